@@ -1,0 +1,1 @@
+"""The Pion model library: decoder, data order, training, generation, export."""
