@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
@@ -24,7 +31,7 @@ def identity(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"part": "identity"}, **limits)
 
 
-def schedule(default: Any, description: str, **limits: Any) -> Any:
+def scheduled(default: Any, description: str, **limits: Any) -> Any:
     """A field that changes how it is trained: steps, learning rates, decay."""
     return Field(default, description=description, json_schema_extra={"part": "schedule"}, **limits)
 
@@ -35,7 +42,19 @@ def runtime(default: Any, description: str, **limits: Any) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _refuse(section: S, mistakes: list[str]) -> S:
+    """Report all of a section's mistakes at once, one line each, `dotted.path: what is wrong`."""
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    return section
 
 
 # ---------------------------------------------------------------- model and tokenizer
@@ -59,6 +78,16 @@ class Model(Section):
     softcap: float | None = identity(
         None, "cap attention scores at ±softcap (not publishable as stock Qwen3)", gt=0
     )
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_exists(cls, preset: str | None) -> str | None:
+        if preset is not None:
+            try:
+                ModelConfig.preset(preset)
+            except BadInput as error:
+                raise ValueError(str(error)) from None
+        return preset
 
 
 class TrainTokenizer(Section):
@@ -200,35 +229,36 @@ class Data(Section):
 class Train(Section):
     """Fields both training stages have."""
 
-    steps: int = schedule(..., "optimizer steps", gt=0)
+    steps: int = scheduled(..., "optimizer steps", gt=0)
     global_batch: int = identity(64, "sequences in an optimizer step, on any hardware", gt=0)
-    lr: float = schedule(3e-4, "peak learning rate of AdamW", gt=0)
-    min_lr: float = schedule(3e-5, "learning rate at the end", ge=0)
-    warmup_steps: int = schedule(1000, "steps of linear warm-up", ge=0)
-    schedule: Literal["wsd", "cosine", "constant"] = schedule(
+    lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0)
+    min_lr: float = scheduled(3e-5, "learning rate at the end", ge=0)
+    warmup_steps: int = scheduled(1000, "steps of linear warm-up", ge=0)
+    schedule: Literal["wsd", "cosine", "constant"] = scheduled(
         "wsd", "warm-up–stable–decay, cosine, or constant after warm-up"
     )
-    decay_shape: Literal["cosine", "linear"] = schedule("cosine", "shape of wsd's decay")
-    decay_fraction: float = schedule(0.2, "last part of the run that wsd decays in", gt=0, le=1)
-    optimizer: Literal["adamw", "muon"] = schedule("adamw", "muon: for the blocks' matrices")
-    muon_lr: float = schedule(0.02, "peak learning rate of Muon", gt=0)
-    muon_momentum: float = schedule(0.95, "momentum of Muon", ge=0, lt=1)
-    weight_decay: float = schedule(0.1, "decoupled, on matrices and embeddings", ge=0)
-    beta1: float = schedule(0.9, "AdamW's first moment", ge=0, lt=1)
-    beta2: float = schedule(0.95, "AdamW's second moment", ge=0, lt=1)
-    eps: float = schedule(1e-8, "AdamW's epsilon", gt=0)
-    clip: float = schedule(1.0, "gradient norm limit; 0 = none", ge=0)
+    decay_shape: Literal["cosine", "linear"] = scheduled("cosine", "shape of wsd's decay")
+    decay_fraction: float = scheduled(0.2, "last part of the run that wsd decays in", gt=0, le=1)
+    optimizer: Literal["adamw", "muon"] = scheduled("adamw", "muon: for the blocks' matrices")
+    muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0)
+    muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)
+    weight_decay: float = scheduled(0.1, "decoupled, on matrices and embeddings", ge=0)
+    beta1: float = scheduled(0.9, "AdamW's first moment", ge=0, lt=1)
+    beta2: float = scheduled(0.95, "AdamW's second moment", ge=0, lt=1)
+    eps: float = scheduled(1e-8, "AdamW's epsilon", gt=0)
+    clip: float = scheduled(1.0, "gradient norm limit; 0 = none", ge=0)
     init_from: str | None = identity(
         None, "start from a run, checkpoint, exported folder, Hub repository or seed .pt"
     )
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Train:
+        mistakes = []
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+            mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {self.steps}")
         if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
-        return self
+            mistakes.append(f"min_lr: {self.min_lr} is above lr {self.lr}")
+        return _refuse(self, mistakes)
 
 
 class Pretrain(Train):
@@ -236,13 +266,13 @@ class Pretrain(Train):
 
 
 class Sft(Train):
-    lr: float = schedule(2e-5, "peak learning rate of AdamW", gt=0)
-    min_lr: float = schedule(2e-6, "learning rate at the end", ge=0)
-    warmup_steps: int = schedule(100, "steps of linear warm-up", ge=0)
-    schedule: Literal["wsd", "cosine", "constant"] = schedule(
+    lr: float = scheduled(2e-5, "peak learning rate of AdamW", gt=0)
+    min_lr: float = scheduled(2e-6, "learning rate at the end", ge=0)
+    warmup_steps: int = scheduled(100, "steps of linear warm-up", ge=0)
+    schedule: Literal["wsd", "cosine", "constant"] = scheduled(
         "cosine", "warm-up–stable–decay, cosine, or constant after warm-up"
     )
-    weight_decay: float = schedule(0.01, "decoupled, on matrices and embeddings", ge=0)
+    weight_decay: float = scheduled(0.01, "decoupled, on matrices and embeddings", ge=0)
     sources: list[ConversationSource] = identity(..., "where the conversations come from")
     held_out: float = identity(0.01, "share of conversations kept out of training", gt=0, lt=0.5)
     seq_len: int | None = identity(None, "ids in a packed row; data.seq_len unless given", ge=8)
@@ -260,7 +290,9 @@ class LmEval(Section):
 
 
 class Evaluate(Section):
-    every: int | None = runtime(None, "steps between evaluations while training; a tenth of it", gt=0)
+    every: int | None = runtime(
+        None, "steps between evaluations while training; a tenth of it", gt=0
+    )
     rows: int = runtime(64, "held-out rows of an evaluation while training", gt=0)
     prompts: list[str] = runtime(["The meaning of life is"], "sampled at each evaluation")
     final_rows: int = identity(1024, "held-out rows of the final evaluation", gt=0)
@@ -302,7 +334,9 @@ class Keep(Section):
 class Checkpoint(Section):
     every_steps: int | None = runtime(None, "steps between checkpoints", gt=0)
     every_seconds: float | None = runtime(
-        None, "seconds between checkpoints; derived from stall and preemption rate unless given", gt=0
+        None,
+        "seconds between checkpoints; derived from stall and preemption rate unless given",
+        gt=0,
     )
     preemption_hours: float = runtime(2.0, "assumed mean time between preemptions", gt=0)
     keep: Keep = runtime(Keep(), "which checkpoints stay")
@@ -330,13 +364,20 @@ class Log(Section):
 class Job(Section):
     """One run: what to train, on what, how, and where its state lives."""
 
-    name: str = runtime(..., "name of the run in the store", pattern=r"^[A-Za-z0-9][\w.-]*$")
+    name: str = runtime(
+        ...,
+        "name of the run in the store",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]*$",
+        max_length=100,
+    )
     seed: int = identity(42, "seeds initial weights and row order")
     store: str = runtime("runs", "where state lives: a folder or file:// URL")
     model: Model = identity(..., "the decoder: a preset's name, or a preset and/or fields")
     tokenizer: TokenizerSection = identity(..., "train one, or load one")
     data: Data = identity(Data(), "pretraining text")
-    pretrain: Pretrain | None = identity(None, "the pretraining stage; none: start from sft.init_from")
+    pretrain: Pretrain | None = identity(
+        None, "the pretraining stage; none: start from sft.init_from"
+    )
     sft: Sft | None = identity(None, "the fine-tuning stage")
     evaluate: Evaluate = identity(Evaluate(), "evaluation while training and at the end")
     publish: Publish | None = identity(None, "where the finished model goes")
@@ -353,29 +394,31 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Job:
+        mistakes = []
         if self.pretrain is None and self.sft is None:
-            raise ValueError("nothing to train: give `pretrain`, `sft` or both")
+            mistakes.append("nothing to train: give `pretrain`, `sft` or both")
         if self.pretrain is None and self.sft is not None and self.sft.init_from is None:
-            raise ValueError("without `pretrain`, `sft.init_from` must name a model to start from")
+            mistakes.append("sft.init_from: without `pretrain` it must name a model to start from")
         if self.pretrain is not None and not self.data.sources:
-            raise ValueError("`pretrain` needs text: give data.sources at least one source")
-        if self.tokenizer.train is not None and not self.data.sources:
-            raise ValueError("tokenizer.train learns from data.sources, which is empty")
+            mistakes.append("data.sources: empty, but `pretrain` needs text")
+        elif self.tokenizer.train is not None and not self.data.sources:
+            mistakes.append("data.sources: empty, but tokenizer.train learns from it")
         if self.model.softcap is not None and self.publish is not None:
-            raise ValueError(
+            mistakes.append(
                 "model.softcap: a capped model is not stock Qwen3 and can't be published as one; "
                 "remove model.softcap or the publish section"
             )
         try:
             config = self.model_config_resolved()
         except BadInput as error:
-            raise ValueError(f"model: {error}") from None
-        for where, seq_len in (("data", self.data.seq_len), ("sft", self.sft_seq_len)):
-            if seq_len > config.seq_len:
-                raise ValueError(
-                    f"{where}.seq_len {seq_len} exceeds the model's context of {config.seq_len}"
-                )
-        return self
+            mistakes.append(f"model: {error}")
+        else:
+            for where, seq_len in (("data", self.data.seq_len), ("sft", self.sft_seq_len)):
+                if seq_len > config.seq_len and (where == "data" or self.sft):
+                    mistakes.append(
+                        f"{where}.seq_len: {seq_len} exceeds the model's context {config.seq_len}"
+                    )
+        return _refuse(self, mistakes)
 
     @property
     def folder(self) -> Path:
@@ -426,4 +469,6 @@ class Job(Section):
 
 def source_kinds() -> list[str]:
     """Every `kind` a data source can have."""
-    return [get_args(s.model_fields["kind"].annotation)[0] for s in get_args(get_args(DataSource)[0])]
+    return [
+        get_args(s.model_fields["kind"].annotation)[0] for s in get_args(get_args(DataSource)[0])
+    ]

@@ -1,0 +1,68 @@
+"""Stores: where runs live, and how one is named on the command line."""
+
+from pathlib import Path
+
+from pion.errors import BadInput
+from pipeline.state.stores.base import (
+    Conflict,
+    Entry,
+    Missing,
+    Store,
+    StoreError,
+    check_run_name,
+    write_once,
+)
+from pipeline.state.stores.local import FileStore
+
+__all__ = [
+    "DEFAULT_STORE",
+    "Conflict",
+    "Entry",
+    "FileStore",
+    "Missing",
+    "Store",
+    "StoreError",
+    "open_store",
+    "split_run",
+    "write_once",
+]
+
+DEFAULT_STORE = "runs"
+
+
+def open_store(url: str) -> Store:
+    """The store at `file:///abs/folder` or a plain path; nothing is created until a write.
+
+    Raises `BadInput` for other schemes and for a path that is not a folder.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        path = url
+    elif scheme == "file":
+        if not rest.startswith("/"):
+            raise BadInput(
+                f"store {url!r}: file:// needs an absolute path (file:///home/me/runs); "
+                "write a relative one without a scheme (runs)."
+            )
+        path = rest
+    else:
+        raise BadInput(
+            f"store {url!r}: unknown scheme {scheme!r}. Known: file:///abs/folder, or a plain path."
+        )
+    if not path.strip():
+        raise BadInput("store: the path is empty. Use file:///abs/folder or a plain path.")
+    folder = Path(path).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"store {url!r}: {folder} is a file, not a folder.")
+    return FileStore(folder)
+
+
+def split_run(run: str) -> tuple[str, str]:
+    """`<store-url>/<name>`, or a bare name in the default store, as (store url, run name).
+
+    Raises `BadInput` if the name is not legal in every store.
+    """
+    store, separator, name = run.rstrip("/").rpartition("/")
+    if separator and (not store or store.endswith((":/", "://"))):
+        store += "/"
+    return (store if separator else DEFAULT_STORE), check_run_name(name)

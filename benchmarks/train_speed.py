@@ -1,0 +1,168 @@
+"""A training step of Pion-nano beside transformers' Qwen3ForCausalLM of the same shape.
+
+    uv run python benchmarks/train_speed.py [--rounds 15] [--batch 4] [--seq-len 256]
+
+A step is forward, backward, clipping to norm 1 and fused AdamW, the same for both; Qwen3 computes
+its loss from `labels`. Both start from the same weights. Steps are timed in turn, one of each
+contender per round in one process, so that whatever else the machine does meets all alike; the
+speeds are medians, the ratio is the median over rounds. Peak memory is each contender's own: a
+fresh process per contender, its resident peak minus what was resident after the imports (Linux).
+Prints a table and writes benchmarks/results/train_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from pion.config import ModelConfig
+from pion.model.decoder import Decoder
+from pion.model.loss import IGNORED
+from pion.qwen3 import to_qwen3
+
+PRECISIONS = {"fp32": False, "bf16": True}
+MODELS = ("pion", "qwen3")
+WARMUP_STEPS = 3
+MEMORY_STEPS = 4
+RESULTS = Path(__file__).parent / "results" / "train_speed.json"
+
+
+def training_step(model_name: str, precision: str, batch: int, seq_len: int) -> Callable[[], None]:
+    """A closure that trains the named contender by one step."""
+    torch.manual_seed(0)
+    config = ModelConfig.preset("pion-nano")
+    decoder = Decoder(config)
+    tokens = torch.randint(0, config.vocab_size, (batch, seq_len))
+    model: nn.Module
+    if model_name == "pion":
+        model = decoder
+        targets = torch.cat((tokens[:, 1:], torch.full((batch, 1), IGNORED)), dim=1)
+
+        def loss() -> Tensor:
+            return decoder.loss(tokens, targets)
+    else:
+        hf_config, state = to_qwen3(config, decoder.state_dict())
+        model = qwen3 = Qwen3ForCausalLM(Qwen3Config(**hf_config))
+        qwen3.load_state_dict(state, strict=False)
+        del decoder, state
+
+        def loss() -> Tensor:
+            return qwen3(input_ids=tokens, labels=tokens).loss
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=PRECISIONS[precision]):
+            value = loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def time_all(rounds: int, batch: int, seq_len: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds per step, by precision and contender, measured in turn."""
+    steps = {
+        (precision, name): training_step(name, precision, batch, seq_len)
+        for precision in PRECISIONS
+        for name in MODELS
+    }
+    seconds: dict[str, dict[str, list[float]]] = {
+        precision: {name: [] for name in MODELS} for precision in PRECISIONS
+    }
+    for round_number in range(WARMUP_STEPS + rounds):
+        for (precision, name), step in steps.items():
+            start = time.perf_counter()
+            step()
+            if round_number >= WARMUP_STEPS:
+                seconds[precision][name].append(time.perf_counter() - start)
+    return seconds
+
+
+def resident(field: str) -> int:
+    """A memory field of this process in bytes: VmRSS now, or VmHWM at its highest."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def measure_memory(model_name: str, precision: str, batch: int, seq_len: int) -> int:
+    """Peak bytes above the imports' of a few steps, in a process of their own."""
+    command = [sys.executable, __file__, "--memory-of", model_name, precision]
+    command += ["--batch", str(batch), "--seq-len", str(seq_len)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--memory-of", nargs=2, metavar=("MODEL", "PRECISION"))
+    options = parser.parse_args()
+    batch, seq_len = options.batch, options.seq_len
+
+    if options.memory_of:
+        before = resident("VmRSS")
+        step = training_step(*options.memory_of, batch, seq_len)
+        for _ in range(MEMORY_STEPS):
+            step()
+        print(resident("VmHWM") - before)
+        return
+
+    seconds = time_all(options.rounds, batch, seq_len)
+    tokens = batch * seq_len
+    rows = []
+    for precision in PRECISIONS:
+        ours, theirs = (seconds[precision][name] for name in MODELS)
+        memory = [measure_memory(name, precision, batch, seq_len) for name in MODELS]
+        rows.append(
+            {
+                "precision": precision,
+                "pion_tokens_per_second": round(tokens / statistics.median(ours)),
+                "qwen3_tokens_per_second": round(tokens / statistics.median(theirs)),
+                "speed_ratio": round(statistics.median(b / a for a, b in zip(ours, theirs)), 3),
+                "pion_peak_mib": memory[0] // 2**20,
+                "qwen3_peak_mib": memory[1] // 2**20,
+                "memory_ratio": round(memory[0] / memory[1], 3),
+            }
+        )
+    report = {
+        "shape": "pion-nano, 28.7M parameters",
+        "batch": batch,
+        "seq_len": seq_len,
+        "rounds": options.rounds,
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "results": rows,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    print("      tokens/s: pion  qwen3  ratio   peak MiB: pion  qwen3  ratio")
+    for row in rows:
+        print(
+            f"{row['precision']}  {row['pion_tokens_per_second']:12}  "
+            f"{row['qwen3_tokens_per_second']:5}  {row['speed_ratio']:5.2f}  "
+            f"{row['pion_peak_mib']:14}  {row['qwen3_peak_mib']:5}  {row['memory_ratio']:5.2f}"
+        )
+    print(f"written to {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The settings that make a decoder: everything that decides its weights' shapes and its maths."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import BadInput
+from pion.presets import PRESETS
+
+FAMILIES = ("pion",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder's settings. Raises BadInput for values that make no model."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    """Key/value heads; each serves n_heads / n_kv_heads consecutive query heads."""
+    d_ff: int
+    vocab_size: int
+    """Embedding rows; may exceed the ids the tokenizer produces."""
+    seq_len: int
+    """The longest sequence the model reads, in tokens."""
+    head_dim: int = None  # type: ignore[assignment]  # filled in by __post_init__
+    """Width of one head; d_model / n_heads unless given."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    softcap: float | None = None
+    """Attention scores s become softcap * tanh(s / softcap), in training and inference alike."""
+    tie_embeddings: bool = True
+    init_std: float = 0.02
+    family: str = "pion"
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size"):
+            self._require_positive(name)
+        self._require_positive("seq_len")
+        if self.head_dim is None:
+            if self.d_model % self.n_heads:
+                raise BadInput(
+                    f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}: "
+                    f"change one of them or give head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
+        self._require_positive("head_dim")
+        if self.head_dim % 2:
+            raise BadInput(f"head_dim {self.head_dim} is odd: rotary positions need pairs")
+        if self.n_heads % self.n_kv_heads:
+            raise BadInput(
+                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
+            )
+        for name in ("rope_theta", "norm_eps", "init_std"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.softcap is not None and not self.softcap > 0:
+            raise BadInput(f"softcap is {self.softcap}; leave it out for none, or set it above 0")
+        if self.family not in FAMILIES:
+            raise BadInput(f"unknown family {self.family!r}{closest(self.family, FAMILIES)}")
+
+    def _require_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadInput(f"{name} is {value!r}; it must be a whole number above 0")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> ModelConfig:
+        """The named preset (pion/presets.py) with some fields replaced."""
+        if name not in PRESETS:
+            raise BadInput(
+                f"unknown model preset {name!r}{closest(name, PRESETS)}; "
+                f"the presets are {', '.join(PRESETS)}"
+            )
+        return cls.from_dict(PRESETS[name] | overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
+        """The inverse of to_dict. Raises BadInput for an unknown or a missing field."""
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise BadInput(f"unknown model field {name!r}{closest(name, known)}")
+        missing = [
+            name
+            for name, field in known.items()
+            if field.default is dataclasses.MISSING and name not in fields
+        ]
+        if missing:
+            raise BadInput(f"the model lacks {', '.join(missing)}")
+        return cls(**fields)
+
+
+def closest(name: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of the choices, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

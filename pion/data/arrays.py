@@ -1,0 +1,164 @@
+"""Arrays of token ids in files: mapped into memory, validated, hashed, and written whole or not
+at all.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from pion.errors import BadInput
+
+BIN_HEADER_BYTES = 1024
+BIN_MAGIC = 20240520
+BIN_VERSION = 1
+
+
+def open_shard(path: str | Path, seq_len: int) -> np.ndarray:
+    """Memory-map a shard of either format as ids ``(rows, seq_len)``.
+
+    Raises:
+        BadInput: see ``open_npy`` and ``open_bin``.
+    """
+    return (open_bin if Path(path).suffix == ".bin" else open_npy)(path, seq_len)
+
+
+def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
+    """Memory-map an ``.npy`` array of integers ``(n, k * seq_len)`` as ``(n * k, seq_len)``.
+
+    Rows that are a multiple of ``seq_len`` long are split; nothing is ever cut off.
+
+    Raises:
+        BadInput: missing, not ``.npy``, truncated, not integers, not 2-D, or rows whose length
+            isn't a multiple of ``seq_len``.
+    """
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran_order, dtype = read_header(file)
+            offset = file.tell()
+            actual = file.seek(0, 2)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: can't read this .npy shard ({error})") from None
+    if dtype.kind not in "iu":
+        raise BadInput(f"{path}: holds {dtype}, but token ids must be integers (uint16, int32…).")
+    if len(shape) != 2 or fortran_order:
+        raise BadInput(f"{path}: shape {shape}; a shard must be a C-ordered (rows, seq_len) array.")
+    if shape[1] == 0 or shape[1] % seq_len:
+        raise BadInput(
+            f"{path}: rows of {shape[1]:,} ids can't be read as rows of seq_len {seq_len:,}: "
+            f"seq_len must be {shape[1]:,} or divide it."
+        )
+    expected = offset + shape[0] * shape[1] * dtype.itemsize
+    if actual != expected:
+        raise BadInput(
+            f"{path}: {'truncated' if actual < expected else 'too long'}: its header promises "
+            f"{expected:,} bytes, the file has {actual:,}. Copy or download it again."
+        )
+    return _map_rows(path, dtype, offset, shape[0] * shape[1] // seq_len, seq_len)
+
+
+def open_bin(path: str | Path, seq_len: int) -> np.ndarray:
+    """Memory-map a Daisy ``.bin`` shard (256 int32 header: magic, version, tokens; then uint16
+    ids) as rows ``(tokens // seq_len, seq_len)``; the last ``tokens % seq_len`` ids are left out.
+
+    Raises:
+        BadInput: missing, another magic or version, or of another size than its header says.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = np.frombuffer(file.read(BIN_HEADER_BYTES), dtype="<i4")
+            actual = file.seek(0, 2)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: can't read this .bin shard ({error})") from None
+    if actual < BIN_HEADER_BYTES or header[0] != BIN_MAGIC or header[1] != BIN_VERSION:
+        raise BadInput(
+            f"{path}: not a .bin shard of magic {BIN_MAGIC} and version {BIN_VERSION}: it starts "
+            f"with {header[:2].tolist()}."
+        )
+    tokens = int(header[2])
+    expected = BIN_HEADER_BYTES + 2 * tokens
+    if actual != expected:
+        raise BadInput(
+            f"{path}: {'truncated' if actual < expected else 'too long'}: its header promises "
+            f"{expected:,} bytes, the file has {actual:,}. Copy or download it again."
+        )
+    return _map_rows(path, np.dtype("<u2"), BIN_HEADER_BYTES, tokens // seq_len, seq_len)
+
+
+def check_ids(rows: np.ndarray, vocab_size: int, name: str) -> None:
+    """Check that every id in ``rows`` ``(rows, seq_len)`` is below ``vocab_size``.
+
+    Raises:
+        BadInput: one isn't; names the shard, its row and the id.
+    """
+    step = max(1, 2**22 // rows.shape[1])
+    for first in range(0, len(rows), step):
+        chunk = rows[first : first + step]
+        if chunk.min() < 0 or chunk.max() >= vocab_size:
+            row, column = np.argwhere((chunk < 0) | (chunk >= vocab_size))[0].tolist()
+            raise BadInput(
+                f"{name}: row {first + row:,} holds id {chunk[row, column]:,} at position "
+                f"{column:,}, beyond the vocabulary of {vocab_size:,} ids. These shards were made "
+                f"with another tokenizer, or model.vocab_size is too small."
+            )
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
+    """Write a file that, whatever happens, is there entirely or not at all.
+
+    Raises:
+        BadInput: the disk is full or the folder unwritable; nothing is left behind.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # makes the rename itself durable
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> BadInput:
+    """What to tell a person whose disk is full or whose folder can't be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BadInput(
+            f"{path}: the disk is full. Everything finished before it is safe and will be used: "
+            f"free some space and run the same command again."
+        )
+    return BadInput(
+        f"{path}: can't be written ({error.strerror}). Everything finished before it is safe: "
+        f"make it writable and run the same command again."
+    )
+
+
+def _map_rows(
+    path: str | Path, dtype: np.dtype, offset: int, rows: int, seq_len: int
+) -> np.ndarray:
+    if rows == 0:  # an empty range can't be mapped
+        return np.empty((0, seq_len), dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(rows, seq_len))

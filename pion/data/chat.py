@@ -1,0 +1,202 @@
+"""Conversations: one template for training, chatting and the published model.
+
+Each turn is ``<|system|>``, ``<|user|>`` or ``<|assistant|>``, a newline, the stripped text and a
+newline; an assistant's turn ends with the end-of-text token. Empty turns are dropped, and so are
+turns of any other role (tool calls and the like). The role markers are ordinary text; the end of
+a turn is the special id.
+
+A text that spells out a special token, say "<|endoftext|>" quoted by a user, has a space put into
+it ("< |endoftext|>"). Our own tokenizer would keep it as text anyway, but whoever renders the
+published template and tokenises the result could not tell it from the end of a turn.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from pion.data.tokenizer import Tokenizer
+from pion.errors import BadInput
+
+Role = Literal["system", "user", "assistant"]
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says, as written; ``render`` strips it."""
+
+    role: Role
+    text: str
+
+
+class Tokenized(NamedTuple):
+    """A conversation as ids, int32 ``(n,)``, and which of them are learned, bool ``(n,)``."""
+
+    ids: np.ndarray
+    learned: np.ndarray
+
+
+def parse_conversation(record: Any, where: str) -> list[Turn]:
+    """Turns of a record in the OpenHermes (``conversations: [{from, value}]``) or the messages
+    (``messages: [{role, content}]``) layout; other keys of the record mean nothing here.
+
+    Args:
+        where: file and line, for errors.
+
+    Raises:
+        BadInput: another layout, or no assistant turn with a text to learn.
+    """
+    if isinstance(record, dict) and "conversations" in record:
+        turns, role_key, text_key = record["conversations"], "from", "value"
+    elif isinstance(record, dict) and "messages" in record:
+        turns, role_key, text_key = record["messages"], "role", "content"
+    else:
+        keys = ", ".join(map(repr, record)) if isinstance(record, dict) else type(record).__name__
+        raise BadInput(
+            f"{where}: not a conversation: expected a key 'conversations' "
+            f"([{{from, value}}]) or 'messages' ([{{role, content}}]), found {keys or 'no key'}."
+        )
+    if not isinstance(turns, list):
+        raise BadInput(f"{where}: the turns must be a list, not {type(turns).__name__}.")
+    parsed = []
+    for number, turn in enumerate(turns, start=1):
+        if not (
+            isinstance(turn, dict)
+            and isinstance(turn.get(role_key), str)
+            and isinstance(turn.get(text_key), str | None)
+            and text_key in turn
+        ):
+            raise BadInput(
+                f"{where}: turn {number} must be {{{role_key!r}: text, {text_key!r}: text}}, "
+                f"found {json.dumps(turn, default=str)[:80]}."
+            )
+        role = ROLES.get(turn[role_key])
+        if role is not None and turn[text_key] is not None:
+            parsed.append(Turn(role, turn[text_key]))
+    if not any(turn.role == "assistant" and turn.text.strip() for turn in parsed):
+        raise BadInput(
+            f"{where}: a conversation with no assistant turn: there is nothing to learn from it."
+        )
+    return parsed
+
+
+def render(
+    tokenizer: Tokenizer, turns: Iterable[Turn], *, add_generation_prompt: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation and its learned ``[start, end)`` spans in characters: of each
+    assistant turn the text, its newline and its end-of-text.
+
+    ``add_generation_prompt`` ends the text where the assistant's next answer begins.
+    """
+    text, spans = "", []
+    for turn in turns:
+        content = turn.text
+        for special in tokenizer.specials:
+            content = content.replace(special, _defused(special))
+        content = content.strip()
+        if not content:
+            continue
+        text += f"<|{turn.role}|>\n"
+        start = len(text)
+        text += f"{content}\n"
+        if turn.role == "assistant":
+            text += tokenizer.end_of_text_token
+            spans.append((start, len(text)))
+    if add_generation_prompt:
+        text += "<|assistant|>\n"
+    return text, spans
+
+
+def tokenize(
+    tokenizer: Tokenizer, turns: Iterable[Turn], *, add_generation_prompt: bool = False
+) -> Tokenized:
+    """Ids of a conversation and its loss mask.
+
+    The prompt up to ``<|assistant|>\\n`` has the same ids with and without the answer after it:
+    contents are stripped, so no token reaches from the marker's newline into the answer.
+    """
+    text, spans = render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
+    return _tokenize_rendered(tokenizer, [(text, spans)])[0]
+
+
+def tokenize_batch(
+    tokenizer: Tokenizer, conversations: Iterable[Iterable[Turn]]
+) -> list[Tokenized]:
+    """``tokenize`` of each conversation, on all cores."""
+    return _tokenize_rendered(tokenizer, [render(tokenizer, turns) for turns in conversations])
+
+
+def chat_template(tokenizer: Tokenizer) -> str:
+    """The Jinja template that makes transformers' ``apply_chat_template`` agree with
+    ``tokenize``, id by id."""
+    roles: dict[str, list[str]] = {}
+    for alias, role in ROLES.items():
+        roles.setdefault(role, []).append(alias)
+    # A Jinja string literal reads the escapes of a JSON one (but not of surrogate pairs).
+    defuse = "".join(
+        f" | replace({_literal(special)}, {_literal(_defused(special))})"
+        for special in tokenizer.specials
+    )
+    end = {"assistant": _literal(tokenizer.end_of_text_token)}
+    branches = "".join(
+        f"{{%- {'if' if i == 0 else 'elif'} message['role'] in {json.dumps(aliases)} -%}}"
+        f'{{{{ "<|{role}|>\\n" + content + "\\n" + {end.get(role, _literal(""))} }}}}'
+        for i, (role, aliases) in enumerate(roles.items())
+    )
+    return (
+        "{%- for message in messages -%}"
+        "{%- if message['content'] is string -%}"
+        f"{{%- set content = message['content']{defuse} | trim -%}}"
+        f"{{%- if content -%}}{branches}{{%- endif -%}}{{%- endif -%}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+        '{%- if add_generation_prompt -%}{{ "<|assistant|>\\n" }}{%- endif -%}'
+    )
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _defused(special: str) -> str:
+    return f"{special[0]} {special[1:]}"
+
+
+def _tokenize_rendered(
+    tokenizer: Tokenizer, rendered: Sequence[tuple[str, list[tuple[int, int]]]]
+) -> list[Tokenized]:
+    # Between end-of-text tokens the template is one string each. Contents can't spell the token,
+    # so piece number k ends with learned span number k; what follows the last is not learned.
+    end = tokenizer.end_of_text_token
+    pieces: list[str] = []
+    learned_from: list[int] = []  # within each piece, in characters
+    for text, spans in rendered:
+        start = 0
+        for learned_start, learned_end in spans:
+            pieces.append(text[start : learned_end - len(end)])
+            learned_from.append(learned_start - start)
+            start = learned_end
+        pieces.append(text[start:])
+        learned_from.append(len(text) - start)
+    encoded = iter(tokenizer.encode_batch_from(pieces, learned_from))
+
+    tokenized = []
+    for _, spans in rendered:
+        ids, before = next(encoded)
+        learned = [False] * before + [True] * (len(ids) - before)
+        for _ in spans:
+            piece_ids, before = next(encoded)
+            ids += [tokenizer.end_of_text, *piece_ids]
+            learned += [True] + [False] * before + [True] * (len(piece_ids) - before)
+        tokenized.append(Tokenized(np.array(ids, np.int32), np.array(learned, np.bool_)))
+    return tokenized

@@ -1,0 +1,243 @@
+"""The order of training rows: a pure function of (data fingerprint, seed, row number).
+
+Any row of any epoch is found without walking to it, so a resumed, moved or rescaled run trains on
+exactly the rows an unbroken one would have. Everything is integer arithmetic keyed by BLAKE2b:
+the order never changes with a library's version.
+
+Per epoch the shards are put into a seeded order and grouped into windows of ``window``; within a
+window the rows are permuted by a bijection of their indices. A reader thus needs only one
+window's shards at a time.
+"""
+
+import hashlib
+import json
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from math import inf, isqrt, lcm
+
+from pion.errors import BadInput
+
+BLOCK = 1024  # rows in which a mixture's quotas are exact
+ROUNDS = 8
+CACHED = 4  # epochs, or blocks of a mixture
+
+
+def key_of(*parts: object) -> bytes:
+    """16 bytes that stand for ``parts`` (JSON values)."""
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+
+
+class Permutation:
+    """A keyed bijection of ``range(size)``, computed index by index.
+
+    A Feistel network over pairs (a, b) in Z_width x Z_height, where width · height is the smallest
+    near-square product of at least ``size``; indices beyond ``size`` walk on along their cycle,
+    which takes less than two tries on average.
+    """
+
+    def __init__(self, size: int, key: bytes) -> None:
+        self.size, self.key = size, key
+        self.width = isqrt(size - 1) + 1
+        self.height = -(-size // self.width)
+
+    def __call__(self, index: int) -> int:
+        while True:
+            a, b = divmod(index, self.height)
+            for r in range(0, ROUNDS, 2):
+                a = (a + self._mix(r, b)) % self.width
+                b = (b + self._mix(r + 1, a)) % self.height
+            index = a * self.height + b
+            if index < self.size:
+                return index
+
+    def _mix(self, round_number: int, value: int) -> int:
+        message = self.key + struct.pack("<BQ", round_number, value)
+        return int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch's shards in their order, with the row each of them and each window starts at."""
+
+    shards: list[int]
+    starts: list[int]
+    windows: list[Permutation]
+    window_starts: list[int]
+
+
+class RowOrder:
+    """The order of one data set's rows.
+
+    Args:
+        shard_rows: rows of each shard.
+        fingerprint: of the data set.
+        window: shards that are mixed with each other. It is part of the order, so it belongs to
+            the job and never to the disk at hand.
+
+    Raises:
+        BadInput: there are no rows, or ``window`` is below 1.
+    """
+
+    def __init__(self, shard_rows: Sequence[int], fingerprint: str, seed: int, window: int) -> None:
+        self.shard_rows = list(shard_rows)
+        self.total_rows = sum(self.shard_rows)
+        self.fingerprint, self.seed, self.window = fingerprint, seed, window
+        self._epoch = lru_cache(maxsize=CACHED)(self._make_epoch)
+        if self.total_rows == 0:
+            raise BadInput("the data set has no rows: an empty corpus, or less text than one row.")
+        if window < 1:
+            raise BadInput(f"data window {window}: at least 1 shard must be read at a time.")
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Shard and row within it of training row ``i`` >= 0; epochs follow without end."""
+        number, offset = divmod(i, self.total_rows)
+        epoch = self._epoch(number)
+        w = bisect_right(epoch.window_starts, offset) - 1
+        start = epoch.window_starts[w]
+        row = start + epoch.windows[w](offset - start)
+        s = bisect_right(epoch.starts, row) - 1
+        return epoch.shards[s], row - epoch.starts[s]
+
+    def shards_ahead(self, i: int, n: int) -> list[int]:
+        """The first ``n`` distinct shards needed from row ``i`` on, those of row ``i``'s own
+        window first."""
+        return [shard for _, shard in self.needs_ahead(i, n)]
+
+    def needs_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
+        """``shards_ahead`` with the first row, from ``i`` on, that may need each shard."""
+        wanted = min(n, sum(rows > 0 for rows in self.shard_rows))
+        needs: dict[int, int] = {}
+        number, offset = divmod(i, self.total_rows)
+        while len(needs) < wanted:
+            epoch = self._epoch(number)
+            first = bisect_right(epoch.window_starts, offset) - 1
+            for w in range(first, len(epoch.windows)):
+                if len(needs) >= wanted:
+                    break
+                at = max(i, number * self.total_rows + epoch.window_starts[w])
+                for shard in epoch.shards[w * self.window : (w + 1) * self.window]:
+                    needs.setdefault(shard, at)
+            number, offset = number + 1, 0
+        return [(at, shard) for shard, at in list(needs.items())[:wanted]]
+
+    def _make_epoch(self, number: int) -> _Epoch:
+        def drawn(shard: int) -> bytes:
+            return key_of("shard", self.fingerprint, self.seed, number, shard)
+
+        shards = sorted((s for s, rows in enumerate(self.shard_rows) if rows), key=drawn)
+        starts = [0, *accumulate(self.shard_rows[s] for s in shards)]
+        window_starts = starts[: -1 : self.window]
+        ends = [*window_starts[1:], self.total_rows]
+        windows = [
+            Permutation(end - start, key_of("window", self.fingerprint, self.seed, number, w))
+            for w, (start, end) in enumerate(zip(window_starts, ends))
+        ]
+        return _Epoch(shards, starts[:-1], windows, window_starts)
+
+
+class MixtureOrder:
+    """Rows of several data sets in exact proportion.
+
+    Every block of 1,024 rows has its quotas: after any number of blocks each source has given
+    weight · rows, rounded, never a whole row more or less. Within a block the sources take turns
+    in a seeded order, and each source goes through its own rows in its own order.
+
+    Raises:
+        BadInput: a weight is not positive, or so small that whole blocks would go without.
+    """
+
+    def __init__(self, orders: Sequence[RowOrder], weights: Sequence[float], seed: int) -> None:
+        if len(orders) != len(weights):
+            raise ValueError(f"{len(orders)} sources but {len(weights)} weights")
+        positive = all(0 < weight < inf for weight in weights)
+        fractions = [Fraction(str(w)) for w in weights] if positive else []  # 0.1 is a tenth
+        if not positive or min(fractions) * BLOCK < sum(fractions):
+            raise BadInput(
+                f"data weights {list(weights)}: each must be positive and at least 1/{BLOCK:,} of "
+                f"their sum. Raise the smallest or leave its source out."
+            )
+        self.orders = list(orders)
+        self.total_rows = sum(order.total_rows for order in orders)
+        scale = lcm(*(fraction.denominator for fraction in fractions))
+        self._shares = [int(fraction * scale) for fraction in fractions]
+        self._key = [seed, self._shares, [order.fingerprint for order in orders]]
+        self._block = lru_cache(maxsize=CACHED)(self._make_block)
+
+    def locate(self, i: int) -> tuple[int, int, int]:
+        """Source, shard and row of training row ``i`` >= 0."""
+        block, slot = divmod(i, BLOCK)
+        source, index = self._block(block)[slot]
+        return source, *self.orders[source].locate(index)
+
+    def shards_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
+        """The first ``n`` distinct (source, shard) needed from row ``i`` on."""
+        taken = self._taken(i // BLOCK)
+        needs = []
+        for source, order in enumerate(self.orders):
+            for at, shard in order.needs_ahead(taken[source], n):
+                needs.append(((at - taken[source]) / self._shares[source], source, shard))
+        needs.sort(key=lambda need: need[0])
+        return [(source, shard) for _, source, shard in needs[:n]]
+
+    def _make_block(self, block: int) -> list[tuple[int, int]]:
+        """Source and number of its row for each of a block's rows."""
+        taken, after = self._taken(block), self._taken(block + 1)
+        slots = [s for s, (a, b) in enumerate(zip(taken, after)) for _ in range(b - a)]
+        permuted = Permutation(BLOCK, key_of("block", block, *self._key))
+        rows = []
+        for source in (slots[permuted(slot)] for slot in range(BLOCK)):
+            rows.append((source, taken[source]))
+            taken[source] += 1
+        return rows
+
+    def _taken(self, blocks: int) -> list[int]:
+        """Rows each source has given after ``blocks`` blocks.
+
+        Differences of rounded-down cumulative shares: they add up to all rows, each is within one
+        row of its share, and, shares being at least a row per block, they never decrease.
+        """
+        rows, total = blocks * BLOCK, sum(self._shares)
+        ends = [rows * share // total for share in accumulate(self._shares, initial=0)]
+        return [end - start for start, end in pairwise(ends)]
+
+
+def step_rows(
+    next_row: int, global_batch: int, skipped: Sequence[tuple[int, int]] = ()
+) -> tuple[list[int], int]:
+    """Row numbers of one optimizer step, and the ``next_row`` after it.
+
+    Args:
+        next_row: first row not yet trained on.
+        skipped: ``[start, end)`` ranges deliberately left out after a loss spike.
+    """
+    rows: list[int] = []
+    ranges = sorted(skipped)
+    while len(rows) < global_batch:
+        end = next((b for a, b in ranges if a <= next_row < b), None)
+        if end is not None:
+            next_row = end
+            continue
+        rows.append(next_row)
+        next_row += 1
+    return rows, next_row
+
+
+def rank_rows(rows: Sequence[int], rank: int, world_size: int, micro_batch: int) -> list[list[int]]:
+    """The micro-batches of rank ``rank``: its contiguous share of a step's rows, cut into
+    ``micro_batch``; shares differ by at most one row and the last micro-batch may be smaller.
+
+    Raises:
+        BadInput: there are fewer rows than ranks.
+    """
+    if len(rows) < world_size:
+        raise BadInput(
+            f"global_batch {len(rows)} is too small for {world_size} workers: each needs a row. "
+            f"Use at most {len(rows)} workers or raise global_batch."
+        )
+    share = rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
+    return [list(share[start : start + micro_batch]) for start in range(0, len(share), micro_batch)]

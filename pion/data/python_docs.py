@@ -1,0 +1,290 @@
+"""Text every machine has: the prose inside the installed Python standard library.
+
+Docstrings, comments, `pydoc` topics and the docstrings of compiled modules: about 3 MB of English
+about programming. The same Python gives the same documents in the same order; another version of
+Python gives slightly different ones.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import sysconfig
+import textwrap
+import tokenize
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.machinery import BuiltinImporter, ExtensionFileLoader
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+
+from pion.data.corpus import Document
+from pion.errors import BadInput
+
+NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo"}
+# readline changes the terminal when imported; the others exist to test the interpreter.
+NOT_IMPORTED = re.compile(r"readline$|_?xx|_test|_ctypes_test")
+LICENSE = re.compile(r"copyright|licen[sc]e|warrant|all rights reserved|permission to use", re.I)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A documented module, class, function or method of the standard library."""
+
+    origin: str  # "email/header.py", or "builtins" for a compiled module
+    module: str  # "email.header"
+    name: str  # "Header.append"; "" for the module itself
+    kind: str  # "module" | "class" | "function" | "method" | "property"
+    signature: str  # "append(s, charset=None, errors='strict')"; "" where it can't be known
+    docstring: str  # as inspect.cleandoc leaves it
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """What is read from one file; its syntax tree, fifty times its size, is let go."""
+
+    origin: str
+    text: str
+    groups: tuple[tuple[Definition, ...], ...]  # a class comes in one group with its methods
+    comments: tuple[str, ...]
+
+
+def is_held_out(origin: str, share: float) -> bool:
+    """Whether a file's text is kept out of training, `share` of all files being so.
+
+    A property of the file's name alone, so pretraining and fine-tuning hold out the same files.
+    """
+    digest = hashlib.blake2b(origin.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def documents(code: bool = False) -> Iterator[Document]:
+    """The standard library's prose, each distinct text once, file by file; with `code` its source.
+
+    A class with its methods is one document, and so are the comments of a file. Raises BadInput
+    where Python was installed without its library's source.
+    """
+    seen: set[str] = set()
+    for origin, text in _texts(code):
+        fresh = [part for part in text if part and part not in seen]
+        seen.update(fresh)
+        if fresh:
+            yield Document("\n\n".join(fresh), origin)
+
+
+def definitions() -> Iterator[Definition]:
+    """Every documented definition of the standard library, each distinct docstring once."""
+    seen: set[str] = set()
+    for group in chain(_source_groups(), _compiled_groups()):
+        for definition in group:
+            if definition.docstring not in seen:
+                seen.add(definition.docstring)
+                yield definition
+
+
+def _texts(code: bool) -> Iterator[tuple[str, list[str]]]:
+    """(origin, parts) of every document before duplicates are dropped."""
+    from pydoc_data.topics import topics
+
+    for source in source_files():
+        for group in source.groups:
+            yield source.origin, [prose(d.docstring) for d in group]
+        yield source.origin, list(source.comments)
+        if code:
+            yield source.origin, [source.text]
+    for group in _compiled_groups():
+        yield group[0].origin, [prose(d.docstring) for d in group]
+    for name, topic in sorted(topics.items()):
+        yield f"topics/{name}", [prose(textwrap.dedent(topic))]
+
+
+def _source_groups() -> Iterator[tuple[Definition, ...]]:
+    return chain.from_iterable(source.groups for source in source_files())
+
+
+# ---------------------------------------------------------------- cleaning
+
+
+def prose(docstring: str) -> str:
+    """The English of a docstring: no examples, licences, tables or markup, paragraphs unwrapped."""
+    text = re.sub(r":[a-z:]+:`~?([^`<]+?)(?:\s*<[^>]*>)?`", r"\1", docstring)  # :func:`name`
+    text = re.sub(r"``([^`]+)``", r"\1", text)
+    paragraphs = [_paragraph(lines) for lines in re.split(r"\n\s*\n", text)]
+    return "\n\n".join(p for p in paragraphs if p)
+
+
+def _paragraph(text: str) -> str:
+    """A paragraph ready to read, or "" for one that is no English."""
+    lines = [line.rstrip() for line in text.split("\n") if re.search(r"\w", line)]
+    text = "\n".join(lines)
+    letters = sum(c.isalpha() or c in " ,.\n" for c in text)
+    if ">>>" in text or letters < 0.8 * len(text) or LICENSE.search(text):
+        return ""
+    if re.search(r"[=(:]", text) and _is_code(text):
+        return ""
+    plain = not any(re.match(r"\s|[-*+•]\s|\d+[.)]\s|:\w+", line) for line in lines[1:])
+    return " ".join(line.strip() for line in lines) if plain else text
+
+
+def _comments(text: str, tree: ast.Module) -> Iterator[str]:
+    """The comments of a file that are English, each run of `#` lines unwrapped to paragraphs."""
+    inside_strings = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno != node.lineno
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    blocks: list[list[str]] = [[]]
+    for number, line in enumerate(text.splitlines(), 1):
+        match = re.match(r"\s*#+ ?(.*)$", line)
+        if match and number not in inside_strings and not line.startswith("#!"):
+            blocks[-1].append(match[1])
+        elif blocks[-1]:
+            blocks.append([])
+    for block in blocks:
+        comment = "\n".join(block)
+        if not _is_code(comment) and len((cleaned := prose(comment)).split()) >= 4:
+            yield cleaned
+
+
+def _is_code(text: str) -> bool:
+    """Whether a text is a piece of program: an example, or code that was commented out."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            ast.parse(textwrap.dedent(text))
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- modules with source
+
+
+@lru_cache(maxsize=1)
+def source_files() -> tuple[SourceFile, ...]:
+    """Every non-test source file of the standard library, by path."""
+    library = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for path in sorted(library.rglob("*.py"), key=lambda p: p.as_posix()):
+        relative = path.relative_to(library)
+        if not NOT_LIBRARY.isdisjoint(relative.parts):
+            continue
+        try:
+            with tokenize.open(path) as file, warnings.catch_warnings(action="ignore"):
+                text = file.read()
+                tree = ast.parse(text)
+        except (SyntaxError, UnicodeDecodeError):
+            continue  # templates and examples of errors that the library carries
+        groups = tuple(_source_definitions(relative.as_posix(), tree))
+        found.append(SourceFile(relative.as_posix(), text, groups, tuple(_comments(text, tree))))
+    if not found:
+        raise BadInput(
+            f"python-docs: {library} has no source files (a Python without its library's source); "
+            "use a Python from python.org, uv or your distribution, or another data source"
+        )
+    return tuple(found)
+
+
+def _source_definitions(origin: str, tree: ast.Module) -> Iterator[tuple[Definition, ...]]:
+    """Documented definitions of a file, in groups."""
+    module = origin.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    def define(node: ast.AST, name: str, kind: str) -> list[Definition]:
+        assert isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        docstring = ast.get_docstring(node)
+        if not docstring:
+            return []
+        signature = ""
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if any(re.search(r"property|\.[gs]etter", ast.unparse(d)) for d in node.decorator_list):
+                return [Definition(origin, module, name, "property", "", docstring)]
+            arguments = re.sub(r"^(self|cls)(, )?", "", ast.unparse(node.args))
+            signature = f"{node.name}({arguments})"
+        return [Definition(origin, module, name, kind, signature, docstring)]
+
+    def walk(body: list[ast.stmt], outer: str) -> Iterator[list[Definition]]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield define(node, outer + node.name, "function")
+            elif isinstance(node, ast.ClassDef):
+                group = define(node, outer + node.name, "class")
+                inner = f"{outer}{node.name}."
+                for child in node.body:
+                    if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                        group += define(child, inner + child.name, "method")
+                yield group
+                yield from walk([c for c in node.body if isinstance(c, ast.ClassDef)], inner)
+            elif isinstance(node, ast.If | ast.Try):
+                yield from walk(node.body, outer)
+
+    groups = [define(tree, "", "module"), *walk(tree.body, "")]
+    yield from (tuple(group) for group in groups if group)
+
+
+# ---------------------------------------------------------------- compiled modules
+
+
+@lru_cache(maxsize=1)
+def _compiled_groups() -> tuple[tuple[Definition, ...], ...]:
+    return tuple(chain.from_iterable(map(_compiled_definitions, _compiled_modules())))
+
+
+def _compiled_modules() -> Iterator[ModuleType]:
+    """The standard library's modules written in C, imported, by name."""
+    for name in sorted(sys.stdlib_module_names):
+        if NOT_IMPORTED.match(name):
+            continue
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                spec = importlib.util.find_spec(name)
+                loader = spec.loader if spec else None
+                if not (isinstance(loader, ExtensionFileLoader) or loader is BuiltinImporter):
+                    continue
+                module = importlib.import_module(name)
+            except (ImportError, ValueError):
+                continue  # its shared library is not on this machine (Tk, for one)
+        yield module
+
+
+def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]]:
+    """Documented definitions of a compiled module, in groups."""
+
+    def define(thing: object, name: str, kind: str) -> list[Definition]:
+        docstring = getattr(thing, "__doc__", None)
+        if not isinstance(docstring, str) or not docstring.strip():
+            return []
+        docstring = inspect.cleandoc(docstring)
+        short = name.rpartition(".")[2]
+        arguments = getattr(thing, "__text_signature__", None)
+        signature = ""
+        if isinstance(arguments, str):
+            signature = short + re.sub(r"^\((\$\w+|self|cls)(, )?(/(, )?)?", "(", arguments)
+        else:  # the older way to document one: the call in the first line
+            head, _, rest = docstring.partition("\n")
+            if head.startswith(f"{short}(") and rest.strip():
+                signature, docstring = head.partition(" -> ")[0], inspect.cleandoc(rest)
+        return [Definition(module.__name__, module.__name__, name, kind, signature, docstring)]
+
+    groups = [define(module, "", "module")]
+    for name, thing in sorted(vars(module).items()):
+        if name.startswith("__"):
+            continue
+        if inspect.isclass(thing):
+            if thing.__module__.partition(".")[0] not in (module.__name__, name):
+                continue  # re-exported: documented where it is defined
+            group = define(thing, name, "class")
+            for attribute, method in sorted(vars(thing).items()):
+                if inspect.isroutine(method):
+                    group += define(method, f"{name}.{attribute}", "method")
+            groups.append(group)
+        elif inspect.isroutine(thing):
+            groups.append(define(thing, name, "function"))
+    yield from (tuple(group) for group in groups if group)

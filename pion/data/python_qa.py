@@ -1,0 +1,438 @@
+"""Questions about the Python standard library, answered by its docstrings.
+
+One or two dialogues for every documented function, method, class and module: what it does, what
+it returns and takes, which one does a given thing, its docstring, and follow-up questions. The
+wording is drawn from the definition's name alone, so it is the same each time.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from pion.data.chat import Turn
+from pion.data.python_docs import Definition, definitions, prose
+
+ANSWER_CHARS = 280
+DOCSTRING_CHARS = 480
+
+SYSTEM = (
+    "You are a helpful assistant who knows the Python standard library.",
+    "You answer questions about Python.",
+    "You are a Python expert. Be brief.",
+    "Answer as Python's own documentation would.",
+)
+SYSTEM_BRIEF = ("Answer in one sentence.", "Be as brief as you can.", "One sentence, please.")
+
+ABOUT_CALLABLE = (
+    "What does `{call}` do?",
+    "What does {full} do?",
+    "Explain `{call}`.",
+    "Explain what {full} does.",
+    "Describe the {kind} {full}.",
+    "What is {full} for?",
+    "I found a call of {full} in some code. What does it do?",
+    "Can you tell me what {short} in the {module} module does?",
+    "Tell me about the {kind} {full}.",
+    "What happens when I call `{call}`?",
+    "What's the purpose of {full}?",
+    "help({full})",
+    "What is the {kind} `{call}` good for?",
+    "Please explain {full} to me.",
+)
+ABOUT_CLASS = (
+    "What is the class {full}?",
+    "What is {full}?",
+    "What is {full} used for?",
+    "What is a {short} in the {module} module?",
+    "Describe the class {full}.",
+    "Explain {full}.",
+    "I came across the class {full}. What is it?",
+    "Tell me about {full}.",
+    "help({full})",
+)
+ABOUT_PROPERTY = (
+    "What is {full}?",
+    "What does the property {full} hold?",
+    "Describe the property {full}.",
+    "Tell me about the property {short} in the {module} module.",
+)
+ABOUT_EXCEPTION = (
+    "What does the exception {full} mean?",
+    "What is {full}?",
+    "My program stopped with {short} from {module}. What is that?",
+    "Explain the exception {full}.",
+)
+ABOUT_MODULE = (
+    "What is the {full} module?",
+    "What is the module {full} for?",
+    "What does `import {full}` give me?",
+    "Describe the {full} module.",
+    "I see `import {full}` at the top of a file. What is it?",
+    "Tell me about the standard library's {full} module.",
+    "What can I do with {full}?",
+)
+ABOUT = {
+    "module": ABOUT_MODULE,
+    "class": ABOUT_CLASS,
+    "property": ABOUT_PROPERTY,
+    "exception": ABOUT_EXCEPTION,
+}
+BRIEF = (
+    "In one sentence, what is {full}?",
+    "Summarise {full} in a sentence.",
+    "Briefly, what is {full} for?",
+    "Give me the short version: what is {full}?",
+)
+DOCSTRING = (
+    "Write the docstring of `{call}`.",
+    "Write a docstring for this {kind}:\n\ndef {call}:",
+    "What does the docstring of {full} say?",
+    "Document `{call}` from the {module} module.",
+)
+WHICH = (
+    "Which {kind} in the {module} module does this: {summary}",
+    'Which {kind} of {module} is documented as "{summary}"?',
+    "Find me the {kind} in {module} with this description: {summary}",
+)
+RETURNS = (
+    "What does {full} return?",
+    "What do I get back from `{call}`?",
+    "What is the result of `{call}`?",
+    "What kind of value does {full} give?",
+)
+PARAMETERS = (
+    "What parameters does {full} take?",
+    "What are the arguments of {full}?",
+    "Which arguments can I give to {full}?",
+)
+SIGNATURE = (
+    "How do I call {full}?",
+    "What is the signature of {full}?",
+    "Show me the signature of {full}.",
+)
+DEFAULT = (
+    "What is the default of {parameter} in `{call}`?",
+    "If I leave out {parameter} when calling {full}, what is used?",
+)
+AND_PARAMETERS = ("And what arguments does it take?", "What are its parameters?")
+AND_SIGNATURE = ("How do I call it?", "What is its signature?", "How is it called?")
+AND_MODULE = ("Where is it defined?", "Which module is it in?", "Where do I find it?")
+AND_SUMMARY = ("Shorter, please.", "And in one sentence?", "Can you say that more briefly?")
+AND_ABOUT = ("What does it do?", "Explain it to me.", "What is it for?", "Tell me more about it.")
+METHODS = (
+    "What methods does {full} have?",
+    "Name some methods of the class {full}.",
+    "What can I call on a {full} object?",
+)
+
+INFINITIVES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        add adjust append apply attach build calculate call cancel change check clear close combine
+        compare compile compute concatenate configure connect construct convert copy count create
+        decode delete determine disable display download draw enable encode ensure escape evaluate
+        execute expand extract fetch fill filter find flush format generate get group handle import
+        initialize insert invoke iterate join launch limit list load lock look make map mark match
+        merge modify move multiply normalize open override parse perform play prepare print process
+        put quote raise read receive record redirect register release reload remove rename replace
+        report reset resize restore retrieve reverse rotate round run save scan search seek select
+        send serialize set shuffle sort split start stop store subtract switch test transform
+        translate truncate try unregister update validate verify wait walk wrap write
+        """,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation about a definition in the file `origin`."""
+
+    origin: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A definition in words that fit into sentences."""
+
+    definition: Definition
+    full: str  # email.header.Header.append
+    short: str  # append
+    module: str  # email.header
+    kind: str  # module, class, exception, function, method, property
+    call: str  # Header.append(s, charset=None, errors='strict')
+    answer: str  # its docstring's first sentences
+    summary: str  # the first of them
+    parameters: tuple[tuple[str, str | None], ...] | None  # (name, default); None = not known
+
+    def ask(self, rng: random.Random, templates: tuple[str, ...], **more: str) -> str:
+        """One of the templates with this definition's words filled in."""
+        builtin = self.module == "builtins"
+        template = rng.choice([t for t in templates if not (builtin and "{module}" in t)])
+        words = {name: getattr(self, name) for name in ("full", "short", "module", "kind", "call")}
+        return template.format(**words, **more)
+
+
+def dialogues() -> Iterator[Dialogue]:
+    """All dialogues, file by file; no question is asked twice."""
+    topics = [topic for definition in definitions() if (topic := _topic(definition))]
+    named = Counter(topic.full for topic in topics)
+    described = Counter((topic.module, topic.summary) for topic in topics)
+    asked: set[str] = set()
+    for topic in topics:
+        if named[topic.full] > 1:
+            continue
+        rng = random.Random(topic.full)
+        candidates = [_about(topic, rng)]
+        unique = described[topic.module, topic.summary] == 1
+        others = [kind for kind in OTHER_KINDS if unique or kind is not _which]
+        rng.shuffle(others)
+        candidates.append(next((turns for kind in others if (turns := kind(topic, rng))), []))
+        for turns in filter(None, candidates):
+            if turns[0].text not in asked:
+                asked.add(turns[0].text)
+                yield Dialogue(topic.definition.origin, _introduced(turns, rng))
+    yield from _methods(topics)
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def _about(topic: Topic, rng: random.Random) -> list[Turn]:
+    """What is it, sometimes with a second question about the same thing."""
+    question = topic.ask(rng, ABOUT.get(topic.kind, ABOUT_CALLABLE))
+    turns = _pair(question, topic.answer)
+    if rng.random() < 0.25:
+        follow_ups = []
+        if topic.parameters is not None and topic.call not in question:
+            follow_ups.append(_pair(rng.choice(AND_PARAMETERS), _parameters_answer(topic)))
+            follow_ups.append(_pair(rng.choice(AND_SIGNATURE), f"Call it as `{topic.call}`."))
+        if topic.kind != "module" and topic.module != "builtins":
+            answer = f"It is in the {topic.module} module."
+            follow_ups.append(_pair(rng.choice(AND_MODULE), answer))
+        if topic.summary != topic.answer:
+            follow_ups.append(_pair(rng.choice(AND_SUMMARY), topic.summary))
+        if follow_ups:
+            turns += rng.choice(follow_ups)
+    return turns
+
+
+def _brief(topic: Topic, rng: random.Random) -> list[Turn]:
+    if topic.summary == topic.answer:
+        return []
+    if topic.kind in ("function", "method") and rng.random() < 0.5:
+        question = topic.ask(rng, ABOUT_CALLABLE)
+        return [Turn("system", rng.choice(SYSTEM_BRIEF)), *_pair(question, topic.summary)]
+    return _pair(topic.ask(rng, BRIEF), topic.summary)
+
+
+def _docstring(topic: Topic, rng: random.Random) -> list[Turn]:
+    if topic.kind not in ("function", "method") or not topic.definition.signature:
+        return []
+    text = _whole_paragraphs(prose(topic.definition.docstring), DOCSTRING_CHARS)
+    return _pair(topic.ask(rng, DOCSTRING), text) if text else []
+
+
+def _which(topic: Topic, rng: random.Random) -> list[Turn]:
+    words = len(topic.summary.split())
+    if topic.kind == "module" or topic.module == "builtins" or not 4 <= words <= 25:
+        return []
+    question = topic.ask(rng, WHICH, summary=topic.summary)
+    turns = _pair(question, rng.choice((f"That is {topic.full}.", f"It is `{topic.full}`.")))
+    if rng.random() < 0.3 and topic.answer != topic.summary:
+        turns += _pair(rng.choice(AND_ABOUT), topic.answer)
+    return turns
+
+
+def _how_to(topic: Topic, rng: random.Random) -> list[Turn]:
+    """ "Convert x to y." → "How do I convert x to y?" """
+    goal = _goal(topic.summary)
+    if topic.kind not in ("function", "method") or not goal:
+        return []
+    where = "" if topic.module == "builtins" else f" with the {topic.module} module"
+    question = rng.choice((f"How do I {goal}{where}?", f"How can I {goal} in Python{where}?"))
+    answer = rng.choice((f"Use `{topic.full}`.", f"Call {topic.full}."))
+    return _pair(question, f"{answer} {topic.answer}" if rng.random() < 0.5 else answer)
+
+
+def _returns(topic: Topic, rng: random.Random) -> list[Turn]:
+    match = re.match(r"Returns? (?!an? iterator over$)(.+)", topic.summary)
+    if topic.kind not in ("function", "method") or match is None:
+        return []
+    return _pair(topic.ask(rng, RETURNS), f"It returns {match[1]}")
+
+
+def _parameters(topic: Topic, rng: random.Random) -> list[Turn]:
+    if topic.parameters is None or topic.kind not in ("function", "method"):
+        return []
+    defaults = [(name, default) for name, default in topic.parameters if default]
+    if defaults and rng.random() < 0.4:
+        name, default = rng.choice(defaults)
+        question = topic.ask(rng, DEFAULT, parameter=name)
+        return _pair(question, f"The default of {name} is {default}.")
+    if rng.random() < 0.4:
+        return _pair(topic.ask(rng, SIGNATURE), f"Call it as `{topic.call}`.")
+    return _pair(topic.ask(rng, PARAMETERS), _parameters_answer(topic))
+
+
+OTHER_KINDS: tuple[Callable[[Topic, random.Random], list[Turn]], ...] = (
+    _brief,
+    _docstring,
+    _which,
+    _how_to,
+    _returns,
+    _parameters,
+)
+
+
+def _methods(topics: list[Topic]) -> Iterator[Dialogue]:
+    """What one can do with a class, from the names of its methods."""
+    by_full = {topic.full: topic for topic in topics}
+    methods = (topic for topic in topics if topic.kind == "method")
+    for owner, members in groupby(methods, lambda topic: topic.full.rpartition(".")[0]):
+        names = [member.short for member in members][:8]
+        if owner in by_full and len(names) > 1:
+            topic, rng = by_full[owner], random.Random(owner)
+            turns = _pair(topic.ask(rng, METHODS), f"Its methods include {_listed(names)}.")
+            yield Dialogue(topic.definition.origin, _introduced(turns, rng))
+
+
+def _introduced(turns: list[Turn], rng: random.Random) -> tuple[Turn, ...]:
+    system = rng.random() < 0.15 and turns[0].role != "system"
+    return (*([Turn("system", rng.choice(SYSTEM))] if system else []), *turns)
+
+
+def _pair(question: str, answer: str) -> list[Turn]:
+    return [Turn("user", question), Turn("assistant", answer)]
+
+
+# ---------------------------------------------------------------- definitions in words
+
+
+def _topic(definition: Definition) -> Topic | None:
+    """The definition in words; None where it is private or its docstring gives no answer."""
+    module, name = _public_module(definition.module), definition.name
+    if any(part.startswith("_") for part in (*module.split("."), *name.split("."))):
+        return None
+    sentences = _sentences(definition.docstring)
+    if not sentences:
+        return None
+    full = ".".join(part for part in (module, name) if part)
+    full = full.removeprefix("builtins.")
+    short = full.rpartition(".")[2]
+    kind = definition.kind
+    if kind == "class" and re.search(r"(Error|Exception|Warning)$", short):
+        kind = "exception"
+    call = name.rpartition(".")[0] + "." if kind == "method" else full.removesuffix(short)
+    call += definition.signature if len(definition.signature) <= 70 else f"{short}(…)"
+    answer = sentences[0]
+    for sentence in sentences[1:]:
+        if len(answer) + len(sentence) > ANSWER_CHARS:
+            break
+        answer += f" {sentence}"
+    parameters = _read_parameters(definition.signature)
+    return Topic(definition, full, short, module, kind, call, answer, sentences[0], parameters)
+
+
+def _public_module(module: str) -> str:
+    """The name people import: `_io` is `io`, `posix` is `os`."""
+    public = {"posix": "os", "nt": "os"}.get(module, module.lstrip("_"))
+    return public if public in sys.stdlib_module_names else module
+
+
+def _sentences(docstring: str) -> list[str]:
+    """The whole sentences of a docstring's first paragraph of English."""
+    for paragraph in prose(docstring).split("\n\n"):
+        if re.match(r"[\w.]+\(.*\)\s*(->.*|:)?$", paragraph):
+            continue  # the signature
+        text = re.sub(r"^[\w.()]+ (--|-) ", "", paragraph.strip())
+        if "\n" in text or ">" in text or re.search(r"XXX|TODO|FIXME|\.\.\.$", text):
+            return []
+        if not re.match(r"[A-Z][a-z]*\b", text):
+            return []
+        if re.fullmatch(r"[^.!?:;]+", text):
+            text += "."
+        parts = re.split(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)(?<=[.!?])\s+(?=[A-Z])", text)
+        whole = [part for part in parts if re.search(r"\w[)\]\"'`]*[.!?]$", part)]
+        return whole if len(whole[:1]) and whole[0] == parts[0] and _fits(whole[0]) else []
+    return []
+
+
+def _fits(sentence: str) -> bool:
+    return len(sentence) <= ANSWER_CHARS and len(sentence.split()) >= 3
+
+
+def _goal(summary: str) -> str:
+    """What someone wants for whom this first sentence is the answer; "" if that is not clear."""
+    text = summary.rstrip(".")
+    if re.search(r"[.;:()]|self\b", text) or len(text) > 110:
+        return ""
+    if match := re.match(r"Returns? (?:True|true) (?:if|iff|when) (.+)", text):
+        return f"check whether {match[1]}"
+    if match := re.match(r"Returns? whether (.+)", text):
+        return f"check whether {match[1]}"
+    if match := re.match(r"Returns? ((?:the|a|an|all) .+)", text):
+        return f"get {match[1]}"
+    verb, _, rest = text.partition(" ")
+    return f"{verb.lower()} {rest}" if verb.lower() in INFINITIVES and rest else ""
+
+
+def _read_parameters(signature: str) -> tuple[tuple[str, str | None], ...] | None:
+    """Names and defaults of a signature's parameters; None if it is not written as Python."""
+    if not signature:
+        return None
+    try:
+        function = ast.parse(f"def {signature}: pass").body[0]
+    except SyntaxError:
+        return None
+    assert isinstance(function, ast.FunctionDef)
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
+    defaults += [*arguments.defaults, *arguments.kw_defaults]
+    found = [
+        (argument.arg, ast.unparse(default) if default is not None else None)
+        for argument, default in zip([*positional, *arguments.kwonlyargs], defaults, strict=True)
+    ]
+    found += [(f"*{arguments.vararg.arg}", None)] if arguments.vararg else []
+    found += [(f"**{arguments.kwarg.arg}", None)] if arguments.kwarg else []
+    return tuple(found)
+
+
+def _parameters_answer(topic: Topic) -> str:
+    assert topic.parameters is not None
+    if not topic.parameters:
+        return "It takes no arguments."
+    names = [name for name, _ in topic.parameters]
+    optional = [name for name, default in topic.parameters if default is not None]
+    answer = f"It takes {_listed(names)}."
+    if optional and len(optional) < len(names):
+        answer += f" {_listed(optional)} may be left out."
+    elif optional and len(optional) > 1:
+        answer += " All of them may be left out."
+    elif optional:
+        answer += " It may be left out."
+    return answer
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _whole_paragraphs(text: str, limit: int) -> str:
+    """As many whole paragraphs as fit into `limit` characters."""
+    kept = ""
+    for paragraph in text.split("\n\n"):
+        longer = f"{kept}\n\n{paragraph}" if kept else paragraph
+        if len(longer) > limit or paragraph.rstrip().endswith(":"):
+            break
+        kept = longer
+    return kept

@@ -1,0 +1,189 @@
+"""Writing shards so that a killed writer goes on where its last whole shard ended."""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from pion.data.arrays import unwritable, write_atomically
+from pion.data.shards import Shard, flags_path
+from pion.errors import BadInput
+
+
+class ShardWriter:
+    """Cuts documents, or takes whole rows, into shard files of ``rows_per_shard`` rows.
+
+    Every shard is written under a temporary name, synced and renamed; the ``<shard>.json``
+    written after it marks it as finished. A new writer for the same folder takes the finished
+    shards over, if they were written with the same settings and ``key``, and the caller goes on
+    with document (or row) number ``appended``.
+
+    Args:
+        vocab_size: every id must be below it; up to 65,536 ids are stored as uint16.
+        conversations: write flags beside the ids.
+        key: digest of what the shards are made from (sources, tokenizer). Finished shards of
+            another key are replaced.
+
+    Attributes:
+        shards: finished so far.
+        appended: documents (or rows) already taken; on a new writer the caller skips that many.
+        dropped_tokens: ids of the last, incomplete row, known after ``finish``.
+
+    Raises:
+        BadInput: the folder can't be made.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        seq_len: int,
+        vocab_size: int,
+        rows_per_shard: int,
+        prefix: str = "shard",
+        conversations: bool = False,
+        key: str = "",
+    ) -> None:
+        self.shards: list[Shard] = []
+        self.appended = 0
+        self.dropped_tokens = 0
+        self._folder, self._prefix = Path(folder), prefix
+        self._seq_len, self._vocab_size = seq_len, vocab_size
+        self._key = [key, seq_len, vocab_size, rows_per_shard, conversations]
+        self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+        self._ids = np.empty(rows_per_shard * seq_len, dtype=self._dtype)
+        self._flags = np.empty(self._ids.size, dtype=np.uint8) if conversations else None
+        self._filled = 0
+        self._resumed_within = 0  # ids of document `appended` that finished shards already hold
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self._folder, error) from None
+        self._take_over_finished()
+
+    def append_document(self, ids: Sequence[int] | np.ndarray, end_of_text: int) -> None:
+        """Append a document and the end-of-text after it; an empty document adds nothing.
+
+        Raises:
+            BadInput: an id beyond the vocabulary, or the shard can't be written.
+        """
+        end = [end_of_text] if len(ids) else []
+        document = np.concatenate((ids, end)).astype(np.int64)
+        self._check(document)
+        used, self._resumed_within = self._resumed_within, 0
+        while used < len(document):
+            used += self._fill(document[used:], None)
+            if self._filled == self._ids.size:
+                whole = used == len(document)
+                self._write_shard(self.appended + whole, 0 if whole else used)
+        self.appended += 1
+
+    def append_rows(self, rows: np.ndarray, flags: np.ndarray | None = None) -> None:
+        """Append rows ``(n, seq_len)`` and, for conversations, their flags of the same shape.
+
+        Raises:
+            BadInput: an id beyond the vocabulary, or the shard can't be written.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self._seq_len:
+            raise ValueError(f"rows of shape {rows.shape}, not (n, {self._seq_len})")
+        if (flags is None) != (self._flags is None):
+            raise ValueError("flags belong to conversations, and only to them")
+        self._check(rows)
+        used = 0
+        while used < len(rows):
+            taken = self._fill(rows[used:].ravel(), None if flags is None else flags[used:].ravel())
+            used += taken // self._seq_len
+            self.appended += taken // self._seq_len
+            if self._filled == self._ids.size:
+                self._write_shard(self.appended, 0)
+
+    def finish(self) -> tuple[Shard, ...]:
+        """Write the rows that don't fill a shard; ids that don't fill a row are dropped.
+
+        Raises:
+            BadInput: the shard can't be written.
+        """
+        if self._filled:
+            self.dropped_tokens = self._filled % self._seq_len
+            self._filled -= self.dropped_tokens
+        if self._filled:
+            self._write_shard(self.appended, 0)
+        return tuple(self.shards)
+
+    def _check(self, ids: np.ndarray) -> None:
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise BadInput(
+                f"{self._folder}: id {wrong:,} is beyond the vocabulary of {self._vocab_size:,} "
+                f"ids: the text was encoded with another tokenizer."
+            )
+
+    def _fill(self, ids: np.ndarray, flags: np.ndarray | None) -> int:
+        taken = min(len(ids), self._ids.size - self._filled)
+        here = slice(self._filled, self._filled + taken)
+        self._ids[here] = ids[:taken]
+        if self._flags is not None and flags is not None:
+            self._flags[here] = flags[:taken]
+        self._filled += taken
+        return taken
+
+    def _write_shard(self, appended: int, within: int) -> None:
+        """Write the buffer; ``appended`` documents and ``within`` ids of the next one are done."""
+        path = self._folder / f"{self._prefix}_{len(self.shards):05d}.npy"
+        sha256, size = self._write_array(path, self._ids)
+        flags_sha256, flags_size = None, 0
+        if self._flags is not None:
+            flags_sha256, flags_size = self._write_array(flags_path(path), self._flags)
+        shard = Shard(
+            path.name,
+            rows=self._filled // self._seq_len,
+            sha256=sha256,
+            bytes=size,
+            dtype=self._dtype.name,
+            flags_sha256=flags_sha256,
+            flags_bytes=flags_size,
+        )
+        progress = {
+            "key": self._key,
+            "appended": appended,
+            "within": within,
+            "dropped_tokens": self.dropped_tokens,
+            "shard": asdict(shard),
+        }
+        write_atomically(path.with_suffix(".json"), json.dumps(progress).encode())
+        self.shards.append(shard)
+        self._filled = 0
+
+    def _write_array(self, path: Path, buffer: np.ndarray) -> tuple[str, int]:
+        array = buffer[: self._filled].reshape(-1, self._seq_len)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, np.lib.format.header_data_from_array_1_0(array)
+        )
+        digest = hashlib.sha256(header.getvalue())
+        digest.update(array.data)
+        write_atomically(path, header.getvalue(), array.data)
+        return digest.hexdigest(), len(header.getvalue()) + array.nbytes
+
+    def _take_over_finished(self) -> None:
+        while True:
+            path = self._folder / f"{self._prefix}_{len(self.shards):05d}.npy"
+            try:
+                progress = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                shard = Shard(**progress["shard"])
+                whole = path.stat().st_size == shard.bytes and (
+                    shard.flags_sha256 is None
+                    or flags_path(path).stat().st_size == shard.flags_bytes
+                )
+                if not whole or progress["key"] != self._key:
+                    return
+                self.appended = progress["appended"]
+                self._resumed_within = progress["within"]
+                self.dropped_tokens = progress["dropped_tokens"]
+            except (OSError, ValueError, KeyError, TypeError):
+                return  # not finished, or not ours: it will be written anew
+            self.shards.append(shard)

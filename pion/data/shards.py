@@ -1,0 +1,269 @@
+"""Training rows on disk: shard files, the manifest that fingerprints them, and reading a row.
+
+A shard is an ``.npy`` array ``(rows, seq_len)`` of unsigned token ids. Shards of conversations
+have a second array of the same shape beside them, ``<name>.flags.npy`` (uint8), that says which
+tokens are learned, where a conversation starts and what is padding. Shards made elsewhere are
+read as they are: ``.npy`` of any integer type, and Daisy's ``.bin``.
+"""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pion.data.arrays import open_npy, open_shard, sha256_file, write_atomically
+from pion.errors import BadInput
+
+IGNORED = -100  # a target that is not learned
+
+LEARNED = 1  # flag: this token is learned as a target
+STARTS = 2  # flag: a conversation starts with this token
+PADDING = 4  # flag: this token only fills the row's tail
+
+MANIFEST_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows ``start`` to ``start + rows`` of one file.
+
+    Attributes:
+        name: file name, unique within its data set; its ending tells the format.
+        sha256: of the whole file, also where only some of its rows belong to this data set.
+        bytes: size of the whole file.
+        dtype: numpy name of the ids' type.
+        flags_sha256: of the flags file beside it, for conversations.
+        flags_bytes: size of the flags file.
+        remote: where the file can be fetched (``repo``, ``revision``, ``path``), if it isn't local.
+    """
+
+    name: str
+    rows: int
+    sha256: str
+    bytes: int
+    dtype: str
+    start: int = 0
+    flags_sha256: str | None = None
+    flags_bytes: int = 0
+    remote: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set consists of; two data sets with equal fingerprints train alike.
+
+    Attributes:
+        kind: "tokens" (documents joined by end-of-text and cut into rows) or "conversations"
+            (packed, with flags).
+        seq_len: ids in a row.
+        vocab_size: every id is below it.
+        pad: id that is never learned in rows of kind "tokens"; None where nothing is padded.
+        info: notes for people, such as where the data came from; not part of the fingerprint.
+    """
+
+    kind: Literal["tokens", "conversations"]
+    seq_len: int
+    vocab_size: int
+    shards: tuple[Shard, ...]
+    pad: int | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over everything that decides a row's content, and nothing about where it is."""
+        content = [self.kind, self.seq_len, self.vocab_size, self.pad]
+        shards = [[s.name, s.start, s.rows, s.sha256, s.flags_sha256] for s in self.shards]
+        return hashlib.sha256(json.dumps([content, shards]).encode()).hexdigest()
+
+    @property
+    def shard_rows(self) -> list[int]:
+        """Rows of each shard."""
+        return [shard.rows for shard in self.shards]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards, one epoch."""
+        return sum(self.shard_rows)
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, whole or not at all.
+
+        Raises:
+            BadInput: the disk is full or the path unwritable.
+        """
+        document = {"format": MANIFEST_FORMAT, "fingerprint": self.fingerprint, **asdict(self)}
+        write_atomically(Path(path), json.dumps(document, indent=1).encode())
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Manifest":
+        """Read what ``write`` wrote.
+
+        Raises:
+            BadInput: missing, not a manifest of this format, or changed since it was written.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            if (found := document.pop("format")) != MANIFEST_FORMAT:
+                raise BadInput(f"{path}: manifest format {found}; this version reads format 1.")
+            fingerprint = document.pop("fingerprint")
+            shards = tuple(Shard(**shard) for shard in document.pop("shards"))
+            manifest = cls(shards=shards, **document)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{path}: can't read this data manifest ({error!r})") from None
+        if manifest.fingerprint != fingerprint:
+            raise BadInput(
+                f"{path}: changed since it was written: its fingerprint is {fingerprint[:12]}, "
+                f"its content's is {manifest.fingerprint[:12]}. Prepare the data again."
+            )
+        return manifest
+
+
+def split_tail(
+    shards: Sequence[Shard], fraction: float
+) -> tuple[tuple[Shard, ...], tuple[Shard, ...]]:
+    """Hold out the last ``fraction`` of the rows (at least one row where ``fraction`` > 0).
+
+    Returns:
+        The shards to train on and the held-out ones: ranges of rows of the same files.
+
+    Raises:
+        BadInput: ``fraction`` isn't in [0, 1), or nothing would be left to train on.
+    """
+    if not 0 <= fraction < 1:
+        raise BadInput(f"held-out fraction {fraction}: it must be at least 0 and below 1.")
+    total = sum(shard.rows for shard in shards)
+    left = min(total, max(1, int(total * fraction))) if fraction else 0
+    if left == total:
+        raise BadInput(f"{total} rows are too few to hold out a fraction of {fraction}.")
+    train, held_out = list(shards), []
+    while left:
+        shard = train.pop()
+        taken = min(left, shard.rows)
+        kept = shard.rows - taken
+        if taken:
+            held_out.append(replace(shard, start=shard.start + kept, rows=taken))
+        if kept:
+            train.append(replace(shard, rows=kept))
+        left -= taken
+    return tuple(train), tuple(reversed(held_out))
+
+
+def describe(path: str | Path, seq_len: int) -> Shard:
+    """The ``Shard`` of a file made elsewhere; reads it once for its sha256.
+
+    Raises:
+        BadInput: see ``open_npy`` and ``open_bin``.
+    """
+    path = Path(path)
+    rows = open_shard(path, seq_len)
+    size = path.stat().st_size
+    return Shard(path.name, len(rows), sha256_file(path), size, rows.dtype.name)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row: int64 arrays ``(seq_len,)``.
+
+    Attributes:
+        targets: the tokens shifted by one; -100 where nothing is learned, and last.
+        documents: number of the conversation each token belongs to, -1 for padding; None where
+            a row is one stretch of text.
+        positions: position within its conversation; None as for ``documents``.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    documents: np.ndarray | None = None
+    positions: np.ndarray | None = None
+
+
+class Rows:
+    """Reads rows of a data set; safe to share between threads.
+
+    ``path_of`` says where a shard's file is on this machine, and may wait until it has been
+    fetched. At most ``max_open`` shards stay mapped.
+    """
+
+    def __init__(
+        self, manifest: Manifest, path_of: Callable[[Shard], Path], max_open: int = 64
+    ) -> None:
+        self.manifest = manifest
+        self._path_of = path_of
+        self._max_open = max_open
+        self._open: OrderedDict[int, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def row(self, shard: int, row: int) -> Row:
+        """Row ``row`` of shard number ``shard``, both counted from 0.
+
+        Raises:
+            IndexError: the shard has no such row.
+            BadInput: the shard's file isn't what the manifest says (see ``open_npy``).
+        """
+        described = self.manifest.shards[shard]
+        if not 0 <= row < described.rows:
+            raise IndexError(f"{described.name} has {described.rows} rows, not row {row}")
+        ids, flags = self._arrays(shard)
+        tokens = ids[described.start + row].astype(np.int64)
+        targets = np.full_like(tokens, IGNORED)
+        targets[:-1] = tokens[1:]
+        if flags is None:
+            if self.manifest.pad is not None:
+                targets[targets == self.manifest.pad] = IGNORED
+            return Row(tokens, targets)
+        return _conversation_row(tokens, targets, flags[described.start + row])
+
+    def release(self, shard: int) -> None:
+        """Unmap a shard whose file is about to be deleted, so that its disk space is freed."""
+        with self._lock:
+            self._open.pop(shard, None)
+
+    def _arrays(self, shard: int) -> tuple[np.ndarray, np.ndarray | None]:
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
+        arrays = self._map(self.manifest.shards[shard])  # may wait for a download: not locked
+        with self._lock:
+            self._open[shard] = arrays
+            while len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+        return arrays
+
+    def _map(self, shard: Shard) -> tuple[np.ndarray, np.ndarray | None]:
+        path = self._path_of(shard)
+        ids = open_shard(path, self.manifest.seq_len)
+        flags = None
+        if self.manifest.kind == "conversations":
+            flags = open_npy(flags_path(path), self.manifest.seq_len)
+        needed = shard.start + shard.rows
+        if len(ids) < needed or (flags is not None and len(flags) != len(ids)):
+            raise BadInput(
+                f"{path}: has {len(ids):,} rows, but its manifest needs {needed:,}, and as many "
+                f"flags. Prepare the data again."
+            )
+        return ids, flags
+
+
+def flags_path(path: Path) -> Path:
+    """Where the flags of the conversations in shard ``path`` are."""
+    return path.with_name(f"{path.stem}.flags.npy")
+
+
+def _conversation_row(tokens: np.ndarray, targets: np.ndarray, flags: np.ndarray) -> Row:
+    padding = (flags & PADDING) != 0
+    starts = (flags & STARTS) != 0
+    documents = np.where(padding, -1, np.cumsum(starts) - 1)
+    # The first token of a conversation is nothing its predecessor could know.
+    targets[:-1][((flags & LEARNED) == 0)[1:] | (documents[1:] != documents[:-1])] = IGNORED
+    index = np.arange(len(tokens))
+    begins = np.concatenate(([True], documents[1:] != documents[:-1]))
+    positions = index - np.maximum.accumulate(np.where(begins, index, 0))
+    return Row(tokens, targets, documents, positions)

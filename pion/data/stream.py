@@ -1,0 +1,117 @@
+"""The training rows of a stage: one endless, randomly accessible stream over all its sources."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pion.data.order import MixtureOrder, RowOrder
+from pion.data.shards import Row, Rows
+from pion.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as int64 tensors ``(B, T)``.
+
+    Attributes:
+        targets: next tokens; -100 where nothing is learned.
+        positions: position within the conversation; None where rows are one stretch of text.
+        documents: number of the conversation, -1 for padding; None as for ``positions``.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    positions: Tensor | None
+    documents: Tensor | None
+
+
+class RowStream:
+    """``row(i)`` is a pure function of the sources' fingerprints, the weights, the seed and
+    ``i``. Safe to share between threads.
+
+    Args:
+        sources: the rows of each data set and the order they come in.
+        weights: each source's share of the rows; a single source needs none.
+
+    Attributes:
+        total_rows: rows of one epoch, all sources together.
+        fingerprint: sha256 of everything that decides which row ``i`` is.
+
+    Raises:
+        BadInput: no source, rows of different length, or weights ``MixtureOrder`` refuses.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[Rows, RowOrder]],
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._rows = [rows for rows, _ in sources]
+        orders = [order for _, order in sources]
+        manifests = [rows.manifest for rows in self._rows]
+        lengths = {manifest.seq_len for manifest in manifests}
+        if len(lengths) != 1:
+            raise BadInput(
+                f"the data sources have rows of {sorted(lengths)} ids; they must all have the "
+                f"same seq_len."
+                if lengths
+                else "there is no data source."
+            )
+        mixed = len(orders) > 1
+        shares = [1.0] * len(orders) if weights is None else [float(w) for w in weights]
+        self._order = MixtureOrder(orders, shares, seed) if mixed else orders[0]
+        # One structure for every batch: plain text in a mixture with conversations is a document.
+        self._has_documents = any(manifest.kind == "conversations" for manifest in manifests)
+        self.total_rows = self._order.total_rows
+        identity = [
+            [[m.fingerprint, o.fingerprint, o.seed, o.window] for m, o in zip(manifests, orders)],
+            [shares, seed] if mixed else None,
+        ]
+        self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def row(self, i: int) -> Row:
+        """Training row ``i`` >= 0; epochs follow each other without end.
+
+        Raises:
+            BadInput: its shard can't be read.
+        """
+        source, shard, row = self._locate(i)
+        return self._rows[source].row(shard, row)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The rows of these numbers, in this order.
+
+        Raises:
+            BadInput: a shard can't be read.
+        """
+        rows = [self.row(i) for i in indices]
+        tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
+        targets = torch.from_numpy(np.stack([row.targets for row in rows]))
+        if not self._has_documents:
+            return Batch(tokens, targets, None, None)
+        nothing, whole = np.zeros_like(rows[0].tokens), np.arange(len(rows[0].tokens))
+        documents = [nothing if r.documents is None else r.documents for r in rows]
+        positions = [whole if r.positions is None else r.positions for r in rows]
+        return Batch(
+            tokens,
+            targets,
+            torch.from_numpy(np.stack(positions)),
+            torch.from_numpy(np.stack(documents)),
+        )
+
+    def upcoming_shards(self, i: int, n: int) -> list[tuple[int, int]]:
+        """The first ``n`` distinct (source, shard) needed from row ``i`` on, soonest first."""
+        if isinstance(self._order, MixtureOrder):
+            return self._order.shards_ahead(i, n)
+        return [(0, shard) for shard in self._order.shards_ahead(i, n)]
+
+    def _locate(self, i: int) -> tuple[int, int, int]:
+        if isinstance(self._order, MixtureOrder):
+            return self._order.locate(i)
+        return 0, *self._order.locate(i)

@@ -1,0 +1,265 @@
+"""Byte-level BPE tokenizers: load, train, encode in parallel, and count bytes per token.
+
+Text is only ever text: a document that spells out ``<|endoftext|>`` is encoded character by
+character and never yields the special id. Special ids are placed by code alone.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from pion.data.arrays import write_atomically
+from pion.errors import BadInput
+
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
+END_OF_TEXT_NAMES = (END_OF_TEXT, "<|eos|>", "<|end_of_text|>", "<eos>", "</s>")
+PAD_NAMES = (PAD, "<pad>", "[PAD]")
+
+# The library encodes one long document on one core with long-range bookkeeping, at a quarter of
+# the speed it reaches on pieces of this many characters.
+PIECE_CHARS = 8192
+# Between a word character and a whitespace GPT-2's pre-tokenizer always starts a new piece, and
+# nothing before the cut looks past it: cutting there changes no id.
+SAFE_CUT = re.compile(r"(?<=\w)[ \n]")
+# JSON can hold half a character (a lone surrogate), which has no bytes.
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer.
+
+    Attributes:
+        vocab_size: rows an embedding needs for every id this tokenizer can produce (max id + 1).
+        end_of_text: id that separates documents and ends an assistant's turn.
+        end_of_text_token: its literal text.
+        pad: id that fills unused tails; ``end_of_text`` where the tokenizer has no pad token.
+        specials: the literal texts of all special tokens.
+    """
+
+    def __init__(self, source: str, where: str = "tokenizer") -> None:
+        """``source`` is the text of a ``tokenizer.json``; ``where`` names it in errors.
+
+        Raises:
+            BadInput: not a tokenizer, not byte-level BPE, or without an end-of-text token.
+        """
+        self._source = source
+        settings = _parse(source, where)
+        # Truncation, padding and templates that add tokens would change ids behind our back, and
+        # a byte-level post-processor trims the whitespace out of offsets.
+        plain = {**settings, "truncation": None, "padding": None, "post_processor": None}
+        self._plain = _build(plain, where)
+        self._plain.encode_special_tokens = True  # in texts, specials are spelled like other words
+
+        special_ids = {t["content"]: t["id"] for t in settings["added_tokens"] if t["special"]}
+        self.specials: tuple[str, ...] = tuple(special_ids)
+        self.end_of_text_token: str = _end_of_text_token(special_ids, where)
+        self.end_of_text: int = special_ids[self.end_of_text_token]
+        pad_token = next((name for name in PAD_NAMES if name in special_ids), None)
+        self.pad: int = special_ids[pad_token] if pad_token else self.end_of_text
+        self.vocab_size: int = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
+        self._may_cut = _is_gpt2_pre_tokenizer(settings) and not any(
+            not t["special"] for t in settings["added_tokens"]
+        )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """Load a ``tokenizer.json``.
+
+        Raises:
+            BadInput: the file is missing or isn't a usable tokenizer (see the constructor).
+        """
+        try:
+            source = Path(path).read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path}: can't read this tokenizer ({error})") from None
+        return cls(source, where=str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the ``tokenizer.json`` this was made from, byte for byte.
+
+        Raises:
+            BadInput: the disk is full or the path unwritable.
+        """
+        write_atomically(Path(path), self._source.encode())
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; no special id is ever among them."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, on all cores (``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS``
+        are the caller's to set). A lone surrogate, which isn't text, becomes U+FFFD."""
+        pieces = [self._pieces(text) for text in texts]
+        encoded = iter(
+            _encode(self._plain.encode_batch_fast, [p for document in pieces for p in document])
+        )
+        return [[i for _ in document for i in next(encoded).ids] for document in pieces]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of ``text`` and each one's ``[start, end)`` in characters, whitespace included.
+
+        A character whose bytes are spread over several tokens belongs to all of them.
+        """
+        (encoding,) = _encode(self._plain.encode_batch, [text])
+        return encoding.ids, encoding.offsets
+
+    def encode_batch_from(
+        self, texts: Sequence[str], starts: Sequence[int]
+    ) -> list[tuple[list[int], int]]:
+        """Ids of each text, and how many of them begin before the text's character number
+        ``start``; on all cores, without the cost of listing every offset."""
+        found = []
+        encoded = _encode(self._plain.encode_batch, list(texts))
+        for encoding, start in zip(encoded, starts, strict=True):
+            ids = encoding.ids
+            before = encoding.char_to_token(start)  # None where the text has no such character
+            if before is None:
+                before = len(ids)
+            elif (span := encoding.token_to_chars(before)) and span[0] < start:
+                before += 1
+            found.append((ids, before))
+        return found
+
+    def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
+        """Text of ``ids``, special tokens left out unless ``specials``; an incomplete UTF-8
+        sequence becomes U+FFFD."""
+        text: str = self._plain.decode([int(i) for i in ids], skip_special_tokens=not specials)
+        return text
+
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes each id stands for, int32 ``(vocab_size,)``; 0 for special tokens.
+
+        Summed over the ids of a text they give the bytes of the text (after the tokenizer's own
+        normalizer, if it has one), which is what bits per byte divides by.
+        """
+        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        for token, index in self._plain.get_vocab(with_added_tokens=False).items():
+            lengths[index] = len(token)  # the byte alphabet spells one byte with one character
+        for index, added in self._plain.get_added_tokens_decoder().items():
+            lengths[index] = 0 if added.special else len(added.content.encode())
+        return lengths
+
+    def fits(self, model_vocab_size: int, where: str = "tokenizer") -> None:
+        """Check that a model with ``model_vocab_size`` embedding rows has one for every id.
+
+        Raises:
+            BadInput: it has fewer.
+        """
+        if self.vocab_size > model_vocab_size:
+            raise BadInput(
+                f"{where}: a tokenizer that doesn't fit the model: it produces ids up to "
+                f"{self.vocab_size - 1:,}, but model.vocab_size is {model_vocab_size:,}. "
+                f"Set model.vocab_size to {self.vocab_size:,} or more, or name another tokenizer."
+            )
+
+    def _pieces(self, text: str) -> list[str]:
+        if not self._may_cut or len(text) <= 2 * PIECE_CHARS:
+            return [text]
+        pieces, start = [], 0
+        while len(text) - start > 2 * PIECE_CHARS:
+            cut = SAFE_CUT.search(text, start + PIECE_CHARS)
+            if cut is None:
+                break
+            pieces.append(text[start : cut.start()])
+            start = cut.start()
+        return [*pieces, text[start:]]
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE whose ids 0 and 1 are end-of-text and pad.
+
+    The result has fewer than ``vocab_size`` entries when the texts hold too few distinct pairs.
+
+    Raises:
+        BadInput: no text at all, or a vocabulary too small for 256 bytes and two specials.
+    """
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    smallest = len(alphabet) + 2
+    if vocab_size < smallest:
+        raise BadInput(
+            f"tokenizer.vocab_size: {vocab_size:,} is too small for byte-level BPE, which needs "
+            f"256 bytes and 2 special tokens: {smallest} or more."
+        )
+    seen = False
+
+    def watched() -> Iterator[str]:
+        nonlocal seen
+        for text in texts:
+            seen = seen or bool(text)
+            yield SURROGATE.sub("\ufffd", text)
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, PAD],
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(watched(), trainer)
+    if not seen:
+        raise BadInput("tokenizer: an empty corpus: there is no text to train a tokenizer on.")
+    return Tokenizer(bpe.to_str(), where="the tokenizer just trained")
+
+
+def _encode(
+    encode_batch: Callable[..., list[tokenizers.Encoding]], texts: list[str]
+) -> list[tokenizers.Encoding]:
+    try:
+        return encode_batch(texts, add_special_tokens=False)
+    except TypeError:  # what the library says to a lone surrogate
+        valid = [SURROGATE.sub("\ufffd", text) for text in texts]
+        return encode_batch(valid, add_special_tokens=False)
+
+
+def _parse(source: str, where: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(source)
+        model, vocab = settings["model"]["type"], settings["model"]["vocab"]
+        added = settings.get("added_tokens") or []
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{where}: not a tokenizer in the tokenizer.json format ({error!r})"
+        ) from None
+    if model != "BPE" or not set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) <= set(vocab):
+        raise BadInput(
+            f"{where}: not a byte-level BPE tokenizer: key model.type must be BPE (it is {model}) "
+            f"and key model.vocab must hold all 256 bytes, so that any text encodes exactly."
+        )
+    return {**settings, "added_tokens": added}
+
+
+def _build(settings: dict[str, Any], where: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(settings))
+    except Exception as error:  # the library raises bare Exception for malformed settings
+        raise BadInput(
+            f"{where}: not a tokenizer the tokenizers library understands ({error})"
+        ) from None
+
+
+def _end_of_text_token(special_ids: dict[str, int], where: str) -> str:
+    for name in END_OF_TEXT_NAMES:
+        if name in special_ids:
+            return name
+    raise BadInput(
+        f"{where}: no end-of-text token: key added_tokens must hold a special token named one of "
+        f"{', '.join(END_OF_TEXT_NAMES)}; it holds {', '.join(special_ids) or 'none'}."
+    )
+
+
+def _is_gpt2_pre_tokenizer(settings: dict[str, Any]) -> bool:
+    pre = settings.get("pre_tokenizer") or {}
+    return (
+        settings.get("normalizer") is None
+        and pre.get("type") == "ByteLevel"
+        and pre.get("use_regex", True)
+        and not pre.get("add_prefix_space", True)
+    )

@@ -1,0 +1,160 @@
+"""Grouped-query attention: who may see whom, and the kernels that compute it.
+
+One definition, three kernels: PyTorch's scaled_dot_product_attention wherever the scores stay as
+they are; with a softcap, plain tensor operations (exact, memory quadratic in the length); and on
+CUDA, for whole sequences with a softcap or documents, flex attention, which needs no such memory
+and skips the blocks the documents rule out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from pion.config import ModelConfig
+from pion.model.cache import KVCache
+from pion.model.norm import RMSNorm, compute_dtype
+from pion.model.rope import Rotation, rotate
+
+FLEX_MIN_HEAD_DIM = 16
+"""Flex attention's CUDA kernels take no narrower heads."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which keys each query sees; built once per forward pass and shared by all layers.
+
+    With nothing set every query sees every key, which is right for one new token after a cache.
+    """
+
+    causal: bool = False
+    """Queries and keys are the same tokens; each sees itself and those before it."""
+    allowed: Tensor | None = None
+    """Boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key."""
+    blocks: Any = None
+    """The same as flex attention's BlockMask."""
+
+
+def build_mask(
+    config: ModelConfig,
+    queries: int,
+    keys: int,
+    documents: Tensor | None,
+    device: torch.device,
+) -> Mask:
+    """The last `queries` of `keys` tokens each see themselves and what came before.
+
+    With documents (B, T), tokens see only their own document's.
+    """
+    if queries == 1:
+        return Mask()
+    if documents is None and config.softcap is None and queries == keys:
+        return Mask(causal=True)
+    if device.type == "cuda" and queries == keys and config.head_dim >= FLEX_MIN_HEAD_DIM:
+        return Mask(blocks=block_mask(queries, documents, device))
+    allowed = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    if documents is not None:
+        allowed = allowed & (documents[:, None, :, None] == documents[:, None, None, :])
+    return Mask(allowed=allowed)
+
+
+def block_mask(tokens: int, documents: Tensor | None, device: torch.device) -> Any:
+    """Causal, within documents (B, T) where given, as flex attention's BlockMask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if documents is None:
+            return query >= key
+        return (query >= key) & (documents[batch, query] == documents[batch, key])
+
+    batch = None if documents is None else documents.shape[0]
+    return create_block_mask(visible, batch, None, tokens, tokens, device=device)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, softcap: float | None) -> Tensor:
+    """Softmax attention with scale head_dim^-½; all tensors are (B, heads, T, head_dim).
+
+    Consecutive groups of n_heads / n_kv_heads query heads share a key/value head.
+    """
+    if mask.blocks is not None:
+        return attend_flex(query, key, value, mask.blocks, softcap)
+    if softcap is not None:
+        return attend_softcapped(query, key, value, mask.allowed, softcap)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask.allowed, is_causal=mask.causal, enable_gqa=True
+    )
+
+
+def attend_softcapped(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, softcap: float
+) -> Tensor:
+    """Attention over scores s bent to softcap · tanh(s / softcap), scores in fp32."""
+    batch, heads, tokens, head_dim = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, tokens, head_dim)
+    scores = (grouped @ key[:, :, None].transpose(-1, -2)).float() * head_dim**-0.5
+    scores = softcap * torch.tanh(scores / softcap)
+    if allowed is not None:
+        allowed = allowed.view(-1, 1, 1, *allowed.shape[-2:])
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    return (weights @ value[:, :, None]).reshape(batch, heads, tokens, head_dim)
+
+
+def attend_flex(
+    query: Tensor, key: Tensor, value: Tensor, blocks: Any, softcap: float | None
+) -> Tensor:
+    def bend(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    score_mod = None if softcap is None else bend
+    return _flex_attention()(
+        query, key, value, score_mod=score_mod, block_mask=blocks, enable_gqa=True
+    )
+
+
+@lru_cache(maxsize=1)
+def _flex_attention() -> Callable[..., Tensor]:
+    # Uncompiled, flex attention is a slow reference that forms all scores.
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+class Attention(nn.Module):
+    """Project, normalise each query and key head, rotate to positions, attend, project back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        query_width = config.n_heads * config.head_dim
+        kv_width = config.n_kv_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.softcap = config.softcap
+        self.q_proj = nn.Linear(config.d_model, query_width, bias=False)
+        self.k_proj = nn.Linear(config.d_model, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.d_model, kv_width, bias=False)
+        self.o_proj = nn.Linear(query_width, config.d_model, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, mask: Mask, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        """(B, T, d_model) -> (B, T, d_model); the cache, where given, holds the tokens before."""
+        batch, tokens, _ = x.shape
+        dtype = compute_dtype(x, self.q_proj.weight)
+        x = x.to(dtype)
+        query = self.q_proj(x).view(batch, tokens, -1, self.head_dim)
+        key = self.k_proj(x).view(batch, tokens, -1, self.head_dim)
+        value = self.v_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)
+        query = rotate(self.q_norm(query), rotation).to(dtype).transpose(1, 2)
+        key = rotate(self.k_norm(key), rotation).to(dtype).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.extend(layer, key, value)
+        mixed = attend(query, key, value, mask, self.softcap)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))

@@ -1,0 +1,24 @@
+"""The gated feed-forward layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from pion.config import ModelConfig
+from pion.model.norm import compute_dtype
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) ⊙ up(x)), no biases."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d_model) -> (B, T, d_model)."""
+        x = x.to(compute_dtype(x, self.gate_proj.weight))
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,93 @@
+"""Builds the next step's batch in a background thread while the current step computes.
+
+A step's batch is a pure function of the data position, so one built ahead is only ever a saving: if
+the position has moved (a restore, skipped rows), it is thrown away and built anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pion.data.order import rank_rows, step_rows
+from pion.data.stream import Batch, RowStream
+from pion.model.loss import IGNORED
+
+RowRange = tuple[int, int]  # [first, stop)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of an optimizer step, in host memory."""
+
+    rows: RowRange  # of the whole step, over all ranks, with what is skipped
+    micro_batches: list[Batch]
+    targets: int  # target tokens in this rank's micro-batches
+
+
+class BatchFeed:
+    """The batches of one rank, step after step.
+
+    `pin` puts them into page-locked memory, from which copies to a GPU don't wait.
+    """
+
+    def __init__(
+        self,
+        stream: RowStream,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        pin: bool,
+    ) -> None:
+        self._stream, self._pin = stream, pin
+        self._global_batch, self._micro_batch = global_batch, micro_batch
+        self._rank, self._world_size = rank, world_size
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-feed")
+        self._ahead: tuple[object, Future[StepBatch]] | None = None
+
+    def take(self, next_row: int, skipped: list[RowRange]) -> StepBatch:
+        """The batch of the step that begins at `next_row`, without the `skipped` row ranges."""
+        position = (next_row, tuple(skipped))
+        if self._ahead is not None and self._ahead[0] == position:
+            batch = self._ahead[1].result()
+            self._ahead = None
+            return batch
+        return self._build(*position)
+
+    def prepare(self, next_row: int, skipped: list[RowRange]) -> None:
+        """Start building the batch that `take` will be asked for next."""
+        position = (next_row, tuple(skipped))
+        self._ahead = (position, self._thread.submit(self._build, *position))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _build(self, next_row: int, skipped: tuple[RowRange, ...]) -> StepBatch:
+        rows, after = step_rows(next_row, self._global_batch, skipped)
+        parts = rank_rows(rows, self._rank, self._world_size, self._micro_batch)
+        micro_batches = [self._pinned(self._stream.batch(part)) for part in parts]
+        targets = sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches)
+        return StepBatch((next_row, after), micro_batches, targets)
+
+    def _pinned(self, batch: Batch) -> Batch:
+        return map_batch(Tensor.pin_memory, batch) if self._pin else batch
+
+
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """The batch with `function` applied to each tensor it has."""
+    return Batch(
+        function(batch.tokens),
+        function(batch.targets),
+        None if batch.positions is None else function(batch.positions),
+        None if batch.documents is None else function(batch.documents),
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch)

@@ -1,0 +1,192 @@
+"""What a machine can do (precision, arithmetic, memory), and putting a plan into force on it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import re
+import time
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.train.settings import Plan
+
+# Dense TFLOP/s (bf16 tensor cores accumulating in fp32, fp32 without tensor cores) from NVIDIA's
+# data sheets and architecture white papers; None = no bf16. Data sheets often quote twice the
+# dense figure, for 2:4 sparsity. The first whose words are in the device's name wins.
+GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
+    ("B200", 2250.0, 75.0),
+    ("H200 NVL", 835.0, 60.0),
+    ("H200", 989.4, 66.9),
+    ("H100 NVL", 835.0, 60.0),
+    ("H100 PCIe", 756.4, 51.2),
+    ("H100", 989.4, 66.9),
+    ("A100", 311.9, 19.5),
+    ("A10G", 70.0, 35.0),
+    ("RTX A6000", 154.8, 38.7),
+    ("RTX A5000", 111.1, 27.8),
+    ("RTX A4000", 76.7, 19.2),
+    ("A40", 149.7, 37.4),
+    ("A30", 165.0, 10.3),
+    ("A10", 125.0, 31.2),
+    ("L40S", 362.1, 91.6),
+    ("L40", 181.1, 90.5),
+    ("L4", 121.0, 30.3),
+    ("RTX 6000 Ada", 364.2, 91.1),
+    ("RTX 5090", 209.5, 104.8),
+    ("RTX 4090", 165.2, 82.6),
+    ("RTX 3090", 71.0, 35.6),
+    ("V100", None, 15.7),
+    ("T4", None, 8.1),
+)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device to train on: CUDA where there is one. Raises BadInput if `name` isn't there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise BadInput(f"device {name!r}: training runs on cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(
+            f"device {name!r}: torch {torch.__version__} sees no CUDA device on this machine; "
+            "check `nvidia-smi`, or use device auto"
+        )
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device: `NVIDIA A40`, `CPU, 2 cores (AMD EPYC …)`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1].strip() if found else model
+    return f"CPU, {os.cpu_count()} cores ({model})"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively; emulation is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+
+
+def pick_dtype(
+    name: Literal["auto", "bfloat16", "float32"], device: torch.device
+) -> Literal["bfloat16", "float32"]:
+    """The precision to compute in: for "auto", bf16 where the hardware has it."""
+    if name == "auto":
+        return "bfloat16" if has_bf16(device) else "float32"
+    return name
+
+
+def configure(plan: Plan) -> None:
+    """Put the plan's process-wide choices into force: thread count and determinism."""
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    if plan.deterministic:
+        # cuBLAS reads this when its first handle is made; without it torch refuses to multiply.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(plan.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes a training process may use: the card's, or what the machine or container has free."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    return min([free, *_cgroup_limits()])
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Peak bytes allocated on a CUDA device so far, or this process's resident bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def peak_flops(device: torch.device, dtype: str) -> float:
+    """FLOP/s that MFU is measured against: a known GPU's data sheet, else a short matmul's."""
+    if device.type == "cuda":
+        known = gpu_flops(torch.cuda.get_device_name(device), dtype)
+        if known is not None:
+            return known
+    return _measured_flops(device, dtype, torch.get_num_threads())
+
+
+def gpu_flops(name: str, dtype: str) -> float | None:
+    """Peak FLOP/s of the GPU that CUDA calls `name`, or None where it isn't in the table."""
+    for words, bf16, fp32 in GPU_TFLOPS:
+        if re.search(rf"\b{words}\b", name):
+            tflops = bf16 if dtype == "bfloat16" else fp32
+            return None if tflops is None else tflops * 1e12
+    return None
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """Training FLOPs (forward and backward) a token costs in a row of `seq_len`.
+
+    6 per weight of every matrix multiplied with, the head included, plus causal attention, which
+    reads half the row on average (PaLM, Chowdhery et al. 2022, appendix B). Recomputation is not
+    counted: MFU is about useful work.
+    """
+    heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    block = config.d_model * (2 * heads + 2 * kv_heads + 3 * config.d_ff)
+    matmul_params = config.n_layers * block + config.vocab_size * config.d_model
+    return 6.0 * matmul_params + 6.0 * config.n_layers * heads * seq_len
+
+
+@functools.cache
+def _cpu_flags() -> set[str]:
+    """Instruction-set flags as Linux lists them (x86 "flags", Arm "Features")."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            return set(value.split())
+    return set()
+
+
+def _cgroup_limits() -> list[int]:
+    """Memory limits of the container this runs in, if any."""
+    limits = []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):  # absent, or "max": no limit
+            continue
+    return limits
+
+
+@functools.cache
+def _measured_flops(device: torch.device, dtype: str, threads: int) -> float:
+    """FLOP/s of a square matmul: the best of a few, so that a busy moment does not set the scale.
+
+    `threads` is part of the cache's key: a CPU's peak depends on it.
+    """
+    size = 4096 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+    a @ a
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best

@@ -1,0 +1,138 @@
+"""The optimizer of a decoder: which parameter is updated how, and its state by parameter name.
+
+Parameters of two or more dimensions, the embedding included, are decayed; gains are not. With
+`optimizer: muon` the matrices inside the blocks go to Muon and the rest stays with AdamW.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from pion.errors import BadInput
+from pion.train.muon import Muon
+from pion.train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class _AdamWGroup:
+    """Parameters that AdamW updates with one weight decay, and their moments, aligned."""
+
+    weight_decay: float
+    params: list[Tensor] = field(default_factory=list)
+    exp_avgs: list[Tensor] = field(default_factory=list)
+    exp_avg_sqs: list[Tensor] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)  # the kernel wants its count on the device
+
+    def add(self, param: Tensor) -> None:
+        self.params.append(param)
+        self.exp_avgs.append(torch.zeros_like(param))
+        self.exp_avg_sqs.append(torch.zeros_like(param))
+        self.steps.append(torch.zeros((), dtype=torch.float32, device=param.device))
+
+
+class Optimizer:
+    """AdamW, or Muon and AdamW, over a model's float32 parameters.
+
+    `dtype` is the precision of Muon's iterations. All state exists from the start, so a snapshot
+    can be laid out before the first step; none of it depends on the world size.
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: TrainSettings, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.settings = settings
+        self.steps = 0  # updates made; AdamW's bias correction counts them
+        self.params = list(model.parameters())
+        self._adamw = (_AdamWGroup(settings.weight_decay), _AdamWGroup(0.0))
+        self._moments: dict[str, Tensor] = {}
+        matrices: dict[str, nn.Parameter] = {}
+        for name, param in model.named_parameters():
+            if settings.optimizer == "muon" and name.startswith("blocks.") and param.ndim == 2:
+                matrices[name] = param
+                continue
+            group = self._adamw[0] if param.ndim >= 2 else self._adamw[1]
+            group.add(param)
+            self._moments[f"{name}.exp_avg"] = group.exp_avgs[-1]
+            self._moments[f"{name}.exp_avg_sq"] = group.exp_avg_sqs[-1]
+        self._muon = Muon(
+            matrices, beta=settings.muon_momentum, weight_decay=settings.weight_decay, dtype=dtype
+        )
+        self._moments |= {f"{name}.momentum": m for name, m in self._muon.momentum.items()}
+
+    @torch.no_grad()
+    def step(self, lr_scale: float) -> None:
+        """Update all parameters from their gradients at `lr_scale` times the peak rates."""
+        settings = self.settings
+        for group in self._adamw:
+            # The functional form: making an optimizer object imports torch's compiler, seconds
+            # that every start would wait for.
+            adamw(
+                group.params,
+                [param.grad for param in group.params],  # type: ignore[misc]
+                group.exp_avgs,
+                group.exp_avg_sqs,
+                [],
+                group.steps,
+                fused=True,
+                amsgrad=False,
+                beta1=settings.beta1,
+                beta2=settings.beta2,
+                lr=settings.lr * lr_scale,
+                weight_decay=group.weight_decay,
+                eps=settings.eps,
+                maximize=False,
+            )
+        self._muon.step(settings.muon_lr * lr_scale)
+        self.steps += 1
+
+    def zero_grad(self) -> None:
+        for param in self.params:
+            param.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Live references to all state, as `{parameter}.exp_avg`, `.exp_avg_sq`, `.momentum`."""
+        return dict(self._moments)
+
+    def load_state_tensors(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Copy in what `state_tensors` returned after `steps` updates.
+
+        Raises BadInput, leaving the state as it was, if it is another model's or optimizer's.
+        """
+        check_tensors(tensors, self._moments, "optimizer state")
+        copy_tensors(tensors, self._moments)
+        self.set_steps(steps)
+
+    def set_steps(self, steps: int) -> None:
+        """Say how many updates led to the state tensors."""
+        self.steps = steps
+        for group in self._adamw:
+            for count in group.steps:
+                count.fill_(float(steps))
+
+
+def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
+    """Raise BadInput unless both hold tensors of the same names and shapes."""
+    for kind, names in (
+        ("lacks", target.keys() - source.keys()),
+        ("has the unknown", source.keys() - target.keys()),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise BadInput(f"the {what} {kind} {min(names)}{more}: it is another model's")
+    for name, tensor in source.items():
+        if tensor.shape != target[name].shape:
+            raise BadInput(
+                f"the {what}'s {name} is {tuple(tensor.shape)}, here it is "
+                f"{tuple(target[name].shape)}: it is another model's"
+            )
+
+
+@torch.no_grad()
+def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copy tensors by name into existing ones."""
+    for name, tensor in source.items():
+        target[name].copy_(tensor)

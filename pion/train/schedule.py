@@ -1,0 +1,43 @@
+"""Learning-rate schedules, in optimizer steps.
+
+`step` counts finished steps, so step 0 is the first one trained. The rate of a step is the
+schedule's value at its end: the first step of a warm-up already moves, the last step of a run
+reaches `min_lr` exactly. AdamW's and Muon's rates scale alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pion.train.settings import TrainSettings
+
+
+def lr_at(settings: TrainSettings, step: int) -> float:
+    """Fraction of the peak learning rate, in [0, 1], that optimizer step `step` uses."""
+    finished = step + 1
+    if finished <= settings.warmup_steps:
+        return finished / settings.warmup_steps
+    start = decay_start(settings)
+    if settings.schedule == "constant" or finished <= start:
+        return 1.0
+    progress = min(1.0, (finished - start) / max(1, settings.steps - start))
+    if settings.schedule == "wsd" and settings.decay_shape == "linear":
+        peak_share = 1.0 - progress
+    else:
+        peak_share = 0.5 * (1.0 + math.cos(math.pi * progress))
+    floor = settings.min_lr / settings.lr
+    return floor + (1.0 - floor) * peak_share
+
+
+def decay_start(settings: TrainSettings) -> int:
+    """Number of steps whose rate does not depend on `steps`.
+
+    While no more than these are finished, `steps` can be raised without contradicting the past.
+    A decay longer than what the warm-up leaves begins where the warm-up ends.
+    """
+    if settings.schedule == "constant":
+        return settings.steps
+    if settings.schedule == "cosine":
+        return min(settings.warmup_steps, settings.steps)
+    decay_steps = max(1, round(settings.decay_fraction * settings.steps))
+    return min(max(settings.warmup_steps, settings.steps - decay_steps), settings.steps)

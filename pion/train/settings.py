@@ -1,0 +1,83 @@
+"""What a training stage is (`TrainSettings`) and how one machine executes it (`Plan`).
+
+Settings decide the weights and never depend on hardware; a plan decides only who computes what, and
+is recorded beside a checkpoint because reusing it is what makes a resumed run bit-identical.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pion.errors import BadInput
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training stage. Steps are optimizer steps, batches are sequences.
+
+    Raises BadInput where a value makes no sense.
+    """
+
+    steps: int
+    global_batch: int
+    lr: float
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    decay_shape: Literal["cosine", "linear"] = "cosine"  # of wsd's decay
+    decay_fraction: float = 0.2  # the last part of the run, in which wsd decays
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
+    weight_decay: float = 0.1  # decoupled: a step shrinks weights by its lr times this
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0  # limit of the gradient's global norm; 0 = none
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "lr", "muon_lr", "eps"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        for name in ("warmup_steps", "weight_decay", "clip"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        for name in ("muon_momentum", "beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
+        _require(0 <= self.min_lr <= self.lr, "min_lr", self.min_lr, f"must be in [0, {self.lr}]")
+        _require(0 < self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "in (0, 1]")
+        for name, known in (
+            ("schedule", ("wsd", "cosine", "constant")),
+            ("decay_shape", ("cosine", "linear")),
+            ("optimizer", ("adamw", "muon")),
+        ):
+            value = getattr(self, name)
+            _require(value in known, name, value, f"must be one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How this machine computes a stage. None of it changes what is learned beyond rounding."""
+
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
+    micro_batch: int = 1  # sequences a rank computes at once
+    world_size: int = 1
+    recompute: bool = False  # recompute activations in the backward pass
+    compile: bool = False
+    threads: int | None = None  # CPU threads of a rank; None leaves torch's number
+    deterministic: bool = False  # bit-identical on CUDA too; CPU always is
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "world_size"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        known = ("float32", "bfloat16")
+        _require(self.dtype in known, "dtype", self.dtype, f"must be one of {', '.join(known)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise BadInput(f"{name} = {value!r}: {rule}")

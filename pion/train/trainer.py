@@ -1,0 +1,398 @@
+"""The training loop of every stage, one optimizer step at a time.
+
+The trainer owns weights, optimizer and data position; its caller decides when to log, evaluate,
+save and stop. One process per rank; with several, torch.distributed is initialised beforehand.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pion.data.stream import Batch, RowStream
+from pion.errors import BadInput, PionError
+from pion.model.decoder import Decoder
+from pion.train import hardware
+from pion.train.feed import BatchFeed, RowRange, StepBatch, to_device
+from pion.train.heldout import Evaluation, evaluate
+from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
+from pion.train.schedule import lr_at
+from pion.train.settings import Plan, TrainSettings
+
+__all__ = ["Evaluation", "Plan", "TrainSettings", "TrainState", "Trainer"]
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a stage resumes from, as references to live tensors: snapshot before stepping on.
+
+    `meta` is JSON: step, next_row, skipped, optimizer counters, RNG states and the execution plan.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _StepRecord:
+    step: int
+    rows: RowRange
+    lr: float
+    loss: Tensor
+    grad_norm: Tensor
+    targets: Tensor
+    row_tokens: int
+
+
+class _ScaledLoss(nn.Module):
+    """The decoder's summed loss times a factor, as a module because DDP wraps a forward."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, scale: Tensor) -> Tensor:
+        loss = self.model.loss(
+            batch.tokens,
+            batch.targets,
+            positions=batch.positions,
+            documents=batch.documents,
+            reduction="sum",
+        )
+        return loss * scale
+
+
+def _never() -> bool:
+    return False
+
+
+class Trainer:
+    """Trains `model` on `stream` as `settings` say, executed as `plan` says.
+
+    `step` counts finished optimizer steps, `next_row` is the first row not yet trained on and
+    `skipped` the [first, stop) row ranges to leave out. All ranks construct it and call its methods
+    alike. `clock` (seconds) times throughput.
+
+    `train_step` raises BadInput for a global batch smaller than the world size.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        stream: RowStream,
+        settings: TrainSettings,
+        plan: Plan,
+        *,
+        rank: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        hardware.configure(plan)
+        self.settings, self.plan, self.rank = settings, plan, rank
+        self.device = torch.device(plan.device)
+        self.dtype = torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32
+        self.model = model.to(self.device)
+        self.model.recompute = plan.recompute
+        self.optimizer = Optimizer(self.model, settings, self.dtype)
+        self.step = 0
+        self.next_row = 0
+        self.skipped: list[RowRange] = []
+        self._feed = BatchFeed(
+            stream,
+            global_batch=settings.global_batch,
+            micro_batch=plan.micro_batch,
+            rank=rank,
+            world_size=plan.world_size,
+            pin=self.device.type == "cuda",
+        )
+        self._records: list[_StepRecord] = []
+        self._clock = clock
+        self._interval_start: float | None = None
+        if plan.compile:
+            for block in self.model.blocks:
+                block.compile()
+        self._loss: nn.Module = _ScaledLoss(self.model)
+        self._control: Any = None  # process group
+        self._ddp: DistributedDataParallel | None = None
+        if plan.world_size > 1:
+            # Ranks agree on stopping over gloo, which never waits for the GPU.
+            gloo = dist.get_backend() == "gloo"
+            self._control = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+            self._ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
+            self._loss = self._ddp
+            self._primed = False
+
+    @property
+    def grad_accum(self) -> int:
+        """Micro-batches in an optimizer step, on the rank that has most."""
+        rows = math.ceil(self.settings.global_batch / self.plan.world_size)
+        return math.ceil(rows / self.plan.micro_batch)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.settings.steps
+
+    # ------------------------------------------------------------ one step
+
+    def train_step(self, should_stop: Callable[[], bool] = _never) -> bool:
+        """Train on the next `global_batch` rows; False if abandoned, with nothing changed.
+
+        `should_stop` is asked before each micro-batch; the step is abandoned on all ranks as soon
+        as one of them says so. Nothing here waits for the device: loss and gradient norm stay
+        there until `drain_metrics`.
+        """
+        if self._interval_start is None:
+            self._interval_start = self._clock()
+        batch = self._feed.take(self.next_row, self.skipped)
+        if self.step + 1 < self.settings.steps:
+            self._feed.prepare(batch.rows[1], self.skipped)
+
+        targets = self._summed(torch.full((), float(batch.targets), device=self.device))
+        # DDP averages over ranks; the gradient of the global batch is the sum.
+        scale = self.plan.world_size / targets.clamp(min=1.0)
+        loss = torch.zeros((), device=self.device)
+        last = len(batch.micro_batches) - 1
+        self.model.train()
+        for i in range(self.grad_accum):
+            if self._any_rank(should_stop()):
+                self.optimizer.zero_grad()
+                return False
+            if i <= last:
+                loss += self._backward(batch.micro_batches[i], scale, synchronise=i == last)
+        loss = self._summed(loss) / self.plan.world_size
+
+        grads = [p.grad for p in self.optimizer.params if p.grad is not None]
+        grad_norm = nn.utils.get_total_norm(grads, foreach=True)
+        if self.settings.clip > 0:
+            nn.utils.clip_grads_with_norm_(
+                self.optimizer.params, self.settings.clip, grad_norm, foreach=True
+            )
+        lr_scale = lr_at(self.settings, self.step)
+        self.optimizer.step(lr_scale)
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.next_row = batch.rows[1]
+        self._record(batch, lr_scale, loss, grad_norm, targets)
+        return True
+
+    def _backward(self, batch: Batch, scale: Tensor, *, synchronise: bool) -> Tensor:
+        """Add one micro-batch's gradient; with `synchronise`, sum gradients over ranks."""
+        batch = to_device(batch, self.device)
+        if self._ddp is not None and not self._primed:
+            self._prime(batch)
+        wait = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
+        with wait:
+            loss = self._forward(batch, scale)
+            loss.backward()
+        return loss.detach()
+
+    def _forward(self, batch: Batch, scale: Tensor) -> Tensor:
+        bf16 = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            loss: Tensor = self._loss(batch, scale)
+        return loss
+
+    def _prime(self, batch: Batch) -> None:
+        """Let DDP rearrange its buckets, which it does once, after the first synchronised backward.
+
+        The arrangement decides the order in which three or more ranks' gradients are added. Done
+        before the first step, it is the same in a run resumed here and in one that never stopped.
+        """
+        self._forward(batch, torch.zeros((), device=self.device)).backward()
+        self.optimizer.zero_grad()
+        self._primed = True
+
+    def _summed(self, value: Tensor) -> Tensor:
+        """A scalar summed over ranks, on the device, in place."""
+        if self.plan.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def _any_rank(self, flag: bool) -> bool:
+        if self._control is None:
+            return flag
+        asked = torch.tensor(int(flag))
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(asked)
+
+    # ------------------------------------------------------------ metrics
+
+    def _record(
+        self, batch: StepBatch, lr_scale: float, loss: Tensor, grad_norm: Tensor, targets: Tensor
+    ) -> None:
+        self._records.append(
+            _StepRecord(
+                step=self.step,
+                rows=batch.rows,
+                lr=self.settings.lr * lr_scale,
+                loss=loss,
+                grad_norm=grad_norm,
+                targets=targets,
+                row_tokens=batch.micro_batches[0].tokens.shape[1],
+            )
+        )
+
+    def drain_metrics(self) -> list[dict[str, Any]]:
+        """Metrics of the steps since the last call, one dict each, waiting for the device once.
+
+        Keys: step (finished steps, this one included), loss (nats per target token), lr,
+        grad_norm (before clipping), tokens (targets), rows ([first, stop)), and over the whole
+        interval tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this rank).
+        The interval begins with the first step after the last call, so what the caller does in
+        between isn't counted.
+
+        Raises PionError if a loss or gradient was not finite: the weights are then unusable.
+        """
+        records, self._records = self._records, []
+        if not records:
+            return []
+        scalars = _to_host(records)
+        assert self._interval_start is not None
+        seconds = max(self._clock() - self._interval_start, 1e-9)
+        self._interval_start = None
+        tokens = sum(record.row_tokens for record in records) * self.settings.global_batch
+        flops = hardware.flops_per_token(self.model.config, records[-1].row_tokens)
+        peak = hardware.peak_flops(self.device, self.plan.dtype) * self.plan.world_size
+        interval = {
+            "tokens_per_second": tokens / seconds,
+            "mfu": tokens / seconds * flops / peak,
+            "memory": hardware.memory_in_use(self.device),
+        }
+        return [
+            {
+                "step": record.step,
+                "loss": loss,
+                "lr": record.lr,
+                "grad_norm": grad_norm,
+                "tokens": int(targets),
+                "rows": list(record.rows),
+                **interval,
+            }
+            for record, (loss, grad_norm, targets) in zip(records, scalars)
+        ]
+
+    def evaluate(
+        self, stream: RowStream, rows: range, micro_batch: int, vocab_size: int | None = None
+    ) -> Evaluation:
+        """Held-out loss over `rows` of `stream`, shared out over ranks; see `heldout.evaluate`."""
+        return evaluate(
+            self.model,
+            stream,
+            rows,
+            micro_batch,
+            vocab_size=vocab_size,
+            dtype=self.dtype,
+            rank=self.rank,
+            world_size=self.plan.world_size,
+        )
+
+    # ------------------------------------------------------------ state
+
+    def state(self) -> TrainState:
+        """The state after the last finished step, as references to live tensors.
+
+        Raises PionError instead of handing out weights that a non-finite step has ruined.
+        """
+        if self._records:
+            _to_host(self._records)
+        return TrainState(
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_tensors(),
+            meta={
+                "step": self.step,
+                "next_row": self.next_row,
+                "skipped": [list(rows) for rows in self.skipped],
+                "optimizer": {"steps": self.optimizer.steps},
+                "rng": _rng_states(self.device),
+                "plan": self.plan.to_dict(),
+            },
+        )
+
+    def load(self, state: TrainState | None) -> None:
+        """Go on from `state`. With several ranks rank 0's is sent to all; others may pass None.
+
+        Raises BadInput on every rank, with nothing changed, if the state is another model's or
+        optimizer's.
+        """
+        refusal = None
+        if state is not None:
+            try:
+                check_tensors(state.model, self.model.state_dict(), "checkpoint")
+                check_tensors(
+                    state.optimizer, self.optimizer.state_tensors(), "checkpoint's optimizer state"
+                )
+            except BadInput as error:
+                refusal = str(error)
+        meta, refusal = self._from_rank_0((state.meta if state else {}, refusal))
+        if refusal is not None:
+            raise BadInput(refusal)
+        if state is not None:
+            copy_tensors(state.model, self.model.state_dict())
+            copy_tensors(state.optimizer, self.optimizer.state_tensors())
+        if self.plan.world_size > 1:
+            for tensors in (self.model.state_dict(), self.optimizer.state_tensors()):
+                for tensor in tensors.values():
+                    dist.broadcast(tensor, src=0)
+        self.optimizer.set_steps(meta["optimizer"]["steps"])
+        self.step, self.next_row = meta["step"], meta["next_row"]
+        self.skipped = [(first, stop) for first, stop in meta["skipped"]]
+        _set_rng_states(meta["rng"], self.device)
+        self._records, self._interval_start = [], None
+
+    def _from_rank_0(self, value: Any) -> Any:
+        if self.plan.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]
+
+    def close(self) -> None:
+        """End the background thread."""
+        self._feed.close()
+
+
+def _to_host(records: list[_StepRecord]) -> list[list[float]]:
+    """(loss, grad_norm, targets) of each record, in one transfer; PionError if one isn't finite."""
+    scalars: list[list[float]] = torch.stack(
+        [torch.stack((record.loss, record.grad_norm, record.targets)) for record in records]
+    ).tolist()
+    for record, (loss, grad_norm, _) in zip(records, scalars):
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            first, stop = record.rows
+            raise PionError(
+                f"step {record.step} (rows {first} to {stop - 1}) gave loss {loss:g} and gradient "
+                f"norm {grad_norm:g}; the weights since then are unusable and have not been saved. "
+                "The last checkpoint is from before. Lower lr or clip, or look at those rows, "
+                "and run again"
+            )
+    return scalars
+
+
+def _rng_states(device: torch.device) -> dict[str, str]:
+    """States of torch's generators, as base64."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {
+        name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()
+    }
+
+
+def _set_rng_states(states: dict[str, str], device: torch.device) -> None:
+    """Restore what `_rng_states` returned, as far as this machine has such generators."""
+    for name, text in states.items():
+        state = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif name == "cuda" and device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)

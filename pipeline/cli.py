@@ -1,0 +1,312 @@
+"""The `pion` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pion.errors import BadInput, PionError
+
+if TYPE_CHECKING:
+    from pipeline.sampling import Sampling
+
+MODEL_HELP = (
+    "a run (demo, STORE/demo; @pretrain, @sft or @STEP for another checkpoint), a checkpoint's or "
+    "an exported folder, a seed's .pt, a Hub repository (user/name); default: the latest run"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (the table is in the README)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a log in ASCII is no reason to die
+    try:
+        args = _parse(sys.argv[1:] if argv is None else list(argv))
+        code: int = args.command(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse: --help, or arguments it refuses
+        return int(stop.code or 0)
+    except PionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has gone; without this Python complains while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get("PION_DEBUG"):
+            raise
+        print(_bug(error), file=sys.stderr)
+        return 1
+
+
+def _bug(error: Exception) -> str:
+    import tempfile
+
+    handle, path = tempfile.mkstemp(prefix="pion-bug-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as log:
+        log.write(f"pion {' '.join(sys.argv[1:])}\n\n")
+        traceback.print_exception(error, file=log)
+    return (
+        f"error: this is a bug in Pion: {type(error).__name__}: {error}\n"
+        f"What was committed is safe. The traceback is in {path} (PION_DEBUG=1 prints it here)."
+    )
+
+
+# ---------------------------------------------------------------- arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """Exits with 2 and one line, naming the nearest command for a misspelt one."""
+
+    commands: Sequence[str] = ()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        first = next((a for a in args or () if not a.startswith("-")), None)
+        if self.commands and first is not None and first not in self.commands:
+            close = difflib.get_close_matches(first, self.commands, 1, 0.4)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"there is no command {first!r}{hint} (pion --help lists them)")
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n(see {self.prog} --help)\n")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="pion",
+        description="Train, evaluate, publish and use small language models.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], help: str) -> _Parser:
+        sub: _Parser = commands.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
+        )
+        sub.set_defaults(command=command)
+        return sub
+
+    run = add("run", _run, "advance a run until it is done")
+    run.add_argument("job", metavar="JOB", nargs="?", help="a job file, such as jobs/demo.yaml")
+    run.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
+    )
+    run.add_argument("--redo", metavar="STAGE", help="do this stage and what follows it again")
+    run.add_argument("--take-over", action="store_true", help="claim the run from another owner")
+    run.add_argument("--help-job", action="store_true", help="print every field of a job file")
+
+    chat = add("chat", _chat, "talk to a model")
+    chat.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    _sampling(chat)
+
+    generate = add("generate", _generate, "continue a text")
+    generate.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    generate.add_argument("--prompt", help="the text to continue; default: standard input")
+    generate.add_argument(
+        "--chat", action="store_true", help="the prompt is a user's turn; print the answer alone"
+    )
+    _sampling(generate)
+
+    evaluate = add("eval", _eval, "measure a model on files of your own")
+    evaluate.add_argument("model", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
+    evaluate.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="text (loss, bits per byte) or .jsonl multiple choice {context, choices, answer}",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    export = add("export", _export, "write a folder that transformers loads")
+    export.add_argument("run", metavar="RUN", help="a run, or any model Pion loads")
+    export.add_argument("folder", metavar="DIR", help="the folder to write")
+    export.add_argument("--stage", choices=("pretrain", "sft"), help="default: the last one")
+
+    seed = add("import-seed", _import_seed, "turn a seed's checkpoint into a folder Pion loads")
+    seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
+    seed.add_argument("folder", metavar="DIR", help="the folder to write")
+    seed.add_argument("--tokenizer", metavar="FILE", help="its tokenizer.json")
+
+    status = add("status", _status, "what a run has done and who owns it, from its store alone")
+    status.add_argument("run", metavar="RUN", nargs="?", help="default: all runs in runs/")
+    status.add_argument("--json", action="store_true", help="print JSON")
+
+    points = add("checkpoints", _checkpoints, "list a run's checkpoints")
+    points.add_argument("run", metavar="RUN")
+    points.add_argument("--verify", action="store_true", help="check sizes and hashes again")
+    points.add_argument("--json", action="store_true", help="print JSON")
+
+    report = add("report", _report, "write a run's report.html again")
+    report.add_argument("run", metavar="RUN")
+    report.add_argument("--json", action="store_true", help="print its path as JSON")
+
+    parser.commands = tuple(commands.choices)
+    # `pion run JOB --redo sft sft.lr=1e-4`: argparse alone takes no overrides after an option.
+    overrides: list[str] = []
+    if argv[:1] == ["run"]:
+        overrides = [a for a in argv if _is_override(a)]
+        argv = [a for a in argv if not _is_override(a)]
+    args = parser.parse_args(argv)
+    if overrides:
+        args.overrides = [*overrides, *args.overrides]
+    return args
+
+
+def _is_override(argument: str) -> bool:
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and not argument.startswith("-") and "/" not in key
+
+
+def _sampling(parser: argparse.ArgumentParser) -> None:
+    from pipeline.sampling import DEFAULTS, HELP, convert
+
+    for name, default in DEFAULTS.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=partial(_converted, convert, name),
+            default=default,
+            metavar="N",
+            help=f"{HELP[name]} (default: {default})",
+        )
+    parser.add_argument("--seed", type=int, metavar="N", help="draw the same text every time")
+
+
+def _converted(convert: Callable[[str, str], float], name: str, text: str) -> float:
+    try:
+        return convert(name, text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.help_job:
+        from pipeline.job_schema import help_job
+
+        print(help_job(_terminal_width()))
+        return 0
+    if args.job is None:
+        files = ", ".join(str(p) for p in sorted(Path("jobs").glob("*.yaml")))
+        raise BadInput("name a job file" + (f": {files}" if files else ", such as jobs/demo.yaml"))
+    from pipeline.job_file import job_text, load_job
+
+    job = load_job(args.job, args.overrides)
+    from pipeline.display import Display
+    from pipeline.run import Options, run_job
+
+    options = Options(
+        job_path=args.job,
+        job_text=job_text(args.job, args.overrides),
+        redo=args.redo,
+        take_over=args.take_over,
+    )
+    with Display() as display:
+        return run_job(job, options, display)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from pipeline.chat import chat
+    from pipeline.find_model import find_model, load_found
+
+    found = find_model(args.model)
+    model, tokenizer = load_found(found)
+    return chat(model, tokenizer, found, _settings(args))
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from pipeline.chat import answer_once
+    from pipeline.find_model import find_model, load_found
+
+    if args.prompt is None and sys.stdin.isatty():
+        raise BadInput("give a text to continue: --prompt TEXT, or on standard input")
+    prompt = sys.stdin.read() if args.prompt is None else args.prompt
+    model, tokenizer = load_found(find_model(args.model))
+    return answer_once(model, tokenizer, prompt, _settings(args), as_chat=args.chat)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from pipeline.eval_files import eval_files
+    from pipeline.find_model import find_model, load_found
+
+    model, tokenizer = load_found(find_model(args.model))
+    return eval_files(model, tokenizer, [Path(f) for f in args.files], as_json=args.json)
+
+
+def _export(args: argparse.Namespace) -> int:
+    import json
+
+    from pipeline.find_model import find_model, load_model, load_tokenizer
+
+    found = find_model(f"{args.run}@{args.stage}" if args.stage else args.run)
+    load_tokenizer(found)  # before torch is imported: it may be missing
+    assert found.tokenizer is not None
+    from pion.export import export_model, verify_export
+
+    model = load_model(found)
+    export_model(model, found.tokenizer, args.folder)
+    texts = [text for text in (argparse.__doc__, json.__doc__) if text]
+    difference = verify_export(args.folder, model, found.tokenizer, texts)
+    print(
+        f"{args.folder}: {found.label}; loaded again with transformers, "
+        f"logits differ by at most {difference:.1e}"
+    )
+    return 0
+
+
+def _import_seed(args: argparse.Namespace) -> int:
+    from pipeline.import_seed import import_seed_folder
+
+    tokenizer = Path(args.tokenizer) if args.tokenizer else None
+    print(import_seed_folder(Path(args.file), Path(args.folder), tokenizer))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from pipeline.status import show_runs, show_status
+
+    if args.run is None:
+        return show_runs(as_json=args.json)
+    return show_status(args.run, as_json=args.json)
+
+
+def _checkpoints(args: argparse.Namespace) -> int:
+    from pipeline.status import show_checkpoints
+
+    return show_checkpoints(args.run, verify=args.verify, as_json=args.json)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pipeline.status import rewrite_report
+
+    return rewrite_report(args.run, as_json=args.json)
+
+
+def _settings(args: argparse.Namespace) -> Sampling:
+    from pipeline.sampling import DEFAULTS, Sampling
+
+    return Sampling(**{name: getattr(args, name) for name in DEFAULTS}, seed=args.seed)
+
+
+def _terminal_width() -> int | None:
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

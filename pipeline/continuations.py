@@ -1,0 +1,117 @@
+"""Multiple-choice questions from held-out text: which of four texts goes on from here?
+
+The wrong choices go on from other documents of the same data, cut the same way and of about the
+same length, so that only what the context says tells them apart. Chance is one in four.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pion.data.shards import Rows
+from pion.data.tokenizer import Tokenizer
+
+CONTEXT_CHARS = 120
+CHOICE_CHARS = 60
+CHOICES = 4
+MAX_QUESTIONS = 1000
+MAX_PASSAGES = 4000
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a held-out document, cut in two between words."""
+
+    document: int
+    context: str
+    continuation: str
+
+
+def continuation_questions(
+    held_out: list[Rows], tokenizer: Tokenizer, seed: int
+) -> list[dict[str, object]]:
+    """Up to 1,000 questions {"context", "choices", "answer"} from the rows of all sources.
+
+    The same rows give the same questions. There are none where the rows hold fewer than four
+    documents long enough to ask about.
+    """
+    passages = list(_passages(held_out, tokenizer))
+    if len({passage.document for passage in passages}) < CHOICES:
+        return []
+    rng = random.Random(seed)
+    rng.shuffle(passages)
+    questions = []
+    for passage in passages[:MAX_QUESTIONS]:
+        others = [p for p in rng.sample(passages, min(40, len(passages))) if _differs(p, passage)]
+        length = len(passage.continuation)
+        others.sort(key=lambda p: abs(len(p.continuation) - length))
+        choices = [p.continuation for p in _distinct(others)[: CHOICES - 1]]
+        if len(choices) < CHOICES - 1:
+            continue
+        answer = rng.randrange(CHOICES)
+        choices.insert(answer, passage.continuation)
+        questions.append({"context": passage.context, "choices": choices, "answer": answer})
+    return questions
+
+
+def _passages(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[Passage]:
+    """Passages of all documents, the first of each before the second of any."""
+    cut_documents = [_cut(number, text) for number, text in enumerate(_texts(held_out, tokenizer))]
+    found = 0
+    for turn in range(max(map(len, cut_documents), default=0)):
+        for passages in cut_documents:
+            if turn < len(passages) and found < MAX_PASSAGES:
+                found += 1
+                yield passages[turn]
+
+
+def _texts(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[str]:
+    """The documents in the held-out rows; the first and last may be cut by the rows' edges."""
+    for rows in held_out:
+        document: list[int] = []
+        for shard, count in enumerate(rows.manifest.shard_rows):
+            for row in range(count):
+                pieces = np.split(
+                    tokens := rows.row(shard, row).tokens,
+                    np.flatnonzero(tokens == tokenizer.end_of_text) + 1,
+                )
+                for number, piece in enumerate(pieces):
+                    if number:
+                        yield tokenizer.decode(document)
+                        document = []
+                    document += piece.tolist()
+        yield tokenizer.decode(document)
+
+
+def _cut(document: int, text: str) -> list[Passage]:
+    """Passages of a document, one after the other: context, then what follows it."""
+    passages = []
+    position = 0
+    while position + CONTEXT_CHARS + CHOICE_CHARS <= len(text):
+        middle = _word_end(text, position + CONTEXT_CHARS)
+        end = _word_end(text, middle + CHOICE_CHARS)
+        context, continuation = text[position:middle].strip(), text[middle:end]
+        # A continuation begins with the space after the context's last word.
+        if re.search(r"[A-Za-z]{3}", continuation) and "\n\n" not in continuation:
+            passages.append(Passage(document, context, continuation))
+        position = end
+    return passages
+
+
+def _word_end(text: str, position: int) -> int:
+    """The end of the word at `position`."""
+    match = re.compile(r"\s").search(text, position)
+    return match.start() if match else len(text)
+
+
+def _differs(one: Passage, other: Passage) -> bool:
+    return one.document != other.document and one.continuation != other.continuation
+
+
+def _distinct(passages: list[Passage]) -> list[Passage]:
+    return list({passage.continuation: passage for passage in reversed(passages)}.values())[::-1]

@@ -1,0 +1,83 @@
+"""`pion eval`: measure a model on text files and multiple-choice packs of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pion.data.shards import IGNORED
+from pion.data.stream import Batch
+from pion.data.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.evaluate import HeldOut, multiple_choice, read_questions, summarize, token_nll
+from pion.model.decoder import Decoder
+
+TOKENS_AT_ONCE = 8192
+
+
+def eval_files(
+    model: Decoder, tokenizer: Tokenizer, files: Sequence[Path], *, as_json: bool
+) -> int:
+    """Print each file's results: of a `.jsonl` its accuracy, of any other its loss as text."""
+    results = {str(path): _eval_file(model, tokenizer, path) for path in files}
+    if as_json:
+        print(json.dumps(results, indent=1))
+        return 0
+    for name, r in results.items():
+        if "accuracy" in r:
+            print(
+                f"{name}: accuracy {r['accuracy']:.1%} ± {r['accuracy_sem']:.1%} "
+                f"(chance {r['chance']:.1%}, {r['questions']:,} questions)"
+            )
+        else:
+            print(
+                f"{name}: bits per byte {r['bits_per_byte']:.4f} ± {r['bits_per_byte_sem']:.4f}, "
+                f"loss {r['loss']:.4f} ± {r['loss_sem']:.4f}, perplexity {r['perplexity']:.2f} "
+                f"({r['tokens']:,} tokens, {r['bytes']:,} bytes)"
+            )
+    return 0
+
+
+def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
+    rows_at_once = max(1, TOKENS_AT_ONCE // model.config.seq_len)
+    if path.suffix == ".jsonl":
+        questions = read_questions(path)
+        return dataclasses.asdict(multiple_choice(model, tokenizer, questions, rows_at_once))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: can't read this as text ({error})") from None
+    if not text.strip():
+        raise BadInput(f"{path}: there is no text in it")
+    return dataclasses.asdict(text_loss(model, tokenizer, text, rows_at_once))
+
+
+def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, rows_at_once: int = 1) -> HeldOut:
+    """Loss on one document, cut into rows of the model's context that don't see each other.
+
+    The document follows an end-of-text, as documents do in training, so that each of its tokens is
+    predicted once.
+    """
+    seq_len = model.config.seq_len
+    ids = np.array([tokenizer.end_of_text, *tokenizer.encode(text)], np.int64)
+    rows = -(-(len(ids) - 1) // seq_len)
+    tokens = np.full((rows, seq_len), tokenizer.pad, np.int64)
+    targets = np.full((rows, seq_len), IGNORED, np.int64)
+    tokens.reshape(-1)[: len(ids) - 1], targets.reshape(-1)[: len(ids) - 1] = ids[:-1], ids[1:]
+    nll = np.zeros(targets.shape)
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, rows, rows_at_once):
+            part = slice(start, start + rows_at_once)
+            batch = Batch(
+                torch.from_numpy(tokens[part]), torch.from_numpy(targets[part]), None, None
+            )
+            losses, _ = token_nll(model, batch, tokenizer.vocab_size, torch.float32)
+            nll[part] = losses.cpu().numpy()
+    return summarize(nll, targets, tokenizer.token_bytes())

@@ -1,0 +1,218 @@
+"""What follows training: evaluation, publishing, the report and the closing summary of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.digest import Digests
+from pipeline.job import Job
+from pipeline.state.head import RunState
+from pipeline.state.metrics import read_events, read_metrics
+from pipeline.state.records import Head
+from pipeline.state.stores import Missing, write_once
+
+Say = Callable[[dict[str, Any]], None]
+Row = dict[str, Any]
+
+COMPARED_TEXTS = 4
+
+
+@dataclass(frozen=True)
+class _StoredParts:
+    """Finished parts of an evaluation, one write-once object each under its digest."""
+
+    run: RunState
+    digest: str
+
+    def load(self, name: str) -> Row | None:
+        try:
+            return json.loads(self.run.store.read(self._key(name)))
+        except Missing:
+            return None
+
+    def save(self, name: str, result: Row) -> None:
+        write_once(self.run.store, self._key(name), json.dumps(result).encode())
+
+    def _key(self, name: str) -> str:
+        return self.run.key(f"stages/evaluate/{self.digest}-parts/{name}.json")
+
+
+def finish_evaluate(job: Job, run: RunState, digests: Digests, say: Say) -> Row:
+    """Measure the models of the finished training stages."""
+    from pipeline.stages.evaluate import evaluate_run
+
+    head = _head(run)
+    return evaluate_run(
+        job,
+        models={stage: model_folder(run, head, stage) for stage in job.train_stages},
+        pretrain_data=_data_folder(run, digests, "pretrain"),
+        sft_data=_data_folder(run, digests, "sft"),
+        parts=_StoredParts(run, digests.stages["evaluate"]),
+        say=say,
+    )
+
+
+def finish_publish(job: Job, run: RunState, digests: Digests, say: Say) -> Row:
+    """Publish the model of the last training stage."""
+    from pipeline.stages.publish import publish_run
+
+    head = _head(run)
+    model = model_folder(run, head, job.train_stages[-1])
+    return publish_run(
+        job,
+        model=model,
+        tokenizer_path=model / "tokenizer.json",
+        results=head.stages["evaluate"].result,
+        texts=_held_out_texts(job, run, digests),
+        metrics={
+            stage: read_metrics(run.store, run.name, head, stage) for stage in job.train_stages
+        },
+        lineage=lineage(run, head),
+        say=say,
+    )
+
+
+def write_run_report(job: Job, run: RunState) -> Path:
+    """Write `report.html` into the run's folder from what its store holds."""
+    from pipeline.report import write_report
+
+    head = _head(run)
+    rows = {stage: read_metrics(run.store, run.name, head, stage) for stage in job.train_stages}
+    evaluated = head.stages.get("evaluate")
+    path = run.store.local_path(run.key("report.html"))
+    assert path is not None
+    events = read_events(run.store, run.name)
+    newest = max((event["epoch"] for event in events), default=0)
+    return write_report(
+        path,
+        job=job,
+        head_info=_head_info(job, run, head),
+        metrics={stage: [r for r in rows[stage] if "loss" in r] for stage in rows},
+        evaluations={stage: [r for r in rows[stage] if "held_out_loss" in r] for stage in rows},
+        samples=[
+            {"stage": stage, **row["sample"]}
+            for stage in rows
+            for row in rows[stage]
+            if "sample" in row
+        ],
+        results=evaluated.result if evaluated else {},
+        lineage=lineage(run, head),
+        timings=[e for e in events if e["event"] == "phase" and e["epoch"] == newest],
+    )
+
+
+def summary_rows(job: Job, run: RunState) -> list[list[str]]:
+    """[label, value] pairs that close a `pion run`: where everything is, and how to use it."""
+    head = _head(run)
+    rows = [["run", f"{run.store.url}/{run.name}"]]
+    report = run.store.local_path(run.key("report.html"))
+    if report is not None and report.exists():
+        rows.append(["report", _shown(report)])
+    evaluated = head.stages.get("evaluate")
+    if evaluated is not None:
+        results = evaluated.result
+        for name in (*job.train_stages, "ngram", "untrained"):
+            bits = results.get(name, {}).get("bits_per_byte")
+            if bits is not None:
+                rows.append([f"{name} bits per byte", f"{bits:.3f}"])
+    published = head.stages.get("publish")
+    if published is not None:
+        result = published.result
+        rows.append(["model", str(result.get("url") or _shown(Path(result["path"])))])
+        rows.append(["card", str(result.get("card"))])
+    rows.append(["try it", f"pion chat {job.name}" if job.store != "runs" else "pion chat"])
+    return rows
+
+
+def lineage(run: RunState, head: Head) -> list[Row]:
+    """A row for each attempt that trained: when, where, on what, from and to which step."""
+    rows = []
+    for event in read_events(run.store, run.name):
+        if event["event"] != "training":
+            continue
+        metrics = read_metrics(run.store, run.name, head, event["stage"])
+        mine = [row for row in metrics if row["epoch"] == event["epoch"]]
+        if mine:
+            fields = {k: v for k, v in event.items() if k not in ("event", "at")}
+            seconds = mine[-1]["at"] - event["at"]
+            reached = {"to_step": mine[-1]["step"], "seconds": seconds}
+            rows.append({"at": _time(event["at"]), **fields, **reached})
+    return rows
+
+
+def model_folder(run: RunState, head: Head, stage: str) -> Path:
+    """The folder of a finished training stage's last checkpoint."""
+    key = head.stages[stage].checkpoint
+    assert key is not None
+    folder = run.store.local_path(run.key(key))
+    assert folder is not None
+    return folder
+
+
+def _head(run: RunState) -> Head:
+    head = run.read()
+    assert head is not None
+    return head
+
+
+def _data_folder(run: RunState, digests: Digests, part: str) -> Path | None:
+    if part not in digests.data:
+        return None
+    return run.store.local_path(run.key(f"data/{digests.data[part]}"))
+
+
+def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
+    """A few held-out rows as text: real input to compare the exported model on."""
+    from pion.data.tokenizer import Tokenizer
+    from pipeline.stages.prepare import open_data
+
+    folder = _data_folder(run, digests, "pretrain") or _data_folder(run, digests, "sft")
+    assert folder is not None
+    data = open_data(folder)
+    tokenizer = Tokenizer.from_file(data.tokenizer_path)
+    stream = data.stream("held_out", seed=job.seed, window=job.data.window)
+    rows = [stream.row(i) for i in range(min(COMPARED_TEXTS, stream.total_rows))]
+    return [tokenizer.decode(row.tokens.tolist()) for row in rows]
+
+
+def _head_info(job: Job, run: RunState, head: Head) -> Row:
+    published = head.stages.get("publish")
+    paths = {"run": f"{run.store.url}/{run.name}"}
+    if published is not None:
+        paths["model"] = str(published.result.get("url") or published.result.get("path"))
+        paths["card"] = str(published.result.get("card"))
+    stages = []
+    for stage in job.stages:
+        record = head.stages.get(stage)
+        step = next((e.step for e in head.checkpoints if e.stage == stage), None)
+        stages.append(
+            {
+                "stage": stage,
+                "status": f"finished {_time(record.at)}" if record else "not finished",
+                "digest": record.digest if record else "",
+                "step": step,
+            }
+        )
+    return {
+        "run": paths["run"],
+        "parameters": published.result.get("parameters") if published else None,
+        "paths": paths,
+        "stages": stages,
+    }
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,259 @@
+"""Data on the Hugging Face Hub: streamed data sets, `.npy` shards and tokenizers.
+
+Everything is read at a commit that is pinned first, so a run that goes on next week reads the same
+bytes. Whatever the Hub answers that a person can mend becomes a BadInput that says how.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pion.data.corpus import Record
+from pion.data.shards import Shard
+from pion.errors import BadInput, PionError
+
+if TYPE_CHECKING:
+    from pipeline.job import HubDataset, HubNpyShards
+
+NPY_HEADER_BYTES = 4096
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn what the Hub's clients raise into a message that names `what` and the way on.
+
+    Raises BadInput for what isn't there or may not be read, PionError for a Hub out of reach.
+    """
+    try:
+        yield
+    except PionError:
+        raise
+    except Exception as error:
+        explanation = _explain(error, what)
+        if explanation is None:
+            raise
+        raise explanation from None
+
+
+def pin(repo: str, revision: str | None, repo_type: str = "dataset") -> str:
+    """The commit a branch or tag of a repository (its main branch if None) points to now."""
+    from huggingface_hub import HfApi
+
+    with explained(_named(repo, revision, repo_type)):
+        commit = HfApi().repo_info(repo, repo_type=repo_type, revision=revision).sha
+    assert commit is not None
+    return commit
+
+
+def hub_records(source: HubDataset, commit: str) -> Iterator[Record]:
+    """The data set's rows at `commit`, streamed, at most `max_documents`."""
+    import datasets
+
+    with explained(_named(source.repo, source.revision)):
+        rows: Any = datasets.load_dataset(
+            source.repo, source.subset, split=source.split, revision=commit, streaming=True
+        )
+        for number, row in enumerate(islice(rows, source.max_documents), 1):
+            yield Record(row, f"{source.repo} row {number:,}")
+
+
+def hub_tokenizer(repo: str, revision: str | None, file: str) -> Path:
+    """A local copy of a repository's tokenizer.json."""
+    from huggingface_hub import hf_hub_download
+
+    with explained(_named(repo, revision, "model", file)):
+        return Path(hf_hub_download(repo, file, revision=revision))
+
+
+def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
+    """The `.npy` shards of a data set repository, by name, without downloading them.
+
+    The first one's header gives shape and type, the file sizes give the rows of the others, and
+    the Hub's own hashes are what a download is checked against later. Raises BadInput where no
+    file matches, or the first is no array of integers whose rows divide into `seq_len`.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with explained(_named(source.repo, source.revision)):
+        tree = HfApi().list_repo_tree(
+            source.repo, repo_type="dataset", revision=commit, recursive=True
+        )
+        files = [
+            entry
+            for entry in tree
+            if isinstance(entry, RepoFile) and fnmatch.fnmatch(entry.path, source.pattern)
+        ]
+        files = sorted(files, key=lambda file: file.path)[: source.max_shards]
+        if not files:
+            raise BadInput(f"{source.repo}: no file matches pattern {source.pattern!r}")
+        first = f"{source.repo}/{files[0].path}"
+        header = read_range(source.repo, commit, files[0].path, 0, NPY_HEADER_BYTES)
+        offset, row_ids, dtype = _read_header(header, first, seq_len)
+        shards = []
+        for file in files:
+            rows, rest = divmod(file.size - offset, seq_len * dtype.itemsize)
+            if rest or rows % (row_ids // seq_len):
+                raise BadInput(
+                    f"{source.repo}/{file.path}: {file.size:,} bytes are no whole number of rows "
+                    f"of {row_ids:,} {dtype} ids, as {files[0].path} has them"
+                )
+            remote = {"repo": source.repo, "revision": commit, "path": file.path}
+            sha256 = file.lfs.sha256 if file.lfs else _sha256(source.repo, commit, file.path)
+            name = file.path.replace("/", "__")
+            shards.append(Shard(name, rows, sha256, file.size, dtype.name, remote=remote))
+    return shards
+
+
+def read_hub_rows(shard: Shard, count: int, seq_len: int) -> np.ndarray:
+    """The first `count` rows (or all) of a remote shard as ids (rows, seq_len), by ranged reads."""
+    assert shard.remote is not None
+    repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
+    with explained(_named(repo, commit, file=path)):
+        header = read_range(repo, commit, path, 0, NPY_HEADER_BYTES)
+        offset, _, dtype = _read_header(header, f"{repo}/{path}", seq_len)
+        row_bytes = seq_len * dtype.itemsize
+        count = min(count, shard.rows)
+        start = offset + shard.start * row_bytes
+        content = read_range(repo, commit, path, start, start + count * row_bytes)
+    return np.frombuffer(content, dtype).reshape(count, seq_len)
+
+
+def read_range(repo: str, commit: str, path: str, start: int, end: int) -> bytes:
+    """Bytes start … end of a file in a data set repository."""
+    from huggingface_hub import HfFileSystem
+
+    files = HfFileSystem()
+    # cache_type none: exactly this range, no read-ahead of megabytes.
+    with files.open(f"datasets/{repo}@{commit}/{path}", "rb", cache_type="none") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+def download_shard(shard: Shard, folder: Path) -> Path:
+    """Download a remote shard somewhere below `folder`; an interrupted download goes on."""
+    from huggingface_hub import hf_hub_download
+
+    assert shard.remote is not None
+    repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
+    with explained(_named(repo, commit, file=path)):
+        return Path(
+            hf_hub_download(
+                repo, path, repo_type="dataset", revision=commit, local_dir=folder / repo
+            )
+        )
+
+
+def _sha256(repo: str, commit: str, path: str) -> str:
+    """Hash of a file too small for the Hub to keep one of."""
+    from huggingface_hub import HfFileSystem
+
+    content = HfFileSystem().cat_file(f"datasets/{repo}@{commit}/{path}")
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_header(content: bytes, where: str, seq_len: int) -> tuple[int, int, np.dtype]:
+    """(bytes before the data, ids in a row, type) of an `.npy` file's beginning."""
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(file)
+    except ValueError as error:
+        raise BadInput(f"{where}: not an .npy file ({error})") from None
+    if dtype.kind not in "iu" or len(shape) != 2 or fortran_order:
+        raise BadInput(
+            f"{where}: holds {dtype} of shape {shape}; a shard is a C-ordered (rows, seq_len) "
+            "array of integers"
+        )
+    if shape[1] == 0 or shape[1] % seq_len:
+        raise BadInput(
+            f"{where}: rows of {shape[1]:,} ids can't be read as rows of data.seq_len {seq_len:,}: "
+            f"it must be {shape[1]:,} or divide it"
+        )
+    return file.tell(), shape[1], dtype
+
+
+# ---------------------------------------------------------------- what went wrong
+
+
+def _named(
+    repo: str, revision: str | None, repo_type: str = "dataset", file: str | None = None
+) -> str:
+    kind = "data set" if repo_type == "dataset" else repo_type
+    at = f" at {revision[:12]}" if revision else ""
+    return f"Hub {kind} {repo}{at}" + (f", file {file}" if file else "")
+
+
+def _explain(error: BaseException, what: str) -> PionError | None:
+    """The message for what a Hub client raised; None if it is not about the Hub."""
+    import huggingface_hub.errors as hub
+
+    chain = list(_causes(error))
+    for cause in chain:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, hub.RevisionNotFoundError):
+            return BadInput(f"{what}: there is no such revision")
+        if isinstance(cause, hub.RemoteEntryNotFoundError):
+            return BadInput(f"{what}: there is no such file")
+        if isinstance(cause, hub.GatedRepoError):
+            return BadInput(f"{what}: access is granted on request. {_token_advice()}")
+        if isinstance(cause, hub.HFValidationError):
+            return BadInput(f"{what}: not the name of a Hub repository (user/name): {cause}")
+        if isinstance(cause, hub.RepositoryNotFoundError):
+            private = (
+                "" if _has_token() and status != 401 else f" If it is private: {_token_advice()}"
+            )
+            return BadInput(f"{what}: there is no such repository; check its name.{private}")
+        if status in (401, 403):
+            return BadInput(f"{what}: the Hub refuses access ({status}). {_token_advice()}")
+    if any(type(cause).__name__ == "DatasetNotFoundError" for cause in chain):
+        return BadInput(f"{what}: there is no such data set, or it is private. {_token_advice()}")
+    for cause in chain:
+        if isinstance(cause, hub.HTTPError | hub.LocalEntryNotFoundError | ConnectionError):
+            return PionError(
+                f"{what}: the Hub can't be reached or doesn't answer ({_first_line(cause)}). What "
+                "was done so far is kept: run the same command again when it does."
+            )
+        if isinstance(cause, ValueError | FileNotFoundError):
+            # datasets' own complaints: unknown split or subset, no readable files
+            return BadInput(f"{what}: {_first_line(cause)}")
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().partition("\n")[0]
+
+
+def _has_token() -> bool:
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def _token_advice() -> str:
+    if not _has_token():
+        return (
+            "No Hub token was found: make one at https://huggingface.co/settings/tokens and "
+            "`export HF_TOKEN=hf_…` (or `hf auth login`)"
+        )
+    source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login of `hf auth login`"
+    return f"The token from {source} may not read it: ask for access on its page, or use another"

@@ -1,0 +1,134 @@
+"""The line between the driver and its workers: progress one way, "stop" the other.
+
+A worker that hears nothing but a closed line has lost its driver and exits at once, so a killed
+driver leaves no worker training on. Plain TCP, because it must work between nodes, answer within
+milliseconds (a preemption leaves seconds) and need no further process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+
+LOST_DRIVER_EXIT = 75
+
+
+@dataclass(frozen=True)
+class LifelineAddress:
+    """Where the driver listens, and the word a worker must say first."""
+
+    host: str
+    port: int
+    token: str
+
+
+class LifelineServer:
+    """Driver's end: receives every worker's messages, can ask them all to stop."""
+
+    def __init__(self, host: str, on_message: Callable[[int, Message], None]) -> None:
+        self._on_message = on_message
+        self._listener = socket.create_server((host, 0))
+        self.address = LifelineAddress(host, self._listener.getsockname()[1], secrets.token_hex(16))
+        self._workers: dict[int, socket.socket] = {}
+        self._lock = threading.Lock()
+        self._stopping = False
+        threading.Thread(target=self._accept, name="lifeline", daemon=True).start()
+
+    @property
+    def connected(self) -> int:
+        """Workers on the line now."""
+        with self._lock:
+            return len(self._workers)
+
+    def ask_to_stop(self) -> None:
+        """Ask every worker, present or yet to come, to save its last finished step and end."""
+        with self._lock:
+            self._stopping = True
+            for worker in self._workers.values():
+                _send(worker, {"type": "stop"})
+
+    def close(self) -> None:
+        """Hang up; workers still on the line exit."""
+        self._listener.close()
+        with self._lock:
+            for worker in self._workers.values():
+                worker.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        rank = -1
+        with connection, connection.makefile("r", encoding="utf-8") as lines:
+            try:
+                hello = json.loads(lines.readline() or "{}")
+                if not secrets.compare_digest(str(hello.get("token")), self.address.token):
+                    return
+                rank = int(hello["rank"])
+                with self._lock:
+                    self._workers[rank] = connection
+                    if self._stopping:
+                        _send(connection, {"type": "stop"})
+                for line in lines:
+                    self._on_message(rank, json.loads(line))
+            except (OSError, ValueError):
+                return
+            finally:
+                with self._lock:
+                    if self._workers.get(rank) is connection:
+                        del self._workers[rank]
+
+
+class Lifeline:
+    """Worker's end: `stop_requested` tells what the driver asked; losing it ends the process."""
+
+    def __init__(self, address: LifelineAddress, rank: int) -> None:
+        self.stop_requested = False
+        self._closing = False
+        self._lock = threading.Lock()
+        self._connection = socket.create_connection((address.host, address.port), timeout=30)
+        self._connection.settimeout(None)
+        _send(self._connection, {"token": address.token, "rank": rank})
+        threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
+
+    def send(self, message: Message) -> None:
+        """Tell the driver; if it is gone, the listening thread ends this process."""
+        with self._lock:
+            _send(self._connection, message)
+
+    def close(self) -> None:
+        """Hang up in an orderly way."""
+        self._closing = True
+        self._connection.close()
+
+    def _listen(self) -> None:
+        try:
+            with self._connection.makefile("r", encoding="utf-8") as lines:
+                for line in lines:
+                    if json.loads(line).get("type") == "stop":
+                        self.stop_requested = True
+        except (OSError, ValueError):
+            pass
+        if not self._closing:
+            os._exit(LOST_DRIVER_EXIT)
+
+
+def _send(connection: socket.socket, message: Message) -> None:
+    try:
+        connection.sendall((json.dumps(message) + "\n").encode())
+    except OSError:
+        # A broken line is noticed where it is read, once.
+        return

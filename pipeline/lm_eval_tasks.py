@@ -1,0 +1,112 @@
+"""Runs tasks of lm-evaluation-harness on an exported model, each in a process of its own.
+
+A task that can't run is a result too, {"skipped": reason}: neither missing data, nor a missing
+package, nor memory that runs out over there may cost the run anything.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from pion.errors import Interrupted
+
+HUB_TIMEOUT = 5.0  # seconds
+BATCH_SIZE = 8
+INSTALL = "uv sync --group evaluate"
+
+
+def run_task(
+    task: str,
+    model: Path,
+    *,
+    include_path: Path | None = None,
+    working_folder: Path | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Metrics of one task on the exported model's folder `model`, or {"skipped": reason}.
+
+    Metrics have lm-eval's names ("acc", "acc_stderr", …; "exact_match,strict-match" where a task
+    filters answers). `include_path` holds task definitions of the user's own; files they name are
+    looked up in `working_folder`. Raises Interrupted if a signal meant for us all ended the task.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        return {"skipped": f"lm-eval is not installed here: {INSTALL}"}
+    with tempfile.TemporaryDirectory(prefix="pion-lm-eval-") as out:
+        command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
+        command += ["--model_args", f"pretrained={model.resolve()}", "--tasks", task]
+        command += ["--device", device, "--batch_size", str(BATCH_SIZE), "--output_path", out]
+        if include_path is not None:
+            command += ["--include_path", str(include_path)]
+        if limit is not None:
+            command += ["--limit", str(limit)]
+        ended = subprocess.run(
+            command,
+            cwd=working_folder,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        results = sorted(Path(out).rglob("results_*.json"))
+        if ended.returncode or not results:
+            return {"skipped": _reason(ended.stderr, ended.returncode)}
+        return _metrics(json.loads(results[-1].read_text())["results"].get(task, {}))
+
+
+def hub_is_reachable() -> bool:
+    """Whether the Hub, or the mirror HF_ENDPOINT names, answers at all."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(endpoint, timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _environment() -> dict[str, str]:
+    """Ours, set to offline where the Hub does not answer: cached data still serves, and a task
+    without any fails at once instead of waiting for time-outs."""
+    environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
+    if "HF_HUB_OFFLINE" not in environment and not hub_is_reachable():
+        environment["HF_HUB_OFFLINE"] = "1"
+    if environment.get("HF_HUB_OFFLINE", "0") != "0":
+        environment["HF_DATASETS_OFFLINE"] = "1"
+    return environment
+
+
+def _metrics(result: dict[str, Any]) -> dict[str, Any]:
+    metrics = {
+        name.removesuffix(",none"): value
+        for name, value in result.items()
+        if isinstance(value, int | float) and name != "sample_len"
+    }
+    return metrics or {"skipped": "lm-eval reported no metric for it"}
+
+
+def _reason(stderr: str, returncode: int) -> str:
+    """The last line of a traceback: the exception. Raises Interrupted if a signal ended it."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last = lines[-1][:300] if lines else "no message"
+    if returncode in (-signal.SIGINT, -signal.SIGTERM) or last.startswith("KeyboardInterrupt"):
+        raise Interrupted(
+            "Interrupted while lm-eval ran; the parts of the evaluation that are done are saved. "
+            "Run the same command again to go on."
+        )
+    if returncode < 0:
+        return f"lm-eval was ended by {signal.Signals(-returncode).name}; out of memory? ({last})"
+    return last

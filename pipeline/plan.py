@@ -1,0 +1,139 @@
+"""What a `pion run` has to do: which stages are done, go on, begin, or would be invalidated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pion.errors import BadInput
+from pion.train.schedule import decay_start
+from pipeline.digest import Difference, Digests, Inputs, differences
+from pipeline.job import STAGES, Job
+from pipeline.stages.start import settings_of
+from pipeline.state.records import Head
+
+ReadInputs = Callable[[str, str], Inputs | None]
+"""(stage, digest) → the inputs that digest was computed from, if they were kept."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: `state` is done, resume, todo or stale (committed work under other settings)."""
+
+    stage: str
+    state: str
+    why: str
+    old_digest: str | None = None
+
+
+def plan_stages(job: Job, digests: Digests, head: Head | None) -> list[StagePlan]:
+    """The state of every stage of `job`, in order."""
+    return [_plan_stage(stage, digests.stages[stage], head or Head()) for stage in job.stages]
+
+
+def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
+    record = head.stages.get(stage)
+    if record is not None and record.digest == digest:
+        return StagePlan(stage, "done", f"finished {_time(record.at)} with the same settings")
+    if record is not None:
+        why = f"finished {_time(record.at)} with other settings"
+        return StagePlan(stage, "stale", why, record.digest)
+    entries = [entry for entry in head.checkpoints if entry.stage == stage]
+    mine = [entry for entry in entries if entry.digest == digest]
+    if mine:
+        return StagePlan(stage, "resume", f"at step {mine[0].step:,}, saved {_time(mine[0].at)}")
+    if entries:
+        newest = entries[0]
+        why = f"at step {newest.step:,} with other settings, saved {_time(newest.at)}"
+        return StagePlan(stage, "stale", why, newest.digest)
+    return StagePlan(stage, "todo", "not begun")
+
+
+def check_redo(job: Job, plans: list[StagePlan], redo: str | None, refusal: Refusal) -> None:
+    """Raise BadInput if going on would invalidate committed work that `redo` does not name."""
+    if redo is not None and redo not in job.stages:
+        raise BadInput(
+            f"--redo {redo}: this job has no such stage. Its stages: {', '.join(job.stages)}."
+        )
+    stale = first_stale(plans)
+    if stale is None:
+        return
+    if redo is None or STAGES.index(redo) > STAGES.index(stale.stage):
+        raise BadInput(refusal.text(stale, plans))
+
+
+def first_stale(plans: list[StagePlan]) -> StagePlan | None:
+    """The first stage whose committed work the job would invalidate.
+
+    Prepared data is kept under its own digest and made again for free, so `prepare` alone never
+    asks; what was trained on it does.
+    """
+    return next((p for p in plans if p.state == "stale" and p.stage != "prepare"), None)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Explains why a run does not go on, and the ways on."""
+
+    job: Job
+    job_path: str
+    digests: Digests
+    read_inputs: ReadInputs
+
+    def text(self, stale: StagePlan, plans: list[StagePlan]) -> str:
+        """The exact difference and the ways on."""
+        stage = stale.stage
+        changed = [f"    {difference}" for difference in self.changes(stale)]
+        follows = self.job.stages[self.job.stages.index(stage) :]
+        kept = [p.stage for p in plans if p.state == "done" and p.stage not in follows]
+        return "\n".join(
+            [
+                f"{stage} was {stale.why}, and this job changes what it depends on:",
+                *(changed or ["    (what it was computed from is not known any more)"]),
+                "Nothing was changed. Ways on:",
+                "  put the old values back;",
+                f"  pion run {self.job_path} --redo {stage}    redo {', '.join(follows)}"
+                + (f" (keeps {', '.join(kept)});" if kept else ";"),
+                f"  pion run {self.job_path} name={self.job.name}-2    a new run beside this one.",
+            ]
+        )
+
+    def changes(self, stale: StagePlan) -> list[Difference]:
+        """Fields that differ between the stale stage's settings and the job, data included."""
+        assert stale.old_digest is not None
+        old = self.read_inputs(stale.stage, stale.old_digest)
+        return [] if old is None else differences(old, stage_inputs(stale.stage, self.digests))
+
+
+def stage_inputs(stage: str, digests: Digests) -> dict[str, Any]:
+    """What is kept beside a stage's digest to show differences later: its own and its data's."""
+    return digests.inputs.get(f"data.{stage}", {}) | digests.inputs[stage]
+
+
+def steps_may_be_raised(
+    job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
+) -> bool:
+    """Whether the only change is more steps, asked for before the decay of either schedule began.
+
+    Up to there both schedules give the same learning rates, so the work done stays valid.
+    """
+    if stale.stage not in job.train_stages or stale.stage in head.stages:
+        return False
+    assert stale.old_digest is not None
+    old = read_inputs(stale.stage, stale.old_digest)
+    if old is None:
+        return False
+    changed = differences(old, stage_inputs(stale.stage, digests))
+    if [c.path for c in changed] != [f"{stale.stage}.steps"]:
+        return False
+    newest = next(e for e in head.checkpoints if e.stage == stale.stage)
+    settings = settings_of(job.section(stale.stage))
+    before = dataclasses.replace(settings, steps=changed[0].old)
+    return settings.steps > before.steps and newest.step <= decay_start(before)
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")

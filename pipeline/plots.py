@@ -1,0 +1,137 @@
+"""Plots of a run as PNG bytes: loss and throughput, one panel per training stage.
+
+`metrics` maps a stage to its metrics rows in step order: `step`, `epoch`, and what was measured of
+`loss`, `held_out_loss` (nats per token) and `tokens_per_second`.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+TITLES = {"pretrain": "Pretraining", "sft": "Fine-tuning"}
+LIGHT = {"ink": "#57606a", "title": "#1f2328", "grid": "#d8dee4", "paper": "#ffffff"}
+DARK = {"ink": "#9198a1", "title": "#e6edf3", "grid": "#2d333b", "paper": "#0d1117"}
+TRAIN, HELD_OUT = "#3b82c4", "#e8853a"
+SMOOTHED_PARTS = 25  # the mean runs over 1/25 of the curve: calm, yet it shows a loss spike
+
+
+def loss_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
+    """Training and held-out loss over optimizer steps, as PNG."""
+    stages = [stage for stage in TITLES if metrics.get(stage)]
+
+    def draw(axes: Axes, stage: str) -> None:
+        steps, losses = _series(metrics[stage], "loss")
+        smooth = running_mean(losses, max(1, len(losses) // SMOOTHED_PARTS))
+        axes.plot(steps, losses, color=TRAIN, linewidth=0.7, alpha=0.3)
+        axes.plot(steps, smooth, color=TRAIN, linewidth=1.6, label="training")
+        held_steps, held = _series(metrics[stage], "held_out_loss")
+        if held:
+            axes.plot(held_steps, held, color=HELD_OUT, marker="o", ms=4, lw=1.2, label="held out")
+        _mark_restarts(axes, metrics[stage])
+        # The first steps' fall from ln(vocabulary) would squeeze everything worth seeing.
+        values = [*smooth[len(smooth) // 50 :], *held]
+        if values:
+            low, high = min(values), max(values)
+            room = 0.08 * (high - low) or 0.1
+            axes.set_ylim(low - room, high + room)
+        axes.legend(frameon=False, loc="upper right")
+
+    return _panels(stages, draw, "loss (nats per token)", dark)
+
+
+def throughput_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
+    """Tokens per second over optimizer steps, as PNG."""
+    stages = [stage for stage in TITLES if metrics.get(stage)]
+
+    def draw(axes: Axes, stage: str) -> None:
+        steps, speeds = _series(metrics[stage], "tokens_per_second")
+        axes.plot(steps, speeds, color=TRAIN, linewidth=1.2)
+        _mark_restarts(axes, metrics[stage])
+        axes.set_ylim(0, 1.12 * max(speeds, default=1.0))
+
+    return _panels(stages, draw, "tokens per second", dark)
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of each value and `window // 2` neighbours on either side, as far as there are any.
+
+    A mean over the past alone would lag behind a falling curve.
+    """
+    sums = list(itertools.accumulate(values, initial=0.0))
+    means = []
+    for i in range(len(values)):
+        first, end = max(0, i - window // 2), min(len(values), i + window // 2 + 1)
+        means.append((sums[end] - sums[first]) / (end - first))
+    return means
+
+
+def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the rows that have a finite `key`, in step order."""
+    points = sorted(
+        (int(row["step"]), float(row[key]))
+        for row in rows
+        if row.get(key) is not None and math.isfinite(row[key])
+    )
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _mark_restarts(axes: Axes, rows: Rows) -> None:
+    """A faint vertical line where another epoch (a restart, another machine) took over."""
+    known = [row for row in rows if row.get("epoch") is not None]
+    for before, row in itertools.pairwise(known):
+        if row["epoch"] != before["epoch"]:
+            axes.axvline(row["step"], color="#8b949e", linewidth=0.8, linestyle=(0, (2, 3)))
+
+
+def _panels(stages: list[str], draw: Any, y_label: str, dark: bool) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    colours = DARK if dark else LIGHT
+    figure: Figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.set_facecolor(colours["paper"])
+    if not stages:
+        figure.text(0.5, 0.5, "nothing measured yet", ha="center", color=colours["ink"])
+    for i, stage in enumerate(stages):
+        axes = figure.add_subplot(1, len(stages), i + 1)
+        draw(axes, stage)
+        axes.set_title(TITLES[stage], loc="left", fontsize=11, color=colours["title"])
+        axes.set_xlabel("optimizer step", color=colours["ink"])
+        if i == 0:
+            axes.set_ylabel(y_label, color=colours["ink"])
+        _dress(axes, colours)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _dress(axes: Axes, colours: Mapping[str, str]) -> None:
+    """Light horizontal grid, no box, thousands separators."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_facecolor(colours["paper"])
+    axes.grid(axis="y", color=colours["grid"], linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(colours["grid"])
+    axes.tick_params(colors=colours["ink"], length=0, labelsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    if axes.get_ylim()[1] >= 1000:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    legend = axes.get_legend()
+    if legend is not None:
+        for text in legend.get_texts():
+            text.set_color(colours["ink"])

@@ -1,0 +1,91 @@
+"""Evaluation results as rows of text, for the model card and the report.
+
+A value with a standard error reads `2.081 ± 0.012`; one that was not measured is an en dash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MODELS = (("sft", "fine-tuned"), ("pretrain", "base"), ("untrained", "untrained"))
+
+
+def human_count(count: float) -> str:
+    """1234567 as `1.23M`."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{suffix}"
+    return f"{count:,.0f}"
+
+
+def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> str:
+    """`2.081 ± 0.012`, `2.081` without a standard error, an en dash where it wasn't measured."""
+    value, error = result.get(name), result.get(f"{name}_sem")
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:,.{digits}f}"
+    return f"{text} ± {error:.{digits}f}" if error is not None and math.isfinite(error) else text
+
+
+def percent_with_error(result: Mapping[str, Any], name: str) -> str:
+    """`63.5 % ± 3.4`, an en dash where it wasn't measured."""
+    value, error = result.get(name), result.get(f"{name}_sem")
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{100 * value:.1f} %"
+    return f"{text} ± {100 * error:.1f}" if error is not None and math.isfinite(error) else text
+
+
+def language_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(model, loss, perplexity, bits per byte) of every model measured on the held-out text."""
+    rows = [(title, results[key]) for key, title in MODELS if results.get(key)]
+    if ngram := results.get("ngram"):
+        rows.insert(len(rows) - ("untrained" in results), (f"{ngram['order']}-gram", ngram))
+    return [
+        (
+            title,
+            value_with_error(result, "loss"),
+            value_with_error(result, "perplexity", 1),
+            value_with_error(result, "bits_per_byte"),
+        )
+        for title, result in rows
+    ]
+
+
+def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """(task, model, accuracy, chance, questions) of the multiple-choice tasks."""
+    rows = []
+    for key, title in MODELS:
+        measured = results.get(key) or {}
+        tasks = {"true continuation": measured.get("continuations"), **measured.get("packs", {})}
+        for task, result in tasks.items():
+            if result:
+                accuracy = percent_with_error(result, "accuracy")
+                chance = percent_with_error(result, "chance")
+                rows.append((task, title, accuracy, chance, f"{result['questions']:,}"))
+    return rows
+
+
+def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(task, metric, value) of lm-evaluation-harness; a skipped task gives its reason."""
+    rows = []
+    for task, metrics in (results.get("lm_eval") or {}).items():
+        if "skipped" in metrics:
+            rows.append((task, "skipped", str(metrics["skipped"])))
+            continue
+        for name, value in metrics.items():
+            error = metrics.get(_error_name(name))
+            if isinstance(value, int | float) and "_stderr" not in name:
+                shown = f"{value:.3f}"
+                if isinstance(error, int | float):
+                    shown += f" ± {error:.3f}"
+                rows.append((task, name.removesuffix(",none"), shown))
+    return rows
+
+
+def _error_name(metric: str) -> str:
+    """lm-eval keeps the error of `acc,none` under `acc_stderr,none`."""
+    name, comma, filter_name = metric.partition(",")
+    return f"{name}_stderr{comma}{filter_name}"

@@ -1,0 +1,388 @@
+"""Advance a run until it is done: claim it, do what is missing stage by stage, commit, report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pion.errors import BadInput, Interrupted, NotDurable, PionError
+from pipeline.digest import Digests, Inputs, digest_job, digest_of
+from pipeline.display import Display
+from pipeline.finish import finish_evaluate, finish_publish, summary_rows, write_run_report
+from pipeline.hardware_count import gpu_count
+from pipeline.job import STAGES, Job
+from pipeline.plan import (
+    Refusal,
+    StagePlan,
+    check_redo,
+    first_stale,
+    plan_stages,
+    stage_inputs,
+    steps_may_be_raised,
+)
+from pipeline.state.head import Claim, RunState
+from pipeline.state.metrics import EventLog
+from pipeline.state.owner import Owner
+from pipeline.state.stores import StoreError, open_store
+
+STOP_SECONDS = 30.0
+"""How long workers may take to save when asked to stop, before they are ended regardless."""
+
+
+@dataclass
+class Options:
+    """What the command line adds to the job."""
+
+    job_path: str = "JOB"
+    job_text: str = ""
+    redo: str | None = None
+    take_over: bool = False
+    unattended: bool = field(default_factory=lambda: not sys.stdin.isatty())
+
+
+def run_job(job: Job, options: Options, display: Display) -> int:
+    """Do what is left of `job` and return 0; raises PionError with the exit code otherwise."""
+    started = time.time()
+    digests = digest_job(job)
+    run = RunState(open_store(job.store), job.name)
+    head = run.read()
+
+    def read_inputs(stage: str, digest: str) -> Inputs | None:
+        kept = run.read_stage(stage, digest)
+        return kept["inputs"] if kept else None
+
+    plans = plan_stages(job, digests, head)
+    raised = None
+    stale = first_stale(plans)
+    if stale and head and steps_may_be_raised(job, stale, digests, head, read_inputs):
+        raised = stale
+    else:
+        refusal = Refusal(job, options.job_path, digests, read_inputs)
+        check_redo(job, plans, options.redo, refusal)
+    if options.redo is None and all(plan.state == "done" for plan in plans):
+        for plan in plans:
+            display.say({"type": "stage", "stage": plan.stage, "state": "done", "why": plan.why})
+        display.say({"type": "summary", "rows": summary_rows(job, run)})
+        return 0
+
+    preflight(job)
+    with _StoppingOnSignals(display) as stopping:
+        owner = Owner.me()
+        claim = run.claim(
+            owner,
+            take_over=options.take_over,
+            unattended=options.unattended,
+            say=lambda text: display.say({"type": "note", "text": text}),
+        )
+        _Advance(job, options, display, digests, run, owner, claim, started, stopping).go(raised)
+    return 0
+
+
+def preflight(job: Job) -> None:
+    """Find now what would fail later. Raises BadInput."""
+    from pipeline.trackers import check_trackers
+
+    check_trackers(job)
+    workers = worker_count(job)
+    for stage in job.train_stages:
+        batch = job.section(stage).global_batch
+        if batch < workers:
+            raise BadInput(
+                f"{stage}.global_batch {batch} is smaller than the {workers} workers, which would "
+                f"leave some without a row. Nothing was started. Set hardware.workers={batch}."
+            )
+    if job.tokenizer.file is not None and not job.input_path(job.tokenizer.file).is_file():
+        path = job.input_path(job.tokenizer.file)
+        raise BadInput(f"tokenizer.file: {path} does not exist. Nothing was started.")
+    for name in ("pretrain", "sft"):
+        section = getattr(job, name)
+        if section is not None and section.init_from is not None:
+            from pipeline.find_model import find_model
+
+            path = job.input_path(section.init_from)
+            find_model(str(path) if path.exists() else section.init_from)
+    for pack in job.evaluate.packs:
+        if not job.input_path(pack).is_file():
+            raise BadInput(
+                f"evaluate.packs: {job.input_path(pack)} does not exist. Nothing was started."
+            )
+    if job.publish is not None:
+        from pipeline.stages.publish import check_target
+
+        check_target(job)
+
+
+def worker_count(job: Job) -> int:
+    """Ray workers of this machine: the job's, else one per GPU, else one. 0 = no Ray."""
+    if job.hardware.workers is not None:
+        return job.hardware.workers
+    return max(1, gpu_count())
+
+
+class _Advance:
+    """One `pion run` that has something to do."""
+
+    def __init__(
+        self,
+        job: Job,
+        options: Options,
+        display: Display,
+        digests: Digests,
+        run: RunState,
+        owner: Owner,
+        claim: Claim,
+        started: float,
+        stopping: _StoppingOnSignals,
+    ) -> None:
+        self.job, self.options, self.display = job, options, display
+        self.digests, self.run, self.owner, self.claim = digests, run, owner, claim
+        self.started, self.stopping = started, stopping
+        # Under the driver's own epoch, which it may write events of while a worker owns the run.
+        self.events = EventLog(run.store, run.name, claim.epoch)
+        self.work_done = False
+
+    def go(self, raised: StagePlan | None) -> None:
+        """Prepare, train, evaluate and publish what is not done; release the claim at the end."""
+        self.claim.start_heartbeat()
+        workers = None
+        try:
+            self._record_job(raised)
+            plans = {p.stage: p for p in self._plans()}
+            training = [s for s in self.job.train_stages if plans[s].state != "done"]
+            for plan in plans.values():
+                self.say(
+                    {"type": "stage", "stage": plan.stage, "state": plan.state, "why": plan.why}
+                )
+            if training and worker_count(self.job) > 0:
+                workers = self._start_workers(training)
+            if plans["prepare"].state != "done":
+                self._prepare()
+            self.work_done = True
+            if training:
+                self._train(training, workers)
+            if workers is not None:
+                workers.close()
+                workers = None
+            for stage in ("evaluate", "publish"):
+                if stage in plans and plans[stage].state != "done":
+                    self._stage_after_training(stage)
+            self.events.flush()
+            self.claim.release(forget_attempts=True)
+            write_run_report(self.job, self.run)
+            self.say({"type": "summary", "rows": summary_rows(self.job, self.run)})
+        except StoreError as error:
+            raise self._not_durable(error) from error
+        finally:
+            if workers is not None:
+                workers.close()
+            with contextlib.suppress(PionError):
+                self.claim.release()
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Show progress, and end here if a stop was asked."""
+        self.display.say(message)
+        if message["type"] == "phase":
+            self.events.append("phase", **{k: v for k, v in message.items() if k != "type"})
+            if message.get("total"):
+                self.events.flush()
+
+    def _say_or_stop(self, message: dict[str, Any]) -> None:
+        self.say(message)
+        self.stopping.check()
+
+    def _plans(self) -> list[StagePlan]:
+        return plan_stages(self.job, self.digests, self.run.read())
+
+    def _record_job(self, raised: StagePlan | None) -> None:
+        job_digest = digest_of(self.job.model_dump(mode="json"))
+        self.run.write_job(job_digest, self.options.job_text)
+        self.claim.set_job(job_digest)
+        for stage in self.job.stages:
+            self.run.write_stage(
+                stage,
+                self.digests.stages[stage],
+                {"format": 1, "inputs": stage_inputs(stage, self.digests)},
+            )
+        if self.options.redo is not None:
+            dropped = STAGES[STAGES.index(self.options.redo) :]
+            self.claim.drop_stages(dropped)
+        if raised is not None:
+            assert raised.old_digest is not None
+            old, new = raised.old_digest, self.digests.stages[raised.stage]
+            self.claim.commit(lambda head: head.with_digest(raised.stage, old, new))
+            text = f"{raised.stage}.steps is {self.job.section(raised.stage).steps:,} now; going on"
+            self.say({"type": "note", "text": text})
+
+    def _start_workers(self, training: list[str]) -> Any:
+        from pipeline.stages.train import TrainRequest
+        from pipeline.workers import RayWorkers
+
+        count = worker_count(self.job)
+        request = TrainRequest.of(
+            self.job,
+            self.digests,
+            self.owner,
+            training,
+            gpus=min(count, gpu_count()),
+            started=self.started,
+        )
+        workers = RayWorkers(request, count)
+        workers.start()
+        return workers
+
+    def _prepare(self) -> None:
+        from pipeline.stages.prepare import prepare_pretrain, prepare_sft
+
+        started = time.monotonic()
+        reports: dict[str, Any] = {}
+        data = self.digests.data
+        tokenizer: Path | None = None
+        if "pretrain" in data:
+            folder = self._data_folder("pretrain")
+            reports["pretrain"] = prepare_pretrain(self.job, folder, self._say_or_stop)
+            tokenizer = folder / "tokenizer.json"
+        if "sft" in data:
+            folder = self._data_folder("sft")
+            reports["sft"] = prepare_sft(self.job, folder, tokenizer, self._say_or_stop)
+        self.claim.finish_stage("prepare", self.digests.stages["prepare"], reports)
+        self.say({"type": "phase", "name": "prepare", "seconds": time.monotonic() - started})
+        self.say({"type": "stage", "stage": "prepare", "state": "done", "why": ""})
+
+    def _data_folder(self, part: str) -> Path:
+        folder = self.run.store.local_path(self.run.key(f"data/{self.digests.data[part]}"))
+        assert folder is not None
+        return folder
+
+    def _train(self, training: list[str], workers: Any) -> None:
+        if workers is None:
+            outcome = self._train_here(training)
+        else:
+            outcome = self._follow(workers)
+        if outcome == "stopped":
+            raise Interrupted(
+                "Interrupted; the last finished step is saved. Run the same command again to go on."
+            )
+        self.claim = self.run.claim(self.owner)
+        self.claim.start_heartbeat()
+
+    def _train_here(self, training: list[str]) -> str:
+        from pipeline.stages.train import Group, TrainRequest, train_stages
+
+        request = TrainRequest.of(
+            self.job, self.digests, self.owner, training, gpus=gpu_count(), started=self.started
+        )
+        self.claim.stop_heartbeat()
+        return train_stages(request, Group(), self.say, lambda: self.stopping.asked)
+
+    def _follow(self, workers: Any) -> str:
+        """Show what the workers say until rank 0 has trained; raises what it reports."""
+        import queue
+
+        self.claim.stop_heartbeat()
+        asked_at: float | None = None
+        imported = False
+        while True:
+            if self.stopping.asked and asked_at is None:
+                asked_at = time.monotonic()
+                workers.ask_to_stop()
+            if asked_at is not None:
+                # Workers that are still starting have nothing to save.
+                waited = time.monotonic() - asked_at
+                if waited > STOP_SECONDS or not workers.connected:
+                    return "stopped"
+            try:
+                rank, message = workers.messages.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            kind = message["type"]
+            if kind == "trained":
+                if rank == 0:
+                    return str(message["outcome"])
+            elif kind == "error":
+                raise _error_of(message)
+            elif kind == "fit_ended":
+                raise PionError(
+                    f"The training workers could not go on: {message['error'] or 'Ray ended'}. "
+                    "What was committed is safe; run the same command again to go on from there. "
+                    "`hardware.workers=0` trains without Ray."
+                )
+            elif kind != "worker":
+                self.say(message)
+                if kind == "step" and not imported:
+                    # Evaluation follows in this process; its imports would cost seconds then.
+                    imported = True
+                    threading.Thread(target=_import_evaluation, daemon=True).start()
+
+    def _stage_after_training(self, stage: str) -> None:
+        self.stopping.check()
+        self.say({"type": "stage", "stage": stage, "state": "started", "why": ""})
+        started = time.monotonic()
+        work = finish_evaluate if stage == "evaluate" else finish_publish
+        result = work(self.job, self.run, self.digests, self._say_or_stop)
+        self.claim.finish_stage(stage, self.digests.stages[stage], result)
+        self.say({"type": "phase", "name": stage, "seconds": time.monotonic() - started})
+        self.say({"type": "stage", "stage": stage, "state": "done", "why": ""})
+
+    def _not_durable(self, error: StoreError) -> PionError:
+        if self.work_done:
+            return NotDurable(
+                f"{error} Everything committed before is safe in {self.run.store.url}. "
+                "Mend that and run the same command again."
+            )
+        return BadInput(f"{error} Nothing was started.")
+
+
+def _error_of(message: dict[str, Any]) -> PionError:
+    error = PionError(message["text"])
+    error.exit_code = message["exit_code"]
+    return error
+
+
+def _import_evaluation() -> None:
+    import pion.evaluate
+    import pion.model.decoder  # noqa: F401
+
+
+class _StoppingOnSignals:
+    """SIGINT and SIGTERM ask for an orderly stop; a second one ends the process at once."""
+
+    def __init__(self, display: Display) -> None:
+        self.asked = False
+        self._display = display
+        self._before: dict[int, Any] = {}
+
+    def check(self) -> None:
+        """Raise Interrupted if a stop was asked."""
+        if self.asked:
+            raise Interrupted(
+                "Interrupted; everything finished so far is saved. Run the same command again to "
+                "go on."
+            )
+
+    def __enter__(self) -> _StoppingOnSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.asked:
+            os._exit(128 + number)  # Ray's processes are ended by the reaper
+        self.asked = True
+        name = signal.Signals(number).name
+        text = f"{name}: saving the last finished step; again ends at once without saving"
+        threading.Thread(
+            target=self._display.say, args=({"type": "note", "text": text},), daemon=True
+        ).start()

@@ -1,0 +1,51 @@
+"""How text is drawn from a model: the settings that `pion generate` and `pion chat` share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 restrict nothing."""
+
+    max_tokens: int = 128
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+
+HELP = {
+    "max_tokens": "longest answer, in tokens",
+    "temperature": "0 is the likeliest token, above 1 is wilder",
+    "top_k": "choose among so many likeliest tokens, 0 for all",
+    "top_p": "choose among the likeliest tokens that make up this probability",
+    "repetition_penalty": "above 1, tokens that have been used get less likely",
+}
+DEFAULTS: dict[str, Any] = {name: getattr(Sampling, name) for name in HELP}
+
+_RULES = {
+    "max_tokens": (int, lambda x: x >= 1, "a whole number from 1"),
+    "temperature": (float, lambda x: 0 <= x < math.inf, "a number from 0"),
+    "top_k": (int, lambda x: x >= 0, "a whole number from 0"),
+    "top_p": (float, lambda x: 0 < x <= 1, "a number above 0 and up to 1"),
+    "repetition_penalty": (float, lambda x: 0 < x < math.inf, "a number above 0"),
+}
+
+
+def convert(name: str, text: str) -> float:
+    """The value a person typed for a setting. Raises BadInput saying what is expected."""
+    kind, valid, expected = _RULES[name]
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not valid(value):
+        raise BadInput(f"{name.replace('_', ' ')} is {expected}, not {text!r}")
+    return value

@@ -1,0 +1,323 @@
+"""The evaluate stage: what the base and the fine-tuned model are worth, beside two baselines.
+
+Works part by part (one measure of one model), and every finished part is kept, so an interrupted
+evaluation does only the rest. It reads checkpoints and never writes to training state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pion.errors import BadInput
+from pipeline.job import Job
+
+if TYPE_CHECKING:
+    import torch
+
+    from pion.data.stream import RowStream
+    from pion.data.tokenizer import Tokenizer
+    from pion.evaluate import Question
+    from pion.model.decoder import Decoder
+    from pipeline.stages.prepare import PreparedData
+
+Result = dict[str, Any]
+
+CHOICES = "choices.jsonl"
+TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
+NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
+
+
+class Parts(Protocol):
+    """Where finished parts are kept."""
+
+    def load(self, name: str) -> Result | None:
+        """The part as saved, or None."""
+
+    def save(self, name: str, result: Result) -> None:
+        """Keep a part durably."""
+
+
+def evaluate_run(
+    job: Job,
+    *,
+    models: dict[str, Path],
+    pretrain_data: Path | None,
+    sft_data: Path | None,
+    parts: Parts,
+    say: Callable[[dict[str, Any]], None],
+) -> Result:
+    """Results of every model and baseline, by the names that the card and the report use.
+
+    `models` maps training stages, in order, to checkpoint folders; the data folders are prepared
+    ones. Held-out text is the first `evaluate.final_rows` rows of the held-out stream with the
+    job's seed, so any two models are measured on the same rows. `say` gets a note as each
+    part starts. Raises BadInput, before anything is computed, for a pack that can't be used.
+    """
+    evaluation = _Evaluation(job, models, pretrain_data, sft_data, parts, say)
+    return evaluation.results()
+
+
+def read_packs(job: Job) -> dict[str, list[Question]]:
+    """The job's multiple-choice packs by file stem.
+
+    Raises BadInput naming file and line of what isn't a question, or two packs of one name.
+    """
+    from pion.evaluate import read_questions
+
+    packs: dict[str, list[Question]] = {}
+    for pack in job.evaluate.packs:
+        path = job.input_path(pack)
+        if path.stem in packs:
+            raise BadInput(f"evaluate.packs: two packs are called {path.stem!r}: rename one")
+        packs[path.stem] = read_questions(path)
+    return packs
+
+
+@dataclass
+class _Evaluation:
+    job: Job
+    models: dict[str, Path]
+    pretrain_data: Path | None
+    sft_data: Path | None
+    parts: Parts
+    say: Callable[[dict[str, Any]], None]
+    _loaded: tuple[str, Decoder] | None = None
+
+    def results(self) -> Result:
+        packs = read_packs(self.job)
+        results: Result = {stage: self._model(stage, packs) for stage in self.models}
+        if self.text is not None:
+            results["untrained"] = self._part(
+                "untrained.held_out", "untrained model on held-out text", self._untrained
+            )
+            if self.job.evaluate.ngram_order:
+                results["ngram"] = self._part("ngram", "n-gram baseline", self._ngram)
+        self._loaded = None
+        if self.job.evaluate.lm_eval.tasks:
+            results["lm_eval"] = self._lm_eval()
+        return results
+
+    def _part(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
+        result = self.parts.load(name)
+        if result is None:
+            self.say({"type": "note", "text": f"evaluate: {label}"})
+            result = compute()
+            self.parts.save(name, result)
+        return result
+
+    # ------------------------------------------------------------ models
+
+    def _model(self, stage: str, packs: dict[str, list[Question]]) -> Result:
+        """All measures of the model of `stage`."""
+        result: Result = {}
+        if self.text is not None:
+            result |= self._part(
+                f"{stage}.held_out",
+                f"{stage} model on held-out text",
+                lambda: self._held_out(self._decoder(stage)),
+            )
+        if stage == "sft" and self.sft_data is not None:
+            result |= self._part(
+                "sft.responses", "sft model on held-out conversations", self._responses
+            )
+        if self.job.evaluate.continuations and (questions := self._continuations()):
+            result["continuations"] = self._part(
+                f"{stage}.continuations",
+                f"{stage} model on {len(questions)} true continuations",
+                partial(self._multiple_choice, stage, questions),
+            )
+        if packs:
+            result["packs"] = {
+                name: self._part(
+                    f"{stage}.packs.{name}",
+                    f"{stage} model on pack {name}",
+                    partial(self._multiple_choice, stage, questions),
+                )
+                for name, questions in packs.items()
+            }
+        return result
+
+    def _held_out(self, model: Decoder) -> Result:
+        from pion.evaluate import held_out
+
+        stream = self._stream(self.text, "held_out")
+        return dataclasses.asdict(
+            held_out(
+                model,
+                stream,
+                self._rows(stream),
+                self.tokenizer.token_bytes(),
+                self.tokenizer.vocab_size,
+                self._micro_batch(self.job.data.seq_len),
+                self.dtype,
+            )
+        )
+
+    def _responses(self) -> Result:
+        from pion.evaluate import responses
+
+        stream = self._stream(self.conversations, "held_out")
+        return dataclasses.asdict(
+            responses(
+                self._decoder("sft"),
+                stream,
+                self._rows(stream),
+                self.tokenizer.end_of_text,
+                self.tokenizer.vocab_size,
+                self._micro_batch(self.job.sft_seq_len),
+                self.dtype,
+            )
+        )
+
+    def _continuations(self) -> list[Question]:
+        """Questions that prepare cut from held-out text; none where the data came as ids."""
+        from pion.evaluate import read_questions
+
+        if self.pretrain_data is None or not (self.pretrain_data / CHOICES).exists():
+            return []
+        return read_questions(self.pretrain_data / CHOICES)[: self.job.evaluate.continuations]
+
+    def _multiple_choice(self, stage: str, questions: list[Question]) -> Result:
+        from pion.evaluate import multiple_choice
+
+        model = self._decoder(stage)
+        micro_batch = self._micro_batch(model.config.seq_len)
+        return dataclasses.asdict(
+            multiple_choice(model, self.tokenizer, questions, micro_batch, self.dtype)
+        )
+
+    def _decoder(self, stage: str) -> Decoder:
+        """The model of `stage`, on the device; one is kept at a time."""
+        from pion.load import load_decoder
+
+        if self._loaded is None or self._loaded[0] != stage:
+            self._loaded = None  # freed before the next one takes its memory
+            self._loaded = stage, load_decoder(self.models[stage]).to(self.device)
+        return self._loaded[1]
+
+    # ------------------------------------------------------------ baselines
+
+    def _untrained(self) -> Result:
+        """The weights that pretraining starts from."""
+        import torch
+
+        from pion.model.decoder import Decoder
+
+        self._loaded = None
+        torch.manual_seed(self.job.seed)
+        return self._held_out(Decoder(self.job.model_config_resolved()).to(self.device))
+
+    def _ngram(self) -> Result:
+        """Counts the first `evaluate.ngram_tokens` tokens of the training stream."""
+        import numpy as np
+
+        from pion import ngram
+        from pion.data.shards import IGNORED
+        from pion.evaluate import summarize
+
+        section = self.job.evaluate
+        train = self._stream(self.text, "train", window=NGRAM_WINDOW)
+        wanted = -(-section.ngram_tokens // self.job.data.seq_len)
+        rows = [train.row(i).tokens for i in range(min(wanted, train.total_rows))]
+        model = ngram.fit(np.stack(rows), self.tokenizer.vocab_size, section.ngram_order)
+        held_out = self._stream(self.text, "held_out")
+        measured = [held_out.row(i) for i in self._rows(held_out)]
+        targets = np.stack([row.targets for row in measured])
+        nll = np.zeros(targets.shape)
+        nll[:, :-1] = model.nll(np.stack([row.tokens for row in measured]))
+        assert (targets[:, -1] == IGNORED).all()
+        result = dataclasses.asdict(summarize(nll, targets, self.tokenizer.token_bytes()))
+        return {"order": model.order, **result, "train_tokens": model.train_tokens}
+
+    # ------------------------------------------------------------ lm-eval
+
+    def _lm_eval(self) -> Result:
+        """Each task on the final model, which is exported once if any task is still to run."""
+        from pion.export import export_model
+        from pipeline.lm_eval_tasks import run_task
+
+        section = self.job.evaluate.lm_eval
+        results: Result = {}
+        with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
+            exported = Path(folder) / "model"
+
+            def run(task: str) -> Result:
+                if not exported.exists():
+                    final = list(self.models.values())[-1]
+                    export_model(final, self.tokenizer_path, exported)
+                include = section.include_path
+                return run_task(
+                    task,
+                    exported,
+                    include_path=self.job.input_path(include) if include else None,
+                    working_folder=self.job.folder,
+                    limit=section.limit,
+                    device=self.device.type,
+                )
+
+            for task in section.tasks:
+                results[task] = self._part(
+                    f"lm_eval.{task}", f"lm-eval task {task}", partial(run, task)
+                )
+        return results
+
+    # ------------------------------------------------------------ data and machine
+
+    @cached_property
+    def text(self) -> PreparedData | None:
+        return _open(self.pretrain_data)
+
+    @cached_property
+    def conversations(self) -> PreparedData | None:
+        return _open(self.sft_data)
+
+    def _stream(
+        self, data: PreparedData | None, split: str, window: int | None = None
+    ) -> RowStream:
+        assert data is not None
+        return data.stream(split, seed=self.job.seed, window=window or self.job.data.window)
+
+    def _rows(self, stream: RowStream) -> range:
+        return range(min(self.job.evaluate.final_rows, stream.total_rows))
+
+    @property
+    def tokenizer_path(self) -> Path:
+        data = self.text or self.conversations
+        assert data is not None
+        return data.tokenizer_path
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from pion.data.tokenizer import Tokenizer
+
+        return Tokenizer.from_file(self.tokenizer_path)
+
+    @cached_property
+    def device(self) -> torch.device:
+        from pion.train.hardware import pick_device
+
+        return pick_device()
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        from pion.train.hardware import pick_dtype
+
+        name = pick_dtype(self.job.hardware.dtype, self.device)
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+    def _micro_batch(self, seq_len: int) -> int:
+        return max(1, TOKENS_AT_ONCE[self.device.type] // seq_len)
+
+
+def _open(folder: Path | None) -> PreparedData | None:
+    from pipeline.stages.prepare import open_data
+
+    return None if folder is None else open_data(folder)

@@ -1,0 +1,282 @@
+"""prepare: from the job's sources to a tokenizer and fingerprinted shards of training rows.
+
+Each part of the data has its own folder (layout: pipeline/prepared_data.py). Called again after an
+interruption it goes on after the last finished shard; called on a finished folder it only reports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pion.data.arrays import sha256_file, write_atomically
+from pion.data.shards import Rows, Shard
+from pion.data.tokenizer import Tokenizer, train_bpe
+from pion.errors import BadInput
+from pipeline.continuations import continuation_questions
+from pipeline.conversation_rows import write_conversation_rows
+from pipeline.data_sources import Input, conversations, find_input, texts
+from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
+from pipeline.prepared_data import DATASET, PreparedData, PreparedSource, open_data
+from pipeline.ready_shards import take_hub_shards, take_local_shards
+from pipeline.text_rows import RowFormat, Say, write_text_rows
+
+__all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
+
+CHOICES = "choices.jsonl"
+PINNED = "commit.json"
+
+
+def prepare_pretrain(job: Job, folder: Path, say: Say) -> dict[str, Any]:
+    """Prepare the pretraining data in `folder`; returns what was counted and how fast.
+
+    Raises BadInput for every input that can't be used, before anything is tokenised where that can
+    be known, and for a corpus smaller than one global batch.
+    """
+    with _writing(folder):
+        if not (folder / DATASET).exists():
+            _prepare_pretrain(job, folder, say)
+    data = open_data(folder)
+    if job.pretrain is not None:
+        _check_rows(data, job.pretrain.global_batch, "pretrain", job.data.seq_len)
+    return data.report
+
+
+def prepare_sft(job: Job, folder: Path, tokenizer: Path | None, say: Say) -> dict[str, Any]:
+    """Prepare the conversations in `folder`, with pretraining's tokenizer or (None) the job's.
+
+    Raises BadInput as `prepare_pretrain` does, and for a conversation without an assistant turn.
+    """
+    assert job.sft is not None
+    with _writing(folder):
+        if not (folder / DATASET).exists():
+            _prepare_sft(job, folder, tokenizer, say)
+    data = open_data(folder)
+    _check_rows(data, job.sft.global_batch, "sft", job.sft_seq_len)
+    return data.report
+
+
+def _prepare_pretrain(job: Job, folder: Path, say: Say) -> None:
+    started = time.monotonic()
+    inputs = _find_inputs(job, job.data.sources, "data", folder)
+    tokenizer, tokenizer_report = _tokenizer(job, inputs, folder, say)
+    reports = []
+    for number, found in enumerate(inputs):
+        rows = _row_format(found, folder, job.data.seq_len, job.data.shard_rows)
+        place = folder / str(number)
+        if isinstance(found.source, NpyShards | BinShards):
+            report = take_local_shards(found.files, tokenizer, place, rows, say)
+        elif isinstance(found.source, HubNpyShards):
+            report = take_hub_shards(found, tokenizer, place, rows, say)
+        else:
+            what = f"tokenise {_name(found.source)}"
+            report = write_text_rows(texts(job, found), tokenizer, place, rows, what, say)
+        _check_splits(report, found, job.data.seq_len, job.data.held_out)
+        reports.append({"name": _name(found.source)} | report)
+    report = _totals(reports, tokenizer_report, started)
+    data = _described(folder, "pretrain", job.data.sources, report)
+    _write_choices(data, tokenizer, job.seed)
+    _finish(data, say)
+
+
+def _prepare_sft(job: Job, folder: Path, tokenizer_path: Path | None, say: Say) -> None:
+    assert job.sft is not None
+    started = time.monotonic()
+    inputs = _find_inputs(job, job.sft.sources, "sft", folder)
+    if tokenizer_path is not None:
+        tokenizer = Tokenizer.from_file(tokenizer_path)
+        tokenizer_report: dict[str, Any] = {"vocab_size": tokenizer.vocab_size}
+        _save(tokenizer, folder / "tokenizer.json")
+    else:
+        tokenizer, tokenizer_report = _tokenizer(job, inputs, folder, say)
+    reports = []
+    for number, found in enumerate(inputs):
+        rows = _row_format(found, folder, job.sft_seq_len, job.data.shard_rows)
+        place, what = folder / str(number), f"pack {_name(found.source)}"
+        talks = conversations(job, found)
+        report = write_conversation_rows(talks, tokenizer, place, rows, what, say)
+        _check_splits(report, found, job.sft_seq_len, job.sft.held_out)
+        reports.append({"name": _name(found.source)} | report)
+    report = _totals(reports, tokenizer_report, started)
+    _finish(_described(folder, "sft", job.sft.sources, report), say)
+
+
+# ---------------------------------------------------------------- inputs and tokenizer
+
+
+def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path) -> list[Input]:
+    """All sources, found before anything is done; Hub commits are pinned in the folder."""
+    path = folder / PINNED
+    pinned = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    inputs = [
+        find_input(job, source, f"{section}.sources.{number}", pinned.get(str(number)))
+        for number, source in enumerate(sources)
+    ]
+    commits = {str(number): found.commit for number, found in enumerate(inputs) if found.commit}
+    if commits and commits != pinned:
+        write_atomically(path, json.dumps(commits).encode())
+    return inputs
+
+
+def _tokenizer(
+    job: Job, inputs: list[Input], folder: Path, say: Say
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """The job's tokenizer, kept in the folder. Raises BadInput if it doesn't fit the model."""
+    path, section = folder / "tokenizer.json", job.tokenizer
+    started = time.monotonic()
+    if section.train is not None:
+        where = "trained on data.sources"
+        if not path.exists():
+            say({"type": "note", "text": f"training a BPE of {section.train.vocab_size:,} entries"})
+            _save(train_bpe(_training_texts(job, inputs, say), section.train.vocab_size), path)
+    elif section.file is not None:
+        where = section.file
+        _save(Tokenizer.from_file(job.input_path(section.file)), path)
+    else:
+        assert section.hub is not None
+        where = f"{section.hub}/{section.hub_file}"
+        if not path.exists():
+            from pipeline.hub_data import hub_tokenizer
+
+            file = hub_tokenizer(section.hub, section.revision, section.hub_file)
+            _save(Tokenizer.from_file(file), path)
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {where}")
+    report = {"tokenizer": where, "vocab_size": tokenizer.vocab_size}
+    return tokenizer, report | {"tokenizer_seconds": round(time.monotonic() - started, 1)}
+
+
+def _save(tokenizer: Tokenizer, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    tokenizer.save(temporary)
+    write_atomically(path, temporary.read_bytes())
+    temporary.unlink()
+
+
+def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
+    """Text to learn merges from: training documents only, the same share of every source."""
+    assert job.tokenizer.train is not None
+    readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
+    if not readable:
+        raise BadInput(
+            "tokenizer.train: every data source is tokenised already, so there is no text to train "
+            "on; name the tokenizer they were made with as tokenizer.file or tokenizer.hub"
+        )
+    share = job.tokenizer.train.max_mb * 1e6 / len(readable)
+    for found in readable:
+        read = 0
+        for held_out, text in texts(job, found):
+            if held_out:
+                continue
+            yield text
+            read += len(text.encode())
+            if read >= share:
+                break
+        say({"type": "prepare", "what": "train tokenizer", "done": read / 1e6, "unit": "MB"})
+
+
+def _row_format(found: Input, folder: Path, seq_len: int, shard_rows: int) -> RowFormat:
+    tokenizer = sha256_file(folder / "tokenizer.json")
+    identity = [found.source.model_dump(), found.state, tokenizer]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return RowFormat(seq_len, shard_rows, key)
+
+
+def _name(source: Source) -> str:
+    fields = source.model_dump()
+    return str(fields.get("repo") or fields.get("path") or fields["kind"])
+
+
+# ---------------------------------------------------------------- checks and the end
+
+
+def _check_splits(report: dict[str, Any], found: Input, seq_len: int, share: float) -> None:
+    """Raise BadInput where there is nothing to train or to evaluate on."""
+    for split, wish in (("train", "lower held_out"), ("held_out", "raise held_out")):
+        if not report[f"{split}_rows"]:
+            raise BadInput(
+                f"{found.key} ({_name(found.source)}): too little text: the {split} split has not "
+                f"one row of {seq_len:,} ids. Give it more, lower seq_len, or {wish} (now {share})."
+            )
+
+
+def _check_rows(data: PreparedData, global_batch: int, stage: str, seq_len: int) -> None:
+    rows = data.report["train_rows"]
+    if rows < global_batch:
+        raise BadInput(
+            f"{stage}: a corpus smaller than one batch: {rows:,} rows of {seq_len:,} ids were "
+            f"found, but {stage}.global_batch needs {global_batch:,}. Add data, or lower "
+            f"{stage}.global_batch or seq_len."
+        )
+
+
+def _totals(
+    sources: list[dict[str, Any]], tokenizer: dict[str, Any], started: float
+) -> dict[str, Any]:
+    names = ("train_rows", "held_out_rows", "train_tokens", "held_out_tokens", "bytes", "documents")
+    totals = {name: sum(s[name] for s in sources if name in s) for name in names}
+    seconds = round(time.monotonic() - started, 1)
+    return {**tokenizer, **totals, "seconds": seconds, "sources": sources}
+
+
+def _described(
+    folder: Path, part: str, sources: Sequence[Source], report: dict[str, Any]
+) -> PreparedData:
+    prepared = tuple(
+        PreparedSource(source.model_dump()["kind"], source.weight, str(number))
+        for number, source in enumerate(sources)
+    )
+    return PreparedData(folder, part, prepared, report)
+
+
+def _write_choices(data: PreparedData, tokenizer: Tokenizer, seed: int) -> None:
+    held_out = [
+        Rows(data.manifest(source, "held_out"), partial(_path, data.folder / source.folder))
+        for source in data.sources
+    ]
+    questions = continuation_questions(held_out, tokenizer, seed)
+    if questions:
+        lines = "".join(json.dumps(question, ensure_ascii=False) + "\n" for question in questions)
+        write_atomically(data.folder / CHOICES, lines.encode())
+
+
+def _path(folder: Path, shard: Shard) -> Path:
+    return folder / "held_out" / shard.name
+
+
+def _finish(data: PreparedData, say: Say) -> None:
+    described = {
+        "part": data.part,
+        "sources": [vars(source) for source in data.sources],
+        "report": data.report,
+    }
+    write_atomically(data.folder / DATASET, json.dumps(described, indent=1).encode())
+    report = data.report
+    text = (
+        f"{data.part} data: {report['train_rows']:,} rows ({report['train_tokens'] / 1e6:,.2f}M "
+        f"tokens) to train on, {report['held_out_rows']:,} held out"
+    )
+    speeds = [s["mb_per_second"] for s in report["sources"] if "mb_per_second" in s]
+    if speeds:
+        text += f"; tokenised at {max(speeds):.1f} MB/s"
+    say({"type": "note", "text": text})
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make the folder, and explain what keeps it from being written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise BadInput(
+            f"{error.filename or folder}: {error.strerror or error}. The shards finished so far "
+            "are kept. Make room, or make it readable and the data folder writable, then run the "
+            "same command again."
+        ) from None

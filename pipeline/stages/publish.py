@@ -1,0 +1,247 @@
+"""Publish: check the results, export, prove that transformers loads the same model, deliver.
+
+Nothing reaches the target before the exported folder has been verified.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pion.config import closest
+from pion.errors import BadInput
+from pipeline.job import REQUIREMENT, Job
+from pipeline.model_card import front_matter, model_card
+from pipeline.stages.publish_hub import Unreachable, check_repo, push, repo_of
+
+Say = Callable[[dict[str, Any]], None]
+
+COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<": lambda measured, limit: measured < limit,
+    "<=": lambda measured, limit: measured <= limit,
+    ">": lambda measured, limit: measured > limit,
+    ">=": lambda measured, limit: measured >= limit,
+}
+# What a bare name in publish.require can begin with: results of the published model.
+MEASURES = (
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "tokens",
+    "bytes",
+    "rows",
+    "continuations",
+    "packs",
+)
+SFT_MEASURES = ("response_loss", "stop_accuracy")
+
+
+def check_target(job: Job) -> list[str]:
+    """Find out before training what would stop publishing after it; returns notes for the user.
+
+    Raises BadInput for a capped model, an unknown name in publish.require, a folder that can't be
+    written or holds something else, and a Hub repository this token may not publish to.
+    """
+    if job.publish is None:
+        return []
+    if job.model_config_resolved().softcap is not None:
+        raise BadInput(
+            "model.softcap: a capped model is not stock Qwen3 and can't be published as one. "
+            "Nothing was started. Remove model.softcap or the publish section."
+        )
+    _check_names(job)
+    repo = repo_of(job.publish.to)
+    if repo is None:
+        _check_folder(job.publish.to)
+        return []
+    try:
+        check_repo(repo, private=job.publish.private, card=front_matter(job))
+    except Unreachable as error:
+        return [f"publish.to: {job.publish.to} could not be checked: {error}"]
+    return []
+
+
+def publish_run(
+    job: Job,
+    *,
+    model: Path,
+    tokenizer_path: Path,
+    results: Mapping[str, Any],
+    texts: Sequence[str],
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]],
+    lineage: Sequence[Mapping[str, Any]],
+    say: Say,
+) -> dict[str, Any]:
+    """Publish the checkpoint folder `model` to `job.publish.to`.
+
+    Args:
+        results: what the evaluate stage reports, for publish.require and the card.
+        texts: held-out texts to compare the exported model on.
+        metrics: stage → metrics rows, for the card's loss plot.
+        lineage: a row for each claim of the run: `device`, `workers`, `seconds` …
+        say: called with progress messages.
+
+    Returns:
+        `target` as the job names it, `path` or `url`, `commit` (Hub), `card`, `parameters` and
+        `max_logit_difference`.
+
+    Raises:
+        BadInput: a condition of publish.require is not met, or the target refuses.
+        PionError: the exported folder does not give the model back; nothing was published.
+        Interrupted: the Hub stayed unreachable.
+    """
+    from pion.data.tokenizer import Tokenizer
+    from pion.export import export_model, replace_folder, verify_export
+    from pion.load import load_decoder
+    from pipeline.plots import loss_plot
+
+    assert job.publish is not None
+    to, target = job.publish.to, Path(job.publish.to).expanduser()
+    safe = f"The trained model is safe in {model}."
+    check_requirements(job, results, safe)
+    repo = repo_of(to)
+    if repo is None:
+        _check_folder(to)
+    decoder = load_decoder(model)
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    dropped_rows = decoder.config.vocab_size - tokenizer.vocab_size
+    parameters = decoder.num_params() - dropped_rows * decoder.config.d_model
+    with _staging(target, repo) as staging:
+        try:
+            export_model(decoder, tokenizer_path, staging, chat=job.sft is not None)
+            difference = verify_export(staging, decoder, tokenizer_path, texts)
+            say(_note(f"transformers loads the same model: logits differ by {difference:.1g}"))
+            card = model_card(
+                job=job,
+                config=decoder.config,
+                num_params=parameters,
+                vocab_size=tokenizer.vocab_size,
+                results=results,
+                lineage=lineage,
+            )
+            (staging / "README.md").write_text(card, encoding="utf-8")
+            (staging / "loss.png").write_bytes(loss_plot(metrics))
+            if repo is None:
+                replace_folder(staging, target)
+                where = {"path": str(target), "card": str(target / "README.md")}
+            else:
+                say(_note(f"uploading to {to}"))
+                where = push(
+                    repo,
+                    staging,
+                    private=job.publish.private,
+                    title=f"Publish {job.name}",
+                    safe=safe,
+                )
+                where["card"] = where["url"]
+        except OSError as error:
+            raise BadInput(
+                f"publish.to: {to}: can't write ({error.strerror or error}). {safe} Make room, or "
+                "change publish.to, and run the same command again: only publishing is left."
+            ) from error
+    return {
+        "target": to,
+        **where,
+        "parameters": parameters,
+        "max_logit_difference": difference,
+    }
+
+
+def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:
+    """Raise BadInput unless every condition of publish.require is met.
+
+    A name is looked up in the published model's results, then in all of them
+    (`ngram.bits_per_byte`). `safe` says what is not lost.
+    """
+    assert job.publish is not None
+    published = _numbers(results.get(job.train_stages[-1], {}))
+    measured = _numbers(results) | published
+    missed = []
+    for condition in job.publish.require:
+        name, comparison, limit = _parse(condition)
+        if name not in measured:
+            raise BadInput(
+                f"publish.require: {condition!r}: there is no result {name!r}"
+                f"{closest(name, measured)}; there are {', '.join(sorted(measured))}. {safe} "
+                "Nothing was published. Correct publish.require and run the same command again."
+            )
+        if not COMPARE[comparison](measured[name], limit):
+            missed.append(f"{condition.strip()} (measured: {measured[name]:.4g})")
+    if missed:
+        raise BadInput(
+            f"publish.require is not met: {'; '.join(missed)}. Nothing was published; "
+            f"{job.publish.to} is as it was. {safe} Train longer, or change publish.require, and "
+            "run the same command again."
+        )
+
+
+def _parse(condition: str) -> tuple[str, str, float]:
+    match = REQUIREMENT.match(condition)
+    assert match is not None  # the job's validator has seen to it
+    try:
+        return match[1], match[2], float(match[3])
+    except ValueError:
+        raise BadInput(f"publish.require: {condition!r}: {match[3]} is not a number.") from None
+
+
+def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Dotted name → value of every number in nested results."""
+    found: dict[str, float] = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{key}"] = float(value) if math.isfinite(value) else math.nan
+    return found
+
+
+def _check_names(job: Job) -> None:
+    """A name publish.require can't find after training is told before it."""
+    assert job.publish is not None
+    measures = [*MEASURES, *(SFT_MEASURES if job.sft else ())]
+    others = [*job.train_stages, "untrained", "ngram", "lm_eval"]
+    names = [*measures, *(f"{name}_sem" for name in measures), *others]
+    for condition in job.publish.require:
+        name = _parse(condition)[0].split(".")[0]
+        if name not in names:
+            raise BadInput(
+                f"publish.require: {condition!r}: nothing called {name!r} will be measured"
+                f"{closest(name, names)}; there are {', '.join(measures)} of the published model "
+                f"and, such as ngram.loss, those of {', '.join(others)}. Nothing was started."
+            )
+
+
+def _check_folder(to: str) -> None:
+    from pion.export import check_replaceable
+
+    target = Path(to).expanduser().absolute()
+    check_replaceable(target)
+    existing = next(parent for parent in target.parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "is not writable" if existing.is_dir() else "is a file"
+        raise BadInput(f"publish.to: {to}: {existing} {reason}. Name a folder that can be written.")
+
+
+@contextmanager
+def _staging(target: Path, repo: str | None) -> Iterator[Path]:
+    """Where the folder is built: beside a folder target, so that it only has to be renamed."""
+    if repo is not None:
+        with tempfile.TemporaryDirectory(prefix="pion-publish-") as folder:
+            yield Path(folder) / "model"
+        return
+    staging = target.with_name(f".{target.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _note(text: str) -> dict[str, Any]:
+    return {"type": "note", "text": text}

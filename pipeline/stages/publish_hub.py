@@ -1,0 +1,204 @@
+"""A Hub repository as the place to publish to: check it before training, commit to it after.
+
+Private unless the job says otherwise, one commit for all files, none if nothing has changed.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pion.errors import BadInput, Interrupted
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+PREFIX = "hf://"
+ATTEMPTS = 6
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+
+Result = TypeVar("Result")
+
+
+class Unreachable(Exception):
+    """The Hub can't be reached or is out of order; trying again later may help."""
+
+
+def repo_of(to: str) -> str | None:
+    """The repository `publish.to` names as `hf://user/name`; None for a folder.
+
+    Raises BadInput for what is neither.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if "://" not in to:
+        return None
+    repo = to.removeprefix(PREFIX)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        repo = ""
+    if not to.startswith(PREFIX) or repo.count("/") != 1:
+        raise BadInput(f"publish.to: {to!r} is neither a folder nor hf://user/name.")
+    return repo
+
+
+def check_repo(repo: str, *, private: bool, card: str) -> None:
+    """Check that this token may publish to `repo`, and that the Hub takes the card's metadata.
+
+    Raises:
+        BadInput: no token, one that may not write there, a repository that is public although the
+            job wants it private, or metadata the Hub refuses (such as an unknown licence).
+        Unreachable: nothing could be checked.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api = _api(repo)
+    me = _call(repo, api.whoami)
+    role = me.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise BadInput(
+            f"publish.to: hf://{repo}: the Hub token of {me['name']} may only read. Make one that "
+            f"may write at {TOKENS_PAGE} and set HF_TOKEN, or run `hf auth login`."
+        )
+    owner = repo.split("/")[0]
+    mine = [me["name"], *(org["name"] for org in me.get("orgs", ()))]
+    if owner.lower() not in [name.lower() for name in mine]:
+        raise BadInput(
+            f"publish.to: hf://{repo}: the Hub token belongs to {me['name']}, who can't publish as "
+            f"{owner}. Publish as {' or '.join(mine)}, or use another token."
+        )
+    with suppress(RepositoryNotFoundError):  # then it will be created
+        _check_visibility(repo, _call(repo, lambda: api.repo_info(repo)).private, private)
+    _call(repo, lambda: _check_card(api, card))
+
+
+def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> dict[str, str]:
+    """Commit every file of `folder` to `repo`; returns its `url` and the `commit` it is now at.
+
+    `safe` says what is not lost, for the errors.
+
+    Raises:
+        BadInput: the Hub refuses; the message says what to change.
+        Interrupted: the Hub stayed unreachable; running again goes on from there.
+    """
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api = _api(repo)
+
+    def commit() -> dict[str, str]:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        _check_visibility(repo, api.repo_info(repo).private, private)
+        # The client drops files that have not changed, and then an empty commit.
+        files = [CommitOperationAdd(path.name, str(path)) for path in sorted(folder.iterdir())]
+        info = api.create_commit(repo, files, commit_message=title)
+        return {"url": str(url), "commit": str(info.oid)}
+
+    for attempt in range(ATTEMPTS):
+        try:
+            return _call(repo, commit)
+        except RepositoryNotFoundError:
+            raise BadInput(
+                f"publish.to: hf://{repo}: the Hub says there is no such repository for this token "
+                f"(404). {safe} Use a token that may write there ({TOKENS_PAGE}), or name another."
+            ) from None
+        except Unreachable as error:
+            if attempt == ATTEMPTS - 1:
+                raise Interrupted(
+                    f"publish.to: hf://{repo}: {error} ({ATTEMPTS} attempts). {safe} Run the same "
+                    "command again: only publishing is left."
+                ) from error
+            time.sleep(random.uniform(0, 2**attempt))
+    raise AssertionError("unreachable")
+
+
+def _api(repo: str) -> HfApi:
+    from huggingface_hub import HfApi, get_token
+
+    token = get_token()
+    if token is None:
+        raise BadInput(
+            f"publish.to: hf://{repo}: there is no Hub token. Set HF_TOKEN or run `hf auth login`, "
+            f"with a token that may write ({TOKENS_PAGE}), or publish to a folder."
+        )
+    return HfApi(token=token)
+
+
+def _check_card(api: HfApi, card: str) -> None:
+    """Raise ValueError if the Hub refuses the card's YAML, as it will when it is committed."""
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    asked = {"repoType": "model", "content": card}
+    response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=asked)
+    if response.status_code == 400:
+        mistakes = [error["message"] for error in response.json().get("errors", [])]
+        raise ValueError("; ".join(mistakes) or "it gives no reason")
+    hf_raise_for_status(response)
+
+
+def _check_visibility(repo: str, is_private: bool | None, wanted_private: bool) -> None:
+    if wanted_private and is_private is False:
+        raise BadInput(
+            f"publish.to: hf://{repo} exists and is public, and publish.private is true (the "
+            "default). Set publish.private to false, make it private on the Hub, or name another."
+        )
+
+
+def _call(repo: str, ask: Callable[[], Result]) -> Result:
+    """`ask()`, with the Hub's refusals as BadInput and its outages as Unreachable.
+
+    RepositoryNotFoundError passes: before training it only means "not yet".
+    """
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    where = f"publish.to: hf://{repo}"
+    try:
+        return ask()
+    except OfflineModeIsEnabled:
+        raise BadInput(
+            f"{where}: HF_HUB_OFFLINE is set; unset it, or publish to a folder."
+        ) from None
+    except RepositoryNotFoundError:
+        raise
+    except HfHubHTTPError as error:
+        status = _status(error)
+        if status == 401:
+            raise BadInput(
+                f"{where}: the Hub does not accept this token (401). Make one that may write at "
+                f"{TOKENS_PAGE} and set HF_TOKEN, or run `hf auth login`."
+            ) from None
+        if status == 403:
+            raise BadInput(
+                f"{where}: the Hub forbids it (403): {_reason(error)}. Use a token that may write "
+                f"there ({TOKENS_PAGE}), or publish somewhere else."
+            ) from None
+        if status in (408, 429) or status >= 500:
+            raise Unreachable(f"the Hub answered {status}") from None
+        raise BadInput(f"{where}: the Hub refuses ({status}): {_reason(error)}") from None
+    except ValueError as error:  # of the card's YAML, here and when the client commits it
+        raise BadInput(
+            f"{where}: the Hub refuses the model card's metadata (is publish.license a licence it "
+            f"knows?): {error}"
+        ) from None
+    except (HTTPError, ConnectionError, TimeoutError) as error:
+        raise Unreachable(f"the Hub can't be reached ({type(error).__name__})") from None
+
+
+def _status(error: Any) -> int:
+    return int(getattr(error.response, "status_code", 0) or 0)
+
+
+def _reason(error: Any) -> str:
+    """The Hub's own words, without URLs and request ids."""
+    return str(getattr(error, "server_message", None) or "no reason given").splitlines()[0]

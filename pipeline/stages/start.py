@@ -1,0 +1,193 @@
+"""Where a training stage starts from: a checkpoint, another model, the stage before, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pion.errors import BadInput
+from pipeline.job import Job, Train
+
+if TYPE_CHECKING:
+    from pion.data.stream import RowStream
+    from pion.data.tokenizer import Tokenizer
+    from pion.model.decoder import Decoder
+    from pion.train.settings import Plan, TrainSettings
+    from pion.train.trainer import Trainer
+    from pipeline.stages.train import Group, TrainRequest
+    from pipeline.state.head import RunState
+
+
+@dataclass
+class Setup:
+    """A stage ready for its next step."""
+
+    trainer: Trainer
+    held_out: RowStream
+    tokenizer: Tokenizer
+    tokenizer_file: Path
+    why: str
+    ancestor: str | None = None
+    notes: list[str] = field(default_factory=list)
+    closers: list[Callable[[], None]] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Stop fetching shards."""
+        for close in self.closers:
+            close()
+
+
+def start_stage(request: TrainRequest, run: RunState, stage: str, group: Group) -> Setup:
+    """Build the model and data of `stage` and restore the newest good state.
+
+    Rank 0 chooses the checkpoint; every rank loads the same one. Raises BadInput when the weights
+    to start from do not fit the job.
+    """
+    from pion.data.tokenizer import Tokenizer
+    from pion.model.decoder import Decoder
+    from pion.train.trainer import Trainer, TrainState
+    from pipeline.stages.prepare import open_data
+    from pipeline.state.checkpoint import newest_good
+
+    job, digest = request.load_job(), request.digests[stage]
+    folder = run.store.local_path(run.key(f"data/{request.data[stage]}"))
+    assert folder is not None
+    data = open_data(folder)
+    closers: list[Callable[[], None]] = []
+    window = job.data.window
+    stream = data.stream("train", seed=job.seed, window=window, cache=_shard_cache(job, closers))
+    held_out = data.stream("held_out", seed=job.seed, window=window)
+
+    notes: list[str] = []
+    entry, saved = None, None
+    if group.rank == 0:
+        head = run.read()
+        assert head is not None
+        entry, saved, skipped = newest_good(run.store, run.name, head, stage, digest)
+        notes = [str(skip) for skip in skipped]
+    recorded = group.from_rank_0(saved.state["plan"] if saved else None)
+    plan = choose_plan(job, stage, group, recorded)
+    if recorded is None:
+        model, why = _starting_model(job, run, stage)
+    else:
+        model, why = Decoder(job.model_config_resolved()), "continues"
+    trainer = Trainer(model, stream, settings_of(job.section(stage)), plan, rank=group.rank)
+    if recorded is not None:
+        trainer.load(TrainState(saved.model, saved.optimizer, saved.state) if saved else None)
+        why = f"continues after step {trainer.step:,}"
+    return Setup(
+        trainer,
+        held_out,
+        Tokenizer.from_file(data.tokenizer_path),
+        data.tokenizer_path,
+        why,
+        ancestor=entry.key if entry else None,
+        notes=notes,
+        closers=closers,
+    )
+
+
+def settings_of(section: Train) -> TrainSettings:
+    """The trainer's settings in a job's section."""
+    from pion.train.settings import TrainSettings
+
+    names = [f.name for f in dataclasses.fields(TrainSettings)]
+    return TrainSettings(**section.model_dump(include=set(names)))
+
+
+def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | None) -> Plan:
+    """How this machine computes the stage.
+
+    The plan recorded in the checkpoint is used again where the hardware and the job allow, because
+    only then is the resumed run bit-identical to an unbroken one.
+    """
+    import torch
+
+    from pion.train.hardware import pick_device, pick_dtype, total_memory
+    from pion.train.memory import choose_micro_batch
+    from pion.train.settings import Plan
+
+    section, hardware = job.section(stage), job.hardware
+    device = pick_device()
+    fixed = {
+        "device": str(device),
+        "dtype": pick_dtype(hardware.dtype, device),
+        "world_size": group.world_size,
+        "compile": hardware.compile,
+        "threads": torch.get_num_threads(),
+        "deterministic": hardware.deterministic,
+    }
+    if recorded is not None:
+        asked = {"micro_batch": hardware.micro_batch, "recompute": hardware.recompute}
+        wanted = fixed | {name: value for name, value in asked.items() if value is not None}
+        if all(recorded.get(name) == value for name, value in wanted.items()):
+            return Plan(**recorded)
+    rows_per_rank = -(-section.global_batch // group.world_size)
+    micro_batch, recompute = choose_micro_batch(
+        job.model_config_resolved(),
+        rows_per_rank=rows_per_rank,
+        seq_len=job.sft_seq_len if stage == "sft" else job.data.seq_len,
+        dtype=fixed["dtype"],
+        optimizer=section.optimizer,
+        memory_bytes=total_memory(device) // (1 if device.type == "cuda" else group.world_size),
+        device=device.type,
+        recompute=hardware.recompute,
+    )
+    if hardware.micro_batch is not None:
+        micro_batch = min(hardware.micro_batch, rows_per_rank)
+    return Plan(**fixed, micro_batch=micro_batch, recompute=recompute)
+
+
+def _shard_cache(job: Job, closers: list[Callable[[], None]]) -> Any:
+    """A place for streamed shards, made only when the data needs one."""
+
+    def make() -> Any:
+        from pipeline.shard_cache import ShardCache, default_folder
+
+        cache = ShardCache(default_folder(), int(job.hardware.shard_cache_gb * 1e9))
+        closers.append(cache.close)
+        return cache
+
+    return make
+
+
+def _starting_model(job: Job, run: RunState, stage: str) -> tuple[Decoder, str]:
+    """The weights of a stage's first step, the same on every rank, and where they come from."""
+    import torch
+
+    from pion.load import load_decoder
+    from pion.model.decoder import Decoder
+
+    section = job.section(stage)
+    if section.init_from is not None:
+        return _model_from(job, section.init_from), f"starts from {section.init_from}"
+    if stage == "sft":
+        head = run.read()
+        assert head is not None
+        key = head.stages["pretrain"].checkpoint
+        assert key is not None
+        folder = run.store.local_path(run.key(key))
+        assert folder is not None
+        return load_decoder(folder), "starts from the pretrained model"
+    torch.manual_seed(job.seed)
+    return Decoder(job.model_config_resolved()), "starts from random weights"
+
+
+def _model_from(job: Job, source: str) -> Decoder:
+    """The decoder `init_from` names; raises BadInput unless its shape is the job's."""
+    from pipeline.find_model import find_model, load_found
+
+    path = job.input_path(source)
+    found, _ = load_found(find_model(str(path) if path.exists() else source))
+    wanted, given = job.model_config_resolved().to_dict(), found.config.to_dict()
+    shapes = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "head_dim", "vocab_size")
+    wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in shapes if wanted[n] != given[n]]
+    if wrong:
+        raise BadInput(
+            f"init_from {source}: the model there has another shape ({'; '.join(wrong)}). "
+            "Nothing was started. Set the job's `model` section to that shape."
+        )
+    return found

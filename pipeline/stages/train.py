@@ -1,0 +1,414 @@
+"""The training loop of pretrain and sft: restore, step, evaluate, checkpoint, finish.
+
+One function serves a Ray worker and a process without Ray. Rank 0 owns the run's state and decides
+what to restore; the other ranks are told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pion.errors import PionError
+from pipeline.cadence import SaveCadence
+from pipeline.digest import Digests
+from pipeline.job import Job
+from pipeline.state.head import Claim, RunState
+from pipeline.state.metrics import EventLog, MetricsLog
+from pipeline.state.owner import Owner
+from pipeline.state.stores import open_store
+
+Report = Callable[[dict[str, Any]], None]
+MAX_ATTEMPTS = 5
+SAMPLE_TOKENS = 48
+FLUSH_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the driver asks of its workers; plain JSON, since it crosses processes and nodes."""
+
+    job: dict[str, Any]
+    job_folder: str
+    store: str
+    owner: dict[str, Any]
+    stages: list[str]
+    digests: dict[str, str]
+    data: dict[str, str]
+    gpus: int = 0
+    started: float = 0.0
+    """Unix time at which `pion run` began, for seconds-to-first-step."""
+
+    @classmethod
+    def of(
+        cls, job: Job, digests: Digests, owner: Owner, stages: list[str], **rest: Any
+    ) -> TrainRequest:
+        """The request for `stages` of `job`."""
+        return cls(
+            job=job.model_dump(mode="json"),
+            job_folder=str(job.folder),
+            store=open_store(job.store).url,
+            owner=dataclasses.asdict(owner),
+            stages=stages,
+            digests=digests.stages,
+            data=digests.data,
+            **rest,
+        )
+
+    def load_job(self) -> Job:
+        """The job as it was validated by the driver."""
+        job = Job.model_validate(self.job)
+        job._folder = Path(self.job_folder)
+        return job
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> TrainRequest:
+        return cls(**raw)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    distributed: bool = False
+
+    def from_rank_0(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if not self.distributed:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def train_stages(
+    request: TrainRequest, group: Group, report: Report, should_stop: Callable[[], bool]
+) -> str:
+    """Advance the training stages until they are done ("done") or a stop is asked ("stopped").
+
+    Raises PionError for what a person must decide; then nothing committed is lost.
+    """
+    started = time.monotonic()
+    import torch
+
+    report(_phase("torch imported", started))
+    torch.set_num_threads(_threads(request.load_job(), group))
+    context = _Context(request, group, report, should_stop)
+    started = time.monotonic()
+    if not group.from_rank_0(context.wait_for_prepare() if group.rank == 0 else None):
+        return "stopped"
+    report(_phase("waited for data", started))
+    claim = context.claim() if group.rank == 0 else None
+    try:
+        for stage in request.stages:
+            if not _StageTraining(context, claim, stage).run():
+                return "stopped"
+        return "done"
+    finally:
+        if claim is not None:
+            claim.stop_heartbeat()
+
+
+class _Context:
+    """What all stages of one attempt share."""
+
+    def __init__(
+        self, request: TrainRequest, group: Group, report: Report, should_stop: Callable[[], bool]
+    ) -> None:
+        self.request = request
+        self.group = group
+        self.report: Report = report if group.rank == 0 else (lambda message: None)
+        self.should_stop = should_stop
+        self.job = request.load_job()
+        self.run = RunState(open_store(request.store), self.job.name)
+        self.first_step_seen = False
+
+    def wait_for_prepare(self) -> bool:
+        """Return once the prepared data is committed; False if asked to stop before."""
+        wanted = self.request.digests["prepare"]
+        while not self.should_stop():
+            head = self.run.read()
+            done = head.stages.get("prepare") if head else None
+            if done is not None and done.digest == wanted:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def claim(self) -> Claim:
+        """Own the run under a new epoch; give up when attempts keep failing without a commit."""
+        head = self.run.read()
+        if head is not None and head.attempts_without_commit >= MAX_ATTEMPTS:
+            raise PionError(
+                f"{MAX_ATTEMPTS} attempts in a row ended before anything was committed. What was "
+                "committed before is safe. The last error is above or in the workers' logs; "
+                "mend its cause, then run the same command again."
+            )
+        claim = self.run.claim(Owner(**self.request.owner))
+        claim.start_heartbeat()
+        return claim
+
+
+class _StageTraining:
+    """One attempt at one training stage."""
+
+    def __init__(self, context: _Context, claim: Claim | None, stage: str) -> None:
+        self.context, self.claim, self.stage = context, claim, stage
+        self.job, self.group, self.report = context.job, context.group, context.report
+        self.section = context.job.section(stage)
+        self.digest = context.request.digests[stage]
+
+    def run(self) -> bool:
+        """Train until the stage is finished (True) or a stop is asked (False)."""
+        from pipeline.stages.start import start_stage
+
+        started = time.monotonic()
+        setup = start_stage(self.context.request, self.context.run, self.stage, self.group)
+        self.trainer, self.held_out = setup.trainer, setup.held_out
+        self.tokenizer, self.tokenizer_file = setup.tokenizer, setup.tokenizer_file
+        self.seq_len = self.job.sft_seq_len if self.stage == "sft" else self.job.data.seq_len
+        for note in setup.notes:
+            self.report({"type": "note", "text": note})
+        self.report(
+            {
+                "type": "stage",
+                "stage": self.stage,
+                "state": "started",
+                "why": setup.why,
+                "steps": self.section.steps,
+            }
+        )
+        self.report(
+            _phase(
+                f"{self.stage} restored" if setup.trainer.step else f"{self.stage} built", started
+            )
+        )
+        if self.claim is not None:
+            self.claim.set_restore(self.stage, self.trainer.step)
+            self._open_outputs(setup.ancestor)
+            self._record_machine()
+        try:
+            finished = self._loop()
+            if self.claim is not None:
+                if finished:
+                    self._finish()
+                else:
+                    self._save(wait=True)
+            return finished
+        finally:
+            self.trainer.close()
+            setup.close()
+            if self.claim is not None:
+                self.checkpointer.close()
+                self.metrics.flush()
+                self.trackers.close()
+
+    def _open_outputs(self, ancestor: str | None) -> None:
+        from pipeline.state.checkpoint import Checkpointer
+        from pipeline.state.retention import Keep
+        from pipeline.trackers import Trackers
+
+        assert self.claim is not None
+        run, checkpoint = self.context.run, self.job.checkpoint
+        self.metrics = MetricsLog(run.store, run.name, self.stage, self.claim.epoch)
+        self.checkpointer = Checkpointer(
+            self.claim,
+            self.stage,
+            self.digest,
+            files={
+                "config.json": to_json(self.trainer.model.config.to_dict()),
+                "tokenizer.json": self.tokenizer_file.read_bytes(),
+            },
+            keep=Keep(
+                last=checkpoint.keep.last,
+                every=checkpoint.keep.every,
+                best="held_out_loss" if checkpoint.keep.best else None,
+            ),
+            ancestor=ancestor,
+            before_commit=self.metrics.flush,
+        )
+        self.trackers = Trackers(self.job, self.stage)
+        self.cadence = SaveCadence(
+            every_steps=checkpoint.every_steps,
+            every_seconds=checkpoint.every_seconds,
+            preemption_seconds=checkpoint.preemption_hours * 3600,
+            last_save=time.monotonic(),
+        )
+        self.last_flush = time.monotonic()
+        self.held_out_loss: float | None = None
+
+    def _record_machine(self) -> None:
+        """Note where this attempt trains, for the lineage; what it reached is in the metrics."""
+        from pion.train.hardware import device_name
+
+        assert self.claim is not None
+        events = EventLog(self.context.run.store, self.context.run.name, self.claim.epoch)
+        plan = self.trainer.plan
+        events.append(
+            "training",
+            stage=self.stage,
+            from_step=self.trainer.step,
+            host=socket.gethostname(),
+            device=device_name(self.trainer.device),
+            workers=plan.world_size,
+            micro_batch=plan.micro_batch,
+            grad_accum=self.trainer.grad_accum,
+            dtype=plan.dtype,
+        )
+        events.flush()
+
+    def _loop(self) -> bool:
+        trainer, steps = self.trainer, self.section.steps
+        evaluate_every = self.job.evaluate.every or max(1, steps // 10)
+        while trainer.step < steps:
+            if self.context.should_stop() or not self._step():
+                return False
+            last = trainer.step == steps
+            first = not self.context.first_step_seen
+            if first:
+                self.context.first_step_seen = True
+                self._report_first_step()
+            if first or last or trainer.step % self.job.log.every == 0:
+                self._log()
+            if last or trainer.step % evaluate_every == 0:
+                self._evaluate()
+            if (
+                self.claim is not None
+                and not last
+                and self.cadence.due(trainer.step, time.monotonic())
+            ):
+                self._save(wait=False)
+        return True
+
+    def _step(self) -> bool:
+        try:
+            return self.trainer.train_step(self.context.should_stop)
+        except RuntimeError:
+            # The other ranks left when asked to stop; the step in flight is abandoned here too.
+            if self.context.should_stop():
+                return False
+            raise
+
+    def _report_first_step(self) -> None:
+        since_start = time.time() - self.context.request.started
+        self.report({"type": "phase", "name": "first step", "seconds": since_start, "total": True})
+
+    def _log(self) -> None:
+        rows = self.trainer.drain_metrics()
+        if self.claim is None:
+            return
+        for row in rows:
+            self.metrics.append(row)
+        self.trackers.log(rows)
+        newest = rows[-1]
+        steps_left = self.section.steps - newest["step"]
+        tokens_left = steps_left * self.section.global_batch * self.seq_len
+        eta = tokens_left / newest["tokens_per_second"]
+        status = {"stage": self.stage, "steps": self.section.steps, "eta": eta, **newest}
+        self.report({"type": "step", **status})
+        self.claim.report(**status)
+        if time.monotonic() - self.last_flush > FLUSH_SECONDS:
+            self.metrics.flush()
+            self.last_flush = time.monotonic()
+
+    def _evaluate(self) -> None:
+        trainer = self.trainer
+        rows = range(min(self.job.evaluate.rows, self.held_out.total_rows))
+        micro_batch = trainer.plan.micro_batch
+        result = trainer.evaluate(self.held_out, rows, micro_batch, self.tokenizer.vocab_size)
+        if self.claim is None:
+            return
+        self.held_out_loss = result.loss
+        row = {
+            "step": trainer.step,
+            "held_out_loss": result.loss,
+            "held_out_loss_sem": result.sem,
+        }
+        self.metrics.append(row)
+        self.trackers.log([row])
+        self.report(
+            {
+                "type": "eval",
+                "stage": self.stage,
+                "step": trainer.step,
+                "loss": result.loss,
+                "loss_sem": result.sem,
+            }
+        )
+        for prompt in self.job.evaluate.prompts:
+            sample = {"step": trainer.step, "prompt": prompt, "text": self._sample(prompt)}
+            self.metrics.append({"step": trainer.step, "sample": sample})
+            self.report({"type": "sample", "stage": self.stage, **sample})
+
+    def _sample(self, prompt: str) -> str:
+        from pion.data.chat import Turn, render
+        from pion.generate import generate_text
+
+        text = prompt
+        if self.stage == "sft":
+            turns = [Turn("user", prompt)]
+            text, _ = render(self.tokenizer, turns, add_generation_prompt=True)
+        pieces = generate_text(
+            self.trainer.model, self.tokenizer, text, max_tokens=SAMPLE_TOKENS, seed=0
+        )
+        return "".join(pieces)
+
+    def _save(self, wait: bool) -> None:
+        """Save the last finished step; without `wait`, skipped while another save is written."""
+        if wait:
+            self.checkpointer.wait()
+        state = self.trainer.state()
+        metrics = {} if self.held_out_loss is None else {"held_out_loss": self.held_out_loss}
+        started = time.monotonic()
+        if self.checkpointer.save(state.model, state.optimizer, state.meta, metrics):
+            stats = self.checkpointer.stats
+            self.cadence.saved(started, stats.stall_seconds, stats.write_seconds)
+            self.report(
+                {
+                    "type": "checkpoint",
+                    "stage": self.stage,
+                    "step": self.trainer.step,
+                    "stall": stats.stall_seconds,
+                    "interval": self.cadence.interval,
+                }
+            )
+        if wait:
+            self.checkpointer.wait()
+
+    def _finish(self) -> None:
+        assert self.claim is not None
+        self._save(wait=True)
+        assert self.checkpointer.last is not None
+        result: dict[str, Any] = {"steps": self.trainer.step, "rows": self.trainer.next_row}
+        if self.held_out_loss is not None:
+            result["held_out_loss"] = self.held_out_loss
+        self.claim.finish_stage(
+            self.stage, self.digest, result, checkpoint_key=self.checkpointer.last.key
+        )
+        self.report({"type": "stage", "stage": self.stage, "state": "done", "why": ""})
+
+
+def _threads(job: Job, group: Group) -> int:
+    return job.hardware.threads or max(1, (os.cpu_count() or 1) // group.world_size)
+
+
+def _phase(name: str, started: float) -> dict[str, Any]:
+    return {"type": "phase", "name": name, "seconds": time.monotonic() - started}
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON, the same bytes for the same value."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -1,0 +1,118 @@
+"""Rows a run reports: metrics per stage, and events. Written in segments, each written once."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pipeline.state.records import Head
+from pipeline.state.stores import Store
+
+Row = dict[str, Any]
+
+
+class MetricsLog:
+    """Metrics of one stage under one epoch. A row has a `step`; it gets `epoch` and `at`."""
+
+    def __init__(
+        self,
+        store: Store,
+        run: str,
+        stage: str,
+        epoch: int,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._segments = _Segments(store, f"{run}/metrics/{stage}/{epoch}")
+        self._epoch = epoch
+        self._now = now
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Keep a row in memory until `flush`. Raises `ValueError` if it names no step."""
+        if "step" not in row:
+            raise ValueError(f"a metrics row needs a step: {dict(row)}")
+        self._segments.append({**row, "epoch": self._epoch, "at": self._now()})
+
+    def flush(self) -> None:
+        """Write the rows not yet written, if any; they stay in memory if that fails."""
+        self._segments.flush()
+
+
+class EventLog:
+    """What happened to a run under one epoch: claims, restores, stages, warnings."""
+
+    def __init__(
+        self, store: Store, run: str, epoch: int, now: Callable[[], float] = time.time
+    ) -> None:
+        self._segments = _Segments(store, f"{run}/events/{epoch}")
+        self._epoch = epoch
+        self._now = now
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Keep an event in memory until `flush`."""
+        self._segments.append({**fields, "event": kind, "epoch": self._epoch, "at": self._now()})
+
+    def flush(self) -> None:
+        """Write the events not yet written, if any; they stay in memory if that fails."""
+        self._segments.flush()
+
+
+def read_metrics(store: Store, run: str, head: Head, stage: str) -> list[Row]:
+    """The stage's rows that lead to its present state, by step.
+
+    A row is dropped when a later epoch went on from an earlier step: that work was done again.
+    """
+    rows = _read(store, f"{run}/metrics/{stage}/")
+    restores = [(epoch, steps[stage]) for epoch, steps in head.restores.items() if stage in steps]
+    current = [row for row in rows if not _rewound(row, restores)]
+    return sorted(current, key=lambda row: (row["step"], row["epoch"]))
+
+
+def read_events(store: Store, run: str) -> list[Row]:
+    """Every event of the run, by epoch and then in the order they were reported."""
+    return _read(store, f"{run}/events/")
+
+
+def _rewound(row: Row, restores: Iterable[tuple[int, int]]) -> bool:
+    # Step 0 is a fresh start: whatever was reported at step 0 is reported again.
+    return any(
+        epoch > row["epoch"] and (row["step"] > step or step == 0) for epoch, step in restores
+    )
+
+
+class _Segments:
+    """Rows appended to numbered files in a folder. Appending never waits for a write."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store = store
+        self._folder = folder
+        self._rows: list[Row] = []
+        self._next: int | None = None
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+
+    def append(self, row: Row) -> None:
+        with self._lock:
+            self._rows.append(row)
+
+    def flush(self) -> None:
+        with self._flushing:
+            with self._lock:
+                rows = list(self._rows)
+            if not rows:
+                return
+            if self._next is None:
+                self._next = len(self._store.list(self._folder + "/"))
+            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            self._store.write(f"{self._folder}/{self._next:06d}.jsonl", data)
+            self._next += 1
+            with self._lock:
+                del self._rows[: len(rows)]
+
+
+def _read(store: Store, prefix: str) -> list[Row]:
+    segments = sorted(
+        (entry.key for entry in store.list(prefix) if entry.key.endswith(".jsonl")),
+        key=lambda key: (int(key.split("/")[-2]), key),
+    )
+    return [json.loads(line) for key in segments for line in store.read(key).splitlines()]

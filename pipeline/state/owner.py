@@ -1,0 +1,168 @@
+"""Who runs a run: one process on one machine, with the code it runs, and when to take over."""
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_PACKAGES = ("pion", "torch", "ray", "transformers", "numpy", "safetensors", "tokenizers")
+_SESSION = uuid.uuid4().hex
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One process. `pid_start` (clock ticks since boot) tells it from a later one of that pid;
+    `boot_id` and `pid_namespace` say where `pid` means anything."""
+
+    session: str
+    pid: int
+    pid_start: int
+    pid_namespace: str
+    boot_id: str
+    host: str
+    launch_id: str | None
+    commit: str | None
+    dirty: str | None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    started_at: float = 0.0
+
+    @classmethod
+    def me(cls) -> "Owner":
+        """This process."""
+        pid = os.getpid()
+        code = code_version()
+        return cls(
+            session=_SESSION,
+            pid=pid,
+            pid_start=_running(pid) or 0,
+            pid_namespace=_pid_namespace(),
+            boot_id=_boot_id(),
+            host=socket.gethostname(),
+            launch_id=os.environ.get("PION_LAUNCH_ID") or os.environ.get("SKYPILOT_TASK_ID"),
+            commit=code.commit,
+            dirty=code.dirty,
+            versions=code.versions,
+            started_at=_STARTED_AT,
+        )
+
+    def describe(self) -> str:
+        """`pid 123 on host`."""
+        return f"pid {self.pid} on {self.host}"
+
+
+_STARTED_AT = round(time.time(), 3)
+
+
+@dataclass(frozen=True)
+class CodeVersion:
+    """The commit and a hash of uncommitted changes (None: no checkout, none), and packages."""
+
+    commit: str | None
+    dirty: str | None
+    versions: Mapping[str, str]
+
+
+def may_take_over(other: Owner | None, me: Owner) -> str | None:
+    """Why `me` may claim at once from `other`; None if only a person or silence can decide."""
+    if other is None:
+        return "it was released"
+    if other.session == me.session:
+        return "this process owned it"
+    if is_running(other, me) is False:
+        return f"its owner, {other.describe()}, is dead"
+    if other.launch_id and other.launch_id == me.launch_id:
+        return f"its owner, {other.describe()}, belongs to the same launch"
+    return None
+
+
+def is_running(other: Owner, me: Owner) -> bool | None:
+    """Whether `other` lives; None if it can't be told from `me`'s place."""
+    here = (me.boot_id, me.pid_namespace)
+    if not all(here) or (other.boot_id, other.pid_namespace) != here:
+        return None
+    return _running(other.pid) == other.pid_start
+
+
+def differences(before: Owner, after: Owner) -> list[str]:
+    """What changed in the code between two owners, one line each: `torch 2.14 → 2.15`."""
+    lines = []
+    if before.commit != after.commit:
+        lines.append(f"commit {(before.commit or '?')[:10]} → {(after.commit or '?')[:10]}")
+    if before.dirty != after.dirty:
+        lines.append(f"uncommitted changes {before.dirty or 'none'} → {after.dirty or 'none'}")
+    for name in sorted({*before.versions, *after.versions}):
+        old, new = before.versions.get(name, "absent"), after.versions.get(name, "absent")
+        if old != new:
+            lines.append(f"{name} {old} → {new}")
+    return lines
+
+
+@functools.cache
+def code_version() -> CodeVersion:
+    """The running code: its checkout, if it runs from one, and the packages it uses."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit, dirty = checkout(Path(__file__).parents[2])
+    return CodeVersion(commit, dirty, versions)
+
+
+def checkout(root: Path) -> tuple[str | None, str | None]:
+    """Commit and dirty-diff hash of the git checkout at `root`; (None, None) if there is none."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top.decode().strip()) != root.resolve():
+        return None, None  # installed, perhaps inside somebody else's checkout
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = (_git(root, "diff", "HEAD") or b"") + (
+        _git(root, "ls-files", "--others", "--exclude-standard") or b""
+    )
+    dirty = hashlib.sha256(changes).hexdigest()[:12] if changes else None
+    return (commit.decode().strip() if commit else None), dirty
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _running(pid: int) -> int | None:
+    """When process `pid` started, in clock ticks since boot; None if it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *rest = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    return None if state in "ZX" else int(rest[18])
+
+
+@functools.cache
+def _boot_id() -> str:
+    """This boot of this machine; empty where the kernel doesn't say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    """Two containers of one machine share its boot, but not what a pid means."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

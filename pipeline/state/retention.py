@@ -1,0 +1,106 @@
+"""Which checkpoints a run keeps, and how the others go without ever vanishing under a reader.
+
+A checkpoint is first unlisted in HEAD and its folder noted as trash; an hour later its files are
+deleted. Nothing that HEAD lists is ever deleted.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.state.head import Claim
+from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What to keep besides the newest two checkpoints and every finished stage's last.
+
+    `last`: the newest so many. `every`: steps divisible by it. `best`: each stage's lowest value
+    of that metric.
+    """
+
+    last: int = 2
+    every: int | None = None
+    best: str | None = None
+
+
+def kept(head: Head, keep: Keep) -> set[str]:
+    """Keys of the checkpoints in `head` that stay listed."""
+    entries = head.checkpoints  # newest first
+    keys = {entry.key for entry in entries[: max(2, keep.last)]}
+    keys |= {record.checkpoint for record in head.stages.values() if record.checkpoint}
+    if keep.every:
+        keys |= {entry.key for entry in entries if entry.step % keep.every == 0}
+    if keep.best:
+        keys |= {entry.key for entry in _best(entries, keep.best)}
+    return keys
+
+
+def forget(head: Head, keep: Keep, now: float) -> Head:
+    """`head` listing only what is kept; the rest is deleted an hour after `now`."""
+    keys = kept(head, keep)
+    return head.without_checkpoints([e.key for e in head.checkpoints if e.key not in keys], now)
+
+
+def sweep(claim: Claim) -> list[str]:
+    """Delete trash that is due and return its keys. Does nothing to HEAD when there is none."""
+    now = claim.state.clock.now()
+    listed = claim.head.listed()
+    due = [t.key for t in claim.head.trash if t.not_before <= now and t.key not in listed]
+    if not due:
+        return []
+    claim.check()
+    for key in due:
+        _delete_folder(claim, key)
+    claim.commit(
+        lambda head: dataclasses.replace(
+            head, trash=tuple(item for item in head.trash if item.key not in due)
+        )
+    )
+    return due
+
+
+def sweep_abandoned(claim: Claim) -> list[str]:
+    """Once per claim: note checkpoint folders that older epochs left unlisted as trash.
+
+    They are deleted an hour later by `sweep`; temporary files of dead writers that are already
+    that old go at once. Returns the folders' keys.
+    """
+    now = claim.state.clock.now()
+    claim.store.sweep_unfinished(claim.state.key(""), now - TRASH_SECONDS)
+    known = claim.head.listed() | {item.key for item in claim.head.trash}
+    start = len(claim.state.key(""))
+    folders = {
+        entry.key[start:].rpartition("/")[0]
+        for entry in claim.store.list(claim.state.key("checkpoints/"))
+    }
+    abandoned = sorted(folder for folder in folders - known if _epoch_of(folder) < claim.epoch)
+    if abandoned:
+        claim.commit(lambda head: head.with_trash(abandoned, now))
+    return abandoned
+
+
+def _best(entries: Iterable[CheckpointEntry], metric: str) -> Iterable[CheckpointEntry]:
+    best: dict[str, CheckpointEntry] = {}
+    for entry in entries:
+        value = entry.metrics.get(metric)
+        if value is not None and math.isfinite(value):
+            leader = best.get(entry.stage)
+            if leader is None or value < leader.metrics[metric]:
+                best[entry.stage] = entry
+    return best.values()
+
+
+def _epoch_of(folder: str) -> float:
+    """The epoch in `checkpoints/<stage>/<step>-<epoch>`; what isn't named so is never old."""
+    epoch = folder.rpartition("-")[2]
+    return int(epoch) if epoch.isdigit() else math.inf
+
+
+def _delete_folder(claim: Claim, key: str) -> None:
+    """The manifest first: a checkpoint without one is seen to be incomplete."""
+    files = [entry.key for entry in claim.store.list(claim.state.key(key + "/"))]
+    for file in sorted(files, key=lambda name: not name.endswith("/manifest.json")):
+        claim.store.delete(file)

@@ -1,0 +1,216 @@
+"""A store in a folder: atomic renames, fsync, and a lock for compare-and-swap."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from pipeline.state.stores.base import (
+    Conflict,
+    Data,
+    Entries,
+    Entry,
+    Missing,
+    StoreError,
+    check_key,
+)
+
+_TEMPORARY = ".tmp-"
+_LOCK = ".lock-"
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "the file would be larger than this process may write (ulimit -f)",
+    errno.EACCES: "no permission; check who owns the folder",
+    errno.EPERM: "no permission; check who owns the folder",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "part of the path is a file, not a folder",
+}
+_NOTHING_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+@contextlib.contextmanager
+def _explained(action: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0) or os.strerror(error.errno or errno.EIO)
+        raise StoreError(action, str(path), reason) from error
+
+
+class FileStore:
+    """Keys are files below `folder`. Safe with any number of processes on one machine.
+
+    Names starting with a dot are the store's own: temporary files of writes in progress, and the
+    lock files of keys that are swapped.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+        self.url = f"file://{self.folder}"
+
+    def read(self, key: str) -> bytes:
+        path = self._path(key)
+        with _explained("read", path):
+            try:
+                return path.read_bytes()
+            except _NOTHING_THERE:
+                raise Missing(key, self.url) from None
+
+    def read_versioned(self, key: str) -> tuple[bytes, str]:
+        data = self.read(key)
+        return data, _version(data)
+
+    def write(self, key: str, data: Data) -> None:
+        path = self._path(key)
+        with _explained("write", path):
+            _write_atomically(path, data)
+
+    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        path = self._path(key)
+        with _explained("write", path), _locked(path):
+            try:
+                present = _version(path.read_bytes())
+            except FileNotFoundError:
+                present = None
+            if present != expected:
+                raise Conflict(key, self.url)
+            _write_atomically(path, data)
+        return _version(data)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _explained("delete", path):
+            try:
+                path.unlink()
+            except _NOTHING_THERE:
+                return
+        # Empty folders mean nothing in a store; leave none behind.
+        for parent in path.parents:
+            if parent == self.folder:
+                break
+            try:
+                parent.rmdir()
+            except OSError:
+                break
+
+    def download(self, key: str, path: Path) -> None:
+        source = self._path(key)
+        if not source.is_file():
+            raise Missing(key, self.url)
+        with _explained("write", path):
+            _write_atomically(path, source)
+
+    def local_path(self, key: str) -> Path | None:
+        return self._path(key)
+
+    def sweep_unfinished(self, prefix: str, before: float) -> int:
+        removed = 0
+        for path in self._walk(prefix):
+            if path.name.startswith(_TEMPORARY):
+                with contextlib.suppress(FileNotFoundError), _explained("delete", path):
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+                        removed += 1
+        return removed
+
+    def list(self, prefix: str = "") -> Entries:
+        entries = []
+        for path in self._walk(prefix):
+            key = path.relative_to(self.folder).as_posix()
+            if key.startswith(prefix) and not path.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    entries.append(Entry(key, path.stat().st_size))
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / check_key(key)
+
+    def _walk(self, prefix: str) -> Iterator[Path]:
+        """Every file in the folder that holds `prefix`, and below."""
+        parent = prefix.rpartition("/")[0]
+        pending = [self._path(parent) if parent else self.folder]
+        while pending:
+            folder = pending.pop()
+            with _explained("list", folder):
+                try:
+                    children = list(os.scandir(folder))
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+            for child in children:
+                if child.is_dir(follow_symlinks=False):
+                    pending.append(Path(child.path))
+                else:
+                    yield Path(child.path)
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold `path`'s lock, against threads and processes; a dead holder's lock is free.
+
+    The lock file stays: removing it would let two holders lock two different files.
+    """
+    with _create(path.with_name(_LOCK + path.name), "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write_atomically(path: Path, data: Data) -> None:
+    """The new content is on disk under a temporary name before it replaces the old one."""
+    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with _create(temporary, "xb") as file:
+            if isinstance(data, Path):
+                with data.open("rb") as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            else:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _create(path: Path, mode: Literal["ab", "xb"]) -> BinaryIO:
+    """Open a file, making its folder; again if a `delete` just removed the empty folder."""
+    for _ in range(10):
+        with contextlib.suppress(FileNotFoundError):
+            _make_folder(path.parent)
+            return path.open(mode)
+    return path.open(mode)
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names in the folder survive a power cut; some file systems can't, and say so."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,170 @@
+"""What a run has done and who owns it, read from its store alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+from pion.errors import BadInput
+from pipeline.find_model import read_run, runs_in
+from pipeline.formats import duration, moment, printable, size
+from pipeline.job import STAGES
+from pipeline.state.head import RunState
+from pipeline.state.owner import Owner, is_running
+from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.stores import DEFAULT_STORE, open_store
+
+
+def show_status(run: str, *, as_json: bool) -> int:
+    """Print a run's stages, newest checkpoint, owner and what the owner last said."""
+    state, head = read_run(run)
+    status = run_status(state, head, time.time())
+    if as_json:
+        print(json.dumps(status, indent=1))
+        return 0
+    print(f"{status['run']} in {status['store']}")
+    for stage, about in status["stages"].items():
+        print(f"  {stage:<9} {_stage_in_words(about)}")
+    print(f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}")
+    print(f"owner: {_owner_in_words(status)}")
+    return 0
+
+
+def show_runs(*, as_json: bool) -> int:
+    """Print one line for every run in the default store, the latest last."""
+    store = open_store(DEFAULT_STORE)
+    runs = [
+        run_status(RunState(store, name), head, time.time())
+        for name, head in runs_in(store).items()
+    ]
+    if as_json:
+        print(json.dumps(runs, indent=1))
+    elif not runs:
+        print(f"no runs in {store.url}; start one: pion run jobs/demo.yaml")
+    else:
+        width = max(len(status["run"]) for status in runs)
+        for status in runs:
+            done = [s for s, about in status["stages"].items() if about["state"] == "done"]
+            print(
+                f"{status['run']:<{width}}  done: {', '.join(done) or 'nothing'}; "
+                f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}; "
+                f"owner: {_owner_in_words(status)}"
+            )
+    return 0
+
+
+def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
+    """What the store says about a run, as plain JSON; times are Unix seconds."""
+    beat = state.heartbeat(head.epoch) or {}
+    newest = head.checkpoints[0] if head.checkpoints else None
+    return {
+        "run": state.name,
+        "store": state.store.url,
+        "epoch": head.epoch,
+        "stages": {stage: _stage_status(stage, head) for stage in STAGES},
+        "checkpoint": dataclasses.asdict(newest) if newest else None,
+        "owner": dataclasses.asdict(head.owner) if head.owner else None,
+        "owner_running": is_running(head.owner, Owner.me()) if head.owner else None,
+        "heartbeat_age": now - beat["at"] if head.owner and "at" in beat else None,
+        "progress": beat.get("status") or None,
+    }
+
+
+def show_checkpoints(run: str, *, verify: bool, as_json: bool) -> int:
+    """Print a run's checkpoints, newest first; exit code 1 if one turns out to be damaged."""
+    state, head = read_run(run)
+    problems = {entry.key: _problem(state, entry) if verify else None for entry in head.checkpoints}
+    rows = [
+        {
+            "stage": entry.stage,
+            "step": entry.step,
+            "epoch": entry.epoch,
+            "at": entry.at,
+            "bytes": entry.bytes,
+            "verified": problems[entry.key] is None,
+            "model_sha256": entry.model_sha256,
+        }
+        for entry in head.checkpoints
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif not rows:
+        print(f"{state.name} has no checkpoint yet")
+    else:
+        for entry in head.checkpoints:
+            problem = problems[entry.key]
+            checked = problem or ("verified now" if verify else "verified when saved")
+            print(
+                f"{entry.stage:<8} step {entry.step:>7,}  {moment(entry.at)}  "
+                f"{size(entry.bytes):>8}  weights {entry.model_sha256[:12]}  {checked}"
+            )
+    return 1 if any(problems.values()) else 0
+
+
+def rewrite_report(run: str, *, as_json: bool) -> int:
+    """Write report.html of a run again from what its store holds."""
+    state, head = read_run(run)
+    text = state.read_job(head.job) if head.job else None
+    if text is None:
+        raise BadInput(f"run {state.name} has no record of its job, so there is nothing to report")
+    from pipeline.finish import write_run_report
+    from pipeline.job_file import parse_job
+
+    path = write_run_report(parse_job(text, f"the job of run {state.name}"), state)
+    print(json.dumps({"report": str(path)}) if as_json else path)
+    return 0
+
+
+def _problem(state: RunState, entry: CheckpointEntry) -> str | None:
+    from pipeline.state.checkpoint import check_entry
+
+    return check_entry(state.store, state.name, entry)
+
+
+def _stage_status(stage: str, head: Head) -> dict[str, Any]:
+    record = head.stages.get(stage)
+    entries = [entry for entry in head.checkpoints if entry.stage == stage]
+    status: dict[str, Any] = {"state": "todo", "at": None, "digest": None, "step": None}
+    if entries:
+        newest = entries[0]
+        status |= {"state": "begun", "at": newest.at, "digest": newest.digest, "step": newest.step}
+    if record is not None:
+        status |= {"state": "done", "at": record.at, "digest": record.digest}
+    return status
+
+
+def _stage_in_words(about: dict[str, Any]) -> str:
+    if about["state"] == "todo":
+        return "not begun"
+    step = f" at step {about['step']:,}" if about["step"] is not None else ""
+    return f"{about['state']}{step}, {moment(about['at'])}, digest {about['digest']}"
+
+
+def _checkpoint_in_words(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "none"
+    age = duration(time.time() - entry["at"])
+    return f"{entry['stage']} step {entry['step']:,}, {age} ago, {size(entry['bytes'])}"
+
+
+def _owner_in_words(status: dict[str, Any]) -> str:
+    owner = status["owner"]
+    if owner is None:
+        return "nobody (released)"
+    words = f"pid {owner['pid']} on {owner['host']}, epoch {status['epoch']}"
+    running = status["owner_running"]
+    if running is not None:
+        words += ", running" if running else ", dead"
+    age = status["heartbeat_age"]
+    words += f", heartbeat {duration(age)} ago" if age is not None else ", no heartbeat"
+    progress = status["progress"]
+    if progress and "step" in progress:
+        steps = f"/{progress['steps']:,}" if progress.get("steps") else ""
+        words += f"; {progress.get('stage')} step {progress['step']:,}{steps}"
+        if progress.get("loss") is not None:
+            words += f", loss {progress['loss']:.4f}"
+        if progress.get("tokens_per_second"):
+            words += f", {progress['tokens_per_second']:,.0f} tokens/s"
+    return printable(words)

@@ -1,0 +1,73 @@
+"""Optional second homes of the metrics: TensorBoard and Weights & Biases, where the job asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pion.errors import BadInput
+from pipeline.job import Job
+
+_NOT_A_METRIC = {"step", "epoch", "stage"}
+
+
+def check_trackers(job: Job) -> None:
+    """Raise BadInput before work starts if a tracker the job asks for is not installed."""
+    for name, wanted in (("tensorboard", job.log.tensorboard), ("wandb", job.log.wandb)):
+        if wanted:
+            _load(name)
+
+
+class Trackers:
+    """Writes metrics rows of one stage to the trackers of `job.log`; to none by default."""
+
+    def __init__(self, job: Job, stage: str) -> None:
+        self._stage = stage
+        self._board: Any = None
+        self._wandb: Any = None
+        if job.log.tensorboard:
+            _load("tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(f"{job.log.tensorboard}/{job.name}")
+        if job.log.wandb:
+            # One W&B run for all attempts: the id is the run's name, and it is resumed.
+            self._wandb = _load("wandb").init(
+                project=job.log.wandb,
+                id=job.name,
+                name=job.name,
+                resume="allow",
+                config=job.model_dump(mode="json"),
+            )
+
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        """Pass on the numbers of `rows`, each with its `step`."""
+        for row in rows:
+            numbers = {
+                f"{self._stage}/{name}": value
+                for name, value in row.items()
+                if name not in _NOT_A_METRIC and isinstance(value, int | float)
+            }
+            if self._board is not None:
+                for name, value in numbers.items():
+                    self._board.add_scalar(name, value, row["step"])
+            if self._wandb is not None:
+                self._wandb.log(numbers | {f"{self._stage}/step": row["step"]})
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _load(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise BadInput(
+            f"log.{name}: the package {name} is not installed. Nothing was started. "
+            f"Install it with `uv sync --extra {name}`, or remove log.{name}."
+        ) from None

@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pion.data.arrays import check_ids, open_bin, open_npy, open_shard, write_atomically
+from pion.errors import BadInput
+
+
+def saved(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array, allow_pickle=True)
+    return path
+
+
+def bin_file(path: Path, ids: list[int], **header: int) -> Path:
+    fields = {"magic": 20240520, "version": 1, "tokens": len(ids)} | header
+    numbers = np.zeros(256, dtype="<i4")
+    numbers[:3] = list(fields.values())
+    path.write_bytes(numbers.tobytes() + np.array(ids, dtype="<u2").tobytes())
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "int64", "uint32", ">i4"])
+def test_an_npy_shard_of_any_integer_type_is_mapped_as_it_is(tmp_path: Path, dtype: str) -> None:
+    ids = np.arange(12, dtype=dtype).reshape(3, 4)
+    rows = open_npy(saved(tmp_path / "a.npy", ids), seq_len=4)
+    assert isinstance(rows, np.memmap)
+    assert rows.tolist() == ids.tolist()
+
+
+def test_rows_a_multiple_of_seq_len_long_are_split_and_nothing_is_lost(tmp_path: Path) -> None:
+    rows = open_npy(saved(tmp_path / "a.npy", np.arange(12).reshape(2, 6)), seq_len=3)
+    assert rows.tolist() == np.arange(12).reshape(4, 3).tolist()
+
+
+def test_a_shard_without_rows_is_empty(tmp_path: Path) -> None:
+    assert open_npy(saved(tmp_path / "a.npy", np.zeros((0, 4), np.int32)), 4).shape == (0, 4)
+
+
+@pytest.mark.parametrize("row_length", [3, 5, 6, 0])
+def test_rows_of_another_length_are_refused_with_both_lengths(
+    tmp_path: Path, row_length: int
+) -> None:
+    path = saved(tmp_path / "a.npy", np.zeros((2, row_length), np.int32))
+    with pytest.raises(BadInput, match=rf"a\.npy: rows of {row_length} ids.*seq_len 4"):
+        open_npy(path, seq_len=4)
+
+
+def test_a_truncated_npy_is_refused_with_expected_and_actual_bytes(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npy", np.zeros((10, 4), np.int32))
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(BadInput, match=r"a\.npy: truncated.* 288 bytes, the file has 281"):
+        open_npy(path, 4)
+
+
+def test_an_npy_with_bytes_too_many_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npy", np.zeros((10, 4), np.int32))
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(BadInput, match="too long"):
+        open_npy(path, 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUM", b"not an array at all", b"\x93NUMPY\x01\x00"])
+def test_a_file_that_is_no_npy_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"a\.npy: can't read"):
+        open_npy(path, 4)
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 4)), np.zeros((2, 4), bool), np.array([["a"] * 4])])
+def test_an_npy_that_does_not_hold_integers_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+    with pytest.raises(BadInput, match="token ids must be integers"):
+        open_npy(saved(tmp_path / "a.npy", array), 4)
+
+
+def test_a_pickled_npy_is_refused_without_running_it(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "exploded",)
+
+    path = saved(tmp_path / "a.npy", np.array([[Bomb()] * 4], dtype=object))
+    with pytest.raises(BadInput, match="holds object"):
+        open_npy(path, 4)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(8), np.zeros((2, 2, 4), int), np.asfortranarray(np.ones((2, 4), int))]
+)
+def test_an_npy_that_is_no_table_of_rows_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+    with pytest.raises(BadInput, match="C-ordered"):
+        open_npy(saved(tmp_path / "a.npy", array), 4)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    for name in ("nowhere.npy", "nowhere.bin"):
+        with pytest.raises(BadInput, match=name):
+            open_shard(tmp_path / name, 4)
+
+
+def test_a_bin_shard_is_cut_into_rows_and_its_tail_left_out(tmp_path: Path) -> None:
+    rows = open_shard(bin_file(tmp_path / "a.bin", list(range(11))), seq_len=4)
+    assert rows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert rows.dtype == np.uint16
+
+
+def test_a_bin_shard_of_another_kind_is_refused(tmp_path: Path) -> None:
+    for wrong in ({"magic": 20240521}, {"version": 2}):
+        with pytest.raises(BadInput, match="magic 20240520 and version 1"):
+            open_bin(bin_file(tmp_path / "a.bin", [1, 2], **wrong), 2)
+
+
+def test_a_bin_shard_cut_short_is_refused_with_expected_and_actual_bytes(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"truncated.* 1,044 bytes, the file has 1,028"):
+        open_bin(bin_file(tmp_path / "a.bin", [1, 2], tokens=10), 2)
+    (tmp_path / "b.bin").write_bytes(b"\x01\x02\x03\x04")
+    with pytest.raises(BadInput, match=r"b\.bin: not a \.bin shard"):
+        open_bin(tmp_path / "b.bin", 2)
+
+
+@pytest.mark.parametrize("bad", [100, 2**31 - 1, -1])
+def test_an_id_beyond_the_vocabulary_is_found_with_shard_row_and_id(bad: int) -> None:
+    rows = np.zeros((2**12, 2**11), np.int32)  # more than one chunk
+    check_ids(rows, 100, "a.npy")
+    rows[4000, 7] = bad
+    with pytest.raises(BadInput, match=rf"a\.npy: row 4,000 holds id {bad:,} at position 7.*100"):
+        check_ids(rows, 100, "a.npy")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, b"old")
+    (tmp_path / "a.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(BadInput, match=r"a\.json: the disk is full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,160 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pion.data.arrays import check_ids, open_npy
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import Shard, flags_path, sha256_file
+from pion.errors import BadInput
+
+END = 0
+
+
+def writer(folder: Path, **changes: Any) -> ShardWriter:
+    return ShardWriter(folder, **{"seq_len": 4, "vocab_size": 1000, "rows_per_shard": 3, **changes})
+
+
+def ids_in(folder: Path, shards: tuple[Shard, ...]) -> list[int]:
+    return [i for s in shards for i in open_npy(folder / s.name, 4).ravel().tolist()]
+
+
+DOCUMENTS = st.lists(st.lists(st.integers(1, 999), max_size=40), max_size=20)
+
+
+@settings(max_examples=50, deadline=None)
+@given(DOCUMENTS)
+def test_documents_are_joined_by_end_of_text_and_only_an_incomplete_row_is_dropped(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    out = writer(folder)
+    for document in documents:
+        out.append_document(document, END)
+    shards = out.finish()
+    stream = [i for document in documents if document for i in [*document, END]]
+    whole = len(stream) // 4 * 4
+    assert ids_in(folder, shards) == stream[:whole]
+    assert out.dropped_tokens == len(stream) - whole
+    assert all(s.rows == 3 for s in shards[:-1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(DOCUMENTS, st.lists(st.integers(0, 19), min_size=1, max_size=4))
+def test_killed_at_any_document_and_started_again_it_writes_the_same_shards(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], kills: list[int]
+) -> None:
+    unbroken, broken = tmp_path_factory.mktemp("unbroken"), tmp_path_factory.mktemp("broken")
+
+    def write(folder: Path, stop: int | None) -> tuple[ShardWriter, tuple[Shard, ...]]:
+        out = writer(folder)
+        for document in documents[out.appended : stop]:
+            out.append_document(document, END)
+        return out, out.finish() if stop is None else ()
+
+    expected, expected_shards = write(unbroken, None)
+    for stop in kills:
+        write(broken, stop)
+    resumed, shards = write(broken, None)
+    assert shards == expected_shards
+    assert resumed.dropped_tokens == expected.dropped_tokens
+    assert ids_in(broken, shards) == ids_in(unbroken, expected_shards)
+    again, shards = write(broken, None)  # all done: nothing changes
+    assert (shards, again.dropped_tokens) == (expected_shards, expected.dropped_tokens)
+
+
+def test_a_resumed_writer_does_not_touch_finished_shards(tmp_path: Path) -> None:
+    first = writer(tmp_path)
+    first.append_document(list(range(1, 30)), END)
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    resumed = writer(tmp_path)
+    assert resumed.shards == first.shards
+    resumed.append_document(list(range(1, 30)), END)
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab_size": 999}, {"rows_per_shard": 2}, {"seq_len": 2}, {"key": "another corpus"}],
+)
+def test_shards_of_other_settings_are_not_taken_over(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    writer(tmp_path).append_document(list(range(1, 30)), END)
+    assert writer(tmp_path).shards
+    assert not writer(tmp_path, **change).shards
+
+
+def test_a_shard_damaged_since_is_written_again(tmp_path: Path) -> None:
+    writer(tmp_path).append_document(list(range(1, 60)), END)
+    second = tmp_path / "shard_00001.npy"
+    second.write_bytes(second.read_bytes()[:-1])
+    assert len(writer(tmp_path).shards) == 1
+    second.unlink()
+    assert len(writer(tmp_path).shards) == 1
+
+
+def test_rows_of_conversations_are_written_with_their_flags_and_resume(tmp_path: Path) -> None:
+    rows = np.arange(28).reshape(7, 4)
+    flags = (rows % 3).astype(np.uint8)
+
+    def conversations() -> ShardWriter:
+        return ShardWriter(
+            tmp_path, seq_len=4, vocab_size=100, rows_per_shard=3, conversations=True
+        )
+
+    conversations().append_rows(rows[:5], flags[:5])  # killed after the first shard
+    out = conversations()
+    assert out.appended == 3
+    out.append_rows(rows[3:], flags[3:])
+    shards = out.finish()
+    assert [s.rows for s in shards] == [3, 3, 1]
+    paths = [tmp_path / s.name for s in shards]
+    assert np.concatenate([open_npy(p, 4) for p in paths]).tolist() == rows.tolist()
+    stored_flags = np.concatenate([open_npy(flags_path(p), 4) for p in paths])
+    assert stored_flags.tolist() == flags.tolist()
+    for shard, path in zip(shards, paths):
+        assert shard.sha256 == sha256_file(path)
+        assert shard.bytes == path.stat().st_size
+        assert shard.flags_sha256 == sha256_file(flags_path(path))
+        assert shard.flags_bytes == flags_path(path).stat().st_size
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
+def test_ids_take_two_bytes_where_the_vocabulary_allows(
+    tmp_path: Path, vocab_size: int, dtype: str
+) -> None:
+    out = writer(tmp_path, vocab_size=vocab_size)
+    out.append_document([vocab_size - 1] * 11, END)
+    (shard,) = out.finish()
+    assert shard.dtype == dtype
+    check_ids(open_npy(tmp_path / shard.name, 4), vocab_size, shard.name)
+    assert open_npy(tmp_path / shard.name, 4)[0, 0] == vocab_size - 1
+
+
+@pytest.mark.parametrize("bad", [1000, -1])
+def test_an_id_beyond_the_vocabulary_is_refused_before_it_wraps_around(
+    tmp_path: Path, bad: int
+) -> None:
+    with pytest.raises(BadInput, match=f"id {bad:,} is beyond the vocabulary of 1,000"):
+        writer(tmp_path).append_document([1, bad], END)
+
+
+def test_a_full_disk_ends_in_one_message_with_the_finished_shards_safe(tmp_path: Path) -> None:
+    out = writer(tmp_path)
+    (tmp_path / "shard_00001.npy.tmp").symlink_to("/dev/full")
+    with pytest.raises(BadInput, match=r"00001\.npy: the disk is full\. .* before it is safe"):
+        out.append_document(list(range(1, 60)), END)
+    resumed = writer(tmp_path)
+    assert len(resumed.shards) == 1
+    resumed.append_document(list(range(1, 60)), END)
+    assert ids_in(tmp_path, resumed.finish()) == [*range(1, 60), END]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadInput, match=r"file/shards: can't be written \(Not a directory\)"):
+        writer(tmp_path / "file" / "shards")

@@ -1,0 +1,67 @@
+"""A tiny decoder, and tiny data sets on disk for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pion.config import ModelConfig
+from pion.data.order import RowOrder
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import LEARNED, STARTS, Manifest, Rows
+from pion.data.stream import RowStream
+from pion.model.decoder import Decoder
+
+CONFIG = ModelConfig(
+    d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=64, seq_len=24
+)
+
+
+def tiny_decoder(seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    return Decoder(CONFIG)
+
+
+def write_rows(folder: Path, *, rows: int, conversations: bool, seed: int = 0) -> Manifest:
+    """A data set of ids that follow each other by a noisy rule, so that there is much to learn.
+
+    Conversations have from 1 to all of their tokens learned, so ranks get very uneven counts.
+    """
+    random = np.random.default_rng(seed)
+    size, seq_len = CONFIG.vocab_size, CONFIG.seq_len
+    ids = np.cumsum(random.integers(1, 4, (rows, seq_len)), axis=1) % size
+    flags = None
+    if conversations:
+        flags = np.zeros((rows, seq_len), dtype=np.uint8)
+        for row in range(rows):
+            flags[row, -random.integers(1, seq_len) :] |= LEARNED
+            flags[row, 0] |= STARTS
+            flags[row, random.integers(1, seq_len)] |= STARTS
+    writer = ShardWriter(
+        folder,
+        seq_len=seq_len,
+        vocab_size=size,
+        rows_per_shard=7,
+        conversations=conversations,
+    )
+    writer.append_rows(ids, flags)
+    kind = "conversations" if conversations else "tokens"
+    return Manifest(kind=kind, seq_len=seq_len, vocab_size=size, shards=writer.finish())
+
+
+def open_stream(folder: Path, *, rows: int = 40, conversations: bool = False) -> RowStream:
+    manifest = write_rows(folder, rows=rows, conversations=conversations)
+    order = RowOrder(manifest.shard_rows, manifest.fingerprint, seed=1, window=2)
+    return RowStream([(Rows(manifest, lambda shard: folder / shard.name), order)])
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> RowStream:
+    return open_stream(tmp_path / "text")
+
+
+@pytest.fixture
+def decoder() -> Callable[..., Decoder]:
+    return tiny_decoder

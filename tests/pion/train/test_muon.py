@@ -1,0 +1,90 @@
+"""Muon: its orthogonalisation against the Daisy seed's, and its update by hand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pion.train import muon
+from pion.train.muon import Muon, orthogonalize
+
+SEEDS = Path(__file__).parents[2] / "fixtures" / "seeds"
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, torch.Tensor]:
+    return torch.load(SEEDS / "daisy_muon_ref.pt", weights_only=True)
+
+
+def params(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
+    torch.manual_seed(0)
+    named = {f"w{i}": nn.Parameter(torch.randn(shape)) for i, shape in enumerate(shapes)}
+    for param in named.values():
+        param.grad = torch.randn_like(param)
+    return named
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_matrices_are_orthogonalised_as_the_daisy_seed_does(
+    reference: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    ours = orthogonalize(reference["G_batched"], dtype).float()
+    assert (ours - reference["NS_batched"]).abs().max() <= 2e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tall_matrices_are_orthogonalised_as_the_daisy_seed_does(
+    reference: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    ours = orthogonalize(reference["G_tall"][None], dtype)[0].float()
+    assert (ours - reference["NS_tall"]).abs().max() <= 2e-2
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 40), (2, 40, 16)])
+def test_singular_values_end_up_near_one_whatever_the_scale(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    for scale in (1e-6, 1.0, 1e6):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape) * scale, torch.float32))
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+
+
+def test_a_gradient_of_zero_leaves_the_weights_finite() -> None:
+    assert torch.equal(orthogonalize(torch.zeros(1, 8, 8)), torch.zeros(1, 8, 8).bfloat16())
+
+
+def test_an_update_is_the_published_formula() -> None:
+    """Twice, so that momentum and the Nesterov-like look-ahead both count."""
+    lr, beta, wd = 0.02, 0.95, 0.1
+    named = params((40, 16))
+    weight, momentum = named["w0"].detach().clone(), torch.zeros(40, 16)
+    optimizer = Muon(named, beta=beta, weight_decay=wd, dtype=torch.float32)
+    for _ in range(2):
+        grad = named["w0"].grad
+        assert grad is not None
+        optimizer.step(lr)
+        momentum = beta * momentum + (1 - beta) * grad
+        update = orthogonalize((beta * momentum + (1 - beta) * grad)[None], torch.float32)[0]
+        weight = weight * (1 - lr * wd) - lr * (40 / 16) ** 0.5 * update
+        torch.testing.assert_close(named["w0"].detach(), weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(optimizer.momentum["w0"], momentum)
+
+
+def test_matrices_of_one_shape_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = ((8, 16), (16, 8), (8, 16), (8, 16))
+    together = params(*shapes)
+    Muon(together, beta=0.9, weight_decay=0.0, dtype=torch.float32).step(0.1)
+    monkeypatch.setattr(muon, "BATCH_ELEMENTS", 1)
+    alone = params(*shapes)
+    Muon(alone, beta=0.9, weight_decay=0.0, dtype=torch.float32).step(0.1)
+    for name in together:
+        torch.testing.assert_close(together[name], alone[name])
+
+
+def test_a_small_update_is_not_lost_to_bf16_when_the_weights_are_fp32() -> None:
+    named = params((8, 8))
+    before = named["w0"].detach().clone()
+    Muon(named, beta=0.95, weight_decay=0.0, dtype=torch.bfloat16).step(1e-5)
+    assert (named["w0"].detach() != before).float().mean() > 0.9

@@ -1,0 +1,124 @@
+"""Which parameter is updated how, and optimizer state that survives a round trip."""
+
+import pytest
+import torch
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.train.optimizer import Optimizer
+from pion.train.settings import TrainSettings
+
+TINY = ModelConfig(
+    d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, vocab_size=32, seq_len=16
+)
+
+
+def settings(optimizer: str = "adamw", weight_decay: float = 0.1) -> TrainSettings:
+    return TrainSettings(
+        steps=10, global_batch=2, lr=1e-2, optimizer=optimizer, weight_decay=weight_decay
+    )
+
+
+def decoder(seed: int = 0, config: ModelConfig = TINY) -> Decoder:
+    torch.manual_seed(seed)
+    return Decoder(config)
+
+
+def give_gradients(model: Decoder, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for param in model.parameters():
+        param.grad = torch.randn(param.shape, generator=generator)
+
+
+def weights(model: Decoder) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_matrices_and_the_embedding_are_decayed_and_gains_are_not(kind: str) -> None:
+    """With gradients of zero, decay is all that moves a weight."""
+    model = decoder()
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    before = weights(model)
+    Optimizer(model, settings(kind)).step(1.0)
+    for name, after in model.state_dict().items():
+        assert torch.equal(after, before[name]) == (after.ndim < 2), name
+
+
+def test_muon_takes_the_blocks_matrices_and_leaves_embedding_and_gains_to_adamw() -> None:
+    names = Optimizer(decoder(), settings("muon")).state_tensors()
+    assert "blocks.1.feedforward.down_proj.weight.momentum" in names
+    assert "embed.weight.exp_avg" in names
+    assert "blocks.0.attention.q_norm.weight.exp_avg_sq" in names
+    for name in names:
+        matrix_of_a_block = name.startswith("blocks.") and "_proj." in name
+        assert matrix_of_a_block == name.endswith(".momentum"), name
+
+
+def test_both_rates_follow_the_schedule() -> None:
+    model = decoder()
+    give_gradients(model, seed=1)
+    before = weights(model)
+    Optimizer(model, settings("muon")).step(0.0)
+    for name, after in model.state_dict().items():
+        assert torch.equal(after, before[name]), name
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_loaded_state_goes_on_bit_for_bit(kind: str) -> None:
+    model = decoder()
+    first = Optimizer(model, settings(kind))
+    for step in range(3):
+        give_gradients(model, seed=step)
+        first.step(1.0)
+    saved = {name: tensor.clone() for name, tensor in first.state_tensors().items()}
+    copy = decoder(seed=7)
+    copy.load_state_dict(weights(model))
+    second = Optimizer(copy, settings(kind))
+    second.load_state_tensors(saved, steps=3)
+    for each, optimizer in ((model, first), (copy, second)):
+        give_gradients(each, seed=9)
+        optimizer.step(0.5)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, copy.state_dict()[name]), name
+    for name, tensor in first.state_tensors().items():
+        assert torch.equal(tensor, second.state_tensors()[name]), name
+
+
+def test_adamw_state_is_refused_by_muon_naming_what_is_missing_and_changing_nothing() -> None:
+    saved = Optimizer(decoder(), settings("adamw")).state_tensors()
+    muon = Optimizer(decoder(), settings("muon"))
+    with pytest.raises(BadInput, match=r"lacks blocks\.0.*\.momentum and \d+ more"):
+        muon.load_state_tensors({name: tensor + 1 for name, tensor in saved.items()}, steps=3)
+    assert muon.steps == 0
+    assert all((tensor == 0).all() for tensor in muon.state_tensors().values())
+
+
+def test_another_models_state_is_refused_naming_both_shapes() -> None:
+    wider = ModelConfig.from_dict(TINY.to_dict() | {"d_ff": 32})
+    saved = Optimizer(decoder(config=wider), settings()).state_tensors()
+    with pytest.raises(BadInput, match=r"\(32, 16\).*\(24, 16\)"):
+        Optimizer(decoder(), settings()).load_state_tensors(saved, steps=0)
+
+
+def test_adamw_is_torchs() -> None:
+    model, reference = decoder(), decoder()
+    ours = Optimizer(model, settings())
+    decayed = [p for p in reference.parameters() if p.ndim >= 2]
+    gains = [p for p in reference.parameters() if p.ndim < 2]
+    theirs = torch.optim.AdamW(
+        [{"params": decayed}, {"params": gains, "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        foreach=False,
+    )
+    for step in range(4):
+        give_gradients(model, seed=step)
+        give_gradients(reference, seed=step)
+        ours.step(1.0)
+        theirs.step()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, reference.state_dict()[name])

@@ -1,0 +1,133 @@
+"""Learning-rate schedules: exact endpoints, and properties of all of them."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from pion.errors import BadInput
+from pion.train.schedule import decay_start, lr_at
+from pion.train.settings import TrainSettings
+
+SEEDS = Path(__file__).parents[2] / "fixtures" / "seeds"
+
+
+def make(**fields: Any) -> TrainSettings:
+    return TrainSettings(**{"steps": 100, "global_batch": 8, "lr": 3e-4, **fields})
+
+
+@st.composite
+def any_settings(draw: st.DrawFn) -> TrainSettings:
+    lr = draw(st.floats(1e-6, 1.0))
+    return make(
+        steps=draw(st.integers(1, 400)),
+        lr=lr,
+        min_lr=lr * draw(st.floats(0, 1)),
+        warmup_steps=draw(st.integers(0, 500)),
+        schedule=draw(st.sampled_from(["wsd", "cosine", "constant"])),
+        decay_shape=draw(st.sampled_from(["cosine", "linear"])),
+        decay_fraction=draw(st.floats(0.01, 1.0)),
+    )
+
+
+@given(any_settings())
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_every_step_moves_and_none_exceeds_the_peak(settings: TrainSettings) -> None:
+    rates = [lr_at(settings, step) for step in range(settings.steps)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert all(rate > 0 for rate in rates[:-1])  # a min_lr of 0 is reached by the last step alone
+
+
+@given(any_settings())
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_the_rate_rises_during_the_warm_up_and_never_afterwards(settings: TrainSettings) -> None:
+    rates = [lr_at(settings, step) for step in range(settings.steps)]
+    warmup = settings.warmup_steps
+    assert all(a < b for a, b in pairwise(rates[:warmup]))
+    assert all(a >= b for a, b in pairwise(rates[warmup:]))
+
+
+@given(any_settings(), st.integers(1, 300))
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_raising_steps_before_the_decay_changes_no_past_rate(
+    settings: TrainSettings, more: int
+) -> None:
+    fields = {**vars(settings), "steps": settings.steps + more}
+    longer = TrainSettings(**fields)
+    for step in range(decay_start(settings)):
+        assert lr_at(longer, step) == lr_at(settings, step)
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
+def test_the_first_step_of_a_warm_up_has_a_rate_above_zero(schedule: str) -> None:
+    settings = make(schedule=schedule, warmup_steps=10)
+    assert lr_at(settings, 0) == 0.1
+    assert lr_at(settings, 9) == 1.0
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_wsd_is_at_its_peak_until_the_decay_and_at_min_lr_in_the_last_step(shape: str) -> None:
+    settings = make(warmup_steps=10, min_lr=3e-5, decay_shape=shape)
+    assert [lr_at(settings, step) for step in range(10, 80)] == [1.0] * 70
+    assert lr_at(settings, 80) < 1.0
+    assert lr_at(settings, 99) == settings.min_lr / settings.lr
+
+
+def test_halfway_through_its_decay_wsd_is_halfway_between_peak_and_min_lr() -> None:
+    for shape in ("cosine", "linear"):
+        settings = make(min_lr=3e-5, decay_shape=shape)
+        assert lr_at(settings, 89) == pytest.approx(0.55)
+
+
+def test_cosine_decays_from_the_end_of_the_warm_up_to_min_lr() -> None:
+    settings = make(schedule="cosine", steps=3000, warmup_steps=100, lr=2e-5, min_lr=2e-6)
+    assert lr_at(settings, 99) == 1.0
+    assert lr_at(settings, 1549) == pytest.approx(0.55)
+    assert lr_at(settings, 2999) == pytest.approx(0.1, rel=1e-12)
+
+
+def test_constant_stays_at_its_peak_after_the_warm_up() -> None:
+    settings = make(schedule="constant", warmup_steps=4)
+    assert [lr_at(settings, step) for step in (4, 50, 99, 10_000)] == [1.0] * 4
+
+
+def test_past_the_last_step_the_rate_stays_at_min_lr() -> None:
+    assert lr_at(make(min_lr=3e-5), 5000) == pytest.approx(0.1)
+
+
+def test_a_decay_longer_than_the_warm_up_leaves_begins_where_the_warm_up_ends() -> None:
+    settings = make(steps=10, warmup_steps=5, decay_fraction=1.0, decay_shape="linear")
+    assert [lr_at(settings, step) for step in (4, 5, 9)] == [1.0, 0.8, 0.0]
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_the_decays_are_the_daisy_seeds(shape: str) -> None:
+    reference = torch.load(SEEDS / "daisy_muon_ref.pt", weights_only=True)[f"{shape}_decay"]
+    settings = make(steps=20, decay_fraction=0.4, decay_shape=shape)
+    for step in range(20):
+        assert math.isclose(lr_at(settings, step), reference[step + 1], abs_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("global_batch", 0),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("min_lr", 4e-4),
+        ("warmup_steps", -1),
+        ("decay_fraction", 0.0),
+        ("schedule", "wsdd"),
+        ("beta2", 1.0),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(BadInput, match=field):
+        make(**{field: value})

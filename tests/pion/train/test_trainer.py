@@ -1,0 +1,256 @@
+"""The training loop in one process: what a step is, and that resuming changes nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from pion.data.stream import Batch, RowStream
+from pion.errors import BadInput, PionError
+from pion.model.decoder import Decoder
+from pion.train.trainer import Plan, Trainer, TrainSettings, TrainState
+from tests.pion.train.conftest import open_stream, tiny_decoder
+
+
+def settings(**fields: Any) -> TrainSettings:
+    return TrainSettings(
+        **{"steps": 6, "global_batch": 6, "lr": 1e-2, "warmup_steps": 2, "min_lr": 1e-3, **fields}
+    )
+
+
+def trainer(stream: RowStream, *, seed: int = 0, plan: Any = None, **fields: Any) -> Trainer:
+    return Trainer(tiny_decoder(seed), stream, settings(**fields), plan or Plan(micro_batch=4))
+
+
+def run(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
+    for _ in range(steps):
+        assert trainer.train_step()
+    return trainer.drain_metrics()
+
+
+def snapshot(trainer: Trainer) -> TrainState:
+    """What a checkpoint holds: copies of the tensors, and the rest through JSON."""
+    state = trainer.state()
+    return TrainState(
+        model={name: tensor.clone() for name, tensor in state.model.items()},
+        optimizer={name: tensor.clone() for name, tensor in state.optimizer.items()},
+        meta=json.loads(json.dumps(state.meta)),
+    )
+
+
+def assert_identical(a: TrainState, b: TrainState) -> None:
+    for mine, other in ((a.model, b.model), (a.optimizer, b.optimizer)):
+        assert mine.keys() == other.keys()
+        for name in mine:
+            assert mine[name].numpy().tobytes() == other[name].numpy().tobytes(), name
+    assert a.meta == b.meta
+
+
+# ---------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(
+    text: RowStream, optimizer: str, dtype: str
+) -> None:
+    plan = Plan(micro_batch=4, dtype=dtype, threads=1)
+    unbroken = trainer(text, plan=plan, optimizer=optimizer)
+    losses = run(unbroken, 6)
+
+    first = trainer(text, plan=plan, optimizer=optimizer)
+    run(first, 3)
+    saved = snapshot(first)
+    run(first, 1)  # work after the save that the interruption loses
+
+    second = trainer(text, seed=99, plan=plan, optimizer=optimizer)
+    torch.manual_seed(12345)
+    second.load(saved)
+    resumed = run(second, 3)
+
+    assert_identical(snapshot(second), snapshot(unbroken))
+    assert [m["loss"] for m in resumed] == [m["loss"] for m in losses[3:]]
+    assert [m["rows"] for m in resumed] == [[18, 24], [24, 30], [30, 36]]
+
+
+def test_skipped_rows_are_never_trained_on_even_when_the_batch_was_built_ahead(
+    text: RowStream,
+) -> None:
+    skipping = trainer(text)
+    run(skipping, 1)
+    skipping.skipped = [(8, 11)]
+    (metrics,) = run(skipping, 1)
+    assert metrics["rows"] == [6, 15]
+
+    by_hand = [text.row(i) for i in (6, 7, 11, 12, 13, 14)]
+    tokens = sum(int((row.targets != -100).sum()) for row in by_hand)
+    assert metrics["tokens"] == tokens
+    assert skipping.state().meta["skipped"] == [[8, 11]]
+
+
+def test_a_state_of_another_optimizer_is_refused_and_changes_nothing(text: RowStream) -> None:
+    saved = snapshot(trainer(text, optimizer="adamw"))
+    muon = trainer(text, seed=1, optimizer="muon")
+    before = snapshot(muon)
+    with pytest.raises(BadInput, match="optimizer state lacks"):
+        muon.load(saved)
+    assert_identical(snapshot(muon), before)
+
+
+# ---------------------------------------------------------------- a step
+
+
+def test_the_loss_is_the_mean_over_target_tokens_however_the_batch_is_cut(tmp_path: Path) -> None:
+    """Rows have between 1 and all of their tokens learned, so a mean of means would differ."""
+    stream = open_stream(tmp_path, conversations=True)
+    batch = stream.batch(range(6))
+    model = tiny_decoder()
+    logits = model(batch.tokens, positions=batch.positions, documents=batch.documents)
+    expected = cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+    expected.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    for micro_batch in (1, 4, 6, 100):
+        (metrics,) = run(trainer(stream, plan=Plan(micro_batch=micro_batch)), 1)
+        assert metrics["loss"] == pytest.approx(expected.item(), rel=1e-5)
+        assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+        assert metrics["tokens"] == int((batch.targets != -100).sum())
+
+
+def test_a_step_is_abandoned_between_micro_batches_with_nothing_changed(text: RowStream) -> None:
+    abandoned = trainer(text, plan=Plan(micro_batch=2))
+    run(abandoned, 1)
+    before = snapshot(abandoned)
+    answers = iter([False, False, True])
+    assert abandoned.train_step(lambda: next(answers)) is False
+    assert next(answers, None) is None  # asked before each of the three micro-batches
+    assert abandoned.drain_metrics() == []
+    assert_identical(snapshot(abandoned), before)
+
+    run(abandoned, 1)
+    unbroken = trainer(text, plan=Plan(micro_batch=2))
+    run(unbroken, 2)
+    assert_identical(snapshot(abandoned), snapshot(unbroken))
+
+
+def test_recomputing_activations_changes_no_gradient(text: RowStream) -> None:
+    (kept,) = run(trainer(text), 1)
+    (recomputed,) = run(trainer(text, plan=Plan(micro_batch=4, recompute=True)), 1)
+    assert recomputed["grad_norm"] == kept["grad_norm"]
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_the_gradient_is_clipped_to_its_global_norm_unless_clip_is_zero(
+    text: RowStream, clip: float
+) -> None:
+    """AdamW's first moment after one step is (1 − β₁) times the gradient it was given."""
+    clipped = trainer(text, clip=clip)
+    (metrics,) = run(clipped, 1)
+    moments = [t for n, t in clipped.state().optimizer.items() if n.endswith(".exp_avg")]
+    seen = torch.stack([moment.norm() for moment in moments]).norm().item() / 0.1
+    assert metrics["grad_norm"] > 0.5
+    assert seen == pytest.approx(clip or metrics["grad_norm"], rel=1e-4)
+
+
+def test_weights_stay_fp32_under_bf16_and_learn(text: RowStream) -> None:
+    plan = Plan(micro_batch=4, dtype="bfloat16")
+    bf16 = trainer(text, plan=plan, steps=30, optimizer="muon")
+    metrics = run(bf16, 30)
+    assert all(tensor.dtype == torch.float32 for tensor in bf16.state().model.values())
+    assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_metrics_say_which_step_trained_on_which_rows_at_which_rate(text: RowStream) -> None:
+    metrics = run(trainer(text), 6)
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
+    assert [m["rows"] for m in metrics] == [[i, i + 6] for i in range(0, 36, 6)]
+    assert [m["lr"] for m in metrics[:3]] == [5e-3, 1e-2, 1e-2]
+    assert metrics[-1]["lr"] == pytest.approx(1e-3)
+    assert all(m["tokens"] == 6 * 23 for m in metrics)
+    assert all(0 < m["mfu"] < 1 and m["memory"] > 0 for m in metrics)
+
+
+def test_throughput_counts_the_time_of_the_steps_and_not_what_the_caller_does_between(
+    text: RowStream,
+) -> None:
+    now = [100.0]
+    timed = Trainer(tiny_decoder(), text, settings(), Plan(micro_batch=6), clock=lambda: now[0])
+
+    def slow_step() -> bool:
+        now[0] += 2.0
+        return False
+
+    for _ in range(2):
+        now[0] += 1000.0  # an evaluation, a checkpoint
+        assert timed.train_step(slow_step)
+        assert timed.train_step(slow_step)
+        for metrics in timed.drain_metrics():
+            assert metrics["tokens_per_second"] == 2 * 6 * 24 / 4.0
+    assert timed.drain_metrics() == []
+
+
+@pytest.mark.parametrize("where", ["drain_metrics", "state"])
+def test_a_loss_that_is_not_finite_is_reported_with_its_step_and_rows_before_anything_is_saved(
+    text: RowStream, where: str
+) -> None:
+    broken = trainer(text)
+    run(broken, 2)
+    with torch.no_grad():
+        broken.model.embed.weight.fill_(float("nan"))
+    broken.train_step()
+    with pytest.raises(PionError, match=r"step 3 \(rows 12 to 17\) gave loss nan"):
+        getattr(broken, where)()
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def row_losses(model: Decoder, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        logits = model(batch.tokens, positions=batch.positions, documents=batch.documents)
+    return cross_entropy(logits.transpose(1, 2), batch.targets, reduction="none").sum(dim=1)
+
+
+def test_evaluation_is_the_mean_per_token_whatever_the_micro_batch(tmp_path: Path) -> None:
+    stream = open_stream(tmp_path, conversations=True)
+    batch = stream.batch(range(10, 30))
+    model = trainer(stream)
+    nll = row_losses(model.model, batch)
+    tokens = (batch.targets != -100).sum()
+    for micro_batch in (1, 7, 20):
+        result = model.evaluate(stream, range(10, 30), micro_batch)
+        assert result.loss == pytest.approx((nll.sum() / tokens).item(), rel=1e-5)
+        assert (result.tokens, result.rows) == (int(tokens), 20)
+
+
+def test_the_standard_error_is_that_of_losses_over_samples_of_rows(tmp_path: Path) -> None:
+    """Against the spread of the loss over bootstrap samples of the same rows."""
+    stream = open_stream(tmp_path, rows=200, conversations=True)
+    model = trainer(stream)
+    batch = stream.batch(range(200))
+    nll, tokens = row_losses(model.model, batch), (batch.targets != -100).sum(dim=1)
+    draws = torch.randint(200, (2000, 200), generator=torch.Generator().manual_seed(0))
+    spread = (nll[draws].sum(dim=1) / tokens[draws].sum(dim=1)).std().item()
+    assert model.evaluate(stream, range(200), 50).sem == pytest.approx(spread, rel=0.1)
+
+
+def test_evaluating_moves_neither_mode_nor_random_numbers_nor_training(text: RowStream) -> None:
+    quiet, evaluating = trainer(text), trainer(text)
+    run(quiet, 4)
+    run(evaluating, 2)
+    random = torch.get_rng_state()
+    evaluating.evaluate(text, range(4), 2)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert evaluating.model.training
+    run(evaluating, 2)
+    assert_identical(snapshot(evaluating), snapshot(quiet))
+
+
+def test_evaluating_rows_without_a_target_is_refused(text: RowStream) -> None:
+    with pytest.raises(BadInput, match="held-out"):
+        trainer(text).evaluate(text, range(0), 2)

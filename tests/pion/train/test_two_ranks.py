@@ -1,0 +1,169 @@
+"""Two processes train as one does: same rows, same losses, one decision."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pion.data.stream import RowStream
+from pion.errors import BadInput
+from pion.train.trainer import Plan, Trainer, TrainSettings, TrainState
+from tests.pion.train.conftest import open_stream, tiny_decoder
+
+RANKS = 2
+STEPS = 20
+
+# 7 rows over 2 ranks: one has 3, the other 4, and conversations differ in how much is learned.
+SETTINGS = {"steps": STEPS, "global_batch": 7, "lr": 1e-2, "warmup_steps": 2}
+
+
+def make(
+    stream: RowStream, world_size: int, rank: int = 0, seed: int = 0, **fields: Any
+) -> Trainer:
+    plan = Plan(micro_batch=1, world_size=world_size, threads=1)
+    return Trainer(tiny_decoder(seed), stream, TrainSettings(**SETTINGS | fields), plan, rank=rank)
+
+
+def curve(trainer: Trainer, steps: int = STEPS) -> list[dict[str, Any]]:
+    for _ in range(steps):
+        assert trainer.train_step()
+    wanted = ("step", "loss", "grad_norm", "tokens", "rows")
+    return [{key: metrics[key] for key in wanted} for metrics in trainer.drain_metrics()]
+
+
+def digest(trainer: Trainer) -> str:
+    state = trainer.state()
+    tensors = state.model | state.optimizer
+    data = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
+    return hashlib.sha256(data).hexdigest() + f" step {trainer.step} row {trainer.next_row}"
+
+
+def train_both_kinds(streams: dict[str, RowStream], world_size: int, rank: int) -> dict[str, Any]:
+    """What is compared between one process and two."""
+    text = make(streams["text"], world_size, rank, optimizer="muon")
+    conversations = make(streams["conversations"], world_size, rank)
+    results: dict[str, Any] = {"text": curve(text), "conversations": curve(conversations)}
+    evaluation = conversations.evaluate(streams["conversations"], range(5, 20), 4)
+    results["evaluation"] = vars(evaluation)
+    results["digest"] = digest(text)
+    return results
+
+
+def stop_on_one_rank(streams: dict[str, RowStream], rank: int) -> dict[str, Any]:
+    trainer = make(streams["text"], RANKS, rank)
+    curve(trainer, 2)
+    before = digest(trainer)
+    asked = 0
+
+    def only_rank_1_before_the_third_micro_batch() -> bool:
+        nonlocal asked
+        asked += 1
+        return rank == 1 and asked == 3
+
+    finished = trainer.train_step(only_rank_1_before_the_third_micro_batch)
+    unchanged = digest(trainer) == before
+    curve(trainer, 1)
+    return {"finished": finished, "unchanged": unchanged, "asked": asked, "after": digest(trainer)}
+
+
+def resume_from_rank_0(streams: dict[str, RowStream], rank: int) -> dict[str, Any]:
+    trainer = make(streams["text"], RANKS, rank)
+    curve(trainer, 2)
+    live = trainer.state()
+    saved = TrainState(
+        model={name: tensor.clone() for name, tensor in live.model.items()},
+        optimizer={name: tensor.clone() for name, tensor in live.optimizer.items()},
+        meta=json.loads(json.dumps(live.meta)),
+    )
+    curve(trainer, 3)
+    resumed = make(streams["text"], RANKS, rank, seed=50 + rank)
+    resumed.load(saved if rank == 0 else None)
+    curve(resumed, 3)
+    refused = False
+    try:
+        make(streams["text"], RANKS, rank, optimizer="muon").load(saved if rank == 0 else None)
+    except BadInput:
+        refused = True
+    return {"unbroken": digest(trainer), "resumed": digest(resumed), "refused": refused}
+
+
+def open_both(folder: Path) -> dict[str, RowStream]:
+    return {
+        kind: open_stream(folder / kind, conversations=kind == "conversations")
+        for kind in ("text", "conversations")
+    }
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
+    )
+    streams = open_both(folder / f"data{rank}")
+    results = {
+        "training": train_both_kinds(streams, RANKS, rank),
+        "stop": stop_on_one_rank(streams, rank),
+        "resume": resume_from_rank_0(streams, rank),
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(folder,), nprocs=RANKS)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same training in one process."""
+    return train_both_kinds(open_both(tmp_path_factory.mktemp("alone")), 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["text", "conversations"])
+def test_two_ranks_follow_the_loss_curve_of_one(
+    ranks: list[dict[str, Any]], alone: dict[str, Any], kind: str
+) -> None:
+    ours, one = ranks[0]["training"][kind], alone[kind]
+    assert len(ours) == STEPS
+    for key in ("loss", "grad_norm"):
+        assert [m[key] for m in ours] == pytest.approx([m[key] for m in one], rel=1e-5)
+    for key in ("step", "rows", "tokens"):
+        assert [m[key] for m in ours] == [m[key] for m in one]
+
+
+def test_every_rank_reports_the_global_batch(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["training"] == ranks[1]["training"]  # and ends with the same weights
+
+
+def test_an_evaluation_shared_out_is_the_evaluation_of_one(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    # The weights differ by rounding after 20 steps.
+    assert ranks[0]["training"]["evaluation"] == pytest.approx(alone["evaluation"], rel=1e-4)
+
+
+def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_both(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        stop = rank["stop"]
+        assert (stop["finished"], stop["unchanged"], stop["asked"]) == (False, True, 3)
+    assert ranks[0]["stop"]["after"] == ranks[1]["stop"]["after"]
+
+
+def test_ranks_resume_from_rank_0s_state_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
+    digests = [rank["resume"][run] for rank in ranks for run in ("unbroken", "resumed")]
+    assert len(set(digests)) == 1
+
+
+def test_a_state_rank_0_refuses_is_refused_on_all(ranks: list[dict[str, Any]]) -> None:
+    assert all(rank["resume"]["refused"] for rank in ranks)

@@ -1,0 +1,77 @@
+"""A store in a temporary folder, a clock that only moves when told, and other people's owners."""
+
+import dataclasses
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.state.head import Clock, RunState
+from pipeline.state.owner import Owner
+from pipeline.state.stores import FileStore
+
+
+class FakeClock:
+    """Time that passes only while somebody sleeps; `during_sleep` runs after each sleep."""
+
+    def __init__(self) -> None:
+        self.time = 1_000_000.0
+        self.during_sleep: Callable[[], None] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        self.during_sleep()
+
+    def clock(self) -> Clock:
+        return Clock(now=lambda: self.time, monotonic=lambda: self.time, sleep=self.sleep)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "runs")
+
+
+@pytest.fixture
+def time() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def run(store: FileStore, time: FakeClock) -> RunState:
+    return RunState(store, "demo", time.clock())
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `python -c code arguments…`; whatever still lives after the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *arguments: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def someone(**changes: Any) -> Owner:
+    """An owner on another machine, of which nothing can be told from here."""
+    elsewhere = {
+        "session": uuid.uuid4().hex,
+        "host": "elsewhere",
+        "boot_id": "another-boot",
+        "launch_id": None,
+    }
+    return dataclasses.replace(Owner.me(), **{**elsewhere, **changes})

@@ -1,0 +1,162 @@
+"""Metrics and events: written once, and a rewind never shows twice."""
+
+import tempfile
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.state.metrics import EventLog, MetricsLog, read_events, read_metrics
+from pipeline.state.records import Head
+from pipeline.state.stores import FileStore, StoreError
+
+
+def log_steps(store: FileStore, epoch: int, steps: range, stage: str = "pretrain") -> MetricsLog:
+    log = MetricsLog(store, "demo", stage, epoch)
+    for step in steps:
+        log.append({"step": step})
+    log.flush()
+    return log
+
+
+def read(store: FileStore, restores: dict[int, dict[str, int]]) -> list[tuple[int, int]]:
+    rows = read_metrics(store, "demo", Head(restores=restores), "pretrain")
+    return [(row["step"], row["epoch"]) for row in rows]
+
+
+def test_rows_come_back_with_their_step_epoch_and_time(store: FileStore) -> None:
+    log = MetricsLog(store, "demo", "pretrain", 3, now=lambda: 12.5)
+    log.append({"step": 1, "loss": 2.5})
+    log.flush()
+    assert read_metrics(store, "demo", Head(), "pretrain") == [
+        {"step": 1, "loss": 2.5, "epoch": 3, "at": 12.5}
+    ]
+    assert read_metrics(store, "demo", Head(), "sft") == []
+
+
+def test_each_flush_writes_one_new_segment_and_an_empty_one_none(store: FileStore) -> None:
+    log = log_steps(store, 1, range(3))
+    log.flush()
+    log.append({"step": 3})
+    log.flush()
+    assert [entry.key for entry in store.list("demo/metrics/")] == [
+        "demo/metrics/pretrain/1/000000.jsonl",
+        "demo/metrics/pretrain/1/000001.jsonl",
+    ]
+    log_steps(store, 1, range(4, 5))  # a second log of the same epoch overwrites nothing
+    assert read(store, {}) == [(step, 1) for step in range(5)]
+
+
+def test_a_row_without_a_step_is_refused(store: FileStore) -> None:
+    with pytest.raises(ValueError, match="needs a step"):
+        MetricsLog(store, "demo", "pretrain", 1).append({"loss": 1.0})
+
+
+def test_rows_that_a_later_epoch_went_back_behind_are_dropped(store: FileStore) -> None:
+    log_steps(store, 1, range(1, 8))
+    log_steps(store, 2, range(6, 10))
+    assert read(store, {1: {"pretrain": 0}, 2: {"pretrain": 5}}) == [
+        *((step, 1) for step in range(1, 6)),
+        *((step, 2) for step in range(6, 10)),
+    ]
+
+
+def test_going_far_back_drops_rows_of_every_epoch_in_between(store: FileStore) -> None:
+    log_steps(store, 1, range(1, 6))
+    log_steps(store, 2, range(5, 9))
+    log_steps(store, 3, range(3, 5))
+    restores = {2: {"pretrain": 4}, 3: {"pretrain": 2}}
+    assert read(store, restores) == [(1, 1), (2, 1), (3, 3), (4, 3)]
+
+
+def test_a_fresh_start_drops_everything_even_step_0(store: FileStore) -> None:
+    log_steps(store, 1, range(4))
+    log_steps(store, 2, range(2))
+    assert read(store, {2: {"pretrain": 0}}) == [(0, 2), (1, 2)]
+
+
+def test_another_stages_restore_drops_nothing(store: FileStore) -> None:
+    log_steps(store, 1, range(1, 4))
+    assert len(read(store, {2: {"sft": 0}})) == 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 10)), min_size=1, max_size=6))
+def test_however_often_a_run_is_cut_each_step_shows_once(attempts: list[tuple[int, int]]) -> None:
+    """Attempt n goes on from some step at most the last one's end, and makes some steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, end, restores = FileStore(folder), 0, {}
+        expected: dict[int, int] = {}
+        for epoch, (wish, length) in enumerate(attempts, 1):
+            begin = min(wish, end)
+            restores[epoch] = {"pretrain": begin}
+            end = begin + length
+            expected = {step: owner for step, owner in expected.items() if step <= begin}
+            expected |= dict.fromkeys(range(begin + 1, end + 1), epoch)
+            log_steps(store, epoch, range(begin + 1, end + 1))
+        assert read(store, restores) == sorted(expected.items())
+
+
+def test_rows_survive_a_failed_flush(store: FileStore) -> None:
+    class FailsOnce(FileStore):
+        failures = 1
+
+        def write(self, key: str, data: Any) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise StoreError("write", key, "the disk is full")
+            super().write(key, data)
+
+    log = MetricsLog(FailsOnce(store.folder), "demo", "pretrain", 1)
+    log.append({"step": 1})
+    with pytest.raises(StoreError):
+        log.flush()
+    log.append({"step": 2})
+    log.flush()
+    assert read(store, {}) == [(1, 1), (2, 1)]
+
+
+def test_rows_can_be_appended_while_others_are_being_written(store: FileStore) -> None:
+    class Slow(FileStore):
+        writing = threading.Event()
+        go_on = threading.Event()
+
+        def write(self, key: str, data: Any) -> None:
+            self.writing.set()
+            self.go_on.wait()
+            super().write(key, data)
+
+    slow = Slow(store.folder)
+    log = MetricsLog(slow, "demo", "pretrain", 1)
+    log.append({"step": 1})
+    flush = threading.Thread(target=log.flush)
+    flush.start()
+    slow.writing.wait()
+    log.append({"step": 2})
+    slow.go_on.set()
+    flush.join()
+    assert read(store, {}) == [(1, 1)]
+    log.flush()
+    assert read(store, {}) == [(1, 1), (2, 1)]
+
+
+def test_events_come_back_in_the_order_they_happened(store: FileStore) -> None:
+    for epoch in (2, 10, 1):
+        log = EventLog(store, "demo", epoch, now=lambda epoch=epoch: float(epoch))  # type: ignore[misc]
+        log.append("claimed", host="gpu")
+        log.flush()
+        log.append("stopped")
+        log.flush()
+    events = read_events(store, "demo")
+    assert [(event["epoch"], event["event"]) for event in events] == [
+        (epoch, event) for epoch in (1, 2, 10) for event in ("claimed", "stopped")
+    ]
+    assert events[0] == {"event": "claimed", "host": "gpu", "epoch": 1, "at": 1.0}
+
+
+def test_reading_ignores_what_is_no_segment(store: FileStore) -> None:
+    log_steps(store, 1, range(1))
+    store.write("demo/metrics/pretrain/1/notes.txt", b"hello")
+    assert read(store, {}) == [(0, 1)]

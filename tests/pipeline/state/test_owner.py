@@ -1,0 +1,144 @@
+"""Who owns a run, whether they live, and what code they run."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.state.owner import Owner, checkout, differences, is_running, may_take_over
+from tests.pipeline.state.conftest import someone
+
+Start = Callable[..., subprocess.Popen[str]]
+
+PRINT_OWNER = """
+import dataclasses, json, sys
+from pipeline.state.owner import Owner
+print(json.dumps(dataclasses.asdict(Owner.me())), flush=True)
+sys.stdin.readline()
+"""
+
+
+def owner_of(process: subprocess.Popen[str]) -> Owner:
+    assert process.stdout is not None
+    return Owner(**json.loads(process.stdout.readline()))
+
+
+@pytest.fixture(autouse=True)
+def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PION_LAUNCH_ID", raising=False)
+    monkeypatch.delenv("SKYPILOT_TASK_ID", raising=False)
+
+
+def test_a_living_process_of_this_machine_is_not_taken_over(start: Start) -> None:
+    other = owner_of(start(PRINT_OWNER))
+    assert is_running(other, Owner.me()) is True
+    assert may_take_over(other, Owner.me()) is None
+
+
+def test_a_killed_process_is_taken_over_even_before_its_parent_has_noticed(start: Start) -> None:
+    process = start(PRINT_OWNER)
+    other = owner_of(process)
+    process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still a zombie
+    assert Path(f"/proc/{process.pid}").exists()
+    assert is_running(other, Owner.me()) is False
+    process.wait()
+    assert may_take_over(other, Owner.me()) == f"its owner, {other.describe()}, is dead"
+
+
+def test_a_new_process_with_a_dead_ones_pid_is_not_mistaken_for_it() -> None:
+    me = Owner.me()
+    earlier = dataclasses.replace(me, session="earlier", pid_start=me.pid_start - 1)
+    assert is_running(earlier, me) is False
+
+
+@pytest.mark.parametrize("elsewhere", [{"boot_id": "other"}, {"pid_namespace": "pid:[1]"}])
+def test_nothing_is_known_about_processes_of_another_boot_or_container(
+    elsewhere: dict[str, Any],
+) -> None:
+    me = Owner.me()
+    other = dataclasses.replace(me, session="other", pid=2**22 + 1, **elsewhere)
+    assert is_running(other, me) is None
+    assert may_take_over(other, me) is None
+
+
+def test_where_the_kernel_names_no_boot_nobody_is_declared_dead() -> None:
+    me = dataclasses.replace(Owner.me(), boot_id="")
+    assert is_running(dataclasses.replace(me, session="other", pid=2**22 + 1), me) is None
+
+
+def test_a_released_run_and_ones_own_are_taken_over() -> None:
+    me = Owner.me()
+    assert may_take_over(None, me) == "it was released"
+    assert may_take_over(me, Owner.me()) == "this process owned it"
+
+
+def test_the_same_launch_is_taken_over_and_no_launch_matches_nothing() -> None:
+    mine = someone(launch_id="launch-1")
+    assert may_take_over(someone(launch_id="launch-1"), mine) is not None
+    assert may_take_over(someone(launch_id="launch-2"), mine) is None
+    assert may_take_over(someone(), someone()) is None
+
+
+def test_the_launch_id_is_pions_own_or_else_skypilots(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Owner.me().launch_id is None
+    monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-1")
+    assert Owner.me().launch_id == "sky-1"
+    monkeypatch.setenv("PION_LAUNCH_ID", "pion-1")
+    assert Owner.me().launch_id == "pion-1"
+
+
+def test_package_versions_are_read_without_importing_the_packages() -> None:
+    code = (
+        "import sys; from pipeline.state.owner import Owner; versions = Owner.me().versions;"
+        "print(sorted(versions), 'torch' in sys.modules or 'ray' in sys.modules)"
+    )
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert "'torch'" in output
+    assert "'python'" in output
+    assert output.endswith("False\n")
+
+
+def test_the_commit_and_uncommitted_changes_of_a_checkout_are_told(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, stdout=-3)
+
+    assert checkout(tmp_path) == (None, None)
+    git("init", "-q")
+    (tmp_path / "train.py").write_text("lr = 1\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    commit, dirty = checkout(tmp_path)
+    assert commit is not None
+    assert len(commit) == 40
+    assert dirty is None
+
+    (tmp_path / "train.py").write_text("lr = 2\n")
+    _, changed = checkout(tmp_path)
+    (tmp_path / "train.py").write_text("lr = 3\n")
+    same_commit, changed_again = checkout(tmp_path)
+    assert same_commit == commit
+    assert None not in (changed, changed_again)
+    assert changed != changed_again
+
+    (tmp_path / "site-packages").mkdir()
+    assert checkout(tmp_path / "site-packages") == (None, None)
+
+
+def test_differences_between_two_owners_name_what_changed() -> None:
+    before = someone(commit="a" * 40, dirty=None, versions={"torch": "2.14", "ray": "2.60"})
+    after = someone(commit="b" * 40, dirty="0123", versions={"torch": "2.15", "ray": "2.60"})
+    assert differences(before, after) == [
+        "commit aaaaaaaaaa → bbbbbbbbbb",
+        "uncommitted changes none → 0123",
+        "torch 2.14 → 2.15",
+    ]
+    assert differences(after, after) == []
