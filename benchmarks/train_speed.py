@@ -119,7 +119,8 @@ def main() -> None:
 
     if options.memory_of:
         before = resident("VmRSS")
-        step = training_step(*options.memory_of, batch, seq_len)
+        model_name, precision = options.memory_of
+        step = training_step(model_name, precision, batch, seq_len)
         for _ in range(MEMORY_STEPS):
             step()
         print(resident("VmHWM") - before)

@@ -5,13 +5,15 @@ The names below load on first use, so that `import pion` costs no torch import.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pion.config import ModelConfig
-    from pion.generation import generate
-    from pion.loading import load
+    from pion.generate import generate
+    from pion.load import load
     from pion.model.decoder import Decoder
     from pion.seeds import import_seed
 
@@ -20,9 +22,9 @@ __all__ = ["Decoder", "ModelConfig", "generate", "import_seed", "load"]
 _HOMES = {
     "Decoder": "pion.model.decoder",
     "ModelConfig": "pion.config",
-    "generate": "pion.generation",
+    "generate": "pion.generate",
     "import_seed": "pion.seeds",
-    "load": "pion.loading",
+    "load": "pion.load",
 }
 
 
@@ -30,3 +32,15 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pion' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+class _Package(ModuleType):
+    """Importing pion.generate or pion.load binds the submodule to the package under the name of
+    its main function. Here the function keeps the name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

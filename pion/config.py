@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any
 
 from pion.errors import BadInput
@@ -39,9 +40,10 @@ class ModelConfig:
     family: str = "pion"
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size"):
-            self._require_positive(name)
-        self._require_positive("seq_len")
+        for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
+            self._require_positive(name, int)
+        for name in ("vocab_size", "seq_len"):
+            self._require_positive(name, int)
         if self.head_dim is None:
             if self.d_model % self.n_heads:
                 raise BadInput(
@@ -49,7 +51,7 @@ class ModelConfig:
                     f"change one of them or give head_dim"
                 )
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
-        self._require_positive("head_dim")
+        self._require_positive("head_dim", int)
         if self.head_dim % 2:
             raise BadInput(f"head_dim {self.head_dim} is odd: rotary positions need pairs")
         if self.n_heads % self.n_kv_heads:
@@ -57,17 +59,18 @@ class ModelConfig:
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
             )
         for name in ("rope_theta", "norm_eps", "init_std"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.softcap is not None and not self.softcap > 0:
-            raise BadInput(f"softcap is {self.softcap}; leave it out for none, or set it above 0")
+            self._require_positive(name, int | float)
+        if self.softcap is not None:
+            self._require_positive("softcap", int | float)
         if self.family not in FAMILIES:
             raise BadInput(f"unknown family {self.family!r}{closest(self.family, FAMILIES)}")
 
-    def _require_positive(self, name: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadInput(f"{name} is {value!r}; it must be a whole number above 0")
+    def _require_positive(self, name: str, kind: type | UnionType) -> None:
+        value: Any = getattr(self, name)
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if not fits or not value > 0:
+            number = "whole number" if kind is int else "number"
+            raise BadInput(f"{name} is {value!r}; it must be a {number} above 0")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> ModelConfig:
@@ -99,7 +102,7 @@ class ModelConfig:
         return cls(**fields)
 
 
-def closest(name: str, choices: Iterable[str]) -> str:
+def closest(name: object, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of the choices, or nothing when none is near."""
-    near = difflib.get_close_matches(name, list(choices), n=1)
+    near = difflib.get_close_matches(str(name), list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

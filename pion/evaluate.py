@@ -200,8 +200,9 @@ def multiple_choice(
 
     A token that straddles the border counts to the choice. Contexts too long for the model lose
     their beginning; an empty one stands for the start of a document. Choices that tie share the
-    credit, so a model that knows nothing scores `chance`. The standard error is binomial. Raises
-    BadInput for a choice longer than the model's context, PionError as `held_out` does.
+    credit, so a model that knows nothing scores `chance`. The standard error is binomial.
+    `micro_batch` counts rows of the model's full context; of shorter texts more are computed at
+    once. Raises BadInput for a choice longer than that context, PionError as `held_out` does.
     """
     choices = [
         _ScoredChoice.of(q.context, choice, tokenizer, model.config.seq_len)
@@ -219,7 +220,8 @@ def multiple_choice(
         scores[places] = -nll.sum(dim=1).cpu().numpy() / [choices[i].bytes for i in places]
 
     with _evaluating(model):
-        _in_batches(len(choices), micro_batch, compute)
+        at_once = micro_batch * model.config.seq_len // len(choices[longest_first[0]].ids)
+        _in_batches(len(choices), max(1, at_once), compute)
     credit, first = [], 0
     for question in questions:
         own = scores[first : first + len(question.choices)]

@@ -42,7 +42,7 @@ EXPORT_FILES = (
 )
 PRODUCER = {"producer": "pion"}  # in config.json, for `is_export`; transformers passes over it
 MAX_LOGIT_DIFFERENCE = 1e-3  # fp32; two correct implementations differ by about 1e-5
-SAFE = "It was not published; the checkpoint is safe."
+SAFE = "Don't use this export; the checkpoint it was made from is safe."
 COMPARED_TOKENS = 512  # of each text: beyond that a mistake shows nothing new
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pion.data.chat import Turn, tokenize
 from pion.errors import BadInput
 from pipeline.formats import printable
-from pipeline.sampling import Sampling, convert
+from pipeline.generation_settings import GenerationSettings, convert
 
 if TYPE_CHECKING:
     from pion.data.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ def answer_once(
     model: Decoder,
     tokenizer: Tokenizer,
     prompt: str,
-    sampling: Sampling,
+    settings: GenerationSettings,
     *,
     as_chat: bool,
     out: TextIO | None = None,
@@ -97,11 +97,11 @@ def answer_once(
     conversation = Conversation(tokenizer, model.config.seq_len, template=as_chat)
     if not prompt.strip():
         raise BadInput("the prompt is empty: give some text to continue")
-    ids, _ = conversation.ask(prompt, sampling.max_tokens)
+    ids, _ = conversation.ask(prompt, settings.max_tokens)
     if not as_chat:
         print(printable(prompt), end="", file=out, flush=True)
     last = ""
-    for last in _pieces(model, tokenizer, ids, sampling):
+    for last in _pieces(model, tokenizer, ids, settings):
         print(printable(last), end="", file=out, flush=True)
     if not last.endswith("\n"):
         print(file=out)
@@ -112,13 +112,13 @@ def chat(
     model: Decoder,
     tokenizer: Tokenizer,
     found: FoundModel,
-    sampling: Sampling,
+    settings: GenerationSettings,
     *,
     lines: Iterator[str] | None = None,
     out: TextIO | None = None,
 ) -> int:
     """Read turns, print answers as they are written, until /quit or the end of the input."""
-    session = _Session(model, tokenizer, sampling, found.chat, out or sys.stdout)
+    session = _Session(model, tokenizer, settings, found.chat, out or sys.stdout)
     session.say(
         f"{found.label}: {model.num_params() / 1e6:.4g}M parameters, context "
         f"{model.config.seq_len:,} tokens. /help lists the commands, Ctrl-D ends."
@@ -136,11 +136,11 @@ class _Session:
         self,
         model: Decoder,
         tokenizer: Tokenizer,
-        sampling: Sampling,
+        settings: GenerationSettings,
         template: bool,
         out: TextIO,
     ) -> None:
-        self.model, self.tokenizer, self.sampling, self.out = model, tokenizer, sampling, out
+        self.model, self.tokenizer, self.settings, self.out = model, tokenizer, settings, out
         self.conversation = Conversation(tokenizer, model.config.seq_len, template=template)
 
     def say(self, text: str, end: str = "\n") -> None:
@@ -164,12 +164,12 @@ class _Session:
         return True
 
     def _answer(self, text: str) -> None:
-        ids, dropped = self.conversation.ask(text, self.sampling.max_tokens)
+        ids, dropped = self.conversation.ask(text, self.settings.max_tokens)
         if dropped:
             self.say(f"(the context is full: the oldest {dropped} turns are forgotten)")
         answer = ""
         try:
-            for piece in _pieces(self.model, self.tokenizer, ids, self.sampling):
+            for piece in _pieces(self.model, self.tokenizer, ids, self.settings):
                 answer += piece
                 self.say(piece, end="")
         except KeyboardInterrupt:
@@ -183,8 +183,8 @@ class _Session:
             setting = SETTINGS[name]
             if value:
                 change: dict[str, Any] = {setting: convert(setting, value)}
-                self.sampling = replace(self.sampling, **change)
-            self.say(f"{setting.replace('_', ' ')} is {getattr(self.sampling, setting):g}")
+                self.settings = dataclasses.replace(self.settings, **change)
+            self.say(f"{setting.replace('_', ' ')} is {getattr(self.settings, setting):g}")
         elif name == "/system":
             if not self.conversation.template:
                 raise BadInput("this model knows no system turn: it was not fine-tuned")
@@ -202,10 +202,19 @@ class _Session:
 
 
 def _pieces(
-    model: Decoder, tokenizer: Tokenizer, ids: list[int], sampling: Sampling
+    model: Decoder, tokenizer: Tokenizer, ids: list[int], settings: GenerationSettings
 ) -> Iterator[str]:
-    """The continuation of `ids`, as text, piece by piece."""
-    raise NotImplementedError
+    """The continuation of `ids`, as text, piece by piece, up to the end of the turn or text."""
+    from pion.generate import generate, stream_text
+
+    tokens = generate(
+        model,
+        ids,
+        stop_ids=(tokenizer.end_of_text,),
+        vocab_size=tokenizer.vocab_size,
+        **dataclasses.asdict(settings),
+    )
+    return stream_text(tokenizer, tokens)
 
 
 def _typed_lines(say: Callable[[str], None]) -> Iterator[str]:

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pion.errors import BadInput, PionError
 
 if TYPE_CHECKING:
-    from pipeline.sampling import Sampling
+    from pion.data.tokenizer import Tokenizer
+    from pion.model.decoder import Decoder
+    from pipeline.find_model import FoundModel
+    from pipeline.generation_settings import GenerationSettings
 
 MODEL_HELP = (
     "a run (demo, STORE/demo; @pretrain, @sft or @STEP for another checkpoint), a checkpoint's or "
@@ -171,7 +174,7 @@ def _is_override(argument: str) -> bool:
 
 
 def _sampling(parser: argparse.ArgumentParser) -> None:
-    from pipeline.sampling import DEFAULTS, HELP, convert
+    from pipeline.generation_settings import DEFAULTS, HELP, convert
 
     for name, default in DEFAULTS.items():
         parser.add_argument(
@@ -221,29 +224,25 @@ def _run(args: argparse.Namespace) -> int:
 
 def _chat(args: argparse.Namespace) -> int:
     from pipeline.chat import chat
-    from pipeline.find_model import find_model, load_found
 
-    found = find_model(args.model)
-    model, tokenizer = load_found(found)
+    found, model, tokenizer = _load(args.model)
     return chat(model, tokenizer, found, _settings(args))
 
 
 def _generate(args: argparse.Namespace) -> int:
     from pipeline.chat import answer_once
-    from pipeline.find_model import find_model, load_found
 
     if args.prompt is None and sys.stdin.isatty():
         raise BadInput("give a text to continue: --prompt TEXT, or on standard input")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
-    model, tokenizer = load_found(find_model(args.model))
+    _, model, tokenizer = _load(args.model)
     return answer_once(model, tokenizer, prompt, _settings(args), as_chat=args.chat)
 
 
 def _eval(args: argparse.Namespace) -> int:
     from pipeline.eval_files import eval_files
-    from pipeline.find_model import find_model, load_found
 
-    model, tokenizer = load_found(find_model(args.model))
+    _, model, tokenizer = _load(args.model)
     return eval_files(model, tokenizer, [Path(f) for f in args.files], as_json=args.json)
 
 
@@ -296,10 +295,21 @@ def _report(args: argparse.Namespace) -> int:
     return rewrite_report(args.run, as_json=args.json)
 
 
-def _settings(args: argparse.Namespace) -> Sampling:
-    from pipeline.sampling import DEFAULTS, Sampling
+def _load(name: str | None) -> tuple[FoundModel, Decoder, Tokenizer]:
+    """The model of that name, on the accelerator if there is one."""
+    from pipeline.find_model import find_model, load_found
 
-    return Sampling(**{name: getattr(args, name) for name in DEFAULTS}, seed=args.seed)
+    found = find_model(name)  # before torch is imported: a wrong name is answered at once
+    from pion.train.hardware import pick_device
+
+    model, tokenizer = load_found(found)
+    return found, model.to(pick_device()), tokenizer
+
+
+def _settings(args: argparse.Namespace) -> GenerationSettings:
+    from pipeline.generation_settings import DEFAULTS, GenerationSettings
+
+    return GenerationSettings(**{name: getattr(args, name) for name in DEFAULTS}, seed=args.seed)
 
 
 def _terminal_width() -> int | None:

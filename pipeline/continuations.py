@@ -76,10 +76,8 @@ def _texts(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[str]:
         document: list[int] = []
         for shard, count in enumerate(rows.manifest.shard_rows):
             for row in range(count):
-                pieces = np.split(
-                    tokens := rows.row(shard, row).tokens,
-                    np.flatnonzero(tokens == tokenizer.end_of_text) + 1,
-                )
+                tokens = rows.row(shard, row).tokens
+                pieces = np.split(tokens, np.flatnonzero(tokens == tokenizer.end_of_text) + 1)
                 for number, piece in enumerate(pieces):
                     if number:
                         yield tokenizer.decode(document)
@@ -96,8 +94,11 @@ def _cut(document: int, text: str) -> list[Passage]:
         middle = _word_end(text, position + CONTEXT_CHARS)
         end = _word_end(text, middle + CHOICE_CHARS)
         context, continuation = text[position:middle].strip(), text[middle:end]
+        if "\n" in continuation:  # lists and tables: look further on
+            position = _word_end(text, position + 1)
+            continue
         # A continuation begins with the space after the context's last word.
-        if re.search(r"[A-Za-z]{3}", continuation) and "\n\n" not in continuation:
+        if re.search(r"[A-Za-z]{3}", continuation):
             passages.append(Passage(document, context, continuation))
         position = end
     return passages

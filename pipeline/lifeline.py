@@ -7,6 +7,7 @@ milliseconds (a preemption leaves seconds) and need no further process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -60,7 +61,7 @@ class LifelineServer:
         self._listener.close()
         with self._lock:
             for worker in self._workers.values():
-                worker.close()
+                _hang_up(worker)
 
     def _accept(self) -> None:
         while True:
@@ -112,7 +113,7 @@ class Lifeline:
     def close(self) -> None:
         """Hang up in an orderly way."""
         self._closing = True
-        self._connection.close()
+        _hang_up(self._connection)
 
     def _listen(self) -> None:
         try:
@@ -132,3 +133,10 @@ def _send(connection: socket.socket, message: Message) -> None:
     except OSError:
         # A broken line is noticed where it is read, once.
         return
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """End both directions: closing alone waits for the thread that reads."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

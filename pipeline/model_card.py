@@ -207,7 +207,7 @@ def _architecture(config: ModelConfig, num_params: int, vocab_size: int) -> str:
         ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
         ("positions", f"rotary, θ = {config.rope_theta:,.0f}"),
-        ("weights", "float32, embedding and head tied"),
+        ("weights", "float32" + (", embedding and head tied" if config.tie_embeddings else "")),
     ]
     return f"## Model\n\n{table(('shape', ''), shape)}"
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.arrays import check_ids, open_shard
+from pion.data.arrays import check_ids, open_shard, unwritable
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Shard, describe, split_tail
 from pion.data.tokenizer import Tokenizer
-from pion.errors import BadInput
 from pipeline.data_sources import Input
 from pipeline.job import HubNpyShards
 from pipeline.text_rows import RowFormat, Say
@@ -133,17 +132,14 @@ def _link_or_copy(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)  # replacing a link by itself leaves both
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise BadInput(
-            f"{target}: can't be written ({error.strerror}). Nothing else was touched; make room "
-            "or make the folder writable and run the same command again."
-        ) from None
+        raise unwritable(target, error) from None
 
 
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"{folder}: can't be made ({error.strerror})") from None
+        raise unwritable(folder, error) from None
 
 
 def _of(number: int, things: tuple[Path, ...] | list[Shard]) -> dict[str, int]:

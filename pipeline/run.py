@@ -183,7 +183,16 @@ class _Advance:
         finally:
             if workers is not None:
                 workers.close()
-            with contextlib.suppress(PionError):
+            self._release()
+
+    def _release(self) -> None:
+        """Let anyone claim the run, unless somebody else already has."""
+        with contextlib.suppress(PionError):
+            head = self.run.read()
+            if head is not None and head.owner is not None:
+                if head.owner.session == self.owner.session and head.epoch != self.claim.epoch:
+                    self.claim.stop_heartbeat()
+                    self.claim = self.run.claim(self.owner)  # a worker's claim stood last
                 self.claim.release()
 
     def say(self, message: dict[str, Any]) -> None:

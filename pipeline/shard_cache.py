@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from pion.data.arrays import sha256_file
+from pion.data.arrays import sha256_file, unwritable
 from pion.data.order import RowOrder
 from pion.data.shards import Manifest, Rows, Shard
 from pion.data.stream import Batch, RowStream
@@ -64,7 +64,7 @@ class ShardCache:
         try:
             self._downloads.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput(f"shard cache {folder}: can't be made ({error.strerror})") from None
+            raise unwritable(folder, error) from None
 
     def path_of(self, shard: Shard) -> Path:
         """The local file of a shard; waits until it is fetched and verified.

@@ -32,6 +32,7 @@ from pion.errors import BadInput
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo"}
 # readline changes the terminal when imported; the others exist to test the interpreter.
 NOT_IMPORTED = re.compile(r"readline$|_?xx|_test|_ctypes_test")
+RECOGNISED_CHARS = 60
 LICENSE = re.compile(r"copyright|licen[sc]e|warrant|all rights reserved|permission to use", re.I)
 
 
@@ -67,17 +68,30 @@ def is_held_out(origin: str, share: float) -> bool:
 
 
 def documents(code: bool = False) -> Iterator[Document]:
-    """The standard library's prose, each distinct text once, file by file; with `code` its source.
+    """The standard library's prose, file by file; with `code` its source as well.
 
-    A class with its methods is one document, and so are the comments of a file. Raises BadInput
+    A class with its methods is one document, and so are the comments of a file. Paragraphs long
+    enough to be recognised come once, so none is both trained on and held out. Raises BadInput
     where Python was installed without its library's source.
     """
     seen: set[str] = set()
-    for origin, text in _texts(code):
-        fresh = [part for part in text if part and part not in seen]
-        seen.update(fresh)
-        if fresh:
-            yield Document("\n\n".join(fresh), origin)
+    for origin, parts in _texts():
+        fresh = [_unseen(part, seen) for part in parts]
+        if any(fresh):
+            yield Document("\n\n".join(part for part in fresh if part), origin)
+    if code:
+        for source in source_files():
+            yield Document(source.text, source.origin)
+
+
+def _unseen(text: str, seen: set[str]) -> str:
+    """The text without the paragraphs that came before; "" if the whole of it did."""
+    if text in seen:
+        return ""
+    paragraphs = [p for p in text.split("\n\n") if len(p) < RECOGNISED_CHARS or p not in seen]
+    seen.add(text)
+    seen.update(paragraphs)
+    return "\n\n".join(paragraphs)
 
 
 def definitions() -> Iterator[Definition]:
@@ -90,7 +104,7 @@ def definitions() -> Iterator[Definition]:
                 yield definition
 
 
-def _texts(code: bool) -> Iterator[tuple[str, list[str]]]:
+def _texts() -> Iterator[tuple[str, list[str]]]:
     """(origin, parts) of every document before duplicates are dropped."""
     from pydoc_data.topics import topics
 
@@ -98,8 +112,6 @@ def _texts(code: bool) -> Iterator[tuple[str, list[str]]]:
         for group in source.groups:
             yield source.origin, [prose(d.docstring) for d in group]
         yield source.origin, list(source.comments)
-        if code:
-            yield source.origin, [source.text]
     for group in _compiled_groups():
         yield group[0].origin, [prose(d.docstring) for d in group]
     for name, topic in sorted(topics.items()):
@@ -275,8 +287,8 @@ def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]
 
     groups = [define(module, "", "module")]
     for name, thing in sorted(vars(module).items()):
-        if name.startswith("__"):
-            continue
+        if name.startswith("__") or f"__{name}__" in vars(module):
+            continue  # the second: hooks that programs replace, such as sys.excepthook
         if inspect.isclass(thing):
             if thing.__module__.partition(".")[0] not in (module.__name__, name):
                 continue  # re-exported: documented where it is defined

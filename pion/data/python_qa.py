@@ -14,141 +14,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
+from pion.data import python_qa_wording as wording
 from pion.data.chat import Turn
 from pion.data.python_docs import Definition, definitions, prose
 
 ANSWER_CHARS = 280
 DOCSTRING_CHARS = 480
-
-SYSTEM = (
-    "You are a helpful assistant who knows the Python standard library.",
-    "You answer questions about Python.",
-    "You are a Python expert. Be brief.",
-    "Answer as Python's own documentation would.",
-)
-SYSTEM_BRIEF = ("Answer in one sentence.", "Be as brief as you can.", "One sentence, please.")
-
-ABOUT_CALLABLE = (
-    "What does `{call}` do?",
-    "What does {full} do?",
-    "Explain `{call}`.",
-    "Explain what {full} does.",
-    "Describe the {kind} {full}.",
-    "What is {full} for?",
-    "I found a call of {full} in some code. What does it do?",
-    "Can you tell me what {short} in the {module} module does?",
-    "Tell me about the {kind} {full}.",
-    "What happens when I call `{call}`?",
-    "What's the purpose of {full}?",
-    "help({full})",
-    "What is the {kind} `{call}` good for?",
-    "Please explain {full} to me.",
-)
-ABOUT_CLASS = (
-    "What is the class {full}?",
-    "What is {full}?",
-    "What is {full} used for?",
-    "What is a {short} in the {module} module?",
-    "Describe the class {full}.",
-    "Explain {full}.",
-    "I came across the class {full}. What is it?",
-    "Tell me about {full}.",
-    "help({full})",
-)
-ABOUT_PROPERTY = (
-    "What is {full}?",
-    "What does the property {full} hold?",
-    "Describe the property {full}.",
-    "Tell me about the property {short} in the {module} module.",
-)
-ABOUT_EXCEPTION = (
-    "What does the exception {full} mean?",
-    "What is {full}?",
-    "My program stopped with {short} from {module}. What is that?",
-    "Explain the exception {full}.",
-)
-ABOUT_MODULE = (
-    "What is the {full} module?",
-    "What is the module {full} for?",
-    "What does `import {full}` give me?",
-    "Describe the {full} module.",
-    "I see `import {full}` at the top of a file. What is it?",
-    "Tell me about the standard library's {full} module.",
-    "What can I do with {full}?",
-)
-ABOUT = {
-    "module": ABOUT_MODULE,
-    "class": ABOUT_CLASS,
-    "property": ABOUT_PROPERTY,
-    "exception": ABOUT_EXCEPTION,
-}
-BRIEF = (
-    "In one sentence, what is {full}?",
-    "Summarise {full} in a sentence.",
-    "Briefly, what is {full} for?",
-    "Give me the short version: what is {full}?",
-)
-DOCSTRING = (
-    "Write the docstring of `{call}`.",
-    "Write a docstring for this {kind}:\n\ndef {call}:",
-    "What does the docstring of {full} say?",
-    "Document `{call}` from the {module} module.",
-)
-WHICH = (
-    "Which {kind} in the {module} module does this: {summary}",
-    'Which {kind} of {module} is documented as "{summary}"?',
-    "Find me the {kind} in {module} with this description: {summary}",
-)
-RETURNS = (
-    "What does {full} return?",
-    "What do I get back from `{call}`?",
-    "What is the result of `{call}`?",
-    "What kind of value does {full} give?",
-)
-PARAMETERS = (
-    "What parameters does {full} take?",
-    "What are the arguments of {full}?",
-    "Which arguments can I give to {full}?",
-)
-SIGNATURE = (
-    "How do I call {full}?",
-    "What is the signature of {full}?",
-    "Show me the signature of {full}.",
-)
-DEFAULT = (
-    "What is the default of {parameter} in `{call}`?",
-    "If I leave out {parameter} when calling {full}, what is used?",
-)
-AND_PARAMETERS = ("And what arguments does it take?", "What are its parameters?")
-AND_SIGNATURE = ("How do I call it?", "What is its signature?", "How is it called?")
-AND_MODULE = ("Where is it defined?", "Which module is it in?", "Where do I find it?")
-AND_SUMMARY = ("Shorter, please.", "And in one sentence?", "Can you say that more briefly?")
-AND_ABOUT = ("What does it do?", "Explain it to me.", "What is it for?", "Tell me more about it.")
-METHODS = (
-    "What methods does {full} have?",
-    "Name some methods of the class {full}.",
-    "What can I call on a {full} object?",
-)
-
-INFINITIVES = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        add adjust append apply attach build calculate call cancel change check clear close combine
-        compare compile compute concatenate configure connect construct convert copy count create
-        decode delete determine disable display download draw enable encode ensure escape evaluate
-        execute expand extract fetch fill filter find flush format generate get group handle import
-        initialize insert invoke iterate join launch limit list load lock look make map mark match
-        merge modify move multiply normalize open override parse perform play prepare print process
-        put quote raise read receive record redirect register release reload remove rename replace
-        report reset resize restore retrieve reverse rotate round run save scan search seek select
-        send serialize set shuffle sort split start stop store subtract switch test transform
-        translate truncate try unregister update validate verify wait walk wrap write
-        """,
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -208,18 +80,20 @@ def dialogues() -> Iterator[Dialogue]:
 
 def _about(topic: Topic, rng: random.Random) -> list[Turn]:
     """What is it, sometimes with a second question about the same thing."""
-    question = topic.ask(rng, ABOUT.get(topic.kind, ABOUT_CALLABLE))
+    question = topic.ask(rng, wording.ABOUT.get(topic.kind, wording.ABOUT_CALLABLE))
     turns = _pair(question, topic.answer)
     if rng.random() < 0.25:
         follow_ups = []
         if topic.parameters is not None and topic.call not in question:
-            follow_ups.append(_pair(rng.choice(AND_PARAMETERS), _parameters_answer(topic)))
-            follow_ups.append(_pair(rng.choice(AND_SIGNATURE), f"Call it as `{topic.call}`."))
+            follow_ups.append(_pair(rng.choice(wording.AND_PARAMETERS), _parameters_answer(topic)))
+            follow_ups.append(
+                _pair(rng.choice(wording.AND_SIGNATURE), f"Call it as `{topic.call}`.")
+            )
         if topic.kind != "module" and topic.module != "builtins":
             answer = f"It is in the {topic.module} module."
-            follow_ups.append(_pair(rng.choice(AND_MODULE), answer))
+            follow_ups.append(_pair(rng.choice(wording.AND_MODULE), answer))
         if topic.summary != topic.answer:
-            follow_ups.append(_pair(rng.choice(AND_SUMMARY), topic.summary))
+            follow_ups.append(_pair(rng.choice(wording.AND_SUMMARY), topic.summary))
         if follow_ups:
             turns += rng.choice(follow_ups)
     return turns
@@ -229,26 +103,26 @@ def _brief(topic: Topic, rng: random.Random) -> list[Turn]:
     if topic.summary == topic.answer:
         return []
     if topic.kind in ("function", "method") and rng.random() < 0.5:
-        question = topic.ask(rng, ABOUT_CALLABLE)
-        return [Turn("system", rng.choice(SYSTEM_BRIEF)), *_pair(question, topic.summary)]
-    return _pair(topic.ask(rng, BRIEF), topic.summary)
+        question = topic.ask(rng, wording.ABOUT_CALLABLE)
+        return [Turn("system", rng.choice(wording.SYSTEM_BRIEF)), *_pair(question, topic.summary)]
+    return _pair(topic.ask(rng, wording.BRIEF), topic.summary)
 
 
 def _docstring(topic: Topic, rng: random.Random) -> list[Turn]:
     if topic.kind not in ("function", "method") or not topic.definition.signature:
         return []
     text = _whole_paragraphs(prose(topic.definition.docstring), DOCSTRING_CHARS)
-    return _pair(topic.ask(rng, DOCSTRING), text) if text else []
+    return _pair(topic.ask(rng, wording.DOCSTRING), text) if text else []
 
 
 def _which(topic: Topic, rng: random.Random) -> list[Turn]:
     words = len(topic.summary.split())
     if topic.kind == "module" or topic.module == "builtins" or not 4 <= words <= 25:
         return []
-    question = topic.ask(rng, WHICH, summary=topic.summary)
+    question = topic.ask(rng, wording.WHICH, summary=topic.summary)
     turns = _pair(question, rng.choice((f"That is {topic.full}.", f"It is `{topic.full}`.")))
     if rng.random() < 0.3 and topic.answer != topic.summary:
-        turns += _pair(rng.choice(AND_ABOUT), topic.answer)
+        turns += _pair(rng.choice(wording.AND_ABOUT), topic.answer)
     return turns
 
 
@@ -267,7 +141,7 @@ def _returns(topic: Topic, rng: random.Random) -> list[Turn]:
     match = re.match(r"Returns? (?!an? iterator over$)(.+)", topic.summary)
     if topic.kind not in ("function", "method") or match is None:
         return []
-    return _pair(topic.ask(rng, RETURNS), f"It returns {match[1]}")
+    return _pair(topic.ask(rng, wording.RETURNS), f"It returns {match[1]}")
 
 
 def _parameters(topic: Topic, rng: random.Random) -> list[Turn]:
@@ -276,11 +150,11 @@ def _parameters(topic: Topic, rng: random.Random) -> list[Turn]:
     defaults = [(name, default) for name, default in topic.parameters if default]
     if defaults and rng.random() < 0.4:
         name, default = rng.choice(defaults)
-        question = topic.ask(rng, DEFAULT, parameter=name)
+        question = topic.ask(rng, wording.DEFAULT, parameter=name)
         return _pair(question, f"The default of {name} is {default}.")
     if rng.random() < 0.4:
-        return _pair(topic.ask(rng, SIGNATURE), f"Call it as `{topic.call}`.")
-    return _pair(topic.ask(rng, PARAMETERS), _parameters_answer(topic))
+        return _pair(topic.ask(rng, wording.SIGNATURE), f"Call it as `{topic.call}`.")
+    return _pair(topic.ask(rng, wording.PARAMETERS), _parameters_answer(topic))
 
 
 OTHER_KINDS: tuple[Callable[[Topic, random.Random], list[Turn]], ...] = (
@@ -295,19 +169,21 @@ OTHER_KINDS: tuple[Callable[[Topic, random.Random], list[Turn]], ...] = (
 
 def _methods(topics: list[Topic]) -> Iterator[Dialogue]:
     """What one can do with a class, from the names of its methods."""
-    by_full = {topic.full: topic for topic in topics}
-    methods = (topic for topic in topics if topic.kind == "method")
-    for owner, members in groupby(methods, lambda topic: topic.full.rpartition(".")[0]):
-        names = [member.short for member in members][:8]
-        if owner in by_full and len(names) > 1:
-            topic, rng = by_full[owner], random.Random(owner)
-            turns = _pair(topic.ask(rng, METHODS), f"Its methods include {_listed(names)}.")
+    names: dict[str, list[str]] = {}
+    for topic in topics:
+        if topic.kind == "method":
+            names.setdefault(topic.full.rpartition(".")[0], []).append(topic.short)
+    for topic in topics:
+        own = names.pop(topic.full, [])[:8]
+        if len(own) > 1:
+            rng = random.Random(f"{topic.full} methods")
+            turns = _pair(topic.ask(rng, wording.METHODS), f"Its methods include {_listed(own)}.")
             yield Dialogue(topic.definition.origin, _introduced(turns, rng))
 
 
 def _introduced(turns: list[Turn], rng: random.Random) -> tuple[Turn, ...]:
     system = rng.random() < 0.15 and turns[0].role != "system"
-    return (*([Turn("system", rng.choice(SYSTEM))] if system else []), *turns)
+    return (*([Turn("system", rng.choice(wording.SYSTEM))] if system else []), *turns)
 
 
 def _pair(question: str, answer: str) -> list[Turn]:
@@ -382,7 +258,7 @@ def _goal(summary: str) -> str:
     if match := re.match(r"Returns? ((?:the|a|an|all) .+)", text):
         return f"get {match[1]}"
     verb, _, rest = text.partition(" ")
-    return f"{verb.lower()} {rest}" if verb.lower() in INFINITIVES and rest else ""
+    return f"{verb.lower()} {rest}" if verb.lower() in wording.INFINITIVES and rest else ""
 
 
 def _read_parameters(signature: str) -> tuple[tuple[str, str | None], ...] | None:

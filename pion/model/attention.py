@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from pion.config import ModelConfig
-from pion.model.cache import KVCache
+from pion.model.cache import LayerCache
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.rope import Rotation, rotate
 
@@ -109,10 +109,14 @@ def attend_softcapped(
 def attend_flex(
     query: Tensor, key: Tensor, value: Tensor, blocks: Any, softcap: float | None
 ) -> Tensor:
-    def bend(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+    """The same through flex attention, for whole sequences masked by a BlockMask."""
+    score_mod = None
+    if softcap is not None:
+        cap = softcap
 
-    score_mod = None if softcap is None else bend
+        def score_mod(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return cap * torch.tanh(score / cap)
+
     return _flex_attention()(
         query, key, value, score_mod=score_mod, block_mask=blocks, enable_gqa=True
     )
@@ -143,7 +147,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(
-        self, x: Tensor, rotation: Rotation, mask: Mask, cache: KVCache | None, layer: int
+        self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None
     ) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model); the cache, where given, holds the tokens before."""
         batch, tokens, _ = x.shape
@@ -155,6 +159,6 @@ class Attention(nn.Module):
         query = rotate(self.q_norm(query), rotation).to(dtype).transpose(1, 2)
         key = rotate(self.k_norm(key), rotation).to(dtype).transpose(1, 2)
         if cache is not None:
-            key, value = cache.extend(layer, key, value)
+            key, value = cache.extend(key, value)
         mixed = attend(query, key, value, mask, self.softcap)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))

@@ -8,45 +8,42 @@ from torch import Tensor
 from pion.config import ModelConfig
 
 
-class KVCache:
-    """Room for `max_tokens` keys and values in each layer, filled from the left.
+class LayerCache:
+    """One layer's keys and values, each in a buffer (B, n_kv_heads, max_tokens, head_dim).
 
-    A layer's two buffers, (B, n_kv_heads, max_tokens, head_dim) each, are allocated whole at the
-    first write, in the dtype and on the device of what is written. Cached calls are for inference:
-    no gradient flows through what the cache holds.
+    The buffers are allocated whole at the first write, in the dtype and on the device of what is
+    written. No gradient flows through them.
     """
 
-    def __init__(self, config: ModelConfig, max_tokens: int | None = None) -> None:
-        self.max_tokens = max_tokens or config.seq_len
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
         self.length = 0
-        """Tokens held; the position of the next one."""
-        self._keys: list[Tensor | None] = [None] * config.n_layers
-        self._values: list[Tensor | None] = [None] * config.n_layers
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values; return all it holds, new ones included.
-
-        The new ones are (B, n_kv_heads, T, head_dim). Every layer of a forward pass writes at the
-        same place: `advance` moves on when the last has written.
-        """
-        end = self.length + keys.shape[2]
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, n_kv_heads, T, head_dim); return all, new ones included."""
+        batch, heads, tokens, head_dim = keys.shape
+        end = self.length + tokens
         if end > self.max_tokens:
             raise ValueError(f"{end} tokens don't fit a cache of {self.max_tokens}")
-        return (
-            self._store(self._keys, layer, keys, end),
-            self._store(self._values, layer, values, end),
-        )
-
-    def _store(self, buffers: list[Tensor | None], layer: int, new: Tensor, end: int) -> Tensor:
-        batch, heads, _, head_dim = new.shape
-        buffer = buffers[layer]
-        if buffer is None:
-            buffer = new.new_empty(batch, heads, self.max_tokens, head_dim)
-            buffers[layer] = buffer
+        if self.keys is None or self.values is None:
+            self.keys = keys.new_empty(batch, heads, self.max_tokens, head_dim)
+            self.values = torch.empty_like(self.keys)
         with torch.no_grad():
-            buffer[:, :, self.length : end] = new
-        return buffer[:, :, :end]
+            self.keys[:, :, self.length : end] = keys
+            self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def advance(self, tokens: int) -> None:
-        """Count the tokens every layer has now stored."""
-        self.length += tokens
+
+class KVCache:
+    """Room for `max_tokens` tokens in every layer, the whole context unless given."""
+
+    def __init__(self, config: ModelConfig, max_tokens: int | None = None) -> None:
+        self.layers = [LayerCache(max_tokens or config.seq_len) for _ in range(config.n_layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens held, which is the position of the next one."""
+        return self.layers[0].length

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.attention import Attention, Mask, build_mask
-from pion.model.cache import KVCache
+from pion.model.cache import KVCache, LayerCache
 from pion.model.feedforward import SwiGLU
 from pion.model.loss import IGNORED, linear_cross_entropy
 from pion.model.norm import RMSNorm, compute_dtype
@@ -30,9 +30,9 @@ class Block(nn.Module):
         self.feedforward = SwiGLU(config)
 
     def forward(
-        self, x: Tensor, rotation: Rotation, mask: Mask, cache: KVCache | None, layer: int
+        self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, mask, cache, layer)
+        x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
         return x + self.feedforward(self.feedforward_norm(x))
 
 
@@ -59,6 +59,32 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=config.init_std)
 
+    @classmethod
+    def from_state(cls, config: ModelConfig, state: dict[str, Tensor]) -> Decoder:
+        """A decoder with these weights, copied to fp32, without first drawing random ones.
+
+        Raises BadInput naming the first tensor that is missing, unknown or of the wrong shape.
+        """
+        with torch.device("meta"):
+            decoder = cls(config)
+        weights = {}
+        for name, expected in decoder.state_dict().items():
+            if name not in state:
+                raise BadInput(f"the weights lack {name}, {tuple(expected.shape)}")
+            if state[name].shape != expected.shape:
+                raise BadInput(
+                    f"{name} is {tuple(state[name].shape)}; "
+                    f"the model's settings make it {tuple(expected.shape)}"
+                )
+            # A copy even of fp32: tensors mapped from a file lie at other alignments than our own,
+            # and matrix products may then differ in the last bit.
+            weights[name] = torch.empty(expected.shape).copy_(state[name])
+        unknown = next((name for name in state if name not in weights), None)
+        if unknown is not None:
+            raise BadInput(f"the weights hold {unknown}, which this model has not")
+        decoder.load_state_dict(weights, assign=True)
+        return decoder
+
     def forward(
         self,
         tokens: Tensor,
@@ -69,6 +95,10 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Logits (B, T, vocab_size). Raises BadInput beyond the context length."""
         hidden = self.hidden(tokens, positions=positions, documents=documents, cache=cache)
+        return self.logits(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head makes of hidden states: (…, d_model) -> (…, vocab_size)."""
         head = self._head()
         return linear(hidden.to(compute_dtype(hidden, head)), head)
 
@@ -112,26 +142,19 @@ class Decoder(nn.Module):
             raise ValueError("a cache holds one document per row: it can't be used with documents")
         rotation = self._rotation(past, length, positions, tokens.device)
         mask = build_mask(config, length, past + length, documents, tokens.device)
-        x = self._embed(tokens)
+        x = embedding(tokens, self.embed.weight).float()
         for layer, block in enumerate(self.blocks):
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotation, mask, cache, layer, use_reentrant=False)
+            if cache is not None:
+                x = block(x, rotation, mask, cache.layers[layer])
+            elif self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotation, mask, None, use_reentrant=False)
             else:
-                x = block(x, rotation, mask, cache, layer)
-        if cache is not None:
-            cache.advance(length)
+                x = block(x, rotation, mask, None)
         return self.norm(x)
 
     def num_params(self, active: bool = False) -> int:
         """Weights in all, or with `active` those one token meets; in a dense model the same."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def _embed(self, tokens: Tensor) -> Tensor:
-        # The tied head's gradient is dense anyhow: adding the rows looked up to it spares a second
-        # gradient the size of the vocabulary, 3 % of a small model's step on a CPU.
-        into_head = self.config.tie_embeddings and tokens.device.type == "cpu"
-        sparse = False and into_head and not torch.compiler.is_compiling()
-        return embedding(tokens, self.embed.weight, sparse=sparse).float()
 
     def _head(self) -> Tensor:
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight

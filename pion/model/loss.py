@@ -69,8 +69,10 @@ def _chunked(
     loss = torch.zeros((), device=hidden.device)
     grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if with_gradients else None
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
-    # Rows without a target cost nothing where counting them needs no host sync.
-    learned = (targets != IGNORED).nonzero().squeeze(1) if on_cpu else slice(None)
+    # Rows without a target cost nothing where finding them needs no host sync.
+    learned = torch.arange(len(targets), device=targets.device)
+    if on_cpu:
+        learned = learned[targets != IGNORED]
 
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight, targets = hidden[learned].to(dtype), weight.to(dtype), targets[learned]
@@ -78,7 +80,6 @@ def _chunked(
         tile = CPU_TILE if on_cpu else vocab
         tiles = [slice(start, start + tile) for start in range(0, vocab, tile)]
         buffer = torch.empty(chunk, vocab, device=hidden.device)
-        grads = []
         for rows in (slice(start, start + chunk) for start in range(0, len(hidden), chunk)):
             x, target = hidden[rows], targets[rows, None]
             logits = buffer[: len(x)]
@@ -91,7 +92,7 @@ def _chunked(
             exp = logits.sub_(top).exp_()
             total = exp.sum(dim=1, keepdim=True)
             loss += ((total.log() - target_logit) * valid).sum()
-            if not with_gradients:
+            if grad_hidden is None or grad_weight is None:
                 continue
             # The logits' gradient is softmax − one-hot. Here it stands multiplied by `total`, row
             # by row; the d_model side of both products divides it out again, where that is cheap.
@@ -103,9 +104,7 @@ def _chunked(
                 grad_logits = exp[:, columns].to(dtype)
                 grad_x += grad_logits @ weight[columns]
                 grad_weight[columns] += grad_logits.T @ scaled
-            grads.append(grad_x.mul_(scale))
-        if with_gradients:
-            grad_hidden[learned] = torch.cat(grads)
+            grad_hidden[learned[rows]] = grad_x.mul_(scale)
     return loss, grad_hidden, grad_weight
 
 

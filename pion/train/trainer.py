@@ -161,14 +161,17 @@ class Trainer:
         # DDP averages over ranks; the gradient of the global batch is the sum.
         scale = self.plan.world_size / targets.clamp(min=1.0)
         loss = torch.zeros((), device=self.device)
-        last = len(batch.micro_batches) - 1
         self.model.train()
-        for i in range(self.grad_accum):
+        if self._ddp is not None and not self._primed:
+            self._prime(batch.micro_batches[0])
+        # A rank with fewer micro-batches sits out the first, so that all end with their last.
+        for i in range(len(batch.micro_batches) - self.grad_accum, len(batch.micro_batches)):
             if self._any_rank(should_stop()):
                 self.optimizer.zero_grad()
                 return False
-            if i <= last:
-                loss += self._backward(batch.micro_batches[i], scale, synchronise=i == last)
+            if i >= 0:
+                last = i == len(batch.micro_batches) - 1
+                loss += self._backward(batch.micro_batches[i], scale, synchronise=last)
         loss = self._summed(loss) / self.plan.world_size
 
         grads = [p.grad for p in self.optimizer.params if p.grad is not None]
@@ -187,28 +190,32 @@ class Trainer:
 
     def _backward(self, batch: Batch, scale: Tensor, *, synchronise: bool) -> Tensor:
         """Add one micro-batch's gradient; with `synchronise`, sum gradients over ranks."""
-        batch = to_device(batch, self.device)
-        if self._ddp is not None and not self._primed:
-            self._prime(batch)
-        wait = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
-        with wait:
+        alone = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
+        with alone:
             loss = self._forward(batch, scale)
             loss.backward()
         return loss.detach()
 
     def _forward(self, batch: Batch, scale: Tensor) -> Tensor:
+        batch = to_device(batch, self.device)
         bf16 = self.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             loss: Tensor = self._loss(batch, scale)
         return loss
 
     def _prime(self, batch: Batch) -> None:
-        """Let DDP rearrange its buckets, which it does once, after the first synchronised backward.
+        """Let DDP rearrange its buckets, which it does once: in the forward pass that follows the
+        first synchronised backward.
 
         The arrangement decides the order in which three or more ranks' gradients are added. Done
-        before the first step, it is the same in a run resumed here and in one that never stopped.
+        before the first step, it is the same in a run resumed here and in one that never stopped;
+        and all ranks do it at once, though not all have a micro-batch to begin a step with.
         """
-        self._forward(batch, torch.zeros((), device=self.device)).backward()
+        assert self._ddp is not None
+        nothing = torch.zeros((), device=self.device)
+        self._forward(batch, nothing).backward()
+        with self._ddp.no_sync():
+            self._forward(batch, nothing)
         self.optimizer.zero_grad()
         self._primed = True
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pion.data.tokenizer import Tokenizer
     from pion.evaluate import Question
     from pion.model.decoder import Decoder
-    from pipeline.stages.prepare import PreparedData
+    from pipeline.prepared_data import PreparedData
+    from pipeline.shard_cache import ShardCache
 
 Result = dict[str, Any]
 
@@ -60,7 +61,10 @@ def evaluate_run(
     part starts. Raises BadInput, before anything is computed, for a pack that can't be used.
     """
     evaluation = _Evaluation(job, models, pretrain_data, sft_data, parts, say)
-    return evaluation.results()
+    try:
+        return evaluation.results()
+    finally:
+        evaluation.close()
 
 
 def read_packs(job: Job) -> dict[str, list[Question]]:
@@ -88,6 +92,7 @@ class _Evaluation:
     parts: Parts
     say: Callable[[dict[str, Any]], None]
     _loaded: tuple[str, Decoder] | None = None
+    _cache: ShardCache | None = None
 
     def results(self) -> Result:
         packs = read_packs(self.job)
@@ -99,9 +104,15 @@ class _Evaluation:
             if self.job.evaluate.ngram_order:
                 results["ngram"] = self._part("ngram", "n-gram baseline", self._ngram)
         self._loaded = None
+        self.close()
         if self.job.evaluate.lm_eval.tasks:
             results["lm_eval"] = self._lm_eval()
         return results
+
+    def close(self) -> None:
+        """Stop fetching shards."""
+        if self._cache is not None:
+            self._cache.close()
 
     def _part(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
         result = self.parts.load(name)
@@ -218,7 +229,6 @@ class _Evaluation:
         import numpy as np
 
         from pion import ngram
-        from pion.data.shards import IGNORED
         from pion.evaluate import summarize
 
         section = self.job.evaluate
@@ -229,9 +239,8 @@ class _Evaluation:
         held_out = self._stream(self.text, "held_out")
         measured = [held_out.row(i) for i in self._rows(held_out)]
         targets = np.stack([row.targets for row in measured])
-        nll = np.zeros(targets.shape)
+        nll = np.zeros(targets.shape)  # the last target of a row is never counted
         nll[:, :-1] = model.nll(np.stack([row.tokens for row in measured]))
-        assert (targets[:, -1] == IGNORED).all()
         result = dataclasses.asdict(summarize(nll, targets, self.tokenizer.token_bytes()))
         return {"order": model.order, **result, "train_tokens": model.train_tokens}
 
@@ -239,9 +248,12 @@ class _Evaluation:
 
     def _lm_eval(self) -> Result:
         """Each task on the final model, which is exported once if any task is still to run."""
+        import torch
+
         from pion.export import export_model
         from pipeline.lm_eval_tasks import run_task
 
+        torch.cuda.empty_cache()  # lm-eval runs in processes of its own, on the same card
         section = self.job.evaluate.lm_eval
         results: Result = {}
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
@@ -281,7 +293,16 @@ class _Evaluation:
         self, data: PreparedData | None, split: str, window: int | None = None
     ) -> RowStream:
         assert data is not None
-        return data.stream(split, seed=self.job.seed, window=window or self.job.data.window)
+        window = window or self.job.data.window
+        return data.stream(split, self.job.seed, window, cache=self._shard_cache)
+
+    def _shard_cache(self) -> ShardCache:
+        from pipeline.shard_cache import ShardCache, default_folder
+
+        if self._cache is None:
+            budget = int(self.job.hardware.shard_cache_gb * 1e9)
+            self._cache = ShardCache(default_folder(), budget)
+        return self._cache
 
     def _rows(self, stream: RowStream) -> range:
         return range(min(self.job.evaluate.final_rows, stream.total_rows))
@@ -318,6 +339,6 @@ class _Evaluation:
 
 
 def _open(folder: Path | None) -> PreparedData | None:
-    from pipeline.stages.prepare import open_data
+    from pipeline.prepared_data import open_data
 
     return None if folder is None else open_data(folder)

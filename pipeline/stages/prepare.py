@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pion.data.arrays import sha256_file, write_atomically
+from pion.data.arrays import sha256_file, unwritable, write_atomically
 from pion.data.shards import Rows, Shard
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
@@ -270,13 +270,15 @@ def _finish(data: PreparedData, say: Say) -> None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Make the folder, and explain what keeps it from being written."""
+    """Make the folder; explain files that can't be read or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
         yield
     except OSError as error:
         raise BadInput(
             f"{error.filename or folder}: {error.strerror or error}. The shards finished so far "
-            "are kept. Make room, or make it readable and the data folder writable, then run the "
-            "same command again."
+            "are kept: mend that and run the same command again."
         ) from None

@@ -6,7 +6,6 @@ Nothing reaches the target before the exported folder has been verified.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.config import closest
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.job import REQUIREMENT, Job
 from pipeline.model_card import front_matter, model_card
 from pipeline.stages.publish_hub import Unreachable, check_repo, push, repo_of
@@ -111,11 +110,15 @@ def publish_run(
     decoder = load_decoder(model)
     tokenizer = Tokenizer.from_file(tokenizer_path)
     dropped_rows = decoder.config.vocab_size - tokenizer.vocab_size
-    parameters = decoder.num_params() - dropped_rows * decoder.config.d_model
+    matrices = 1 if decoder.config.tie_embeddings else 2
+    parameters = decoder.num_params() - matrices * dropped_rows * decoder.config.d_model
     with _staging(target, repo) as staging:
         try:
             export_model(decoder, tokenizer_path, staging, chat=job.sft is not None)
-            difference = verify_export(staging, decoder, tokenizer_path, texts)
+            try:
+                difference = verify_export(staging, decoder, tokenizer_path, texts)
+            except PionError as error:
+                raise PionError(f"Nothing was published: {error} {safe}") from error
             say(_note(f"transformers loads the same model: logits differ by {difference:.1g}"))
             card = model_card(
                 job=job,
@@ -223,9 +226,14 @@ def _check_folder(to: str) -> None:
     target = Path(to).expanduser().absolute()
     check_replaceable(target)
     existing = next(parent for parent in target.parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "is not writable" if existing.is_dir() else "is a file"
-        raise BadInput(f"publish.to: {to}: {existing} {reason}. Name a folder that can be written.")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"publish.to: {to}: nothing can be written in {existing} ({error.strerror}). "
+            "Name a folder that can be written."
+        ) from None
 
 
 @contextmanager

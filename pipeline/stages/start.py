@@ -49,7 +49,7 @@ def start_stage(request: TrainRequest, run: RunState, stage: str, group: Group) 
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
     from pion.train.trainer import Trainer, TrainState
-    from pipeline.stages.prepare import open_data
+    from pipeline.prepared_data import open_data
     from pipeline.state.checkpoint import newest_good
 
     job, digest = request.load_job(), request.digests[stage]
@@ -112,33 +112,35 @@ def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | N
 
     section, hardware = job.section(stage), job.hardware
     device = pick_device()
-    fixed = {
-        "device": str(device),
-        "dtype": pick_dtype(hardware.dtype, device),
-        "world_size": group.world_size,
-        "compile": hardware.compile,
-        "threads": torch.get_num_threads(),
-        "deterministic": hardware.deterministic,
-    }
-    if recorded is not None:
-        asked = {"micro_batch": hardware.micro_batch, "recompute": hardware.recompute}
-        wanted = fixed | {name: value for name, value in asked.items() if value is not None}
-        if all(recorded.get(name) == value for name, value in wanted.items()):
-            return Plan(**recorded)
     rows_per_rank = -(-section.global_batch // group.world_size)
+    plan = Plan(
+        device=str(device),
+        dtype=pick_dtype(hardware.dtype, device),
+        world_size=group.world_size,
+        compile=hardware.compile,
+        threads=torch.get_num_threads(),
+        deterministic=hardware.deterministic,
+        micro_batch=min(hardware.micro_batch or rows_per_rank, rows_per_rank),
+        recompute=bool(hardware.recompute),
+    )
+    if recorded is not None:
+        derived = {"micro_batch": hardware.micro_batch, "recompute": hardware.recompute}
+        free = [name for name, asked in derived.items() if asked is None]
+        if all(recorded.get(n) == v for n, v in plan.to_dict().items() if n not in free):
+            return Plan(**recorded)
     micro_batch, recompute = choose_micro_batch(
         job.model_config_resolved(),
         rows_per_rank=rows_per_rank,
         seq_len=job.sft_seq_len if stage == "sft" else job.data.seq_len,
-        dtype=fixed["dtype"],
+        dtype=plan.dtype,
         optimizer=section.optimizer,
         memory_bytes=total_memory(device) // (1 if device.type == "cuda" else group.world_size),
         device=device.type,
         recompute=hardware.recompute,
     )
-    if hardware.micro_batch is not None:
-        micro_batch = min(hardware.micro_batch, rows_per_rank)
-    return Plan(**fixed, micro_batch=micro_batch, recompute=recompute)
+    if hardware.micro_batch is None:
+        plan = dataclasses.replace(plan, micro_batch=micro_batch)
+    return dataclasses.replace(plan, recompute=recompute)
 
 
 def _shard_cache(job: Job, closers: list[Callable[[], None]]) -> Any:

@@ -23,6 +23,8 @@ from pipeline.job import Job
 from pipeline.state.head import Claim, RunState
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
+from pipeline.state.records import Head
+from pipeline.state.retention import sweep_abandoned
 from pipeline.state.stores import open_store
 
 Report = Callable[[dict[str, Any]], None]
@@ -150,16 +152,26 @@ class _Context:
 
     def claim(self) -> Claim:
         """Own the run under a new epoch; give up when attempts keep failing without a commit."""
-        head = self.run.read()
-        if head is not None and head.attempts_without_commit >= MAX_ATTEMPTS:
+        claim = self.run.claim(Owner(**self.request.owner))
+        sweep_abandoned(claim)
+        if failed_attempts(claim.head) >= MAX_ATTEMPTS:
+            claim.release(forget_attempts=True)
             raise PionError(
                 f"{MAX_ATTEMPTS} attempts in a row ended before anything was committed. What was "
-                "committed before is safe. The last error is above or in the workers' logs; "
-                "mend its cause, then run the same command again."
+                "committed before is safe. Mend the cause (the last error is above, or in the "
+                "machine's log if it was out of memory), then run the same command again."
             )
-        claim = self.run.claim(Owner(**self.request.owner))
         claim.start_heartbeat()
         return claim
+
+
+def failed_attempts(head: Head) -> int:
+    """Attempts to train, before the present claim, since progress was last committed.
+
+    A `pion run` claims once for itself and once for each start of its workers.
+    """
+    claims = [claim for claim in head.claims if claim.epoch > head.committed_epoch]
+    return len(claims) - len({claim.owner.session for claim in claims}) - 1
 
 
 class _StageTraining:

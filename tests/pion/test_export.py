@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from pion.export import (
     replace_folder,
     verify_export,
 )
+from pion.load import load
 from pion.model.decoder import Decoder
 
 TEXTS = [
@@ -193,6 +195,15 @@ def test_a_checkpoint_folder_is_exported_like_its_decoder(
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
+def test_pion_loads_its_own_export(exported: Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
+    loaded, loaded_tokenizer = load(exported)
+    assert loaded_tokenizer is not None
+    assert loaded_tokenizer.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+    tokens = torch.tensor([tokenizer.encode(TEXTS[0])])
+    with torch.inference_mode():
+        assert torch.equal(loaded(tokens), decoder(tokens)[..., : tokenizer.vocab_size])
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -308,7 +319,7 @@ def change_theta(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [damage_weight, poison_weight, drop_weight, change_theta])
 def test_a_model_that_computes_something_else_is_refused(
-    damage, copy: Path, decoder: Decoder, tokenizer_path: Path
+    damage: Callable[[Path], None], copy: Path, decoder: Decoder, tokenizer_path: Path
 ) -> None:
     damage(copy)
     with pytest.raises(PionError, match="logits differ by"):

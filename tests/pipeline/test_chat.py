@@ -1,11 +1,13 @@
 """Chatting shows the model what it saw in training, and survives what people type."""
 
 import io
+import itertools
 import os
 import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,20 +16,29 @@ from pion.data.chat import Turn, tokenize
 from pion.errors import BadInput
 from pipeline.chat import Conversation, chat
 from pipeline.find_model import FoundModel
-from pipeline.sampling import Sampling
+from pipeline.generation_settings import GenerationSettings
 from tests.pipeline.finished_run import make_run, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(TOKENIZER.vocab_size, seq_len=128)
-SHORT = Sampling(max_tokens=6, seed=1)
+SHORT = GenerationSettings(max_tokens=6, seed=1)
 
 
-def talk(*lines: str, tuned: bool = True, model=MODEL, sampling: Sampling = SHORT) -> list[str]:
-    """What the model's side of the terminal shows, without the greeting."""
+def talk(*lines: str, tuned: bool = True, settings: GenerationSettings = SHORT) -> list[str]:
+    """What the terminal shows after each line."""
     out = io.StringIO()
+    marks: list[int] = []
+
+    def typed() -> Iterator[str]:
+        for line in lines:
+            marks.append(len(out.getvalue()))
+            yield line
+        marks.append(len(out.getvalue()))
+
     found = FoundModel(Path("x"), "export", "tiny", tuned, None)
-    assert chat(model, TOKENIZER, found, sampling, lines=iter(lines), out=out) == 0
-    return out.getvalue().split("\n")[1:-1]
+    assert chat(MODEL, TOKENIZER, found, settings, lines=typed(), out=out) == 0
+    shown = out.getvalue()
+    return [shown[a:b] for a, b in itertools.pairwise(marks)]
 
 
 # ---------------------------------------------------------------- what the model is shown
@@ -90,9 +101,11 @@ def test_a_text_that_fills_the_context_alone_is_refused_and_forgotten():
 
 
 def test_each_line_gets_an_answer_that_ends_with_a_line_break():
-    (answer,) = talk("What is a fox?")
-    assert answer
-    assert len(talk("What is a fox?", "", "  ", "And a dog?")) == 2
+    first, *empty, last = talk("What is a fox?", "", "  ", "And a dog?")
+    for answer in (first, last):
+        assert answer.strip()
+        assert answer.endswith("\n")
+    assert empty == ["", ""]
 
 
 def test_a_seed_makes_a_session_repeatable():
@@ -100,8 +113,10 @@ def test_a_seed_makes_a_session_repeatable():
 
 
 def test_a_model_that_was_not_fine_tuned_is_said_to_continue_text():
-    note, *_ = talk("Return a", tuned=False)
-    assert "was not fine-tuned on conversations: it continues your text" in note
+    out = io.StringIO()
+    found = FoundModel(Path("x"), "export", "tiny", False, None)
+    chat(MODEL, TOKENIZER, found, SHORT, lines=iter(()), out=out)
+    assert "was not fine-tuned on conversations: it continues your text" in out.getvalue()
 
 
 def test_the_greeting_names_the_model_and_its_context():
@@ -134,17 +149,18 @@ def test_the_greeting_names_the_model_and_its_context():
     ],
 )
 def test_commands_reply_and_bad_values_are_explained(line, reply):
-    assert talk(line) == [reply]
+    assert talk(line) == [f"{reply}\n"]
 
 
 def test_a_setting_holds_for_the_answers_that_follow():
     assert len(talk("/temp 0", "/tokens 1", "hello")[-1]) <= len(talk("/temp 0", "hello")[-1])
-    greedy = talk("/temp 0", "hello", sampling=Sampling(max_tokens=6))
-    assert greedy == talk("/temp 0", "hello", sampling=Sampling(max_tokens=6))
+    greedy = talk("/temp 0", "hello", settings=GenerationSettings(max_tokens=6))
+    assert greedy == talk("/temp 0", "hello", settings=GenerationSettings(max_tokens=6))
 
 
 def test_quit_ends_the_session_and_later_lines_are_not_read():
     assert talk("/quit", "hello") == []
+    assert len(talk("hello", "/quit", "hello")) == 1
 
 
 def test_help_names_every_command():
@@ -180,8 +196,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program():
 
     out = Impatient()
     found = FoundModel(Path("x"), "export", "tiny", True, None)
-    sampling = Sampling(max_tokens=30, seed=1)
-    assert chat(MODEL, TOKENIZER, found, sampling, lines=iter(["hello", "/temp"]), out=out) == 0
+    settings = GenerationSettings(max_tokens=30, seed=1)
+    assert chat(MODEL, TOKENIZER, found, settings, lines=iter(["hello", "/temp"]), out=out) == 0
     assert " (stopped)\n" in out.getvalue()
     assert out.getvalue().endswith("temperature is 0.8\n")
 

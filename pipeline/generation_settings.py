@@ -10,7 +10,7 @@ from pion.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Sampling:
+class GenerationSettings:
     """`temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 restrict nothing."""
 
     max_tokens: int = 128
@@ -28,7 +28,7 @@ HELP = {
     "top_p": "choose among the likeliest tokens that make up this probability",
     "repetition_penalty": "above 1, tokens that have been used get less likely",
 }
-DEFAULTS: dict[str, Any] = {name: getattr(Sampling, name) for name in HELP}
+DEFAULTS: dict[str, Any] = {name: getattr(GenerationSettings, name) for name in HELP}
 
 _RULES = {
     "max_tokens": (int, lambda x: x >= 1, "a whole number from 1"),

@@ -1,0 +1,109 @@
+"""All kernels compute the same attention, and it is the one written out here."""
+
+import pytest
+import torch
+
+from pion.config import ModelConfig
+from pion.model.attention import (
+    Mask,
+    attend,
+    attend_flex,
+    attend_softcapped,
+    block_mask,
+    build_mask,
+)
+
+B, H, K, T, D = 2, 6, 2, 20, 16
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def qkv():
+    torch.manual_seed(0)
+    return torch.randn(B, H, T, D) * 3, torch.randn(B, K, T, D), torch.randn(B, K, T, D)
+
+
+def config(**overrides):
+    settings = {"d_model": H * D, "n_layers": 1, "n_heads": H, "n_kv_heads": K, "d_ff": 8}
+    return ModelConfig(**settings, vocab_size=10, seq_len=64, **overrides)
+
+
+def written_out(query, key, value, softcap=None, documents=None):
+    """One query at a time: query head j reads key/value head j // (H / K)."""
+    out = torch.empty_like(query)
+    for b in range(B):
+        for head in range(H):
+            for t in range(T):
+                seen = [
+                    s
+                    for s in range(t + 1)
+                    if documents is None or documents[b, s] == documents[b, t]
+                ]
+                scores = key[b, head // (H // K), seen] @ query[b, head, t] / D**0.5
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                out[b, head, t] = scores.softmax(0) @ value[b, head // (H // K), seen]
+    return out
+
+
+DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [-1] * 6, [0] * 20])
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one document", "packed"])
+def test_attention_is_what_it_says(qkv, softcap, documents):
+    mask = build_mask(config(softcap=softcap), T, T, documents, CPU)
+    torch.testing.assert_close(
+        attend(*qkv, mask, softcap),
+        written_out(*qkv, softcap, documents),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one document", "packed"])
+def test_flex_attention_is_given_the_same_maths(qkv, softcap, documents):
+    blocks = block_mask(T, documents, CPU)
+    with torch.compiler.set_stance("force_eager"):
+        flex = attend_flex(*qkv, blocks, softcap)
+    torch.testing.assert_close(flex, written_out(*qkv, softcap, documents), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_pass_through_the_cap(qkv):
+    leaves = [t.double().requires_grad_() for t in qkv]
+    allowed = torch.ones(T, T, dtype=torch.bool).tril()
+
+    def capped(*inputs):
+        # The scores are fp32 by design; gradcheck compares at that precision.
+        return attend_softcapped(*inputs, allowed, 1.5).sum()
+
+    loss = capped(*leaves)
+    loss.backward()
+    step = 1e-3
+    for leaf in leaves:
+        direction = torch.randn_like(leaf)
+        with torch.no_grad():
+            up = capped(*[x + step * direction if x is leaf else x for x in leaves])
+            down = capped(*[x - step * direction if x is leaf else x for x in leaves])
+        torch.testing.assert_close(
+            (leaf.grad * direction).sum(), (up - down) / (2 * step), rtol=1e-2, atol=1e-3
+        )
+
+
+def test_one_new_token_needs_no_mask_and_whole_sequences_none_in_memory():
+    assert build_mask(config(), 1, 50, None, CPU) == Mask()
+    assert build_mask(config(), 50, 50, None, CPU) == Mask(causal=True)
+
+
+def test_several_new_tokens_see_the_past_and_no_future():
+    allowed = build_mask(config(), 2, 5, None, CPU).allowed
+    assert allowed.tolist() == [[True, True, True, True, False], [True] * 5]
+
+
+def test_grouped_queries_take_the_fused_kernel_on_a_cpu(qkv):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        attend(*qkv, Mask(causal=True), None)
+        attend(*qkv, build_mask(config(), T, T, DOCUMENTS, CPU), None)
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::_scaled_dot_product_flash_attention_for_cpu"] == 2

@@ -1,0 +1,247 @@
+"""The decoder's shapes, sizes and promises; its maths is held to the seeds' in test_seeds.py."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.presets import PRESETS
+
+VOCAB, CONTEXT = 61, 24
+CONFIG = ModelConfig(
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    d_ff=48,
+    vocab_size=VOCAB,
+    seq_len=CONTEXT,
+    init_std=0.2,
+)
+
+
+@pytest.fixture(params=[None, 1.5], ids=["plain", "softcapped"])
+def decoder(request):
+    torch.manual_seed(0)
+    return Decoder(replace(CONFIG, softcap=request.param))
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, VOCAB, (3, CONTEXT), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def targets(tokens):
+    targets = tokens.roll(-1, dims=1)
+    targets[:, -1] = -100
+    targets[0, :9] = -100
+    return targets
+
+
+@pytest.mark.parametrize(
+    ("preset", "count", "embedding"),
+    [
+        ("pion-nano", 28_742_016, 19_299_072),
+        ("pion-micro", 59_563_008, 25_732_096),
+        ("pion-small", 102_967_168, 32_165_120),
+        ("pion-base", 164_461_312, 38_598_144),
+        ("pion-large", 322_050_048, 51_464_192),
+        ("pion-xl", 770_922_240, 77_196_288),
+    ],
+)
+def test_each_size_has_exactly_the_published_number_of_weights(preset, count, embedding):
+    with torch.device("meta"):
+        decoder = Decoder(ModelConfig.preset(preset))
+    assert decoder.num_params() == decoder.num_params(active=True) == count
+    assert decoder.embed.weight.numel() == embedding
+
+
+def test_every_preset_is_counted_above():
+    assert len(PRESETS) == 6
+
+
+def test_state_dict_names_are_the_checkpoint_format():
+    block = [
+        "attention_norm.weight",
+        "attention.q_proj.weight",
+        "attention.k_proj.weight",
+        "attention.v_proj.weight",
+        "attention.o_proj.weight",
+        "attention.q_norm.weight",
+        "attention.k_norm.weight",
+        "feedforward_norm.weight",
+        "feedforward.gate_proj.weight",
+        "feedforward.up_proj.weight",
+        "feedforward.down_proj.weight",
+    ]
+    names = [f"blocks.{layer}.{name}" for layer in range(2) for name in block]
+    assert set(Decoder(CONFIG).state_dict()) == {"embed.weight", *names, "norm.weight"}
+    untied = Decoder(replace(CONFIG, tie_embeddings=False)).state_dict()
+    assert set(untied) == {"embed.weight", *names, "norm.weight", "lm_head.weight"}
+
+
+def test_weights_start_normal_and_gains_at_one():
+    torch.manual_seed(0)
+    decoder = Decoder(replace(CONFIG, d_model=256, head_dim=32, init_std=0.02))
+    for name, weight in decoder.state_dict().items():
+        if "norm" in name:
+            assert (weight == 1).all()
+        else:
+            assert abs(weight.mean()) < 1e-3
+            assert weight.std().item() == pytest.approx(0.02, rel=0.03)
+
+
+def test_a_token_changes_no_logits_before_it(decoder, tokens):
+    changed = tokens.clone()
+    changed[:, 10] = (changed[:, 10] + 1) % VOCAB
+    before, after = decoder(tokens), decoder(changed)
+    torch.testing.assert_close(before[:, :10], after[:, :10], rtol=0, atol=0)
+    assert ((before - after)[:, 10:].abs().amax(dim=-1) > 1e-6).all()
+
+
+def test_training_and_evaluation_mode_compute_the_same(decoder, tokens):
+    assert torch.equal(decoder.train()(tokens), decoder.eval()(tokens))
+
+
+def test_loss_is_the_mean_over_targets_of_the_logits_cross_entropy(decoder, tokens, targets):
+    expected = cross_entropy(decoder(tokens).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(decoder.loss(tokens, targets), expected, rtol=1e-6, atol=0)
+
+
+def test_summed_loss_lets_a_batch_be_cut_into_parts(decoder, tokens, targets):
+    parts = [decoder.loss(tokens[i : i + 1], targets[i : i + 1], reduction="sum") for i in range(3)]
+    learned = (targets != -100).sum()
+    torch.testing.assert_close(
+        sum(parts) / learned, decoder.loss(tokens, targets), rtol=1e-6, atol=0
+    )
+
+
+def test_a_batch_without_targets_costs_nothing_and_teaches_nothing(decoder, tokens):
+    loss = decoder.loss(tokens, torch.full_like(tokens, -100))
+    loss.backward()
+    assert loss == 0
+    assert not any(parameter.grad.any() for parameter in decoder.parameters())
+
+
+def test_the_tied_weight_learns_as_embedding_and_as_head(decoder, tokens, targets):
+    loss = decoder.loss(tokens, targets)
+    loss.backward()
+    fused = {name: parameter.grad.clone() for name, parameter in decoder.named_parameters()}
+    decoder.zero_grad()
+    cross_entropy(decoder(tokens).flatten(0, 1), targets.flatten()).backward()
+    for name, parameter in decoder.named_parameters():
+        torch.testing.assert_close(fused[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def packed():
+    """Two documents, of 10 and 8 tokens, and padding."""
+    documents = torch.tensor([[0] * 10 + [1] * 8 + [-1] * 6])
+    positions = torch.tensor([[*range(10), *range(8), *range(6)]])
+    return documents, positions
+
+
+def test_a_packed_document_has_the_logits_it_has_alone(decoder, tokens):
+    documents, positions = packed()
+    row = tokens[:1]
+    logits = decoder(row, documents=documents, positions=positions)
+    for part in (slice(0, 10), slice(10, 18)):
+        torch.testing.assert_close(logits[:, part], decoder(row[:, part]), rtol=0, atol=1e-5)
+
+
+def test_changing_one_document_leaves_the_others_logits_untouched(decoder, tokens):
+    documents, positions = packed()
+    row, changed = tokens[:1], tokens[:1].clone()
+    changed[:, :10] = (changed[:, :10] + 1) % VOCAB
+    before = decoder(row, documents=documents, positions=positions)
+    after = decoder(changed, documents=documents, positions=positions)
+    assert torch.equal(before[:, 10:], after[:, 10:])
+    assert not torch.equal(decoder(row)[:, 10:], decoder(changed)[:, 10:])
+
+
+def test_positions_are_relative(decoder, tokens):
+    row = tokens[:, :12]
+    positions = torch.arange(12).expand(3, 12)
+    torch.testing.assert_close(
+        decoder(row, positions=positions + 7), decoder(row), rtol=0, atol=1e-4
+    )
+    assert not torch.allclose(decoder(row, positions=positions * 2), decoder(row), atol=1e-2)
+
+
+def test_recomputation_changes_memory_but_not_a_single_gradient(decoder, tokens, targets):
+    def saved_bytes():
+        sizes = []
+
+        def note(tensor):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = decoder.loss(tokens, targets)
+        loss.backward()
+        gradients = [parameter.grad.clone() for parameter in decoder.parameters()]
+        decoder.zero_grad()
+        return sum(sizes), gradients
+
+    kept, expected = saved_bytes()
+    decoder.recompute = True
+    recomputed, gradients = saved_bytes()
+    assert recomputed < kept / 4
+    assert all(map(torch.equal, gradients, expected))
+
+
+def test_bf16_autocast_keeps_weights_gradients_and_loss_fp32(decoder, tokens, targets):
+    exact = decoder.loss(tokens, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = decoder.loss(tokens, targets)
+        logits = decoder(tokens)
+    loss.backward()
+    assert logits.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    assert {parameter.grad.dtype for parameter in decoder.parameters()} == {torch.float32}
+    torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
+    assert not torch.equal(loss, exact)
+
+
+def test_the_first_forward_may_be_in_inference_mode(tokens, targets):
+    decoder = Decoder(replace(CONFIG, rope_theta=12_345.0))
+    with torch.inference_mode():
+        decoder(tokens)
+    decoder.loss(tokens, targets).backward()
+
+
+def test_more_tokens_than_the_context_are_refused(decoder):
+    with pytest.raises(BadInput, match="25 tokens are more than the model's context of 24"):
+        decoder(torch.zeros(1, CONTEXT + 1, dtype=torch.int64))
+
+
+def test_weights_come_back_from_a_state_dict_in_fp32(decoder, tokens):
+    state = {name: tensor.bfloat16() for name, tensor in decoder.state_dict().items()}
+    again = Decoder.from_state(decoder.config, state)
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    for name, parameter in again.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, state[name].float())
+        assert parameter.data_ptr() != state[name].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("norm.weight"), "lack norm.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), "hold extra"),
+        (
+            lambda state: state.update({"embed.weight": torch.zeros(5, 32)}),
+            r"embed.weight is \(5, 32\); the model's settings make it \(61, 32\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change, message):
+    state = Decoder(CONFIG).state_dict()
+    change(state)
+    with pytest.raises(BadInput, match=message):
+        Decoder.from_state(CONFIG, state)

@@ -1,0 +1,104 @@
+"""A model's settings: presets, round trips, and settings that make no model."""
+
+import subprocess
+import sys
+
+import pytest
+
+import pion
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.presets import PRESETS
+
+FIELDS = {
+    "d_model": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "d_ff": 96,
+    "vocab_size": 300,
+    "seq_len": 32,
+}
+
+
+def test_a_preset_is_the_published_shape_without_softcap():
+    config = ModelConfig.preset("pion-small")
+    assert (config.d_model, config.n_layers, config.n_heads, config.n_kv_heads) == (640, 16, 10, 2)
+    assert (config.d_ff, config.vocab_size, config.seq_len) == (1792, 50_258, 2048)
+    assert (config.head_dim, config.rope_theta, config.norm_eps) == (64, 10_000.0, 1e-6)
+    assert config.softcap is None
+    assert config.tie_embeddings
+
+
+def test_a_preset_takes_overrides():
+    config = ModelConfig.preset("pion-nano", vocab_size=4096, softcap=30.0)
+    assert (config.vocab_size, config.softcap, config.d_model) == (4096, 30.0, 384)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_survive_the_round_trip_through_a_dict(name):
+    config = ModelConfig.preset(name)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_head_dim_may_differ_from_d_model_over_n_heads():
+    assert ModelConfig(**FIELDS).head_dim == 16
+    assert ModelConfig(**FIELDS, head_dim=32).head_dim == 32
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(BadInput, match="did you mean 'pion-small'"):
+        ModelConfig.preset("pion-smal")
+
+
+def test_an_unknown_field_names_the_nearest():
+    with pytest.raises(BadInput, match="'n_layer'; did you mean 'n_layers'"):
+        ModelConfig.preset("pion-small", n_layer=3)
+
+
+def test_missing_fields_are_listed():
+    with pytest.raises(BadInput, match=r"lacks d_ff, vocab_size, seq_len$"):
+        ModelConfig.from_dict(dict(list(FIELDS.items())[:4]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d_model": 0}, "d_model is 0"),
+        ({"n_layers": 2.5}, "n_layers is 2.5"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"seq_len": "long"}, "seq_len is 'long'"),
+        ({"n_heads": 3, "n_kv_heads": 1}, "d_model 64 is not a multiple of n_heads 3"),
+        ({"n_kv_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
+        ({"head_dim": 15}, "head_dim 15 is odd"),
+        ({"softcap": 0.0}, "softcap is 0.0"),
+        ({"softcap": "strong"}, "softcap is 'strong'; it must be a number above 0"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0"),
+        ({"rope_theta": -1.0}, "rope_theta is -1.0"),
+        ({"family": "pio"}, "family 'pio'; did you mean 'pion'"),
+    ],
+)
+def test_settings_that_make_no_model_are_refused(change, message):
+    with pytest.raises(BadInput, match=message):
+        ModelConfig(**(FIELDS | change))
+
+
+def in_fresh_python(code):
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_importing_the_package_does_not_import_torch():
+    in_fresh_python("import pion, sys; assert 'torch' not in sys.modules")
+
+
+def test_public_names_stay_functions_whoever_imports_their_modules_first():
+    in_fresh_python(
+        "import pion.load, pion.generate, pion\n"
+        "assert callable(pion.load) and callable(pion.generate)\n"
+        "assert pion.ModelConfig.preset and pion.Decoder and pion.import_seed"
+    )
+
+
+def test_a_name_the_package_lacks_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'decoder_of_dreams'"):
+        pion.decoder_of_dreams  # noqa: B018

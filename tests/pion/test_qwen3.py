@@ -1,0 +1,126 @@
+"""A Pion without softcap is stock Qwen3, and any plain Qwen3 is a Pion."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.qwen3 import from_qwen3, to_qwen3
+
+transformers = pytest.importorskip("transformers")
+
+CONFIG = ModelConfig(
+    d_model=32, n_layers=2, n_heads=6, n_kv_heads=2, d_ff=48, vocab_size=61, seq_len=24, head_dim=8
+)
+TOKENS = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def scrambled(config):
+    """A decoder none of whose weights, gains included, are what another one starts with."""
+    torch.manual_seed(0)
+    decoder = Decoder(replace(config, init_std=0.2))
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    return decoder
+
+
+def stock(hf_config, hf_state):
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**hf_config)).eval()
+    missing = model.load_state_dict(hf_state, strict=False).missing_keys
+    assert missing == (["lm_head.weight"] if hf_config["tie_word_embeddings"] else [])
+    model.tie_weights()
+    return model
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    heads=st.sampled_from([(6, 2, 8), (6, 2, 16), (4, 4, 8), (4, 1, 8), (10, 2, 8)]),
+    tied=st.booleans(),
+    theta=st.sampled_from([10_000.0, 1e6]),
+)
+@torch.inference_mode()
+def test_logits_are_transformers_own(heads, tied, theta):
+    n_heads, n_kv_heads, head_dim = heads
+    ours = scrambled(
+        replace(
+            CONFIG,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            tie_embeddings=tied,
+            rope_theta=theta,
+        )
+    )
+    theirs = stock(*to_qwen3(ours.config, ours.state_dict()))
+    assert (ours(TOKENS) - theirs(TOKENS).logits).abs().max() <= 1e-5
+
+
+def test_rows_the_tokenizer_lacks_are_dropped_without_changing_the_other_logits():
+    ours = scrambled(CONFIG)
+    hf_config, hf_state = to_qwen3(CONFIG, ours.state_dict(), vocab_size=50)
+    theirs = stock(hf_config, hf_state)
+    assert hf_state["model.embed_tokens.weight"].shape == (50, 32)
+    torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS)[..., :50], rtol=0, atol=1e-5)
+
+
+def test_more_rows_than_the_model_has_are_refused():
+    with pytest.raises(BadInput, match="has 61 embedding rows, not 62"):
+        to_qwen3(CONFIG, {}, vocab_size=62)
+
+
+def test_a_capped_model_is_not_stock():
+    with pytest.raises(BadInput, match="softcap 30 can't be exported as stock Qwen3"):
+        to_qwen3(replace(CONFIG, softcap=30.0), {})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_way_back_is_the_inverse(tied):
+    ours = scrambled(replace(CONFIG, tie_embeddings=tied))
+    config, state = from_qwen3(*to_qwen3(ours.config, ours.state_dict()))
+    assert config == ours.config
+    assert state.keys() == ours.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_transformers_saved_is_read(tmp_path, tied):
+    from pion.load import load_decoder
+
+    torch.manual_seed(0)
+    hf_config, _ = to_qwen3(replace(CONFIG, tie_embeddings=tied, rope_theta=1e6), {})
+    theirs = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**hf_config)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = load_decoder(tmp_path)
+    assert ours.config.rope_theta == 1e6
+    assert (ours(TOKENS) - theirs(TOKENS).logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'; only 'qwen3'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rope_type is 'linear'"),
+    ],
+)
+def test_what_we_do_not_compute_is_refused(change, message):
+    hf_config, _ = to_qwen3(CONFIG, {})
+    with pytest.raises(BadInput, match=message):
+        from_qwen3(hf_config | change, {})
+
+
+def test_a_missing_setting_and_a_foreign_tensor_are_named():
+    hf_config, hf_state = to_qwen3(CONFIG, scrambled(CONFIG).state_dict())
+    with pytest.raises(BadInput, match="lacks 'hidden_size'"):
+        from_qwen3({k: v for k, v in hf_config.items() if k != "hidden_size"}, hf_state)
+    with pytest.raises(BadInput, match=r"hold model.layers.0.mlp.experts.weight"):
+        from_qwen3(hf_config, hf_state | {"model.layers.0.mlp.experts.weight": torch.zeros(1)})
