@@ -152,13 +152,12 @@ def sample(
     # Shifted to a maximum of 0, logits stay finite however small the temperature.
     logits = (logits - logits.max()) / sampling.temperature
     count = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
-    kth = logits.topk(count).values[-1]
-    ordered, order = logits[logits >= kth].sort(descending=True, stable=True)
-    candidates = (logits >= kth).nonzero().squeeze(1)[order]
-    probabilities = ordered.softmax(dim=0)
+    kept = (logits >= logits.topk(count).values[-1]).nonzero().squeeze(1)
+    ordered, order = logits[kept].sort(descending=True, stable=True)
+    candidates, probabilities = kept[order], ordered.softmax(dim=0)
     if sampling.top_p < 1:
-        kept = int((probabilities.cumsum(dim=0) <= sampling.top_p).sum())
-        probabilities = probabilities[: max(1, kept)]
+        within = int((probabilities.cumsum(dim=0) <= sampling.top_p).sum())
+        probabilities = probabilities[: max(1, within)]
     return int(candidates[torch.multinomial(probabilities, 1, generator=randomness)])
 
 

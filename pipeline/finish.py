@@ -14,7 +14,7 @@ from pipeline.job import Job
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events, read_metrics
 from pipeline.state.records import Head
-from pipeline.state.stores import Missing, write_once
+from pipeline.state.stores import DEFAULT_STORE, Missing, write_once
 
 Say = Callable[[dict[str, Any]], None]
 Row = dict[str, Any]
@@ -125,7 +125,8 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
         result = published.result
         rows.append(["model", str(result.get("url") or _shown(Path(result["path"])))])
         rows.append(["card", str(result.get("card"))])
-    rows.append(["try it", f"pion chat {job.name}" if job.store != "runs" else "pion chat"])
+    default = job.store == DEFAULT_STORE
+    rows.append(["try it", f"pion chat {'' if default else run.store.url + '/'}{job.name}"])
     return rows
 
 

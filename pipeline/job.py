@@ -303,7 +303,7 @@ class Evaluate(Section):
     lm_eval: LmEval = identity(LmEval(), "tasks of lm-evaluation-harness")
 
 
-REQUIREMENT = re.compile(r"^\s*([a-z_]+(?:\.[a-z_]+)*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
+REQUIREMENT = re.compile(r"^\s*([a-z_]\w*(?:\.\w+)*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
 
 
 class Publish(Section):

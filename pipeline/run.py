@@ -73,7 +73,8 @@ def run_job(job: Job, options: Options, display: Display) -> int:
         display.say({"type": "summary", "rows": summary_rows(job, run)})
         return 0
 
-    preflight(job)
+    for note in preflight(job):
+        display.say({"type": "note", "text": note})
     with _StoppingOnSignals(display) as stopping:
         owner = Owner.me()
         claim = run.claim(
@@ -86,8 +87,8 @@ def run_job(job: Job, options: Options, display: Display) -> int:
     return 0
 
 
-def preflight(job: Job) -> None:
-    """Find now what would fail later. Raises BadInput."""
+def preflight(job: Job) -> list[str]:
+    """Find now what would fail later; returns what could not be found out. Raises BadInput."""
     from pipeline.trackers import check_trackers
 
     check_trackers(job)
@@ -109,15 +110,15 @@ def preflight(job: Job) -> None:
 
             path = job.input_path(section.init_from)
             find_model(str(path) if path.exists() else section.init_from)
-    for pack in job.evaluate.packs:
-        if not job.input_path(pack).is_file():
-            raise BadInput(
-                f"evaluate.packs: {job.input_path(pack)} does not exist. Nothing was started."
-            )
+    if job.evaluate.packs:
+        from pipeline.stages.evaluate import read_packs
+
+        read_packs(job)
     if job.publish is not None:
         from pipeline.stages.publish import check_target
 
-        check_target(job)
+        return check_target(job)
+    return []
 
 
 def worker_count(job: Job) -> int:
@@ -319,9 +320,9 @@ class _Advance:
                 raise _error_of(message)
             elif kind == "fit_ended":
                 raise PionError(
-                    f"The training workers could not go on: {message['error'] or 'Ray ended'}. "
-                    "What was committed is safe; run the same command again to go on from there. "
-                    "`hardware.workers=0` trains without Ray."
+                    f"The training workers ended: {message['error']}. What was committed is safe; "
+                    "run the same command again to go on from there, or with hardware.workers=0 to "
+                    f"train without Ray. Their log is {workers.log}."
                 )
             elif kind != "worker":
                 self.say(message)

@@ -53,7 +53,8 @@ class ShardCache:
         self._folder, self._fetch = folder, fetch
         self._downloads = folder / "downloads"
         self._wanted: dict[str, Shard] = {}  # by file name, soonest first
-        self._plan = 0  # how often `_wanted` has changed
+        self._plan = 0  # counts the changes that fetching ahead must follow
+        self._starved = False  # fetching ahead found no room
         self._incoming: dict[str, int] = {}  # bytes of the downloads under way
         self._verified: set[str] = set()
         self._in_hand = ""  # the file path_of gave out last
@@ -73,9 +74,14 @@ class ShardCache:
         """
         path = self._path(shard)
         with _locked(path):
-            self._in_hand = path.name
+            with self._changed:
+                self._in_hand = path.name
+                if self._starved:  # what was in hand before can make room now
+                    self._starved = False
+                    self._plan += 1
+                    self._changed.notify_all()
             if not self._is_good(path, shard):
-                self._make_room(path, shard)
+                self._wait_for_room(path, shard)
                 self._obtain(path, shard)
             os.utime(path)  # says "in use" to other processes, and when it was last needed
         return path
@@ -134,7 +140,7 @@ class ShardCache:
             if self._make_room(path, shard):
                 self._obtain(path, shard)
             else:
-                self._arrived(path)
+                self._starved = True
 
     def _path(self, shard: Shard) -> Path:
         return self._folder / f"{shard.sha256[:32]}{Path(shard.name).suffix}"
@@ -152,8 +158,8 @@ class ShardCache:
             for _ in range(ATTEMPTS):
                 fetched = self._fetch(shard, self._downloads)
                 if fetched.stat().st_size == shard.bytes and sha256_file(fetched) == shard.sha256:
-                    os.replace(fetched, path)
                     self._verified.add(path.name)
+                    os.replace(fetched, path)
                     return
                 fetched.unlink()
         except OSError as error:
@@ -164,24 +170,31 @@ class ShardCache:
                 "space or lower hardware.shard_cache_gb, then run the same command again."
             ) from None
         finally:
-            self._arrived(path)
+            with self._changed:
+                del self._incoming[path.name]
+                self._changed.notify_all()
         raise PionError(
             f"{shard.name}: downloaded {ATTEMPTS} times, and never with the sha256 "
             f"{shard.sha256[:12]}… its manifest names ({shard.remote}). Nothing that was saved is "
             "lost; run the same command again, or prepare the data anew if its source was changed."
         )
 
-    def _arrived(self, path: Path) -> None:
+    def _wait_for_room(self, path: Path, shard: Shard) -> None:
+        """Make room for a shard that is needed now; it is fetched even if there can't be any."""
         with self._changed:
-            self._incoming.pop(path.name, None)
+            while not self._make_room(path, shard) and self._incoming:
+                self._changed.wait()  # what is on its way may be evicted when it is there
+            self._incoming[path.name] = shard.bytes
 
     def _make_room(self, path: Path, shard: Shard) -> bool:
-        """Delete files nobody needs next, the longest unused first; whether `shard` fits now."""
+        """Delete files nobody needs next, the longest unused first, until `shard` fits.
+
+        Returns whether it does, and then keeps the room for it until `_obtain` is done.
+        """
         with self._changed:
-            self._incoming[path.name] = shard.bytes
             files = self._files()
-            excess = sum(size for _, size, _ in files) + sum(self._incoming.values())
-            excess -= self.budget_bytes
+            taken = sum(size for _, size, _ in files) + sum(self._incoming.values())
+            excess = taken + shard.bytes - self.budget_bytes
             for last_used, size, file in files:
                 if excess <= 0:
                     break
@@ -193,6 +206,8 @@ class ShardCache:
                     self._verified.discard(file.name)
                     file.unlink(missing_ok=True)
                     excess -= size
+            if excess <= 0:
+                self._incoming[path.name] = shard.bytes
             return excess <= 0
 
     def _files(self) -> list[tuple[float, int, Path]]:

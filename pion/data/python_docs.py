@@ -32,7 +32,7 @@ from pion.errors import BadInput
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo"}
 # readline changes the terminal when imported; the others exist to test the interpreter.
 NOT_IMPORTED = re.compile(r"readline$|_?xx|_test|_ctypes_test")
-RECOGNISED_CHARS = 60
+RECOGNISED_LETTERS = 40
 LICENSE = re.compile(r"copyright|licen[sc]e|warrant|all rights reserved|permission to use", re.I)
 
 
@@ -85,13 +85,27 @@ def documents(code: bool = False) -> Iterator[Document]:
 
 
 def _unseen(text: str, seen: set[str]) -> str:
-    """The text without the paragraphs that came before; "" if the whole of it did."""
+    """The text without the paragraphs that came before; "" if the whole of it did.
+
+    Paragraphs that differ in layout, case, digits or punctuation alone are the same one: topics
+    repeat docstrings with another indent, generated modules repeat each other with other numbers.
+    """
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        recognised = letters_of(paragraph)
+        if len(recognised) < RECOGNISED_LETTERS or recognised not in seen:
+            paragraphs.append(paragraph)
+        seen.add(recognised)
+    fresh = "\n\n".join(paragraphs)
     if text in seen:
         return ""
-    paragraphs = [p for p in text.split("\n\n") if len(p) < RECOGNISED_CHARS or p not in seen]
     seen.add(text)
-    seen.update(paragraphs)
-    return "\n\n".join(paragraphs)
+    return fresh
+
+
+def letters_of(text: str) -> str:
+    """The letters of a text, what is left of it when layout, case and numbers don't count."""
+    return re.sub(r"[\W\d_]+", "", text).lower()
 
 
 def definitions() -> Iterator[Definition]:
@@ -99,8 +113,9 @@ def definitions() -> Iterator[Definition]:
     seen: set[str] = set()
     for group in chain(_source_groups(), _compiled_groups()):
         for definition in group:
-            if definition.docstring not in seen:
-                seen.add(definition.docstring)
+            letters = letters_of(definition.docstring)
+            if letters not in seen:
+                seen.add(letters)
                 yield definition
 
 

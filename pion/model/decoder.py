@@ -50,13 +50,17 @@ class Decoder(nn.Module):
         self.config = config
         self.recompute = False
         """Keep only each block's input for the backward pass and recompute the rest there."""
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        # nn.Embedding(…) would draw weights of its own, which on the meta device makes torch import
+        # its compiler (4 s).
+        self.embed = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.d_model), freeze=False
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
                 nn.init.normal_(module.weight, std=config.init_std)
 
     @classmethod

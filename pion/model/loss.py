@@ -18,9 +18,9 @@ CUDA_CHUNK_BYTES = 512 * 2**20
 """Room for one chunk of fp32 logits. Larger chunks feed the matrix units better; a few hundred
 rows are enough on a CPU, a GPU wants thousands."""
 
-CPU_TILE = 2048
-"""Vocabulary columns per matrix product on a CPU, so that what is added to the weight's gradient
-or cast is still in the cache: 2.2 times as fast as whole products in bf16."""
+CPU_TILE = 4096
+"""Vocabulary columns per matrix product on a CPU, so that what is cast, or added to the weight's
+gradient, is still in the cache: twice as fast as a whole product for that gradient in bf16."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -96,15 +96,12 @@ def _chunked(
                 continue
             # The logits' gradient is softmax − one-hot. Here it stands multiplied by `total`, row
             # by row; the d_model side of both products divides it out again, where that is cheap.
-            exp.scatter_add_(1, target, -total)
+            grad_logits = exp.scatter_add_(1, target, -total).to(dtype)
             scale = valid / total
+            grad_hidden[learned[rows]] = (grad_logits @ weight) * scale
             scaled = (x * scale).to(dtype)
-            grad_x = torch.zeros_like(x, dtype=torch.float32)
             for columns in tiles:
-                grad_logits = exp[:, columns].to(dtype)
-                grad_x += grad_logits @ weight[columns]
-                grad_weight[columns] += grad_logits.T @ scaled
-            grad_hidden[learned[rows]] = grad_x.mul_(scale)
+                grad_weight[columns] += grad_logits[:, columns].T @ scaled
     return loss, grad_hidden, grad_weight
 
 

@@ -97,7 +97,9 @@ def configure(plan: Plan) -> None:
     if plan.deterministic:
         # cuBLAS reads this when its first handle is made; without it torch refuses to multiply.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(plan.deterministic)
+    if plan.deterministic != torch.are_deterministic_algorithms_enabled():
+        # Not called for nothing: it imports torch's compiler, which takes seconds.
+        torch.use_deterministic_algorithms(plan.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 

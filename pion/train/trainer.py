@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pion.data.stream import Batch, RowStream
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train import hardware
-from pion.train.feed import BatchFeed, RowRange, StepBatch, to_device
+from pion.train.feed import BatchFeed, RowRange, to_device
 from pion.train.heldout import Evaluation, evaluate
+from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
 from pion.train.schedule import lr_at
 from pion.train.settings import Plan, TrainSettings
@@ -42,17 +43,6 @@ class TrainState:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     meta: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _StepRecord:
-    step: int
-    rows: RowRange
-    lr: float
-    loss: Tensor
-    grad_norm: Tensor
-    targets: Tensor
-    row_tokens: int
 
 
 class _ScaledLoss(nn.Module):
@@ -115,9 +105,7 @@ class Trainer:
             world_size=plan.world_size,
             pin=self.device.type == "cuda",
         )
-        self._records: list[_StepRecord] = []
-        self._clock = clock
-        self._interval_start: float | None = None
+        self._metrics = StepMetrics(model.config, plan, clock)
         if plan.compile:
             for block in self.model.blocks:
                 block.compile()
@@ -138,10 +126,6 @@ class Trainer:
         rows = math.ceil(self.settings.global_batch / self.plan.world_size)
         return math.ceil(rows / self.plan.micro_batch)
 
-    @property
-    def done(self) -> bool:
-        return self.step >= self.settings.steps
-
     # ------------------------------------------------------------ one step
 
     def train_step(self, should_stop: Callable[[], bool] = _never) -> bool:
@@ -151,8 +135,7 @@ class Trainer:
         as one of them says so. Nothing here waits for the device: loss and gradient norm stay
         there until `drain_metrics`.
         """
-        if self._interval_start is None:
-            self._interval_start = self._clock()
+        self._metrics.begin_step()
         batch = self._feed.take(self.next_row, self.skipped)
         if self.step + 1 < self.settings.steps:
             self._feed.prepare(batch.rows[1], self.skipped)
@@ -185,7 +168,18 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step += 1
         self.next_row = batch.rows[1]
-        self._record(batch, lr_scale, loss, grad_norm, targets)
+        self._metrics.add(
+            StepRecord(
+                step=self.step,
+                rows=batch.rows,
+                lr=self.settings.lr * lr_scale,
+                loss=loss,
+                grad_norm=grad_norm,
+                targets=targets,
+                global_batch=self.settings.global_batch,
+                seq_len=batch.micro_batches[0].tokens.shape[1],
+            )
+        )
         return True
 
     def _backward(self, batch: Batch, scale: Tensor, *, synchronise: bool) -> Tensor:
@@ -232,22 +226,7 @@ class Trainer:
         dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
         return bool(asked)
 
-    # ------------------------------------------------------------ metrics
-
-    def _record(
-        self, batch: StepBatch, lr_scale: float, loss: Tensor, grad_norm: Tensor, targets: Tensor
-    ) -> None:
-        self._records.append(
-            _StepRecord(
-                step=self.step,
-                rows=batch.rows,
-                lr=self.settings.lr * lr_scale,
-                loss=loss,
-                grad_norm=grad_norm,
-                targets=targets,
-                row_tokens=batch.micro_batches[0].tokens.shape[1],
-            )
-        )
+    # ------------------------------------------------------------ measurements
 
     def drain_metrics(self) -> list[dict[str, Any]]:
         """Metrics of the steps since the last call, one dict each, waiting for the device once.
@@ -255,38 +234,10 @@ class Trainer:
         Keys: step (finished steps, this one included), loss (nats per target token), lr,
         grad_norm (before clipping), tokens (targets), rows ([first, stop)), and over the whole
         interval tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this rank).
-        The interval begins with the first step after the last call, so what the caller does in
-        between isn't counted.
 
         Raises PionError if a loss or gradient was not finite: the weights are then unusable.
         """
-        records, self._records = self._records, []
-        if not records:
-            return []
-        scalars = _to_host(records)
-        assert self._interval_start is not None
-        seconds = max(self._clock() - self._interval_start, 1e-9)
-        self._interval_start = None
-        tokens = sum(record.row_tokens for record in records) * self.settings.global_batch
-        flops = hardware.flops_per_token(self.model.config, records[-1].row_tokens)
-        peak = hardware.peak_flops(self.device, self.plan.dtype) * self.plan.world_size
-        interval = {
-            "tokens_per_second": tokens / seconds,
-            "mfu": tokens / seconds * flops / peak,
-            "memory": hardware.memory_in_use(self.device),
-        }
-        return [
-            {
-                "step": record.step,
-                "loss": loss,
-                "lr": record.lr,
-                "grad_norm": grad_norm,
-                "tokens": int(targets),
-                "rows": list(record.rows),
-                **interval,
-            }
-            for record, (loss, grad_norm, targets) in zip(records, scalars)
-        ]
+        return self._metrics.drain()
 
     def evaluate(
         self, stream: RowStream, rows: range, micro_batch: int, vocab_size: int | None = None
@@ -310,8 +261,7 @@ class Trainer:
 
         Raises PionError instead of handing out weights that a non-finite step has ruined.
         """
-        if self._records:
-            _to_host(self._records)
+        self._metrics.check_finite()
         return TrainState(
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_tensors(),
@@ -354,7 +304,7 @@ class Trainer:
         self.step, self.next_row = meta["step"], meta["next_row"]
         self.skipped = [(first, stop) for first, stop in meta["skipped"]]
         _set_rng_states(meta["rng"], self.device)
-        self._records, self._interval_start = [], None
+        self._metrics.forget()
 
     def _from_rank_0(self, value: Any) -> Any:
         if self.plan.world_size == 1:
@@ -366,23 +316,6 @@ class Trainer:
     def close(self) -> None:
         """End the background thread."""
         self._feed.close()
-
-
-def _to_host(records: list[_StepRecord]) -> list[list[float]]:
-    """(loss, grad_norm, targets) of each record, in one transfer; PionError if one isn't finite."""
-    scalars: list[list[float]] = torch.stack(
-        [torch.stack((record.loss, record.grad_norm, record.targets)) for record in records]
-    ).tolist()
-    for record, (loss, grad_norm, _) in zip(records, scalars):
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            first, stop = record.rows
-            raise PionError(
-                f"step {record.step} (rows {first} to {stop - 1}) gave loss {loss:g} and gradient "
-                f"norm {grad_norm:g}; the weights since then are unusable and have not been saved. "
-                "The last checkpoint is from before. Lower lr or clip, or look at those rows, "
-                "and run again"
-            )
-    return scalars
 
 
 def _rng_states(device: torch.device) -> dict[str, str]:

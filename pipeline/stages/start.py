@@ -73,7 +73,9 @@ def start_stage(request: TrainRequest, run: RunState, stage: str, group: Group) 
     if recorded is None:
         model, why = _starting_model(job, run, stage)
     else:
-        model, why = Decoder(job.model_config_resolved()), "continues"
+        config = job.model_config_resolved()
+        model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
+        why = "continues"
     trainer = Trainer(model, stream, settings_of(job.section(stage)), plan, rank=group.rank)
     if recorded is not None:
         trainer.load(TrainState(saved.model, saved.optimizer, saved.state) if saved else None)
@@ -180,10 +182,10 @@ def _starting_model(job: Job, run: RunState, stage: str) -> tuple[Decoder, str]:
 
 def _model_from(job: Job, source: str) -> Decoder:
     """The decoder `init_from` names; raises BadInput unless its shape is the job's."""
-    from pipeline.find_model import find_model, load_found
+    from pipeline.find_model import find_model, load_model
 
     path = job.input_path(source)
-    found, _ = load_found(find_model(str(path) if path.exists() else source))
+    found = load_model(find_model(str(path) if path.exists() else source))
     wanted, given = job.model_config_resolved().to_dict(), found.config.to_dict()
     shapes = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "head_dim", "vocab_size")
     wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in shapes if wanted[n] != given[n]]

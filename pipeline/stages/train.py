@@ -286,7 +286,7 @@ class _StageTraining:
         trainer, steps = self.trainer, self.section.steps
         evaluate_every = self.job.evaluate.every or max(1, steps // 10)
         while trainer.step < steps:
-            if self.context.should_stop() or not self._step():
+            if not trainer.train_step(self.context.should_stop):
                 return False
             last = trainer.step == steps
             first = not self.context.first_step_seen
@@ -304,15 +304,6 @@ class _StageTraining:
             ):
                 self._save(wait=False)
         return True
-
-    def _step(self) -> bool:
-        try:
-            return self.trainer.train_step(self.context.should_stop)
-        except RuntimeError:
-            # The other ranks left when asked to stop; the step in flight is abandoned here too.
-            if self.context.should_stop():
-                return False
-            raise
 
     def _report_first_step(self) -> None:
         since_start = time.time() - self.context.request.started

@@ -136,6 +136,16 @@ def test_a_shard_in_the_window_is_never_evicted(tmp_path: Path) -> None:
     assert sorted(downloads.names) == sorted(window)  # each exactly once
 
 
+def test_a_shard_needed_next_is_not_evicted_for_one_that_is_not(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, 2 * BYTES, Downloads())
+    needed = [a_shard(0), a_shard(1)]
+    cache.want(needed)
+    paths = [cache.path_of(shard) for shard in needed]
+    cache.path_of(a_shard(2))
+    cache.close()
+    assert all(path.exists() for path in paths)
+
+
 def test_a_used_shard_makes_room_and_its_mapping_is_let_go(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 1 * BYTES, Downloads())
     first, second = a_shard(0), a_shard(1)

@@ -61,6 +61,7 @@ def test_attention_is_what_it_says(qkv, softcap, documents):
     )
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one document", "packed"])
 def test_flex_attention_is_given_the_same_maths(qkv, softcap, documents):

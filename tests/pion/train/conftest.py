@@ -1,6 +1,5 @@
 """A tiny decoder, and tiny data sets on disk for it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +56,12 @@ def open_stream(folder: Path, *, rows: int = 40, conversations: bool = False) ->
     return RowStream([(Rows(manifest, lambda shard: folder / shard.name), order)])
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Matrices this small gain nothing from more, and lose much on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> RowStream:
     return open_stream(tmp_path / "text")
-
-
-@pytest.fixture
-def decoder() -> Callable[..., Decoder]:
-    return tiny_decoder

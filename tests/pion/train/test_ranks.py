@@ -1,4 +1,4 @@
-"""Two processes train as one does: same rows, same losses, one decision."""
+"""Several processes train as one does: same rows, same losses, one decision."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ from pion.errors import BadInput
 from pion.train.trainer import Plan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream, tiny_decoder
 
-RANKS = 2
+WORLD_SIZES = (2, 3)
 STEPS = 20
 
-# 7 rows over 2 ranks: one has 3, the other 4, and conversations differ in how much is learned.
+# 7 rows: no world size divides them, and conversations differ in how much of them is learned.
 SETTINGS = {"steps": STEPS, "global_batch": 7, "lr": 1e-2, "warmup_steps": 2}
 
 
 def make(
     stream: RowStream, world_size: int, rank: int = 0, seed: int = 0, **fields: Any
 ) -> Trainer:
-    plan = Plan(micro_batch=1, world_size=world_size, threads=1)
+    plan = Plan(micro_batch=1, world_size=world_size, threads=1, deterministic=world_size > 1)
     return Trainer(tiny_decoder(seed), stream, TrainSettings(**SETTINGS | fields), plan, rank=rank)
 
 
@@ -44,7 +44,7 @@ def digest(trainer: Trainer) -> str:
 
 
 def train_both_kinds(streams: dict[str, RowStream], world_size: int, rank: int) -> dict[str, Any]:
-    """What is compared between one process and two."""
+    """What is compared between one process and several."""
     text = make(streams["text"], world_size, rank, optimizer="muon")
     conversations = make(streams["conversations"], world_size, rank)
     results: dict[str, Any] = {"text": curve(text), "conversations": curve(conversations)}
@@ -54,25 +54,25 @@ def train_both_kinds(streams: dict[str, RowStream], world_size: int, rank: int) 
     return results
 
 
-def stop_on_one_rank(streams: dict[str, RowStream], rank: int) -> dict[str, Any]:
-    trainer = make(streams["text"], RANKS, rank)
+def stop_on_one_rank(streams: dict[str, RowStream], world_size: int, rank: int) -> dict[str, Any]:
+    trainer = make(streams["text"], world_size, rank)
     curve(trainer, 2)
     before = digest(trainer)
     asked = 0
 
-    def only_rank_1_before_the_third_micro_batch() -> bool:
+    def only_rank_1_before_the_second_micro_batch() -> bool:
         nonlocal asked
         asked += 1
-        return rank == 1 and asked == 3
+        return rank == 1 and asked == 2
 
-    finished = trainer.train_step(only_rank_1_before_the_third_micro_batch)
+    finished = trainer.train_step(only_rank_1_before_the_second_micro_batch)
     unchanged = digest(trainer) == before
     curve(trainer, 1)
     return {"finished": finished, "unchanged": unchanged, "asked": asked, "after": digest(trainer)}
 
 
-def resume_from_rank_0(streams: dict[str, RowStream], rank: int) -> dict[str, Any]:
-    trainer = make(streams["text"], RANKS, rank)
+def resume_from_rank_0(streams: dict[str, RowStream], world_size: int, rank: int) -> dict[str, Any]:
+    trainer = make(streams["text"], world_size, rank)
     curve(trainer, 2)
     live = trainer.state()
     saved = TrainState(
@@ -81,12 +81,12 @@ def resume_from_rank_0(streams: dict[str, RowStream], rank: int) -> dict[str, An
         meta=json.loads(json.dumps(live.meta)),
     )
     curve(trainer, 3)
-    resumed = make(streams["text"], RANKS, rank, seed=50 + rank)
+    resumed = make(streams["text"], world_size, rank, seed=50 + rank)
     resumed.load(saved if rank == 0 else None)
     curve(resumed, 3)
     refused = False
     try:
-        make(streams["text"], RANKS, rank, optimizer="muon").load(saved if rank == 0 else None)
+        make(streams["text"], world_size, rank, optimizer="muon").load(saved if rank == 0 else None)
     except BadInput:
         refused = True
     return {"unbroken": digest(trainer), "resumed": digest(resumed), "refused": refused}
@@ -100,26 +100,36 @@ def open_both(folder: Path) -> dict[str, RowStream]:
 
 
 def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
-    )
+    """One process, first a rank of two, then of three."""
     streams = open_both(folder / f"data{rank}")
-    results = {
-        "training": train_both_kinds(streams, RANKS, rank),
-        "stop": stop_on_one_rank(streams, rank),
-        "resume": resume_from_rank_0(streams, rank),
-    }
+    results = {}
+    for world_size in WORLD_SIZES:
+        if rank < world_size:
+            meet = f"file://{folder}/meet{world_size}"
+            dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
+            results[world_size] = {
+                "training": train_both_kinds(streams, world_size, rank),
+                "stop": stop_on_one_rank(streams, world_size, rank),
+                "resume": resume_from_rank_0(streams, world_size, rank),
+                "deterministic": torch.are_deterministic_algorithms_enabled(),
+            }
+            dist.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes saw."""
+def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each process saw, by world size."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(folder,), nprocs=RANKS)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    processes = max(WORLD_SIZES)
+    mp.spawn(work, args=(folder,), nprocs=processes)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(params=WORLD_SIZES)
+def ranks(request: pytest.FixtureRequest, seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each rank of one world size saw."""
+    return [seen[rank][str(request.param)] for rank in range(request.param)]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +139,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["text", "conversations"])
-def test_two_ranks_follow_the_loss_curve_of_one(
+def test_several_ranks_follow_the_loss_curve_of_one(
     ranks: list[dict[str, Any]], alone: dict[str, Any], kind: str
 ) -> None:
     ours, one = ranks[0]["training"][kind], alone[kind]
@@ -141,7 +151,8 @@ def test_two_ranks_follow_the_loss_curve_of_one(
 
 
 def test_every_rank_reports_the_global_batch(ranks: list[dict[str, Any]]) -> None:
-    assert ranks[0]["training"] == ranks[1]["training"]  # and ends with the same weights
+    for rank in ranks[1:]:
+        assert rank["training"] == ranks[0]["training"]  # and ends with the same weights
 
 
 def test_an_evaluation_shared_out_is_the_evaluation_of_one(
@@ -151,19 +162,24 @@ def test_an_evaluation_shared_out_is_the_evaluation_of_one(
     assert ranks[0]["training"]["evaluation"] == pytest.approx(alone["evaluation"], rel=1e-4)
 
 
-def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_both(
+def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_all(
     ranks: list[dict[str, Any]],
 ) -> None:
     for rank in ranks:
         stop = rank["stop"]
-        assert (stop["finished"], stop["unchanged"], stop["asked"]) == (False, True, 3)
-    assert ranks[0]["stop"]["after"] == ranks[1]["stop"]["after"]
+        assert (stop["finished"], stop["unchanged"], stop["asked"]) == (False, True, 2)
+    assert len({rank["stop"]["after"] for rank in ranks}) == 1
 
 
 def test_ranks_resume_from_rank_0s_state_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
+    """With three, only if gradients are added in the same order before and after the resume."""
     digests = [rank["resume"][run] for rank in ranks for run in ("unbroken", "resumed")]
     assert len(set(digests)) == 1
 
 
 def test_a_state_rank_0_refuses_is_refused_on_all(ranks: list[dict[str, Any]]) -> None:
     assert all(rank["resume"]["refused"] for rank in ranks)
+
+
+def test_a_deterministic_plan_is_in_force_on_every_rank(ranks: list[dict[str, Any]]) -> None:
+    assert all(rank["deterministic"] for rank in ranks)

@@ -1,0 +1,84 @@
+"""What a machine is taken to be able to do."""
+
+import pytest
+import torch
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.train import hardware
+from pion.train.settings import Plan
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A40", 149.7),
+        ("NVIDIA RTX A4000", 76.7),
+        ("NVIDIA A100-SXM4-80GB", 311.9),
+        ("NVIDIA A10", 125.0),
+        ("NVIDIA A10G", 70.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.1),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.4),
+        ("NVIDIA H200", 989.4),
+    ],
+)
+def test_a_gpu_is_known_by_the_name_cuda_gives_it(name: str, tflops: float) -> None:
+    assert hardware.gpu_flops(name, "bfloat16") == tflops * 1e12
+
+
+def test_gpus_without_bf16_or_not_in_the_table_have_no_figure_for_it() -> None:
+    assert hardware.gpu_flops("Tesla V100-SXM2-16GB", "bfloat16") is None
+    assert hardware.gpu_flops("Tesla V100-SXM2-16GB", "float32") == 15.7e12
+    assert hardware.gpu_flops("NVIDIA T400", "float32") is None
+
+
+def test_a_cpus_peak_is_measured_once() -> None:
+    first = hardware.peak_flops(CPU, "float32")
+    assert first > 1e9
+    assert hardware.peak_flops(CPU, "float32") == first
+
+
+def test_flops_per_token_are_six_per_multiplied_weight_and_causal_attention() -> None:
+    """Pion-small: 102,967,168 weights, all but the gains in matrix products (the head is tied)."""
+    small = ModelConfig.preset("pion-small")
+    gains = 16 * (2 * 640 + 2 * 64) + 640
+    attention = 6 * 16 * 640 * 2048
+    expected = 6 * (102_967_168 - gains) + attention
+    assert hardware.flops_per_token(small, 2048) == expected
+
+
+def test_auto_precision_is_bf16_exactly_where_the_hardware_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for flags, dtype in (({"avx512_bf16"}, "bfloat16"), ({"avx2", "avx512f"}, "float32")):
+        monkeypatch.setattr(hardware, "_cpu_flags", lambda flags=flags: flags)
+        assert hardware.pick_dtype("auto", CPU) == dtype
+        assert hardware.pick_dtype("float32", CPU) == "float32"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_asking_for_cuda_where_there_is_none_is_refused() -> None:
+    with pytest.raises(BadInput, match="nvidia-smi"):
+        hardware.pick_device("cuda")
+    assert hardware.pick_device() == CPU
+
+
+def test_a_device_torch_trains_on_elsewhere_is_refused() -> None:
+    with pytest.raises(BadInput, match="cpu or cuda"):
+        hardware.pick_device("mps")
+
+
+def test_a_plan_puts_its_thread_count_into_force() -> None:
+    hardware.configure(Plan(threads=2))
+    assert torch.get_num_threads() == 2
+    hardware.configure(Plan(threads=1))
+    assert torch.get_num_threads() == 1
+
+
+def test_memory_is_what_the_process_has_and_less_than_the_machine_has() -> None:
+    assert 0 < hardware.memory_in_use(CPU) < hardware.total_memory(CPU)
