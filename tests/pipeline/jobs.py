@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import random
 from copy import deepcopy
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
+from pipeline.display import Display
 from pipeline.job import Job
 
 TINY: dict[str, Any] = {
@@ -24,6 +29,7 @@ TINY: dict[str, Any] = {
         "lr": 1e-3,
         "min_lr": 1e-4,
         "warmup_steps": 1,
+        "seq_len": 96,
         "held_out": 0.2,
         "sources": [{"kind": "jsonl", "path": "talks.jsonl"}],
     },
@@ -46,3 +52,33 @@ def tiny_dict(**changes: Any) -> dict[str, Any]:
 def tiny_job(**changes: Any) -> Job:
     """A validated tiny job; see `tiny_dict`."""
     return Job.model_validate(tiny_dict(**changes))
+
+
+class SilentDisplay(Display):
+    """A display that shows nothing and keeps every message."""
+
+    def __init__(self) -> None:
+        super().__init__(StringIO(), live=False)
+        self.messages: list[dict[str, Any]] = []
+
+    def say(self, message: dict[str, Any]) -> None:
+        self.messages.append(message)
+
+
+def write_tiny_data(folder: Path) -> None:
+    """The text and the conversations that TINY names, below `folder`."""
+    words = "the cat sat on a mat and saw two small red birds fly over an old green house".split()
+    draw = random.Random(0)
+    (folder / "text").mkdir(exist_ok=True)
+    paragraphs = (" ".join(draw.choices(words, k=30)) + "." for _ in range(400))
+    (folder / "text" / "all.txt").write_text("\n\n".join(paragraphs))
+    talks = (
+        {
+            "conversations": [
+                {"from": "human", "value": f"What did the {draw.choice(words)} see?"},
+                {"from": "gpt", "value": " ".join(draw.choices(words, k=6)) + "."},
+            ]
+        }
+        for _ in range(300)
+    )
+    (folder / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from pion.data.python_docs import documents, is_held_out
+from pion.data.python_docs import documents, is_held_out, letters_of
 from pion.data.python_qa import Dialogue, dialogues
 
 
@@ -75,6 +75,17 @@ def test_the_files_held_out_are_those_of_the_prose(asked: list[Dialogue]) -> Non
     about = {d.origin for d in asked if is_held_out(d.origin, share)}
     assert about
     assert about <= held_out
+
+
+def test_what_is_asked_of_held_out_files_is_not_answered_in_training(
+    asked: list[Dialogue],
+) -> None:
+    answers: dict[bool, set[str]] = {True: set(), False: set()}
+    for dialogue in asked:
+        found = {letters_of(turn.text) for turn in dialogue.turns if turn.role == "assistant"}
+        answers[is_held_out(dialogue.origin, 0.1)] |= {a for a in found if len(a) >= 40}
+    assert len(answers[True]) > 100
+    assert len(answers[True] & answers[False]) < len(answers[True]) / 100
 
 
 def test_asking_again_gives_the_same_dialogues(asked: list[Dialogue]) -> None:

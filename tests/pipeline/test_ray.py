@@ -1,0 +1,153 @@
+"""Ray Train workers: the same training on one and two, and nothing left behind, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.reaper import SESSION_VARIABLE, session_processes, start_reaper
+from pipeline.state.metrics import read_metrics
+from pipeline.state.stores import open_store
+from pipeline.workers import RAY_ADDRESS
+from tests.pipeline.test_resume import (
+    finish,
+    head_of,
+    rows_trained,
+    start,
+    wait_for,
+    write_job,
+)
+
+SHARED_RAY = """
+import sys, time
+from pipeline.ray_fit import start_ray
+start_ray(sys.argv[1], None, workers=2, gpus=0)
+import ray
+print("address", ray.get_runtime_context().gcs_address, flush=True)
+time.sleep(100_000)
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_ray() -> Iterator[str]:
+    """One Ray for the tests that need not start their own; its address."""
+    session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
+    reaper = start_reaper(session)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHARED_RAY, str(session)],
+        env=os.environ | {SESSION_VARIABLE: str(session)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
+    yield address
+    assert reaper.stdin is not None
+    reaper.stdin.close()
+    reaper.wait()
+    process.wait()
+
+
+@pytest.fixture
+def on_shared_ray(shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RAY_ADDRESS, shared_ray)
+
+
+def losses(folder: Path, stage: str) -> list[float]:
+    rows = read_metrics(open_store(str(folder / "runs")), "tiny", head_of(folder), stage)
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.mark.usefixtures("on_shared_ray")
+def test_two_workers_train_as_one_does(tmp_path: Path) -> None:
+    folders = {}
+    for workers in (1, 2):
+        folders[workers] = tmp_path / str(workers)
+        folders[workers].mkdir()
+        finish(write_job(folders[workers], hardware__workers=workers, hardware__dtype="float32"))
+    for stage, steps in (("pretrain", 20), ("sft", 10)):
+        one, two = losses(folders[1], stage), losses(folders[2], stage)
+        assert len(one) == steps
+        assert two == pytest.approx(one, rel=1e-5)
+        assert rows_trained(folders[1], stage) == rows_trained(folders[2], stage)
+
+
+@pytest.mark.usefixtures("on_shared_ray")
+def test_a_killed_worker_is_replaced_and_no_bit_of_the_weights_changes(tmp_path: Path) -> None:
+    for name in ("unbroken", "broken"):
+        (tmp_path / name).mkdir()
+    finish(write_job(tmp_path / "unbroken", hardware__workers=0, sft=None, pretrain__steps=300))
+    job = write_job(
+        tmp_path / "broken",
+        hardware__workers=1,
+        hardware__threads=os.cpu_count(),
+        checkpoint__every_steps=20,
+        log__every=1,
+        sft=None,
+        pretrain__steps=300,
+    )
+    process = start(job)
+    wait_for(process, "pretrain step", lines=40)
+    for worker in workers_of(process.pid, tmp_path / "broken"):
+        worker.kill()
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "continues after step" in output
+    shas = [head_of(tmp_path / n).checkpoints[0].model_sha256 for n in ("unbroken", "broken")]
+    assert shas[0] == shas[1]
+
+
+def workers_of(driver: int, folder: Path) -> list[psutil.Process]:
+    """Ray Train's worker processes: those that hold the lifeline of process `driver`."""
+    ports = {c.laddr.port for c in psutil.Process(driver).net_connections() if c.status == "LISTEN"}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            connections = process.net_connections()
+        except psutil.Error:
+            continue
+        if process.pid != driver and any(c.raddr and c.raddr.port in ports for c in connections):
+            found.append(process)
+    assert found, f"no worker is connected to {driver} ({folder})"
+    return found
+
+
+def test_a_sigkilled_driver_leaves_no_process_and_the_next_run_starts_at_once(
+    tmp_path: Path,
+) -> None:
+    job = write_job(tmp_path, hardware__workers=1, log__every=1, checkpoint__every_steps=5)
+    process = start(job, "pretrain.steps=100000")
+    wait_for(process, "pretrain step", lines=30)
+    session = session_of(process.pid)
+    assert len(session_processes(session)) > 5
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while session_processes(session):
+        time.sleep(0.1)
+    assert not Path(session).exists()
+
+    again = start(job, "pretrain.steps=100000")
+    wait_for(again, "continues after step", lines=1)
+    again.send_signal(signal.SIGINT)
+    output, _ = again.communicate()
+    assert again.returncode == 75, output
+    assert head_of(tmp_path).owner is None
+
+
+def session_of(driver: int) -> str:
+    """The folder of the Ray session that `driver` started."""
+    for child in psutil.Process(driver).children():
+        match = re.search(r"\S*/pion-ray-\w+", " ".join(child.cmdline()))
+        if match:
+            return match[0]
+    raise AssertionError(f"{driver} has no reaper")
