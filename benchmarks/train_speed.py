@@ -5,15 +5,19 @@
 A step is forward, backward, clipping to norm 1 and fused AdamW, the same for both; Qwen3 computes
 its loss from `labels`. Both start from the same weights. Steps are timed in turn, one of each
 contender per round in one process, so that whatever else the machine does meets all alike; the
-speeds are medians, the ratio is the median over rounds. Peak memory is each contender's own: a
-fresh process per contender, its resident peak minus what was resident after the imports (Linux).
-Prints a table and writes benchmarks/results/train_speed.json.
+speeds are medians, the ratio is the median over rounds. Run it on an idle machine: where other
+processes hold the cores, every small operation waits for them, and the ratio means little.
+
+Peak memory is each contender's own: a fresh process per contender, its resident peak minus what
+was resident after the imports (Linux). Prints a table and writes
+benchmarks/results/train_speed.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -126,6 +130,7 @@ def main() -> None:
         print(resident("VmHWM") - before)
         return
 
+    load = round(os.getloadavg()[0], 2)
     seconds = time_all(options.rounds, batch, seq_len)
     tokens = batch * seq_len
     rows = []
@@ -148,6 +153,7 @@ def main() -> None:
         "batch": batch,
         "seq_len": seq_len,
         "rounds": options.rounds,
+        "load_average_before": load,
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,

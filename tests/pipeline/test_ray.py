@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -39,19 +40,20 @@ time.sleep(100_000)
 
 
 @pytest.fixture(scope="module")
-def shared_ray() -> Iterator[str]:
-    """One Ray for the tests that need not start their own; its address."""
+def shared_ray() -> Iterator[dict[str, str]]:
+    """One Ray for the tests that need not start their own; the variables that lead to it."""
     session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
     reaper = start_reaper(session)
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     process = subprocess.Popen(
         [sys.executable, "-c", SHARED_RAY, str(session)],
-        env=os.environ | {SESSION_VARIABLE: str(session)},
+        env=os.environ | access | {SESSION_VARIABLE: str(session)},
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
-    yield address
+    yield access | {RAY_ADDRESS: address}
     assert reaper.stdin is not None
     reaper.stdin.close()
     reaper.wait()
@@ -59,8 +61,9 @@ def shared_ray() -> Iterator[str]:
 
 
 @pytest.fixture
-def on_shared_ray(shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(RAY_ADDRESS, shared_ray)
+def on_shared_ray(shared_ray: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in shared_ray.items():
+        monkeypatch.setenv(name, value)
 
 
 def losses(folder: Path, stage: str) -> list[float]:
