@@ -324,7 +324,11 @@ class _Advance:
                     "run the same command again to go on from there, or with hardware.workers=0 to "
                     f"train without Ray. Their log is {workers.log}."
                 )
-            elif kind != "worker":
+            elif kind == "worker":
+                if rank == 0:
+                    seconds = time.monotonic() - workers.started
+                    self.say({"type": "phase", "name": "Ray and workers", "seconds": seconds})
+            else:
                 self.say(message)
                 if kind == "step" and not imported:
                     # Evaluation follows in this process; its imports would cost seconds then.

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class RayWorkers:
 
     def start(self) -> None:
         """Begin starting Ray; returns at once."""
+        self.started = time.monotonic()
         self._reaper = start_reaper(self._session)
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(

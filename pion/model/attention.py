@@ -1,9 +1,10 @@
 """Grouped-query attention: who may see whom, and the kernels that compute it.
 
-One definition, three kernels: PyTorch's scaled_dot_product_attention wherever the scores stay as
-they are; with a softcap, plain tensor operations (exact, memory quadratic in the length); and on
-CUDA, for whole sequences with a softcap or documents, flex attention, which needs no such memory
-and skips the blocks the documents rule out.
+One definition, and the kernel that suits the case: PyTorch's scaled_dot_product_attention wherever
+the scores stay as they are; with a softcap, plain tensor operations (exact, memory quadratic in the
+length); on CUDA, for whole sequences with a softcap or documents, flex attention, which needs no
+such memory and skips the blocks the documents rule out; and for short sequences in bf16 on a CPU
+plain matrix products, which are faster there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from pion.model.rope import Rotation, rotate
 
 FLEX_MIN_HEAD_DIM = 16
 """Flex attention's CUDA kernels take no narrower heads."""
+
+CPU_BF16_TOKENS = 512
+"""Sequences up to this long are attended to by plain matrix products in bf16 on a CPU. With 256
+tokens they take 7 ms forward and backward where PyTorch's fused kernel takes 17."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, softcap: float
         return attend_flex(query, key, value, mask.blocks, softcap)
     if softcap is not None:
         return attend_softcapped(query, key, value, mask.allowed, softcap)
+    short = query.shape[2] == key.shape[2] <= CPU_BF16_TOKENS
+    if short and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        return attend_short(query, key, value, mask)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask.allowed, is_causal=mask.causal, enable_gqa=True
     )
@@ -104,6 +112,26 @@ def attend_softcapped(
         scores = scores.masked_fill(~allowed, float("-inf"))
     weights = scores.softmax(dim=-1).to(value.dtype)
     return (weights @ value[:, :, None]).reshape(batch, heads, tokens, head_dim)
+
+
+def attend_short(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """Attention of whole sequences, all scores at once in the tensors' dtype.
+
+    The query heads that share a key/value head stand one after the other, so they are folded into
+    one longer query and nothing is repeated.
+    """
+    batch, heads, tokens, head_dim = query.shape
+    kv_heads = key.shape[1]
+    allowed = mask.allowed
+    if allowed is None:
+        allowed = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    hidden = torch.zeros(allowed.shape, dtype=query.dtype).masked_fill_(~allowed, float("-inf"))
+    folded = query.reshape(batch * kv_heads, -1, head_dim)
+    scores = (folded * head_dim**-0.5) @ key.reshape(-1, tokens, head_dim).transpose(1, 2)
+    scores = scores.view(batch, heads, tokens, tokens) + hidden
+    weights = scores.softmax(dim=-1).view(batch * kv_heads, -1, tokens)
+    mixed = weights @ value.reshape(-1, tokens, head_dim)
+    return mixed.view(batch, heads, tokens, head_dim)
 
 
 def attend_flex(

@@ -22,6 +22,10 @@ CPU_TILE = 4096
 """Vocabulary columns per matrix product on a CPU, so that what is cast, or added to the weight's
 gradient, is still in the cache: twice as fast as a whole product for that gradient in bf16."""
 
+ROW_MULTIPLE = 256
+"""On a CPU the number of rows computed is rounded up to this. oneDNN compiles and keeps code for
+every shape it meets: with as many shapes as conversations have lengths, memory grows for hours."""
+
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Sum over rows of the cross-entropy of softmax(hidden @ weightᵀ), a scalar in fp32.
@@ -72,7 +76,7 @@ def _chunked(
     # Rows without a target cost nothing where finding them needs no host sync.
     learned = torch.arange(len(targets), device=targets.device)
     if on_cpu:
-        learned = learned[targets != IGNORED]
+        learned = _learned_rows(targets)
 
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight, targets = hidden[learned].to(dtype), weight.to(dtype), targets[learned]
@@ -103,6 +107,13 @@ def _chunked(
             for columns in tiles:
                 grad_weight[columns] += grad_logits[:, columns].T @ scaled
     return loss, grad_hidden, grad_weight
+
+
+def _learned_rows(targets: Tensor) -> Tensor:
+    """Numbers of the rows with a target, filled up with others to a multiple of ROW_MULTIPLE."""
+    has_target = targets != IGNORED
+    learned, others = has_target.nonzero().flatten(), (~has_target).nonzero().flatten()
+    return torch.cat([learned, others[: -len(learned) % ROW_MULTIPLE]])
 
 
 def _rows_per_chunk(rows: int, vocab: int, limit: int) -> int:
