@@ -3,8 +3,7 @@
     uv run python benchmarks/startup.py [--rounds 3]
 
 Both are fresh processes, started in turns on the same machine: the bare one is a TorchTrainer with
-one CPU worker whose loop does nothing. Also measures the boundary between pretrain and sft. Writes
-benchmarks/results/startup.json.
+one CPU worker whose loop does nothing. Writes benchmarks/results/startup.json.
 """
 
 from __future__ import annotations

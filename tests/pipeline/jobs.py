@@ -67,7 +67,7 @@ class SilentDisplay(Display):
 
 def write_tiny_data(folder: Path) -> None:
     """The text and the conversations that TINY names, below `folder`."""
-    words = "the cat sat on a mat and saw two small red birds fly over an old green house".split()
+    words = ["the", "a", "cat", "birds", "sat", "saw", "flew", "over", "two", "red", "houses"]
     draw = random.Random(0)
     (folder / "text").mkdir(exist_ok=True)
     paragraphs = (" ".join(draw.choices(words, k=30)) + "." for _ in range(400))

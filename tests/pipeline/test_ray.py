@@ -72,16 +72,16 @@ def losses(folder: Path, stage: str) -> list[float]:
 
 
 @pytest.mark.usefixtures("on_shared_ray")
-def test_two_workers_train_as_one_does(tmp_path: Path) -> None:
-    folders = {}
-    for workers in (1, 2):
-        folders[workers] = tmp_path / str(workers)
-        folders[workers].mkdir()
-        finish(write_job(folders[workers], hardware__workers=workers, hardware__dtype="float32"))
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-3)])
+def test_two_workers_train_as_one_does(tmp_path: Path, dtype: str, tolerance: float) -> None:
+    folders = {workers: tmp_path / str(workers) for workers in (1, 2)}
+    for workers, folder in folders.items():
+        folder.mkdir()
+        finish(write_job(folder, hardware__workers=workers, hardware__dtype=dtype))
     for stage, steps in (("pretrain", 20), ("sft", 10)):
         one, two = losses(folders[1], stage), losses(folders[2], stage)
         assert len(one) == steps
-        assert two == pytest.approx(one, rel=1e-5)
+        assert two == pytest.approx(one, rel=tolerance)
         assert rows_trained(folders[1], stage) == rows_trained(folders[2], stage)
 
 

@@ -8,6 +8,7 @@ from pion.model.attention import (
     Mask,
     attend,
     attend_flex,
+    attend_short,
     attend_softcapped,
     block_mask,
     build_mask,
@@ -47,6 +48,21 @@ def written_out(query, key, value, softcap=None, documents=None):
 
 
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [-1] * 6, [0] * 20])
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one document", "packed"])
+def test_plain_matrix_products_compute_the_same(qkv, documents):
+    mask = build_mask(config(), T, T, documents, CPU)
+    expected = written_out(*qkv, documents=documents)
+    torch.testing.assert_close(attend_short(*qkv, mask), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one document", "packed"])
+def test_attention_in_bf16_is_that_of_fp32_rounded(qkv, documents):
+    mask = build_mask(config(), T, T, documents, CPU)
+    rounded = attend(*(x.bfloat16() for x in qkv), mask, None).float()
+    exact = written_out(*(x.bfloat16().float() for x in qkv), documents=documents)
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pion.model import loss as loss_module
-from pion.model.loss import IGNORED, linear_cross_entropy
+from pion.model.loss import IGNORED, ROW_MULTIPLE, _learned_rows, linear_cross_entropy
 
 D_MODEL = 8
 
@@ -174,3 +174,14 @@ def test_without_gradients_only_the_logits_are_computed(small_chunks):
         value = linear_cross_entropy(hidden, weight, targets)
     assert training.products == 3 * evaluation.products
     torch.testing.assert_close(value, whole(hidden, weight, targets).detach())
+
+
+@pytest.mark.parametrize("learned", [1, 255, 256, 257, 600])
+def test_few_row_counts_are_ever_computed_on_a_cpu(learned):
+    """oneDNN keeps compiled code for every shape it meets."""
+    targets = torch.full((1000,), IGNORED)
+    targets[torch.randperm(1000)[:learned]] = 1
+    rows = _learned_rows(targets)
+    assert len(rows) % ROW_MULTIPLE == 0
+    assert len(rows.unique()) == len(rows)
+    assert (targets[rows] != IGNORED).sum() == learned
