@@ -213,7 +213,7 @@ def _run(args: argparse.Namespace) -> int:
     from pipeline.run import Options, run_job
 
     options = Options(
-        job_path=args.job,
+        job_path=" ".join([args.job, *args.overrides]),
         job_text=job_text(args.job, args.overrides),
         redo=args.redo,
         take_over=args.take_over,

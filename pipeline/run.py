@@ -197,7 +197,7 @@ class _Advance:
                 self.claim.release()
 
     def say(self, message: dict[str, Any]) -> None:
-        """Show progress, and end here if a stop was asked."""
+        """Show progress, and keep what the start-up cost by phase."""
         self.display.say(message)
         if message["type"] == "phase":
             self.events.append("phase", **{k: v for k, v in message.items() if k != "type"})
@@ -278,7 +278,7 @@ class _Advance:
             outcome = self._follow(workers)
         if outcome == "stopped":
             raise Interrupted(
-                "Interrupted; the last finished step is saved. Run the same command again to go on."
+                "Interrupted; every finished step is saved. Run the same command again to go on."
             )
         self.claim = self.run.claim(self.owner)
         self.claim.start_heartbeat()
@@ -303,14 +303,13 @@ class _Advance:
             if self.stopping.asked and asked_at is None:
                 asked_at = time.monotonic()
                 workers.ask_to_stop()
-            if asked_at is not None:
-                # Workers that are still starting have nothing to save.
-                waited = time.monotonic() - asked_at
-                if waited > STOP_SECONDS or not workers.connected:
-                    return "stopped"
+            waited = time.monotonic() - asked_at if asked_at is not None else 0.0
             try:
                 rank, message = workers.messages.get(timeout=0.2)
             except queue.Empty:
+                # Workers that are still starting have nothing to save.
+                if waited > STOP_SECONDS or (asked_at is not None and not workers.connected):
+                    return "stopped"
                 continue
             kind = message["type"]
             if kind == "trained":

@@ -177,7 +177,7 @@ def _cgroup_limits() -> list[int]:
 
 @functools.cache
 def _measured_flops(device: torch.device, dtype: str, threads: int) -> float:
-    """FLOP/s of a square matmul: the best of a few, so that a busy moment does not set the scale.
+    """FLOP/s of a square matmul: the best of many, so that a busy moment does not set the scale.
 
     `threads` is part of the cache's key: a CPU's peak depends on it.
     """
@@ -185,7 +185,7 @@ def _measured_flops(device: torch.device, dtype: str, threads: int) -> float:
     a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
     a @ a
     best = float("inf")
-    for _ in range(5):
+    for _ in range(30):
         start = time.perf_counter()
         a @ a
         if device.type == "cuda":

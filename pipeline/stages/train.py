@@ -107,6 +107,8 @@ def train_stages(
     started = time.monotonic()
     import torch
 
+    if group.rank > 0:
+        report = _say_nothing
     report(_phase("torch imported", started))
     torch.set_num_threads(_threads(request.load_job(), group))
     context = _Context(request, group, report, should_stop)
@@ -133,7 +135,7 @@ class _Context:
     ) -> None:
         self.request = request
         self.group = group
-        self.report: Report = report if group.rank == 0 else (lambda message: None)
+        self.report = report
         self.should_stop = should_stop
         self.job = request.load_job()
         self.run = RunState(open_store(request.store), self.job.name)
@@ -286,6 +288,8 @@ class _StageTraining:
         trainer, steps = self.trainer, self.section.steps
         evaluate_every = self.job.evaluate.every or max(1, steps // 10)
         while trainer.step < steps:
+            if self.claim is not None:
+                self.claim.check()
             if not trainer.train_step(self.context.should_stop):
                 return False
             last = trainer.step == steps
@@ -402,6 +406,10 @@ class _StageTraining:
             self.stage, self.digest, result, checkpoint_key=self.checkpointer.last.key
         )
         self.report({"type": "stage", "stage": self.stage, "state": "done", "why": ""})
+
+
+def _say_nothing(message: dict[str, Any]) -> None:
+    """Rank 0 reports for all."""
 
 
 def _threads(job: Job, group: Group) -> int:
