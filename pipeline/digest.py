@@ -84,14 +84,15 @@ def digest_job(job: Job) -> Digests:
     for stage in job.train_stages:
         section = covered_fields(job.section(stage), stage)
         own = {p: v for p, v in section.items() if p not in inputs.get(f"data.{stage}", {})}
-        inputs[stage] = model | own | {"seed": job.seed, f"input.data.{stage}": data[stage]}
+        order = {"seed": job.seed, "data.window": job.data.window}
+        inputs[stage] = model | own | order | {f"input.data.{stage}": data[stage]}
         if previous is not None and job.section(stage).init_from is None:
             inputs[stage][f"input.{previous}"] = stages[previous]
         stages[stage] = digest_of(inputs[stage])
         previous = stage
 
     trained = {f"input.{stage}": stages[stage] for stage in job.train_stages}
-    inputs["evaluate"] = covered_fields(job.evaluate, "evaluate") | trained
+    inputs["evaluate"] = covered_fields(job.evaluate, "evaluate") | trained | inputs["prepare"]
     stages["evaluate"] = digest_of(inputs["evaluate"])
     if job.publish is not None:
         inputs["publish"] = covered_fields(job.publish, "publish") | {

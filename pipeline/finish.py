@@ -87,7 +87,8 @@ def write_run_report(job: Job, run: RunState) -> Path:
     path = run.store.local_path(run.key("report.html"))
     assert path is not None
     events = read_events(run.store, run.name)
-    newest = max((event["epoch"] for event in events), default=0)
+    phases = [event for event in events if event["event"] == "phase"]
+    newest = max((event["epoch"] for event in phases), default=0)
     return write_report(
         path,
         job=job,
@@ -95,14 +96,14 @@ def write_run_report(job: Job, run: RunState) -> Path:
         metrics={stage: [r for r in rows[stage] if "loss" in r] for stage in rows},
         evaluations={stage: [r for r in rows[stage] if "held_out_loss" in r] for stage in rows},
         samples=[
-            {"stage": stage, **row["sample"]}
+            {"stage": stage, **row["sample"], "text": _reply(stage, row["sample"]["text"])}
             for stage in rows
             for row in rows[stage]
             if "sample" in row
         ],
         results=evaluated.result if evaluated else {},
         lineage=lineage(run, head),
-        timings=[e for e in events if e["event"] == "phase" and e["epoch"] == newest],
+        timings=[phase for phase in phases if phase["epoch"] == newest],
     )
 
 
@@ -205,6 +206,11 @@ def _head_info(job: Job, run: RunState, head: Head) -> Row:
         "paths": paths,
         "stages": stages,
     }
+
+
+def _reply(stage: str, text: str) -> str:
+    """What follows a prompt: its continuation, or after fine-tuning an answer of its own."""
+    return f"\n{text}" if stage == "sft" else text
 
 
 def _time(at: float) -> str:

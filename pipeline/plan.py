@@ -105,7 +105,12 @@ class Refusal:
         """Fields that differ between the stale stage's settings and the job, data included."""
         assert stale.old_digest is not None
         old = self.read_inputs(stale.stage, stale.old_digest)
-        return [] if old is None else differences(old, stage_inputs(stale.stage, self.digests))
+        if old is None:
+            return []
+        new = stage_inputs(stale.stage, self.digests)
+        found = differences(old, new)
+        inputs = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p)]
+        return found or [Difference(path, old.get(path), new.get(path)) for path in inputs]
 
 
 def stage_inputs(stage: str, digests: Digests) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from typing import Any
 
 RAY_ENVIRONMENT = {
@@ -95,6 +96,10 @@ def worker_loop(config: dict[str, Any]) -> None:
     except PionError as error:
         # Returned, not raised: Ray would restart the workers to meet the same error again.
         line.send({"type": "error", "text": str(error), "exit_code": error.exit_code})
+    except Exception:
+        # Ray restarts the workers; what happened must still reach the person.
+        line.send({"type": "note", "text": f"worker {rank} failed:\n{traceback.format_exc()}"})
+        raise
     finally:
         line.close()
 

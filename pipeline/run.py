@@ -28,7 +28,7 @@ from pipeline.plan import (
     stage_inputs,
     steps_may_be_raised,
 )
-from pipeline.state.head import Claim, RunState
+from pipeline.state.head import Claim, Clock, RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.stores import StoreError, open_store
@@ -52,7 +52,8 @@ def run_job(job: Job, options: Options, display: Display) -> int:
     """Do what is left of `job` and return 0; raises PionError with the exit code otherwise."""
     started = time.time()
     digests = digest_job(job)
-    run = RunState(open_store(job.store), job.name)
+    stopping = _StoppingOnSignals(display)
+    run = RunState(open_store(job.store), job.name, Clock(sleep=stopping.sleep))
     head = run.read()
 
     def read_inputs(stage: str, digest: str) -> Inputs | None:
@@ -75,14 +76,17 @@ def run_job(job: Job, options: Options, display: Display) -> int:
 
     for note in preflight(job):
         display.say({"type": "note", "text": note})
-    with _StoppingOnSignals(display) as stopping:
+    with stopping:
         owner = Owner.me()
-        claim = run.claim(
-            owner,
-            take_over=options.take_over,
-            unattended=options.unattended,
-            say=lambda text: display.say({"type": "note", "text": text}),
-        )
+        try:
+            claim = run.claim(
+                owner,
+                take_over=options.take_over,
+                unattended=options.unattended,
+                say=lambda text: display.say({"type": "note", "text": text}),
+            )
+        except StoreError as error:
+            raise BadInput(f"{error} Nothing was started.") from error
         _Advance(job, options, display, digests, run, owner, claim, started, stopping).go(raised)
     return 0
 
@@ -93,6 +97,12 @@ def preflight(job: Job) -> list[str]:
 
     check_trackers(job)
     workers = worker_count(job)
+    gpus = gpu_count()
+    if 0 < gpus < workers:
+        raise BadInput(
+            f"hardware.workers {workers}: this machine has {gpus} GPUs, and each worker needs one. "
+            f"Nothing was started. Set hardware.workers={gpus}, or leave it out."
+        )
     for stage in job.train_stages:
         batch = job.section(stage).global_batch
         if batch < workers:
@@ -156,7 +166,9 @@ class _Advance:
         workers = None
         try:
             self._record_job(raised)
-            plans = {p.stage: p for p in self._plans()}
+            plans = self._plans()
+            if plans["prepare"].state == "done":
+                self._drop_redone()
             training = [s for s in self.job.train_stages if plans[s].state != "done"]
             for plan in plans.values():
                 self.say(
@@ -208,11 +220,23 @@ class _Advance:
         self.say(message)
         self.stopping.check()
 
-    def _plans(self) -> list[StagePlan]:
-        return plan_stages(self.job, self.digests, self.run.read())
+    def _plans(self) -> dict[str, StagePlan]:
+        """What is to do once the stages to redo are dropped."""
+        head = self.claim.head.without_stages(self._redone, 0.0)
+        return {p.stage: p for p in plan_stages(self.job, self.digests, head)}
+
+    @property
+    def _redone(self) -> tuple[str, ...]:
+        redo = self.options.redo
+        return () if redo is None else STAGES[STAGES.index(redo) :]
+
+    def _drop_redone(self) -> None:
+        """Forget the stages to redo. After `prepare`, so that bad input there costs nothing."""
+        if self._redone:
+            self.claim.drop_stages(self._redone)
 
     def _record_job(self, raised: StagePlan | None) -> None:
-        job_digest = digest_of(self.job.model_dump(mode="json"))
+        job_digest = digest_of({"text": self.options.job_text})
         self.run.write_job(job_digest, self.options.job_text)
         self.claim.set_job(job_digest)
         for stage in self.job.stages:
@@ -221,9 +245,6 @@ class _Advance:
                 self.digests.stages[stage],
                 {"format": 1, "inputs": stage_inputs(stage, self.digests)},
             )
-        if self.options.redo is not None:
-            dropped = STAGES[STAGES.index(self.options.redo) :]
-            self.claim.drop_stages(dropped)
         if raised is not None:
             assert raised.old_digest is not None
             old, new = raised.old_digest, self.digests.stages[raised.stage]
@@ -262,6 +283,7 @@ class _Advance:
         if "sft" in data:
             folder = self._data_folder("sft")
             reports["sft"] = prepare_sft(self.job, folder, tokenizer, self._say_or_stop)
+        self._drop_redone()
         self.claim.finish_stage("prepare", self.digests.stages["prepare"], reports)
         self.say({"type": "phase", "name": "prepare", "seconds": time.monotonic() - started})
         self.say({"type": "stage", "stage": "prepare", "state": "done", "why": ""})
@@ -308,8 +330,14 @@ class _Advance:
                 rank, message = workers.messages.get(timeout=0.2)
             except queue.Empty:
                 # Workers that are still starting have nothing to save.
-                if waited > STOP_SECONDS or (asked_at is not None and not workers.connected):
+                if asked_at is not None and not workers.connected:
                     return "stopped"
+                if waited > STOP_SECONDS:
+                    raise Interrupted(
+                        f"Interrupted; the workers did not save within {STOP_SECONDS:.0f} s and "
+                        "were ended. Run the same command again: it goes on from the last "
+                        "checkpoint, and steps after that are done again."
+                    ) from None
                 continue
             kind = message["type"]
             if kind == "trained":
@@ -380,6 +408,13 @@ class _StoppingOnSignals:
                 "go on."
             )
 
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not past a request to stop. Raises Interrupted."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, 0.2))
+
     def __enter__(self) -> _StoppingOnSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -395,7 +430,7 @@ class _StoppingOnSignals:
             os._exit(128 + number)  # Ray's processes are ended by the reaper
         self.asked = True
         name = signal.Signals(number).name
-        text = f"{name}: saving the last finished step; again ends at once without saving"
+        text = f"{name}: stopping, with what is finished saved; again ends at once without saving"
         threading.Thread(
             target=self._display.say, args=({"type": "note", "text": text},), daemon=True
         ).start()

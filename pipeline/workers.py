@@ -42,7 +42,8 @@ class RayWorkers:
         self._lifeline = LifelineServer(LOOPBACK, lambda r, m: self.messages.put((r, m)))
         # A short path: Ray puts Unix sockets in it, whose names are limited to 107 bytes.
         self._session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir=_short_temp_dir()))
-        self.log = self._session.with_suffix(".log")
+        # Not under the session's name: whoever reads it is no process of Ray's.
+        self.log = Path(tempfile.mkstemp(prefix="pion-workers-", suffix=".log")[1])
         self._closing = self._ended_by_itself = False
 
     def start(self) -> None:

@@ -181,17 +181,20 @@ def _starting_model(job: Job, run: RunState, stage: str) -> tuple[Decoder, str]:
 
 
 def _model_from(job: Job, source: str) -> Decoder:
-    """The decoder `init_from` names; raises BadInput unless its shape is the job's."""
+    """The job's decoder with the weights `init_from` names; BadInput if it is another model."""
+    from pion.model.decoder import Decoder
     from pipeline.find_model import find_model, load_model
 
     path = job.input_path(source)
     found = load_model(find_model(str(path) if path.exists() else source))
-    wanted, given = job.model_config_resolved().to_dict(), found.config.to_dict()
-    shapes = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "head_dim", "vocab_size")
-    wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in shapes if wanted[n] != given[n]]
+    config = job.model_config_resolved()
+    wanted, given = config.to_dict(), found.config.to_dict()
+    # Everything but the context's length and how random weights are drawn.
+    names = sorted(wanted.keys() - {"seq_len", "init_std", "family"})
+    wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in names if wanted[n] != given[n]]
     if wrong:
         raise BadInput(
-            f"init_from {source}: the model there has another shape ({'; '.join(wrong)}). "
-            "Nothing was started. Set the job's `model` section to that shape."
+            f"init_from {source}: the model there is another one ({'; '.join(wrong)}). Nothing "
+            "was lost. Make the job's `model` section fit it."
         )
-    return found
+    return Decoder.from_state(config, found.state_dict())

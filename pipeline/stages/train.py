@@ -12,11 +12,12 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pion.errors import PionError
+from pion.errors import BadInput, PionError
 from pipeline.cadence import SaveCadence
 from pipeline.digest import Digests
 from pipeline.job import Job
@@ -117,14 +118,16 @@ def train_stages(
         return "stopped"
     report(_phase("waited for data", started))
     claim = context.claim() if group.rank == 0 else None
+    done = False
     try:
-        for stage in request.stages:
-            if not _StageTraining(context, claim, stage).run():
-                return "stopped"
-        return "done"
+        done = all(_StageTraining(context, claim, stage).run() for stage in request.stages)
+        return "done" if done else "stopped"
     finally:
-        if claim is not None:
-            claim.stop_heartbeat()
+        if claim is not None and done:
+            claim.stop_heartbeat()  # the driver claims next, to evaluate
+        elif claim is not None:
+            with suppress(PionError):
+                claim.release()
 
 
 class _Context:
@@ -223,12 +226,13 @@ class _StageTraining:
                     self._save(wait=True)
             return finished
         finally:
-            self.trainer.close()
-            setup.close()
-            if self.claim is not None:
-                self.checkpointer.close()
-                self.metrics.flush()
-                self.trackers.close()
+            with ExitStack() as closing:  # each is closed, whatever closing another raises
+                closing.callback(setup.close)
+                closing.callback(self.trainer.close)
+                if self.claim is not None:
+                    closing.callback(self.trackers.close)
+                    closing.callback(self.metrics.flush)
+                    closing.callback(self.checkpointer.close)
 
     def _open_outputs(self, ancestor: str | None) -> None:
         from pipeline.state.checkpoint import Checkpointer
@@ -300,6 +304,8 @@ class _StageTraining:
             if first or last or trainer.step % self.job.log.every == 0:
                 self._log()
             if last or trainer.step % evaluate_every == 0:
+                if self.claim is not None:
+                    self._save(wait=last)  # evaluation may run out of memory
                 self._evaluate()
             if (
                 self.claim is not None
@@ -315,7 +321,7 @@ class _StageTraining:
 
     def _log(self) -> None:
         rows = self.trainer.drain_metrics()
-        if self.claim is None:
+        if self.claim is None or not rows:
             return
         for row in rows:
             self.metrics.append(row)
@@ -339,6 +345,8 @@ class _StageTraining:
         if self.claim is None:
             return
         self.held_out_loss = result.loss
+        if self.job.checkpoint.keep.best:
+            self._note_held_out_loss()
         row = {
             "step": trainer.step,
             "held_out_loss": result.loss,
@@ -356,9 +364,23 @@ class _StageTraining:
             }
         )
         for prompt in self.job.evaluate.prompts:
-            sample = {"step": trainer.step, "prompt": prompt, "text": self._sample(prompt)}
+            try:
+                text = self._sample(prompt)
+            except BadInput as error:  # a prompt longer than the context, say
+                self.report({"type": "note", "text": f"no sample for {prompt[:40]!r}: {error}"})
+                continue
+            sample = {"step": trainer.step, "prompt": prompt, "text": text}
             self.metrics.append({"step": trainer.step, "sample": sample})
             self.report({"type": "sample", "stage": self.stage, **sample})
+
+    def _note_held_out_loss(self) -> None:
+        """Write the loss into the checkpoint's entry, which was listed before it was measured."""
+        assert self.claim is not None
+        self.checkpointer.wait()
+        saved = self.checkpointer.last
+        if saved is not None and saved.step == self.trainer.step:
+            metrics = {"held_out_loss": self.held_out_loss or 0.0}
+            self.claim.commit(lambda head: head.with_metrics(saved.key, metrics))
 
     def _sample(self, prompt: str) -> str:
         from pion.data.chat import Turn, render
@@ -377,10 +399,12 @@ class _StageTraining:
         """Save the last finished step; without `wait`, skipped while another save is written."""
         if wait:
             self.checkpointer.wait()
+        elif self.checkpointer.busy:
+            return
+        self._log()  # the rows of a saved step are saved with it
         state = self.trainer.state()
-        metrics = {} if self.held_out_loss is None else {"held_out_loss": self.held_out_loss}
         started = time.monotonic()
-        if self.checkpointer.save(state.model, state.optimizer, state.meta, metrics):
+        if self.checkpointer.save(state.model, state.optimizer, state.meta):
             stats = self.checkpointer.stats
             self.cadence.saved(started, stats.stall_seconds, stats.write_seconds)
             self.report(

@@ -113,6 +113,14 @@ class Head:
         stages = {**self.stages, stage: record}
         return dataclasses.replace(self, stages=stages, committed_epoch=self.epoch)
 
+    def with_metrics(self, key: str, metrics: Mapping[str, float]) -> "Head":
+        """Checkpoint `key` listed with these results."""
+        checkpoints = tuple(
+            dataclasses.replace(entry, metrics=metrics) if entry.key == key else entry
+            for entry in self.checkpoints
+        )
+        return dataclasses.replace(self, checkpoints=checkpoints)
+
     def with_digest(self, stage: str, old: str, new: str) -> "Head":
         """Checkpoints of `stage` made under digest `old` count under `new`: both lead to them."""
         checkpoints = tuple(

@@ -72,12 +72,25 @@ def losses(folder: Path, stage: str) -> list[float]:
 
 
 @pytest.mark.usefixtures("on_shared_ray")
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-3)])
-def test_two_workers_train_as_one_does(tmp_path: Path, dtype: str, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "lr", "tolerance"),
+    # Adam's first steps follow the gradient's sign: where bf16 flips it, weights part by 2 · lr.
+    [("float32", 1e-2, 1e-5), ("bfloat16", 1e-3, 1e-3)],
+)
+def test_two_workers_train_as_one_does(
+    tmp_path: Path, dtype: str, lr: float, tolerance: float
+) -> None:
     folders = {workers: tmp_path / str(workers) for workers in (1, 2)}
     for workers, folder in folders.items():
         folder.mkdir()
-        finish(write_job(folder, hardware__workers=workers, hardware__dtype=dtype))
+        job = write_job(
+            folder,
+            hardware__workers=workers,
+            hardware__dtype=dtype,
+            pretrain__lr=lr,
+            sft__lr=lr / 10,
+        )
+        finish(job)
     for stage, steps in (("pretrain", 20), ("sft", 10)):
         one, two = losses(folders[1], stage), losses(folders[2], stage)
         assert len(one) == steps

@@ -150,6 +150,39 @@ def test_a_changed_sft_setting_is_shown_and_redo_keeps_pretraining(
     assert after["sft"] != before["sft"]
 
 
+def test_redo_with_bad_input_loses_nothing_that_was_finished(
+    tmp_path: Path, unbroken: Path
+) -> None:
+    job = write_job(tmp_path)
+    finish(job)
+    process = start(job, "data.sources.0.path=typo", "--redo", "pretrain")
+    output, _ = process.communicate()
+    assert process.returncode == 2
+    assert "typo" in output
+    assert final_weights(tmp_path) == final_weights(unbroken)
+    assert "sft: done" in finish(job)
+
+
+def test_a_comment_added_to_the_job_file_changes_nothing(tmp_path: Path) -> None:
+    job = write_job(tmp_path, sft=None, log__every=1)
+    process = start(job)
+    wait_for(process, "pretrain step", lines=3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    job.write_text("# a comment\n" + job.read_text())
+    finish(job)
+
+
+def test_metrics_of_every_saved_step_survive_a_kill_between_two_log_lines(tmp_path: Path) -> None:
+    job = write_job(tmp_path, sft=None, checkpoint__every_steps=3, pretrain__steps=400)
+    process = start(job, "log.every=10")
+    wait_for(process, "saved", lines=8)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finish(job)
+    assert rows_trained(tmp_path, "pretrain") == [[4 * s, 4 * s + 4] for s in range(400)]
+
+
 def test_more_steps_may_be_asked_for_before_the_decay(tmp_path: Path) -> None:
     job = write_job(tmp_path, log__every=1, sft=None)
     process = start(job, "checkpoint.every_steps=4")

@@ -37,7 +37,7 @@ def test_a_run_continues_another_runs_model_with_a_fresh_schedule(
         pretrain__steps=1,
         pretrain__warmup_steps=0,
         pretrain__lr=1e-6,
-        pretrain__min_lr=0,
+        pretrain__min_lr=1e-6,
         pretrain__init_from=str(pretrained / "runs" / "tiny"),
     )
     assert "starts from" in finish(job)
@@ -89,7 +89,7 @@ def test_a_seeds_checkpoint_is_a_start_too(tmp_path: Path, pretrained: Path) -> 
         pretrain__steps=1,
         pretrain__warmup_steps=0,
         pretrain__lr=1e-6,
-        pretrain__min_lr=0,
+        pretrain__min_lr=1e-6,
         pretrain__init_from="seed.pt",
     )
     finish(job)
