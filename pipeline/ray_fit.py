@@ -66,8 +66,9 @@ def fit(task: dict[str, Any]) -> None:
             # Fresh scratch space each time: Ray's own run state is never resumed from.
             name="train",
             storage_path=f"{task['session']}/storage",
-            # A worker that dies is restarted; the train loop counts attempts without progress.
-            failure_config=FailureConfig(max_failures=-1),
+            # A worker that dies is restarted; the train loop counts attempts without progress, and
+            # this bounds those that do not even get there.
+            failure_config=FailureConfig(max_failures=100),
         ),
     ).fit()
 

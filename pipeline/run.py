@@ -30,7 +30,7 @@ from pipeline.plan import (
 )
 from pipeline.state.head import Claim, Clock, RunState
 from pipeline.state.metrics import EventLog
-from pipeline.state.owner import Owner
+from pipeline.state.owner import Owner, differences
 from pipeline.state.stores import StoreError, open_store
 
 STOP_SECONDS = 30.0
@@ -87,6 +87,10 @@ def run_job(job: Job, options: Options, display: Display) -> int:
             )
         except StoreError as error:
             raise BadInput(f"{error} Nothing was started.") from error
+        if head is not None and head.claims:
+            for change in differences(head.claims[0].owner, owner):
+                text = f"changed since this run was last worked on: {change}"
+                display.say({"type": "note", "text": text})
         _Advance(job, options, display, digests, run, owner, claim, started, stopping).go(raised)
     return 0
 

@@ -267,6 +267,7 @@ class _StageTraining:
         )
         self.last_flush = time.monotonic()
         self.held_out_loss: float | None = None
+        self.durable_step: int | None = None
 
     def _record_machine(self) -> None:
         """Note where this attempt trains, for the lineage; what it reached is in the metrics."""
@@ -294,6 +295,7 @@ class _StageTraining:
         while trainer.step < steps:
             if self.claim is not None:
                 self.claim.check()
+                self._report_durable()
             if not trainer.train_step(self.context.should_stop):
                 return False
             last = trainer.step == steps
@@ -407,17 +409,24 @@ class _StageTraining:
         if self.checkpointer.save(state.model, state.optimizer, state.meta):
             stats = self.checkpointer.stats
             self.cadence.saved(started, stats.stall_seconds, stats.write_seconds)
+        if wait:
+            self.checkpointer.wait()
+            self._report_durable()
+
+    def _report_durable(self) -> None:
+        """Say so when another checkpoint has become durable."""
+        stats = self.checkpointer.stats
+        if stats.durable_step is not None and stats.durable_step != self.durable_step:
+            self.durable_step = stats.durable_step
             self.report(
                 {
                     "type": "checkpoint",
                     "stage": self.stage,
-                    "step": self.trainer.step,
+                    "step": stats.durable_step,
                     "stall": stats.stall_seconds,
                     "interval": self.cadence.interval,
                 }
             )
-        if wait:
-            self.checkpointer.wait()
 
     def _finish(self) -> None:
         assert self.claim is not None
