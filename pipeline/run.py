@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -173,6 +175,9 @@ class _Advance:
             plans = self._plans()
             if plans["prepare"].state == "done":
                 self._drop_redone()
+            elif self.options.redo == "prepare":
+                # Workers wait for `prepare` to be committed: it must not look as if it were.
+                self.claim.drop_stages(["prepare"])
             training = [s for s in self.job.train_stages if plans[s].state != "done"]
             for plan in plans.values():
                 self.say(
@@ -280,13 +285,15 @@ class _Advance:
         reports: dict[str, Any] = {}
         data = self.digests.data
         tokenizer: Path | None = None
-        if "pretrain" in data:
-            folder = self._data_folder("pretrain")
-            reports["pretrain"] = prepare_pretrain(self.job, folder, self._say_or_stop)
-            tokenizer = folder / "tokenizer.json"
-        if "sft" in data:
-            folder = self._data_folder("sft")
-            reports["sft"] = prepare_sft(self.job, folder, tokenizer, self._say_or_stop)
+        folders = {part: self._data_folder(part) for part in data}
+        again = self.options.redo == "prepare"
+        with _made_again(list(folders.values())) if again else contextlib.nullcontext():
+            if "pretrain" in data:
+                folder = folders["pretrain"]
+                reports["pretrain"] = prepare_pretrain(self.job, folder, self._say_or_stop)
+                tokenizer = folder / "tokenizer.json"
+            if "sft" in data:
+                reports["sft"] = prepare_sft(self.job, folders["sft"], tokenizer, self._say_or_stop)
         self._drop_redone()
         self.claim.finish_stage("prepare", self.digests.stages["prepare"], reports)
         self.say({"type": "phase", "name": "prepare", "seconds": time.monotonic() - started})
@@ -383,6 +390,26 @@ class _Advance:
                 "Mend that and run the same command again."
             )
         return BadInput(f"{error} Nothing was started.")
+
+
+@contextlib.contextmanager
+def _made_again(folders: list[Path]) -> Iterator[None]:
+    """Put the prepared data in `folders` aside; it comes back if making it again fails."""
+    aside = {folder: folder.with_name(f"{folder.name}.old") for folder in folders}
+    for folder, old in aside.items():
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+    try:
+        yield
+    except BaseException:
+        for folder, old in aside.items():
+            if old.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                old.rename(folder)
+        raise
+    for old in aside.values():
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _error_of(message: dict[str, Any]) -> PionError:

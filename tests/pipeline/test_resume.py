@@ -163,6 +163,25 @@ def test_redo_with_bad_input_loses_nothing_that_was_finished(
     assert "sft: done" in finish(job)
 
 
+def test_redo_prepare_reads_the_text_again_and_keeps_the_old_data_if_it_cannot(
+    tmp_path: Path, unbroken: Path
+) -> None:
+    job = write_job(tmp_path, sft=None)
+    finish(job)
+    text = tmp_path / "text" / "all.txt"
+    before = text.read_text()
+    text.unlink()
+    process = start(job, "--redo", "prepare")
+    process.communicate()
+    assert process.returncode == 2
+    assert "pretrain: done" in finish(job)
+    assert head_of(tmp_path).checkpoints[0].model_sha256 == final_weights(unbroken)["pretrain"]
+
+    text.write_text("\n\n".join(reversed(before.split("\n\n"))))
+    finish(job, "--redo", "prepare")
+    assert head_of(tmp_path).checkpoints[0].model_sha256 != final_weights(unbroken)["pretrain"]
+
+
 def test_a_comment_added_to_the_job_file_changes_nothing(tmp_path: Path) -> None:
     job = write_job(tmp_path, sft=None, log__every=1)
     process = start(job)
