@@ -80,7 +80,8 @@ def worker_loop(config: dict[str, Any]) -> None:
 
     from pion.errors import PionError
     from pipeline.lifeline import Lifeline, LifelineAddress
-    from pipeline.stages.train import Group, TrainRequest, train_stages
+    from pipeline.stages.request import Group, TrainRequest
+    from pipeline.stages.train import train_stages
 
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pion.errors import BadInput, Interrupted, NotDurable, PionError
@@ -30,10 +27,12 @@ from pipeline.plan import (
     stage_inputs,
     steps_may_be_raised,
 )
+from pipeline.preflight import preflight, worker_count
 from pipeline.state.head import Claim, Clock, RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner, differences
 from pipeline.state.stores import StoreError, open_store
+from pipeline.stopping import StoppingOnSignals
 
 STOP_SECONDS = 30.0
 """How long workers may take to save when asked to stop, before they are ended regardless."""
@@ -54,7 +53,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
     """Do what is left of `job` and return 0; raises PionError with the exit code otherwise."""
     started = time.time()
     digests = digest_job(job)
-    stopping = _StoppingOnSignals(display)
+    stopping = StoppingOnSignals(display)
     run = RunState(open_store(job.store), job.name, Clock(sleep=stopping.sleep))
     head = run.read()
 
@@ -97,53 +96,6 @@ def run_job(job: Job, options: Options, display: Display) -> int:
     return 0
 
 
-def preflight(job: Job) -> list[str]:
-    """Find now what would fail later; returns what could not be found out. Raises BadInput."""
-    from pipeline.trackers import check_trackers
-
-    check_trackers(job)
-    workers = worker_count(job)
-    gpus = gpu_count()
-    if 0 < gpus < workers:
-        raise BadInput(
-            f"hardware.workers {workers}: this machine has {gpus} GPUs, and each worker needs one. "
-            f"Nothing was started. Set hardware.workers={gpus}, or leave it out."
-        )
-    for stage in job.train_stages:
-        batch = job.section(stage).global_batch
-        if batch < workers:
-            raise BadInput(
-                f"{stage}.global_batch {batch} is smaller than the {workers} workers, which would "
-                f"leave some without a row. Nothing was started. Set hardware.workers={batch}."
-            )
-    if job.tokenizer.file is not None and not job.input_path(job.tokenizer.file).is_file():
-        path = job.input_path(job.tokenizer.file)
-        raise BadInput(f"tokenizer.file: {path} does not exist. Nothing was started.")
-    for name in ("pretrain", "sft"):
-        section = getattr(job, name)
-        if section is not None and section.init_from is not None:
-            from pipeline.find_model import find_model
-
-            path = job.input_path(section.init_from)
-            find_model(str(path) if path.exists() else section.init_from)
-    if job.evaluate.packs:
-        from pipeline.stages.evaluate import read_packs
-
-        read_packs(job)
-    if job.publish is not None:
-        from pipeline.stages.publish import check_target
-
-        return check_target(job)
-    return []
-
-
-def worker_count(job: Job) -> int:
-    """Ray workers of this machine: the job's, else one per GPU, else one. 0 = no Ray."""
-    if job.hardware.workers is not None:
-        return job.hardware.workers
-    return max(1, gpu_count())
-
-
 class _Advance:
     """One `pion run` that has something to do."""
 
@@ -157,7 +109,7 @@ class _Advance:
         owner: Owner,
         claim: Claim,
         started: float,
-        stopping: _StoppingOnSignals,
+        stopping: StoppingOnSignals,
     ) -> None:
         self.job, self.options, self.display = job, options, display
         self.digests, self.run, self.owner, self.claim = digests, run, owner, claim
@@ -262,7 +214,7 @@ class _Advance:
             self.say({"type": "note", "text": text})
 
     def _start_workers(self, training: list[str]) -> Any:
-        from pipeline.stages.train import TrainRequest
+        from pipeline.stages.request import TrainRequest
         from pipeline.workers import RayWorkers
 
         count = worker_count(self.job)
@@ -317,7 +269,8 @@ class _Advance:
         self.claim.start_heartbeat()
 
     def _train_here(self, training: list[str]) -> str:
-        from pipeline.stages.train import Group, TrainRequest, train_stages
+        from pipeline.stages.request import Group, TrainRequest
+        from pipeline.stages.train import train_stages
 
         request = TrainRequest.of(
             self.job, self.digests, self.owner, training, gpus=gpu_count(), started=self.started
@@ -421,47 +374,3 @@ def _error_of(message: dict[str, Any]) -> PionError:
 def _import_evaluation() -> None:
     import pion.evaluate
     import pion.model.decoder  # noqa: F401
-
-
-class _StoppingOnSignals:
-    """SIGINT and SIGTERM ask for an orderly stop; a second one ends the process at once."""
-
-    def __init__(self, display: Display) -> None:
-        self.asked = False
-        self._display = display
-        self._before: dict[int, Any] = {}
-
-    def check(self) -> None:
-        """Raise Interrupted if a stop was asked."""
-        if self.asked:
-            raise Interrupted(
-                "Interrupted; everything finished so far is saved. Run the same command again to "
-                "go on."
-            )
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep, but not past a request to stop. Raises Interrupted."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.check()
-            time.sleep(min(left, 0.2))
-
-    def __enter__(self) -> _StoppingOnSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.asked:
-            os._exit(128 + number)  # Ray's processes are ended by the reaper
-        self.asked = True
-        name = signal.Signals(number).name
-        text = f"{name}: stopping, with what is finished saved; again ends at once without saving"
-        threading.Thread(
-            target=self._display.say, args=({"type": "note", "text": text},), daemon=True
-        ).start()

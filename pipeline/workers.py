@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pipeline.lifeline import LifelineServer, Message
 from pipeline.reaper import SESSION_VARIABLE, start_reaper
-from pipeline.stages.train import TrainRequest
+from pipeline.stages.request import TrainRequest
 
 LOOPBACK = "127.0.0.1"
 RAY_ADDRESS = "PION_RAY_ADDRESS"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pion.model.decoder import Decoder
     from pion.train.settings import Plan, TrainSettings
     from pion.train.trainer import Trainer
-    from pipeline.stages.train import Group, TrainRequest
+    from pipeline.stages.request import Group, TrainRequest
     from pipeline.state.head import RunState
 
 

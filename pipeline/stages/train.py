@@ -6,21 +6,18 @@ what to restore; the other ranks are told.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.cadence import SaveCadence
-from pipeline.digest import Digests
 from pipeline.job import Job
+from pipeline.stages.request import Group, TrainRequest
 from pipeline.state.head import Claim, RunState
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
@@ -32,70 +29,6 @@ Report = Callable[[dict[str, Any]], None]
 MAX_ATTEMPTS = 5
 SAMPLE_TOKENS = 48
 FLUSH_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What the driver asks of its workers; plain JSON, since it crosses processes and nodes."""
-
-    job: dict[str, Any]
-    job_folder: str
-    store: str
-    owner: dict[str, Any]
-    stages: list[str]
-    digests: dict[str, str]
-    data: dict[str, str]
-    gpus: int = 0
-    started: float = 0.0
-    """Unix time at which `pion run` began, for seconds-to-first-step."""
-
-    @classmethod
-    def of(
-        cls, job: Job, digests: Digests, owner: Owner, stages: list[str], **rest: Any
-    ) -> TrainRequest:
-        """The request for `stages` of `job`."""
-        return cls(
-            job=job.model_dump(mode="json"),
-            job_folder=str(job.folder),
-            store=open_store(job.store).url,
-            owner=dataclasses.asdict(owner),
-            stages=stages,
-            digests=digests.stages,
-            data=digests.data,
-            **rest,
-        )
-
-    def load_job(self) -> Job:
-        """The job as it was validated by the driver."""
-        job = Job.model_validate(self.job)
-        job._folder = Path(self.job_folder)
-        return job
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> TrainRequest:
-        return cls(**raw)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The processes that train together."""
-
-    rank: int = 0
-    world_size: int = 1
-    distributed: bool = False
-
-    def from_rank_0(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        if not self.distributed:
-            return value
-        import torch.distributed as dist
-
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
 
 
 def train_stages(
