@@ -3,7 +3,8 @@
     uv run python benchmarks/startup.py [--rounds 3]
 
 Both are fresh processes, started in turns on the same machine: the bare one is a TorchTrainer with
-one CPU worker whose loop does nothing. Writes benchmarks/results/startup.json.
+one CPU worker whose loop does nothing. Then a shortened demo goes through all stages, to time what
+lies between them. Writes benchmarks/results/startup.json.
 """
 
 from __future__ import annotations
@@ -81,6 +82,26 @@ def seconds_until(process: subprocess.Popen[str], text: str, log: list[str]) -> 
     raise SystemExit(f"no {text!r} in:\n{''.join(log)}")
 
 
+BOUNDARIES = {
+    "pretrain to first sft step": ("pretrain: done", "sft step 1/"),
+    "sft to evaluate": ("sft: done", "evaluate: starts"),
+    "evaluate to publish": ("evaluate: done", "publish: starts"),
+}
+
+
+def stage_boundaries(store: Path) -> dict[str, float]:
+    """Seconds from the end of one stage to the work of the next."""
+    short = ("pretrain.steps=12", "pretrain.warmup_steps=2", "sft.steps=6", "sft.warmup_steps=1")
+    process = start_pion(store, *short, "log.every=1", "publish.require=[]")
+    log: list[str] = []
+    seen = {}
+    for mark in [mark for pair in BOUNDARIES.values() for mark in pair]:
+        seconds_until(process, mark, log)
+        seen[mark] = time.monotonic()
+    process.communicate()
+    return {name: seen[after] - seen[before] for name, (before, after) in BOUNDARIES.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -103,11 +124,14 @@ def main() -> None:
             process.wait()
             logs.append([line.rstrip() for line in log if " s" in line])
             time.sleep(3)
+    with tempfile.TemporaryDirectory() as folder:
+        boundaries = stage_boundaries(Path(folder))
     result = {
         "bare_seconds": bare,
         "resumed_seconds": resumed,
         "ratio_of_medians": statistics.median(resumed) / statistics.median(bare),
         "phases": logs[-1],
+        "stage_boundary_seconds": boundaries,
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")

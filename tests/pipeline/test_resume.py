@@ -226,12 +226,14 @@ def test_a_killed_prepare_goes_on_where_it_was(tmp_path: Path, unbroken: Path) -
     assert final_weights(tmp_path) == final_weights(unbroken)
 
 
-def test_a_newest_checkpoint_that_rotted_is_skipped_and_said(
-    tmp_path: Path, unbroken: Path
-) -> None:
-    job = write_job(tmp_path, checkpoint__every_steps=4, log__every=1, sft=None)
+def test_a_newest_checkpoint_that_rotted_is_skipped_and_said(tmp_path: Path) -> None:
+    changes = {"checkpoint__every_steps": 4, "log__every": 1, "sft": None, "pretrain__steps": 400}
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    finish(write_job(whole, **changes))
+    job = write_job(tmp_path, **changes)
     process = start(job)
-    wait_for(process, "pretrain step 14", lines=1)
+    wait_for(process, "saved", lines=2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     newest = head_of(tmp_path).checkpoints[0]
@@ -239,9 +241,42 @@ def test_a_newest_checkpoint_that_rotted_is_skipped_and_said(
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    output = finish(job)
-    assert f"Skipped checkpoint {newest.key}" in output
-    assert head_of(tmp_path).checkpoints[0].model_sha256 == final_weights(unbroken)["pretrain"]
+    assert f"Skipped checkpoint {newest.key}" in finish(job)
+    entries = [head_of(folder).checkpoints[0] for folder in (tmp_path, whole)]
+    assert entries[0].model_sha256 == entries[1].model_sha256
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "publish"])
+@pytest.mark.parametrize("seed", range(2))
+def test_sigkill_inside_a_later_stage_costs_no_training_and_changes_no_result(
+    tmp_path: Path, stage: str, seed: int
+) -> None:
+    folders = {name: tmp_path / name for name in ("whole", "killed")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        job = write_job(folder, publish={"to": str(folder / "model")}, evaluate__continuations=20)
+        if name == "killed":
+            process = start(job)
+            wait_for(process, f"{stage}: starts", lines=1)
+            time.sleep(random.Random(seed).random() * 2)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        output = finish(job)
+    assert "sft: done (finished" in output
+    results = [head_of(folder).stages["evaluate"].result for folder in folders.values()]
+    assert without_times(results[0]) == without_times(results[1])
+    models = [(folder / "model/model.safetensors").read_bytes() for folder in folders.values()]
+    assert models[0] == models[1]
+    assert not [
+        path for path in folders["killed"].iterdir() if path.name.startswith((".", "model."))
+    ]
+
+
+def without_times(result: Any) -> Any:
+    """`result` without the seconds that measuring took, which no two runs share."""
+    if not isinstance(result, dict):
+        return result
+    return {k: without_times(v) for k, v in result.items() if "second" not in k}
 
 
 def test_training_that_diverges_is_not_saved_as_good(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ A store maps keys (`demo/HEAD.json`) to bytes. Keys are written whole or not at 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pion.errors import BadInput, NotDurable, PionError
 
@@ -35,13 +35,15 @@ class Conflict(PionError):
 class StoreError(NotDurable):
     """The store could not do what was asked: `where` (path or key) and `reason` say why.
 
-    A write that raised this may still have happened (a lost acknowledgement).
+    A write that raised this may still have happened (a lost acknowledgement). `outage`: trying
+    again later may help (a network or a service that is down), although retries have not.
     """
 
-    def __init__(self, action: str, where: str, reason: str) -> None:
+    def __init__(self, action: str, where: str, reason: str, *, outage: bool = False) -> None:
         super().__init__(f"Cannot {action} {where}: {reason}.")
         self.where = where
         self.reason = reason
+        self.outage = outage
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,23 @@ class Entry:
 Entries = list[Entry]
 
 
+Staged = dict[str, Any]
+"""A write that waits for its commit, as plain JSON."""
+
+
 class Store(Protocol):
-    """Keys to bytes. Every method raises `StoreError` when the store itself fails."""
+    """Keys to bytes. Every method raises `StoreError` when the store itself fails.
+
+    A store may gather writes and deletes into commits (`commits` is true). They are then seen by
+    this object's own reads at once, and by everybody from the next `compare_and_swap` or `flush`
+    on, which carries them all.
+    """
 
     url: str
+    commits: bool
+    """Whether writes wait for a commit, of which there are only so many an hour."""
+    save_seconds: float
+    """The shortest interval between checkpoints that the store bears."""
 
     def read(self, key: str) -> bytes:
         """The bytes under `key`; raises `Missing`."""
@@ -67,28 +82,44 @@ class Store(Protocol):
         """The bytes under `key` and their version for `compare_and_swap`; raises `Missing`."""
 
     def write(self, key: str, data: Data) -> None:
-        """Store bytes or a file's content under `key`, durably, all or nothing."""
+        """Store bytes or a file's content under `key`, all or nothing."""
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
         """Replace version `expected` (None: nothing there yet) and return the new version.
 
-        Raises `Conflict` when another version is there.
+        Raises `Conflict` when another version is there; nothing is written then.
         """
+
+    def flush(self) -> None:
+        """Make everything written so far durable and seen by all."""
+
+    def staged(self) -> list[Staged]:
+        """The writes that wait for a commit, to be handed to another process's `adopt`."""
+
+    def adopt(self, staged: list[Staged]) -> None:
+        """Take over writes whose bytes another process has brought to the store already."""
 
     def delete(self, key: str) -> None:
         """Remove `key`; nothing there is fine."""
 
-    def download(self, key: str, path: Path) -> None:
-        """Put the bytes under `key` into the file `path`, all or nothing; raises `Missing`."""
+    def download(self, key: str, path: Path) -> str:
+        """Put the bytes under `key` into the file `path`, all or nothing, and return their sha256,
+        computed from what arrived. Raises `Missing`."""
 
     def local_path(self, key: str) -> Path | None:
         """Where `key` can be memory-mapped on this machine, or None if it must be downloaded."""
 
     def sweep_unfinished(self, prefix: str, before: float) -> int:
-        """Remove what writers that died before `before` (Unix time) left unfinished; how many."""
+        """Remove what writers that died before `before` (Unix time) left unfinished, and what no
+        key uses any more; how many."""
 
     def list(self, prefix: str = "") -> Entries:
         """Every object whose key starts with `prefix`, sorted by key."""
+
+    def probe(self, prefix: str) -> None:
+        """Find out whether this store can be read, written and deleted below `prefix`, and whether
+        `compare_and_swap` really compares. Raises `BadInput` saying what is wrong and what to do;
+        leaves nothing behind."""
 
 
 def check_key(key: str) -> str:

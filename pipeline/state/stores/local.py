@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from pion.errors import BadInput
 from pipeline.state.stores.base import (
     Conflict,
     Data,
     Entries,
     Entry,
     Missing,
+    Staged,
     StoreError,
     check_key,
 )
@@ -52,6 +54,9 @@ class FileStore:
     lock files of keys that are swapped.
     """
 
+    commits = False
+    save_seconds = 0.0
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
         self.url = f"file://{self.folder}"
@@ -85,6 +90,16 @@ class FileStore:
             _write_atomically(path, data)
         return _version(data)
 
+    def flush(self) -> None:
+        """Every write is durable when it returns."""
+
+    def staged(self) -> list[Staged]:
+        return []
+
+    def adopt(self, staged: list[Staged]) -> None:
+        """No write waits for a commit."""
+        assert not staged
+
     def delete(self, key: str) -> None:
         path = self._path(key)
         with _explained("delete", path):
@@ -101,12 +116,14 @@ class FileStore:
             except OSError:
                 break
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path) -> str:
         source = self._path(key)
         if not source.is_file():
             raise Missing(key, self.url)
         with _explained("write", path):
             _write_atomically(path, source)
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)
@@ -129,6 +146,14 @@ class FileStore:
                 with contextlib.suppress(FileNotFoundError):
                     entries.append(Entry(key, path.stat().st_size))
         return sorted(entries, key=lambda entry: entry.key)
+
+    def probe(self, prefix: str) -> None:
+        key = f"{prefix}probe-{uuid.uuid4().hex}"
+        try:
+            self.write(key, b"")
+            self.delete(key)
+        except StoreError as error:
+            raise BadInput(f"{error} Nothing was started.") from error
 
     def _path(self, key: str) -> Path:
         return self.folder / check_key(key)
