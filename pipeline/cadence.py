@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pipeline.state.records import ClaimRecord
 
 MIN_SECONDS = 10.0
 """Shorter intervals gain nothing: restarting takes longer than the work they would save."""
@@ -15,13 +18,15 @@ class SaveCadence:
 
     The optimal interval between saves that each stall training for C seconds, on machines that
     last M seconds on average, is √(2·C·M) (Young 1974, Daly 2006). It is never shorter than the
-    previous save took to become durable.
+    previous save took to become durable, nor than the store bears (`floor_seconds`), whatever the
+    job asks for.
     """
 
     every_steps: int | None
     every_seconds: float | None
     preemption_seconds: float
     last_save: float
+    floor_seconds: float = 0.0
     stall: float = 0.05
     write_seconds: float = 0.0
 
@@ -29,12 +34,14 @@ class SaveCadence:
     def interval(self) -> float:
         """Seconds between saves, unless the job fixes steps."""
         if self.every_seconds is not None:
-            return self.every_seconds
+            return max(self.every_seconds, self.floor_seconds)
         young_daly = math.sqrt(2 * max(self.stall, 1e-3) * self.preemption_seconds)
-        return max(young_daly, self.write_seconds, MIN_SECONDS)
+        return max(young_daly, self.write_seconds, self.floor_seconds, MIN_SECONDS)
 
     def due(self, step: int, now: float) -> bool:
         """Whether the state after `step` should be saved."""
+        if now - self.last_save < self.floor_seconds:
+            return False
         if self.every_steps is not None and step % self.every_steps == 0:
             return True
         if self.every_steps is not None and self.every_seconds is None:
@@ -44,3 +51,18 @@ class SaveCadence:
     def saved(self, now: float, stall: float, write_seconds: float) -> None:
         """Note a save that was started at `now`, and what the last one cost."""
         self.last_save, self.stall, self.write_seconds = now, stall, write_seconds
+
+
+SESSIONS_TO_TRUST = 4
+"""Fewer interruptions than this say little about how long the next machine will last."""
+
+
+def seconds_between_interruptions(claims: Sequence[ClaimRecord], assumed: float) -> float:
+    """The mean time between the starts of this run's processes, once there were a few; `assumed`
+    until then. `claims` are newest first."""
+    starts: dict[str, float] = {}
+    for claim in claims:
+        starts[claim.owner.session] = claim.at  # the earliest claim of each session stays
+    if len(starts) < SESSIONS_TO_TRUST:
+        return assumed
+    return max((max(starts.values()) - min(starts.values())) / (len(starts) - 1), 60.0)

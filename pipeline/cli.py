@@ -152,6 +152,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     points.add_argument("--verify", action="store_true", help="check sizes and hashes again")
     points.add_argument("--json", action="store_true", help="print JSON")
 
+    stop = add("stop", _stop, "ask a run's owner, wherever it is, to save and stop")
+    stop.add_argument("run", metavar="RUN")
+    stop.add_argument("--wait", action="store_true", help="return once it has stopped")
+
+    fork = add("fork", _fork, "make a new run that goes on from a checkpoint of another")
+    fork.add_argument("run", metavar="RUN")
+    fork.add_argument("new", metavar="NEW", help="a name beside RUN, or STORE/name")
+    fork.add_argument("--at", metavar="STEP", type=int, help="default: the newest checkpoint")
+    fork.add_argument("--stage", choices=("pretrain", "sft"), help="default: the one under way")
+
     report = add("report", _report, "write a run's report.html again")
     report.add_argument("run", metavar="RUN")
     report.add_argument("--json", action="store_true", help="print its path as JSON")
@@ -287,6 +297,18 @@ def _checkpoints(args: argparse.Namespace) -> int:
     from pipeline.status import show_checkpoints
 
     return show_checkpoints(args.run, verify=args.verify, as_json=args.json)
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from pipeline.stop import stop
+
+    return stop(args.run, wait=args.wait)
+
+
+def _fork(args: argparse.Namespace) -> int:
+    from pipeline.fork import fork
+
+    return fork(args.run, args.new, at=args.at, stage=args.stage)
 
 
 def _report(args: argparse.Namespace) -> int:

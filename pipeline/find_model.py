@@ -6,12 +6,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pion.errors import BadInput
+from pipeline.bring_model import bring_model
 from pipeline.state.head import RunState
 from pipeline.state.records import CheckpointEntry, Head
-from pipeline.state.stores import DEFAULT_STORE, Store, open_store, split_run
+from pipeline.state.stores import DEFAULT_STORE, Store, StoreError, open_store, split_run
 
 if TYPE_CHECKING:
     from pion.data.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+HUB_MODEL = re.compile(r"hf://[^/]+/[^/]+")  # with one more part it is a run in a store
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,18 @@ def find_model(text: str | None) -> FoundModel:
 
     `text` is a run (`demo`, `<store>/demo`, with `@pretrain`, `@sft` or `@STEP` for another than
     its last checkpoint), a checkpoint's or an exported folder, a seed's `.pt` file, or a Hub
-    repository (`user/name` or `hf://user/name`, with `@REVISION`).
+    repository (`user/name` or `hf://user/name`, with `@REVISION`). `s3://bucket/prefix/demo` and
+    `hf://user/name/demo` are runs, whose weights are downloaded unless this machine has them.
 
     Raises:
         BadInput: there is nothing of that name; the message lists what was looked at.
     """
     if text is None:
         return _latest()
-    if text.startswith("hf://"):
+    if HUB_MODEL.fullmatch(text):
         return _from_hub(text.removeprefix("hf://"))
+    if "://" in text:
+        return _from_run(text) or _no_such_run(text)
     path = Path(text).expanduser()
     if path.is_file():
         return _from_file(path)
@@ -116,10 +121,9 @@ def load_found(found: FoundModel) -> tuple[Decoder, Tokenizer]:
 
 def runs_in(store: Store) -> dict[str, Head]:
     """Every run of a store, by name, most recently saved last."""
-    names = {e.key.split("/")[0] for e in store.list() if e.key.split("/")[1:] == ["HEAD.json"]}
-    heads = {name: RunState(store, name).read() for name in names}
+    heads = {name: RunState(store, name).read() for name in _run_names(store)}
     present = {name: head for name, head in heads.items() if head is not None}
-    return dict(sorted(present.items(), key=lambda item: (_last_change(item[1]), item[0])))
+    return dict(sorted(present.items(), key=lambda item: (last_change(item[1]), item[0])))
 
 
 def read_run(run: str) -> tuple[RunState, Head]:
@@ -130,19 +134,40 @@ def read_run(run: str) -> tuple[RunState, Head]:
     url, name = split_run(run)
     store = open_store(url)
     state = RunState(store, name)
-    head = state.read()
+    head = _read(state)
     if head is None:
-        raise BadInput(f"no run {name!r} in the store {store.url}. {_known_runs(store)}")
+        raise BadInput(_no_run(store, name))
     return state, head
 
 
-def _last_change(head: Head) -> float:
+def _read(state: RunState) -> Head | None:
+    try:
+        return state.read()
+    except StoreError as error:  # no such bucket, no permission, no network
+        raise BadInput(str(error)) from error
+
+
+def _no_run(store: Store, name: str) -> str:
+    return f"no run {name!r} in the store {store.url}. {_known_runs(store)}"
+
+
+def _no_such_run(text: str) -> NoReturn:
+    raise BadInput(_no_run(*_store_and_name(text)))
+
+
+def _run_names(store: Store) -> list[str]:
+    keys = (entry.key.split("/") for entry in store.list())
+    return sorted(name for name, *rest in keys if rest == ["HEAD.json"])
+
+
+def last_change(head: Head) -> float:
+    """When something was last committed that says when, as Unix time."""
     times = [entry.at for entry in head.checkpoints] + [claim.at for claim in head.claims]
     return max(times + [record.at for record in head.stages.values()], default=0.0)
 
 
 def _known_runs(store: Store) -> str:
-    names = list(runs_in(store))
+    names = _run_names(store)
     return f"Runs in {store.url}: {', '.join(names)}." if names else f"No runs in {store.url}."
 
 
@@ -164,7 +189,7 @@ def _from_run(text: str) -> FoundModel | None:
             state = RunState(*_store_and_name(run))
         except BadInput:  # no name a run can have
             continue
-        head = state.read()
+        head = _read(state)
         if head is not None:
             return _of_run(state, head, which)
     return None
@@ -177,12 +202,7 @@ def _store_and_name(run: str) -> tuple[Store, str]:
 
 def _of_run(state: RunState, head: Head, which: str | None) -> FoundModel:
     entry = _choose(state, head, which)
-    folder = state.store.local_path(state.key(entry.key))
-    if folder is None or not (folder / WEIGHTS).is_file():
-        raise BadInput(
-            f"the checkpoint {entry.key} of run {state.name} is listed, but its {WEIGHTS} is not "
-            f"in {state.store.url}. Check them all: pion checkpoints {state.name} --verify"
-        )
+    folder = bring_model(state, entry.key)
     record = head.stages.get(entry.stage)
     done = record is not None and record.checkpoint == entry.key
     step = f"step {entry.step:,}" + ("" if done else ", unfinished")

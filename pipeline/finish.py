@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.bring_model import bring_model
 from pipeline.digest import Digests
 from pipeline.job import Job
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events, read_metrics
 from pipeline.state.records import Head
 from pipeline.state.stores import DEFAULT_STORE, Missing, write_once
+from pipeline.state.workspace import Workspace
 
 Say = Callable[[dict[str, Any]], None]
 Row = dict[str, Any]
 
+REPORT = "report.html"
 COMPARED_TEXTS = 4
 
 
@@ -78,21 +81,23 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say) -> Row:
 
 
 def write_run_report(job: Job, run: RunState) -> Path:
-    """Write `report.html` into the run's folder from what its store holds."""
+    """Write `report.html` into the run's folder from what its store holds.
+
+    Returns where it is on this machine; a remote store has it too.
+    """
     from pipeline.report import write_report
 
     head = _head(run)
     rows = {stage: read_metrics(run.store, run.name, head, stage) for stage in job.train_stages}
     evaluated = head.stages.get("evaluate")
-    path = run.store.local_path(run.key("report.html"))
-    assert path is not None
+    workspace = Workspace(run.store, run.name)
     events = read_events(run.store, run.name)
     phases = [event for event in events if event["event"] == "phase"]
     newest = max((event["epoch"] for event in phases), default=0)
-    return write_report(
-        path,
+    path = write_report(
+        workspace.folder(REPORT),
         job=job,
-        head_info=_head_info(job, run, head),
+        head_info=_head_info(job, run, head, events),
         metrics={stage: [r for r in rows[stage] if "loss" in r] for stage in rows},
         evaluations={stage: [r for r in rows[stage] if "held_out_loss" in r] for stage in rows},
         samples=[
@@ -104,16 +109,21 @@ def write_run_report(job: Job, run: RunState) -> Path:
         results=evaluated.result if evaluated else {},
         lineage=lineage(run, head),
         timings=[phase for phase in phases if phase["epoch"] == newest],
+        hops=[{**e, "at": _time(e["at"])} for e in events if e["event"] == "hop"],
     )
+    if workspace.remote:
+        run.store.write(run.key(REPORT), path)
+        run.store.flush()
+    return path
 
 
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     """[label, value] pairs that close a `pion run`: where everything is, and how to use it."""
     head = _head(run)
     rows = [["run", f"{run.store.url}/{run.name}"]]
-    report = run.store.local_path(run.key("report.html"))
-    if report is not None and report.exists():
-        rows.append(["report", _shown(report)])
+    local = run.store.local_path(run.key(REPORT))
+    if run.store.list(run.key(REPORT)):
+        rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
     evaluated = head.stages.get("evaluate")
     if evaluated is not None:
         results = evaluated.result
@@ -148,12 +158,10 @@ def lineage(run: RunState, head: Head) -> list[Row]:
 
 
 def model_folder(run: RunState, head: Head, stage: str) -> Path:
-    """The folder of a finished training stage's last checkpoint."""
+    """The folder of a finished training stage's last checkpoint, on this machine."""
     key = head.stages[stage].checkpoint
     assert key is not None
-    folder = run.store.local_path(run.key(key))
-    assert folder is not None
-    return folder
+    return bring_model(run, key)
 
 
 def _head(run: RunState) -> Head:
@@ -165,7 +173,7 @@ def _head(run: RunState) -> Head:
 def _data_folder(run: RunState, digests: Digests, part: str) -> Path | None:
     if part not in digests.data:
         return None
-    return run.store.local_path(run.key(f"data/{digests.data[part]}"))
+    return Workspace(run.store, run.name).bring_data(digests.data[part])
 
 
 def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
@@ -182,9 +190,13 @@ def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
     return [tokenizer.decode(row.tokens.tolist()) for row in rows]
 
 
-def _head_info(job: Job, run: RunState, head: Head) -> Row:
+def _head_info(job: Job, run: RunState, head: Head, events: Sequence[Row]) -> Row:
     published = head.stages.get("publish")
     paths = {"run": f"{run.store.url}/{run.name}"}
+    for event in events:
+        if event["event"] == "forked":
+            where = f"{event['stage']} step {event['at_step']:,}"
+            paths["forked from"] = f"{event['from']} at {where}"
     if published is not None:
         paths["model"] = str(published.result.get("url") or published.result.get("path"))
         paths["card"] = str(published.result.get("card"))

@@ -247,6 +247,11 @@ class Train(Section):
     beta2: float = scheduled(0.95, "AdamW's second moment", ge=0, lt=1)
     eps: float = scheduled(1e-8, "AdamW's epsilon", gt=0)
     clip: float = scheduled(1.0, "gradient norm limit; 0 = none", ge=0)
+    max_spike: float | None = runtime(
+        None,
+        "a step whose loss is more than so many times the recent median is undone; none: no limit",
+        gt=1,
+    )
     init_from: str | None = identity(
         None, "start from a run, checkpoint, exported folder, Hub repository or seed .pt"
     )
@@ -340,6 +345,14 @@ class Checkpoint(Section):
     )
     preemption_hours: float = runtime(2.0, "assumed mean time between preemptions", gt=0)
     keep: Keep = runtime(Keep(), "which checkpoints stay")
+    grace: float = runtime(4.0, "seconds that SIGTERM leaves to save the last step", gt=0)
+    max_undurable: float = runtime(
+        1800.0, "seconds without a save, its store being down, after which training pauses", gt=0
+    )
+    linger: float | None = runtime(
+        None, "seconds to keep trying the last save; 1800 on a rental, else 0", ge=0
+    )
+    max_rewinds: int = runtime(3, "times in a row that training goes back after trouble", ge=0)
 
 
 class Hardware(Section):
@@ -351,8 +364,17 @@ class Hardware(Section):
     threads: int | None = runtime(None, "CPU threads of a worker; the cores shared out", gt=0)
     recompute: bool | None = runtime(None, "recompute activations to save memory; derived")
     compile: bool = runtime(False, "torch.compile the blocks")
+    hang_seconds: float | None = runtime(
+        None, "seconds without a step that count as a hang; 20 times the usual, at least 120", gt=0
+    )
     deterministic: bool = runtime(False, "bit-identical on CUDA too, slower")
     shard_cache_gb: float = runtime(20.0, "disk for streamed Hub shards, in GB", gt=0)
+
+
+class Budget(Section):
+    hours: float | None = runtime(None, "machine hours of all attempts together", gt=0)
+    dollars: float | None = runtime(None, "dollars of all attempts together", gt=0)
+    dollars_per_hour: float | None = runtime(None, "this machine's price, if not rented", ge=0)
 
 
 class Log(Section):
@@ -371,7 +393,9 @@ class Job(Section):
         max_length=100,
     )
     seed: int = identity(42, "seeds initial weights and row order")
-    store: str = runtime("runs", "where state lives: a folder or file:// URL")
+    store: str = runtime(
+        "runs", "where state lives: a folder, file://, s3://bucket/prefix or hf://user/repo"
+    )
     model: Model = identity(..., "the decoder: a preset's name, or a preset and/or fields")
     tokenizer: TokenizerSection = identity(..., "train one, or load one")
     data: Data = identity(Data(), "pretraining text")
@@ -383,6 +407,7 @@ class Job(Section):
     publish: Publish | None = identity(None, "where the finished model goes")
     checkpoint: Checkpoint = runtime(Checkpoint(), "how often state is saved and what is kept")
     hardware: Hardware = runtime(Hardware(), "workers, precision, memory")
+    budget: Budget = runtime(Budget(), "what the run may cost; it then stops with exit code 4")
     log: Log = runtime(Log(), "metrics")
 
     _folder: Path = PrivateAttr(default=Path("."))

@@ -14,6 +14,7 @@ from pipeline.digest import Difference, Digests, Inputs, differences
 from pipeline.job import STAGES, Job
 from pipeline.stages.start import settings_of
 from pipeline.state.records import Head
+from pipeline.state.stores import DEFAULT_STORE
 
 ReadInputs = Callable[[str, str], Inputs | None]
 """(stage, digest) → the inputs that digest was computed from, if they were kept."""
@@ -97,9 +98,28 @@ class Refusal:
                 "  put the old values back;",
                 f"  pion run {self.job_path} --redo {stage}    redo {', '.join(follows)}"
                 + (f" (keeps {', '.join(kept)});" if kept else ";"),
+                *self._fork(stale, plans),
                 f"  pion run {self.job_path} name={self.job.name}-2    a new run beside this one.",
             ]
         )
+
+    def _fork(self, stale: StagePlan, plans: list[StagePlan]) -> list[str]:
+        """The way on that keeps this run and goes on from it in a copy, if there is one."""
+        stage, job = stale.stage, self.job
+        assert stale.old_digest is not None
+        old = self.read_inputs(stage, stale.old_digest)
+        if old and _only_schedule_differs(job, stage, old, stage_inputs(stage, self.digests)):
+            where, what = "[--at STEP]", "go on from its checkpoint in a copy;"
+        else:
+            done = {plan.stage for plan in plans if plan.state == "done"}
+            before = [s for s in job.train_stages if STAGES.index(s) < STAGES.index(stage)]
+            before = [s for s in before if s in done]
+            if not before:
+                return []
+            where, what = f"--stage {before[-1]}", f"go on from {before[-1]} in a copy;"
+        run = job.name if job.store == DEFAULT_STORE else f"{job.store}/{job.name}"
+        fork = f"pion fork {run} {job.name}-2 {where} && pion run {self.job_path} name={job.name}-2"
+        return [f"  {fork}    {what}"]
 
     def changes(self, stale: StagePlan) -> list[Difference]:
         """Fields that differ between the stale stage's settings and the job, data included."""
@@ -138,6 +158,46 @@ def steps_may_be_raised(
     settings = settings_of(job.section(stale.stage))
     before = dataclasses.replace(settings, steps=changed[0].old)
     return settings.steps > before.steps and newest.step <= decay_start(before)
+
+
+def goes_on_under_another_digest(
+    job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
+) -> bool:
+    """Whether the stage's checkpoints hold under this job too, though its digest is another."""
+    question = (job, stale, digests, head, read_inputs)
+    return steps_may_be_raised(*question) or fork_may_go_on(*question)
+
+
+def fork_may_go_on(
+    job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
+) -> bool:
+    """Whether a fork's stage goes on, under this job, from the checkpoint it was forked at.
+
+    Only while it has trained nothing of its own, and only if nothing but the stage's schedule is
+    another: the weights, the optimizer's state and the rows to come are then still the right ones.
+    """
+    newest = next((e for e in head.checkpoints if e.stage == stale.stage), None)
+    if newest is None or newest.key != head.forked or stale.stage in head.stages:
+        return False
+    assert stale.old_digest is not None
+    old = read_inputs(stale.stage, stale.old_digest)
+    if old is None or job.section(stale.stage).steps < newest.step:
+        return False
+    return _only_schedule_differs(job, stale.stage, old, stage_inputs(stale.stage, digests))
+
+
+def _only_schedule_differs(job: Job, stage: str, old: Inputs, new: Inputs) -> bool:
+    """Whether a checkpoint made under `old` can be trained on under `new`."""
+    if stage not in job.train_stages:
+        return False
+    may = set()
+    for name, field in type(job.section(stage)).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("part") == "schedule":
+            may.add(f"{stage}.{name}")
+    may.discard(f"{stage}.optimizer")  # another one has other state
+    changed = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
+    return changed <= may
 
 
 def _time(at: float) -> str:

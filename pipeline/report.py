@@ -42,6 +42,7 @@ def write_report(
     results: Mapping[str, Any],
     lineage: Sequence[Row],
     timings: Sequence[Row],
+    hops: Sequence[Row] = (),
 ) -> Path:
     """Write the report to `path`, replacing it atomically, and return `path`.
 
@@ -57,6 +58,7 @@ def write_report(
         lineage: a row for each claim: `epoch`, `at`, `host`, `device`, `workers`, `seconds` …
         timings: the phases of this run of the command, in order: `name`, `seconds`, and `total`
             where the seconds count from its start.
+        hops: the receipt of each change of machine: `at`, `receipt` (its lines).
     """
     path = Path(path)
     sections = [
@@ -67,6 +69,7 @@ def write_report(
         _stages(head_info.get("stages", ())),
         _phases(timings),
         _section("Machines", _records(lineage)) if lineage else "",
+        _hops(hops),
         _paths(head_info.get("paths", {})),
     ]
     html = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -226,6 +229,17 @@ def _phases(timings: Sequence[Row]) -> str:
     if not lines:
         return ""
     return _section("Where the time went", f"<table><tbody>{''.join(lines)}</tbody></table>")
+
+
+def _hops(hops: Sequence[Row]) -> str:
+    """The receipts, one item for each."""
+    if not hops:
+        return ""
+    items = []
+    for hop in hops:
+        lines = [escape(str(hop["at"])), *(_text(line) for line in hop["receipt"])]
+        items.append(f"<li>{'<br>'.join(lines)}</li>")
+    return _section("Hops", f"<ul>{''.join(items)}</ul>")
 
 
 def _records(rows: Sequence[Row]) -> str:

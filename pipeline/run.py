@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pion.errors import BadInput, Interrupted, NotDurable, PionError
+from pion.errors import BadInput, Interrupted, NotDurable, PionError, Stopped
+from pipeline.budget import check_budget, over_budget, price_per_hour
 from pipeline.digest import Digests, Inputs, digest_job, digest_of
 from pipeline.display import Display
 from pipeline.finish import finish_evaluate, finish_publish, summary_rows, write_run_report
@@ -23,15 +24,18 @@ from pipeline.plan import (
     StagePlan,
     check_redo,
     first_stale,
+    goes_on_under_another_digest,
     plan_stages,
     stage_inputs,
-    steps_may_be_raised,
 )
+from pipeline.preemption import watch_for_notices
 from pipeline.preflight import preflight, worker_count
 from pipeline.state.head import Claim, Clock, RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner, differences
+from pipeline.state.requests import clear_stops, pending_stop
 from pipeline.state.stores import StoreError, open_store
+from pipeline.state.workspace import Workspace
 from pipeline.stopping import StoppingOnSignals
 
 STOP_SECONDS = 30.0
@@ -53,9 +57,12 @@ def run_job(job: Job, options: Options, display: Display) -> int:
     """Do what is left of `job` and return 0; raises PionError with the exit code otherwise."""
     started = time.time()
     digests = digest_job(job)
-    stopping = StoppingOnSignals(display)
+    stopping = StoppingOnSignals(display, grace=job.checkpoint.grace)
     run = RunState(open_store(job.store), job.name, Clock(sleep=stopping.sleep))
-    head = run.read()
+    try:
+        head = run.read()
+    except StoreError as error:
+        raise BadInput(f"{error} Nothing was started.") from error
 
     def read_inputs(stage: str, digest: str) -> Inputs | None:
         kept = run.read_stage(stage, digest)
@@ -64,7 +71,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
     plans = plan_stages(job, digests, head)
     raised = None
     stale = first_stale(plans)
-    if stale and head and steps_may_be_raised(job, stale, digests, head, read_inputs):
+    if stale and head and goes_on_under_another_digest(job, stale, digests, head, read_inputs):
         raised = stale
     else:
         refusal = Refusal(job, options.job_path, digests, read_inputs)
@@ -77,13 +84,20 @@ def run_job(job: Job, options: Options, display: Display) -> int:
 
     for note in preflight(job):
         display.say({"type": "note", "text": note})
-    with stopping:
+    run.store.probe(run.key(""))
+    price = price_per_hour(job.budget)
+    check_budget(job.budget, price)
+    if head is not None and (over := over_budget(job.budget, head.spent)):
+        raise Stopped(over)
+    with stopping, _watching_for_notices(stopping, display):
         owner = Owner.me()
         try:
+            _obey_stop_requests(run, managed=owner.launch_id is not None, display=display)
             claim = run.claim(
                 owner,
                 take_over=options.take_over,
                 unattended=options.unattended,
+                price=price,
                 say=lambda text: display.say({"type": "note", "text": text}),
             )
         except StoreError as error:
@@ -94,6 +108,31 @@ def run_job(job: Job, options: Options, display: Display) -> int:
                 display.say({"type": "note", "text": text})
         _Advance(job, options, display, digests, run, owner, claim, started, stopping).go(raised)
     return 0
+
+
+@contextlib.contextmanager
+def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iterator[None]:
+    """A cloud's notice that it will take this machine is a request to stop in time."""
+    end = watch_for_notices(stopping.ask, lambda text: display.say({"type": "note", "text": text}))
+    try:
+        yield
+    finally:
+        if end is not None:
+            end()
+
+
+def _obey_stop_requests(run: RunState, *, managed: bool, display: Display) -> None:
+    """A run that was asked to stop stays stopped until a person, no manager, starts it again."""
+    request = pending_stop(run)
+    if request is not None and managed:
+        raise Stopped(
+            f"Stopped by request ({request.describe()}); nothing was started. To go on, run it "
+            "yourself: pion run, launch or hop clear the request."
+        )
+    if request is not None:
+        clear_stops(run)
+        text = f"cleared a request to stop ({request.describe()})"
+        display.say({"type": "note", "text": text})
 
 
 class _Advance:
@@ -114,6 +153,7 @@ class _Advance:
         self.job, self.options, self.display = job, options, display
         self.digests, self.run, self.owner, self.claim = digests, run, owner, claim
         self.started, self.stopping = started, stopping
+        self.workspace = Workspace(run.store, run.name)
         # Under the driver's own epoch, which it may write events of while a worker owns the run.
         self.events = EventLog(run.store, run.name, claim.epoch)
         self.work_done = False
@@ -139,6 +179,9 @@ class _Advance:
                 workers = self._start_workers(training)
             if plans["prepare"].state != "done":
                 self._prepare()
+            elif training and workers is not None and self.workspace.remote:
+                # While Ray starts, which takes half a minute, what it will need comes down.
+                threading.Thread(target=self._fetch_ahead, args=(training[0],), daemon=True).start()
             self.work_done = True
             if training:
                 self._train(training, workers)
@@ -179,6 +222,9 @@ class _Advance:
 
     def _say_or_stop(self, message: dict[str, Any]) -> None:
         self.say(message)
+        if self.claim.stop_request is not None:
+            self.stopping.ask(self.claim.stop_request, error=Stopped)
+        self.claim.check()
         self.stopping.check()
 
     def _plans(self) -> dict[str, StagePlan]:
@@ -210,7 +256,8 @@ class _Advance:
             assert raised.old_digest is not None
             old, new = raised.old_digest, self.digests.stages[raised.stage]
             self.claim.commit(lambda head: head.with_digest(raised.stage, old, new))
-            text = f"{raised.stage}.steps is {self.job.section(raised.stage).steps:,} now; going on"
+            steps = self.job.section(raised.stage).steps
+            text = f"{raised.stage} goes on with the schedule of this job, to step {steps:,}"
             self.say({"type": "note", "text": text})
 
     def _start_workers(self, training: list[str]) -> Any:
@@ -224,6 +271,7 @@ class _Advance:
             self.owner,
             training,
             gpus=min(count, gpu_count()),
+            by_ray=True,
             started=self.started,
         )
         workers = RayWorkers(request, count)
@@ -237,7 +285,7 @@ class _Advance:
         reports: dict[str, Any] = {}
         data = self.digests.data
         tokenizer: Path | None = None
-        folders = {part: self._data_folder(part) for part in data}
+        folders = {part: self.workspace.folder(f"data/{data[part]}") for part in data}
         again = self.options.redo == "prepare"
         with _made_again(list(folders.values())) if again else contextlib.nullcontext():
             if "pretrain" in data:
@@ -246,15 +294,31 @@ class _Advance:
                 tokenizer = folder / "tokenizer.json"
             if "sft" in data:
                 reports["sft"] = prepare_sft(self.job, folders["sft"], tokenizer, self._say_or_stop)
+        for part in data:
+            self._keep_data(part)
         self._drop_redone()
         self.claim.finish_stage("prepare", self.digests.stages["prepare"], reports)
         self.say({"type": "phase", "name": "prepare", "seconds": time.monotonic() - started})
         self.say({"type": "stage", "stage": "prepare", "state": "done", "why": ""})
 
-    def _data_folder(self, part: str) -> Path:
-        folder = self.run.store.local_path(self.run.key(f"data/{self.digests.data[part]}"))
-        assert folder is not None
-        return folder
+    def _keep_data(self, part: str) -> None:
+        """Prepared data counts once the store has it: the next machine trains on the same bytes."""
+
+        def say(done: int, total: int) -> None:
+            amounts = {"done": done / 1e6, "total": total / 1e6, "unit": "MB"}
+            self._say_or_stop({"type": "prepare", "what": f"upload {part} data", **amounts})
+
+        self.workspace.keep_data(self.digests.data[part], say)
+
+    def _fetch_ahead(self, stage: str) -> None:
+        """Bring data and the newest checkpoint of `stage` to this machine; workers look again."""
+        from pipeline.state.restore import newest_good
+
+        started = time.monotonic()
+        with contextlib.suppress(PionError):  # a worker meets it too, where it can be reported
+            self.workspace.bring_data(self.digests.data[stage])
+            newest_good(self.workspace, self.claim.head, stage, self.digests.stages[stage])
+            self.say({"type": "phase", "name": "fetched", "seconds": time.monotonic() - started})
 
     def _train(self, training: list[str], workers: Any) -> None:
         if workers is None:
@@ -262,10 +326,8 @@ class _Advance:
         else:
             outcome = self._follow(workers)
         if outcome == "stopped":
-            raise Interrupted(
-                "Interrupted; every finished step is saved. Run the same command again to go on."
-            )
-        self.claim = self.run.claim(self.owner)
+            raise self.stopping.error("every finished step is saved")
+        self.claim = self.run.claim(self.owner, price=price_per_hour(self.job.budget))
         self.claim.start_heartbeat()
 
     def _train_here(self, training: list[str]) -> str:

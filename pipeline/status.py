@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
-from pipeline.find_model import read_run, runs_in
+from pipeline.find_model import last_change, read_run, runs_in
 from pipeline.formats import duration, moment, printable, size
 from pipeline.job import STAGES
 from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.requests import StopRequest, pending_stop
 from pipeline.state.stores import DEFAULT_STORE, open_store
 
 
@@ -29,6 +32,8 @@ def show_status(run: str, *, as_json: bool) -> int:
         print(f"  {stage:<9} {_stage_in_words(about)}")
     print(f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}")
     print(f"owner: {_owner_in_words(status)}")
+    for line in _remarks(status):
+        print(line)
     return 0
 
 
@@ -58,6 +63,8 @@ def show_runs(*, as_json: bool) -> int:
 def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
     """What the store says about a run, as plain JSON; times are Unix seconds."""
     beat = state.heartbeat(head.epoch) or {}
+    notes: list[str] = []
+    stop = pending_stop(state, notes.append)
     newest = head.checkpoints[0] if head.checkpoints else None
     return {
         "run": state.name,
@@ -68,7 +75,16 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
         "owner": dataclasses.asdict(head.owner) if head.owner else None,
         "owner_running": is_running(head.owner, Owner.me()) if head.owner else None,
         "heartbeat_age": now - beat["at"] if head.owner and "at" in beat else None,
+        "heartbeats": not state.store.commits,
+        "last_commit_age": now - last_change(head),
         "progress": beat.get("status") or None,
+        "stop": dataclasses.asdict(stop) if stop else None,
+        "spent": {"hours": head.spent.hours, "dollars": head.spent.dollars},
+        "skipped": {
+            stage: [dataclasses.asdict(rows) for rows in skipped]
+            for stage, skipped in head.skipped.items()
+        },
+        "notes": notes,
     }
 
 
@@ -104,7 +120,10 @@ def show_checkpoints(run: str, *, verify: bool, as_json: bool) -> int:
 
 
 def rewrite_report(run: str, *, as_json: bool) -> int:
-    """Write report.html of a run again from what its store holds."""
+    """Write report.html of a run again from what its store holds, and print where it is.
+
+    That of a remote run is put into the working directory too.
+    """
     state, head = read_run(run)
     text = state.read_job(head.job) if head.job else None
     if text is None:
@@ -113,14 +132,19 @@ def rewrite_report(run: str, *, as_json: bool) -> int:
     from pipeline.job_file import parse_job
 
     path = write_run_report(parse_job(text, f"the job of run {state.name}"), state)
+    if state.store.local_path(state.name) is None:
+        path = Path(shutil.copyfile(path, f"{state.name}-report.html"))
     print(json.dumps({"report": str(path)}) if as_json else path)
     return 0
 
 
 def _problem(state: RunState, entry: CheckpointEntry) -> str | None:
-    from pipeline.state.checkpoint import check_entry
+    from pipeline.scratch import scratch_workspace
+    from pipeline.state.restore import check_entry
+    from pipeline.state.workspace import Workspace
 
-    return check_entry(state.store, state.name, entry)
+    with scratch_workspace(Workspace(state.store, state.name)) as workspace:
+        return check_entry(workspace, entry)
 
 
 def _stage_status(stage: str, head: Head) -> dict[str, Any]:
@@ -158,7 +182,13 @@ def _owner_in_words(status: dict[str, Any]) -> str:
     if running is not None:
         words += ", running" if running else ", dead"
     age = status["heartbeat_age"]
-    words += f", heartbeat {duration(age)} ago" if age is not None else ", no heartbeat"
+    if age is not None:
+        words += f", heartbeat {duration(age)} ago"
+    elif status["heartbeats"]:
+        words += ", no heartbeat"
+    else:
+        commit = duration(status["last_commit_age"])
+        words += f", no heartbeat on this store; last commit {commit} ago"
     progress = status["progress"]
     if progress and "step" in progress:
         steps = f"/{progress['steps']:,}" if progress.get("steps") else ""
@@ -168,3 +198,21 @@ def _owner_in_words(status: dict[str, Any]) -> str:
         if progress.get("tokens_per_second"):
             words += f", {progress['tokens_per_second']:,.0f} tokens/s"
     return printable(words)
+
+
+def _remarks(status: dict[str, Any]) -> list[str]:
+    """What not every run has: a request to stop, money spent, rows left out."""
+    lines = []
+    if status["stop"]:
+        lines.append(f"asked to stop: {StopRequest(**status['stop']).describe()}")
+    spent = status["spent"]
+    if spent["hours"]:
+        dollars = f", ${spent['dollars']:.2f}" if spent["dollars"] else ""
+        lines.append(f"spent: {duration(3600 * spent['hours'])}{dollars}")
+    for stage, skipped in status["skipped"].items():
+        lines += [
+            f"left out: {stage} rows {rows['first']:,} to {rows['stop'] - 1:,} "
+            f"(step {rows['step']:,}: {printable(rows['why'])})"
+            for rows in skipped
+        ]
+    return lines + status["notes"]

@@ -1,9 +1,11 @@
-"""What each step measured, kept on the device until somebody asks."""
+"""What each step measured, kept on the device until somebody asks; and whether it went wrong."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +13,13 @@ import torch
 from torch import Tensor
 
 from pion.config import ModelConfig
-from pion.errors import PionError
+from pion.errors import Trouble
 from pion.train import hardware
 from pion.train.feed import RowRange
 from pion.train.settings import Plan
+
+RECENT_STEPS = 64
+ENOUGH_STEPS = 16  # that the median is of, before a loss is called a spike
 
 
 @dataclass(frozen=True)
@@ -32,58 +37,82 @@ class StepRecord:
 
 
 class StepMetrics:
-    """Collects steps, and hands them out with the throughput of the interval they took.
+    """Collects steps, judges them, and hands them out with the throughput of their interval.
 
     An interval begins with the first step after the last `drain`, so that what the caller does in
     between (an evaluation, a checkpoint) isn't counted.
+
+    A step is wrong if its loss or gradient norm isn't finite, or its loss is above `max_spike`
+    times the median of the 64 good steps before it, once there are 16. Steps are judged in their
+    order and by numbers that all ranks share: when each rank asks makes no difference.
     """
 
-    def __init__(self, config: ModelConfig, plan: Plan, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        plan: Plan,
+        clock: Callable[[], float],
+        max_spike: float | None = None,
+    ) -> None:
         self._config, self._plan, self._clock = config, plan, clock
+        self._max_spike = max_spike
         self._device = torch.device(plan.device)
-        self._records: list[StepRecord] = []
+        self._on_device: list[StepRecord] = []
+        self._good: list[dict[str, Any]] = []
+        self._wrong: tuple[StepRecord, str] | None = None
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._interval_start: float | None = None
+        self._interval_steps: list[tuple[int, int]] = []  # rows and their length
 
     def begin_step(self) -> None:
         if self._interval_start is None:
             self._interval_start = self._clock()
 
     def add(self, record: StepRecord) -> None:
-        self._records.append(record)
+        self._on_device.append(record)
+        self._interval_steps.append((record.global_batch, record.seq_len))
 
-    def forget(self) -> None:
-        """Drop what was collected: the trainer went back to another state."""
-        self._records, self._interval_start = [], None
+    def restart(self, recent_losses: Iterable[float]) -> None:
+        """Drop what was collected: the trainer went back to a state with these recent losses."""
+        self._on_device, self._wrong = [], None
+        self._recent = deque(recent_losses, maxlen=RECENT_STEPS)
+        self._begin_interval()
 
-    def check_finite(self) -> None:
-        """Raise PionError if a step since the last `drain` gave a loss or gradient that isn't."""
-        self._scalars()
+    def recent_losses(self) -> list[float]:
+        """Losses of the last good steps, which the next ones are judged by; at most 64."""
+        self._judge()
+        return list(self._recent)
+
+    def trouble(self) -> Trouble | None:
+        """The first wrong step since the last `restart`, with the good ones not handed out."""
+        self._judge()
+        if self._wrong is None:
+            return None
+        record, what = self._wrong
+        return Trouble(record.step, record.rows, what, self._good_steps())
 
     def drain(self) -> list[dict[str, Any]]:
         """The steps since the last call; see `Trainer.drain_metrics`."""
-        scalars = self._scalars()
-        if not scalars or self._interval_start is None:
+        trouble = self.trouble()
+        if trouble is not None:
+            raise trouble
+        steps = self._good_steps()
+        self._begin_interval()
+        return steps
+
+    def _begin_interval(self) -> None:
+        self._good, self._interval_start, self._interval_steps = [], None, []
+
+    def _good_steps(self) -> list[dict[str, Any]]:
+        if not self._good or self._interval_start is None:
             return []
         seconds = max(self._clock() - self._interval_start, 1e-9)
         interval = self._throughput(seconds)
-        records = self._records
-        self.forget()
-        return [
-            {
-                "step": record.step,
-                "loss": loss,
-                "lr": record.lr,
-                "grad_norm": grad_norm,
-                "tokens": int(targets),
-                "rows": list(record.rows),
-                **interval,
-            }
-            for record, (loss, grad_norm, targets) in zip(records, scalars)
-        ]
+        return [{**step, **interval} for step in self._good]
 
     def _throughput(self, seconds: float) -> dict[str, float]:
-        tokens = sum(record.global_batch * record.seq_len for record in self._records)
-        flops = tokens * hardware.flops_per_token(self._config, self._records[-1].seq_len)
+        tokens = sum(rows * seq_len for rows, seq_len in self._interval_steps)
+        flops = tokens * hardware.flops_per_token(self._config, self._interval_steps[-1][1])
         peak = hardware.peak_flops(self._device, self._plan.dtype) * self._plan.world_size
         return {
             "tokens_per_second": tokens / seconds,
@@ -91,20 +120,43 @@ class StepMetrics:
             "memory": hardware.memory_in_use(self._device),
         }
 
-    def _scalars(self) -> list[list[float]]:
-        """(loss, grad_norm, targets) of each step, in one transfer from the device."""
-        if not self._records:
-            return []
+    def _judge(self) -> None:
+        """Bring new steps' numbers here, in one transfer from the device, and judge them."""
+        records, self._on_device = self._on_device, []
+        if not records or self._wrong is not None:
+            return
         scalars: list[list[float]] = torch.stack(
-            [torch.stack((r.loss, r.grad_norm, r.targets)) for r in self._records]
+            [torch.stack((r.loss, r.grad_norm, r.targets)) for r in records]
         ).tolist()
-        for record, (loss, grad_norm, _) in zip(self._records, scalars):
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                first, stop = record.rows
-                raise PionError(
-                    f"step {record.step} (rows {first} to {stop - 1}) gave loss {loss:g} and "
-                    f"gradient norm {grad_norm:g}; the weights since then are unusable and have "
-                    "not been saved. The last checkpoint is from before. Lower lr or clip, or "
-                    "look at those rows, and run again"
-                )
-        return scalars
+        for record, (loss, grad_norm, targets) in zip(records, scalars):
+            what = self._what_is_wrong(loss, grad_norm)
+            if what is not None:
+                self._wrong = (record, what)
+                return
+            if targets:  # without any, the loss is 0 and says nothing
+                self._recent.append(loss)
+            self._good.append(
+                {
+                    "step": record.step,
+                    "loss": loss,
+                    "lr": record.lr,
+                    "grad_norm": grad_norm,
+                    "tokens": int(targets),
+                    "rows": list(record.rows),
+                }
+            )
+
+    def _what_is_wrong(self, loss: float, grad_norm: float) -> str | None:
+        numbers = {"loss": loss, "gradient norm": grad_norm}
+        broken = [f"{name} {v:g}" for name, v in numbers.items() if not math.isfinite(v)]
+        if broken:
+            return " and ".join(broken)
+        if self._max_spike is None or len(self._recent) < ENOUGH_STEPS:
+            return None
+        median = statistics.median(self._recent)
+        if loss <= self._max_spike * median:
+            return None
+        return (
+            f"loss {loss:.4g}, above {self._max_spike:g} × the median {median:.4g} of the last "
+            f"{len(self._recent)} steps"
+        )

@@ -36,6 +36,7 @@ class TrainSettings:
     beta2: float = 0.95
     eps: float = 1e-8
     clip: float = 1.0  # limit of the gradient's global norm; 0 = none
+    max_spike: float | None = None  # limit of a step's loss over the recent median; None = none
 
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "lr", "muon_lr", "eps"):
@@ -46,6 +47,9 @@ class TrainSettings:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         _require(0 <= self.min_lr <= self.lr, "min_lr", self.min_lr, f"must be in [0, {self.lr}]")
         _require(0 < self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "in (0, 1]")
+        _require(
+            self.max_spike is None or self.max_spike > 1, "max_spike", self.max_spike, "above 1"
+        )
         for name, known in (
             ("schedule", ("wsd", "cosine", "constant")),
             ("decay_shape", ("cosine", "linear")),

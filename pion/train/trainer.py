@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pion.data.stream import Batch, RowStream
-from pion.errors import BadInput
+from pion.errors import BadInput, Trouble
 from pion.model.decoder import Decoder
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, to_device
@@ -37,7 +37,8 @@ __all__ = ["Evaluation", "Plan", "TrainSettings", "TrainState", "Trainer"]
 class TrainState:
     """Everything a stage resumes from, as references to live tensors: snapshot before stepping on.
 
-    `meta` is JSON: step, next_row, skipped, optimizer counters, RNG states and the execution plan.
+    `meta` is JSON: step, next_row, skipped, the recent losses that a spike is measured against,
+    optimizer counters, RNG states and the execution plan.
     """
 
     model: dict[str, Tensor]
@@ -105,7 +106,7 @@ class Trainer:
             world_size=plan.world_size,
             pin=self.device.type == "cuda",
         )
-        self._metrics = StepMetrics(model.config, plan, clock)
+        self._metrics = StepMetrics(model.config, plan, clock, settings.max_spike)
         if plan.compile:
             for block in self.model.blocks:
                 block.compile()
@@ -235,9 +236,19 @@ class Trainer:
         grad_norm (before clipping), tokens (targets), rows ([first, stop)), and over the whole
         interval tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this rank).
 
-        Raises PionError if a loss or gradient was not finite: the weights are then unusable.
+        Raises Trouble once a step has gone wrong: its loss or gradient was not finite, or its loss
+        above `settings.max_spike`. The metrics of the steps before it, and of no later one, are the
+        error's. Every call raises it until `load` goes back to a state from before.
         """
         return self._metrics.drain()
+
+    def trouble(self) -> Trouble | None:
+        """What `drain_metrics` would raise, waiting for the device.
+
+        All ranks judge the same numbers, but only on those that ask at the same step does it come
+        at the same step: a rank that saves alone looks here and leaves raising to the next drain.
+        """
+        return self._metrics.trouble()
 
     def evaluate(
         self, stream: RowStream, rows: range, micro_batch: int, vocab_size: int | None = None
@@ -259,9 +270,11 @@ class Trainer:
     def state(self) -> TrainState:
         """The state after the last finished step, as references to live tensors.
 
-        Raises PionError instead of handing out weights that a non-finite step has ruined.
+        Raises Trouble instead of handing out weights that a step gone wrong has ruined.
         """
-        self._metrics.check_finite()
+        trouble = self.trouble()
+        if trouble is not None:
+            raise trouble
         return TrainState(
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_tensors(),
@@ -269,6 +282,7 @@ class Trainer:
                 "step": self.step,
                 "next_row": self.next_row,
                 "skipped": [list(rows) for rows in self.skipped],
+                "recent_losses": self._metrics.recent_losses(),
                 "optimizer": {"steps": self.optimizer.steps},
                 "rng": _rng_states(self.device),
                 "plan": self.plan.to_dict(),
@@ -304,7 +318,7 @@ class Trainer:
         self.step, self.next_row = meta["step"], meta["next_row"]
         self.skipped = [(first, stop) for first, stop in meta["skipped"]]
         _set_rng_states(meta["rng"], self.device)
-        self._metrics.forget()
+        self._metrics.restart(meta.get("recent_losses", ()))
 
     def _from_rank_0(self, value: Any) -> Any:
         if self.plan.world_size == 1:

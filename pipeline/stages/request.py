@@ -25,6 +25,8 @@ class TrainRequest:
     digests: dict[str, str]
     data: dict[str, str]
     gpus: int = 0
+    by_ray: bool = False
+    """Whether Ray starts a worker anew that has ended."""
     started: float = 0.0
     """Unix time at which `pion run` began, for seconds-to-first-step."""
 

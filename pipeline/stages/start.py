@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pion.train.trainer import Trainer
     from pipeline.stages.request import Group, TrainRequest
     from pipeline.state.head import RunState
+    from pipeline.state.workspace import Workspace
 
 
 @dataclass
@@ -40,38 +41,42 @@ class Setup:
             close()
 
 
-def start_stage(request: TrainRequest, run: RunState, stage: str, group: Group) -> Setup:
+def start_stage(
+    request: TrainRequest, run: RunState, workspace: Workspace, stage: str, group: Group
+) -> Setup:
     """Build the model and data of `stage` and restore the newest good state.
 
-    Rank 0 chooses the checkpoint; every rank loads the same one. Raises BadInput when the weights
-    to start from do not fit the job.
+    Rank 0 chooses the checkpoint and sends it to the others. Raises BadInput when the weights to
+    start from do not fit the job, and PionError when nothing good is left of what was committed.
     """
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
     from pion.train.trainer import Trainer, TrainState
     from pipeline.prepared_data import open_data
-    from pipeline.state.checkpoint import newest_good
+    from pipeline.stages.rewind import rows_to_skip
+    from pipeline.state.restore import load_folder, newest_good
 
     job, digest = request.load_job(), request.digests[stage]
-    folder = run.store.local_path(run.key(f"data/{request.data[stage]}"))
-    assert folder is not None
-    data = open_data(folder)
+    data = open_data(workspace.bring_data(request.data[stage]))
     closers: list[Callable[[], None]] = []
     window = job.data.window
     stream = data.stream("train", seed=job.seed, window=window, cache=_shard_cache(job, closers))
     held_out = data.stream("held_out", seed=job.seed, window=window)
 
     notes: list[str] = []
-    entry, saved = None, None
+    found, saved, head = None, None, None
     if group.rank == 0:
         head = run.read()
         assert head is not None
-        entry, saved, skipped = newest_good(run.store, run.name, head, stage, digest)
-        notes = [str(skip) for skip in skipped]
+        found = newest_good(workspace, head, stage, digest)
+        saved = load_folder(found.folder) if found.folder else None
+        notes = [str(skip) for skip in found.skipped]
+        if not found.listed and found.entry:
+            notes.append(f"going on from step {found.entry.step:,}, which only this machine has")
     recorded = group.from_rank_0(saved.state["plan"] if saved else None)
     plan = choose_plan(job, stage, group, recorded)
     if recorded is None:
-        model, why = _starting_model(job, run, stage)
+        model, why = _starting_model(job, run, workspace, stage)
     else:
         config = job.model_config_resolved()
         model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
@@ -80,13 +85,17 @@ def start_stage(request: TrainRequest, run: RunState, stage: str, group: Group) 
     if recorded is not None:
         trainer.load(TrainState(saved.model, saved.optimizer, saved.state) if saved else None)
         why = f"continues after step {trainer.step:,}"
+    if head is not None:
+        skip = rows_to_skip(head, stage, digest, trainer.next_row, trainer.skipped)
+        trainer.skipped = skip
+    trainer.skipped = group.from_rank_0(trainer.skipped)
     return Setup(
         trainer,
         held_out,
         Tokenizer.from_file(data.tokenizer_path),
         data.tokenizer_path,
         why,
-        ancestor=entry.key if entry else None,
+        ancestor=found.listed_key if found else None,
         notes=notes,
         closers=closers,
     )
@@ -158,12 +167,15 @@ def _shard_cache(job: Job, closers: list[Callable[[], None]]) -> Any:
     return make
 
 
-def _starting_model(job: Job, run: RunState, stage: str) -> tuple[Decoder, str]:
+def _starting_model(
+    job: Job, run: RunState, workspace: Workspace, stage: str
+) -> tuple[Decoder, str]:
     """The weights of a stage's first step, the same on every rank, and where they come from."""
     import torch
 
     from pion.load import load_decoder
     from pion.model.decoder import Decoder
+    from pipeline.state.restore import finished_model
 
     section = job.section(stage)
     if section.init_from is not None:
@@ -171,10 +183,7 @@ def _starting_model(job: Job, run: RunState, stage: str) -> tuple[Decoder, str]:
     if stage == "sft":
         head = run.read()
         assert head is not None
-        key = head.stages["pretrain"].checkpoint
-        assert key is not None
-        folder = run.store.local_path(run.key(key))
-        assert folder is not None
+        folder = finished_model(workspace, head, "pretrain")
         return load_decoder(folder), "starts from the pretrained model"
     torch.manual_seed(job.seed)
     return Decoder(job.model_config_resolved()), "starts from random weights"

@@ -1,4 +1,4 @@
-"""The training loop of pretrain and sft: restore, step, evaluate, checkpoint, finish.
+"""The training loop of pretrain and sft: restore, step, evaluate, save, finish.
 
 One function serves a Ray worker and a process without Ray. Rank 0 owns the run's state and decides
 what to restore; the other ranks are told.
@@ -6,29 +6,41 @@ what to restore; the other ranks are told.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pion.errors import BadInput, PionError
-from pipeline.cadence import SaveCadence
+from pion.errors import BadInput, PionError, Stopped, Trouble
+from pipeline.budget import over_budget, price_per_hour
+from pipeline.cadence import seconds_between_interruptions
 from pipeline.job import Job
+from pipeline.marks import mark
+from pipeline.stages.machine import record_machine
 from pipeline.stages.request import Group, TrainRequest
+from pipeline.stages.rewind import plan_rewind
+from pipeline.stages.saving import Saving
 from pipeline.state.head import Claim, RunState
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
 from pipeline.state.retention import sweep_abandoned
-from pipeline.state.stores import open_store
+from pipeline.state.stores import StoreError, open_store
+from pipeline.state.workspace import Workspace
+from pipeline.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from pipeline.state.checkpoint import Checkpointer
 
 Report = Callable[[dict[str, Any]], None]
 MAX_ATTEMPTS = 5
 SAMPLE_TOKENS = 48
 FLUSH_SECONDS = 10.0
+POLL_SECONDS, REMOTE_POLL_SECONDS = 0.1, 2.0
+HANG_EXIT = 70
 
 
 def train_stages(
@@ -36,7 +48,8 @@ def train_stages(
 ) -> str:
     """Advance the training stages until they are done ("done") or a stop is asked ("stopped").
 
-    Raises PionError for what a person must decide; then nothing committed is lost.
+    Raises `Stopped` when a request in the store or the budget asked for it, and PionError for what
+    a person must decide; then nothing committed is lost.
     """
     started = time.monotonic()
     import torch
@@ -50,11 +63,34 @@ def train_stages(
     if not group.from_rank_0(context.wait_for_prepare() if group.rank == 0 else None):
         return "stopped"
     report(_phase("waited for data", started))
+    try:
+        while (outcome := _attempt(context)) == "again":
+            gc.collect()  # the trainer that went wrong, before the next one needs its memory
+        return outcome
+    finally:
+        context.watchdog.close()
+
+
+def _attempt(context: _Context) -> str:
+    """One claim and what is trained under it: "done", "stopped", or "again" after trouble."""
+    group = context.group
     claim = context.claim() if group.rank == 0 else None
+    context.own(claim)
     done = False
     try:
-        done = all(_StageTraining(context, claim, stage).run() for stage in request.stages)
+        todo = group.from_rank_0(context.unfinished(claim.head) if claim else None)
+        for stage in todo:
+            done = _StageTraining(context, claim, stage).run()
+            gc.collect()  # its trainer, before the next stage's needs the memory
+            if not done:
+                break
+        done = done or not todo
         return "done" if done else "stopped"
+    except Trouble as trouble:  # on every rank, at the same step
+        refusal = group.from_rank_0(context.leave_out(trouble, claim) if claim else None)
+        if refusal is not None:
+            raise PionError(refusal) from None
+        return "again"
     finally:
         if claim is not None and done:
             claim.stop_heartbeat()  # the driver claims next, to evaluate
@@ -64,7 +100,7 @@ def train_stages(
 
 
 class _Context:
-    """What all stages of one attempt share."""
+    """What all stages and attempts of one process share."""
 
     def __init__(
         self, request: TrainRequest, group: Group, report: Report, should_stop: Callable[[], bool]
@@ -72,25 +108,49 @@ class _Context:
         self.request = request
         self.group = group
         self.report = report
-        self.should_stop = should_stop
         self.job = request.load_job()
         self.run = RunState(open_store(request.store), self.job.name)
+        self.workspace = Workspace(self.run.store, self.run.name)
+        self.stage = ""
         self.first_step_seen = False
+        limit = self.job.hardware.hang_seconds
+        self.watchdog = (
+            Watchdog(self._end_hang, factor=0.0, at_least=limit)
+            if limit is not None
+            else Watchdog(self._end_hang)
+        )
+        self._asked = should_stop
+        self._claim: Claim | None = None
+
+    def should_stop(self) -> bool:
+        """Whether anything asks this rank to stop: the driver, a request, the budget."""
+        return self._asked() or self.stop_reason is not None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run is to stay stopped, though nobody interrupts this process."""
+        claim = self._claim
+        if claim is None:
+            return None
+        if claim.stop_request is not None:
+            return f"Stopped by request ({claim.stop_request}). Every finished step is saved."
+        return over_budget(self.job.budget, claim.spent)
 
     def wait_for_prepare(self) -> bool:
         """Return once the prepared data is committed; False if asked to stop before."""
         wanted = self.request.digests["prepare"]
-        while not self.should_stop():
+        while not self._asked():
             head = self.run.read()
             done = head.stages.get("prepare") if head else None
             if done is not None and done.digest == wanted:
                 return True
-            time.sleep(0.1)
+            time.sleep(REMOTE_POLL_SECONDS if self.workspace.remote else POLL_SECONDS)
         return False
 
     def claim(self) -> Claim:
         """Own the run under a new epoch; give up when attempts keep failing without a commit."""
-        claim = self.run.claim(Owner(**self.request.owner))
+        price = price_per_hour(self.job.budget)
+        claim = self.run.claim(Owner(**self.request.owner), price=price)
         sweep_abandoned(claim)
         if failed_attempts(claim.head) >= MAX_ATTEMPTS:
             claim.release(forget_attempts=True)
@@ -101,6 +161,46 @@ class _Context:
             )
         claim.start_heartbeat()
         return claim
+
+    def own(self, claim: Claim | None) -> None:
+        """Listen to what `claim` is asked from now on."""
+        self._claim = claim
+
+    def unfinished(self, head: Head) -> list[str]:
+        """The stages that `head` doesn't record as finished: an attempt may come after others."""
+        digests = self.request.digests
+        return [
+            stage
+            for stage in self.request.stages
+            if stage not in head.stages or head.stages[stage].digest != digests[stage]
+        ]
+
+    def leave_out(self, trouble: Trouble, claim: Claim) -> str | None:
+        """Record that the offending rows are left out from now on; why not, if it is hopeless."""
+        stage, now = self.stage, self.run.clock.now()
+        digest, limit = self.request.digests[stage], self.job.checkpoint.max_rewinds
+        try:
+            rows = plan_rewind(claim.head, stage, digest, trouble, limit, now)
+        except PionError as error:
+            return str(error)
+        claim.skip_rows(stage, rows)
+        events = EventLog(self.run.store, self.run.name, claim.epoch)
+        events.append(
+            "rewound", stage=stage, step=rows.step, rows=[rows.first, rows.stop], why=rows.why
+        )
+        events.flush()
+        text = (
+            f"{stage} step {rows.step:,} gave {rows.why}: going back to the last checkpoint and "
+            f"leaving out rows {rows.first:,} to {rows.stop - 1:,}"
+        )
+        self.report({"type": "note", "text": text})
+        return None
+
+    def _end_hang(self, text: str) -> None:
+        """End this process: Ray starts the workers anew, and without Ray exit 75 asks for it."""
+        self.report({"type": "note", "text": f"rank {self.group.rank} hangs. {text}"})
+        time.sleep(1.0)  # the note goes over a wire
+        os._exit(HANG_EXIT if self.request.by_ray else 75)
 
 
 def failed_attempts(head: Head) -> int:
@@ -116,6 +216,7 @@ class _StageTraining:
     """One attempt at one training stage."""
 
     def __init__(self, context: _Context, claim: Claim | None, stage: str) -> None:
+        context.stage = stage
         self.context, self.claim, self.stage = context, claim, stage
         self.job, self.group, self.report = context.job, context.group, context.report
         self.section = context.job.section(stage)
@@ -126,7 +227,11 @@ class _StageTraining:
         from pipeline.stages.start import start_stage
 
         started = time.monotonic()
-        setup = start_stage(self.context.request, self.context.run, self.stage, self.group)
+        context = self.context
+        with context.watchdog.paused():  # a download has time-outs of its own
+            setup = start_stage(
+                context.request, context.run, context.workspace, self.stage, self.group
+            )
         self.trainer, self.held_out = setup.trainer, setup.held_out
         self.tokenizer, self.tokenizer_file = setup.tokenizer, setup.tokenizer_file
         self.seq_len = self.job.sft_seq_len if self.stage == "sft" else self.job.data.seq_len
@@ -149,14 +254,17 @@ class _StageTraining:
         if self.claim is not None:
             self.claim.set_restore(self.stage, self.trainer.step)
             self._open_outputs(setup.ancestor)
-            self._record_machine()
+            for line in record_machine(
+                context.run, self.claim.epoch, self.job, self.stage, self.trainer
+            ):
+                self.report({"type": "note", "text": line})
         try:
             finished = self._loop()
             if self.claim is not None:
                 if finished:
                     self._finish()
                 else:
-                    self._save(wait=True)
+                    self._stop()
             return finished
         finally:
             with ExitStack() as closing:  # each is closed, whatever closing another raises
@@ -164,19 +272,41 @@ class _StageTraining:
                 closing.callback(self.trainer.close)
                 if self.claim is not None:
                     closing.callback(self.trackers.close)
-                    closing.callback(self.metrics.flush)
+                    closing.callback(self._flush_metrics)
                     closing.callback(self.checkpointer.close)
 
     def _open_outputs(self, ancestor: str | None) -> None:
-        from pipeline.state.checkpoint import Checkpointer
-        from pipeline.state.retention import Keep
         from pipeline.trackers import Trackers
 
         assert self.claim is not None
-        run, checkpoint = self.context.run, self.job.checkpoint
-        self.metrics = MetricsLog(run.store, run.name, self.stage, self.claim.epoch)
-        self.checkpointer = Checkpointer(
-            self.claim,
+        context = self.context
+        self.metrics = MetricsLog(context.run.store, context.run.name, self.stage, self.claim.epoch)
+        self.checkpointer = self._open_checkpointer(self.claim, ancestor)
+        checkpoint = self.job.checkpoint
+        seconds = seconds_between_interruptions(
+            self.claim.head.claims, checkpoint.preemption_hours * 3600
+        )
+        self.saving = Saving(
+            self.checkpointer,
+            self.stage,
+            checkpoint,
+            context.workspace,
+            preemption_seconds=seconds,
+            state=self.trainer.state,
+            prepare=self._log,
+            report=self.report,
+        )
+        self.trackers = Trackers(self.job, self.stage)
+        self.last_flush = time.monotonic()
+        self.held_out_loss: float | None = None
+
+    def _open_checkpointer(self, claim: Claim, ancestor: str | None) -> Checkpointer:
+        from pipeline.state.checkpoint import Checkpointer
+        from pipeline.state.retention import Keep
+
+        keep = self.job.checkpoint.keep
+        return Checkpointer(
+            claim,
             self.stage,
             self.digest,
             files={
@@ -184,43 +314,12 @@ class _StageTraining:
                 "tokenizer.json": self.tokenizer_file.read_bytes(),
             },
             keep=Keep(
-                last=checkpoint.keep.last,
-                every=checkpoint.keep.every,
-                best="held_out_loss" if checkpoint.keep.best else None,
+                last=keep.last, every=keep.every, best="held_out_loss" if keep.best else None
             ),
             ancestor=ancestor,
             before_commit=self.metrics.flush,
+            workspace=self.context.workspace,
         )
-        self.trackers = Trackers(self.job, self.stage)
-        self.cadence = SaveCadence(
-            every_steps=checkpoint.every_steps,
-            every_seconds=checkpoint.every_seconds,
-            preemption_seconds=checkpoint.preemption_hours * 3600,
-            last_save=time.monotonic(),
-        )
-        self.last_flush = time.monotonic()
-        self.held_out_loss: float | None = None
-        self.durable_step: int | None = None
-
-    def _record_machine(self) -> None:
-        """Note where this attempt trains, for the lineage; what it reached is in the metrics."""
-        from pion.train.hardware import device_name
-
-        assert self.claim is not None
-        events = EventLog(self.context.run.store, self.context.run.name, self.claim.epoch)
-        plan = self.trainer.plan
-        events.append(
-            "training",
-            stage=self.stage,
-            from_step=self.trainer.step,
-            host=socket.gethostname(),
-            device=device_name(self.trainer.device),
-            workers=plan.world_size,
-            micro_batch=plan.micro_batch,
-            grad_accum=self.trainer.grad_accum,
-            dtype=plan.dtype,
-        )
-        events.flush()
 
     def _loop(self) -> bool:
         trainer, steps = self.trainer, self.section.steps
@@ -228,9 +327,13 @@ class _StageTraining:
         while trainer.step < steps:
             if self.claim is not None:
                 self.claim.check()
-                self._report_durable()
+                self.saving.follow()
+                if self.saving.too_long_undurable() and self.trainer.trouble() is None:
+                    with self.context.watchdog.paused():
+                        self.saving.hold()
             if not trainer.train_step(self.context.should_stop):
                 return False
+            self.context.watchdog.beat()
             last = trainer.step == steps
             first = not self.context.first_step_seen
             if first:
@@ -239,38 +342,78 @@ class _StageTraining:
             if first or last or trainer.step % self.job.log.every == 0:
                 self._log()
             if last or trainer.step % evaluate_every == 0:
-                if self.claim is not None:
-                    self._save(wait=last)  # evaluation may run out of memory
-                self._evaluate()
-            if (
-                self.claim is not None
-                and not last
-                and self.cadence.due(trainer.step, time.monotonic())
-            ):
-                self._save(wait=False)
+                # Evaluation may run out of memory: what it may cost is safe before.
+                self._log()
+                with self.context.watchdog.paused():
+                    if self.claim is not None:
+                        self._save_before_evaluating(last)
+                    self._evaluate()
+            if self.claim is not None and not last and self.saving.due(trainer.step):
+                self._save()
         return True
+
+    def _save(self) -> None:
+        """Begin a save, unless one is on its way or a step has gone wrong: that comes out on all
+        ranks at once, at the next line of the log."""
+        if self.checkpointer.busy:
+            self.checkpointer.stats.skipped += 1
+        elif self.trainer.trouble() is None:
+            self.saving.begin()
+
+    def _save_before_evaluating(self, last: bool) -> None:
+        if last:
+            self.saving.complete()
+        else:
+            self._save()
+
+    def _stop(self) -> None:
+        """Save the last finished step, as far as it is sound, and end as was asked."""
+        with self.context.watchdog.paused():
+            if self.trainer.trouble() is None:
+                self.saving.complete()
+        reason = self.context.stop_reason
+        if reason is not None:
+            raise Stopped(reason)
 
     def _report_first_step(self) -> None:
         since_start = time.time() - self.context.request.started
         self.report({"type": "phase", "name": "first step", "seconds": since_start, "total": True})
 
     def _log(self) -> None:
-        rows = self.trainer.drain_metrics()
+        """Report the steps since the last call. Raises `Trouble`, on all ranks that ask."""
+        try:
+            rows = self.trainer.drain_metrics()
+        except Trouble as trouble:
+            self._keep_metrics(trouble.metrics)
+            raise
+        self._keep_metrics(rows)
         if self.claim is None or not rows:
             return
-        for row in rows:
-            self.metrics.append(row)
-        self.trackers.log(rows)
         newest = rows[-1]
         steps_left = self.section.steps - newest["step"]
         tokens_left = steps_left * self.section.global_batch * self.seq_len
         eta = tokens_left / newest["tokens_per_second"]
         status = {"stage": self.stage, "steps": self.section.steps, "eta": eta, **newest}
-        self.report({"type": "step", **status})
+        self.report({"type": "step", **status, "dollars": self.claim.spent.dollars or None})
         self.claim.report(**status)
-        if time.monotonic() - self.last_flush > FLUSH_SECONDS:
-            self.metrics.flush()
+        batched = self.context.run.store.commits  # a commit carries what was gathered
+        if not batched and time.monotonic() - self.last_flush > FLUSH_SECONDS:
+            self._flush_metrics()
             self.last_flush = time.monotonic()
+
+    def _keep_metrics(self, rows: list[dict[str, Any]]) -> None:
+        if self.claim is not None:
+            for row in rows:
+                self.metrics.append(row)
+            self.trackers.log(rows)
+
+    def _flush_metrics(self) -> None:
+        """Write metrics; they stay in memory while the store is down."""
+        try:
+            self.metrics.flush()
+        except StoreError as error:
+            if not error.outage:
+                raise
 
     def _evaluate(self) -> None:
         trainer = self.trainer
@@ -315,7 +458,11 @@ class _StageTraining:
         saved = self.checkpointer.last
         if saved is not None and saved.step == self.trainer.step:
             metrics = {"held_out_loss": self.held_out_loss or 0.0}
-            self.claim.commit(lambda head: head.with_metrics(saved.key, metrics))
+            try:
+                self.claim.commit(lambda head: head.with_metrics(saved.key, metrics))
+            except StoreError as error:
+                if not error.outage:
+                    raise
 
     def _sample(self, prompt: str) -> str:
         from pion.data.chat import Turn, render
@@ -330,40 +477,10 @@ class _StageTraining:
         )
         return "".join(pieces)
 
-    def _save(self, wait: bool) -> None:
-        """Save the last finished step; without `wait`, skipped while another save is written."""
-        if wait:
-            self.checkpointer.wait()
-        elif self.checkpointer.busy:
-            return
-        self._log()  # the rows of a saved step are saved with it
-        state = self.trainer.state()
-        started = time.monotonic()
-        if self.checkpointer.save(state.model, state.optimizer, state.meta):
-            stats = self.checkpointer.stats
-            self.cadence.saved(started, stats.stall_seconds, stats.write_seconds)
-        if wait:
-            self.checkpointer.wait()
-            self._report_durable()
-
-    def _report_durable(self) -> None:
-        """Say so when another checkpoint has become durable."""
-        stats = self.checkpointer.stats
-        if stats.durable_step is not None and stats.durable_step != self.durable_step:
-            self.durable_step = stats.durable_step
-            self.report(
-                {
-                    "type": "checkpoint",
-                    "stage": self.stage,
-                    "step": stats.durable_step,
-                    "stall": stats.stall_seconds,
-                    "interval": self.cadence.interval,
-                }
-            )
-
     def _finish(self) -> None:
         assert self.claim is not None
-        self._save(wait=True)
+        with self.context.watchdog.paused():
+            self.saving.complete()
         assert self.checkpointer.last is not None
         result: dict[str, Any] = {"steps": self.trainer.step, "rows": self.trainer.next_row}
         if self.held_out_loss is not None:
@@ -372,6 +489,7 @@ class _StageTraining:
             self.stage, self.digest, result, checkpoint_key=self.checkpointer.last.key
         )
         self.report({"type": "stage", "stage": self.stage, "state": "done", "why": ""})
+        mark("boundary")
 
 
 def _say_nothing(message: dict[str, Any]) -> None:

@@ -1,54 +1,66 @@
-"""Save training state durably while training goes on, and find the newest good save again.
+"""Save training state durably while training goes on, under one claim.
 
 A checkpoint is a folder `checkpoints/<stage>/<step>-<epoch>/` holding `model.safetensors`,
 `optimizer.safetensors`, `state.json`, small files such as `config.json`, and, written last,
 `manifest.json` with every file's size and sha256. It counts once HEAD lists it.
 """
 
-import hashlib
+from __future__ import annotations
+
+import contextlib
+import dataclasses
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from pion.errors import BadInput, PionError
+from pion.errors import PionError
 from pipeline.state.head import Claim
-from pipeline.state.records import FORMAT, CheckpointEntry, Damaged, Head, parse
+from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.retention import Keep, forget, sweep
 from pipeline.state.snapshot import Snapshot, Tensors
-from pipeline.state.stores import Missing, Store, StoreError
-from pipeline.state.stores.base import check_key
+from pipeline.state.stores import StoreError
+from pipeline.state.uploader import Saved, SaveJob
+from pipeline.state.workspace import Workspace
 
-if TYPE_CHECKING:
-    import torch
-
-MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
-MANIFEST = "manifest.json"
+UPLOADER_DEATHS = 3
+"""So many saves in a row may lose their uploader before training stops for it."""
 
 
 @dataclass
 class SaveStats:
-    """Seconds of the last stall and the last write, saves skipped, and what is durable by now."""
+    """What saving costs and how far it has come. Times are in seconds.
+
+    `write_seconds` is from the snapshot to the commit. `outage` says why the last save did not
+    become durable though trying again may help; None when it did.
+    """
 
     stall_seconds: float = 0.0
     write_seconds: float = 0.0
     skipped: int = 0
+    saved: int = 0
     durable_step: int | None = None
     durable_at: float | None = None
+    outage: str | None = None
+
+
+class UploaderDied(PionError):
+    """The uploading process ended before it answered."""
 
 
 class Checkpointer:
-    """Saves one stage's checkpoints under one claim, from one background thread.
+    """Saves one stage's checkpoints under one claim.
 
-    `files` travel with every checkpoint (`config.json`, `tokenizer.json`). `ancestor` is the key
-    of the checkpoint that training goes on from. `before_commit` runs in the background thread
-    just before a checkpoint is listed: what it flushes is durable when the checkpoint is.
+    A snapshot is the only stall. A process of its own writes and uploads it (uploader.py), and a
+    thread here then commits. `files` travel with every checkpoint (`config.json`,
+    `tokenizer.json`). `ancestor` is the key of the checkpoint that training goes on from.
+    `before_commit` runs in that thread just before a checkpoint is listed: what it flushes is
+    durable when the checkpoint is.
     """
 
     def __init__(
@@ -61,18 +73,24 @@ class Checkpointer:
         keep: Keep | None = None,
         ancestor: str | None = None,
         before_commit: Callable[[], None] | None = None,
+        workspace: Workspace | None = None,
+        uploader: Callable[[int], Uploader] | None = None,
     ) -> None:
         self._claim = claim
         self._stage = stage
         self._digest = digest
-        self._files = dict(files)
+        self._files = {name: data.decode() for name, data in files.items()}
         self._keep = keep or Keep()
         self._ancestor = ancestor
         self._before_commit = before_commit
+        self._workspace = workspace or Workspace(claim.store, claim.state.name)
         self._snapshot = Snapshot()
+        self._uploader = (uploader or UploaderProcess)(self._snapshot.fd)
+        self._deaths = 0
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.last: CheckpointEntry | None = None
+        self.attempted: str | None = None  # the key of the save begun last
         self.stats = SaveStats()
 
     def save(
@@ -82,10 +100,9 @@ class Checkpointer:
         state: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> bool:
-        """Snapshot now, write in the background; False if the previous save is still writing.
+        """Snapshot now, write in the background; False if the previous save is still on its way.
 
-        `state` is JSON and has `step`. Raises what the previous save failed with: `Fenced`,
-        `StoreError`.
+        `state` is JSON and has `step`. Raises what the previous save failed with, as `wait` does.
         """
         if self.busy:
             self.stats.skipped += 1
@@ -106,11 +123,15 @@ class Checkpointer:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is being written, so that `save` would skip."""
+        """Whether a save is on its way, so that `save` would skip."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until the save in progress is durable. Raises what it failed with, once."""
+        """Until no save is on its way.
+
+        Raises what it failed with, once: `Fenced`, or a `StoreError` that trying again won't mend.
+        An outage is only noted in `stats`: training goes on, and the next save tries again.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -119,203 +140,149 @@ class Checkpointer:
             raise failure
 
     def close(self) -> None:
-        """`wait`, and let go of the buffers."""
+        """`wait`, unless another process owns the run now; then end the uploader."""
         try:
+            self._claim.check()
             self.wait()
         finally:
-            self._snapshot = Snapshot()
+            self._uploader.close()
+            with contextlib.suppress(BaseException):
+                self.wait()
+            self._snapshot.close()
 
     def _run(self, metrics: dict[str, float]) -> None:
         started = time.perf_counter()
         try:
-            entry = self._write(metrics)
-        except BaseException as error:  # raised to the training thread by `wait`
-            self._failure = error
+            entry = self._save(metrics)
+        except UploaderDied as error:
+            self._deaths += 1
+            self.stats.outage = str(error)
+            if self._deaths >= UPLOADER_DEATHS:
+                self._failure = error
+            return
+        except BaseException as error:
+            if isinstance(error, StoreError) and error.outage:
+                self.stats.outage = str(error)
+            else:
+                self._failure = error  # raised to the training thread by `wait`
             return
         self.last = entry
         self._ancestor = entry.key
-        self.stats.write_seconds = time.perf_counter() - started
-        self.stats.durable_step, self.stats.durable_at = entry.step, entry.at
+        self._deaths = 0
+        stats = self.stats
+        stats.write_seconds = time.perf_counter() - started
+        stats.saved += 1
+        stats.durable_step, stats.durable_at, stats.outage = entry.step, entry.at, None
 
-    def _write(self, metrics: dict[str, float]) -> CheckpointEntry:
+    def _save(self, metrics: dict[str, float]) -> CheckpointEntry:
         claim, step = self._claim, self._snapshot.state["step"]
+        claim.check()
         now = claim.state.clock.now()
         key = f"checkpoints/{self._stage}/{step}-{claim.epoch}"
-        contents: dict[str, bytes | memoryview] = {
-            MODEL: self._snapshot.model,
-            OPTIMIZER: self._snapshot.optimizer,
-            STATE: _json(self._snapshot.state),
-            **self._files,
-        }
-        files = {
-            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in contents.items()
-        }
-        manifest = {
-            "format": FORMAT,
+        # While the store is down, saves of this machine pile up: the latest is enough.
+        self._forget_copies(claim.head)
+        self.attempted = key
+        about = {
             "stage": self._stage,
             "step": step,
             "epoch": claim.epoch,
             "digest": self._digest,
             "at": now,
             "ancestor": self._ancestor,
-            "files": files,
         }
-        entry = CheckpointEntry(
-            stage=self._stage,
-            step=step,
-            epoch=claim.epoch,
-            digest=self._digest,
-            key=key,
-            at=now,
-            bytes=sum(len(data) for data in contents.values()),
-            model_sha256=str(files[MODEL]["sha256"]),
-            ancestor=self._ancestor,
-            metrics=metrics,
+        saved = self._uploader.save(
+            SaveJob(
+                store=claim.store.url,
+                key=claim.state.key(key),
+                copy=str(self._workspace.folder(key)) if self._workspace.remote else None,
+                extents=self._snapshot.extents,
+                texts={STATE: _json(self._snapshot.state), **self._files},
+                about=about,
+            )
         )
-        for name, data in [*contents.items(), (MANIFEST, _json(manifest))]:
-            claim.check()
-            claim.store.write(claim.state.key(f"{key}/{name}"), data)
-        self._verify(entry, files)
+        claim.store.adopt(saved.staged)
+        entry = dataclasses.replace(saved.entry(about, key), metrics=metrics)
         if self._before_commit is not None:
             self._before_commit()
-        claim.commit(lambda head: forget(head.with_checkpoint(entry), self._keep, now))
+        head = claim.commit(lambda head: forget(head.with_checkpoint(entry), self._keep, now))
         sweep(claim)
+        self._forget_copies(head)
         return entry
 
-    def _verify(self, entry: CheckpointEntry, files: Mapping[str, Mapping[str, Any]]) -> None:
-        """What the store now holds is what was written: hashes in place, else every size."""
-        store, key = self._claim.store, self._claim.state.key(entry.key)
-        if store.local_path(key) is not None:
-            problem = check_entry(store, self._claim.state.name, entry)
-        else:
-            sizes = {found.key: found.size for found in store.list(key + "/")}
-            wrong = [n for n, file in files.items() if sizes.get(f"{key}/{n}") != file["size"]]
-            problem = f"{', '.join(wrong)}: not the size that was written" if wrong else None
-        if problem is not None:
-            raise StoreError("store", f"{store.url}/{key}", f"read back, {problem}")
+    def _forget_copies(self, head: Head) -> None:
+        """Keep on this machine what a restart here would want, and no more."""
+        wanted = [entry.key for entry in head.checkpoints[:2]]
+        self._workspace.forget(keep=[*wanted, self.attempted or ""])
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A checkpoint's content. Tensors are on the CPU, mapped from the files in `folder`."""
+class Uploader(Protocol):
+    """Brings what a job describes from the snapshot's memory into the store."""
 
-    folder: Path
-    model: dict[str, "torch.Tensor"]
-    optimizer: dict[str, "torch.Tensor"]
-    state: dict[str, Any]
+    def save(self, job: SaveJob) -> Saved:
+        """Returns when it is there; raises `StoreError`, `UploaderDied`."""
 
-
-@dataclass(frozen=True)
-class Skipped:
-    """A listed checkpoint that was not used, and why."""
-
-    entry: CheckpointEntry
-    why: str
-
-    def __str__(self) -> str:
-        return f"Skipped checkpoint {self.entry.key}: {self.why}."
+    def close(self) -> None:
+        """Give up whatever it is doing."""
 
 
-def newest_good(
-    store: Store,
-    run: str,
-    head: Head,
-    stage: str,
-    digest: str,
-    scratch: Path | None = None,
-) -> tuple[CheckpointEntry | None, Loaded | None, list[Skipped]]:
-    """The stage's newest checkpoint of that digest whose sizes and hashes are right.
+class UploaderProcess:
+    """A process of its own (uploader.py), started anew when it has died. `fd` is the snapshot."""
 
-    `(None, None, [])` if none is listed; the list says what was skipped. A store that can't be
-    memory-mapped is downloaded below `scratch`. Raises `StoreError` when the store is down,
-    `BadInput` for a checkpoint of another format version, and `PionError` when checkpoints are
-    listed but none is good: starting over is for a person to decide.
-    """
-    skipped: list[Skipped] = []
-    for entry in head.checkpoints:
-        if (entry.stage, entry.digest) != (stage, digest):
-            continue
-        problem = check_entry(store, run, entry, scratch)
-        if problem is None:
-            folder = store.local_path(f"{run}/{entry.key}") or _scratch_folder(scratch, entry)
-            return entry, load_folder(folder), skipped
-        skipped.append(Skipped(entry, problem))
-    if skipped:
-        raise PionError(
-            f"None of the checkpoints of {stage} in {store.url}/{run} is good. "
-            + " ".join(map(str, skipped))
-            + f" Nothing was changed. To train {stage} again from its start, use --redo {stage}."
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._closed = False
+        self._process = self._start()
+
+    def save(self, job: SaveJob) -> Saved:
+        """What the process saved. Raises what it failed with, or `UploaderDied`."""
+        if self._process.poll() is not None and not self._closed:
+            self._process = self._start()
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except (OSError, ValueError):
+            line = ""
+        if not line:
+            process.kill()
+            raise UploaderDied(
+                f"The process that saves checkpoints ended (exit code {process.wait()}) before "
+                f"{job.key} was saved. Everything committed before is safe. If the machine was out "
+                "of memory, use a smaller hardware.micro_batch."
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            error = answer["error"]
+            raise StoreError(
+                error["action"], error["where"], error["reason"], outage=error["outage"]
+            )
+        if "failed" in answer:
+            raise PionError(answer["failed"])
+        return Saved(**answer["saved"])
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        self._closed = True
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.state.uploader", str(self._fd)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[self._fd],
+            start_new_session=True,
         )
-    return None, None, skipped
 
 
-def check_entry(
-    store: Store, run: str, entry: CheckpointEntry, scratch: Path | None = None
-) -> str | None:
-    """Why a listed checkpoint can't be used: a file missing, cut short or changed. None if good.
-
-    Raises like `newest_good`.
-    """
-    key = f"{run}/{entry.key}"
-    try:
-        manifest = parse(store.read(f"{key}/{MANIFEST}"), f"{store.url}/{key}/{MANIFEST}")
-    except Missing:
-        return f"{MANIFEST} is missing"
-    except Damaged:
-        return f"{MANIFEST} is damaged"
-    try:
-        files = {check_key(n): (f["size"], f["sha256"]) for n, f in manifest["files"].items()}
-    except (AttributeError, KeyError, TypeError, BadInput):
-        return f"{MANIFEST} is damaged"
-    if files.get(MODEL, (0, ""))[1] != entry.model_sha256:
-        return f"{MODEL} is not the one that HEAD lists"
-    folder = store.local_path(key)
-    if folder is None:
-        folder = _scratch_folder(scratch, entry)
-        for name in files:
-            try:
-                store.download(f"{key}/{name}", folder / name)
-            except Missing:
-                return f"{name} is missing"
-    paths = [folder / name for name in files]
-    with ThreadPoolExecutor() as pool:
-        problems = pool.map(_file_problem, paths, *zip(*files.values()))
-        return next((problem for problem in problems if problem is not None), None)
-
-
-def load_folder(folder: Path) -> Loaded:
-    """Read a checkpoint's folder, unverified. Raises `PionError` if it isn't one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = json.loads((folder / STATE).read_bytes())
-        return Loaded(folder, load_file(folder / MODEL), load_file(folder / OPTIMIZER), state)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise PionError(f"{folder} is not a complete checkpoint: {error}") from error
-
-
-def _file_problem(path: Path, size: int, sha256: str) -> str | None:
-    try:
-        with path.open("rb") as file:
-            found = path.stat().st_size
-            if found != size:
-                return f"{path.name} has {found:,} bytes instead of {size:,}"
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                return f"{path.name} has been altered (its sha256 differs)"
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    except OSError as error:
-        return f"{path.name} can't be read ({error.strerror})"
-    return None
-
-
-def _scratch_folder(scratch: Path | None, entry: CheckpointEntry) -> Path:
-    if scratch is None:
-        raise ValueError("this store can't be memory-mapped: a scratch folder is needed")
-    return scratch / entry.key
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"

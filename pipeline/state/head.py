@@ -6,6 +6,7 @@ epoch is refused, so two processes that both believe they own a run can't undo e
 
 import dataclasses
 import json
+import logging
 import threading
 import time
 import uuid
@@ -15,14 +16,26 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pion.errors import BadInput, Fenced
+from pipeline.marks import mark
 from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.owner import Owner, is_running, may_take_over
-from pipeline.state.records import WRITE_IDS_KEPT, CheckpointEntry, Head, StageRecord
+from pipeline.state.records import (
+    WRITE_IDS_KEPT,
+    CheckpointEntry,
+    Head,
+    SkippedRows,
+    Spent,
+    StageRecord,
+)
 from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_once
 from pipeline.state.stores.base import check_run_name
 
+_log = logging.getLogger(__name__)
+
 HEARTBEAT_SECONDS = 20.0
 SILENCE_SECONDS = 60.0
+COMMIT_SILENCE_SECONDS = 1800.0
+"""On a store without heartbeats, where only commits show that an owner lives."""
 _POLL_SECONDS = 2.0
 
 
@@ -68,8 +81,10 @@ class RunState:
 
         `write_id`, in `head`'s history, tells a lost acknowledgement from a lost race.
         """
+        mark("commit")
         try:
             self.store.compare_and_swap(self.key("HEAD.json"), head.to_json(), version)
+            mark("commit")
         except (Conflict, StoreError) as error:
             present = self.read()
             if present is not None and write_id in present.write_ids:
@@ -108,13 +123,15 @@ class RunState:
         *,
         take_over: bool = False,
         unattended: bool = False,
+        price: float | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> "Claim":
         """Own the run under the next epoch, creating it if it does not exist.
 
         At once when `may_take_over` finds a reason or a person says `take_over`. Otherwise an
         `unattended` start waits until the owner has shown no sign of life for 60 s of its own
-        clock, and a person's raises `BadInput` saying who owns the run.
+        clock (half an hour where only commits are one), and a person's raises `BadInput` saying
+        who owns the run. `price` is what this machine costs, in dollars per hour.
         """
         write_id = uuid.uuid4().hex
         silent_version: str | None = None
@@ -125,7 +142,7 @@ class RunState:
             if reason is None and take_over:
                 reason = "told to take over"
             if reason is None and version == silent_version:
-                reason = f"no sign of life for {SILENCE_SECONDS:.0f} s"
+                reason = f"no sign of life for {self._silence:.0f} s"
             if reason is None:
                 if not unattended:
                     raise BadInput(self._refusal(before, me))
@@ -133,14 +150,18 @@ class RunState:
                 self._wait_for_silence(before, version, me)
                 silent_version = version
                 continue
-            head = _signed(before.claimed(me, self.clock.now()), write_id)
+            head = _signed(before.claimed(me, self.clock.now(), price), write_id)
             if self.swap(head, version, write_id):
-                return Claim(self, head, before, reason)
+                return Claim(self, head, before, reason, price)
+
+    @property
+    def _silence(self) -> float:
+        return COMMIT_SILENCE_SECONDS if self.store.commits else SILENCE_SECONDS
 
     def _wait_for_silence(self, head: Head, version: str | None, me: Owner) -> None:
         """Until the heartbeat has not changed for 60 s, HEAD has, or the owner is seen to die."""
         seen, since = self._read_text(_heartbeat_path(head.epoch)), self.clock.monotonic()
-        while self.clock.monotonic() - since < SILENCE_SECONDS:
+        while self.clock.monotonic() - since < self._silence:
             self.clock.sleep(_POLL_SECONDS)
             if self.read_versioned()[1] != version or may_take_over(head.owner, me):
                 return
@@ -178,9 +199,14 @@ class Claim:
     Any thread may commit; one lock makes sure that one at a time writes HEAD.
     """
 
-    def __init__(self, state: RunState, head: Head, before: Head, reason: str) -> None:
+    def __init__(
+        self, state: RunState, head: Head, before: Head, reason: str, price: float | None = None
+    ) -> None:
         self.state = state
         self.epoch = head.epoch
+        self.stop_request: str | None = None  # who asked for a stop and when, once a beat saw it
+        self._price, self._spent = price, head.spent
+        self._started = state.clock.monotonic()
         self.before = before
         self.reason = reason
         self._head = head
@@ -220,10 +246,16 @@ class Claim:
                 if present is None or present.epoch != self.epoch:
                     self._fenced = self._fenced_by(present)
                     raise self._fenced
-                head = _signed(change(present), write_id)
+                head = _signed(dataclasses.replace(change(present), spent=self.spent), write_id)
                 if self.state.swap(head, version, write_id):
                     self._head = head
                     return head
+
+    @property
+    def spent(self) -> Spent:
+        """What the run has cost until now."""
+        clock = self.state.clock
+        return self._spent.plus(clock.monotonic() - self._started, self._price, clock.now())
 
     def add_checkpoint(self, entry: CheckpointEntry) -> Head:
         """List a complete, verified checkpoint as the newest."""
@@ -252,6 +284,10 @@ class Claim:
         """
         now = self.state.clock.now()
         return self.commit(lambda head: head.restored(stage, step, now))
+
+    def skip_rows(self, stage: str, rows: SkippedRows) -> Head:
+        """Record that `stage` leaves `rows` out, before it goes back to train without them."""
+        return self.commit(lambda head: head.with_skipped(stage, rows))
 
     def set_job(self, digest: str) -> Head:
         """Record the job file this run now follows."""
@@ -291,6 +327,9 @@ class Claim:
         if present is None or present.epoch != self.epoch:
             self._fenced = self._fenced or self._fenced_by(present)
             return
+        self._look_for_requests()
+        if self.store.commits:
+            return  # commits are the sign of life where they are counted
         self._beats += 1
         beat = {
             "epoch": self.epoch,
@@ -301,6 +340,12 @@ class Claim:
         }
         key = self.state.key(_heartbeat_path(self.epoch))
         self.store.write(key, (json.dumps(beat, indent=1) + "\n").encode())
+
+    def _look_for_requests(self) -> None:
+        from pipeline.state.requests import pending_stop
+
+        request = pending_stop(self.state, _log.warning)
+        self.stop_request = request.describe() if request else None
 
     def _fenced_by(self, head: Head | None) -> Fenced:
         name = self.state.name

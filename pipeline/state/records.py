@@ -16,6 +16,8 @@ FORMAT = 1
 CLAIMS_KEPT = 64
 WRITE_IDS_KEPT = 64
 TRASH_SECONDS = 3600.0
+UNCOUNTED_SECONDS = 3600.0
+"""No start of a process takes longer than this."""
 
 Record = TypeVar("Record")
 
@@ -60,6 +62,40 @@ class CheckpointEntry:
 
 
 @dataclass(frozen=True)
+class SkippedRows:
+    """Rows [first, stop) of a stage that are left out since `step` went wrong on them.
+
+    `digest` is the stage's, under another the numbers may mean other rows. `why` says what the step
+    gave, `epoch` who found it.
+    """
+
+    first: int
+    stop: int
+    step: int
+    epoch: int
+    digest: str
+    why: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Hours that processes owned the run and what they cost, as far as prices were known.
+
+    `until` (Unix seconds) is when it was last counted.
+    """
+
+    hours: float = 0.0
+    dollars: float = 0.0
+    until: float = 0.0
+
+    def plus(self, seconds: float, price: float | None, until: float) -> "Spent":
+        """With `seconds` more at `price` dollars per hour (None: unknown)."""
+        hours = max(0.0, seconds) / 3600
+        return Spent(self.hours + hours, self.dollars + hours * (price or 0.0), until)
+
+
+@dataclass(frozen=True)
 class Trash:
     """A folder no longer listed; its files may be deleted from `not_before` on."""
 
@@ -71,8 +107,11 @@ class Trash:
 class Head:
     """The one decision-maker of a run. `checkpoints` and `claims` are newest first.
 
-    `restores` maps an epoch to the step each stage went on from under it. `committed_epoch` is the
-    last epoch that committed progress, a checkpoint or a finished stage.
+    `restores` maps an epoch to the step each stage went on from under it. `skipped` has each
+    stage's rows to leave out, oldest first. `committed_epoch` is the last epoch that committed
+    progress: a checkpoint, a finished stage, or rows that the next attempt leaves out. `spent` is
+    what owning the run has cost on all machines, by the last commit; `forked` the key of the
+    checkpoint that this run, a fork, was copied up to.
     """
 
     epoch: int = 0
@@ -83,6 +122,9 @@ class Head:
     restores: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     claims: tuple[ClaimRecord, ...] = ()
     committed_epoch: int = 0
+    spent: Spent = field(default_factory=lambda: Spent())
+    forked: str | None = None
+    skipped: Mapping[str, tuple[SkippedRows, ...]] = field(default_factory=dict)
     trash: tuple[Trash, ...] = ()
     write_ids: tuple[str, ...] = ()
     format: int = FORMAT
@@ -92,11 +134,15 @@ class Head:
         """Claims in a row, the present one included, that have committed no progress."""
         return self.epoch - self.committed_epoch
 
-    def claimed(self, me: Owner, at: float) -> "Head":
-        """The next epoch, owned by `me`."""
+    def claimed(self, me: Owner, at: float, price: float | None = None) -> "Head":
+        """The next epoch, owned by `me`, on a machine that costs `price` dollars per hour."""
         epoch = self.epoch + 1
+        mine = bool(self.claims) and self.claims[0].owner.session == me.session
+        since = self.spent.until if mine else me.started_at
+        # A clock that jumped must not be paid for.
+        spent = self.spent.plus(min(at - since, UNCOUNTED_SECONDS), price, at)
         claims = (ClaimRecord(epoch, at, me), *self.claims)[:CLAIMS_KEPT]
-        return dataclasses.replace(self, epoch=epoch, owner=me, claims=claims)
+        return dataclasses.replace(self, epoch=epoch, owner=me, claims=claims, spent=spent)
 
     def with_checkpoint(self, entry: CheckpointEntry) -> "Head":
         """`entry` listed as the newest checkpoint."""
@@ -121,21 +167,35 @@ class Head:
         )
         return dataclasses.replace(self, checkpoints=checkpoints)
 
+    def with_skipped(self, stage: str, rows: SkippedRows) -> "Head":
+        """`rows` of `stage` left out from now on."""
+        skipped = {**self.skipped, stage: (*self.skipped.get(stage, ()), rows)}
+        return dataclasses.replace(self, skipped=skipped, committed_epoch=self.epoch)
+
     def with_digest(self, stage: str, old: str, new: str) -> "Head":
-        """Checkpoints of `stage` made under digest `old` count under `new`: both lead to them."""
+        """Checkpoints and skipped rows of `stage` under digest `old` count under `new`: both lead
+        to them."""
         checkpoints = tuple(
             dataclasses.replace(entry, digest=new)
             if (entry.stage, entry.digest) == (stage, old)
             else entry
             for entry in self.checkpoints
         )
-        return dataclasses.replace(self, checkpoints=checkpoints)
+        skipped = dict(self.skipped)
+        if stage in skipped:
+            skipped[stage] = tuple(
+                dataclasses.replace(rows, digest=new) if rows.digest == old else rows
+                for rows in skipped[stage]
+            )
+        return dataclasses.replace(self, checkpoints=checkpoints, skipped=skipped)
 
     def without_stages(self, stages: Collection[str], now: float) -> "Head":
-        """`stages` not begun: neither their results nor their checkpoints are listed."""
+        """`stages` not begun: neither their results, checkpoints nor skipped rows are listed."""
         kept = {stage: record for stage, record in self.stages.items() if stage not in stages}
+        skipped = {stage: rows for stage, rows in self.skipped.items() if stage not in stages}
         dropped = [entry.key for entry in self.checkpoints if entry.stage in stages]
-        return dataclasses.replace(self, stages=kept).without_checkpoints(dropped, now)
+        head = dataclasses.replace(self, stages=kept, skipped=skipped)
+        return head.without_checkpoints(dropped, now)
 
     def without_checkpoints(self, keys: Collection[str], now: float) -> "Head":
         """`keys` unlisted now, their files to be deleted an hour later."""
@@ -182,6 +242,11 @@ class Head:
             build(ClaimRecord, {**claim, "owner": build(Owner, claim["owner"], where)}, where)
             for claim in raw.get("claims", ())
         )
+        raw["skipped"] = {
+            stage: tuple(build(SkippedRows, rows, where) for rows in records)
+            for stage, records in raw.get("skipped", {}).items()
+        }
+        raw["spent"] = build(Spent, raw.get("spent", {}), where)
         raw["trash"] = tuple(build(Trash, item, where) for item in raw.get("trash", ()))
         raw["write_ids"] = tuple(raw.get("write_ids", ()))
         return build(cls, raw, where)

@@ -1,6 +1,12 @@
-"""Copies of training state in host memory, laid out as the safetensors files they will become."""
+"""Copies of training state in host memory, laid out as the safetensors files they will become.
+
+The memory is an anonymous file (memfd), which another process can map to write it out: no copy, no
+fork, and none of /dev/shm, which containers keep tiny.
+"""
 
 import json
+import mmap
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,92 +14,112 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = Mapping[str, "torch.Tensor"]
+Extent = tuple[int, int]
+"""Where a file's content lies in the memory: offset and size in bytes."""
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+_PAGE = 4096
 
 
 class Snapshot:
     """Model and optimizer tensors as two safetensors images, and the JSON state beside them.
 
-    The buffers are allocated by the first `take` and used again by each later one of the same
-    names, shapes and dtypes, so that taking a snapshot is one copy and memory stays flat.
+    The memory is allocated by the first `take` and used again by each later one of the same names,
+    shapes and dtypes, so that taking a snapshot is one copy and memory stays flat.
     """
 
     def __init__(self) -> None:
-        self._model = _Image()
-        self._optimizer = _Image()
+        self.fd = os.memfd_create("pion-snapshot")
         self.state: dict[str, Any] = {}
-
-    @property
-    def model(self) -> memoryview:
-        """Content of `model.safetensors`, valid until the next `take`."""
-        return self._model.bytes()
-
-    @property
-    def optimizer(self) -> memoryview:
-        """Content of `optimizer.safetensors`, valid until the next `take`."""
-        return self._optimizer.bytes()
+        self.extents: dict[str, Extent] = {}
+        self._layout: object = None
+        self._views: list[torch.Tensor] = []
 
     def take(self, model: Tensors, optimizer: Tensors, state: Mapping[str, Any]) -> None:
         """Copy everything; when this returns the tensors may change again."""
         import torch
 
-        self._model.fill(model)
-        self._optimizer.fill(optimizer)
+        images = {MODEL: _ordered(model), OPTIMIZER: _ordered(optimizer)}
+        tensors = [tensor for image in images.values() for tensor in image.values()]
+        on_gpu = any(tensor.is_cuda for tensor in tensors)
+        layout = [[(n, t.dtype, t.shape) for n, t in image.items()] for image in images.values()]
+        if layout != self._layout:
+            self._allocate(images, pinned=on_gpu)
+            self._layout = layout
+        for view, tensor in zip(self._views, tensors, strict=True):
+            view.copy_(tensor.detach(), non_blocking=True)
         self.state = json.loads(json.dumps(state))
-        if any(tensor.is_cuda for tensor in (*model.values(), *optimizer.values())):
+        if on_gpu:
             torch.cuda.synchronize()
 
+    def content(self, name: str) -> memoryview:
+        """The bytes of one of the two files, valid until the next `take`."""
+        return map_extents(self.fd, self.extents)[name]
 
-class _Image:
-    """One safetensors file in memory: 8 bytes of header size, the JSON header, the tensors.
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._views = []
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
-    Equal tensors give equal bytes: the header holds nothing but names, dtypes, shapes and offsets,
-    ordered by falling element size, which keeps every tensor aligned, and then by name.
-    """
-
-    def __init__(self) -> None:
-        self._layout: list[tuple[str, Any, Any, bool]] | None = None
-        self._buffer: torch.Tensor | None = None
-        self._views: dict[str, torch.Tensor] = {}
-
-    def fill(self, tensors: Tensors) -> None:
-        ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-        layout = [(name, t.dtype, t.shape, t.is_cuda) for name, t in ordered]
-        if layout != self._layout:
-            self._allocate(dict(ordered))
-            self._layout = layout
-        for name, tensor in ordered:
-            self._views[name].copy_(tensor.detach(), non_blocking=True)
-
-    def bytes(self) -> memoryview:
-        assert self._buffer is not None, "no snapshot was taken yet"
-        return self._buffer.numpy().data
-
-    def _allocate(self, tensors: dict[str, "torch.Tensor"]) -> None:
+    def _allocate(self, images: Mapping[str, Tensors], *, pinned: bool) -> None:
         import torch
 
-        names = _dtype_names()
-        header: dict[str, dict[str, Any]] = {}
-        end = 0
-        for name, tensor in tensors.items():
-            begin, end = end, end + tensor.numel() * tensor.element_size()
-            header[name] = {
-                "dtype": names[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [begin, end],
-            }
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        data_start = 8 + len(text)
+        headers = {name: _header(image) for name, image in images.items()}
+        self._views, self.extents = [], {}  # let the old memory go first
+        offset = 0
+        for name, (header, size) in headers.items():
+            self.extents[name] = (offset, len(header) + size)
+            offset += -(-(len(header) + size) // _PAGE) * _PAGE
+        os.ftruncate(self.fd, 0)
+        # Reserved now: a machine that has not got the memory says so here, not by a SIGBUS later.
+        os.posix_fallocate(self.fd, 0, offset)
+        memory = mmap.mmap(self.fd, offset)
+        buffer = torch.frombuffer(memory, dtype=torch.uint8)
+        if pinned:
+            # A GPU copies straight into page-locked memory alone, several times as fast.
+            torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), offset, 0)
+        for name, image in images.items():
+            header, _ = headers[name]
+            start = self.extents[name][0]
+            memory[start : start + len(header)] = header
+            begin = start + len(header)
+            for tensor in image.values():
+                end = begin + tensor.numel() * tensor.element_size()
+                self._views.append(buffer[begin:end].view(tensor.dtype).view(tensor.shape))
+                begin = end
 
-        self._views = {}
-        self._buffer = None  # let the old one go first
-        pinned = any(tensor.is_cuda for tensor in tensors.values())
-        buffer = torch.empty(data_start + end, dtype=torch.uint8, pin_memory=pinned)
-        buffer.numpy().data[:data_start] = len(text).to_bytes(8, "little") + text
-        for name, tensor in tensors.items():
-            begin, end = (data_start + offset for offset in header[name]["data_offsets"])
-            self._views[name] = buffer[begin:end].view(tensor.dtype).view(tensor.shape)
-        self._buffer = buffer
+
+def map_extents(fd: int, extents: Mapping[str, Extent]) -> dict[str, memoryview]:
+    """The contents in the memory behind `fd`, mapped, not copied."""
+    memory = memoryview(mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ))
+    return {name: memory[offset : offset + size] for name, (offset, size) in extents.items()}
+
+
+def _ordered(tensors: Tensors) -> dict[str, "torch.Tensor"]:
+    """By falling element size, which keeps every tensor aligned, and then by name: equal tensors
+    give equal bytes."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+
+
+def _header(tensors: Tensors) -> tuple[bytes, int]:
+    """What begins a safetensors file, nothing but names, dtypes, shapes and offsets; and how many
+    bytes follow it."""
+    names = _dtype_names()
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, end
 
 
 def _dtype_names() -> dict["torch.dtype", str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from pipeline.cadence import MIN_SECONDS, SaveCadence
+from pipeline.cadence import MIN_SECONDS, SaveCadence, seconds_between_interruptions
+from pipeline.state.records import ClaimRecord
+from tests.pipeline.state.conftest import someone
 
 
 def cadence(**changes: object) -> SaveCadence:
@@ -40,3 +42,24 @@ def test_a_save_starts_the_interval_anew() -> None:
     timed.saved(60.0, stall=0.1, write_seconds=1.0)
     assert not timed.due(2, now=119.0)
     assert timed.due(3, now=120.0)
+
+
+def test_a_store_that_bears_few_commits_sets_a_floor_whatever_the_job_asks_for() -> None:
+    hub = cadence(every_steps=1, floor_seconds=120.0)
+    assert not hub.due(step=1, now=119.0)
+    assert hub.due(step=2, now=120.0)
+    assert cadence(every_seconds=3.0, floor_seconds=120.0).interval == 120.0
+
+
+def claims(starts: list[float]) -> list[ClaimRecord]:
+    return [ClaimRecord(i, at, someone(session=str(i))) for i, at in enumerate(starts)][::-1]
+
+
+def test_the_time_between_interruptions_is_assumed_until_a_few_were_seen() -> None:
+    assert seconds_between_interruptions(claims([0.0, 600.0, 1200.0]), 7200.0) == 7200.0
+    assert seconds_between_interruptions(claims([0.0, 600.0, 1200.0, 2400.0]), 7200.0) == 800.0
+
+
+def test_several_claims_of_one_process_are_one_start() -> None:
+    again = [ClaimRecord(9, 50.0, someone(session="0")), *claims([0.0, 600.0, 1200.0])]
+    assert seconds_between_interruptions(again, 7200.0) == 7200.0

@@ -13,11 +13,13 @@ import pipeline.cli
 from pion.errors import Fenced, NotDurable
 from pipeline.cli import main
 from pipeline.state.owner import Owner
+from pipeline.state.records import SkippedRows
 from tests.pipeline.finished_run import make_run, tiny_model, tiny_tokenizer
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SEEDS = Path(__file__).parents[1] / "fixtures" / "seeds"
 COMMANDS = ("run", "chat", "generate", "eval", "export", "import-seed", "status", "checkpoints")
+COMMANDS += ("report", "stop", "fork")
 
 
 @pytest.fixture
@@ -261,6 +263,69 @@ def test_the_report_can_be_written_again(here, pion):
     code, out, _ = pion("report", "demo", "--json")
     assert code == 0
     assert "demo" in Path(json.loads(out)["report"]).read_text()
+
+
+def test_status_shows_requests_to_stop_money_and_rows_left_out(here, pion):
+    run = make_run(here / "runs")
+    status = json.loads(pion("status", "demo", "--json")[1])
+    assert (status["stop"], status["skipped"], status["notes"]) == (None, {}, [])
+    claim = run.claim(Owner.me(), price=0.5)
+    claim.skip_rows("sft", SkippedRows(16, 20, 5, 2, "digest-sft", "loss is nan", 0.0))
+    claim.commit(lambda head: head)
+    run.store.write(run.key("requests/0.json"), b"not a request")
+    assert pion("stop", "demo")[0] == 0
+    _, out, _ = pion("status", "demo")
+    assert "asked to stop: pion stop by " in out
+    assert "left out: sft rows 16 to 19 (step 5: loss is nan)" in out
+    assert "a request was ignored: " in out
+    status = json.loads(pion("status", "demo", "--json")[1])
+    assert status["stop"]["reason"] == "pion stop"
+    assert 0 < status["spent"]["dollars"] < status["spent"]["hours"]
+
+
+# ---------------------------------------------------------------- stopping and forking
+
+
+def test_stop_of_a_run_nobody_owns_says_so(here, pion):
+    make_run(here / "runs")
+    code, out, _ = pion("stop", "demo", "--wait")
+    assert code == 0
+    assert "Nobody owns demo" in out
+
+
+def test_a_fork_is_listed_beside_its_source_and_can_be_used(here, pion):
+    make_run(here / "runs")
+    code, out, _ = pion("fork", "demo", "new", "--at", "20")
+    assert code == 0
+    assert "copying pretrain step 20" in out
+    assert "new goes on from pretrain step 20 of demo: pion run JOB name=new [key=value" in out
+    (only,) = json.loads(pion("checkpoints", "new", "--json", "--verify")[1])
+    assert (only["stage"], only["step"], only["verified"]) == ("pretrain", 20, True)
+    code, out, _ = pion("fork", "new", f"{here}/elsewhere/third")
+    assert code == 0
+    assert f"name=third store=file://{here}/elsewhere" in out
+    assert pion("status", f"{here}/elsewhere/third")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["demo", "new", "--at", "7"], "Its checkpoints are: sft 5, pretrain 20, pretrain 10."),
+        (["demo", "demo"], "demo exists already"),
+        (["demo", "a b"], "can't be the name of a run"),
+        (["dmeo", "new"], "no run 'dmeo'"),
+        (["demo", "new", "--at", "ten"], "--at"),
+        (["demo", "gs://bucket/new"], "unknown scheme 'gs'"),
+    ],
+)
+def test_a_fork_that_can_not_be_made_exits_with_2_and_leaves_nothing(
+    here, pion, arguments, expected
+):
+    make_run(here / "runs")
+    code, _, err = pion("fork", *arguments)
+    assert code == 2
+    assert expected in err
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["demo"]
 
 
 # ---------------------------------------------------------------- using a model

@@ -233,7 +233,7 @@ def test_a_newest_checkpoint_that_rotted_is_skipped_and_said(tmp_path: Path) -> 
     finish(write_job(whole, **changes))
     job = write_job(tmp_path, **changes)
     process = start(job)
-    wait_for(process, "saved", lines=2)
+    wait_for(process, ": saved", lines=2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     newest = head_of(tmp_path).checkpoints[0]

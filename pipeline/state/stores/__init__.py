@@ -31,9 +31,10 @@ DEFAULT_STORE = "runs"
 
 
 def open_store(url: str) -> Store:
-    """The store at `file:///abs/folder` or a plain path; nothing is created until a write.
+    """The store at `s3://bucket/prefix`, `hf://user/repo`, `file:///abs/folder` or a plain path.
 
-    Raises `BadInput` for other schemes and for a path that is not a folder.
+    Nothing is asked of it, or created, before the first read or write. Raises `BadInput` for
+    other forms and for a path that is not a folder.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -45,9 +46,18 @@ def open_store(url: str) -> Store:
                 "write a relative one without a scheme (runs)."
             )
         path = rest
+    elif scheme == "s3":
+        from pipeline.state.stores.s3 import S3Store
+
+        return S3Store.open(rest)
+    elif scheme == "hf":
+        from pipeline.state.stores.hub import HubStore
+
+        return HubStore.open(rest)
     else:
         raise BadInput(
-            f"store {url!r}: unknown scheme {scheme!r}. Known: file:///abs/folder, or a plain path."
+            f"store {url!r}: unknown scheme {scheme!r}. Known: s3://bucket/prefix, "
+            "hf://user/repo, file:///abs/folder, or a plain path."
         )
     if not path.strip():
         raise BadInput("store: the path is empty. Use file:///abs/folder or a plain path.")

@@ -41,6 +41,7 @@ class StoreError(NotDurable):
 
     def __init__(self, action: str, where: str, reason: str, *, outage: bool = False) -> None:
         super().__init__(f"Cannot {action} {where}: {reason}.")
+        self.action = action
         self.where = where
         self.reason = reason
         self.outage = outage

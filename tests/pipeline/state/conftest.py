@@ -13,6 +13,7 @@ import pytest
 from pipeline.state.head import Clock, RunState
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
+from tests.s3_server import FaultProxy, S3Server, s3_server
 
 
 class FakeClock:
@@ -33,6 +34,21 @@ class FakeClock:
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 service for all tests, which take a fresh bucket each."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """What stands between this process's S3 clients and the service, and may fail."""
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        yield proxy
 
 
 @pytest.fixture

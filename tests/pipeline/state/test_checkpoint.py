@@ -3,28 +3,34 @@
 import dataclasses
 import gc
 import json
+import os
 import random
 import re
-import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pion.errors import BadInput, Fenced, PionError
-from pipeline.state.checkpoint import Checkpointer, check_entry, load_folder, newest_good
+from pipeline.state.checkpoint import Checkpointer
 from pipeline.state.head import Claim, RunState
 from pipeline.state.metrics import MetricsLog, read_metrics
 from pipeline.state.owner import Owner
+from pipeline.state.restore import check_entry, load_folder, newest_good
 from pipeline.state.retention import Keep
-from pipeline.state.snapshot import Snapshot
-from pipeline.state.stores import FileStore, Missing, StoreError
+from pipeline.state.snapshot import MODEL, OPTIMIZER, Snapshot, map_extents
+from pipeline.state.stores import FileStore, Missing, Store, StoreError
+from pipeline.state.uploader import Saved, SaveJob
+from pipeline.state.uploader import save as save_files
+from pipeline.state.workspace import Workspace
 from tests.pipeline.state.conftest import FakeClock, someone
 
 Tensors = dict[str, torch.Tensor]
@@ -58,11 +64,31 @@ def save(checkpointer: Checkpointer, step: int, seed: int | None = None) -> None
     checkpointer.wait()
 
 
-def newest(claim: Claim, digest: str = "d1") -> tuple[Any, Any, list[str]]:
+class InThisProcess:
+    """An uploader that writes to a store of the test's, which no other process has."""
+
+    def __init__(self, store: Store, fd: int) -> None:
+        self.store, self.fd = store, fd
+
+    def save(self, job: SaveJob) -> Saved:
+        return save_files(self.store, job, map_extents(self.fd, job.extents))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def checkpointer_in_this_process(claim: Claim, **options: Any) -> Checkpointer:
+    return a_checkpointer(claim, uploader=partial(InThisProcess, claim.store), **options)
+
+
+def newest(
+    claim: Claim, digest: str = "d1", root: Path | None = None
+) -> tuple[Any, Any, list[str]]:
     head = claim.state.read()
     assert head is not None
-    entry, loaded, skipped = newest_good(claim.store, "demo", head, "pretrain", digest)
-    return entry, loaded, [str(skip) for skip in skipped]
+    found = newest_good(Workspace(claim.store, "demo", root), head, "pretrain", digest)
+    loaded = load_folder(found.folder) if found.folder else None
+    return found.entry, loaded, [str(skip) for skip in found.skipped]
 
 
 def assert_same(found: Tensors, expected: Tensors) -> None:
@@ -130,7 +156,7 @@ def test_the_snapshot_is_taken_before_save_returns(run: RunState, tmp_path: Path
     claim = RunState(gate, "demo").claim(someone())
     model, optimizer = some_tensors()
     expected = {name: tensor.clone() for name, tensor in model.items()}
-    checkpointer = a_checkpointer(claim)
+    checkpointer = checkpointer_in_this_process(claim)
     checkpointer.save(model, optimizer, {"step": 1})
     for tensor in (*model.values(), *optimizer.values()):
         tensor.zero_()  # training goes on
@@ -142,7 +168,7 @@ def test_the_snapshot_is_taken_before_save_returns(run: RunState, tmp_path: Path
 def test_a_save_that_finds_the_previous_one_writing_is_skipped(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     claim = RunState(gate, "demo").claim(someone())
-    checkpointer = a_checkpointer(claim)
+    checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     assert checkpointer.save(model, optimizer, {"step": 1}) is True
     assert checkpointer.save(model, optimizer, {"step": 2}) is False
@@ -181,34 +207,48 @@ def test_the_files_are_plain_safetensors(tmp_path: Path) -> None:
     model, optimizer = some_tensors()
     snapshot = Snapshot()
     snapshot.take(model, optimizer, {"step": 1})
-    for image, tensors in ((snapshot.model, model), (snapshot.optimizer, optimizer)):
-        (tmp_path / "file.safetensors").write_bytes(image)
+    for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
+        (tmp_path / "file.safetensors").write_bytes(snapshot.content(name))
         assert_same(load_file(tmp_path / "file.safetensors"), tensors)
 
 
-def test_a_snapshot_uses_its_buffers_again_and_follows_a_change_of_shape() -> None:
+def test_a_snapshot_uses_its_memory_again_and_follows_a_change_of_shape() -> None:
     snapshot = Snapshot()
     model, optimizer = some_tensors()
     snapshot.take(model, optimizer, {})
-    address = torch.frombuffer(snapshot.model, dtype=torch.uint8).data_ptr()
+    mapped = snapshot.content(MODEL)  # as the uploader has it
+    before = bytes(mapped)
     snapshot.take(*some_tensors(1), {})
-    assert torch.frombuffer(snapshot.model, dtype=torch.uint8).data_ptr() == address
-    size = len(snapshot.model)
+    assert bytes(mapped) != before
     snapshot.take({**model, "more": torch.ones(64)}, optimizer, {})
-    assert len(snapshot.model) > size + 256
+    assert len(snapshot.content(MODEL)) > len(before) + 256
 
 
-def test_memory_stays_flat_over_many_saves(claim: Claim) -> None:
+def test_a_snapshot_takes_nothing_from_dev_shm(claim: Claim) -> None:
+    before = set(os.listdir("/dev/shm"))
+    checkpointer = a_checkpointer(claim)
+    save(checkpointer, 1)
+    assert set(os.listdir("/dev/shm")) == before
+    checkpointer.close()
+
+
+def test_memory_stays_flat_over_two_hundred_saves(claim: Claim) -> None:
     model = {"weight": torch.ones(1_000_000)}
     checkpointer = a_checkpointer(claim)
-    for step in range(1, 41):
-        if step == 11:
-            gc.collect()
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    me = psutil.Process()
+
+    def memory() -> int:
+        return sum(p.memory_full_info().uss for p in (me, *me.children()))
+
+    for step in range(1, 201):
         assert checkpointer.save(model, {}, {"step": step})
         checkpointer.wait()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 16_000  # KiB: four saves' worth, of the thirty
+        if step == 20:
+            gc.collect()
+            before = memory()
+    assert memory() - before < 16_000_000  # four saves' worth, of a hundred and eighty
+    assert checkpointer.stats.saved == 200
+    checkpointer.close()
 
 
 def truncate(path: Path) -> None:
@@ -263,7 +303,7 @@ def test_a_complete_checkpoint_that_is_not_the_listed_one_is_passed_over(claim: 
     (folders / "20-1").rename(folders / "aside")
     (folders / "10-1").rename(folders / "20-1")
     head = claim.head
-    assert check_entry(claim.store, "demo", head.checkpoints[0]) == (
+    assert check_entry(Workspace(claim.store, "demo"), head.checkpoints[0]) == (
         "model.safetensors is not the one that HEAD lists"
     )
 
@@ -301,25 +341,25 @@ def test_a_manifest_cannot_point_outside_its_folder(claim: Claim) -> None:
     manifest = json.loads(claim.store.read(key))
     manifest["files"]["../../../../secret"] = {"size": 1, "sha256": ""}
     claim.store.write(key, json.dumps(manifest).encode())
-    assert check_entry(claim.store, "demo", claim.head.checkpoints[0]) == "manifest.json is damaged"
+    assert (
+        check_entry(Workspace(claim.store, "demo"), claim.head.checkpoints[0])
+        == "manifest.json is damaged"
+    )
 
 
 def test_a_store_on_another_machine_is_downloaded_and_verified(tmp_path: Path) -> None:
     store = NoMapping(tmp_path / "far")
     claim = RunState(store, "demo").claim(someone())
-    checkpointer = a_checkpointer(claim)
+    checkpointer = checkpointer_in_this_process(claim)
     save(checkpointer, 10)
     save(checkpointer, 20)
     flip_a_bit(store.folder / "demo/checkpoints/pretrain/20-1/model.safetensors")
-    entry, loaded, skipped = newest_good(
-        store, "demo", claim.head, "pretrain", "d1", scratch=tmp_path / "here"
-    )
-    assert entry is not None
-    assert loaded is not None
+    entry, loaded, skipped = newest(claim, root=tmp_path / "here")
     assert entry.step == 10
-    assert loaded.folder == tmp_path / "here/checkpoints/pretrain/10-1"
+    assert loaded.folder.is_relative_to(tmp_path / "here")
     assert_same(loaded.model, some_tensors(10)[0])
-    assert [skip.entry.step for skip in skipped] == [20]
+    (note,) = skipped
+    assert note.startswith("Skipped checkpoint checkpoints/pretrain/20-1: ")
 
 
 def test_loaded_tensors_outlive_their_files(claim: Claim) -> None:
@@ -365,7 +405,7 @@ def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_p
             super().write(key, data)
 
     claim = RunState(FailsOnce(tmp_path), "demo").claim(someone())
-    checkpointer = a_checkpointer(claim)
+    checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     checkpointer.save(model, optimizer, {"step": 10})
     while checkpointer.busy:
@@ -388,7 +428,7 @@ def test_a_store_that_corrupts_what_it_is_given_is_found_out_before_the_commit(
                 flip_a_bit(self.folder / key)
 
     claim = RunState(Corrupts(tmp_path), "demo").claim(someone())
-    checkpointer = a_checkpointer(claim)
+    checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     checkpointer.save(model, optimizer, {"step": 10})
     with pytest.raises(StoreError, match=r"model.safetensors has been altered"):

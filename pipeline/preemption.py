@@ -1,0 +1,189 @@
+"""Notices that a cloud is about to take this machine, from its metadata service.
+
+AWS gives two minutes, Google Cloud thirty seconds. Elsewhere there is no such service, and SIGTERM
+or nothing at all is what arrives.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+AWS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+AWS_DISABLED = "AWS_EC2_METADATA_DISABLED"
+GCP_HOST = "GCE_METADATA_HOST"
+"""Environment variables of the clouds' own clients."""
+
+AWS_SECONDS = 120.0
+GCP_SECONDS = 30.0
+AT_LEAST = 5.0
+"""Seconds assumed to be left when the notice's time has passed: this machine's clock may be off."""
+TIMEOUT = 2.0
+DMI = Path("/sys/class/dmi/id")
+ERRORS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError)
+
+
+class Notice(NamedTuple):
+    """What the cloud will do, and in how many seconds at most."""
+
+    text: str
+    seconds: float
+
+
+def watch_for_notices(
+    on_notice: Callable[[str, float], None],
+    say: Callable[[str], None] | None = None,
+    *,
+    every: float = 5.0,
+    dmi: Path = DMI,
+) -> Callable[[], None] | None:
+    """Watch the metadata service of the cloud this machine belongs to; None if it is in no cloud.
+
+    `on_notice` is called once, in a thread of its own, with a sentence and the seconds left. Errors
+    of the service are no reason to stop: the first one is given to `say`, and asking goes on
+    `every` so many seconds. Returns what ends the watching.
+    """
+    cloud = cloud_here(dmi)
+    if cloud is None:
+        return None
+    over = threading.Event()
+
+    def watch() -> None:
+        said = False
+        while not over.is_set():
+            try:
+                notice = cloud.notice()
+            except ERRORS as error:
+                notice = None
+                if not said and say is not None:
+                    said = True
+                    say(
+                        f"{cloud.name}'s metadata service can't be asked whether this machine is "
+                        f"about to be taken ({error}); a notice may be missed, and no state is lost"
+                    )
+            if notice is not None and not over.is_set():
+                on_notice(*notice)
+                return
+            over.wait(every)
+
+    threading.Thread(target=watch, name="preemption", daemon=True).start()
+    return over.set
+
+
+class Cloud(Protocol):
+    """A cloud whose metadata service can be asked."""
+
+    name: str
+
+    def notice(self) -> Notice | None:
+        """Ask once. Raises one of ERRORS when there is no answer or it makes no sense."""
+
+
+def cloud_here(dmi: Path = DMI) -> Cloud | None:
+    """The cloud this machine is in, by the variables of its own clients or what the firmware says.
+
+    Asks nothing of the network.
+    """
+    environ = os.environ
+    on_aws = "Amazon EC2" in _firmware(dmi, "sys_vendor", "board_vendor")
+    if environ.get(AWS_ENDPOINT) or on_aws:
+        if environ.get(AWS_DISABLED, "").lower() == "true":
+            return None
+        return _Aws(environ.get(AWS_ENDPOINT) or "http://169.254.169.254")
+    on_gcp = "Google Compute Engine" in _firmware(dmi, "product_name")
+    if environ.get(GCP_HOST) or on_gcp:
+        return _Gcp(environ.get(GCP_HOST) or "metadata.google.internal")
+    return None
+
+
+def _firmware(dmi: Path, *names: str) -> list[str]:
+    found = []
+    for name in names:
+        try:
+            found.append((dmi / name).read_text().strip())
+        except (OSError, UnicodeDecodeError):
+            continue
+    return found
+
+
+class _Aws:
+    """The instance metadata service, version 2: every question carries a token that expires.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+    A rebalance recommendation is no notice: most are followed by nothing.
+    """
+
+    name = "AWS"
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint.rstrip("/")
+        self._token: str | None = None
+
+    def notice(self) -> Notice | None:
+        try:
+            text = self._action()
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+        action = json.loads(text)
+        at = datetime.fromisoformat(action["time"])
+        seconds = min(AWS_SECONDS, max(AT_LEAST, at.timestamp() - time.time()))
+        what = action["action"]
+        return Notice(f"AWS will take this machine in {seconds:.0f} s ({what})", seconds)
+
+    def _action(self) -> str:
+        path = "latest/meta-data/spot/instance-action"
+        if self._token is not None:
+            try:
+                return self._ask(path, {"X-aws-ec2-metadata-token": self._token})
+            except urllib.error.HTTPError as error:
+                if error.code != 401:  # 401: the token has expired
+                    raise
+        self._token = self._new_token()
+        return self._ask(path, {"X-aws-ec2-metadata-token": self._token})
+
+    def _new_token(self) -> str:
+        ttl = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
+        return self._ask("latest/api/token", ttl, method="PUT")
+
+    def _ask(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
+        url = f"{self._endpoint}/{path}"
+        return _open(urllib.request.Request(url, headers=headers, method=method))
+
+
+class _Gcp:
+    """The Compute Engine metadata server.
+
+    https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
+    """
+
+    name = "Google Cloud"
+
+    def __init__(self, host: str) -> None:
+        self._url = f"http://{host}/computeMetadata/v1/instance/preempted"
+
+    def notice(self) -> Notice | None:
+        request = urllib.request.Request(self._url, headers={"Metadata-Flavor": "Google"})
+        if _open(request).strip() != "TRUE":
+            return None
+        text = f"{self.name} will take this machine in {GCP_SECONDS:.0f} s (preempted)"
+        return Notice(text, GCP_SECONDS)
+
+
+def _open(request: urllib.request.Request) -> str:
+    """The body of the answer. Raises OSError or HTTPException."""
+    # The service is on this machine's own link: never through a proxy.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=TIMEOUT) as answer:
+        body: bytes = answer.read(65536)
+    return body.decode()

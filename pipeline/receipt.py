@@ -1,0 +1,173 @@
+"""The receipt of a hop: what changed with the machine, and proof that the run did not.
+
+It compares two "training" events, which an attempt records when it begins (stages/train.py). Of
+their fields it uses: stage, from_step, host, device, workers, micro_batch, grad_accum, dtype,
+python, seq_len, global_batch, lr (the schedule's for step `from_step`, the last one finished) and
+next_row (the first row this attempt trains on).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.formats import printable
+from pipeline.state.head import RunState
+
+Row = Mapping[str, Any]
+
+ALARM = "ALARM: "
+LR_TOLERANCE = 1e-12
+PLAN = ("host", "device", "workers", "micro_batch", "grad_accum", "dtype", "python")
+
+
+def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
+    """The receipt of the attempt `now` that begins under `epoch`; empty if nothing changed.
+
+    Compares with the attempt before it and with the metrics of the last step that is kept. Reads
+    few objects, since it lies on the way to the first step.
+    """
+    before = _attempt_before(run, epoch)
+    if before is None or not plan_changed(before, now):
+        return []
+    same_stage = before["stage"] == now["stage"]
+    last = _metrics_of_step(run, now["stage"], now["from_step"]) if same_stage else None
+    return receipt(before, now, last)
+
+
+def plan_changed(before: Row, now: Row) -> bool:
+    """Whether the machine, or how it computes, is another one."""
+    return any(before.get(name) != now.get(name) for name in PLAN)
+
+
+def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
+    """What to print and keep about a hop; lines that start with ALARM say what must not be.
+
+    Args:
+        before: the attempt that trained last.
+        now: the one that begins.
+        last: the metrics of step `from_step` of `now` (`lr`, `rows`); None if there are none.
+    """
+    if not plan_changed(before, now):
+        return []
+    lines = [_machines(before, now)]
+    same_stage = before["stage"] == now["stage"]
+    lines += _batch(before, now, same_stage)
+    lines += [
+        f"{name} {before.get(field)} → {now.get(field)}"
+        for field, name in (("dtype", "dtype"), ("python", "Python"))
+        if before.get(field) != now.get(field)
+    ]
+    if same_stage:
+        lines += [_learning_rate(before, now, last), _first_row(now, last)]
+    return [printable(line) for line in lines]
+
+
+def _machines(before: Row, now: Row) -> str:
+    old, new = (f"{row['workers']} × {row['device']} on {row['host']}" for row in (before, now))
+    return f"same machine: {new}" if old == new else f"hop: {old} → {new}"
+
+
+def _batch(before: Row, now: Row, same_stage: bool) -> list[str]:
+    """Who computes how much of a step, and that the step is as large as before."""
+    old, new = (_shape(row) for row in (before, now))
+    shape = f"{new} as before" if old == new else f"{old} → {new}"
+    line = f"micro_batch × grad_accum × workers: {shape}"
+    old_tokens, tokens = (row["global_batch"] * row["seq_len"] for row in (before, now))
+    computed = now["micro_batch"] * now["grad_accum"] * now["workers"]
+    lines = [f"{line}, {tokens:,} tokens per step"]
+    if same_stage and tokens != old_tokens:
+        lines.append(
+            f"{ALARM}{tokens:,} tokens per step instead of {old_tokens:,}: this is another run's "
+            f"batch. {_STOP}"
+        )
+    elif same_stage:
+        lines[0] += " as before"
+    if computed < now["global_batch"]:
+        lines.append(
+            f"{ALARM}{new} computes only {computed:,} of the {now['global_batch']:,} sequences of "
+            f"a step. {_STOP}"
+        )
+    return lines
+
+
+def _shape(row: Row) -> str:
+    return f"{row['micro_batch']}×{row['grad_accum']}×{row['workers']}"
+
+
+def _learning_rate(before: Row, now: Row, last: Row | None) -> str:
+    """The schedule here gives what the last kept step was trained with, or says it can't tell."""
+    step, rate = now["from_step"], now.get("lr")
+    if step == 0 or rate is None:
+        return "learning rate: from the start of the schedule, no step is kept"
+    # A fork may go on under another schedule than the step it was forked at was trained with.
+    known = before if before["from_step"] == step else last
+    if known is None or known.get("lr") is None:
+        return f"learning rate {rate:.6g}; can't be compared, step {step:,} has no metrics"
+    if not math.isclose(rate, known["lr"], rel_tol=LR_TOLERANCE):
+        return (
+            f"{ALARM}learning rate {rate!r} at step {step:,}, but {known['lr']!r} before: the "
+            f"schedule is another one. {_STOP}"
+        )
+    return f"learning rate {rate:.6g} as before"
+
+
+def _first_row(now: Row, last: Row | None) -> str:
+    """Training goes on with the row after the last one that is kept."""
+    first = now["next_row"]
+    if now["from_step"] == 0:
+        expected: int | None = 0
+    else:
+        expected = last["rows"][1] if last and last.get("rows") else None
+    if expected is None:
+        return f"first row {first:,}; can't be compared, step {now['from_step']:,} has no metrics"
+    if first != expected:
+        return (
+            f"{ALARM}first row {first:,}, but the one after the last is {expected:,}: rows would "
+            f"be {'repeated' if first < expected else 'left out'}. {_STOP}"
+        )
+    return f"first row {first:,} = last + 1" if expected else "first row 0, no step is kept"
+
+
+_STOP = "Stop this run (Ctrl-C); what is committed is safe."
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _attempt_before(run: RunState, epoch: int) -> Row | None:
+    """The newest "training" event of an older epoch than `epoch`."""
+    for segment_epoch, key in _segments_backwards(run, "events/"):
+        if segment_epoch < epoch:
+            for row in _rows_backwards(run, key):
+                if row["event"] == "training":
+                    return row
+    return None
+
+
+def _metrics_of_step(run: RunState, stage: str, step: int) -> Row | None:
+    """The row of that step's training, of the newest epoch that has one."""
+    before_step: set[int] = set()  # epochs seen to have come to an earlier step only
+    for epoch, key in _segments_backwards(run, f"metrics/{stage}/"):
+        if epoch in before_step:
+            continue
+        for row in _rows_backwards(run, key):
+            if row["step"] == step and "rows" in row:
+                return row
+            if row["step"] < step:
+                before_step.add(epoch)
+                break
+    return None
+
+
+def _segments_backwards(run: RunState, folder: str) -> Iterator[tuple[int, str]]:
+    """(epoch, key) of a log's segments, the newest first."""
+    keys = [e.key for e in run.store.list(run.key(folder)) if e.key.endswith(".jsonl")]
+    segments = [(int(key.split("/")[-2]), key) for key in keys]
+    return iter(sorted(segments, reverse=True))
+
+
+def _rows_backwards(run: RunState, key: str) -> Iterator[Row]:
+    return (json.loads(line) for line in reversed(run.store.read(key).splitlines()))

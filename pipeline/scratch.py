@@ -1,0 +1,25 @@
+"""Copies of a run's files that are only looked at: verified, passed on, and gone again."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.state.workspace import Workspace, default_root
+
+
+@contextlib.contextmanager
+def scratch_workspace(run_workspace: Workspace) -> Iterator[Workspace]:
+    """A workspace of the same run that is removed afterwards; the store's own if it is here.
+
+    On the disk that keeps copies of remote runs: /tmp may be memory.
+    """
+    if not run_workspace.remote:
+        yield run_workspace
+        return
+    root = default_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=root) as folder:
+        yield Workspace(run_workspace.store, run_workspace.run, Path(folder))

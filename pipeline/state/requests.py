@@ -1,0 +1,117 @@
+"""Requests to whoever owns a run, left in its store: to stop, so far.
+
+A request stays until a person clears it, so that managed restarts of the run obey it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import BadInput
+from pipeline.formats import moment, printable
+from pipeline.state.head import RunState
+from pipeline.state.records import FORMAT, Damaged, parse
+from pipeline.state.stores import Missing
+
+STOP = "stop"
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """Somebody wants the run to save and stop. `at` is Unix time."""
+
+    at: float
+    host: str
+    pid: int
+    user: str
+    reason: str
+
+    def describe(self) -> str:
+        """`pion stop by ann on host-a at 2026-11-20 07:33:12 UTC`."""
+        return printable(f"{self.reason} by {self.user} on {self.host} at {moment(self.at)}")
+
+
+def ask_stop(run: RunState, reason: str) -> StopRequest:
+    """Ask whoever owns `run`, now or later, to save and stop. Raises `StoreError`."""
+    request = StopRequest(
+        run.clock.now(), socket.gethostname(), os.getpid(), _user(), printable(reason)
+    )
+    record = {
+        "format": FORMAT,
+        "kind": STOP,
+        "at": request.at,
+        "by": {"host": request.host, "pid": request.pid, "user": request.user},
+        "reason": request.reason,
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    run.store.write(run.key(f"requests/{uuid.uuid4().hex}.json"), text.encode())
+    run.store.flush()
+    return request
+
+
+def pending_stop(run: RunState, note: Note = lambda text: None) -> StopRequest | None:
+    """The newest request to stop, or None. Raises `StoreError`.
+
+    What can't be read as a request is told to `note` and ignored: it must not end a run.
+    """
+    newest: StopRequest | None = None
+    for key in _keys(run):
+        request = _read(run, key, note)
+        if request is not None and (newest is None or request.at > newest.at):
+            newest = request
+    return newest
+
+
+def clear_stops(run: RunState) -> int:
+    """Remove every request, readable or not; how many there were. Raises `StoreError`."""
+    keys = _keys(run)
+    for key in keys:
+        run.store.delete(key)
+    if keys:
+        run.store.flush()
+    return len(keys)
+
+
+def _keys(run: RunState) -> list[str]:
+    return [entry.key for entry in run.store.list(run.key("requests/"))]
+
+
+def _read(run: RunState, key: str, note: Note) -> StopRequest | None:
+    where = f"{run.store.url}/{key}"
+    try:
+        return _parse(run.store.read(key), where)
+    except Missing:  # cleared meanwhile
+        return None
+    except BadInput as error:
+        note(f"a request was ignored: {error}")
+        return None
+
+
+def _parse(data: bytes, where: str) -> StopRequest:
+    raw = parse(data, where)
+    if raw.get("kind") != STOP:
+        raise BadInput(f"{where} asks for {raw.get('kind')!r}, which this pion does not know.")
+    try:
+        by: dict[str, Any] = raw["by"]
+        return StopRequest(
+            float(raw["at"]), str(by["host"]), int(by["pid"]), str(by["user"]), str(raw["reason"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{where} is damaged ({error!r}). Nothing was changed.") from error
+
+
+def _user() -> str:
+    """Who is asking; a container may run under a number that has no name."""
+    with contextlib.suppress(KeyError, OSError, ImportError):
+        return getpass.getuser()
+    return f"user {os.getuid()}"

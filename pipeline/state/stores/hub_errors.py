@@ -1,0 +1,120 @@
+"""What goes wrong with the Hub: which errors pass, and what to tell a person about each."""
+
+import os
+
+import httpx
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+
+ERRORS = (OSError, httpx.TransportError, RuntimeError, ValueError)
+"""Everything that a request can raise: an `HfHubHTTPError` is an `OSError`, what stopped an upload
+is wrapped in or told by `RuntimeError` (LFS, Xet), what the LFS service says by `ValueError`."""
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error behind what the client wraps it in."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, HfHubHTTPError | httpx.TransportError | OfflineModeIsEnabled):
+            return found
+        found = found.__cause__
+    return error
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of the answer; 0 if the error is not an answer of the Hub."""
+    found = cause_of(error)
+    return found.response.status_code if isinstance(found, HfHubHTTPError) else 0
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    if status := status_of(error):
+        return status in (408, 409, 429) or status >= 500
+    found = cause_of(error)
+    if isinstance(found, OfflineModeIsEnabled):
+        return False
+    return isinstance(found, httpx.TransportError | ConnectionError | TimeoutError)
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the error passes by itself or with a new token, if not as soon as that."""
+    found = cause_of(error)
+    if isinstance(found, RepositoryNotFoundError):
+        return False
+    return is_transient(error) or status_of(error) == 401 or isinstance(found, RuntimeError)
+
+
+def retry_after(error: Exception) -> str | None:
+    """The Retry-After header of the answer."""
+    found = cause_of(error)
+    return found.response.headers.get("Retry-After") if isinstance(found, HfHubHTTPError) else None
+
+
+def explain(error: Exception, url: str, create: str) -> str:
+    """The reason, in words that name the fix; `create` is the command that makes the repository.
+
+    Holds nothing that was sent to the Hub, and no addresses, which may be signed.
+    """
+    found = cause_of(error)
+    match found:
+        case OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set; unset it"
+        case GatedRepoError():
+            return f"access to {url} has to be granted first; ask for it on its page on the Hub"
+        case DisabledRepoError():
+            return f"the Hub has disabled {url}; its page on the Hub says why"
+        case RepositoryNotFoundError():
+            return (
+                f"there is no such repository, or {_token()} may not see it; make it with "
+                f"`{create}`, or set HF_TOKEN to a token that may write there ({TOKENS_PAGE})"
+            )
+        case RevisionNotFoundError():
+            return "it has no branch main; make it on the Hub, or use a new repository"
+        case HfHubHTTPError():
+            return _explain_answer(found)
+        case httpx.TimeoutException():
+            return f"the Hub does not answer ({type(found).__name__}); check the network"
+        case httpx.TransportError() | ConnectionError():
+            return f"no complete answer from the Hub ({type(found).__name__}); check the network"
+        case RuntimeError():  # its text may hold an address
+            return "the upload broke off; check the network"
+        case OSError() if found.strerror:
+            return found.strerror
+    return str(found).strip().partition("\n")[0] or type(found).__name__
+
+
+def _explain_answer(error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    message = (error.server_message or "no reason given").strip().partition("\n")[0].rstrip(". ")
+    if status == 401:
+        return (
+            f"the Hub does not accept {_token()}; run `hf auth login`, which a run that goes on "
+            f"notices unless HF_TOKEN is set, or set HF_TOKEN to a new one ({TOKENS_PAGE})"
+        )
+    if status == 403:
+        return (
+            f"the Hub forbids it ({message}); set HF_TOKEN to a token that may write there "
+            f"({TOKENS_PAGE})"
+        )
+    if status == 429:
+        return f"the Hub takes no more for now ({message}); it does again within the hour"
+    if status >= 500 or status == 408:
+        return f"the Hub answered {status} ({message})"
+    return f"the Hub refuses ({status}: {message})"
+
+
+def _token() -> str:
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        return "an anonymous visitor"
+    return "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token of `hf auth login`"

@@ -1,0 +1,159 @@
+"""What goes wrong with S3: which errors pass, and what to tell a person about each."""
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConfigNotFound,
+    ConfigParseError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.exceptions import ConnectionError as NoConnection
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
+
+ERRORS = (BotoCoreError, ClientError, ResponseParserError, HTTPError, ConnectionError)
+"""Everything that a request can raise."""
+
+_NETWORK = (HTTPClientError, NoConnection, HTTPError, ConnectionError)
+_DAMAGED_ON_THE_WAY = (IncompleteReadError, FlexibleChecksumError, ResponseParserError)
+_LOGIN_EXPIRED = (SSOError, TokenRetrievalError)
+_CREDENTIALS_DOWN = (CredentialRetrievalError, MetadataRetrievalError)
+_WRONG_CONFIGURATION = (ConfigNotFound, ConfigParseError, ProfileNotFound)
+
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_CLOCK = {"RequestTimeTooSkewed"}
+_PASSING = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+_ANOTHER_REGION = {
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+    "TemporaryRedirect",
+}
+_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
+_RIGHTS = (
+    "s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket, s3:ListBucketMultipartUploads "
+    "and s3:AbortMultipartUpload"
+)
+
+
+def code_of(error: Exception) -> str:
+    """S3's name for the error, such as `NoSuchKey`; empty if it is not an answer of the store."""
+    if not isinstance(error, ClientError):
+        return ""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of the answer; 0 if the error is not an answer of the store."""
+    if not isinstance(error, ClientError):
+        return 0
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _is_unreadable(code: str, status: int) -> bool:
+    """Whether the answer refuses without saying why: its body was cut off, or not S3's."""
+    return 400 <= status < 500 and code == str(status)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later, with credentials read again."""
+    code, status = code_of(error), status_of(error)
+    if code or status:
+        if _is_unreadable(code, status) or status in (408, 429):
+            return True
+        return (status >= 500 and status != 501) or code in _PASSING | EXPIRED | _CLOCK
+    return isinstance(error, (*_NETWORK, *_DAMAGED_ON_THE_WAY, *_CREDENTIALS_DOWN))
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the error passes by itself or with new credentials, if not as soon as that."""
+    if _is_unreadable(code_of(error), status_of(error)):
+        return False
+    return is_transient(error) or isinstance(error, _LOGIN_EXPIRED)
+
+
+def retry_after(error: Exception) -> str | None:
+    """The Retry-After header of the answer."""
+    if not isinstance(error, ClientError):
+        return None
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return headers.get("retry-after")
+
+
+def explain(error: Exception, bucket: str, endpoint: str) -> str:
+    """The reason, in words that name the fix. Holds nothing that was sent to the store."""
+    if isinstance(error, ClientError):
+        return _explain_answer(error, bucket)
+    name = type(error).__name__
+    if isinstance(error, NoCredentialsError):
+        return f"no credentials were found; {_KEYS}"
+    if isinstance(error, PartialCredentialsError):
+        return f"the credentials are incomplete; {_KEYS}"
+    if isinstance(error, _LOGIN_EXPIRED):
+        return f"the login has expired or is missing ({name}); run `aws sso login`"
+    if isinstance(error, _CREDENTIALS_DOWN):
+        return f"the credentials could not be fetched ({name}); {_KEYS}"
+    if isinstance(error, _WRONG_CONFIGURATION):
+        return f"{error}; check AWS_PROFILE and ~/.aws/config, or run `aws configure`"
+    if isinstance(error, _DAMAGED_ON_THE_WAY):
+        return f"what {endpoint} sent arrived damaged, again and again ({name})"
+    if isinstance(error, _NETWORK):
+        return f"no complete answer from {endpoint} ({name}); check the network and the endpoint"
+    return f"{name}: {error}"
+
+
+def _explain_answer(error: ClientError, bucket: str) -> str:
+    code, status = code_of(error), status_of(error)
+    message = str(error.response.get("Error", {}).get("Message") or "no reason given").rstrip(". ")
+    match code:
+        case "NoSuchBucket":
+            return f"bucket {bucket} does not exist; make it with `aws s3 mb s3://{bucket}`"
+        case "InvalidAccessKeyId":
+            return f"the store does not know the access key; {_KEYS}"
+        case "SignatureDoesNotMatch":
+            return f"the secret key is not the access key's; {_KEYS}"
+        case "InvalidToken":
+            return f"the session token is not valid (AWS_SESSION_TOKEN); {_KEYS}"
+        case "NotImplemented":
+            return f"the store can't do that ({message})"
+    if code in EXPIRED:
+        return (
+            "the credentials have expired; put new ones into ~/.aws/credentials, which is read "
+            "again while the run goes on, or set them and run the same command again"
+        )
+    if code in _CLOCK:
+        return "this machine's clock is wrong; set it (timedatectl set-ntp true)"
+    if code in _ANOTHER_REGION:
+        return f"bucket {bucket} is in another region; set AWS_REGION to it"
+    if status == 403:
+        return (
+            f"access was denied ({code}: {message}); the credentials need {_RIGHTS} "
+            f"on bucket {bucket}"
+        )
+    if _is_unreadable(code, status):
+        return f"it answered {status} without a reason, again and again; is AWS_ENDPOINT_URL right?"
+    return f"the store answered {status} {code} ({message})"

@@ -1,0 +1,127 @@
+"""Bring a large object from a remote store into a file: parallel ranges, hashed as they arrive."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.state.stores.local import _create as create
+from pipeline.state.stores.local import _explained as explained
+from pipeline.state.stores.local import _sync_folder as sync_folder
+from pipeline.state.stores.retry import Retry
+
+PART_BYTES = 8 << 20
+THREADS = 6
+_AHEAD = 2
+"""Parts beyond those on their way that may wait in memory for an earlier one to be hashed."""
+
+Fetch = Callable[[int, int], Iterable[bytes]]
+"""`fetch(start, stop)` yields the object's bytes from `start` up to `stop`, in pieces."""
+
+
+def download_parallel(
+    fetch: Fetch, size: int, path: Path, retry: Retry, part_bytes: int = PART_BYTES
+) -> str:
+    """Put an object of `size` bytes into the file `path`, all or nothing, and return its sha256.
+
+    A range that raises an error, or ends early (a `ConnectionError`), is given to `retry`, which
+    decides whether to go on from the byte it had reached. Holds up to 8 parts in memory. Raises
+    what `retry` raises, and `StoreError` when the file can't be written.
+    """
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with explained("write", path):
+            file = create(temporary, "xb")
+        with file:
+            with explained("write", path):
+                _preallocate(file.fileno(), size)
+            sha256 = _Download(fetch, size, path, retry, part_bytes, file.fileno()).run()
+            with explained("write", path):
+                os.fsync(file.fileno())
+        with explained("write", path):
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    return sha256
+
+
+class _Download:
+    """One object on its way into an open file."""
+
+    def __init__(
+        self, fetch: Fetch, size: int, path: Path, retry: Retry, part_bytes: int, descriptor: int
+    ) -> None:
+        self._fetch, self._size, self._path, self._retry = fetch, size, path, retry
+        self._part_bytes, self._descriptor = part_bytes, descriptor
+        self._given_up = threading.Event()
+
+    def run(self) -> str:
+        """Fetch every part, and hash them in order while later ones are on their way."""
+        digest = hashlib.sha256()
+        parts: deque[Future[bytearray]] = deque()
+        with ThreadPoolExecutor(THREADS, "download") as pool:
+            try:
+                for start in range(0, self._size, self._part_bytes):
+                    if len(parts) == THREADS + _AHEAD:
+                        digest.update(parts.popleft().result())
+                    parts.append(pool.submit(self._part, start))
+                while parts:
+                    digest.update(parts.popleft().result())
+            except BaseException:
+                # Wait for the threads all the same: they write to a file that is closed next.
+                self._given_up.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return digest.hexdigest()
+
+    def _part(self, start: int) -> bytearray:
+        """The part that begins at `start`, which is then in the file too."""
+        part = bytearray(min(self._part_bytes, self._size - start))
+        reached = 0
+
+        def go_on() -> None:
+            nonlocal reached
+            if reached == len(part):  # the connection broke after the last byte
+                return
+            self._check_going()
+            for piece in self._fetch(start + reached, start + len(part)):
+                self._check_going()
+                if reached + len(piece) > len(part):
+                    raise ConnectionError("more bytes arrived than were asked for")
+                part[reached : reached + len(piece)] = piece
+                reached += len(piece)
+            if reached < len(part):
+                raise ConnectionError(f"{reached:,} of {len(part):,} bytes arrived")
+
+        self._retry(go_on)
+        with explained("write", self._path):
+            written = 0
+            while written < len(part):
+                rest = memoryview(part)[written:]
+                written += os.pwrite(self._descriptor, rest, start + written)
+        return part
+
+    def _check_going(self) -> None:
+        if self._given_up.is_set():
+            raise InterruptedError("another part of the object could not be fetched")
+
+
+def _preallocate(descriptor: int, size: int) -> None:
+    """Find out that the disk is too full before the download, not at its end."""
+    if size == 0:
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        os.ftruncate(descriptor, size)

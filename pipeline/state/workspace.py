@@ -1,0 +1,207 @@
+"""Where a run's files lie on this machine: in the store's own folder, or in a copy of it.
+
+A store that can be memory-mapped is its own workspace. For any other, what this machine has made or
+downloaded lies below a cache folder, at the same keys as in the store; losing it costs a download.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pion.errors import BadInput, PionError
+from pipeline.state.records import FORMAT, Damaged, parse
+from pipeline.state.stores import Missing, Store, StoreError
+from pipeline.state.stores.base import check_key
+
+FILES = "files.json"
+"""In the store, beside prepared data: name, size and sha256 of each file; written last."""
+_KEPT = ".kept.json"
+_TRANSFERS = 4
+
+Files = Mapping[str, tuple[int, str]]
+"""What a folder must hold: name below it → (bytes, sha256)."""
+Progress = Callable[[int, int], None]
+
+
+def default_root() -> Path:
+    """Where copies of remote runs lie on this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pion" / "runs"
+
+
+class Workspace:
+    """The files of run `run` of `store` on this machine. Keys are relative to the run."""
+
+    def __init__(self, store: Store, run: str, root: Path | None = None) -> None:
+        self.store, self.run = store, run
+        self.remote = store.local_path(run) is None
+        name = hashlib.sha256(store.url.encode()).hexdigest()[:12]
+        self._root = (root or default_root()) / name / run
+
+    def folder(self, key: str) -> Path:
+        """Where the files under `key` are, or would be, on this machine."""
+        local = self.store.local_path(f"{self.run}/{key}")
+        return local if local is not None else self._root / key
+
+    def fetch(self, key: str, files: Files) -> str | None:
+        """Have `files` in `folder(key)`, downloading what is missing there or wrong.
+
+        Returns what is wrong with the store's files, or None. One process of this machine fetches
+        a folder at a time. Raises `StoreError` when the store is down.
+        """
+        if not self.remote:
+            with ThreadPoolExecutor() as pool:
+                paths = [self.folder(key) / name for name in files]
+                return _first(pool.map(file_problem, paths, *zip(*files.values())))
+        with self._locked(key), ThreadPoolExecutor(_TRANSFERS) as pool:
+            return _first(pool.map(lambda item: self._fetch_file(key, *item), files.items()))
+
+    def local_problem(self, key: str, files: Files) -> str | None:
+        """What keeps this machine's copy of `key` from being used, without asking the store."""
+        folder = self.folder(key)
+        with ThreadPoolExecutor() as pool:
+            return _first(
+                pool.map(file_problem, [folder / name for name in files], *zip(*files.values()))
+            )
+
+    def bring_data(self, digest: str) -> Path:
+        """The prepared data `digest` on this machine, downloaded if it is not there.
+
+        Raises `PionError` if the store's copy is missing or damaged.
+        """
+        key = f"data/{digest}"
+        folder = self.folder(key)
+        if not self.remote:
+            return folder
+        where = f"{self.store.url}/{self.run}/{key}"
+        try:
+            files = read_files(self.store.read(f"{self.run}/{key}/{FILES}"), f"{where}/{FILES}")
+            problem = self.fetch(key, files)
+        except (Missing, Damaged) as error:
+            problem = str(error)
+        if problem is not None:
+            raise PionError(
+                f"The prepared data at {where} can't be used: {problem}. Nothing was changed. "
+                "To prepare it again and train on it again, use --redo prepare."
+            )
+        return folder
+
+    def keep_data(self, digest: str, progress: Progress = lambda done, total: None) -> None:
+        """Bring the prepared data `digest` of this machine into the store; its list comes last.
+
+        Called again after an interruption, it sends what is not there yet. `progress` is told
+        bytes sent and bytes in all.
+        """
+        if not self.remote:
+            return
+        key = f"data/{digest}"
+        folder = self.folder(key)
+        paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        names = [check_key(path.relative_to(folder).as_posix()) for path in paths]
+        with ThreadPoolExecutor() as pool:
+            shas = list(pool.map(_sha256, paths))
+        files = {n: (p.stat().st_size, s) for n, p, s in zip(names, paths, shas)}
+        total = sum(size for size, _ in files.values())
+        done = 0
+        present = {e.key: e.size for e in self.store.list(f"{self.run}/{key}/")}
+        kept = {
+            name: sha
+            for name, sha in self._read_kept(folder).items()
+            if name in files and present.get(f"{self.run}/{key}/{name}") == files[name][0]
+        }
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            sent = pool.map(lambda n: self._keep_file(key, n, files[n][1], kept), names)
+            for name, _ in zip(names, sent):
+                kept[name] = files[name][1]
+                if not self.store.commits:  # a staged write is lost with this process
+                    (folder / _KEPT).write_text(json.dumps(kept))
+                done += files[name][0]
+                progress(done, total)
+        listed = {name: {"size": size, "sha256": sha} for name, (size, sha) in files.items()}
+        text = json.dumps({"format": FORMAT, "files": listed}, indent=1, sort_keys=True)
+        self.store.write(f"{self.run}/{key}/{FILES}", text.encode())
+
+    def forget(self, keep: Iterable[str], folder: str = "checkpoints") -> None:
+        """Remove this machine's copies of checkpoints that are not in `keep`, to save its disk."""
+        if not self.remote:
+            return
+        kept = set(keep)
+        for path in self._root.glob(f"{folder}/*/*"):
+            if path.is_dir() and path.relative_to(self._root).as_posix() not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _fetch_file(self, key: str, name: str, wanted: tuple[int, str]) -> str | None:
+        path = self.folder(key) / name
+        size, sha256 = wanted
+        if file_problem(path, size, sha256) is None:
+            return None
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            found = self.store.download(f"{self.run}/{key}/{name}", path)
+        except Missing:
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        return None if found == sha256 else f"{name} has been altered (its sha256 differs)"
+
+    def _keep_file(self, key: str, name: str, sha256: str, kept: Mapping[str, str]) -> None:
+        if kept.get(name) != sha256:
+            self.store.write(f"{self.run}/{key}/{name}", self.folder(key) / name)
+
+    def _read_kept(self, folder: Path) -> dict[str, str]:
+        try:
+            return dict(json.loads((folder / _KEPT).read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        lock = self._root / f".lock-{key.replace('/', '-')}"
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with lock.open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise StoreError("write", str(self._root), error.strerror or str(error)) from error
+
+
+def read_files(data: bytes, where: str) -> Files:
+    """The `files` of a manifest. Raises `Damaged`, or `BadInput` for another format version."""
+    raw = parse(data, where)
+    try:
+        return {check_key(n): (f["size"], f["sha256"]) for n, f in raw["files"].items()}
+    except (AttributeError, KeyError, TypeError, BadInput) as error:
+        raise Damaged(f"{where} is damaged. Nothing was changed.") from error
+
+
+def file_problem(path: Path, size: int, sha256: str) -> str | None:
+    """Why a file is not the one of that size and hash; None if it is."""
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"{path.name} has {found:,} bytes instead of {size:,}"
+        if _sha256(path) != sha256:
+            return f"{path.name} has been altered (its sha256 differs)"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} can't be read ({error.strerror})"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first(problems: Iterable[str | None]) -> str | None:
+    return next((problem for problem in problems if problem is not None), None)

@@ -1,0 +1,118 @@
+"""Notices that training hangs: no step for many times as long as a step usually takes.
+
+A collective operation that one rank never joins, a driver of the GPU or a file system that does not
+answer: nothing raises, and a rented machine goes on costing. The watchdog writes down where every
+thread is and lets its owner end the process. A call that keeps the GIL stops the watchdog too.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+REMEMBERED = 64
+"""Intervals between beats whose median is the usual one."""
+
+
+class Watchdog:
+    """Calls `on_hang` once, from its own thread, when `beat` was not called for too long.
+
+    Too long is `factor` times the usual interval, and at least `at_least` seconds. Before the first
+    two beats, while things are read and compiled, it is `start_limit` seconds. Time is `now`'s,
+    which must not jump. A process that was suspended was not hanging: when the watchdog's own
+    thread did not run either, counting starts again.
+
+    `on_hang` is given a text: how long, the stack of every thread, and a file that has it too.
+    """
+
+    def __init__(
+        self,
+        on_hang: Callable[[str], None],
+        factor: float = 20.0,
+        at_least: float = 120.0,
+        start_limit: float = 1800.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._on_hang = on_hang
+        self._factor, self._at_least, self._start_limit = factor, at_least, start_limit
+        self._now = now
+        self._lock = threading.Lock()
+        self._intervals: deque[float] = deque(maxlen=REMEMBERED)
+        self._last_beat: float | None = None  # None: what comes next is no usual interval
+        self._since = now()
+        self._pauses = 0
+        self._over = threading.Event()
+        self._period = min(1.0, at_least / 10, start_limit / 10)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def beat(self) -> None:
+        """A step or a batch is done."""
+        with self._lock:
+            at = self._now()
+            if self._last_beat is not None:
+                self._intervals.append(at - self._last_beat)
+            self._last_beat = self._since = at
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is expected meanwhile, because something else limits it; may be nested."""
+        with self._lock:
+            self._pauses += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pauses -= 1
+                self._last_beat, self._since = None, self._now()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._over.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        ticked = self._now()
+        while not self._over.wait(self._period):
+            with self._lock:
+                at = self._now()
+                if at - ticked > 3 * self._period:
+                    self._last_beat, self._since = None, at
+                ticked = at
+                silent, limit = at - self._since, self._limit()
+                hangs = self._pauses == 0 and silent > limit
+                usual = statistics.median(self._intervals) if self._intervals else None
+            if hangs:
+                self._on_hang(_describe(silent, usual))
+                return
+
+    def _limit(self) -> float:
+        if not self._intervals:
+            return self._start_limit
+        return max(self._at_least, self._factor * statistics.median(self._intervals))
+
+
+def _describe(silent: float, usual: float | None) -> str:
+    """How long it hangs and where; also written to a file that stays, if one can be written."""
+    often = f"one usually takes {usual:.1f} s" if usual is not None else "since the start"
+    # In memory first, and by faulthandler, which reads no source: what hangs may be a disk.
+    with os.fdopen(os.memfd_create("stacks"), "w+", errors="replace") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        stacks = file.read()
+    text = f"No step or batch for {silent:.0f} s ({often}). Where every thread is:\n{stacks}"
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"pion-hang-{os.getpid()}-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8") as kept:
+            kept.write(text)
+    except OSError as error:
+        return f"{text}(not written to a file: {error})\n"
+    return f"{text}(also in {path})\n"

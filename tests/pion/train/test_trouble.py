@@ -1,0 +1,386 @@
+"""A step that goes wrong numerically: found, named, never saved, and left behind by going back."""
+
+import json
+import math
+import pickle
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pion.data.stream import RowStream
+from pion.errors import BadInput, Trouble
+from pion.model.decoder import Decoder
+from pion.train.metrics import StepMetrics, StepRecord
+from pion.train.trainer import Plan, Trainer, TrainSettings, TrainState
+from tests.pion.train.conftest import CONFIG, open_stream
+
+INF, NAN = math.inf, math.nan
+
+
+class Faulty(Decoder):
+    """A decoder that some rows make go wrong: they multiply their batch's loss and gradient."""
+
+    bad_rows: tuple[Tensor, ...] = ()
+    loss_factor = 1.0
+    gradient_factor = 1.0
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> Tensor:
+        loss = super().loss(
+            tokens, targets, positions=positions, documents=documents, reduction=reduction
+        )
+        if not any((tokens == row).all(dim=1).any() for row in self.bad_rows):
+            return loss
+        value = loss.detach()
+        wrong = loss + (value * self.loss_factor - value)
+        if wrong.requires_grad:
+            wrong.register_hook(lambda gradient: gradient * self.gradient_factor)
+        return wrong
+
+
+def trainer(
+    stream: RowStream,
+    *,
+    bad_rows: Iterable[int] = (),
+    loss: float = 1.0,
+    gradient: float = 1.0,
+    seed: int = 0,
+    plan: Plan | None = None,
+    rank: int = 0,
+    **fields: Any,
+) -> Trainer:
+    torch.manual_seed(seed)
+    model = Faulty(CONFIG)
+    model.bad_rows = tuple(torch.as_tensor(stream.row(i).tokens) for i in bad_rows)
+    model.loss_factor, model.gradient_factor = loss, gradient
+    chosen = TrainSettings(**{"steps": 60, "global_batch": 6, "lr": 1e-2, **fields})
+    return Trainer(model, stream, chosen, plan or Plan(micro_batch=6, threads=1), rank=rank)
+
+
+def train(trainer: Trainer, steps: int) -> None:
+    for _ in range(steps):
+        assert trainer.train_step()
+
+
+def trouble_of(ask: Callable[[], object]) -> Trouble:
+    with pytest.raises(Trouble) as raised:
+        ask()
+    return raised.value
+
+
+def said(trouble: Trouble | None) -> tuple[int, tuple[int, int], str]:
+    assert trouble is not None
+    return trouble.step, trouble.rows, trouble.what
+
+
+def saved(trainer: Trainer) -> TrainState:
+    """What a checkpoint holds: copies of the tensors, and the rest through JSON."""
+    state = trainer.state()
+    return TrainState(
+        model={name: tensor.clone() for name, tensor in state.model.items()},
+        optimizer={name: tensor.clone() for name, tensor in state.optimizer.items()},
+        meta=json.loads(json.dumps(state.meta, allow_nan=False)),
+    )
+
+
+@pytest.fixture
+def long_text(tmp_path: Path) -> RowStream:
+    """Enough rows that none comes twice."""
+    return open_stream(tmp_path / "long", rows=400)
+
+
+# ---------------------------------------------------------------- not finite
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        ({"loss": NAN}, "loss nan"),
+        ({"loss": INF}, "loss inf"),
+        ({"gradient": 1e30}, "gradient norm inf"),
+        ({"gradient": NAN}, "gradient norm nan"),
+        ({"loss": -INF, "gradient": NAN}, "loss -inf and gradient norm nan"),
+    ],
+)
+def test_a_step_that_is_not_finite_is_named_with_what_it_gave_and_its_rows(
+    text: RowStream, fault: dict[str, Any], what: str
+) -> None:
+    broken = trainer(text, bad_rows=[14], **fault)
+    train(broken, 3)
+    trouble = trouble_of(broken.drain_metrics)
+    assert said(trouble) == (3, (12, 18), what)
+    assert f"step 3 (rows 12 to 17) gave {what}" in str(trouble)
+
+
+def test_the_first_of_several_wrong_steps_is_the_one_named(text: RowStream) -> None:
+    """What follows a wrong step follows from ruined weights."""
+    broken = trainer(text, bad_rows=[14, 25], loss=NAN, gradient=NAN)
+    train(broken, 6)
+    assert said(trouble_of(broken.drain_metrics))[:2] == (3, (12, 18))
+
+
+def test_the_steps_before_a_wrong_one_are_still_reported_and_none_after_it(
+    text: RowStream,
+) -> None:
+    sound, broken = trainer(text), trainer(text, bad_rows=[20], loss=NAN, gradient=NAN)
+    for each in (sound, broken):
+        train(each, 1)
+        assert [m["step"] for m in each.drain_metrics()] == [1]
+        train(each, 4)
+    expected = sound.drain_metrics()[:2]
+    reported = trouble_of(broken.drain_metrics).metrics
+    for key in ("step", "loss", "grad_norm", "rows", "tokens", "lr"):
+        assert [m[key] for m in reported] == [m[key] for m in expected]
+    assert all(0 < m["tokens_per_second"] < INF for m in reported)
+
+
+def test_rows_skipped_before_are_part_of_a_wrong_steps_range(text: RowStream) -> None:
+    broken = trainer(text, bad_rows=[10], loss=NAN)
+    broken.skipped = [(2, 9)]
+    train(broken, 1)
+    assert said(trouble_of(broken.drain_metrics)) == (1, (0, 13), "loss nan")
+
+
+@pytest.mark.parametrize("fault", [{"loss": NAN, "gradient": NAN}, {"loss": 50.0}])
+def test_no_state_from_a_wrong_step_on_is_handed_out(
+    long_text: RowStream, fault: dict[str, Any]
+) -> None:
+    broken = trainer(long_text, bad_rows=[125], max_spike=3.0, **fault)
+    train(broken, 20)
+    good = saved(broken)
+    for _ in range(3):
+        train(broken, 1)
+        assert said(trouble_of(broken.state)) == said(trouble_of(broken.drain_metrics))
+    broken.load(good)
+    assert broken.trouble() is None
+    assert saved(broken).meta == good.meta
+
+
+def test_going_back_and_leaving_out_the_rows_gives_the_weights_of_never_having_met_them(
+    text: RowStream,
+) -> None:
+    """In place: nothing of the wrong steps is left in weights, moments, counters or batches."""
+    rewound = trainer(text, bad_rows=[25], loss=NAN, gradient=NAN, optimizer="muon")
+    train(rewound, 2)
+    good = saved(rewound)
+    train(rewound, 5)
+    trouble = trouble_of(rewound.drain_metrics)
+    rewound.load(good)
+    rewound.skipped = [trouble.rows]
+    train(rewound, 8)
+
+    never = trainer(text, optimizer="muon")
+    never.skipped = [(24, 30)]
+    train(never, 10)
+    assert [m["step"] for m in rewound.drain_metrics()] == list(range(3, 11))
+    mine, other = saved(rewound), saved(never)
+    assert mine.meta == other.meta
+    for ours, theirs in ((mine.model, other.model), (mine.optimizer, other.optimizer)):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+# ---------------------------------------------------------------- spikes
+
+
+def test_a_loss_above_the_bound_is_wrong_and_says_what_it_was_measured_by(
+    long_text: RowStream,
+) -> None:
+    sound = trainer(long_text)
+    train(sound, 20)
+    *losses, last = [m["loss"] for m in sound.drain_metrics()]
+    spiking = trainer(long_text, bad_rows=[115], loss=10.0, max_spike=3.0)
+    train(spiking, 20)
+    step, rows, what = said(trouble_of(spiking.drain_metrics))
+    assert (step, rows) == (20, (114, 120))
+    median = statistics.median(losses)
+    assert what == (f"loss {10 * last:.4g}, above 3 × the median {median:.4g} of the last 19 steps")
+
+
+@pytest.mark.parametrize(
+    ("factor", "max_spike"), [(10.0, None), (2.0, 3.0), (0.01, 1.5), (10.0, 11.0)]
+)
+def test_a_loss_within_the_bound_or_without_one_is_not_wrong(
+    long_text: RowStream, factor: float, max_spike: float | None
+) -> None:
+    bounded = trainer(long_text, bad_rows=[115], loss=factor, max_spike=max_spike, lr=1e-4)
+    train(bounded, 21)
+    assert len(bounded.drain_metrics()) == 21
+
+
+@pytest.mark.parametrize(("known", "wrong"), [(15, False), (16, True)])
+def test_a_spike_needs_sixteen_steps_to_be_measured_against(
+    long_text: RowStream, known: int, wrong: bool
+) -> None:
+    """The first losses of a run say little about the next."""
+    early = trainer(long_text, bad_rows=[6 * known], loss=10.0, max_spike=3.0)
+    train(early, known + 1)
+    assert (early.trouble() is not None) == wrong
+
+
+def test_a_resumed_run_measures_spikes_by_the_losses_of_before(long_text: RowStream) -> None:
+    fault: dict[str, Any] = {"bad_rows": [115], "loss": 10.0, "max_spike": 3.0}
+    unbroken = trainer(long_text, **fault)
+    train(unbroken, 18)
+    state = saved(unbroken)
+    train(unbroken, 2)
+    resumed = trainer(long_text, seed=9, **fault)
+    resumed.load(state)
+    train(resumed, 2)
+    assert said(resumed.trouble()) == said(unbroken.trouble())
+
+
+def test_a_checkpoint_that_knows_no_recent_losses_can_be_gone_on_from(
+    long_text: RowStream,
+) -> None:
+    first = trainer(long_text, max_spike=3.0)
+    train(first, 18)
+    state = saved(first)
+    del state.meta["recent_losses"]
+    resumed = trainer(long_text, bad_rows=[115], loss=10.0, max_spike=3.0)
+    resumed.load(state)
+    train(resumed, 2)
+    assert [m["step"] for m in resumed.drain_metrics()] == [19, 20]
+
+
+@pytest.mark.parametrize("max_spike", [1.0, 0.0, -3.0, NAN])
+def test_a_bound_that_every_step_would_break_is_refused(max_spike: float) -> None:
+    with pytest.raises(BadInput, match="max_spike"):
+        TrainSettings(steps=1, global_batch=1, lr=1e-3, max_spike=max_spike)
+
+
+# ---------------------------------------------------------------- whoever asks, whenever
+
+
+def first_wrong(losses: list[float], max_spike: float) -> int | None:
+    """The specification, in the plainest form: index of the first wrong step."""
+    for i, loss in enumerate(losses):
+        before = losses[max(0, i - 64) : i]
+        if not math.isfinite(loss):
+            return i
+        if len(before) >= 16 and loss > max_spike * statistics.median(before):
+            return i
+    return None
+
+
+@given(
+    losses=st.lists(
+        st.one_of(
+            st.floats(1.0, 4.0, width=32),
+            st.floats(1.0, 4.0, width=32),
+            st.floats(1.0, 9.0, width=32),
+        ),
+        max_size=100,
+    ),
+    broken=st.none() | st.integers(0, 99),
+    asks=st.lists(st.sampled_from(["drain", "trouble", "recent", ""]), min_size=100, max_size=100),
+)
+@settings(max_examples=150, deadline=None)
+def test_when_it_is_asked_changes_nothing_about_what_is_wrong_or_reported(
+    losses: list[float], broken: int | None, asks: list[str]
+) -> None:
+    """Ranks ask at different steps: rank 0 when it saves too."""
+    if broken is not None and broken < len(losses):
+        losses[broken] = NAN
+    collected = StepMetrics(CONFIG, Plan(threads=1), clock=lambda: 0.0, max_spike=2.0)
+    reported: list[int] = []
+    for i, loss in enumerate(losses):
+        collected.begin_step()
+        collected.add(record(i + 1, loss))
+        if asks[i] == "trouble":
+            collected.trouble()
+        elif asks[i] == "recent":
+            collected.recent_losses()
+        elif asks[i] == "drain" and collected.trouble() is None:
+            reported += [m["step"] for m in collected.drain()]
+    wrong = first_wrong(losses, max_spike=2.0)
+    trouble = collected.trouble()
+    last = trouble.metrics if trouble is not None else collected.drain()
+    reported += [m["step"] for m in last]
+    good = len(losses) if wrong is None else wrong
+    assert (trouble.step - 1 if trouble is not None else None) == wrong
+    assert reported == list(range(1, good + 1))
+    assert collected.recent_losses() == losses[:good][-64:]
+
+
+def record(step: int, loss: float, targets: float = 8.0) -> StepRecord:
+    return StepRecord(
+        step=step,
+        rows=(step - 1, step),
+        lr=1e-3,
+        loss=torch.tensor(loss),
+        grad_norm=torch.tensor(1.0),
+        targets=torch.tensor(targets),
+        global_batch=1,
+        seq_len=8,
+    )
+
+
+def test_a_spike_is_measured_by_the_last_64_steps() -> None:
+    collected = StepMetrics(CONFIG, Plan(threads=1), clock=lambda: 0.0)
+    for step in range(1, 81):
+        collected.begin_step()
+        collected.add(record(step, float(step)))
+    assert collected.recent_losses() == list(range(17, 81))
+
+
+def test_a_step_with_nothing_to_learn_is_no_measure_of_a_spike() -> None:
+    """Its loss is 0, and so would a median of such losses be, which any loss is above."""
+    collected = StepMetrics(CONFIG, Plan(threads=1), clock=lambda: 0.0, max_spike=2.0)
+    for step in range(1, 81):
+        collected.begin_step()
+        collected.add(record(step, 2.0, 8.0) if step % 4 == 0 else record(step, 0.0, 0.0))
+    assert len(collected.drain()) == 80
+    assert collected.recent_losses() == [2.0] * 20
+
+
+def test_trouble_crosses_processes_whole() -> None:
+    trouble = Trouble(7, (36, 42), "loss nan", [{"step": 6, "loss": 2.5}])
+    arrived = pickle.loads(pickle.dumps(trouble))  # noqa: S301
+    assert vars(arrived) == vars(trouble)
+    assert str(arrived) == str(trouble)
+    assert arrived.exit_code == 1
+
+
+def work(rank: int, folder: Path) -> None:
+    """A rank of two; row 19, of the fourth step, is in the first rank's share of it."""
+    torch.set_num_threads(1)
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+    stream = open_stream(folder / f"data{rank}")
+    results = []
+    faults: list[dict[str, Any]] = [{"loss": NAN}, {"gradient": 1e30}]
+    for fault in faults:
+        plan = Plan(micro_batch=2, world_size=2, threads=1)
+        broken = trainer(stream, bad_rows=[19], plan=plan, rank=rank, **fault)
+        train(broken, 2)
+        if rank == 0:
+            broken.drain_metrics()  # as when it saves
+        train(broken, 3)
+        step, rows, what = said(broken.trouble())
+        results.append([step, list(rows), what])
+        broken.close()
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+def test_every_rank_finds_the_trouble_that_one_of_them_met(tmp_path: Path) -> None:
+    mp.spawn(work, args=(tmp_path,), nprocs=2)
+    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    nan, inf = [4, [18, 24], "loss nan"], [4, [18, 24], "gradient norm inf"]
+    assert seen == [[nan, inf], [nan, inf]]

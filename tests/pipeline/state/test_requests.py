@@ -1,0 +1,83 @@
+"""A request to stop stays until it is cleared, and a damaged one ends nothing."""
+
+import json
+
+import pytest
+
+from pipeline.state.head import RunState
+from pipeline.state.requests import ask_stop, clear_stops, pending_stop
+from tests.pipeline.state.conftest import FakeClock
+
+
+def test_a_run_nobody_has_asked_to_stop_has_no_request(run: RunState) -> None:
+    assert pending_stop(run) is None
+    assert clear_stops(run) == 0
+
+
+def test_a_request_says_who_asked_when_and_why(run: RunState, time: FakeClock) -> None:
+    asked = ask_stop(run, "pion stop")
+    assert pending_stop(run) == asked
+    assert asked.at == time.time
+    assert asked.user in asked.describe()
+    assert asked.host in asked.describe()
+    assert "1970-01-12 13:46:40 UTC" in asked.describe()
+
+
+def test_looking_at_a_request_does_not_answer_it(run: RunState) -> None:
+    ask_stop(run, "pion stop")
+    pending_stop(run)
+    assert pending_stop(run) is not None
+
+
+def test_the_newest_of_several_requests_counts_and_all_are_cleared(
+    run: RunState, time: FakeClock
+) -> None:
+    for reason in ("first", "second", "third"):
+        ask_stop(run, reason)
+        time.sleep(1.0)
+    newest = pending_stop(run)
+    assert newest is not None
+    assert newest.reason == "third"
+    assert clear_stops(run) == 3
+    assert pending_stop(run) is None
+
+
+def test_a_request_to_one_run_leaves_its_neighbours_alone(run: RunState) -> None:
+    ask_stop(run, "pion stop")
+    assert pending_stop(RunState(run.store, "demo-2")) is None
+    assert pending_stop(RunState(run.store, "dem")) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"format": 1}',
+        b'{"format": 1, "kind": "stop"}',
+        b'{"format": 1, "kind": "stop", "at": "soon", "by": {}, "reason": "x"}',
+        b'{"format": 1, "kind": "dance", "at": 1}',
+        b'{"format": 99, "kind": "stop"}',
+    ],
+)
+def test_what_is_no_request_is_noted_and_ignored(run: RunState, content: bytes) -> None:
+    run.store.write(run.key("requests/0.json"), content)
+    notes: list[str] = []
+    assert pending_stop(run, notes.append) is None
+    (note,) = notes
+    assert "requests/0.json" in note
+    asked = ask_stop(run, "pion stop")
+    assert pending_stop(run) == asked  # the damaged one does not hide it
+    clear_stops(run)
+    assert run.store.list(run.key("requests/")) == []
+
+
+def test_a_request_cannot_drive_the_terminal_of_who_reads_it(run: RunState) -> None:
+    record = {"format": 1, "kind": "stop", "at": 1.0, "reason": "\x1b[2Jgone"}
+    record["by"] = {"host": "h", "pid": 1, "user": "eve\x07"}
+    run.store.write(run.key("requests/0.json"), json.dumps(record).encode())
+    request = pending_stop(run)
+    assert request is not None
+    assert "\x1b" not in request.describe()
+    assert "\x07" not in request.describe()
