@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pion.errors import BadInput, PionError
+from pipeline.stopping import early_sigterm
 
 if TYPE_CHECKING:
     from pion.data.tokenizer import Tokenizer
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in ASCII is no reason to die
     try:
-        args = _parse(sys.argv[1:] if argv is None else list(argv))
+        arguments = sys.argv[1:] if argv is None else list(argv)
+        if argv is None and arguments[:1] == ["run"]:
+            early_sigterm()
+        args = _parse(arguments)
         code: int = args.command(args)
         sys.stdout.flush()
         return code

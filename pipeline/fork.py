@@ -24,7 +24,7 @@ from pipeline.scratch import scratch_workspace
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
-from pipeline.state.records import CheckpointEntry, Head, StageRecord
+from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.restore import check_entry
 from pipeline.state.stores import Missing, StoreError, open_store, split_run
 from pipeline.state.uploader import MANIFEST
@@ -141,7 +141,7 @@ class _Copy:
                 new = new.with_checkpoint(entry)
                 record = dataclasses.replace(record, checkpoint=entry.key)
                 self._write_metrics(stage, read_metrics(*self._log, head, stage))
-            new = _with_stage(new, stage, record)
+            new = new.with_stage(stage, record)
         entry = self._copy_checkpoint(chosen)
         new = new.with_checkpoint(entry)
         rows = read_metrics(*self._log, head, chosen.stage)
@@ -255,10 +255,6 @@ class _Copy:
         """The first segment of a log, the same one each time the fork is asked for."""
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         self.target.store.write(self.target.key(f"{log}/{EPOCH}/000000.jsonl"), data)
-
-
-def _with_stage(head: Head, stage: str, record: StageRecord) -> Head:
-    return dataclasses.replace(head, stages={**head.stages, stage: record})
 
 
 def _read(run: RunState) -> Head | None:

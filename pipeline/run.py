@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pion.errors import BadInput, Interrupted, NotDurable, PionError, Stopped
+from pion.errors import BadInput, NotDurable, PionError, Stopped
 from pipeline.budget import check_budget, over_budget, price_per_hour
 from pipeline.digest import Digests, Inputs, digest_job, digest_of
 from pipeline.display import Display
@@ -359,10 +359,9 @@ class _Advance:
                 if asked_at is not None and not workers.connected:
                     return "stopped"
                 if waited > STOP_SECONDS:
-                    raise Interrupted(
-                        f"Interrupted; the workers did not save within {STOP_SECONDS:.0f} s and "
-                        "were ended. Run the same command again: it goes on from the last "
-                        "checkpoint, and steps after that are done again."
+                    raise self.stopping.error(
+                        f"the workers did not save within {STOP_SECONDS:.0f} s and were ended, so "
+                        "steps after the last checkpoint are done again"
                     ) from None
                 continue
             kind = message["type"]

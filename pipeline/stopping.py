@@ -32,6 +32,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GO_ON = "Run the same command again to go on."
 LAST_WORDS = 0.3
 """Seconds before the deadline kept for saying why and for ending other processes."""
+DOUBLED = 0.5
+"""Seconds in which the same signal again is an echo of the first: `uv run` and `timeout` pass on
+what the process group got already."""
 
 
 class StoppingOnSignals:
@@ -137,14 +140,16 @@ class StoppingOnSignals:
         signals.close()
 
     def _watch(self, signals: _Signals) -> None:
-        heard = False
+        first: tuple[int, float] | None = None
         while not self._over:
             for number in signals.wait(self._seconds_left()):
-                if heard:
+                now = time.monotonic()
+                if first is None:
+                    first = (number, now)
+                    self._hear(number)
+                elif number != first[0] or now - first[1] > DOUBLED:
                     _aside(self._display.__exit__).join(0.1)  # a terminal gets its cursor back
                     os._exit(128 + number)  # Ray's processes are ended by the reaper
-                heard = True
-                self._hear(number)
             if self._seconds_left() == 0.0:
                 self._time_is_up()
 

@@ -184,6 +184,8 @@ class FaultProxy(_Endpoint):
         """Every request that came, "METHOD /path?query [bytes=first-last]"."""
         self.ignored_headers: set[str] = set()
         """Dropped from every request: {"if-match", "if-none-match"}, as some servers do."""
+        self.page_size = 1000
+        """How many objects a page of a list has."""
         self._faults: list[Fault] = []
         self._storm: _Storm | None = None
         self._lock = threading.Lock()
@@ -244,6 +246,7 @@ class FaultProxy(_Endpoint):
             self._faults.clear()
             self._storm = None
             self.ignored_headers = set()
+            self.page_size = 1000
 
     def count(self, match: str) -> int:
         """How many requests so far match."""
@@ -331,10 +334,11 @@ class _Handler(BaseHTTPRequestHandler):
         dropped = {"connection", "expect", "host", "transfer-encoding", "content-length"}
         dropped |= self.proxy.ignored_headers
         headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
+        page = f"&max-keys={self.proxy.page_size}" if "list-type=2" in self.path else ""
         upstream = http.client.HTTPConnection(self.proxy.upstream)
         try:
             upstream.request(
-                self.command, self.path, body, headers | {"Content-Length": str(len(body))}
+                self.command, self.path + page, body, headers | {"Content-Length": str(len(body))}
             )
             answer = upstream.getresponse()
             return _Answer(answer.status, answer.getheaders(), answer.read())

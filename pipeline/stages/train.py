@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -197,9 +198,17 @@ class _Context:
         return None
 
     def _end_hang(self, text: str) -> None:
-        """End this process: Ray starts the workers anew, and without Ray exit 75 asks for it."""
-        self.report({"type": "note", "text": f"rank {self.group.rank} hangs. {text}"})
-        time.sleep(1.0)  # the note goes over a wire
+        """End this process: Ray starts the workers anew, and without Ray exit 75 asks for it.
+
+        Whatever rank hangs, rank 0 soon waits for it: the others leave it to rank 0, which may also
+        be waiting for its store with good reason.
+        """
+        if self.group.rank > 0:
+            return
+        note = {"type": "note", "text": f"training hangs. {text}"}
+        saying = threading.Thread(target=self.report, args=(note,), daemon=True)
+        saying.start()
+        saying.join(1.0)  # the line to the driver may hang as well
         os._exit(HANG_EXIT if self.request.by_ray else 75)
 
 
@@ -344,10 +353,11 @@ class _StageTraining:
             if last or trainer.step % evaluate_every == 0:
                 # Evaluation may run out of memory: what it may cost is safe before.
                 self._log()
-                with self.context.watchdog.paused():
-                    if self.claim is not None:
+                if self.claim is not None:
+                    with self.context.watchdog.paused():
                         self._save_before_evaluating(last)
-                    self._evaluate()
+                self._evaluate()
+                self.context.watchdog.beat()
             if self.claim is not None and not last and self.saving.due(trainer.step):
                 self._save()
         return True

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pipeline.reaper import SESSION_VARIABLE, session_processes, start_reaper
+from pipeline.reaper import session_processes
 from pipeline.state.metrics import read_metrics
 from pipeline.state.stores import open_store
-from pipeline.workers import RAY_ADDRESS
 from tests.pipeline.test_resume import (
     finish,
     head_of,
@@ -28,42 +22,6 @@ from tests.pipeline.test_resume import (
     wait_for,
     write_job,
 )
-
-SHARED_RAY = """
-import sys, time
-from pipeline.ray_fit import start_ray
-start_ray(sys.argv[1], None, workers=2, gpus=0)
-import ray
-print("address", ray.get_runtime_context().gcs_address, flush=True)
-time.sleep(100_000)
-"""
-
-
-@pytest.fixture(scope="module")
-def shared_ray() -> Iterator[dict[str, str]]:
-    """One Ray for the tests that need not start their own; the variables that lead to it."""
-    session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
-    reaper = start_reaper(session)
-    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SHARED_RAY, str(session)],
-        env=os.environ | access | {SESSION_VARIABLE: str(session)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
-    yield access | {RAY_ADDRESS: address}
-    assert reaper.stdin is not None
-    reaper.stdin.close()
-    reaper.wait()
-    process.wait()
-
-
-@pytest.fixture
-def on_shared_ray(shared_ray: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in shared_ray.items():
-        monkeypatch.setenv(name, value)
 
 
 def losses(folder: Path, stage: str) -> list[float]:

@@ -19,6 +19,7 @@ from tests.pipeline.light_run import light_run, save_checkpoint
 from tests.pipeline.state.conftest import someone
 from tests.s3_server import S3Server, s3_server
 
+ANSWER = ("--prompt", "Return a", "--max-tokens", "4", "--seed", "1")
 Pion = Callable[..., tuple[int, str, str]]
 
 
@@ -97,7 +98,7 @@ def test_checkpoints_are_verified_by_downloading_them_to_a_place_that_is_gone_af
 def test_a_model_in_a_bucket_can_be_used_and_comes_down_once_without_its_optimizer(
     run: RunState, pion: Pion, here: Path
 ) -> None:
-    command = ["generate", url(run), "--prompt", "Return a", "--max-tokens", "4", "--seed", "1"]
+    command = ["generate", f"{url(run)}@9", *ANSWER]
     code, first, err = pion(*command)
     assert code == 0, err
     assert first.startswith("Return a")
@@ -124,7 +125,7 @@ def test_a_model_whose_files_are_damaged_in_the_bucket_is_refused(
 ) -> None:
     key = run.key("checkpoints/sft/9-3/model.safetensors")
     run.store.write(key, run.store.read(key)[:-1])
-    code, _, err = pion("generate", url(run), "--prompt", "a")
+    code, _, err = pion("generate", f"{url(run)}@9", *ANSWER)
     assert code == 2
     assert "model.safetensors has" in err
     assert f"pion checkpoints {url(run)} --verify" in err
@@ -161,13 +162,15 @@ def test_a_run_is_forked_from_a_bucket_to_the_disk_and_back(
     for name in ("local", f"{run.store.url}/back", f"{run.store.url}/again"):
         assert pion("checkpoints", name, "--verify")[0] == 0
     shutil.rmtree(here / "cache")
-    answer = ["--prompt", "Return a", "--max-tokens", "4", "--seed", "1"]
-    assert pion("generate", "local", *answer) == pion("generate", f"{run.store.url}/back", *answer)
+    code, text, _ = pion("generate", "local@9", *ANSWER)
+    assert code == 0
+    assert pion("generate", f"{run.store.url}/back@9", *ANSWER)[1] == text
 
 
 def test_what_is_not_in_the_bucket_is_answered_with_what_is(run: RunState, pion: Pion) -> None:
-    for command in (["status"], ["checkpoints"], ["report"], ["stop"], ["generate"]):
-        code, out, err = pion(*command, f"{run.store.url}/dmeo")
+    for command in ("status", "checkpoints", "report", "stop", "export"):
+        folder = ["out"] if command == "export" else []
+        code, out, err = pion(command, f"{run.store.url}/dmeo", *folder)
         assert (code, out) == (2, "")
         assert f"no run 'dmeo' in the store {run.store.url}. Runs in {run.store.url}: demo." in err
 

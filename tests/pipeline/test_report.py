@@ -181,3 +181,12 @@ def test_the_smoothed_curve_does_not_lag_behind_a_falling_one() -> None:
     assert smooth[4:-4] == pytest.approx(falling[4:-4])
     assert len(smooth) == len(falling)
     assert running_mean(falling, 1) == falling
+
+
+def test_receipts_of_hops_are_shown_line_by_line_and_escaped(tmp_path):
+    lines = ["hop: 1 × A40 on <b>a</b> → 2 × A4000 on b", "first row 64 = last + 1"]
+    html = report_of(tmp_path, hops=[{"at": "2026-11-20 07:33 UTC", "receipt": lines}])
+    assert "<h2>Hops</h2>" in html
+    assert "2026-11-20 07:33 UTC<br>hop: 1 × A40 on &lt;b&gt;a&lt;/b&gt;" in html
+    assert "<br>first row 64 = last + 1" in html
+    assert "<h2>Hops</h2>" not in report_of(tmp_path)

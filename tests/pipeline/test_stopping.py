@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import pytest
 
 from pion.errors import Interrupted, PionError, Stopped
-from pipeline.stopping import StoppingOnSignals, early_sigterm
+from pipeline.stopping import DOUBLED, StoppingOnSignals, early_sigterm
 from tests.pipeline.jobs import SilentDisplay
 
 SLACK = 1.5
@@ -266,10 +266,25 @@ def test_a_second_signal_ends_the_process_at_once_even_in_c(
     process = start("orderly(lambda stopping: hash_for_minutes(), grace=600.0)")
     process.signal(first)
     process.wait_for_line("again ends at once without saving")
+    time.sleep(DOUBLED + 0.1)
     process.signal(second)
     code, _ = process.end()
     assert code == 128 + second
     assert process.since_signal < SLACK
+
+
+def test_one_signal_delivered_two_times_is_no_second_signal(start: type[Process]) -> None:
+    process = start(f"""
+{POLLING}
+def twice(stopping):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # `uv run` passes on what its process group got too
+    work(stopping)
+orderly(twice, grace=60.0)
+""")
+    code, output = process.end()
+    assert code == 75
+    assert "saved\n" in output
 
 
 def test_signals_are_heard_after_a_library_has_taken_the_wakeup_fd(start: type[Process]) -> None:

@@ -169,7 +169,7 @@ class S3Store:
         if parent:
             check_key(parent)
         entries: list[Entry] = []
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
             page = self._bucket.request("list", prefix, self._list_page(prefix, more))
             for item in page.get("Contents", []):
@@ -227,6 +227,6 @@ class S3Store:
         with contextlib.closing(answer["Body"]):
             return int(answer["ContentRange"].rpartition("/")[2]), answer["ETag"]
 
-    def _list_page(self, prefix: str, more: dict[str, str]) -> "Callable[[S3Client], Any]":
+    def _list_page(self, prefix: str, more: dict[str, Any]) -> "Callable[[S3Client], Any]":
         root, bucket = self._bucket.root, self._bucket.name
         return lambda client: client.list_objects_v2(Bucket=bucket, Prefix=root + prefix, **more)

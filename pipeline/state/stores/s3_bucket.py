@@ -17,6 +17,8 @@ from pipeline.state.stores.retry import retrying
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
+CONNECT_SECONDS = 10
+READ_SECONDS = 60
 _CONNECTIONS = 32
 
 T = TypeVar("T")
@@ -94,8 +96,8 @@ def _connect() -> "S3Client":
     """A client that never tries again by itself: `retrying` is the one policy."""
     session = boto3.Session()
     config = Config(
-        connect_timeout=10,
-        read_timeout=60,
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
         max_pool_connections=_CONNECTIONS,
         retries={"total_max_attempts": 1},
         # Ours are sent as headers; the client's would be trailers, which some servers don't know.

@@ -24,7 +24,7 @@ _MOST_PARTS = 10_000
 _THREADS = 6
 
 
-def put(bucket: Bucket, key: str, data: bytes, **condition: str) -> str:
+def put(bucket: Bucket, key: str, data: bytes, **condition: Any) -> str:
     """Store `data` by one request and return its version.
 
     `condition`: IfMatch or IfNoneMatch; raises `Conflict` or `Missing` when it does not hold.
