@@ -92,7 +92,8 @@ def run_job(job: Job, options: Options, display: Display) -> int:
     with stopping, _watching_for_notices(stopping, display):
         owner = Owner.me()
         try:
-            _obey_stop_requests(run, managed=owner.launch_id is not None, display=display)
+            if owner.launch_id is not None:
+                _obey_stop_request(run)
             claim = run.claim(
                 owner,
                 take_over=options.take_over,
@@ -102,6 +103,10 @@ def run_job(job: Job, options: Options, display: Display) -> int:
             )
         except StoreError as error:
             raise BadInput(f"{error} Nothing was started.") from error
+        if owner.launch_id is None and clear_stops(
+            run
+        ):  # a person has claimed it, who wants it to go on
+            display.say({"type": "note", "text": "cleared a request to stop this run"})
         if head is not None and head.claims:
             for change in differences(head.claims[0].owner, owner):
                 text = f"changed since this run was last worked on: {change}"
@@ -121,18 +126,14 @@ def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iter
             end()
 
 
-def _obey_stop_requests(run: RunState, *, managed: bool, display: Display) -> None:
-    """A run that was asked to stop stays stopped until a person, no manager, starts it again."""
+def _obey_stop_request(run: RunState) -> None:
+    """A run that was asked to stop stays stopped, whatever manager starts it again."""
     request = pending_stop(run)
-    if request is not None and managed:
+    if request is not None:
         raise Stopped(
             f"Stopped by request ({request.describe()}); nothing was started. To go on, run it "
             "yourself: pion run, launch or hop clear the request."
         )
-    if request is not None:
-        clear_stops(run)
-        text = f"cleared a request to stop ({request.describe()})"
-        display.say({"type": "note", "text": text})
 
 
 class _Advance:

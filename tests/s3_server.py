@@ -102,7 +102,10 @@ class S3Server(_Endpoint):
     def bucket(self, name: str | None = None) -> str:
         """Make an empty bucket and return its name."""
         name = name or f"bucket-{uuid.uuid4().hex[:12]}"
-        self.client().create_bucket(Bucket=name)
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc)
+        connection.request("PUT", f"/{name}", headers={"Content-Length": "0"})
+        assert connection.getresponse().status == 200, name
+        connection.close()
         return name
 
 

@@ -76,7 +76,7 @@ def start_stage(
     recorded = group.from_rank_0(saved.state["plan"] if saved else None)
     plan = choose_plan(job, stage, group, recorded)
     if recorded is None:
-        model, why = _starting_model(job, run, workspace, stage)
+        model, why = _starting_model(job, run, stage)
     else:
         config = job.model_config_resolved()
         model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
@@ -167,15 +167,13 @@ def _shard_cache(job: Job, closers: list[Callable[[], None]]) -> Any:
     return make
 
 
-def _starting_model(
-    job: Job, run: RunState, workspace: Workspace, stage: str
-) -> tuple[Decoder, str]:
+def _starting_model(job: Job, run: RunState, stage: str) -> tuple[Decoder, str]:
     """The weights of a stage's first step, the same on every rank, and where they come from."""
     import torch
 
     from pion.load import load_decoder
     from pion.model.decoder import Decoder
-    from pipeline.state.restore import finished_model
+    from pipeline.bring_model import bring_model
 
     section = job.section(stage)
     if section.init_from is not None:
@@ -183,8 +181,9 @@ def _starting_model(
     if stage == "sft":
         head = run.read()
         assert head is not None
-        folder = finished_model(workspace, head, "pretrain")
-        return load_decoder(folder), "starts from the pretrained model"
+        key = head.stages["pretrain"].checkpoint
+        assert key is not None
+        return load_decoder(bring_model(run, key)), "starts from the pretrained model"
     torch.manual_seed(job.seed)
     return Decoder(job.model_config_resolved()), "starts from random weights"
 

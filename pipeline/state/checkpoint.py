@@ -21,13 +21,14 @@ from typing import Any, Protocol
 from pion.errors import PionError
 from pipeline.state.head import Claim
 from pipeline.state.records import CheckpointEntry, Head
-from pipeline.state.retention import Keep, forget, sweep
+from pipeline.state.retention import Keep, forget, sweep, sweep_unused
 from pipeline.state.snapshot import Snapshot, Tensors
 from pipeline.state.stores import StoreError
 from pipeline.state.uploader import Saved, SaveJob
 from pipeline.state.workspace import Workspace
 
 STATE = "state.json"
+SAVES_PER_SWEEP = 20
 UPLOADER_DEATHS = 3
 """So many saves in a row may lose their uploader before training stops for it."""
 
@@ -206,6 +207,8 @@ class Checkpointer:
             self._before_commit()
         head = claim.commit(lambda head: forget(head.with_checkpoint(entry), self._keep, now))
         sweep(claim)
+        if claim.store.commits and (self.stats.saved + 1) % SAVES_PER_SWEEP == 0:
+            sweep_unused(claim)  # each commit keeps what it replaced
         self._forget_copies(head)
         return entry
 

@@ -107,22 +107,6 @@ def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
     return workspace.fetch(entry.key, files)
 
 
-def finished_model(workspace: Workspace, head: Head, stage: str) -> Path:
-    """The last checkpoint of a finished stage, on this machine and verified.
-
-    Raises `PionError` if it is not good any more.
-    """
-    key = head.stages[stage].checkpoint
-    entry = next(entry for entry in head.checkpoints if entry.key == key)
-    problem = check_entry(workspace, entry)
-    if problem is not None:
-        raise PionError(
-            f"The finished model of {stage}, {workspace.store.url}/{workspace.run}/{key}, can't be "
-            f"used: {problem}. Nothing was changed. To train it again, use --redo {stage}."
-        )
-    return workspace.folder(entry.key)
-
-
 def load_folder(folder: Path) -> Loaded:
     """Read a checkpoint's folder, unverified. Raises `PionError` if it isn't one."""
     from safetensors import SafetensorError

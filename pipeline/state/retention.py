@@ -5,12 +5,16 @@ deleted. Nothing that HEAD lists is ever deleted.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.state.head import Claim
 from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
+from pipeline.state.stores import StoreError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def sweep_abandoned(claim: Claim) -> list[str]:
     that old go at once. Returns the folders' keys.
     """
     now = claim.state.clock.now()
-    claim.store.sweep_unfinished(claim.state.key(""), now - TRASH_SECONDS)
+    sweep_unused(claim)
     known = claim.head.listed() | {item.key for item in claim.head.trash}
     start = len(claim.state.key(""))
     folders = {
@@ -80,6 +84,18 @@ def sweep_abandoned(claim: Claim) -> list[str]:
     if abandoned:
         claim.commit(lambda head: head.with_trash(abandoned, now))
     return abandoned
+
+
+def sweep_unused(claim: Claim) -> None:
+    """Remove what dead writers left unfinished and what no key uses any more, an hour later.
+
+    A store that doesn't let us is no reason to stop: it only costs space.
+    """
+    before = claim.state.clock.now() - TRASH_SECONDS
+    try:
+        claim.store.sweep_unfinished(claim.state.key(""), before)
+    except StoreError as error:
+        _log.warning("Unused files were not removed: %s", error)
 
 
 def _best(entries: Iterable[CheckpointEntry], metric: str) -> Iterable[CheckpointEntry]:

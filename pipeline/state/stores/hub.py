@@ -184,9 +184,9 @@ class HubStore:
         """See `Store`. Squashes the history of the whole repository when it has grown long.
 
         Deletes only LFS objects that no branch or tag uses and whose name, as far as the Hub knows
-        one, starts with `prefix`. One that another process has sent but not committed yet is safe
-        for as long as `before` reaches back, unless the same bytes were sent earlier already: so
-        let no other process upload to the same run meanwhile.
+        one, starts with `prefix`. One that was sent and waits in another process for its commit is
+        safe for as long as `before` reaches back, unless the same bytes were sent earlier already:
+        so let nothing be uploaded to the same run meanwhile.
         """
         with self._committing:
             return self._repo.request("clean up", prefix, lambda: self._sweep(prefix, before))
@@ -257,9 +257,10 @@ class HubStore:
                     del self._staged[change.key]
 
     def _files(self, main: str, folder: str) -> Sequence[RepoFile]:
-        if self._listed[0] != main:
-            self._listed = (main, {})
-        folders = self._listed[1]
+        listed, folders = self._listed
+        if listed != main:
+            folders = {}
+            self._listed = (main, folders)
         if folder not in folders:
             folders[folder] = self._repo.files(main, folder)
         return folders[folder]

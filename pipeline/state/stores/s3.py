@@ -94,7 +94,9 @@ class S3Store:
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
         """See `Store`. Finding exactly `data` there is success: it is taken for an earlier try's
-        write whose acknowledgement was lost, so let `data` be unique (HEAD has its `write_id`)."""
+        write whose acknowledgement was lost, so let `data` be unique. When another writer has
+        built upon such a write by then, it ends in `Conflict` all the same: HEAD's history of
+        `write_id`s tells."""
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         try:
             return s3_upload.put(self._bucket, key, data, **condition)

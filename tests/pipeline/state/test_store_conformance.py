@@ -1,5 +1,6 @@
 """What every store promises, whether a folder, a bucket, a bucket in bad weather or a Hub repo."""
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -300,22 +301,22 @@ def test_of_eight_racing_writers_one_creates_the_key(place: Place) -> None:
 
 
 def test_racing_swaps_lose_no_update(place: Place) -> None:
-    place.open().compare_and_swap("count", b"0 start", None)
+    place.open().compare_and_swap("names", b"", None)
 
     def add_three(racer: int) -> None:
-        store, done = place.open(), 0
-        while done < 3:
-            data, version = store.read_versioned("count")
-            new = f"{int(data.split()[0]) + 1} {racer}.{done}".encode()
-            try:
-                store.compare_and_swap("count", new, version)
-                done += 1
-            except Conflict:
-                pass
+        store = place.open()
+        for name in (b"%d.%d" % (racer, number) for number in range(3)):
+            while True:
+                names, version = store.read_versioned("names")
+                if name in names.split():
+                    break  # also after a conflict with those who built upon it already
+                with contextlib.suppress(Conflict):
+                    store.compare_and_swap("names", names + b" " + name, version)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(add_three, range(4)))
-    assert place.open().read("count").split()[0] == b"12"
+    names = place.open().read("names").split()
+    assert sorted(names) == [b"%d.%d" % (r, number) for r in range(4) for number in range(3)]
 
 
 def test_a_read_and_its_version_belong_together_while_others_write(place: Place) -> None:

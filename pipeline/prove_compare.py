@@ -1,0 +1,200 @@
+"""What a run made of its training stages, and where two runs of one job first differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pion.errors import PionError
+from pipeline.job import Job
+from pipeline.state.checkpoint import STATE
+from pipeline.state.head import RunState
+from pipeline.state.metrics import Row, read_metrics
+from pipeline.state.records import SkippedRows
+from pipeline.state.snapshot import MODEL
+
+NAMED = 5
+"""So many tensors or settings are named; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training stage: its weights, the rows [first, stop) of each step, the losses.
+
+    `checkpoint` is the last one's key, `plan` how it was computed, `problem` what is wrong with the
+    order of its rows by itself.
+    """
+
+    checkpoint: str
+    model_sha256: str
+    rows: Sequence[tuple[int, int]]
+    losses: Sequence[float]
+    plan: Mapping[str, Any]
+    problem: str | None
+
+    @property
+    def rows_sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What identifies it, as plain JSON."""
+        return {
+            "steps": len(self.rows),
+            "model_sha256": self.model_sha256,
+            "rows_sha256": self.rows_sha256,
+            "plan": dict(self.plan),
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where a run first differs from the unbroken one. `step` is the first whose loss or rows do;
+    None: only the weights after the last step."""
+
+    stage: str
+    step: int | None
+    what: str
+    tensors: Sequence[str] = ()
+    plan: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        step = "after its last step" if self.step is None else f"from step {self.step:,}"
+        parts = [f"{self.stage} differs {step}: {self.what}"]
+        if self.tensors:
+            parts.append(f"tensors that differ: {_some(self.tensors)}")
+        if self.plan:
+            parts.append(f"computed in another way: {_some(self.plan)}")
+        return "; ".join(parts)
+
+
+def read_trained(run: RunState, job: Job) -> dict[str, Trained]:
+    """Each training stage of a finished run. Raises `PionError` for one that isn't finished."""
+    head = run.read()
+    trained = {}
+    for stage in job.train_stages:
+        record = head.stages.get(stage) if head is not None else None
+        if head is None or record is None or record.checkpoint is None:
+            raise PionError(f"{run.store.url}/{run.name} has not finished {stage}.")
+        entry = next(entry for entry in head.checkpoints if entry.key == record.checkpoint)
+        steps = [r for r in read_metrics(run.store, run.name, head, stage) if "rows" in r]
+        state = json.loads(run.store.read(run.key(f"{entry.key}/{STATE}")))
+        section = job.section(stage)
+        trained[stage] = Trained(
+            checkpoint=entry.key,
+            model_sha256=entry.model_sha256,
+            rows=[(row["rows"][0], row["rows"][1]) for row in steps],
+            losses=[row["loss"] for row in steps],
+            plan=state.get("plan", {}),
+            problem=_row_problem(
+                steps, section.steps, section.global_batch, head.skipped.get(stage, ())
+            ),
+        )
+    return trained
+
+
+def first_difference(
+    unbroken: RunState, whole: Mapping[str, Trained], killed: RunState, found: Mapping[str, Trained]
+) -> Difference | None:
+    """Where `killed`, whose stages are `found`, first departs from `unbroken`; None if nowhere."""
+    for stage, wanted in whole.items():
+        got = found[stage]
+        same = (got.model_sha256, got.rows) == (wanted.model_sha256, wanted.rows)
+        if same and got.problem is None:
+            continue
+        step, what = _first_step(wanted, got)
+        if got.problem is not None:
+            what = got.problem
+        return Difference(
+            stage,
+            step,
+            what,
+            tensors=differing_tensors(unbroken, wanted.checkpoint, killed, got.checkpoint)
+            if got.model_sha256 != wanted.model_sha256
+            else (),
+            plan=_differing_settings(wanted.plan, got.plan),
+        )
+    return None
+
+
+def differing_tensors(run: RunState, key: str, other: RunState, other_key: str) -> list[str]:
+    """Names of the weights that two checkpoints don't have in common bit by bit."""
+    with tempfile.TemporaryDirectory(prefix="pion-prove-") as folder:
+        first = _tensor_hashes(_weights(run, key, Path(folder) / "0"))
+        second = _tensor_hashes(_weights(other, other_key, Path(folder) / "1"))
+    return sorted(n for n in {*first, *second} if first.get(n) != second.get(n))
+
+
+def _weights(run: RunState, key: str, scratch: Path) -> Path:
+    path = run.store.local_path(run.key(f"{key}/{MODEL}"))
+    if path is not None:
+        return path
+    run.store.download(run.key(f"{key}/{MODEL}"), scratch)
+    return scratch
+
+
+def _tensor_hashes(path: Path) -> dict[str, str]:
+    """What each tensor of a safetensors file is, read without torch: a length, JSON, bytes."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        hashes = {}
+        for name, about in header.items():
+            if name != "__metadata__":
+                begin, end = about["data_offsets"]
+                file.seek(8 + size + begin)
+                digest = hashlib.sha256(file.read(end - begin)).hexdigest()
+                hashes[name] = f"{about['dtype']} {about['shape']} {digest}"
+    return hashes
+
+
+def _first_step(wanted: Trained, got: Trained) -> tuple[int | None, str]:
+    for step, (a, b) in enumerate(zip(wanted.rows, got.rows), 1):
+        if a != b:
+            return step, f"it trained on rows {_range(b)} instead of {_range(a)}"
+    if len(wanted.rows) != len(got.rows):
+        shorter = min(len(wanted.rows), len(got.rows))
+        return shorter + 1, f"{len(got.rows):,} steps are on record instead of {len(wanted.rows):,}"
+    for step, (x, y) in enumerate(zip(wanted.losses, got.losses), 1):
+        if x != y:
+            return step, f"the loss is {y!r} instead of {x!r}"
+    return None, f"weights {got.model_sha256[:12]} instead of {wanted.model_sha256[:12]}"
+
+
+def _row_problem(
+    rows: Sequence[Row], steps: int, batch: int, skipped: Sequence[SkippedRows]
+) -> str | None:
+    """Why these are not `steps` steps, each on the `batch` rows after those of the one before."""
+    numbers = [row["step"] for row in rows]
+    if numbers != list(range(1, steps + 1)):
+        twice = sorted({n for n in numbers if numbers.count(n) > 1})
+        missing = sorted(set(range(1, steps + 1)) - set(numbers))
+        return f"steps on record twice: {twice or 'none'}; missing: {missing or 'none'}"
+    left_out = [(item.first, item.stop) for item in skipped]
+    next_row = 0
+    for row in rows:
+        first, stop = row["rows"]
+        if first != next_row and (next_row, first) not in left_out:
+            return f"step {row['step']:,} begins with row {first:,}, not {next_row:,}"
+        if stop - first != batch and not left_out:
+            return f"step {row['step']:,} took {stop - first:,} rows instead of {batch:,}"
+        next_row = stop
+    return None
+
+
+def _differing_settings(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    names = sorted({*wanted, *got})
+    return [f"{n} {wanted.get(n)} → {got.get(n)}" for n in names if wanted.get(n) != got.get(n)]
+
+
+def _range(rows: tuple[int, int]) -> str:
+    return f"{rows[0]:,} to {rows[1] - 1:,}"
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

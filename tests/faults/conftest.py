@@ -1,0 +1,35 @@
+"""Fixtures that several files of these tests use."""
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.state.owner import Owner
+from tests.pipeline.state.conftest import FakeClock, proxy, s3, start
+
+__all__ = ["proxy", "s3", "start"]
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies takes no disk cache along; only a power cut does."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def time() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def new_process() -> Callable[[], Owner]:
+    """Owners that are processes of one launch: each may take over from the one before at once."""
+
+    def owner() -> Owner:
+        me, session = Owner.me(), uuid.uuid4().hex
+        return dataclasses.replace(me, session=session, boot_id="elsewhere", launch_id="launch")
+
+    return owner

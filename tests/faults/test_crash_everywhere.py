@@ -1,0 +1,304 @@
+"""Whatever instant a process dies at, the run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pion.errors import NotDurable
+from pipeline.state.head import RunState
+from pipeline.state.metrics import read_metrics
+from pipeline.state.owner import Owner
+from pipeline.state.retention import sweep, sweep_abandoned
+from pipeline.state.snapshot import MODEL
+from pipeline.state.stores import FileStore, Store
+from pipeline.state.stores.s3 import S3Store
+from tests.faults.faulty_store import Crash, FaultyStore, When, can_be_torn, crash, fail
+from tests.faults.light_job import (
+    RUN,
+    STEPS,
+    TRAINING,
+    Process,
+    left_over,
+    read_head,
+    unbroken_weights,
+    wrong_in,
+)
+from tests.pipeline.state.conftest import FakeClock
+from tests.s3_server import S3Server
+
+HOUR, STEP_SECONDS = 3600.0, 1500.0
+NewOwner = Callable[[], Owner]
+Happen = Callable[[str], None]
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
+
+class World:
+    """A store, a machine, and what was published; everything that outlives a process."""
+
+    def __init__(self, store: Store, cache: Path, time: FakeClock, new_owner: NewOwner) -> None:
+        self.store, self.cache, self.time, self.new_owner = store, cache, time, new_owner
+        self.published: list[bytes] = []
+
+    def process(self, store: FaultyStore, training: tuple[str, ...] = TRAINING) -> Process:
+        """A new process, in which time enough passes between steps that trash becomes due."""
+
+        def publish(content: bytes) -> None:
+            store.do("publish", "", lambda: self._publish(content))
+
+        return Process(
+            store,
+            self.cache,
+            publish,
+            self.time.clock(),
+            self.new_owner(),
+            training=training,
+            between_steps=lambda: self.time.sleep(STEP_SECONDS),
+        )
+
+    def _publish(self, content: bytes) -> None:
+        if content not in self.published[-1:]:  # the Hub makes no commit that changes nothing
+            self.published.append(content)
+
+    def check_safe(self) -> None:
+        """What must hold at every instant, whoever has just died."""
+        head = read_head(self.store)
+        if head is not None:
+            assert not wrong_in(self.store, head)
+
+    def check_done(self, training: tuple[str, ...]) -> None:
+        """The run has ended as an unbroken one does."""
+        head = read_head(self.store)
+        assert head is not None
+        assert head.owner is None
+        assert set(head.stages) == {"prepare", *training, "evaluate", "publish"}
+        wanted = {stage: unbroken_weights()[stage] for stage in training}
+        final = self.store.read(f"{RUN}/{head.stages[training[-1]].checkpoint}/{MODEL}")
+        assert json.loads(final) == wanted
+        assert [json.loads(content) for content in self.published] == [wanted]
+        for stage in training:
+            rows = read_metrics(self.store, RUN, head, stage)
+            assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+        assert not wrong_in(self.store, head)
+
+    def check_swept(self) -> None:
+        """An hour after the next claim, nothing is left of what came to nothing."""
+        run = RunState(self.store, RUN, self.time.clock())
+        self.time.sleep(HOUR + 1)
+        claim = run.claim(self.new_owner())
+        sweep_abandoned(claim)
+        self.time.sleep(HOUR + 1)
+        sweep(claim)
+        assert not left_over(self.store, claim.head)
+        assert not claim.head.trash
+
+
+def operations_of_an_unbroken_run(world: World, training: tuple[str, ...]) -> list[str]:
+    store = FaultyStore(world.store)
+    world.process(store, training).go()
+    world.check_done(training)
+    return store.operations
+
+
+def newest_step(world: World, stage: str) -> int:
+    head = read_head(world.store)
+    return max((e.step for e in head.checkpoints if e.stage == stage), default=0) if head else 0
+
+
+def break_at(world: World, k: int, when: When, happen: Happen, training: tuple[str, ...]) -> str:
+    """A process meets `happen` at its k-th operation, and others follow until the run is done.
+
+    Returns the operation.
+    """
+    broken = FaultyStore(world.store, k, when, happen)
+    try:
+        world.process(broken, training).go()
+    except (Crash, NotDurable):
+        pass
+    world.check_safe()
+    committed = {stage: newest_step(world, stage) for stage in training}
+    second = world.process(FaultyStore(world.store), training)
+    second.go()
+    world.check_done(training)
+    for stage, step in second.restored.items():
+        assert step >= committed[stage], f"{stage} went back behind what was committed"
+    return broken.operations[k - 1]
+
+
+def sample(count: int, every: int, first: int = 1) -> range:
+    return range(first, count + 1, every)
+
+
+# ---------------------------------------------------------------- a folder
+
+
+@pytest.fixture
+def folder_world(
+    tmp_path: Path, time: FakeClock, new_process: NewOwner
+) -> Callable[[object], World]:
+    def make(name: object) -> World:
+        store = FileStore(tmp_path / str(name) / "runs")
+        return World(store, tmp_path / "cache", time, new_process)
+
+    return make
+
+
+@pytest.mark.parametrize("when", ["before", "halfway", "after"])
+def test_a_process_may_die_at_every_operation_on_a_folder(
+    folder_world: Callable[[object], World], when: When
+) -> None:
+    operations = operations_of_an_unbroken_run(folder_world("unbroken"), TRAINING)
+    for kind in ("write", "swap", "delete", "publish", "list"):  # or this test tries too little
+        assert any(operation.startswith(kind) for operation in operations)
+    for k, operation in enumerate(operations, 1):
+        if when == "halfway" and not can_be_torn(operation):
+            continue
+        world = folder_world(k)
+        assert break_at(world, k, when, crash, TRAINING).split()[0] == operation.split()[0]
+        world.check_swept()
+        torn = list((world.cache.parent / str(k)).rglob(".tmp-*"))
+        # Only what is an hour old may be taken for abandoned, by the clock of the disk itself.
+        assert len(torn) == (when == "halfway")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_folder_may_fail_at_every_operation(
+    folder_world: Callable[[object], World], when: When
+) -> None:
+    operations = operations_of_an_unbroken_run(folder_world("unbroken"), TRAINING)
+    for k in sample(len(operations), 1):
+        break_at(folder_world(k), k, when, fail, TRAINING)
+
+
+def test_a_process_may_die_again_while_it_recovers(
+    folder_world: Callable[[object], World],
+) -> None:
+    world = folder_world("again and again")
+    for k in range(1, 200):
+        store = FaultyStore(world.store, k, "after", crash)
+        try:
+            world.process(store).go()
+        except Crash:
+            world.check_safe()
+        else:
+            break
+    world.check_done(TRAINING)
+
+
+# ---------------------------------------------------------------- S3
+
+
+@pytest.fixture
+def bucket_world(
+    s3: S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    time: FakeClock,
+    new_process: NewOwner,
+) -> Callable[[object], World]:
+    """Runs in a bucket, each on a machine of its own."""
+    s3.use(monkeypatch)
+    bucket = s3.bucket()
+
+    def make(name: object) -> World:
+        store = S3Store(bucket, str(name), sleep=lambda seconds: None)
+        store._bucket._client = client
+        return World(store, tmp_path / str(name), time, new_process)
+
+    client = S3Store(bucket)._bucket.client  # connecting takes longer than a whole run
+    return make
+
+
+ONE_STAGE = ("pretrain",)
+
+
+@pytest.mark.parametrize(("when", "first"), [("before", 1), ("halfway", 2), ("after", 3)])
+def test_a_process_may_die_at_every_third_operation_on_a_bucket(
+    bucket_world: Callable[[object], World], when: When, first: int
+) -> None:
+    """The three together try every operation in one way; `soak` tries each in all."""
+    operations = operations_of_an_unbroken_run(bucket_world("unbroken"), ONE_STAGE)
+    for k in sample(len(operations), 3, first):
+        break_at(bucket_world(k), k, when, crash, ONE_STAGE)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("happen", [crash, fail])
+@pytest.mark.parametrize("when", ["before", "halfway", "after"])
+def test_a_process_may_die_at_every_operation_on_a_bucket(
+    bucket_world: Callable[[object], World], when: When, happen: Happen
+) -> None:
+    operations = operations_of_an_unbroken_run(bucket_world("unbroken"), TRAINING)
+    for k in sample(len(operations), 1):
+        world = bucket_world(k)
+        break_at(world, k, when, happen, TRAINING)
+        world.check_swept()
+
+
+def test_a_machine_may_vanish_with_its_disk(bucket_world: Callable[[object], World]) -> None:
+    operations = operations_of_an_unbroken_run(bucket_world("unbroken"), ONE_STAGE)
+    for k in sample(len(operations), 9, 5):
+        world = bucket_world(k)
+        with pytest.raises(Crash):
+            world.process(FaultyStore(world.store, k, "after"), ONE_STAGE).go()
+        world.cache = world.cache / "another"
+        world.process(FaultyStore(world.store), ONE_STAGE).go()
+        world.check_done(ONE_STAGE)
+
+
+# ---------------------------------------------------------------- a real kill
+
+_KILLED = """
+import sys
+from pathlib import Path
+from pipeline.state.stores import open_store
+from tests.faults.faulty_store import FaultyStore, kill
+from tests.faults.light_job import Process
+url, cache, at, when = sys.argv[1:]
+Process(FaultyStore(open_store(url), int(at), when, kill), Path(cache)).go()
+"""
+
+
+def kill_at(k: int, when: str, folder: Path) -> int:
+    """The exit code of a process that kills itself at its k-th operation."""
+    arguments = [f"file://{folder}/runs", str(folder / "cache"), str(k), when]
+    return subprocess.run([sys.executable, "-c", _KILLED, *arguments]).returncode
+
+
+def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewOwner) -> None:
+    for k in ks:
+        world = World(FileStore(folder / str(k) / "runs"), folder / "cache", time, new)
+        assert kill_at(k, when, folder / str(k)) == -signal.SIGKILL
+        world.check_safe()
+        world.process(FaultyStore(world.store)).go()
+        head = read_head(world.store)
+        assert head is not None
+        final = world.store.read(f"{RUN}/{head.stages['sft'].checkpoint}/{MODEL}")
+        assert json.loads(final) == unbroken_weights()
+
+
+def test_a_process_that_was_really_killed_is_followed_at_once(
+    tmp_path: Path, time: FakeClock
+) -> None:
+    """By an owner that no launch connects with it: it sees that the process is dead."""
+    check_killed(range(24, 80, 25), "halfway", tmp_path, time, Owner.me)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("when", ["before", "halfway", "after"])
+def test_a_process_may_be_killed_at_every_operation(
+    tmp_path: Path, time: FakeClock, when: When
+) -> None:
+    count = len(
+        operations_of_an_unbroken_run(
+            World(FileStore(tmp_path / "unbroken"), tmp_path, time, Owner.me), TRAINING
+        )
+    )
+    check_killed(range(1, count + 1), when, tmp_path, time, Owner.me)

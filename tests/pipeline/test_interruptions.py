@@ -1,0 +1,279 @@
+"""SIGTERM, stop requests, budgets, dying helpers and hangs: saved, said, and gone in time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.state.head import RunState
+from pipeline.state.metrics import read_events
+from pipeline.state.requests import ask_stop
+from pipeline.state.stores import open_store
+from tests.pipeline.test_resume import (
+    final_weights,
+    finish,
+    head_of,
+    rows_trained,
+    start,
+    wait_for,
+    write_job,
+)
+from tests.s3_server import FaultProxy, S3Server
+
+GRACE = 4.0
+SLACK = 2.0
+"""What a busy machine may take to end a process whose time is up."""
+
+LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None, "log__every": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "delay"),
+    [
+        ("prepare: to do", 0.0),
+        ("prepare: to do", 0.6),
+        ("prepare: done", 0.5),
+        ("pretrain: starts", 0.0),
+        ("pretrain step 3", 0.0),
+        ("evaluate: starts", 0.2),
+        ("publish: starts", 1.0),
+    ],
+)
+def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_goes_on(
+    tmp_path: Path, line: str, delay: float
+) -> None:
+    job = write_job(tmp_path, log__every=1, publish={"to": str(tmp_path / "model")})
+    process = start(job)
+    wait_for(process, line, lines=1)
+    time.sleep(delay)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert time.monotonic() - asked < GRACE + SLACK
+    assert "Traceback" not in output
+    finish(job)
+    for stage, steps in (("pretrain", 20), ("sft", 10)):
+        assert rows_trained(tmp_path, stage) == [[4 * s, 4 * s + 4] for s in range(steps)]
+
+
+def test_sigterm_while_ray_starts_ends_within_the_grace_and_leaves_no_process(
+    tmp_path: Path,
+) -> None:
+    job = write_job(tmp_path, hardware__workers=1)
+    process = start(job)
+    wait_for(process, "prepare: done", lines=1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("ray_fit" in " ".join(child.cmdline()) for child in children)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert time.monotonic() - asked < GRACE + SLACK
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_sigterm_saves_the_last_finished_step(tmp_path: Path) -> None:
+    job = write_job(tmp_path, **LONG, checkpoint__every_steps=10_000)
+    process = start(job)
+    wait_for(process, "pretrain step 15", lines=1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert head_of(tmp_path).checkpoints[0].step >= 15
+
+
+def test_a_save_that_cannot_end_within_the_grace_leaves_the_last_durable_state(
+    s3_service: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3_service.url) as proxy:
+        proxy.use(monkeypatch)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        store = f"s3://{s3_service.bucket()}/runs"
+        job = write_job(tmp_path, **LONG, store=store, checkpoint__grace=2.0)
+        process = start(job, "checkpoint.every_steps=5")
+        wait_for(process, ": saved", lines=1)
+        proxy.fail("PUT .*safetensors", kind="delay", times=1000, seconds=60)
+        durable = _step(store)
+        wait_for(process, "pretrain step", lines=10)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate()
+        assert process.returncode == 75, output
+        assert time.monotonic() - asked < 2.0 + SLACK
+        assert "time is up" in output
+        assert _step(store) >= durable
+        proxy.clear()
+        again = start(job)
+        wait_for(again, "continues after step", lines=1)
+        again.kill()
+        again.communicate()
+
+
+def _step(store: str) -> int:
+    head = RunState(open_store(store), "tiny").read()
+    assert head is not None
+    return head.checkpoints[0].step
+
+
+def test_a_stop_request_is_obeyed_with_exit_4_and_by_a_manager_until_a_person_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = write_job(tmp_path, **LONG)
+    process = start(job, "pretrain.steps=100000")
+    wait_for(process, "pretrain step 5", lines=1)
+    ask_stop(RunState(open_store(str(tmp_path / "runs")), "tiny"), "pion stop")
+    output, _ = process.communicate()
+    assert process.returncode == 4, output
+    assert "Stopped by request" in output
+    assert head_of(tmp_path).checkpoints
+    assert head_of(tmp_path).owner is None
+
+    monkeypatch.setenv("PION_LAUNCH_ID", "a-manager")
+    managed = start(job, "pretrain.steps=100000")
+    output, _ = managed.communicate()
+    assert managed.returncode == 4, output
+    monkeypatch.delenv("PION_LAUNCH_ID")
+    person = start(job, "pretrain.steps=100000")
+    wait_for(person, "continues after step", lines=1)
+    person.send_signal(signal.SIGINT)
+    assert person.wait() == 75
+
+
+def test_a_spent_budget_stops_the_run_saved_and_raising_it_goes_on(tmp_path: Path) -> None:
+    job = write_job(tmp_path, **LONG)
+    limit = ("budget.dollars=0.01", "budget.dollars_per_hour=9")  # four seconds' worth
+    process = start(job, *limit, "pretrain.steps=100000")
+    output, _ = process.communicate()
+    assert process.returncode == 4, output
+    assert "budget" in output
+    assert "Traceback" not in output
+    again = start(job, "budget.dollars=1", limit[1], "pretrain.steps=100000")
+    wait_for(again, "pretrain step", lines=2)
+    again.send_signal(signal.SIGINT)
+    output, _ = again.communicate()
+    assert again.returncode == 75, output
+
+
+def test_a_killed_uploader_costs_a_save_and_nothing_else(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    finish(write_job(whole))
+    job = write_job(tmp_path, checkpoint__every_steps=2, log__every=1)
+    process = start(job)
+    killed = 0
+    for line in iter(process.stdout.readline, ""):  # type: ignore[union-attr]
+        if "pretrain step" in line and killed < 2:
+            for child in psutil.Process(process.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    if "pipeline.state.uploader" in " ".join(child.cmdline()):
+                        child.kill()
+                        killed += 1
+    assert process.wait() == 0
+    assert killed
+    assert final_weights(tmp_path) == final_weights(whole)
+
+
+def test_a_hang_is_noticed_described_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddle(monkeypatch, tmp_path, HANG)
+    job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=2)
+    process = start(job, "hardware.hang_seconds=5")
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert "training hangs" in output
+    assert "in take" in output  # the stack says where
+    monkeypatch.undo()
+    assert "continues after step" in finish(job)
+
+
+def test_a_suspended_machine_does_not_count_as_a_hang(tmp_path: Path) -> None:
+    job = write_job(tmp_path, **LONG)
+    process = start(job, "hardware.hang_seconds=5")
+    wait_for(process, "pretrain step 20", lines=1)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(6)
+    os.kill(process.pid, signal.SIGCONT)
+    wait_for(process, "pretrain step", lines=20)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 75
+    assert "hangs" not in output
+
+
+def test_rows_that_give_nan_are_left_out_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddle(monkeypatch, tmp_path, POISON)
+    job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=3)
+    output = finish(job)
+    assert "leaving out rows 28 to 31" in output
+    trained = rows_trained(tmp_path, "pretrain")
+    assert trained[:9] == [*([4 * s, 4 * s + 4] for s in range(7)), [28, 36], [36, 40]]
+    assert len(trained) == 20
+    (rows,) = head_of(tmp_path).skipped["pretrain"]
+    assert (rows.first, rows.stop, rows.step) == (28, 32, 8)
+    events = read_events(open_store(str(tmp_path / "runs")), "tiny")
+    assert [e["rows"] for e in events if e["event"] == "rewound"] == [[28, 32]]
+
+
+def test_trouble_at_every_turn_stops_after_the_agreed_tries_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddle(monkeypatch, tmp_path, POISON.replace("== (28, 32)", "> (28, 32)"))
+    job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=3)
+    process = start(job, "checkpoint.max_rewinds=2")
+    output, _ = process.communicate()
+    assert process.returncode == 1, output
+    assert "Traceback" not in output
+    assert len(head_of(tmp_path).skipped["pretrain"]) == 2
+    assert head_of(tmp_path).checkpoints[0].step <= 8
+
+
+def meddle(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
+    """Run `code` in every Python of ours before its own; `take` is given each step's batch."""
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+
+HANG = """
+import sys, time
+if "pipeline.cli" in " ".join(sys.orig_argv):
+    import pion.train.feed as feed
+    wrapped = feed.BatchFeed.take
+    def take(self, next_row, skipped):
+        if next_row == 28:
+            time.sleep(1000)
+        return wrapped(self, next_row, skipped)
+    feed.BatchFeed.take = take
+"""
+POISON = """
+import sys
+if "pipeline.cli" in " ".join(sys.orig_argv):
+    import pion.train.feed as feed
+    take = feed.BatchFeed.take
+    def poisoned(self, next_row, skipped):
+        batch = take(self, next_row, skipped)
+        if batch.rows == (28, 32):
+            import torch
+            for p in POISONED:
+                p.data[0] = float("nan")
+        return batch
+    feed.BatchFeed.take = poisoned
+    import pion.train.trainer as trainer
+    POISONED = []
+    init = trainer.Trainer.__init__
+    def noting(self, model, *a, **k):
+        init(self, model, *a, **k)
+        POISONED[:] = [next(model.parameters())]
+    trainer.Trainer.__init__ = noting
+"""
