@@ -166,6 +166,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     fork.add_argument("--at", metavar="STEP", type=int, help="default: the newest checkpoint")
     fork.add_argument("--stage", choices=("pretrain", "sft"), help="default: the one under way")
 
+    prove = add("prove", _prove, "kill a job's runs again and again; do they still end the same?")
+    prove.add_argument("job", metavar="JOB", help="a job file; a copy cut to 60 steps is run")
+    prove.add_argument("overrides", metavar="key=value", nargs="*", help="as for run")
+    prove.add_argument("--kills", metavar="N", type=int, default=20, help="default: 20")
+    prove.add_argument("--store", metavar="URL", help="where to; default: the job's store")
+    prove.add_argument("--seed", metavar="N", type=int, help="choose the same instants again")
+    prove.add_argument("--json", metavar="FILE", help="default: NAME-prove.json")
+    prove.add_argument("--keep", action="store_true", help="leave the runs in the store")
+
     report = add("report", _report, "write a run's report.html again")
     report.add_argument("run", metavar="RUN")
     report.add_argument("--json", action="store_true", help="print its path as JSON")
@@ -173,7 +182,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.commands = tuple(commands.choices)
     # `pion run JOB --redo sft sft.lr=1e-4`: argparse alone takes no overrides after an option.
     overrides: list[str] = []
-    if argv[:1] == ["run"]:
+    if argv[:1] in (["run"], ["prove"]):
         overrides = [a for a in argv if _is_override(a)]
         argv = [a for a in argv if not _is_override(a)]
     args = parser.parse_args(argv)
@@ -313,6 +322,21 @@ def _fork(args: argparse.Namespace) -> int:
     from pipeline.fork import fork
 
     return fork(args.run, args.new, at=args.at, stage=args.stage)
+
+
+def _prove(args: argparse.Namespace) -> int:
+    from pipeline.prove import prove
+
+    return prove(
+        args.job,
+        args.overrides,
+        kills=args.kills,
+        store=args.store,
+        seed=args.seed,
+        json_path=args.json,
+        keep=args.keep,
+        say=partial(print, flush=True),
+    )
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from pion.data.packing import pack
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.tokenizer import Tokenizer
+from pipeline.marks import mark
 from pipeline.prepared_data import SPLITS
 from pipeline.text_rows import RowFormat, Say
 
@@ -83,7 +84,9 @@ class _Packer:
         if self._buffer:
             self._pack()
         rows, vocab_size = self._rows, self._tokenizer.vocab_size
+        mark("shard")
         shards = self._writer.finish()
+        mark("shard")
         counts = {
             name: sum(buffer[name] for buffer in self._done)
             for name in ("conversations", "cut", "dropped", "tokens", "learned_tokens")
@@ -97,7 +100,9 @@ class _Packer:
         for packed in pack(tokenized, seq_len, self._tokenizer.pad, buffer=BUFFER):
             skipped = min(self._rows_written, len(packed.ids))
             self._rows_written -= skipped
+            mark("shard")
             self._writer.append_rows(packed.ids[skipped:], packed.flags[skipped:])
+            mark("shard")
             self._done.append(
                 {
                     "rows": len(packed.ids),

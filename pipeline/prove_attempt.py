@@ -13,12 +13,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.marks import HALT_AT
 from pipeline.reaper import children_of, session_processes
 from pipeline.state.workspace import default_root
 
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.01
 PLAN_LINE = re.compile(r"(prepare|pretrain|sft|evaluate|publish): (starts|to do|done)\b")
 STEP_LINE = re.compile(r"(pretrain|sft) step ([\d,]+)/")
 SAVED_LINE = re.compile(r"(?:pretrain|sft) step [\d,]+: saved")
@@ -189,7 +190,7 @@ def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> At
 class _Watch:
     """Reads a run's log as it grows and says when its instant has come."""
 
-    def __init__(self, log: object, started: float, instant: Instant | None) -> None:
+    def __init__(self, log: BinaryIO, started: float, instant: Instant | None) -> None:
         self._log, self._started, self._instant = log, started, instant
         self._rest = b""
         self._committed_at_line: int | None = None
@@ -224,7 +225,7 @@ class _Watch:
 
     def read(self) -> None:
         """Take in what has been printed since the last call."""
-        *lines, self._rest = (self._rest + self._log.read()).split(b"\n")  # type: ignore[attr-defined]
+        *lines, self._rest = (self._rest + self._log.read()).split(b"\n")
         for line in lines:
             self._take(line.decode(errors="replace"), time.monotonic() - self._started)
 

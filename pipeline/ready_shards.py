@@ -20,6 +20,7 @@ from pion.data.shards import Manifest, Shard, describe, split_tail
 from pion.data.tokenizer import Tokenizer
 from pipeline.data_sources import Input
 from pipeline.job import HubNpyShards
+from pipeline.marks import mark
 from pipeline.text_rows import RowFormat, Say
 
 HELD_OUT = 0.01
@@ -44,6 +45,7 @@ def take_local_shards(
         shard = describe(path, rows.seq_len)
         check_ids(open_shard(path, rows.seq_len), tokenizer.vocab_size, str(path))
         name = f"shard_{number:05d}{path.suffix}"
+        mark("shard")
         _link_or_copy(path, train_folder / name)
         shards.append(Shard(name, shard.rows, shard.sha256, shard.bytes, shard.dtype))
         say({"type": "prepare", "what": "check shards", "unit": "shards"} | _of(number, files))
@@ -110,6 +112,7 @@ def _write(
         done = max(0, done - len(ids))
     _make(folder / "train")
     report: dict[str, Any] = {}
+    mark("shard")
     for split, shards in (("train", train), ("held_out", writer.finish())):
         manifest = Manifest("tokens", rows.seq_len, tokenizer.vocab_size, shards, pad=pad)
         manifest.write(folder / split / "manifest.json")

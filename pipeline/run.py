@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pion.errors import BadInput, NotDurable, PionError, Stopped
+from pion.errors import BadInput, Interrupted, NotDurable, PionError, Stopped
 from pipeline.budget import check_budget, over_budget, price_per_hour
 from pipeline.digest import Digests, Inputs, digest_job, digest_of
 from pipeline.display import Display
@@ -62,7 +62,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
     try:
         head = run.read()
     except StoreError as error:
-        raise BadInput(f"{error} Nothing was started.") from error
+        raise _not_started(error) from error
 
     def read_inputs(stage: str, digest: str) -> Inputs | None:
         kept = run.read_stage(stage, digest)
@@ -84,7 +84,10 @@ def run_job(job: Job, options: Options, display: Display) -> int:
 
     for note in preflight(job):
         display.say({"type": "note", "text": note})
-    run.store.probe(run.key(""))
+    try:
+        run.store.probe(run.key(""))
+    except StoreError as error:
+        raise _not_started(error) from error
     price = price_per_hour(job.budget)
     check_budget(job.budget, price)
     if head is not None and (over := over_budget(job.budget, head.spent)):
@@ -102,7 +105,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
                 say=lambda text: display.say({"type": "note", "text": text}),
             )
         except StoreError as error:
-            raise BadInput(f"{error} Nothing was started.") from error
+            raise _not_started(error) from error
         if owner.launch_id is None and clear_stops(
             run
         ):  # a person has claimed it, who wants it to go on
@@ -113,6 +116,13 @@ def run_job(job: Job, options: Options, display: Display) -> int:
                 display.say({"type": "note", "text": text})
         _Advance(job, options, display, digests, run, owner, claim, started, stopping).go(raised)
     return 0
+
+
+def _not_started(error: StoreError) -> PionError:
+    """Why nothing was started; a manager shall try again when the store is merely down."""
+    if error.outage and Owner.me().launch_id is not None:
+        return Interrupted(f"{error} Nothing was started; run the same command again.")
+    return BadInput(f"{error} Nothing was started.")
 
 
 @contextlib.contextmanager

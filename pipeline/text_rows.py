@@ -12,6 +12,7 @@ from typing import Any
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.tokenizer import Tokenizer
+from pipeline.marks import mark
 from pipeline.prepared_data import SPLITS
 
 BATCH_BYTES = 4 << 20
@@ -67,12 +68,18 @@ def write_text_rows(
     for batch, ids, size, took in _encoded(_batches(fresh()), tokenizer):
         encoded_bytes, seconds = encoded_bytes + size, seconds + took
         for (split, _), document in zip(batch, ids, strict=True):
-            writers[split].append_document(document, tokenizer.end_of_text)
+            writer = writers[split]
+            finished = len(writer.shards)
+            writer.append_document(document, tokenizer.end_of_text)
+            if len(writer.shards) > finished:
+                mark("shard")
         say({"type": "prepare", "what": what, "done": counts["bytes"] / 1e6, "unit": "MB"})
 
     report: dict[str, Any] = dict(counts)
     for split, writer in writers.items():
+        mark("shard")
         shards = writer.finish()
+        mark("shard")
         manifest = Manifest("tokens", rows.seq_len, tokenizer.vocab_size, shards)
         manifest.write(folder / split / "manifest.json")
         report[f"{split}_rows"] = manifest.rows

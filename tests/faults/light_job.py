@@ -57,7 +57,8 @@ class Process:
     """One `pion run` of the light job. `cache` is the disk of its machine.
 
     `goes_wrong` says whether a step on these rows gives a loss spike; `between_steps` lets time
-    pass. `said` collects what the user reads, `restored` the step each stage went on from.
+    pass. `said` collects what the user reads, `restored` the step each stage went on from, `epoch` is
+    that of the newest claim.
     """
 
     store: Store
@@ -72,6 +73,7 @@ class Process:
     between_steps: Callable[[], None] = lambda: None
     said: list[str] = field(default_factory=list)
     restored: dict[str, int] = field(default_factory=dict)
+    epoch: int = 0
 
     def __post_init__(self) -> None:
         self.run = RunState(self.store, RUN, self.clock)
@@ -84,7 +86,7 @@ class Process:
             return
         if pending_stop(self.run):
             clear_stops(self.run)
-        claim = self.run.claim(self.owner, take_over=True)
+        claim = self._claim(take_over=True)
         events = EventLog(self.store, RUN, claim.epoch, self.clock.now)
         events.append("started")
         self.run.write_job("job-digest", "name: light\n")
@@ -96,7 +98,7 @@ class Process:
         if self._unfinished(claim.head, self.training):
             while self._train() == "again":
                 continue
-            claim = self.run.claim(self.owner)
+            claim = self._claim()
         if self._unfinished(claim.head, ["evaluate"]):
             rows = [read_metrics(self.store, RUN, claim.head, stage) for stage in self.training]
             result = {"rows": sum(map(len, rows))}
@@ -107,6 +109,11 @@ class Process:
             claim.finish_stage("publish", DIGESTS["publish"], {})
         events.flush()
         claim.release(forget_attempts=True)
+
+    def _claim(self, take_over: bool = False) -> Claim:
+        claim = self.run.claim(self.owner, take_over=take_over)
+        self.epoch = claim.epoch
+        return claim
 
     def finished_weights(self, head: Head, stage: str) -> bytes:
         """The verified weights that a finished stage ended with."""
@@ -133,7 +140,7 @@ class Process:
 
     def _train(self) -> str:
         """One attempt: "done", or "again" after a loss spike."""
-        claim = self.run.claim(self.owner)
+        claim = self._claim()
         sweep_abandoned(claim)
         stage = ""
         try:

@@ -25,7 +25,10 @@ class Missing(PionError):
 
 
 class Conflict(PionError):
-    """A compare-and-swap found another version than the expected one; nothing was written."""
+    """A compare-and-swap found another version than the expected one.
+
+    Nothing was written, or, after a lost acknowledgement, somebody has built upon it already.
+    """
 
     def __init__(self, key: str, url: str) -> None:
         super().__init__(f"{url}/{key} was changed by someone else meanwhile.")

@@ -39,7 +39,8 @@ _NOTHING_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @contextlib.contextmanager
-def _explained(action: str, path: Path) -> Iterator[None]:
+def explained(action: str, path: Path) -> Iterator[None]:
+    """Raise `StoreError` with a reason a person understands where the system says an errno."""
     try:
         yield
     except OSError as error:
@@ -63,7 +64,7 @@ class FileStore:
 
     def read(self, key: str) -> bytes:
         path = self._path(key)
-        with _explained("read", path):
+        with explained("read", path):
             try:
                 return path.read_bytes()
             except _NOTHING_THERE:
@@ -75,12 +76,12 @@ class FileStore:
 
     def write(self, key: str, data: Data) -> None:
         path = self._path(key)
-        with _explained("write", path):
+        with explained("write", path):
             _write_atomically(path, data)
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
         path = self._path(key)
-        with _explained("write", path), _locked(path):
+        with explained("write", path), _locked(path):
             try:
                 present = _version(path.read_bytes())
             except FileNotFoundError:
@@ -102,7 +103,7 @@ class FileStore:
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with _explained("delete", path):
+        with explained("delete", path):
             try:
                 path.unlink()
             except _NOTHING_THERE:
@@ -120,7 +121,7 @@ class FileStore:
         source = self._path(key)
         if not source.is_file():
             raise Missing(key, self.url)
-        with _explained("write", path):
+        with explained("write", path):
             _write_atomically(path, source)
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -132,7 +133,7 @@ class FileStore:
         removed = 0
         for path in self._walk(prefix):
             if path.name.startswith(_TEMPORARY):
-                with contextlib.suppress(FileNotFoundError), _explained("delete", path):
+                with contextlib.suppress(FileNotFoundError), explained("delete", path):
                     if path.stat().st_mtime < before:
                         path.unlink()
                         removed += 1
@@ -164,7 +165,7 @@ class FileStore:
         pending = [self._path(parent) if parent else self.folder]
         while pending:
             folder = pending.pop()
-            with _explained("list", folder):
+            with explained("list", folder):
                 try:
                     children = list(os.scandir(folder))
                 except (FileNotFoundError, NotADirectoryError):
@@ -186,7 +187,7 @@ def _locked(path: Path) -> Iterator[None]:
 
     The lock file stays: removing it would let two holders lock two different files.
     """
-    with _create(path.with_name(_LOCK + path.name), "ab") as lock:
+    with create(path.with_name(_LOCK + path.name), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -195,7 +196,7 @@ def _write_atomically(path: Path, data: Data) -> None:
     """The new content is on disk under a temporary name before it replaces the old one."""
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     try:
-        with _create(temporary, "xb") as file:
+        with create(temporary, "xb") as file:
             if isinstance(data, Path):
                 with data.open("rb") as source:
                     shutil.copyfileobj(source, file, 1 << 20)
@@ -208,10 +209,10 @@ def _write_atomically(path: Path, data: Data) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _create(path: Path, mode: Literal["ab", "xb"]) -> BinaryIO:
+def create(path: Path, mode: Literal["ab", "xb"]) -> BinaryIO:
     """Open a file, making its folder; again if a `delete` just removed the empty folder."""
     for _ in range(10):
         with contextlib.suppress(FileNotFoundError):
@@ -226,10 +227,10 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make names in the folder survive a power cut; some file systems can't, and say so."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

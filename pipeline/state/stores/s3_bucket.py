@@ -1,5 +1,6 @@
 """Requests to one S3 bucket: the client, tries again, and errors in a store's words."""
 
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
+from botocore.loaders import Loader
 
 from pion.errors import BadInput, PionError
 from pipeline.state.stores import s3_errors
@@ -92,9 +95,17 @@ class Bucket:
         return url.netloc.rpartition("@")[2] or "the store"
 
 
+@functools.cache
+def _descriptions() -> Loader:
+    """The SDK's descriptions of services, which take longer to read than a client to make."""
+    return Loader()
+
+
 def _connect() -> "S3Client":
     """A client that never tries again by itself: `retrying` is the one policy."""
-    session = boto3.Session()
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _descriptions())
+    session = boto3.Session(botocore_session=core)
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,

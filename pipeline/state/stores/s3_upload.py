@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.state.stores.base import Data, StoreError
-from pipeline.state.stores.local import _explained as explained
+from pipeline.state.stores.local import explained
 from pipeline.state.stores.s3_bucket import Bucket
 from pipeline.state.stores.s3_errors import ERRORS
 

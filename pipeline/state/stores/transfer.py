@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.state.stores.local import _create as create
-from pipeline.state.stores.local import _explained as explained
-from pipeline.state.stores.local import _sync_folder as sync_folder
+from pipeline.state.stores.local import create, explained, sync_folder
 from pipeline.state.stores.retry import Retry
 
 PART_BYTES = 8 << 20

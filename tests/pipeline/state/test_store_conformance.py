@@ -237,22 +237,20 @@ def test_every_legal_key_is_kept_as_it_is(store: Store) -> None:
         store.write(illegal, b"x")
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["", "/abs", "../x", "a/../../x", "a//x", "a/.x", "a\0b", "a\\b", "a/", "a b", "ä", "a?b"],
-)
-def test_an_illegal_key_is_refused_by_everything(store: Store, key: str, tmp_path: Path) -> None:
-    calls: list[Callable[[], Any]] = [
-        lambda: store.read(key),
-        lambda: store.read_versioned(key),
-        lambda: store.write(key, b"x"),
-        lambda: store.compare_and_swap(key, b"x", None),
-        lambda: store.delete(key),
-        lambda: store.download(key, tmp_path / "x"),
+def test_illegal_keys_are_refused_by_everything(store: Store, tmp_path: Path) -> None:
+    calls: list[Callable[[str], Any]] = [
+        store.read,
+        store.read_versioned,
+        lambda key: store.write(key, b"x"),
+        lambda key: store.compare_and_swap(key, b"x", None),
+        store.delete,
+        lambda key: store.download(key, tmp_path / "x"),
     ]
-    for call in calls:
-        with pytest.raises(BadInput, match="can't be a name in a store"):
-            call()
+    dotted = ("../x", "a/../../x", "a/./x", "a/.x", ".x")
+    for key in ("", "/x", "a//x", "a/", *dotted, "a\0b", "a\\b", "a b", "ä", "a?b", "a/-x"):
+        for call in calls:
+            with pytest.raises(BadInput, match="can't be a name in a store"):
+                call(key)
     assert store.list() == []
 
 

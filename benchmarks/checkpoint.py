@@ -1,0 +1,131 @@
+"""What saving costs: the stall of each save, and the training throughput it takes.
+
+    uv run python benchmarks/checkpoint.py [--rounds 4] [--shapes PRESET:MICRO_BATCH:SEQ_LEN …]
+
+Windows of the same training steps are timed in turns, one with a save at its beginning and one
+without; what the save adds, divided by two minutes, is the throughput lost when saving every two
+minutes. State is real (model and AdamW moments), the store is a folder on this machine's disk.
+Writes benchmarks/results/checkpoint.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from pion.config import ModelConfig
+from pion.data.stream import Batch, RowStream
+from pion.model.decoder import Decoder
+from pion.train.hardware import device_name, pick_device, pick_dtype
+from pion.train.settings import Plan, TrainSettings
+from pion.train.trainer import Trainer
+from pipeline.state.checkpoint import Checkpointer
+from pipeline.state.head import RunState
+from pipeline.state.owner import Owner
+from pipeline.state.stores import FileStore
+
+RESULT = Path(__file__).parent / "results" / "checkpoint.json"
+SAVE_EVERY_SECONDS = 120.0
+PREEMPTION_SECONDS = 7200.0
+
+
+class RandomRows:
+    """Rows of random ids, as many as are asked for."""
+
+    def __init__(self, vocab_size: int, seq_len: int) -> None:
+        self._shape, self._vocab_size = (seq_len,), vocab_size
+
+    def batch(self, indices: Any) -> Batch:
+        tokens = torch.randint(0, self._vocab_size, (len(list(indices)), *self._shape))
+        return Batch(tokens, tokens.roll(-1, dims=1), None, None)
+
+
+def measure(
+    preset: str, micro_batch: int, seq_len: int, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Stall, write time and slowdown of a save of `preset`, with `rounds` windows of each kind."""
+    torch.manual_seed(0)
+    device = pick_device()
+    config = ModelConfig.preset(preset, seq_len=seq_len)
+    plan = Plan(
+        device=str(device),
+        dtype=pick_dtype("auto", device),
+        micro_batch=micro_batch,
+        threads=torch.get_num_threads(),
+    )
+    settings = TrainSettings(steps=10**9, global_batch=micro_batch, warmup_steps=1)
+    rows = cast(RowStream, RandomRows(config.vocab_size, seq_len))
+    trainer = Trainer(Decoder(config), rows, settings, plan)
+
+    def train(steps: int) -> float:
+        started = time.perf_counter()
+        for _ in range(steps):
+            trainer.train_step()
+        trainer.drain_metrics()  # waits for the device
+        return time.perf_counter() - started
+
+    train(3)
+    window = max(4, math.ceil(seconds / (train(3) / 3)))
+    stalls, writes, added, ratios = [], [], [], []
+    with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
+        claim = RunState(FileStore(folder), "benchmark").claim(Owner.me())
+        checkpointer = Checkpointer(claim, "pretrain", "benchmark", files={})
+        state = trainer.state()
+        checkpointer.save(state.model, state.optimizer, state.meta)  # allocates
+        first_stall = checkpointer.stats.stall_seconds
+        checkpointer.wait()
+        for _ in range(rounds):
+            without = train(window)
+            state = trainer.state()
+            started = time.perf_counter()
+            checkpointer.save(state.model, state.optimizer, state.meta)
+            within = time.perf_counter() - started + train(window)
+            checkpointer.wait()
+            stalls.append(checkpointer.stats.stall_seconds)
+            writes.append(checkpointer.stats.write_seconds)
+            added.append(within - without)
+            ratios.append(within / without)
+        size = checkpointer.last.bytes if checkpointer.last else 0
+        checkpointer.close()
+    trainer.close()
+    stall, cost = statistics.median(stalls), statistics.median(added)
+    return {
+        "shape": f"{preset}, micro_batch {micro_batch} x {seq_len}",
+        "bytes": size,
+        "first_stall_seconds": first_stall,
+        "stall_seconds": stall,
+        "write_seconds": statistics.median(writes),
+        "window_steps": window,
+        "added_seconds_per_save": added,
+        "throughput_lost_every_2_min": cost / SAVE_EVERY_SECONDS,
+        "young_daly_interval_seconds": math.sqrt(2 * max(stall, 1e-3) * PREEMPTION_SECONDS),
+        "windows_with_over_without": ratios,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a window, at least")
+    parser.add_argument("--shapes", nargs="*", default=["pion-nano:4:256", "pion-small:1:256"])
+    args = parser.parse_args()
+    results = []
+    for shape in args.shapes:
+        preset, micro_batch, seq_len = shape.split(":")
+        results.append(measure(preset, int(micro_batch), int(seq_len), args.rounds, args.seconds))
+        print(json.dumps(results[-1], indent=1), flush=True)
+    device = device_name(pick_device())
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({"device": device, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The job that `pion prove` runs: the one it was given, cut short, as overrides of its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.hardware_count import gpu_count
+from pipeline.job import HubDataset, Job, Source
+
+MAX_STEPS, MIN_STAGE_STEPS = 60, 6
+SAVE_EVERY, EVALUATE_EVERY = 3, 10
+HUB_DOCUMENTS = 4000
+"""So many documents of a Hub data set are read: each killed run reads them anew."""
+
+
+def cut_overrides(job: Job, name: str, store: str) -> list[str]:
+    """Fewer steps, little evaluation, no publishing, saves all the time; `name` in `store`."""
+    changes: dict[str, Any] = {
+        "name": name,
+        "store": store,
+        "publish": None,
+        "budget": {},
+        "log": {"every": 1},
+        "checkpoint.every_steps": SAVE_EVERY,
+        "checkpoint.every_seconds": None,
+        "evaluate.every": EVALUATE_EVERY,
+        "evaluate.rows": min(4, job.evaluate.rows),
+        "evaluate.prompts": [],
+        "evaluate.final_rows": min(8, job.evaluate.final_rows),
+        "evaluate.continuations": min(4, job.evaluate.continuations),
+        "evaluate.ngram_order": 0,
+        "evaluate.packs": [],
+        "evaluate.lm_eval": {},
+    }
+    for stage, steps in cut_steps(job).items():
+        section = job.section(stage)
+        changes[f"{stage}.steps"] = steps
+        changes[f"{stage}.warmup_steps"] = section.warmup_steps * steps // section.steps
+    sources: dict[str, Sequence[Source]] = {"data": job.data.sources}
+    if job.sft is not None:
+        sources["sft"] = job.sft.sources
+    for section_name, named in sources.items():
+        for number, source in enumerate(named):
+            if isinstance(source, HubDataset):
+                most = min(HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS)
+                changes[f"{section_name}.sources.{number}.max_documents"] = most
+    if gpu_count() > 0:  # only then is bit identity promised there
+        changes["hardware.deterministic"] = True
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def cut_steps(job: Job) -> Mapping[str, int]:
+    """Steps of each training stage, at most MAX_STEPS in all and otherwise in proportion."""
+    steps = {stage: job.section(stage).steps for stage in job.train_stages}
+    total = sum(steps.values())
+    if total <= MAX_STEPS:
+        return steps
+    cut = {s: max(min(n, MIN_STAGE_STEPS), n * MAX_STEPS // total) for s, n in steps.items()}
+    longest = max(cut, key=lambda stage: cut[stage])
+    cut[longest] -= max(0, sum(cut.values()) - MAX_STEPS)
+    return cut

@@ -1,0 +1,424 @@
+"""Two machines that both believe they own a run, in every order of events that can be found.
+
+Processes on two machines go on one store operation at a time, in an order that hypothesis chooses.
+They die, at once or leaving writes that land later; disks are lost; the store is down or loses its
+answers; clocks jump; checkpoints rot; steps go wrong; time passes and the garbage is collected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pion.errors import BadInput, Fenced
+from pipeline.state.head import Claim, Clock, RunState
+from pipeline.state.owner import Owner
+from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
+from pipeline.state.retention import Keep, sweep, sweep_abandoned
+from pipeline.state.snapshot import MODEL
+from pipeline.state.stores import Missing, StoreError
+from pipeline.state.uploader import MANIFEST
+from tests.faults.faulty_store import Crash
+from tests.faults.light_job import (
+    DIGESTS,
+    RUN,
+    TRAINING,
+    Process,
+    left_over,
+    read_head,
+    what_is_wrong,
+)
+from tests.faults.simulation import (
+    UNTOLD,
+    Fate,
+    MemoryStore,
+    OneAtATime,
+    SteppedStore,
+    land,
+)
+
+STEPS = 6
+MACHINES = ("a", "b")
+ALL_STAGES = {"prepare", *TRAINING, "evaluate", "publish"}
+HICCUPS: tuple[Fate, ...] = ("outage", "lost", "late")
+DEATHS: tuple[Fate, ...] = ("dies", "dies after", "dies late")
+
+machines = st.sampled_from(MACHINES)
+some_operations = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 21, 34, 55])
+
+
+@dataclass
+class Machine:
+    """Where one process at a time advances the run."""
+
+    disk: Path
+    ahead: float = 0.0  # of the true time, in seconds
+    process: Process | None = None
+    store: SteppedStore | None = None
+    heard: int = 0
+
+    @property
+    def alive(self) -> bool:
+        return self.store is not None and not self.store.ended
+
+
+@dataclass
+class Reader:
+    """Somebody who owns nothing and reads a listed checkpoint, slowly."""
+
+    key: str
+    since: float
+    files: list[str] = field(default_factory=list)
+
+
+class Race(RuleBasedStateMachine):
+    """The world, and what must hold in it at every instant."""
+
+    mutation: Callable[[], AbstractContextManager[Any]] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = ExitStack()
+        for where in ("uploader", "workspace"):
+            name = f"pipeline.state.{where}.ThreadPoolExecutor"
+            self.patches.enter_context(patch(name, OneAtATime))
+        self.patches.enter_context(patch("os.fsync", lambda descriptor: None))
+        if self.mutation is not None:
+            self.patches.enter_context(self.mutation())
+        self.folder = Path(tempfile.mkdtemp(prefix="pion-race-"))
+        self.machines = {name: Machine(self.folder / name) for name in MACHINES}
+        self.now = 1_000_000.0
+        self.late: list[Callable[[], Any]] = []
+        self.violations: list[str] = []
+        self.rotten: set[str] = set()
+        self.bad_rows: set[tuple[str, int]] = set()
+        self.published: list[bytes] = []
+        self.reader: Reader | None = None
+        self.clocks_agree = True
+        self.store = MemoryStore(self.swapped)
+
+    @initialize(
+        clocks_agree=st.booleans(),
+        ahead=st.sampled_from([0.0, 7200.0, -90_000.0]),
+        operations=st.integers(0, 150),
+    )
+    def begin(self, clocks_agree: bool, ahead: float, operations: int) -> None:
+        self.clocks_agree = clocks_agree
+        if not clocks_agree:
+            self.machines["b"].ahead = ahead
+        self.start("a", operations)
+
+    # ------------------------------------------------------------ what happens
+
+    @rule(name=machines, operations=some_operations)
+    def start(self, name: str, operations: int) -> None:
+        """A person starts the run on that machine and tells it to take over."""
+        machine = self.machines[name]
+        if machine.alive:
+            return
+        store = SteppedStore(self.store, self.late)
+        clock = Clock(lambda: self.now + machine.ahead, lambda: self.now, lambda seconds: None)
+        owner = dataclasses.replace(
+            Owner.me(), session=uuid.uuid4().hex, host=name, boot_id=name, launch_id=None
+        )
+        machine.store, machine.heard = store, 0
+        machine.process = Process(
+            store,
+            machine.disk,
+            lambda content: store.do("publish", partial(self.publish, content), changes=True),
+            clock,
+            owner,
+            Keep(last=3),
+            STEPS,
+            goes_wrong=lambda stage, rows: any((stage, row) in self.bad_rows for row in rows),
+        )
+        store.start(machine.process.go)
+        self.go_on(name, operations)
+
+    @rule(name=machines, operations=some_operations)
+    def go_on(self, name: str, operations: int) -> None:
+        machine = self.machines[name]
+        for _ in range(operations):
+            if machine.alive and machine.store is not None:
+                machine.store.step()
+
+    @rule(name=machines, operations=some_operations, fate=st.sampled_from(HICCUPS))
+    def store_hiccups(self, name: str, operations: int, fate: Fate) -> None:
+        self.go_on(name, operations)
+        store = self.machines[name].store
+        if store is not None:
+            store.step(fate)
+
+    @rule(
+        name=machines, operations=some_operations, fate=st.sampled_from(DEATHS), disk=st.booleans()
+    )
+    def die(self, name: str, operations: int, fate: Fate, disk: bool) -> None:
+        """With its disk, if `disk`."""
+        self.go_on(name, operations)
+        machine = self.machines[name]
+        if machine.alive and machine.store is not None:
+            machine.store.step(fate)
+            if disk:
+                shutil.rmtree(machine.disk, ignore_errors=True)
+
+    @rule(which=st.integers(0, 9))
+    def late_write_lands(self, which: int) -> None:
+        if self.late:
+            land(self.late.pop(which % len(self.late)))
+
+    @rule(seconds=st.sampled_from([60.0, 1800.0, 3700.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: not self.clocks_agree)
+    @rule(name=machines, seconds=st.sampled_from([-90_000.0, -5.0, 4000.0, 90_000.0]))
+    def clock_jumps(self, name: str, seconds: float) -> None:
+        self.machines[name].ahead += seconds
+
+    @rule()
+    def newest_checkpoint_rots(self) -> None:
+        """As long as the stage has another that is good, and doesn't rest on this one."""
+        entries = self.entries()
+        if not entries or entries[0].step == STEPS:
+            return
+        good = [e for e in entries if e.stage == entries[0].stage and e.key not in self.rotten]
+        if len(good) >= 2:
+            self.rotten.add(good[0].key)
+            key = f"{RUN}/{good[0].key}/{MODEL}"
+            self.store.write(key, b"rotten" + self.store.read(key)[6:])
+
+    @precondition(lambda self: len(self.bad_rows) < 2)
+    @rule(stage=st.sampled_from(TRAINING), row=st.integers(0, 20))
+    def row_turns_out_bad(self, stage: str, row: int) -> None:
+        self.bad_rows.add((stage, row))
+
+    @rule(oldest=st.booleans())
+    def reader_begins(self, oldest: bool) -> None:
+        entries = [entry for entry in self.entries() if entry.key not in self.rotten]
+        if entries:
+            key = f"{RUN}/{entries[-1 if oldest else 0].key}"
+            files = json.loads(self.store.read(f"{key}/{MANIFEST}"))["files"]
+            self.reader = Reader(key, self.now, [*files, MANIFEST])
+
+    @precondition(lambda self: self.reader is not None)
+    @rule()
+    def reader_ends(self) -> None:
+        assert self.reader is not None
+        reader, self.reader = self.reader, None
+        if not self.clocks_agree or self.now - reader.since >= TRASH_SECONDS:
+            return
+        for name in reader.files:
+            try:
+                self.store.read(f"{reader.key}/{name}")
+            except Missing:
+                self.violations.append(f"{name} of {reader.key} vanished under a reader")
+
+    # ------------------------------------------------------------ what must hold
+
+    @invariant()
+    def nothing_is_violated(self) -> None:
+        for machine in self.machines.values():
+            self.listen_to(machine)
+        assert not self.violations, self.violations
+
+    @invariant()
+    def head_names_complete_verified_checkpoints_of_rows_trained_once(self) -> None:
+        head = read_head(self.store)
+        for key in head.listed() if head else ():
+            if key not in self.rotten:
+                assert what_is_wrong(self.store, key) is None
+        if head:
+            assert {e.key for e in head.checkpoints} >= head.listed()
+
+    @invariant()
+    def rows_left_out_are_on_record(self) -> None:
+        head = read_head(self.store)
+        for entry in self.entries():
+            if entry.key not in self.rotten and head is not None:
+                state = json.loads(self.store.read(f"{RUN}/{entry.key}/state.json"))
+                recorded = {
+                    row for r in head.skipped.get(entry.stage, ()) for row in range(r.first, r.stop)
+                }
+                left_out = {row for first, stop in state["skipped"] for row in range(first, stop)}
+                assert left_out <= recorded
+
+    @invariant()
+    def each_digest_is_published_once(self) -> None:
+        assert len(self.published) <= 1
+
+    def teardown(self) -> None:
+        """Whatever has happened, one more process brings the run to its end."""
+        try:
+            if not self.violations:
+                self.end()
+        finally:
+            for machine in self.machines.values():
+                if machine.alive and machine.store is not None:
+                    machine.store.step("dies")
+            self.patches.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end(self) -> None:
+        self.bad_rows.clear()
+        for name in ("a", "b", "a"):  # the first may be fenced off yet
+            self.start(name, 1000)
+            self.go_on(name, 1000)
+            assert not self.machines[name].alive
+            while self.late:
+                land(self.late.pop())
+        self.nothing_is_violated()
+        self.head_names_complete_verified_checkpoints_of_rows_trained_once()
+        head = read_head(self.store)
+        assert head is not None
+        assert {stage: record.digest for stage, record in head.stages.items()} == DIGESTS
+        assert set(head.stages) == ALL_STAGES
+        assert len(self.published) == 1
+        self.now += 200_000
+        run = RunState(self.store, RUN, Clock(lambda: self.now, lambda: self.now))
+        claim = run.claim(Owner.me(), take_over=True)
+        sweep_abandoned(claim)
+        self.now += 200_000
+        sweep(claim)
+        assert not left_over(self.store, claim.head)
+
+    # ------------------------------------------------------------ watching
+
+    def entries(self) -> tuple[CheckpointEntry, ...]:
+        head = read_head(self.store)
+        return head.checkpoints if head else ()
+
+    def publish(self, content: bytes) -> None:
+        if content not in self.published[-1:]:  # the Hub makes no commit that changes nothing
+            self.published.append(content)
+
+    def listen_to(self, machine: Machine) -> None:
+        """A process that owns the run must find in the store whatever HEAD lists."""
+        process, head = machine.process, read_head(self.store)
+        if process is None or machine.store is None or head is None:
+            return
+        owns = process.epoch == head.epoch
+        for line in process.said[machine.heard :]:
+            if owns and "Skipped" in line and not any(key in line for key in self.rotten):
+                self.violations.append(line)
+        machine.heard = len(process.said)
+        error = machine.store.error
+        refused = isinstance(error, BadInput) and "is owned by" in str(error)
+        untold = isinstance(error, StoreError) and UNTOLD in str(error)
+        if owns and error is not None and not refused and not untold:
+            if not isinstance(error, (Crash, Fenced)):
+                self.violations.append(f"a process ended with {error!r}")
+            machine.store.error = None
+
+    def swapped(self, key: str, old_json: bytes | None, new_json: bytes) -> None:
+        """Check every change of HEAD as it happens."""
+        old = Head.from_json(old_json, key) if old_json else Head()
+        new = Head.from_json(new_json, key)
+        kept, had = [e.key for e in new.checkpoints], [e.key for e in old.checkpoints]
+        added = [entry for entry in new.checkpoints if entry.key not in had]
+        gone = [entry for entry in old.checkpoints if entry.key not in kept]
+        wrong = self.violations.append
+        if new.epoch == old.epoch + 1:
+            if (kept, new.stages) != (had, old.stages):
+                wrong("a claim changed what is listed")
+            return
+        if new.epoch != old.epoch:
+            wrong(f"epoch {new.epoch} came after {old.epoch}")
+        for entry in added:
+            if entry.epoch != new.epoch:
+                wrong(f"{entry.key} was committed under epoch {new.epoch}")
+            if problem := what_is_wrong(self.store, entry.key, entry.model_sha256):
+                wrong(f"HEAD came to list what was not good: {problem}")
+        if added and kept[:2] != [added[0].key, *had[:1]]:
+            wrong(f"the newest two are not kept: {had} became {kept}")
+        if not added and new.restores == old.restores and gone:
+            wrong(f"{[e.key for e in gone]} went for no reason")
+        if not added:
+            for entry in gone:
+                if entry.key not in self.rotten:
+                    wrong(f"{entry.key}, which was good, was undone")
+        for stage, record in old.stages.items():
+            if new.stages.get(stage) != record:
+                wrong(f"{stage} was finished and is not, or otherwise")
+
+
+def quick(examples: int, **options: Any) -> settings:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        **options,
+    )
+
+
+def test_two_owners_never_undo_each_other_nor_lose_what_was_committed() -> None:
+    run_state_machine_as_test(Race, settings=quick(60, stateful_step_count=40, derandomize=True))
+
+
+@pytest.mark.soak
+def test_two_owners_never_undo_each_other_in_many_more_orders() -> None:
+    run_state_machine_as_test(Race, settings=quick(2000, stateful_step_count=80))
+
+
+# ---------------------------------------------------------------- and it would notice
+
+
+def commit_under_any_epoch(self: Claim, change: Callable[[Head], Head]) -> Head:
+    while True:
+        present, version = self.state.read_versioned()
+        assert present is not None
+        head = change(present)
+        if self.state.swap(head, version, uuid.uuid4().hex):
+            return head
+
+
+MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "a commit that ignores the epoch": lambda: patch.object(
+        Claim, "commit", commit_under_any_epoch
+    ),
+    "a claim that keeps the epoch": lambda: patch.object(
+        Head, "claimed", lambda self, me, at, price=None: dataclasses.replace(self, owner=me)
+    ),
+    "garbage that goes at once": lambda: patch("pipeline.state.records.TRASH_SECONDS", 0.0),
+    "retention that keeps nothing": lambda: patch(
+        "pipeline.state.retention.kept", lambda head, keep: set()
+    ),
+    "a restore that verifies nothing": lambda: patch(
+        "pipeline.state.workspace.file_problem", lambda path, size, sha256: None
+    ),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_protocol_without_one_of_its_rules_is_found_out(mutation: str) -> None:
+    class Mutant(Race):
+        pass
+
+    Mutant.mutation = staticmethod(MUTATIONS[mutation])
+    options = {"phases": [Phase.generate], "derandomize": True, "print_blob": False}
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        run_state_machine_as_test(
+            Mutant, settings=quick(300, stateful_step_count=40, report_multiple_bugs=False, **options)
+        )
