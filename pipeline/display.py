@@ -6,8 +6,9 @@ and its fields (a `?` marks those that may be absent or None):
     phase       name, seconds, total?      what a part of the start took; total: the whole start
     prepare     what, done, total?, unit   work of `prepare` so far: documents, MB, shards …
     stage       stage, state, why, steps?  state: done | resume | todo | stale | started
-    step        stage, step, steps, loss, lr, grad_norm?, tokens_per_second, mfu?, memory?, eta?
-                                           one per log interval; memory in bytes, eta in seconds
+    step        stage, step, steps, loss, lr, grad_norm?, tokens_per_second, mfu?, memory?, eta?,
+                dollars?                   one per log interval; memory in bytes, eta in seconds,
+                                           dollars spent on the run so far
     eval        stage, step, loss, loss_sem
     sample      stage, step, prompt, text  what the model writes at an evaluation
     checkpoint  stage, step, stall?, interval?
@@ -193,6 +194,8 @@ class Display:
             facts.append(size(m["memory"]))
         if m.get("eta") is not None:
             facts.append(f"ETA {duration(m['eta'])}")
+        if m.get("dollars"):
+            facts.append(f"${m['dollars']:.2f}")
         if self._saved is not None:
             step, at = self._saved
             facts.append(f"saved step {step:,} ({duration(self._now() - at)} ago)")

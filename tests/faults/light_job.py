@@ -34,7 +34,7 @@ TRAINING = ("pretrain", "sft")
 STEPS, BATCH, SAVE_EVERY = 4, 3, 2
 DIGESTS = {name: f"{name}-digest" for name in ("prepare", *TRAINING, "evaluate", "publish")}
 DATA = "data-digest"
-DATA_ROWS = 40
+DATA_ROWS = 60
 MAX_REWINDS = 3
 
 

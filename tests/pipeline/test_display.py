@@ -63,6 +63,11 @@ def test_a_log_gets_one_timestamped_line_per_step_message():
     assert line.endswith("ETA 3 min 20 s  not saved yet")
 
 
+def test_a_step_line_says_what_the_run_has_cost_where_that_is_known():
+    (line,) = log_of({**STEP, "dollars": 1.234})
+    assert "ETA 3 min 20 s  $1.23  " in line
+
+
 def test_a_step_line_says_how_old_the_last_durable_checkpoint_is():
     clock, file = Clock(), io.StringIO()
     display = Display(file, now=clock)
