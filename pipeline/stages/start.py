@@ -32,6 +32,8 @@ class Setup:
     tokenizer_file: Path
     why: str
     ancestor: str | None = None
+    metrics: str = ""
+    """JSON lines of steps before this one that the store may not have."""
     notes: list[str] = field(default_factory=list)
     closers: list[Callable[[], None]] = field(default_factory=list)
 
@@ -54,6 +56,7 @@ def start_stage(
     from pion.train.trainer import Trainer, TrainState
     from pipeline.prepared_data import open_data
     from pipeline.stages.rewind import rows_to_skip
+    from pipeline.state.checkpoint import METRICS
     from pipeline.state.restore import load_folder, newest_good
 
     job, digest = request.load_job(), request.digests[stage]
@@ -64,7 +67,7 @@ def start_stage(
     held_out = data.stream("held_out", seed=job.seed, window=window)
 
     notes: list[str] = []
-    found, saved, head = None, None, None
+    found, saved, head, metrics = None, None, None, ""
     if group.rank == 0:
         head = run.read()
         assert head is not None
@@ -73,6 +76,8 @@ def start_stage(
         notes = [str(skip) for skip in found.skipped]
         if not found.listed and found.entry:
             notes.append(f"going on from step {found.entry.step:,}, which only this machine has")
+            assert found.folder is not None
+            metrics = (found.folder / METRICS).read_text(encoding="utf-8")
     recorded = group.from_rank_0(saved.state["plan"] if saved else None)
     plan = choose_plan(job, stage, group, recorded)
     if recorded is None:
@@ -96,6 +101,7 @@ def start_stage(
         data.tokenizer_path,
         why,
         ancestor=found.listed_key if found else None,
+        metrics=metrics,
         notes=notes,
         closers=closers,
     )

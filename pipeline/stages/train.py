@@ -262,7 +262,7 @@ class _StageTraining:
         )
         if self.claim is not None:
             self.claim.set_restore(self.stage, self.trainer.step)
-            self._open_outputs(setup.ancestor)
+            self._open_outputs(setup.ancestor, setup.metrics)
             for line in record_machine(
                 context.run, self.claim.epoch, self.job, self.stage, self.trainer
             ):
@@ -284,12 +284,13 @@ class _StageTraining:
                     closing.callback(self._flush_metrics)
                     closing.callback(self.checkpointer.close)
 
-    def _open_outputs(self, ancestor: str | None) -> None:
+    def _open_outputs(self, ancestor: str | None, metrics: str) -> None:
         from pipeline.trackers import Trackers
 
         assert self.claim is not None
         context = self.context
         self.metrics = MetricsLog(context.run.store, context.run.name, self.stage, self.claim.epoch)
+        self.metrics.adopt(metrics)
         self.checkpointer = self._open_checkpointer(self.claim, ancestor)
         checkpoint = self.job.checkpoint
         seconds = seconds_between_interruptions(
@@ -327,6 +328,7 @@ class _StageTraining:
             ),
             ancestor=ancestor,
             before_commit=self.metrics.flush,
+            unwritten=self.metrics.unwritten,
             workspace=self.context.workspace,
         )
 

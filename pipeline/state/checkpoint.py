@@ -28,6 +28,7 @@ from pipeline.state.uploader import Saved, SaveJob
 from pipeline.state.workspace import Workspace
 
 STATE = "state.json"
+METRICS = "metrics.jsonl"
 SAVES_PER_SWEEP = 20
 UPLOADER_DEATHS = 3
 """So many saves in a row may lose their uploader before training stops for it."""
@@ -61,7 +62,8 @@ class Checkpointer:
     thread here then commits. `files` travel with every checkpoint (`config.json`,
     `tokenizer.json`). `ancestor` is the key of the checkpoint that training goes on from.
     `before_commit` runs in that thread just before a checkpoint is listed: what it flushes is
-    durable when the checkpoint is.
+    durable when the checkpoint is. Should it never be listed, and this machine go on from its copy
+    all the same, `unwritten` metrics are in that copy.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Checkpointer:
         keep: Keep | None = None,
         ancestor: str | None = None,
         before_commit: Callable[[], None] | None = None,
+        unwritten: Callable[[], str] | None = None,
         workspace: Workspace | None = None,
         uploader: Callable[[int], Uploader] | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class Checkpointer:
         self._keep = keep or Keep()
         self._ancestor = ancestor
         self._before_commit = before_commit
+        self._unwritten = unwritten
         self._workspace = workspace or Workspace(claim.store, claim.state.name)
         self._snapshot = Snapshot()
         self._uploader = (uploader or UploaderProcess)(self._snapshot.fd)
@@ -191,13 +195,17 @@ class Checkpointer:
             "at": now,
             "ancestor": self._ancestor,
         }
+        remote = self._workspace.remote
+        texts = {STATE: _json(self._snapshot.state), **self._files}
+        if remote and self._unwritten is not None:
+            texts[METRICS] = self._unwritten()
         saved = self._uploader.save(
             SaveJob(
                 store=claim.store.url,
                 key=claim.state.key(key),
-                copy=str(self._workspace.folder(key)) if self._workspace.remote else None,
+                copy=str(self._workspace.folder(key)) if remote else None,
                 extents=self._snapshot.extents,
-                texts={STATE: _json(self._snapshot.state), **self._files},
+                texts=texts,
                 about=about,
             )
         )

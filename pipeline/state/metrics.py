@@ -37,6 +37,15 @@ class MetricsLog:
         """Write the rows not yet written, if any; they stay in memory if that fails."""
         self._segments.flush()
 
+    def unwritten(self) -> str:
+        """The rows that a flush would write, as JSON lines."""
+        return self._segments.unwritten()
+
+    def adopt(self, lines: str) -> None:
+        """Keep rows of an earlier attempt as they are, to be written with the next flush."""
+        for line in lines.splitlines():
+            self._segments.append(json.loads(line))
+
 
 class EventLog:
     """What happened to a run under one epoch: claims, restores, stages, warnings."""
@@ -60,9 +69,11 @@ class EventLog:
 def read_metrics(store: Store, run: str, head: Head, stage: str) -> list[Row]:
     """The stage's rows that lead to its present state, by step.
 
-    A row is dropped when a later epoch went on from an earlier step: that work was done again.
+    A row is dropped when a later epoch went on from an earlier step: that work was done again. A
+    row that two attempts wrote, one of them for the other, counts once.
     """
-    rows = _read(store, f"{run}/metrics/{stage}/")
+    lines = dict.fromkeys(_lines(store, f"{run}/metrics/{stage}/"))
+    rows = [json.loads(line) for line in lines]
     restores = [(epoch, steps[stage]) for epoch, steps in head.restores.items() if stage in steps]
     current = [row for row in rows if not _rewound(row, restores)]
     return sorted(current, key=lambda row: (row["step"], row["epoch"]))
@@ -70,7 +81,7 @@ def read_metrics(store: Store, run: str, head: Head, stage: str) -> list[Row]:
 
 def read_events(store: Store, run: str) -> list[Row]:
     """Every event of the run, by epoch and then in the order they were reported."""
-    return _read(store, f"{run}/events/")
+    return [json.loads(line) for line in _lines(store, f"{run}/events/")]
 
 
 def _rewound(row: Row, restores: Iterable[tuple[int, int]]) -> bool:
@@ -95,6 +106,10 @@ class _Segments:
         with self._lock:
             self._rows.append(row)
 
+    def unwritten(self) -> str:
+        with self._lock:
+            return "".join(json.dumps(row) + "\n" for row in self._rows)
+
     def flush(self) -> None:
         with self._flushing:
             with self._lock:
@@ -110,9 +125,9 @@ class _Segments:
                 del self._rows[: len(rows)]
 
 
-def _read(store: Store, prefix: str) -> list[Row]:
+def _lines(store: Store, prefix: str) -> list[bytes]:
     segments = sorted(
         (entry.key for entry in store.list(prefix) if entry.key.endswith(".jsonl")),
         key=lambda key: (int(key.split("/")[-2]), key),
     )
-    return [json.loads(line) for key in segments for line in store.read(key).splitlines()]
+    return [line for key in segments for line in store.read(key).splitlines()]

@@ -190,11 +190,14 @@ class Head:
         return dataclasses.replace(self, checkpoints=checkpoints, skipped=skipped)
 
     def without_stages(self, stages: Collection[str], now: float) -> "Head":
-        """`stages` not begun: neither their results, checkpoints nor skipped rows are listed."""
+        """`stages` not begun: neither their results, checkpoints nor skipped rows are listed, and
+        saves of theirs that only some machine has don't count."""
         kept = {stage: record for stage, record in self.stages.items() if stage not in stages}
         skipped = {stage: rows for stage, rows in self.skipped.items() if stage not in stages}
         dropped = [entry.key for entry in self.checkpoints if entry.stage in stages]
-        head = dataclasses.replace(self, stages=kept, skipped=skipped)
+        anew = {**self.restores.get(self.epoch, {}), **dict.fromkeys(stages, 0)}
+        restores = {**self.restores, self.epoch: anew}
+        head = dataclasses.replace(self, stages=kept, skipped=skipped, restores=restores)
         return head.without_checkpoints(dropped, now)
 
     def without_checkpoints(self, keys: Collection[str], now: float) -> "Head":

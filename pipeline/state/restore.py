@@ -65,14 +65,15 @@ def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Fo
     """The stage's newest checkpoint of that digest whose sizes and hashes are right.
 
     What the store lists is brought to this machine unless it is there. A save of this machine that
-    HEAD doesn't list counts only if it went on from HEAD's newest, so nobody has moved on since.
+    HEAD doesn't list counts only if it went on from HEAD's newest and no later epoch went on from
+    an earlier step, so nobody has moved on since or begun the stage anew.
     `Found(None, None, [])` if there is none. Raises `StoreError` when the store is down, `BadInput`
     for a checkpoint of another format version, and `PionError` when checkpoints are listed but none
     is good: starting over is for a person to decide.
     """
     listed = [e for e in head.checkpoints if (e.stage, e.digest) == (stage, digest)]
     newest = listed[0] if listed else None
-    for entry in _unlisted(workspace, stage, digest, newest):
+    for entry in _unlisted(workspace, head, stage, digest, newest):
         return Found(entry, workspace.folder(entry.key), [], listed=False)
     skipped: list[Skipped] = []
     for entry in listed:
@@ -120,9 +121,10 @@ def load_folder(folder: Path) -> Loaded:
 
 
 def _unlisted(
-    workspace: Workspace, stage: str, digest: str, newest: CheckpointEntry | None
+    workspace: Workspace, head: Head, stage: str, digest: str, newest: CheckpointEntry | None
 ) -> Iterator[CheckpointEntry]:
-    """Good saves of this machine that went on from `newest`, the farthest first."""
+    """Good saves of this machine that went on from `newest` and were not rewound, the farthest
+    first."""
     if not workspace.remote:
         return
     found: list[tuple[CheckpointEntry, Files]] = []
@@ -133,13 +135,21 @@ def _unlisted(
         except (OSError, PionError):
             continue
         known = newest is None or about["step"] > newest.step
-        if about["digest"] != digest or not known:
+        if about["digest"] != digest or not known or _rewound(head, about):
             continue
         if about["ancestor"] == (newest.key if newest else None):
             found.append((_entry_of(path.parent.name, about, files), files))
     for entry, files in sorted(found, key=lambda item: -item[0].step):
         if workspace.local_problem(entry.key, files) is None:
             yield entry
+
+
+def _rewound(head: Head, about: dict[str, Any]) -> bool:
+    """Whether a later epoch has gone on from a step before this save."""
+    return any(
+        epoch > about["epoch"] and steps.get(about["stage"], about["step"]) < about["step"]
+        for epoch, steps in head.restores.items()
+    )
 
 
 def _entry_of(name: str, about: dict[str, Any], files: Files) -> CheckpointEntry:

@@ -57,8 +57,8 @@ class Process:
     """One `pion run` of the light job. `cache` is the disk of its machine.
 
     `goes_wrong` says whether a step on these rows gives a loss spike; `between_steps` lets time
-    pass. `said` collects what the user reads, `restored` the step each stage went on from, `epoch` is
-    that of the newest claim.
+    pass. `said` collects what the user reads, `restored` the step each stage went on from; `epoch`
+    is that of the newest claim.
     """
 
     store: Store
@@ -160,6 +160,10 @@ class _Training:
     def __init__(self, process: Process, claim: Claim, stage: str) -> None:
         self.process, self.claim, self.stage = process, claim, stage
         self.digest = DIGESTS[stage]
+        self.weights: Weights = {}
+        self.step = self.next_row = 0
+        self.skipped: list[tuple[int, int]] = []
+        self.ancestor: str | None = None
         self.saved: CheckpointEntry | None = None
 
     def go(self) -> None:
@@ -199,8 +203,7 @@ class _Training:
         found = newest_good(process.workspace, head, self.stage, self.digest)
         process.said += map(str, found.skipped)
         self.ancestor = found.listed_key
-        self.weights: Weights = {}
-        self.step, self.next_row, skipped = 0, 0, []
+        skipped: list[tuple[int, int]] = []
         if found.folder is not None:
             self.weights = json.loads((found.folder / MODEL).read_bytes())
             state = json.loads((found.folder / "state.json").read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -121,10 +122,8 @@ def break_at(world: World, k: int, when: When, happen: Happen, training: tuple[s
     Returns the operation.
     """
     broken = FaultyStore(world.store, k, when, happen)
-    try:
+    with contextlib.suppress(Crash, NotDurable):
         world.process(broken, training).go()
-    except (Crash, NotDurable):
-        pass
     world.check_safe()
     committed = {stage: newest_step(world, stage) for stage in training}
     second = world.process(FaultyStore(world.store), training)

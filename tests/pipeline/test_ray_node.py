@@ -40,6 +40,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
     reaper = start_reaper(session)
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Without it Ray turns 127.0.0.1 into the address of a network this machine may not have.
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(session)],
@@ -50,7 +51,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     )
     assert process.stdout is not None
     address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
-    for name, value in {**access, RAY_ADDRESS: address}.items():
+    for name, value in {**access, **loopback, RAY_ADDRESS: address}.items():
         monkeypatch.setenv(name, value)
     yield process
     assert reaper.stdin is not None

@@ -1,0 +1,345 @@
+"""Everything that goes wrong around a run: the run ends right, or stops and says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import PionError
+from pipeline.state.head import Clock
+from pipeline.state.owner import Owner
+from pipeline.state.retention import Keep
+from pipeline.state.snapshot import MODEL
+from pipeline.state.stores import FileStore, Store, StoreError
+from pipeline.state.stores.s3 import S3Store
+from pipeline.state.uploader import MANIFEST
+from tests.faults.faulty_store import Crash
+from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
+from tests.s3_server import FaultProxy, S3Server
+
+STEPS = 8
+NewOwner = Callable[[], Owner]
+Wreck = Callable[[Store, str], None]
+
+
+class Days:
+    """A run in `store`, and the days on which somebody works on it, on one machine."""
+
+    def __init__(self, store: Store, cache: Path, new_owner: NewOwner) -> None:
+        self.store, self.cache, self.new_owner = store, cache, new_owner
+        self.clock = Clock()
+
+    def process(self, at_step: dict[int, Callable[[], Any]] | None = None) -> Process:
+        """A process in which things happen after some steps, counted through both stages."""
+        steps = iter(range(1, 1000))
+
+        def between_steps() -> None:
+            (at_step or {}).get(next(steps), lambda: None)()
+
+        return Process(
+            self.store,
+            self.cache,
+            clock=self.clock,
+            owner=self.new_owner(),
+            keep=Keep(last=3),
+            steps=STEPS,
+            between_steps=between_steps,
+        )
+
+    def go(self, at_step: dict[int, Callable[[], Any]] | None = None) -> Process:
+        process = self.process(at_step)
+        process.go()
+        return process
+
+    def work_until(self, step: int) -> None:
+        """A process works until it dies after `step`."""
+        with pytest.raises(Crash):
+            self.go({step: die})
+
+    def listed(self) -> list[str]:
+        head = read_head(self.store)
+        assert head is not None
+        return [entry.key for entry in head.checkpoints]
+
+    def check_done(self) -> None:
+        head = read_head(self.store)
+        assert head is not None
+        assert not wrong_in(self.store, head)
+        final = self.store.read(f"{RUN}/{head.stages['sft'].checkpoint}/{MODEL}")
+        assert json.loads(final) == unbroken_weights(STEPS)
+
+
+def die() -> None:
+    raise Crash
+
+
+@pytest.fixture
+def folder(tmp_path: Path, new_process: NewOwner, no_fsync: None) -> Days:
+    return Days(FileStore(tmp_path / "runs"), tmp_path / "cache", new_process)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, new_process: NewOwner, s3: S3Server, proxy: FaultProxy) -> Days:
+    store = S3Store(s3.bucket(), "runs", sleep=lambda seconds: None)
+    return Days(store, tmp_path / "cache", new_process)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def days(request: pytest.FixtureRequest) -> Days:
+    return request.getfixturevalue(request.param)
+
+
+# ---------------------------------------------------------------- damaged checkpoints
+
+
+def truncate(store: Store, key: str) -> None:
+    store.write(key, store.read(key)[:-7])
+
+
+def flip(store: Store, key: str) -> None:
+    content = bytearray(store.read(key))
+    content[len(content) // 2] ^= 1
+    store.write(key, bytes(content))
+
+
+def remove(store: Store, key: str) -> None:
+    store.delete(key)
+
+
+@pytest.mark.parametrize(("file", "wreck"), [(MODEL, flip), (MODEL, truncate), (MANIFEST, remove)])
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_run_falls_back_behind_damaged_checkpoints_and_says_so(
+    days: Days, damaged: int, file: str, wreck: Wreck
+) -> None:
+    days.work_until(step=7)
+    newest = days.listed()[:damaged]
+    for key in newest:
+        wreck(days.store, f"{RUN}/{key}/{file}")
+    shutil.rmtree(days.cache, ignore_errors=True)
+    process = days.go()
+    assert process.restored["pretrain"] == 6 - 2 * damaged
+    for key, line in zip(newest, process.said, strict=True):
+        assert key in line
+        assert file in line
+    days.check_done()
+
+
+@pytest.mark.parametrize("file", ["state.json", "optimizer.safetensors", MANIFEST])
+def test_one_wrong_bit_in_any_file_of_a_checkpoint_is_seen(folder: Days, file: str) -> None:
+    folder.work_until(step=7)
+    flip(folder.store, f"{RUN}/{folder.listed()[0]}/{file}")
+    assert folder.go().restored["pretrain"] == 4
+    folder.check_done()
+
+
+def test_a_good_copy_on_this_machine_stands_in_for_a_damaged_one(bucket: Days) -> None:
+    bucket.work_until(step=7)
+    flip(bucket.store, f"{RUN}/{bucket.listed()[0]}/{MODEL}")
+    process = bucket.go()
+    assert (process.restored["pretrain"], process.said) == (6, [])
+
+
+def test_when_no_checkpoint_is_good_a_person_decides_and_nothing_is_touched(days: Days) -> None:
+    days.work_until(step=7)
+    listed = days.listed()
+    for key in listed:
+        truncate(days.store, f"{RUN}/{key}/{MODEL}")
+    shutil.rmtree(days.cache, ignore_errors=True)
+    before = days.store.list(f"{RUN}/checkpoints/")
+    with pytest.raises(PionError, match=r"None of the checkpoints of pretrain.*--redo pretrain"):
+        days.go()
+    assert days.listed() == listed
+    assert days.store.list(f"{RUN}/checkpoints/") == before
+
+
+# ---------------------------------------------------------------- an unreliable service
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500, "code": "InternalError"},
+        {"status": 503, "code": "ServiceUnavailable"},
+        {"status": 503, "code": "SlowDown", "headers": {"Retry-After": "30"}},
+        {"status": 429, "code": "TooManyRequests", "headers": {"Retry-After": "1"}},
+        {"kind": "drop_before"},
+        {"kind": "drop_after"},
+        {"kind": "reset"},
+        {"kind": "truncate"},
+        {"kind": "flip"},
+    ],
+    ids=lambda fault: str(fault.get("kind") or f"{fault['status']} {fault['code']}"),
+)
+def test_a_service_with_one_fault_again_and_again_changes_nothing(
+    bucket: Days, proxy: FaultProxy, fault: dict[str, Any]
+) -> None:
+    # Bits that flip on the way down are only noticed where a hash is known: not in HEAD or a list.
+    match = "PUT|POST|GET .*safetensors" if fault.get("kind") == "flip" else "."
+    for number in range(1, 40):
+        proxy.fail(match, after=3 * number, **fault)
+    bucket.go()
+    proxy.clear()
+    bucket.check_done()
+
+
+def test_a_storm_of_all_faults_at_once_changes_nothing(bucket: Days, proxy: FaultProxy) -> None:
+    proxy.storm(every=3)
+    bucket.go()
+    proxy.clear()
+    bucket.check_done()
+
+
+def expire(proxy: FaultProxy) -> Callable[[], Any]:
+    return lambda: proxy.deny("ExpiredToken", 400)
+
+
+def test_credentials_that_expire_and_come_back_cost_no_step(
+    bucket: Days, proxy: FaultProxy
+) -> None:
+    process = bucket.go({3: expire(proxy), 7: proxy.clear})
+    bucket.check_done()
+    assert any("credentials have expired" in line for line in process.said)
+
+
+def test_a_run_that_ends_undurable_goes_on_from_the_copy_on_its_machine(
+    bucket: Days, proxy: FaultProxy
+) -> None:
+    with pytest.raises(StoreError, match="credentials have expired") as ended:
+        bucket.go({3: expire(proxy)})
+    assert ended.value.outage
+    assert ended.value.exit_code == 74
+    proxy.clear()
+    assert [key.split("/")[-1][0] for key in bucket.listed()] == ["2"]
+    assert bucket.go().restored["pretrain"] == STEPS
+    bucket.check_done()
+
+
+def test_without_that_copy_it_goes_on_from_what_is_durable(bucket: Days, proxy: FaultProxy) -> None:
+    with pytest.raises(StoreError):
+        bucket.go({3: expire(proxy)})
+    proxy.clear()
+    shutil.rmtree(bucket.cache)
+    assert bucket.go().restored["pretrain"] == 2
+    bucket.check_done()
+
+
+def test_a_copy_that_somebody_has_moved_on_from_is_not_used(
+    bucket: Days, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError):
+        bucket.go({3: expire(proxy)})
+    proxy.clear()
+    here, bucket.cache = bucket.cache, tmp_path / "elsewhere"
+    bucket.work_until(step=3)  # on another machine: from step 2 to step 5, saved at 4
+    bucket.cache = here
+    assert bucket.go().restored["pretrain"] == 4
+    bucket.check_done()
+
+
+def test_a_stage_that_is_to_be_done_again_forgets_copies_of_it_on_any_machine(
+    bucket: Days, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Data or code were wrong, or it would not be done again."""
+    with pytest.raises(StoreError):
+        bucket.go({1: expire(proxy)})  # nothing is listed, step 8 is on this machine
+    proxy.clear()
+    claim = bucket.process().run.claim(bucket.new_owner())
+    claim.drop_stages(["pretrain"])
+    claim.release()
+    assert bucket.go().restored["pretrain"] == 0
+
+
+def test_a_run_that_may_not_write_any_more_stops_and_keeps_what_it_has(
+    bucket: Days, proxy: FaultProxy
+) -> None:
+    with pytest.raises(StoreError, match="access was denied") as ended:
+        bucket.go({5: lambda: proxy.deny(match="PUT|POST")})
+    assert not ended.value.outage
+    proxy.clear()
+    assert bucket.go().restored["pretrain"] >= 4
+    bucket.check_done()
+
+
+# ---------------------------------------------------------------- a disk
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EROFS, "read-only")],
+)
+def test_a_disk_that_takes_no_more_stops_the_run_until_it_does(
+    folder: Days, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as full:
+        with pytest.raises(StoreError, match=reason) as ended:
+            folder.go({5: lambda: full.setattr(os, "fsync", refuse)})
+        assert not ended.value.outage  # more of the same would be paid for in vain
+    assert not list(Path(folder.store.url.removeprefix("file://")).rglob(".tmp-*"))
+    assert folder.go().restored["pretrain"] == 4
+    folder.check_done()
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Path]:
+    """A folder in which this process has no rights beyond those of its owner, even as root."""
+    user = os.geteuid()
+    place = Path(tempfile.mkdtemp(prefix="pion-nobody-"))
+    os.chmod(place, 0o777)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield place
+    finally:
+        os.seteuid(user)
+        for path, _, _ in os.walk(place):
+            os.chmod(path, 0o755)
+        shutil.rmtree(place)
+
+
+def test_a_folder_that_becomes_read_only_stops_the_run_until_it_is_not(
+    as_nobody: Path, new_process: NewOwner
+) -> None:
+    days = Days(FileStore(as_nobody / "runs"), as_nobody / "cache", new_process)
+    run = as_nobody / "runs" / RUN
+
+    def set_mode(mode: int) -> None:
+        for path, _, _ in os.walk(run):
+            os.chmod(path, mode)
+
+    with pytest.raises(StoreError, match="no permission"):
+        days.go({5: lambda: set_mode(0o555)})
+    set_mode(0o755)
+    assert days.go().restored["pretrain"] == 4
+    days.check_done()
+
+
+# ---------------------------------------------------------------- a clock
+
+
+@pytest.mark.parametrize("jump", [90_000.0, -90_000.0])
+def test_a_clock_that_jumps_loses_nothing(folder: Days, jump: float) -> None:
+    now = [1_000_000.0]
+    folder.clock = Clock(now=lambda: now[0])
+
+    def leap() -> None:
+        now[0] += jump
+
+    with contextlib.suppress(Crash):
+        folder.go({step: leap for step in range(1, 11)} | {11: die})
+    folder.go({step: leap for step in range(1, 20)})
+    folder.check_done()
+    head = read_head(folder.store)
+    assert head is not None
+    assert head.spent.hours < 2  # nobody pays for a jump

@@ -1,0 +1,151 @@
+"""Tokens and keys appear in nothing that failing runs print, write, store, publish or list."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import pytest
+
+from tests.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
+from tests.pipeline.test_resume import write_job
+from tests.s3_server import FaultProxy, S3Server
+
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "secretaccesskey0123456789/unmistakable",
+    "AWS_SESSION_TOKEN": "sessiontoken0123456789+unmistakable==",
+    "HF_TOKEN": WRITE_TOKEN,
+    "WANDB_API_KEY": "wandbkey0123456789unmistakable",
+}
+REPO = f"{USER}/tiny"
+
+_WITH_A_BUG = """
+import sys
+import pipeline.run
+from pipeline.cli import main
+
+def broken(*arguments):
+    raise RuntimeError("a bug that nobody knows yet")
+
+pipeline.run.write_run_report = broken
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@dataclass
+class Traces:
+    """What failing runs left behind, by where it was found."""
+
+    codes: list[int] = field(default_factory=list)
+    found: dict[str, bytes] = field(default_factory=dict)
+
+    def run(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+        """Run it, and look at how its processes are listed while it runs."""
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        )
+        listed: set[str] = set()
+        output = bytearray()
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        while process.poll() is None:
+            output += process.stdout.read() or b""
+            listed |= set(_command_lines(process.pid))
+        time.sleep(0.3)
+        output += process.stdout.read() or b""
+        process.stdout.close()
+        self.codes.append(process.returncode)
+        self.found[f"{name}: output"] = bytes(output)
+        self.found[f"{name}: processes"] = "\n".join(sorted(listed)).encode()
+
+
+def _command_lines(pid: int) -> list[str]:
+    try:
+        parent = psutil.Process(pid)
+        return [" ".join(p.cmdline()) for p in (parent, *parent.children(recursive=True))]
+    except psutil.Error:
+        return []  # it has just ended
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    with hub_server() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def traces(s3: S3Server, hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Traces:
+    """Of three starts of one run: it may not save, it may not publish, it has a bug."""
+    folder = tmp_path_factory.mktemp("secrets")
+    bucket = s3.bucket()
+    small = {"evaluate__rows": 2, "evaluate__final_rows": 2, "evaluate__prompts": []}
+    job = write_job(
+        folder,
+        store=f"s3://{bucket}/runs",
+        sft=None,
+        checkpoint={"every_steps": 5, "linger": 0},
+        publish={"to": f"hf://{REPO}", "license": "apache-2.0"},
+        **small,
+    )
+    (folder / "tmp").mkdir()
+    traces = Traces()
+    with FaultProxy(s3.url) as proxy:
+        environment = os.environ | proxy.environment() | hub.environment(folder / "hf") | SECRETS
+        environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
+        pion = ["run", str(job)]
+        plain = [sys.executable, "-m", "pipeline.cli", *pion]
+
+        proxy.fail("PUT .*checkpoints", times=1, status=400, code="ExpiredToken")
+        proxy.fail("PUT .*checkpoints", kind="reset", times=1)
+        proxy.fail("PUT .*checkpoints", times=1000, after=8, status=403, code="AccessDenied")
+        traces.run("forbidden to save", plain, environment)
+        proxy.clear()
+        hub.fail("POST .*/commit/", status=403, times=1)
+        traces.run("forbidden to publish", plain, environment)
+        with_a_bug = [sys.executable, "-c", _WITH_A_BUG, *pion]
+        traces.run("a bug", with_a_bug, environment)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            traces.found[f"file {path.relative_to(folder)}"] = path.read_bytes()
+    client: Any = s3.client()
+    for item in client.list_objects_v2(Bucket=bucket)["Contents"]:
+        stored = client.get_object(Bucket=bucket, Key=item["Key"])
+        traces.found[f"object {item['Key']}"] = (
+            stored["Body"].read() + str(stored["Metadata"]).encode()
+        )
+    published = hub.repos["model", REPO].at("main")
+    assert published is not None
+    for name, file in published.files.items():
+        traces.found[f"published {name}"] = file.content
+    return traces
+
+
+def test_the_runs_failed_as_they_should_have(traces: Traces) -> None:
+    """Or else the other tests here look at nothing."""
+    assert traces.codes == [74, 2, 1], traces.found
+    assert b"access was denied" in traces.found["forbidden to save: output"]
+    assert b"forbids it (403)" in traces.found["forbidden to publish: output"]
+    assert b"this is a bug" in traces.found["a bug: output"]
+    for name in ("cache/", "tmp/pion-bug-", "HEAD.json", "/events/", "published README.md"):
+        assert any(name in where for where in traces.found), name
+    assert any(b"pipeline.state.uploader" in text for text in traces.found.values())
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_no_trace_of_a_failing_run_holds_a_secret(traces: Traces, name: str) -> None:
+    secret = SECRETS[name]
+    spellings = {secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode()}
+    holding = [
+        where
+        for where, content in traces.found.items()
+        if any(spelling.encode() in content for spelling in spellings)
+    ]
+    assert holding == []
