@@ -213,7 +213,10 @@ class Checkpointer:
         entry = dataclasses.replace(saved.entry(about, key), metrics=metrics)
         if self._before_commit is not None:
             self._before_commit()
-        head = claim.commit(lambda head: forget(head.with_checkpoint(entry), self._keep, now))
+        clock = claim.state.clock  # the upload may have taken long, and readers have an hour
+        head = claim.commit(
+            lambda head: forget(head.with_checkpoint(entry), self._keep, clock.now())
+        )
         sweep(claim)
         if claim.store.commits and (self.stats.saved + 1) % SAVES_PER_SWEEP == 0:
             sweep_unused(claim)  # each commit keeps what it replaced

@@ -135,6 +135,7 @@ class RunState:
         """
         write_id = uuid.uuid4().hex
         silent_version: str | None = None
+        waited_for = 0
         while True:
             present, version = self.read_versioned()
             before = present or Head()
@@ -146,7 +147,9 @@ class RunState:
             if reason is None:
                 if not unattended:
                     raise BadInput(self._refusal(before, me))
-                say(f"{self._owned_by(before)}; waiting until it shows no sign of life.")
+                if before.epoch != waited_for:
+                    waited_for = before.epoch
+                    say(f"{self._owned_by(before)}; waiting until it shows no sign of life.")
                 self._wait_for_silence(before, version, me)
                 silent_version = version
                 continue

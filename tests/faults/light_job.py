@@ -242,7 +242,9 @@ class _Training:
         memory = {MODEL: json.dumps(self.weights).encode(), OPTIMIZER: key.encode()}
         entry = save(process.store, job, memory).entry(about, key)
         self.metrics.flush()
-        head = claim.commit(lambda head: forget(head.with_checkpoint(entry), process.keep, now))
+        head = claim.commit(
+            lambda head: forget(head.with_checkpoint(entry), process.keep, process.clock.now())
+        )
         self.saved, self.ancestor = entry, entry.key
         sweep(claim)
         self._forget_copies(head, key)

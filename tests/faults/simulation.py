@@ -97,6 +97,8 @@ class SteppedStore:
         self.url, self.commits, self.save_seconds = inner.url, inner.commits, inner.save_seconds
         self.error: BaseException | None = None
         self.ended = False
+        self.pending = ""
+        """The key of the operation that waits."""
         self._late = late
         self._dead = False
         self._fate: Fate = "done"
@@ -168,6 +170,7 @@ class SteppedStore:
         """Wait for the turn, and meet the fate. Only what `changes` the store is done late."""
         if self._dead:
             raise Crash(key)
+        self.pending = key
         self._paused.release()
         self._resume.acquire()
         fate = self._fate

@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 
 from pion.errors import PionError
-from pipeline.state.head import Clock
+from pipeline.state.head import Clock, RunState
 from pipeline.state.owner import Owner
+from pipeline.state.records import TRASH_SECONDS
 from pipeline.state.retention import Keep
 from pipeline.state.snapshot import MODEL
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.stores.s3 import S3Store
-from pipeline.state.uploader import MANIFEST
+from pipeline.state.uploader import MANIFEST, Saved, SaveJob
 from tests.faults.faulty_store import Crash
 from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
+from tests.pipeline.state.conftest import FakeClock
+from tests.pipeline.state.test_checkpoint import InThisProcess, a_checkpointer, save
 from tests.s3_server import FaultProxy, S3Server
 
 STEPS = 8
@@ -343,3 +346,22 @@ def test_a_clock_that_jumps_loses_nothing(folder: Days, jump: float) -> None:
     head = read_head(folder.store)
     assert head is not None
     assert head.spent.hours < 2  # nobody pays for a jump
+
+
+def test_a_checkpoint_dropped_after_a_slow_upload_has_its_hour_for_readers(
+    tmp_path: Path, time: FakeClock
+) -> None:
+    class Slow(InThisProcess):
+        def save(self, job: SaveJob) -> Saved:
+            time.sleep(2 * TRASH_SECONDS)
+            return super().save(job)
+
+    store = FileStore(tmp_path / "runs")
+    claim = RunState(store, RUN, time.clock()).claim(Owner.me())
+    checkpointer = a_checkpointer(claim, uploader=lambda descriptor: Slow(store, descriptor))
+    for step in (1, 2, 3):
+        save(checkpointer, step)
+    checkpointer.close()
+    (dropped,) = claim.head.trash
+    assert dropped.not_before == time.time + TRASH_SECONDS
+    assert store.list(f"{RUN}/{dropped.key}/{MANIFEST}")

@@ -59,7 +59,7 @@ class Traces:
         while process.poll() is None:
             output += process.stdout.read() or b""
             listed |= set(_command_lines(process.pid))
-        time.sleep(0.3)
+            time.sleep(0.3)
         output += process.stdout.read() or b""
         process.stdout.close()
         self.codes.append(process.returncode)

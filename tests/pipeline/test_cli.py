@@ -19,7 +19,7 @@ from tests.pipeline.finished_run import make_run, tiny_model, tiny_tokenizer
 JOBS = Path(__file__).parents[2] / "jobs"
 SEEDS = Path(__file__).parents[1] / "fixtures" / "seeds"
 COMMANDS = ("run", "chat", "generate", "eval", "export", "import-seed", "status", "checkpoints")
-COMMANDS += ("report", "stop", "fork")
+COMMANDS += ("report", "stop", "fork", "prove")
 
 
 @pytest.fixture

@@ -277,3 +277,21 @@ if "pipeline.cli" in " ".join(sys.orig_argv):
         POISONED[:] = [next(model.parameters())]
     trainer.Trainer.__init__ = noting
 """
+
+
+def test_a_run_that_is_taken_over_ends_with_exit_3_and_names_who_took_it(tmp_path: Path) -> None:
+    job = write_job(tmp_path, **LONG)
+    long = ("pretrain.steps=100000", "log.every=50")
+    first = start(job, *long, "checkpoint.every_steps=20")
+    wait_for(first, ": saved", lines=1)
+    second = start(job, *long, "--take-over", "checkpoint.every_steps=20")
+    wait_for(second, "continues after step", lines=1)
+    output, _ = first.communicate()
+    assert first.returncode == 3, output
+    assert f"taken over by pid {second.pid}" in output
+    wait_for(second, ": saved", lines=1)
+    second.send_signal(signal.SIGINT)
+    output, _ = second.communicate()
+    assert second.returncode == 75, output
+    epochs = [entry.epoch for entry in head_of(tmp_path).checkpoints]
+    assert epochs == sorted(epochs, reverse=True)
