@@ -30,7 +30,8 @@ from pipeline.plan import (
 )
 from pipeline.preemption import watch_for_notices
 from pipeline.preflight import preflight, worker_count
-from pipeline.state.head import Claim, Clock, RunState
+from pipeline.state.claim import Claim
+from pipeline.state.head import Clock, RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner, differences
 from pipeline.state.requests import clear_stops, pending_stop

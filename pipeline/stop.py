@@ -7,12 +7,8 @@ from collections.abc import Callable
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.find_model import read_run
 from pipeline.formats import duration, printable
-from pipeline.state.head import (
-    COMMIT_SILENCE_SECONDS,
-    HEARTBEAT_SECONDS,
-    SILENCE_SECONDS,
-    RunState,
-)
+from pipeline.state.claim import HEARTBEAT_SECONDS
+from pipeline.state.head import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head
 from pipeline.state.requests import ask_stop, clear_stops

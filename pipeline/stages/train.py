@@ -24,7 +24,8 @@ from pipeline.stages.machine import record_machine
 from pipeline.stages.request import Group, TrainRequest
 from pipeline.stages.rewind import plan_rewind
 from pipeline.stages.saving import Saving
-from pipeline.state.head import Claim, RunState
+from pipeline.state.claim import Claim
+from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head

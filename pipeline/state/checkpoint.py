@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pion.errors import PionError
-from pipeline.state.head import Claim
+from pipeline.state.claim import Claim
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.retention import Keep, forget, sweep, sweep_unused
 from pipeline.state.snapshot import Snapshot, Tensors

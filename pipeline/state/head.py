@@ -1,38 +1,24 @@
-"""Own a run and change its HEAD: claim an epoch, commit under it, find out who took over.
+"""A run in a store: read its HEAD, swap it, and decide who may own it.
 
-HEAD.json changes only by compare-and-swap. Each claim raises the epoch; a commit under an older
-epoch is refused, so two processes that both believe they own a run can't undo each other's work.
+HEAD.json is the only decision-maker and changes only by compare-and-swap.
 """
 
-import dataclasses
 import json
-import logging
-import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from pion.errors import BadInput, Fenced
+from pion.errors import BadInput
+from pipeline.formats import moment
 from pipeline.marks import mark
-from pipeline.state.heartbeat import Heartbeat
+from pipeline.state.claim import Claim, heartbeat_path, signed
 from pipeline.state.owner import Owner, is_running, may_take_over
-from pipeline.state.records import (
-    WRITE_IDS_KEPT,
-    CheckpointEntry,
-    Head,
-    SkippedRows,
-    Spent,
-    StageRecord,
-)
+from pipeline.state.records import Head
 from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_once
 from pipeline.state.stores.base import check_run_name
 
-_log = logging.getLogger(__name__)
-
-HEARTBEAT_SECONDS = 20.0
 SILENCE_SECONDS = 60.0
 COMMIT_SILENCE_SECONDS = 1800.0
 """On a store without heartbeats, where only commits show that an owner lives."""
@@ -96,7 +82,7 @@ class RunState:
 
     def heartbeat(self, epoch: int) -> dict[str, Any] | None:
         """What that epoch's owner last said: `{epoch, owner, at, beat, status}`."""
-        text = self._read_text(_heartbeat_path(epoch))
+        text = self._read_text(heartbeat_path(epoch))
         return None if text is None else json.loads(text)
 
     def write_job(self, digest: str, text: str) -> None:
@@ -125,7 +111,7 @@ class RunState:
         unattended: bool = False,
         price: float | None = None,
         say: Callable[[str], None] = lambda line: None,
-    ) -> "Claim":
+    ) -> Claim:
         """Own the run under the next epoch, creating it if it does not exist.
 
         At once when `may_take_over` finds a reason or a person says `take_over`. Otherwise an
@@ -153,7 +139,7 @@ class RunState:
                 self._wait_for_silence(before, version, me)
                 silent_version = version
                 continue
-            head = _signed(before.claimed(me, self.clock.now(), price), write_id)
+            head = signed(before.claimed(me, self.clock.now(), price), write_id)
             if self.swap(head, version, write_id):
                 return Claim(self, head, before, reason, price)
 
@@ -163,18 +149,18 @@ class RunState:
 
     def _wait_for_silence(self, head: Head, version: str | None, me: Owner) -> None:
         """Until the heartbeat has not changed for 60 s, HEAD has, or the owner is seen to die."""
-        seen, since = self._read_text(_heartbeat_path(head.epoch)), self.clock.monotonic()
+        seen, since = self._read_text(heartbeat_path(head.epoch)), self.clock.monotonic()
         while self.clock.monotonic() - since < self._silence:
             self.clock.sleep(_POLL_SECONDS)
             if self.read_versioned()[1] != version or may_take_over(head.owner, me):
                 return
-            beat = self._read_text(_heartbeat_path(head.epoch))
+            beat = self._read_text(heartbeat_path(head.epoch))
             if beat != seen:
                 seen, since = beat, self.clock.monotonic()
 
     def _owned_by(self, head: Head) -> str:
         assert head.owner is not None
-        since = f"since {show_time(head.claims[0].at)} (epoch {head.epoch})"
+        since = f"since {moment(head.claims[0].at)} (epoch {head.epoch})"
         return f"Run {self.name} is owned by {head.owner.describe()} {since}"
 
     def _refusal(self, head: Head, me: Owner) -> str:
@@ -194,185 +180,3 @@ class RunState:
             return self.store.read(self.key(path)).decode()
         except Missing:
             return None
-
-
-class Claim:
-    """A run owned under `epoch`. `before` is the HEAD that was taken over, `reason` why.
-
-    Any thread may commit; one lock makes sure that one at a time writes HEAD.
-    """
-
-    def __init__(
-        self, state: RunState, head: Head, before: Head, reason: str, price: float | None = None
-    ) -> None:
-        self.state = state
-        self.epoch = head.epoch
-        self.stop_request: str | None = None  # who asked for a stop and when, once a beat saw it
-        self._price, self._spent = price, head.spent
-        self._started = state.clock.monotonic()
-        self.before = before
-        self.reason = reason
-        self._head = head
-        self._lock = threading.Lock()
-        self._fenced: Fenced | None = None
-        self._heartbeat: Heartbeat | None = None
-        self._beats = 0
-        self._status: Mapping[str, Any] = {}
-
-    @property
-    def store(self) -> Store:
-        return self.state.store
-
-    @property
-    def head(self) -> Head:
-        """HEAD as this claim last wrote it."""
-        return self._head
-
-    def check(self) -> None:
-        """Raise `Fenced` if the heartbeat or a commit has found another owner. Costs nothing."""
-        if self._fenced is not None:
-            raise self._fenced
-
-    def commit(self, change: Callable[[Head], Head]) -> Head:
-        """Apply `change` to HEAD under this epoch and return the new HEAD.
-
-        `change` is called again on the newer HEAD after a conflict. Raises `Fenced`, now and ever
-        after, once another process has claimed the run; `StoreError` when the store is down.
-        """
-        with self._lock:
-            self.check()
-            write_id = uuid.uuid4().hex
-            while True:
-                present, version = self.state.read_versioned()
-                if present is not None and write_id in present.write_ids:
-                    return present  # a write given up as lost has landed after all
-                if present is None or present.epoch != self.epoch:
-                    self._fenced = self._fenced_by(present)
-                    raise self._fenced
-                head = _signed(dataclasses.replace(change(present), spent=self.spent), write_id)
-                if self.state.swap(head, version, write_id):
-                    self._head = head
-                    return head
-
-    @property
-    def spent(self) -> Spent:
-        """What the run has cost until now."""
-        clock = self.state.clock
-        return self._spent.plus(clock.monotonic() - self._started, self._price, clock.now())
-
-    def add_checkpoint(self, entry: CheckpointEntry) -> Head:
-        """List a complete, verified checkpoint as the newest."""
-        return self.commit(lambda head: head.with_checkpoint(entry))
-
-    def finish_stage(
-        self,
-        stage: str,
-        digest: str,
-        result: Mapping[str, Any],
-        checkpoint_key: str | None = None,
-    ) -> Head:
-        """Record `stage` as finished under `digest`, with what later stages and reports need."""
-        record = StageRecord(digest, self.state.clock.now(), checkpoint_key, result)
-        return self.commit(lambda head: head.with_stage(stage, record))
-
-    def drop_stages(self, stages: Collection[str]) -> Head:
-        """Forget that `stages` were done or begun; their files are deleted an hour later."""
-        now = self.state.clock.now()
-        return self.commit(lambda head: head.without_stages(stages, now))
-
-    def set_restore(self, stage: str, step: int) -> Head:
-        """Record that `stage` goes on from `step` (0: afresh) under this epoch.
-
-        Its checkpoints of later steps are unlisted, and readers of metrics drop its later rows.
-        """
-        now = self.state.clock.now()
-        return self.commit(lambda head: head.restored(stage, step, now))
-
-    def skip_rows(self, stage: str, rows: SkippedRows) -> Head:
-        """Record that `stage` leaves `rows` out, before it goes back to train without them."""
-        return self.commit(lambda head: head.with_skipped(stage, rows))
-
-    def set_job(self, digest: str) -> Head:
-        """Record the job file this run now follows."""
-        return self.commit(lambda head: dataclasses.replace(head, job=digest))
-
-    def release(self, *, forget_attempts: bool = False) -> None:
-        """Let anyone claim the run at once; nothing can be committed after it.
-
-        `forget_attempts` restarts the count of attempts without a commit. Does nothing when the
-        claim is known to be fenced.
-        """
-        self.stop_heartbeat()
-        if self._fenced is not None:
-            return
-        change: dict[str, Any] = {"owner": None}
-        if forget_attempts:
-            change["committed_epoch"] = self.epoch
-        self.commit(lambda head: dataclasses.replace(head, **change))
-        self._fenced = Fenced(f"Run {self.state.name} was released by this process.")
-
-    def start_heartbeat(self, seconds: float = HEARTBEAT_SECONDS) -> None:
-        """Write `owner/<epoch>.json` and look for a new owner every `seconds`, from a thread."""
-        if self._heartbeat is None:
-            self._heartbeat = Heartbeat(self._beat, seconds)
-
-    def stop_heartbeat(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
-            self._heartbeat = None
-
-    def report(self, **status: Any) -> None:
-        """What `pion status` shows, sent with the next heartbeat: stage, step, loss, …"""
-        self._status = {**status, "at": self.state.clock.now()}
-
-    def _beat(self) -> None:
-        present = self.state.read()
-        if present is None or present.epoch != self.epoch:
-            self._fenced = self._fenced or self._fenced_by(present)
-            return
-        self._look_for_requests()
-        if self.store.commits:
-            return  # commits are the sign of life where they are counted
-        self._beats += 1
-        beat = {
-            "epoch": self.epoch,
-            "owner": dataclasses.asdict(present.owner) if present.owner else None,
-            "at": self.state.clock.now(),
-            "beat": self._beats,
-            "status": dict(self._status),
-        }
-        key = self.state.key(_heartbeat_path(self.epoch))
-        self.store.write(key, (json.dumps(beat, indent=1) + "\n").encode())
-
-    def _look_for_requests(self) -> None:
-        from pipeline.state.requests import pending_stop
-
-        request = pending_stop(self.state, _log.warning)
-        self.stop_request = request.describe() if request else None
-
-    def _fenced_by(self, head: Head | None) -> Fenced:
-        name = self.state.name
-        if head is None or not head.claims:
-            return Fenced(
-                f"Run {name} was deleted from {self.store.url}; this process has stopped."
-            )
-        newest = head.claims[0]
-        return Fenced(
-            f"Run {name} was taken over by {newest.owner.describe()} at {show_time(newest.at)} "
-            f"(epoch {newest.epoch}; this process had epoch {self.epoch}). This process has "
-            "stopped and writes nothing more; everything it had committed is kept. To bring the "
-            "run back here, run the same command with --take-over."
-        )
-
-
-def show_time(at: float) -> str:
-    """Unix seconds as `2026-11-20 07:33:12 UTC`."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _heartbeat_path(epoch: int) -> str:
-    return f"owner/{epoch}.json"
-
-
-def _signed(head: Head, write_id: str) -> Head:
-    return dataclasses.replace(head, write_ids=(write_id, *head.write_ids)[:WRITE_IDS_KEPT])

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.state.head import Claim
+from pipeline.state.claim import Claim
 from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.stores import StoreError
 

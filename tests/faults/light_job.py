@@ -17,7 +17,8 @@ from typing import Any
 from pion.data.order import step_rows
 from pion.errors import PionError, Trouble
 from pipeline.stages.rewind import plan_rewind, rows_to_skip
-from pipeline.state.head import Claim, Clock, RunState
+from pipeline.state.claim import Claim
+from pipeline.state.head import Clock, RunState
 from pipeline.state.metrics import EventLog, MetricsLog, read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.records import CheckpointEntry, Head

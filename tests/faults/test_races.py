@@ -33,7 +33,8 @@ from hypothesis.stateful import (
 )
 
 from pion.errors import BadInput, Fenced
-from pipeline.state.head import Claim, Clock, RunState
+from pipeline.state.claim import Claim
+from pipeline.state.head import Clock, RunState
 from pipeline.state.owner import Owner
 from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.retention import Keep, sweep, sweep_abandoned

@@ -10,7 +10,8 @@ import yaml
 from pipeline.digest import digest_job
 from pipeline.job import Job
 from pipeline.plan import stage_inputs
-from pipeline.state.head import Claim, Clock, RunState
+from pipeline.state.claim import Claim
+from pipeline.state.head import Clock, RunState
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.records import CheckpointEntry

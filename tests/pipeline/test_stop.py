@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pion.errors import PionError
-from pipeline.state.head import Claim, RunState
+from pipeline.state.claim import Claim
+from pipeline.state.head import RunState
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
 from pipeline.state.requests import pending_stop

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from pion.errors import BadInput, Fenced, PionError
 from pipeline.state.checkpoint import Checkpointer
-from pipeline.state.head import Claim, RunState
+from pipeline.state.claim import Claim
+from pipeline.state.head import RunState
 from pipeline.state.metrics import MetricsLog, read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.restore import check_entry, load_folder, newest_good

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, Fenced
-from pipeline.state.head import Claim, RunState
+from pipeline.state.claim import Claim
+from pipeline.state.head import RunState
 from pipeline.state.owner import Owner
 from pipeline.state.records import CLAIMS_KEPT, WRITE_IDS_KEPT, CheckpointEntry, Head
 from pipeline.state.stores import Conflict, FileStore, StoreError

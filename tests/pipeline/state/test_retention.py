@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pion.errors import Fenced
-from pipeline.state.head import Claim, RunState
+from pipeline.state.claim import Claim
+from pipeline.state.head import RunState
 from pipeline.state.records import CheckpointEntry, Head, StageRecord
 from pipeline.state.retention import Keep, forget, kept, sweep, sweep_abandoned
 from pipeline.state.stores import FileStore

@@ -1,0 +1,214 @@
+"""Own a run: commit to its HEAD under one epoch, and find out who took over.
+
+Each claim raises the epoch; a commit under an older epoch is refused, so two processes that both
+believe they own a run can't undo each other's work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pion.errors import Fenced
+from pipeline.formats import moment
+from pipeline.state.heartbeat import Heartbeat
+from pipeline.state.records import (
+    WRITE_IDS_KEPT,
+    CheckpointEntry,
+    Head,
+    SkippedRows,
+    Spent,
+    StageRecord,
+)
+from pipeline.state.stores import Store
+
+if TYPE_CHECKING:
+    from pipeline.state.head import RunState
+
+_log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 20.0
+
+
+class Claim:
+    """A run owned under `epoch`. `before` is the HEAD that was taken over, `reason` why.
+
+    Any thread may commit; one lock makes sure that one at a time writes HEAD.
+    """
+
+    def __init__(
+        self, state: RunState, head: Head, before: Head, reason: str, price: float | None = None
+    ) -> None:
+        self.state = state
+        self.epoch = head.epoch
+        self.stop_request: str | None = None  # who asked for a stop and when, once a beat saw it
+        self._price, self._spent = price, head.spent
+        self._started = state.clock.monotonic()
+        self.before = before
+        self.reason = reason
+        self._head = head
+        self._lock = threading.Lock()
+        self._fenced: Fenced | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._beats = 0
+        self._status: Mapping[str, Any] = {}
+
+    @property
+    def store(self) -> Store:
+        return self.state.store
+
+    @property
+    def head(self) -> Head:
+        """HEAD as this claim last wrote it."""
+        return self._head
+
+    def check(self) -> None:
+        """Raise `Fenced` if the heartbeat or a commit has found another owner. Costs nothing."""
+        if self._fenced is not None:
+            raise self._fenced
+
+    def commit(self, change: Callable[[Head], Head]) -> Head:
+        """Apply `change` to HEAD under this epoch and return the new HEAD.
+
+        `change` is called again on the newer HEAD after a conflict. Raises `Fenced`, now and ever
+        after, once another process has claimed the run; `StoreError` when the store is down.
+        """
+        with self._lock:
+            self.check()
+            write_id = uuid.uuid4().hex
+            while True:
+                present, version = self.state.read_versioned()
+                if present is not None and write_id in present.write_ids:
+                    return present  # a write given up as lost has landed after all
+                if present is None or present.epoch != self.epoch:
+                    self._fenced = self._fenced_by(present)
+                    raise self._fenced
+                head = signed(dataclasses.replace(change(present), spent=self.spent), write_id)
+                if self.state.swap(head, version, write_id):
+                    self._head = head
+                    return head
+
+    @property
+    def spent(self) -> Spent:
+        """What the run has cost until now."""
+        clock = self.state.clock
+        return self._spent.plus(clock.monotonic() - self._started, self._price, clock.now())
+
+    def add_checkpoint(self, entry: CheckpointEntry) -> Head:
+        """List a complete, verified checkpoint as the newest."""
+        return self.commit(lambda head: head.with_checkpoint(entry))
+
+    def finish_stage(
+        self,
+        stage: str,
+        digest: str,
+        result: Mapping[str, Any],
+        checkpoint_key: str | None = None,
+    ) -> Head:
+        """Record `stage` as finished under `digest`, with what later stages and reports need."""
+        record = StageRecord(digest, self.state.clock.now(), checkpoint_key, result)
+        return self.commit(lambda head: head.with_stage(stage, record))
+
+    def drop_stages(self, stages: Collection[str]) -> Head:
+        """Forget that `stages` were done or begun; their files are deleted an hour later."""
+        now = self.state.clock.now()
+        return self.commit(lambda head: head.without_stages(stages, now))
+
+    def set_restore(self, stage: str, step: int) -> Head:
+        """Record that `stage` goes on from `step` (0: afresh) under this epoch.
+
+        Its checkpoints of later steps are unlisted, and readers of metrics drop its later rows.
+        """
+        now = self.state.clock.now()
+        return self.commit(lambda head: head.restored(stage, step, now))
+
+    def skip_rows(self, stage: str, rows: SkippedRows) -> Head:
+        """Record that `stage` leaves `rows` out, before it goes back to train without them."""
+        return self.commit(lambda head: head.with_skipped(stage, rows))
+
+    def set_job(self, digest: str) -> Head:
+        """Record the job file this run now follows."""
+        return self.commit(lambda head: dataclasses.replace(head, job=digest))
+
+    def release(self, *, forget_attempts: bool = False) -> None:
+        """Let anyone claim the run at once; nothing can be committed after it.
+
+        `forget_attempts` restarts the count of attempts without a commit. Does nothing when the
+        claim is known to be fenced.
+        """
+        self.stop_heartbeat()
+        if self._fenced is not None:
+            return
+        change: dict[str, Any] = {"owner": None}
+        if forget_attempts:
+            change["committed_epoch"] = self.epoch
+        self.commit(lambda head: dataclasses.replace(head, **change))
+        self._fenced = Fenced(f"Run {self.state.name} was released by this process.")
+
+    def start_heartbeat(self, seconds: float = HEARTBEAT_SECONDS) -> None:
+        """Write `owner/<epoch>.json` and look for a new owner every `seconds`, from a thread."""
+        if self._heartbeat is None:
+            self._heartbeat = Heartbeat(self._beat, seconds)
+
+    def stop_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
+
+    def report(self, **status: Any) -> None:
+        """What `pion status` shows, sent with the next heartbeat: stage, step, loss, …"""
+        self._status = {**status, "at": self.state.clock.now()}
+
+    def _beat(self) -> None:
+        present = self.state.read()
+        if present is None or present.epoch != self.epoch:
+            self._fenced = self._fenced or self._fenced_by(present)
+            return
+        self._look_for_requests()
+        if self.store.commits:
+            return  # commits are the sign of life where they are counted
+        self._beats += 1
+        beat = {
+            "epoch": self.epoch,
+            "owner": dataclasses.asdict(present.owner) if present.owner else None,
+            "at": self.state.clock.now(),
+            "beat": self._beats,
+            "status": dict(self._status),
+        }
+        key = self.state.key(heartbeat_path(self.epoch))
+        self.store.write(key, (json.dumps(beat, indent=1) + "\n").encode())
+
+    def _look_for_requests(self) -> None:
+        from pipeline.state.requests import pending_stop
+
+        request = pending_stop(self.state, _log.warning)
+        self.stop_request = request.describe() if request else None
+
+    def _fenced_by(self, head: Head | None) -> Fenced:
+        name = self.state.name
+        if head is None or not head.claims:
+            return Fenced(
+                f"Run {name} was deleted from {self.store.url}; this process has stopped."
+            )
+        newest = head.claims[0]
+        return Fenced(
+            f"Run {name} was taken over by {newest.owner.describe()} at {moment(newest.at)} "
+            f"(epoch {newest.epoch}; this process had epoch {self.epoch}). This process has "
+            "stopped and writes nothing more; everything it had committed is kept. To bring the "
+            "run back here, run the same command with --take-over."
+        )
+
+
+def heartbeat_path(epoch: int) -> str:
+    """Where the owner of that epoch says that it lives."""
+    return f"owner/{epoch}.json"
+
+
+def signed(head: Head, write_id: str) -> Head:
+    """`head` with the sign by which its writer knows it again, after a lost acknowledgement."""
+    return dataclasses.replace(head, write_ids=(write_id, *head.write_ids)[:WRITE_IDS_KEPT])
