@@ -79,7 +79,9 @@ def measure(
         claim = RunState(FileStore(folder), "benchmark").claim(Owner.me())
         checkpointer = Checkpointer(claim, "pretrain", "benchmark", files={})
         state = trainer.state()
-        checkpointer.save(state.model, state.optimizer, state.meta)  # allocates
+        checkpointer.reserve(state.model, state.optimizer)
+        train(3)
+        checkpointer.save(state.model, state.optimizer, state.meta)
         first_stall = checkpointer.stats.stall_seconds
         checkpointer.wait()
         for _ in range(rounds):

@@ -10,21 +10,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from pion.errors import PionError
 from pipeline.state.claim import Claim
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.retention import Keep, forget, sweep, sweep_unused
 from pipeline.state.snapshot import Snapshot, Tensors
 from pipeline.state.stores import StoreError
-from pipeline.state.uploader import Saved, SaveJob
+from pipeline.state.uploader import SaveJob
+from pipeline.state.uploader_process import Uploader, UploaderDied, UploaderProcess
 from pipeline.state.workspace import Workspace
 
 STATE = "state.json"
@@ -49,10 +47,6 @@ class SaveStats:
     durable_step: int | None = None
     durable_at: float | None = None
     outage: str | None = None
-
-
-class UploaderDied(PionError):
-    """The uploading process ended before it answered."""
 
 
 class Checkpointer:
@@ -92,11 +86,19 @@ class Checkpointer:
         self._snapshot = Snapshot()
         self._uploader = (uploader or UploaderProcess)(self._snapshot.fd)
         self._deaths = 0
+        self._reserving: threading.Thread | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.last: CheckpointEntry | None = None
         self.attempted: str | None = None  # the key of the save begun last
         self.stats = SaveStats()
+
+    def reserve(self, model: Tensors, optimizer: Tensors) -> None:
+        """Allocate the snapshot's memory in the background: the first save is then a copy too."""
+        self._reserving = threading.Thread(
+            target=self._snapshot.reserve, args=(model, optimizer), daemon=True
+        )
+        self._reserving.start()
 
     def save(
         self,
@@ -116,6 +118,9 @@ class Checkpointer:
         if self.last is not None and self.last.step == state["step"]:
             return True
         started = time.perf_counter()
+        if self._reserving is not None:
+            self._reserving.join()
+            self._reserving = None
         self._snapshot.take(
             model, optimizer, {**state, "stage": self._stage, "digest": self._digest}
         )
@@ -151,6 +156,8 @@ class Checkpointer:
             self.wait()
         finally:
             self._uploader.close()
+            if self._reserving is not None:
+                self._reserving.join()
             with contextlib.suppress(BaseException):
                 self.wait()
             self._snapshot.close()
@@ -227,75 +234,6 @@ class Checkpointer:
         """Keep on this machine what a restart here would want, and no more."""
         wanted = [entry.key for entry in head.checkpoints[:2]]
         self._workspace.forget(keep=[*wanted, self.attempted or ""])
-
-
-class Uploader(Protocol):
-    """Brings what a job describes from the snapshot's memory into the store."""
-
-    def save(self, job: SaveJob) -> Saved:
-        """Returns when it is there; raises `StoreError`, `UploaderDied`."""
-
-    def close(self) -> None:
-        """Give up whatever it is doing."""
-
-
-class UploaderProcess:
-    """A process of its own (uploader.py), started anew when it has died. `fd` is the snapshot."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._closed = False
-        self._process = self._start()
-
-    def save(self, job: SaveJob) -> Saved:
-        """What the process saved. Raises what it failed with, or `UploaderDied`."""
-        if self._process.poll() is not None and not self._closed:
-            self._process = self._start()
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except (OSError, ValueError):
-            line = ""
-        if not line:
-            process.kill()
-            raise UploaderDied(
-                f"The process that saves checkpoints ended (exit code {process.wait()}) before "
-                f"{job.key} was saved. Everything committed before is safe. If the machine was out "
-                "of memory, use a smaller hardware.micro_batch."
-            )
-        answer = json.loads(line)
-        if "error" in answer:
-            error = answer["error"]
-            raise StoreError(
-                error["action"], error["where"], error["reason"], outage=error["outage"]
-            )
-        if "failed" in answer:
-            raise PionError(answer["failed"])
-        return Saved(**answer["saved"])
-
-    def close(self) -> None:
-        """End it, whatever it is doing."""
-        self._closed = True
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.state.uploader", str(self._fd)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            pass_fds=[self._fd],
-            start_new_session=True,
-        )
 
 
 def _json(value: Any) -> str:

@@ -25,8 +25,9 @@ _PAGE = 4096
 class Snapshot:
     """Model and optimizer tensors as two safetensors images, and the JSON state beside them.
 
-    The memory is allocated by the first `take` and used again by each later one of the same names,
-    shapes and dtypes, so that taking a snapshot is one copy and memory stays flat.
+    The memory is allocated by `reserve`, or else the first `take`, and used again by each later one
+    of the same names, shapes and dtypes, so that taking a snapshot is one copy and memory stays
+    flat.
     """
 
     def __init__(self) -> None:
@@ -40,18 +41,22 @@ class Snapshot:
         """Copy everything; when this returns the tensors may change again."""
         import torch
 
-        images = {MODEL: _ordered(model), OPTIMIZER: _ordered(optimizer)}
-        tensors = [tensor for image in images.values() for tensor in image.values()]
-        on_gpu = any(tensor.is_cuda for tensor in tensors)
-        layout = [[(n, t.dtype, t.shape) for n, t in image.items()] for image in images.values()]
-        if layout != self._layout:
-            self._allocate(images, pinned=on_gpu)
-            self._layout = layout
+        tensors = self.reserve(model, optimizer)
         for view, tensor in zip(self._views, tensors, strict=True):
             view.copy_(tensor.detach(), non_blocking=True)
         self.state = json.loads(json.dumps(state))
-        if on_gpu:
+        if any(tensor.is_cuda for tensor in tensors):
             torch.cuda.synchronize()
+
+    def reserve(self, model: Tensors, optimizer: Tensors) -> list["torch.Tensor"]:
+        """Have memory for tensors like these; returns them in the order they lie in it."""
+        images = {MODEL: _ordered(model), OPTIMIZER: _ordered(optimizer)}
+        tensors = [tensor for image in images.values() for tensor in image.values()]
+        layout = [[(n, t.dtype, t.shape) for n, t in image.items()] for image in images.values()]
+        if layout != self._layout:
+            self._allocate(images, pinned=any(tensor.is_cuda for tensor in tensors))
+            self._layout = layout
+        return tensors
 
     def content(self, name: str) -> memoryview:
         """The bytes of one of the two files, valid until the next `take`."""

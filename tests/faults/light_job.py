@@ -1,8 +1,8 @@
 """A whole run by the real state layer, with a trainer that needs neither torch nor Ray.
 
-Prepare, pretrain, sft, evaluate, publish, as `pipeline.run` and `pipeline.stages.train` go through
-them. Weights are the rows trained into them, in order: a checkpoint itself shows whether a row was
-trained twice or never, and two runs that end with the same weights trained the same rows.
+Prepare, pretrain, sft, evaluate, publish, as `pipeline.advance` and `pipeline.stages.loop` go
+through them. Weights are the rows trained into them, in order: a checkpoint itself shows whether a
+row was trained twice or never, and two runs that end with the same weights trained the same rows.
 """
 
 from __future__ import annotations

@@ -29,13 +29,13 @@ REPO = f"{USER}/tiny"
 
 _WITH_A_BUG = """
 import sys
-import pipeline.run
+import pipeline.advance
 from pipeline.cli import main
 
 def broken(*arguments):
     raise RuntimeError("a bug that nobody knows yet")
 
-pipeline.run.write_run_report = broken
+pipeline.advance.write_run_report = broken
 sys.exit(main(sys.argv[1:]))
 """
 
