@@ -7,30 +7,26 @@ from pathlib import Path
 from pion.errors import BadInput
 from pipeline.state.head import RunState
 from pipeline.state.records import Damaged
-from pipeline.state.snapshot import MODEL, OPTIMIZER
+from pipeline.state.snapshot import OPTIMIZER
 from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store
 from pipeline.state.uploader import MANIFEST
 from pipeline.state.workspace import Workspace, read_files
 
 
 def bring_model(run: RunState, key: str) -> Path:
-    """The folder of the listed checkpoint `key`, downloaded and verified unless it is here.
+    """The folder of the listed checkpoint `key`, verified, and downloaded unless it is here.
 
     Raises BadInput, naming the command that checks them all, if its files are missing or damaged.
     """
     workspace = Workspace(run.store, run.name)
-    folder = workspace.folder(key)
-    if workspace.remote:
-        problem = _fetch(workspace, key)
-    else:
-        problem = None if (folder / MODEL).is_file() else f"{MODEL} is missing"
+    problem = _fetch(workspace, key)
     if problem is not None:
         raise BadInput(
             f"The checkpoint {key} of run {run.name} is listed, but its files in {run.store.url} "
             f"can't be used: {problem}. Check them all: "
             f"pion checkpoints {run_reference(run.store, run.name)} --verify"
         )
-    return folder
+    return workspace.folder(key)
 
 
 def run_reference(store: Store, name: str) -> str:

@@ -68,8 +68,8 @@ class Instants:
         """At the mark that was used least, of those that can still be come to."""
         can = {
             "shard": head is None or "prepare" not in head.stages,
-            "save": not trained,
-            "upload": not trained and self._remote,
+            "save": saves_left > 0,
+            "upload": saves_left > 0 and self._remote,
             "commit": True,
             "boundary": not trained,
         }

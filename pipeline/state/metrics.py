@@ -119,8 +119,10 @@ class _Segments:
             if self._next is None:
                 self._next = len(self._store.list(self._folder + "/"))
             data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            self._store.write(f"{self._folder}/{self._next:06d}.jsonl", data)
+            key = f"{self._folder}/{self._next:06d}.jsonl"
+            # One more, even if this fails: a write given up as lost may land after its repetition.
             self._next += 1
+            self._store.write(key, data)
             with self._lock:
                 del self._rows[: len(rows)]
 
