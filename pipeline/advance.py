@@ -7,12 +7,13 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pion.errors import BadInput, NotDurable, PionError, Stopped
+from pion.errors import BadInput, Interrupted, NotDurable, PionError, Stopped
 from pipeline.budget import price_per_hour
 from pipeline.digest import Digests, digest_of
 from pipeline.display import Display
@@ -25,16 +26,27 @@ from pipeline.plan import (
     stage_inputs,
 )
 from pipeline.preflight import worker_count
+from pipeline.stages.saving import linger_seconds
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
+from pipeline.state.requests import clear_stops
+from pipeline.state.retention import sweep
 from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
 from pipeline.stopping import StoppingOnSignals
 
+if TYPE_CHECKING:
+    from pipeline.workers import RayWorkers
+
 STOP_SECONDS = 30.0
-"""How long workers may take to save when asked to stop, before they are ended regardless."""
+"""How long workers may take to save when asked to stop, with a store that can be reached."""
+GONE_SECONDS = 2.0
+"""A worker that has hung up may still have said something, and another may be on its way."""
+RETRY_SECONDS = 20.0
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -74,8 +86,10 @@ class Advance:
     def go(self, raised: StagePlan | None) -> None:
         """Prepare, train, evaluate and publish what is not done; release the claim at the end."""
         self.claim.start_heartbeat()
-        workers = None
+        workers: RayWorkers | None = None
         try:
+            if self.owner.launch_id is None and clear_stops(self.run):  # a person wants it to go on
+                self.say({"type": "note", "text": "cleared a request to stop this run"})
             self._record_job(raised)
             plans = self._plans()
             if plans["prepare"].state == "done":
@@ -91,6 +105,7 @@ class Advance:
             if training and worker_count(self.job) > 0:
                 workers = self._start_workers(training)
             if plans["prepare"].state != "done":
+                self.work_done = True
                 self._prepare()
             elif training and workers is not None and self.workspace.remote:
                 # While Ray starts, which takes half a minute, what it will need comes down.
@@ -104,8 +119,9 @@ class Advance:
             for stage in ("evaluate", "publish"):
                 if stage in plans and plans[stage].state != "done":
                     self._stage_after_training(stage)
-            self.events.flush()
-            self.claim.release(forget_attempts=True)
+            self._patiently(self.events.flush)
+            sweep(self.claim)
+            self._patiently(lambda: self.claim.release(forget_attempts=True))
             write_run_report(self.job, self.run)
             self.say({"type": "summary", "rows": summary_rows(self.job, self.run)})
         except StoreError as error:
@@ -122,7 +138,8 @@ class Advance:
             if head is not None and head.owner is not None:
                 if head.owner.session == self.owner.session and head.epoch != self.claim.epoch:
                     self.claim.stop_heartbeat()
-                    self.claim = self.run.claim(self.owner)  # a worker's claim stood last
+                    # A worker's claim stood last.
+                    self.claim = self.run.claim(self.owner, continuing=True)
                 self.claim.release()
 
     def say(self, message: dict[str, Any]) -> None:
@@ -173,7 +190,7 @@ class Advance:
             text = f"{raised.stage} goes on with the schedule of this job, to step {steps:,}"
             self.say({"type": "note", "text": text})
 
-    def _start_workers(self, training: list[str]) -> Any:
+    def _start_workers(self, training: list[str]) -> RayWorkers:
         from pipeline.stages.request import TrainRequest
         from pipeline.workers import RayWorkers
 
@@ -208,9 +225,10 @@ class Advance:
             if "sft" in data:
                 reports["sft"] = prepare_sft(self.job, folders["sft"], tokenizer, self._say_or_stop)
         for part in data:
-            self._keep_data(part)
+            self._patiently(partial(self._keep_data, part))
         self._drop_redone()
-        self.claim.finish_stage("prepare", self.digests.stages["prepare"], reports)
+        digest = self.digests.stages["prepare"]
+        self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
         self.say({"type": "phase", "name": "prepare", "seconds": time.monotonic() - started})
         self.say({"type": "stage", "stage": "prepare", "state": "done", "why": ""})
 
@@ -233,14 +251,18 @@ class Advance:
             newest_good(self.workspace, self.claim.head, stage, self.digests.stages[stage])
             self.say({"type": "phase", "name": "fetched", "seconds": time.monotonic() - started})
 
-    def _train(self, training: list[str], workers: Any) -> None:
+    def _train(self, training: list[str], workers: RayWorkers | None) -> None:
         if workers is None:
             outcome = self._train_here(training)
         else:
             outcome = self._follow(workers)
         if outcome == "stopped":
             raise self.stopping.error("every finished step is saved")
-        self.claim = self.run.claim(self.owner, price=price_per_hour(self.job.budget))
+        self.claim.stop_heartbeat()
+        price = price_per_hour(self.job.budget)
+        self.claim = self._patiently(
+            lambda: self.run.claim(self.owner, price=price, continuing=True)
+        )
         self.claim.start_heartbeat()
 
     def _train_here(self, training: list[str]) -> str:
@@ -253,13 +275,14 @@ class Advance:
         self.claim.stop_heartbeat()
         return train_stages(request, Group(), self.say, lambda: self.stopping.asked)
 
-    def _follow(self, workers: Any) -> str:
+    def _follow(self, workers: RayWorkers) -> str:
         """Show what the workers say until rank 0 has trained; raises what it reports."""
         import queue
 
-        self.claim.stop_heartbeat()
         asked_at: float | None = None
-        imported = False
+        imported = connected = False
+        # Without a deadline of its own a stop waits as long as the last save may take.
+        patience = linger_seconds(self.job.checkpoint) + STOP_SECONDS
         while True:
             if self.stopping.asked and asked_at is None:
                 asked_at = time.monotonic()
@@ -268,13 +291,15 @@ class Advance:
             try:
                 rank, message = workers.messages.get(timeout=0.2)
             except queue.Empty:
-                # Workers that are still starting have nothing to save.
-                if asked_at is not None and not workers.connected:
-                    return "stopped"
-                if waited > STOP_SECONDS:
+                connected = connected or bool(workers.connected)
+                if asked_at is not None and not connected:
+                    return "stopped"  # workers that are still starting have nothing to save
+                gone = connected and not workers.connected
+                late = self.stopping.deadline is None and waited > patience
+                if asked_at is not None and (late or (gone and waited > GONE_SECONDS)):
                     raise self.stopping.error(
-                        f"the workers did not save within {STOP_SECONDS:.0f} s and were ended, so "
-                        "steps after the last checkpoint are done again"
+                        "the workers ended before they could save, so steps after the last "
+                        "checkpoint are done again"
                     ) from None
                 continue
             kind = message["type"]
@@ -306,9 +331,22 @@ class Advance:
         started = time.monotonic()
         work = finish_evaluate if stage == "evaluate" else finish_publish
         result = work(self.job, self.run, self.digests, self._say_or_stop)
-        self.claim.finish_stage(stage, self.digests.stages[stage], result)
+        digest = self.digests.stages[stage]
+        self._patiently(lambda: self.claim.finish_stage(stage, digest, result))
         self.say({"type": "phase", "name": stage, "seconds": time.monotonic() - started})
         self.say({"type": "stage", "stage": stage, "state": "done", "why": ""})
+
+    def _patiently(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, tried again for `checkpoint.linger` while the store is down."""
+        end = time.monotonic() + linger_seconds(self.job.checkpoint)
+        while True:
+            try:
+                return work()
+            except StoreError as error:
+                if not error.outage or time.monotonic() + RETRY_SECONDS > end:
+                    raise
+                self.say({"type": "note", "text": f"{error} Trying again."})
+                self.stopping.sleep(RETRY_SECONDS)
 
     def _not_durable(self, error: StoreError) -> PionError:
         if self.work_done:
@@ -316,6 +354,8 @@ class Advance:
                 f"{error} Everything committed before is safe in {self.run.store.url}. "
                 "Mend that and run the same command again."
             )
+        if error.outage and self.owner.launch_id is not None:
+            return Interrupted(f"{error} Nothing was lost; run the same command again.")
         return BadInput(f"{error} Nothing was started.")
 
 

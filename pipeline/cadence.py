@@ -17,9 +17,9 @@ class SaveCadence:
     """Decides when the next checkpoint is due. Clock readings are passed in, in seconds.
 
     The optimal interval between saves that each stall training for C seconds, on machines that
-    last M seconds on average, is √(2·C·M) (Young 1974, Daly 2006). It is never shorter than the
-    previous save took to become durable, nor than the store bears (`floor_seconds`), whatever the
-    job asks for.
+    last M seconds on average, is √(2·C·M) (Young 1974, Daly 2006), but at least MIN_SECONDS and as
+    long as the previous save took to become durable. A job that asks for `every_steps` or
+    `every_seconds` gets that instead. What the store bears (`floor_seconds`) bounds them all.
     """
 
     every_steps: int | None

@@ -23,12 +23,24 @@ if TYPE_CHECKING:
 
 MODEL_HELP = (
     "a run (demo, STORE/demo; @pretrain, @sft or @STEP for another checkpoint), a checkpoint's or "
-    "an exported folder, a seed's .pt, a Hub repository (user/name); default: the latest run"
+    "an exported folder, a checkpoint of the original Pion (.pt), a Hub repository (user/name); "
+    "default: the latest run"
 )
+RUN_HELP = "a name in runs/, or STORE/NAME"
+EXIT_CODES = """\
+exit codes:
+  0   done
+  1   failed, or a bug; what was committed is safe
+  2   bad input, or it would invalidate committed work; nothing committed is lost
+  3   another process took the run over
+  4   stopped on request or by the budget, state saved
+  74  work was done that could not be stored; the message says where it is
+  75  interrupted, state saved: run it again (130: before there was anything to save)
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (the table is in the README)."""
+    """Run one command and return its exit code (see EXIT_CODES)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in ASCII is no reason to die
@@ -91,17 +103,34 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n(see {self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    """Prints the installed version, which is only looked up when it is asked for."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"pion {version('pion')}")
+        parser.exit()
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="pion",
         description="Train, evaluate, publish and use small language models.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Callable[[argparse.Namespace], int], help: str) -> _Parser:
+        end = "" if help.endswith("?") else "."
         sub: _Parser = commands.add_parser(
-            name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
+            name, help=help, description=f"{help[0].upper()}{help[1:]}{end}", allow_abbrev=False
         )
         sub.set_defaults(command=command)
         return sub
@@ -111,7 +140,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument(
         "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
     )
-    run.add_argument("--redo", metavar="STAGE", help="do this stage and what follows it again")
+    run.add_argument(
+        "--redo",
+        metavar="STAGE",
+        help="do this stage and what follows it again: prepare, pretrain, sft, evaluate or publish",
+    )
     run.add_argument("--take-over", action="store_true", help="claim the run from another owner")
     run.add_argument("--help-job", action="store_true", help="print every field of a job file")
 
@@ -142,27 +175,31 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     export.add_argument("folder", metavar="DIR", help="the folder to write")
     export.add_argument("--stage", choices=("pretrain", "sft"), help="default: the last one")
 
-    seed = add("import-seed", _import_seed, "turn a seed's checkpoint into a folder Pion loads")
+    seed = add(
+        "import-seed", _import_seed, "turn a checkpoint of the original Pion into one of ours"
+    )
     seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
     seed.add_argument("folder", metavar="DIR", help="the folder to write")
     seed.add_argument("--tokenizer", metavar="FILE", help="its tokenizer.json")
 
     status = add("status", _status, "what a run has done and who owns it, from its store alone")
-    status.add_argument("run", metavar="RUN", nargs="?", help="default: all runs in runs/")
+    status.add_argument(
+        "run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all runs in runs/"
+    )
     status.add_argument("--json", action="store_true", help="print JSON")
 
     points = add("checkpoints", _checkpoints, "list a run's checkpoints")
-    points.add_argument("run", metavar="RUN")
+    points.add_argument("run", metavar="RUN", help=RUN_HELP)
     points.add_argument("--verify", action="store_true", help="check sizes and hashes again")
     points.add_argument("--json", action="store_true", help="print JSON")
 
     stop = add("stop", _stop, "ask a run's owner, wherever it is, to save and stop")
-    stop.add_argument("run", metavar="RUN")
+    stop.add_argument("run", metavar="RUN", help=RUN_HELP)
     stop.add_argument("--wait", action="store_true", help="return once it has stopped")
 
     fork = add("fork", _fork, "make a new run that goes on from a checkpoint of another")
-    fork.add_argument("run", metavar="RUN")
-    fork.add_argument("new", metavar="NEW", help="a name beside RUN, or STORE/name")
+    fork.add_argument("run", metavar="RUN", help=RUN_HELP)
+    fork.add_argument("new", metavar="NEW", help="a name beside RUN, or STORE/NAME")
     fork.add_argument("--at", metavar="STEP", type=int, help="default: the newest checkpoint")
     fork.add_argument("--stage", choices=("pretrain", "sft"), help="default: the one under way")
 
@@ -176,7 +213,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     prove.add_argument("--keep", action="store_true", help="leave the runs in the store")
 
     report = add("report", _report, "write a run's report.html again")
-    report.add_argument("run", metavar="RUN")
+    report.add_argument("run", metavar="RUN", help=RUN_HELP)
     report.add_argument("--json", action="store_true", help="print its path as JSON")
 
     parser.commands = tuple(commands.choices)

@@ -32,10 +32,13 @@ from pipeline.job import (
     BinShards,
     HubDataset,
     HubNpyShards,
+    HubTexts,
     Job,
     JsonlFiles,
+    JsonlTexts,
     NpyShards,
     ParquetFiles,
+    ParquetTexts,
     PythonDocs,
     PythonDocsQA,
     Source,
@@ -130,7 +133,7 @@ def _documents(job: Job, found: Input) -> Iterator[Document]:
     source = found.source
     if isinstance(source, TextFiles):
         return text_documents(job.input_path(source.path), source.split, found.key)
-    assert isinstance(source, JsonlFiles | ParquetFiles | HubDataset)
+    assert isinstance(source, JsonlTexts | ParquetTexts | HubTexts)
     return record_documents(_records(job, found), source.field, found.key)
 
 

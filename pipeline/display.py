@@ -16,6 +16,10 @@ and its fields (a `?` marks those that may be absent or None):
                                            until the next
     note        text                       anything else worth a line
     summary     rows                       [label, value] pairs at the end: model, card, report …
+
+Four more types come from the workers of Ray and never get here, since advance.py acts on them:
+`worker`, `trained` and `error`, which a worker sends when it begins and ends (ray_fit.py), and
+`fit_ended`, which workers.py adds when the process that runs Ray Train has ended by itself.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.bring_model import bring_model
 from pipeline.digest import Digests
+from pipeline.formats import moment
 from pipeline.job import Job
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events, read_metrics
@@ -109,7 +109,7 @@ def write_run_report(job: Job, run: RunState) -> Path:
         results=evaluated.result if evaluated else {},
         lineage=lineage(run, head),
         timings=[phase for phase in phases if phase["epoch"] == newest],
-        hops=[{**e, "at": _time(e["at"])} for e in events if e["event"] == "hop"],
+        hops=[{**e, "at": moment(e["at"])} for e in events if e["event"] == "hop"],
     )
     if workspace.remote:
         run.store.write(run.key(REPORT), path)
@@ -153,7 +153,7 @@ def lineage(run: RunState, head: Head) -> list[Row]:
             fields = {k: v for k, v in event.items() if k not in ("event", "at")}
             seconds = mine[-1]["at"] - event["at"]
             reached = {"to_step": mine[-1]["step"], "seconds": seconds}
-            rows.append({"at": _time(event["at"]), **fields, **reached})
+            rows.append({"at": moment(event["at"]), **fields, **reached})
     return rows
 
 
@@ -207,7 +207,7 @@ def _head_info(job: Job, run: RunState, head: Head, events: Sequence[Row]) -> Ro
         stages.append(
             {
                 "stage": stage,
-                "status": f"finished {_time(record.at)}" if record else "not finished",
+                "status": f"finished {moment(record.at)}" if record else "not finished",
                 "digest": record.digest if record else "",
                 "step": step,
             }
@@ -223,10 +223,6 @@ def _head_info(job: Job, run: RunState, head: Head, events: Sequence[Row]) -> Ro
 def _reply(stage: str, text: str) -> str:
     """What follows a prompt: its continuation, or after fine-tuning an answer of its own."""
     return f"\n{text}" if stage == "sft" else text
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _shown(path: Path) -> str:

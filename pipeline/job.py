@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -37,7 +37,7 @@ def scheduled(default: Any, description: str, **limits: Any) -> Any:
 
 
 def runtime(default: Any, description: str, **limits: Any) -> Any:
-    """A field that changes neither the weights nor any result."""
+    """A field that is in no digest: changing it never makes a finished stage stale."""
     return Field(default, description=description, json_schema_extra={"part": "runtime"}, **limits)
 
 
@@ -140,19 +140,29 @@ class TextFiles(Source):
 
 
 class JsonlFiles(Source):
-    """JSON Lines, one document or conversation a line (.gz too)."""
+    """JSON Lines, one conversation a line (.gz too)."""
 
     kind: Literal["jsonl"]
     path: str = identity(..., "file, folder or glob")
-    field: str = identity("text", "key holding the text (not used for conversations)")
+
+
+class JsonlTexts(JsonlFiles):
+    """JSON Lines, one document a line (.gz too)."""
+
+    field: str = identity("text", "key holding the text")
 
 
 class ParquetFiles(Source):
-    """Parquet files, one document or conversation a row."""
+    """Parquet files, one conversation a row."""
 
     kind: Literal["parquet"]
     path: str = identity(..., "file, folder or glob")
-    field: str = identity("text", "column holding the text (not used for conversations)")
+
+
+class ParquetTexts(ParquetFiles):
+    """Parquet files, one document a row."""
+
+    field: str = identity("text", "column holding the text")
 
 
 class NpyShards(Source):
@@ -170,15 +180,20 @@ class BinShards(Source):
 
 
 class HubDataset(Source):
-    """A Hub data set read through `datasets`, streamed."""
+    """A Hub data set read through `datasets`, streamed: one conversation a row."""
 
     kind: Literal["hub"]
     repo: str = identity(..., "user/name")
     subset: str | None = identity(None, "configuration of the data set")
     split: str = identity("train", "split to read")
     revision: str | None = identity(None, "commit, branch or tag")
-    field: str = identity("text", "column holding the text (not used for conversations)")
     max_documents: int | None = identity(None, "read at most so many", gt=0)
+
+
+class HubTexts(HubDataset):
+    """A Hub data set read through `datasets`, streamed: one document a row."""
+
+    field: str = identity("text", "column holding the text")
 
 
 class HubNpyShards(Source):
@@ -200,11 +215,11 @@ class PythonDocsQA(Source):
 DataSource = Annotated[
     PythonDocs
     | TextFiles
-    | JsonlFiles
-    | ParquetFiles
+    | JsonlTexts
+    | ParquetTexts
     | NpyShards
     | BinShards
-    | HubDataset
+    | HubTexts
     | HubNpyShards,
     Field(discriminator="kind"),
 ]
@@ -253,7 +268,7 @@ class Train(Section):
         gt=1,
     )
     init_from: str | None = identity(
-        None, "start from a run, checkpoint, exported folder, Hub repository or seed .pt"
+        None, "start from a run, checkpoint, exported folder, Hub repository or .pt"
     )
 
     @model_validator(mode="after")
@@ -490,10 +505,3 @@ class Job(Section):
         if missing:
             raise BadInput(f"give a preset, or also {', '.join(missing)}")
         return ModelConfig.from_dict(fields)
-
-
-def source_kinds() -> list[str]:
-    """Every `kind` a data source can have."""
-    return [
-        get_args(s.model_fields["kind"].annotation)[0] for s in get_args(get_args(DataSource)[0])
-    ]

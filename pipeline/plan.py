@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from pion.errors import BadInput
 from pion.train.schedule import decay_start
 from pipeline.digest import Difference, Digests, Inputs, differences
+from pipeline.formats import moment
 from pipeline.job import STAGES, Job
 from pipeline.stages.start import settings_of
 from pipeline.state.records import Head
@@ -22,12 +22,16 @@ ReadInputs = Callable[[str, str], Inputs | None]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: `state` is done, resume, todo or stale (committed work under other settings)."""
+    """One stage: `state` is done, resume, todo or stale (committed work under other settings).
+
+    A stale one has that work's digest, and the step of its newest checkpoint if there is one.
+    """
 
     stage: str
     state: str
     why: str
     old_digest: str | None = None
+    step: int | None = None
 
 
 def plan_stages(job: Job, digests: Digests, head: Head | None) -> list[StagePlan]:
@@ -38,18 +42,19 @@ def plan_stages(job: Job, digests: Digests, head: Head | None) -> list[StagePlan
 def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
     record = head.stages.get(stage)
     if record is not None and record.digest == digest:
-        return StagePlan(stage, "done", f"finished {_time(record.at)} with the same settings")
-    if record is not None:
-        why = f"finished {_time(record.at)} with other settings"
-        return StagePlan(stage, "stale", why, record.digest)
+        return StagePlan(stage, "done", f"finished {moment(record.at)} with the same settings")
     entries = [entry for entry in head.checkpoints if entry.stage == stage]
+    if record is not None:
+        why = f"finished {moment(record.at)} with other settings"
+        step = next((entry.step for entry in entries if entry.key == record.checkpoint), None)
+        return StagePlan(stage, "stale", why, record.digest, step)
     mine = [entry for entry in entries if entry.digest == digest]
     if mine:
-        return StagePlan(stage, "resume", f"at step {mine[0].step:,}, saved {_time(mine[0].at)}")
+        return StagePlan(stage, "resume", f"at step {mine[0].step:,}, saved {moment(mine[0].at)}")
     if entries:
         newest = entries[0]
-        why = f"at step {newest.step:,} with other settings, saved {_time(newest.at)}"
-        return StagePlan(stage, "stale", why, newest.digest)
+        why = f"at step {newest.step:,} with other settings, saved {moment(newest.at)}"
+        return StagePlan(stage, "stale", why, newest.digest, newest.step)
     return StagePlan(stage, "todo", "not begun")
 
 
@@ -104,12 +109,22 @@ class Refusal:
         )
 
     def _fork(self, stale: StagePlan, plans: list[StagePlan]) -> list[str]:
-        """The way on that keeps this run and goes on from it in a copy, if there is one."""
+        """The way on that keeps this run and goes on from it in a copy, if there is one.
+
+        From the stage's own checkpoint where it may be trained on, as `fork_may_go_on` says, else
+        from the finished stage before it.
+        """
         stage, job = stale.stage, self.job
         assert stale.old_digest is not None
         old = self.read_inputs(stage, stale.old_digest)
-        if old and _only_schedule_differs(job, stage, old, stage_inputs(stage, self.digests)):
-            where, what = "[--at STEP]", "go on from its checkpoint in a copy;"
+        if (
+            old
+            and stale.step is not None
+            and stale.step < job.section(stage).steps
+            and _only_schedule_differs(job, stage, old, stage_inputs(stage, self.digests))
+        ):
+            where = f"--stage {stage} --at {stale.step}"
+            what = f"go on from step {stale.step:,} of {stage} in a copy;"
         else:
             done = {plan.stage for plan in plans if plan.state == "done"}
             before = [s for s in job.train_stages if STAGES.index(s) < STAGES.index(stage)]
@@ -175,13 +190,14 @@ def fork_may_go_on(
 
     Only while it has trained nothing of its own, and only if nothing but the stage's schedule is
     another: the weights, the optimizer's state and the rows to come are then still the right ones.
+    Steps must be left: weights of the old schedule alone are no result of this job's.
     """
     newest = next((e for e in head.checkpoints if e.stage == stale.stage), None)
     if newest is None or newest.key != head.forked or stale.stage in head.stages:
         return False
     assert stale.old_digest is not None
     old = read_inputs(stale.stage, stale.old_digest)
-    if old is None or job.section(stale.stage).steps < newest.step:
+    if old is None or job.section(stale.stage).steps <= newest.step:
         return False
     return _only_schedule_differs(job, stale.stage, old, stage_inputs(stale.stage, digests))
 
@@ -198,7 +214,3 @@ def _only_schedule_differs(job: Job, stage: str, old: Inputs, new: Inputs) -> bo
     may.discard(f"{stage}.optimizer")  # another one has other state
     changed = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
     return changed <= may
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")

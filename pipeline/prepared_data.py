@@ -61,7 +61,8 @@ class PreparedData:
     ) -> RowStream:
         """The rows of "train" or "held_out", all sources mixed by weight.
 
-        `cache` makes the place for shards that are elsewhere; it is called only if there are any.
+        `cache` makes the place for shards that are elsewhere; it is called, and needed, only if
+        there are any. Held-out rows never are.
         Raises BadInput for a manifest that was changed or a cache too small for one window.
         """
         from pion.data.order import RowOrder
@@ -75,18 +76,16 @@ class PreparedData:
             rows = [Rows(m, partial(_local, folder)) for m, folder in zip(manifests, folders)]
             return RowStream(list(zip(rows, orders)), weights, seed)
 
-        from pipeline.shard_cache import CachedStream, ShardCache, default_folder
+        from pipeline.shard_cache import CachedStream
 
-        store = cache() if cache else ShardCache(default_folder(), DEFAULT_CACHE_BYTES)
+        assert cache is not None, "shards that are elsewhere need a cache"
+        store = cache()
 
         def path_of(folder: Path, shard: Shard) -> Path:
             return store.path_of(shard) if shard.remote else folder / shard.name
 
         rows = [Rows(m, partial(path_of, folder)) for m, folder in zip(manifests, folders)]
         return CachedStream(list(zip(rows, orders)), weights, seed, store)
-
-
-DEFAULT_CACHE_BYTES = 20_000_000_000
 
 
 def open_data(folder: Path) -> PreparedData:

@@ -24,6 +24,9 @@ RAY_ENVIRONMENT = {
 }
 
 
+WAIT_SECONDS = 24 * 3600
+
+
 def main() -> None:
     """Train as the JSON on standard input says."""
     task = json.load(sys.stdin)
@@ -60,7 +63,8 @@ def fit(task: dict[str, Any]) -> None:
     TorchTrainer(
         worker_loop,
         train_loop_config={"request": task["request"], "lifeline": task["lifeline"]},
-        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+        # Ranks wait for rank 0, which may wait long for its store; the watchdog sees real hangs.
+        torch_config=TorchConfig(backend="nccl" if cuda else "gloo", timeout_s=WAIT_SECONDS),
         scaling_config=ScalingConfig(num_workers=task["workers"], use_gpu=cuda),
         run_config=RunConfig(
             # Fresh scratch space each time: Ray's own run state is never resumed from.

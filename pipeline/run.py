@@ -23,8 +23,8 @@ from pipeline.plan import (
 from pipeline.preemption import watch_for_notices
 from pipeline.preflight import preflight
 from pipeline.state.head import Clock, RunState
-from pipeline.state.owner import Owner, differences
-from pipeline.state.requests import clear_stops, pending_stop
+from pipeline.state.owner import RELEASED, Owner, differences
+from pipeline.state.requests import pending_stop
 from pipeline.state.stores import StoreError, open_store
 from pipeline.stopping import StoppingOnSignals
 
@@ -82,10 +82,8 @@ def run_job(job: Job, options: Options, display: Display) -> int:
             )
         except StoreError as error:
             raise _not_started(error) from error
-        if owner.launch_id is None and clear_stops(
-            run
-        ):  # a person has claimed it, who wants it to go on
-            display.say({"type": "note", "text": "cleared a request to stop this run"})
+        if claim.before.claims and claim.reason != RELEASED:
+            display.say({"type": "note", "text": f"taking the run over: {claim.reason}"})
         if head is not None and head.claims:
             for change in differences(head.claims[0].owner, owner):
                 text = f"changed since this run was last worked on: {change}"
@@ -117,6 +115,6 @@ def _obey_stop_request(run: RunState) -> None:
     request = pending_stop(run)
     if request is not None:
         raise Stopped(
-            f"Stopped by request ({request.describe()}); nothing was started. To go on, run it "
-            "yourself: pion run, launch or hop clear the request."
+            f"Stopped by request ({request.describe()}); nothing was started. To go on, start it "
+            "yourself with `pion run`, which clears the request."
         )

@@ -61,6 +61,12 @@ class Watchdog:
                 self._intervals.append(at - self._last_beat)
             self._last_beat = self._since = at
 
+    def restart(self) -> None:
+        """What follows is compiled and timed anew: `start_limit` holds until two more beats."""
+        with self._lock:
+            self._intervals.clear()
+            self._last_beat, self._since = None, self._now()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing is expected meanwhile, because something else limits it; may be nested."""

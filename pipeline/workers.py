@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,8 @@ class RayWorkers:
     def __init__(self, request: TrainRequest, count: int) -> None:
         self.messages: queue.Queue[tuple[int, Message]] = queue.Queue()
         self._request, self._count = request, count
-        self._lifeline = LifelineServer(LOOPBACK, lambda r, m: self.messages.put((r, m)))
+        host = _own_address(os.environ.get(RAY_ADDRESS))
+        self._lifeline = LifelineServer(host, lambda r, m: self.messages.put((r, m)))
         # A short path: Ray puts Unix sockets in it, whose names are limited to 107 bytes.
         self._session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir=_short_temp_dir()))
         # Not under the session's name: whoever reads it is no process of Ray's.
@@ -101,6 +103,14 @@ class RayWorkers:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         text = lines[-1] if lines else f"exit code {code}"
         self.messages.put((-1, {"type": "fit_ended", "error": text}))
+
+
+def _own_address(ray: str | None) -> str:
+    """This machine's address as seen from where Ray runs (host:port; None: here)."""
+    host = ray.rpartition(":")[0] if ray else LOOPBACK
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing, but chooses the interface
+        return str(probe.getsockname()[0])
 
 
 def _short_temp_dir() -> str:

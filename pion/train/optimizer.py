@@ -97,15 +97,6 @@ class Optimizer:
         """Live references to all state, as `{parameter}.exp_avg`, `.exp_avg_sq`, `.momentum`."""
         return dict(self._moments)
 
-    def load_state_tensors(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Copy in what `state_tensors` returned after `steps` updates.
-
-        Raises BadInput, leaving the state as it was, if it is another model's or optimizer's.
-        """
-        check_tensors(tensors, self._moments, "optimizer state")
-        copy_tensors(tensors, self._moments)
-        self.set_steps(steps)
-
     def set_steps(self, steps: int) -> None:
         """Say how many updates led to the state tensors."""
         self.steps = steps

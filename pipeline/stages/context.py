@@ -6,7 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any
 
 from pion.errors import PionError, Trouble
 from pipeline.budget import over_budget, price_per_hour
@@ -17,13 +18,10 @@ from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
-from pipeline.state.retention import sweep_abandoned
-from pipeline.state.stores import open_store
+from pipeline.state.retention import sweep, sweep_abandoned
+from pipeline.state.stores import StoreError, open_store
 from pipeline.state.workspace import Workspace
 from pipeline.watchdog import Watchdog
-
-if TYPE_CHECKING:
-    pass
 
 Report = Callable[[dict[str, Any]], None]
 MAX_ATTEMPTS = 5
@@ -71,20 +69,23 @@ class TrainingContext:
     def wait_for_prepare(self) -> bool:
         """Return once the prepared data is committed; False if asked to stop before."""
         wanted = self.request.digests["prepare"]
-        while not self._asked():
-            head = self.run.read()
-            done = head.stages.get("prepare") if head else None
-            if done is not None and done.digest == wanted:
-                return True
-            time.sleep(REMOTE_POLL_SECONDS if self.workspace.remote else POLL_SECONDS)
+        with self.watchdog.paused():  # data may take hours
+            while not self._asked():
+                with suppress(StoreError):  # the driver meets it too, and decides
+                    head = self.run.read()
+                    done = head.stages.get("prepare") if head else None
+                    if done is not None and done.digest == wanted:
+                        return True
+                time.sleep(REMOTE_POLL_SECONDS if self.workspace.remote else POLL_SECONDS)
         return False
 
     def claim(self) -> Claim:
         """Own the run under a new epoch; give up when attempts keep failing without a commit."""
         price = price_per_hour(self.job.budget)
-        claim = self.run.claim(Owner(**self.request.owner), price=price)
+        claim = self.run.claim(Owner(**self.request.owner), price=price, continuing=True)
         sweep_abandoned(claim)
-        if failed_attempts(claim.head) >= MAX_ATTEMPTS:
+        sweep(claim)
+        if claim.head.failed_attempts >= MAX_ATTEMPTS:
             claim.release(forget_attempts=True)
             raise PionError(
                 f"{MAX_ATTEMPTS} attempts in a row ended before anything was committed. What was "
@@ -141,15 +142,6 @@ class TrainingContext:
         saying.start()
         saying.join(1.0)  # the line to the driver may hang as well
         os._exit(HANG_EXIT if self.request.by_ray else 75)
-
-
-def failed_attempts(head: Head) -> int:
-    """Attempts to train, before the present claim, since progress was last committed.
-
-    A `pion run` claims once for itself and once for each start of its workers.
-    """
-    claims = [claim for claim in head.claims if claim.epoch > head.committed_epoch]
-    return len(claims) - len({claim.owner.session for claim in claims}) - 1
 
 
 def phase(name: str, started: float) -> dict[str, Any]:

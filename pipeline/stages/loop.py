@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from pion.errors import BadInput, Stopped, Trouble
+from pion.errors import BadInput, Fenced, Stopped, Trouble
 from pipeline.cadence import seconds_between_interruptions
 from pipeline.marks import mark
 from pipeline.stages.context import TrainingContext, phase
@@ -18,7 +20,10 @@ from pipeline.state.metrics import MetricsLog
 from pipeline.state.stores import StoreError
 
 if TYPE_CHECKING:
+    from pipeline.stages.start import Setup
     from pipeline.state.checkpoint import Checkpointer
+
+_log = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 48
 FLUSH_SECONDS = 10.0
@@ -40,11 +45,13 @@ class StageTraining:
 
         started = time.monotonic()
         context = self.context
+        context.watchdog.restart()
         with context.watchdog.paused():  # a download has time-outs of its own
             setup = start_stage(
                 context.request, context.run, context.workspace, self.stage, self.group
             )
         self.trainer, self.held_out = setup.trainer, setup.held_out
+        self.first_step = self.trainer.step
         self.tokenizer, self.tokenizer_file = setup.tokenizer, setup.tokenizer_file
         self.seq_len = self.job.sft_seq_len if self.stage == "sft" else self.job.data.seq_len
         for note in setup.notes:
@@ -65,7 +72,7 @@ class StageTraining:
         )
         if self.claim is not None:
             self.claim.set_restore(self.stage, self.trainer.step)
-            self._open_outputs(setup.ancestor, setup.metrics)
+            self._open_outputs(setup)
             for line in record_machine(
                 context.run, self.claim.epoch, self.job, self.stage, self.trainer
             ):
@@ -87,14 +94,15 @@ class StageTraining:
                     closing.callback(self._flush_metrics)
                     closing.callback(self.checkpointer.close)
 
-    def _open_outputs(self, ancestor: str | None, metrics: str) -> None:
+    def _open_outputs(self, setup: Setup) -> None:
         from pipeline.trackers import Trackers
 
         assert self.claim is not None
         context = self.context
         self.metrics = MetricsLog(context.run.store, context.run.name, self.stage, self.claim.epoch)
-        self.metrics.adopt(metrics)
-        self.checkpointer = self._open_checkpointer(self.claim, ancestor)
+        self.metrics.adopt(setup.metrics)
+        self.flusher = threading.Thread(target=self._flush_metrics, daemon=True)
+        self.checkpointer = self._open_checkpointer(self.claim, setup)
         state = self.trainer.state()
         self.checkpointer.reserve(state.model, state.optimizer)
         checkpoint = self.job.checkpoint
@@ -115,7 +123,7 @@ class StageTraining:
         self.last_flush = time.monotonic()
         self.held_out_loss: float | None = None
 
-    def _open_checkpointer(self, claim: Claim, ancestor: str | None) -> Checkpointer:
+    def _open_checkpointer(self, claim: Claim, setup: Setup) -> Checkpointer:
         from pipeline.state.checkpoint import Checkpointer
         from pipeline.state.retention import Keep
 
@@ -131,7 +139,9 @@ class StageTraining:
             keep=Keep(
                 last=keep.last, every=keep.every, best="held_out_loss" if keep.best else None
             ),
-            ancestor=ancestor,
+            ancestor=setup.ancestor,
+            last=setup.listed,
+            copy=setup.copy,
             before_commit=self.metrics.flush,
             unwritten=self.metrics.unwritten,
             workspace=self.context.workspace,
@@ -146,7 +156,7 @@ class StageTraining:
                 self.saving.follow()
                 if self.saving.too_long_undurable() and self.trainer.trouble() is None:
                     with self.context.watchdog.paused():
-                        self.saving.hold()
+                        self.saving.hold(self.context.should_stop)
             if not trainer.train_step(self.context.should_stop):
                 return False
             self.context.watchdog.beat()
@@ -167,6 +177,8 @@ class StageTraining:
                 self.context.watchdog.beat()
             if self.claim is not None and not last and self.saving.due(trainer.step):
                 self._save()
+        if self.first_step == steps:  # ended after its last save, before it was measured
+            self._evaluate()
         return True
 
     def _save(self) -> None:
@@ -214,8 +226,11 @@ class StageTraining:
         self.report({"type": "step", **status, "dollars": self.claim.spent.dollars or None})
         self.claim.report(**status)
         batched = self.context.run.store.commits  # a commit carries what was gathered
-        if not batched and time.monotonic() - self.last_flush > FLUSH_SECONDS:
-            self._flush_metrics()
+        due = not batched and time.monotonic() - self.last_flush > FLUSH_SECONDS
+        if due and not self.flusher.is_alive():
+            # No step waits for a store, which may take long to say that it is down.
+            self.flusher = threading.Thread(target=self._flush_metrics, daemon=True)
+            self.flusher.start()
             self.last_flush = time.monotonic()
 
     def _keep_metrics(self, rows: list[dict[str, Any]]) -> None:
@@ -225,12 +240,13 @@ class StageTraining:
             self.trackers.log(rows)
 
     def _flush_metrics(self) -> None:
-        """Write metrics; they stay in memory while the store is down."""
+        """Write metrics; where that fails they stay in memory, for the next save to write."""
         try:
+            assert self.claim is not None
+            self.claim.check()
             self.metrics.flush()
-        except StoreError as error:
-            if not error.outage:
-                raise
+        except (StoreError, Fenced) as error:
+            _log.warning("Metrics were not written: %s", error)
 
     def _evaluate(self) -> None:
         trainer = self.trainer
@@ -241,7 +257,8 @@ class StageTraining:
             return
         self.held_out_loss = result.loss
         if self.job.checkpoint.keep.best:
-            self._note_held_out_loss()
+            with self.context.watchdog.paused():
+                self._note_held_out_loss()
         row = {
             "step": trainer.step,
             "held_out_loss": result.loss,
@@ -298,13 +315,15 @@ class StageTraining:
         assert self.claim is not None
         with self.context.watchdog.paused():
             self.saving.complete()
+            self._flush_metrics()  # the commit that ends the stage carries its last rows
         assert self.checkpointer.last is not None
         result: dict[str, Any] = {"steps": self.trainer.step, "rows": self.trainer.next_row}
         if self.held_out_loss is not None:
             result["held_out_loss"] = self.held_out_loss
-        self.claim.finish_stage(
-            self.stage, self.digest, result, checkpoint_key=self.checkpointer.last.key
-        )
+        with self.context.watchdog.paused():
+            self.claim.finish_stage(
+                self.stage, self.digest, result, checkpoint_key=self.checkpointer.last.key
+            )
         self.report({"type": "stage", "stage": self.stage, "state": "done", "why": ""})
         mark("boundary")
 

@@ -44,16 +44,11 @@ SFT_MEASURES = ("response_loss", "stop_accuracy")
 def check_target(job: Job) -> list[str]:
     """Find out before training what would stop publishing after it; returns notes for the user.
 
-    Raises BadInput for a capped model, an unknown name in publish.require, a folder that can't be
-    written or holds something else, and a Hub repository this token may not publish to.
+    Raises BadInput for an unknown name in publish.require, a folder that can't be written or holds
+    something else, and a Hub repository this token may not publish to.
     """
     if job.publish is None:
         return []
-    if job.model_config_resolved().softcap is not None:
-        raise BadInput(
-            "model.softcap: a capped model is not stock Qwen3 and can't be published as one. "
-            "Nothing was started. Remove model.softcap or the publish section."
-        )
     _check_names(job)
     repo = repo_of(job.publish.to)
     if repo is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from pipeline.cadence import SaveCadence
 from pipeline.formats import duration
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoint import Checkpointer
+from pipeline.state.owner import launch_id
+from pipeline.state.uploader import MANIFEST
 from pipeline.state.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -71,13 +73,15 @@ class Saving:
             stats = self.checkpointer.stats
             self.cadence.saved(started, stats.stall_seconds, stats.write_seconds)
 
-    def complete(self, patience: float | None = None) -> None:
+    def complete(
+        self, patience: float | None = None, give_up: Callable[[], bool] = lambda: False
+    ) -> None:
         """Save the last finished step and return when it is durable.
 
         While the store is down it tries again for `patience` seconds (`checkpoint.linger`), then
-        raises `NotDurable` naming the copy on this machine.
+        raises `NotDurable` naming the copy on this machine; or until `give_up` says so.
         """
-        patience = self.linger if patience is None else patience
+        patience = linger_seconds(self.settings) if patience is None else patience
         end, delay = self._now() + patience, FIRST_RETRY_SECONDS
         while True:
             self.checkpointer.wait()
@@ -87,10 +91,20 @@ class Saving:
             outage = self.checkpointer.stats.outage
             if outage is None:
                 return
+            if self.checkpointer.deaths == 1:
+                continue  # the uploading process was killed, and the next one may live
             if self._now() + delay > end:
                 raise NotDurable(self._not_durable(outage, patience))
-            self._sleep(delay)
+            self._wait(delay)
+            if give_up():
+                return
             delay = min(delay * 2, LAST_RETRY_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        """Say that it goes on, so that a log shows why nothing else happens; then sleep."""
+        text = f"the store can't be reached; trying again in {duration(seconds)}"
+        self._report({"type": "note", "text": text})
+        self._sleep(seconds)
 
     def follow(self) -> None:
         """Say what has become durable, or that nothing does. Called after each step."""
@@ -119,28 +133,31 @@ class Saving:
             undurable > self.settings.max_undurable
         )
 
-    def hold(self) -> None:
-        """Stand still until the last finished step is durable. Raises as `complete` does."""
+    def hold(self, asked: Callable[[], bool]) -> None:
+        """Stand still until the last finished step is durable, or a stop is `asked`."""
         since = duration(self._now() - self._durable_since)
         outage = self.checkpointer.stats.outage
         text = f"training pauses: nothing could be saved for {since}. {outage}"
         self._report({"type": "note", "text": text})
-        self.complete()
-
-    @property
-    def linger(self) -> float:
-        """How long to keep trying before giving up: a rented machine takes its disk along."""
-        if self.settings.linger is not None:
-            return self.settings.linger
-        rented = os.environ.get("PION_LAUNCH_ID") or os.environ.get("SKYPILOT_TASK_ID")
-        return RENTAL_LINGER if rented else 0.0
+        self.complete(patience=math.inf, give_up=asked)
 
     def _not_durable(self, outage: str, patience: float) -> str:
-        copy = self._workspace.folder(self.checkpointer.attempted or "")
-        kept = f" The last finished step is saved on this machine, in {copy}." if copy else ""
         tried = f" Tried for {duration(patience)}." if patience else ""
-        return (
+        text = (
             f"{outage}{tried} Everything committed before is safe in {self._workspace.store.url}."
-            f"{kept} When the store can be reached again, run the same command on this machine: it "
-            "goes on from that copy."
         )
+        again = "When the store can be reached again, run the same command"
+        copy = self._workspace.folder(self.checkpointer.attempted or "")
+        if self._workspace.remote and (copy / MANIFEST).exists():
+            return (
+                f"{text} The last finished step is saved on this machine, in {copy}. {again} on "
+                "this machine: it goes on from that copy."
+            )
+        return f"{text} {again}."
+
+
+def linger_seconds(settings: Checkpoint) -> float:
+    """How long to keep trying before giving up: a rented machine takes its disk along."""
+    if settings.linger is not None:
+        return settings.linger
+    return RENTAL_LINGER if launch_id() else 0.0

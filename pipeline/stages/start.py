@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pion.train.trainer import Trainer
     from pipeline.stages.request import Group, TrainRequest
     from pipeline.state.head import RunState
+    from pipeline.state.records import CheckpointEntry
     from pipeline.state.workspace import Workspace
 
 
@@ -32,6 +33,10 @@ class Setup:
     tokenizer_file: Path
     why: str
     ancestor: str | None = None
+    listed: CheckpointEntry | None = None
+    """The checkpoint it went back to, if HEAD lists it; `copy` is the key of one that only this
+    machine has."""
+    copy: str | None = None
     metrics: str = ""
     """JSON lines of steps before this one that the store may not have."""
     notes: list[str] = field(default_factory=list)
@@ -80,6 +85,9 @@ def start_stage(
             metrics = (found.folder / METRICS).read_text(encoding="utf-8")
     recorded = group.from_rank_0(saved.state["plan"] if saved else None)
     plan = choose_plan(job, stage, group, recorded)
+    # Machines of a cluster may differ, and all ranks must compute alike.
+    micro_batch, recompute = group.from_rank_0((plan.micro_batch, plan.recompute))
+    plan = dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute)
     if recorded is None:
         model, why = _starting_model(job, run, stage)
     else:
@@ -101,6 +109,8 @@ def start_stage(
         data.tokenizer_path,
         why,
         ancestor=found.listed_key if found else None,
+        listed=found.entry if found and found.listed else None,
+        copy=found.entry.key if found and found.entry and not found.listed else None,
         metrics=metrics,
         notes=notes,
         closers=closers,

@@ -11,16 +11,13 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pion.errors import PionError, Trouble
 from pipeline.job import Job
 from pipeline.stages.context import Report, TrainingContext, phase
 from pipeline.stages.loop import StageTraining
 from pipeline.stages.request import Group, TrainRequest
-
-if TYPE_CHECKING:
-    pass
 
 
 def train_stages(
@@ -56,7 +53,7 @@ def _attempt(context: TrainingContext) -> str:
     group = context.group
     claim = context.claim() if group.rank == 0 else None
     context.own(claim)
-    done = False
+    done = again = False
     try:
         todo = group.from_rank_0(context.unfinished(claim.head) if claim else None)
         for stage in todo:
@@ -70,10 +67,11 @@ def _attempt(context: TrainingContext) -> str:
         refusal = group.from_rank_0(context.leave_out(trouble, claim) if claim else None)
         if refusal is not None:
             raise PionError(refusal) from None
+        again = True
         return "again"
     finally:
-        if claim is not None and done:
-            claim.stop_heartbeat()  # the driver claims next, to evaluate
+        if claim is not None and (done or again):
+            claim.stop_heartbeat()  # this process claims next, or the driver, to evaluate
         elif claim is not None:
             with suppress(PionError):
                 claim.release()

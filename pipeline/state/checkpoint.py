@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.state.claim import Claim
 from pipeline.state.records import CheckpointEntry, Head
-from pipeline.state.retention import Keep, forget, sweep, sweep_unused
+from pipeline.state.retention import Keep, delete_due, forget, sweep_unused
 from pipeline.state.snapshot import Snapshot, Tensors
 from pipeline.state.stores import StoreError
 from pipeline.state.uploader import SaveJob
@@ -45,7 +45,6 @@ class SaveStats:
     skipped: int = 0
     saved: int = 0
     durable_step: int | None = None
-    durable_at: float | None = None
     outage: str | None = None
 
 
@@ -54,7 +53,8 @@ class Checkpointer:
 
     A snapshot is the only stall. A process of its own writes and uploads it (uploader.py), and a
     thread here then commits. `files` travel with every checkpoint (`config.json`,
-    `tokenizer.json`). `ancestor` is the key of the checkpoint that training goes on from.
+    `tokenizer.json`). `ancestor` is the key of the checkpoint that training goes on from, `last`
+    that checkpoint if HEAD lists it, `copy` the key of this machine's copy if it doesn't.
     `before_commit` runs in that thread just before a checkpoint is listed: what it flushes is
     durable when the checkpoint is. Should it never be listed, and this machine go on from its copy
     all the same, `unwritten` metrics are in that copy.
@@ -69,6 +69,8 @@ class Checkpointer:
         files: Mapping[str, bytes],
         keep: Keep | None = None,
         ancestor: str | None = None,
+        last: CheckpointEntry | None = None,
+        copy: str | None = None,
         before_commit: Callable[[], None] | None = None,
         unwritten: Callable[[], str] | None = None,
         workspace: Workspace | None = None,
@@ -85,12 +87,12 @@ class Checkpointer:
         self._workspace = workspace or Workspace(claim.store, claim.state.name)
         self._snapshot = Snapshot()
         self._uploader = (uploader or UploaderProcess)(self._snapshot.fd)
-        self._deaths = 0
+        self.deaths = 0  # of the uploader, in a row
         self._reserving: threading.Thread | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self.last: CheckpointEntry | None = None
-        self.attempted: str | None = None  # the key of the save begun last
+        self.last = last
+        self.attempted = copy  # the key of the save begun last
         self.stats = SaveStats()
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
@@ -165,11 +167,11 @@ class Checkpointer:
     def _run(self, metrics: dict[str, float]) -> None:
         started = time.perf_counter()
         try:
-            entry = self._save(metrics)
+            entry, head = self._save(metrics)
         except UploaderDied as error:
-            self._deaths += 1
+            self.deaths += 1
             self.stats.outage = str(error)
-            if self._deaths >= UPLOADER_DEATHS:
+            if self.deaths >= UPLOADER_DEATHS:
                 self._failure = error
             return
         except BaseException as error:
@@ -180,13 +182,16 @@ class Checkpointer:
             return
         self.last = entry
         self._ancestor = entry.key
-        self._deaths = 0
+        self.deaths = 0
         stats = self.stats
         stats.write_seconds = time.perf_counter() - started
         stats.saved += 1
-        stats.durable_step, stats.durable_at, stats.outage = entry.step, entry.at, None
+        stats.durable_step, stats.outage = entry.step, None
+        self._forget_copies(head)
+        if self._claim.store.commits and stats.saved % SAVES_PER_SWEEP == 0:
+            sweep_unused(self._claim)  # each commit keeps what it replaced
 
-    def _save(self, metrics: dict[str, float]) -> CheckpointEntry:
+    def _save(self, metrics: dict[str, float]) -> tuple[CheckpointEntry, Head]:
         claim, step = self._claim, self._snapshot.state["step"]
         claim.check()
         now = claim.state.clock.now()
@@ -220,15 +225,14 @@ class Checkpointer:
         entry = dataclasses.replace(saved.entry(about, key), metrics=metrics)
         if self._before_commit is not None:
             self._before_commit()
+        deleted = delete_due(claim)
         clock = claim.state.clock  # the upload may have taken long, and readers have an hour
-        head = claim.commit(
-            lambda head: forget(head.with_checkpoint(entry), self._keep, clock.now())
-        )
-        sweep(claim)
-        if claim.store.commits and (self.stats.saved + 1) % SAVES_PER_SWEEP == 0:
-            sweep_unused(claim)  # each commit keeps what it replaced
-        self._forget_copies(head)
-        return entry
+
+        def listed(head: Head) -> Head:
+            head = head.with_checkpoint(entry).without_trash(deleted)
+            return forget(head, self._keep, clock.now())
+
+        return entry, claim.commit(listed)
 
     def _forget_copies(self, head: Head) -> None:
         """Keep on this machine what a restart here would want, and no more."""

@@ -25,7 +25,7 @@ from pipeline.state.records import (
     Spent,
     StageRecord,
 )
-from pipeline.state.stores import Store
+from pipeline.state.stores import Missing, Store
 
 if TYPE_CHECKING:
     from pipeline.state.head import RunState
@@ -47,6 +47,8 @@ class Claim:
         self.state = state
         self.epoch = head.epoch
         self.stop_request: str | None = None  # who asked for a stop and when, once a beat saw it
+        self._session = head.claims[0].owner.session
+        self._seen_beat: bytes | None = None
         self._price, self._spent = price, head.spent
         self._started = state.clock.monotonic()
         self.before = before
@@ -86,7 +88,7 @@ class Claim:
                 if present is not None and write_id in present.write_ids:
                     return present  # a write given up as lost has landed after all
                 if present is None or present.epoch != self.epoch:
-                    self._fenced = self._fenced_by(present)
+                    self._fenced = taken_over(self.state, present, self.epoch)
                     raise self._fenced
                 head = signed(dataclasses.replace(change(present), spent=self.spent), write_id)
                 if self.state.swap(head, version, write_id):
@@ -166,22 +168,34 @@ class Claim:
 
     def _beat(self) -> None:
         present = self.state.read()
-        if present is None or present.epoch != self.epoch:
-            self._fenced = self._fenced or self._fenced_by(present)
+        if present is None or present.claims[0].owner.session != self._session:
+            self._fenced = self._fenced or taken_over(self.state, present, self.epoch)
             return
         self._look_for_requests()
         if self.store.commits:
             return  # commits are the sign of life where they are counted
+        key = self.state.key(heartbeat_path(present.epoch))
+        if present.epoch != self.epoch and self._another_beats(key):
+            return  # a worker of ours owns the run, and says so itself
         self._beats += 1
         beat = {
-            "epoch": self.epoch,
+            "epoch": present.epoch,
             "owner": dataclasses.asdict(present.owner) if present.owner else None,
             "at": self.state.clock.now(),
             "beat": self._beats,
             "status": dict(self._status),
         }
-        key = self.state.key(heartbeat_path(self.epoch))
-        self.store.write(key, (json.dumps(beat, indent=1) + "\n").encode())
+        self._seen_beat = (json.dumps(beat, indent=1) + "\n").encode()
+        self.store.write(key, self._seen_beat)
+
+    def _another_beats(self, key: str) -> bool:
+        """Whether the heartbeat has changed since the last look, by another hand than ours."""
+        try:
+            beat = self.store.read(key)
+        except Missing:
+            return False  # still starting, or just restarted
+        changed, self._seen_beat = beat != self._seen_beat, beat
+        return changed
 
     def _look_for_requests(self) -> None:
         from pipeline.state.requests import pending_stop
@@ -189,19 +203,19 @@ class Claim:
         request = pending_stop(self.state, _log.warning)
         self.stop_request = request.describe() if request else None
 
-    def _fenced_by(self, head: Head | None) -> Fenced:
-        name = self.state.name
-        if head is None or not head.claims:
-            return Fenced(
-                f"Run {name} was deleted from {self.store.url}; this process has stopped."
-            )
-        newest = head.claims[0]
-        return Fenced(
-            f"Run {name} was taken over by {newest.owner.describe()} at {moment(newest.at)} "
-            f"(epoch {newest.epoch}; this process had epoch {self.epoch}). This process has "
-            "stopped and writes nothing more; everything it had committed is kept. To bring the "
-            "run back here, run the same command with --take-over."
-        )
+
+def taken_over(state: RunState, head: Head | None, epoch: int | None = None) -> Fenced:
+    """The error of a process whose run another one owns by now, as `head` shows."""
+    where = f"Run {state.name}"
+    if head is None or not head.claims:
+        return Fenced(f"{where} was deleted from {state.store.url}; this process has stopped.")
+    newest = head.claims[0]
+    mine = f"; this process had epoch {epoch}" if epoch is not None else ""
+    return Fenced(
+        f"{where} was taken over by {newest.owner.describe()} at {moment(newest.at)} (epoch "
+        f"{newest.epoch}{mine}). This process has stopped and writes nothing more; everything it "
+        "had committed is kept. To bring the run back here, run the same command with --take-over."
+    )
 
 
 def heartbeat_path(epoch: int) -> str:

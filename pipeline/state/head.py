@@ -13,7 +13,7 @@ from typing import Any
 from pion.errors import BadInput
 from pipeline.formats import moment
 from pipeline.marks import mark
-from pipeline.state.claim import Claim, heartbeat_path, signed
+from pipeline.state.claim import Claim, heartbeat_path, signed, taken_over
 from pipeline.state.owner import Owner, is_running, may_take_over
 from pipeline.state.records import Head
 from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_once
@@ -110,6 +110,7 @@ class RunState:
         take_over: bool = False,
         unattended: bool = False,
         price: float | None = None,
+        continuing: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> Claim:
         """Own the run under the next epoch, creating it if it does not exist.
@@ -118,6 +119,8 @@ class RunState:
         `unattended` start waits until the owner has shown no sign of life for 60 s of its own
         clock (half an hour where only commits are one), and a person's raises `BadInput` saying
         who owns the run. `price` is what this machine costs, in dollars per hour.
+        One that is `continuing`, because its session owned the run before, raises `Fenced` if
+        somebody else has claimed it since.
         """
         write_id = uuid.uuid4().hex
         silent_version: str | None = None
@@ -125,6 +128,8 @@ class RunState:
         while True:
             present, version = self.read_versioned()
             before = present or Head()
+            if continuing and not (before.claims and before.claims[0].owner.session == me.session):
+                raise taken_over(self, present)
             reason = may_take_over(before.owner, me)
             if reason is None and take_over:
                 reason = "told to take over"

@@ -46,7 +46,7 @@ class Owner:
             pid_namespace=_pid_namespace(),
             boot_id=_boot_id(),
             host=socket.gethostname(),
-            launch_id=os.environ.get("PION_LAUNCH_ID") or os.environ.get("SKYPILOT_TASK_ID"),
+            launch_id=launch_id(),
             commit=code.commit,
             dirty=code.dirty,
             versions=code.versions,
@@ -70,10 +70,18 @@ class CodeVersion:
     versions: Mapping[str, str]
 
 
+RELEASED = "it was released"
+
+
+def launch_id() -> str | None:
+    """What starts of one launch have in common, where a manager started this process."""
+    return os.environ.get("PION_LAUNCH_ID") or os.environ.get("SKYPILOT_TASK_ID")
+
+
 def may_take_over(other: Owner | None, me: Owner) -> str | None:
     """Why `me` may claim at once from `other`; None if only a person or silence can decide."""
     if other is None:
-        return "it was released"
+        return RELEASED
     if other.session == me.session:
         return "this process owned it"
     if is_running(other, me) is False:

@@ -130,9 +130,19 @@ class Head:
     format: int = FORMAT
 
     @property
-    def attempts_without_commit(self) -> int:
-        """Claims in a row, the present one included, that have committed no progress."""
-        return self.epoch - self.committed_epoch
+    def failed_attempts(self) -> int:
+        """Attempts to train, before the present claim, since progress was last committed.
+
+        A `pion run` claims once for itself and once for each start of its workers.
+        """
+        claims = [claim for claim in self.claims if claim.epoch > self.committed_epoch]
+        return len(claims) - len({claim.owner.session for claim in claims}) - 1
+
+    def without_trash(self, keys: Collection[str]) -> "Head":
+        """Trash `keys` forgotten, their files being deleted."""
+        return dataclasses.replace(
+            self, trash=tuple(item for item in self.trash if item.key not in keys)
+        )
 
     def claimed(self, me: Owner, at: float, price: float | None = None) -> "Head":
         """The next epoch, owned by `me`, on a machine that costs `price` dollars per hour."""

@@ -36,6 +36,7 @@ class Snapshot:
         self.extents: dict[str, Extent] = {}
         self._layout: object = None
         self._views: list[torch.Tensor] = []
+        self._pinned: int | None = None  # address of page-locked memory
 
     def take(self, model: Tensors, optimizer: Tensors, state: Mapping[str, Any]) -> None:
         """Copy everything; when this returns the tensors may change again."""
@@ -64,6 +65,7 @@ class Snapshot:
 
     def close(self) -> None:
         """Let go of the memory."""
+        self._unpin()
         self._views = []
         if self.fd >= 0:
             os.close(self.fd)
@@ -73,6 +75,7 @@ class Snapshot:
         import torch
 
         headers = {name: _header(image) for name, image in images.items()}
+        self._unpin()
         self._views, self.extents = [], {}  # let the old memory go first
         offset = 0
         for name, (header, size) in headers.items():
@@ -84,8 +87,7 @@ class Snapshot:
         memory = mmap.mmap(self.fd, offset)
         buffer = torch.frombuffer(memory, dtype=torch.uint8)
         if pinned:
-            # A GPU copies straight into page-locked memory alone, several times as fast.
-            torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), offset, 0)
+            self._pin(buffer)
         for name, image in images.items():
             header, _ = headers[name]
             start = self.extents[name][0]
@@ -95,6 +97,24 @@ class Snapshot:
                 end = begin + tensor.numel() * tensor.element_size()
                 self._views.append(buffer[begin:end].view(tensor.dtype).view(tensor.shape))
                 begin = end
+
+    def _pin(self, buffer: "torch.Tensor") -> None:
+        """Lock the memory's pages: a GPU copies straight into such memory, several times as fast.
+
+        Where that is refused (a limit on locked memory), copies are slower and nothing else.
+        """
+        import torch
+
+        if int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)) == 0:
+            self._pinned = buffer.data_ptr()
+
+    def _unpin(self) -> None:
+        """Before the memory goes: CUDA would take what comes to lie at its address for it."""
+        import torch
+
+        if self._pinned is not None:
+            torch.cuda.cudart().cudaHostUnregister(self._pinned)
+            self._pinned = None
 
 
 def map_extents(fd: int, extents: Mapping[str, Extent]) -> dict[str, memoryview]:

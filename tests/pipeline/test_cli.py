@@ -1,8 +1,10 @@
 """The command line: light to start, exact in its exit codes, and never a bare traceback."""
 
+import importlib.metadata
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import pipeline.cli
 from pion.errors import Fenced, NotDurable
 from pipeline.cli import main
+from pipeline.job import STAGES
 from pipeline.state.owner import Owner
 from pipeline.state.records import SkippedRows
 from tests.pipeline.finished_run import make_run, tiny_model, tiny_tokenizer
@@ -67,6 +70,34 @@ def test_help_lists_every_command_and_each_has_help_of_its_own(pion):
     for command in COMMANDS:
         assert command in out
         assert pion(command, "--help")[0] == 0
+
+
+def test_help_says_what_every_exit_code_means(pion):
+    from pion import errors
+
+    codes = {e.exit_code for e in vars(errors).values() if hasattr(e, "exit_code")}
+    listed = pion("--help")[1].partition("exit codes:\n")[2].splitlines()
+    assert {int(line.split()[0]) for line in listed} == codes | {0}
+
+
+def test_version_is_that_of_the_installed_package(pion):
+    assert pion("--version") == (0, f"pion {importlib.metadata.version('pion')}\n", "")
+
+
+def test_help_of_redo_names_every_stage(pion):
+    words = " ".join(pion("run", "--help")[1].split())
+    assert f"again: {', '.join(STAGES[:-1])} or {STAGES[-1]}" in words
+
+
+@pytest.mark.parametrize("command", ["status", "checkpoints", "stop", "fork", "report"])
+def test_help_says_what_a_run_may_be_named_by(pion, command):
+    assert "a name in runs/, or STORE/NAME" in " ".join(pion(command, "--help")[1].split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_a_command_does_is_one_sentence(pion, command):
+    description = pion(command, "--help")[1].split("\n\n")[1]
+    assert re.search(r"\w[.?]$", description)
 
 
 @pytest.mark.parametrize(

@@ -326,8 +326,9 @@ def may_go_on(run: RunState, **changes: Any) -> bool:
         ({"pretrain__lr": 2e-2}, True),
         ({"pretrain__steps": 40, "pretrain__weight_decay": 0.0}, True),
         ({"pretrain__schedule": "cosine", "sft__lr": 5e-4}, True),
-        ({"pretrain__steps": 10}, True),  # exactly what is done
-        ({"pretrain__steps": 9}, False),  # done already
+        ({"pretrain__steps": 11}, True),
+        ({"pretrain__steps": 10}, False),  # nothing would be trained under the new schedule
+        ({"pretrain__steps": 9}, False),
         ({"pretrain__optimizer": "muon"}, False),  # other optimizer state
         ({"pretrain__global_batch": 8}, False),  # other rows in each step
         ({"seed": 43}, False),  # another order of rows
@@ -340,6 +341,15 @@ def test_a_fork_goes_on_under_another_schedule_but_as_nothing_else(
     source: RunState, change: dict[str, Any], allowed: bool
 ) -> None:
     assert may_go_on(fork(source, at=10), **change) is allowed
+
+
+def test_a_fork_at_a_stages_last_step_goes_on_under_another_schedule_only_for_more_steps(
+    source: RunState,
+) -> None:
+    new = fork(source, at=20)
+    assert may_go_on(new)
+    assert not may_go_on(new, pretrain__lr=2e-2)
+    assert may_go_on(new, pretrain__lr=2e-2, pretrain__steps=24)
 
 
 def test_a_run_that_is_no_fork_does_not(source: RunState) -> None:
@@ -367,10 +377,32 @@ def test_the_data_of_a_fork_is_not_prepared_again(source: RunState) -> None:
     assert states["pretrain"] == "resume"
 
 
-def test_a_refused_change_of_schedule_is_shown_the_way_by_a_fork(source: RunState) -> None:
-    job = tiny_job(pretrain__lr=2e-2)
-    message = refusal(source, job)
-    assert "pion fork runs-elsewhere/demo demo-2 [--at STEP] && pion run x.yaml name=" in message
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"sft__lr": 5e-4}, {"stage": "sft", "at": 5}),
+        ({"pretrain__lr": 2e-2, "pretrain__steps": 24}, {"stage": "pretrain", "at": 20}),
+    ],
+)
+def test_a_refused_change_of_schedule_is_shown_the_fork_that_goes_on_under_it(
+    source: RunState, change: dict[str, Any], where: dict[str, Any]
+) -> None:
+    line = "pion fork runs-elsewhere/demo demo-2 --stage {stage} --at {at} && pion run x.yaml name="
+    assert line.format(**where) in refusal(source, tiny_job(**change))
+    assert may_go_on(fork(source, **where), **change)
+
+
+def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_to_train(
+    source: RunState,
+) -> None:
+    claim = source.claim(Owner.me())
+    digest = digest_job(Job.model_validate(JOB)).stages["sft"]
+    entry = save_checkpoint(claim, "sft", 10, digest)
+    claim.finish_stage("sft", digest, {}, entry.key)
+    message = refusal(source, tiny_job(sft__lr=5e-4))
+    assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    go on from pre" in message
+    assert may_go_on(fork(source, stage="pretrain"), sft__lr=5e-4)
+    assert "pion fork" not in refusal(source, tiny_job(pretrain__lr=2e-2))  # nor has it one before
 
 
 def test_a_refused_change_of_fine_tuning_data_may_fork_what_was_pretrained(

@@ -1,5 +1,6 @@
 """A job file is read as people mean it, and every mistake in it is reported at once."""
 
+import json
 import re
 from pathlib import Path
 
@@ -213,6 +214,17 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(job_file):
 )
 def test_a_mistake_names_its_path_its_value_and_what_is_expected(job_file, override, expected):
     assert expected in complaint(job_file(), override)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hub"])
+def test_conversations_have_no_field_to_read_a_text_from(job_file, kind):
+    where = {"repo": "user/talks"} if kind == "hub" else {"path": "talks"}
+    source = json.dumps({"kind": kind, **where, "field": "messages"})
+    texts = load_job(job_file(), [f"data.sources=[{source}]"]).data.sources
+    assert texts[0].field == "messages"
+    assert "sft.sources.0.field: unknown key (value 'messages'); `field` belongs in `data." in (
+        complaint(job_file(), f"sft={{steps: 200, sources: [{source}]}}")
+    )
 
 
 def test_an_unknown_kind_of_source_is_answered_with_the_kinds(job_file):

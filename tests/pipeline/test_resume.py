@@ -192,14 +192,15 @@ def test_redo_prepare_reads_the_text_again_and_keeps_the_old_data_if_it_cannot(
     assert head_of(tmp_path).checkpoints[0].model_sha256 != final_weights(unbroken)["pretrain"]
 
 
-def test_a_comment_added_to_the_job_file_changes_nothing(tmp_path: Path) -> None:
-    job = write_job(tmp_path, sft=None, log__every=1)
+def test_a_comment_added_to_the_job_file_changes_nothing(tmp_path: Path, unbroken: Path) -> None:
+    job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=1)
     process = start(job)
-    wait_for(process, "pretrain step", lines=3)
+    wait_for(process, "saved", lines=3)
     process.send_signal(signal.SIGKILL)
     process.wait()
     job.write_text("# a comment\n" + job.read_text())
-    finish(job)
+    assert "pretrain: to be continued" in finish(job)
+    assert head_of(tmp_path).checkpoints[0].model_sha256 == final_weights(unbroken)["pretrain"]
 
 
 def test_metrics_of_every_saved_step_survive_a_kill_between_two_log_lines(tmp_path: Path) -> None:

@@ -220,4 +220,4 @@ def test_whoever_is_told_of_a_hang_may_close_the_watchdog(
         closed.set()
 
     dog = Watchdog(close, start_limit=0.1)
-    closed.wait()
+    assert closed.wait(10)

@@ -212,6 +212,7 @@ def test_the_first_forward_may_be_in_inference_mode(tokens, targets):
     with torch.inference_mode():
         decoder(tokens)
     decoder.loss(tokens, targets).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in decoder.parameters())
 
 
 def test_more_tokens_than_the_context_are_refused(decoder):

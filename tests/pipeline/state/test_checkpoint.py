@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back exactly, or is not used and it says so."""
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -9,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,23 @@ def some_tensors(seed: int = 0) -> tuple[Tensors, Tensors]:
     return model, optimizer
 
 
+made: list[Checkpointer] = []
+
+
 def a_checkpointer(claim: Claim, **options: Any) -> Checkpointer:
-    return Checkpointer(claim, "pretrain", "d1", files={"config.json": b"{}"}, **options)
+    made.append(Checkpointer(claim, "pretrain", "d1", files={"config.json": b"{}"}, **options))
+    return made[-1]
+
+
+@pytest.fixture(autouse=True)
+def close_checkpointers() -> Iterator[None]:
+    """Ends the processes of those that a test leaves open."""
+    made.clear()
+    yield
+    for checkpointer in made:
+        with contextlib.suppress(PionError):  # the run may have been taken over, its store broken
+            checkpointer.close()
+    made.clear()
 
 
 def save(checkpointer: Checkpointer, step: int, seed: int | None = None) -> None:
