@@ -106,8 +106,8 @@ class _Parser(argparse.ArgumentParser):
 class _Version(argparse.Action):
     """Prints the installed version, which is only looked up when it is asked for."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, nargs=0, **options)
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version
