@@ -26,7 +26,6 @@ from pipeline.plan import (
     stage_inputs,
 )
 from pipeline.preflight import worker_count
-from pipeline.stages.saving import linger_seconds
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
@@ -36,9 +35,10 @@ from pipeline.state.retention import sweep
 from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
 from pipeline.stopping import StoppingOnSignals
+from pipeline.training.saving import linger_seconds
 
 if TYPE_CHECKING:
-    from pipeline.workers import RayWorkers
+    from pipeline.workers.ray_workers import RayWorkers
 
 STOP_SECONDS = 30.0
 """How long workers may take to save when asked to stop, with a store that can be reached."""
@@ -191,8 +191,8 @@ class Advance:
             self.say({"type": "note", "text": text})
 
     def _start_workers(self, training: list[str]) -> RayWorkers:
-        from pipeline.stages.request import TrainRequest
-        from pipeline.workers import RayWorkers
+        from pipeline.training.request import TrainRequest
+        from pipeline.workers.ray_workers import RayWorkers
 
         count = worker_count(self.job)
         request = TrainRequest.of(
@@ -266,8 +266,8 @@ class Advance:
         self.claim.start_heartbeat()
 
     def _train_here(self, training: list[str]) -> str:
-        from pipeline.stages.request import Group, TrainRequest
-        from pipeline.stages.train import train_stages
+        from pipeline.training.request import Group, TrainRequest
+        from pipeline.training.train import train_stages
 
         request = TrainRequest.of(
             self.job, self.digests, self.owner, training, gpus=gpu_count(), started=self.started

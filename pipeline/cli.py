@@ -362,7 +362,7 @@ def _fork(args: argparse.Namespace) -> int:
 
 
 def _prove(args: argparse.Namespace) -> int:
-    from pipeline.prove import prove
+    from pipeline.prove.proof import prove
 
     return prove(
         args.job,

@@ -179,7 +179,7 @@ def _data_folder(run: RunState, digests: Digests, part: str) -> Path | None:
 def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
     """A few held-out rows as text: real input to compare the exported model on."""
     from pion.data.tokenizer import Tokenizer
-    from pipeline.prepared_data import open_data
+    from pipeline.data.prepared import open_data
 
     folder = _data_folder(run, digests, "pretrain") or _data_folder(run, digests, "sft")
     assert folder is not None

@@ -9,7 +9,7 @@ from pipeline.job import Job
 
 def preflight(job: Job) -> list[str]:
     """Find now what would fail later; returns what could not be found out. Raises BadInput."""
-    from pipeline.trackers import check_trackers
+    from pipeline.training.trackers import check_trackers
 
     check_trackers(job)
     workers = worker_count(job)

@@ -10,7 +10,7 @@ from pion.model.decoder import Decoder
 from pion.train.schedule import lr_at
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.job_file import load_job
-from pipeline.stages.start import settings_of
+from pipeline.training.start import settings_of
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pion.data.tokenizer import Tokenizer
     from pion.evaluate import Question
     from pion.model.decoder import Decoder
-    from pipeline.prepared_data import PreparedData
-    from pipeline.shard_cache import ShardCache
+    from pipeline.data.prepared import PreparedData
+    from pipeline.data.shard_cache import ShardCache
 
 Result = dict[str, Any]
 
@@ -297,7 +297,7 @@ class _Evaluation:
         return data.stream(split, self.job.seed, window, cache=self._shard_cache)
 
     def _shard_cache(self) -> ShardCache:
-        from pipeline.shard_cache import ShardCache, default_folder
+        from pipeline.data.shard_cache import ShardCache, default_folder
 
         if self._cache is None:
             budget = int(self.job.hardware.shard_cache_gb * 1e9)
@@ -339,6 +339,6 @@ class _Evaluation:
 
 
 def _open(folder: Path | None) -> PreparedData | None:
-    from pipeline.prepared_data import open_data
+    from pipeline.data.prepared import open_data
 
     return None if folder is None else open_data(folder)

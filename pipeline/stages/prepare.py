@@ -1,6 +1,6 @@
 """prepare: from the job's sources to a tokenizer and fingerprinted shards of training rows.
 
-Each part of the data has its own folder (layout: pipeline/prepared_data.py). Called again after an
+Each part of the data has its own folder (layout: pipeline/data/prepared.py). Called again after an
 interruption it goes on after the last finished shard; called on a finished folder it only reports.
 """
 
@@ -19,13 +19,13 @@ from pion.data.arrays import sha256_file, unwritable, write_atomically
 from pion.data.shards import Rows, Shard
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
-from pipeline.continuations import continuation_questions
-from pipeline.conversation_rows import write_conversation_rows
-from pipeline.data_sources import Input, conversations, find_input, texts
+from pipeline.data.continuations import continuation_questions
+from pipeline.data.conversation_rows import write_conversation_rows
+from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
+from pipeline.data.ready_shards import take_hub_shards, take_local_shards
+from pipeline.data.sources import Input, conversations, find_input, texts
+from pipeline.data.text_rows import RowFormat, Say, write_text_rows
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
-from pipeline.prepared_data import DATASET, PreparedData, PreparedSource, open_data
-from pipeline.ready_shards import take_hub_shards, take_local_shards
-from pipeline.text_rows import RowFormat, Say, write_text_rows
 
 __all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
 
@@ -142,7 +142,7 @@ def _tokenizer(
         assert section.hub is not None
         where = f"{section.hub}/{section.hub_file}"
         if not path.exists():
-            from pipeline.hub_data import hub_tokenizer
+            from pipeline.data.hub import hub_tokenizer
 
             file = hub_tokenizer(section.hub, section.revision, section.hub_file)
             _save(Tokenizer.from_file(file), path)

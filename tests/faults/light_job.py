@@ -1,6 +1,6 @@
 """A whole run by the real state layer, with a trainer that needs neither torch nor Ray.
 
-Prepare, pretrain, sft, evaluate, publish, as `pipeline.advance` and `pipeline.stages.loop` go
+Prepare, pretrain, sft, evaluate, publish, as `pipeline.advance` and `pipeline.training.loop` go
 through them. Weights are the rows trained into them, in order: a checkpoint itself shows whether a
 row was trained twice or never, and two runs that end with the same weights trained the same rows.
 """
@@ -16,7 +16,6 @@ from typing import Any
 
 from pion.data.order import step_rows
 from pion.errors import PionError, Trouble
-from pipeline.stages.rewind import plan_rewind, rows_to_skip
 from pipeline.state.claim import Claim
 from pipeline.state.head import Clock, RunState
 from pipeline.state.metrics import EventLog, MetricsLog, read_metrics
@@ -29,6 +28,7 @@ from pipeline.state.snapshot import MODEL, OPTIMIZER
 from pipeline.state.stores import Store, StoreError
 from pipeline.state.uploader import MANIFEST, SaveJob, save
 from pipeline.state.workspace import Workspace
+from pipeline.training.rewind import plan_rewind, rows_to_skip
 
 RUN = "light"
 TRAINING = ("pretrain", "sft")

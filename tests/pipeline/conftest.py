@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.reaper import SESSION_VARIABLE, start_reaper
-from pipeline.workers import RAY_ADDRESS
+from pipeline.workers.ray_workers import RAY_ADDRESS
+from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.s3_server import S3Server, s3_server
 
 SHARED_RAY = """
 import sys, time
-from pipeline.ray_fit import start_ray
+from pipeline.workers.ray_fit import start_ray
 start_ray(sys.argv[1], None, workers=2, gpus=0)
 import ray
 print("address", ray.get_runtime_context().gcs_address, flush=True)

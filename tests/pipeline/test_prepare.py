@@ -141,8 +141,8 @@ import sys
 from pathlib import Path
 from pipeline.job_file import load_job
 from pipeline.stages.prepare import prepare_pretrain
-import pipeline.text_rows
-pipeline.text_rows.BATCH_BYTES = 20_000
+import pipeline.data.text_rows
+pipeline.data.text_rows.BATCH_BYTES = 20_000
 prepare_pretrain(load_job(sys.argv[1]), Path(sys.argv[2]), lambda message: None)
 """
 

@@ -10,7 +10,7 @@ from pion.data.python_docs import documents, is_held_out
 from pion.data.python_qa import dialogues
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pipeline.data_sources import conversations, find_input, texts
+from pipeline.data.sources import conversations, find_input, texts
 from pipeline.job import Job
 from pipeline.stages.prepare import PreparedData, open_data, prepare_sft
 from tests.pipeline.corpora import (
@@ -96,7 +96,7 @@ def test_the_messages_layout_gives_the_same_rows(tmp_path: Path) -> None:
 def test_interrupted_packing_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.conversation_rows as conversation_rows
+    import pipeline.data.conversation_rows as conversation_rows
 
     monkeypatch.setattr(conversation_rows, "BUFFER", 300)
     write_chats(tmp_path / "chat.jsonl", 3000)

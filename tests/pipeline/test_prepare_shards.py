@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pion.errors import BadInput
-from pipeline.shard_cache import ShardCache
+from pipeline.data.shard_cache import ShardCache
 from tests.hub_server import HubServer, hub_server
 from tests.pipeline.corpora import (
     SEQ_LEN,

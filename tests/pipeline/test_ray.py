@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.reaper import session_processes
 from pipeline.state.metrics import read_metrics
 from pipeline.state.stores import open_store
+from pipeline.workers.reaper import session_processes
 from tests.pipeline.test_resume import (
     finish,
     head_of,

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ray_fit import RAY_ENVIRONMENT
-from pipeline.reaper import SESSION_VARIABLE, start_reaper
 from pipeline.state.metrics import read_events
 from pipeline.state.stores import open_store
-from pipeline.workers import RAY_ADDRESS
+from pipeline.workers.ray_fit import RAY_ENVIRONMENT
+from pipeline.workers.ray_workers import RAY_ADDRESS
+from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.pipeline.test_resume import head_of, rows_trained, start, wait_for, write_job
 
 CLUSTER = """

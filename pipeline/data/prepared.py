@@ -1,0 +1,107 @@
+"""What `prepare` leaves behind, opened for training and evaluation.
+
+tokenizer.json
+dataset.json                  written last: a folder without it is unfinished
+<k>/train/, <k>/held_out/     manifest.json and shards of source number k
+choices.jsonl                 "true continuation" questions from the held-out text
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pion.data.shards import Manifest, Rows, Shard
+from pion.errors import BadInput
+
+if TYPE_CHECKING:
+    from pion.data.stream import RowStream
+    from pipeline.data.shard_cache import ShardCache
+
+DATASET = "dataset.json"
+SPLITS = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """One source of the mixture; `folder` is its name inside the data folder."""
+
+    kind: str
+    weight: float
+    folder: str
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A finished data folder. `part` is "pretrain" or "sft"; `report` is what prepare measured."""
+
+    folder: Path
+    part: str
+    sources: tuple[PreparedSource, ...]
+    report: dict[str, Any]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    def manifest(self, source: PreparedSource, split: str) -> Manifest:
+        """Shards of a source's "train" or "held_out" split."""
+        return Manifest.read(self.folder / source.folder / split / "manifest.json")
+
+    def stream(
+        self,
+        split: str,
+        seed: int,
+        window: int,
+        cache: Callable[[], ShardCache] | None = None,
+    ) -> RowStream:
+        """The rows of "train" or "held_out", all sources mixed by weight.
+
+        `cache` makes the place for shards that are elsewhere; it is called, and needed, only if
+        there are any. Held-out rows never are.
+        Raises BadInput for a manifest that was changed or a cache too small for one window.
+        """
+        from pion.data.order import RowOrder
+        from pion.data.stream import RowStream
+
+        manifests = [self.manifest(source, split) for source in self.sources]
+        orders = [RowOrder(m.shard_rows, m.fingerprint, seed, window) for m in manifests]
+        weights = [source.weight for source in self.sources]
+        folders = [self.folder / source.folder / split for source in self.sources]
+        if not any(shard.remote for m in manifests for shard in m.shards):
+            rows = [Rows(m, partial(_local, folder)) for m, folder in zip(manifests, folders)]
+            return RowStream(list(zip(rows, orders)), weights, seed)
+
+        from pipeline.data.shard_cache import CachedStream
+
+        assert cache is not None, "shards that are elsewhere need a cache"
+        store = cache()
+
+        def path_of(folder: Path, shard: Shard) -> Path:
+            return store.path_of(shard) if shard.remote else folder / shard.name
+
+        rows = [Rows(m, partial(path_of, folder)) for m, folder in zip(manifests, folders)]
+        return CachedStream(list(zip(rows, orders)), weights, seed, store)
+
+
+def open_data(folder: Path) -> PreparedData:
+    """The prepared data in `folder`. Raises BadInput if it is missing or unfinished."""
+    try:
+        described = json.loads((folder / DATASET).read_text(encoding="utf-8"))
+        sources = tuple(PreparedSource(**source) for source in described["sources"])
+        data = PreparedData(folder, described["part"], sources, described["report"])
+    except FileNotFoundError:
+        raise BadInput(f"{folder}: no finished data here; `pion run` prepares it") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder / DATASET}: can't be read ({error!r})") from None
+    if not data.tokenizer_path.is_file():
+        raise BadInput(f"{data.tokenizer_path} is missing; restore it or prepare the data again")
+    return data
+
+
+def _local(folder: Path, shard: Shard) -> Path:
+    return folder / shard.name

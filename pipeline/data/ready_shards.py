@@ -1,0 +1,149 @@
+"""Shards that were tokenised elsewhere: checked, hashed and taken over as they are.
+
+The last 1 % of the rows is held out. Local files are hard-linked (copied from another disk) into
+the data folder; files on the Hub stay there and are fetched while training.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pion.data.arrays import check_ids, open_shard, unwritable
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import Manifest, Shard, describe, split_tail
+from pion.data.tokenizer import Tokenizer
+from pipeline.data.sources import Input
+from pipeline.data.text_rows import RowFormat, Say
+from pipeline.job import HubNpyShards
+from pipeline.marks import mark
+
+HELD_OUT = 0.01
+REMOTE_HELD_OUT_ROWS = 2048
+"""Rows of a Hub data set's held-out part that are downloaded to evaluate on."""
+
+
+def take_local_shards(
+    files: tuple[Path, ...], tokenizer: Tokenizer, folder: Path, rows: RowFormat, say: Say
+) -> dict[str, Any]:
+    """Put `.npy` or `.bin` shards into `folder`, unchanged; returns what was counted.
+
+    Raises BadInput for a file that is truncated or holds no integers, and for ids beyond the
+    tokenizer's.
+    """
+    for path in files:
+        open_shard(path, rows.seq_len)  # what is wrong with the last file is said before any work
+    train_folder = folder / "train"
+    _make(train_folder)
+    shards = []
+    for number, path in enumerate(files):
+        shard = describe(path, rows.seq_len)
+        check_ids(open_shard(path, rows.seq_len), tokenizer.vocab_size, str(path))
+        name = f"shard_{number:05d}{path.suffix}"
+        mark("shard")
+        _link_or_copy(path, train_folder / name)
+        shards.append(Shard(name, shard.rows, shard.sha256, shard.bytes, shard.dtype))
+        say({"type": "prepare", "what": "check shards", "unit": "shards"} | _of(number, files))
+    train, held_out = split_tail(shards, HELD_OUT)
+
+    def held_out_rows() -> Iterator[np.ndarray]:
+        for shard in held_out:
+            ids = open_shard(train_folder / shard.name, rows.seq_len)
+            yield ids[shard.start : shard.start + shard.rows]
+
+    report = _write(train, held_out_rows(), tokenizer, folder, rows)
+    for name in {s.name for s in held_out} - {s.name for s in train}:
+        (train_folder / name).unlink(missing_ok=True)
+    return report
+
+
+def take_hub_shards(
+    found: Input, tokenizer: Tokenizer, folder: Path, rows: RowFormat, say: Say
+) -> dict[str, Any]:
+    """Describe `.npy` shards on the Hub without downloading them; returns what was counted.
+
+    Only the first rows of the held-out part are downloaded. Raises BadInput as `hub_shards` does,
+    and for ids beyond the tokenizer's in those rows.
+    """
+    from pipeline.data.hub import hub_shards, read_hub_rows
+
+    source = found.source
+    assert isinstance(source, HubNpyShards)
+    shards = hub_shards(source, found.commit, rows.seq_len)
+    say({"type": "prepare", "what": "list shards", "unit": "shards"} | _of(len(shards) - 1, shards))
+    train, held_out = split_tail(shards, HELD_OUT)
+
+    def held_out_rows() -> Iterator[np.ndarray]:
+        left = REMOTE_HELD_OUT_ROWS
+        for shard in held_out:
+            if left > 0:
+                ids = read_hub_rows(shard, left, rows.seq_len)
+                left -= len(ids)
+                check_ids(ids, tokenizer.vocab_size, f"{source.repo}/{shard.name}")
+                yield ids
+
+    return _write(train, held_out_rows(), tokenizer, folder, rows)
+
+
+def _write(
+    train: tuple[Shard, ...],
+    held_out_rows: Iterator[np.ndarray],
+    tokenizer: Tokenizer,
+    folder: Path,
+    rows: RowFormat,
+) -> dict[str, Any]:
+    """Write the held-out rows and both manifests."""
+    pad = tokenizer.pad if tokenizer.pad != tokenizer.end_of_text else None
+    writer = ShardWriter(
+        folder / "held_out",
+        seq_len=rows.seq_len,
+        vocab_size=tokenizer.vocab_size,
+        rows_per_shard=rows.shard_rows,
+        key=rows.key,
+    )
+    done = writer.appended
+    for ids in held_out_rows:
+        writer.append_rows(ids[done:])
+        done = max(0, done - len(ids))
+    _make(folder / "train")
+    report: dict[str, Any] = {}
+    mark("shard")
+    for split, shards in (("train", train), ("held_out", writer.finish())):
+        manifest = Manifest("tokens", rows.seq_len, tokenizer.vocab_size, shards, pad=pad)
+        manifest.write(folder / split / "manifest.json")
+        report[f"{split}_rows"] = manifest.rows
+        report[f"{split}_tokens"] = manifest.rows * rows.seq_len
+    return report
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f"{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # replacing a link by itself leaves both
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise unwritable(target, error) from None
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def _of(number: int, things: tuple[Path, ...] | list[Shard]) -> dict[str, int]:
+    return {"done": number + 1, "total": len(things)}

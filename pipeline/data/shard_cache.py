@@ -1,0 +1,279 @@
+"""Shards of a remote data set on a disk smaller than the data set.
+
+The shards needed next are fetched ahead in the order training will read them; used ones make room.
+A file appears under its name only when it is complete and has the manifest's sha256, so whatever
+interrupts a download, a shard is there entirely or not at all. Processes on one machine may share
+a folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from pion.data.arrays import sha256_file, unwritable
+from pion.data.order import RowOrder
+from pion.data.shards import Manifest, Rows, Shard
+from pion.data.stream import Batch, RowStream
+from pion.errors import BadInput, PionError
+from pipeline.data.hub import download_shard
+
+ATTEMPTS = 3
+IN_USE_SECONDS = 600.0
+"""A file that another process opened so recently is left alone."""
+
+
+def default_folder() -> Path:
+    """Where shards are cached on this machine."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "pion" / "shards"
+
+
+class ShardCache:
+    """Remote shards in `folder`, at most `budget_bytes` of them.
+
+    `fetch(shard, folder)` downloads one somewhere below `folder` and returns the file. Raises
+    BadInput if the folder can't be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        budget_bytes: int,
+        fetch: Callable[[Shard, Path], Path] = download_shard,
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self._folder, self._fetch = folder, fetch
+        self._downloads = folder / "downloads"
+        self._wanted: dict[str, Shard] = {}  # by file name, soonest first
+        self._plan = 0  # counts the changes that fetching ahead must follow
+        self._starved = False  # fetching ahead found no room
+        self._incoming: dict[str, int] = {}  # bytes of the downloads under way
+        self._verified: set[str] = set()
+        self._in_hand = ""  # the file path_of gave out last
+        self._releases: dict[str, Callable[[], None]] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        try:
+            self._downloads.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+
+    def path_of(self, shard: Shard) -> Path:
+        """The local file of a shard; waits until it is fetched and verified.
+
+        Raises PionError when it can't be fetched or does not have the manifest's hash.
+        """
+        path = self._path(shard)
+        with _locked(path):
+            with self._changed:
+                self._in_hand = path.name
+                if self._starved:  # what was in hand before can make room now
+                    self._starved = False
+                    self._plan += 1
+                    self._changed.notify_all()
+            if not self._is_good(path, shard):
+                self._wait_for_room(path, shard)
+                self._obtain(path, shard)
+            os.utime(path)  # says "in use" to other processes, and when it was last needed
+        return path
+
+    def want(self, shards: Sequence[Shard]) -> None:
+        """Say which shards are needed next, soonest first; as many as fit are fetched ahead."""
+        wanted: dict[str, Shard] = {}
+        room = self.budget_bytes
+        for shard in shards:
+            room -= shard.bytes
+            if room < 0:
+                break
+            wanted[self._path(shard).name] = shard
+        with self._changed:
+            if list(wanted) == list(self._wanted) or self._closed:
+                return
+            dropped = self._wanted.keys() - wanted.keys()
+            self._wanted = wanted
+            self._plan += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._fetch_ahead, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        for name in dropped:
+            self._release(name)
+
+    def on_evict(self, shard: Shard, release: Callable[[], None]) -> None:
+        """Have `release` called before a shard's file is deleted, to let go of its mapping."""
+        self._releases[self._path(shard).name] = release
+
+    def close(self) -> None:
+        """Stop fetching ahead; a download under way goes on next time where it was."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _fetch_ahead(self) -> None:
+        followed = 0
+        while not self._closed:
+            with self._changed:
+                while self._plan == followed and not self._closed:
+                    self._changed.wait()
+                followed, wanted = self._plan, self._wanted
+            for shard in wanted.values():
+                if self._closed or self._plan != followed:
+                    break
+                # What fails here is tried again, and reported, when a row of it is needed.
+                with suppress(PionError, OSError):
+                    self._fetch_if_room(shard)
+
+    def _fetch_if_room(self, shard: Shard) -> None:
+        path = self._path(shard)
+        with _locked(path):
+            if self._is_good(path, shard):
+                return
+            if self._make_room(path, shard):
+                self._obtain(path, shard)
+            else:
+                self._starved = True
+
+    def _path(self, shard: Shard) -> Path:
+        return self._folder / f"{shard.sha256[:32]}{Path(shard.name).suffix}"
+
+    def _is_good(self, path: Path, shard: Shard) -> bool:
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            return False
+        if path.name not in self._verified and sha256_file(path) != shard.sha256:
+            return False
+        self._verified.add(path.name)
+        return True
+
+    def _obtain(self, path: Path, shard: Shard) -> None:
+        try:
+            for _ in range(ATTEMPTS):
+                fetched = self._fetch(shard, self._downloads)
+                if fetched.stat().st_size == shard.bytes and sha256_file(fetched) == shard.sha256:
+                    self._verified.add(path.name)
+                    os.replace(fetched, path)
+                    return
+                fetched.unlink()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise PionError(
+                f"{self._folder}: the disk is full. Nothing that was saved is lost. Free some "
+                "space or lower hardware.shard_cache_gb, then run the same command again."
+            ) from None
+        finally:
+            with self._changed:
+                del self._incoming[path.name]
+                self._changed.notify_all()
+        raise PionError(
+            f"{shard.name}: downloaded {ATTEMPTS} times, and never with the sha256 "
+            f"{shard.sha256[:12]}… its manifest names ({shard.remote}). Nothing that was saved is "
+            "lost; run the same command again, or prepare the data anew if its source was changed."
+        )
+
+    def _wait_for_room(self, path: Path, shard: Shard) -> None:
+        """Make room for a shard that is needed now; it is fetched even if there can't be any."""
+        with self._changed:
+            while not self._make_room(path, shard) and self._incoming:
+                self._changed.wait()  # what is on its way may be evicted when it is there
+            self._incoming[path.name] = shard.bytes
+
+    def _make_room(self, path: Path, shard: Shard) -> bool:
+        """Delete files nobody needs next, the longest unused first, until `shard` fits.
+
+        Returns whether it does, and then keeps the room for it until `_obtain` is done.
+        """
+        with self._changed:
+            files = self._files()
+            taken = sum(size for _, size, _ in files) + sum(self._incoming.values())
+            excess = taken + shard.bytes - self.budget_bytes
+            for last_used, size, file in files:
+                if excess <= 0:
+                    break
+                foreign = file.name not in self._verified
+                if foreign and time.time() - last_used < IN_USE_SECONDS:
+                    continue
+                if file.name not in self._wanted and file.name != self._in_hand:
+                    self._release(file.name)
+                    self._verified.discard(file.name)
+                    file.unlink(missing_ok=True)
+                    excess -= size
+            if excess <= 0:
+                self._incoming[path.name] = shard.bytes
+            return excess <= 0
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """(last use, bytes, file) of every cached shard, the longest unused first."""
+        files = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                if path.is_file() and path.suffix != ".lock":
+                    files.append((status.st_mtime, status.st_size, path))
+        return sorted(files)
+
+    def _release(self, name: str) -> None:
+        if name in self._releases:
+            self._releases[name]()
+
+
+class CachedStream(RowStream):
+    """A RowStream that tells a ShardCache which shards its next rows are in.
+
+    Raises BadInput when the cache is too small for one window of shards, which would have to be
+    fetched again and again.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[Rows, RowOrder]],
+        weights: Sequence[float],
+        seed: int,
+        cache: ShardCache,
+    ) -> None:
+        super().__init__(sources, weights, seed)
+        self._cache = cache
+        self._manifests = [rows.manifest for rows, _ in sources]
+        window = sum(_largest(rows.manifest, order.window) for rows, order in sources)
+        if window > cache.budget_bytes:
+            raise BadInput(
+                f"hardware.shard_cache_gb is {cache.budget_bytes / 1e9:g}, but the shards whose "
+                f"rows are shuffled together take {window / 1e9:.3g} GB. Raise it or lower "
+                "data.window."
+            )
+        remote = [
+            shard for manifest in self._manifests for shard in manifest.shards if shard.remote
+        ]
+        self._ahead = 1 + cache.budget_bytes // max(1, min(shard.bytes for shard in remote))
+        for rows, _ in sources:
+            for index, shard in enumerate(rows.manifest.shards):
+                cache.on_evict(shard, partial(rows.release, index))
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The rows of these numbers; the shards of the rows after them are fetched meanwhile."""
+        upcoming = self.upcoming_shards(min(indices), self._ahead)
+        shards = [self._manifests[source].shards[number] for source, number in upcoming]
+        self._cache.want([shard for shard in shards if shard.remote])
+        return super().batch(indices)
+
+
+def _largest(manifest: Manifest, count: int) -> int:
+    """Bytes of the `count` largest remote shards."""
+    sizes = sorted((shard.bytes for shard in manifest.shards if shard.remote), reverse=True)
+    return sum(sizes[:count])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep every other thread and process from fetching `path` too."""
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

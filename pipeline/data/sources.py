@@ -1,0 +1,160 @@
+"""The job's data sources as streams of texts and conversations, each marked held out or not.
+
+What is held out is decided by the text itself (for the standard library by its file), so the same
+text is held out wherever and however often it appears.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pion.data import python_docs, python_qa
+from pion.data.chat import Turn, parse_conversation
+from pion.data.corpus import (
+    JSONL_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TEXT_SUFFIXES,
+    Document,
+    Record,
+    jsonl_records,
+    list_files,
+    parquet_records,
+    record_documents,
+    text_documents,
+)
+from pion.errors import BadInput
+from pipeline.job import (
+    BinShards,
+    HubDataset,
+    HubNpyShards,
+    HubTexts,
+    Job,
+    JsonlFiles,
+    JsonlTexts,
+    NpyShards,
+    ParquetFiles,
+    ParquetTexts,
+    PythonDocs,
+    PythonDocsQA,
+    Source,
+    TextFiles,
+)
+
+LONG_CHARS = 1 << 16
+SUFFIXES = {
+    "text": TEXT_SUFFIXES,
+    "jsonl": JSONL_SUFFIXES,
+    "parquet": PARQUET_SUFFIXES,
+    "npy": (".npy",),
+    "bin": (".bin",),
+}
+
+
+@dataclass(frozen=True)
+class Input:
+    """A source of the job, found and pinned.
+
+    `key` is the job's key of it; `state` tells whether the input is still the same: files with
+    their sizes and times, a Hub commit, a Python version.
+    """
+
+    source: Source
+    key: str
+    state: str
+    files: tuple[Path, ...] = ()
+    commit: str = ""
+
+
+def find_input(job: Job, source: Source, key: str, commit: str | None = None) -> Input:
+    """Look for a source's files or repository; `commit` is the one pinned earlier, if any.
+
+    Raises BadInput where there is nothing to read.
+    """
+    if isinstance(source, TextFiles | JsonlFiles | ParquetFiles | NpyShards | BinShards):
+        files = list_files(job.input_path(source.path), SUFFIXES[source.kind], f"{key}.path")
+        sizes = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        state = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+        return Input(source, key, state, tuple(files))
+    if isinstance(source, HubDataset | HubNpyShards):
+        from pipeline.data.hub import pin
+
+        commit = commit or pin(source.repo, source.revision)
+        return Input(source, key, commit, commit=commit)
+    return Input(source, key, sys.version)
+
+
+def texts(job: Job, found: Input) -> Iterator[tuple[bool, str]]:
+    """(held out?, text) of every document of a text source.
+
+    A document longer than 64K characters is not held out as a whole: its end is, so that a corpus
+    of one long file has both parts. Raises BadInput for what can't be read and for an empty corpus.
+    """
+    share = job.data.held_out
+    if isinstance(found.source, PythonDocs):
+        for document in python_docs.documents(found.source.code):
+            yield python_docs.is_held_out(document.origin, share), document.text
+        return
+    for document in _documents(job, found):
+        text = _encodable(document.text)
+        if len(text) <= LONG_CHARS:
+            yield _drawn(text, share), text
+            continue
+        cut = text.find("\n", int(len(text) * (1 - share))) + 1 or len(text)
+        yield False, text[:cut]
+        if text[cut:].strip():
+            yield True, text[cut:]
+
+
+def conversations(job: Job, found: Input) -> Iterator[tuple[bool, list[Turn]]]:
+    """(held out?, turns) of every conversation of a source.
+
+    Questions about the standard library are held out with the files pretraining holds out. Raises
+    BadInput naming the record that is no conversation or has no assistant turn.
+    """
+    assert job.sft is not None
+    if isinstance(found.source, PythonDocsQA):
+        for dialogue in python_qa.dialogues():
+            held_out = python_docs.is_held_out(dialogue.origin, job.data.held_out)
+            yield held_out, list(dialogue.turns)
+        return
+    for record in _records(job, found):
+        turns = parse_conversation(record.value, record.origin)
+        turns = [Turn(turn.role, _encodable(turn.text)) for turn in turns]
+        text = "\n".join(turn.text for turn in turns)
+        yield _drawn(text, job.sft.held_out), turns
+
+
+def _documents(job: Job, found: Input) -> Iterator[Document]:
+    source = found.source
+    if isinstance(source, TextFiles):
+        return text_documents(job.input_path(source.path), source.split, found.key)
+    assert isinstance(source, JsonlTexts | ParquetTexts | HubTexts)
+    return record_documents(_records(job, found), source.field, found.key)
+
+
+def _records(job: Job, found: Input) -> Iterator[Record]:
+    source = found.source
+    if isinstance(source, JsonlFiles):
+        return jsonl_records(job.input_path(source.path), found.key)
+    if isinstance(source, ParquetFiles):
+        return parquet_records(job.input_path(source.path), found.key)
+    if isinstance(source, HubDataset):
+        from pipeline.data.hub import hub_records
+
+        return hub_records(source, found.commit)
+    raise BadInput(f"{found.key}: a source of kind {found.key!r} has no records")
+
+
+def _encodable(text: str) -> str:
+    """The text with `?` for the halves of surrogate pairs that broken JSON writers leave."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _drawn(text: str, share: float) -> bool:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64

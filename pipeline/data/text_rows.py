@@ -1,0 +1,124 @@
+"""Documents to training rows: encoded on all cores, joined by end-of-text, cut into shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import Manifest
+from pion.data.tokenizer import Tokenizer
+from pipeline.data.prepared import SPLITS
+from pipeline.marks import mark
+
+BATCH_BYTES = 4 << 20
+Say = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How rows are cut; `key` names what they are made from (see ShardWriter)."""
+
+    seq_len: int
+    shard_rows: int
+    key: str
+
+
+def write_text_rows(
+    texts: Iterable[tuple[bool, str]],
+    tokenizer: Tokenizer,
+    folder: Path,
+    rows: RowFormat,
+    what: str,
+    say: Say,
+) -> dict[str, Any]:
+    """Write the shards of both splits below `folder`; returns what was counted.
+
+    Documents in shards that an interrupted call had finished are read but not encoded again.
+    Raises BadInput where a shard can't be written.
+    """
+    writers = {
+        split: ShardWriter(
+            folder / split,
+            seq_len=rows.seq_len,
+            vocab_size=tokenizer.vocab_size,
+            rows_per_shard=rows.shard_rows,
+            key=rows.key,
+        )
+        for split in SPLITS
+    }
+    to_skip = {split: writer.appended for split, writer in writers.items()}
+    counts = {"documents": 0, "bytes": 0}
+    encoded_bytes, seconds = 0, 0.0
+
+    def fresh() -> Iterator[tuple[str, str]]:
+        for held_out, text in texts:
+            split = "held_out" if held_out else "train"
+            counts["documents"] += 1
+            counts["bytes"] += len(text.encode())
+            if to_skip[split]:
+                to_skip[split] -= 1
+            else:
+                yield split, text
+
+    for batch, ids, size, took in _encoded(_batches(fresh()), tokenizer):
+        encoded_bytes, seconds = encoded_bytes + size, seconds + took
+        for (split, _), document in zip(batch, ids, strict=True):
+            writer = writers[split]
+            finished = len(writer.shards)
+            writer.append_document(document, tokenizer.end_of_text)
+            if len(writer.shards) > finished:
+                mark("shard")
+        say({"type": "prepare", "what": what, "done": counts["bytes"] / 1e6, "unit": "MB"})
+
+    report: dict[str, Any] = dict(counts)
+    for split, writer in writers.items():
+        mark("shard")
+        shards = writer.finish()
+        mark("shard")
+        manifest = Manifest("tokens", rows.seq_len, tokenizer.vocab_size, shards)
+        manifest.write(folder / split / "manifest.json")
+        report[f"{split}_rows"] = manifest.rows
+        report[f"{split}_tokens"] = manifest.rows * rows.seq_len
+    if seconds:
+        report["mb_per_second"] = round(encoded_bytes / 1e6 / seconds, 2)
+    return report
+
+
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Documents in batches of about BATCH_BYTES characters."""
+    batch, size = [], 0
+    for split, text in documents:
+        batch.append((split, text))
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(
+    batches: Iterable[list[tuple[str, str]]], tokenizer: Tokenizer
+) -> Iterator[tuple[list[tuple[str, str]], list[list[int]], int, float]]:
+    """(batch, ids, bytes, seconds) of each batch; the next one is encoded while one is used."""
+
+    def encode(batch: list[tuple[str, str]]) -> tuple[list[list[int]], int, float]:
+        started = time.monotonic()
+        ids = tokenizer.encode_batch([text for _, text in batch])
+        took = time.monotonic() - started
+        return ids, sum(len(text.encode()) for _, text in batch), took
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for batch in batches:
+            following = (batch, pool.submit(encode, batch))
+            if waiting is not None:
+                yield waiting[0], *waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], *waiting[1].result()

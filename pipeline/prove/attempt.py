@@ -1,0 +1,254 @@
+"""One `pion run` of a proof: followed line by line, and killed at the instant chosen for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.marks import HALT_AT
+from pipeline.state.workspace import default_root
+from pipeline.workers.reaper import children_of, session_processes
+
+POLL_SECONDS = 0.01
+PLAN_LINE = re.compile(r"(prepare|pretrain|sft|evaluate|publish): (starts|to do|done)\b")
+STEP_LINE = re.compile(r"(pretrain|sft) step ([\d,]+)/")
+SAVED_LINE = re.compile(r"(?:pretrain|sft) step [\d,]+: saved")
+
+
+@dataclass(frozen=True)
+class Instant:
+    """When a run is killed, and what dies with it.
+
+    At a mark: `point` (see marks.py) is come to for the `arrival`-th time in one process. Else, and
+    when `point` can't be come to any more: `delay` seconds after `lines` lines of its log, counted
+    from the first checkpoint that has become durable if `after_commit`.
+
+    `machine`: all its processes die at once, not its driver alone. `disk`: and what this machine
+    kept of a remote run is gone too.
+    """
+
+    point: str | None = None
+    arrival: int = 1
+    lines: int = 0
+    delay: float = 0.0
+    after_commit: bool = False
+    machine: bool = False
+    disk: bool = False
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one `pion run`.
+
+    `at` is the mark it stood still at when killed. `during` is the part of the run it was in, as
+    far as its log had said: start-up, prepare, pretrain, sft, evaluate. `steps` has the last step
+    it reported of each stage. Times are in seconds from its start; `line_times` are when each line
+    of its log came, `step_times` those of the lines about a step.
+    """
+
+    killed: bool
+    exit_code: int
+    at: str | None
+    during: str
+    steps: Mapping[str, int]
+    line_times: Sequence[float]
+    step_times: Sequence[float]
+    seconds: float
+    last_lines: str
+
+    @property
+    def first_step_seconds(self) -> float | None:
+        """How long it took to train a step; None if it did not come to that."""
+        return self.step_times[0] if self.step_times else None
+
+
+class Place:
+    """Folders of one proof's own on this machine, for everything its runs put beside the store.
+
+    A context manager: at its end the runs' processes are ended and the folders removed.
+    """
+
+    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+        root = default_root().parent
+        root.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="prove-", dir=root))
+        # Short, since Ray puts Unix sockets into it.
+        self.temporary = Path(tempfile.mkdtemp(prefix="pp-"))
+        self._variables = dict(variables or {})
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end_processes(set())
+        for folder in (self.folder, self.temporary):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def log(self) -> Path:
+        """What the latest run has printed."""
+        return self.folder / "log.txt"
+
+    @property
+    def halted(self) -> Path:
+        """Made by a run that stands still at its mark."""
+        return self.folder / "halted"
+
+    def environment(self, instant: Instant | None) -> dict[str, str]:
+        """Variables for a run that is to die at `instant`."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        variables = {
+            # Models and data sets that were downloaded before stay where they are.
+            "HF_HOME": os.environ.get("HF_HOME") or str(cache / "huggingface"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "TMPDIR": str(self.temporary),
+            "PYTHONUNBUFFERED": "1",
+        }
+        if instant is not None and instant.point is not None:
+            variables[HALT_AT] = f"{instant.point}:{instant.arrival}:{self.halted}"
+        return {**os.environ, **variables, **self._variables}
+
+    def end_processes(self, pids: set[int]) -> None:
+        """SIGKILL `pids`, all below them and all of this place at one instant."""
+        stopped: set[int] = set()
+        # Stopped first: none may notice that another is gone, or start a new one.
+        while found := self._family(pids) - stopped:
+            for pid in found:
+                _signal(pid, signal.SIGSTOP)
+            stopped |= found
+        for pid in stopped:
+            _signal(pid, signal.SIGKILL)
+
+    def _family(self, pids: set[int]) -> set[int]:
+        named = session_processes(str(self.folder))
+        alive = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+        return children_of(alive | set(named)) - {os.getpid()}
+
+    def lose_machine(self, pid: int, *, disk: bool) -> None:
+        """All that the run of process `pid` has on this machine is gone, bar what is on a disk."""
+        self.end_processes({pid})
+        lost = [self.temporary] + ([self.folder / "cache"] if disk else [])
+        for folder in lost:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.temporary.mkdir(exist_ok=True)
+
+
+def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> Attempt:
+    """Run `command`, a `pion run`, and kill it at `instant`; to its end if that never comes."""
+    place.halted.unlink(missing_ok=True)
+    started = time.monotonic()
+    with place.log.open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=place.environment(instant),
+            start_new_session=True,  # a Ctrl-C on the terminal is for the proof
+        )
+    try:
+        with place.log.open("rb") as lines:
+            watch = _Watch(lines, started, instant)
+            while process.poll() is None and not watch.due(place):
+                time.sleep(POLL_SECONDS)
+            if process.returncode is None and instant is not None:
+                if instant.machine:
+                    place.lose_machine(process.pid, disk=instant.disk)
+                else:
+                    process.kill()
+            code = process.wait()
+            watch.read()
+    finally:
+        if process.poll() is None:
+            place.end_processes({process.pid})
+            process.wait()
+    killed = instant is not None and code == -signal.SIGKILL
+    point = instant.point if instant is not None else None
+    return Attempt(
+        killed,
+        code,
+        point if killed and place.halted.exists() else None,
+        watch.during,
+        watch.steps,
+        watch.line_times,
+        watch.step_times,
+        time.monotonic() - started,
+        _tail(place.log),
+    )
+
+
+class _Watch:
+    """Reads a run's log as it grows and says when its instant has come."""
+
+    def __init__(self, log: BinaryIO, started: float, instant: Instant | None) -> None:
+        self._log, self._started, self._instant = log, started, instant
+        self._rest = b""
+        self._committed_at_line: int | None = None
+        self._prepared = False
+        self._die_at: float | None = None
+        self.during = "start-up"
+        self.steps: dict[str, int] = {}
+        self.line_times: list[float] = []
+        self.step_times: list[float] = []
+
+    def due(self, place: Place) -> bool:
+        """Whether the run is to be killed now."""
+        self.read()
+        instant, now = self._instant, time.monotonic()
+        if instant is None:
+            return False
+        if instant.point is not None and place.halted.exists():
+            return True
+        if self._die_at is None and self._counted(instant):
+            self._die_at = now + instant.delay
+        return self._die_at is not None and now >= self._die_at
+
+    def _counted(self, instant: Instant) -> bool:
+        if instant.point is not None:  # shards are not written once the data is there
+            return instant.point == "shard" and self._prepared
+        since = 0
+        if instant.after_commit:
+            if self._committed_at_line is None:
+                return False
+            since = self._committed_at_line
+        return len(self.line_times) - since >= instant.lines
+
+    def read(self) -> None:
+        """Take in what has been printed since the last call."""
+        *lines, self._rest = (self._rest + self._log.read()).split(b"\n")
+        for line in lines:
+            self._take(line.decode(errors="replace"), time.monotonic() - self._started)
+
+    def _take(self, line: str, at: float) -> None:
+        self.line_times.append(at)
+        if (step := STEP_LINE.search(line)) is not None:
+            self.steps[step[1]] = int(step[2].replace(",", ""))
+            self.step_times.append(at)
+        elif (stage := PLAN_LINE.search(line)) is not None:
+            if stage[1] == "prepare":
+                self._prepared = stage[2] == "done"
+                self.during = "start-up" if self._prepared else "prepare"
+            elif stage[2] == "starts":
+                self.during = stage[1]
+        elif SAVED_LINE.search(line) and self._committed_at_line is None:
+            self._committed_at_line = len(self.line_times)
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    text = log.read_text(errors="replace").strip().splitlines()
+    return "\n".join(text[-lines:])
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)

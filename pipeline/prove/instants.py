@@ -1,0 +1,90 @@
+"""When to kill the runs of a proof: half at marks, half at random, but letting them get on."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from pipeline.marks import POINTS
+from pipeline.prove.attempt import Attempt, Instant
+from pipeline.state.records import Head
+
+FAILURES_BEFORE_COMMIT = 3
+"""So many kills in a row may land before anything is committed: `pion run` gives up after five."""
+MARKS_PER_SAVE = 5
+"""Files of a checkpoint that are written, and uploaded, one after the other."""
+COMMITS_PER_START = 6
+START_SHARE = 0.3
+"""Of the random kills: those before the first step."""
+AFTER_TRAINING = 1
+"""So many kills a run gets that has only its evaluation left; they would go on for ever."""
+
+
+class Instants:
+    """Draws the next instant. `whole` is how the unbroken run went, whose times are a measure."""
+
+    def __init__(
+        self, draw: random.Random, whole: Attempt, stages: Sequence[str], *, remote: bool
+    ) -> None:
+        self._draw, self._stages, self._remote = draw, list(stages), remote
+        self._lines = max(4, len(whole.line_times) // 3)
+        self._start_seconds = whole.first_step_seconds or whole.seconds
+        gaps = [b - a for a, b in zip(whole.step_times, whole.step_times[1:])]
+        self._step_seconds = statistics.median(gaps) if gaps else 0.1
+        self._used: Counter[str] = Counter()
+        self._after_training = 0
+        self._drawn = 0
+
+    def next(self, head: Head | None, saves_left: int) -> Instant | None:
+        """The instant to kill the next attempt at, given what the run has committed; None to let it
+        finish. `saves_left` is how many checkpoints it will surely still make."""
+        trained = head is not None and all(stage in head.stages for stage in self._stages)
+        if trained:
+            self._after_training += 1
+            if self._after_training > AFTER_TRAINING:
+                self._after_training = 0
+                return None
+        self._drawn += 1
+        if head is not None and not trained and _failures(head) >= FAILURES_BEFORE_COMMIT:
+            instant = Instant(lines=self._draw.randint(0, 3), after_commit=True)
+        elif self._drawn % 2:
+            instant = self._at_mark(head, trained, saves_left)
+        elif self._draw.random() < START_SHARE:
+            return self._dying(Instant(delay=self._draw.uniform(0.0, self._start_seconds)))
+        else:
+            instant = Instant(lines=self._draw.randint(1, self._lines))
+        delay = self._draw.uniform(0.0, 2 * self._step_seconds)
+        return self._dying(dataclasses.replace(instant, delay=delay))
+
+    def _dying(self, instant: Instant) -> Instant:
+        """With what dies, drawn too: half of the time the machine, and half of these its disk."""
+        machine, disk = self._draw.random() < 0.5, self._draw.random() < 0.5
+        return dataclasses.replace(instant, machine=machine, disk=machine and disk)
+
+    def _at_mark(self, head: Head | None, trained: bool, saves_left: int) -> Instant:
+        """At the mark that was used least, of those that can still be come to."""
+        can = {
+            "shard": head is None or "prepare" not in head.stages,
+            "save": saves_left > 0,
+            "upload": saves_left > 0 and self._remote,
+            "commit": True,
+            "boundary": not trained,
+        }
+        point = min((p for p in POINTS if can[p]), key=lambda p: self._used[p])
+        self._used[point] += 1
+        most = {
+            "shard": 6,
+            "save": min(12, MARKS_PER_SAVE * saves_left),
+            "upload": min(12, MARKS_PER_SAVE * saves_left),
+            "commit": COMMITS_PER_START + 2 * saves_left,
+            "boundary": 1,
+        }[point]
+        return Instant(point, self._draw.randint(1, most))
+
+
+def _failures(head: Head) -> int:
+    """Failed attempts that the next `pion run` will count: the present claim's is one of them."""
+    return head.failed_attempts + 1

@@ -1,0 +1,297 @@
+"""`pion prove`: the same weights and rows, however often a run is killed, or where they differ.
+
+One run of the job, cut short, goes through unbroken. Others, of the same cut job, are killed with
+SIGKILL at chosen and at random instants until enough kills have landed; each ends with the same
+`pion run` that started it and is compared with the unbroken one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pion.errors import BadInput, PionError
+from pipeline.formats import duration
+from pipeline.job import Job
+from pipeline.job_file import load_job
+from pipeline.prove.attempt import Attempt, Instant, Place, attempt
+from pipeline.prove.compare import Trained, first_difference, read_trained
+from pipeline.prove.cut import SAVE_EVERY, cut_overrides
+from pipeline.prove.instants import Instants
+from pipeline.prove.table import verdict_lines
+from pipeline.state.head import RunState
+from pipeline.state.records import Head
+from pipeline.state.stores import StoreError, open_store
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Kill:
+    """One SIGKILL that landed. `at`: the mark it landed at, None if it was at random.
+
+    `lost` counts the steps that were reported but not committed when it came, of the stage then
+    under way; `first_step_seconds` is how long the next attempt took to train a step (None: it
+    was killed before, or had none to train).
+    """
+
+    run: str
+    at: str | None
+    during: str
+    died: str
+    stage: str | None
+    step: int
+    committed: int
+    lost: int
+    first_step_seconds: float | None = None
+
+
+@dataclass
+class Round:
+    """One killed run and how it compares."""
+
+    run: str
+    kills: int = 0
+    seconds: float = 0.0
+    stages: dict[str, Any] = field(default_factory=dict)
+    difference: str | None = None
+
+
+def prove(
+    job_path: str,
+    overrides: Sequence[str] = (),
+    *,
+    kills: int = 20,
+    store: str | None = None,
+    seed: int | None = None,
+    json_path: str | None = None,
+    keep: bool = False,
+    say: Say = print,
+) -> int:
+    """Kill runs of a job `kills` times; 0 if all ended like the unbroken one, else 1.
+
+    Raises BadInput for a job that can't run, and PionError when the unbroken run fails.
+    """
+    if kills < 1:
+        raise BadInput(f"--kills {kills}: give at least 1")
+    job = load_job(job_path, overrides)
+    path = Path(json_path or f"{job.name}-prove.json")
+    if not path.parent.is_dir():
+        raise BadInput(f"--json {path}: there is no folder {path.parent}")
+    seed = random.randrange(2**31) if seed is None else seed
+    with _ended_by_sigterm(), Place() as place:
+        proof = _Proof(job, [job_path, *overrides], store or job.store, kills, seed, place, say)
+        try:
+            proof.go()
+        finally:
+            proof.tidy(keep)
+    result = proof.result()
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for line in verdict_lines(result):
+        say(line)
+    say(f"written to {path}")
+    return 0 if result["equal"] else 1
+
+
+class _Proof:
+    """The runs of one `pion prove`."""
+
+    def __init__(
+        self,
+        job: Job,
+        arguments: list[str],
+        store: str,
+        kills: int,
+        seed: int,
+        place: Place,
+        say: Say,
+    ) -> None:
+        self.job, self.arguments, self.place, self.say = job, arguments, place, say
+        self.wanted, self.seed = kills, seed
+        self.name = f"{job.name[:80]}-prove-{uuid.uuid4().hex[:6]}"
+        self.store = open_store(store)
+        cut = cut_overrides(job, self.name, self.store.url)
+        self.cut = load_job(arguments[0], [*arguments[1:], *cut])
+        self.remote = self.store.local_path(self.name) is None
+        self.kills: list[Kill] = []
+        self.rounds: list[Round] = []
+        self.whole: dict[str, Trained] = {}
+        self.unbroken: RunState | None = None
+        self.unbroken_seconds = 0.0
+        self.started = time.monotonic()
+
+    def go(self) -> None:
+        """The unbroken run, then killed ones until enough kills have landed or one differs."""
+        steps = ", ".join(f"{s} {self.cut.section(s).steps}" for s in self.cut.train_stages)
+        where = f"{self.store.url}/{self.name}"
+        self.say(f"{where}: {steps} steps, saved every {SAVE_EVERY}; seed {self.seed}")
+        self.unbroken = RunState(self.store, f"{self.name}-unbroken")
+        whole = self._attempt(self.unbroken, None)
+        if whole.exit_code != 0:
+            raise _failed(self.unbroken.name, whole)
+        self.unbroken_seconds = whole.seconds
+        self.whole = read_trained(self.unbroken, self.cut)
+        for stage, trained in self.whole.items():
+            if trained.problem is not None:
+                raise PionError(f"the unbroken run itself is wrong: {stage}: {trained.problem}")
+        self.say(f"unbroken run: {duration(whole.seconds)}")
+        instants = Instants(
+            random.Random(self.seed), whole, self.cut.train_stages, remote=self.remote
+        )
+        self.started = time.monotonic()
+        while len(self.kills) < self.wanted:
+            if not self._round(instants):
+                return
+
+    def _round(self, instants: Instants) -> bool:
+        """One killed run, to its end. False if it differs from the unbroken one."""
+        run = RunState(self.store, f"{self.name}-{len(self.rounds) + 1}")
+        this = Round(run.name)
+        self.rounds.append(this)
+        started, last = time.monotonic(), None
+        while True:
+            head = run.read()
+            enough = len(self.kills) >= self.wanted
+            instant = None if enough else instants.next(head, self._saves_left(head))
+            done = self._attempt(run, instant)
+            if last is not None:
+                last.first_step_seconds = done.first_step_seconds
+            if not done.killed:
+                break
+            assert instant is not None
+            last = self._record(run, instant, done)
+            this.kills += 1
+        this.seconds = time.monotonic() - started
+        if done.exit_code != 0:
+            this.difference = str(_failed(run.name, done))
+        else:
+            found = read_trained(run, self.cut)
+            this.stages = {stage: trained.to_dict() for stage, trained in found.items()}
+            assert self.unbroken is not None
+            difference = first_difference(self.unbroken, self.whole, run, found)
+            this.difference = str(difference) if difference is not None else None
+        verdict = "as the unbroken run" if this.difference is None else this.difference
+        self.say(f"run {len(self.rounds)}, killed {this.kills} times: {verdict}")
+        return this.difference is None
+
+    def _attempt(self, run: RunState, instant: Instant | None) -> Attempt:
+        cut = cut_overrides(self.job, run.name, self.store.url)
+        command = [sys.executable, "-m", "pipeline.cli", "run", *self.arguments, *cut]
+        return attempt(command, self.place, instant)
+
+    def _record(self, run: RunState, instant: Instant, done: Attempt) -> Kill:
+        head = run.read()
+        stage = next((s for s in reversed(self.cut.train_stages) if s in done.steps), None)
+        step = done.steps.get(stage, 0) if stage is not None else 0
+        committed = self._committed(head, stage) if stage is not None else 0
+        died = "machine and disk" if instant.disk and self.remote else "machine"
+        kill = Kill(
+            run=run.name,
+            at=done.at,
+            during=done.during,
+            died=died if instant.machine else "driver",
+            stage=stage,
+            step=step,
+            committed=committed,
+            lost=max(0, step - committed),
+        )
+        self.kills.append(kill)
+        here = f"at {kill.at}" if kill.at else "at random"
+        reached = f", {stage} step {step} ({kill.lost} lost)" if stage is not None else ""
+        per_kill = (time.monotonic() - self.started) / len(self.kills)
+        left = duration(per_kill * (self.wanted - len(self.kills)))
+        self.say(
+            f"kill {len(self.kills)}/{self.wanted} {here} in {kill.during}{reached}; "
+            f"{kill.died}; ETA {left}"
+        )
+        return kill
+
+    def _committed(self, head: Head | None, stage: str) -> int:
+        if head is None:
+            return 0
+        if stage in head.stages:
+            return self.cut.section(stage).steps
+        return max((e.step for e in head.checkpoints if e.stage == stage), default=0)
+
+    def _saves_left(self, head: Head | None) -> int:
+        """Checkpoints that will surely still be made: half of those that are due, since a save that
+        finds the one before on its way is left out, and every stage's last."""
+        stages = self.cut.train_stages
+        left = [self.cut.section(s).steps - self._committed(head, s) for s in stages]
+        return sum(max(1, steps // (2 * SAVE_EVERY)) for steps in left if steps > 0)
+
+    def tidy(self, keep: bool) -> None:
+        """Remove the runs from the store, unless they are evidence or wanted."""
+        differs = any(this.difference for this in self.rounds)
+        if keep or differs or len(self.kills) < self.wanted:
+            if self.unbroken is not None:
+                self.say(f"kept in {self.store.url}: the runs named {self.name}-…")
+            return
+        for name in [f"{self.name}-unbroken", *(this.run for this in self.rounds)]:
+            try:
+                for entry in self.store.list(f"{name}/"):
+                    self.store.delete(entry.key)
+                self.store.flush()
+                folder = self.store.local_path(name)
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+            except StoreError as error:
+                self.say(f"left in the store: {name} ({error})")
+
+    def result(self) -> dict[str, Any]:
+        """Everything that was found, as plain JSON."""
+        seconds = time.monotonic() - self.started
+        differences = [f"{r.run}: {r.difference}" for r in self.rounds if r.difference is not None]
+        return {
+            "format": 1,
+            "job": self.arguments[0],
+            "overrides": self.arguments[1:],
+            "store": self.store.url,
+            "runs": self.name,
+            "seed": self.seed,
+            "workers": self.cut.hardware.workers,
+            "equal": not differences,
+            "difference": differences[0] if differences else None,
+            "kills_wanted": self.wanted,
+            "seconds": round(seconds, 1),
+            "seconds_per_kill": round(seconds / max(1, len(self.kills)), 2),
+            "unbroken": {
+                "seconds": round(self.unbroken_seconds, 1),
+                "stages": {stage: trained.to_dict() for stage, trained in self.whole.items()},
+            },
+            "rounds": [asdict(this) for this in self.rounds],
+            "kills": [asdict(kill) for kill in self.kills],
+        }
+
+
+def _failed(name: str, done: Attempt) -> PionError:
+    error = PionError(
+        f"pion run of {name} ended with exit code {done.exit_code}. Its last lines:\n"
+        f"{done.last_lines}"
+    )
+    error.exit_code = 2 if done.exit_code == 2 else 1
+    return error
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the runs too, not this process alone."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""The training stages of a run: start, loop, save, go back, record."""

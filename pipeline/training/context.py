@@ -1,0 +1,149 @@
+"""What all stages and attempts of one training process share: the run, the stop, the watchdog."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pion.errors import PionError, Trouble
+from pipeline.budget import over_budget, price_per_hour
+from pipeline.state.claim import Claim
+from pipeline.state.head import RunState
+from pipeline.state.metrics import EventLog
+from pipeline.state.owner import Owner
+from pipeline.state.records import Head
+from pipeline.state.retention import sweep, sweep_abandoned
+from pipeline.state.stores import StoreError, open_store
+from pipeline.state.workspace import Workspace
+from pipeline.training.request import Group, TrainRequest
+from pipeline.training.rewind import plan_rewind
+from pipeline.training.watchdog import Watchdog
+
+Report = Callable[[dict[str, Any]], None]
+MAX_ATTEMPTS = 5
+POLL_SECONDS, REMOTE_POLL_SECONDS = 0.1, 2.0
+HANG_EXIT = 70
+
+
+class TrainingContext:
+    """What all stages and attempts of one process share."""
+
+    def __init__(
+        self, request: TrainRequest, group: Group, report: Report, should_stop: Callable[[], bool]
+    ) -> None:
+        self.request = request
+        self.group = group
+        self.report = report
+        self.job = request.load_job()
+        self.run = RunState(open_store(request.store), self.job.name)
+        self.workspace = Workspace(self.run.store, self.run.name)
+        self.stage = ""
+        self.first_step_seen = False
+        limit = self.job.hardware.hang_seconds
+        self.watchdog = (
+            Watchdog(self._end_hang, factor=0.0, at_least=limit)
+            if limit is not None
+            else Watchdog(self._end_hang)
+        )
+        self._asked = should_stop
+        self._claim: Claim | None = None
+
+    def should_stop(self) -> bool:
+        """Whether anything asks this rank to stop: the driver, a request, the budget."""
+        return self._asked() or self.stop_reason is not None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run is to stay stopped, though nobody interrupts this process."""
+        claim = self._claim
+        if claim is None:
+            return None
+        if claim.stop_request is not None:
+            return f"Stopped by request ({claim.stop_request}). Every finished step is saved."
+        return over_budget(self.job.budget, claim.spent)
+
+    def wait_for_prepare(self) -> bool:
+        """Return once the prepared data is committed; False if asked to stop before."""
+        wanted = self.request.digests["prepare"]
+        with self.watchdog.paused():  # data may take hours
+            while not self._asked():
+                with suppress(StoreError):  # the driver meets it too, and decides
+                    head = self.run.read()
+                    done = head.stages.get("prepare") if head else None
+                    if done is not None and done.digest == wanted:
+                        return True
+                time.sleep(REMOTE_POLL_SECONDS if self.workspace.remote else POLL_SECONDS)
+        return False
+
+    def claim(self) -> Claim:
+        """Own the run under a new epoch; give up when attempts keep failing without a commit."""
+        price = price_per_hour(self.job.budget)
+        claim = self.run.claim(Owner(**self.request.owner), price=price, continuing=True)
+        sweep_abandoned(claim)
+        sweep(claim)
+        if claim.head.failed_attempts >= MAX_ATTEMPTS:
+            claim.release(forget_attempts=True)
+            raise PionError(
+                f"{MAX_ATTEMPTS} attempts in a row ended before anything was committed. What was "
+                "committed before is safe. Mend the cause (the last error is above, or in the "
+                "machine's log if it was out of memory), then run the same command again."
+            )
+        claim.start_heartbeat()
+        return claim
+
+    def own(self, claim: Claim | None) -> None:
+        """Listen to what `claim` is asked from now on."""
+        self._claim = claim
+
+    def unfinished(self, head: Head) -> list[str]:
+        """The stages that `head` doesn't record as finished: an attempt may come after others."""
+        digests = self.request.digests
+        return [
+            stage
+            for stage in self.request.stages
+            if stage not in head.stages or head.stages[stage].digest != digests[stage]
+        ]
+
+    def leave_out(self, trouble: Trouble, claim: Claim) -> str | None:
+        """Record that the offending rows are left out from now on; why not, if it is hopeless."""
+        stage, now = self.stage, self.run.clock.now()
+        digest, limit = self.request.digests[stage], self.job.checkpoint.max_rewinds
+        try:
+            rows = plan_rewind(claim.head, stage, digest, trouble, limit, now)
+        except PionError as error:
+            return str(error)
+        claim.skip_rows(stage, rows)
+        events = EventLog(self.run.store, self.run.name, claim.epoch)
+        events.append(
+            "rewound", stage=stage, step=rows.step, rows=[rows.first, rows.stop], why=rows.why
+        )
+        events.flush()
+        text = (
+            f"{stage} step {rows.step:,} gave {rows.why}: going back to the last checkpoint and "
+            f"leaving out rows {rows.first:,} to {rows.stop - 1:,}"
+        )
+        self.report({"type": "note", "text": text})
+        return None
+
+    def _end_hang(self, text: str) -> None:
+        """End this process: Ray starts the workers anew, and without Ray exit 75 asks for it.
+
+        Whatever rank hangs, rank 0 soon waits for it: the others leave it to rank 0, which may also
+        be waiting for its store with good reason.
+        """
+        if self.group.rank > 0:
+            return
+        note = {"type": "note", "text": f"training hangs. {text}"}
+        saying = threading.Thread(target=self.report, args=(note,), daemon=True)
+        saying.start()
+        saying.join(1.0)  # the line to the driver may hang as well
+        os._exit(HANG_EXIT if self.request.by_ray else 75)
+
+
+def phase(name: str, started: float) -> dict[str, Any]:
+    """The message that a part of the start, begun at `started` (monotonic), is over."""
+    return {"type": "phase", "name": name, "seconds": time.monotonic() - started}

@@ -1,0 +1,49 @@
+"""Notes on what machine, and how, an attempt trains: for the lineage, and the receipt of a hop."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from typing import TYPE_CHECKING, Any
+
+from pipeline.job import Job
+from pipeline.state.head import RunState
+from pipeline.state.metrics import EventLog
+from pipeline.training.receipt import hop_receipt
+
+if TYPE_CHECKING:
+    from pion.train.trainer import Trainer
+
+
+def record_machine(run: RunState, epoch: int, job: Job, stage: str, trainer: Trainer) -> list[str]:
+    """Append the "training" event of the attempt that begins under `epoch`; what it reaches is in
+    the metrics. Returns the receipt (also kept) if the attempt before was on another machine, or
+    computed another way; empty otherwise.
+    """
+    from pion.train.hardware import device_name
+    from pion.train.schedule import lr_at
+
+    plan, settings = trainer.plan, trainer.settings
+    now: dict[str, Any] = {
+        "stage": stage,
+        "from_step": trainer.step,
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "device": device_name(trainer.device),
+        "workers": plan.world_size,
+        "micro_batch": plan.micro_batch,
+        "grad_accum": trainer.grad_accum,
+        "dtype": plan.dtype,
+        "seq_len": job.sft_seq_len if stage == "sft" else job.data.seq_len,
+        "global_batch": settings.global_batch,
+        # The schedule's rate for the last finished step, to be compared with what it was.
+        "lr": settings.lr * lr_at(settings, trainer.step - 1) if trainer.step else None,
+        "next_row": trainer.next_row,
+    }
+    receipt = hop_receipt(run, epoch, now)
+    events = EventLog(run.store, run.name, epoch)
+    events.append("training", **now)
+    if receipt:
+        events.append("hop", stage=stage, receipt=receipt)
+    events.flush()
+    return receipt

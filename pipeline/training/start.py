@@ -1,0 +1,224 @@
+"""Where a training stage starts from: a checkpoint, another model, the stage before, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pion.errors import BadInput
+from pipeline.job import Job, Train
+
+if TYPE_CHECKING:
+    from pion.data.stream import RowStream
+    from pion.data.tokenizer import Tokenizer
+    from pion.model.decoder import Decoder
+    from pion.train.settings import Plan, TrainSettings
+    from pion.train.trainer import Trainer
+    from pipeline.state.head import RunState
+    from pipeline.state.records import CheckpointEntry
+    from pipeline.state.workspace import Workspace
+    from pipeline.training.request import Group, TrainRequest
+
+
+@dataclass
+class Setup:
+    """A stage ready for its next step."""
+
+    trainer: Trainer
+    held_out: RowStream
+    tokenizer: Tokenizer
+    tokenizer_file: Path
+    why: str
+    ancestor: str | None = None
+    listed: CheckpointEntry | None = None
+    """The checkpoint it went back to, if HEAD lists it; `copy` is the key of one that only this
+    machine has."""
+    copy: str | None = None
+    metrics: str = ""
+    """JSON lines of steps before this one that the store may not have."""
+    notes: list[str] = field(default_factory=list)
+    closers: list[Callable[[], None]] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Stop fetching shards."""
+        for close in self.closers:
+            close()
+
+
+def start_stage(
+    request: TrainRequest, run: RunState, workspace: Workspace, stage: str, group: Group
+) -> Setup:
+    """Build the model and data of `stage` and restore the newest good state.
+
+    Rank 0 chooses the checkpoint and sends it to the others. Raises BadInput when the weights to
+    start from do not fit the job, and PionError when nothing good is left of what was committed.
+    """
+    from pion.data.tokenizer import Tokenizer
+    from pion.model.decoder import Decoder
+    from pion.train.trainer import Trainer, TrainState
+    from pipeline.data.prepared import open_data
+    from pipeline.state.checkpoint import METRICS
+    from pipeline.state.restore import load_folder, newest_good
+    from pipeline.training.rewind import rows_to_skip
+
+    job, digest = request.load_job(), request.digests[stage]
+    data = open_data(workspace.bring_data(request.data[stage]))
+    closers: list[Callable[[], None]] = []
+    window = job.data.window
+    stream = data.stream("train", seed=job.seed, window=window, cache=_shard_cache(job, closers))
+    held_out = data.stream("held_out", seed=job.seed, window=window)
+
+    notes: list[str] = []
+    found, saved, head, metrics = None, None, None, ""
+    if group.rank == 0:
+        head = run.read()
+        assert head is not None
+        found = newest_good(workspace, head, stage, digest)
+        saved = load_folder(found.folder) if found.folder else None
+        notes = [str(skip) for skip in found.skipped]
+        if not found.listed and found.entry:
+            notes.append(f"going on from step {found.entry.step:,}, which only this machine has")
+            assert found.folder is not None
+            metrics = (found.folder / METRICS).read_text(encoding="utf-8")
+    recorded = group.from_rank_0(saved.state["plan"] if saved else None)
+    plan = choose_plan(job, stage, group, recorded)
+    # Machines of a cluster may differ, and all ranks must compute alike.
+    micro_batch, recompute = group.from_rank_0((plan.micro_batch, plan.recompute))
+    plan = dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute)
+    if recorded is None:
+        model, why = _starting_model(job, run, stage)
+    else:
+        config = job.model_config_resolved()
+        model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
+        why = "continues"
+    trainer = Trainer(model, stream, settings_of(job.section(stage)), plan, rank=group.rank)
+    if recorded is not None:
+        trainer.load(TrainState(saved.model, saved.optimizer, saved.state) if saved else None)
+        why = f"continues after step {trainer.step:,}"
+    if head is not None:
+        skip = rows_to_skip(head, stage, digest, trainer.next_row, trainer.skipped)
+        trainer.skipped = skip
+    trainer.skipped = group.from_rank_0(trainer.skipped)
+    return Setup(
+        trainer,
+        held_out,
+        Tokenizer.from_file(data.tokenizer_path),
+        data.tokenizer_path,
+        why,
+        ancestor=found.listed_key if found else None,
+        listed=found.entry if found and found.listed else None,
+        copy=found.entry.key if found and found.entry and not found.listed else None,
+        metrics=metrics,
+        notes=notes,
+        closers=closers,
+    )
+
+
+def settings_of(section: Train) -> TrainSettings:
+    """The trainer's settings in a job's section."""
+    from pion.train.settings import TrainSettings
+
+    names = [f.name for f in dataclasses.fields(TrainSettings)]
+    return TrainSettings(**section.model_dump(include=set(names)))
+
+
+def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | None) -> Plan:
+    """How this machine computes the stage.
+
+    The plan recorded in the checkpoint is used again where the hardware and the job allow, because
+    only then is the resumed run bit-identical to an unbroken one.
+    """
+    import torch
+
+    from pion.train.hardware import pick_device, pick_dtype, total_memory
+    from pion.train.memory import choose_micro_batch
+    from pion.train.settings import Plan
+
+    section, hardware = job.section(stage), job.hardware
+    device = pick_device()
+    rows_per_rank = -(-section.global_batch // group.world_size)
+    plan = Plan(
+        device=str(device),
+        dtype=pick_dtype(hardware.dtype, device),
+        world_size=group.world_size,
+        compile=hardware.compile,
+        threads=torch.get_num_threads(),
+        deterministic=hardware.deterministic,
+        micro_batch=min(hardware.micro_batch or rows_per_rank, rows_per_rank),
+        recompute=bool(hardware.recompute),
+    )
+    if recorded is not None:
+        derived = {"micro_batch": hardware.micro_batch, "recompute": hardware.recompute}
+        free = [name for name, asked in derived.items() if asked is None]
+        if all(recorded.get(n) == v for n, v in plan.to_dict().items() if n not in free):
+            return Plan(**recorded)
+    micro_batch, recompute = choose_micro_batch(
+        job.model_config_resolved(),
+        rows_per_rank=rows_per_rank,
+        seq_len=job.sft_seq_len if stage == "sft" else job.data.seq_len,
+        dtype=plan.dtype,
+        optimizer=section.optimizer,
+        memory_bytes=total_memory(device) // (1 if device.type == "cuda" else group.world_size),
+        device=device.type,
+        recompute=hardware.recompute,
+    )
+    if hardware.micro_batch is None:
+        plan = dataclasses.replace(plan, micro_batch=micro_batch)
+    return dataclasses.replace(plan, recompute=recompute)
+
+
+def _shard_cache(job: Job, closers: list[Callable[[], None]]) -> Any:
+    """A place for streamed shards, made only when the data needs one."""
+
+    def make() -> Any:
+        from pipeline.data.shard_cache import ShardCache, default_folder
+
+        cache = ShardCache(default_folder(), int(job.hardware.shard_cache_gb * 1e9))
+        closers.append(cache.close)
+        return cache
+
+    return make
+
+
+def _starting_model(job: Job, run: RunState, stage: str) -> tuple[Decoder, str]:
+    """The weights of a stage's first step, the same on every rank, and where they come from."""
+    import torch
+
+    from pion.load import load_decoder
+    from pion.model.decoder import Decoder
+    from pipeline.bring_model import bring_model
+
+    section = job.section(stage)
+    if section.init_from is not None:
+        return _model_from(job, section.init_from), f"starts from {section.init_from}"
+    if stage == "sft":
+        head = run.read()
+        assert head is not None
+        key = head.stages["pretrain"].checkpoint
+        assert key is not None
+        return load_decoder(bring_model(run, key)), "starts from the pretrained model"
+    torch.manual_seed(job.seed)
+    return Decoder(job.model_config_resolved()), "starts from random weights"
+
+
+def _model_from(job: Job, source: str) -> Decoder:
+    """The job's decoder with the weights `init_from` names; BadInput if it is another model."""
+    from pion.model.decoder import Decoder
+    from pipeline.find_model import find_model, load_model
+
+    path = job.input_path(source)
+    found = load_model(find_model(str(path) if path.exists() else source))
+    config = job.model_config_resolved()
+    wanted, given = config.to_dict(), found.config.to_dict()
+    # Everything but the context's length and how random weights are drawn.
+    names = sorted(wanted.keys() - {"seq_len", "init_std", "family"})
+    wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in names if wanted[n] != given[n]]
+    if wrong:
+        raise BadInput(
+            f"init_from {source}: the model there is another one ({'; '.join(wrong)}). Nothing "
+            "was lost. Make the job's `model` section fit it."
+        )
+    return Decoder.from_state(config, found.state_dict())

@@ -1,0 +1,85 @@
+"""Train the stages of a run: claim it, train, go back after trouble, until done or stopped.
+
+One function serves a Ray worker and a process without Ray. Rank 0 owns the run's state and decides
+what to restore; the other ranks are told.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pion.errors import PionError, Trouble
+from pipeline.job import Job
+from pipeline.training.context import Report, TrainingContext, phase
+from pipeline.training.loop import StageTraining
+from pipeline.training.request import Group, TrainRequest
+
+
+def train_stages(
+    request: TrainRequest, group: Group, report: Report, should_stop: Callable[[], bool]
+) -> str:
+    """Advance the training stages until they are done ("done") or a stop is asked ("stopped").
+
+    Raises `Stopped` when a request in the store or the budget asked for it, and PionError for what
+    a person must decide; then nothing committed is lost.
+    """
+    started = time.monotonic()
+    import torch
+
+    if group.rank > 0:
+        report = _say_nothing
+    report(phase("torch imported", started))
+    torch.set_num_threads(_threads(request.load_job(), group))
+    context = TrainingContext(request, group, report, should_stop)
+    started = time.monotonic()
+    if not group.from_rank_0(context.wait_for_prepare() if group.rank == 0 else None):
+        return "stopped"
+    report(phase("waited for data", started))
+    try:
+        while (outcome := _attempt(context)) == "again":
+            gc.collect()  # the trainer that went wrong, before the next one needs its memory
+        return outcome
+    finally:
+        context.watchdog.close()
+
+
+def _attempt(context: TrainingContext) -> str:
+    """One claim and what is trained under it: "done", "stopped", or "again" after trouble."""
+    group = context.group
+    claim = context.claim() if group.rank == 0 else None
+    context.own(claim)
+    done = again = False
+    try:
+        todo = group.from_rank_0(context.unfinished(claim.head) if claim else None)
+        for stage in todo:
+            done = StageTraining(context, claim, stage).run()
+            gc.collect()  # its trainer, before the next stage's needs the memory
+            if not done:
+                break
+        done = done or not todo
+        return "done" if done else "stopped"
+    except Trouble as trouble:  # on every rank, at the same step
+        refusal = group.from_rank_0(context.leave_out(trouble, claim) if claim else None)
+        if refusal is not None:
+            raise PionError(refusal) from None
+        again = True
+        return "again"
+    finally:
+        if claim is not None and (done or again):
+            claim.stop_heartbeat()  # this process claims next, or the driver, to evaluate
+        elif claim is not None:
+            with suppress(PionError):
+                claim.release()
+
+
+def _say_nothing(message: dict[str, Any]) -> None:
+    """Rank 0 reports for all."""
+
+
+def _threads(job: Job, group: Group) -> int:
+    return job.hardware.threads or max(1, (os.cpu_count() or 1) // group.world_size)

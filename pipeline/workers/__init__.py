@@ -1,0 +1,1 @@
+"""Ray Train workers: started, followed, and all ended."""

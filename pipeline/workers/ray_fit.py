@@ -1,0 +1,117 @@
+"""The process that runs Ray Train for one `pion run`: read the task, start Ray, `fit()`.
+
+Ray owns processes, placement, rendezvous and the restart of dead workers; checkpoints are ours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from typing import Any
+
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Workers share the driver's environment; without this Ray rebuilds it when run by uv.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+WAIT_SECONDS = 24 * 3600
+
+
+def main() -> None:
+    """Train as the JSON on standard input says."""
+    task = json.load(sys.stdin)
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    start_ray(task["session"], task["address"], task["workers"], task["request"]["gpus"])
+    fit(task)
+
+
+def start_ray(session: str, address: str | None, workers: int, gpus: int) -> None:
+    """Connect to the Ray at `address`, or start one whose files are in the folder `session`."""
+    import ray
+
+    if address is not None:
+        ray.init(address=address, logging_level=logging.ERROR)
+        return
+    ray.init(
+        address="local",
+        _temp_dir=session,
+        _node_ip_address="127.0.0.1",
+        num_cpus=max(workers, os.cpu_count() or 1),
+        num_gpus=gpus,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def fit(task: dict[str, Any]) -> None:
+    """Run `worker_loop` on every worker until it has returned everywhere."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cuda = task["request"]["gpus"] > 0
+    TorchTrainer(
+        worker_loop,
+        train_loop_config={"request": task["request"], "lifeline": task["lifeline"]},
+        # Ranks wait for rank 0, which may wait long for its store; the watchdog sees real hangs.
+        torch_config=TorchConfig(backend="nccl" if cuda else "gloo", timeout_s=WAIT_SECONDS),
+        scaling_config=ScalingConfig(num_workers=task["workers"], use_gpu=cuda),
+        run_config=RunConfig(
+            # Fresh scratch space each time: Ray's own run state is never resumed from.
+            name="train",
+            storage_path=f"{task['session']}/storage",
+            # A worker that dies is restarted; the train loop counts attempts without progress, and
+            # this bounds those that do not even get there.
+            failure_config=FailureConfig(max_failures=100),
+        ),
+    ).fit()
+
+
+def worker_loop(config: dict[str, Any]) -> None:
+    """What each Ray worker runs: connect to the driver and train until done or told to stop."""
+    import ray.train
+    import torch.distributed as dist
+
+    from pion.errors import PionError
+    from pipeline.training.request import Group, TrainRequest
+    from pipeline.training.train import train_stages
+    from pipeline.workers.lifeline import Lifeline, LifelineAddress
+
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    try:
+        line = Lifeline(LifelineAddress(**config["lifeline"]), rank)
+    except OSError:
+        return  # restarted after the driver hung up: there is nobody to train for
+    request = TrainRequest.from_dict(config["request"])
+    group = Group(rank, world_size, distributed=dist.is_initialized() and world_size > 1)
+    try:
+        line.send({"type": "worker", "pid": os.getpid()})
+        outcome = train_stages(request, group, line.send, lambda: line.stop_requested)
+        line.send({"type": "trained", "outcome": outcome})
+    except PionError as error:
+        # Returned, not raised: Ray would restart the workers to meet the same error again.
+        line.send({"type": "error", "text": str(error), "exit_code": error.exit_code})
+    except Exception:
+        # Ray restarts the workers; what happened must still reach the person.
+        line.send({"type": "note", "text": f"worker {rank} failed:\n{traceback.format_exc()}"})
+        raise
+    finally:
+        line.close()
+
+
+if __name__ == "__main__":
+    # Workers unpickle worker_loop by name; `__main__` would be another module there.
+    from pipeline.workers.ray_fit import main as main_by_name
+
+    main_by_name()

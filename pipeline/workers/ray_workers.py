@@ -1,0 +1,118 @@
+"""The training workers of one `pion run`: started in the background, followed, and all ended.
+
+Ray lives in a process of its own (ray_fit.py), so that `pion run` imports none of it, a Ctrl-C on
+the terminal does not reach it, and ending it is ending processes. It is started before the data is
+ready, because it takes half a minute to reach the first line of the training loop; the workers wait
+there for `prepare` to be committed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.training.request import TrainRequest
+from pipeline.workers.lifeline import LifelineServer, Message
+from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
+
+LOOPBACK = "127.0.0.1"
+RAY_ADDRESS = "PION_RAY_ADDRESS"
+"""Environment variable: a running Ray to use (host:port) instead of starting one."""
+
+
+class RayWorkers:
+    """Ray Train workers that advance the training stages of `request`.
+
+    `messages` carries what the workers say as (rank, message); when the process that runs Ray
+    Train ends by itself, a message of type "fit_ended" with its last words follows.
+    """
+
+    def __init__(self, request: TrainRequest, count: int) -> None:
+        self.messages: queue.Queue[tuple[int, Message]] = queue.Queue()
+        self._request, self._count = request, count
+        host = _own_address(os.environ.get(RAY_ADDRESS))
+        self._lifeline = LifelineServer(host, lambda r, m: self.messages.put((r, m)))
+        # A short path: Ray puts Unix sockets in it, whose names are limited to 107 bytes.
+        self._session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir=_short_temp_dir()))
+        # Not under the session's name: whoever reads it is no process of Ray's.
+        self.log = Path(tempfile.mkstemp(prefix="pion-workers-", suffix=".log")[1])
+        self._closing = self._ended_by_itself = False
+
+    def start(self) -> None:
+        """Begin starting Ray; returns at once."""
+        self.started = time.monotonic()
+        self._reaper = start_reaper(self._session)
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.workers.ray_fit"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {SESSION_VARIABLE: str(self._session)},
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        task = {
+            "session": str(self._session),
+            "address": os.environ.get(RAY_ADDRESS),
+            "workers": self._count,
+            "request": self._request.to_dict(),
+            "lifeline": asdict(self._lifeline.address),
+        }
+        self._process.stdin.write(json.dumps(task).encode())
+        self._process.stdin.close()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def connected(self) -> int:
+        """Workers that have reached the training loop."""
+        return self._lifeline.connected
+
+    def ask_to_stop(self) -> None:
+        """Ask the workers to save the last finished step and end."""
+        self._lifeline.ask_to_stop()
+
+    def close(self) -> None:
+        """End the workers, and every process of Ray if it is ours."""
+        self._closing = True
+        self._lifeline.close()
+        assert self._reaper.stdin is not None
+        # A fraction of a second, where Ray's own way of ending takes several.
+        self._reaper.stdin.close()
+        self._reaper.wait()
+        self._process.wait()
+        shutil.rmtree(self._session, ignore_errors=True)
+        if not self._ended_by_itself:
+            self.log.unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        code = self._process.wait()
+        if self._closing:
+            return
+        self._ended_by_itself = True
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        text = lines[-1] if lines else f"exit code {code}"
+        self.messages.put((-1, {"type": "fit_ended", "error": text}))
+
+
+def _own_address(ray: str | None) -> str:
+    """This machine's address as seen from where Ray runs (host:port; None: here)."""
+    host = ray.rpartition(":")[0] if ray else LOOPBACK
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing, but chooses the interface
+        return str(probe.getsockname()[0])
+
+
+def _short_temp_dir() -> str:
+    folder = tempfile.gettempdir()
+    return folder if len(folder) < 40 else "/tmp"

@@ -1,0 +1,280 @@
+"""Streaming shards through a small disk: order, budget, and transfers that go wrong."""
+
+import hashlib
+import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pion.data.order import RowOrder
+from pion.data.shards import Manifest, Rows, Shard
+from pion.errors import BadInput, PionError
+from pipeline.data.hub import hub_shards, pin
+from pipeline.data.shard_cache import CachedStream, ShardCache
+from pipeline.job import HubNpyShards
+from tests.hub_server import HubServer, hub_server
+
+SEQ_LEN = 64
+ROWS = 50
+SHARDS = 12
+
+
+def content(number: int) -> bytes:
+    """A shard whose row r of shard s begins with the ids s, r."""
+    rows = np.zeros((ROWS, SEQ_LEN), np.uint16)
+    rows[:, 0], rows[:, 1] = number, np.arange(ROWS)
+    file = io.BytesIO()
+    np.save(file, rows)
+    return file.getvalue()
+
+
+BYTES = len(content(0))
+
+
+def manifest(shards: list[Shard]) -> Manifest:
+    return Manifest("tokens", SEQ_LEN, 1000, tuple(shards))
+
+
+def a_shard(number: int) -> Shard:
+    data = content(number)
+    sha256 = hashlib.sha256(data).hexdigest()
+    remote = {"repo": "user/shards", "revision": "main", "path": f"shard_{number:02d}.npy"}
+    return Shard(f"shard_{number:02d}.npy", ROWS, sha256, len(data), "uint16", remote=remote)
+
+
+class Downloads:
+    """A fetch that keeps a list of what it was asked for, and does what a test wants first."""
+
+    def __init__(self, before: Callable[[str], None] = lambda name: None) -> None:
+        self.names: list[str] = []
+        self._before = before
+
+    def __call__(self, shard: Shard, folder: Path) -> Path:
+        self._before(shard.name)
+        self.names.append(shard.name)
+        path = folder / f"{threading.get_ident()}-{shard.name}"
+        path.write_bytes(content(int(shard.name[6:8])))
+        return path
+
+
+def stream_of(shards: list[Shard], cache: ShardCache, window: int = 2) -> CachedStream:
+    described = manifest(shards)
+    order = RowOrder(described.shard_rows, described.fingerprint, seed=1, window=window)
+    return CachedStream([(Rows(described, cache.path_of), order)], [1.0], 1, cache)
+
+
+def cached_bytes(folder: Path) -> int:
+    """Bytes of the shards there at one moment, while others may be deleting them."""
+    total = 0
+    for path in list(folder.glob("*.npy")):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with hub_server() as server:
+        server.use(monkeypatch, tmp_path / "hf")
+        files = {f"shard_{i:02d}.npy": content(i) for i in range(SHARDS)}
+        server.add_repo("user/shards", "dataset", files)
+        yield server
+
+
+def hub_stream(cache: ShardCache) -> CachedStream:
+    source = HubNpyShards(kind="hub-npy", repo="user/shards")
+    return stream_of(hub_shards(source, pin(source.repo, None), SEQ_LEN), cache)
+
+
+def test_an_epoch_larger_than_the_disk_is_read_whole_and_within_the_budget(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 4 * BYTES)
+    stream = hub_stream(cache)
+    seen = set()
+    for first in range(0, SHARDS * ROWS, 20):
+        tokens = stream.batch(range(first, first + 20)).tokens
+        seen |= {(int(s), int(r)) for s, r in tokens[:, :2]}
+        assert cached_bytes(tmp_path / "cache") <= 4 * BYTES
+    cache.close()
+    assert seen == {(s, r) for s in range(SHARDS) for r in range(ROWS)}
+
+
+def test_the_rows_are_those_of_the_same_data_on_disk(hub: HubServer, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 4 * BYTES)
+    streamed = hub_stream(cache)
+    for i in range(SHARDS):
+        (tmp_path / f"shard_{i:02d}.npy").write_bytes(content(i))
+    local = manifest([a_shard(i) for i in range(SHARDS)])
+    order = RowOrder(local.shard_rows, local.fingerprint, seed=1, window=2)
+    rows = Rows(local, lambda shard: tmp_path / shard.name)
+    for i in range(0, SHARDS * ROWS, 37):
+        shard, row = order.locate(i)
+        assert np.array_equal(streamed.row(i).tokens, rows.row(shard, row).tokens)
+    cache.close()
+
+
+def test_the_shards_needed_next_are_fetched_before_they_are_asked_for(tmp_path: Path) -> None:
+    fetched = threading.Semaphore(0)
+    downloads = Downloads(lambda name: fetched.release())
+    cache = ShardCache(tmp_path, 5 * BYTES, downloads)
+    stream = stream_of([a_shard(i) for i in range(SHARDS)], cache)
+    stream.batch([0])
+    for _ in range(5):
+        assert fetched.acquire(timeout=20)
+    ahead = [f"shard_{s:02d}.npy" for _, s in stream.upcoming_shards(0, 5)]
+    cache.close()
+    assert set(downloads.names) == set(ahead)
+
+
+def test_a_shard_in_the_window_is_never_evicted(tmp_path: Path) -> None:
+    downloads = Downloads()
+    cache = ShardCache(tmp_path, 2 * BYTES, downloads)
+    stream = stream_of([a_shard(i) for i in range(SHARDS)], cache)
+    for i in range(2 * ROWS):  # one window, a row at a time
+        stream.batch([i])
+    cache.close()
+    window = {f"shard_{s:02d}.npy" for _, s in stream.upcoming_shards(0, 2)}
+    assert sorted(downloads.names) == sorted(window)  # each exactly once
+
+
+def test_a_shard_needed_next_is_not_evicted_for_one_that_is_not(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, 2 * BYTES, Downloads())
+    needed = [a_shard(0), a_shard(1)]
+    cache.want(needed)
+    paths = [cache.path_of(shard) for shard in needed]
+    cache.path_of(a_shard(2))
+    cache.close()
+    assert all(path.exists() for path in paths)
+
+
+def test_a_used_shard_makes_room_and_its_mapping_is_let_go(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, 1 * BYTES, Downloads())
+    first, second = a_shard(0), a_shard(1)
+    released: list[str] = []
+    cache.on_evict(first, lambda: released.append(first.name))
+    path = cache.path_of(first)
+    cache.path_of(second)
+    assert released == [first.name]
+    assert not path.exists()
+    assert cached_bytes(tmp_path) == BYTES
+
+
+def test_a_transfer_that_breaks_off_is_resumed(hub: HubServer, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 4 * BYTES)
+    stream = hub_stream(cache)
+    hub.truncate("GET .*/resolve/.*shard_", times=3)
+    assert len(stream.batch(range(40)).tokens) == 40
+    cache.close()
+
+
+def test_a_corrupted_transfer_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 4 * BYTES)
+    source = HubNpyShards(kind="hub-npy", repo="user/shards")
+    shard = hub_shards(source, pin(source.repo, None), SEQ_LEN)[3]
+    hub.corrupt("GET .*/resolve/.*shard_03", times=1)
+    before = hub.count("GET .*/resolve/.*shard_03")
+    assert cache.path_of(shard).read_bytes() == content(3)
+    assert hub.count("GET .*/resolve/.*shard_03") == before + 2
+
+
+def test_a_shard_that_never_has_the_right_hash_is_an_error_that_names_it(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 4 * BYTES)
+    source = HubNpyShards(kind="hub-npy", repo="user/shards")
+    shard = hub_shards(source, pin(source.repo, None), SEQ_LEN)[3]
+    hub.corrupt("GET .*/resolve/.*shard_03", times=99)
+    with pytest.raises(PionError, match=r"shard_03\.npy: downloaded 3 times, and never with"):
+        cache.path_of(shard)
+    assert not list((tmp_path / "cache").glob("*.npy"))
+
+
+def test_a_partial_file_is_never_visible_under_the_shards_name(tmp_path: Path) -> None:
+    def half(shard: Shard, folder: Path) -> Path:
+        path = folder / shard.name
+        path.write_bytes(content(0)[: BYTES // 2])
+        assert not list(tmp_path.glob("*.npy"))
+        raise ConnectionError("the line went dead")
+
+    with pytest.raises(ConnectionError):
+        ShardCache(tmp_path, BYTES, half).path_of(a_shard(0))
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_a_file_damaged_on_disk_since_is_fetched_again(tmp_path: Path) -> None:
+    path = ShardCache(tmp_path, BYTES, Downloads()).path_of(a_shard(0))
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    downloads = Downloads()
+    assert ShardCache(tmp_path, BYTES, downloads).path_of(a_shard(0)).read_bytes() == content(0)
+    assert downloads.names == ["shard_00.npy"]
+
+
+def test_what_is_there_from_an_earlier_start_is_not_fetched_again(tmp_path: Path) -> None:
+    ShardCache(tmp_path, BYTES, Downloads()).path_of(a_shard(0))
+    downloads = Downloads()
+    ShardCache(tmp_path, BYTES, downloads).path_of(a_shard(0))
+    assert downloads.names == []
+
+
+def test_two_readers_of_one_folder_download_a_shard_once(tmp_path: Path) -> None:
+    meeting = threading.Barrier(2)
+    downloads = Downloads()
+    caches = [ShardCache(tmp_path, 4 * BYTES, downloads) for _ in range(2)]
+
+    def read(cache: ShardCache) -> None:
+        meeting.wait()
+        cache.path_of(a_shard(0))
+
+    threads = [threading.Thread(target=read, args=(cache,)) for cache in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert downloads.names == ["shard_00.npy"]
+
+
+def test_a_file_another_process_has_just_used_is_left_alone(tmp_path: Path) -> None:
+    theirs = ShardCache(tmp_path, BYTES, Downloads()).path_of(a_shard(0))
+    ShardCache(tmp_path, BYTES, Downloads()).path_of(a_shard(1))
+    assert theirs.exists()
+
+
+def test_a_failure_while_fetching_ahead_is_reported_only_when_the_shard_is_needed(
+    tmp_path: Path,
+) -> None:
+    broken = threading.Event()
+
+    def fail_late(name: str) -> None:
+        if name == last:
+            broken.set()
+            raise PionError("the Hub is down")
+
+    cache = ShardCache(tmp_path, 3 * BYTES, Downloads(fail_late))
+    stream = stream_of([a_shard(i) for i in range(3)], cache, window=1)
+    order = [shard for _, shard in stream.upcoming_shards(0, 3)]
+    last = f"shard_{order[-1]:02d}.npy"
+    stream.batch([0])
+    assert broken.wait(20)
+    stream.batch([ROWS])
+    with pytest.raises(PionError, match="the Hub is down"):
+        stream.batch([2 * ROWS])
+    cache.close()
+
+
+def test_a_budget_below_one_window_is_refused(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, 3 * BYTES, Downloads())
+    with pytest.raises(BadInput, match=r"hardware\.shard_cache_gb .* lower data\.window"):
+        stream_of([a_shard(i) for i in range(SHARDS)], cache, window=4)
+
+
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadInput, match="file/cache: can't be written"):
+        ShardCache(tmp_path / "file" / "cache", BYTES)

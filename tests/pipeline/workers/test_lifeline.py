@@ -1,0 +1,80 @@
+"""The line between driver and workers, over real sockets and real processes."""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from pipeline.workers.lifeline import LOST_DRIVER_EXIT, Lifeline, LifelineServer
+
+WORKER = """
+import json, sys, time
+from pipeline.workers.lifeline import Lifeline, LifelineAddress
+line = Lifeline(LifelineAddress(**json.loads(sys.argv[1])), rank=0)
+line.send({"type": "ready"})
+while not line.stop_requested:
+    time.sleep(0.01)
+line.send({"type": "stopped"})
+line.close()
+"""
+
+
+@pytest.fixture
+def server() -> Any:
+    messages: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
+    server = LifelineServer("127.0.0.1", lambda rank, message: messages.put((rank, message)))
+    server.messages = messages  # type: ignore[attr-defined]
+    yield server
+    server.close()
+
+
+def start_worker(server: Any) -> subprocess.Popen[bytes]:
+    address = json.dumps(asdict(server.address))
+    return subprocess.Popen([sys.executable, "-c", WORKER, address])
+
+
+def test_a_worker_reports_and_stops_when_asked(server: Any) -> None:
+    worker = start_worker(server)
+    assert server.messages.get(timeout=30) == (0, {"type": "ready"})
+    server.ask_to_stop()
+    assert server.messages.get(timeout=30) == (0, {"type": "stopped"})
+    assert worker.wait(30) == 0
+
+
+def test_a_worker_that_comes_after_the_request_hears_it_too(server: Any) -> None:
+    server.ask_to_stop()
+    worker = start_worker(server)
+    assert worker.wait(30) == 0
+
+
+def test_a_worker_whose_driver_is_gone_exits_at_once(server: Any) -> None:
+    worker = start_worker(server)
+    server.messages.get(timeout=30)
+    server.close()
+    assert worker.wait(30) == LOST_DRIVER_EXIT
+
+
+def test_a_stranger_without_the_token_is_not_heard(server: Any) -> None:
+    with socket.create_connection((server.address.host, server.address.port)) as stranger:
+        stranger.sendall(b'{"token": "wrong", "rank": 0}\n{"type": "trained"}\n')
+        assert stranger.recv(1) == b""  # hung up on
+    assert server.connected == 0
+    assert server.messages.empty()
+
+
+def test_the_server_counts_who_is_on_the_line(server: Any) -> None:
+    line = Lifeline(server.address, rank=3)
+    line.send({"type": "ready"})
+    assert server.messages.get(timeout=30)[0] == 3
+    assert server.connected == 1
+    line.close()
+    while server.connected:
+        time.sleep(0.01)

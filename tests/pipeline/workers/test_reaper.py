@@ -1,0 +1,60 @@
+"""What a killed driver leaves behind is ended: real processes, real SIGKILL."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipeline.workers.reaper import session_processes
+
+DRIVER = """
+import os, subprocess, sys, time
+from pathlib import Path
+from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
+folder = Path(sys.argv[1])
+os.environ[SESSION_VARIABLE] = str(folder)
+start_reaper(folder)
+sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+subprocess.Popen(sleeper, start_new_session=True)
+# A child that shows neither command line nor environment, as Ray's renamed workers do.
+hidden = "import subprocess, sys, time; subprocess.Popen(['sleep', '600'], env={}); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", hidden], start_new_session=True)
+time.sleep(1)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_every_process_of_a_sigkilled_drivers_session_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "session"
+    folder.mkdir()
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "ready\n"
+    assert len(session_processes(str(folder))) >= 3  # the driver, its reaper, its children
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    while session_processes(str(folder)):
+        time.sleep(0.05)
+    assert not folder.exists()
+
+
+def test_processes_of_another_session_are_left_alone(tmp_path: Path) -> None:
+    folder, other = tmp_path / "session", tmp_path / "other-session"
+    folder.mkdir()
+    bystander = subprocess.Popen(["sleep", "600"], env={"PION_RAY_SESSION": str(other)})
+    code = (
+        "import sys; from pathlib import Path; from pipeline.workers.reaper import start_reaper; "
+    )
+    code += "start_reaper(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    while folder.exists():
+        time.sleep(0.05)
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
