@@ -61,7 +61,7 @@ def measure(
         micro_batch=micro_batch,
         threads=torch.get_num_threads(),
     )
-    settings = TrainSettings(steps=10**9, global_batch=micro_batch, warmup_steps=1)
+    settings = TrainSettings(steps=10**9, global_batch=micro_batch, lr=1e-4, warmup_steps=1)
     rows = cast(RowStream, RandomRows(config.vocab_size, seq_len))
     trainer = Trainer(Decoder(config), rows, settings, plan)
 

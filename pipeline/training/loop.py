@@ -115,6 +115,7 @@ class StageTraining:
             checkpoint,
             context.workspace,
             preemption_seconds=seconds,
+            on_cpu=self.trainer.device.type == "cpu",
             state=self.trainer.state,
             prepare=self._log,
             report=self.report,
