@@ -27,8 +27,9 @@ FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 2.0, 60.0
 class Saving:
     """Rank 0's saves of one stage.
 
-    `on_cpu`: training and the uploader share their cores. `state` gives the last finished step's state, `prepare` is called before each snapshot (the
-    metrics of a saved step are saved with it) and `report` hears what has become durable.
+    `on_cpu`: training and the uploader share their cores. `state` gives the last finished step's
+    state, `prepare` is called before each snapshot (the metrics of a saved step are saved with it)
+    and `report` hears what has become durable.
     """
 
     def __init__(
