@@ -49,7 +49,8 @@ LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None, "log__every": 1}
 def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_goes_on(
     tmp_path: Path, line: str, delay: float
 ) -> None:
-    job = write_job(tmp_path, log__every=1, publish={"to": str(tmp_path / "model")})
+    publish = {"publish": {"to": str(tmp_path / "model")}} if "publish" in line else {}
+    job = write_job(tmp_path, log__every=1, **publish)
     process = start(job)
     wait_for(process, line, lines=1)
     time.sleep(delay)

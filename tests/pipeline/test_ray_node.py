@@ -60,6 +60,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
+@pytest.mark.soak
 def test_a_lost_node_costs_no_committed_step(
     tmp_path: Path, cluster: subprocess.Popen[str]
 ) -> None:
