@@ -97,9 +97,12 @@ class Checkpointer:
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
         """Allocate the snapshot's memory in the background: the first save is then a copy too."""
-        self._reserving = threading.Thread(
-            target=self._snapshot.reserve, args=(model, optimizer), daemon=True
-        )
+
+        def reserve() -> None:
+            with contextlib.suppress(StoreError):  # the first save meets it too, and says so
+                self._snapshot.reserve(model, optimizer)
+
+        self._reserving = threading.Thread(target=reserve, daemon=True)
         self._reserving.start()
 
     def save(

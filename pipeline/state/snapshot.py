@@ -8,7 +8,10 @@ import json
 import mmap
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipeline.state.stores.local import explained
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +53,10 @@ class Snapshot:
             torch.cuda.synchronize()
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> list["torch.Tensor"]:
-        """Have memory for tensors like these; returns them in the order they lie in it."""
+        """Have memory for tensors like these; returns them in the order they lie in it.
+
+        Raises `StoreError` if the machine has not got so much.
+        """
         images = {MODEL: _ordered(model), OPTIMIZER: _ordered(optimizer)}
         tensors = [tensor for image in images.values() for tensor in image.values()]
         layout = [[(n, t.dtype, t.shape) for n, t in image.items()] for image in images.values()]
@@ -83,7 +89,8 @@ class Snapshot:
             offset += -(-(len(header) + size) // _PAGE) * _PAGE
         os.ftruncate(self.fd, 0)
         # Reserved now: a machine that has not got the memory says so here, not by a SIGBUS later.
-        os.posix_fallocate(self.fd, 0, offset)
+        with explained("reserve", Path(f"{offset / 1e9:.1f} GB of memory to save from")):
+            os.posix_fallocate(self.fd, 0, offset)
         memory = mmap.mmap(self.fd, offset)
         buffer = torch.frombuffer(memory, dtype=torch.uint8)
         if pinned:

@@ -23,12 +23,12 @@ def run_with_room_for(bytes_per_file: int, job: Path) -> tuple[int, str]:
     return process.returncode, process.stdout
 
 
-def test_a_disk_that_fills_up_while_training_loses_nothing_committed(tmp_path: Path) -> None:
-    # Room for the shards and the tokenizer, but for no checkpoint.
+def test_no_room_for_a_save_loses_nothing_committed(tmp_path: Path) -> None:
+    # Room for the shards and the tokenizer, but not for what a checkpoint is written from.
     job = write_job(tmp_path, sft=None, model__d_ff=2048)
     code, output = run_with_room_for(400_000, job)
     assert code == 74, output
-    assert "model.safetensors" in output
+    assert "GB of memory to save from" in output
     assert "Traceback" not in output
     assert head_of(tmp_path).stages.keys() == {"prepare"}
     finish(job)  # with room again, the same command goes on
