@@ -195,7 +195,7 @@ def test_redo_prepare_reads_the_text_again_and_keeps_the_old_data_if_it_cannot(
 def test_a_comment_added_to_the_job_file_changes_nothing(tmp_path: Path, unbroken: Path) -> None:
     job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=1)
     process = start(job)
-    wait_for(process, "saved", lines=3)
+    wait_for(process, ": saved", lines=3)
     process.send_signal(signal.SIGKILL)
     process.wait()
     job.write_text("# a comment\n" + job.read_text())
