@@ -453,15 +453,16 @@ def test_handlers_wakeup_fd_threads_and_files_are_as_before_afterwards() -> None
         fd = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(fd)
         handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-        return fd, handlers, threading.active_count(), len(os.listdir("/proc/self/fd"))
+        return fd, handlers, len(os.listdir("/proc/self/fd"))
 
-    before = state()
+    before, threads = state(), set(threading.enumerate())
     with StoppingOnSignals(SilentDisplay()) as stopping:
         assert state() != before
         with StoppingOnSignals(SilentDisplay()):
             stopping.ask("pion stop")
     stopping.ask("too late", 0.0)  # a watcher of notices that has not ended yet
     assert state() == before
+    assert set(threading.enumerate()) <= threads
 
 
 def test_an_inner_one_hears_the_signals_and_the_outer_one_does_again_afterwards() -> None:
