@@ -33,6 +33,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from tests.http_body import read_body
+
 ACCESS_KEY = "AKIATESTTESTTESTTEST"
 SECRET_KEY = "secret-that-no-output-may-contain"
 
@@ -297,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "drop_before":
             self.close_connection = True  # with the body still on its way
             return
-        body = self._read_body()
+        body = read_body(self)
         if fault and kind == "delay":
             self.proxy.wait(fault.seconds)
         if kind == "flip" and body:
@@ -317,16 +319,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
-
-    def _read_body(self) -> bytes:
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        body = b""
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
 
     def _checksum_fits(self, body: bytes) -> bool:
         wanted = self.headers.get("x-amz-checksum-crc32")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.state.owner import Owner
-from tests.pipeline.state.conftest import FakeClock, proxy, s3, start
+from tests.pipeline.state.conftest import FakeClock, proxy, start
 
-__all__ = ["proxy", "s3", "start"]
+__all__ = ["proxy", "start"]
 
 
 @pytest.fixture

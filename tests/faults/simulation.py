@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pion.errors import PionError
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
-from pipeline.state.stores.base import Data, Entries, Staged
+from pipeline.state.stores.base import Data, Entries, WritesAtOnce
 from tests.faults.faulty_store import Crash
 
 T = TypeVar("T")
@@ -26,12 +26,10 @@ done at some later time."""
 UNTOLD = "the test lost it"
 
 
-class MemoryStore:
+class MemoryStore(WritesAtOnce):
     """Keys to bytes. `swapped` is called with the key, the old and the new content."""
 
     url = "memory://store"
-    commits = False
-    save_seconds = 0.0
 
     def __init__(self, swapped: Callable[[str, bytes | None, bytes], None]) -> None:
         self.objects: dict[str, tuple[bytes, str]] = {}
@@ -58,15 +56,6 @@ class MemoryStore:
         self._swapped(key, old, data)
         return self.objects[key][1]
 
-    def flush(self) -> None:
-        """Every write is seen at once."""
-
-    def staged(self) -> list[Staged]:
-        return []
-
-    def adopt(self, staged: list[Staged]) -> None:
-        assert not staged
-
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
 
@@ -89,12 +78,12 @@ class MemoryStore:
         """Nothing to find out."""
 
 
-class SteppedStore:
+class SteppedStore(WritesAtOnce):
     """`inner`, each of whose operations waits until `step` lets it be done."""
 
     def __init__(self, inner: MemoryStore, late: list[Callable[[], Any]]) -> None:
         self.inner = inner
-        self.url, self.commits, self.save_seconds = inner.url, inner.commits, inner.save_seconds
+        self.url = inner.url
         self.error: BaseException | None = None
         self.ended = False
         self.pending = ""
@@ -138,15 +127,6 @@ class SteppedStore:
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
         swap = self.inner.compare_and_swap
         return self.do(key, lambda: swap(key, data, expected), changes=True)
-
-    def flush(self) -> None:
-        """Every write is seen at once."""
-
-    def staged(self) -> list[Staged]:
-        return []
-
-    def adopt(self, staged: list[Staged]) -> None:
-        assert not staged
 
     def delete(self, key: str) -> None:
         self.do(key, lambda: self.inner.delete(key), changes=True)

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from tests.http_body import read_body
 from tests.hub_server.hub import (
     FINE_GRAINED_TOKEN,
     READ_TOKEN,
@@ -40,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         url = urlsplit(self.path)
         self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        self.payload = self._read_body()
+        self.payload = read_body(self)
         self.route = unquote(url.path)
         request = f"{self.command} {self.route}"
         self.hub.requests.append(request)
@@ -66,16 +67,6 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
-
-    def _read_body(self) -> bytes:
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        body = b""
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
 
     def answer(
         self, body: Any = b"", status: int = 200, headers: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""One Ray for all tests that need not start their own, and an S3 service."""
+"""One Ray for all tests that need not start their own, and a store on S3."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
-from tests.s3_server import S3Server, s3_server
+from tests.s3_server import S3Server
 
 SHARED_RAY = """
 import sys, time
@@ -53,14 +53,8 @@ def on_shared_ray(shared_ray: dict[str, str], monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(scope="session")
-def s3_service() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
 @pytest.fixture
-def s3_store(s3_service: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_store(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of an empty store in a bucket of its own, which this process and its children reach."""
-    s3_service.use(monkeypatch)
-    return f"s3://{s3_service.bucket()}/runs"
+    s3.use(monkeypatch)
+    return f"s3://{s3.bucket()}/runs"

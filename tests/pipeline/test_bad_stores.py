@@ -43,23 +43,23 @@ def test_a_missing_bucket_is_refused_with_the_command_that_makes_it(tmp_path: Pa
 
 
 def test_a_bucket_that_denies_access_is_refused(
-    tmp_path: Path, s3_service: S3Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FaultProxy(s3_service.url) as proxy:
+    with FaultProxy(s3.url) as proxy:
         proxy.use(monkeypatch)
         proxy.deny("AccessDenied", 403)
-        assert "denied" in refusal(tmp_path, f"s3://{s3_service.bucket()}/runs").lower()
+        assert "denied" in refusal(tmp_path, f"s3://{s3.bucket()}/runs").lower()
 
 
 def test_a_store_that_ignores_conditions_is_found_out_and_refused(
-    tmp_path: Path, s3_service: S3Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FaultProxy(s3_service.url) as proxy:
+    with FaultProxy(s3.url) as proxy:
         proxy.use(monkeypatch)
         proxy.ignored_headers = {"if-match", "if-none-match"}
-        bucket = s3_service.bucket()
+        bucket = s3.bucket()
         assert "two machines" in refusal(tmp_path, f"s3://{bucket}/runs")
-        listed = s3_service.client().list_objects_v2(Bucket=bucket)
+        listed = s3.client().list_objects_v2(Bucket=bucket)
         assert listed.get("KeyCount") == 0
 
 

@@ -93,12 +93,12 @@ def test_sigterm_saves_the_last_finished_step(tmp_path: Path) -> None:
 
 
 def test_a_save_that_cannot_end_within_the_grace_leaves_the_last_durable_state(
-    s3_service: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FaultProxy(s3_service.url) as proxy:
+    with FaultProxy(s3.url) as proxy:
         proxy.use(monkeypatch)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        store = f"s3://{s3_service.bucket()}/runs"
+        store = f"s3://{s3.bucket()}/runs"
         job = write_job(tmp_path, **LONG, store=store, checkpoint__grace=2.0)
         process = start(job, "checkpoint.every_steps=5")
         wait_for(process, ": saved", lines=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,16 +17,10 @@ from pipeline.state.stores import open_store
 from tests.pipeline.finished_run import tiny_model, tiny_tokenizer
 from tests.pipeline.light_run import light_run, save_checkpoint
 from tests.pipeline.state.conftest import someone
-from tests.s3_server import S3Server, s3_server
+from tests.s3_server import S3Server
 
 ANSWER = ("--prompt", "Return a", "--max-tokens", "4", "--seed", "1")
 Pion = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -126,6 +126,24 @@ class Store(Protocol):
         leaves nothing behind."""
 
 
+class WritesAtOnce:
+    """What a store does about commits if its writes wait for none: nothing."""
+
+    commits = False
+    save_seconds = 0.0
+
+    def flush(self) -> None:
+        """Every write is durable, and seen by all, when it returns."""
+
+    def staged(self) -> list[Staged]:
+        """No write waits."""
+        return []
+
+    def adopt(self, staged: list[Staged]) -> None:
+        """No write waits in another process either."""
+        assert not staged
+
+
 def check_key(key: str) -> str:
     """The key itself, if it is one every store can hold.
 

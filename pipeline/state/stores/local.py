@@ -18,8 +18,8 @@ from pipeline.state.stores.base import (
     Entries,
     Entry,
     Missing,
-    Staged,
     StoreError,
+    WritesAtOnce,
     check_key,
 )
 
@@ -48,15 +48,12 @@ def explained(action: str, path: Path) -> Iterator[None]:
         raise StoreError(action, str(path), reason) from error
 
 
-class FileStore:
+class FileStore(WritesAtOnce):
     """Keys are files below `folder`. Safe with any number of processes on one machine.
 
     Names starting with a dot are the store's own: temporary files of writes in progress, and the
     lock files of keys that are swapped.
     """
-
-    commits = False
-    save_seconds = 0.0
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
@@ -90,16 +87,6 @@ class FileStore:
                 raise Conflict(key, self.url)
             _write_atomically(path, data)
         return _version(data)
-
-    def flush(self) -> None:
-        """Every write is durable when it returns."""
-
-    def staged(self) -> list[Staged]:
-        return []
-
-    def adopt(self, staged: list[Staged]) -> None:
-        """No write waits for a commit."""
-        assert not staged
 
     def delete(self, key: str) -> None:
         path = self._path(key)

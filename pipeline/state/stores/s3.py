@@ -22,8 +22,8 @@ from pipeline.state.stores.base import (
     Entries,
     Entry,
     Missing,
-    Staged,
     StoreError,
+    WritesAtOnce,
     check_key,
 )
 from pipeline.state.stores.s3_bucket import Bucket
@@ -36,15 +36,12 @@ _PIECE_BYTES = 1 << 20
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
-class S3Store:
+class S3Store(WritesAtOnce):
     """Keys are objects below `prefix` in `bucket`. Safe with any number of processes and threads.
 
     Objects of `upload_bytes` or more are sent in parts of that size, and all are fetched in ranges
     of `download_bytes`. `sleep` passes the time before a failed request is tried again.
     """
-
-    commits = False
-    save_seconds = 0.0
 
     def __init__(
         self,
@@ -106,16 +103,6 @@ class S3Store:
                 if present == data:
                     return version
         raise Conflict(key, self.url)
-
-    def flush(self) -> None:
-        """Every write is durable when it returns."""
-
-    def staged(self) -> list[Staged]:
-        return []
-
-    def adopt(self, staged: list[Staged]) -> None:
-        """No write waits for a commit."""
-        assert not staged
 
     def delete(self, key: str) -> None:
         bucket, name = self._bucket.name, self._bucket.object_name(key)

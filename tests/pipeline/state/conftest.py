@@ -13,7 +13,7 @@ import pytest
 from pipeline.state.head import Clock, RunState
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
-from tests.s3_server import FaultProxy, S3Server, s3_server
+from tests.s3_server import FaultProxy, S3Server
 
 
 class FakeClock:
@@ -34,13 +34,6 @@ class FakeClock:
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "runs")
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[S3Server]:
-    """An S3 service for all tests, which take a fresh bucket each."""
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture
