@@ -12,7 +12,7 @@ from pion.train.schedule import decay_start
 from pipeline.digest import Difference, Digests, Inputs, differences
 from pipeline.formats import moment
 from pipeline.job import STAGES, Job
-from pipeline.state.records import Head
+from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.stores import DEFAULT_STORE
 from pipeline.training.start import settings_of
 
@@ -24,14 +24,14 @@ ReadInputs = Callable[[str, str], Inputs | None]
 class StagePlan:
     """One stage: `state` is done, resume, todo or stale (committed work under other settings).
 
-    A stale one has that work's digest, and the step of its newest checkpoint if there is one.
+    A stale one has that work's digest, and the steps of its checkpoints, newest first.
     """
 
     stage: str
     state: str
     why: str
     old_digest: str | None = None
-    step: int | None = None
+    steps: tuple[int, ...] = ()
 
 
 def plan_stages(job: Job, digests: Digests, head: Head | None) -> list[StagePlan]:
@@ -46,16 +46,19 @@ def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
     entries = [entry for entry in head.checkpoints if entry.stage == stage]
     if record is not None:
         why = f"finished {moment(record.at)} with other settings"
-        step = next((entry.step for entry in entries if entry.key == record.checkpoint), None)
-        return StagePlan(stage, "stale", why, record.digest, step)
+        return StagePlan(stage, "stale", why, record.digest, _steps(entries, record.digest))
     mine = [entry for entry in entries if entry.digest == digest]
     if mine:
         return StagePlan(stage, "resume", f"at step {mine[0].step:,}, saved {moment(mine[0].at)}")
     if entries:
         newest = entries[0]
         why = f"at step {newest.step:,} with other settings, saved {moment(newest.at)}"
-        return StagePlan(stage, "stale", why, newest.digest, newest.step)
+        return StagePlan(stage, "stale", why, newest.digest, _steps(entries, newest.digest))
     return StagePlan(stage, "todo", "not begun")
+
+
+def _steps(entries: list[CheckpointEntry], digest: str) -> tuple[int, ...]:
+    return tuple(entry.step for entry in entries if entry.digest == digest)
 
 
 def check_redo(job: Job, plans: list[StagePlan], redo: str | None, refusal: Refusal) -> None:
@@ -111,27 +114,26 @@ class Refusal:
     def _fork(self, stale: StagePlan, plans: list[StagePlan]) -> list[str]:
         """The way on that keeps this run and goes on from it in a copy, if there is one.
 
-        From the stage's own checkpoint where it may be trained on, as `fork_may_go_on` says, else
-        from the finished stage before it.
+        From the stage's newest checkpoint where it may be trained on, as `fork_may_go_on` says;
+        else from the finished stage before it; else from an earlier checkpoint of its own.
         """
         stage, job = stale.stage, self.job
         assert stale.old_digest is not None
         old = self.read_inputs(stage, stale.old_digest)
-        if (
-            old
-            and stale.step is not None
-            and stale.step < job.section(stage).steps
-            and _only_schedule_differs(job, stage, old, stage_inputs(stage, self.digests))
-        ):
-            where = f"--stage {stage} --at {stale.step}"
-            what = f"go on from step {stale.step:,} of {stage} in a copy;"
-        else:
-            done = {plan.stage for plan in plans if plan.state == "done"}
-            before = [s for s in job.train_stages if STAGES.index(s) < STAGES.index(stage)]
-            before = [s for s in before if s in done]
-            if not before:
-                return []
+        own = bool(old) and _only_schedule_differs(
+            job, stage, old or {}, stage_inputs(stage, self.digests)
+        )
+        steps = [step for step in stale.steps if own and step < job.section(stage).steps]
+        done = [plan.stage for plan in plans if plan.state == "done"]
+        earlier = STAGES[: STAGES.index(stage)]
+        before = [s for s in job.train_stages if s in done and s in earlier]
+        if steps and (steps[0] == stale.steps[0] or not before):
+            where = f"--stage {stage} --at {steps[0]}"
+            what = f"go on from step {steps[0]:,} of {stage} in a copy;"
+        elif before:
             where, what = f"--stage {before[-1]}", f"go on from {before[-1]} in a copy;"
+        else:
+            return []
         run = job.name if job.store == DEFAULT_STORE else f"{job.store}/{job.name}"
         fork = f"pion fork {run} {job.name}-2 {where} && pion run {self.job_path} name={job.name}-2"
         return [f"  {fork}    {what}"]

@@ -402,7 +402,8 @@ def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_t
     message = refusal(source, tiny_job(sft__lr=5e-4))
     assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    go on from pre" in message
     assert may_go_on(fork(source, stage="pretrain"), sft__lr=5e-4)
-    assert "pion fork" not in refusal(source, tiny_job(pretrain__lr=2e-2))  # nor has it one before
+    # The first stage has none before, but earlier checkpoints of its own.
+    assert "demo-2 --stage pretrain --at 10 && " in refusal(source, tiny_job(pretrain__lr=2e-2))
 
 
 def test_a_refused_change_of_fine_tuning_data_may_fork_what_was_pretrained(
