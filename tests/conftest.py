@@ -1,4 +1,8 @@
-"""One S3 service for all tests, which take a fresh bucket each."""
+"""How tests share two processes, and one S3 service in each, where a test has its own bucket.
+
+Starting Python and Ray takes one core and most of the time, so two processes are twice as fast. The
+tests of one file stay together, as do all that start Ray; those come first, being the longest.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,24 @@ from collections.abc import Iterator
 import pytest
 
 from tests.s3_server import S3Server, s3_server
+
+LONGEST_FIRST = ("test_resume", "test_interruptions", "test_hops", "test_crash_everywhere")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: (not _starts_ray(item), _length(item)))
+    for item in items:
+        group = "ray" if _starts_ray(item) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _starts_ray(item: pytest.Item) -> bool:
+    return item.path.stem == "test_ray" or "on_shared_ray" in getattr(item, "fixturenames", ())
+
+
+def _length(item: pytest.Item) -> int:
+    name = item.path.stem
+    return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 @pytest.fixture(scope="session")

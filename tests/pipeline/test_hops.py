@@ -16,7 +16,7 @@ from pipeline.state.records import Head
 from pipeline.state.stores import Store, open_store
 from tests.pipeline.test_resume import finish, start, wait_for, write_job
 
-STEPS = 60
+STEPS = 120
 JOB: dict[str, Any] = {
     "sft": None,
     "pretrain__steps": STEPS,
@@ -58,7 +58,7 @@ def test_a_run_hops_between_machines_with_empty_disks_and_other_micro_batches(
     finish(write_job(tmp_path / "whole", **JOB))
     job = write_job(tmp_path, store=s3_store, **JOB)
     output = ""
-    for step, micro_batch in ((20, 8), (40, 2)):
+    for step, micro_batch in ((10, 4), (30, 1)):
         on_a_new_machine(monkeypatch, tmp_path)
         process = start(job, f"hardware.micro_batch={micro_batch}")
         wait_for(process, f"pretrain step {step}/", lines=1)
@@ -69,7 +69,7 @@ def test_a_run_hops_between_machines_with_empty_disks_and_other_micro_batches(
     (tmp_path / "text" / "all.txt").unlink()  # the prepared data comes from the store
     output = finish(job, "hardware.micro_batch=3")
 
-    assert "micro_batch × grad_accum × workers: 2×4×1 → 3×3×1, 256 tokens per step" in output
+    assert "micro_batch × grad_accum × workers: 1×8×1 → 3×3×1, 256 tokens per step" in output
     assert "= last + 1" in output
     assert "ALARM" not in output
     whole, hopped = open_store(str(tmp_path / "whole/runs")), open_store(s3_store)
@@ -81,11 +81,13 @@ def test_a_run_hops_between_machines_with_empty_disks_and_other_micro_batches(
 
 @pytest.mark.usefixtures("on_shared_ray")
 def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path) -> None:
+    """World size 1 in this process, 2 under Ray, 1 under Ray."""
     (tmp_path / "whole").mkdir()
     finish(write_job(tmp_path / "whole", **JOB))
-    job = write_job(tmp_path, **JOB, hardware__threads=1)
-    for step, workers in ((10, 1), (20, 2)):
-        process = start(job, f"hardware.workers={workers}", "pretrain.steps=60")
+    # One row at a time: steps take long enough to be stopped between them.
+    job = write_job(tmp_path, **JOB, hardware__threads=1, hardware__micro_batch=1)
+    for step, workers in ((4, 0), (8, 2)):
+        process = start(job, f"hardware.workers={workers}")
         wait_for(process, f"pretrain step {step}/", lines=1)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate()
@@ -103,11 +105,12 @@ def test_a_machine_that_lost_its_disk_loses_no_committed_step(
     s3_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "whole").mkdir()
-    finish(write_job(tmp_path / "whole", **JOB))
-    job = write_job(tmp_path, store=s3_store, **JOB)
+    slow = {**JOB, "hardware__micro_batch": 1}
+    finish(write_job(tmp_path / "whole", **slow))
+    job = write_job(tmp_path, store=s3_store, **slow)
     on_a_new_machine(monkeypatch, tmp_path)
     process = start(job)
-    wait_for(process, ": saved", lines=3)
+    wait_for(process, ": saved", lines=2)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     committed = _head(open_store(s3_store)).checkpoints[0].step

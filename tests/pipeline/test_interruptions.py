@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -42,15 +43,22 @@ LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None, "log__every": 1}
         ("prepare: done", 0.5),
         ("pretrain: starts", 0.0),
         ("pretrain step 3", 0.0),
-        ("evaluate: starts", 0.2),
+        ("evaluate: starts", 0.1),
         ("publish: starts", 1.0),
     ],
 )
 def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_goes_on(
     tmp_path: Path, line: str, delay: float
 ) -> None:
-    publish = {"publish": {"to": str(tmp_path / "model")}} if "publish" in line else {}
-    job = write_job(tmp_path, log__every=1, **publish)
+    changes: dict[str, Any] = {}
+    if "publish" in line:
+        changes = {"publish": {"to": str(tmp_path / "model")}}
+    elif "evaluate" in line:
+        changes = {"evaluate__final_rows": 100_000}  # of much text: seconds of work
+    job = write_job(tmp_path, log__every=1, **changes)
+    if "evaluate" in line:
+        text = tmp_path / "text" / "all.txt"
+        text.write_text("\n\n".join([text.read_text()] * 20))
     process = start(job)
     wait_for(process, line, lines=1)
     time.sleep(delay)
@@ -77,6 +85,55 @@ def test_sigterm_while_ray_starts_ends_within_the_grace_and_leaves_no_process(
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 75, output
+    assert time.monotonic() - asked < GRACE + SLACK
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_sigterm_while_a_checkpoint_comes_down_ends_within_the_grace(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+        job = write_job(tmp_path, **LONG, store=f"s3://{s3.bucket()}/runs")
+        first = start(job, "checkpoint.every_steps=5")
+        wait_for(first, ": saved", lines=1)
+        first.kill()
+        first.communicate()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+        proxy.fail("GET .*safetensors", kind="delay", times=1000, seconds=60)
+        process = start(job)
+        wait_for(process, "waited for data", lines=1)
+        time.sleep(0.5)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate()
+        assert process.returncode == 75, output
+        assert "continues after step" not in output
+        assert time.monotonic() - asked < GRACE + SLACK
+        proxy.clear()
+        again = start(job)
+        wait_for(again, "continues after step", lines=1)
+        again.kill()
+        again.communicate()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    job = write_job(tmp_path, **LONG, hardware__compile=True)
+    process = start(job)
+    wait_for(process, "pretrain: starts", lines=1)
+    time.sleep(3.0)
+    children = psutil.Process(process.pid).children(recursive=True)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert "pretrain step 1/" not in output
     assert time.monotonic() - asked < GRACE + SLACK
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
