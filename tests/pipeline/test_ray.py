@@ -35,7 +35,7 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
     folders = {workers: tmp_path / str(workers) for workers in (0, 2)}
     for workers, folder in folders.items():
         folder.mkdir()
-        # Adam's first steps follow the gradient's sign: where bf16 flips it, weights part by 2 · lr.
+        # Adam's first steps follow the gradient's sign: bf16 flips it, and weights part by 2 · lr.
         finish(
             write_job(
                 folder,
