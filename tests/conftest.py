@@ -15,6 +15,7 @@ from tests.s3_server import S3Server, s3_server
 LONGEST_FIRST = ("test_resume", "test_interruptions", "test_hops", "test_crash_everywhere")
 
 
+@pytest.hookimpl(tryfirst=True)  # the groups are read by this hook of xdist
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (not _starts_ray(item), _length(item)))
     for item in items:
