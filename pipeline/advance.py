@@ -26,10 +26,12 @@ from pipeline.plan import (
     stage_inputs,
 )
 from pipeline.preflight import worker_count
+from pipeline.rent.machine import Machine, claim_event, this_machine
+from pipeline.rent.timeline import WAITED
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
-from pipeline.state.owner import Owner
+from pipeline.state.owner import Owner, differences
 from pipeline.state.requests import clear_stops
 from pipeline.state.retention import sweep
 from pipeline.state.stores import StoreError
@@ -45,6 +47,10 @@ STOP_SECONDS = 30.0
 GONE_SECONDS = 2.0
 """A worker that has hung up may still have said something, and another may be on its way."""
 RETRY_SECONDS = 20.0
+TYPICAL_SAVE = 3
+"""The first saves of a process also allocate memory and open connections."""
+WORTH_NOTING = 1.0
+"""Seconds of waiting for another owner."""
 
 Result = TypeVar("Result")
 
@@ -82,6 +88,32 @@ class Advance:
         # Under the driver's own epoch, which it may write events of while a worker owns the run.
         self.events = EventLog(run.store, run.name, claim.epoch)
         self.work_done = False
+        self.machine, self.price = this_machine(started), price_per_hour(job.budget)
+
+    def introduce(self, waited: float) -> None:
+        """Say, and note as events, what is new in this run: where it is, what it cost to get here,
+        other code. `waited` is how many seconds the run had another owner."""
+        about = claim_event(
+            self.machine,
+            self.price,
+            session=self.owner.session,
+            started=self.owner.started_at,
+            reason=self.claim.reason,
+        )
+        self.events.append(about.pop("event"), **about)
+        if self.machine is not None and self.machine.phases:
+            parts = dict(self.machine.phases)
+            seconds = sum(parts.values())
+            self.say({"type": "phase", "name": "boot", "seconds": seconds, "parts": parts})
+        if waited >= WORTH_NOTING:
+            self.say({"type": "phase", "name": WAITED, "seconds": waited})
+        if self.claim.before.claims:
+            changes = differences(self.claim.before.claims[0].owner, self.owner)
+            for change in changes:
+                text = f"changed since this run was last worked on: {change}"
+                self.say({"type": "note", "text": text})
+            if changes:
+                self.events.append("changed", changes=changes)
 
     def go(self, raised: StagePlan | None) -> None:
         """Prepare, train, evaluate and publish what is not done; release the claim at the end."""
@@ -144,11 +176,25 @@ class Advance:
 
     def say(self, message: dict[str, Any]) -> None:
         """Show progress, and keep what the start-up cost by phase."""
+        if message["type"] == "step":
+            message = {**message, "dollars_per_hour": self.price}
         self.display.say(message)
         if message["type"] == "phase":
             self.events.append("phase", **{k: v for k, v in message.items() if k != "type"})
             if message.get("total"):
+                if self.machine is not None:
+                    self._say_paid_to_first_step(self.machine, message["seconds"])
                 self.events.flush()
+        elif message["type"] == "checkpoint" and message["saved"] == TYPICAL_SAVE:
+            costs = {name: message[name] for name in ("stage", "step", "stall", "write")}
+            self.events.append("saved", **costs)
+
+    def _say_paid_to_first_step(self, machine: Machine, seconds: float) -> None:
+        """`seconds` is what `pion run` took; the machine was paid for before."""
+        parts = {**machine.phases, "pion run": seconds}
+        paid = {"name": "paid to first step", "seconds": sum(parts.values()), "parts": parts}
+        self.display.say({"type": "phase", **paid})
+        self.events.append("phase", **paid)
 
     def _say_or_stop(self, message: dict[str, Any]) -> None:
         self.say(message)
@@ -175,6 +221,7 @@ class Advance:
     def _record_job(self, raised: StagePlan | None) -> None:
         job_digest = digest_of({"text": self.options.job_text})
         self.run.write_job(job_digest, self.options.job_text)
+        self.events.flush()  # here, where the next commit carries it
         self.claim.set_job(job_digest)
         for stage in self.job.stages:
             self.run.write_stage(
@@ -259,9 +306,8 @@ class Advance:
         if outcome == "stopped":
             raise self.stopping.error("every finished step is saved")
         self.claim.stop_heartbeat()
-        price = price_per_hour(self.job.budget)
         self.claim = self._patiently(
-            lambda: self.run.claim(self.owner, price=price, continuing=True)
+            lambda: self.run.claim(self.owner, price=self.price, continuing=True)
         )
         self.claim.start_heartbeat()
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pipeline.rent.machine import PRICE_VARIABLE, rental_price
 from pipeline.state.records import Spent
 
 if TYPE_CHECKING:
     from pipeline.job import Budget
 
-PRICE_VARIABLE = "PION_DOLLARS_PER_HOUR"
 _FIX = (
     f"Set {PRICE_VARIABLE} (0 for a machine of your own), budget.dollars_per_hour, or limit "
     "budget.hours instead. Nothing was started."
@@ -23,21 +22,10 @@ _FIX = (
 def price_per_hour(budget: Budget, environment: Mapping[str, str] = os.environ) -> float | None:
     """This machine's price in dollars per hour: the rental's, else the job's, else unknown.
 
-    Raises BadInput if the rental's is not an amount.
+    Raises BadInput if the rental's can't be read.
     """
-    text = environment.get(PRICE_VARIABLE)
-    if text is None:
-        return budget.dollars_per_hour
-    try:
-        price = float(text)
-    except ValueError:
-        price = math.nan
-    if not (price >= 0 and math.isfinite(price)):
-        raise BadInput(
-            f"{PRICE_VARIABLE} is {text!r}, which is not an amount in dollars per hour, such as "
-            "0.44. Nothing was started."
-        )
-    return price
+    rented = rental_price(environment)
+    return budget.dollars_per_hour if rented is None else rented
 
 
 def check_budget(budget: Budget, price: float | None) -> None:

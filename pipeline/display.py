@@ -3,12 +3,15 @@
 Stages and workers describe what happens in plain dicts, which cross processes as JSON. Every type
 and its fields (a `?` marks those that may be absent or None):
 
-    phase       name, seconds, total?      what a part of the start took; total: the whole start
+    phase       name, seconds, total?, parts?
+                                           what a part of the start took; total: the whole start;
+                                           parts: what the seconds consist of, by name
     prepare     what, done, total?, unit   work of `prepare` so far: documents, MB, shards …
     stage       stage, state, why, steps?  state: done | resume | todo | stale | started
     step        stage, step, steps, loss, lr, grad_norm?, tokens_per_second, mfu?, memory?, eta?,
-                dollars?                   one per log interval; memory in bytes, eta in seconds,
-                                           dollars spent on the run so far
+                dollars?, dollars_per_hour?
+                                           one per log interval; memory in bytes, eta in seconds,
+                                           dollars spent on the run so far, this machine's price
     eval        stage, step, loss, loss_sem
     sample      stage, step, prompt, text  what the model writes at an evaluation
     checkpoint  stage, step, stall?, interval?
@@ -28,7 +31,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.formats import duration, printable, size
@@ -109,14 +112,15 @@ class Display:
     # ------------------------------------------------------------ one method per message type
 
     def _on_phase(self, m: Message) -> None:
-        if not m.get("total"):
+        if m.get("parts"):
+            self._line(f"{m['name']}: {m['seconds']:.1f} s{_parts(m['parts'].items())}")
+        elif m.get("total"):
+            self._line(f"{m['name']} after {m['seconds']:.1f} s{_parts(self._phases)}")
+            self._phases.clear()
+        else:
             self._phases.append((m["name"], m["seconds"]))
             if self._console is None:
                 self._line(f"{m['name']}: {m['seconds']:.1f} s")
-            return
-        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._phases)
-        self._phases.clear()
-        self._line(f"{m['name']} after {m['seconds']:.1f} s" + (f" ({parts})" if parts else ""))
 
     def _on_prepare(self, m: Message) -> None:
         self._progress = m
@@ -199,7 +203,8 @@ class Display:
         if m.get("eta") is not None:
             facts.append(f"ETA {duration(m['eta'])}")
         if m.get("dollars"):
-            facts.append(f"${m['dollars']:.2f}")
+            price = m.get("dollars_per_hour")
+            facts.append(f"${m['dollars']:.2f}" + (f" at ${price:.2f}/h" if price else ""))
         if self._saved is not None:
             step, at = self._saved
             facts.append(f"saved step {step:,} ({duration(self._now() - at)} ago)")
@@ -229,6 +234,11 @@ class Display:
         bar.add_column()
         bar.add_row(Text(title, style="bold"), ProgressBar(total or None, done), Text(count))
         return Group(bar, Text(facts, style="cyan")) if facts else bar
+
+
+def _parts(phases: Iterable[tuple[str, float]]) -> str:
+    text = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases)
+    return f" ({text})" if text else ""
 
 
 def _amount(m: Message) -> str:

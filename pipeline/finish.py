@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from pipeline.bring_model import bring_model
 from pipeline.digest import Digests
 from pipeline.formats import moment
 from pipeline.job import Job
+from pipeline.rent.cost import Costs, History, MachineCost, costs_of, history_of
 from pipeline.state.head import RunState
-from pipeline.state.metrics import read_events, read_metrics
+from pipeline.state.metrics import kept_rows
 from pipeline.state.records import Head
 from pipeline.state.stores import DEFAULT_STORE, Missing, write_once
 from pipeline.state.workspace import Workspace
@@ -64,8 +66,11 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say) -> Row:
     """Publish the model of the last training stage."""
     from pipeline.stages.publish import publish_run
 
+    assert job.publish is not None
     head = _head(run)
     model = model_folder(run, head, job.train_stages[-1])
+    history = history_of(run)
+    costs = costs_of(run, head, time.time(), history)
     return publish_run(
         job,
         model=model,
@@ -73,9 +78,10 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say) -> Row:
         results=head.stages["evaluate"].result,
         texts=_held_out_texts(job, run, digests),
         metrics={
-            stage: read_metrics(run.store, run.name, head, stage) for stage in job.train_stages
+            stage: kept_rows(history.metrics[stage], head, stage) for stage in job.train_stages
         },
-        lineage=lineage(run, head),
+        lineage=lineage(head, history, costs),
+        cost=costs.describe() if job.publish.cost else None,
         say=say,
     )
 
@@ -88,12 +94,14 @@ def write_run_report(job: Job, run: RunState) -> Path:
     from pipeline.report import write_report
 
     head = _head(run)
-    rows = {stage: read_metrics(run.store, run.name, head, stage) for stage in job.train_stages}
+    history = history_of(run)
+    rows = {stage: kept_rows(history.metrics[stage], head, stage) for stage in job.train_stages}
     evaluated = head.stages.get("evaluate")
     workspace = Workspace(run.store, run.name)
-    events = read_events(run.store, run.name)
+    events = history.events
     phases = [event for event in events if event["event"] == "phase"]
     newest = max((event["epoch"] for event in phases), default=0)
+    costs = costs_of(run, head, time.time(), history)
     path = write_report(
         workspace.folder(REPORT),
         job=job,
@@ -107,9 +115,11 @@ def write_run_report(job: Job, run: RunState) -> Path:
             if "sample" in row
         ],
         results=evaluated.result if evaluated else {},
-        lineage=lineage(run, head),
+        lineage=lineage(head, history, costs),
         timings=[phase for phase in phases if phase["epoch"] == newest],
-        hops=[{**e, "at": moment(e["at"])} for e in events if e["event"] == "hop"],
+        hops=_hops(events, costs),
+        costs=costs,
+        changes=[{**e, "at": moment(e["at"])} for e in events if e["event"] == "changed"],
     )
     if workspace.remote:
         run.store.write(run.key(REPORT), path)
@@ -131,6 +141,8 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
             bits = results.get(name, {}).get("bits_per_byte")
             if bits is not None:
                 rows.append([f"{name} bits per byte", f"{bits:.3f}"])
+    costs = costs_of(run, head, time.time())
+    rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     published = head.stages.get("publish")
     if published is not None:
         result = published.result
@@ -141,20 +153,43 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     return rows
 
 
-def lineage(run: RunState, head: Head) -> list[Row]:
-    """A row for each attempt that trained: when, where, on what, from and to which step."""
+def lineage(head: Head, history: History, costs: Costs) -> list[Row]:
+    """A row for each attempt that trained: when, where, at what price, from and to which step."""
     rows = []
-    for event in read_events(run.store, run.name):
+    metrics = {stage: kept_rows(rows, head, stage) for stage, rows in history.metrics.items()}
+    for event in history.events:
         if event["event"] != "training":
             continue
-        metrics = read_metrics(run.store, run.name, head, event["stage"])
-        mine = [row for row in metrics if row["epoch"] == event["epoch"]]
+        mine = [row for row in metrics[event["stage"]] if row["epoch"] == event["epoch"]]
         if mine:
             fields = {k: v for k, v in event.items() if k not in ("event", "at")}
             seconds = mine[-1]["at"] - event["at"]
             reached = {"to_step": mine[-1]["step"], "seconds": seconds}
+            machine = costs.machine_of(event["epoch"])
+            if machine is not None and machine.price is not None:
+                reached["dollars_per_hour"] = machine.price
             rows.append({"at": moment(event["at"]), **fields, **reached})
     return rows
+
+
+def _hops(events: Sequence[Row], costs: Costs) -> list[Row]:
+    """The receipts of changes of machine, each with what the machines cost."""
+    rows = []
+    for event in events:
+        if event["event"] == "hop":
+            receipt = list(event["receipt"])
+            after = costs.machine_of(event["epoch"])
+            owners = map(costs.machine_of, range(event["epoch"], 0, -1))
+            before = next((m for m in owners if m not in (None, after)), None)
+            if before and after and (before.price or after.price):
+                receipt.append(f"price: {_price(before)} → {_price(after)}")
+            rows.append({"at": moment(event["at"]), "receipt": receipt})
+    return rows
+
+
+def _price(machine: MachineCost) -> str:
+    unknown = machine.price is None
+    return f"{machine.describe()} at {'an unknown price' if unknown else f'${machine.price:.2f}/h'}"
 
 
 def model_folder(run: RunState, head: Head, stage: str) -> Path:

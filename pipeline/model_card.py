@@ -30,12 +30,14 @@ def model_card(
     vocab_size: int,
     results: Mapping[str, Any],
     lineage: Sequence[Mapping[str, Any]],
+    cost: str | None = None,
 ) -> str:
     """The card as Markdown with YAML front matter.
 
     `vocab_size` counts the published embedding rows, `num_params` the published weights (tied ones
     once). `results` and `lineage` are what evaluation and the run's claims recorded; what they lack
-    is left out. The text depends on nothing else, so the same model has the same card.
+    is left out. `cost` says what all machines took and cost, if readers shall know. The text
+    depends on nothing else, so the same model has the same card.
     """
     assert job.publish is not None
     parts = [
@@ -46,7 +48,7 @@ def model_card(
         _usage(job),
         _results(job, results),
         _architecture(config, num_params, vocab_size),
-        _training(job, lineage),
+        _training(job, lineage, cost),
         _limitations(job, config),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -212,7 +214,7 @@ def _architecture(config: ModelConfig, num_params: int, vocab_size: int) -> str:
     return f"## Model\n\n{table(('shape', ''), shape)}"
 
 
-def _training(job: Job, lineage: Sequence[Mapping[str, Any]]) -> str:
+def _training(job: Job, lineage: Sequence[Mapping[str, Any]], cost: str | None) -> str:
     rows = []
     for stage in job.train_stages:
         section = job.section(stage)
@@ -238,6 +240,8 @@ def _training(job: Job, lineage: Sequence[Mapping[str, Any]]) -> str:
     ]
     if hardware := hardware_lines(lineage):
         parts.append("Trained on " + "; ".join(hardware) + f". Seed {job.seed}.")
+    if cost:
+        parts.append(f"All machines together, from boot to publishing: {cost}.")
     return "\n\n".join(parts)
 
 

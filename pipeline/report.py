@@ -13,9 +13,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipeline.formats import duration, printable
+from pipeline.formats import duration
+from pipeline.html_parts import bars, items, section, table, text
 from pipeline.job import Job
 from pipeline.plots import TITLES, loss_plot, throughput_plot
+from pipeline.rent.cost import Costs
+from pipeline.report_cost import cost_section
 from pipeline.result_tables import (
     choice_rows,
     human_count,
@@ -43,6 +46,8 @@ def write_report(
     lineage: Sequence[Row],
     timings: Sequence[Row],
     hops: Sequence[Row] = (),
+    costs: Costs | None = None,
+    changes: Sequence[Row] = (),
 ) -> Path:
     """Write the report to `path`, replacing it atomically, and return `path`.
 
@@ -59,17 +64,21 @@ def write_report(
         timings: the phases of this run of the command, in order: `name`, `seconds`, and `total`
             where the seconds count from its start.
         hops: the receipt of each change of machine: `at`, `receipt` (its lines).
+        costs: what all machines cost, by cause.
+        changes: `at` and `changes` (lines) of other code that the run went on with.
     """
     path = Path(path)
     sections = [
-        _summary(job, head_info, metrics, results, lineage),
+        _summary(job, head_info, metrics, results, costs),
         _plots({stage: _by_step(metrics, evaluations, stage) for stage in TITLES}),
         _evaluation(results),
         _samples(samples),
         _stages(head_info.get("stages", ())),
         _phases(timings),
-        _section("Machines", _records(lineage)) if lineage else "",
+        cost_section(costs) if costs and costs.machines else "",
+        section("Attempts", _records(lineage)) if lineage else "",
         _hops(hops),
+        _changes(changes),
         _paths(head_info.get("paths", {})),
     ]
     html = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -87,7 +96,7 @@ def _summary(
     head_info: Mapping[str, Any],
     metrics: Mapping[str, Sequence[Row]],
     results: Mapping[str, Any],
-    lineage: Sequence[Row],
+    costs: Costs | None,
 ) -> str:
     figures: list[tuple[str, str]] = []
     if parameters := head_info.get("parameters"):
@@ -105,8 +114,11 @@ def _summary(
     measured = results.get(job.train_stages[-1]) or {}
     if "bits_per_byte" in measured:
         figures.append(("bits per byte", f"{measured['bits_per_byte']:.3f}"))
-    if spent := sum(float(claim.get("seconds") or 0) for claim in lineage):
-        figures.append(("time", duration(spent)))
+    if costs is not None and costs.goodput is not None:
+        figures.append(("time", duration(3600 * costs.hours)))
+        if costs.dollars is not None:
+            figures.append(("cost", f"${costs.dollars:.2f}"))
+        figures.append(("useful time", f"{100 * costs.goodput:.1f} %"))
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures
     )
@@ -130,11 +142,11 @@ def _plots(metrics: Mapping[str, Sequence[Row]]) -> str:
     note = "Dotted lines: the run went on after a restart, perhaps on another machine."
     caption = f'<p class="faint small">{note}</p>' if restarted else ""
     return (
-        _section(
+        section(
             "Loss", _picture("training and held-out loss over optimizer steps", *loss) + caption
         )
         + "\n"
-        + _section("Throughput", _picture("tokens per second over optimizer steps", *speed))
+        + section("Throughput", _picture("tokens per second over optimizer steps", *speed))
     )
 
 
@@ -152,22 +164,22 @@ def _evaluation(results: Mapping[str, Any]) -> str:
     parts = []
     if language := language_rows(results):
         measures = ("loss (nats per token)", "perplexity", "bits per byte")
-        parts.append(_table(("on held-out text", *measures), language))
+        parts.append(table(("on held-out text", *measures), language))
     response = results.get("sft") or {}
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")
         stops = percent_with_error(response, "stop_accuracy")
         header = ("on held-out conversations", "response loss", "ends where it should")
-        parts.append(_table(header, [("fine-tuned", loss, stops)]))
+        parts.append(table(header, [("fine-tuned", loss, stops)]))
     if choices := choice_rows(results):
         names = ("multiple choice", "model", "accuracy", "chance", "questions")
-        parts.append(_table(names, choices, numbers_from=2))
+        parts.append(table(names, choices, numbers_from=2))
     if lm_eval := lm_eval_rows(results):
-        parts.append(_table(("lm-evaluation-harness", "metric", "value"), lm_eval, numbers_from=2))
+        parts.append(table(("lm-evaluation-harness", "metric", "value"), lm_eval, numbers_from=2))
     if not parts:
         return ""
     note = '<p class="faint small">± is one standard error.</p>'
-    return _section("Evaluation", "\n".join([*parts, note]))
+    return section("Evaluation", "\n".join([*parts, note]))
 
 
 def _samples(samples: Sequence[Row]) -> str:
@@ -180,14 +192,9 @@ def _samples(samples: Sequence[Row]) -> str:
             stage = TITLES.get(row.get("stage", ""), "")
             parts.append(
                 f'<div class="sample"><header>{stage} step {row["step"]:,}</header>'
-                f"<p><b>{_text(prompt)}</b>{_text(row['text'])}</p></div>"
+                f"<p><b>{text(prompt)}</b>{text(row['text'])}</p></div>"
             )
-    return _section("Samples", "\n".join(parts)) if parts else ""
-
-
-def _text(text: str) -> str:
-    """What a model wrote, as text and nothing else."""
-    return escape(printable(text))
+    return section("Samples", "\n".join(parts)) if parts else ""
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:
@@ -210,36 +217,32 @@ def _stages(stages: Sequence[Row]) -> str:
         )
         for row in stages
     ]
-    return _section(
-        "Stages", _table(("stage", "", "steps", "time", "digest"), rows, numbers_from=2)
-    )
+    return section("Stages", table(("stage", "", "steps", "time", "digest"), rows, numbers_from=2))
 
 
 def _phases(timings: Sequence[Row]) -> str:
     """One line for each phase; a total counts from the start of the command, the rest overlap."""
-    longest = max((float(row["seconds"]) for row in timings), default=0.0) or 1.0
-    lines = []
-    for row in timings:
-        seconds = float(row["seconds"])
-        name = f"from the start to the {row['name']}" if row.get("total") else row["name"]
-        lines.append(
-            f'<tr><td>{escape(name)}</td><td class="number">{duration(seconds)}</td>'
-            f'<td class="bar"><span style="width: {100 * seconds / longest:.1f}%"></span></td></tr>'
+    rows = [
+        (
+            f"from the start to the {row['name']}" if row.get("total") else row["name"],
+            float(row["seconds"]),
+            [duration(row["seconds"])],
         )
-    if not lines:
-        return ""
-    return _section("Where the time went", f"<table><tbody>{''.join(lines)}</tbody></table>")
+        for row in timings
+    ]
+    return section("Where this start's time went", bars(rows)) if rows else ""
 
 
 def _hops(hops: Sequence[Row]) -> str:
     """The receipts, one item for each."""
-    if not hops:
-        return ""
-    items = []
-    for hop in hops:
-        lines = [escape(str(hop["at"])), *(_text(line) for line in hop["receipt"])]
-        items.append(f"<li>{'<br>'.join(lines)}</li>")
-    return _section("Hops", f"<ul>{''.join(items)}</ul>")
+    entries = [(str(hop["at"]), hop["receipt"]) for hop in hops]
+    return section("Hops", items(entries)) if entries else ""
+
+
+def _changes(changes: Sequence[Row]) -> str:
+    """What was other code than before, one item for each start."""
+    entries = [(str(row["at"]), row["changes"]) for row in changes]
+    return section("Changes of code", items(entries)) if entries else ""
 
 
 def _records(rows: Sequence[Row]) -> str:
@@ -253,9 +256,7 @@ def _records(rows: Sequence[Row]) -> str:
         )
     )
     cells = [[_cell(column, row.get(column)) for column in columns] for row in rows]
-    return _table(
-        [column.replace("_", " ") for column in columns], cells, numbers_from=len(columns)
-    )
+    return table([column.replace("_", " ") for column in columns], cells, numbers_from=len(columns))
 
 
 def _cell(column: str, value: Any) -> str:
@@ -268,20 +269,4 @@ def _cell(column: str, value: Any) -> str:
 
 def _paths(paths: Mapping[str, Any]) -> str:
     rows = [(name, str(path)) for name, path in paths.items() if path]
-    return _section("Where things are", _table(("", ""), rows, numbers_from=2)) if rows else ""
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> str:
-    """An HTML table; columns from `numbers_from` on are aligned right. Cells are escaped."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        kinds = ["" if i < numbers_from else ' class="number"' for i in range(len(row))]
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, row))
-
-    head = f"<thead><tr>{cells('th', header)}</tr></thead>" if any(header) else ""
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+    return section("Where things are", table(("", ""), rows, numbers_from=2)) if rows else ""

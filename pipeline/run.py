@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.advance import Advance, Options
 from pipeline.budget import check_budget, over_budget, price_per_hour
-from pipeline.digest import Inputs, digest_job
+from pipeline.digest import Digests, Inputs, digest_job
 from pipeline.display import Display
 from pipeline.finish import summary_rows
+from pipeline.handover import ask_for_handover
 from pipeline.job import Job
 from pipeline.plan import (
     Refusal,
+    StagePlan,
     check_redo,
     first_stale,
     goes_on_under_another_digest,
@@ -23,9 +25,10 @@ from pipeline.plan import (
 from pipeline.preemption import watch_for_notices
 from pipeline.preflight import preflight
 from pipeline.state.head import Clock, RunState
-from pipeline.state.owner import RELEASED, Owner, differences
+from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.requests import pending_stop
 from pipeline.state.stores import StoreError, open_store
+from pipeline.state.workspace import Workspace
 from pipeline.stopping import StoppingOnSignals
 
 
@@ -70,9 +73,16 @@ def run_job(job: Job, options: Options, display: Display) -> int:
         raise Stopped(over)
     with stopping, _watching_for_notices(stopping, display):
         owner = Owner.me()
+        asked = time.monotonic()
         try:
             if owner.launch_id is not None:
-                _obey_stop_request(run)
+                _obey_stop_request(run, owner)
+                ask_for_handover(
+                    run,
+                    owner,
+                    say=lambda text: display.say({"type": "note", "text": text}),
+                    fetch=lambda: _bring_data(job, run, digests, plans),
+                )
             claim = run.claim(
                 owner,
                 take_over=options.take_over,
@@ -84,11 +94,10 @@ def run_job(job: Job, options: Options, display: Display) -> int:
             raise _not_started(error) from error
         if claim.before.claims and claim.reason != RELEASED:
             display.say({"type": "note", "text": f"taking the run over: {claim.reason}"})
-        if head is not None and head.claims:
-            for change in differences(head.claims[0].owner, owner):
-                text = f"changed since this run was last worked on: {change}"
-                display.say({"type": "note", "text": text})
-        Advance(job, options, display, digests, run, owner, claim, started, stopping).go(raised)
+        waited = time.monotonic() - asked
+        advance = Advance(job, options, display, digests, run, owner, claim, started, stopping)
+        advance.introduce(waited)
+        advance.go(raised)
     return 0
 
 
@@ -110,9 +119,17 @@ def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iter
             end()
 
 
-def _obey_stop_request(run: RunState) -> None:
+def _bring_data(job: Job, run: RunState, digests: Digests, plans: list[StagePlan]) -> None:
+    """Have the data of the stage to be trained on this machine. Raises `PionError`."""
+    for plan in plans:
+        if plan.stage in job.train_stages and plan.state != "done":
+            Workspace(run.store, run.name).bring_data(digests.data[plan.stage])
+            return
+
+
+def _obey_stop_request(run: RunState, owner: Owner) -> None:
     """A run that was asked to stop stays stopped, whatever manager starts it again."""
-    request = pending_stop(run)
+    request = pending_stop(run, launch_id=owner.launch_id)
     if request is not None:
         raise Stopped(
             f"Stopped by request ({request.describe()}); nothing was started. To go on, start it "

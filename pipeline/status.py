@@ -13,6 +13,7 @@ from pion.errors import BadInput
 from pipeline.find_model import last_change, read_run, runs_in
 from pipeline.formats import duration, moment, printable, size
 from pipeline.job import STAGES
+from pipeline.rent.cost import Costs, MachineCost, costs_of
 from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import CheckpointEntry, Head
@@ -23,16 +24,17 @@ from pipeline.state.stores import DEFAULT_STORE, open_store
 def show_status(run: str, *, as_json: bool) -> int:
     """Print a run's stages, newest checkpoint, owner and what the owner last said."""
     state, head = read_run(run)
-    status = run_status(state, head, time.time())
+    now = time.time()
+    status, costs = run_status(state, head, now), costs_of(state, head, now)
     if as_json:
-        print(json.dumps(status, indent=1))
+        print(json.dumps({**status, "cost": costs.to_dict()}, indent=1))
         return 0
     print(f"{status['run']} in {status['store']}")
     for stage, about in status["stages"].items():
         print(f"  {stage:<9} {_stage_in_words(about)}")
     print(f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}")
     print(f"owner: {_owner_in_words(status)}")
-    for line in _remarks(status):
+    for line in [*_cost_lines(costs), *_remarks(status)]:
         print(line)
     return 0
 
@@ -64,7 +66,8 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
     """What the store says about a run, as plain JSON; times are Unix seconds."""
     beat = state.heartbeat(head.epoch) or {}
     notes: list[str] = []
-    stop = pending_stop(state, notes.append)
+    launch_id = head.owner.launch_id if head.owner else None
+    stop = pending_stop(state, notes.append, launch_id=launch_id)
     newest = head.checkpoints[0] if head.checkpoints else None
     return {
         "run": state.name,
@@ -200,15 +203,33 @@ def _owner_in_words(status: dict[str, Any]) -> str:
     return printable(words)
 
 
+def _cost_lines(costs: Costs) -> list[str]:
+    """What the run took, and each rented machine's part of it."""
+    if not costs.machines:
+        return []
+    lines = [f"{'time' if costs.dollars is None else 'cost'}: {costs.describe()}"]
+    for machine in costs.machines:
+        if machine.rented:
+            lines.append(printable(f"  {moment(machine.begin)}  {_machine_in_words(machine)}"))
+    return lines
+
+
+def _machine_in_words(machine: MachineCost) -> str:
+    words = [f"{machine.describe()}: {duration(3600 * machine.hours)}"]
+    if machine.dollars is not None:
+        words.append(f"${machine.dollars:.2f} at ${machine.price or 0.0:.2f}/h")
+    if machine.to_first_step is not None:
+        parts = ", ".join(f"{name} {duration(s)}" for name, s in machine.phases.items())
+        boot = f" ({parts})" if parts else ""
+        words.append(f"first step {duration(machine.to_first_step)} after it was paid for{boot}")
+    return ", ".join(words)
+
+
 def _remarks(status: dict[str, Any]) -> list[str]:
-    """What not every run has: a request to stop, money spent, rows left out."""
+    """What not every run has: a request to stop, rows left out."""
     lines = []
     if status["stop"]:
         lines.append(f"asked to stop: {StopRequest(**status['stop']).describe()}")
-    spent = status["spent"]
-    if spent["hours"]:
-        dollars = f", ${spent['dollars']:.2f}" if spent["dollars"] else ""
-        lines.append(f"spent: {duration(3600 * spent['hours'])}{dollars}")
     for stage, skipped in status["skipped"].items():
         lines += [
             f"left out: {stage} rows {rows['first']:,} to {rows['stop'] - 1:,} "

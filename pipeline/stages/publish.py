@@ -70,6 +70,7 @@ def publish_run(
     texts: Sequence[str],
     metrics: Mapping[str, Sequence[Mapping[str, Any]]],
     lineage: Sequence[Mapping[str, Any]],
+    cost: str | None = None,
     say: Say,
 ) -> dict[str, Any]:
     """Publish the checkpoint folder `model` to `job.publish.to`.
@@ -79,6 +80,7 @@ def publish_run(
         texts: held-out texts to compare the exported model on.
         metrics: stage → metrics rows, for the card's loss plot.
         lineage: a row for each claim of the run: `device`, `workers`, `seconds` …
+        cost: what the run took and cost, for the card; None leaves it out.
         say: called with progress messages.
 
     Returns:
@@ -122,6 +124,7 @@ def publish_run(
                 vocab_size=tokenizer.vocab_size,
                 results=results,
                 lineage=lineage,
+                cost=cost,
             )
             (staging / "README.md").write_text(card, encoding="utf-8")
             (staging / "loss.png").write_bytes(loss_plot(metrics))

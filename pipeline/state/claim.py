@@ -48,6 +48,7 @@ class Claim:
         self.epoch = head.epoch
         self.stop_request: str | None = None  # who asked for a stop and when, once a beat saw it
         self._session = head.claims[0].owner.session
+        self._launch_id = head.claims[0].owner.launch_id
         self._seen_beat: bytes | None = None
         self._price, self._spent = price, head.spent
         self._started = state.clock.monotonic()
@@ -200,7 +201,7 @@ class Claim:
     def _look_for_requests(self) -> None:
         from pipeline.state.requests import pending_stop
 
-        request = pending_stop(self.state, _log.warning)
+        request = pending_stop(self.state, _log.warning, launch_id=self._launch_id)
         self.stop_request = request.describe() if request else None
 
 

@@ -4,12 +4,16 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.state.records import Head
 from pipeline.state.stores import Store
 
 Row = dict[str, Any]
+
+READERS = 16
+"""Segments read at once."""
 
 
 class MetricsLog:
@@ -69,11 +73,22 @@ class EventLog:
 def read_metrics(store: Store, run: str, head: Head, stage: str) -> list[Row]:
     """The stage's rows that lead to its present state, by step.
 
-    A row is dropped when a later epoch went on from an earlier step: that work was done again. A
-    row that two attempts wrote, one of them for the other, counts once.
+    A row is dropped when a later epoch went on from an earlier step: that work was done again.
+    """
+    return kept_rows(read_all_metrics(store, run, stage), head, stage)
+
+
+def read_all_metrics(store: Store, run: str, stage: str) -> list[Row]:
+    """The stage's rows, those of work done again too, by epoch.
+
+    A row that two attempts wrote, one of them for the other, counts once.
     """
     lines = dict.fromkeys(_lines(store, f"{run}/metrics/{stage}/"))
-    rows = [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines]
+
+
+def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
+    """Those of the stage's `rows` that lead to its present state, by step."""
     restores = [(epoch, steps[stage]) for epoch, steps in head.restores.items() if stage in steps]
     current = [row for row in rows if not _rewound(row, restores)]
     return sorted(current, key=lambda row: (row["step"], row["epoch"]))
@@ -132,4 +147,6 @@ def _lines(store: Store, prefix: str) -> list[bytes]:
         (entry.key for entry in store.list(prefix) if entry.key.endswith(".jsonl")),
         key=lambda key: (int(key.split("/")[-2]), key),
     )
-    return [line for key in segments for line in store.read(key).splitlines()]
+    # A long run has thousands of them, and each costs a remote store's round trip.
+    with ThreadPoolExecutor(READERS) as pool:
+        return [line for data in pool.map(store.read, segments) for line in data.splitlines()]

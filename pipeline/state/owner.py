@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.rent.machine import is_rented, rented_since
+
 _PACKAGES = ("pion", "torch", "ray", "transformers", "numpy", "safetensors", "tokenizers")
 _SESSION = uuid.uuid4().hex
 
@@ -20,7 +22,8 @@ _SESSION = uuid.uuid4().hex
 @dataclass(frozen=True)
 class Owner:
     """One process. `pid_start` (clock ticks since boot) tells it from a later one of that pid;
-    `boot_id` and `pid_namespace` say where `pid` means anything."""
+    `boot_id` and `pid_namespace` say where `pid` means anything. `started_at` (Unix seconds) is
+    when it began to cost: when the machine was rented, at home when the process began."""
 
     session: str
     pid: int
@@ -50,12 +53,17 @@ class Owner:
             commit=code.commit,
             dirty=code.dirty,
             versions=code.versions,
-            started_at=_STARTED_AT,
+            started_at=_paid_since(),
         )
 
     def describe(self) -> str:
         """`pid 123 on host`."""
         return f"pid {self.pid} on {self.host}"
+
+    def same_machine(self, other: "Owner") -> bool:
+        """Whether both are processes of one container in one boot of one machine."""
+        here = (self.boot_id, self.pid_namespace)
+        return all(here) and here == (other.boot_id, other.pid_namespace)
 
 
 _STARTED_AT = round(time.time(), 3)
@@ -63,7 +71,7 @@ _STARTED_AT = round(time.time(), 3)
 
 @dataclass(frozen=True)
 class CodeVersion:
-    """The commit and a hash of uncommitted changes (None: no checkout, none), and packages."""
+    """The commit and a hash of uncommitted changes (None: not known, none), and packages."""
 
     commit: str | None
     dirty: str | None
@@ -93,8 +101,7 @@ def may_take_over(other: Owner | None, me: Owner) -> str | None:
 
 def is_running(other: Owner, me: Owner) -> bool | None:
     """Whether `other` lives; None if it can't be told from `me`'s place."""
-    here = (me.boot_id, me.pid_namespace)
-    if not all(here) or (other.boot_id, other.pid_namespace) != here:
+    if not me.same_machine(other):
         return None
     return _running(other.pid) == other.pid_start
 
@@ -115,7 +122,7 @@ def differences(before: Owner, after: Owner) -> list[str]:
 
 @functools.cache
 def code_version() -> CodeVersion:
-    """The running code: its checkout, if it runs from one, and the packages it uses."""
+    """The running code: its checkout, or the launcher's that it was copied from, and packages."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -123,6 +130,8 @@ def code_version() -> CodeVersion:
         except importlib.metadata.PackageNotFoundError:
             continue
     commit, dirty = checkout(Path(__file__).parents[2])
+    if commit is None:
+        commit, dirty = (os.environ.get(name) or None for name in ("PION_COMMIT", "PION_DIRTY"))
     return CodeVersion(commit, dirty, versions)
 
 
@@ -157,6 +166,11 @@ def _running(pid: int) -> int | None:
         return None
     state, *rest = stat.rpartition(")")[2].split()  # the name before it may hold anything
     return None if state in "ZX" else int(rest[18])
+
+
+@functools.cache
+def _paid_since() -> float:
+    return round(rented_since(_STARTED_AT), 3) if is_rented() else _STARTED_AT
 
 
 @functools.cache

@@ -149,6 +149,8 @@ class Head:
         epoch = self.epoch + 1
         mine = bool(self.claims) and self.claims[0].owner.session == me.session
         since = self.spent.until if mine else me.started_at
+        if self.claims and me.same_machine(self.claims[0].owner):
+            since = max(since, self.spent.until)  # what its process before this one cost is counted
         # A clock that jumped must not be paid for.
         spent = self.spent.plus(min(at - since, UNCOUNTED_SECONDS), price, at)
         claims = (ClaimRecord(epoch, at, me), *self.claims)[:CLAIMS_KEPT]

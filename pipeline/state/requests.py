@@ -1,6 +1,8 @@
-"""Requests to whoever owns a run, left in its store: to stop, so far.
+"""Requests to whoever owns a run, left in its store: to stop, or to hand the run to a launch.
 
-A request stays until a person clears it, so that managed restarts of the run obey it too.
+A request stays until a person clears it, so that managed restarts of the run obey it too. To hand a
+run over is to ask everybody but one launch to stop: restarts of what it left obey, and restarts of
+the new one needn't.
 """
 
 from __future__ import annotations
@@ -28,23 +30,35 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StopRequest:
-    """Somebody wants the run to save and stop. `at` is Unix time."""
+    """Somebody wants the run to save and stop. `at` is Unix time.
+
+    `except_launch` is the launch (`PION_LAUNCH_ID`) that the run is handed to, which is not asked.
+    """
 
     at: float
     host: str
     pid: int
     user: str
     reason: str
+    except_launch: str | None = None
 
     def describe(self) -> str:
         """`pion stop by ann on host-a at 2026-11-20 07:33:12 UTC`."""
         return printable(f"{self.reason} by {self.user} on {self.host} at {moment(self.at)}")
 
 
-def ask_stop(run: RunState, reason: str) -> StopRequest:
-    """Ask whoever owns `run`, now or later, to save and stop. Raises `StoreError`."""
+def ask_stop(run: RunState, reason: str, *, except_launch: str | None = None) -> StopRequest:
+    """Ask whoever owns `run`, now or later, to save and stop. Raises `StoreError`.
+
+    Processes of `except_launch` are not asked: the run is handed over to them.
+    """
     request = StopRequest(
-        run.clock.now(), socket.gethostname(), os.getpid(), _user(), printable(reason)
+        run.clock.now(),
+        socket.gethostname(),
+        os.getpid(),
+        _user(),
+        printable(reason),
+        except_launch,
     )
     record = {
         "format": FORMAT,
@@ -52,6 +66,7 @@ def ask_stop(run: RunState, reason: str) -> StopRequest:
         "at": request.at,
         "by": {"host": request.host, "pid": request.pid, "user": request.user},
         "reason": request.reason,
+        "except_launch": except_launch,
     }
     text = json.dumps(record, indent=1) + "\n"
     run.store.write(run.key(f"requests/{uuid.uuid4().hex}.json"), text.encode())
@@ -59,15 +74,20 @@ def ask_stop(run: RunState, reason: str) -> StopRequest:
     return request
 
 
-def pending_stop(run: RunState, note: Note = lambda text: None) -> StopRequest | None:
-    """The newest request to stop, or None. Raises `StoreError`.
+def pending_stop(
+    run: RunState, note: Note = lambda text: None, *, launch_id: str | None = None
+) -> StopRequest | None:
+    """The newest request to stop that a process of the launch `launch_id` should obey, or None.
 
-    What can't be read as a request is told to `note` and ignored: it must not end a run.
+    What can't be read as a request is told to `note` and ignored: it must not end a run. Raises
+    `StoreError`.
     """
     newest: StopRequest | None = None
     for key in _keys(run):
         request = _read(run, key, note)
-        if request is not None and (newest is None or request.at > newest.at):
+        if request is None or (launch_id is not None and request.except_launch == launch_id):
+            continue
+        if newest is None or request.at > newest.at:
             newest = request
     return newest
 
@@ -103,8 +123,14 @@ def _parse(data: bytes, where: str) -> StopRequest:
         raise BadInput(f"{where} asks for {raw.get('kind')!r}, which this pion does not know.")
     try:
         by: dict[str, Any] = raw["by"]
+        launch = raw.get("except_launch")
         return StopRequest(
-            float(raw["at"]), str(by["host"]), int(by["pid"]), str(by["user"]), str(raw["reason"])
+            float(raw["at"]),
+            str(by["host"]),
+            int(by["pid"]),
+            str(by["user"]),
+            str(raw["reason"]),
+            None if launch is None else str(launch),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f"{where} is damaged ({error!r}). Nothing was changed.") from error

@@ -66,6 +66,9 @@ def test_a_log_gets_one_timestamped_line_per_step_message():
 def test_a_step_line_says_what_the_run_has_cost_where_that_is_known():
     (line,) = log_of({**STEP, "dollars": 1.234})
     assert "ETA 3 min 20 s  $1.23  " in line
+    (line,) = log_of({**STEP, "dollars": 1.234, "dollars_per_hour": 0.2})
+    assert "ETA 3 min 20 s  $1.23 at $0.20/h  " in line
+    assert "$" not in log_of({**STEP, "dollars": 0.0, "dollars_per_hour": 0.0})[0]
 
 
 def test_a_step_line_says_how_old_the_last_durable_checkpoint_is():
@@ -100,6 +103,19 @@ def test_seconds_to_the_first_step_are_given_by_phase():
         {"type": "phase", "name": "first step", "seconds": 31.5, "total": True},
     )
     assert lines[-1].endswith("first step after 31.5 s (imports 2.1 s, ray started 7.0 s)")
+
+
+def test_what_a_rental_took_before_stays_out_of_what_the_command_took():
+    boot = {"machine up": 40.0, "install": 20.5}
+    lines = log_of(
+        {"type": "phase", "name": "boot", "seconds": 60.5, "parts": boot},
+        {"type": "phase", "name": "imports", "seconds": 2.0},
+        {"type": "phase", "name": "first step", "seconds": 31.5, "total": True},
+        {"type": "phase", "name": "paid to first step", "seconds": 92.0, "parts": {"run": 92.0}},
+    )
+    assert lines[0].endswith("boot: 60.5 s (machine up 40.0 s, install 20.5 s)")
+    assert lines[2].endswith("first step after 31.5 s (imports 2.0 s)")
+    assert lines[3].endswith("paid to first step: 92.0 s (run 92.0 s)")
 
 
 def test_stage_outcomes_say_why():

@@ -116,6 +116,17 @@ def test_it_tells_what_the_model_was_trained_on_and_for_how_long() -> None:
     assert "2 × NVIDIA A40, 2 h 00 min; NVIDIA H200, 30 min 00 s" in card
 
 
+def test_it_says_what_the_run_cost_only_where_the_job_wants_that() -> None:
+    job = Job.model_validate(JOB)
+    assert job.publish is not None
+    assert job.publish.cost is False
+    fields: dict[str, Any] = {"job": job, "config": job.model_config_resolved(), "num_params": 1}
+    fields |= {"vocab_size": 1, "results": {}, "lineage": []}
+    with_cost = model_card(**fields, cost="3 h 10 min, $1.23 (90 % useful; boot 10 %)")
+    assert "from boot to publishing: 3 h 10 min, $1.23 (90 % useful; boot 10 %)." in with_cost
+    assert "$" not in model_card(**fields)
+
+
 def test_a_local_path_is_named_without_its_folders() -> None:
     card = card_of()
     assert "`notes.txt`" in card

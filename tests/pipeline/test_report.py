@@ -11,7 +11,9 @@ import pytest
 
 from pipeline.job import Job
 from pipeline.plots import loss_plot, running_mean, throughput_plot
+from pipeline.rent.cost import Costs, costs
 from pipeline.report import write_report
+from pipeline.state.records import Head, Spent
 from tests.pipeline.test_model_card import JOB, RESULTS
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -190,3 +192,50 @@ def test_receipts_of_hops_are_shown_line_by_line_and_escaped(tmp_path):
     assert "2026-11-20 07:33 UTC<br>hop: 1 × A40 on &lt;b&gt;a&lt;/b&gt;" in html
     assert "<br>first row 64 = last + 1" in html
     assert "<h2>Hops</h2>" not in report_of(tmp_path)
+
+
+def costs_of_two_machines(price: float | None) -> Costs:
+    events = [
+        {
+            "event": "machine",
+            "epoch": epoch,
+            "at": at + 30.0,
+            "session": f"s{epoch}",
+            "id": f"pod{epoch}",
+            "host": "pod",
+            "cloud": "RunPod",
+            "region": "<b>CA</b>",
+            "gpu": gpu,
+            "count": 1,
+            "spot": True,
+            "rented_at": at,
+            "price": price,
+        }
+        for epoch, at, gpu in ((1, 1000.0, "A40"), (2, 2000.0, "RTXA4000"))
+    ]
+    head = Head(epoch=2, spent=Spent(until=2060.0))
+    return costs(events, {}, head, 9999.0)
+
+
+def test_cost_is_shown_by_cause_and_by_machine(tmp_path: Path) -> None:
+    page = Page(report_of(tmp_path, costs=costs_of_two_machines(36.0)))
+    for shown in ("Cost", "$0.90", "boot, until the first step", "100.0 %", "$36.00"):
+        assert shown in page.text, shown
+    assert "A40 on RunPod/<b>CA</b>, spot" in page.text
+    assert "RTXA4000 on RunPod" in page.text
+    assert "useful time" in page.text
+    assert page.open == []
+
+
+def test_without_prices_there_are_hours_and_no_dollars(tmp_path: Path) -> None:
+    page = Page(report_of(tmp_path, costs=costs_of_two_machines(None)))
+    assert "1 min 30 s" in page.text
+    assert "$" not in page.text
+    assert "dollars" not in page.text
+
+
+def test_a_run_that_went_on_with_other_code_says_with_what(tmp_path: Path) -> None:
+    change = {"at": "2026-11-20 07:33 UTC", "changes": ["commit aaa → bbb", "torch <1> → 2"]}
+    html = report_of(tmp_path, changes=[change])
+    assert "2026-11-20 07:33 UTC<br>commit aaa → bbb<br>torch &lt;1&gt; → 2" in html
+    assert "Changes of code" not in report_of(tmp_path)

@@ -516,3 +516,12 @@ def test_a_heartbeat_that_cannot_be_written_does_not_disturb_the_run(tmp_path: P
     wait_until(lambda: store.tried >= 3)
     claim.check()
     claim.release()
+
+
+def test_a_rented_machine_is_paid_for_from_its_start_and_once_for_all_its_processes() -> None:
+    head = Head().claimed(someone(started_at=100.0), at=160.0, price=36.0)
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((60.0, 0.6))
+    head = head.claimed(someone(started_at=100.0), at=200.0, price=36.0)  # the same machine's next
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((100.0, 1.0))
+    head = head.claimed(someone(started_at=150.0, boot_id="third"), at=210.0, price=72.0)
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((160.0, 2.2))

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.state.metrics import EventLog, MetricsLog, read_events, read_metrics
+from pipeline.state.metrics import (
+    EventLog,
+    MetricsLog,
+    kept_rows,
+    read_all_metrics,
+    read_events,
+    read_metrics,
+)
 from pipeline.state.records import Head
 from pipeline.state.stores import FileStore, StoreError
 
@@ -61,6 +68,21 @@ def test_rows_that_a_later_epoch_went_back_behind_are_dropped(store: FileStore) 
         *((step, 1) for step in range(1, 6)),
         *((step, 2) for step in range(6, 10)),
     ]
+
+
+def test_rows_of_work_that_was_done_again_can_be_read_too(store: FileStore) -> None:
+    log_steps(store, 1, range(1, 4))
+    log_steps(store, 2, range(2, 4))
+    rows = read_all_metrics(store, "demo", "pretrain")
+    assert [(row["step"], row["epoch"]) for row in rows] == [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2)]
+    head = Head(restores={2: {"pretrain": 1}})
+    assert kept_rows(rows, head, "pretrain") == [rows[0], rows[3], rows[4]]
+
+
+def test_many_segments_come_back_in_the_order_they_were_written(store: FileStore) -> None:
+    for step in range(60):
+        log_steps(store, 1 + step // 30, range(step, step + 1))
+    assert [row["step"] for row in read_all_metrics(store, "demo", "pretrain")] == [*range(60)]
 
 
 def test_going_far_back_drops_rows_of_every_epoch_in_between(store: FileStore) -> None:

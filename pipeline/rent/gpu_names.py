@@ -1,0 +1,31 @@
+"""What SkyPilot calls the GPU that a driver names: light, for machines that only train."""
+
+from __future__ import annotations
+
+import re
+
+_NAMES = {  # what differs from the driver's first word; RunPod's name first, other clouds' last
+    "A100 80GB PCIe": ("A100-80GB",),
+    "A100-SXM4-80GB": ("A100-80GB-SXM", "A100-80GB"),
+    "H100 80GB HBM3": ("H100-SXM", "H100"),
+    "H100 NVL": ("H100-NVL", "H100"),
+    "H200": ("H200-SXM", "H200"),
+    "V100-FHHL-16GB": ("V100-16GB-FHHL", "V100"),
+    "V100-PCIE-16GB": ("V100-16GB-PCIe", "V100"),
+    "V100-SXM2-16GB": ("V100-16GB-SXM2", "V100"),
+    "V100-SXM2-32GB": ("V100-32GB-SXM2", "V100-32GB"),
+    "RTX PRO 6000 Blackwell Workstation Edition": ("RTXPRO6000-WK", "RTXPRO6000"),
+}
+
+
+def sky_names(name: str) -> tuple[str, ...]:
+    """SkyPilot's names of the GPU that NVIDIA's driver calls `name`.
+
+    Clouds differ: `NVIDIA H100 80GB HBM3` is H100-SXM on RunPod (first) and H100 elsewhere (last).
+    """
+    words = re.sub(r"^((NVIDIA|AMD|GeForce|Tesla|Quadro) )+", "", name.strip())
+    rtx = re.match(r"RTX (PRO )?(A?\d+)( SFF)?( Ti)?( SUPER)?( Ada)?", words)
+    if words in _NAMES or rtx is None:
+        return _NAMES.get(words) or (re.split("[ -]", words)[0],)
+    pro, number, small, ti, super_, ada = ((part or "").strip() for part in rtx.groups())
+    return ("-".join(filter(None, (f"RTX{pro}{number}{ti}{super_}", ada, small))),)

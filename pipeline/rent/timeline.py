@@ -1,0 +1,282 @@
+"""What each process that owned a run spent its time on, second by second, told by the run's store.
+
+See cost.py for what the causes mean.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.rent.machine import AT_HOME, RENTED
+from pipeline.state.metrics import kept_rows
+from pipeline.state.owner import RELEASED
+from pipeline.state.records import UNCOUNTED_SECONDS, Head
+
+STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
+    "steps",
+    "stages",
+    "boot",
+    "restore",
+    "recompute",
+    "stall",
+    "idle",
+)
+WAITED = "waited to own the run"
+_PHASES = {"prepare": STAGES, "evaluate": STAGES, "publish": STAGES, WAITED: IDLE}
+_OWNERS_EVENTS = (RENTED, AT_HOME, "phase", "training", "hop", "rewound", "changed", "saved")
+"""What only the run's owner reports: signs that it lived. Others may report on it later."""
+TOGETHER = 0.01
+"""Seconds: rows written closer to each other were handed out at once."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Unix seconds [begin, end) that went into one cause."""
+
+    begin: float
+    end: float
+    cause: str
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows handed out at once: when, how many steps and how long these took; 0: an evaluation."""
+
+    at: float
+    steps: int
+    kept: int
+    work: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One claim's training of one stage, from its rows of metrics."""
+
+    stage: str
+    epoch: int
+    begin: float
+    groups: tuple[_Rows, ...]
+
+    @property
+    def end(self) -> float:
+        return self.groups[-1].at
+
+    @property
+    def rewound(self) -> bool:
+        """Whether a later attempt went back behind its last step."""
+        return any(group.kept < group.steps for group in self.groups)
+
+    def spans(self) -> Iterator[Span]:
+        """What its rows tell: from its first step's begin to its last row."""
+        later = [g.work / g.steps for g in self.groups[1:] if g.steps and math.isfinite(g.work)]
+        reached = self.begin
+        for number, group in enumerate(self.groups):
+            if group.steps == 0:
+                yield Span(reached, group.at, STAGES)
+            else:
+                usual = statistics.median(later) * group.steps if later else math.inf
+                work = min(group.work, usual) if number == 0 else group.work
+                begin = max(reached, group.at - work)
+                if number > 0:
+                    yield Span(reached, begin, STALL)
+                rewound = begin + (group.at - begin) * group.kept / group.steps
+                yield Span(begin, rewound, STEPS)
+                yield Span(rewound, group.at, RECOMPUTE)
+            reached = group.at
+
+
+def attempts_of(
+    events: Iterable[Row], metrics: Mapping[str, Sequence[Row]], head: Head
+) -> list[Attempt]:
+    """Every attempt that wrote rows, by epoch. `metrics` has all rows of each stage."""
+    began = {(e["stage"], e["epoch"]): e for e in events if e["event"] == "training"}
+    attempts = []
+    for stage, rows in metrics.items():
+        kept = {id(row) for row in kept_rows(rows, head, stage)}  # type: ignore[arg-type]
+        by_epoch: dict[int, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: row["at"]):
+            by_epoch.setdefault(row["epoch"], []).append(row)
+        for epoch, mine in by_epoch.items():
+            event = began.get((stage, epoch), {})
+            groups = tuple(_groups(mine, kept, event.get("seq_len")))
+            begin = min(event.get("at", math.inf), groups[0].at)
+            attempts.append(Attempt(stage, epoch, begin, groups))
+    return sorted(attempts, key=lambda attempt: (attempt.epoch, attempt.begin))
+
+
+def _groups(rows: Sequence[Row], kept: set[int], seq_len: int | None) -> Iterator[_Rows]:
+    group: _Rows | None = None
+    for row in rows:
+        new = _Rows(row["at"], 0, 0, 0.0)
+        if "loss" in row:
+            new = _Rows(row["at"], 1, int(id(row) in kept), _step_seconds(row, seq_len))
+        if group is None:
+            group = new
+        elif new.at - group.at < TOGETHER and bool(new.steps) == bool(group.steps):
+            work = group.work + new.work
+            group = _Rows(new.at, group.steps + new.steps, group.kept + new.kept, work)
+        else:
+            yield group
+            group = new
+    if group is not None:
+        yield group
+
+
+def _step_seconds(row: Row, seq_len: int | None) -> float:
+    """How long a step took; infinite (all the time there was) if its row can't tell."""
+    first, stop = row.get("rows") or (0, 0)
+    tokens = (stop - first) * (seq_len or 0)
+    speed = row.get("tokens_per_second") or 0.0
+    return tokens / speed if tokens and speed else math.inf
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process that owned the run under `epochs`; `about` is what it said when it claimed.
+
+    `released` says whether it let go of the run by itself.
+    """
+
+    epochs: range
+    claimed_at: float
+    rented: bool
+    about: Row
+    released: bool
+
+    @property
+    def machine(self) -> str:
+        """What is paid for: the rental, or a machine of one's own."""
+        return str(self.about["id"] if self.rented else self.about["host"])
+
+    @property
+    def price(self) -> float | None:
+        """Dollars per hour."""
+        return self.about.get("price")
+
+    @property
+    def paid_from(self) -> float:
+        """Since when it is paid for. A clock that jumped must not be."""
+        since = self.about.get("rented_at" if self.rented else "started_at") or self.claimed_at
+        return since if 0 <= self.claimed_at - since <= UNCOUNTED_SECONDS else self.claimed_at
+
+    @property
+    def begun(self) -> float:
+        """When the machine began to work for this process and not for one before it."""
+        phases = self.about.get("phases") or {}
+        return self.paid_from + phases.get("machine up", 0.0)
+
+    def last_sign(
+        self,
+        until: float,
+        events: Iterable[Row],
+        attempts: Iterable[Attempt],
+        heartbeats: Mapping[int, float],
+        head: Head,
+    ) -> float:
+        """When it was last known to live, and at most `until`."""
+        mine = self.epochs
+        signs = [self.claimed_at, *(at for epoch, at in heartbeats.items() if epoch in mine)]
+        signs += [e["at"] for e in events if e["epoch"] in mine and e["event"] in _OWNERS_EVENTS]
+        signs += [attempt.end for attempt in attempts if attempt.epoch in mine]
+        signs += [claim.at for claim in head.claims if claim.epoch in mine]
+        signs += [entry.at for entry in head.checkpoints if entry.epoch in mine]
+        signs += [r.at for r in head.stages.values() if self.claimed_at <= r.at <= until]
+        if head.epoch in mine:
+            signs.append(head.spent.until)  # HEAD's last change
+        return min(max(signs), until)
+
+    def spans(
+        self,
+        since: float | None,
+        end: float,
+        events: Iterable[Row],
+        attempts: Sequence[Attempt],
+        head: Head,
+        *,
+        alive: bool,
+    ) -> Iterator[Span]:
+        """Its time until `end` without gaps, a machine's before it having worked until `since`."""
+        reached = self.paid_from
+        if since is not None:
+            reached = max(since, self.begun)
+            if self.rented:
+                yield Span(since, reached, IDLE)
+        mine = [attempt for attempt in attempts if attempt.epoch in self.epochs]
+        known = [*self._phases(events), *(span for a in mine for span in a.spans())]
+        known += [self._after(a, attempts, end, head, alive) for a in mine]
+        if alive and not mine and "prepare" not in head.stages:
+            known.append(Span(self.claimed_at, end, STAGES))
+        work = [span.begin for span in known if span.cause not in (IDLE, RESTORE)]
+        begins = [attempt.begin for attempt in mine] or work
+        first, last = min(begins, default=math.inf), max((a.end for a in mine), default=-math.inf)
+        for span in [*sorted(known, key=lambda span: span.begin), Span(end, end, IDLE)]:
+            begin = min(max(span.begin, reached), end)
+            if begin > reached:
+                gap = BOOT if reached <= first else RESTORE if reached < last else STAGES
+                yield Span(reached, begin, gap)
+                reached = begin
+            if min(span.end, end) > reached:
+                yield Span(reached, min(span.end, end), span.cause)
+                reached = min(span.end, end)
+
+    def _phases(self, events: Iterable[Row]) -> Iterator[Span]:
+        for event in events:
+            if event["event"] == "phase" and event["epoch"] in self.epochs:
+                name = event["name"]
+                cause = RESTORE if name.endswith(" restored") else _PHASES.get(name)
+                if cause is not None:
+                    yield Span(event["at"] - event["seconds"], event["at"], cause)
+
+    def _after(
+        self, attempt: Attempt, attempts: Sequence[Attempt], end: float, head: Head, alive: bool
+    ) -> Span:
+        """What followed the last row of `attempt`, as far as this is known."""
+        last_of_stage = [a for a in attempts if a.stage == attempt.stage][-1] == attempt
+        last_of_mine = [a for a in attempts if a.epoch in self.epochs][-1] == attempt
+        record = head.stages.get(attempt.stage)
+        if record is not None and last_of_stage and attempt.end <= record.at <= end:
+            return Span(attempt.end, record.at, STALL)
+        if last_of_mine and alive:
+            return Span(attempt.end, end, STEPS)
+        if last_of_mine:
+            lost = attempt.rewound or not self.released
+            return Span(attempt.end, end, RECOMPUTE if lost else STALL)
+        return Span(attempt.end, attempt.end, RESTORE)
+
+
+def processes_of(events: Iterable[Row], head: Head) -> list[Process]:
+    """Every process that is known to have owned the run, by when it claimed.
+
+    Each says so in an event. HEAD has the last claims, for those that died before they could.
+    """
+    found: dict[int, tuple[float, bool, Row]] = {}
+    sessions = set()
+    for event in events:
+        if event["event"] in (RENTED, AT_HOME):
+            found[event["epoch"]] = (event["at"], event["event"] == RENTED, event)
+            sessions.add(event.get("session"))
+    for claim in reversed(head.claims):
+        owner = claim.owner
+        if claim.epoch in found:
+            at, rented, about = found[claim.epoch]
+            found[claim.epoch] = (min(at, claim.at), rented, about)
+        elif owner.session not in sessions:  # the later claims of a session are its workers'
+            about = {"host": owner.host, "started_at": owner.started_at}
+            found[claim.epoch] = (claim.at, False, about)
+        sessions.add(owner.session)
+    ordered = [(epoch, *found[epoch]) for epoch in sorted(found)]
+    stops = [epoch for epoch, *_ in ordered[1:]]
+    stops += [max(head.epoch, ordered[-1][0]) + 1] if ordered else []
+    released = [about.get("reason") in (None, RELEASED) for *_, about in ordered[1:]]
+    return [
+        Process(range(epoch, stop), at, rented, about, free)
+        for (epoch, at, rented, about), stop, free in zip(
+            ordered, stops, [*released, head.owner is None]
+        )
+    ]
