@@ -8,6 +8,7 @@ Paths of inputs are relative to the job file, paths of outputs to the working di
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -331,6 +332,7 @@ class Publish(Section):
     private: bool = identity(True, "a Hub repository is made private")
     license: str | None = identity(None, "licence named in the model card (apache-2.0, mit …)")
     description: str | None = identity(None, "a sentence for the model card")
+    cost: bool = runtime(False, "the model card says what the run took and cost")
     require: list[str] = identity([], "conditions on the results, such as bits_per_byte < 2.2")
 
     @field_validator("require")
@@ -392,10 +394,35 @@ class Budget(Section):
     dollars_per_hour: float | None = runtime(None, "this machine's price, if not rented", ge=0)
 
 
+@dataclass(frozen=True)
+class Price:
+    """What a GPU costs to rent, in dollars per hour; None where it isn't offered that way."""
+
+    spot: float | None = None
+    on_demand: float | None = None
+
+
 class Log(Section):
     every: int = runtime(10, "steps between metrics lines", gt=0)
     tensorboard: str | None = runtime(None, "folder for TensorBoard event files")
     wandb: str | None = runtime(None, "Weights & Biases project")
+
+
+def _price(gpu: str, value: Any) -> Price:
+    """A GPU's price as a job states it: one amount for both ways of renting, or each its own."""
+    if isinstance(value, Price):
+        return value
+    given = value if isinstance(value, dict) else {"spot": value, "on_demand": value}
+    for way, dollars in given.items():
+        if way not in ("spot", "on_demand"):
+            raise ValueError(f"{gpu}: unknown key {way!r}; the keys are spot, on_demand")
+        number = isinstance(dollars, int | float) and not isinstance(dollars, bool)
+        if dollars is not None and not (number and 0 <= dollars < float("inf")):
+            raise ValueError(
+                f"{gpu}: {dollars!r} is not an amount in dollars per hour, such as 0.44, or "
+                "{spot: 0.2, on_demand: 0.44}"
+            )
+    return Price(**given)
 
 
 class Job(Section):
@@ -423,6 +450,11 @@ class Job(Section):
     checkpoint: Checkpoint = runtime(Checkpoint(), "how often state is saved and what is kept")
     hardware: Hardware = runtime(Hardware(), "workers, precision, memory")
     budget: Budget = runtime(Budget(), "what the run may cost; it then stops with exit code 4")
+    prices: dict[str, Price] | None = runtime(
+        None,
+        "dollars per hour of one rented GPU, {A40: 0.4, L40S: {spot: 0.5, on_demand: 0.9}}; "
+        "SkyPilot's catalog unless given",
+    )
     log: Log = runtime(Log(), "metrics")
 
     _folder: Path = PrivateAttr(default=Path("."))
@@ -431,6 +463,13 @@ class Job(Section):
     @classmethod
     def _preset_name(cls, model: Any) -> Any:
         return {"preset": model} if isinstance(model, str) else model
+
+    @field_validator("prices", mode="before")
+    @classmethod
+    def _dollars(cls, prices: Any) -> Any:
+        if not isinstance(prices, dict):
+            return prices
+        return {str(gpu): _price(str(gpu), value) for gpu, value in prices.items()}
 
     @model_validator(mode="after")
     def _whole(self) -> Job:

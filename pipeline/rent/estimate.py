@@ -1,0 +1,210 @@
+"""What a job takes on a machine: memory, micro-batch, speed, hours, dollars, and preemptions.
+
+    tokens/s = measured by earlier runs of the model, or peak FLOP/s × ASSUMED_MFU / FLOPs per token
+    loss per preemption L = RESTART_SECONDS + half the interval between saves
+    hours on spot = (RESTART_SECONDS + training) × M / (M − L), one preemption every M seconds
+
+M is the job's `checkpoint.preemption_hours`. Only training counts: preparing data, evaluation and
+publishing come on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pion.errors import BadInput
+from pion.train.hardware import flops_per_token, gpu_flops
+from pion.train.memory import HEADROOM, choose_micro_batch, predict_memory
+from pipeline.job import Job
+from pipeline.rent.gpus import GPU_TYPES
+from pipeline.rent.measured import Speed, speed_on
+from pipeline.rent.offers import Offer
+from pipeline.training.cadence import SaveCadence
+
+ASSUMED_MFU = 0.15
+"""Share of a GPU's peak that a model nobody has measured is taken to reach: what the published
+recipe of Pion-small did on an A40 (64 × 2,048 tokens in 4.3 s)."""
+RECOMPUTE_SPEED = 3 / 4
+"""Recomputing activations costs a third more arithmetic."""
+RESTART_SECONDS = 120.0
+"""From a machine that is paid for to its first step: boot, install, restore."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One training stage on a machine. `tokens_per_second` is that of all GPUs together."""
+
+    stage: str
+    micro_batch: int
+    grad_accum: int
+    recompute: bool
+    peak_bytes: int  # of one GPU
+    tokens: int
+    tokens_per_second: float | None
+    speed_from: str
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.tokens_per_second is None else self.tokens / self.tokens_per_second
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A whole job on an offer. What is None can't be told; `problem` says why it does not fit."""
+
+    offer: Offer
+    stages: tuple[StageEstimate, ...]
+    problem: str | None
+    hours: float | None = None  # the loss to preemptions included
+    lost_hours: float | None = None
+    dollars: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.problem is None
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The mean over the stages while training."""
+        seconds = [stage.seconds for stage in self.stages]
+        known = [s for s in seconds if s is not None]
+        return self.tokens / sum(known) if known and len(known) == len(seconds) else None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that a stage needs of one GPU."""
+        return max((stage.peak_bytes for stage in self.stages), default=0)
+
+    @property
+    def dollars_per_billion_tokens(self) -> float | None:
+        return None if self.dollars is None else self.dollars / self.tokens * 1e9
+
+
+def estimate(job: Job, offer: Offer, speeds: list[Speed], *, num_nodes: int = 1) -> Estimate:
+    """What `job` takes on `num_nodes` machines of `offer`, given what earlier runs reached."""
+    if offer.gpu is None:
+        return Estimate(offer, (), None)
+    if offer.gpu_memory is None:
+        return Estimate(offer, (), f"nothing is known about the memory of a {offer.gpu}")
+    asked = job.hardware.workers
+    workers = offer.count * num_nodes if asked is None else max(1, asked)
+    try:
+        stages = tuple(_stage(job, stage, offer, workers, speeds) for stage in job.train_stages)
+    except BadInput as error:
+        return Estimate(offer, (), str(error))
+    seconds = [stage.seconds for stage in stages]
+    if any(s is None for s in seconds):
+        return Estimate(offer, stages, None)
+    work = RESTART_SECONDS + sum(s for s in seconds if s is not None)
+    if not offer.use_spot:
+        return _priced(offer, stages, work, 0.0, num_nodes)
+    every = 3600 * job.checkpoint.preemption_hours
+    lost = RESTART_SECONDS + _save_interval(job, stages) / 2
+    if lost >= every:
+        problem = (
+            f"a preemption every {every / 60:.0f} min (checkpoint.preemption_hours) would cost "
+            f"{lost / 60:.0f} min each time, so it would never finish"
+        )
+        return Estimate(offer, stages, problem)
+    paid = work * every / (every - lost)
+    return _priced(offer, stages, paid, paid - work, num_nodes)
+
+
+def gpus_that_fit(job: Job) -> list[str]:
+    """The GPU types one of which can train the job, those with the least memory first."""
+    found = []
+    for name, kind in GPU_TYPES.items():
+        offer = Offer(name, 1, None, None, False, None, None, kind.memory, 0)
+        if estimate(job, offer, []).fits:
+            found.append(name)
+    return sorted(found, key=lambda name: GPU_TYPES[name].memory)
+
+
+def _priced(
+    offer: Offer, stages: tuple[StageEstimate, ...], paid: float, lost: float, num_nodes: int
+) -> Estimate:
+    hours = paid / 3600
+    dollars = None if offer.price is None else hours * offer.price * num_nodes
+    return Estimate(offer, stages, None, hours, lost / 3600, dollars)
+
+
+def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]) -> StageEstimate:
+    """A stage's plan, as its workers will choose it. Raises BadInput if it does not fit."""
+    assert offer.gpu is not None
+    assert offer.gpu_memory is not None
+    section, hardware, config = job.section(stage), job.hardware, job.model_config_resolved()
+    seq_len = job.sft_seq_len if stage == "sft" else job.data.seq_len
+    kind = GPU_TYPES.get(offer.gpu)
+    dtype = kind.dtype(hardware.dtype) if kind else "bfloat16"
+    rows = -(-section.global_batch // workers)
+    derived, recompute = choose_micro_batch(
+        config,
+        rows_per_rank=rows,
+        seq_len=seq_len,
+        dtype=dtype,
+        optimizer=section.optimizer,
+        memory_bytes=offer.gpu_memory,
+        device="cuda",
+        recompute=hardware.recompute,
+    )
+    micro_batch = min(hardware.micro_batch or derived, rows)
+    peak = predict_memory(
+        config,
+        micro_batch=micro_batch,
+        seq_len=seq_len,
+        dtype=dtype,
+        recompute=recompute,
+        optimizer=section.optimizer,
+    ).total
+    usable = int(offer.gpu_memory * (1 - HEADROOM))
+    if peak > usable:
+        raise BadInput(
+            f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
+            f"{usable / 2**30:.1f} GiB; leave it out and {derived} is used"
+        )
+    speed, where = _speed(offer.gpu, dtype, seq_len, job, speeds)
+    if speed is not None and recompute and where.startswith("assumed"):
+        speed *= RECOMPUTE_SPEED
+    return StageEstimate(
+        stage=stage,
+        micro_batch=micro_batch,
+        grad_accum=-(-rows // micro_batch),
+        recompute=recompute,
+        peak_bytes=peak,
+        tokens=section.steps * section.global_batch * seq_len,
+        tokens_per_second=None if speed is None else speed * workers,
+        speed_from=where,
+    )
+
+
+def _speed(
+    gpu: str, dtype: str, seq_len: int, job: Job, speeds: list[Speed]
+) -> tuple[float | None, str]:
+    """Tokens per second of one GPU, and where that number comes from."""
+    measured = speed_on(speeds, gpu, seq_len)
+    if measured is not None:
+        return measured.tokens_per_second, f"measured in run {measured.run}"
+    flops = gpu_flops(GPU_TYPES[gpu].cuda, dtype) if gpu in GPU_TYPES else None
+    if flops is None:
+        return None, f"nothing is known about the speed of a {gpu}"
+    per_token = flops_per_token(job.model_config_resolved(), seq_len)
+    return flops * ASSUMED_MFU / per_token, f"assumed: {ASSUMED_MFU:.0%} MFU"
+
+
+def _save_interval(job: Job, stages: tuple[StageEstimate, ...]) -> float:
+    """Seconds between saves, as the run's own policy has them before it has measured anything."""
+    checkpoint = job.checkpoint
+    cadence = SaveCadence(
+        checkpoint.every_steps,
+        checkpoint.every_seconds,
+        3600 * checkpoint.preemption_hours,
+        last_save=0.0,
+    )
+    if checkpoint.every_steps is None or checkpoint.every_seconds is not None:
+        return cadence.interval
+    step_seconds = [(s.seconds or 0.0) / job.section(s.stage).steps for s in stages]
+    return checkpoint.every_steps * max(step_seconds)

@@ -1,0 +1,69 @@
+"""What SkyPilot calls a GPU, what CUDA calls it, and the memory CUDA then reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pion.train.hardware import gpu_flops
+
+CATALOG_SHARE = 0.92
+"""Of the memory a catalog quotes, what CUDA leaves where it keeps most for itself (ECC)."""
+
+
+@dataclass(frozen=True)
+class GpuType:
+    """A GPU that can be rented: `cuda` is what its device name contains, `gib` its usable GiB."""
+
+    cuda: str
+    gib: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes a training process may use."""
+        return int(self.gib * 2**30)
+
+    def dtype(self, asked: str) -> Literal["bfloat16", "float32"]:
+        """The precision a job's `hardware.dtype` means on this GPU."""
+        if asked == "auto":
+            return "float32" if gpu_flops(self.cuda, "bfloat16") is None else "bfloat16"
+        return "bfloat16" if asked == "bfloat16" else "float32"
+
+
+# SkyPilot's name → the GPU. Its arithmetic is in pion.train.hardware, under CUDA's name.
+GPU_TYPES: dict[str, GpuType] = {
+    "T4": GpuType("T4", 14.6),
+    "RTXA4000": GpuType("RTX A4000", 15.7),
+    "V100": GpuType("V100", 15.7),
+    "RTXA4500": GpuType("RTX A4500", 19.6),
+    "A10": GpuType("A10", 22.0),
+    "A10G": GpuType("A10G", 22.0),
+    "L4": GpuType("L4", 22.0),
+    "A30": GpuType("A30", 23.5),
+    "RTX3090": GpuType("RTX 3090", 23.5),
+    "RTX4090": GpuType("RTX 4090", 23.5),
+    "RTXA5000": GpuType("RTX A5000", 23.5),
+    "RTX5090": GpuType("RTX 5090", 31.3),
+    "V100-32GB": GpuType("V100", 31.7),
+    "A100": GpuType("A100", 39.4),
+    "A40": GpuType("A40", 44.3),
+    "L40": GpuType("L40", 44.4),
+    "L40S": GpuType("L40S", 44.4),
+    "RTX6000-Ada": GpuType("RTX 6000 Ada", 47.4),
+    "RTXA6000": GpuType("RTX A6000", 47.4),
+    "A100-80GB": GpuType("A100", 79.1),
+    "A100-80GB-SXM": GpuType("A100", 79.1),
+    "H100": GpuType("H100", 79.1),
+    "H100-SXM": GpuType("H100", 79.1),
+    "H100-NVL": GpuType("H100 NVL", 93.1),
+    "H200": GpuType("H200", 139.8),
+    "H200-SXM": GpuType("H200", 139.8),
+    "B200": GpuType("B200", 178.3),
+}
+
+
+def gpu_memory(gpu: str, catalog_gib: float | None = None) -> int | None:
+    """Usable bytes of the GPU SkyPilot calls `gpu`, if it or its catalog's figure is known."""
+    if gpu in GPU_TYPES:
+        return GPU_TYPES[gpu].memory
+    return None if catalog_gib is None else int(catalog_gib * CATALOG_SHARE * 2**30)

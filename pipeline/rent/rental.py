@@ -1,0 +1,193 @@
+"""Where to run: a SkyPilot task YAML, read by SkyPilot's own loader."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pion.errors import BadInput
+from pipeline.rent.skypilot import close_names, known_clouds, quiet, sky_module
+
+JOB_VARIABLE = "JOB"
+NAME_LENGTH = 40
+"""Characters of a run's name that a managed job's keeps: clouds cut long machine names."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One machine the YAML accepts; what is None is left to SkyPilot."""
+
+    cloud: str | None
+    region: str | None
+    zone: str | None
+    gpu: str | None
+    count: int
+    use_spot: bool
+    disk_gb: int
+    resources: Any = field(compare=False, repr=False)  # a sky.Resources
+
+    def __str__(self) -> str:
+        place = "/".join(filter(None, (self.cloud, self.region, self.zone))) or "any cloud"
+        machine = "CPU only" if self.gpu is None else f"{self.count} × {self.gpu}"
+        return f"{machine} {'spot' if self.use_spot else 'on demand'} on {place}"
+
+
+@dataclass(frozen=True)
+class Rental:
+    """A task YAML: the machines it accepts and the variables it takes (None = must be given)."""
+
+    path: Path
+    candidates: tuple[Candidate, ...]
+    in_order: bool  # `ordered`: SkyPilot tries them as listed; else the cheapest first
+    num_nodes: int
+    envs: Mapping[str, str | None]
+    secrets: Mapping[str, str | None]
+    config: Mapping[str, Any] = field(repr=False)  # the YAML as written
+
+    def task(self, envs: Mapping[str, str], secrets: Mapping[str, str] | None = None) -> Any:
+        """A sky.Task with these variables. Raises BadInput if a required variable is missing."""
+        sky = sky_module()
+        missing = [k for k, value in self.envs.items() if value is None and k not in envs]
+        if missing:
+            raise BadInput(f"{self.path}: envs.{missing[0]} has no value, and none was given.")
+        with quiet():
+            return sky.Task.from_yaml_config(
+                copy.deepcopy(dict(self.config)),
+                env_overrides=list(envs.items()),
+                secrets_overrides=list((secrets or {}).items()),
+            )
+
+
+def read_rental(path: str | Path) -> Rental:
+    """The rental that a SkyPilot task YAML describes.
+
+    Raises:
+        BadInput: no such file, not a YAML SkyPilot accepts, not one task, or without the JOB
+            variable that tells the machine what to run.
+    """
+    path = Path(path)
+    config = _parse(path)
+    envs = _variables(path, config, "envs")
+    if JOB_VARIABLE not in envs:
+        raise BadInput(
+            f"{path}: envs has no {JOB_VARIABLE}, so the machine would not know what to run. Add\n"
+            f'envs:\n  {JOB_VARIABLE}: null   # the job file\nand `pion run "${JOB_VARIABLE}"` to '
+            "`run:`."
+        )
+    given = {name: "unset" for name, value in envs.items() if value is None}
+    task = _load(path, config, given)
+    in_order = isinstance(task.resources, list)
+    candidates = [_candidate(resources) for resources in task.resources]
+    if not in_order:
+        # SkyPilot keeps alternatives as a set; show them in the same order every time.
+        candidates.sort(key=str)
+    return Rental(
+        path=path,
+        candidates=tuple(candidates),
+        in_order=in_order,
+        num_nodes=task.num_nodes,
+        envs=envs,
+        secrets=_variables(path, config, "secrets"),
+        config=config,
+    )
+
+
+def rental_name(store_url: str, run: str) -> str:
+    """The managed job's name for a run: the same from any machine, another for any other run."""
+    digest = hashlib.sha256(f"{store_url.rstrip('/')}/{run}".encode()).hexdigest()[:8]
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", run).strip("-")[:NAME_LENGTH].strip("-")
+    return "-".join(filter(None, ("pion", readable.lower(), digest)))
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    sky_module()
+    from sky.utils import yaml_utils
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = {p.name: p for p in sorted(path.parent.glob("*.yaml"))}
+        close = close_names(path.name, list(siblings))
+        hint = f"; did you mean {siblings[close[0]]}?" if close else ""
+        raise BadInput(f"no SkyPilot YAML at {path}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"can't read the SkyPilot YAML {path}: {error}") from None
+    try:
+        yaml_utils.check_no_duplicate_keys(text)
+        documents = [d for d in yaml_utils.safe_load_all(text) if d is not None]
+    except Exception as error:  # a YAML error, or SkyPilot's own for a key given twice
+        raise BadInput(f"{path}: not YAML: {error}") from None
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise BadInput(
+            f"{path}: a rental is one SkyPilot task, a mapping with resources, envs and run; "
+            f"this file has {len(documents)} documents"
+            + ("." if len(documents) != 1 else f", a {type(documents[0]).__name__}.")
+        )
+    return documents[0]
+
+
+def _variables(path: Path, config: Mapping[str, Any], key: str) -> dict[str, str | None]:
+    """`envs` or `secrets`: name → default, None where one must be given."""
+    section = config.get(key)
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise BadInput(f"{path}: {key} is a {type(section).__name__}; write `NAME: value` lines.")
+    return {str(name): None if value is None else str(value) for name, value in section.items()}
+
+
+def _load(path: Path, config: Mapping[str, Any], given: Mapping[str, str]) -> Any:
+    sky = sky_module()
+    import requests
+
+    try:
+        with quiet():
+            return sky.Task.from_yaml_config(
+                copy.deepcopy(dict(config)), env_overrides=list(given.items())
+            )
+    except requests.RequestException as error:
+        raise BadInput(
+            f"{path}: SkyPilot needs its list of GPUs to read this, and could not fetch it "
+            f"({type(error).__name__}). Check the network, or name GPUs instead of sizes."
+        ) from None
+    except Exception as error:  # SkyPilot raises ValueError, AssertionError and many of its own
+        raise BadInput(f"{path}: {_unknown_cloud(config) or error}") from None
+
+
+def _unknown_cloud(config: Mapping[str, Any]) -> str | None:
+    """A better word than a schema's regular expression for a misspelt cloud."""
+    known = known_clouds()
+    spelt = {cloud.lower() for cloud in known} | {"k8s", "*"}
+    resources = config.get("resources")
+    if not isinstance(resources, dict):
+        return None
+    alternatives = [*(resources.get("any_of") or []), *(resources.get("ordered") or [])]
+    for section in (resources, *alternatives):
+        where = section.get("infra") or section.get("cloud") if isinstance(section, dict) else None
+        cloud = str(where or "*").split("/")[0]
+        if cloud.lower() not in spelt:
+            close = close_names(cloud, known)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+            return f"SkyPilot knows no cloud {cloud!r}; {hint}"
+    return None
+
+
+def _candidate(resources: Any) -> Candidate:
+    accelerators = resources.accelerators or {}
+    gpu, count = next(iter(accelerators.items()), (None, 0))
+    return Candidate(
+        cloud=None if resources.cloud is None else str(resources.cloud),
+        region=resources.region,
+        zone=resources.zone,
+        gpu=gpu,
+        count=math.ceil(count),
+        use_spot=resources.use_spot,
+        disk_gb=resources.disk_size,
+        resources=resources,
+    )

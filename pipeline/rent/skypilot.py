@@ -1,0 +1,85 @@
+"""SkyPilot, where it is installed: the module itself, and what its catalog says of GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from pion.errors import BadInput
+
+
+def sky_module() -> ModuleType:
+    """The installed SkyPilot. Raises BadInput where it is missing, as on rented machines."""
+    try:
+        import sky
+    except ImportError as error:
+        raise BadInput(f"SkyPilot can't be loaded ({error}). {_INSTALL}") from None
+    # A folder of YAML files called sky imports too, as an empty namespace package.
+    if not hasattr(sky, "Task"):
+        raise BadInput(f"SkyPilot is not installed here. {_INSTALL}")
+    return sky
+
+
+_INSTALL = "Install it on the machine you rent from: `uv sync` in the project's folder."
+
+
+_quiet = threading.RLock()
+"""What is silenced belongs to the process, so only one thread at a time may do it."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep SkyPilot's own progress and errors off the terminal; what fails is raised anyway.
+
+    Threads take turns.
+    """
+    sky_module()
+    from sky import sky_logging
+
+    logger = logging.getLogger("sky")
+    with _quiet, sky_logging.silent():
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def known_clouds() -> list[str]:
+    """The clouds SkyPilot can rent from, as it spells them: AWS, RunPod, …"""
+    sky_module()
+    from sky.utils.registry import CLOUD_REGISTRY
+
+    return sorted(str(cloud) for cloud in CLOUD_REGISTRY.values())
+
+
+def cloud_named(name: str) -> Any:
+    """SkyPilot's object for a cloud; its name in any case."""
+    sky_module()
+    from sky.utils.registry import CLOUD_REGISTRY
+
+    return CLOUD_REGISTRY.from_str(name)
+
+
+def enabled_clouds() -> list[Any]:
+    """The clouds that `sky check` last found credentials for; empty before its first time."""
+    sky_module()
+    from sky.clouds import CloudCapability
+    from sky.global_user_state import get_cached_enabled_clouds
+    from sky.skypilot_config import get_active_workspace
+
+    with quiet():
+        return get_cached_enabled_clouds(CloudCapability.COMPUTE, get_active_workspace())
+
+
+def close_names(name: str, known: list[str]) -> list[str]:
+    """The names most like `name`, whatever their case: up to three, the likeliest first."""
+    by_lower = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    return [by_lower[lower] for lower in found]

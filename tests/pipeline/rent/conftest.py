@@ -1,0 +1,124 @@
+"""SkyPilot in a home of its own, with a price list of ours and a RunPod that lists no pods."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.http_body import read_body
+from tests.pipeline.jobs import write_tiny_data
+from tests.pipeline.rent.checked_job import Case
+from tests.rental.catalog import PRICES, Price, write_catalog
+
+YAML = """
+resources:
+  infra: runpod
+  disk_size: 60
+{resources}
+  job_recovery: {{strategy: EAGER_NEXT_REGION, recover_on_exit_codes: [75]}}
+envs: {{JOB: null, OVERRIDES: ""}}
+secrets: {{HF_TOKEN: "", AWS_ACCESS_KEY_ID: "", AWS_SECRET_ACCESS_KEY: ""}}
+run: pion run "$JOB"
+"""
+
+
+@dataclass
+class SkyHome:
+    """SkyPilot as this process sees it while the test runs."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+
+    def sell(self, prices: Mapping[str, Price], regions: Mapping[str, str] | None = None) -> None:
+        """Make `prices` what RunPod asks."""
+        import sky.catalog.runpod_catalog
+        from sky.catalog import common
+        from sky.utils import accelerator_registry
+
+        write_catalog(self.folder, prices, regions)
+        folder = str(self.folder / ".sky" / "catalogs" / "v8")
+        self.patch.setattr(common, "_ABSOLUTE_VERSIONED_CATALOG_DIR", folder)
+        # SkyPilot keeps what it has read as long as the process lives.
+        gpus, machines = (
+            common.read_catalog(f) for f in ("common/accelerators.csv", "runpod/vms.csv")
+        )
+        self.patch.setattr(accelerator_registry, "_accelerator_df", gpus)
+        self.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
+
+    def lose_catalog(self) -> None:
+        """There is no price list here, and none can be fetched."""
+        import requests
+        from sky.catalog import common
+
+        def offline(*args: Any, **kwargs: Any) -> Any:
+            raise requests.ConnectionError("no route to host")
+
+        (self.folder / ".sky/catalogs/v8/runpod/vms.csv").unlink()
+        self.patch.setattr(common.requests, "get", offline)
+
+    def yaml(self, resources: str = "accelerators: A40", text: str = YAML) -> Path:
+        """A rental YAML with these lines under `resources`."""
+        path = self.folder / "rental.yaml"
+        indented = "\n".join(f"  {line}" for line in resources.splitlines())
+        path.write_text(text.format(resources=indented))
+        return path
+
+
+@pytest.fixture
+def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
+    """Nothing set up but a price list; RunPod's API is nowhere."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+    for name in ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    found = SkyHome(home, monkeypatch)
+    found.sell(PRICES)
+    return found
+
+
+@pytest.fixture
+def runpod_account(
+    sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], None]]:
+    """A RunPod account without pods, set up here; call it with a status that its API then gives."""
+    import runpod
+
+    answers = [200]
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            read_body(self)
+            body = b'{"data": {"myself": {"pods": []}}}'
+            self.send_response(answers[0])
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    (sky_home.folder / ".runpod").mkdir()
+    (sky_home.folder / ".runpod/config.toml").write_text('[default]\napi_key = "rpa_TEST"\n')
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(runpod, "api_key", "rpa_TEST")
+    yield lambda status: answers.__setitem__(0, status)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    """A tiny job, with its data, to check."""
+    write_tiny_data(tmp_path)
+    return Case(tmp_path)

@@ -1,0 +1,130 @@
+"""A rental is a SkyPilot task YAML, read by SkyPilot, that says which job to run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.rent.rental import read_rental, rental_name
+from tests.pipeline.rent.conftest import SkyHome
+
+
+def test_every_machine_a_yaml_accepts_is_a_candidate(sky_home: SkyHome) -> None:
+    resources = """any_of:
+  - accelerators: A40
+    use_spot: true
+  - accelerators: {RTXA4000: 2}
+    infra: runpod/CA"""
+    rental = read_rental(sky_home.yaml(resources))
+    assert [str(candidate) for candidate in rental.candidates] == [
+        "1 × A40 spot on RunPod",
+        "2 × RTXA4000 on demand on RunPod/CA",
+    ]
+    assert [candidate.disk_gb for candidate in rental.candidates] == [60, 60]
+    assert not rental.in_order
+
+
+def test_alternatives_in_order_stay_in_order(sky_home: SkyHome) -> None:
+    ordered = "ordered:\n  - {accelerators: RTXA4000}\n  - {accelerators: A40}"
+    rental = read_rental(sky_home.yaml(ordered))
+    assert rental.in_order
+    assert [candidate.gpu for candidate in rental.candidates] == ["RTXA4000", "A40"]
+
+
+def test_variables_without_a_value_must_be_given(sky_home: SkyHome) -> None:
+    rental = read_rental(sky_home.yaml())
+    assert rental.envs == {"JOB": None, "OVERRIDES": ""}
+    with pytest.raises(BadInput, match=r"envs\.JOB has no value"):
+        rental.task({})
+    task = rental.task({"JOB": "jobs/demo.yaml"}, {"HF_TOKEN": "hf_secret"})
+    assert task.envs["JOB"] == "jobs/demo.yaml"
+    assert task.secrets["HF_TOKEN"].get_secret_value() == "hf_secret"
+
+
+def test_making_a_task_leaves_the_rental_as_it_was(sky_home: SkyHome) -> None:
+    rental = read_rental(sky_home.yaml())
+    rental.task({"JOB": "one.yaml"})
+    assert rental.task({"JOB": "two.yaml"}).envs["JOB"] == "two.yaml"
+    assert rental.config["envs"]["JOB"] is None
+
+
+def test_a_yaml_without_job_is_refused(sky_home: SkyHome) -> None:
+    path = sky_home.yaml(text="resources: {{accelerators: A40}}\nenvs: {{MODEL: x}}\nrun: train\n")
+    with pytest.raises(BadInput, match="envs has no JOB, so the machine would not know what to"):
+        read_rental(path)
+
+
+def test_a_yaml_that_is_not_there_is_refused_naming_the_closest(sky_home: SkyHome) -> None:
+    path = sky_home.yaml()
+    with pytest.raises(BadInput, match=f"no SkyPilot YAML at .*did you mean {path}"):
+        read_rental(path.with_name("rentals.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("resources: [", "not YAML"),
+        ("- a list", "a list"),
+        ("", "0 documents"),
+        ("envs: {{JOB: null}}\n---\nenvs: {{JOB: null}}\n", "2 documents"),
+        ("envs: {{JOB: null}}\nrum: x\n", "did you mean 'run'"),
+        ("envs: {{JOB: null}}\nenvs: {{JOB: x}}\nrun: x\n", "envs"),
+        ("envs: [JOB]\nrun: x\n", "envs is a list"),
+        ("envs: {{JOB: null}}\nresources: {{use_spot: maybe}}\n", "use_spot"),
+        ("envs: {{JOB: null}}\nresources: {{accelerators: 'A40:0'}}\n", "positive"),
+    ],
+)
+def test_what_skypilot_does_not_accept_is_refused_naming_the_file(
+    text: str, words: str, sky_home: SkyHome
+) -> None:
+    path = sky_home.yaml(text=text)
+    with pytest.raises(BadInput, match=words) as refusal:
+        read_rental(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_misspelt_cloud_is_named_with_the_closest(sky_home: SkyHome) -> None:
+    path = sky_home.yaml("any_of:\n  - {infra: runpd/CA, accelerators: A40}")
+    with pytest.raises(BadInput, match="SkyPilot knows no cloud 'runpd'; did you mean RunPod"):
+        read_rental(path)
+
+
+def test_a_managed_job_is_named_for_its_run_alone() -> None:
+    name = rental_name("s3://bucket/runs", "pion-small")
+    assert name.startswith("pion-pion-small-")
+    assert rental_name("s3://bucket/runs/", "pion-small") == name
+    assert rental_name("s3://bucket/other", "pion-small") != name
+    assert rental_name("s3://bucket/runs", "pion-Small") != name
+
+
+def test_any_run_name_makes_a_name_that_skypilot_takes() -> None:
+    from sky.utils.common_utils import check_cluster_name_is_valid
+
+    for run in ("a", "a+b@c=d", "_", "x" * 100, "Größe"):
+        name = rental_name("s3://bucket", run)
+        check_cluster_name_is_valid(name)
+        assert len(name) <= 54
+
+
+def test_without_skypilot_a_folder_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Where it is missing, `import sky` finds the project's folder of YAMLs."""
+    (tmp_path / "sky").mkdir()
+    code = "import sys; sys.path.insert(0, sys.argv[1]); sys.modules.pop('sky', None)\n" + (
+        "import importlib.machinery, types\n"
+        "sky = types.ModuleType('sky'); sky.__path__ = [sys.argv[1] + '/sky']\n"
+        "sys.modules['sky'] = sky\n"
+        "from pipeline.rent.skypilot import sky_module\n"
+        "from pion.errors import BadInput\n"
+        "try: sky_module()\n"
+        "except BadInput as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=os.environ
+    )
+    assert "SkyPilot is not installed here" in done.stdout, done.stderr
+    assert "uv sync" in done.stdout
