@@ -63,6 +63,12 @@ def seconds_between_interruptions(claims: Sequence[ClaimRecord], assumed: float)
     starts: dict[str, float] = {}
     for claim in claims:
         starts[claim.owner.session] = claim.at  # the earliest claim of each session stays
+    return seconds_between_starts(list(starts.values()), assumed)
+
+
+def seconds_between_starts(starts: Sequence[float], assumed: float) -> float:
+    """The mean time between `starts` (seconds, in any order), once there were a few; `assumed`
+    until then."""
     if len(starts) < SESSIONS_TO_TRUST:
         return assumed
-    return max((max(starts.values()) - min(starts.values())) / (len(starts) - 1), 60.0)
+    return max((max(starts) - min(starts)) / (len(starts) - 1), 60.0)

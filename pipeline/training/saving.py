@@ -122,6 +122,8 @@ class Saving:
                     "stage": self._stage,
                     "step": stats.durable_step,
                     "stall": stats.stall_seconds,
+                    "write": stats.write_seconds,
+                    "saved": stats.saved,
                     "interval": self.cadence.interval,
                 }
             )

@@ -1,0 +1,199 @@
+"""What a replay takes a job to need, each number with its origin: given, measured or assumed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pion.config import closest
+from pion.errors import BadInput
+from pipeline.formats import size
+from pipeline.job import Job
+from pipeline.rent.replay_measured import FIRST_STEP, PAID, Measured, measure
+from pipeline.rent.replay_options import Given, Number, option
+
+BOOT_SECONDS, RESTORE_SECONDS = 50.0, 10.0
+"""A minute from paid to first step."""
+MACHINE_SECONDS = 30.0
+"""From paid to `pion run`, on a rental, where only runs at home were measured."""
+COPY_BYTES, WRITE_BYTES, UPLOAD_BYTES = 4e9, 250e6, 100e6
+"""Per second: a snapshot from a GPU's memory, a checkpoint hashed and written to disk, and sent to
+a store over a gigabit line."""
+STATE_BYTES = 12
+"""Of a parameter in a checkpoint: float32 weight and two moments."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """All that a replay needs. `steps` maps each training stage to the seconds of a step; the
+    prices are of all GPUs together, None if nothing says them."""
+
+    steps: Mapping[str, Number]
+    boot: Number
+    restore: Number
+    stall: Number
+    write: Number
+    warning: Number
+    spot: Number | None
+    on_demand: Number | None
+
+
+def job_numbers(job: Job, given: Given) -> Numbers:
+    """Everything a replay of `job` needs. Raises BadInput if nothing says how long a step takes,
+    and for an amount or a GPU that is none."""
+    given.check()
+    measured = measure(job)
+    steps = _steps(job, given, measured)
+    boot, restore = _restart(measured, next(iter(steps.values())).value)
+    stall, write = _save(job, given, measured)
+    spot, on_demand = _prices(job, given, measured)
+    return Numbers(
+        steps=steps,
+        boot=given.number("boot_seconds") or boot,
+        restore=given.number("restore_seconds") or restore,
+        stall=given.number("stall_seconds") or stall,
+        write=given.number("write_seconds") or write,
+        warning=given.number("warning_seconds") or Number(0.0, "assumed: none arrives"),
+        spot=given.number("price") or spot,
+        on_demand=given.number("on_demand_price") or on_demand,
+    )
+
+
+def _steps(job: Job, given: Given, measured: Measured) -> dict[str, Number]:
+    """Seconds of a step, by stage."""
+    tokens = {stage: _tokens_per_step(job, stage) for stage in job.train_stages}
+    first = job.train_stages[0]
+    if given.step_seconds is not None:
+        speed = tokens[first] / given.step_seconds
+        whose = {s: "" if s == first else f", by the tokens of a {first} step" for s in tokens}
+        return {s: Number(tokens[s] / speed, option("step_seconds") + whose[s]) for s in tokens}
+    if given.gpu is not None:
+        return _steps_on(job, given.gpu, tokens)
+    known = measured.tokens_per_second
+    if not known:
+        raise BadInput(
+            f"nothing says how long a step of {job.name} takes: {measured.missing}. Give "
+            "--step-seconds N, or --gpu NAME (A40) for an estimate. Nothing was replayed."
+        )
+    other = next(iter(known.values()))
+    speeds = {stage: known.get(stage, other) for stage in tokens}
+    return {s: Number(tokens[s] / n.value, f"measured: {n.origin}") for s, n in speeds.items()}
+
+
+def _tokens_per_step(job: Job, stage: str) -> int:
+    seq_len = job.sft_seq_len if stage == "sft" else job.data.seq_len
+    return job.section(stage).global_batch * seq_len
+
+
+def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number]:
+    """What `pion plan` expects of one such GPU (or `hardware.workers` of them)."""
+    from pipeline.rent.estimate import estimate
+    from pipeline.rent.gpus import GPU_TYPES
+    from pipeline.rent.measured import measured_speeds
+    from pipeline.rent.offers import Offer
+
+    if gpu not in GPU_TYPES:
+        raise BadInput(
+            f"--gpu {gpu}: nothing is known of it{closest(gpu, GPU_TYPES)}. Give --step-seconds N."
+        )
+    offer = Offer(gpu, 1, None, None, True, None, None, GPU_TYPES[gpu].memory, 0)
+    expected = estimate(job, offer, measured_speeds(job))
+    if expected.problem is not None:
+        raise BadInput(f"--gpu {gpu}: {expected.problem}.")
+    steps = {}
+    for stage in expected.stages:
+        if stage.tokens_per_second is None:
+            raise BadInput(f"--gpu {gpu}: {stage.speed_from}. Give --step-seconds N.")
+        seconds = tokens[stage.stage] / stage.tokens_per_second
+        steps[stage.stage] = Number(seconds, f"{gpu}: {stage.speed_from}")
+    return steps
+
+
+def _restart(measured: Measured, step_seconds: float) -> tuple[Number, Number]:
+    """Seconds of boot and restore. The first step ends the start, and is not part of it."""
+    rented = [start for start in measured.starts if PAID in start]
+    starts = rented or measured.starts
+    restores = [
+        sum(seconds for name, seconds in start.items() if name.endswith(" restored"))
+        for start in starts
+    ]
+    resumed = [seconds for seconds in restores if seconds]
+    restore = (
+        Number(statistics.median(resumed), f"measured: median of {_counted(resumed, 'start')}")
+        if resumed
+        else Number(RESTORE_SECONDS, "assumed")
+    )
+    if not starts:
+        return Number(BOOT_SECONDS, "assumed"), restore
+    totals = [start[PAID if rented else FIRST_STEP] for start in starts]
+    boot = statistics.median(
+        max(total - back - step_seconds, 0.0) for total, back in zip(totals, restores)
+    )
+    words = f"measured: median of {_counted(starts, 'start')}"
+    if not rented:
+        words = f"{words} at home, and {MACHINE_SECONDS:.0f} s assumed for the machine before"
+        boot += MACHINE_SECONDS
+    return Number(boot, f"{words} ({_phases_in_words(starts)})"), restore
+
+
+def _counted(what: Sequence[object], noun: str) -> str:
+    return f"{len(what)} {noun}{'' if len(what) == 1 else 's'}"
+
+
+def _phases_in_words(starts: Sequence[Mapping[str, float]]) -> str:
+    """The median of each phase's seconds."""
+    names = dict.fromkeys(name for start in starts for name in start)
+    medians = {n: statistics.median(s[n] for s in starts if n in s) for n in names}
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in medians.items())
+
+
+def _save(job: Job, given: Given, measured: Measured) -> tuple[Number, Number]:
+    """Seconds that a save stalls training, and that it then takes until it is committed."""
+    if measured.saves and given.upload_mb_per_second is None:
+        stall = statistics.median(float(save["stall"]) for save in measured.saves)
+        write = statistics.median(float(save["write"]) for save in measured.saves)
+        words = f"measured: median of {_counted(measured.saves, 'attempt')}"
+        return Number(stall, words), Number(write, words)
+    count = measured.checkpoint_bytes or STATE_BYTES * _parameters(job)
+    upload = 1e6 * given.upload_mb_per_second if given.upload_mb_per_second else UPLOAD_BYTES
+    whence = option("upload_mb_per_second") if given.upload_mb_per_second else "assumed"
+    state = f"{size(count)} {'as saved' if measured.checkpoint_bytes else 'by its parameters'}"
+    return (
+        Number(count / COPY_BYTES, f"assumed: {state}, copied at {size(COPY_BYTES)}/s"),
+        Number(
+            count / WRITE_BYTES + count / upload,
+            f"{whence}: {state}, written at {size(WRITE_BYTES)}/s, uploaded at {size(upload)}/s",
+        ),
+    )
+
+
+def _parameters(job: Job) -> int:
+    """How many the model has, but for its few norms."""
+    c = job.model_config_resolved()
+    block = c.d_model * (2 * (c.n_heads + c.n_kv_heads) * c.head_dim + 3 * c.d_ff)
+    embeddings = c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
+    return embeddings + c.n_layers * block
+
+
+def _prices(job: Job, given: Given, measured: Measured) -> tuple[Number | None, Number | None]:
+    """Dollars per hour by the job's `prices`, spot and on demand, of all its GPUs."""
+    prices = job.prices or {}
+    gpu = given.gpu or measured.gpu or (next(iter(prices)) if len(prices) == 1 else None)
+    if gpu not in prices:
+        asked = given.price is None or given.on_demand_price is None
+        if given.gpu is not None and prices and asked:
+            raise BadInput(
+                f"--gpu {gpu}: `prices` of the job has none of it, only of {', '.join(prices)}. "
+                "Add one, or give --price and --on-demand-price."
+            )
+        return None, None
+    assert gpu is not None
+    workers = max(1, job.hardware.workers or 1)
+    times = f" × {workers} workers" if workers > 1 else ""
+
+    def number(way: str, dollars: float | None) -> Number | None:
+        origin = f"prices.{gpu}.{way} of the job{times}"
+        return None if dollars is None else Number(workers * dollars, origin)
+
+    return number("spot", prices[gpu].spot), number("on_demand", prices[gpu].on_demand)

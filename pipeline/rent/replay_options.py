@@ -1,0 +1,81 @@
+"""What the command line of `pion replay` may say about a job, instead of what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from pion.errors import BadInput
+
+HELP = {
+    "gpu": "the GPU type whose speed to estimate (unless --step-seconds) and whose price to take",
+    "step_seconds": "a step of the first training stage; others follow by their tokens",
+    "boot_seconds": "from paying for a machine until it restores",
+    "restore_seconds": "from there until the first step",
+    "stall_seconds": "how long a save stops training",
+    "write_seconds": "from then until the save is committed",
+    "upload_mb_per_second": "to the store, to derive --write-seconds from a checkpoint's size",
+    "warning_seconds": "how long before its loss a machine is told (default: never)",
+    "price": "dollars per hour on spot",
+    "on_demand_price": "dollars per hour on demand",
+}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value and where it comes from."""
+
+    value: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says (see HELP); None where it says nothing."""
+
+    gpu: str | None = None
+    step_seconds: float | None = None
+    boot_seconds: float | None = None
+    restore_seconds: float | None = None
+    stall_seconds: float | None = None
+    write_seconds: float | None = None
+    upload_mb_per_second: float | None = None
+    warning_seconds: float | None = None
+    price: float | None = None
+    on_demand_price: float | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Given:
+        """What was parsed by the options of `add_options`."""
+        return cls(**{name: getattr(args, name) for name in HELP})
+
+    def number(self, name: str) -> Number | None:
+        """What `name` was given as, if it was."""
+        value = getattr(self, name)
+        return None if value is None else Number(value, option(name))
+
+    def check(self) -> None:
+        """Raise BadInput for an amount that is none."""
+        for name, value in dataclasses.asdict(self).items():
+            if name == "gpu" or value is None:
+                continue
+            above = name in ("step_seconds", "upload_mb_per_second")
+            if not math.isfinite(value) or value < 0 or (above and value == 0):
+                needed = "above 0" if above else "0 or more"
+                raise BadInput(f"{option(name)} is {value:g}; it must be {needed}.")
+
+
+def option(name: str) -> str:
+    """How the command line calls a field of `Given`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """An option for each field of `Given`."""
+    for name, words in HELP.items():
+        if name == "gpu":
+            parser.add_argument(option(name), metavar="NAME", help=words)
+        else:
+            parser.add_argument(option(name), metavar="N", type=float, help=words)

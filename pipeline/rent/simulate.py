@@ -1,0 +1,184 @@
+"""Replay a run on recorded spot availability, its checkpoints decided by the run's own policy.
+
+What is assumed of a machine:
+
+- It starts as soon as the trace has one, and is paid for from then until it is lost or the run has
+  ended. Waiting costs nothing. How long a manager takes to notice a loss is not modelled.
+- It boots, restores the newest committed checkpoint (building the model at first is taken to be
+  as long), and trains one step after another. When to
+  save is decided by `Saving` and its `SaveCadence`, the very classes that a run uses, on a clock
+  of their own. A save stalls training, is then written and uploaded while training goes on, and
+  counts once it is committed; a save that finds the uploader busy is skipped.
+- When the machine is lost, so is every step after the last committed one: the next machine does
+  it again. With a warning of some seconds, training ends when it comes, and the last finished step
+  is committed too if stall, write and upload still fit.
+- At the end of a stage training waits until its last step is committed. Preparing data,
+  evaluating and publishing take no time here.
+- Like a run, a replay gives up (exit code 1) after five machines in a row that got as far as
+  training but committed nothing, and learns how often machines are lost from its own starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from pipeline.job import Checkpoint
+from pipeline.rent.timed_training import Costs, TimedTraining, Work
+from pipeline.rent.traces import Trace
+from pipeline.state.records import CLAIMS_KEPT
+from pipeline.state.workspace import Workspace
+from pipeline.training.cadence import seconds_between_starts
+from pipeline.training.context import MAX_ATTEMPTS
+
+STARTS_KEPT = CLAIMS_KEPT // 2
+"""A process claims once for itself and once for its workers."""
+CAUSES = ("boot", "restore", "recompute", "stall")
+
+
+@dataclass
+class Outcome:
+    """How one replay went, in seconds. What was paid for is `kept` plus `lost` of every cause.
+
+    `stopped` says why it did not finish; None if it did.
+    """
+
+    waiting: float = 0.0
+    kept: float = 0.0
+    lost: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0.0))
+    preemptions: int = 0
+    stopped: str | None = None
+
+    @property
+    def paid(self) -> float:
+        return self.kept + sum(self.lost.values())
+
+    @property
+    def elapsed(self) -> float:
+        """From asking for the first machine to the end."""
+        return self.waiting + self.paid
+
+    @property
+    def goodput(self) -> float:
+        """Share of the paid time that trained steps which were kept."""
+        return self.kept / self.paid if self.paid else 0.0
+
+
+MACHINES = 500_000
+"""How many machines a sweep simulates at most: a few seconds' work."""
+
+
+class Replay:
+    """Replays of one run. `policy` and the store of `workspace` say how often it saves."""
+
+    def __init__(
+        self, work: Sequence[Work], costs: Costs, policy: Checkpoint, workspace: Workspace
+    ) -> None:
+        self.work, self.costs, self.policy = work, costs, policy
+        self._workspace = workspace
+        self._trainings: dict[tuple[int, int, float], TimedTraining] = {}
+
+    @property
+    def work_seconds(self) -> float:
+        """What all steps take if none is done twice."""
+        return sum(work.steps * work.step_seconds for work in self.work)
+
+    def on_demand(self) -> Outcome:
+        """The same run on a machine that is never lost."""
+        return self.from_tick(Trace("on demand", 1.0, (True,)), 0)
+
+    def sweep(self, trace: Trace) -> dict[int, Outcome]:
+        """The run asked for at every tick, by tick; of a run so long that it would take many
+        seconds, at evenly spaced ticks."""
+        available = trace.share * trace.seconds
+        machines = 1 + self.work_seconds * trace.preemptions / available
+        every = math.ceil(len(trace.available) * machines / MACHINES)
+        outcomes: dict[int, Outcome] = {}
+        begun: dict[int, Outcome] = {}
+        for tick in range(0, len(trace.available), every):
+            first, _ = trace.next_machine(tick)
+            # Asked for while there is no machine, it only waits longer.
+            at = tick if first is None else first % len(trace.available)
+            if at not in begun:
+                begun[at] = self.from_tick(trace, at)
+            wait = 0 if first is None else (first - tick) * trace.gap_seconds
+            outcomes[tick] = replace(begun[at], waiting=begun[at].waiting + wait)
+        return outcomes
+
+    def from_tick(self, trace: Trace, tick: int) -> Outcome:
+        """The run when it is asked for at the start of `tick`."""
+        outcome, place = Outcome(), _Place(0, 0)
+        starts: deque[float] = deque(maxlen=STARTS_KEPT)
+        assumed = self.policy.preemption_hours * 3600
+        fruitless = too_short = 0  # machines in a row
+        while True:
+            first, stay = trace.next_machine(tick)
+            if first is None or too_short > trace.preemptions:
+                outcome.stopped = "no machine lasts long enough"
+                return outcome
+            outcome.waiting += (first - tick) * trace.gap_seconds
+            trains = stay > self.costs.boot
+            if trains and fruitless >= MAX_ATTEMPTS:
+                outcome.lost["boot"] += self.costs.boot
+                outcome.stopped = f"{MAX_ATTEMPTS} attempts in a row committed nothing"
+                return outcome
+            if trains:
+                starts.append(first * trace.gap_seconds)
+            between = _rounded(seconds_between_starts(starts, assumed))
+            before, place = place, self._machine(outcome, place, stay, between)
+            if place.stage == len(self.work):
+                return outcome
+            outcome.preemptions += 1
+            too_short = 0 if trains else too_short + 1
+            if trains:
+                fruitless = fruitless + 1 if place == before else 0
+            tick = first + round(stay / trace.gap_seconds)
+
+    def _machine(self, outcome: Outcome, place: _Place, stay: float, between: float) -> _Place:
+        """Go on from `place` on a machine lost after `stay` seconds; what is committed then."""
+        costs, lost = self.costs, outcome.lost
+        lost["boot"] += min(stay, costs.boot)
+        lost["restore"] += min(max(stay - costs.boot, 0.0), costs.restore)
+        left = stay - costs.boot - costs.restore
+        while left > 0 and place.stage < len(self.work):
+            work = self.work[place.stage]
+            training = self._training(place, between)
+            steps = work.steps - place.step
+            seconds = training.seconds_to_finish(steps, left)
+            if seconds > left:
+                committed, trained = training.when_lost(left, steps)
+                outcome.kept += committed * work.step_seconds
+                lost["recompute"] += trained - committed * work.step_seconds
+                lost["stall"] += left - trained
+                return _Place(place.stage, place.step + committed)
+            outcome.kept += steps * work.step_seconds
+            lost["stall"] += seconds - steps * work.step_seconds
+            left -= seconds
+            place = _Place(place.stage + 1, 0)
+        return place
+
+    def _training(self, place: _Place, between: float) -> TimedTraining:
+        """Training from `place` on; one for all machines that save alike."""
+        every = self.policy.every_steps
+        key = (place.stage, place.step % every if every else 0, between)
+        if key not in self._trainings:
+            work = self.work[place.stage]
+            self._trainings[key] = TimedTraining(
+                work, self.costs, self.policy, self._workspace, between, first_step=key[1]
+            )
+        return self._trainings[key]
+
+
+class _Place(NamedTuple):
+    """How far a run is: `step` steps of stage number `stage` are committed."""
+
+    stage: int
+    step: int
+
+
+def _rounded(seconds: float) -> float:
+    """To two digits, so that machines whose saves would hardly differ are worked out once."""
+    return float(f"{seconds:.2g}")

@@ -1,0 +1,115 @@
+"""A trace says when a machine could be had; a file that is none is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pion.errors import BadInput
+from pipeline.rent.traces import Trace, read_trace
+
+SPOT = Path(__file__).with_name("spot.json")
+
+
+def trace(ticks: str, gap: float = 10.0) -> Trace:
+    """`1` for each tick with a machine, `0` for one without."""
+    return Trace("invented", gap, tuple(tick == "1" for tick in ticks))
+
+
+def test_a_machine_that_is_there_stays_until_the_first_tick_without_one() -> None:
+    assert trace("011100").next_machine(1) == (1, 30.0)
+    assert trace("011100").next_machine(3) == (3, 10.0)
+
+
+def test_where_there_is_none_the_next_one_is_waited_for() -> None:
+    assert trace("001101").next_machine(0) == (2, 20.0)
+
+
+def test_the_end_of_a_trace_is_followed_by_its_beginning() -> None:
+    assert trace("011100").next_machine(4) == (7, 30.0)
+    assert trace("110011").next_machine(4) == (4, 40.0)
+    assert trace("110011").next_machine(10) == (10, 40.0)
+
+
+def test_a_machine_that_is_always_there_is_never_lost() -> None:
+    assert trace("111").next_machine(2) == (2, math.inf)
+    assert trace("111").preemptions == 0
+
+
+def test_where_there_never_is_one_none_comes() -> None:
+    assert trace("000").next_machine(0)[0] is None
+
+
+def test_losses_are_counted_once_round() -> None:
+    assert trace("110101").preemptions == 2
+    assert trace("0110").preemptions == 1
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 30))
+def test_it_is_what_walking_through_the_ticks_finds(ticks: list[bool], start: int) -> None:
+    there = ticks * 60
+    found, stay = Trace("any", 1.0, tuple(ticks)).next_machine(start)
+    if not any(ticks):
+        assert found is None
+        return
+    first = there.index(True, start)
+    assert found == first
+    assert stay == (math.inf if all(ticks) else there.index(False, first) - first)
+
+
+def test_a_file_is_read_and_named_for_it() -> None:
+    spot = read_trace(SPOT)
+    assert (spot.name, spot.gap_seconds, spot.seconds) == ("spot", 60.0, 3600.0)
+    assert spot.preemptions == 4
+    assert spot.next_machine(0) == (2, 19 * 60.0)  # a count of 2 is a machine too
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    return {"metadata": {"gap_seconds": 32}, "data": [0, 1], **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("spot prices", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ([0, 1], "metadata.gap_seconds is missing"),
+        ({"data": [0, 1]}, "metadata.gap_seconds is missing"),
+        (good(metadata=32), "metadata.gap_seconds is missing"),
+        (good(metadata={"gap_seconds": 0}), "metadata.gap_seconds is 0"),
+        (good(metadata={"gap_seconds": -32}), "metadata.gap_seconds is -32"),
+        (good(metadata={"gap_seconds": "32"}), "metadata.gap_seconds is '32'"),
+        (good(metadata={"gap_seconds": math.nan}), "metadata.gap_seconds is nan"),
+        ({"metadata": {"gap_seconds": 32}}, "data is missing"),
+        (good(data=[]), "data is empty"),
+        (good(data="0101"), "data is not a list"),
+        (good(data=[1, 0, -1]), r"data\[2\] is -1"),
+        (good(data=[1, None]), r"data\[1\] is None"),
+        (good(data=[True]), r"data\[0\] is True"),
+        (good(data=[0, 0, 0.5]), "never has a machine"),
+    ],
+)
+def test_a_file_that_is_no_trace_is_refused_with_its_name_and_what_is_wrong(
+    tmp_path: Path, content: Any, words: str
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(BadInput, match=words) as refused:
+        read_trace(path)
+    assert str(path) in str(refused.value)
+
+
+def test_so_is_a_file_that_can_t_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.json", tmp_path):
+        with pytest.raises(BadInput, match="can't read the trace"):
+            read_trace(path)
+    path = tmp_path / "latin.json"
+    path.write_bytes(b'{"data": "\xff"}')
+    with pytest.raises(BadInput, match="is not JSON"):
+        read_trace(path)
