@@ -27,6 +27,7 @@ MODEL_HELP = (
     "default: the latest run"
 )
 RUN_HELP = "a name in runs/, or STORE/NAME"
+TAKING_OVERRIDES = ("run", "prove", "check", "plan", "launch", "hop", "replay")
 EXIT_CODES = """\
 exit codes:
   0   done
@@ -216,10 +217,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     report.add_argument("run", metavar="RUN", help=RUN_HELP)
     report.add_argument("--json", action="store_true", help="print its path as JSON")
 
+    from pipeline.rent.commands import add_rent_commands
+
+    add_rent_commands(add)
     parser.commands = tuple(commands.choices)
     # `pion run JOB --redo sft sft.lr=1e-4`: argparse alone takes no overrides after an option.
     overrides: list[str] = []
-    if argv[:1] in (["run"], ["prove"]):
+    if argv and argv[0] in TAKING_OVERRIDES:
         overrides = [a for a in argv if _is_override(a)]
         argv = [a for a in argv if not _is_override(a)]
     args = parser.parse_args(argv)

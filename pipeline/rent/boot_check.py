@@ -1,0 +1,162 @@
+"""The first thing that runs on a rented machine: is it the machine that was paid for?
+
+    python3 pipeline/rent/boot_check.py          exit 0: go on · exit 75: give me another machine
+
+Hosts differ, and a bad one should cost seconds: this runs before anything is installed or
+downloaded, with the standard library alone and any Python from 3.8. What it found goes to standard
+error. On standard output goes the folder of packages of the image's own torch, where that satisfies
+this project (3 GB not to be downloaded), and nothing otherwise.
+
+Environment: SKYPILOT_NUM_GPUS_PER_NODE, the GPUs that were asked for (an image made for a machine
+without GPUs says PION_EXPECT_GPUS=0); PION_DISK_GB, the disk that was.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Optional, Tuple  # noqa: UP035  (Python 3.8)
+
+ANOTHER_MACHINE = 75
+
+LEAST_DRIVER = {12: 525, 13: 580}
+"""The oldest driver that runs programs of a CUDA major version, whatever the minor:
+https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"""
+
+DISK_TOLERANCE = 0.9
+"""Sellers' GB are smaller than file systems', which keep a part for themselves."""
+
+Version = Tuple[int, ...]  # noqa: UP006  (Python 3.8)
+
+
+class BadMachine(Exception):
+    """Why this machine won't do, while another of its kind may."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """A torch: the folder it is installed in, its version, and the CUDA it was built for."""
+
+    folder: Optional[Path]  # noqa: UP045  (Python 3.8)
+    version: str
+    cuda: Version
+
+
+def check_machine(
+    environment: Mapping[str, str], project: str, image_torch: Torch | None
+) -> tuple[str, Torch]:
+    """What this machine is, and the torch to use; `project` is the text of pyproject.toml.
+
+    Raises BadMachine.
+    """
+    torch = _pinned_torch(project)
+    if image_torch is not None and _satisfies(image_torch, project):
+        torch = image_torch
+    found = [_check_disk(float(environment.get("PION_DISK_GB") or 0))]
+    gpus = environment.get("PION_EXPECT_GPUS") or environment.get("SKYPILOT_NUM_GPUS_PER_NODE")
+    if int(float(gpus or 0)):
+        found.insert(0, _check_gpus(int(float(gpus or 0)), torch))
+    where = f"in this image's {torch.folder}" if torch.folder else "to be installed"
+    return f"{', '.join(found)}, torch {torch.version} {where}", torch
+
+
+def find_image_torch() -> Torch | None:
+    """The torch of the Python that runs this, read without importing it; None without CUDA."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent
+    try:
+        text = (folder / "version.py").read_text()
+    except OSError:
+        return None
+    version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
+    cuda = re.search(r"^cuda[^=]*= '([0-9.]+)'", text, re.MULTILINE)
+    if version is None or cuda is None:
+        return None
+    return Torch(folder.parent, version[1], _numbers(cuda[1]))
+
+
+def _satisfies(torch: Torch, project: str) -> bool:
+    """Whether this Python and `torch` are what pyproject.toml asks for."""
+    floor = re.search(r'"torch>=([0-9.]+)"', project)
+    python = re.search(r'^requires-python = ">=([0-9.]+),<([0-9.]+)"', project, re.MULTILINE)
+    if floor is None or python is None:
+        return False
+    right_python = _numbers(python[1]) <= sys.version_info[:2] < _numbers(python[2])
+    return right_python and _numbers(torch.version) >= _numbers(floor[1])
+
+
+def _pinned_torch(project: str) -> Torch:
+    """The torch that an installation brings."""
+    torch = re.search(r'"torch==([0-9.]+)', project)
+    cuda = re.search(r'"cuda-toolkit==([0-9.]+)', project)
+    return Torch(
+        None, torch[1] if torch else "of the newest version", _numbers(cuda[1] if cuda else "")
+    )
+
+
+def _check_disk(asked_gb: float) -> str:
+    total_gb = shutil.disk_usage(Path.cwd()).total / 1e9
+    if total_gb < DISK_TOLERANCE * asked_gb:
+        raise BadMachine(f"its disk has {total_gb:.0f} GB, {asked_gb:.0f} GB were asked for")
+    return f"{total_gb:.0f} GB disk"
+
+
+def _check_gpus(asked: int, torch: Torch) -> str:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise BadMachine(
+            f"{asked} GPU(s) were asked for, and it has no nvidia-smi: no driver reaches this "
+            "container"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise BadMachine("nvidia-smi has not answered for a minute") from None
+    if done.returncode:
+        raise BadMachine(f"nvidia-smi fails: {(done.stderr or done.stdout).strip()[-300:]}")
+    lines = [line.split(", ") for line in done.stdout.strip().splitlines()]
+    if len(lines) < asked:
+        raise BadMachine(f"it has {len(lines)} GPU(s), {asked} were asked for")
+    name, driver = lines[0][0], lines[0][-1]
+    needed = LEAST_DRIVER.get(torch.cuda[0]) if torch.cuda else None
+    if needed is not None and _numbers(driver)[:1] < (needed,):
+        cuda = ".".join(map(str, torch.cuda[:2]))
+        raise BadMachine(
+            f"its driver {driver} is too old: torch {torch.version} is built for CUDA {cuda}, "
+            f"which needs driver {needed} or newer"
+        )
+    return f"{len(lines)} × {name} with driver {driver}"
+
+
+def _numbers(version: str) -> Version:
+    """(2, 13) of "2.13.0a0+cu130" and the like: what to compare; empty if there is none."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def main() -> int:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    try:
+        words, torch = check_machine(os.environ, project, find_image_torch())
+    except BadMachine as bad:
+        print(
+            f"boot check: this machine won't do: {bad}. Nothing was installed. Leaving it with "
+            f"exit code {ANOTHER_MACHINE}, to be replaced by another.",
+            file=sys.stderr,
+        )
+        return ANOTHER_MACHINE
+    print(f"boot check: {words}", file=sys.stderr)
+    print(torch.folder or "")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

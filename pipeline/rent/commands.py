@@ -1,0 +1,114 @@
+"""The `pion` commands that rent, and what they take. Nothing of SkyPilot is imported to parse."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+RUN_HELP = "STORE/NAME, or a name in runs/"
+ON_HELP = "a file that says where, such as sky/runpod-spot.yaml"
+
+
+def add_rent_commands(add: Add) -> None:
+    """Add check, plan, launch, watch, hop, rentals and replay; `add` makes a command's parser."""
+    check = add("check", _check, "find what would fail later, before it costs anything")
+    _job(check)
+    check.add_argument("--on", metavar="SKY", help=ON_HELP)
+    check.add_argument("--force", action="store_true", help="accept spot dearer than on demand")
+    check.add_argument("--json", action="store_true", help="print JSON")
+
+    plan = add("plan", _plan, "memory, batch, time and dollars on each type of GPU")
+    _job(plan)
+    plan.add_argument(
+        "--gpu", metavar="NAME", action="append", default=[], help="only this one; may be repeated"
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON")
+
+    launch = add("launch", _launch, "rent a machine and run a job there until it is done")
+    _job(launch)
+    launch.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
+    launch.add_argument("--dry-run", action="store_true", help="print SkyPilot's task and stop")
+    launch.add_argument("--force", action="store_true", help="accept spot dearer than on demand")
+
+    watch = add("watch", _watch, "follow a rented run and mend what SkyPilot does not see")
+    watch.add_argument("run", metavar="RUN", help=RUN_HELP)
+    watch.add_argument("--once", action="store_true", help="look once, act, and return")
+
+    hop = add("hop", _hop, "move a rented run to another machine")
+    hop.add_argument("run", metavar="RUN", help=RUN_HELP)
+    hop.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
+    hop.add_argument("overrides", metavar="key=value", nargs="*", help="fields to change")
+    hop.add_argument("--job", metavar="FILE", help="default: the job that the run's store records")
+
+    rentals = add("rentals", _rentals, "every machine ever rented, its cost, and is it gone")
+    rentals.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all")
+    rentals.add_argument("--reap", action="store_true", help="end machines that serve no run")
+    rentals.add_argument("--json", action="store_true", help="print JSON")
+
+    from pipeline.rent.replay_options import add_options
+
+    replay = add("replay", _replay, "finish time, dollars and goodput on recorded spot traces")
+    _job(replay)
+    replay.add_argument("--trace", metavar="FILE", nargs="+", action="extend", required=True)
+    add_options(replay)
+    replay.add_argument("--png", metavar="FILE", help="draw the result too")
+    replay.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="a job file, such as jobs/pion-small.yaml")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
+    )
+
+
+def _check(args: argparse.Namespace) -> int:
+    from pipeline.rent.check import show_check
+
+    return show_check(args.job, args.overrides, on=args.on, force=args.force, as_json=args.json)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from pipeline.rent.plan import show_plan
+
+    return show_plan(args.job, args.overrides, gpus=args.gpu, as_json=args.json)
+
+
+def _launch(args: argparse.Namespace) -> int:
+    from pipeline.rent.launch import launch
+
+    return launch(args.job, args.overrides, on=args.on, dry_run=args.dry_run, force=args.force)
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from pipeline.rent.watch import watch
+
+    return watch(args.run, once=args.once)
+
+
+def _hop(args: argparse.Namespace) -> int:
+    from pipeline.rent.hop import hop
+
+    return hop(args.run, on=args.on, overrides=args.overrides, job=args.job)
+
+
+def _rentals(args: argparse.Namespace) -> int:
+    from pipeline.rent.rentals import show_rentals
+
+    return show_rentals(args.run, reap=args.reap, as_json=args.json)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from pipeline.rent.replay import show_replay
+    from pipeline.rent.replay_options import Given
+
+    return show_replay(
+        args.job,
+        args.overrides,
+        traces=args.trace,
+        given=Given.of(args),
+        png=args.png,
+        as_json=args.json,
+    )

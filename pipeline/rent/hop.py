@@ -1,0 +1,273 @@
+"""`pion hop`: move a run to another rented machine, which is up before the old one stops.
+
+The new machine itself asks the old owner to save and hand over (pipeline/handover.py). Here it is
+rented, seen to take the run over, and then the old rental is seen to end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pion.errors import BadInput, PionError
+from pipeline.find_model import read_run
+from pipeline.formats import duration
+from pipeline.handover import FROM_EPOCH
+from pipeline.job import Job
+from pipeline.job_file import job_text, load_job
+from pipeline.rent import pods
+from pipeline.rent.launch import SUBMITTING, check, how_to_come_back, say_now
+from pipeline.rent.managed_jobs import (
+    ManagedJob,
+    cancel,
+    cluster_name,
+    managed_jobs,
+    start_api_server,
+    submit,
+)
+from pipeline.rent.rental import read_rental, rental_name
+from pipeline.rent.task import make_task, secrets_for, task_config, variables
+from pipeline.state.head import RunState
+from pipeline.state.metrics import read_events
+from pipeline.state.records import Head
+from pipeline.state.requests import clear_stops
+from pipeline.state.stores import StoreError, open_store
+from pipeline.stop import is_finished
+
+POLL_SECONDS = 5.0
+ARRIVE_SECONDS = 1800.0
+"""From renting to owning the run; after that the new machine is given up."""
+SAVE_SECONDS = 120.0
+"""In which SkyPilot sees that the old job has ended, and gives its machine back."""
+RECEIPT_SECONDS = 600.0
+
+_HEADER = re.compile(r"# (?P<name>.+) with these overrides merged in:")
+
+
+def hop(run: str, *, on: str, overrides: Sequence[str], job: str | None = None) -> int:
+    """Move `run` to a machine that the SkyPilot YAML `on` asks for; returns 0 once it is there.
+
+    The job is the one the store records, found again below the working directory, with
+    `overrides` added; or the file `job`.
+
+    Raises:
+        BadInput: something would fail; nothing was rented.
+        PionError: the new machine did not come to take the run over. The old one works on.
+    """
+    state, head = read_run(run)
+    if is_finished(state, head):
+        say_now(f"{state.name} is finished: there is nothing to move.")
+        return 0
+    rental = read_rental(on)
+    name = rental_name(state.store.url, state.name)
+    path, recorded = (job, []) if job is not None else recorded_job(state, head)
+    changed = [*recorded, *overrides]
+    parsed = _the_same_run(load_job(path, changed), state)
+    secrets = secrets_for(rental.secrets)
+    check(parsed, rental, force=False)
+    start_api_server(say_now)
+    old = [known for known in managed_jobs(name) if known.live]
+    if len(old) > 1:
+        raise BadInput(
+            f"{state.name} is on its way already: managed jobs {old[1].id} and {old[0].id}. "
+            f"To follow it: `pion watch {run}`. To call it off: `sky jobs cancel {old[0].id}`. "
+            "Nothing was rented."
+        )
+    more = {FROM_EPOCH: str(head.epoch)} if head.owner is not None else {}
+    envs = variables(rental, parsed, path, changed, **more)
+    clear_stops(state)
+    say_now(SUBMITTING)
+    new = submit(make_task(task_config(rental, name, envs), secrets), name)
+    say_now(f"managed job {new} is submitted; {_old_words(head, old)} until its machine is up")
+    try:
+        if not _wait_for_arrival(state, name, new, envs["PION_LAUNCH_ID"]):
+            return 0
+        for line in end_old(state, name, old):
+            say_now(line)
+        for line in _receipt(state, envs["PION_LAUNCH_ID"]):
+            say_now(line)
+    except KeyboardInterrupt:
+        say_now(
+            f"\nthe hop goes on without this window; to call it off: sky jobs cancel {new}\n"
+            f"see which machines there are: pion rentals {run}"
+        )
+    except StoreError as error:
+        say_now(f"the run has moved; its receipt can't be read at the moment: {error}")
+    say_now(how_to_come_back(state, new))
+    return 0
+
+
+# ---------------------------------------------------------------- the job
+
+
+def recorded_job(state: RunState, head: Head) -> tuple[str, list[str]]:
+    """The job file and overrides that the run was last started with, as they are here.
+
+    Raises BadInput if no file below the working directory says what the store records.
+    """
+    text = state.read_job(head.job) if head.job else None
+    if text is None:
+        raise BadInput(f"{state.name} has no record of its job. Give it: --job FILE.")
+    overrides = []
+    header = _HEADER.match(text)
+    if header is not None:
+        for line in text.splitlines()[1:]:
+            if not line.startswith("# "):
+                break
+            overrides.append(line.removeprefix("# "))
+    for path in _job_files(header["name"] if header else None):
+        try:
+            if job_text(path, overrides) == text:
+                return str(path), overrides
+        except BadInput:
+            continue
+    named = f"{header['name']} with {' '.join(overrides)}" if header else "its job"
+    raise BadInput(
+        f"no file below {Path.cwd()} says what {state.name} records as {named}: it was changed, or "
+        "lies elsewhere. Go where it is, or name the file: --job FILE. Nothing was rented."
+    )
+
+
+def _job_files(name: str | None) -> Iterator[Path]:
+    """YAML files below the working directory, of that name if one is known; jobs/ first."""
+    for folder, below, files in os.walk("."):
+        below[:] = sorted(
+            (b for b in below if not b.startswith(".")), key=lambda b: (b != "jobs", b)
+        )
+        for file in sorted(files):
+            if file == name or (name is None and file.endswith((".yaml", ".yml"))):
+                yield Path(folder) / file
+
+
+def _the_same_run(job: Job, state: RunState) -> Job:
+    there = (open_store(job.store).url, job.name)
+    if there != (state.store.url, state.name):
+        raise BadInput(
+            f"that job is the run {'/'.join(there)}, not {state.store.url}/{state.name}. "
+            "Nothing was rented."
+        )
+    return job
+
+
+# ---------------------------------------------------------------- the hop
+
+
+def _old_words(head: Head, old: Sequence[ManagedJob]) -> str:
+    if head.owner is None and not old:
+        return "nobody works on the run"
+    who = f"managed job {old[0].id}" if old else head.owner.describe() if head.owner else "nobody"
+    return f"{who} works on"
+
+
+def _wait_for_arrival(state: RunState, name: str, job_id: int, launch_id: str) -> bool:
+    """Until a process of the new launch owns the run; False if the run was finished before.
+
+    Raises PionError if none will.
+    """
+    clock = state.clock
+    end = clock.monotonic() + ARRIVE_SECONDS
+    told = ""
+    while True:
+        words = told
+        try:
+            head = state.read()
+            jobs = managed_jobs(name)
+        except PionError as error:  # asked again
+            words = f"can't tell at the moment: {error}"
+        else:
+            job = next((known for known in jobs if known.id == job_id), None)
+            if head is not None and _arrived(head, launch_id):
+                assert head.owner is not None
+                say_now(f"{head.owner.describe()} has taken the run over (epoch {head.epoch})")
+                return True
+            if head is not None and head.owner is None and is_finished(state, head):
+                cancel([job_id])
+                say_now(f"{state.name} was finished before; managed job {job_id} is cancelled")
+                return False
+            if job is None or not job.live:
+                status = f"{job.status}: {job.failure}" if job else "unknown to SkyPilot"
+                raise PionError(
+                    f"managed job {job_id} ended before it had taken the run over ({status}). "
+                    f"{_unharmed(state)} Its output: sky jobs logs {job_id}"
+                )
+            words = f"managed job {job_id}: {job.status}" + (
+                f" on {job.place}" if job.place else ""
+            )
+        if words != told:
+            say_now(words)
+        told = words
+        if clock.monotonic() >= end:
+            cancel([job_id])
+            raise PionError(
+                f"managed job {job_id} has not taken the run over in {duration(ARRIVE_SECONDS)} "
+                f"({words}), and is cancelled. {_unharmed(state)}"
+            )
+        clock.sleep(POLL_SECONDS)
+
+
+def _arrived(head: Head, launch_id: str) -> bool:
+    return head.owner is not None and head.owner.launch_id == launch_id
+
+
+def _unharmed(state: RunState) -> str:
+    head = state.read()
+    if head is not None and head.owner is not None:
+        return f"{state.name} is still {head.owner.describe()}'s, which was left alone."
+    return f"Nobody owns {state.name} now; what is committed is safe: pion launch it again."
+
+
+def end_old(state: RunState, name: str, old: Sequence[ManagedJob]) -> Iterator[str]:
+    """See the old rentals end, or end them, and say whether their machines are gone."""
+    still = _wait_until_ended(state, name, [job.id for job in old])
+    if still:
+        cancel(still)
+        yield f"cancelled managed job {', '.join(map(str, still))}, which had not ended by itself"
+        still = _wait_until_ended(state, name, still)
+    for job in old:
+        if job.id in still:
+            yield f"managed job {job.id} has not ended yet: see `pion rentals --reap`"
+        else:
+            yield f"managed job {job.id} has ended{_pods_left(name, job)}"
+
+
+def _wait_until_ended(state: RunState, name: str, job_ids: Sequence[int]) -> list[int]:
+    """Those of the jobs that SkyPilot still has after SAVE_SECONDS."""
+    end = state.clock.monotonic() + SAVE_SECONDS
+    while True:
+        left = [job.id for job in managed_jobs(name) if job.live and job.id in job_ids]
+        if not left or state.clock.monotonic() >= end:
+            return left
+        state.clock.sleep(POLL_SECONDS)
+
+
+def _pods_left(name: str, job: ManagedJob) -> str:
+    if not pods.runpod_configured() or (job.cloud or "RunPod").lower() != "runpod":
+        return ""
+    try:
+        left = [pod.id for pod in pods.list_pods() if pod.belongs_to(cluster_name(name, job.id))]
+    except PionError as error:
+        return f"; whether its pod is gone can't be told ({error})"
+    for pod in left:
+        pods.terminate_pod(pod)
+    return f", and its pod {', '.join(left)} was terminated" if left else ", and its pod is gone"
+
+
+def _receipt(state: RunState, launch_id: str) -> list[str]:
+    """What the new machine wrote when it began to train; empty if that takes too long.
+
+    Raises StoreError.
+    """
+    clock = state.clock
+    end = clock.monotonic() + RECEIPT_SECONDS
+    while clock.monotonic() < end:
+        head = state.read()
+        if head is None or not _arrived(head, launch_id):
+            return []  # done, or taken over again
+        mine = {claim.epoch for claim in head.claims if claim.owner.launch_id == launch_id}
+        for event in read_events(state.store, state.name):
+            if event["event"] == "hop" and event["epoch"] in mine:
+                return [str(line) for line in event["receipt"]]
+        clock.sleep(POLL_SECONDS)
+    return []

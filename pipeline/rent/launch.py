@@ -1,0 +1,157 @@
+"""`pion launch`: check, rent a machine as a SkyPilot managed job, and follow the run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from pion.errors import BadInput
+from pipeline.find_model import last_change
+from pipeline.formats import duration
+from pipeline.job import Job
+from pipeline.job_file import load_job
+from pipeline.rent.managed_jobs import (
+    ManagedJob,
+    controller_is_here,
+    managed_jobs,
+    start_api_server,
+    submit,
+)
+from pipeline.rent.rental import Rental, read_rental, rental_name
+from pipeline.rent.task import make_task, secrets_for, task_config, task_yaml, variables
+from pipeline.state.claim import HEARTBEAT_SECONDS
+from pipeline.state.head import COMMIT_SILENCE_SECONDS, RunState
+from pipeline.state.owner import Owner, is_running
+from pipeline.state.records import Head
+from pipeline.state.requests import clear_stops
+from pipeline.state.stores import StoreError, open_store
+from pipeline.stop import is_finished
+
+FRESH_SECONDS = 3 * HEARTBEAT_SECONDS
+"""An owner whose heartbeat is younger than this is at work."""
+SUBMITTING = "submitting the job; SkyPilot gets a copy of the checkout"
+
+Say = Callable[[str], None]
+say_now: Say = partial(print, flush=True)
+
+
+def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force: bool) -> int:
+    """Rent what the SkyPilot YAML `on` asks for, run `job` there until it is done, and show it.
+
+    Returns the run's exit code; 0 if the person leaves with Ctrl-C, as the rental goes on. With
+    `dry_run` prints the task that SkyPilot would get. `force` rents in spite of warnings.
+
+    Raises:
+        BadInput: something would fail, or the run is already running; nothing was rented.
+    """
+    rental = read_rental(on)
+    parsed = load_job(job, overrides)
+    state = RunState(open_store(parsed.store), parsed.name)
+    name = rental_name(state.store.url, state.name)
+    config = task_config(rental, name, variables(rental, parsed, job, overrides))
+    if dry_run:
+        print(task_yaml(config))
+        return 0
+    check(parsed, rental, force=force)
+    head = _read(state)
+    if head is not None and _is_done(state, head, parsed):
+        say_now(f"{state.name} is finished: nothing was rented. See: pion status {_run(state)}")
+        return 0
+    secrets = secrets_for(rental.secrets)
+    start_api_server(say_now)
+    refuse_second(state, head, managed_jobs(name))
+    if clear_stops(state):
+        say_now("cleared a request to stop this run")
+    say_now(SUBMITTING)
+    job_id = submit(make_task(config, secrets), name)
+    announce(state, name, job_id)
+    from pipeline.rent.watch import follow_or_leave
+
+    return follow_or_leave(state, name, job_id)
+
+
+def check(job: Job, rental: Rental, *, force: bool) -> None:
+    """Print what `pion check` finds. Raises BadInput if the run would fail on that rental."""
+    from pipeline.rent.check import print_rows, run_checks
+
+    rows = run_checks(job, rental, force=force)
+    print_rows(rows)
+    failed = [row.name for row in rows if row.ok is False]
+    if failed:
+        raise BadInput(f"{', '.join(failed)}: see above. Nothing was rented.")
+
+
+# ---------------------------------------------------------------- one run, one rental
+
+
+def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]) -> None:
+    """Raise BadInput if the run is being worked on already, on a rental or elsewhere."""
+    run = _run(state)
+    living = [job for job in jobs if job.live]
+    if living:
+        raise BadInput(
+            f"{state.name} is rented already: managed job {living[0].id} is {living[0].status}"
+            f"{f' on {living[0].place}' if living[0].place else ''}. Follow it: `pion watch {run}`."
+            f" Move it to another machine: `pion hop {run} --on SKY`. Nothing was rented."
+        )
+    age = owner_age(state, head)
+    if age is not None and age < (COMMIT_SILENCE_SECONDS if state.store.commits else FRESH_SECONDS):
+        raise BadInput(
+            f"{state.name} is being run by {_owner(head)}, whose last sign of life is "
+            f"{duration(age)} old; a rental would cost money waiting for it. Move it there: "
+            f"`pion hop {run} --on SKY`, or stop it first: `pion stop {run} --wait`. "
+            "Nothing was rented."
+        )
+
+
+def owner_age(state: RunState, head: Head | None) -> float | None:
+    """Seconds since the owner's last sign of life; None if nobody owns the run, or it is dead."""
+    if head is None or head.owner is None or is_running(head.owner, Owner.me()) is False:
+        return None
+    beat = state.heartbeat(head.epoch)
+    at = beat["at"] if beat else last_change(head)
+    return max(0.0, state.clock.now() - at)
+
+
+def announce(state: RunState, name: str, job_id: int) -> None:
+    """Say what was rented, how to look at it and to end it, and which machine must stay awake."""
+    say_now(f"managed job {job_id} ({name}) is submitted; from here on it runs without this window")
+    say_now(how_to_come_back(state, job_id))
+    if controller_is_here():
+        say_now(
+            "this machine must stay awake and online: SkyPilot's controller, which recovers the "
+            "run after a preemption and ends its machines, runs here"
+        )
+
+
+def how_to_come_back(state: RunState, job_id: int) -> str:
+    """The three commands a person needs who has closed the window."""
+    run = _run(state)
+    return (
+        f"  follow it:  pion watch {run}\n"
+        f"  its output: sky jobs logs {job_id}\n"
+        f"  stop it:    pion stop {run}"
+    )
+
+
+def _owner(head: Head | None) -> str:
+    return head.owner.describe() if head is not None and head.owner is not None else "nobody"
+
+
+def _run(state: RunState) -> str:
+    return f"{state.store.url}/{state.name}"
+
+
+def _read(state: RunState) -> Head | None:
+    try:
+        return state.read()
+    except StoreError as error:
+        raise BadInput(f"{error} Nothing was rented.") from error
+
+
+def _is_done(state: RunState, head: Head, job: Job) -> bool:
+    from pipeline.digest import digest_job
+
+    digests = digest_job(job).stages
+    done = all(s in head.stages and head.stages[s].digest == digests[s] for s in job.stages)
+    return done and is_finished(state, head)

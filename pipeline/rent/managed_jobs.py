@@ -1,0 +1,225 @@
+"""SkyPilot's managed jobs: submit one, see what SkyPilot believes of it, cancel it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import BadInput, PionError
+from pipeline.rent.skypilot import quiet, sky_module
+
+ENDED = frozenset(
+    {
+        "SUCCEEDED",
+        "CANCELLED",
+        "FAILED",
+        "FAILED_SETUP",
+        "FAILED_PRECHECKS",
+        "FAILED_NO_RESOURCE",
+        "FAILED_CONTROLLER",
+    }
+)
+"""Statuses that a managed job never leaves; its machine has been, or is being, given back."""
+_EXIT_CODE = re.compile(r"exit(?:ed with)? (?:exit )?codes? \[?(\d+)")
+_FIELDS = (
+    "job_id",
+    "job_name",
+    "task_name",
+    "status",
+    "submitted_at",
+    "start_at",
+    "last_recovered_at",
+    "end_at",
+    "recovery_count",
+    "failure_reason",
+    "cloud",
+    "region",
+    "cluster_resources",
+    "current_cluster_name",
+    "schedule_state",
+)
+
+
+@dataclass(frozen=True)
+class ManagedJob:
+    """What SkyPilot says of a managed job. Times are Unix seconds, None before they come.
+
+    `resources` is the machine as SkyPilot words it, `1x(A40:1, …)`; `recovered_at` when it last
+    began to run after a recovery; `task` the YAML it was submitted with, without secrets, where
+    that was asked for.
+    """
+
+    id: int
+    name: str
+    status: str
+    submitted_at: float | None = None
+    started_at: float | None = None
+    recovered_at: float | None = None
+    ended_at: float | None = None
+    recoveries: int = 0
+    cloud: str | None = None
+    region: str | None = None
+    resources: str | None = None
+    failure: str | None = None
+    task: str | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether it has, or will have, a machine."""
+        return self.status not in ENDED
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the task exited with, where SkyPilot says it."""
+        if self.status == "SUCCEEDED":
+            return 0
+        found = _EXIT_CODE.search(self.failure or "")
+        return int(found.group(1)) if found else None
+
+    @property
+    def place(self) -> str:
+        """`RunPod CA, 1x(A40:1, …)`; empty before it has a machine."""
+        where = " ".join(filter(None, (self.cloud, self.region)))
+        return ", ".join(filter(None, (where, self.resources)))
+
+
+def managed_jobs(name: str | None = None, *, with_task: bool = False) -> list[ManagedJob]:
+    """Every managed job SkyPilot knows, or those called `name`; the newest first."""
+    with asking_skypilot("list the managed jobs"):
+        from sky import exceptions
+        from sky.client import sdk
+        from sky.jobs.client import sdk as jobs
+
+        fields = [*_FIELDS, "user_yaml"] if with_task else list(_FIELDS)
+        try:
+            records, *_ = sdk.get(jobs.queue_v2(refresh=False, fields=fields, name_match=name))
+        except exceptions.ClusterNotUpError:
+            return []  # no controller was ever needed
+    found = [_managed_job(record) for record in records]
+    return sorted(
+        (job for job in found if name is None or job.name == name), key=lambda job: -job.id
+    )
+
+
+def submit(task: Any, name: str) -> int:
+    """Submit a sky.Task as a managed job and return its number."""
+    with asking_skypilot("submit the managed job"):
+        from sky.client import sdk
+        from sky.jobs.client import sdk as jobs
+
+        ids, _ = sdk.get(jobs.launch(task, name=name))
+    if not ids:
+        raise PionError(f"SkyPilot took {name} but gave it no number; see: sky jobs queue")
+    return int(ids[0] if isinstance(ids, Sequence) else ids)
+
+
+def cancel(job_ids: Sequence[int]) -> None:
+    """Ask SkyPilot to end these managed jobs and give their machines back."""
+    with asking_skypilot("cancel the managed job"):
+        from sky.client import sdk
+        from sky.jobs.client import sdk as jobs
+
+        sdk.get(jobs.cancel(job_ids=list(job_ids)))
+
+
+def start_api_server(say: Callable[[str], None]) -> None:
+    """Have SkyPilot's API server running, which takes 20 s where it is not."""
+    sky_module()
+    from sky.server import common
+
+    try:
+        common.check_server_healthy()
+    except Exception:  # not running, or one that asking it will complain about
+        if common.is_api_server_local():
+            say("Starting SkyPilot's API server on this machine, about 20 s.")
+    with asking_skypilot("start its API server"):
+        common.check_server_healthy_or_start_fn()
+
+
+def controller_is_here() -> bool:
+    """Whether the jobs controller, which recovers preempted jobs, runs on this machine."""
+    sky_module()
+    from sky import skypilot_config
+    from sky.server import common
+
+    consolidated = skypilot_config.get_nested(("jobs", "controller", "consolidation_mode"), False)
+    return bool(consolidated) and common.is_api_server_local()
+
+
+def cluster_name(name: str, job_id: int) -> str:
+    """What SkyPilot calls the machine of a managed job; the cloud's name for it begins so."""
+    sky_module()
+    from sky.jobs import utils
+
+    with quiet():
+        return utils.generate_managed_job_cluster_name(name, job_id)
+
+
+def my_hash() -> str:
+    """What SkyPilot marks the machines with that are rented from here."""
+    sky_module()
+    from sky.utils import common_utils
+
+    return common_utils.get_user_hash()
+
+
+@contextlib.contextmanager
+def asking_skypilot(what: str) -> Iterator[None]:
+    """Turn what SkyPilot raises into a message for a person, and keep its own words quiet."""
+    sky_module()
+    from sky import exceptions
+
+    try:
+        with quiet():
+            yield
+    except PionError:
+        raise
+    except exceptions.ApiServerConnectionError as error:
+        raise BadInput(
+            f"SkyPilot's API server does not answer, so it can't {what} ({_first_line(error)}). "
+            "Start it: `sky api start`; why it does not start is in ~/.sky/api_server/server.log."
+        ) from error
+    except exceptions.NoCloudAccessError as error:
+        raise BadInput(
+            f"SkyPilot has no credentials for any cloud it could use ({_first_line(error)}). "
+            "`sky check` says what each cloud lacks."
+        ) from error
+    except Exception as error:  # SkyPilot raises many kinds, and those of its server by name
+        raise PionError(
+            f"SkyPilot could not {what}: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:400]
+
+
+def _managed_job(record: Mapping[str, Any]) -> ManagedJob:
+    def known(key: str) -> Any:
+        value = record.get(key)
+        return None if value in ("", "-", 0) else value
+
+    status = record.get("status")
+    return ManagedJob(
+        id=int(record.get("job_id") or 0),
+        name=str(record.get("job_name") or record.get("task_name")),
+        status=str(getattr(status, "value", status)),
+        submitted_at=known("submitted_at"),
+        started_at=known("start_at"),
+        recovered_at=_positive(known("last_recovered_at")),
+        ended_at=known("end_at"),
+        recoveries=int(record.get("recovery_count") or 0),
+        cloud=known("cloud"),
+        region=known("region"),
+        resources=known("cluster_resources"),
+        failure=known("failure_reason"),
+        task=known("user_yaml"),
+    )
+
+
+def _positive(at: float | None) -> float | None:
+    """SkyPilot writes -1 for a time that has not come."""
+    return at if at is not None and at > 0 else None

@@ -1,0 +1,95 @@
+"""The pods that RunPod bills for, asked of RunPod itself: SkyPilot may believe otherwise."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pion.errors import PionError
+
+# <name of the managed job, cut by SkyPilot>-<job>-<who rented it>-head
+_POD_NAME = re.compile(r"(?P<base>pion-.+)-(?P<job>\d+)-(?P<user>[0-9a-f]{8})-(?:head|worker)")
+_ALIVE = frozenset({"CREATED", "RUNNING", "RESTARTING", "PAUSED"})
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod in RunPod's list. `status` is RunPod's; `price` in dollars per hour while it runs."""
+
+    id: str
+    name: str
+    status: str
+    gpu: str | None = None
+    price: float | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or is about to. Others stay listed, their disks billed."""
+        return self.status in _ALIVE
+
+    @property
+    def job_id(self) -> int | None:
+        """The managed job it was rented for; None if no rental of ours is named so."""
+        found = _POD_NAME.fullmatch(self.name)
+        return int(found["job"]) if found else None
+
+    @property
+    def rented_from(self) -> str | None:
+        """Which SkyPilot rented it, by its user's hash."""
+        found = _POD_NAME.fullmatch(self.name)
+        return found["user"] if found else None
+
+    def belongs_to(self, cluster: str) -> bool:
+        """Whether it is a machine of SkyPilot's cluster of that name."""
+        return self.name.startswith(f"{cluster}-")
+
+
+def runpod_configured() -> bool:
+    """Whether this machine has a key for RunPod."""
+    return bool(os.environ.get("RUNPOD_API_KEY")) or _config_file().is_file()
+
+
+def list_pods() -> list[Pod]:
+    """Every pod of the account, whoever rented it. Raises PionError if RunPod can't be asked."""
+    return [
+        Pod(
+            id=str(pod["id"]),
+            name=str(pod.get("name") or ""),
+            status=str(pod.get("desiredStatus") or ""),
+            gpu=(pod.get("machine") or {}).get("gpuDisplayName"),
+            price=pod.get("costPerHr"),
+        )
+        for pod in _ask("list the pods", lambda runpod: runpod.get_pods())
+    ]
+
+
+def terminate_pod(pod_id: str) -> None:
+    """End a pod and its bill; one that is gone already is no error. Raises PionError."""
+    try:
+        _ask(f"terminate pod {pod_id}", lambda runpod: runpod.terminate_pod(pod_id))
+    except PionError:
+        if any(pod.id == pod_id for pod in list_pods()):
+            raise
+
+
+def _ask(what: str, question: Any) -> Any:
+    import runpod
+    from requests import RequestException
+    from runpod.error import AuthenticationError, QueryError
+
+    try:
+        return question(runpod)
+    except AuthenticationError:
+        raise PionError(
+            f"RunPod does not accept this machine's key, so it can't {what}. Put a valid one into "
+            f"{_config_file()}: `runpod config`."
+        ) from None
+    except (QueryError, RequestException, ValueError, KeyError) as error:
+        raise PionError(f"RunPod could not {what}: {type(error).__name__}: {error}") from error
+
+
+def _config_file() -> Path:
+    return Path("~/.runpod/config.toml").expanduser()

@@ -1,0 +1,252 @@
+"""`pion rentals`: every machine ever rented for a run, what it cost, and whether it is truly gone.
+
+The run's store says which machines worked on it and for how long, SkyPilot what it has rented, and
+RunPod what it bills for now. A machine that nobody needs and somebody bills for is an orphan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import BadInput, PionError
+from pipeline.find_model import read_run
+from pipeline.formats import duration, moment
+from pipeline.rent import pods as runpod
+from pipeline.rent.cost import MachineCost, costs_of
+from pipeline.rent.launch import say_now
+from pipeline.rent.managed_jobs import (
+    ManagedJob,
+    asking_skypilot,
+    cluster_name,
+    managed_jobs,
+    my_hash,
+    start_api_server,
+)
+from pipeline.rent.pods import Pod
+from pipeline.rent.rental import rental_name
+from pipeline.state.head import RunState
+from pipeline.state.metrics import read_events
+from pipeline.state.records import Head
+from pipeline.state.stores import StoreError, open_store, split_run
+
+NAMED = "pion-"
+CLEAN_UP_SECONDS = 300.0
+"""In which SkyPilot gives the machine of an ended job back by itself."""
+
+
+@dataclass(frozen=True)
+class Rental:
+    """One machine. Times are Unix seconds; None for what is not known.
+
+    `state` is `running`, `gone`, `ending`, `orphan` (nobody needs it, and it is paid for) or
+    `unknown`, and `words` says how that is known. `dollars` are what its work on the run has cost.
+    """
+
+    id: str
+    job: int | None
+    machine: str
+    begin: float | None
+    end: float | None
+    dollars: float | None
+    state: str
+    words: str
+
+
+def show_rentals(run: str | None, *, reap: bool, as_json: bool) -> int:
+    """Print every machine rented for `run`, or what is rented now for any; `reap` ends orphans."""
+    state, head = _run(run)
+    name = rental_name(state.store.url, state.name) if state is not None else None
+    start_api_server(say_now if not as_json else lambda text: None)
+    # Pods before jobs: the job of a pod that is listed is known by then.
+    pods = runpod.list_pods() if runpod.runpod_configured() else None
+    jobs = [job for job in managed_jobs(name) if job.name.startswith(NAMED)]
+    if run is not None and head is None and not jobs:
+        read_run(run)  # says which runs there are
+    now = time.time()
+    ours = [pod for pod in pods or () if _is_ours(pod, name, jobs)]
+    rentals = _machines(state, head, pods, jobs, now) if state and head else []
+    known = {rental.id for rental in rentals}
+    rentals += [_of_pod(pod, jobs, now) for pod in ours if pod.id not in known]
+    if reap:
+        rentals = [_reap(rental) for rental in rentals]
+    orphans = [rental for rental in rentals if rental.state == "orphan"]
+    if as_json:
+        about = {
+            "rentals": [dataclasses.asdict(rental) for rental in rentals],
+            "jobs": [
+                {"id": job.id, "name": job.name, "status": job.status, "place": job.place}
+                for job in jobs
+            ],
+            "dollars": sum(rental.dollars or 0.0 for rental in rentals),
+            "runpod_asked": pods is not None,
+        }
+        print(json.dumps(about, indent=1))
+        return 0
+    _print(rentals, jobs, run)
+    if pods is None:
+        say_now("RunPod was not asked: this machine has no key for it (runpod config)")
+    if orphans:
+        say_now(
+            f"{len(orphans)} orphan{'s' if len(orphans) > 1 else ''} paid for by nobody's wish: "
+            f"pion rentals {f'{run} ' if run else ''}--reap"
+        )
+    return 0
+
+
+# ---------------------------------------------------------------- what is where
+
+
+def _run(run: str | None) -> tuple[RunState | None, Head | None]:
+    """The run that is asked about, and its HEAD if any machine has claimed it yet."""
+    if run is None:
+        return None, None
+    url, name = split_run(run)
+    state = RunState(open_store(url), name)
+    try:
+        return state, state.read()
+    except StoreError as error:
+        raise BadInput(str(error)) from error
+
+
+def _machines(
+    state: RunState,
+    head: Head,
+    pods: Sequence[Pod] | None,
+    jobs: Sequence[ManagedJob],
+    now: float,
+) -> list[Rental]:
+    """The rented machines that have claimed the run, from its store."""
+    events = [e for e in read_events(state.store, state.name) if e["event"] == "machine"]
+    about = {str(event["id"]): event for event in events}
+    rented = [machine for machine in costs_of(state, head, now).machines if machine.rented]
+    elsewhere = [m for m in rented if (m.cloud or "").lower() != "runpod"]
+    clusters = _clusters() if elsewhere else None
+    listed = {pod.id: pod for pod in pods or ()}
+    found = []
+    for machine in rented:
+        if (machine.cloud or "").lower() == "runpod":
+            pod = listed.get(machine.id)
+            if pods is None:
+                standing = ("unknown", "RunPod was not asked")
+            elif pod is None:
+                standing = ("gone", "RunPod lists it no more")
+            else:
+                standing = _standing(pod, jobs, now)
+        else:
+            standing = _cluster_standing(about.get(machine.id, {}).get("cluster"), clusters)
+        found.append(_rental(machine, about.get(machine.id, {}), *standing))
+    return found
+
+
+def _rental(machine: MachineCost, event: Mapping[str, Any], state: str, words: str) -> Rental:
+    job = str(event.get("managed_job") or "")
+    return Rental(
+        id=machine.id,
+        job=int(job) if job.isdigit() else None,
+        machine=machine.describe(),
+        begin=machine.begin,
+        end=machine.end,
+        dollars=machine.dollars,
+        state=state,
+        words=words,
+    )
+
+
+def _of_pod(pod: Pod, jobs: Sequence[ManagedJob], now: float) -> Rental:
+    """A pod of which no store was read, or that never got as far as claiming the run."""
+    price = f", ${pod.price:.2f} an hour" if pod.price else ""
+    state, words = _standing(pod, jobs, now)
+    machine = f"{pod.gpu or 'pod'} on RunPod{price}"
+    return Rental(pod.id, pod.job_id, machine, None, None, None, state, words)
+
+
+def _is_ours(pod: Pod, name: str | None, jobs: Sequence[ManagedJob]) -> bool:
+    """Whether a pod was rented by `pion launch`: for the run with that rental's name, or any."""
+    if pod.job_id is None:
+        return False
+    return name is None or pod.belongs_to(cluster_name(name, pod.job_id))
+
+
+def _standing(pod: Pod, jobs: Sequence[ManagedJob], now: float) -> tuple[str, str]:
+    """Whether a listed pod is needed by a managed job that lives."""
+    job = next((known for known in jobs if known.id == pod.job_id), None)
+    if pod.rented_from != my_hash():
+        return "unknown", "rented from another machine; ask there"
+    if job is not None and pod.belongs_to(cluster_name(job.name, job.id)):
+        if job.live and pod.alive:
+            return "running", f"managed job {job.id} is {job.status}"
+        if job.live:
+            return "ending", f"{pod.status}; managed job {job.id} is {job.status}"
+        if job.ended_at is not None and now - job.ended_at < CLEAN_UP_SECONDS:
+            return "ending", f"managed job {job.id} {job.status} just now"
+        return "orphan", f"{pod.status}, though managed job {job.id} is {job.status}"
+    return "orphan", f"{pod.status}, and SkyPilot knows no managed job {pod.job_id} of that name"
+
+
+def _clusters() -> Mapping[str, str] | None:
+    """The status of every cluster, asked of its cloud; None if SkyPilot can't say."""
+    try:
+        with asking_skypilot("ask the clouds for its machines"):
+            from sky.client import sdk
+            from sky.utils.common import StatusRefreshMode
+
+            records = sdk.get(sdk.status(refresh=StatusRefreshMode.FORCE, all_users=True))
+    except PionError:
+        return None
+    return {record["name"]: str(record["status"].value) for record in records}
+
+
+def _cluster_standing(cluster: str | None, clusters: Mapping[str, str] | None) -> tuple[str, str]:
+    if clusters is None or cluster is None:
+        return "unknown", "its cloud could not be asked"
+    if cluster in clusters:
+        return "running", f"SkyPilot's cluster {cluster} is {clusters[cluster]}"
+    return "gone", f"SkyPilot has no cluster {cluster} any more"
+
+
+# ---------------------------------------------------------------- acting and showing
+
+
+def _reap(rental: Rental, terminate: Callable[[str], None] = runpod.terminate_pod) -> Rental:
+    if rental.state != "orphan":
+        return rental
+    terminate(rental.id)
+    return dataclasses.replace(rental, state="gone", words="terminated now")
+
+
+def _print(rentals: Sequence[Rental], jobs: Sequence[ManagedJob], run: str | None) -> None:
+    if not rentals and not jobs:
+        print(f"nothing was ever rented for {run}" if run else "nothing is rented")
+        return
+    rows = [
+        (
+            rental.machine,
+            rental.id,
+            f"job {rental.job}" if rental.job is not None else "",
+            _when(rental),
+            f"${rental.dollars:.2f}" if rental.dollars is not None else "$?",
+            f"{rental.state}: {rental.words}",
+        )
+        for rental in rentals
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    known = [rental.dollars for rental in rentals if rental.dollars is not None]
+    if known:
+        print(f"in all ${sum(known):.2f} while they worked on the run")
+    for job in jobs:
+        if job.live:
+            place = f" on {job.place}" if job.place else ""
+            print(f"managed job {job.id} ({job.name}): {job.status}{place}")
+
+
+def _when(rental: Rental) -> str:
+    if rental.begin is None or rental.end is None:
+        return "never claimed the run"
+    return f"{moment(rental.begin)} for {duration(rental.end - rental.begin)}"

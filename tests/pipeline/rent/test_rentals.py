@@ -1,0 +1,310 @@
+"""`pion rentals`: every machine, what it cost, whether it is gone; and what `--reap` may end."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput, PionError
+from pipeline.rent import rentals
+from pipeline.rent.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.pods import Pod, list_pods, runpod_configured, terminate_pod
+from pipeline.rent.rental import rental_name
+from pipeline.rent.rentals import show_rentals
+from pipeline.state.head import RunState
+from pipeline.state.metrics import EventLog
+from pipeline.state.stores import FileStore
+from tests.http_body import read_body
+from tests.pipeline.light_run import light_run
+from tests.pipeline.state.conftest import someone
+
+MINE, OTHER = "0123abcd", "99999999"
+
+
+class RunPodApi:
+    """RunPod's GraphQL API, for the real `runpod` package to talk to."""
+
+    def __init__(self) -> None:
+        self.pods: list[dict[str, Any]] = []
+        self.status = 200
+        self.error: str | None = None
+
+    def answer(self, query: str) -> dict[str, Any]:
+        if self.error is not None:
+            return {"errors": [{"message": self.error}]}
+        ended = re.search(r'podTerminate.*podId: "(\w+)"', " ".join(query.split()))
+        if ended:
+            if ended[1] not in [pod["id"] for pod in self.pods]:
+                return {"errors": [{"message": "pod not found"}]}
+            self.pods = [pod for pod in self.pods if pod["id"] != ended[1]]
+            return {"data": {"podTerminate": None}}
+        return {"data": {"myself": {"pods": self.pods}}}
+
+    def rent(self, pod: str, name: str, status: str = "RUNNING") -> None:
+        self.pods.append(
+            {
+                "id": pod,
+                "name": name,
+                "desiredStatus": status,
+                "costPerHr": 0.2,
+                "machine": {"gpuDisplayName": "A40"},
+            }
+        )
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPodApi]:
+    import runpod
+
+    api = RunPodApi()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.dumps(api.answer(json.loads(read_body(self))["query"])).encode()
+            self.send_response(api.status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(runpod, "api_key", "rpa_TEST")
+    (tmp_path / ".runpod").mkdir()
+    (tmp_path / ".runpod" / "config.toml").write_text('[default]\napi_key = "rpa_TEST"\n')
+    yield api
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunState:
+    """A run that a pod called `one` has worked on for an hour, for $0.20."""
+    run = light_run(FileStore(tmp_path / "runs"))
+    claim = run.claim(someone(host="one"))
+    began = run.clock.now() - 3600
+    events = EventLog(run.store, run.name, claim.epoch)
+    about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True}
+    times = {"rented_at": began, "phases": {}, "price": 0.2, "host": "one"}
+    events.append("machine", id="one", managed_job="1", **about, **times)
+    events.flush()
+    claim.release()
+    return run
+
+
+@pytest.fixture
+def name(run: RunState) -> str:
+    return rental_name(run.store.url, run.name)
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[ManagedJob]:
+    """What SkyPilot says; its API server is not asked."""
+    found: list[ManagedJob] = []
+
+    def managed_jobs(name: str | None) -> list[ManagedJob]:
+        return [job for job in found if name in (None, job.name)]
+
+    monkeypatch.setattr(rentals, "start_api_server", lambda say: None)
+    monkeypatch.setattr(rentals, "managed_jobs", managed_jobs)
+    monkeypatch.setattr(rentals, "my_hash", lambda: MINE)
+    return found
+
+
+@pytest.fixture
+def listing(
+    run: RunState, jobs: list[ManagedJob], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, dict[str, Any]]]:
+    """`pion rentals RUN --json`: its machines by id."""
+
+    def show(*, reap: bool = False, every: bool = False) -> dict[str, dict[str, Any]]:
+        which = None if every else f"{run.store.url}/{run.name}"
+        assert show_rentals(which, reap=reap, as_json=True) == 0
+        about = json.loads(capsys.readouterr().out)
+        return {rental["id"]: rental for rental in about["rentals"]}
+
+    return show
+
+
+def pod_of(name: str, job: int, user: str = MINE) -> str:
+    return f"{cluster_name(name, job)}-{user}-head"
+
+
+Listing = Callable[..., dict[str, dict[str, Any]]]
+
+
+def test_a_machine_that_runpod_no_longer_lists_is_gone_and_its_cost_is_known(
+    listing: Listing, api: RunPodApi, jobs: list[ManagedJob], name: str
+) -> None:
+    jobs.append(ManagedJob(1, name, "SUCCEEDED"))
+    (one,) = listing().values()
+    assert (one["state"], one["job"]) == ("gone", 1)
+    assert one["machine"] == "A40 on RunPod/CA, spot"
+    assert 0 < one["dollars"] <= 0.21
+
+
+def test_a_machine_that_works_is_said_to_run(
+    listing: Listing, api: RunPodApi, jobs: list[ManagedJob], name: str
+) -> None:
+    jobs.append(ManagedJob(1, name, "RUNNING"))
+    api.rent("one", pod_of(name, 1))
+    one = listing(reap=True)["one"]
+    assert (one["state"], one["words"]) == ("running", "managed job 1 is RUNNING")
+    assert [pod["id"] for pod in api.pods] == ["one"]  # --reap left it alone
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "EXITED"])
+def test_a_pod_whose_job_has_ended_is_an_orphan_and_reap_ends_it(
+    listing: Listing, api: RunPodApi, jobs: list[ManagedJob], name: str, status: str
+) -> None:
+    jobs.append(ManagedJob(1, name, "CANCELLED", ended_at=1.0))
+    api.rent("one", pod_of(name, 1), status)
+    assert listing()["one"]["state"] == "orphan"
+    assert len(api.pods) == 1  # looking ends nothing
+    assert listing(reap=True)["one"]["words"] == "terminated now"
+    assert api.pods == []
+
+
+def test_a_pod_that_never_claimed_the_run_is_listed_too(
+    listing: Listing, api: RunPodApi, jobs: list[ManagedJob], name: str
+) -> None:
+    jobs.append(ManagedJob(2, name, "STARTING"))
+    api.rent("two", pod_of(name, 2))
+    found = listing()
+    assert found["two"]["state"] == "running"
+    assert found["two"]["begin"] is None
+    assert found["one"]["state"] == "gone"
+
+
+def test_a_pod_of_a_job_skypilot_has_forgotten_is_an_orphan(
+    listing: Listing, api: RunPodApi, name: str
+) -> None:
+    api.rent("one", pod_of(name, 1))
+    assert listing()["one"]["state"] == "orphan"
+
+
+def test_a_job_that_has_just_ended_gets_time_to_give_its_machine_back(
+    listing: Listing, api: RunPodApi, jobs: list[ManagedJob], name: str, run: RunState
+) -> None:
+    jobs.append(ManagedJob(1, name, "SUCCEEDED", ended_at=run.clock.now() - 20))
+    api.rent("one", pod_of(name, 1))
+    assert listing(reap=True)["one"]["state"] == "ending"
+    assert len(api.pods) == 1
+
+
+def test_what_another_machine_has_rented_is_never_reaped(
+    listing: Listing, api: RunPodApi, name: str
+) -> None:
+    api.rent("theirs", pod_of(name, 1, user=OTHER))
+    theirs = listing(reap=True)["theirs"]
+    assert (theirs["state"], theirs["words"]) == (
+        "unknown",
+        "rented from another machine; ask there",
+    )
+    assert len(api.pods) == 1
+
+
+def test_pods_that_no_launch_of_ours_named_are_no_concern_of_ours(
+    listing: Listing, api: RunPodApi, name: str
+) -> None:
+    api.rent("web", "my-web-server")
+    api.rent("other", "pion-another-11112222-3-0123abcd-head")
+    assert set(listing(reap=True)) == {"one"}
+    assert len(api.pods) == 2
+
+
+def test_without_a_run_every_rental_of_ours_is_listed(
+    listing: Listing, api: RunPodApi, jobs: list[ManagedJob], name: str
+) -> None:
+    jobs.append(ManagedJob(1, name, "RUNNING"))
+    api.rent("one", pod_of(name, 1))
+    api.rent("other", "pion-another-11112222-3-0123abcd-head")
+    api.rent("web", "my-web-server")
+    states = {pod: rental["state"] for pod, rental in listing(every=True).items()}
+    assert states == {"one": "running", "other": "orphan"}
+
+
+def test_the_table_says_how_to_end_orphans(
+    run: RunState,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    api.rent("one", pod_of(name, 1))
+    where = f"{run.store.url}/{run.name}"
+    show_rentals(where, reap=False, as_json=False)
+    out = capsys.readouterr().out
+    assert "1 orphan" in out
+    assert f"pion rentals {where} --reap" in out
+    assert "$0.20" in out
+
+
+def test_without_a_key_for_runpod_nothing_is_called_gone(
+    listing: Listing, api: RunPodApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
+    assert not runpod_configured()
+    assert listing()["one"]["state"] == "unknown"
+
+
+def test_a_run_nobody_has_heard_of_is_bad_input(
+    run: RunState, api: RunPodApi, jobs: list[ManagedJob]
+) -> None:
+    with pytest.raises(BadInput, match="no run 'nothing'"):
+        show_rentals(f"{run.store.url}/nothing", reap=False, as_json=False)
+
+
+# ---------------------------------------------------------------- RunPod
+
+
+def test_runpods_list_says_what_each_pod_is_and_costs(api: RunPodApi) -> None:
+    api.rent("a", "pion-demo-0123abcd-12-0123abcd-head", "EXITED")
+    (pod,) = list_pods()
+    assert pod == Pod("a", "pion-demo-0123abcd-12-0123abcd-head", "EXITED", "A40", 0.2)
+    assert (pod.alive, pod.job_id, pod.rented_from) == (False, 12, MINE)
+
+
+@pytest.mark.parametrize("name", ["my-web-server", "pion", "pion-demo-head", "pion-demo-x-1-head"])
+def test_a_pod_with_another_name_belongs_to_no_job(name: str) -> None:
+    assert Pod("a", name, "RUNNING").job_id is None
+
+
+def test_a_key_that_runpod_refuses_is_said_to_be_so_and_is_not_shown(api: RunPodApi) -> None:
+    api.status = 401
+    with pytest.raises(
+        PionError, match=r"does not accept this machine's key.*`runpod config`"
+    ) as e:
+        list_pods()
+    assert "rpa_TEST" not in str(e.value)
+
+
+def test_what_runpod_says_is_passed_on(api: RunPodApi) -> None:
+    api.error = "Something went wrong. Please try again later."
+    with pytest.raises(PionError, match=r"RunPod could not list the pods: .*Please try again"):
+        list_pods()
+
+
+def test_a_pod_that_is_gone_already_is_no_error(api: RunPodApi) -> None:
+    api.rent("a", "pion-demo-0123abcd-12-0123abcd-head")
+    terminate_pod("a")
+    terminate_pod("a")
+    assert api.pods == []
+
+
+def test_a_pod_that_can_not_be_ended_is_an_error(api: RunPodApi) -> None:
+    api.error = "pod is locked"
+    with pytest.raises(PionError, match="pod is locked"):
+        terminate_pod("a")
