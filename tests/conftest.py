@@ -19,7 +19,7 @@ LONGEST_FIRST = ("test_resume", "test_interruptions", "test_hops", "test_crash_e
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (not _starts_ray(item), _length(item)))
     for item in items:
-        group = "ray" if _starts_ray(item) else item.path.name
+        group = "ray" if _starts_ray(item) else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 
 

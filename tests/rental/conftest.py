@@ -1,0 +1,67 @@
+"""Real SkyPilot, a RunPod on loopback, an S3 store: what the tests of renting share.
+
+`loopback` (one for the session, see skypilot_home.Loopback) and `rented` (it, with nothing rented
+before or after the test):
+
+    loopback.environment              for subprocesses: HOME, API server and RunPod of the tests
+    loopback.sky("jobs", "queue")     runs `sky`, returns its output, raises if it fails
+    loopback.start(), .stop()         the API server, started already
+    loopback.write_catalog({"A40": Price(spot=0.2, on_demand=0.4)})     then stop and start
+    loopback.runpod.pods()            pods the API lists as RUNNING, oldest first; pods(None): all
+    loopback.runpod.all_pods          every pod ever rented, `pod.status`, `pod.ended`
+    loopback.runpod.preempt(pod, notice=5.0, leaves="gone" | "exited")  notice=0: no signal
+    loopback.runpod.cut_off(pod)      gone for the API and ssh, but its processes run on
+    loopback.runpod.sold_out          GPUs of which there is none, {"NVIDIA A40"}
+    loopback.runpod.small_disks = 1   the next pod has a disk that the boot check refuses
+    pod.gpu, .use_spot, .bid          what was rented; pod.job_log(): what its job has written
+    pod.alive, .processes(), .home    its files, as seen from here, while it lives
+
+`rented` (see rented.Rented) launches jobs/rental-test.yaml on it and follows it: `.store`, `.run`,
+`.environment` (SkyPilot's and the store's), `.launch(yaml)`, `.wait_for_training(machine=0)`,
+`.wait_for_the_end()`, `.final_model()`. Its S3 service is at the same address for the pods.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+
+from tests.rental.rented import Rented
+from tests.rental.skypilot_home import Loopback, loopback_skypilot
+from tests.s3_server import S3Server
+
+
+def why_impossible() -> str | None:
+    """What this machine lacks for pods; None if nothing."""
+    if find_spec("sky") is None or find_spec("sky.backends") is None:
+        return "SkyPilot is not installed (uv sync)"
+    if os.geteuid() != 0:
+        return "pods are made by root only"
+    for tool in ("sshd", "rsync", "unshare", "nsenter", "uv"):
+        if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin") is None:
+            return f"{tool} is not installed (Debian: openssh-server, rsync, util-linux; pip: uv)"
+    namespaces = ["--mount", "--pid", "--net", "--uts", "--fork"]
+    tried = subprocess.run(["unshare", *namespaces, "true"], capture_output=True, text=True)
+    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
+
+
+@pytest.fixture(scope="session")
+def loopback(s3: S3Server) -> Iterator[Loopback]:
+    if (why := why_impossible()) is not None:
+        pytest.skip(why)
+    with loopback_skypilot(ports=[int(s3.url.rpartition(":")[2])]) as skypilot:
+        yield skypilot
+
+
+@pytest.fixture
+def rented(loopback: Loopback, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rented]:
+    s3.use(monkeypatch)
+    yield Rented(loopback, s3, f"s3://{s3.bucket()}/runs")
+    loopback.sky("jobs", "cancel", "-y", "--all")
+    loopback.sky("down", "-y", "--all")
+    loopback.runpod.forget()

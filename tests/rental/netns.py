@@ -1,0 +1,133 @@
+"""Sockets inside another process's network namespace, and a bridge for connections between two.
+
+A pod has a loopback of its own, so that two pods can use the same ports. What may pass in or out
+is decided here, connection by connection, and can be cut at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+# Entered with the namespace joined. Brings its loopback up (SIOCSIFFLAGS: IFF_UP | IFF_RUNNING),
+# then answers each port number with a listening socket, and 0 with one not yet connected.
+_SOCKETS = """
+import fcntl, socket, struct
+line = socket.socket(fileno=0)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
+while word := line.recv(16):
+    made = socket.socket()
+    if int(word):
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("127.0.0.1", int(word)))
+        made.listen(128)
+    socket.send_fds(line, [b"."], [made.fileno()])
+    made.close()
+"""
+
+
+class Namespace:
+    """The network namespace of process `pid`."""
+
+    def __init__(self, pid: int) -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        with theirs:
+            self._process = subprocess.Popen(
+                ["nsenter", f"--net=/proc/{pid}/ns/net", sys.executable, "-SIc", _SOCKETS],
+                stdin=theirs.fileno(),
+            )
+
+    def connect(self, port: int) -> socket.socket:
+        """A connection to `port` of the namespace's loopback. Raises OSError."""
+        made = self._make(0)
+        try:
+            made.connect(("127.0.0.1", port))
+        except OSError:
+            made.close()
+            raise
+        return made
+
+    def listen(self, port: int) -> socket.socket:
+        """A socket that listens on `port` of the namespace's loopback. Raises OSError."""
+        return self._make(port)
+
+    def close(self) -> None:
+        self._line.close()
+        self._process.wait()
+
+    def _make(self, port: int) -> socket.socket:
+        with self._lock:
+            self._line.send(str(port).encode())
+            _, fds, *_ = socket.recv_fds(self._line, 1, 1)
+        if not fds:
+            raise ConnectionError("the network namespace is gone")
+        return socket.socket(fileno=fds[0])
+
+
+class Bridge:
+    """Passes on what connects to `listener` to what `connect` returns, until it is cut."""
+
+    def __init__(self, listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
+        self._listener, self._connect = listener, connect
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    def cut(self) -> None:
+        """End every connection, and accept no other."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`, which `close` does not
+        self._listener.close()
+        with self._lock:
+            for end in self._open:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        try:
+            far = self._connect()
+        except OSError:
+            near.close()
+            return
+        with near, far:
+            with self._lock:
+                self._open |= {near, far}
+            back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+            back.start()
+            _pump(near, far)
+            back.join()
+            with self._lock:
+                self._open -= {near, far}
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := source.recv(65536):
+            target.sendall(chunk)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+def separate_network(pid: int) -> bool:
+    """Whether process `pid` has a network namespace other than this process's. Raises OSError."""
+    return os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")

@@ -1,0 +1,203 @@
+"""Pods: this machine again, in namespaces of its own and with nothing it writes kept.
+
+A pod is an overlay of this machine's root on a tmpfs, chrooted into, with its own processes,
+host name and loopback network. It can reach nothing but what is passed in. Everything of it is
+gone when its first process is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from tests.rental.netns import Bridge, Namespace, separate_network
+
+HOME = "/pod"
+"""The home folder in a pod: not this machine's, whose keys and configuration are no pod's."""
+RUNTIME = f"{HOME}/skypilot-runtime"
+"""SkyPilot's own Python environment in a pod: too large to be copied into each."""
+
+# Runs as process 1 of the new namespaces. The mounts are private: they end with the namespace.
+_ENTRY = """
+set -e
+mount -t tmpfs -o size={disk_gb}g pod {mount}
+mkdir {mount}/upper {mount}/work {mount}/root {mount}/upper-runtime {mount}/work-runtime
+(cd {image} && tar -c --exclude=.{runtime}/* .) | tar -xC {mount}/upper
+cp -a {files}/. {mount}/upper/
+mount -t overlay overlay -o lowerdir=/,upperdir={mount}/upper,workdir={mount}/work {mount}/root
+cd {mount}/root
+mount -t overlay overlay .{runtime} \
+    -o lowerdir={image}{runtime},upperdir={mount}/upper-runtime,workdir={mount}/work-runtime
+mount -t proc proc proc
+mount --rbind /sys sys
+mount --rbind /dev dev
+mount -t tmpfs tmpfs dev/shm
+mount -t tmpfs -o mode=1777 tmpfs tmp
+mount -t tmpfs tmpfs run
+mkdir run/sshd
+hostname {id}
+exec chroot . /usr/bin/env -i {environment} bash /init.sh
+"""
+
+_SSHD = """Port 22
+ListenAddress 127.0.0.1
+PermitRootLogin prohibit-password
+UsePAM no
+Subsystem sftp internal-sftp
+MaxSessions 100
+MaxStartups 100
+"""
+
+
+@dataclass
+class Pod:
+    """One rented machine. `status` is what the cloud says of it, alive or not."""
+
+    name: str
+    gpu: str
+    use_spot: bool
+    bid: float | None
+    disk_gb: int
+    image: str
+    id: str = field(default_factory=lambda: f"pod{uuid.uuid4().hex[:11]}")
+    status: str = "RUNNING"
+    created: float = field(default_factory=time.time)
+    ended: float | None = None
+    _unshare: subprocess.Popen[bytes] | None = None
+    _network: Namespace | None = None
+    _ssh: Bridge | None = None
+    _passed_in: list[Bridge] = field(default_factory=list)
+
+    def boot(
+        self, folder: Path, image: Path, init: str, environment: dict[str, str], ports: list[int]
+    ) -> None:
+        """Start, with `init` as its start script; `ports` of our loopback are on the pod's too.
+
+        `folder` holds what is needed to start, `image` the files that this machine lacks.
+        """
+        mount, files = folder / self.id / "mount", folder / self.id / "files"
+        mount.mkdir(parents=True)
+        passwd = Path("/etc/passwd").read_text()
+        for name, text in {
+            "init.sh": init,
+            "etc/ssh/sshd_config": _SSHD,
+            "etc/passwd": passwd.replace(":/root:", f":{HOME}:", 1),
+        }.items():
+            (files / name).parent.mkdir(parents=True, exist_ok=True)
+            (files / name).write_text(text)
+        environment = {**environment, "HOME": HOME, "RUNPOD_POD_ID": self.id}
+        entry = _ENTRY.format(
+            mount=mount,
+            files=files,
+            image=image,
+            runtime=RUNTIME,
+            id=self.id,
+            disk_gb=self.disk_gb,
+            environment=shlex.join(f"{name}={value}" for name, value in environment.items()),
+        )
+        namespaces = ["--mount", "--pid", "--net", "--uts", "--fork", "--kill-child"]
+        with (folder / self.id / "log").open("wb") as log:
+            self._unshare = subprocess.Popen(
+                ["unshare", *namespaces, "--propagation", "private", "bash", "-c", entry],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        while not separate_network(self._unshare.pid):
+            if self._unshare.poll() is not None:
+                raise RuntimeError(f"a pod did not start: {(folder / self.id / 'log').read_text()}")
+            time.sleep(0.01)
+        self._network = network = Namespace(self._unshare.pid)
+        self._ssh = Bridge(socket.create_server(("127.0.0.1", 0)), lambda: network.connect(22))
+        for port in ports:
+            self._passed_in.append(Bridge(network.listen(port), partial(_to_loopback, port)))
+
+    @property
+    def alive(self) -> bool:
+        """Whether its processes run, whatever the cloud says."""
+        return self._unshare is not None and self._unshare.poll() is None
+
+    @property
+    def ssh_port(self) -> int | None:
+        """Port of our loopback that leads to its sshd; None until that answers."""
+        if self._network is None or self._ssh is None:
+            return None
+        try:
+            self._network.connect(22).close()
+        except OSError:
+            return None
+        return self._ssh.port
+
+    @property
+    def home(self) -> Path:
+        """Its home folder as seen from here, while it is alive."""
+        return Path(f"/proc/{self._first_process()}/root{HOME}")
+
+    def job_log(self) -> str:
+        """What its SkyPilot job has written so far; empty before there is one."""
+        with contextlib.suppress(OSError):
+            logs = sorted(self.home.glob("sky_logs/**/run.log"))
+            return "".join(log.read_text(errors="replace") for log in logs)
+        return ""
+
+    def processes(self) -> dict[int, str]:
+        """Every process in it but the first: its id as seen from here, and its command line."""
+        first = self._first_process()
+        found = {}
+        with contextlib.suppress(OSError):
+            namespace = os.readlink(f"/proc/{first}/ns/pid")
+            for entry in os.scandir("/proc"):
+                with contextlib.suppress(OSError):
+                    if not entry.name.isdigit() or int(entry.name) == first:
+                        continue
+                    if os.readlink(f"{entry.path}/ns/pid") == namespace:
+                        words = Path(f"{entry.path}/cmdline").read_bytes().split(b"\0")
+                        found[int(entry.name)] = b" ".join(words).decode(errors="replace")
+        return found
+
+    def signal(self, number: int) -> None:
+        """Send signal `number` to all its processes but the first, which keeps the pod alive."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def close_ssh(self) -> None:
+        """Nobody outside reaches it any more; what runs goes on, and still reaches the store."""
+        assert self._ssh is not None
+        self._ssh.cut()
+
+    def end(self, notice: float = 0.0) -> None:
+        """Kill it; if `notice`, so many seconds after a SIGTERM to everything in it."""
+        if notice:
+            self.signal(signal.SIGTERM)
+            time.sleep(notice)
+        if self._unshare is not None:
+            self._unshare.kill()
+            self._unshare.wait()
+        for bridge in [*self._passed_in, *([self._ssh] if self._ssh else [])]:
+            bridge.cut()
+        if self._network is not None:
+            self._network.close()
+            self._network = None
+        self.ended = self.ended or time.time()
+
+    def _first_process(self) -> int:
+        assert self._unshare is not None
+        pid = self._unshare.pid
+        with contextlib.suppress(OSError, ValueError):
+            return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        return 0
+
+
+def _to_loopback(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port))

@@ -1,0 +1,130 @@
+"""The small job of jobs/rental-test.yaml on rented machines: launch it, follow it, compare it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.state.head import RunState
+from pipeline.state.metrics import read_events
+from pipeline.state.records import Head
+from pipeline.state.stores import open_store
+from tests.rental.pods import Pod
+from tests.rental.skypilot_home import REPOSITORY, Loopback
+from tests.s3_server import S3Server
+
+JOB = "jobs/rental-test.yaml"
+RUN = "rental-test"
+STEPS = 1200
+# Without Ray, which has tests of its own, a pod of this machine trains half a minute sooner.
+OVERRIDES = ("hardware.workers=0",)
+PATIENCE = 900.0
+"""Seconds after which waiting is in vain, on the slowest machine."""
+
+
+@dataclass
+class Rented:
+    """The loopback cloud with nothing rented, and a store in an empty bucket."""
+
+    loopback: Loopback
+    s3: S3Server
+    store: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a subprocess that launches: SkyPilot's, and the store's credentials."""
+        return self.loopback.environment | self.s3.environment()
+
+    @property
+    def run(self) -> str:
+        """The run, as `pion status` and the like name it."""
+        return f"{self.store}/{RUN}"
+
+    @property
+    def machines(self) -> list[Pod]:
+        """Every machine rented so far, the oldest first."""
+        return self.loopback.runpod.all_pods
+
+    def launch(
+        self, yaml: str = "sky/runpod-spot.yaml", *, managed: bool = True, overrides: str = ""
+    ) -> None:
+        """`sky jobs launch`, or a bare `sky launch`, as SkyPilot's users do; returns at once.
+
+        Credentials are named, and their values are in the environment alone.
+        """
+        command = ["jobs", "launch"] if managed else ["launch", "--async", "--down"]
+        words = " ".join([f"store={self.store}", *OVERRIDES, overrides])
+        settings = ["--env", f"JOB={JOB}", "--env", f"OVERRIDES={words}"]
+        settings += ["--env", "AWS_ENDPOINT_URL"]
+        secrets = ["--secret", "AWS_ACCESS_KEY_ID", "--secret", "AWS_SECRET_ACCESS_KEY"]
+        self.loopback.sky(*command, "-y", "-d", yaml, *settings, *secrets, **self.s3.environment())
+
+    def head(self) -> Head | None:
+        """The run's HEAD; None before its first claim."""
+        return RunState(open_store(self.store), RUN).read()
+
+    def wait_for_training(self, machine: int = 0, saves: int = 1) -> Pod:
+        """Wait until the `machine`th machine rented has saved so many times."""
+        wait_until(lambda: len(self.machines) > machine, f"machine {machine}")
+        pod = self.machines[machine]
+        wait_until(lambda: pod.job_log().count(": saved") >= saves, f"saves of machine {machine}")
+        return pod
+
+    def job_status(self) -> str:
+        """What SkyPilot says of the newest managed job, such as RECOVERING."""
+        output = self.loopback.sky("jobs", "queue", "-o", "json")
+        jobs, _ = json.JSONDecoder().raw_decode(output[output.index("[\n") :])
+        return str(max(jobs, key=lambda job: job["job_id"])["status"])
+
+    def wait_for_status(self, status: str) -> None:
+        """Wait until SkyPilot says `status` of the newest managed job."""
+        wait_until(lambda: self.job_status().endswith(status), f"a job that is {status}", every=5.0)
+
+    def wait_for_the_end(self) -> None:
+        """Wait until the run is done, and SkyPilot has noticed."""
+        wait_until(lambda: (head := self.head()) and "publish" in head.stages, "publish")
+        self.wait_for_status("SUCCEEDED")
+
+    def final_model(self) -> str:
+        """sha256 of the trained weights."""
+        return final_model(self.run, self.environment)
+
+    def rows_trained(self) -> list[tuple[int, int]]:
+        """(step, first row) of every attempt, as its "training" event says."""
+        events = read_events(open_store(self.store), RUN)
+        return [(e["from_step"], e["next_row"]) for e in events if e["event"] == "training"]
+
+
+def wait_until(condition: Callable[[], object], what: str, every: float = 0.5) -> None:
+    """Wait for `condition`, `what` in words."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < PATIENCE, f"waited {PATIENCE:g} s in vain for {what}"
+        time.sleep(every)
+
+
+def start_unbroken(folder: Path, overrides: Sequence[str] = OVERRIDES) -> subprocess.Popen[bytes]:
+    """Train the same job in `folder`, where nothing happens to it."""
+    command = [f"{sys.prefix}/bin/pion", "run", str(REPOSITORY / JOB), "store=runs", *overrides]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+
+
+def final_model(run: str, environment: Mapping[str, str] = os.environ) -> str:
+    """sha256 of the weights that `pion checkpoints` lists last."""
+    listed = subprocess.run(
+        [f"{sys.prefix}/bin/pion", "checkpoints", run, "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    newest = max(json.loads(listed.stdout), key=lambda entry: (entry["step"], entry["epoch"]))
+    assert newest["step"] == STEPS, "the run has not come to its end"
+    return str(newest["model_sha256"])

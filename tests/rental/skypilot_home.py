@@ -1,0 +1,167 @@
+"""A SkyPilot of the tests' own: home folder, price list, API server, and what its pods are made of.
+
+Everything lies in one folder, whose name is in the environment of every process: the reaper ends
+them all and removes it, however the tests end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.workers.reaper import start_reaper
+from tests.rental.catalog import PRICES, Price, write_catalog
+from tests.rental.pods import HOME, RUNTIME
+from tests.rental.runpod_api import API_KEY, RunPod, loopback_runpod
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+REPOSITORY = Path(__file__).parents[2]
+
+# The jobs controller in the API server's own process tree: no controller machine to rent, and the
+# checkout reaches the pod without a bucket.
+_CONFIG = "jobs:\n  controller:\n    consolidation_mode: true\n"
+
+
+@dataclass
+class Loopback:
+    """SkyPilot and a RunPod on this machine."""
+
+    home: Path
+    runpod: RunPod
+    environment: dict[str, str] = field(default_factory=dict)
+    """For a subprocess that is to use them: `sky …`, `pion launch …`, Python with `import sky`."""
+
+    def sky(self, *arguments: str, **more_environment: str) -> str:
+        """Run `sky` with `arguments` and return its output; raises if it fails."""
+        done = subprocess.run(
+            [f"{sys.prefix}/bin/sky", *arguments],
+            cwd=REPOSITORY,
+            env=self.environment | more_environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"sky {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}")
+        return done.stdout
+
+    def start(self) -> None:
+        """Start the API server, which takes some 15 s."""
+        self.sky("api", "start")
+
+    def stop(self) -> None:
+        """Stop the API server, as a sleeping laptop does; pods and their jobs go on."""
+        self.sky("api", "stop")
+
+    def write_catalog(
+        self, prices: Mapping[str, Price] = PRICES, regions: Mapping[str, str] | None = None
+    ) -> None:
+        """Change the price list. The API server reads it when it starts: `stop` it, and `start`."""
+        write_catalog(self.home, prices, regions)
+
+
+@contextmanager
+def loopback_skypilot(ports: list[int]) -> Iterator[Loopback]:
+    """SkyPilot with its API server started, and nothing rented. `ports` are the pods' too."""
+    folder = Path(tempfile.mkdtemp(prefix="pion-rental-", dir="/var/tmp"))
+    reaper = start_reaper(folder)
+    try:
+        home, image = folder / "home", folder / "image"
+        (home / ".runpod").mkdir(parents=True)
+        (home / ".runpod" / "config.toml").write_text(f'[default]\napi_key = "{API_KEY}"\n')
+        write_catalog(home)
+        (home / ".sky" / "config.yaml").write_text(_CONFIG)
+        environment = build_image(folder, image)
+        with loopback_runpod(folder, image, environment, ports) as runpod:
+            loopback = Loopback(home, runpod, _environment(home, runpod.url))
+            loopback.start()
+            yield loopback
+    finally:
+        assert reaper.stdin is not None
+        reaper.stdin.close()
+        reaper.wait()
+
+
+def build_image(folder: Path, image: Path) -> dict[str, str]:
+    """Make what pods have and this machine has not; returns the environment of their processes.
+
+    It stands for an image with CUDA's torch, sshd and SkyPilot's own runtime. Its torch, and the
+    packages that a boot installs, are the ones of this machine.
+    """
+    uv = find_uv()
+    for tool, text in {"apt": "exit 0", "sudo": 'exec "$@"'}.items():
+        path = image / "usr/local/bin" / tool
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    pod_home = image / HOME.lstrip("/")
+    (pod_home / ".local/bin").mkdir(parents=True)
+    shutil.copy2(uv, pod_home / ".local/bin/uv")
+    build_runtime(uv, image / RUNTIME.lstrip("/"))
+    cache = subprocess.run([uv, "cache", "dir"], capture_output=True, text=True, check=True)
+    return {
+        # Its python3 is the one that has torch.
+        "PATH": f"{sys.prefix}/bin:{HOME}/.local/bin:{SYSTEM_PATH}",
+        "UV_CACHE_DIR": cache.stdout.strip(),
+        "UV_OFFLINE": "1",
+        # Files of the cache can't be linked into a pod, and copying them takes a minute.
+        "UV_LINK_MODE": "symlink",
+        "PION_EXPECT_GPUS": "0",
+    }
+
+
+def build_runtime(uv: str, runtime: Path) -> None:
+    """What SkyPilot installs on a machine before the job: Ray and itself, in a Python 3.10."""
+    import sky
+    from sky.skylet import constants
+
+    pyenv = Path("~/.pyenv/versions").expanduser()  # its shims are no interpreters
+    folders = [str(path.parent) for path in pyenv.glob("3.10.*/bin/python3.10")]
+    environment = os.environ | {"PATH": ":".join([*folders, os.environ["PATH"]])}
+    # Relocatable: in a pod it lies elsewhere than where it is made.
+    create = [uv, "venv", "-q", "--seed", "--relocatable", "--python", "3.10", str(runtime)]
+    subprocess.run(create, env=environment, check=True)
+    packages = [
+        f"ray[default]=={constants.SKY_REMOTE_RAY_VERSION}",
+        f"skypilot[runpod,remote]=={sky.__version__}",
+        "setuptools<70",
+        "click<8.3.0",
+        "pydantic-core==2.41.1",
+    ]
+    install = [uv, "pip", "install", "-q", "--python", str(runtime / "bin/python"), *packages]
+    subprocess.run(install, cwd=runtime, check=True)  # away from our pyproject.toml's pins
+
+
+def find_uv() -> str:
+    """The uv binary itself, not a version manager's shim."""
+    if "UV" in os.environ:  # set by `uv run`
+        return os.environ["UV"]
+    command = ["uv", "run", "--no-project", "-q", "sh", "-c", "echo $UV"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _environment(home: Path, api: str) -> dict[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SKYPILOT_", "AWS_"))}
+    return inherited | {
+        "HOME": str(home),
+        "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parent / "hook"),
+        "RUNPOD_API_BASE_URL": api,
+        "SKYPILOT_API_SERVER_LOCAL_PORT": str(port),
+        "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+        # What the API server plans its worker processes by.
+        "SKYPILOT_POD_CPU_CORE_LIMIT": "2",
+        "SKYPILOT_POD_MEMORY_GB_LIMIT": "6",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }

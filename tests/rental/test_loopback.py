@@ -1,0 +1,100 @@
+"""The loopback cloud itself: pods are apart from each other and from us, and leave nothing."""
+
+from __future__ import annotations
+
+import base64
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.workers.reaper import session_processes
+from tests.rental.conftest import why_impossible
+from tests.rental.pods import RUNTIME, Pod
+from tests.rental.rented import wait_until
+from tests.rental.runpod_api import RunPod, loopback_runpod
+from tests.rental.skypilot_home import REPOSITORY
+
+pytestmark = [
+    pytest.mark.rental,
+    pytest.mark.skipif(why_impossible() is not None, reason=str(why_impossible())),
+]
+
+RENT = """mutation {{ podRentInterruptable( input: {{ name: "test-head", imageName: "an/image",
+gpuTypeId: "NVIDIA A40", bidPerGpu: 0.2, containerDiskInGb: 1, dockerArgs:
+"bash -c 'echo {init} | base64 --decode > init.sh; bash init.sh'" }} ) {{ id }} }}"""
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {repository!r})
+from tests.rental.skypilot_home import loopback_skypilot
+with loopback_skypilot([]) as skypilot:
+    skypilot.runpod.answer({rent!r})
+    print(skypilot.home.parent, flush=True)
+    time.sleep(10_000)
+"""
+
+
+def _listens(pod: Pod) -> bool:
+    """Whether anything in the pod listens on port 7000."""
+    return any(":1B58 " in Path(f"/proc/{pid}/net/tcp").read_text() for pid in pod.processes())
+
+
+def rent(init: str) -> str:
+    """The request that rents a pod with this start script."""
+    return RENT.format(init=base64.b64encode(init.encode()).decode())
+
+
+@pytest.fixture
+def runpod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPod]:
+    """Pods without SkyPilot."""
+    folder = Path(tmp_path_factory.mktemp("pods"))
+    (folder / "image" / RUNTIME.lstrip("/")).mkdir(parents=True)
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    with loopback_runpod(folder, folder / "image", environment, []) as runpod:
+        yield runpod
+
+
+def test_what_a_pod_writes_stays_in_it_and_goes_with_it(runpod: RunPod, tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    runpod.answer(rent(f"echo $HOME > ~/home; mkdir -p {tmp_path}; touch {written}; sleep 1000"))
+    (pod,) = runpod.pods()
+    wait_until(lambda: (pod.home / "home").exists(), "the start script")
+    assert (pod.home / "home").read_text() == "/pod\n"
+    wait_until(lambda: any("sleep" in line for line in pod.processes().values()), "sleep")
+    assert not written.exists()
+    runpod.preempt(pod, notice=0.0)
+    assert not pod.alive
+    assert runpod.pods(None) == []
+
+
+def test_two_pods_use_the_same_port(runpod: RunPod) -> None:
+    listen = "socket.create_server(('127.0.0.1', 7000)).accept()"
+    for _ in range(2):
+        runpod.answer(rent(f"""{sys.executable} -c "import socket; {listen}" || touch ~/taken"""))
+    wait_until(lambda: all(_listens(pod) for pod in runpod.pods()), "listening pods")
+    assert not any((pod.home / "taken").exists() for pod in runpod.pods())
+
+
+def test_a_notice_is_a_sigterm_to_everything_in_the_pod(runpod: RunPod) -> None:
+    wait = "while :; do sleep 0.1; done"
+    runpod.answer(rent(f"bash -c 'trap \"touch ~/heard\" TERM; touch ~/ready; {wait}'; {wait}"))
+    (pod,) = runpod.pods()
+    wait_until((pod.home / "ready").exists, "the start script")
+    pod.signal(signal.SIGTERM)
+    wait_until((pod.home / "heard").exists, "the signal")
+
+
+def test_nothing_outlives_the_tests_even_when_they_are_killed() -> None:
+    script = KILLED.format(repository=str(REPOSITORY), rent=rent("sleep 1000"))
+    tests = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert tests.stdout is not None
+    folder = next(line.strip() for line in tests.stdout if line.startswith("/"))
+    assert session_processes(folder), "an API server, at least"
+    tests.kill()
+    tests.wait()
+    wait_until(lambda: not Path(folder).exists(), "the end of its folder")
+    assert session_processes(folder) == []

@@ -1,0 +1,60 @@
+"""`pion launch` on a real SkyPilot: rents, shows the run to its end, and refuses to rent twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, wait_until
+from tests.rental.window import window
+
+pytestmark = pytest.mark.rental
+
+A40 = ("--on", "sky/runpod-a40.yaml")
+
+
+def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(
+    rented: Rented,
+) -> None:
+    overrides = [f"store={rented.store}", *OVERRIDES]
+    with window(rented, "launch", JOB, *A40, *overrides) as launch:
+        job = launch.job
+        with window(rented, "launch", JOB, *A40, *overrides) as second:
+            second.ends_with(2)
+            assert f"{RUN} is rented already: managed job {job}" in second.text
+        with window(rented, "watch", rented.run) as watch:  # before any machine has claimed it
+            watch.wait_for(f"managed job {job}: ")
+            watch.ctrl_c()
+            watch.ends_with(0)
+            assert f"follow it:  pion watch {rented.run}" in watch.text
+        launch.ends_with(0)
+        assert f"managed job {job}: RUNNING on RunPod" in launch.text
+        assert "owns the run" in launch.text
+        assert f"managed job {job} is done" in launch.text
+    (pod,) = rented.machines
+    wait_until(lambda: not pod.alive, "the end of the machine")
+    with window(rented, "rentals", rented.run, "--json") as rentals:
+        rentals.ends_with(0)
+        (machine,) = json.loads(rentals.text)["rentals"]
+    assert (machine["id"], machine["state"], machine["job"]) == (pod.id, "gone", job)
+    assert machine["dollars"] > 0
+
+
+def test_a_run_that_is_asked_to_stop_ends_with_4_and_is_not_recovered(rented: Rented) -> None:
+    overrides = [f"store={rented.store}", "pretrain.steps=30000", *OVERRIDES]
+    with window(rented, "launch", JOB, *A40, *overrides) as launch:
+        pod = rented.wait_for_training()
+        with window(rented, "stop", rented.run) as stop:
+            stop.ends_with(0)
+        launch.ends_with(4)
+        assert "stopped, with its state saved" in launch.text
+    wait_until(lambda: not pod.alive, "the end of the machine")
+    assert rented.machines == [pod]
+
+
+def test_what_would_fail_is_not_rented_for(rented: Rented) -> None:
+    with window(rented, "launch", JOB, *A40, "store=runs") as launch:
+        launch.ends_with(2)
+        assert "Nothing was rented" in launch.text
+    assert rented.machines == []

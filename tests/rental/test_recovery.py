@@ -1,0 +1,113 @@
+"""A rented run loses its machine, in every way that machines are lost, and finishes all the same.
+
+Launched by SkyPilot alone, as by someone who never heard of `pion launch`.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.rental.rented import RUN, Rented, final_model, start_unbroken, wait_until
+from tests.s3_server import SECRET_KEY
+
+pytestmark = pytest.mark.rental
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """The weights this job comes to when nothing happens to it; trained while pods boot."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    process = start_unbroken(folder)
+
+    @functools.cache
+    def weights() -> str:
+        assert process.wait() == 0, (folder / "log").read_text()
+        return final_model(f"{folder}/runs/{RUN}")
+
+    yield weights
+    process.kill()
+    process.wait()
+
+
+def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroken_run(
+    rented: Rented, unbroken: Callable[[], str]
+) -> None:
+    rented.launch()
+    first = rented.wait_for_training(saves=2)
+    assert first.use_spot
+    assert first.gpu == "NVIDIA A40", "the first of the YAML's order"
+    rented.loopback.runpod.preempt(first, notice=5.0, leaves="gone")
+    rented.wait_for_the_end()
+    assert len(rented.machines) == 2
+    starts = rented.rows_trained()
+    assert len(starts) == 2
+    assert starts[1][0] > 0, "the second machine began anew"
+    assert starts[1][1] == starts[1][0] * 8, "rows were skipped or repeated"
+    assert rented.final_model() == unbroken()
+
+
+def test_a_machine_that_dies_without_a_signal_costs_no_committed_step(
+    rented: Rented, unbroken: Callable[[], str]
+) -> None:
+    rented.launch()
+    first = rented.wait_for_training(saves=2)
+    head = rented.head()
+    assert head is not None
+    committed = head.checkpoints[0].step
+    rented.loopback.runpod.preempt(first, notice=0.0, leaves="gone")
+    rented.wait_for_the_end()
+    assert rented.rows_trained()[-1][0] >= committed > 0
+    assert rented.final_model() == unbroken()
+
+
+def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(
+    rented: Rented, unbroken: Callable[[], str]
+) -> None:
+    rented.launch()
+    old = rented.wait_for_training(saves=1)
+    # It stands still until its successor trains, then goes on as if nothing had happened.
+    old.signal(signal.SIGSTOP)
+    rented.loopback.runpod.cut_off(old)
+    rented.wait_for_training(machine=1)
+    head = rented.head()
+    assert head is not None
+    old.signal(signal.SIGCONT)
+    wait_until(lambda: "return code list:" in old.job_log(), "the end of the old machine's job")
+    assert "taken over" in old.job_log()
+    assert "[3]" in old.job_log(), "exit code 3 is the one for it"
+    rented.wait_for_the_end()
+    after = rented.head()
+    assert after is not None
+    assert after.epoch >= head.epoch
+    assert rented.final_model() == unbroken(), "the old machine's steps got in between"
+
+
+def test_a_machine_with_too_small_a_disk_is_left_for_another_within_seconds(
+    rented: Rented,
+) -> None:
+    rented.loopback.runpod.small_disks = 1
+    rented.launch()
+    wait_until(lambda: rented.machines, "a machine")
+    bad = rented.machines[0]
+    wait_until(lambda: "this machine won't do" in bad.job_log(), "the boot check")
+    assert "Nothing was installed" in bad.job_log()
+    good = rented.wait_for_training(machine=1)
+    assert "GB disk" in good.job_log()
+    assert not bad.alive, "the bad machine is still paid for"
+
+
+def test_no_secret_is_written_down_where_a_rental_leaves_files(rented: Rented) -> None:
+    rented.launch()
+    pod = rented.wait_for_training()
+    assert SECRET_KEY not in pod.job_log()
+    for query in (text for _, text in rented.loopback.runpod.requests):
+        assert SECRET_KEY not in query
+    found = subprocess.run(
+        ["grep", "-rlF", SECRET_KEY, str(pod.home / "sky_workdir")], capture_output=True, text=True
+    )
+    assert found.stdout == ""

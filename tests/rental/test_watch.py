@@ -1,0 +1,77 @@
+"""`pion watch` on a real SkyPilot, which takes minutes to see that an EXITED pod is dead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from pipeline.state.metrics import read_events
+from pipeline.state.stores import open_store
+from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, wait_until
+from tests.rental.skypilot_home import REPOSITORY
+from tests.rental.window import Window, window
+
+pytestmark = pytest.mark.rental
+
+NOISE_SECONDS = 45.0
+"""Between two recoveries of the same kind. Left alone, SkyPilot needs 130 s more for such a pod."""
+
+
+@contextmanager
+def watched(rented: Rented, on: Path, *overrides: str) -> Iterator[Window]:
+    """A launch whose window was closed, and the run watched from another."""
+    settings = [f"store={rented.store}", *OVERRIDES, *overrides]
+    with window(rented, "launch", JOB, "--on", str(on), *settings) as launch:
+        launch.wait_for("managed job ")
+        launch.wait_for(" is submitted")
+        launch.ctrl_c()
+        launch.ends_with(0)
+    with window(rented, "watch", rented.run) as watch:
+        yield watch
+
+
+def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes(rented: Rented) -> None:
+    def seconds_to_the_next(machine: int, leaves: Literal["gone", "exited"]) -> float:
+        pod = rented.wait_for_training(machine)
+        lost = time.monotonic()
+        # Without a signal: a run that hears one exits with 75, which SkyPilot may see in time.
+        rented.loopback.runpod.preempt(pod, notice=0.0, leaves=leaves)
+        wait_until(lambda: len(rented.machines) > machine + 1, "the next machine")
+        return time.monotonic() - lost
+
+    with watched(rented, Path("sky/runpod-a40.yaml"), "pretrain.steps=30000") as watch:
+        vanished = seconds_to_the_next(0, "gone")
+        exited = seconds_to_the_next(1, "exited")
+        dead = rented.machines[1]
+        assert f"dead pod: pod {dead.id} is EXITED in RunPod's list" in watch.text
+        watch.wait_for("recovered 2 times")
+    assert exited < vanished + NOISE_SECONDS
+    (event,) = [e for e in read_events(open_store(rented.store), RUN) if e["event"] == "watch"]
+    assert event["done"] == [f"terminated pod {dead.id}"]
+
+
+def test_a_place_whose_machines_all_die_young_is_left_for_another(
+    rented: Rented, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((REPOSITORY / "sky" / "runpod-spot.yaml").read_text())
+    config["resources"]["any_of"] = [
+        {"accelerators": gpu, "use_spot": True} for gpu in ("A40:1", "RTXA4000:1")
+    ]
+    two = tmp_path / "two.yaml"
+    two.write_text(yaml.safe_dump(config))
+    # The boot check refuses three machines in a row; SkyPilot would go on renting there.
+    rented.loopback.runpod.small_disks = 3
+    with watched(rented, two) as watch:
+        watch.wait_for("submitted the run anew as managed job ")
+        first, *_ = rented.machines
+        gpu = first.gpu.removeprefix("NVIDIA ").replace(" ", "")
+        assert f"bad place: the last 3 machines were {gpu} spot on RunPod" in watch.text
+        good = rented.wait_for_training(machine=3)
+        assert good.gpu != first.gpu
+        watch.ends_with(0)

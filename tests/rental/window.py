@@ -1,0 +1,73 @@
+"""A `pion` command in a window of its own: what it says while it runs, and how it ends."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.rental.rented import Rented, wait_until
+from tests.rental.skypilot_home import REPOSITORY
+
+
+class Window:
+    """A running command; its `process` gives the exit code."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self.process, self._output = process, output
+
+    @property
+    def text(self) -> str:
+        """What it has said so far."""
+        return self._output.read_text()
+
+    @property
+    def job(self) -> int:
+        """The managed job it has submitted, once it has."""
+        self.wait_for(" is submitted")
+        found = re.search(r"managed job (\d+).* is submitted", self.text)
+        assert found is not None
+        return int(found[1])
+
+    def wait_for(self, words: str) -> None:
+        """Wait until it says that; fails, with what it said instead, if it ends without."""
+
+        def said() -> bool:
+            over = self.process.poll() is not None
+            assert words in self.text or not over, f"it never said {words!r}:\n{self.text}"
+            return words in self.text
+
+        wait_until(said, words)
+
+    def ends_with(self, code: int) -> None:
+        """Wait for its end; fails, with what it said, if the exit code is another."""
+        assert self.process.wait() == code, self.text
+
+    def ctrl_c(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+
+@contextmanager
+def window(rented: Rented, *arguments: str) -> Iterator[Window]:
+    """`pion arguments…`, ended with the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "output")
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [f"{sys.prefix}/bin/pion", *arguments],
+                cwd=REPOSITORY,
+                env=rented.environment | {"PION_ALLOW_LOOPBACK": "1", "COLUMNS": "200"},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield Window(process, output)
+        finally:
+            process.kill()
+            process.wait()

@@ -1,0 +1,193 @@
+"""From a bare machine to `pion run`: what sky/boot.sh installs, and what its exit codes say.
+
+The script is the real one; uv and what it would install are stand-ins that write down their calls.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+UV = """#!/bin/bash
+echo "$@" >>"$CALLS"
+case $1 in
+    venv) mkdir -p .venv/bin packages; printf '#!/bin/sh\\necho packages\\n' >.venv/bin/python
+          chmod +x .venv/bin/python ;;
+    sync) [ -z "$UV_SAYS" ] || { echo "$UV_SAYS" >&2; exit 1; }
+          mkdir -p .venv/bin; cp "$PION" .venv/bin/pion ;;
+esac
+"""
+PION = """#!/bin/bash
+printf '%s\\n' "$@" >"$CALLS.pion"; env >"$CALLS.environment"
+trap 'echo stopped >>"$CALLS.pion"; exit 75' TERM
+while [ -n "$PION_WAITS" ]; do sleep 0.1; done
+exit ${PION_EXITS:-0}
+"""
+
+
+@dataclass
+class Machine:
+    """A checkout on a rented machine, with SkyPilot's uv in the home folder."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", "sky/boot.sh"],
+            cwd=self.folder / "checkout",
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def boot(self, **environment: str) -> tuple[int, str]:
+        """Exit code and output."""
+        process = self.start(**environment)
+        output, _ = process.communicate()
+        return process.returncode, output
+
+    @property
+    def uv_calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def pion(self, what: str = "pion") -> list[str]:
+        """The arguments that `pion` was given, one each, or its "environment"."""
+        return (self.folder / f"calls.{what}").read_text().splitlines()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    checkout, home = tmp_path / "checkout", tmp_path / "home"
+    for name in ("sky/boot.sh", "pipeline/rent/boot_check.py", "pyproject.toml"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, checkout / name)
+    (checkout / "job.yaml").write_text("name: tiny\n")
+    (home / ".local/bin").mkdir(parents=True)
+    for path, text in ((home / ".local/bin/uv", UV), (tmp_path / "pion", PION)):
+        path.write_text(text)
+        path.chmod(0o755)
+    return Machine(
+        tmp_path,
+        {
+            "HOME": str(home),
+            "PATH": os.environ["PATH"],
+            "CALLS": str(tmp_path / "calls"),
+            "PION": str(tmp_path / "pion"),
+            "JOB": "job.yaml",
+            "PION_EXPECT_GPUS": "0",
+        },
+    )
+
+
+def test_it_ends_in_pion_run_with_the_job_and_the_overrides(machine: Machine) -> None:
+    code, output = machine.boot(OVERRIDES="pretrain.lr=1e-3 evaluate.prompts='[\"two words\"]'")
+    assert code == 0, output
+    arguments = ["run", "job.yaml", "pretrain.lr=1e-3", 'evaluate.prompts=["two words"]']
+    assert machine.pion() == arguments
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 74, 75])
+def test_the_exit_code_of_pion_is_the_jobs(machine: Machine, code: int) -> None:
+    assert machine.boot(PION_EXITS=str(code))[0] == code
+
+
+def test_sigterm_reaches_pion(machine: Machine) -> None:
+    process = machine.start(PION_WAITS="1")
+    while not (machine.folder / "calls.environment").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    assert machine.pion()[-1] == "stopped"
+
+
+def test_a_machine_that_will_not_do_is_left_before_anything_is_installed(machine: Machine) -> None:
+    code, output = machine.boot(PION_DISK_GB="1000000")
+    assert code == 75
+    assert "this machine won't do" in output
+    assert machine.uv_calls == []
+
+
+@pytest.mark.parametrize("job", ["", "jobs/no-such.yaml"])
+def test_a_job_that_is_not_there_is_the_same_on_every_machine(machine: Machine, job: str) -> None:
+    code, output = machine.boot(JOB=job)
+    assert code == 2
+    assert "JOB" in output
+    assert machine.uv_calls == []
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("error: Failed to fetch: `https://pypi.org/simple/torch/`", 75),
+        ("error: No space left on device (os error 28)", 75),
+        ("× No solution found when resolving dependencies", 2),
+        ("error: Failed to parse: `pyproject.toml`", 2),
+    ],
+)
+def test_packages_that_cannot_be_had_here_may_be_had_elsewhere(
+    machine: Machine, said: str, code: int
+) -> None:
+    exit_code, output = machine.boot(UV_SAYS=said)
+    assert exit_code == code
+    assert said in output, "why is not said"
+
+
+def test_only_what_a_run_needs_is_installed(machine: Machine) -> None:
+    machine.boot()
+    assert "sync --no-default-groups" in machine.uv_calls[-1]
+    assert "--group" not in machine.uv_calls[-1]
+    assert "--extra" not in machine.uv_calls[-1]
+
+
+def test_what_the_job_asks_for_is_installed_too(machine: Machine) -> None:
+    (machine.folder / "checkout/job.yaml").write_text("evaluate:\n  lm_eval: {tasks: [piqa]}\n")
+    machine.boot(OVERRIDES="log.wandb=pion")
+    assert "--group evaluate" in machine.uv_calls[-1]
+    assert "--extra wandb" in machine.uv_calls[-1]
+    assert "tensorboard" not in machine.uv_calls[-1]
+
+
+def test_a_torch_of_the_image_is_used_and_nothing_it_brings_is_installed(machine: Machine) -> None:
+    image = machine.folder / "image"
+    (image / "torch").mkdir(parents=True)
+    (image / "torch/__init__.py").write_text("raise ImportError('must not be imported to look')")
+    (image / "torch/version.py").write_text("__version__ = '2.14.0'\ncuda: str = '13.0'\n")
+    code, output = machine.boot(PYTHONPATH=str(image))
+    assert code == 0, output
+    assert f"torch 2.14.0 in this image's {image}" in output
+    assert machine.uv_calls[0].startswith("venv")
+    for package in ("torch", "triton", "nvidia-cublas", "nvidia-nccl-cu13", "cuda-toolkit"):
+        assert f"--no-install-package {package}" in machine.uv_calls[-1]
+    assert "--no-install-package torchvision" not in machine.uv_calls[-1]
+    path_file = machine.folder / "checkout/packages/image-torch.pth"
+    assert path_file.read_text() == f"{image}\n"
+
+
+def test_what_the_yaml_leaves_empty_is_not_set(machine: Machine) -> None:
+    empty = {"HF_TOKEN": "", "AWS_ENDPOINT_URL": "", "PION_COMMIT": "", "AWS_DEFAULT_REGION": ""}
+    machine.boot(**empty, AWS_ACCESS_KEY_ID="key")
+    environment = dict(line.partition("=")[::2] for line in machine.pion("environment"))
+    assert not {"HF_TOKEN", "AWS_ENDPOINT_URL", "PION_COMMIT"} & environment.keys()
+    assert environment["AWS_ACCESS_KEY_ID"] == "key"
+
+
+def test_the_seconds_of_each_part_are_left_for_the_runs_events(machine: Machine) -> None:
+    before = time.time()
+    machine.boot()
+    environment = dict(line.partition("=")[::2] for line in machine.pion("environment"))
+    names = ("PION_BOOT_STARTED", "PION_BOOT_CHECKED", "PION_BOOT_SYNCED")
+    times = [float(environment[name]) for name in names]
+    assert before <= times[0] < times[1] < times[2] <= time.time()

@@ -1,0 +1,146 @@
+"""The run script of several nodes, started as SkyPilot starts it, on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.state.head import RunState
+from pipeline.state.metrics import read_events
+from pipeline.state.stores import open_store
+from tests.pipeline.jobs import tiny_dict, write_tiny_data
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass
+class Nodes:
+    """Two nodes of one CPU worker each: `start` runs the script as the node of that rank."""
+
+    folder: Path
+    job: Path
+    environment: dict[str, str]
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, rank: int) -> subprocess.Popen[bytes]:
+        log = (self.folder / f"node-{rank}.log").open("ab")
+        process = subprocess.Popen(
+            ["bash", str(REPOSITORY / "sky" / "ray_nodes.sh"), str(self.job)],
+            cwd=self.folder,
+            env=self.environment | {"SKYPILOT_NODE_RANK": str(rank)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def lose(self, process: subprocess.Popen[bytes]) -> None:
+        """Take a node without warning; its reaper ends what there is of its Ray."""
+        process.kill()
+        process.wait()
+
+    def log(self, rank: int) -> str:
+        path = self.folder / f"node-{rank}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def events(self) -> list[dict[str, object]]:
+        return list(read_events(open_store(f"{self.folder}/runs"), "tiny"))
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    import yaml
+
+    write_tiny_data(tmp_path)
+    job = tiny_dict(
+        store=f"{tmp_path}/runs",
+        sft=None,
+        pretrain__steps=400,
+        checkpoint__every_steps=20,
+        hardware__threads=1,
+        log__every=10,
+    )
+    job = {key: value for key, value in job.items() if value is not None}
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    for name in ("pipeline", "pion"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    nodes = Nodes(
+        tmp_path,
+        path,
+        os.environ
+        | {
+            "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1",
+            "SKYPILOT_NUM_NODES": "2",
+            "SKYPILOT_NUM_GPUS_PER_NODE": "0",
+            "SKYPILOT_TASK_ID": "sky-managed-test",
+            "PION_RAY_PORT": str(port),
+            # Without it Ray turns 127.0.0.1 into an address of this machine's network.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        },
+    )
+    yield nodes
+    for process in nodes.started:
+        if process.poll() is None:
+            nodes.lose(process)
+
+
+def wait_until(condition: Callable[[], object], what: Callable[[], str]) -> None:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < 500, what()
+        time.sleep(0.5)
+
+
+@pytest.mark.soak
+def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes: Nodes) -> None:
+    def logs() -> str:
+        return f"{nodes.log(0)}\n---- other node\n{nodes.log(1)}"
+
+    head = nodes.start(0)
+    wait_until(lambda: "meet at" in nodes.log(0) or head.poll() is not None, logs)
+    worker = nodes.start(1)
+    wait_until(lambda: ": saved" in nodes.log(0) or head.poll() is not None, logs)
+    assert head.poll() is None, logs()
+    started = [event for event in nodes.events() if event["event"] == "training"]
+    assert [event["workers"] for event in started] == [2]
+
+    state = RunState(open_store(f"{nodes.folder}/runs"), "tiny").read()
+    assert state is not None
+    committed = state.checkpoints[0].step
+    nodes.lose(worker)
+    again = nodes.start(1)
+    wait_until(lambda: head.poll() is not None, logs)
+    assert head.returncode == 0, logs()
+    resumed = [event for event in nodes.events() if event["event"] == "training"]
+    assert [event["workers"] for event in resumed] == [2, 2]
+    assert int(str(resumed[1]["from_step"])) >= committed > 0
+
+    wait_until(lambda: again.poll() is not None, logs)
+    assert again.returncode == 0, "a node whose head is done has done its part"
+    left = subprocess.run(
+        ["pgrep", "-f", str(nodes.environment["PION_RAY_PORT"])], capture_output=True
+    )
+    assert left.stdout == b"", "Ray's processes outlive the job"
+
+
+@pytest.mark.soak
+def test_a_node_whose_head_never_comes_up_waits_for_it(nodes: Nodes) -> None:
+    worker = nodes.start(1)
+    time.sleep(3)
+    assert worker.poll() is None
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait() == 75

@@ -1,0 +1,160 @@
+"""The YAMLs of sky/: SkyPilot reads them, and would rent what they say they rent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
+from tests.rental.catalog import GPU_MEMORY_GIB, PRICES, Price, write_catalog
+
+SKY = Path(__file__).parents[2] / "sky"
+YAMLS = sorted(path.name for path in SKY.glob("*.yaml"))
+
+DryRun = Callable[..., dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
+    """By file, what `sky launch --dryrun` would rent at these prices, in a home folder of ours."""
+
+    def run(
+        paths: list[Path],
+        prices: Mapping[str, Price] = PRICES,
+        clouds: tuple[str, ...] = ("RunPod",),
+    ) -> dict[str, dict[str, Any]]:
+        home = tmp_path_factory.mktemp("home")
+        for cloud in clouds:
+            write_catalog(home, prices, cloud=cloud)
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("dryrun.py")),
+                json.dumps([str(path) for path in paths]),
+                *clouds,
+            ],
+            env=os.environ | {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
+            cwd=SKY.parent,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        answers = json.loads(done.stdout.splitlines()[-1])
+        return {Path(path).name: answer for path, answer in answers.items()}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def rented(dryrun: DryRun) -> dict[str, dict[str, Any]]:
+    """What each YAML would rent at the usual prices."""
+    single = [SKY / name for name in YAMLS if name != "multi-node.yaml"]
+    several = dryrun([SKY / "multi-node.yaml"], {"A10": Price(None, 0.75)}, ("Lambda",))
+    return dryrun(single) | several
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "use_spot", "price"),
+    [
+        ("runpod-a40.yaml", "A40", False, 0.40),
+        ("runpod-a4000.yaml", "RTXA4000", False, 0.25),
+        ("runpod-spot.yaml", "A40", True, 0.20),
+        ("cloud-spot.yaml", "RTXA4000", True, 0.22),
+        ("multi-node.yaml", "A10", False, 0.75),
+    ],
+)
+def test_a_dry_run_picks_the_expected_machine(
+    rented: dict[str, dict[str, Any]], name: str, gpu: str, use_spot: bool, price: float
+) -> None:
+    assert rented[name]["gpus"] == {gpu: 1}
+    assert rented[name]["use_spot"] is use_spot
+    assert rented[name]["price"] == price, "dollars an hour, of one node"
+    assert rented[name]["nodes"] == (2 if name == "multi-node.yaml" else 1)
+
+
+def test_on_demand_is_rented_instead_of_spot_only_by_choice(dryrun: DryRun, tmp_path: Path) -> None:
+    no_spot = {"A40": Price(None, 0.40), "RTXA4000": Price(None, 0.25)}
+    text = (SKY / "runpod-spot.yaml").read_text()
+    chosen = tmp_path / "chosen.yaml"
+    chosen.write_text(text.replace("    # - acc", "    - acc").replace("    #   use", "      use"))
+    answers = dryrun([SKY / "runpod-spot.yaml", chosen], no_spot)
+    assert "unavailable" in answers["runpod-spot.yaml"]
+    assert answers["chosen.yaml"]["gpus"] == {"RTXA4000": 1}
+    assert answers["chosen.yaml"]["use_spot"] is False
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_skypilots_loader_and_schema_take_it_given_a_job(name: str) -> None:
+    task = _load(name)
+    assert task.envs["JOB"] == "jobs/demo.yaml"
+    for resources in task.resources:
+        assert resources.job_recovery["strategy"] == "EAGER_NEXT_REGION"
+        assert resources.job_recovery["max_restarts_on_errors"] == 0
+        assert not resources.ports, "a run listens to nobody"
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_skypilot_refuses_it_without_a_job(name: str) -> None:
+    from sky.task import Task
+
+    with pytest.raises(ValueError, match="JOB"):
+        Task.from_yaml(str(SKY / name))
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_only_what_another_machine_can_repair_is_recovered(name: str) -> None:
+    recovered = _read(name)["resources"]["job_recovery"]["recover_on_exit_codes"]
+    assert recovered == [Interrupted.exit_code]
+    for final in (PionError, BadInput, Fenced, Stopped, NotDurable):
+        assert final.exit_code not in recovered
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_all_that_a_bad_host_can_break_is_in_run_and_not_in_setup(name: str) -> None:
+    config = _read(name)
+    assert "setup" not in config
+    assert config["run"] == "exec bash sky/boot.sh"
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_the_boot_check_knows_the_disk_that_is_asked_for(name: str) -> None:
+    config = _read(name)
+    assert config["envs"]["PION_DISK_GB"] == str(config["resources"]["disk_size"])
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_no_secret_has_a_value_in_the_file(name: str) -> None:
+    assert set(_read(name)["secrets"].values()) == {""}
+
+
+def test_every_gpu_of_the_spot_yamls_has_16_gb_or_more() -> None:
+    for name in ("runpod-spot.yaml", "cloud-spot.yaml"):
+        for resources in _load(name).resources:
+            (gpu,) = resources.accelerators
+            assert GPU_MEMORY_GIB[gpu] >= 16
+
+
+def test_managed_jobs_keep_the_order_of_the_gpus() -> None:
+    """SkyPilot tries a set (`any_of`, a mapping) in an arbitrary order for a managed job."""
+    for name in ("runpod-spot.yaml", "cloud-spot.yaml", "multi-node.yaml"):
+        assert isinstance(_load(name).resources, list)
+
+
+def _load(name: str) -> Any:
+    """What SkyPilot makes of it, given a job."""
+    from sky.task import Task
+
+    return Task.from_yaml_config(_read(name), env_overrides=[("JOB", "jobs/demo.yaml")])
+
+
+def _read(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((SKY / name).read_text())
+    return config
