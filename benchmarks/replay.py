@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job_file import load_job
-from pipeline.rent.replay import replay_of, summarise
-from pipeline.rent.replay_numbers import job_numbers
-from pipeline.rent.replay_options import Given
-from pipeline.rent.traces import read_trace
+from pipeline.rent.replay.numbers import job_numbers
+from pipeline.rent.replay.options import Given
+from pipeline.rent.replay.replay import replay_of, summarise
+from pipeline.rent.replay.traces import read_trace
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "replay.json"

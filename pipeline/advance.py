@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pion.errors import BadInput, Interrupted, NotDurable, PionError, Stopped
 from pipeline.budget import price_per_hour
+from pipeline.cost.machine import Machine, claim_event, this_machine
+from pipeline.cost.timeline import WAITED
 from pipeline.digest import Digests, digest_of
 from pipeline.display import Display
 from pipeline.finish import finish_evaluate, finish_publish, summary_rows, write_run_report
@@ -26,8 +28,6 @@ from pipeline.plan import (
     stage_inputs,
 )
 from pipeline.preflight import worker_count
-from pipeline.rent.machine import Machine, claim_event, this_machine
-from pipeline.rent.timeline import WAITED
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog

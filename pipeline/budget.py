@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pipeline.rent.machine import PRICE_VARIABLE, rental_price
+from pipeline.cost.machine import PRICE_VARIABLE, rental_price
 from pipeline.state.records import Spent
 
 if TYPE_CHECKING:

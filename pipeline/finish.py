@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bring_model import bring_model
+from pipeline.cost.by_cause import Costs, History, MachineCost, costs_of, history_of
 from pipeline.digest import Digests
 from pipeline.formats import moment
 from pipeline.job import Job
-from pipeline.rent.cost import Costs, History, MachineCost, costs_of, history_of
 from pipeline.state.head import RunState
 from pipeline.state.metrics import kept_rows
 from pipeline.state.records import Head

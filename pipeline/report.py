@@ -13,11 +13,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from pipeline.cost.by_cause import Costs
 from pipeline.formats import duration
 from pipeline.html_parts import bars, items, section, table, text
 from pipeline.job import Job
 from pipeline.plots import TITLES, loss_plot, throughput_plot
-from pipeline.rent.cost import Costs
 from pipeline.report_cost import cost_section
 from pipeline.result_tables import (
     choice_rows,

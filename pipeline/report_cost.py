@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.cost.by_cause import USEFUL, Costs, MachineCost
 from pipeline.formats import duration, moment
 from pipeline.html_parts import bars, section, table, text
-from pipeline.rent.cost import USEFUL, Costs, MachineCost
 
 MEANS = {
     "steps": "training steps that were kept",

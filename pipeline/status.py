@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
+from pipeline.cost.by_cause import Costs, MachineCost, costs_of
 from pipeline.find_model import last_change, read_run, runs_in
 from pipeline.formats import duration, moment, printable, size
 from pipeline.job import STAGES
-from pipeline.rent.cost import Costs, MachineCost, costs_of
 from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import CheckpointEntry, Head

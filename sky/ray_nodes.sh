@@ -57,6 +57,9 @@ until head_answers; do
     sleep 1
 done
 while head_answers; do
-    start_node --address="$address" --block || sleep 2
+    start_node --address="$address" --block || {
+        tail -n 1 "$PION_RAY_SESSION/start.log" >&2
+        sleep 2
+    }
 done
 echo "ray: the first node is gone; this one is done"

@@ -47,7 +47,7 @@ def add_rent_commands(add: Add) -> None:
     rentals.add_argument("--reap", action="store_true", help="end machines that serve no run")
     rentals.add_argument("--json", action="store_true", help="print JSON")
 
-    from pipeline.rent.replay_options import add_options
+    from pipeline.rent.replay.options import add_options
 
     replay = add("replay", _replay, "finish time, dollars and goodput on recorded spot traces")
     _job(replay)
@@ -65,44 +65,44 @@ def _job(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from pipeline.rent.check import show_check
+    from pipeline.rent.check.check import show_check
 
     return show_check(args.job, args.overrides, on=args.on, force=args.force, as_json=args.json)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from pipeline.rent.plan import show_plan
+    from pipeline.rent.plan.plan import show_plan
 
     return show_plan(args.job, args.overrides, gpus=args.gpu, as_json=args.json)
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from pipeline.rent.launch import launch
+    from pipeline.rent.managed.launch import launch
 
     return launch(args.job, args.overrides, on=args.on, dry_run=args.dry_run, force=args.force)
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from pipeline.rent.watch import watch
+    from pipeline.rent.managed.watch import watch
 
     return watch(args.run, once=args.once)
 
 
 def _hop(args: argparse.Namespace) -> int:
-    from pipeline.rent.hop import hop
+    from pipeline.rent.managed.hop import hop
 
     return hop(args.run, on=args.on, overrides=args.overrides, job=args.job)
 
 
 def _rentals(args: argparse.Namespace) -> int:
-    from pipeline.rent.rentals import show_rentals
+    from pipeline.rent.managed.rentals import show_rentals
 
     return show_rentals(args.run, reap=args.reap, as_json=args.json)
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from pipeline.rent.replay import show_replay
-    from pipeline.rent.replay_options import Given
+    from pipeline.rent.replay.options import Given
+    from pipeline.rent.replay.replay import show_replay
 
     return show_replay(
         args.job,

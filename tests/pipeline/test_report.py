@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.cost.by_cause import Costs, costs
 from pipeline.job import Job
 from pipeline.plots import loss_plot, running_mean, throughput_plot
-from pipeline.rent.cost import Costs, costs
 from pipeline.report import write_report
 from pipeline.state.records import Head, Spent
 from tests.pipeline.test_model_card import JOB, RESULTS

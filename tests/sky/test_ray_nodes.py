@@ -1,4 +1,4 @@
-"""The run script of several nodes, started as SkyPilot starts it, on loopback."""
+"""The run script of several nodes, started as SkyPilot starts it, twice on this machine."""
 
 from __future__ import annotations
 
@@ -57,6 +57,13 @@ class Nodes:
         return list(read_events(open_store(f"{self.folder}/runs"), "tiny"))
 
 
+def own_address() -> str:
+    """This machine's address in its network: Ray takes no second node at 127.0.0.1."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing, but chooses the interface
+        return str(probe.getsockname()[0])
+
+
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[Nodes]:
     import yaml
@@ -83,13 +90,11 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
         path,
         os.environ
         | {
-            "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1",
+            "SKYPILOT_NODE_IPS": f"{own_address()}\n{own_address()}",
             "SKYPILOT_NUM_NODES": "2",
             "SKYPILOT_NUM_GPUS_PER_NODE": "0",
             "SKYPILOT_TASK_ID": "sky-managed-test",
             "PION_RAY_PORT": str(port),
-            # Without it Ray turns 127.0.0.1 into an address of this machine's network.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         },
     )
     yield nodes

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.job import Job
 from pipeline.job_file import load_job
-from pipeline.rent.check import CheckRow, run_checks
+from pipeline.rent.check.check import CheckRow, run_checks
 from tests.pipeline.jobs import tiny_dict
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.rent import check
-from pipeline.rent.check import CheckRow, show_check
+from pipeline.rent.check import check
+from pipeline.rent.check.check import CheckRow, show_check
 from pipeline.state.stores import FileStore
 from tests.hub_server import READ_TOKEN, HubServer, hub_server
 from tests.pipeline.light_run import JOB, light_run
@@ -164,7 +164,7 @@ def test_a_store_that_does_not_compare_before_it_swaps(
 def test_a_store_that_is_down_is_not_waited_for(
     case: Case, proxy: FaultProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.rent.check_job.STORE_SECONDS", 0.3)
+    monkeypatch.setattr("pipeline.rent.check.job.STORE_SECONDS", 0.3)
     proxy.fail(".", times=math.inf, status=503)
     wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "can't be reached")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.rent.check import CheckRow, run_checks, show_check
-from pipeline.rent.check_rental import LOOPBACK_VARIABLE
+from pipeline.rent.check.check import CheckRow, run_checks, show_check
+from pipeline.rent.check.rental import LOOPBACK_VARIABLE
 from pipeline.rent.rental import read_rental
 from tests.pipeline.rent.checked_job import Case, unknown, wrong
 from tests.pipeline.rent.conftest import YAML, SkyHome

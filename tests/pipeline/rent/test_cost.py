@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cost.by_cause import CAUSES, Costs, costs, costs_of
 from pipeline.find_model import read_run
 from pipeline.finish import write_run_report
 from pipeline.job import Job
-from pipeline.rent.cost import CAUSES, Costs, costs, costs_of
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import RELEASED, Owner

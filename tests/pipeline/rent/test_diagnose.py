@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.rent.diagnose import (
+from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     HANG_SECONDS,
     LOST_BOOT_SECONDS,
@@ -19,8 +19,8 @@ from pipeline.rent.diagnose import (
     SkyView,
     diagnose,
 )
-from pipeline.rent.managed_jobs import ManagedJob
-from pipeline.rent.pods import Pod
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.pods import Pod
 
 NOW = 1_000_000.0
 A40 = Place("RunPod", "CA", "A40", spot=True)

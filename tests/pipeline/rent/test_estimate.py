@@ -14,15 +14,15 @@ from pipeline.digest import digest_job
 from pipeline.job import Job
 from pipeline.job_file import load_job
 from pipeline.plan import stage_inputs
-from pipeline.rent.estimate import (
+from pipeline.rent.plan.estimate import (
     RESTART_SECONDS,
     Estimate,
     estimate,
     gpus_that_fit,
 )
-from pipeline.rent.gpus import GPU_TYPES
-from pipeline.rent.measured import Speed, measured_speeds, speed_on
-from pipeline.rent.offers import Offer
+from pipeline.rent.plan.gpus import GPU_TYPES
+from pipeline.rent.plan.measured import Speed, measured_speeds, speed_on
+from pipeline.rent.plan.offers import Offer
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner

@@ -13,9 +13,9 @@ import yaml
 from pion.errors import BadInput, PionError
 from pipeline.handover import FROM_EPOCH
 from pipeline.job_file import job_text
-from pipeline.rent import hop as hopping
-from pipeline.rent.hop import hop, recorded_job
-from pipeline.rent.managed_jobs import ManagedJob
+from pipeline.rent.managed import hop as hopping
+from pipeline.rent.managed.hop import hop, recorded_job
+from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog

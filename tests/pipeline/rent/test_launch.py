@@ -12,13 +12,13 @@ import yaml
 
 from pion.errors import BadInput, PionError
 from pipeline.job_file import load_job
-from pipeline.rent import launch as launching
-from pipeline.rent import managed_jobs
-from pipeline.rent.diagnose import Place
-from pipeline.rent.launch import launch, refuse_second
-from pipeline.rent.managed_jobs import ManagedJob, asking_skypilot
+from pipeline.rent.managed import launch as launching
+from pipeline.rent.managed import managed_jobs
+from pipeline.rent.managed.diagnose import Place
+from pipeline.rent.managed.launch import launch, refuse_second
+from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
+from pipeline.rent.managed.task import make_again, make_task, secrets_for, task_config, variables
 from pipeline.rent.rental import read_rental
-from pipeline.rent.task import make_again, make_task, secrets_for, task_config, variables
 from pipeline.state.head import RunState
 from pipeline.state.records import Head
 from pipeline.state.stores import FileStore

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput
-from pipeline.rent import machine as machines
-from pipeline.rent.gpu_names import sky_names
-from pipeline.rent.machine import (
+from pipeline.cost import machine as machines
+from pipeline.cost.gpu_names import sky_names
+from pipeline.cost.machine import (
     LONGEST_BOOT,
     claim_event,
     rental_price,

@@ -14,7 +14,7 @@ from pipeline.digest import digest_job
 from pipeline.job import Job, Price
 from pipeline.job_file import load_job
 from pipeline.rent.deadline import begin, within
-from pipeline.rent.offers import NotOffered, Offer, look_up, market, offers_for
+from pipeline.rent.plan.offers import NotOffered, Offer, look_up, market, offers_for
 from pipeline.rent.rental import read_rental
 from tests.pipeline.rent.conftest import SkyHome
 from tests.rental import catalog

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput
-from pipeline.rent.plan import show_plan
+from pipeline.rent.plan.plan import show_plan
 from tests.pipeline.rent.conftest import SkyHome
 from tests.rental.catalog import Price
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, PionError
-from pipeline.rent import rentals
-from pipeline.rent.managed_jobs import ManagedJob, cluster_name
-from pipeline.rent.pods import Pod, list_pods, runpod_configured, terminate_pod
+from pipeline.rent.managed import rentals
+from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.managed.pods import Pod, list_pods, runpod_configured, terminate_pod
+from pipeline.rent.managed.rentals import show_rentals
 from pipeline.rent.rental import rental_name
-from pipeline.rent.rentals import show_rentals
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.stores import FileStore

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from pion.errors import BadInput
-from pipeline.rent.replay import show_replay, summarise
-from pipeline.rent.replay_options import Given, Number
-from pipeline.rent.simulate import Outcome
-from pipeline.rent.traces import Trace
+from pipeline.rent.replay.options import Given, Number
+from pipeline.rent.replay.replay import show_replay, summarise
+from pipeline.rent.replay.simulate import Outcome
+from pipeline.rent.replay.traces import Trace
 from tests.pipeline.jobs import tiny_dict
 
 SPOT = str(Path(__file__).with_name("spot.json"))

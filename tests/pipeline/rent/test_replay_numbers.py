@@ -12,9 +12,9 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job_file import load_job
-from pipeline.rent.replay import show_replay
-from pipeline.rent.replay_numbers import job_numbers
-from pipeline.rent.replay_options import HELP, Given, Number, add_options
+from pipeline.rent.replay.numbers import job_numbers
+from pipeline.rent.replay.options import HELP, Given, Number, add_options
+from pipeline.rent.replay.replay import show_replay
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner

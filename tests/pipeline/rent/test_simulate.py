@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.job import Checkpoint
-from pipeline.rent import simulate
-from pipeline.rent.simulate import Outcome, Replay
-from pipeline.rent.timed_training import Costs, TimedTraining, Work
-from pipeline.rent.traces import Trace
+from pipeline.rent.replay import simulate
+from pipeline.rent.replay.simulate import Outcome, Replay
+from pipeline.rent.replay.timed_training import Costs, TimedTraining, Work
+from pipeline.rent.replay.traces import Trace
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import SaveCadence
@@ -234,6 +234,6 @@ def test_a_sweep_of_a_very_long_run_takes_evenly_spaced_starts(
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys, pipeline.rent.replay; sys.exit('torch' in sys.modules)"
+    code = "import sys, pipeline.rent.replay.replay; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

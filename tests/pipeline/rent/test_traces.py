@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pion.errors import BadInput
-from pipeline.rent.traces import Trace, read_trace
+from pipeline.rent.replay.traces import Trace, read_trace
 
 SPOT = Path(__file__).with_name("spot.json")
 

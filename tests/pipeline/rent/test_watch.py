@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, PionError
-from pipeline.rent.diagnose import (
+from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     HANG_SECONDS,
     LOST_BOOT_SECONDS,
     Attempt,
     Place,
 )
-from pipeline.rent.look import machines_so_far, place_of
-from pipeline.rent.managed_jobs import ManagedJob, cluster_name
-from pipeline.rent.pods import Pod
-from pipeline.rent.watch import Provider, Watcher, alone, follow_or_leave
+from pipeline.rent.managed.look import machines_so_far, place_of
+from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.managed.pods import Pod
+from pipeline.rent.managed.watch import Provider, Watcher, alone, follow_or_leave
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, read_events

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from pipeline.job import Job
 from pipeline.job_file import load_job
-from pipeline.rent.estimate import RESTART_SECONDS, Estimate, estimate
-from pipeline.rent.measured import measured_speeds
-from pipeline.rent.offers import market
+from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
+from pipeline.rent.plan.measured import measured_speeds
+from pipeline.rent.plan.offers import market
 
 
 def show_plan(job: str, overrides: Sequence[str], *, gpus: Sequence[str], as_json: bool) -> int:

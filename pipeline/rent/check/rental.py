@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from pion.errors import BadInput
 from pipeline.data.sources import find_input
 from pipeline.job import HubDataset, HubNpyShards, Job
-from pipeline.rent.check_job import count_parameters, is_prepared, sources_of
-from pipeline.rent.check_row import CheckRow
+from pipeline.rent.check.job import count_parameters, is_prepared, sources_of
+from pipeline.rent.check.row import CheckRow
 from pipeline.rent.rental import Rental
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore, open_store

@@ -15,16 +15,16 @@ from typing import Any
 from pion.errors import BadInput, PionError
 from pipeline.find_model import read_run
 from pipeline.formats import printable
-from pipeline.rent import managed_jobs as sky
-from pipeline.rent import pods as runpod
-from pipeline.rent.diagnose import Finding, Place, diagnose
-from pipeline.rent.follow import Progress, changes, how_it_ended
-from pipeline.rent.launch import how_to_come_back, say_now
-from pipeline.rent.look import Look, Lookout
-from pipeline.rent.managed_jobs import ManagedJob
-from pipeline.rent.pods import Pod
+from pipeline.rent.managed import managed_jobs as sky
+from pipeline.rent.managed import pods as runpod
+from pipeline.rent.managed.diagnose import Finding, Place, diagnose
+from pipeline.rent.managed.follow import Progress, changes, how_it_ended
+from pipeline.rent.managed.launch import how_to_come_back, say_now
+from pipeline.rent.managed.look import Look, Lookout
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.pods import Pod
+from pipeline.rent.managed.task import make_again
 from pipeline.rent.rental import rental_name
-from pipeline.rent.task import make_again
 from pipeline.state.head import RunState
 from pipeline.state.stores import StoreError, open_store, split_run
 from pipeline.state.workspace import default_root

@@ -8,7 +8,7 @@ from typing import Any
 
 from pion.errors import Stopped
 from pipeline.formats import duration, printable
-from pipeline.rent.managed_jobs import ManagedJob
+from pipeline.rent.managed.managed_jobs import ManagedJob
 
 STEP_LINE_SECONDS = 60.0
 """Between two lines that differ in nothing but the step."""

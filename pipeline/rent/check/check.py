@@ -16,8 +16,10 @@ from rich.text import Text
 from pion.errors import BadInput, PionError
 from pipeline.job import Job
 from pipeline.job_file import load_job
-from pipeline.rent import check_job, check_machines, check_rental
-from pipeline.rent.check_row import CheckRow
+from pipeline.rent.check import job as check_job
+from pipeline.rent.check import machines as check_machines
+from pipeline.rent.check import rental as check_rental
+from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline import begin
 from pipeline.rent.rental import Rental, read_rental
 from pipeline.state.stores import open_store

@@ -6,12 +6,12 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.rent.simulate import CAUSES, Outcome
+from pipeline.rent.replay.simulate import CAUSES, Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pipeline.rent.replay import Summary
+    from pipeline.rent.replay.replay import Summary
 
 INK, GRID, AWAY, LINE = "#57606a", "#d8dee4", "#eceff2", "#3b82c4"
 COLOURS = dict(zip(CAUSES, ("#e8853a", "#d9b23c", "#b65d9b", "#6d7fd1")))

@@ -24,7 +24,7 @@ from pipeline.plan import (
     goes_on_under_another_digest,
     plan_stages,
 )
-from pipeline.rent.check_row import CheckRow
+from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline import within
 from pipeline.state.head import RunState
 from pipeline.state.records import Head

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.formats import duration
-from pipeline.rent.managed_jobs import ManagedJob
-from pipeline.rent.pods import Pod
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.pods import Pod
 
 BOOT_SECONDS = 1200.0
 """From a machine that is asked for to one that has claimed the run: pulling an image of 10 GB and

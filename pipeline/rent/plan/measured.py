@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 from pion.errors import PionError
+from pipeline.cost.gpu_names import sky_names
 from pipeline.find_model import runs_in
 from pipeline.job import Job
 from pipeline.rent.deadline import within
-from pipeline.rent.gpu_names import sky_names
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
+from pipeline.cost.machine import CPU
 from pipeline.job import Price
 from pipeline.rent.deadline import within
-from pipeline.rent.gpus import GPU_TYPES, gpu_memory
-from pipeline.rent.machine import CPU
+from pipeline.rent.plan.gpus import GPU_TYPES, gpu_memory
 from pipeline.rent.rental import Candidate, Rental
 from pipeline.rent.skypilot import close_names, enabled_clouds, quiet, sky_module
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pion.train.memory import HEADROOM
 from pipeline.formats import duration
 from pipeline.job import Job
-from pipeline.rent.check_row import CheckRow
-from pipeline.rent.estimate import Estimate, estimate, gpus_that_fit
-from pipeline.rent.measured import measured_speeds
-from pipeline.rent.offers import NotOffered, Offer, look_up
+from pipeline.rent.check.row import CheckRow
+from pipeline.rent.plan.estimate import Estimate, estimate, gpus_that_fit
+from pipeline.rent.plan.measured import measured_speeds
+from pipeline.rent.plan.offers import NotOffered, Offer, look_up
 from pipeline.rent.rental import Candidate, Rental
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
 

@@ -15,11 +15,11 @@ import numpy as np
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job_file import load_job
-from pipeline.rent.replay_numbers import Numbers, job_numbers
-from pipeline.rent.replay_options import Given, Number
-from pipeline.rent.simulate import CAUSES, Outcome, Replay
-from pipeline.rent.timed_training import Costs, Work
-from pipeline.rent.traces import Trace, read_trace
+from pipeline.rent.replay.numbers import Numbers, job_numbers
+from pipeline.rent.replay.options import Given, Number
+from pipeline.rent.replay.simulate import CAUSES, Outcome, Replay
+from pipeline.rent.replay.timed_training import Costs, Work
+from pipeline.rent.replay.traces import Trace, read_trace
 from pipeline.state.stores import open_store
 from pipeline.state.workspace import Workspace
 
@@ -85,7 +85,7 @@ def show_replay(
     on_demand = replay.on_demand()
     summaries = [summarise(trace, replay.sweep(trace), numbers.spot) for trace in recorded]
     if png is not None:
-        from pipeline.rent.replay_plot import replay_plot
+        from pipeline.rent.replay.plot import replay_plot
 
         Path(png).write_bytes(replay_plot(summaries, on_demand))
     if as_json:

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline.job import Checkpoint
-from pipeline.rent.timed_training import Costs, TimedTraining, Work
-from pipeline.rent.traces import Trace
+from pipeline.rent.replay.timed_training import Costs, TimedTraining, Work
+from pipeline.rent.replay.traces import Trace
 from pipeline.state.records import CLAIMS_KEPT
 from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import seconds_between_starts

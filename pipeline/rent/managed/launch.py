@@ -10,15 +10,15 @@ from pipeline.find_model import last_change
 from pipeline.formats import duration
 from pipeline.job import Job
 from pipeline.job_file import load_job
-from pipeline.rent.managed_jobs import (
+from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     controller_is_here,
     managed_jobs,
     start_api_server,
     submit,
 )
+from pipeline.rent.managed.task import make_task, secrets_for, task_config, task_yaml, variables
 from pipeline.rent.rental import Rental, read_rental, rental_name
-from pipeline.rent.task import make_task, secrets_for, task_config, task_yaml, variables
 from pipeline.state.claim import HEARTBEAT_SECONDS
 from pipeline.state.head import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.owner import Owner, is_running
@@ -65,14 +65,14 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     say_now(SUBMITTING)
     job_id = submit(make_task(config, secrets), name)
     announce(state, name, job_id)
-    from pipeline.rent.watch import follow_or_leave
+    from pipeline.rent.managed.watch import follow_or_leave
 
     return follow_or_leave(state, name, job_id)
 
 
 def check(job: Job, rental: Rental, *, force: bool) -> None:
     """Print what `pion check` finds. Raises BadInput if the run would fail on that rental."""
-    from pipeline.rent.check import print_rows, run_checks
+    from pipeline.rent.check.check import print_rows, run_checks
 
     rows = run_checks(job, rental, force=force)
     print_rows(rows)

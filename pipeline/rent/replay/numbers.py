@@ -10,8 +10,8 @@ from pion.config import closest
 from pion.errors import BadInput
 from pipeline.formats import size
 from pipeline.job import Job
-from pipeline.rent.replay_measured import FIRST_STEP, PAID, Measured, measure
-from pipeline.rent.replay_options import Given, Number, option
+from pipeline.rent.replay.measured import FIRST_STEP, PAID, Measured, measure
+from pipeline.rent.replay.options import Given, Number, option
 
 BOOT_SECONDS, RESTORE_SECONDS = 50.0, 10.0
 """A minute from paid to first step."""
@@ -88,10 +88,10 @@ def _tokens_per_step(job: Job, stage: str) -> int:
 
 def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number]:
     """What `pion plan` expects of one such GPU (or `hardware.workers` of them)."""
-    from pipeline.rent.estimate import estimate
-    from pipeline.rent.gpus import GPU_TYPES
-    from pipeline.rent.measured import measured_speeds
-    from pipeline.rent.offers import Offer
+    from pipeline.rent.plan.estimate import estimate
+    from pipeline.rent.plan.gpus import GPU_TYPES
+    from pipeline.rent.plan.measured import measured_speeds
+    from pipeline.rent.plan.offers import Offer
 
     if gpu not in GPU_TYPES:
         raise BadInput(

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pion.errors import PionError
+from pipeline.cost.timeline import WAITED
 from pipeline.job import Job
 from pipeline.job_file import parse_job
-from pipeline.rent.replay_options import Number
-from pipeline.rent.timeline import WAITED
+from pipeline.rent.replay.options import Number
 from pipeline.state.head import RunState
 from pipeline.state.metrics import Row, read_events, read_metrics
 from pipeline.state.stores import open_store

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import BadInput, PionError
+from pipeline.cost.by_cause import MachineCost, costs_of
 from pipeline.find_model import read_run
 from pipeline.formats import duration, moment
-from pipeline.rent import pods as runpod
-from pipeline.rent.cost import MachineCost, costs_of
-from pipeline.rent.launch import say_now
-from pipeline.rent.managed_jobs import (
+from pipeline.rent.managed import pods as runpod
+from pipeline.rent.managed.launch import say_now
+from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     asking_skypilot,
     cluster_name,
@@ -27,7 +27,7 @@ from pipeline.rent.managed_jobs import (
     my_hash,
     start_api_server,
 )
-from pipeline.rent.pods import Pod
+from pipeline.rent.managed.pods import Pod
 from pipeline.rent.rental import rental_name
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events

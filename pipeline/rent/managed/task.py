@@ -15,9 +15,9 @@ import yaml
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.rent.diagnose import Place
-from pipeline.rent.managed_jobs import ManagedJob, asking_skypilot
-from pipeline.rent.offers import offers_for
+from pipeline.rent.managed.diagnose import Place
+from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
+from pipeline.rent.plan.offers import offers_for
 from pipeline.rent.rental import Rental
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.owner import code_version

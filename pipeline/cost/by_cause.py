@@ -28,8 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipeline.formats import duration
-from pipeline.rent.timeline import (
+from pipeline.cost.timeline import (
     CAUSES,
     STAGES,
     STEPS,
@@ -39,6 +38,7 @@ from pipeline.rent.timeline import (
     attempts_of,
     processes_of,
 )
+from pipeline.formats import duration
 from pipeline.state.head import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
 from pipeline.state.metrics import read_all_metrics, read_events
 from pipeline.state.records import Head

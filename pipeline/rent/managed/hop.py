@@ -17,9 +17,9 @@ from pipeline.formats import duration
 from pipeline.handover import FROM_EPOCH
 from pipeline.job import Job
 from pipeline.job_file import job_text, load_job
-from pipeline.rent import pods
-from pipeline.rent.launch import SUBMITTING, check, how_to_come_back, say_now
-from pipeline.rent.managed_jobs import (
+from pipeline.rent.managed import pods
+from pipeline.rent.managed.launch import SUBMITTING, check, how_to_come_back, say_now
+from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     cancel,
     cluster_name,
@@ -27,8 +27,8 @@ from pipeline.rent.managed_jobs import (
     start_api_server,
     submit,
 )
+from pipeline.rent.managed.task import make_task, secrets_for, task_config, variables
 from pipeline.rent.rental import read_rental, rental_name
-from pipeline.rent.task import make_task, secrets_for, task_config, variables
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.rent.diagnose import Attempt, Place, RunView, SkyView
-from pipeline.rent.follow import Progress
-from pipeline.rent.managed_jobs import ManagedJob, cluster_name
-from pipeline.rent.pods import Pod
+from pipeline.rent.managed.diagnose import Attempt, Place, RunView, SkyView
+from pipeline.rent.managed.follow import Progress
+from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.managed.pods import Pod
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head

@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from pion.errors import BadInput
-from pipeline.rent.gpu_names import sky_names
+from pipeline.cost.gpu_names import sky_names
 
 PROC = Path("/proc")
 SIGNS = ("SKYPILOT_TASK_ID", "SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_CLUSTER_INFO", "RUNPOD_POD_ID")

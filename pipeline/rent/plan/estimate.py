@@ -16,9 +16,9 @@ from pion.errors import BadInput
 from pion.train.hardware import flops_per_token, gpu_flops
 from pion.train.memory import HEADROOM, choose_micro_batch, predict_memory
 from pipeline.job import Job
-from pipeline.rent.gpus import GPU_TYPES
-from pipeline.rent.measured import Speed, speed_on
-from pipeline.rent.offers import Offer
+from pipeline.rent.plan.gpus import GPU_TYPES
+from pipeline.rent.plan.measured import Speed, speed_on
+from pipeline.rent.plan.offers import Offer
 from pipeline.training.cadence import SaveCadence
 
 ASSUMED_MFU = 0.15

@@ -1,0 +1,1 @@
+"""pion check: everything that can fail later, before it costs."""

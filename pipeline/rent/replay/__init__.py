@@ -1,0 +1,1 @@
+"""pion replay: a job on recorded spot markets."""
