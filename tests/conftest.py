@@ -6,11 +6,16 @@ tests of one file stay together, as do all that start Ray; those come first, bei
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.s3_server import S3Server, s3_server
+
+# Two processes whose threads spin while they wait for each other take ten times as long on the same
+# cores. Read when torch is first imported, here and in what tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 LONGEST_FIRST = ("test_resume", "test_interruptions", "test_hops", "test_crash_everywhere")
 
