@@ -1,7 +1,7 @@
 """How tests share two processes, and one S3 service in each, where a test has its own bucket.
 
-Starting Python and Ray takes one core and most of the time, so two processes are twice as fast. The
-tests of one file stay together, as do all that start Ray; those come first, being the longest.
+Starting Python and Ray takes one core and most of the time, so two processes are faster. The tests
+of one file stay together, so those of test_ray.py share one Ray; the longest files come first.
 """
 
 from __future__ import annotations
@@ -17,22 +17,14 @@ from tests.s3_server import S3Server, s3_server
 # cores. Read when torch is first imported, here and in what tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-LONGEST_FIRST = ("test_resume", "test_interruptions", "test_hops", "test_crash_everywhere")
+LONGEST_FIRST = ("test_ray", "test_resume", "test_interruptions", "test_hops")
 
 
-@pytest.hookimpl(tryfirst=True)  # the groups are read by this hook of xdist
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (not _starts_ray(item), _length(item)))
-    for item in items:
-        group = "ray" if _starts_ray(item) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_turn)
 
 
-def _starts_ray(item: pytest.Item) -> bool:
-    return item.path.stem == "test_ray" or "on_shared_ray" in getattr(item, "fixturenames", ())
-
-
-def _length(item: pytest.Item) -> int:
+def _turn(item: pytest.Item) -> int:
     name = item.path.stem
     return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
 

@@ -6,11 +6,12 @@ bytes. Whatever the Hub answers that a person can mend becomes a BadInput that s
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.job import HubDataset, HubNpyShards
 
 NPY_HEADER_BYTES = 4096
+BROKEN_TRANSFERS = 5
 
 
 @contextmanager
@@ -148,10 +150,22 @@ def download_shard(shard: Shard, folder: Path) -> Path:
     repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
     with explained(_named(repo, commit, file=path)):
         return Path(
-            hf_hub_download(
-                repo, path, repo_type="dataset", revision=commit, local_dir=folder / repo
+            _again_if_broken(
+                lambda: hf_hub_download(
+                    repo, path, repo_type="dataset", revision=commit, local_dir=folder / repo
+                )
             )
         )
+
+
+def _again_if_broken(download: Callable[[], str]) -> str:
+    """A transfer that breaks off goes on where it was, which huggingface_hub 1.16 leaves to us."""
+    import httpx
+
+    for _ in range(BROKEN_TRANSFERS):
+        with contextlib.suppress(httpx.RemoteProtocolError, httpx.ReadError):
+            return download()
+    return download()
 
 
 def _sha256(repo: str, commit: str, path: str) -> str:

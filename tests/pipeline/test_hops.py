@@ -21,6 +21,8 @@ JOB: dict[str, Any] = {
     "sft": None,
     "pretrain__steps": STEPS,
     "pretrain__global_batch": 8,
+    "pretrain__lr": 1e-3,  # at larger ones rounding errors grow until losses part
+    "pretrain__min_lr": 1e-4,
     "checkpoint__every_steps": 4,
     "log__every": 1,
     "hardware__dtype": "float32",
@@ -77,28 +79,6 @@ def test_a_run_hops_between_machines_with_empty_disks_and_other_micro_batches(
     assert losses(hopped) == pytest.approx(losses(whole), rel=1e-4)
     receipts = [e["receipt"] for e in read_events(hopped, "tiny") if e["event"] == "hop"]
     assert len(receipts) == 2
-
-
-@pytest.mark.usefixtures("on_shared_ray")
-def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path) -> None:
-    """World size 1 in this process, 2 under Ray, 1 under Ray."""
-    (tmp_path / "whole").mkdir()
-    finish(write_job(tmp_path / "whole", **JOB))
-    # One row at a time: steps take long enough to be stopped between them.
-    job = write_job(tmp_path, **JOB, hardware__threads=1, hardware__micro_batch=1)
-    for step, workers in ((4, 0), (8, 2)):
-        process = start(job, f"hardware.workers={workers}")
-        wait_for(process, f"pretrain step {step}/", lines=1)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate()
-        assert process.returncode == 75, output
-    output = finish(job, "hardware.workers=1")
-    assert "→" in output
-    whole, hopped = (open_store(str(folder / "runs")) for folder in (tmp_path / "whole", tmp_path))
-    assert rows_trained(hopped) == rows_trained(whole) == [[8 * s, 8 * s + 8] for s in range(STEPS)]
-    assert losses(hopped) == pytest.approx(losses(whole), rel=1e-4)
-    workers_used = [e["workers"] for e in read_events(hopped, "tiny") if e["event"] == "training"]
-    assert workers_used == [1, 2, 1]
 
 
 def test_a_machine_that_lost_its_disk_loses_no_committed_step(
