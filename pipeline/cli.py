@@ -27,6 +27,7 @@ MODEL_HELP = (
     "default: the latest run"
 )
 RUN_HELP = "a name in runs/, or STORE/NAME"
+TRACEBACK_LIMIT = 100
 TAKING_OVERRIDES = ("run", "prove", "check", "plan", "launch", "hop", "replay")
 EXIT_CODES = """\
 exit codes:
@@ -77,7 +78,8 @@ def _bug(error: Exception) -> str:
     handle, path = tempfile.mkstemp(prefix="pion-bug-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as log:
         log.write(f"pion {' '.join(sys.argv[1:])}\n\n")
-        traceback.print_exception(error, file=log)
+        # With a limit, since libraries set sys.tracebacklimit, SkyPilot to 0.
+        traceback.print_exception(error, limit=TRACEBACK_LIMIT, file=log)
     return (
         f"error: this is a bug in Pion: {type(error).__name__}: {error}\n"
         f"What was committed is safe. The traceback is in {path} (PION_DEBUG=1 prints it here)."

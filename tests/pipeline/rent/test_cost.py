@@ -449,7 +449,8 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=5)
-    RunState(FileStore(tmp_path / "runs"), "tiny").claim(someone(commit="c" * 40)).release()
+    before = someone(commit="c" * 40, started_at=time.time())  # not when these tests began
+    RunState(FileStore(tmp_path / "runs"), "tiny").claim(before).release()
     be_rented(monkeypatch, PION_PRICES='{"A40": 36.0, "L4": 9}', PION_SPOT="1")
     process = start(job, "pretrain.steps=2000")
     assert process.stdout is not None
