@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pion.errors import BadInput, Interrupted, NotDurable, PionError, Stopped
-from pipeline.budget import price_per_hour
+from pipeline.budget import over_budget, price_per_hour
 from pipeline.cost.machine import Machine, claim_event, this_machine
 from pipeline.cost.timeline import WAITED
 from pipeline.digest import Digests, digest_of
@@ -117,11 +117,11 @@ class Advance:
 
     def go(self, raised: StagePlan | None) -> None:
         """Prepare, train, evaluate and publish what is not done; release the claim at the end."""
-        self.claim.start_heartbeat()
         workers: RayWorkers | None = None
         try:
             if self.owner.launch_id is None and clear_stops(self.run):  # a person wants it to go on
                 self.say({"type": "note", "text": "cleared a request to stop this run"})
+            self.claim.start_heartbeat()  # which looks for requests
             self._record_job(raised)
             plans = self._plans()
             if plans["prepare"].state == "done":
@@ -184,10 +184,15 @@ class Advance:
             if message.get("total"):
                 if self.machine is not None:
                     self._say_paid_to_first_step(self.machine, message["seconds"])
-                self.events.flush()
+                # Training does not wait for it, nor end because of it.
+                threading.Thread(target=self._flush_if_possible, daemon=True).start()
         elif message["type"] == "checkpoint" and message["saved"] == TYPICAL_SAVE:
             costs = {name: message[name] for name in ("stage", "step", "stall", "write")}
             self.events.append("saved", **costs)
+
+    def _flush_if_possible(self) -> None:
+        with contextlib.suppress(StoreError):  # kept, and written with what comes later
+            self.events.flush()
 
     def _say_paid_to_first_step(self, machine: Machine, seconds: float) -> None:
         """`seconds` is what `pion run` took; the machine was paid for before."""
@@ -200,6 +205,8 @@ class Advance:
         self.say(message)
         if self.claim.stop_request is not None:
             self.stopping.ask(self.claim.stop_request, error=Stopped)
+        elif (over := over_budget(self.job.budget, self.claim.spent)) is not None:
+            self.stopping.ask(over, error=Stopped)
         self.claim.check()
         self.stopping.check()
 
@@ -312,12 +319,19 @@ class Advance:
         self.claim.start_heartbeat()
 
     def _train_here(self, training: list[str]) -> str:
+        ahead = threading.Thread(target=self._fetch_ahead, args=(training[0],), daemon=True)
+        if self.workspace.remote:
+            ahead.start()  # while torch is imported
+        import torch  # noqa: F401
+
         from pipeline.training.request import Group, TrainRequest
         from pipeline.training.train import train_stages
 
         request = TrainRequest.of(
             self.job, self.digests, self.owner, training, gpus=gpu_count(), started=self.started
         )
+        while ahead.is_alive() and not self.stopping.asked:
+            ahead.join(0.1)
         self.claim.stop_heartbeat()
         return train_stages(request, Group(), self.say, lambda: self.stopping.asked)
 
@@ -330,6 +344,7 @@ class Advance:
         # Without a deadline of its own a stop waits as long as the last save may take.
         patience = linger_seconds(self.job.checkpoint) + STOP_SECONDS
         while True:
+            self.claim.check()  # also while no worker has claimed the run
             if self.stopping.asked and asked_at is None:
                 asked_at = time.monotonic()
                 workers.ask_to_stop()

@@ -42,6 +42,15 @@ class FoundModel:
     tokenizer: Path | None
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint that a run's HEAD lists."""
+
+    state: RunState
+    head: Head
+    entry: CheckpointEntry
+
+
 def find_model(text: str | None) -> FoundModel:
     """The model called `text`; None is the final model of the latest run in the default store.
 
@@ -53,18 +62,29 @@ def find_model(text: str | None) -> FoundModel:
     Raises:
         BadInput: there is nothing of that name; the message lists what was looked at.
     """
-    if text is None:
-        return _latest()
+    found = _latest() if text is None else locate_model(text)
+    if isinstance(found, Listed):
+        return _of_run(found)
+    if isinstance(found, Path):
+        return _from_file(found) if found.is_file() else _from_folder(found)
+    return _from_hub(found)
+
+
+def locate_model(text: str) -> Path | Listed | str:
+    """Where `find_model` finds `text`, of which nothing is downloaded yet: a file or folder, a
+    checkpoint of a run, or a Hub repository (`user/name` or `user/name@REVISION`).
+
+    Raises:
+        BadInput: there is nothing of that name. Whether the Hub has the repository is not asked.
+    """
     if HUB_MODEL.fullmatch(text):
-        return _from_hub(text.removeprefix("hf://"))
+        return text.removeprefix("hf://")
     if "://" in text:
-        return _from_run(text) or _no_such_run(text)
+        return _in_run(text) or _no_such_run(text)
     path = Path(text).expanduser()
-    if path.is_file():
-        return _from_file(path)
-    if path.is_dir() and (path / WEIGHTS).is_file():
-        return _from_folder(path)
-    found = _from_run(text)
+    if path.is_file() or (path.is_dir() and (path / WEIGHTS).is_file()):
+        return path
+    found = _in_run(text)
     if found is not None:
         return found
     if path.exists():
@@ -73,7 +93,7 @@ def find_model(text: str | None) -> FoundModel:
             f"model) and no HEAD.json (a run). {_known_runs(open_store(DEFAULT_STORE))}"
         )
     if HUB_REPO.fullmatch(text):
-        return _from_hub(text)
+        return text
     raise BadInput(
         f"no model {text!r}: no such file or folder, no such run. "
         f"{_known_runs(open_store(DEFAULT_STORE))} A Hub repository is written user/name."
@@ -171,18 +191,18 @@ def _known_runs(store: Store) -> str:
     return f"Runs in {store.url}: {', '.join(names)}." if names else f"No runs in {store.url}."
 
 
-def _latest() -> FoundModel:
+def _latest() -> Listed:
     store = open_store(DEFAULT_STORE)
     for name, head in reversed(runs_in(store).items()):
         if head.checkpoints:
-            return _of_run(RunState(store, name), head, None)
+            return _listed(RunState(store, name), head, None)
     raise BadInput(
         f"no model was named, and no run in {store.url} has a checkpoint yet. Train one "
         "(pion run jobs/demo.yaml), or name a model: a run, a folder, or a Hub repository."
     )
 
 
-def _from_run(text: str) -> FoundModel | None:
+def _in_run(text: str) -> Listed | None:
     whole, _, suffix = text.rpartition("@")
     for run, which in ((text, None), (whole, suffix)):
         try:
@@ -191,7 +211,7 @@ def _from_run(text: str) -> FoundModel | None:
             continue
         head = _read(state)
         if head is not None:
-            return _of_run(state, head, which)
+            return _listed(state, head, which)
     return None
 
 
@@ -200,8 +220,8 @@ def _store_and_name(run: str) -> tuple[Store, str]:
     return open_store(url), name
 
 
-def _of_run(state: RunState, head: Head, which: str | None) -> FoundModel:
-    entry = _choose(state, head, which)
+def _of_run(found: Listed) -> FoundModel:
+    state, head, entry = found.state, found.head, found.entry
     folder = bring_model(state, entry.key)
     record = head.stages.get(entry.stage)
     done = record is not None and record.checkpoint == entry.key
@@ -209,7 +229,7 @@ def _of_run(state: RunState, head: Head, which: str | None) -> FoundModel:
     return _from_folder(folder, label=f"{state.name} ({entry.stage}, {step})")
 
 
-def _choose(state: RunState, head: Head, which: str | None) -> CheckpointEntry:
+def _listed(state: RunState, head: Head, which: str | None) -> Listed:
     """The checkpoint asked for: of a stage, of a step, or the last stage's last."""
     entries = list(head.checkpoints)  # newest first
     if which is None:
@@ -223,7 +243,7 @@ def _choose(state: RunState, head: Head, which: str | None) -> CheckpointEntry:
         present = ", ".join(f"{e.stage} {e.step}" for e in head.checkpoints) or "none"
         wanted = "checkpoint" if which is None else f"checkpoint @{which}"
         raise BadInput(f"run {state.name} has no {wanted}; its checkpoints are: {present}.")
-    return entries[0]
+    return Listed(state, head, entries[0])
 
 
 # ---------------------------------------------------------------- files, folders, the Hub

@@ -27,6 +27,7 @@ from pipeline.preflight import preflight
 from pipeline.state.head import Clock, RunState
 from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.requests import pending_stop
+from pipeline.state.restore import refuse_other_formats
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.workspace import Workspace
 from pipeline.stopping import StoppingOnSignals
@@ -65,6 +66,8 @@ def run_job(job: Job, options: Options, display: Display) -> int:
         display.say({"type": "note", "text": note})
     try:
         run.store.probe(run.key(""))
+        if head is not None:
+            refuse_other_formats(run, head)
     except StoreError as error:
         raise _not_started(error) from error
     price = price_per_hour(job.budget)

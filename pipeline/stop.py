@@ -38,7 +38,11 @@ def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
         return 0
     ask_stop(state, REASON)
     if head.owner is None:
-        say(f"Nobody owns {name}, so nothing runs now. {_STAYS}")
+        say(
+            f"Nobody owns {name}, so nothing runs now; but a rental of it may be booting, or wait "
+            "for a machine, and obeys the request when it comes up "
+            f"(`pion rentals {state.store.url}/{name}`). {_STAYS}"
+        )
     elif alive is False:
         say(f"{_owner(head)} is dead, so nothing runs now. {_STAYS}")
     else:

@@ -51,8 +51,9 @@ TRAINED = ("pretrain", "sft")
 class MachineCost:
     """One machine's part, paid for from `begin` to `end` (Unix seconds); `seconds` is by cause.
 
-    `dollars` is None if its price (dollars per hour) is not known, `to_first_step` None if it has
-    not trained; that counts from `begin`. `phases` are the seconds of its boot by name.
+    `dollars` is None if its price (dollars per hour) is not known; `unpriced_hours` are those of
+    its processes without one. `to_first_step` is None if it has not trained, and counts from
+    `begin`. `phases` are the seconds of its boot by name.
     """
 
     id: str
@@ -68,6 +69,7 @@ class MachineCost:
     end: float
     seconds: Mapping[str, float]
     dollars: float | None
+    unpriced_hours: float
     to_first_step: float | None
     phases: Mapping[str, float]
     epochs: tuple[int, ...]
@@ -111,8 +113,8 @@ class Costs:
 
     @property
     def unpriced_hours(self) -> float:
-        """Hours on machines whose price is not known; `dollars` lacks them."""
-        return sum(m.hours for m in self.machines if m.dollars is None)
+        """Hours whose price is not known; `dollars` lacks them."""
+        return sum(machine.unpriced_hours for machine in self.machines)
 
     @property
     def goodput(self) -> float | None:
@@ -248,6 +250,7 @@ def _machine_cost(
         end=max((span.end for span in spans), default=first.paid_from),
         seconds=_by_cause(spans),
         dollars=sum(priced) if priced else None,
+        unpriced_hours=sum(hours for price, hours in prices if price is None),
         to_first_step=trained[0] - first.paid_from if trained else None,
         phases=first.about.get("phases") or {},
         epochs=epochs,

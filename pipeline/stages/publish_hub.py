@@ -60,8 +60,8 @@ def check_repo(repo: str, *, private: bool, card: str) -> None:
 
     api = _api(repo)
     me = _call(repo, api.whoami)
-    role = me.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
+    token = me.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
         raise BadInput(
             f"publish.to: hf://{repo}: the Hub token of {me['name']} may only read. Make one that "
             f"may write at {TOKENS_PAGE} and set HF_TOKEN, or run `hf auth login`."
@@ -73,9 +73,27 @@ def check_repo(repo: str, *, private: bool, card: str) -> None:
             f"publish.to: hf://{repo}: the Hub token belongs to {me['name']}, who can't publish as "
             f"{owner}. Publish as {' or '.join(mine)}, or use another token."
         )
+    if token.get("role") == "fineGrained" and not _may_write(token.get("fineGrained") or {}, repo):
+        raise BadInput(
+            f"publish.to: hf://{repo}: the fine-grained Hub token of {me['name']} may not write "
+            f"there. Give it write access to the repositories of {owner} at {TOKENS_PAGE}, or set "
+            "HF_TOKEN to one that has it."
+        )
     with suppress(RepositoryNotFoundError):  # then it will be created
         _check_visibility(repo, _call(repo, lambda: api.repo_info(repo)).private, private)
     _call(repo, lambda: _check_card(api, card))
+
+
+def _may_write(rights: dict[str, Any], repo: str) -> bool:
+    """Whether a fine-grained token's `rights` let it write to the model repository."""
+    places = [("user", repo.split("/")[0]), ("org", repo.split("/")[0]), ("model", repo)]
+    within = {(kind, name.lower()) for kind, name in places}
+    granted = set(rights.get("global", ()))
+    for scope in rights.get("scoped", ()):
+        entity = scope.get("entity", {})
+        if (entity.get("type"), str(entity.get("name")).lower()) in within:
+            granted.update(scope.get("permissions", ()))
+    return "repo.write" in granted
 
 
 def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> dict[str, str]:

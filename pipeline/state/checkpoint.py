@@ -93,6 +93,8 @@ class Checkpointer:
         self._failure: BaseException | None = None
         self.last = last
         self.attempted = copy  # the key of the save begun last
+        self._uploaded: CheckpointEntry | None = None  # and not known to be listed
+        self._unlisted: set[str] = set()  # keys of saves begun since the last that was listed
         self.stats = SaveStats()
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
@@ -136,13 +138,33 @@ class Checkpointer:
         self._thread.start()
         return True
 
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write `metrics` into the entry of the checkpoint of `step`, in the background, when it is
+        listed; nothing, if it never is or the store is down then."""
+        saving = self._thread
+
+        def write() -> None:
+            if saving is not None:
+                saving.join()
+            saved = self.last
+            if saved is None or saved.step != step:
+                return
+            try:
+                self._claim.commit(lambda head: head.with_metrics(saved.key, metrics))
+            except BaseException as error:
+                if not (isinstance(error, StoreError) and error.outage):
+                    self._failure = error  # raised to the training thread by `wait`
+
+        self._thread = threading.Thread(target=write, name="checkpoint metrics", daemon=True)
+        self._thread.start()
+
     @property
     def busy(self) -> bool:
-        """Whether a save is on its way, so that `save` would skip."""
+        """Whether a save or a note is on its way, so that `save` would skip."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until no save is on its way.
+        """Until no save or note is on its way.
 
         Raises what it failed with, once: `Fenced`, or a `StoreError` that trying again won't mend.
         An outage is only noted in `stats`: training goes on, and the next save tries again.
@@ -183,13 +205,14 @@ class Checkpointer:
             else:
                 self._failure = error  # raised to the training thread by `wait`
             return
-        self.last = entry
-        self._ancestor = entry.key
+        self._listed(entry)
+        self._uploaded = None
+        self._unlisted.clear()
         self.deaths = 0
         stats = self.stats
         stats.write_seconds = time.perf_counter() - started
         stats.saved += 1
-        stats.durable_step, stats.outage = entry.step, None
+        stats.outage = None
         self._forget_copies(head)
         if self._claim.store.commits and stats.saved % SAVES_PER_SWEEP == 0:
             sweep_unused(self._claim)  # each commit keeps what it replaced
@@ -197,17 +220,57 @@ class Checkpointer:
     def _save(self, metrics: dict[str, float]) -> tuple[CheckpointEntry, Head]:
         claim, step = self._claim, self._snapshot.state["step"]
         claim.check()
-        now = claim.state.clock.now()
         key = f"checkpoints/{self._stage}/{step}-{claim.epoch}"
-        # While the store is down, saves of this machine pile up: the latest is enough.
-        self._forget_copies(claim.head)
-        self.attempted = key
+        # A commit that gave up may have landed: what HEAD may list is never written again.
+        if self._uploaded is None or self._uploaded.key != key:
+            self._find_out()
+            # While the store is down, saves of this machine pile up: the latest is enough.
+            self._forget_copies(claim.head)
+            self.attempted = key
+            self._unlisted.add(key)
+            self._uploaded = self._upload(key, step)
+        entry = dataclasses.replace(self._uploaded, metrics=metrics)
+        if self._before_commit is not None:
+            self._before_commit()
+        deleted = delete_due(claim)
+        # On the Hub, what these have staged goes along with this commit. Dropping it would empty
+        # a checkpoint whose own commit, given up as lost, lands after all.
+        failed = sorted(self._unlisted - {key})
+        clock = claim.state.clock  # the upload may have taken long, and readers have an hour
+
+        def listed(head: Head) -> Head:
+            now = clock.now()
+            head = head.with_checkpoint(entry).without_trash(deleted).with_trash(failed, now)
+            return forget(head, self._keep, now)
+
+        return entry, claim.commit(listed)
+
+    def _find_out(self) -> None:
+        """Whether a commit that gave up has landed: what is saved next goes on from it then."""
+        if self._uploaded is None:
+            return
+        claim = self._claim
+        try:
+            head = claim.state.read()
+        except StoreError:
+            return  # a copy on this machine can be made all the same
+        for entry in head.checkpoints if head else ():
+            if (entry.stage, entry.epoch) == (self._stage, claim.epoch):
+                self._listed(entry)
+                return
+
+    def _listed(self, entry: CheckpointEntry) -> None:
+        self.last, self._ancestor, self.stats.durable_step = entry, entry.key, entry.step
+
+    def _upload(self, key: str, step: int) -> CheckpointEntry:
+        """Have the snapshot in the store, verified; what is left to do is the commit."""
+        claim = self._claim
         about = {
             "stage": self._stage,
             "step": step,
             "epoch": claim.epoch,
             "digest": self._digest,
-            "at": now,
+            "at": claim.state.clock.now(),
             "ancestor": self._ancestor,
         }
         remote = self._workspace.remote
@@ -225,17 +288,7 @@ class Checkpointer:
             )
         )
         claim.store.adopt(saved.staged)
-        entry = dataclasses.replace(saved.entry(about, key), metrics=metrics)
-        if self._before_commit is not None:
-            self._before_commit()
-        deleted = delete_due(claim)
-        clock = claim.state.clock  # the upload may have taken long, and readers have an hour
-
-        def listed(head: Head) -> Head:
-            head = head.with_checkpoint(entry).without_trash(deleted)
-            return forget(head, self._keep, clock.now())
-
-        return entry, claim.commit(listed)
+        return saved.entry(about, key)
 
     def _forget_copies(self, head: Head) -> None:
         """Keep on this machine what a restart here would want, and no more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.errors import PionError
 from pipeline.state.checkpoint import STATE
+from pipeline.state.head import RunState
 from pipeline.state.records import CheckpointEntry, Damaged, Head, parse
 from pipeline.state.snapshot import MODEL, OPTIMIZER
 from pipeline.state.stores import Missing
@@ -89,6 +91,17 @@ def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Fo
             + f" Nothing was changed. To train {stage} again from its start, use --redo {stage}."
         )
     return Found(None, None, [])
+
+
+def refuse_other_formats(run: RunState, head: Head) -> None:
+    """Raise BadInput if HEAD's newest checkpoint has another format version.
+
+    What else is wrong with it is found out when it is restored. Raises `StoreError`.
+    """
+    for entry in head.checkpoints[:1]:
+        key = run.key(f"{entry.key}/{MANIFEST}")
+        with contextlib.suppress(Missing, Damaged):
+            parse(run.store.read(key), f"{run.store.url}/{key}")
 
 
 def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:

@@ -29,6 +29,7 @@ from pipeline.marks import mark
 from pipeline.state.records import FORMAT, CheckpointEntry
 from pipeline.state.snapshot import MODEL, Extent, map_extents
 from pipeline.state.stores import FileStore, Store, StoreError, open_store
+from pipeline.state.stores.direct_io import read_directly
 
 MANIFEST = "manifest.json"
 COMPARED_AT_ONCE = 1 << 20
@@ -136,11 +137,12 @@ def _difference(path: Path, written: Content) -> str | None:
     cores than a second hash would."""
     expected, position = memoryview(written), 0
     try:
-        with path.open("rb", buffering=0) as file:
-            while chunk := file.read(COMPARED_AT_ONCE):
-                if chunk != expected[position : position + len(chunk)].tobytes():
+        for piece in read_directly(path):
+            for start in range(0, len(piece), COMPARED_AT_ONCE):
+                found = piece[start : start + COMPARED_AT_ONCE].tobytes()
+                if found != expected[position : position + len(found)].tobytes():
                     return f"{path.name} has other bytes than were written, from {position:,} on"
-                position += len(chunk)
+                position += len(found)
     except OSError as error:
         return f"{path.name} can't be read ({error.strerror})"
     if position < len(expected):
@@ -156,7 +158,9 @@ def main() -> None:
     fd = int(sys.argv[1])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the driver decides what is still worth saving
-    os.nice(5)  # training comes first
+    # Training comes first. (At 19 a step beside a busy uploader would take 1.2 times as long on two
+    # cores, not 1.4 times; but saves would take so long there that many would be skipped.)
+    os.nice(5)
     jobs: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     store: Store | None = None

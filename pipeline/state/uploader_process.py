@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
+import queue
 import subprocess
 import sys
+import threading
 from typing import Protocol
 
 from pion.errors import PionError
+from pipeline.formats import duration
 from pipeline.state.stores import StoreError
 from pipeline.state.uploader import Saved, SaveJob
+
+KILL_SECONDS = 5.0
 
 
 class UploaderDied(PionError):
@@ -29,26 +35,36 @@ class Uploader(Protocol):
 
 
 class UploaderProcess:
-    """A process of its own (uploader.py), started anew when it has died. `fd` is the snapshot."""
+    """A process of its own (uploader.py), started anew when it has died or hangs.
 
-    def __init__(self, fd: int) -> None:
+    `fd` is the snapshot, `patience` the seconds that a save may take.
+    """
+
+    def __init__(self, fd: int, patience: float = math.inf) -> None:
         self._fd = fd
+        self.patience = patience
         self._closed = False
+        self._hangs = False
         self._process = self._start()
 
     def save(self, job: SaveJob) -> Saved:
-        """What the process saved. Raises what it failed with, or `UploaderDied`."""
-        if self._process.poll() is not None and not self._closed:
-            self._process = self._start()
+        """What the process saved. Raises what it failed with, or `UploaderDied`.
+
+        One that has not answered within `patience` is killed, and that counts as an outage.
+        """
+        if (self._hangs or self._process.poll() is not None) and not self._closed:
+            self._process, self._hangs = self._start(), False
         process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except (OSError, ValueError):
-            line = ""
+        line = self._ask(process, job)
+        if line is None:
+            self._hangs = True
+            _end(process)
+            reason = (
+                "the process that saves checkpoints gave no answer within "
+                f"{duration(self.patience)} and was ended; if the store is only slow, allow for "
+                "more in checkpoint.max_undurable"
+            )
+            raise StoreError("save", f"{job.store}/{job.key}", reason, outage=True)
         if not line:
             process.kill()
             raise UploaderDied(
@@ -69,12 +85,32 @@ class UploaderProcess:
     def close(self) -> None:
         """End it, whatever it is doing."""
         self._closed = True
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        _end(self._process)
+
+    def _ask(self, process: subprocess.Popen[str], job: SaveJob) -> str | None:
+        """The line it answers with: empty if it ended before, None if it took too long.
+
+        A thread of its own asks, since a pipe to a process that hangs may block both ways, and one
+        that hangs in the kernel keeps it open even when it is killed.
+        """
+        question = json.dumps(dataclasses.asdict(job)) + "\n"
+        answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+        def ask() -> None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(question)
+                process.stdin.flush()
+                answers.put(process.stdout.readline())
+            except (OSError, ValueError):
+                answers.put("")
+
+        threading.Thread(target=ask, name="uploader", daemon=True).start()
+        try:
+            return answers.get(timeout=min(self.patience, threading.TIMEOUT_MAX))
+        except queue.Empty:
+            return None
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -85,3 +121,14 @@ class UploaderProcess:
             pass_fds=[self._fd],
             start_new_session=True,
         )
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill it. One that the kernel holds, on a disk that hangs, is left behind with its pipes."""
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(KILL_SECONDS)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()

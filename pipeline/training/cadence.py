@@ -40,13 +40,17 @@ class SaveCadence:
 
     def due(self, step: int, now: float) -> bool:
         """Whether the state after `step` should be saved."""
-        if now - self.last_save < self.floor_seconds:
+        if self.too_soon(now):
             return False
         if self.every_steps is not None and step % self.every_steps == 0:
             return True
         if self.every_steps is not None and self.every_seconds is None:
             return False
         return now - self.last_save >= self.interval
+
+    def too_soon(self, now: float) -> bool:
+        """Whether the store does not bear another save yet."""
+        return now - self.last_save < self.floor_seconds
 
     def saved(self, now: float, stall: float, write_seconds: float) -> None:
         """Note a save that was started at `now`, and what the last one cost."""

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, Fenced, Stopped, Trouble
@@ -127,6 +128,7 @@ class StageTraining:
     def _open_checkpointer(self, claim: Claim, setup: Setup) -> Checkpointer:
         from pipeline.state.checkpoint import Checkpointer
         from pipeline.state.retention import Keep
+        from pipeline.state.uploader_process import UploaderProcess
 
         keep = self.job.checkpoint.keep
         return Checkpointer(
@@ -146,6 +148,7 @@ class StageTraining:
             before_commit=self.metrics.flush,
             unwritten=self.metrics.unwritten,
             workspace=self.context.workspace,
+            uploader=partial(UploaderProcess, patience=self.job.checkpoint.max_undurable),
         )
 
     def _loop(self) -> bool:
@@ -191,9 +194,12 @@ class StageTraining:
             self.saving.begin()
 
     def _save_before_evaluating(self, last: bool) -> None:
+        # A store's floor holds here too, except for keep.best: the loss belongs to a checkpoint of
+        # this very step, and where saves follow each other as fast as the floor lets them, the last
+        # is nearly always younger. Evaluations are few, and the floor leaves room for them.
         if last:
             self.saving.complete()
-        else:
+        elif self.job.checkpoint.keep.best or not self.saving.too_soon():
             self._save()
 
     def _stop(self) -> None:
@@ -258,8 +264,8 @@ class StageTraining:
             return
         self.held_out_loss = result.loss
         if self.job.checkpoint.keep.best:
-            with self.context.watchdog.paused():
-                self._note_held_out_loss()
+            # Its entry was listed before this was measured, or is yet to be: no step waits for it.
+            self.checkpointer.note(trainer.step, {"held_out_loss": result.loss})
         row = {
             "step": trainer.step,
             "held_out_loss": result.loss,
@@ -285,19 +291,6 @@ class StageTraining:
             sample = {"step": trainer.step, "prompt": prompt, "text": text}
             self.metrics.append({"step": trainer.step, "sample": sample})
             self.report({"type": "sample", "stage": self.stage, **sample})
-
-    def _note_held_out_loss(self) -> None:
-        """Write the loss into the checkpoint's entry, which was listed before it was measured."""
-        assert self.claim is not None
-        self.checkpointer.wait()
-        saved = self.checkpointer.last
-        if saved is not None and saved.step == self.trainer.step:
-            metrics = {"held_out_loss": self.held_out_loss or 0.0}
-            try:
-                self.claim.commit(lambda head: head.with_metrics(saved.key, metrics))
-            except StoreError as error:
-                if not error.outage:
-                    raise
 
     def _sample(self, prompt: str) -> str:
         from pion.data.chat import Turn, render

@@ -67,6 +67,10 @@ class Saving:
         """Whether the state after `step` should be saved."""
         return self.cadence.due(step, self._now())
 
+    def too_soon(self) -> bool:
+        """Whether the store does not bear another save yet."""
+        return self.cadence.too_soon(self._now())
+
     def begin(self) -> None:
         """Save the last finished step in the background."""
         self._prepare()

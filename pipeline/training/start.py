@@ -12,6 +12,7 @@ from pion.errors import BadInput
 from pipeline.job import Job, Train
 
 if TYPE_CHECKING:
+    from pion.config import ModelConfig
     from pion.data.stream import RowStream
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
@@ -212,7 +213,13 @@ def _model_from(job: Job, source: str) -> Decoder:
     path = job.input_path(source)
     found = load_model(find_model(str(path) if path.exists() else source))
     config = job.model_config_resolved()
-    wanted, given = config.to_dict(), found.config.to_dict()
+    require_same_model(config, found.config, source)
+    return Decoder.from_state(config, found.state_dict())
+
+
+def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
+    """Raise BadInput if the job's model is not the one that `init_from: source` names."""
+    wanted, given = job.to_dict(), model.to_dict()
     # Everything but the context's length and how random weights are drawn.
     names = sorted(wanted.keys() - {"seq_len", "init_std", "family"})
     wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in names if wanted[n] != given[n]]
@@ -221,4 +228,3 @@ def _model_from(job: Job, source: str) -> Decoder:
             f"init_from {source}: the model there is another one ({'; '.join(wrong)}). Nothing "
             "was lost. Make the job's `model` section fit it."
         )
-    return Decoder.from_state(config, found.state_dict())

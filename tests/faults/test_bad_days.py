@@ -15,18 +15,31 @@ from typing import Any
 import pytest
 
 from pion.errors import PionError
+from pion.train.trainer import TrainState
+from pipeline.job import Checkpoint
 from pipeline.state.head import Clock, RunState
+from pipeline.state.metrics import MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.records import TRASH_SECONDS
+from pipeline.state.restore import check_entry
 from pipeline.state.retention import Keep
 from pipeline.state.snapshot import MODEL
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.stores.s3 import S3Store
 from pipeline.state.uploader import MANIFEST, Saved, SaveJob
-from tests.faults.faulty_store import Crash
+from pipeline.state.workspace import Workspace
+from pipeline.training.saving import Saving
+from tests.faults.faulty_store import Crash, FaultyStore, fail
 from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
 from tests.pipeline.state.conftest import FakeClock
-from tests.pipeline.state.test_checkpoint import InThisProcess, a_checkpointer, save
+from tests.pipeline.state.test_checkpoint import (
+    InThisProcess,
+    NoMapping,
+    a_checkpointer,
+    checkpointer_in_this_process,
+    save,
+    some_tensors,
+)
 from tests.s3_server import FaultProxy, S3Server
 
 STEPS = 8
@@ -270,6 +283,85 @@ def test_a_run_that_may_not_write_any_more_stops_and_keeps_what_it_has(
     proxy.clear()
     assert bucket.go().restored["pretrain"] >= 4
     bucket.check_done()
+
+
+class CutOff(FaultyStore):
+    """A store on another machine; once `cut`, the next swap lands, and then it is `down`."""
+
+    cut = down = False
+
+    def do(self, action: str, key: str, call: Callable[[], Any]) -> Any:
+        if self.down:
+            fail(f"{action} {key}")
+        result = super().do(action, key, call)
+        if self.cut and action == "swap":
+            self.cut, self.down = False, True
+            fail(f"{action} {key}")
+        return result
+
+    def come_back(self) -> None:
+        self.down = False
+
+
+@pytest.fixture
+def cut_off(tmp_path: Path) -> CutOff:
+    return CutOff(NoMapping(tmp_path / "far"))
+
+
+def test_a_checkpoint_whose_commit_landed_unheard_is_not_written_again(
+    cut_off: CutOff, tmp_path: Path
+) -> None:
+    """A kill in the midst of that would leave HEAD's newest half old and half new."""
+    claim = RunState(cut_off, "demo").claim(Owner.me())
+    metrics = MetricsLog(cut_off, "demo", "pretrain", claim.epoch)
+    metrics.append({"step": 10, "loss": 3.0})
+    workspace = Workspace(cut_off, "demo", tmp_path / "here")
+    checkpointer = checkpointer_in_this_process(
+        claim,
+        workspace=workspace,
+        ancestor="checkpoints/pretrain/5-0",
+        before_commit=metrics.flush,
+        unwritten=metrics.unwritten,
+    )
+    model, optimizer = some_tensors()
+    saving = Saving(
+        checkpointer,
+        "pretrain",
+        Checkpoint(),
+        workspace,
+        preemption_seconds=7200.0,
+        on_cpu=True,
+        state=lambda: TrainState(model, optimizer, {"step": 10}),
+        prepare=lambda: None,
+        report=lambda message: None,
+        sleep=lambda seconds: cut_off.come_back(),
+    )
+    cut_off.cut = True
+    saving.complete(patience=60.0)
+    manifest = f"write demo/checkpoints/pretrain/10-1/{MANIFEST}"
+    assert cut_off.operations.count(manifest) == 1
+    (entry,) = claim.head.checkpoints
+    assert checkpointer.last == entry
+    assert entry.ancestor == "checkpoints/pretrain/5-0"
+    assert check_entry(workspace, entry) is None
+    save(checkpointer, 20)
+    assert claim.head.checkpoints[0].ancestor == entry.key
+
+
+def test_a_save_goes_on_from_a_commit_that_landed_unheard(cut_off: CutOff, tmp_path: Path) -> None:
+    """Or the copy of that save on this machine would not be used, should it come to that."""
+    claim = RunState(cut_off, "demo").claim(Owner.me())
+    workspace = Workspace(cut_off, "demo", tmp_path / "here")
+    checkpointer = checkpointer_in_this_process(claim, workspace=workspace)
+    cut_off.cut = True
+    save(checkpointer, 10)
+    assert checkpointer.stats.outage is not None
+    assert claim.head.checkpoints == ()
+    cut_off.come_back()
+    save(checkpointer, 20)
+    newer, older = claim.head.checkpoints
+    assert (newer.step, newer.ancestor, older.step) == (20, older.key, 10)
+    assert claim.head.trash == ()
 
 
 # ---------------------------------------------------------------- a disk

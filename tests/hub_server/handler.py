@@ -124,7 +124,10 @@ class Handler(BaseHTTPRequestHandler):
     def must_write(self) -> None:
         if not self.token:
             raise Failure(401, "", "Invalid username or password.")
-        if self.token != WRITE_TOKEN:
+        fine = self.token == FINE_GRAINED_TOKEN and any(
+            "repo.write" in s[2] for s in self.hub.scoped
+        )
+        if self.token != WRITE_TOKEN and not fine:
             raise Failure(403, "", "You don't have the rights to create or change this repository")
 
     # ------------------------------------------------------------ routes
@@ -169,7 +172,14 @@ class Handler(BaseHTTPRequestHandler):
     def _whoami(self) -> None:
         if not self.token:
             raise Failure(401, "", "Invalid username or password.")
-        access = {"accessToken": {"displayName": "test", "role": ROLES[self.token]}}
+        token: dict[str, Any] = {"displayName": "test", "role": ROLES[self.token]}
+        if self.token == FINE_GRAINED_TOKEN:
+            scoped = [
+                {"entity": {"type": kind, "name": name}, "permissions": permissions}
+                for kind, name, permissions in self.hub.scoped
+            ]
+            token["fineGrained"] = {"global": ["discussion.write"], "scoped": scoped}
+        access = {"accessToken": token}
         self.answer({"type": "user", "name": USER, "orgs": [], "auth": access})
 
     def _create(self) -> None:

@@ -14,7 +14,7 @@ from tests.hub_server.repos import Repo, StoredFile
 
 WRITE_TOKEN = "hf_test_write"
 READ_TOKEN = "hf_test_read"
-FINE_GRAINED_TOKEN = "hf_test_fine_grained"  # may read everything, and write nothing
+FINE_GRAINED_TOKEN = "hf_test_fine_grained"  # may read everything, and do what `scoped` says
 USER = "tester"
 
 
@@ -49,7 +49,9 @@ class Failure(Exception):
 class HubServer:
     """`now` is the server's clock. `commit_limit`: commits an hour that a repository takes, then
     429. `cdn`: large files are downloaded from another host, as from the real Hub.
-    `ignores_parents`: a commit's parent may be anything, as on no real Hub."""
+    `ignores_parents`: a commit's parent may be anything, as on no real Hub. `scoped`: what the
+    fine-grained token may do, as (type, name, permissions) of users, organisations and
+    repositories."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -62,6 +64,7 @@ class HubServer:
         self.commit_limit: int | None = None
         self.cdn = False
         self.ignores_parents = False
+        self.scoped: list[tuple[str, str, list[str]]] = [("user", USER, ["repo.content.read"])]
 
     def add_repo(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub_server import READ_TOKEN, USER, hub_server
-from tests.pipeline.test_resume import finish, start, write_job
+from tests.pipeline.test_resume import finish, start, wait_for, write_job
 from tests.s3_server import FaultProxy, S3Server
 
 
@@ -99,3 +99,23 @@ def test_a_run_of_a_newer_format_is_left_alone(tmp_path: Path) -> None:
     before = head.read_bytes()
     assert "format version 2" in refusal(tmp_path, str(tmp_path / "runs"))
     assert head.read_bytes() == before
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    killed = start(write_job(tmp_path, sft=None), "pretrain.steps=4000")
+    wait_for(killed, ": saved", lines=1)
+    killed.kill()
+    killed.communicate()
+    run = tmp_path / "runs/tiny"
+    manifest = max(run.glob("checkpoints/pretrain/*/manifest.json"), key=checkpoint_step)
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    output = refusal(tmp_path, str(tmp_path / "runs"), "pretrain.steps=4000")
+    assert "format version 2" in output
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def checkpoint_step(manifest: Path) -> int:
+    return int(manifest.parent.name.partition("-")[0])

@@ -16,6 +16,7 @@ from pipeline.fork import fork_run
 from pipeline.job import Job
 from pipeline.plan import check_redo, first_stale, fork_may_go_on, plan_stages, stage_inputs
 from pipeline.run import Options, run_job
+from pipeline.state.checkpoint import Checkpointer
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events, read_metrics
 from pipeline.state.owner import Owner
@@ -453,9 +454,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(folder: Path, **changes: Any) -> RunState:
     from pipeline.job_file import load_job
 
+    def wait(checkpointer: Checkpointer) -> bool:
+        checkpointer.wait()
+        return False
+
     overrides = [f"{path.replace('__', '.')}={value}" for path, value in changes.items()]
     job = load_job(folder / "tiny.yaml", overrides)
-    assert run_job(job, Options(job_text=(folder / "tiny.yaml").read_text()), SilentDisplay()) == 0
+    options = Options(job_text=(folder / "tiny.yaml").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        # On a machine that is busy, saves would be skipped, and forks are made at steps we name.
+        patch.setattr(Checkpointer, "busy", property(wait))
+        assert run_job(job, options, SilentDisplay()) == 0
     return RunState(FileStore(folder / "runs"), job.name)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tests.pipeline.test_resume import (
 from tests.s3_server import FaultProxy, S3Server
 
 GRACE = 4.0
-SLACK = 2.0
+SLACK = 3.0
 """What a busy machine may take to end a process whose time is up."""
 
 LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None, "log__every": 1}
@@ -62,11 +63,7 @@ def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_goes_on(
     process = start(job)
     wait_for(process, line, lines=1)
     time.sleep(delay)
-    asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
-    assert process.returncode == 75, output
-    assert time.monotonic() - asked < GRACE + SLACK
+    output = ended_by_sigterm(process, GRACE)
     assert "Traceback" not in output
     finish(job)
     for stage, steps in (("pretrain", 20), ("sft", 10)):
@@ -81,11 +78,7 @@ def test_sigterm_while_ray_starts_ends_within_the_grace_and_leaves_no_process(
     wait_for(process, "prepare: done", lines=1)
     children = psutil.Process(process.pid).children(recursive=True)
     assert any("ray_fit" in " ".join(child.cmdline()) for child in children)
-    asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
-    assert process.returncode == 75, output
-    assert time.monotonic() - asked < GRACE + SLACK
+    ended_by_sigterm(process, GRACE)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
 
@@ -104,14 +97,10 @@ def test_sigterm_while_a_checkpoint_comes_down_ends_within_the_grace(
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
         proxy.fail("GET .*safetensors", kind="delay", times=1000, seconds=60)
         process = start(job)
-        wait_for(process, "waited for data", lines=1)
-        time.sleep(0.5)
-        asked = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate()
-        assert process.returncode == 75, output
+        wait_for(process, "pretrain: to be continued", lines=1)
+        time.sleep(5.0)  # it comes down while torch is imported, and for long after
+        output = ended_by_sigterm(process, GRACE)
         assert "continues after step" not in output
-        assert time.monotonic() - asked < GRACE + SLACK
         proxy.clear()
         again = start(job)
         wait_for(again, "continues after step", lines=1)
@@ -129,12 +118,8 @@ def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(
     wait_for(process, "pretrain: starts", lines=1)
     time.sleep(3.0)
     children = psutil.Process(process.pid).children(recursive=True)
-    asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
-    assert process.returncode == 75, output
+    output = ended_by_sigterm(process, GRACE)
     assert "pretrain step 1/" not in output
-    assert time.monotonic() - asked < GRACE + SLACK
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
 
@@ -162,11 +147,7 @@ def test_a_save_that_cannot_end_within_the_grace_leaves_the_last_durable_state(
         proxy.fail("PUT .*safetensors", kind="delay", times=1000, seconds=60)
         durable = _step(store)
         wait_for(process, "pretrain step", lines=10)
-        asked = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate()
-        assert process.returncode == 75, output
-        assert time.monotonic() - asked < 2.0 + SLACK
+        output = ended_by_sigterm(process, 2.0)
         assert "time is up" in output
         assert _step(store) >= durable
         proxy.clear()
@@ -174,6 +155,16 @@ def test_a_save_that_cannot_end_within_the_grace_leaves_the_last_durable_state(
         wait_for(again, "continues after step", lines=1)
         again.kill()
         again.communicate()
+
+
+def ended_by_sigterm(process: subprocess.Popen[str], grace: float) -> str:
+    """What is still printed; it ends with 75, and in time."""
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert time.monotonic() - asked < grace + SLACK
+    return output
 
 
 def _step(store: str) -> int:

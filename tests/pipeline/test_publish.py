@@ -16,7 +16,7 @@ from pion.errors import BadInput, Interrupted, PionError
 from pion.model.decoder import Decoder
 from pipeline.job import Job
 from pipeline.stages.publish import check_target, publish_run
-from tests.hub_server import READ_TOKEN, HubServer, hub_server
+from tests.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer, hub_server
 
 TEXTS = ["Return a new header with the string.", "The meaning of life is a docstring."]
 RESULTS: dict[str, Any] = {
@@ -292,6 +292,34 @@ def test_a_token_that_may_not_write_is_found_before_training_and_never_shown(
     with pytest.raises(BadInput) as caught:
         trained.publish("hf://tester/demo")
     assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "permissions", "may"),
+    [
+        ("user", "tester", ["repo.content.read", "repo.write"], True),
+        ("model", "tester/demo", ["repo.write"], True),
+        ("user", "tester", ["repo.content.read"], False),
+        ("model", "tester/another", ["repo.write"], False),
+        ("dataset", "tester/demo", ["repo.write"], False),
+    ],
+)
+def test_a_fine_grained_token_needs_the_right_to_write_there(
+    kind: str,
+    name: str,
+    permissions: list[str],
+    may: bool,
+    hub: HubServer,
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", FINE_GRAINED_TOKEN)
+    hub.scoped = [(kind, name, permissions)]
+    if may:
+        assert check_target(trained.job("hf://tester/demo")) == []
+        return
+    with pytest.raises(BadInput, match=r"fine-grained Hub token of tester may not write.*tokens"):
+        check_target(trained.job("hf://tester/demo"))
 
 
 def test_metadata_the_hub_refuses_is_found_before_training(

@@ -7,7 +7,6 @@ import re
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +14,8 @@ import pytest
 from pipeline.state.metrics import read_events, read_metrics
 from pipeline.state.stores import open_store
 from pipeline.workers.reaper import session_processes
+from tests.pipeline.test_hops import JOB as HOPPING
+from tests.pipeline.test_hops import STEPS
 from tests.pipeline.test_interruptions import meddle
 from tests.pipeline.test_resume import (
     finish,
@@ -54,26 +55,13 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
         assert rows_trained(folders[0], stage) == rows_trained(folders[2], stage)
 
 
-HOPS: dict[str, Any] = {
-    "sft": None,
-    "pretrain__steps": 120,
-    "pretrain__global_batch": 8,
-    "pretrain__lr": 1e-3,  # at larger ones rounding errors grow until losses part
-    "pretrain__min_lr": 1e-4,
-    "checkpoint__every_steps": 4,
-    "log__every": 1,
-    "hardware__dtype": "float32",
-    "evaluate__prompts": [],
-}
-
-
 @pytest.mark.usefixtures("on_shared_ray")
 def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path) -> None:
     """World size 1 in this process, 2 under Ray, 1 under Ray."""
     (tmp_path / "whole").mkdir()
-    finish(write_job(tmp_path / "whole", **HOPS))
+    finish(write_job(tmp_path / "whole", **HOPPING))
     # One row at a time: steps take long enough to be stopped between them.
-    job = write_job(tmp_path, **HOPS, hardware__threads=1, hardware__micro_batch=1)
+    job = write_job(tmp_path, **HOPPING, hardware__threads=1, hardware__micro_batch=1)
     for step, workers in ((4, 0), (8, 2)):
         process = start(job, f"hardware.workers={workers}")
         wait_for(process, f"pretrain step {step}/", lines=1)
@@ -82,7 +70,7 @@ def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path) -> None:
         assert process.returncode == 75, output
     output = finish(job, "hardware.workers=1")
     assert "→" in output
-    assert rows_trained(tmp_path, "pretrain") == [[8 * s, 8 * s + 8] for s in range(120)]
+    assert rows_trained(tmp_path, "pretrain") == [[8 * s, 8 * s + 8] for s in range(STEPS)]
     whole = losses(tmp_path / "whole", "pretrain")
     assert losses(tmp_path, "pretrain") == pytest.approx(whole, rel=1e-4)
     events = read_events(open_store(str(tmp_path / "runs")), "tiny")

@@ -68,7 +68,10 @@ def test_the_owner_is_named_with_what_it_will_do(run: RunState) -> None:
 
 
 def test_a_run_nobody_owns_is_said_to_be_so_and_stays_stopped(run: RunState) -> None:
-    assert "Nobody owns demo, so nothing runs now. The request stays" in ask(run, wait=True)
+    said = ask(run, wait=True)
+    assert "Nobody owns demo, so nothing runs now" in said
+    assert "a rental of it may be booting" in said
+    assert f"(`pion rentals {run.store.url}/demo`). The request stays" in said
     assert pending_stop(run) is not None
 
 

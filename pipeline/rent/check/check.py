@@ -19,6 +19,7 @@ from pipeline.job_file import load_job
 from pipeline.rent.check import job as check_job
 from pipeline.rent.check import machines as check_machines
 from pipeline.rent.check import rental as check_rental
+from pipeline.rent.check.controller import controller
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline import begin
 from pipeline.rent.rental import Rental, read_rental
@@ -50,7 +51,7 @@ def show_check(
         except BadInput as error:
             rows.append(CheckRow("rental", False, str(error)))
     if loaded is not None:
-        rows += run_checks(loaded, rental, force=force)
+        rows += run_checks(loaded, rental, path=job, force=force)
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
@@ -58,14 +59,17 @@ def show_check(
     return 2 if any(row.ok is False for row in rows) else 0
 
 
-def run_checks(job: Job, rental: Rental | None, *, force: bool = False) -> list[CheckRow]:
+def run_checks(
+    job: Job, rental: Rental | None, *, path: str | None = None, force: bool = False
+) -> list[CheckRow]:
     """Every check of a job, and of the rental it shall run on; all at the same time.
 
-    `force` lets a spot price pass that is above the on-demand price.
+    `path` is the job file, which has to travel to the rental. `force` lets a spot price pass that
+    is above the on-demand price.
     """
     _import_first(job, rental)
     checks: list[tuple[str, Check]] = [
-        ("model", partial(check_job.model, job)),
+        ("model", partial(check_job.model, job, rented=rental is not None)),
         ("tokenizer", partial(check_job.tokenizer, job)),
         ("data", partial(check_job.data, job)),
         ("store", partial(check_job.store, job)),
@@ -75,10 +79,11 @@ def run_checks(job: Job, rental: Rental | None, *, force: bool = False) -> list[
     if rental is not None:
         checks += [
             ("store from there", partial(check_rental.store_in_reach, job)),
-            ("files", partial(check_rental.files, job, rental)),
+            ("files", partial(check_rental.files, job, rental, path)),
             ("credentials", partial(check_rental.credentials, job, rental)),
             ("disk", partial(check_rental.disk, job, rental)),
             ("recovery", partial(check_rental.recovery, rental)),
+            ("controller", controller),
             ("machines", partial(check_machines.machines, job, rental, force=force)),
         ]
     end = time.monotonic() + SECONDS

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pion.errors import BadInput, PionError
 from pipeline.digest import Inputs, digest_job
-from pipeline.find_model import HUB_REPO, find_model, read_run
+from pipeline.find_model import CONFIG, Listed, find_model, locate_model
 from pipeline.formats import size
 from pipeline.job import (
     BinShards,
@@ -28,20 +31,27 @@ from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline import within
 from pipeline.state.head import RunState
 from pipeline.state.records import Head
-from pipeline.state.stores import Store, StoreError, open_store
+from pipeline.state.stores import FileStore, Missing, Store, StoreError, open_store
+
+if TYPE_CHECKING:
+    from pion.config import ModelConfig
 
 STORE_SECONDS = 8.0
 """A store that takes longer to answer would not do."""
 
 
-def model(job: Job) -> list[CheckRow]:
-    """The model's size, and that the weights to start from exist."""
+def model(job: Job, *, rented: bool = False) -> list[CheckRow]:
+    """The model's size, and that the weights to start from exist and are of the same model.
+
+    On a `rented` machine they have to be where it can get them.
+    """
     name, millions = job.model.preset or "the job's own shape", count_parameters(job) / 1e6
     rows = [CheckRow("model", True, f"{name}: {millions:,.1f} million parameters")]
     for stage in job.train_stages:
         source = job.section(stage).init_from
         if source is not None:
-            rows.append(CheckRow(f"{stage}.init_from", True, _starting_weights(job, source)))
+            words = _starting_weights(job, source, f"{stage}.init_from", rented=rented)
+            rows.append(CheckRow(f"{stage}.init_from", True, words))
     return rows
 
 
@@ -55,23 +65,72 @@ def count_parameters(job: Job) -> int:
         return Decoder(job.model_config_resolved()).num_params()
 
 
-def _starting_weights(job: Job, source: str) -> str:
-    """Where a model to start from is, without downloading it. Raises BadInput if nowhere."""
-    from pipeline.data.hub import pin
+def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
+    """Where a model to start from is, without downloading it.
+
+    Raises BadInput if it is nowhere, out of a rented machine's reach, or another model.
+    """
+    from pipeline.training.start import require_same_model
 
     path = job.input_path(source)
-    if path.exists():
-        return f"{find_model(str(path)).label} ({path})"
-    repo = source.removeprefix("hf://")
-    if HUB_REPO.fullmatch(repo):
-        name, _, revision = repo.partition("@")
-        return f"Hub model {name} at {pin(name, revision or None, 'model')[:12]}"
-    if "://" in source:
-        state, head = read_run(source.partition("@")[0])
-        if not head.checkpoints:
-            raise BadInput(f"init_from {source}: the run has no checkpoint yet")
-        return f"run {state.name} in {state.store.url}"
-    return find_model(source).label
+    found = locate_model(str(path) if path.exists() else source)
+    # What lies beside the job file may travel with it; the check of the files says so.
+    here = isinstance(found, Path) or (
+        isinstance(found, Listed) and isinstance(found.state.store, FileStore)
+    )
+    if rented and here and not path.exists():
+        raise BadInput(
+            f"{key}: {source} is on this machine only. Use a run in a store that both reach "
+            "(s3://bucket/prefix/run), a Hub repository (hf://user/name), or a folder below the "
+            "rental's workdir, by its path from the job file."
+        )
+    config, label = _config_of(found)
+    if config is not None:
+        require_same_model(job.model_config_resolved(), config, source)
+    return label
+
+
+def _config_of(found: Path | Listed | str) -> tuple[ModelConfig | None, str]:
+    """A model's settings and what to call it. None for a seed's .pt file, which has none apart
+    from its weights."""
+    from pipeline.data.hub import explained, pin
+
+    if isinstance(found, Path):
+        label = str(find_model(str(found)).folder.resolve())
+        if found.is_file():
+            return None, label
+        return _config((found / CONFIG).read_bytes(), str(found / CONFIG)), label
+    if isinstance(found, Listed):
+        store, key = found.state.store, found.state.key(f"{found.entry.key}/{CONFIG}")
+        label = f"run {found.state.name} in {store.url}, {found.entry.stage} {found.entry.step:,}"
+        try:
+            return _config(store.read(key), f"{store.url}/{key}"), label
+        except Missing:
+            raise BadInput(f"{label}: its checkpoint has no {CONFIG}") from None
+    from huggingface_hub import hf_hub_download
+
+    repo, _, revision = found.partition("@")
+    commit = pin(repo, revision or None, "model")
+    with explained(f"Hub model {repo} at {commit[:12]}, file {CONFIG}"):
+        file = Path(hf_hub_download(repo, CONFIG, revision=commit))
+    label = f"Hub model {repo} at {commit[:12]}"
+    return _config(file.read_bytes(), f"{label}, {CONFIG}"), label
+
+
+def _config(content: bytes, where: str) -> ModelConfig:
+    """The settings in a config.json, ours or transformers'. Raises BadInput for what is none."""
+    from pion.config import ModelConfig
+    from pion.qwen3 import from_qwen3
+
+    try:
+        settings = json.loads(content)
+        if not isinstance(settings, dict):
+            raise BadInput("it holds no settings")
+        if "model_type" in settings:
+            return from_qwen3(settings, {})[0]
+        return ModelConfig.from_dict(settings)
+    except (BadInput, ValueError) as error:
+        raise BadInput(f"{where}: {error}") from None
 
 
 def tokenizer(job: Job) -> list[CheckRow]:

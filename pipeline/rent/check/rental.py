@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pion.errors import BadInput
 from pipeline.data.sources import find_input
+from pipeline.find_model import HUB_REPO
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.rent.check.job import count_parameters, is_prepared, sources_of
 from pipeline.rent.check.row import CheckRow
@@ -27,6 +28,8 @@ CHECKPOINTS = 3
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: float32 weights and AdamW's two moments."""
 RECOVER_CODE = 75
+SESSION_TOKEN = "AWS_SESSION_TOKEN"
+"""Belongs to temporary keys, and only to them."""
 
 
 # ---------------------------------------------------------------- what the machine can reach
@@ -80,11 +83,13 @@ def credentials(
     job: Job, rental: Rental, environment: Mapping[str, str] = os.environ
 ) -> list[CheckRow]:
     """That every credential the run needs is set here, and declared so that it travels."""
-    needed = _needed(job)
+    needed = _needed(job, environment)
     mistakes = []
     for name, why in needed.items():
-        if name not in rental.secrets and name not in rental.envs:
-            mistakes.append(f"{rental.path} does not pass {name} on ({why}): add it to `secrets:`")
+        if name not in rental.secrets:
+            # `envs:` are shown in SkyPilot's records, and not filled in with what is set here.
+            add = "move it from `envs:`" if name in rental.envs else "add it"
+            mistakes.append(f"{rental.path} does not pass {name} on ({why}): {add} to `secrets:`")
         if not environment.get(name):
             mistakes.append(f"{name} is not set here ({why}): export {name}=…")
     for name, value in rental.secrets.items():
@@ -95,15 +100,25 @@ def credentials(
     if mistakes:
         raise BadInput("\n".join(mistakes))
     words = f"{', '.join(needed)} are set and passed on" if needed else "none is needed"
-    return [CheckRow("credentials", True, words)]
+    rows = [CheckRow("credentials", True, words)]
+    if SESSION_TOKEN in needed:
+        words = (
+            f"{SESSION_TOKEN} is set, so these keys expire: a run longer than they live stops and "
+            "can't save. Use lasting keys for it, and unset AWS_SESSION_TOKEN"
+        )
+        rows.append(CheckRow("temporary keys", None, words))
+    return rows + ([] if "HF_TOKEN" in needed else _hub_login(job, rental, environment))
 
 
-def _needed(job: Job) -> dict[str, str]:
+def _needed(job: Job, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables with credentials a run on another machine needs, and what for."""
-    needed = {}
-    if job.store.startswith("s3://"):
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            needed[name] = "for the store"
+    needed: dict[str, str] = {}
+    read = {f"for {s}.init_from": job.section(s).init_from or "" for s in job.train_stages}
+    for why, url in {**read, "for the store": job.store}.items():
+        if url.startswith("s3://"):
+            needed.update(AWS_ACCESS_KEY_ID=why, AWS_SECRET_ACCESS_KEY=why)
+            if environment.get(SESSION_TOKEN):
+                needed[SESSION_TOKEN] = "the keys are void without it"
     if job.store.startswith("hf://"):
         needed["HF_TOKEN"] = "for the store"
     elif job.publish is not None and job.publish.to.startswith("hf://"):
@@ -113,11 +128,45 @@ def _needed(job: Job) -> dict[str, str]:
     return needed
 
 
+def _hub_login(job: Job, rental: Rental, environment: Mapping[str, str]) -> list[CheckRow]:
+    """That the rental reads from the Hub what this machine, which is logged in, may read."""
+    from huggingface_hub import get_token
+
+    inputs = _hub_inputs(job)
+    if not inputs or get_token() is None:
+        return []
+    missing = []
+    if not environment.get("HF_TOKEN"):
+        missing.append("export HF_TOKEN=…")
+    if "HF_TOKEN" not in rental.secrets:
+        missing.append(f"add HF_TOKEN to `secrets:` in {rental.path}")
+    if not missing:
+        return []
+    words = (
+        "this machine is logged in to the Hub, and the rental will not be: if "
+        f"{' or '.join(inputs)} is private or gated, {' and '.join(missing)}"
+    )
+    return [CheckRow("Hub login", None, words)]
+
+
+def _hub_inputs(job: Job) -> list[str]:
+    """What the job reads from the Hub."""
+    found = [s.repo for _, s in sources_of(job) if isinstance(s, HubDataset | HubNpyShards)]
+    if job.tokenizer.hub is not None:
+        found.append(job.tokenizer.hub)
+    for stage in job.train_stages:
+        weights = job.section(stage).init_from or ""
+        here = job.input_path(weights).exists()
+        if weights.startswith("hf://") or (HUB_REPO.fullmatch(weights) and not here):
+            found.append(weights)
+    return list(dict.fromkeys(found))
+
+
 # ---------------------------------------------------------------- what is on the machine
 
 
-def files(job: Job, rental: Rental) -> list[CheckRow]:
-    """That the job's local files are among those SkyPilot copies to the machine."""
+def files(job: Job, rental: Rental, path: str | None) -> list[CheckRow]:
+    """That the job file `path` and what it names are among what SkyPilot copies to the machine."""
     rows = []
     if job.publish is not None and "://" not in job.publish.to:
         words = (
@@ -127,6 +176,8 @@ def files(job: Job, rental: Rental) -> list[CheckRow]:
         rows.append(CheckRow("publish from there", None, words))
     workdir = rental.config.get("workdir")
     local = _local_inputs(job, prepared=is_prepared(job))
+    if path is not None:
+        local.append(("the job file", Path(path).expanduser().resolve()))
     if not isinstance(workdir, str):
         keys = ", ".join(dict.fromkeys(key for key, _ in local))
         words = f"{rental.path} has no local workdir: {keys} must be there otherwise"
@@ -135,12 +186,12 @@ def files(job: Job, rental: Rental) -> list[CheckRow]:
     if not root.is_dir():
         raise BadInput(f"{rental.path}: workdir {root} is not a folder")
     left_out = _left_out(root) if local else set()
-    for key, path in local:
-        if not path.is_relative_to(root):
-            raise BadInput(f"{key}: {path} is outside {root}, so it is not copied to the machine")
-        if not left_out.isdisjoint((path, *path.parents)):
+    for key, file in local:
+        if not file.is_relative_to(root):
+            raise BadInput(f"{key}: {file} is outside {root}, so it is not copied to the machine")
+        if not left_out.isdisjoint((file, *file.parents)):
             raise BadInput(
-                f"{key}: {path} is left out by .skyignore or .gitignore, so it is not copied to "
+                f"{key}: {file} is left out by .skyignore or .gitignore, so it is not copied to "
                 "the machine. Put it elsewhere, or list it in neither."
             )
     return [*rows, CheckRow("files", True, f"{root} is copied to the machine")]

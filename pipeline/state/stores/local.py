@@ -22,9 +22,12 @@ from pipeline.state.stores.base import (
     WritesAtOnce,
     check_key,
 )
+from pipeline.state.stores.direct_io import write_directly
 
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock-"
+_LARGE_BYTES = 32 << 20
+"""From this size on a file is written past the page cache."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -188,7 +191,10 @@ def _write_atomically(path: Path, data: Data) -> None:
                 with data.open("rb") as source:
                     shutil.copyfileobj(source, file, 1 << 20)
             else:
-                file.write(data)
+                view = memoryview(data)
+                if len(view) >= _LARGE_BYTES:
+                    view = view[write_directly(file.fileno(), view) :]
+                file.write(view)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

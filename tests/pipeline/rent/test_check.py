@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pion.qwen3 import to_qwen3
 from pipeline.rent.check import check
 from pipeline.rent.check.check import CheckRow, show_check
 from pipeline.state.stores import FileStore
 from tests.hub_server import READ_TOKEN, HubServer, hub_server
+from tests.pipeline.finished_run import make_run
 from tests.pipeline.light_run import JOB, light_run
 from tests.pipeline.rent.checked_job import Case, unknown, wrong
 from tests.s3_server import FaultProxy, S3Server
@@ -124,6 +128,50 @@ def test_a_tokenizer_with_more_entries_than_the_model(case: Case) -> None:
 
 def test_weights_to_start_from_that_are_not_there(case: Case) -> None:
     wrong(case.rows(sft__init_from="nowhere.pt")["model"], "nowhere.pt")
+
+
+def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str:
+    """Put a model of the job's shape, but for `changes`, there; returns its `init_from`."""
+    config = dataclasses.replace(case.job().model_config_resolved(), **changes)
+    ours = json.dumps(config.to_dict()).encode()
+    if where == "Hub":
+        theirs = json.dumps(to_qwen3(config, {})[0]).encode()
+        hub.add_repo("user/base", "model", {"config.json": theirs})
+        return "user/base"
+    if where == "folder":
+        folder = case.folder / "base"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(b"")
+    else:
+        run = make_run(case.folder / str(changes), saves=[("pretrain", 7)])
+        folder = case.folder / str(changes) / run.key("checkpoints/pretrain/7-1")
+    (folder / "config.json").write_bytes(ours)
+    return "base" if where == "folder" else f"{run.store.url}/demo@7"
+
+
+@pytest.mark.parametrize("where", ["folder", "run", "Hub"])
+def test_weights_to_start_from_are_of_the_jobs_model(
+    where: str, case: Case, hub: HubServer
+) -> None:
+    assert case.rows(sft__init_from=place_weights(case, hub, where))["sft.init_from"].ok
+    wide = place_weights(case, hub, where, d_ff=64)
+    wrong(case.rows(sft__init_from=wide)["model"], wide, "d_ff: job 48, model 64")
+
+
+def test_a_step_to_start_from_that_the_run_does_not_list(case: Case) -> None:
+    run = f"{make_run(case.folder / 'other').store.url}/demo"
+    wrong(case.rows(sft__init_from=f"{run}@99999")["model"], "no checkpoint @99999", "sft 5")
+
+
+def test_a_run_to_start_from_goes_before_a_hub_repository_of_its_name(
+    case: Case, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    make_run(tmp_path / "cwd" / "runs")
+    row = case.rows(sft__init_from="runs/demo")["model"]
+    wrong(row, "init_from runs/demo", "d_ff: job 48, model 64")
+    assert not hub.requests
 
 
 def test_prepared_data_needs_no_source_any_more(case: Case) -> None:

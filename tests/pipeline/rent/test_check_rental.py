@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from pipeline.digest import digest_job
+from pipeline.rent.check import machines as check_machines
 from pipeline.rent.check.check import CheckRow, run_checks, show_check
+from pipeline.rent.check.controller import SETTING
 from pipeline.rent.check.rental import LOOPBACK_VARIABLE
+from pipeline.rent.plan.offers import Offer
 from pipeline.rent.rental import read_rental
+from pipeline.state.owner import Owner
+from pipeline.state.stores import FileStore
+from tests.hub_server import READ_TOKEN, hub_server
+from tests.pipeline.finished_run import make_run
+from tests.pipeline.light_run import light_run
 from tests.pipeline.rent.checked_job import Case, unknown, wrong
 from tests.pipeline.rent.conftest import YAML, SkyHome
 from tests.rental.catalog import Price
@@ -37,18 +48,29 @@ def on_runpod(
         resources: str = "accelerators: A40",
         *,
         text: str = WORKDIR,
+        path: Path | None = None,
         force: bool = False,
         **changes: Any,
     ) -> dict[str, CheckRow]:
         text = text.replace("{folder}", str(case.folder))
         rental = read_rental(sky_home.yaml(resources, text))
         job = case.job(**{"store": s3_store, **changes})
-        return {row.name: row for row in run_checks(job, rental, force=force)}
+        path = path or case.folder / "job.yaml"
+        rows = run_checks(job, rental, path=str(path), force=force)
+        return {row.name: row for row in rows}
 
     return find
 
 
-def test_a_good_rental_passes_every_check(on_runpod: Checks) -> None:
+def with_controller_here(sky_home: SkyHome) -> None:
+    from sky import skypilot_config
+
+    (sky_home.folder / ".sky/config.yaml").write_text(f"{SETTING}\n")
+    skypilot_config.safe_reload_config()
+
+
+def test_a_good_rental_passes_every_check(on_runpod: Checks, sky_home: SkyHome) -> None:
+    with_controller_here(sky_home)
     rows = on_runpod()
     assert {name: row.ok for name, row in rows.items()} == dict.fromkeys(rows, True)
     machine = rows["1 × A40 on demand on RunPod"]
@@ -86,6 +108,73 @@ def test_credentials_that_the_yaml_does_not_pass_on(on_runpod: Checks) -> None:
     wrong(on_runpod(text=text)["credentials"], "does not pass AWS_ACCESS_KEY_ID on")
 
 
+def test_credentials_among_the_variables_that_are_not_secret(on_runpod: Checks) -> None:
+    text = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
+    text = text.replace("envs: {{", 'envs: {{AWS_ACCESS_KEY_ID: "", ')
+    wrong(on_runpod(text=text)["credentials"], "move it from `envs:` to `secrets:`")
+
+
+def test_temporary_keys_travel_whole_and_expire(
+    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "never-to-be-seen")
+    wrong(on_runpod()["credentials"], "does not pass AWS_SESSION_TOKEN on", "add it to `secrets:`")
+    rows = on_runpod(text=WORKDIR.replace("secrets: {{", 'secrets: {{AWS_SESSION_TOKEN: "", '))
+    assert rows["credentials"].ok
+    unknown(rows["temporary keys"], "expire", "lasting keys")
+    assert "never-to-be-seen" not in repr(rows)
+
+
+@pytest.mark.parametrize("path", sorted(Path("sky").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_rental_of_ours_passes_temporary_keys_on(path: Path) -> None:
+    assert yaml.safe_load(path.read_text())["secrets"]["AWS_SESSION_TOKEN"] == ""
+
+
+def test_keys_for_a_run_to_start_from(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    rows = on_runpod(store="hf://user/store", sft__init_from="s3://bucket/runs/demo")
+    wrong(rows["credentials"], "AWS_SECRET_ACCESS_KEY", "for sft.init_from")
+
+
+def test_a_login_to_the_hub_that_does_not_travel(
+    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with hub_server() as hub:
+        hub.use(monkeypatch, tmp_path / "hf", token=None)
+        (tmp_path / "hf").mkdir(exist_ok=True)
+        (tmp_path / "hf" / "token").write_text(READ_TOKEN)  # as `hf auth login` leaves it
+        hub.add_repo("user/data", "dataset", {"a.jsonl": b'{"text": "a"}\n'}, private=True)
+        source = {"data__sources": [{"kind": "hub", "repo": "user/data"}]}
+        unknown(on_runpod(**source)["Hub login"], "user/data is private or gated", "HF_TOKEN=")
+        assert "Hub login" not in on_runpod()
+        monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+        assert "Hub login" not in on_runpod(**source)
+        text = WORKDIR.replace('HF_TOKEN: "", ', "")
+        unknown(on_runpod(text=text, **source)["Hub login"], "add HF_TOKEN to `secrets:`")
+
+
+@pytest.mark.parametrize("named", ["demo", "runs/demo", "file://{cwd}/runs/demo"])
+def test_a_run_to_start_from_that_only_this_machine_has(
+    named: str, on_runpod: Checks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    make_run(cwd / "runs")
+    rows = on_runpod(sft__init_from=named.format(cwd=cwd))
+    wrong(rows["model"], "sft.init_from", "on this machine only", "s3://bucket/prefix/run")
+
+
+def test_weights_to_start_from_may_travel_with_the_job(on_runpod: Checks, case: Case) -> None:
+    (case.folder / "base").mkdir()
+    config = json.dumps(case.job().model_config_resolved().to_dict())
+    (case.folder / "base" / "config.json").write_text(config)
+    (case.folder / "base" / "model.safetensors").write_bytes(b"")
+    assert on_runpod(sft__init_from="base")["sft.init_from"].ok
+    (case.folder / ".skyignore").write_text("/base\n")
+    wrong(on_runpod(sft__init_from="base")["files"], "sft.init_from", ".skyignore")
+
+
 def test_a_secret_that_the_yaml_requires(on_runpod: Checks) -> None:
     text = WORKDIR.replace('HF_TOKEN: ""', "HF_TOKEN: null")
     wrong(on_runpod(text=text)["credentials"], "requires HF_TOKEN", "export HF_TOKEN=")
@@ -99,6 +188,23 @@ def test_no_value_of_a_credential_is_shown(
         text = repr(rows)
         assert "hf_never_to_be_seen" not in text
         assert SECRET_KEY not in text
+
+
+def test_a_controller_that_would_need_a_machine_of_its_own(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    unknown(on_runpod()["controller"], "rent a machine for it too", "consolidation_mode: true")
+
+
+def test_a_controller_on_this_machine_and_a_server_that_has_not_heard_of_it(
+    on_runpod: Checks, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_controller_here(sky_home)
+    row = on_runpod()["controller"]
+    assert row.ok
+    assert "must stay awake" in row.words
+    monkeypatch.setattr("pipeline.rent.check.controller._server_runs", lambda: True)
+    wrong(on_runpod()["controller"], "has not read", "sky api stop")
 
 
 def test_a_cloud_without_credentials(on_runpod: Checks, sky_home: SkyHome) -> None:
@@ -127,9 +233,9 @@ def test_a_gpu_that_nobody_knows(on_runpod: Checks) -> None:
 
 
 def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod: Checks) -> None:
-    rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: L4}]")
-    unknown(rows["1 × L4 on demand on RunPod"], "RunPod has no L4")
-    wrong(on_runpod("accelerators: L4")["1 × L4 on demand on RunPod"], "RunPod has no L4")
+    rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: A30}]")
+    unknown(rows["1 × A30 on demand on RunPod"], "RunPod has no A30")
+    wrong(on_runpod("accelerators: A30")["1 × A30 on demand on RunPod"], "RunPod has no A30")
 
 
 def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod: Checks) -> None:
@@ -175,6 +281,13 @@ def test_data_that_is_left_out_of_the_copy(on_runpod: Checks, case: Case) -> Non
     assert on_runpod()["files"].ok
 
 
+def test_a_job_file_that_is_not_copied(on_runpod: Checks, case: Case, tmp_path: Path) -> None:
+    outside = tmp_path.parent / "job.yaml"
+    wrong(on_runpod(path=outside)["files"], "the job file", str(outside), "outside")
+    (case.folder / ".skyignore").write_text("job.yaml\n")
+    wrong(on_runpod()["files"], "the job file", "job.yaml", ".skyignore")
+
+
 def test_a_published_folder_would_go_with_the_machine(on_runpod: Checks, case: Case) -> None:
     row = on_runpod(publish={"to": str(case.folder / "model")})["publish from there"]
     unknown(row, "goes with the machine", "hf://")
@@ -188,6 +301,48 @@ def test_a_rental_that_is_not_recovered(on_runpod: Checks) -> None:
 def test_a_budget_below_the_estimate(on_runpod: Checks) -> None:
     unknown(on_runpod(budget={"dollars": 0.001})["budget"], "above budget.dollars 0.001")
     assert on_runpod(budget={"dollars": 5})["budget"].ok
+    row = on_runpod(budget={"dollars": 5, "hours": 0.01})["budget"]
+    unknown(row, "the estimate, 2 min", "above budget.hours 0.01")
+    row = on_runpod(budget={"dollars": 5, "hours": 5})["budget"]
+    assert row.ok
+    assert "estimated of $5.00; 2 min" in row.words
+    assert "estimated of 5 h 00 min" in row.words
+
+
+def test_dollars_are_limited_where_the_price_is_not_known(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    sky_home.lose_catalog()
+    limit = {"dollars": 5}
+    words = ("budget.dollars is 5", "price of A40 is not known", "prices.A40", "dollars_per_hour")
+    wrong(on_runpod(budget=limit)["budget"], *words)
+    assert "budget" not in on_runpod(budget=limit | {"dollars_per_hour": 0.4})
+    assert on_runpod(budget=limit, prices={"A40": 0.4})["budget"].ok
+    told = WORKDIR.replace('OVERRIDES: ""', 'OVERRIDES: "", PION_DOLLARS_PER_HOUR: "0.4"')
+    assert "budget" not in on_runpod(text=told, budget=limit)
+
+
+def test_a_budget_that_is_spent_would_stop_the_run_after_boot(
+    on_runpod: Checks, case: Case
+) -> None:
+    folder = case.folder / "runs"
+    run = light_run(FileStore(folder), "tiny")
+    spent = {"store": str(folder), "budget": {"hours": 1e-9}}
+    wrong(on_runpod(**spent)["budget"], "The budget is spent", "raise budget.hours")
+    enough = {"store": str(folder), "budget": {"hours": 100}}
+    assert on_runpod(**enough)["budget"].ok
+    claim, job = run.claim(Owner.me()), case.job(**spent)
+    for stage, digest in digest_job(job).stages.items():
+        claim.finish_stage(stage, digest, {})
+    claim.release()
+    unknown(on_runpod(**spent)["budget"], "above budget.hours")  # finished: nothing is to be spent
+
+
+def test_the_price_is_that_of_all_nodes(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer = Offer("A40", 1, "RunPod", "CA", False, 0.2, 0.4, 40 * 2**30, 60)
+    monkeypatch.setattr(check_machines, "look_up", lambda *_: offer)
+    row = on_runpod(text=WORKDIR + "num_nodes: 2\n")["1 × A40 on demand on RunPod"]
+    assert "$0.80/h for 2 nodes" in row.words
 
 
 def test_without_a_catalog_the_price_is_not_found_out(on_runpod: Checks, sky_home: SkyHome) -> None:

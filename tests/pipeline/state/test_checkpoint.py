@@ -442,6 +442,50 @@ def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_p
     assert newest(claim)[0].step == 20
 
 
+def test_what_a_failed_save_left_goes_an_hour_after_the_next_commit(
+    tmp_path: Path, time: FakeClock
+) -> None:
+    class DownOnce(FileStore):
+        failures = 1
+
+        def write(self, key: str, data: Any) -> None:
+            if key.endswith("optimizer.safetensors") and self.failures:
+                self.failures -= 1
+                raise StoreError("write", key, "it is down", outage=True)
+            super().write(key, data)
+
+    store = DownOnce(tmp_path)
+    claim = RunState(store, "demo", time.clock()).claim(someone())
+    checkpointer = checkpointer_in_this_process(claim)
+    save(checkpointer, 10)
+    assert checkpointer.stats.outage is not None
+    assert store.list("demo/checkpoints/pretrain/10-1/")
+    save(checkpointer, 20)
+    (left,) = claim.head.trash
+    assert (left.key, left.not_before) == ("checkpoints/pretrain/10-1", time.time + 3600)
+    time.time += 3601
+    save(checkpointer, 30)
+    assert store.list("demo/checkpoints/pretrain/10-1/") == []
+    assert claim.head.trash == ()
+    assert [entry.step for entry in claim.head.checkpoints] == [30, 20]
+
+
+def test_a_result_is_noted_in_the_checkpoint_it_belongs_to_and_nobody_waits(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    claim = RunState(gate, "demo").claim(someone())
+    checkpointer = checkpointer_in_this_process(claim)
+    checkpointer.save(*some_tensors(), {"step": 10})
+    checkpointer.note(10, {"held_out_loss": 3.5})  # its save is still on its way
+    assert checkpointer.busy
+    assert claim.head.checkpoints == ()
+    gate.open.set()
+    checkpointer.wait()
+    checkpointer.note(20, {"held_out_loss": 2.5})  # never saved
+    checkpointer.wait()
+    (entry,) = claim.head.checkpoints
+    assert (entry.step, entry.metrics) == (10, {"held_out_loss": 3.5})
+
+
 def test_a_store_that_corrupts_what_it_is_given_is_found_out_before_the_commit(
     tmp_path: Path,
 ) -> None:

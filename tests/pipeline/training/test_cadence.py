@@ -51,6 +51,13 @@ def test_a_store_that_bears_few_commits_sets_a_floor_whatever_the_job_asks_for()
     assert cadence(every_seconds=3.0, floor_seconds=120.0).interval == 120.0
 
 
+def test_it_is_too_soon_for_any_save_until_the_store_bears_one() -> None:
+    hub = cadence(floor_seconds=120.0)
+    assert hub.too_soon(now=119.0)
+    assert not hub.too_soon(now=120.0)
+    assert not cadence().too_soon(now=0.0)
+
+
 def claims(starts: list[float]) -> list[ClaimRecord]:
     return [ClaimRecord(i, at, someone(session=str(i))) for i, at in enumerate(starts)][::-1]
 
