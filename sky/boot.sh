@@ -12,7 +12,7 @@ export PION_BOOT_STARTED=$(date +%s.%N)
 cd "$(dirname "$0")/.."
 
 # SkyPilot sets what the YAML leaves empty to ""; clients of S3 and the Hub take that for a value.
-for name in HF_TOKEN ${!AWS_*} ${!PION_*} ${!WANDB_*}; do
+for name in ${!HF_*} ${!AWS_*} ${!PION_*} ${!WANDB_*}; do
     [ -n "${!name:-}" ] || unset "$name"
 done
 export AWS_DEFAULT_REGION=${AWS_DEFAULT_REGION:-us-east-1}
@@ -24,6 +24,17 @@ export AWS_DEFAULT_REGION=${AWS_DEFAULT_REGION:-us-east-1}
         ".gitignore names is not sent" >&2
     exit 2
 }
+
+# Shell words, read without a shell: an override may hold spaces and quotes.
+words=$(mktemp)
+python3 -c '
+import os, shlex, sys
+try:
+    print(end="".join(word + "\0" for word in shlex.split(os.environ.get("OVERRIDES", ""))))
+except ValueError as error:
+    sys.exit(f"boot: OVERRIDES is no list of shell words ({error}); nothing was started")' \
+    >"$words" || exit 2
+mapfile -d '' -t overrides <"$words"
 
 # SkyPilot runs jobs in an empty environment of its own; the image's Python is behind it.
 if [ -n "${VIRTUAL_ENV:-}" ]; then
@@ -40,7 +51,7 @@ export PION_BOOT_CHECKED=$(date +%s.%N)
 # itself an environment: it would lead to the interpreter that one was made from.)
 export PATH=$HOME/.local/bin:$PATH   # where SkyPilot has put uv
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh || exit 75
-mentions() { grep -Eq "(^|[[:space:]{.])$1[:=]" "$JOB" - <<<"${OVERRIDES:-}"; }
+mentions() { grep -Eq "(^|[[:space:]{.])$1[:=.]" "$JOB" - <<<"${OVERRIDES:-}"; }
 sync=(uv sync --no-default-groups)
 mentions lm_eval && sync+=(--group evaluate)
 mentions wandb && sync+=(--extra wandb)
@@ -66,10 +77,6 @@ if [ "${PION_EXPECT_GPUS:-${SKYPILOT_NUM_GPUS_PER_NODE:-0}}" != 0 ]; then
     .venv/bin/python -m pipeline.rent.gpu_test || exit
 fi
 
-# Shell words, read without a shell: an override may hold spaces and quotes.
-mapfile -d '' -t overrides < <(python3 -c '
-import os, shlex
-print(end="".join(word + "\0" for word in shlex.split(os.environ.get("OVERRIDES", ""))))')
 # In place of this shell, so that SIGTERM reaches it and its exit code is the job's.
 [ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || exec bash sky/ray_nodes.sh "$JOB" "${overrides[@]}"
 exec .venv/bin/pion run "$JOB" "${overrides[@]}"

@@ -41,6 +41,7 @@ def add_rent_commands(add: Add) -> None:
     hop.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
     hop.add_argument("overrides", metavar="key=value", nargs="*", help="fields to change")
     hop.add_argument("--job", metavar="FILE", help="default: the job that the run's store records")
+    hop.add_argument("--force", action="store_true", help="accept spot dearer than on demand")
 
     rentals = add("rentals", _rentals, "every machine ever rented, its cost, and is it gone")
     rentals.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all")
@@ -91,7 +92,7 @@ def _watch(args: argparse.Namespace) -> int:
 def _hop(args: argparse.Namespace) -> int:
     from pipeline.rent.managed.hop import hop
 
-    return hop(args.run, on=args.on, overrides=args.overrides, job=args.job)
+    return hop(args.run, on=args.on, overrides=args.overrides, job=args.job, force=args.force)
 
 
 def _rentals(args: argparse.Namespace) -> int:

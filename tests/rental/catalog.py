@@ -37,8 +37,12 @@ GPU_MEMORY_GIB = {
 
 PRICES = {
     "A40": Price(0.20, 0.40),
+    "L4": Price(0.32, 0.43),
     "L40S": Price(0.45, 0.86),
+    "RTX3090": Price(0.28, 0.46),
+    "RTX4090": Price(0.40, 0.69),
     "RTXA4000": Price(0.22, 0.25),
+    "RTXA4500": Price(0.23, 0.26),
     "RTXA5000": Price(0.24, 0.27),
     "RTXA6000": Price(0.30, 0.49),
 }

@@ -23,6 +23,7 @@ before or after the test):
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -32,8 +33,14 @@ from importlib.util import find_spec
 import pytest
 
 from tests.rental.rented import Rented
-from tests.rental.skypilot_home import Loopback, loopback_skypilot
+from tests.rental.skypilot_home import Loopback, NoRuntime, find_python, loopback_skypilot
 from tests.s3_server import S3Server
+
+OVERLAY = """
+mount -t tmpfs pod /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
+"""
 
 
 def why_impossible() -> str | None:
@@ -45,16 +52,27 @@ def why_impossible() -> str | None:
     for tool in ("sshd", "rsync", "unshare", "nsenter", "uv"):
         if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin") is None:
             return f"{tool} is not installed (Debian: openssh-server, rsync, util-linux; pip: uv)"
-    namespaces = ["--mount", "--pid", "--net", "--uts", "--fork"]
-    tried = subprocess.run(["unshare", *namespaces, "true"], capture_output=True, text=True)
-    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
+    namespaces = ["--mount", "--pid", "--net", "--uts", "--fork", "--propagation", "private"]
+    tried = subprocess.run(
+        ["unshare", *namespaces, "sh", "-ec", OVERLAY], capture_output=True, text=True
+    )
+    if tried.returncode:
+        return f"no namespaces or overlays here: {tried.stderr.strip()}"
+    if find_python() is None:
+        return "SkyPilot's own runtime in a pod wants a Python 3.10 (pyenv install 3.10)"
+    return None
 
 
 @pytest.fixture(scope="session")
 def loopback(s3: S3Server) -> Iterator[Loopback]:
     if (why := why_impossible()) is not None:
         pytest.skip(why)
-    with loopback_skypilot(ports=[int(s3.url.rpartition(":")[2])]) as skypilot:
+    with contextlib.ExitStack() as stack:
+        try:
+            started = loopback_skypilot(ports=[int(s3.url.rpartition(":")[2])])
+            skypilot = stack.enter_context(started)
+        except NoRuntime as error:
+            pytest.skip(str(error))
         yield skypilot
 
 

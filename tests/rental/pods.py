@@ -13,11 +13,13 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote_plus
 
 from tests.rental.netns import Bridge, Namespace, separate_network
 
@@ -42,6 +44,7 @@ mount --rbind /sys sys
 mount --rbind /dev dev
 mount -t tmpfs tmpfs dev/shm
 mount -t tmpfs -o mode=1777 tmpfs tmp
+{binds}
 mount -t tmpfs tmpfs run
 mkdir run/sshd
 hostname {id}
@@ -94,7 +97,12 @@ class Pod:
         }.items():
             (files / name).parent.mkdir(parents=True, exist_ok=True)
             (files / name).write_text(text)
-        environment = {**environment, "HOME": HOME, "RUNPOD_POD_ID": self.id}
+        environment = {
+            **environment,
+            "HOME": HOME,
+            "RUNPOD_POD_ID": self.id,
+            "RUNPOD_GPU_NAME": quote_plus(self.gpu),
+        }
         entry = _ENTRY.format(
             mount=mount,
             files=files,
@@ -102,6 +110,7 @@ class Pod:
             runtime=RUNTIME,
             id=self.id,
             disk_gb=self.disk_gb,
+            binds=_bound_again(sys.prefix, sys.base_prefix, environment.get("UV_CACHE_DIR", "")),
             environment=shlex.join(f"{name}={value}" for name, value in environment.items()),
         )
         namespaces = ["--mount", "--pid", "--net", "--uts", "--fork", "--kill-child"]
@@ -197,6 +206,12 @@ class Pod:
         with contextlib.suppress(OSError, ValueError):
             return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
         return 0
+
+
+def _bound_again(*folders: str) -> str:
+    """Commands that make those visible in a pod that its own empty /tmp would hide."""
+    hidden = [shlex.quote(folder) for folder in folders if folder.startswith("/tmp/")]
+    return "\n".join(f"mkdir -p .{folder}; mount --bind {folder} .{folder}" for folder in hidden)
 
 
 def _to_loopback(port: int) -> socket.socket:

@@ -124,12 +124,11 @@ def build_runtime(uv: str, runtime: Path) -> None:
     import sky
     from sky.skylet import constants
 
-    pyenv = Path("~/.pyenv/versions").expanduser()  # its shims are no interpreters
-    folders = [str(path.parent) for path in pyenv.glob("3.10.*/bin/python3.10")]
-    environment = os.environ | {"PATH": ":".join([*folders, os.environ["PATH"]])}
+    python = find_python()
+    assert python is not None
     # Relocatable: in a pod it lies elsewhere than where it is made.
-    create = [uv, "venv", "-q", "--seed", "--relocatable", "--python", "3.10", str(runtime)]
-    subprocess.run(create, env=environment, check=True)
+    create = [uv, "venv", "-q", "--seed", "--relocatable", "--python", python, str(runtime)]
+    subprocess.run(create, check=True)
     packages = [
         f"ray[default]=={constants.SKY_REMOTE_RAY_VERSION}",
         f"skypilot[runpod,remote]=={sky.__version__}",
@@ -138,7 +137,24 @@ def build_runtime(uv: str, runtime: Path) -> None:
         "pydantic-core==2.41.1",
     ]
     install = [uv, "pip", "install", "-q", "--python", str(runtime / "bin/python"), *packages]
-    subprocess.run(install, cwd=runtime, check=True)  # away from our pyproject.toml's pins
+    # Away from our pyproject.toml's pins.
+    done = subprocess.run(install, cwd=runtime, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise NoRuntime(f"SkyPilot's own runtime can't be installed here: {done.stderr.strip()}")
+
+
+class NoRuntime(Exception):
+    """What pods need is not to be had on this machine."""
+
+
+def find_python() -> str | None:
+    """A Python 3.10, which SkyPilot's runtime is built with; None if there is none here."""
+    pyenv = Path("~/.pyenv/versions").expanduser()  # its shims are no interpreters
+    folders = [str(path.parent) for path in pyenv.glob("3.10.*/bin/python3.10")]
+    environment = os.environ | {"PATH": ":".join([*folders, os.environ["PATH"]])}
+    command = [find_uv(), "python", "find", "--no-python-downloads", "--no-project", "3.10"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def find_uv() -> str:

@@ -12,15 +12,16 @@ from tests.rental.window import window
 pytestmark = pytest.mark.rental
 
 A40 = ("--on", "sky/runpod-a40.yaml")
+SPOT = ("--on", "sky/runpod-spot.yaml")
 
 
 def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(
     rented: Rented,
 ) -> None:
     overrides = [f"store={rented.store}", *OVERRIDES]
-    with window(rented, "launch", JOB, *A40, *overrides) as launch:
+    with window(rented, "launch", JOB, *SPOT, *overrides) as launch:
         job = launch.job
-        with window(rented, "launch", JOB, *A40, *overrides) as second:
+        with window(rented, "launch", JOB, *SPOT, *overrides) as second:
             second.ends_with(2)
             assert f"{RUN} is rented already: managed job {job}" in second.text
         with window(rented, "watch", rented.run) as watch:  # before any machine has claimed it
@@ -33,6 +34,7 @@ def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(
         assert "owns the run" in launch.text
         assert f"managed job {job} is done" in launch.text
     (pod,) = rented.machines
+    assert (pod.gpu, pod.use_spot) == ("NVIDIA A40", True), "the cheapest of the file's"
     wait_until(lambda: not pod.alive, "the end of the machine")
     with window(rented, "rentals", rented.run, "--json") as rentals:
         rentals.ends_with(0)

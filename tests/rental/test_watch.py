@@ -46,7 +46,9 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes(rented: R
         return time.monotonic() - lost
 
     with watched(rented, Path("sky/runpod-a40.yaml"), "pretrain.steps=30000") as watch:
+        watch.wait_for("RUNNING on RunPod")
         vanished = seconds_to_the_next(0, "gone")
+        watch.wait_for("recovered 1 time")  # while it is launched SkyPilot sees what becomes of it
         exited = seconds_to_the_next(1, "exited")
         dead = rented.machines[1]
         assert f"dead pod: pod {dead.id} is EXITED in RunPod's list" in watch.text

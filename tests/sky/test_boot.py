@@ -98,6 +98,14 @@ def test_it_ends_in_pion_run_with_the_job_and_the_overrides(machine: Machine) ->
     assert machine.pion() == arguments
 
 
+def test_overrides_that_are_no_shell_words_start_nothing(machine: Machine) -> None:
+    code, output = machine.boot(OVERRIDES="store=s3://bucket/runs evaluate.prompts='[half")
+    assert code == 2
+    assert "OVERRIDES is no list of shell words (No closing quotation)" in output
+    assert "Traceback" not in output
+    assert machine.uv_calls == []
+
+
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 74, 75])
 def test_the_exit_code_of_pion_is_the_jobs(machine: Machine, code: int) -> None:
     assert machine.boot(PION_EXITS=str(code))[0] == code
@@ -158,6 +166,11 @@ def test_what_the_job_asks_for_is_installed_too(machine: Machine) -> None:
     assert "--group evaluate" in machine.uv_calls[-1]
     assert "--extra wandb" in machine.uv_calls[-1]
     assert "tensorboard" not in machine.uv_calls[-1]
+
+
+def test_an_override_inside_a_section_asks_for_it_too(machine: Machine) -> None:
+    machine.boot(OVERRIDES="evaluate.lm_eval.tasks=[piqa]")
+    assert "--group evaluate" in machine.uv_calls[-1]
 
 
 def test_a_torch_of_the_image_is_used_and_nothing_it_brings_is_installed(machine: Machine) -> None:

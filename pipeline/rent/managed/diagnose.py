@@ -7,16 +7,18 @@ findings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.formats import duration
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.pods import Pod
+from pipeline.state.head import COMMIT_SILENCE_SECONDS
 
 BOOT_SECONDS = 1200.0
 """From a machine that is asked for to one that has claimed the run: pulling an image of 10 GB and
-installing take minutes, and a host that takes longer is paid for nothing."""
+installing take minutes, and a host that takes longer is paid for nothing. Where only commits are a
+sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more before it takes over."""
 HANG_SECONDS = 900.0
 """Without a step though the heartbeat goes on. The run's own watchdog comes first."""
 SILENT_SECONDS = 2700.0
@@ -30,7 +32,7 @@ SHORT_LIFE_SECONDS = 900.0
 SHORT_LIVES = 3
 """So many machines in a row that lived so briefly in one place: it is the place."""
 
-Action = Literal["note", "terminate", "relaunch"]
+Action = Literal["note", "terminate", "relaunch", "cancel"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,14 @@ class SkyView:
         pods: RunPod's pods of that job; None if RunPod is not its cloud, or can't be asked.
         gone_since: since when no pod is listed of a job that is RUNNING, or that has had one
             in the status it has now.
-        attempts: the machines it had so far, oldest first.
+        pod_since: when the watcher first saw the newest of those pods that lives.
+        attempts: the machines that this job had so far, oldest first.
     """
 
     job: ManagedJob | None
     pods: tuple[Pod, ...] | None = None
     gone_since: float | None = None
+    pod_since: float | None = None
     attempts: tuple[Attempt, ...] = ()
 
 
@@ -79,7 +83,7 @@ class RunView:
 
     Attributes:
         finished: whether every stage of its job is done.
-        stop: who asked it to stop, if somebody did.
+        stop: why this job was asked to stop, if it was.
         claimed_at: when its owner claimed it; None if nobody owns it.
         beat_at: the owner's last heartbeat.
         stalled_since: since when, by the watcher's clock, heartbeats have come without a new
@@ -119,23 +123,32 @@ class Finding:
 def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
     """What is wrong at Unix time `now`, the most certain first.
 
-    A run that is finished, or was asked to stop, is left to end.
+    A run that is finished, or was asked to stop, is left to end, as long as it can: a machine that
+    never comes so far is ended with its job.
     """
-    job = sky.job
-    if job is None or run.finished or run.stop is not None:
+    job, ending = sky.job, run.finished or run.stop is not None
+    if job is None or job.status == "CANCELLING":
         return []
     if not job.live:
-        return [_lost_controller(job)] if job.status == "FAILED_CONTROLLER" else []
-    if job.status == "CANCELLING":
-        return []
+        lost = job.status == "FAILED_CONTROLLER" and not ending
+        return [_lost_controller(job)] if lost else []
     alive = tuple(pod.id for pod in sky.pods or () if pod.alive)
-    found = [
-        _dead_pods(sky, job),
-        _unnoticed(sky, job, now),
-        _bad_place(sky, job, now),
-        _boot(sky, run, job, alive, now) if _is_booting(run, job) else _stuck(run, alive, now),
-    ]
+    here = _boot(sky, run, job, alive, now) if _is_booting(run, job) else _stuck(run, alive, now)
+    if ending:
+        return [_end_instead(here, run)] if here is not None and here.what in _NEVER_ENDS else []
+    found = [_dead_pods(sky, job), _unnoticed(sky, job, now), _bad_place(sky, job, now), here]
     return [finding for finding in found if finding is not None]
+
+
+_NEVER_ENDS = ("boot not finished", "silent")
+"""What keeps a machine from ever seeing that it is to end."""
+
+
+def _end_instead(finding: Finding, run: RunView) -> Finding:
+    """The same, of a run that needs no other machine."""
+    reason = "the run is finished" if run.finished else f"the run was asked to stop ({run.stop})"
+    why = f"{finding.why}; {reason}, so no other machine is needed"
+    return replace(finding, why=why, action="cancel", avoid=None)
 
 
 def _dead_pods(sky: SkyView, job: ManagedJob) -> Finding | None:
@@ -159,11 +172,11 @@ def _unnoticed(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
 
 
 def _bad_place(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
-    """Machines that die young, one after the other, in one place."""
+    """Machines that die young, one after the other, in one place; not while the newest works."""
+    if job.status not in ("RECOVERING", "STARTING"):
+        return None
     attempts = sky.attempts
-    ends = [attempt.began for attempt in attempts[1:]]
-    if job.status == "RECOVERING":
-        ends.append(now)  # of the newest, too
+    ends = [*(attempt.began for attempt in attempts[1:]), now]
     lives = [
         (attempt.place, end - attempt.began) for attempt, end in zip(attempts, ends, strict=False)
     ]
@@ -191,12 +204,19 @@ def _is_booting(run: RunView, job: ManagedJob) -> bool:
 def _boot(
     sky: SkyView, run: RunView, job: ManagedJob, alive: tuple[str, ...], now: float
 ) -> Finding | None:
-    times = (job.submitted_at, job.recovered_at, run.last_sign, run.beat_at)
+    running = job.status == "RUNNING"
+    # A pod may come long after it was asked for. Once it runs, SkyPilot says since when.
+    pod_since = None if running else sky.pod_since
+    times = (
+        *(job.submitted_at, job.started_at, job.recovered_at),
+        *(pod_since, run.last_sign, run.beat_at),
+    )
     waited = now - max((at for at in times if at is not None), default=now)
-    if waited < BOOT_SECONDS:
+    waits_for_owner = running and not run.heartbeats
+    if waited < BOOT_SECONDS + (COMMIT_SILENCE_SECONDS if waits_for_owner else 0.0):
         return None
     since = f"for {duration(waited)} nothing was heard of the run"
-    if job.status == "RUNNING":
+    if running:
         why = f"{since}, and SkyPilot says RUNNING: the machine does not come to start it"
         return _give_up_machine("boot not finished", why, alive)
     if alive:

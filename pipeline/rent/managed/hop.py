@@ -18,7 +18,13 @@ from pipeline.handover import FROM_EPOCH
 from pipeline.job import Job
 from pipeline.job_file import job_text, load_job
 from pipeline.rent.managed import pods
-from pipeline.rent.managed.launch import SUBMITTING, check, how_to_come_back, say_now
+from pipeline.rent.managed.launch import (
+    SUBMITTING,
+    check,
+    how_to_come_back,
+    say_now,
+    telling_who_leaves,
+)
 from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     cancel,
@@ -29,7 +35,7 @@ from pipeline.rent.managed.managed_jobs import (
 )
 from pipeline.rent.managed.task import make_task, secrets_for, task_config, variables
 from pipeline.rent.rental import read_rental, rental_name
-from pipeline.state.head import RunState
+from pipeline.state.head import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
 from pipeline.state.requests import clear_stops
@@ -38,7 +44,8 @@ from pipeline.stop import is_finished
 
 POLL_SECONDS = 5.0
 ARRIVE_SECONDS = 1800.0
-"""From renting to owning the run; after that the new machine is given up."""
+"""From renting to owning the run; after that the new machine is given up. Where only commits are a
+sign of life it may have to wait COMMIT_SILENCE_SECONDS more for an owner that is silent."""
 SAVE_SECONDS = 120.0
 """In which SkyPilot sees that the old job has ended, and gives its machine back."""
 RECEIPT_SECONDS = 600.0
@@ -46,11 +53,13 @@ RECEIPT_SECONDS = 600.0
 _HEADER = re.compile(r"# (?P<name>.+) with these overrides merged in:")
 
 
-def hop(run: str, *, on: str, overrides: Sequence[str], job: str | None = None) -> int:
+def hop(
+    run: str, *, on: str, overrides: Sequence[str], job: str | None = None, force: bool = False
+) -> int:
     """Move `run` to a machine that the SkyPilot YAML `on` asks for; returns 0 once it is there.
 
     The job is the one the store records, found again below the working directory, with
-    `overrides` added; or the file `job`.
+    `overrides` added; or the file `job`. `force` rents in spite of warnings.
 
     Raises:
         BadInput: something would fail; nothing was rented.
@@ -66,7 +75,7 @@ def hop(run: str, *, on: str, overrides: Sequence[str], job: str | None = None) 
     changed = [*recorded, *overrides]
     parsed = _the_same_run(load_job(path, changed), state)
     secrets = secrets_for(rental.secrets)
-    check(parsed, rental, force=False)
+    check(parsed, rental, path=path, force=force)
     start_api_server(say_now)
     old = [known for known in managed_jobs(name) if known.live]
     if len(old) > 1:
@@ -75,11 +84,14 @@ def hop(run: str, *, on: str, overrides: Sequence[str], job: str | None = None) 
             f"To follow it: `pion watch {run}`. To call it off: `sky jobs cancel {old[0].id}`. "
             "Nothing was rented."
         )
-    more = {FROM_EPOCH: str(head.epoch)} if head.owner is not None else {}
+    # While it recovers, an old job owns nothing, and claims the run once it has a machine again.
+    more = {FROM_EPOCH: str(head.epoch)} if head.owner is not None or old else {}
     envs = variables(rental, parsed, path, changed, **more)
     clear_stops(state)
     say_now(SUBMITTING)
-    new = submit(make_task(task_config(rental, name, envs), secrets), name)
+    task = make_task(task_config(rental, name, envs, parsed.prices), secrets)
+    with telling_who_leaves(state, name):
+        new = submit(task, name)
     say_now(f"managed job {new} is submitted; {_old_words(head, old)} until its machine is up")
     try:
         if not _wait_for_arrival(state, name, new, envs["PION_LAUNCH_ID"]):
@@ -167,7 +179,8 @@ def _wait_for_arrival(state: RunState, name: str, job_id: int, launch_id: str) -
     Raises PionError if none will.
     """
     clock = state.clock
-    end = clock.monotonic() + ARRIVE_SECONDS
+    patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if state.store.commits else 0.0)
+    end = clock.monotonic() + patience
     told = ""
     while True:
         words = told
@@ -201,7 +214,7 @@ def _wait_for_arrival(state: RunState, name: str, job_id: int, launch_id: str) -
         if clock.monotonic() >= end:
             cancel([job_id])
             raise PionError(
-                f"managed job {job_id} has not taken the run over in {duration(ARRIVE_SECONDS)} "
+                f"managed job {job_id} has not taken the run over in {duration(patience)} "
                 f"({words}), and is cancelled. {_unharmed(state)}"
             )
         clock.sleep(POLL_SECONDS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from pion.errors import BadInput
@@ -48,11 +49,11 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     parsed = load_job(job, overrides)
     state = RunState(open_store(parsed.store), parsed.name)
     name = rental_name(state.store.url, state.name)
-    config = task_config(rental, name, variables(rental, parsed, job, overrides))
+    config = task_config(rental, name, variables(rental, parsed, job, overrides), parsed.prices)
     if dry_run:
         print(task_yaml(config))
         return 0
-    check(parsed, rental, force=force)
+    check(parsed, rental, path=job, force=force)
     head = _read(state)
     if head is not None and _is_done(state, head, parsed):
         say_now(f"{state.name} is finished: nothing was rented. See: pion status {_run(state)}")
@@ -63,18 +64,23 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     if clear_stops(state):
         say_now("cleared a request to stop this run")
     say_now(SUBMITTING)
-    job_id = submit(make_task(config, secrets), name)
+    task = make_task(config, secrets)
+    with telling_who_leaves(state, name):
+        job_id = submit(task, name)
     announce(state, name, job_id)
     from pipeline.rent.managed.watch import follow_or_leave
 
     return follow_or_leave(state, name, job_id)
 
 
-def check(job: Job, rental: Rental, *, force: bool) -> None:
-    """Print what `pion check` finds. Raises BadInput if the run would fail on that rental."""
+def check(job: Job, rental: Rental, *, path: str, force: bool) -> None:
+    """Print what `pion check` finds of the job in the file `path`.
+
+    Raises BadInput if the run would fail on that rental.
+    """
     from pipeline.rent.check.check import print_rows, run_checks
 
-    rows = run_checks(job, rental, force=force)
+    rows = run_checks(job, rental, path=path, force=force)
     print_rows(rows)
     failed = [row.name for row in rows if row.ok is False]
     if failed:
@@ -113,6 +119,22 @@ def owner_age(state: RunState, head: Head | None) -> float | None:
     return max(0.0, state.clock.now() - at)
 
 
+@contextlib.contextmanager
+def telling_who_leaves(state: RunState, name: str) -> Iterator[None]:
+    """Say to a person who presses Ctrl-C while a job is submitted what may come of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run = _run(state)
+        say_now(
+            f"\nleft while submitting {name}: SkyPilot may go on, and rent a machine\n"
+            f"  in a minute:  pion watch {run}\n"
+            f"  is it rented: pion rentals {run}\n"
+            "  call it off:  sky jobs queue, then sky jobs cancel NUMBER"
+        )
+        raise
+
+
 def announce(state: RunState, name: str, job_id: int) -> None:
     """Say what was rented, how to look at it and to end it, and which machine must stay awake."""
     say_now(f"managed job {job_id} ({name}) is submitted; from here on it runs without this window")
@@ -130,7 +152,7 @@ def how_to_come_back(state: RunState, job_id: int) -> str:
     return (
         f"  follow it:  pion watch {run}\n"
         f"  its output: sky jobs logs {job_id}\n"
-        f"  stop it:    pion stop {run}"
+        f"  stop it:    pion stop {run}   (before a machine owns it: sky jobs cancel {job_id})"
     )
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.rent.managed.diagnose import Attempt, Place, RunView, SkyView
 from pipeline.rent.managed.follow import Progress
 from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
 from pipeline.rent.managed.pods import Pod
+from pipeline.rent.managed.task import launch_id_of
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
+from pipeline.state.requests import pending_stop
 from pipeline.status import run_status
 from pipeline.stop import is_finished
 
@@ -50,11 +52,13 @@ class Lookout:
         self.state, self.name, self.job_id = state, name, job_id
         self._managed_jobs, self._list_pods = managed_jobs, list_pods
         self._attempts: list[Attempt] = []
+        self._attempts_of: int | None = None  # job
         self._read_machines = False
         self._machine_of: tuple[int, int] | None = None  # job and recoveries, of the last attempt
         self._phase: tuple[int, str] | None = None  # job and status
         self._had_pod = False
         self._gone_since: float | None = None
+        self._pods_seen: dict[str, float] = {}  # when each that lived was first seen
         self._beat: tuple[float | None, float] = (None, 0.0)  # the newest, and when it was seen
         self._step: tuple[object, float] | None = None  # the newest, and since when it stands still
 
@@ -72,12 +76,14 @@ class Lookout:
             mine = tuple(pod for pod in pods if pod.belongs_to(cluster))
         self._note_pods(job, mine, now)
         self._note_machine(job, head, now)
-        return Look(
-            head,
-            SkyView(job, mine, self._gone_since, tuple(self._attempts)),
-            RunView() if head is None or status is None else self._run_view(head, status, now),
-            Progress(now, job, status),
+        seen = [self._pods_seen[pod.id] for pod in mine or () if pod.alive]
+        sky = SkyView(
+            job, mine, self._gone_since, max(seen, default=None), attempts=tuple(self._attempts)
         )
+        run = RunView() if head is None or status is None else self._run_view(head, status, now)
+        if head is not None and job is not None:
+            run = self._of_this_job(run, head, job)
+        return Look(head, sky, run, Progress(now, job, status))
 
     def forget_machines(self) -> None:
         """What machines did so far no longer counts: something was done about it."""
@@ -89,7 +95,10 @@ class Lookout:
         return next((job for job in jobs if job.id == self.job_id), None)
 
     def _note_pods(self, job: ManagedJob | None, pods: tuple[Pod, ...] | None, now: float) -> None:
-        """Since when the job lacks the pod that it should have."""
+        """Since when the job has each pod, and since when it lacks the one that it should have."""
+        for pod in pods or ():
+            if pod.alive:
+                self._pods_seen.setdefault(pod.id, now)
         phase = (job.id, job.status) if job is not None else None
         if phase != self._phase:
             self._phase, self._had_pod, self._gone_since = phase, False, None
@@ -98,10 +107,12 @@ class Lookout:
         self._gone_since = (self._gone_since or now) if expected and pods == () else None
 
     def _note_machine(self, job: ManagedJob | None, head: Head | None, now: float) -> None:
-        """Those of the store, once, and from then on each that SkyPilot gets for the job."""
+        """Those of the job in the store, once, and then each that SkyPilot gets for it."""
+        if job is not None and job.id != self._attempts_of:
+            self._attempts_of, self._attempts, self._read_machines = job.id, [], False
         this = (job.id, job.recoveries) if job is not None and job.status == "RUNNING" else None
-        if head is not None and not self._read_machines:
-            self._attempts = machines_so_far(self.state) or self._attempts
+        if job is not None and head is not None and not self._read_machines:
+            self._attempts = machines_so_far(self.state, job.id) or self._attempts
             if self._attempts and not self._read_machines:
                 self._machine_of = self._machine_of or this
             self._read_machines = True
@@ -132,10 +143,29 @@ class Lookout:
             heartbeats=status["heartbeats"],
         )
 
+    def _of_this_job(self, run: RunView, head: Head, job: ManagedJob) -> RunView:
+        """The view without what another launch was asked, or has finished.
 
-def machines_so_far(state: RunState) -> list[Attempt]:
-    """The machines that the run was worked on so far, oldest first, from its events."""
-    events = [e for e in read_events(state.store, state.name) if e["event"] == "machine"]
+        A hop asks every launch to stop but the one it hands the run over to; and a finished run
+        may be launched once more, with more to do.
+        """
+        last = head.claims[0].owner.launch_id if head.claims else None
+        launch = launch_id_of(job) or last
+        stop = pending_stop(self.state, launch_id=launch) if run.stop is not None else None
+        return replace(
+            run,
+            finished=run.finished and launch == last,
+            stop=stop.reason if stop is not None else None,
+        )
+
+
+def machines_so_far(state: RunState, job_id: int) -> list[Attempt]:
+    """The machines of a managed job that have claimed the run, oldest first, from its events."""
+    events = [
+        e
+        for e in read_events(state.store, state.name)
+        if e["event"] == "machine" and str(e.get("managed_job")) == str(job_id)
+    ]
     first = {str(event["id"]): event for event in reversed(events)}.values()
     found = [
         Attempt(

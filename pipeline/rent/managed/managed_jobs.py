@@ -87,7 +87,10 @@ class ManagedJob:
 
 
 def managed_jobs(name: str | None = None, *, with_task: bool = False) -> list[ManagedJob]:
-    """Every managed job SkyPilot knows, or those called `name`; the newest first."""
+    """Every managed job SkyPilot knows, or those called `name`; the newest first.
+
+    Raises PionError where it can't be asked.
+    """
     with asking_skypilot("list the managed jobs"):
         from sky import exceptions
         from sky.client import sdk
@@ -96,8 +99,14 @@ def managed_jobs(name: str | None = None, *, with_task: bool = False) -> list[Ma
         fields = [*_FIELDS, "user_yaml"] if with_task else list(_FIELDS)
         try:
             records, *_ = sdk.get(jobs.queue_v2(refresh=False, fields=fields, name_match=name))
-        except exceptions.ClusterNotUpError:
-            return []  # no controller was ever needed
+        except exceptions.ClusterNotUpError as error:
+            status = getattr(error.cluster_status, "value", error.cluster_status)
+            if status in (None, "STOPPED"):
+                return []  # no controller was ever needed, or it had nothing left to do
+            raise PionError(
+                f"SkyPilot's jobs controller is {status} and can't be reached, so nothing is known "
+                f"of the managed jobs ({_first_line(error)}). Nothing was changed. See: sky status"
+            ) from error
     found = [_managed_job(record) for record in records]
     return sorted(
         (job for job in found if name is None or job.name == name), key=lambda job: -job.id

@@ -127,8 +127,11 @@ def _machines(
     elsewhere = [m for m in rented if (m.cloud or "").lower() != "runpod"]
     clusters = _clusters() if elsewhere else None
     listed = {pod.id: pod for pod in pods or ()}
+    # A managed job has one machine at a time: of several, the newest may still be there.
+    last = {about.get(m.id, {}).get("managed_job"): m.id for m in rented}
     found = []
     for machine in rented:
+        event = about.get(machine.id, {})
         if (machine.cloud or "").lower() == "runpod":
             pod = listed.get(machine.id)
             if pods is None:
@@ -138,8 +141,9 @@ def _machines(
             else:
                 standing = _standing(pod, jobs, now)
         else:
-            standing = _cluster_standing(about.get(machine.id, {}).get("cluster"), clusters)
-        found.append(_rental(machine, about.get(machine.id, {}), *standing))
+            newest = last.get(event.get("managed_job")) == machine.id
+            standing = _cluster_standing(event, clusters, jobs if newest else ())
+        found.append(_rental(machine, event, *standing))
     return found
 
 
@@ -201,12 +205,22 @@ def _clusters() -> Mapping[str, str] | None:
     return {record["name"]: str(record["status"].value) for record in records}
 
 
-def _cluster_standing(cluster: str | None, clusters: Mapping[str, str] | None) -> tuple[str, str]:
-    if clusters is None or cluster is None:
+def _cluster_standing(
+    event: Mapping[str, Any], clusters: Mapping[str, str] | None, jobs: Sequence[ManagedJob]
+) -> tuple[str, str]:
+    """Whether a machine outside RunPod is needed by one of these jobs, or listed by SkyPilot.
+
+    SkyPilot's list leaves out the clusters of managed jobs, so not to be in it proves nothing.
+    """
+    cluster, job_id = str(event.get("cluster")), str(event.get("managed_job"))
+    job = next((known for known in jobs if known.live and str(known.id) == job_id), None)
+    if job is not None:
+        return "running", f"managed job {job.id} is {job.status}"
+    if clusters is None:
         return "unknown", "its cloud could not be asked"
     if cluster in clusters:
         return "running", f"SkyPilot's cluster {cluster} is {clusters[cluster]}"
-    return "gone", f"SkyPilot has no cluster {cluster} any more"
+    return "unknown", "SkyPilot does not list it, which it does for no managed job: ask its cloud"
 
 
 # ---------------------------------------------------------------- acting and showing

@@ -15,15 +15,16 @@ import yaml
 
 from pion.errors import BadInput
 from pipeline.job import Job
+from pipeline.rent.managed.cheapest_first import resources_by_price
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
-from pipeline.rent.plan.offers import offers_for
+from pipeline.rent.plan.offers import Prices, offers_for
 from pipeline.rent.rental import Rental
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.owner import code_version
 
-PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-"""Variables that say where a store is, and are no secrets."""
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
+"""Variables that say where a store or the Hub is, and are no secrets."""
 
 
 def variables(
@@ -42,9 +43,11 @@ def variables(
         "JOB": _travelling_path(job_path, rental),
         "OVERRIDES": shlex.join(overrides),
         "PION_LAUNCH_ID": uuid.uuid4().hex,
+        "PION_SECRETS": ",".join(k for k, v in rental.secrets.items() if v or os.environ.get(k)),
         "PION_PRICES": json.dumps(prices),
         "PION_COMMIT": code.commit or "",
         "PION_DIRTY": code.dirty or "",
+        "PION_DISK_GB": str(min(candidate.disk_gb for candidate in rental.candidates)),
     }
     if len(spot) == 1:
         found["PION_SPOT"] = "1" if spot.pop() else "0"
@@ -67,9 +70,15 @@ def secrets_for(
     return {name: environment[name] for name in declared if environment.get(name)}
 
 
-def task_config(rental: Rental, name: str, envs: Mapping[str, str]) -> dict[str, Any]:
-    """The rental's YAML with everything filled in but the secrets: enough to submit it again."""
+def task_config(
+    rental: Rental, name: str, envs: Mapping[str, str], prices: Prices | None = None
+) -> dict[str, Any]:
+    """The rental's YAML with everything filled in but the secrets: enough to submit it again.
+
+    `prices` are the job's own, for the order its machines are tried in.
+    """
     config = deepcopy(dict(rental.config))
+    config["resources"] = deepcopy(resources_by_price(rental, prices))
     config["name"] = name
     config["envs"] = {**rental.envs, **envs}
     if isinstance(config.get("workdir"), str):
@@ -114,19 +123,31 @@ def make_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
     """The sky.Task of a managed job once more, to be run on none of the places in `avoid`.
 
     It belongs to the same launch, so it may take the run over at once. Raises BadInput if no
-    machine is left to rent or a secret is missing.
+    machine is left to rent, or a secret that it was given then is not set here.
     """
     config = _recorded(job)
-    declared = dict.fromkeys(config.get("secrets") or {}, "")  # values are redacted
-    config["secrets"] = declared
-    task = make_task(config, secrets_for(declared))
+    config["secrets"] = dict.fromkeys(config.get("secrets") or {}, "")  # values are redacted
+    given = str((config.get("envs") or {}).get("PION_SECRETS") or "").split(",")
+    needed = {name: None if name in given else "" for name in config["secrets"]}
+    task = make_task(config, secrets_for(needed))
     if avoid:
         task.set_resources(_elsewhere(task.resources, avoid))
     return task
 
 
+def launch_id_of(job: ManagedJob) -> str | None:
+    """The launch that a managed job was submitted by; None if SkyPilot's record does not say."""
+    try:
+        config = _recorded(job)
+    except BadInput:
+        return None
+    return (config.get("envs") or {}).get("PION_LAUNCH_ID")
+
+
 def _recorded(job: ManagedJob) -> dict[str, Any]:
-    """The YAML that a managed job was submitted with: SkyPilot's record has a head before it."""
+    """The YAML that a managed job was submitted with: SkyPilot's record has a head before it.
+
+    Raises BadInput if SkyPilot has none."""
     try:
         documents = [d for d in yaml.safe_load_all(job.task or "") if isinstance(d, dict)]
     except yaml.YAMLError:

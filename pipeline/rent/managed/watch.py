@@ -33,6 +33,9 @@ POLL_SECONDS = 10.0
 CANCEL_SECONDS = 300.0
 """How long SkyPilot may take to cancel a job and give its machine back."""
 
+_ENDED_FOR_IT = ("CANCELLED", "FAILED_CONTROLLER")
+"""How a job ends that is submitted anew; one that ended otherwise did so by itself."""
+
 Say = Callable[[str], None]
 
 
@@ -57,31 +60,45 @@ def watch(run: str, *, once: bool) -> int:
 
 
 def follow_or_leave(state: RunState, name: str, job_id: int, *, once: bool = False) -> int:
-    """Watch a rental until it ends, or until the person leaves with Ctrl-C."""
+    """Watch a rental until it ends, or until the person leaves with Ctrl-C.
+
+    Returns the run's exit code; 0 after Ctrl-C, or 130 if the run was then being submitted anew.
+    """
     watcher = Watcher(state, name, job_id, say_now)
     try:
-        with alone(name) as watcher.acting:
+        with alone(name) as watcher.alone:
+            watcher.acting = watcher.alone()
             if not watcher.acting:
                 say_now("another window keeps this run going; this one only shows it")
             return watcher.look_once() if once else watcher.follow()
     except KeyboardInterrupt:
+        owed = watcher.owed()
+        if owed:
+            say_now(f"\n{owed}")
+            return 130
         job_id = watcher.lookout.job_id  # another one, if the run was submitted anew
         say_now(f"\nmanaged job {job_id} goes on\n{how_to_come_back(state, job_id)}")
         return 0
 
 
 @contextlib.contextmanager
-def alone(name: str) -> Iterator[bool]:
-    """Whether no other process of this machine keeps that rental going; none will meanwhile."""
+def alone(name: str) -> Iterator[Callable[[], bool]]:
+    """What tells whether no other process of this machine keeps that rental going.
+
+    Once it has said so none will, until the block ends.
+    """
     path = default_root().parent / f"watch-{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+
+        def nobody_else() -> bool:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        yield nobody_else
 
 
 @dataclass(frozen=True)
@@ -112,8 +129,20 @@ class Provider:
         )
 
 
+@dataclass(frozen=True)
+class Owed:
+    """A task that is to be submitted in place of the managed job that is cancelled for it."""
+
+    task: Any
+    old: ManagedJob
+    avoid: Collection[Place]
+
+
 class Watcher:
-    """Shows one rental and keeps it going. Without `acting` it only says what it has found."""
+    """Shows one rental and keeps it going.
+
+    Without `acting` it only says what it has found, until `alone` says that nobody else acts.
+    """
 
     def __init__(
         self,
@@ -131,11 +160,12 @@ class Watcher:
             state, name, job_id, self.provider.managed_jobs, self.provider.list_pods
         )
         self._say, self.acting = say, acting
+        self.alone: Callable[[], bool] = lambda: False
         self._told: Progress | None = None
-        self._found: set[str] = set()
+        self._found: dict[str, str] = {}  # what is wrong, and what was said to be done about it
         self._trouble = ""
         self._avoid: set[Place] = set()
-        self._owed: Any = None  # a task to be submitted, as its job was cancelled
+        self._owed: Owed | None = None
 
     def follow(self) -> int:
         """Until the job has ended; its exit code."""
@@ -152,17 +182,47 @@ class Watcher:
             self.clock.sleep(POLL_SECONDS)
 
     def look_once(self) -> int:
-        """Show, and mend, what one look can see; 1 if anything is wrong, or the job has failed."""
-        code = self._look_and_act()
-        return code if code is not None else int(bool(self._found))
+        """Show, and mend, what one look can see; 1 if anything is wrong, or the job has failed.
+
+        A run that is being submitted anew gets CANCEL_SECONDS for it: nobody looks again. Raises
+        PionError.
+        """
+        end, wrong = self.clock.monotonic() + CANCEL_SECONDS, False
+        while True:
+            try:
+                code = self._look_and_act()
+            except PionError as error:
+                owed = self.owed()
+                if not owed:
+                    raise
+                if self.clock.monotonic() >= end:
+                    raise PionError(f"{error} {owed}") from error
+                wrong = True
+                self.clock.sleep(POLL_SECONDS)
+            else:
+                return code if code is not None else int(wrong or bool(self._found))
+
+    def owed(self) -> str:
+        """What is left half done, for a person; empty if nothing is."""
+        if self._owed is None:
+            return ""
+        run, old = f"{self.state.store.url}/{self.state.name}", self._owed.old.id
+        return (
+            f"managed job {old} was being cancelled to be submitted anew; whether that was done is "
+            f"not known. What is committed is safe. See `pion rentals {run}`: if a newer job "
+            f"lives, `pion watch {run}` goes on with it; if none does, `pion launch JOB --on SKY`."
+        )
 
     def say(self, text: str) -> None:
         at = time.strftime("%H:%M:%S", time.gmtime(self.clock.now()))
         self._say(printable(f"{at} {text}"))
 
     def _look_and_act(self) -> int | None:
+        if not self.acting and self.alone():
+            self.acting = True
+            self.say("the other window has gone: from here on this one keeps the run going")
         if self._owed is not None:
-            self.say(f"submitted as managed job {self._submit_owed(self.lookout.job_id)}")
+            self.say(self._submit_owed(self._owed))
         look = self.lookout.look()
         lines = changes(self._told, look.progress)
         for line in lines:
@@ -177,7 +237,8 @@ class Watcher:
             self._handle(finding, job, look)
             if self.lookout.job_id != job.id:
                 break  # what else is wrong was wrong with the job that it replaced
-        self._found &= {finding.why_key for finding in findings}
+        keys = {finding.why_key for finding in findings}
+        self._found = {key: done for key, done in self._found.items() if key in keys}
         if job.live or self.lookout.job_id != job.id:
             return None
         code, words = how_it_ended(job, look.progress.status)
@@ -186,9 +247,10 @@ class Watcher:
 
     def _handle(self, finding: Finding, job: ManagedJob, look: Look) -> None:
         """Say what was found, once, and do what is to be done about it."""
-        if finding.why_key not in self._found:
+        key = finding.why_key
+        if key not in self._found:
             self.say(f"{finding.what}: {finding.why}")
-        self._found.add(finding.why_key)
+        said = self._found.setdefault(key, "")
         if finding.action == "note" or not self.acting:
             return
         done = []
@@ -197,8 +259,13 @@ class Watcher:
             done.append(f"terminated pod {pod}")
         if finding.action == "relaunch":
             done.append(self._relaunch(job, finding.avoid))
-        self.say("; ".join(done))
-        log_finding(self.state, look, finding, done)
+        if finding.action == "cancel":
+            self.provider.cancel([job.id])
+            done.append(f"cancelled managed job {job.id}")
+        self._found[key] = "; ".join(done)
+        if self._found[key] != said:  # what does not help is done at each look, and said once
+            self.say(self._found[key])
+            log_finding(self.state, look, finding, done)
 
     def _relaunch(self, job: ManagedJob, avoid: Place | None) -> str:
         """End the job and submit it anew; what was done. Not ended if it can't be submitted."""
@@ -208,31 +275,39 @@ class Watcher:
         except BadInput as error:
             self.lookout.forget_machines()  # ask again after as many more
             return f"left as it is, as it can't be submitted anew: {error}"
-        if job.live:
-            self.provider.cancel([job.id])
-            self._wait_until_ended(job)
         self._avoid = places
-        self._owed = task
-        new = self._submit_owed(job.id)
-        elsewhere = f", not on {' or '.join(sorted(map(str, places)))}" if places else ""
-        return f"submitted the run anew as managed job {new}{elsewhere}"
+        self._owed = Owed(task, job, places)  # before the job is cancelled, as that may half fail
+        return self._submit_owed(self._owed)
 
-    def _submit_owed(self, old: int) -> int:
-        """Submit what was ended in order to be submitted anew, however often that takes."""
-        jobs = self.provider.managed_jobs(self.name)
+    def _submit_owed(self, owed: Owed) -> str:
+        """End the old job and submit the new one, however often that takes; what was done."""
+        old, jobs = self._end(owed.old.id)
         # A submission given up as failed may have been taken after all.
-        taken = next((job.id for job in jobs if job.live and job.id > old), None)
-        self.lookout.job_id = taken or self.provider.submit(self._owed, self.name)
+        new = next((job.id for job in jobs if job.live and job.id > owed.old.id), None)
+        if new is None and old is not None and old.status not in _ENDED_FOR_IT:
+            self._owed = None
+            return f"managed job {old.id} has ended by itself meanwhile, as {old.status}"
+        self.lookout.job_id = new or self.provider.submit(owed.task, self.name)
         self.lookout.forget_machines()
         self._owed = None
-        return self.lookout.job_id
+        elsewhere = f", not on {' or '.join(sorted(map(str, owed.avoid)))}" if owed.avoid else ""
+        return f"submitted the run anew as managed job {self.lookout.job_id}{elsewhere}"
 
-    def _wait_until_ended(self, job: ManagedJob) -> None:
-        end = self.clock.monotonic() + CANCEL_SECONDS
-        while any(j.id == job.id and j.live for j in self.provider.managed_jobs(self.name)):
+    def _end(self, job_id: int) -> tuple[ManagedJob | None, Sequence[ManagedJob]]:
+        """Cancel a managed job that lives and see it end; what SkyPilot says of it then."""
+        end, cancelled = self.clock.monotonic() + CANCEL_SECONDS, False
+        while True:
+            jobs = self.provider.managed_jobs(self.name)
+            job = next((known for known in jobs if known.id == job_id), None)
+            if job is None or not job.live:
+                return job, jobs
+            if not cancelled:
+                self.provider.cancel([job_id])
+                cancelled = True
+                continue
             if self.clock.monotonic() >= end:
                 raise PionError(
-                    f"SkyPilot has not cancelled managed job {job.id} in {CANCEL_SECONDS:.0f} s."
+                    f"SkyPilot has not cancelled managed job {job_id} in {CANCEL_SECONDS:.0f} s."
                 )
             self.clock.sleep(POLL_SECONDS / 2)
 

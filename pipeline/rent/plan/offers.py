@@ -116,11 +116,15 @@ def look_up(
     return _with_own_price(offer, prices or {})
 
 
-def market(gpus: Sequence[str], prices: Prices | None = None) -> tuple[list[Offer], list[str]]:
-    """One GPU of each type, spot and on demand, where it is cheapest; and notes for the user.
+def market(
+    gpus: Sequence[str], prices: Prices | None = None, *, count: int = 1
+) -> tuple[list[Offer], list[str]]:
+    """A machine of `count` GPUs of each type, spot and on demand, where it is cheapest; and notes
+    for the user.
 
     `gpus` names the types; if empty they are those that have a price, or all that are known where
-    none has. Raises BadInput for a name that nobody knows.
+    none has. A type that no catalog offers by that count has no price, unless the job states one.
+    Raises BadInput for a name that nobody knows.
     """
     notes: list[str] = []
     by_name: dict[str, list[Any]] = {}
@@ -141,12 +145,21 @@ def market(gpus: Sequence[str], prices: Prices | None = None) -> tuple[list[Offe
             close = close_names(gpu, known)
             hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
             raise BadInput(f"--gpu {gpu}: SkyPilot has no GPU of that name. {hint}")
-    priced = sorted(GPU_TYPES.keys() & {*by_name, *prices})
+    fitting = {
+        gpu: [info for info in infos if info.accelerator_count == count]
+        for gpu, infos in by_name.items()
+    }
+    offered = {gpu for gpu, infos in fitting.items() if infos}
+    priced = sorted(GPU_TYPES.keys() & {*offered, *prices})
+    unpriced = by_name.keys() - offered - prices.keys()
+    lacking = [gpu for gpu in gpus or sorted(GPU_TYPES) if gpu in unpriced]
+    if lacking:
+        notes.append(f"not offered there by {count} at a time: {', '.join(lacking)}")
     offers = []
     for gpu in gpus or priced or list(GPU_TYPES):
-        infos = [info for info in by_name.get(gpu, []) if info.accelerator_count == 1]
         for use_spot in (True, False):
-            offer = _with_own_price(_of_market(gpu, infos, use_spot), prices)
+            cheapest = _of_market(gpu, count, fitting.get(gpu, []), use_spot)
+            offer = _with_own_price(cheapest, prices)
             if offer.price is not None or not use_spot:
                 offers.append(offer)
     return offers, notes
@@ -164,8 +177,8 @@ def _whole_market() -> tuple[list[str], dict[str, list[Any]]]:
         return clouds, _gpus_of(*clouds)
 
 
-def _of_market(gpu: str, infos: Sequence[Any], use_spot: bool) -> Offer:
-    """Where one GPU costs least, of what the catalogs have."""
+def _of_market(gpu: str, count: int, infos: Sequence[Any], use_spot: bool) -> Offer:
+    """Where a machine of `count` GPUs costs least, of what the catalogs have."""
 
     def price(info: Any, spot: bool) -> float | None:
         dollars = info.spot_price if spot else info.price
@@ -176,7 +189,7 @@ def _of_market(gpu: str, infos: Sequence[Any], use_spot: bool) -> Offer:
     best = min(found, key=lambda info: price(info, use_spot) or 0.0, default=None)
     return Offer(
         gpu=gpu,
-        count=1,
+        count=count,
         cloud=best.cloud if best else None,
         region=best.region if best else None,
         use_spot=use_spot,

@@ -18,12 +18,14 @@ from pipeline.rent.plan.offers import market
 
 
 def show_plan(job: str, overrides: Sequence[str], *, gpus: Sequence[str], as_json: bool) -> int:
-    """Print what the job of a file takes on one GPU of each type, ranked by dollars.
+    """Print what the job of a file takes on each type of GPU, ranked by dollars: on one, or on as
+    many as its `hardware.workers`.
 
     Raises BadInput for a job with mistakes and a GPU that nobody knows.
     """
     plan = load_job(job, overrides)
-    offers, notes = market(gpus, plan.prices)
+    count = max(1, plan.hardware.workers or 1)
+    offers, notes = market(gpus, plan.prices, count=count)
     speeds = measured_speeds(plan)
     estimates = ranked([estimate(plan, offer, speeds) for offer in offers])
     notes = [*notes, *_assumptions(plan, estimates)]
@@ -67,6 +69,9 @@ def _assumptions(job: Job, estimates: Sequence[Estimate]) -> list[str]:
         if e.problem is not None:
             unfit.setdefault(e.problem, []).append(e.offer.gpu or "CPU")
     notes = [f"{', '.join(dict.fromkeys(gpus))}: {why}" for why, gpus in unfit.items()]
+    count = max((e.offer.count for e in estimates), default=1)
+    if count > 1:
+        notes.append(f"$/h and tokens/s are of a machine's {count} GPUs, one for each worker")
     notes += [f"tokens/s {s}" for s in sorted({s.speed_from for e in estimates for s in e.stages})]
     if any(e.offer.use_spot for e in estimates):
         notes.append(
@@ -89,7 +94,9 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for e in estimates:
         way = "spot" if e.offer.use_spot else "demand"
-        cells = [e.offer.gpu or "CPU", way, _number(e.offer.price, ".2f")]
+        gpu = e.offer.gpu or "CPU"
+        machine = f"{e.offer.count} × {gpu}" if e.offer.count > 1 else gpu
+        cells = [machine, way, _number(e.offer.price, ".2f")]
         if e.fits:
             cells += [
                 batch_in_words(e),

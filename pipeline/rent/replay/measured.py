@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pion.errors import PionError
+from pipeline.cost.machine import AT_HOME, RENTED
 from pipeline.cost.timeline import WAITED
 from pipeline.job import Job
 from pipeline.job_file import parse_job
@@ -26,11 +27,16 @@ UNUSUAL = {"prepare", WAITED}
 
 @dataclass
 class Measured:
-    """What the store has of this job's run; `missing` says why it has nothing."""
+    """What the store has of this job's run; `missing` says why it has nothing.
+
+    `tokens_per_second` is of all workers together, on `nodes` machines of `count` GPUs each.
+    """
 
     missing: str = ""
     tokens_per_second: dict[str, Number] = field(default_factory=dict)
     gpu: str | None = None
+    count: int = 1
+    nodes: int = 1
     starts: list[dict[str, float]] = field(default_factory=list)
     saves: list[Row] = field(default_factory=list)
     checkpoint_bytes: int | None = None
@@ -55,7 +61,7 @@ def measure(job: Job) -> Measured:
     except PionError as error:
         return Measured(f"its run can't be read: {error}")
     trained = [event for event in events if event["event"] == "training"]
-    rented = [event for event in events if event["event"] == "machine" and event.get("gpu")]
+    rented = [event for event in events if event["event"] == RENTED and event.get("gpu")]
     devices = {event["epoch"]: str(event["device"]) for event in trained}
     found = Measured(
         gpu=str(rented[-1]["gpu"]) if rented else None,
@@ -69,6 +75,10 @@ def measure(job: Job) -> Measured:
             newest = [speed for epoch, speed in speeds if epoch == speeds[-1][0]]
             words = f"{len(newest):,} steps of {stage} on {devices.get(speeds[-1][0], 'a machine')}"
             found.tokens_per_second[stage] = Number(statistics.median(newest), words)
+    reached = [row["epoch"] for each in rows.values() for row in each if _is_step(row)]
+    if reached:
+        gpu, found.count, found.nodes = _machine_of(max(reached), events)
+        found.gpu = gpu or found.gpu
     if not found.tokens_per_second:
         found.missing = f"run {job.name} has not trained yet"
     return found
@@ -76,6 +86,18 @@ def measure(job: Job) -> Measured:
 
 def _is_step(row: Row) -> bool:
     return bool(row.get("tokens_per_second"))
+
+
+def _machine_of(epoch: int, events: Sequence[Row]) -> tuple[str | None, int, int]:
+    """The GPU, GPUs of a node, and nodes that `epoch` trained on; at home as many as it had
+    workers."""
+    before = [event for event in events if event["epoch"] <= epoch]
+    claims = [event for event in before if event["event"] in (RENTED, AT_HOME)]
+    if claims and claims[-1]["event"] == RENTED:
+        machine = claims[-1]
+        return machine.get("gpu"), machine.get("count") or 1, machine.get("nodes") or 1
+    workers = [e["workers"] for e in before if e["event"] == "training" and e["epoch"] == epoch]
+    return None, max([1, *workers[-1:]]), 1
 
 
 def _starts(events: Sequence[Row]) -> list[dict[str, float]]:

@@ -177,23 +177,53 @@ def _parameters(job: Job) -> int:
 
 
 def _prices(job: Job, given: Given, measured: Measured) -> tuple[Number | None, Number | None]:
-    """Dollars per hour by the job's `prices`, spot and on demand, of all its GPUs."""
+    """Dollars per hour of all GPUs, spot and on demand: by the job's `prices`, else by SkyPilot's
+    catalog."""
+    if given.price is not None and given.on_demand_price is not None:
+        return None, None  # which nobody asks for
     prices = job.prices or {}
     gpu = given.gpu or measured.gpu or (next(iter(prices)) if len(prices) == 1 else None)
+    if gpu is None:
+        return None, None
+    count, nodes, machine = _gpus(job, given, measured)
     if gpu not in prices:
-        asked = given.price is None or given.on_demand_price is None
-        if given.gpu is not None and prices and asked:
+        if given.gpu is not None and prices:
             raise BadInput(
                 f"--gpu {gpu}: `prices` of the job has none of it, only of {', '.join(prices)}. "
                 "Add one, or give --price and --on-demand-price."
             )
-        return None, None
-    assert gpu is not None
-    workers = max(1, job.hardware.workers or 1)
-    times = f" × {workers} workers" if workers > 1 else ""
+        return _market_prices(gpu, count, nodes)
+    times = f" × {machine}" if count * nodes > 1 else ""
 
     def number(way: str, dollars: float | None) -> Number | None:
         origin = f"prices.{gpu}.{way} of the job{times}"
-        return None if dollars is None else Number(workers * dollars, origin)
+        return None if dollars is None else Number(count * nodes * dollars, origin)
 
     return number("spot", prices[gpu].spot), number("on_demand", prices[gpu].on_demand)
+
+
+def _gpus(job: Job, given: Given, measured: Measured) -> tuple[int, int, str]:
+    """The GPUs of a machine and the machines that the steps' seconds are of, and both in words."""
+    if given.step_seconds is None and given.gpu is None:
+        count, nodes = measured.count, measured.nodes
+        return count, nodes, f"{count * nodes} GPUs that it was measured on"
+    workers = max(1, job.hardware.workers or 1)
+    return workers, 1, f"{workers} workers"
+
+
+def _market_prices(gpu: str, count: int, nodes: int) -> tuple[Number | None, Number | None]:
+    """What `pion plan` finds for `nodes` machines of `count` such GPUs, spot and on demand; None
+    where SkyPilot's catalog has none, or can't be read."""
+    from pipeline.rent.plan.offers import market  # SkyPilot takes seconds to import
+
+    try:
+        offers, _ = market([gpu], count=count)
+    except BadInput:  # a name that it does not know
+        return None, None
+    found: dict[bool, Number] = {}
+    for offer in offers:
+        if offer.price is not None:
+            times = f" × {nodes} nodes" if nodes > 1 else ""
+            origin = f"SkyPilot's catalog: {offer}{times}"
+            found[offer.use_spot] = Number(nodes * offer.price, origin)
+    return found.get(True), found.get(False)

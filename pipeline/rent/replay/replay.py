@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,29 +72,50 @@ def show_replay(
 ) -> int:
     """Print what the job of a file takes on each trace, and write a plot to `png` if one is named.
 
-    Raises BadInput for a job with mistakes, a file that is no trace, and where nothing says how
-    long a step takes.
+    Raises BadInput for a job with mistakes, a file that is no trace, a plot that can't be written,
+    and where nothing says how long a step takes.
     """
     plan = load_job(job, overrides)
     recorded = [read_trace(path) for path in traces]
     if not recorded:
         raise BadInput("name a file with recorded availability: --trace FILE.")
-    if png is not None and not Path(png).absolute().parent.is_dir():
-        raise BadInput(f"--png {png}: there is no folder {Path(png).parent}.")
+    if png is not None:
+        _check_png(png)
     numbers = job_numbers(plan, given or Given())
     replay = replay_of(plan, numbers)
     on_demand = replay.on_demand()
     summaries = [summarise(trace, replay.sweep(trace), numbers.spot) for trace in recorded]
-    if png is not None:
-        from pipeline.rent.replay.plot import replay_plot
-
-        Path(png).write_bytes(replay_plot(summaries, on_demand))
     if as_json:
         print(json.dumps(_as_json(plan, numbers, on_demand, summaries), indent=1))
-        return 0
-    for line in _lines(plan, numbers, replay, on_demand, summaries):
-        print(line)
+    else:
+        print("\n".join(_lines(plan, numbers, replay, on_demand, summaries)))
+    if png is not None:
+        _write_png(png, summaries, on_demand)
     return 0
+
+
+def _check_png(png: str) -> None:
+    """Raise BadInput for a file that could not be written, before minutes of replaying."""
+    if not os.path.isdir(Path(png).absolute().parent):
+        raise BadInput(f"--png {png}: there is no folder {Path(png).parent}.")
+    if os.path.isdir(png):
+        raise BadInput(
+            f"--png {png} is a folder; name a file in it: --png {Path(png) / 'replay.png'}. "
+            "Nothing was replayed."
+        )
+
+
+def _write_png(png: str, summaries: Sequence[Summary], on_demand: Outcome) -> None:
+    from pipeline.rent.replay.plot import replay_plot
+
+    picture = replay_plot(summaries, on_demand)
+    try:
+        Path(png).write_bytes(picture)
+    except OSError as error:
+        raise BadInput(
+            f"--png {png} can't be written: {error.strerror or error}. All numbers are above; for "
+            "the plot, run the same command with --png at another place."
+        ) from None
 
 
 def replay_of(job: Job, numbers: Numbers) -> Replay:

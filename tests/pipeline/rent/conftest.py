@@ -11,9 +11,16 @@ from typing import Any
 
 import pytest
 
+from pipeline.rent.managed.watch import Watcher
+from pipeline.state.head import RunState
+from pipeline.state.stores import FileStore
 from tests.http_body import read_body
 from tests.pipeline.jobs import write_tiny_data
+from tests.pipeline.light_run import light_run
 from tests.pipeline.rent.checked_job import Case
+from tests.pipeline.rent.test_diagnose import JOB
+from tests.pipeline.rent.watched import Cloud
+from tests.pipeline.state.conftest import FakeClock
 from tests.rental.catalog import PRICES, Price, write_catalog
 
 YAML = """
@@ -80,6 +87,9 @@ def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
     monkeypatch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     for name in ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
+    from sky import skypilot_config
+
+    skypilot_config.safe_reload_config()  # what another test's home has set
     found = SkyHome(home, monkeypatch)
     found.sell(PRICES)
     return found
@@ -122,3 +132,29 @@ def case(tmp_path: Path) -> Case:
     """A tiny job, with its data, to check."""
     write_tiny_data(tmp_path)
     return Case(tmp_path)
+
+
+@pytest.fixture
+def time() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def run(tmp_path: Path, time: FakeClock) -> RunState:
+    """A released run that has work left, last claimed under epoch 2."""
+    return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
+
+
+@pytest.fixture
+def cloud() -> Cloud:
+    return Cloud()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def watcher(run: RunState, cloud: Cloud, said: list[str]) -> Watcher:
+    return Watcher(run, JOB.name, JOB.id, said.append, provider=cloud.provider())

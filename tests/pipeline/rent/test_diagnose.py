@@ -21,6 +21,7 @@ from pipeline.rent.managed.diagnose import (
 )
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.pods import Pod
+from pipeline.state.head import COMMIT_SILENCE_SECONDS
 
 NOW = 1_000_000.0
 A40 = Place("RunPod", "CA", "A40", spot=True)
@@ -57,6 +58,9 @@ WAITING = run(beat_at=NOW - BOOT_SECONDS - 60, last_sign=NOW - BOOT_SECONDS - 60
 BOOTING = run(claimed_at=None, beat_at=None, last_sign=None)
 JUST_RECOVERED = job("RUNNING", recovered_at=NOW - 30)
 NOT_STARTED = job("RUNNING", recovered_at=NOW - BOOT_SECONDS)
+# A store without heartbeats, where a silent owner is waited for before the run is taken over.
+TAKING_OVER = job("RUNNING", recovered_at=NOW - BOOT_SECONDS - COMMIT_SILENCE_SECONDS)
+WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +97,45 @@ NOT_STARTED = job("RUNNING", recovered_at=NOW - BOOT_SECONDS)
         # The job runs, but never comes to claim the run: without its pod SkyPilot recovers.
         (SkyView(NOT_STARTED, (ALIVE,)), WAITING, "boot not finished", "terminate", ("a",)),
         (SkyView(NOT_STARTED, None), WAITING, "boot not finished", "relaunch", ()),
+        (SkyView(TAKING_OVER, (ALIVE,)), WAITING_LONG, "boot not finished", "terminate", ("a",)),
+        # A pod that was long waited for has its own time to boot, and no more.
+        (
+            SkyView(job("RECOVERING"), (ALIVE,), pod_since=NOW - BOOT_SECONDS),
+            WAITING,
+            "boot not finished",
+            "relaunch",
+            ("a",),
+        ),
+        # The watcher came late to see a pod whose job has been running for long.
+        (
+            SkyView(NOT_STARTED, (ALIVE,), pod_since=NOW),
+            WAITING,
+            "boot not finished",
+            "terminate",
+            ("a",),
+        ),
+        # Nobody wants another machine, and this one can't see that it is to end.
+        (
+            SkyView(job("RECOVERING"), (ALIVE,)),
+            dataclasses.replace(WAITING, stop="pion stop"),
+            "boot not finished",
+            "cancel",
+            ("a",),
+        ),
+        (
+            SkyView(NOT_STARTED, None),
+            dataclasses.replace(WAITING, finished=True),
+            "boot not finished",
+            "cancel",
+            (),
+        ),
+        (
+            SkyView(JOB, (ALIVE,)),
+            dataclasses.replace(SILENT, stop="pion stop"),
+            "silent",
+            "cancel",
+            ("a",),
+        ),
         # No machine costs nothing.
         (SkyView(job("RECOVERING"), ()), WAITING, "no machine to be had", "note", ()),
         (
@@ -137,6 +180,17 @@ def test_what_is_wrong_is_found_with_what_to_do(
         (SkyView(job("STARTING"), (), NOW - LOST_BOOT_SECONDS + 1), AT_WORK),
         (SkyView(job("STARTING", submitted_at=NOW - BOOT_SECONDS + 1), (ALIVE,)), BOOTING),
         (SkyView(JUST_RECOVERED, (ALIVE,)), WAITING),
+        # It has just come, or just begun to run, after a long wait for any machine to be had.
+        (SkyView(job("RECOVERING"), (ALIVE,), pod_since=NOW - BOOT_SECONDS + 1), WAITING),
+        (SkyView(job("RUNNING", started_at=NOW - 30), None), BOOTING),
+        # It waits for the owner before it to show no sign of life, as it must.
+        (
+            SkyView(
+                job("RUNNING", recovered_at=NOW - BOOT_SECONDS - COMMIT_SILENCE_SECONDS + 1),
+                (ALIVE,),
+            ),
+            WAITING_LONG,
+        ),
         (SkyView(JOB, (ALIVE,)), run(stalled_since=NOW - HANG_SECONDS + 1)),
         # As long as it tries to reach its store, what it has not stored would be lost with it.
         (SkyView(JOB, (ALIVE,)), run(beat_at=NOW - 1800.0)),
@@ -145,6 +199,9 @@ def test_what_is_wrong_is_found_with_what_to_do(
         # Somebody wants it to stop, or it is done: it is left to end.
         (SkyView(job("RECOVERING"), (EXITED,)), run(stop="pion stop")),
         (SkyView(JOB, (EXITED,)), run(finished=True)),
+        (SkyView(job("RECOVERING"), ()), dataclasses.replace(WAITING, stop="pion stop")),
+        (SkyView(JOB, (ALIVE,)), run(stop="pion stop", stalled_since=NOW - HANG_SECONDS)),
+        (SkyView(job("FAILED_CONTROLLER"), ()), run(stop="pion stop")),
         (SkyView(job("CANCELLING"), (EXITED,)), AT_WORK),
         (SkyView(job("FAILED"), ()), AT_WORK),
         (SkyView(None, None), AT_WORK),
@@ -155,12 +212,20 @@ def test_what_is_wrong_is_found_with_what_to_do(
             AT_WORK,
         ),
         (SkyView(job("RECOVERING"), (), attempts=in_a_row(A40, 2000, 600, 300)), AT_WORK),
-        # The third is still at work.
+        # The newest is still at work, be it the third or the fourth.
         (SkyView(JOB, (ALIVE,), attempts=in_a_row(A40, 900, 600, 300)), AT_WORK),
+        (SkyView(JOB, (ALIVE,), attempts=in_a_row(A40, 1800, 1500, 1200, 900)), AT_WORK),
     ],
 )
 def test_a_rental_is_left_alone_while_it_may_be_well(sky: SkyView, seen: RunView) -> None:
     assert diagnose(sky, seen, NOW) == []
+
+
+def test_whoever_is_to_end_is_told_why_no_other_machine_is_rented() -> None:
+    stopped = dataclasses.replace(WAITING, stop="pion stop")
+    (found,) = diagnose(SkyView(job("RECOVERING"), (ALIVE,)), stopped, NOW)
+    assert "asked to stop (pion stop), so no other machine is needed" in found.why
+    assert found.avoid is None
 
 
 def test_the_place_to_avoid_is_the_one_where_machines_die_young() -> None:

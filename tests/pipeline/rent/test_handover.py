@@ -15,34 +15,14 @@ from pipeline.job_file import load_job
 from pipeline.run import Options, run_job
 from pipeline.state.head import RunState
 from pipeline.state.owner import RELEASED, Owner
-from pipeline.state.records import Head
 from pipeline.state.requests import clear_stops, pending_stop
-from pipeline.state.stores import FileStore, open_store
+from pipeline.state.stores import open_store
 from pipeline.status import run_status
 from tests.pipeline.jobs import SilentDisplay
-from tests.pipeline.light_run import light_run, save_checkpoint
+from tests.pipeline.light_run import save_checkpoint
+from tests.pipeline.rent.two_launches import NEW, OLD, head_of
 from tests.pipeline.state.conftest import FakeClock, someone
 from tests.pipeline.test_resume import write_job
-
-OLD = someone(host="pod-old", launch_id="launch-old")
-NEW = someone(host="pod-new", launch_id="launch-new")
-
-
-@pytest.fixture
-def time() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def run(tmp_path: Path, time: FakeClock) -> RunState:
-    """A released run that has work left, last claimed under epoch 2."""
-    return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
-
-
-def head_of(run: RunState) -> Head:
-    head = run.read()
-    assert head is not None
-    return head
 
 
 def arrive(

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from pion.errors import BadInput, PionError
-from pipeline.handover import FROM_EPOCH
+from pipeline.cli import main
+from pipeline.handover import FROM_EPOCH, relieves
 from pipeline.job_file import job_text
 from pipeline.rent.managed import hop as hopping
 from pipeline.rent.managed.hop import hop, recorded_job
@@ -20,32 +21,10 @@ from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
-from pipeline.state.records import Head
 from pipeline.state.requests import ask_stop, pending_stop
-from pipeline.state.stores import FileStore
-from tests.pipeline.light_run import JOB, light_run
-from tests.pipeline.state.conftest import FakeClock, someone
-
-OLD = someone(host="pod-old", launch_id="launch-old")
-NEW = someone(host="pod-new", launch_id="launch-new")
-
-
-@pytest.fixture
-def time() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def run(tmp_path: Path, time: FakeClock) -> RunState:
-    """A released run that has work left, last claimed under epoch 2."""
-    return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
-
-
-def head_of(run: RunState) -> Head:
-    head = run.read()
-    assert head is not None
-    return head
-
+from tests.pipeline.light_run import JOB
+from tests.pipeline.rent.two_launches import NEW, OLD, head_of
+from tests.pipeline.state.conftest import FakeClock
 
 # ---------------------------------------------------------------- the job
 
@@ -140,7 +119,7 @@ def sky(
     for name in ("managed_jobs", "submit", "cancel"):
         monkeypatch.setattr(hopping, name, getattr(fake, name))
     monkeypatch.setattr(hopping, "start_api_server", lambda say: None)
-    monkeypatch.setattr(hopping, "check", lambda job, rental, force: None)
+    monkeypatch.setattr(hopping, "check", lambda job, rental, path, force: None)
     monkeypatch.setattr(hopping, "read_run", lambda text: (run, head_of(run)))
     return fake
 
@@ -201,6 +180,78 @@ def test_a_machine_that_never_comes_is_given_up_and_the_old_one_runs_on(
         hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert sky.cancelled == [2]
     assert head_of(run).owner == OLD
+
+
+def test_on_a_store_without_heartbeats_the_new_machine_may_wait_for_a_silent_owner(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(run.store), "commits", True)
+    with pytest.raises(PionError, match=r"has not taken the run over in 1 h 00 min"):
+        hop("demo", on=str(sky_home.yaml()), overrides=[])
+
+
+def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_it_now(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    assert sky.old is not None
+    sky.old.release()  # its pod was preempted
+    sky.now(1, "RECOVERING")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    time.during_sleep = interrupt
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    assert sky.from_epoch == "4"
+    run.claim(OLD)  # the new machine is up only after the old job is back
+    assert relieves(head_of(run), 4, NEW)
+
+
+def test_a_run_that_nobody_works_on_has_nobody_to_be_asked(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    assert sky.old is not None
+    sky.old.release()
+    sky.now(1, "CANCELLED")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    time.during_sleep = interrupt
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    assert sky.from_epoch is None
+
+
+def test_a_hop_may_be_forced(
+    sky: Sky, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[bool] = []
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hopping, "check", lambda *job, force, **more: forced.append(force))
+    time.during_sleep = interrupt
+    on = str(sky_home.yaml())
+    assert main(["hop", "demo", "--on", on, "--force"]) == 0
+    sky.jobs = sky.jobs[:1]
+    assert main(["hop", "demo", "--on", on]) == 0
+    assert forced == [True, False]
+
+
+def test_ctrl_c_while_submitting_says_what_may_come_of_it(
+    sky: Sky,
+    run: RunState,
+    sky_home: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def submit(task: Any, name: str) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hopping, "submit", submit)
+    assert main(["hop", "demo", "--on", str(sky_home.yaml())]) == 130
+    assert f"is it rented: pion rentals {run.store.url}/demo" in capsys.readouterr().out
 
 
 def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pion.errors import BadInput, PionError
+from pipeline.cli import main
 from pipeline.job_file import load_job
 from pipeline.rent.managed import launch as launching
 from pipeline.rent.managed import managed_jobs
@@ -20,11 +21,10 @@ from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
 from pipeline.rent.managed.task import make_again, make_task, secrets_for, task_config, variables
 from pipeline.rent.rental import read_rental
 from pipeline.state.head import RunState
-from pipeline.state.records import Head
 from pipeline.state.stores import FileStore
 from tests.pipeline.jobs import tiny_dict
-from tests.pipeline.light_run import light_run
 from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.pipeline.rent.two_launches import head_of
 from tests.pipeline.state.conftest import FakeClock, someone
 from tests.rental.catalog import Price
 
@@ -118,14 +118,16 @@ def test_a_gpu_that_may_be_either_spot_or_not_counts_at_the_higher_price(
     assert json.loads(envs["PION_PRICES"]) == {"A40": 0.4}
 
 
-def test_the_stores_address_travels_and_its_keys_are_secrets(
+def test_the_addresses_of_store_and_hub_travel_and_the_keys_are_secrets(
     project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store.example")
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     rental = read_rental(sky_home.yaml(text=WORKDIR))
     envs = variables(rental, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
     assert envs["AWS_ENDPOINT_URL"] == "https://store.example"
+    assert envs["HF_ENDPOINT"] == "https://hub.example"
     assert SECRET not in envs.values()
 
 
@@ -160,53 +162,47 @@ def test_a_run_that_would_fail_is_not_rented_for(
     )
 
 
+def test_a_job_file_that_is_left_out_of_the_copy_is_not_rented_for(
+    project: Path, sky_home: SkyHome, rents_nothing: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / ".skyignore").write_text("jobs/tiny.yaml\n")
+    rental = sky_home.yaml(text=WORKDIR)
+    with pytest.raises(BadInput, match=r"files.*Nothing was rented"):
+        launch("jobs/tiny.yaml", ["store=runs"], on=str(rental), dry_run=False, force=False)
+    assert "the job file: " in capsys.readouterr().out
+
+
 JOB = ManagedJob(7, "pion-demo", "RUNNING", cloud="RunPod", region="CA")
 
 
-@pytest.fixture
-def time() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def demo(tmp_path: Path, time: FakeClock) -> RunState:
-    return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
-
-
-def head_of(state: RunState) -> Head:
-    head = state.read()
-    assert head is not None
-    return head
-
-
 @pytest.mark.parametrize("status", ["PENDING", "STARTING", "RUNNING", "RECOVERING", "CANCELLING"])
-def test_a_second_launch_of_a_run_is_refused(demo: RunState, status: str) -> None:
+def test_a_second_launch_of_a_run_is_refused(run: RunState, status: str) -> None:
     job = dataclasses.replace(JOB, status=status)
     with pytest.raises(BadInput) as refused:
-        refuse_second(demo, head_of(demo), [job])
+        refuse_second(run, head_of(run), [job])
     message = str(refused.value)
     assert f"managed job 7 is {status} on RunPod CA" in message
-    assert f"`pion watch {demo.store.url}/demo`" in message
-    assert f"`pion hop {demo.store.url}/demo --on SKY`" in message
+    assert f"`pion watch {run.store.url}/demo`" in message
+    assert f"`pion hop {run.store.url}/demo --on SKY`" in message
 
 
-def test_a_run_that_works_elsewhere_is_not_rented_for(demo: RunState, time: FakeClock) -> None:
-    claim = demo.claim(someone(host="desk", pid=77))
+def test_a_run_that_works_elsewhere_is_not_rented_for(run: RunState, time: FakeClock) -> None:
+    claim = run.claim(someone(host="desk", pid=77))
     claim._beat()
     time.time += 30
     with pytest.raises(BadInput, match=r"is being run by pid 77 on desk.*30 s old.*pion hop"):
-        refuse_second(demo, head_of(demo), [])
+        refuse_second(run, head_of(run), [])
 
 
 def test_a_run_whose_owner_is_silent_or_gone_may_be_launched(
-    demo: RunState, time: FakeClock
+    run: RunState, time: FakeClock
 ) -> None:
     ended = [dataclasses.replace(JOB, status=status) for status in managed_jobs.ENDED]
-    refuse_second(demo, None, ended)
-    refuse_second(demo, head_of(demo), ended)
-    demo.claim(someone())._beat()
+    refuse_second(run, None, ended)
+    refuse_second(run, head_of(run), ended)
+    run.claim(someone())._beat()
     time.time += 61
-    refuse_second(demo, head_of(demo), [])
+    refuse_second(run, head_of(run), [])
 
 
 def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home: SkyHome) -> None:
@@ -226,12 +222,74 @@ def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home: SkyHome) -> N
         raise ValueError("no such thing\nTraceback …")
 
 
+def test_ctrl_c_while_submitting_says_what_may_come_of_it(
+    project: Path,
+    sky_home: SkyHome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def submit(task: Any, name: str) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launching, "submit", submit)
+    monkeypatch.setattr(launching, "check", lambda *job, **more: None)
+    monkeypatch.setattr(launching, "start_api_server", lambda say: None)
+    monkeypatch.setattr(launching, "managed_jobs", lambda name: [])
+    store = f"store={tmp_path / 'runs'}"
+    on = str(sky_home.yaml(text=WORKDIR))
+    assert main(["launch", "jobs/tiny.yaml", store, "--on", on]) == 130
+    out = capsys.readouterr().out
+    assert "SkyPilot may go on, and rent a machine" in out
+    run = f"{FileStore(tmp_path / 'runs').url}/tiny"
+    assert f"pion watch {run}\n" in out
+    assert f"pion rentals {run}\n" in out
+
+
+@pytest.mark.parametrize("status", ["UP", "INIT"])
+def test_a_controller_that_can_not_be_reached_is_not_one_without_jobs(
+    sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    controller_is(monkeypatch, status)
+    with pytest.raises(PionError, match=rf"is {status} and can't be reached.*Nothing was changed"):
+        managed_jobs.managed_jobs("pion-demo")
+
+
+@pytest.mark.parametrize("status", [None, "STOPPED"])
+def test_a_controller_that_is_not_there_has_no_jobs(
+    sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str | None
+) -> None:
+    controller_is(monkeypatch, status)
+    assert managed_jobs.managed_jobs("pion-demo") == []
+
+
+def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:
+    """SkyPilot's API server says that its jobs controller can't be asked, as it does."""
+    from sky import exceptions
+    from sky.client import sdk
+    from sky.jobs.client import sdk as jobs
+    from sky.utils.status_lib import ClusterStatus
+
+    error = exceptions.ClusterNotUpError(
+        "Failed to connect to jobs controller", ClusterStatus(status) if status else None
+    )
+    sent = exceptions.serialize_exception(error)
+
+    def get(request: str) -> Any:
+        raise exceptions.deserialize_exception(sent)
+
+    monkeypatch.setattr(jobs, "queue_v2", lambda **asked: "request")
+    monkeypatch.setattr(sdk, "get", get)
+
+
 # ---------------------------------------------------------------- once more
 
 
 def made_again(rental: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
     """The task made again for a job that was submitted with that YAML, and the job."""
-    config = task_config(read_rental(rental), "pion-demo", {"JOB": "jobs/x", "PION_LAUNCH_ID": "l"})
+    read = read_rental(rental)
+    envs = variables(read, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    config = task_config(read, "pion-demo", envs | {"PION_LAUNCH_ID": "l"})
     first = make_task(config, {"HF_TOKEN": SECRET})
     record = yaml.safe_dump(first.to_yaml_config(use_user_specified_yaml=True))
     record = f"name: pion-demo\n---\n{record}"  # as SkyPilot keeps it
@@ -251,6 +309,16 @@ def test_a_job_is_submitted_again_as_the_same_launch_with_its_secrets(
     assert made.envs["PION_LAUNCH_ID"] == "l"
     assert made.secrets["HF_TOKEN"].get_secret_value() == SECRET
     assert candidates(made) == {("A40", None, True), ("RTXA4000", None, False)}
+
+
+def test_a_secret_that_was_given_then_must_be_given_again(
+    project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, job = made_again(sky_home.yaml(TWO_WAYS, WORKDIR))
+    assert made.envs["PION_SECRETS"] == "HF_TOKEN"  # and no key of AWS, which was not
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(BadInput, match="HF_TOKEN must be set in the environment"):
+        make_again(job, [])
 
 
 @pytest.mark.parametrize("record", [None, "", "name: pion-demo\n", "a: [\n"])

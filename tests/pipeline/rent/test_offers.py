@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import threading
 import time
@@ -76,10 +77,10 @@ def test_a_gpu_skypilot_does_not_know_is_a_mistake_with_the_closest_names(
 
 
 def test_a_gpu_the_cloud_happens_not_to_have_is_no_mistake(sky_home: SkyHome) -> None:
-    found = asked(sky_home, "accelerators: L4")
+    found = asked(sky_home, "accelerators: A30")
     assert isinstance(found, NotOffered)
     assert not found.misnamed
-    assert "RunPod has no L4; it has A40," in found.why
+    assert "RunPod has no A30; it has A40," in found.why
 
 
 def test_the_reason_names_what_the_cloud_lacks(sky_home: SkyHome) -> None:
@@ -135,6 +136,38 @@ def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(
         ("L40S", False, 0.9),
     }
     assert "prices: the cheapest region in SkyPilot's catalog of runpod" in notes
+
+
+def also_by_four(sky_home: SkyHome, gpu: str, price: catalog.Price) -> None:
+    """Let RunPod rent out machines of four such GPUs too, at `price` for all four."""
+    import sky.catalog.runpod_catalog
+    from sky.catalog import common
+
+    path = sky_home.folder / ".sky/catalogs/v8/runpod/vms.csv"
+    with path.open() as file:
+        one = next(row for row in csv.DictReader(file) if row["AcceleratorName"] == gpu)
+    kind = {"InstanceType": f"4x_{gpu}_SECURE", "AcceleratorCount": "4.0"}
+    four = one | kind | {"SpotPrice": str(price.spot), "Price": str(price.on_demand)}
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, list(one)).writerow(four)
+    machines = common.read_catalog("runpod/vms.csv")
+    sky_home.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
+
+
+def test_the_market_of_four_gpus_has_machines_of_four_at_their_own_price(sky_home: SkyHome) -> None:
+    also_by_four(sky_home, "A40", catalog.Price(0.7, 1.5))
+    offers, notes = market([], count=4)
+    assert {(str(o), o.price) for o in offers} == {
+        ("4 × A40 spot on RunPod/CA", 0.7),
+        ("4 × A40 on demand on RunPod/CA", 1.5),
+    }
+    (lacking,) = [note for note in notes if "not offered there by 4 at a time" in note]
+    assert "L40S" in lacking
+    assert "A40," not in lacking
+    offers, _ = market(["L40S"], count=4)
+    assert [(o.count, o.price) for o in offers] == [(4, None)]
+    offers, _ = market(["L40S"], {"L40S": Price(0.5, None)}, count=4)
+    assert offers[0].price == 2.0, "a job's prices are of one GPU"
 
 
 def test_the_market_refuses_a_gpu_nobody_knows(sky_home: SkyHome) -> None:

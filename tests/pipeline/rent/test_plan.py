@@ -11,7 +11,8 @@ import pytest
 from pion.errors import BadInput
 from pipeline.rent.plan.plan import show_plan
 from tests.pipeline.rent.conftest import SkyHome
-from tests.rental.catalog import Price
+from tests.pipeline.rent.test_offers import also_by_four
+from tests.rental.catalog import PRICES, Price
 
 JOBS = Path(__file__).parents[3] / "jobs"
 SMALL, XL = (str(JOBS / f"pion-{size}.yaml") for size in ("small", "xl"))
@@ -33,7 +34,7 @@ def test_machines_are_ranked_by_what_the_whole_job_costs(plan: Any) -> None:
     rows = plan()["estimates"]
     dollars = [row["dollars"] for row in rows]
     assert dollars == sorted(dollars)
-    assert len(rows) == 10, "five GPUs, spot and on demand"
+    assert len(rows) == 2 * len(PRICES), "spot and on demand"
     assert {(row["gpu"], row["use_spot"]) for row in rows[:2]} == {("A40", True), ("L40S", True)}
 
 
@@ -84,6 +85,19 @@ def test_prices_of_the_job_do_offline(sky_home: SkyHome, plan: Any) -> None:
     ]
 
 
+def test_as_many_gpus_are_paid_for_as_the_job_has_workers(sky_home: SkyHome, plan: Any) -> None:
+    also_by_four(sky_home, "A40", Price(0.7, 1.5))
+    one = plan(SMALL, gpus=("A40",))["estimates"][-1]
+    found = plan(SMALL, "hardware.workers=4", gpus=("A40",))
+    four = found["estimates"][-1]
+    assert (four["count"], four["use_spot"], four["price"]) == (4, False, 1.5)
+    assert four["tokens_per_second"] == pytest.approx(4 * one["tokens_per_second"])
+    assert four["dollars"] == pytest.approx(1.5 * four["hours"])
+    assert any("a machine's 4 GPUs" in note for note in found["notes"])
+    own = plan(SMALL, "hardware.workers=4", "prices={A40: 0.4}", gpus=("A40",))["estimates"]
+    assert [row["price"] for row in own] == [1.6, 1.6]
+
+
 def test_a_gpu_nobody_knows_is_refused_with_the_closest_names(plan: Any) -> None:
     with pytest.raises(BadInput, match="Did you mean A40"):
         plan(SMALL, gpus=("A4O",))
@@ -100,3 +114,11 @@ def test_the_table_has_a_line_for_each_machine(
     assert [line[:2] for line in lines[:2]] == [["A40", "spot"], ["A40", "demand"]]
     assert [line[-2:] for line in lines[2:4]] == [["no", "fit"], ["no", "fit"]]
     assert "22.1 billion tokens (pretrain, sft)" in printed
+
+
+def test_the_table_says_how_many_gpus_a_machine_has(
+    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"store={tmp_path}", "hardware.workers=2", "prices={A40: 0.4}"]
+    assert show_plan(SMALL, settings, gpus=("A40",), as_json=False) == 0
+    assert "2 × A40  demand  0.80" in capsys.readouterr().out

@@ -267,6 +267,80 @@ def test_a_run_nobody_has_heard_of_is_bad_input(
         show_rentals(f"{run.store.url}/nothing", reap=False, as_json=False)
 
 
+# ---------------------------------------------------------------- other clouds
+
+
+@pytest.fixture
+def on_aws(tmp_path: Path, run: RunState) -> None:
+    """Two machines of managed job 1 on AWS, one after the other, have worked on the run too."""
+    about = {"cloud": "AWS", "region": "us-east-1", "gpu": "A10G", "count": 1, "spot": True}
+    for machine, age in (("aws-1", 1000), ("aws-2", 500)):
+        claim = run.claim(someone(host=machine))
+        events = EventLog(run.store, run.name, claim.epoch)
+        began = {"rented_at": run.clock.now() - age, "phases": {}, "price": 0.2, "host": machine}
+        where = {"managed_job": "1", "cluster": "pion-demo-1"}
+        events.append("machine", id=machine, **about, **began, **where)
+        events.flush()
+        claim.release()
+
+
+@pytest.mark.parametrize("listed", [{}, None])
+def test_a_machine_of_another_cloud_runs_as_long_as_its_managed_job_lives(
+    listing: Listing,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    name: str,
+    on_aws: None,
+    monkeypatch: pytest.MonkeyPatch,
+    listed: dict[str, str] | None,
+) -> None:
+    monkeypatch.setattr(rentals, "_clusters", lambda: listed)  # managed clusters are left out
+    jobs.append(ManagedJob(1, name, "RUNNING"))
+    found = listing()
+    assert (found["aws-2"]["state"], found["aws-2"]["words"]) == (
+        "running",
+        "managed job 1 is RUNNING",
+    )
+    assert found["aws-1"]["state"] == "unknown"  # it was replaced
+
+
+def test_a_machine_of_another_cloud_is_never_called_gone(
+    listing: Listing,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    name: str,
+    on_aws: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rentals, "_clusters", lambda: {})
+    jobs.append(ManagedJob(1, name, "SUCCEEDED"))
+    assert {found["state"] for found in listing().values() if found["id"] != "one"} == {"unknown"}
+
+
+def test_a_cluster_that_skypilot_lists_runs(
+    listing: Listing,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    on_aws: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rentals, "_clusters", lambda: {"pion-demo-1": "UP"})
+    assert listing()["aws-2"]["words"] == "SkyPilot's cluster pion-demo-1 is UP"
+
+
+def test_a_controller_that_can_not_be_reached_makes_no_orphans(
+    listing: Listing, api: RunPodApi, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(name: str | None) -> list[ManagedJob]:
+        raise PionError("SkyPilot's jobs controller is INIT and can't be reached")
+
+    api.rent("one", pod_of(name, 1))
+    monkeypatch.setattr(rentals, "managed_jobs", unreachable)
+    with pytest.raises(PionError, match="can't be reached"):
+        listing(reap=True)
+    assert len(api.pods) == 1
+
+
 # ---------------------------------------------------------------- RunPod
 
 

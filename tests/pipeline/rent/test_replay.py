@@ -129,4 +129,15 @@ def test_a_plot_s_folder_must_be_there_before_anything_is_replayed(
         show_replay(
             write_job(tmp_path), [], traces=[SPOT], given=GIVEN, png=str(tmp_path / "no" / "a.png")
         )
+    with pytest.raises(BadInput, match=r"is a folder; name a file in it: --png .*replay\.png"):
+        show_replay(write_job(tmp_path), [], traces=[SPOT], given=GIVEN, png=str(tmp_path))
     assert capsys.readouterr().out == ""
+
+
+def test_a_plot_that_can_t_be_written_costs_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    png = str(tmp_path / f"{300 * 'a'}.png")
+    with pytest.raises(BadInput, match="can't be written: File name too long"):
+        show_replay(write_job(tmp_path), [], traces=[SPOT], given=GIVEN, png=png)
+    assert "of all time paid for" in capsys.readouterr().out

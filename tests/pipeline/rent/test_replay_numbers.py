@@ -20,7 +20,10 @@ from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
 from tests.pipeline.light_run import light_run
+from tests.pipeline.rent.conftest import SkyHome
+from tests.pipeline.rent.test_offers import also_by_four
 from tests.pipeline.rent.test_replay import GIVEN, SPOT, write_job
+from tests.rental import catalog
 
 
 def store_of(job: str) -> FileStore:
@@ -40,6 +43,13 @@ def add_events(job: str, *events: dict[str, Any]) -> None:
         log.append(**event)
     log.flush()
     claim.release()
+
+
+def add_event(job: str, epoch: int, kind: str, **fields: Any) -> None:
+    """One more event of a process that there was; light_run trained as epoch 2 last."""
+    log = EventLog(store_of(job), "demo", epoch)
+    log.append(kind, **fields)
+    log.flush()
 
 
 def phase(name: str, seconds: float) -> dict[str, Any]:
@@ -132,7 +142,9 @@ def test_before_anything_is_saved_its_size_follows_from_the_model(tmp_path: Path
     assert "uploaded at 100 MB/s" in found.write.origin
 
 
-def test_a_gpu_nobody_has_measured_is_estimated_and_says_so(tmp_path: Path) -> None:
+def test_a_gpu_nobody_has_measured_is_estimated_and_says_so(
+    tmp_path: Path, sky_home: SkyHome
+) -> None:
     steps = numbers(write_job(tmp_path), Given(gpu="A40")).steps
     assert steps["sft"].value > steps["pretrain"].value > 0
     assert "A40: assumed: 15% MFU" in steps["pretrain"].origin
@@ -177,6 +189,61 @@ def test_a_gpu_without_a_price_is_refused_where_others_have_one(tmp_path: Path) 
         numbers(job, Given(gpu="A100", step_seconds=1.0))
     both = Given(gpu="A100", step_seconds=1.0, price=1.0, on_demand_price=2.0)
     assert numbers(job, both).spot == Number(1.0, "--price")
+
+
+def test_a_measured_speed_costs_all_gpus_that_it_was_measured_on(tmp_path: Path) -> None:
+    job = write_job(tmp_path, prices=BOTH)
+    light_run(store_of(job))
+    add_event(job, 1, "machine", gpu="L40S", count=4, nodes=2)
+    add_events(job, {"kind": "machine", "gpu": "A40", "count": 1, "phases": {}})  # never trained
+    found = numbers(job)
+    assert found.spot == Number(
+        pytest.approx(7.2), "prices.L40S.spot of the job × 8 GPUs that it was measured on"
+    )
+    assert found.on_demand is not None
+    assert found.on_demand.value == pytest.approx(7.2)
+    assert numbers(job, Given(gpu="L40S", step_seconds=1.0)).spot.value == 0.9
+
+
+def test_a_speed_measured_at_home_costs_a_gpu_for_each_worker(tmp_path: Path) -> None:
+    job = write_job(tmp_path, prices={"L40S": 0.9})
+    light_run(store_of(job))
+    add_event(job, 2, "process", host="desk")
+    add_event(job, 2, "training", stage="sft", device="NVIDIA L40S", workers=4)
+    assert numbers(job).spot.value == pytest.approx(3.6)
+
+
+def test_without_prices_of_the_job_the_catalog_says_them(tmp_path: Path, sky_home: SkyHome) -> None:
+    job = write_job(tmp_path)
+    found = numbers(job, Given(gpu="A40", price=0.1))
+    assert found.spot == Number(0.1, "--price")
+    assert found.on_demand == Number(0.4, "SkyPilot's catalog: 1 × A40 on demand on RunPod/CA")
+    light_run(store_of(job))
+    add_event(job, 1, "machine", gpu="A40", count=4, nodes=2)
+    assert numbers(job).spot is None  # nobody rents out four
+    also_by_four(sky_home, "A40", catalog.Price(0.7, 1.5))
+    assert numbers(job).spot == Number(
+        1.4, "SkyPilot's catalog: 4 × A40 spot on RunPod/CA × 2 nodes"
+    )
+
+
+def test_without_a_catalog_either_no_price_is_known(tmp_path: Path, sky_home: SkyHome) -> None:
+    sky_home.lose_catalog()
+    found = numbers(write_job(tmp_path), Given(gpu="A40"))
+    assert (found.spot, found.on_demand) == (None, None)
+
+
+def test_skypilot_is_not_asked_where_no_gpu_is_known_or_all_prices_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("SkyPilot was asked")
+
+    monkeypatch.setattr("pipeline.rent.plan.offers.market", fail)
+    job = write_job(tmp_path)
+    assert numbers(job, Given(step_seconds=1.0)).spot is None
+    given = Given(gpu="A40", step_seconds=1.0, price=0.2, on_demand_price=0.4)
+    assert numbers(job, given).spot == Number(0.2, "--price")
 
 
 @pytest.mark.parametrize("name", [name for name in asdict(Given()) if name != "gpu"])

@@ -1,0 +1,33 @@
+"""The machines a rental accepts, in the order that SkyPilot shall try them in: by today's price.
+
+SkyPilot compares prices itself for `sky launch`, but of a managed job it tries the entries of
+`any_of` in an arbitrary order (0.14: $0.30 was rented over $0.20), and a list in the list's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.rent.plan.offers import Offer, Prices, look_up
+from pipeline.rent.rental import Candidate, Rental
+
+WANTED = "PION_CHEAPEST_FIRST"
+"""Among a YAML's envs, 1: the order of its list is that of usual prices, and no preference."""
+
+
+def resources_by_price(rental: Rental, prices: Prices | None) -> Any:
+    """The YAML's `resources`: as written, or its candidates spot first, the cheapest first.
+
+    A list is somebody's order of preference and stays as it is, unless the YAML says otherwise.
+    """
+    listed = rental.in_order and rental.envs.get(WANTED) != "1"
+    if listed or len(rental.candidates) == 1:
+        return rental.config.get("resources")
+
+    def turn(candidate: Candidate) -> tuple[bool, bool, float]:
+        found = look_up(candidate, rental.num_nodes, prices)
+        price = found.price if isinstance(found, Offer) else None
+        return candidate.use_spot is False, price is None, price or 0.0
+
+    candidates = sorted(rental.candidates, key=turn)
+    return {"ordered": [candidate.resources.to_yaml_config() for candidate in candidates]}
