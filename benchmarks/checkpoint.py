@@ -1,10 +1,12 @@
 """What saving costs: the stall of each save, and the training throughput it takes.
 
-    uv run python benchmarks/checkpoint.py [--rounds 4] [--shapes PRESET:MICRO_BATCH:SEQ_LEN …]
+    uv run python benchmarks/checkpoint.py [--rounds 30] [--shapes PRESET:MICRO_BATCH:SEQ_LEN …]
 
-Windows of the same training steps are timed in turns, one with a save at its beginning and one
-without; what the save adds, divided by two minutes, is the throughput lost when saving every two
-minutes. State is real (model and AdamW moments), the store is a folder on this machine's disk.
+Windows of the same training steps are timed in pairs, one with a save at its beginning and one
+without, each kind first in turn. A window is hardly longer than a save, or the noise of the steps
+would hide what one adds; the median of that, divided by two minutes, is the throughput lost when
+saving every two minutes. State is real (model and AdamW moments), the store is a folder on this
+machine's disk.
 Writes benchmarks/results/checkpoint.json.
 """
 
@@ -35,6 +37,8 @@ from pipeline.state.stores import FileStore
 RESULT = Path(__file__).parent / "results" / "checkpoint.json"
 SAVE_EVERY_SECONDS = 120.0
 PREEMPTION_SECONDS = 7200.0
+LONGER_THAN_A_SAVE = 2.5
+"""A window, in durations of the first save."""
 
 
 class RandomRows:
@@ -49,7 +53,7 @@ class RandomRows:
 
 
 def measure(
-    preset: str, micro_batch: int, seq_len: int, rounds: int, seconds: float
+    preset: str, micro_batch: int, seq_len: int, rounds: int
 ) -> dict[str, Any]:
     """Stall, write time and slowdown of a save of `preset`, with `rounds` windows of each kind."""
     torch.manual_seed(0)
@@ -73,7 +77,7 @@ def measure(
         return time.perf_counter() - started
 
     train(3)
-    window = max(4, math.ceil(seconds / (train(3) / 3)))
+    step = train(3) / 3
     stalls, writes, added, ratios = [], [], [], []
     with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
         claim = RunState(FileStore(folder), "benchmark").claim(Owner.me())
@@ -83,22 +87,32 @@ def measure(
         train(3)
         checkpointer.save(state.model, state.optimizer, state.meta)
         first_stall = checkpointer.stats.stall_seconds
+        train(3)
         checkpointer.wait()
-        for _ in range(rounds):
-            without = train(window)
+        window = math.ceil(LONGER_THAN_A_SAVE * checkpointer.stats.write_seconds / step)
+
+        def train_with_a_save() -> float:
             state = trainer.state()
             started = time.perf_counter()
             checkpointer.save(state.model, state.optimizer, state.meta)
-            within = time.perf_counter() - started + train(window)
-            checkpointer.wait()
+            seconds = time.perf_counter() - started + train(window)
+            if checkpointer.busy:
+                raise SystemExit("A save took longer than its window: is the machine idle?")
             stalls.append(checkpointer.stats.stall_seconds)
             writes.append(checkpointer.stats.write_seconds)
+            return seconds
+
+        for number in range(rounds):
+            without = train(window) if number % 2 == 0 else 0.0
+            within = train_with_a_save()
+            without = without or train(window)
             added.append(within - without)
             ratios.append(within / without)
         size = checkpointer.last.bytes if checkpointer.last else 0
         checkpointer.close()
     trainer.close()
     stall, cost = statistics.median(stalls), statistics.median(added)
+    quartiles = statistics.quantiles(added, n=4)
     return {
         "shape": f"{preset}, micro_batch {micro_batch} x {seq_len}",
         "bytes": size,
@@ -106,23 +120,22 @@ def measure(
         "stall_seconds": stall,
         "write_seconds": statistics.median(writes),
         "window_steps": window,
-        "added_seconds_per_save": added,
+        "added_seconds_per_save": {"median": cost, "quartiles": [quartiles[0], quartiles[2]]},
         "throughput_lost_every_2_min": cost / SAVE_EVERY_SECONDS,
         "young_daly_interval_seconds": math.sqrt(2 * max(stall, 1e-3) * PREEMPTION_SECONDS),
-        "windows_with_over_without": ratios,
+        "windows_with_over_without": [round(ratio, 3) for ratio in ratios],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a window, at least")
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--shapes", nargs="*", default=["pion-nano:4:256", "pion-small:1:256"])
     args = parser.parse_args()
     results = []
     for shape in args.shapes:
         preset, micro_batch, seq_len = shape.split(":")
-        results.append(measure(preset, int(micro_batch), int(seq_len), args.rounds, args.seconds))
+        results.append(measure(preset, int(micro_batch), int(seq_len), args.rounds))
         print(json.dumps(results[-1], indent=1), flush=True)
     device = device_name(pick_device())
     RESULT.parent.mkdir(exist_ok=True)

@@ -34,6 +34,7 @@ PROC = Path("/proc")
 SIGNS = ("SKYPILOT_TASK_ID", "SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_CLUSTER_INFO", "RUNPOD_POD_ID")
 PRICE_VARIABLE = "PION_DOLLARS_PER_HOUR"
 PRICES_VARIABLE = "PION_PRICES"
+_AT = " on "
 CPU = "CPU"
 """What a machine without a GPU is called among prices."""
 BOOT_PHASES = (
@@ -152,11 +153,19 @@ def rental_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC)
         return None
     environment = with_providers(environment, proc)
     gpu, count = _gpu(environment), _gpu_count(environment)
-    if gpu is None and count > 0 and len(prices) == 1:
-        (price,) = prices.values()  # SkyPilot had one kind to choose from
-    else:
-        price = prices.get(gpu or (CPU if count == 0 else ""))
+    kinds = {key.partition(_AT)[0] for key in prices}
+    if gpu is None and count > 0 and len(kinds) == 1:
+        (gpu,) = kinds  # SkyPilot had one kind to choose from
+    kind = gpu or (CPU if count == 0 else "")
+    info = _cluster_info(environment)
+    here = priced_at(kind, f"{info.get('cloud')}/{info.get('region')}")
+    price = prices.get(here, prices.get(kind))
     return None if price is None else price * _nodes(environment)
+
+
+def priced_at(gpu: str, place: str) -> str:
+    """The key of a price that holds in one place (`cloud/region`), where a GPU costs more."""
+    return f"{gpu}{_AT}{place}"
 
 
 def with_providers(environment: Mapping[str, str], proc: Path = PROC) -> Mapping[str, str]:
@@ -206,7 +215,7 @@ def _nvidia_smi() -> tuple[str, ...]:
 
 
 def _prices(environment: Mapping[str, str]) -> dict[str, float]:
-    """Dollars per hour of one machine, by SkyPilot's name of its GPU."""
+    """Dollars per hour of one machine, by SkyPilot's name of its GPU, or that and a place."""
     text = environment.get(PRICES_VARIABLE)
     if not text:
         return {}

@@ -135,17 +135,32 @@ def code_version() -> CodeVersion:
     return CodeVersion(commit, dirty, versions)
 
 
+LARGEST_CODE = 1 << 20
+"""Bytes of an untracked file whose content is looked at."""
+
+
 def checkout(root: Path) -> tuple[str | None, str | None]:
     """Commit and dirty-diff hash of the git checkout at `root`; (None, None) if there is none."""
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top.decode().strip()) != root.resolve():
         return None, None  # installed, perhaps inside somebody else's checkout
     commit = _git(root, "rev-parse", "HEAD")
-    changes = (_git(root, "diff", "HEAD") or b"") + (
-        _git(root, "ls-files", "--others", "--exclude-standard") or b""
-    )
+    changes = _git(root, "diff", "HEAD") or b""
+    others = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or b""
+    for name in filter(None, others.split(b"\0")):
+        changes += name + b"\0" + _content(root / os.fsdecode(name))
     dirty = hashlib.sha256(changes).hexdigest()[:12] if changes else None
     return (commit.decode().strip() if commit else None), dirty
+
+
+def _content(path: Path) -> bytes:
+    """What tells an untracked file from another of its name. Data may lie there: no code is large,
+    so that of a large file only the size counts."""
+    try:
+        size = path.stat().st_size
+        return path.read_bytes() if size <= LARGEST_CODE else str(size).encode()
+    except OSError:  # a link to nothing
+        return b""
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:

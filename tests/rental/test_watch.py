@@ -62,7 +62,7 @@ def test_a_place_whose_machines_all_die_young_is_left_for_another(
     rented: Rented, tmp_path: Path
 ) -> None:
     config = yaml.safe_load((REPOSITORY / "sky" / "runpod-spot.yaml").read_text())
-    config["resources"]["any_of"] = [
+    config["resources"]["ordered"] = [
         {"accelerators": gpu, "use_spot": True} for gpu in ("A40:1", "RTXA4000:1")
     ]
     two = tmp_path / "two.yaml"

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 
 from pion.errors import BadInput
+from pipeline.cost.machine import CPU, priced_at
 from pipeline.job import Job
 from pipeline.rent.managed.cheapest_first import resources_by_price
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
-from pipeline.rent.plan.offers import Prices, offers_for
+from pipeline.rent.plan.offers import Offer, Prices, offers_for
 from pipeline.rent.rental import Rental
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.owner import code_version
@@ -32,19 +33,13 @@ def variables(
 ) -> dict[str, str]:
     """The environment of the task, secrets apart."""
     code = code_version()
-    prices: dict[str, float] = {}
-    for offer in offers_for(rental, job.prices):
-        if offer.price is not None:
-            # Spot and on-demand machines of one GPU can't be told apart there: never too cheap.
-            gpu = offer.gpu or "CPU"
-            prices[gpu] = max(prices.get(gpu, 0.0), offer.price)
     spot = {candidate.use_spot for candidate in rental.candidates}
     found = {
         "JOB": _travelling_path(job_path, rental),
         "OVERRIDES": shlex.join(overrides),
         "PION_LAUNCH_ID": uuid.uuid4().hex,
         "PION_SECRETS": ",".join(k for k, v in rental.secrets.items() if v or os.environ.get(k)),
-        "PION_PRICES": json.dumps(prices),
+        "PION_PRICES": json.dumps(_prices(offers_for(rental, job.prices))),
         "PION_COMMIT": code.commit or "",
         "PION_DIRTY": code.dirty or "",
         "PION_DISK_GB": str(min(candidate.disk_gb for candidate in rental.candidates)),
@@ -52,6 +47,24 @@ def variables(
     if len(spot) == 1:
         found["PION_SPOT"] = "1" if spot.pop() else "0"
     return {**found, **{k: os.environ[k] for k in PASSED_ON if os.environ.get(k)}, **more}
+
+
+def _prices(offers: Iterable[Offer]) -> dict[str, float]:
+    """Dollars per hour by GPU, where it is cheapest, and by GPU and place where it costs more.
+
+    What is spot and what is on demand can't be told apart there: never too cheap.
+    """
+    prices: dict[str, float] = {}
+    for offer in offers:
+        if offer.price is None:
+            continue
+        gpu = offer.gpu or CPU
+        prices[gpu] = max(prices.get(gpu, 0.0), offer.price)
+        for place, price in offer.elsewhere.items():
+            if price > offer.price:
+                at = priced_at(gpu, place)
+                prices[at] = max(prices.get(at, 0.0), price)
+    return prices
 
 
 def secrets_for(

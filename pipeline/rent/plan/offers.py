@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Offer:
     gpu_memory: int | None
     disk_gb: int
     note: str | None = None  # why the catalog's price is missing
+    elsewhere: Mapping[str, float] = field(default_factory=dict)
+    """Price by `cloud/region`, of every place where the machine may be rented instead."""
 
     @property
     def price(self) -> float | None:
@@ -113,6 +115,8 @@ def look_up(
     if not found and note is None:
         return NotOffered(candidate, "; ".join(why[:3]))
     offer = cheapest_first(found)[0] if found else replace(offer, note=note)
+    everywhere = {place: price for there in found for place, price in there.elsewhere.items()}
+    offer = replace(offer, elsewhere=everywhere)
     return _with_own_price(offer, prices or {})
 
 
@@ -206,7 +210,7 @@ def _with_own_price(offer: Offer, prices: Prices) -> Offer:
         return offer
     count = max(1, offer.count)
     spot, on_demand = (p if p is None else p * count for p in (price.spot, price.on_demand))
-    return replace(offer, spot=spot, on_demand=on_demand, note=None)
+    return replace(offer, spot=spot, on_demand=on_demand, note=None, elsewhere={})
 
 
 def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) -> Offer | str:
@@ -239,6 +243,7 @@ def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) ->
         spot=spot,
         on_demand=on_demand,
         gpu_memory=memory,
+        elsewhere={f"{cloud}/{name}": dollars for dollars, name in priced},
     )
 
 

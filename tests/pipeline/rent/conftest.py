@@ -58,6 +58,13 @@ class SkyHome:
         self.patch.setattr(accelerator_registry, "_accelerator_df", gpus)
         self.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
 
+    def raise_prices(self, region: str, factor: float) -> None:
+        """Make everything in `region` dearer by that factor than elsewhere."""
+        import sky.catalog.runpod_catalog
+
+        machines = sky.catalog.runpod_catalog._df
+        machines.loc[machines["Region"] == region, ["SpotPrice", "Price"]] *= factor
+
     def lose_catalog(self) -> None:
         """There is no price list here, and none can be fetched."""
         import requests

@@ -108,6 +108,17 @@ def test_the_machine_learns_what_it_costs_whichever_it_becomes(
     assert "PION_SPOT" not in envs  # it may be either
 
 
+def test_the_machine_learns_where_it_costs_more(project: Path, sky_home: SkyHome) -> None:
+    sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)}, {"CA": "CA-MTL-1", "SE": "SE-1"})
+    sky_home.raise_prices("SE", 1.5)
+    rental = read_rental(sky_home.yaml("accelerators: A40\nuse_spot: true", WORKDIR))
+    envs = variables(rental, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    assert json.loads(envs["PION_PRICES"]) == {
+        "A40": 0.2,
+        "A40 on RunPod/SE": pytest.approx(0.3),
+    }
+
+
 def test_a_gpu_that_may_be_either_spot_or_not_counts_at_the_higher_price(
     project: Path, sky_home: SkyHome
 ) -> None:

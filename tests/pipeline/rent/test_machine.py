@@ -240,6 +240,17 @@ def test_the_price_is_the_launchers_for_this_kind_of_gpu(proc: Path) -> None:
     assert rental_price({}, proc) is None
 
 
+def test_the_price_is_that_of_the_place_where_the_machine_is(proc: Path) -> None:
+    prices = '{"RTXA4000": 0.22, "RTXA4000 on RunPod/CA": 0.3, "RTXA4000 on RunPod/SE": 0.5}'
+    rented = {**RENTED, "PION_PRICES": prices}
+    assert rental_price(rented, proc) == 0.3
+    elsewhere = json.dumps({**INFO, "region": "NO"})  # where it is cheapest
+    assert rental_price({**rented, "SKYPILOT_CLUSTER_INFO": elsewhere}, proc) == 0.22
+    assert rental_price({**rented, "SKYPILOT_CLUSTER_INFO": ""}, proc) == 0.22
+    (proc / "1" / "environ").unlink()
+    assert rental_price(rented, proc) == 0.3, "one kind to choose from, so it is this"
+
+
 def test_the_driver_is_asked_where_the_provider_does_not_say_the_gpu(
     proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

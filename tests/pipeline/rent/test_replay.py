@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 import yaml
 
 from pion.errors import BadInput
+from pipeline.job_file import load_job
+from pipeline.rent.replay.numbers import job_numbers
 from pipeline.rent.replay.options import Given, Number
-from pipeline.rent.replay.replay import show_replay, summarise
+from pipeline.rent.replay.replay import replay_of, show_replay, summarise
 from pipeline.rent.replay.simulate import Outcome
 from pipeline.rent.replay.traces import Trace
 from tests.pipeline.jobs import tiny_dict
 
+REPOSITORY = Path(__file__).parents[3]
 SPOT = str(Path(__file__).with_name("spot.json"))
 GIVEN = Given(
     step_seconds=20.0,
@@ -102,6 +106,17 @@ def test_starts_that_never_finish_are_counted_and_no_number_hides_them(
     text = capsys.readouterr().out
     assert "60 starts never end: no machine lasts long enough" in text
     assert "never         never         never" in text
+
+
+def test_where_machines_live_for_hours_nearly_all_time_paid_for_is_kept_work() -> None:
+    # As in the recorded traces: machines live for 7 hours here, and half an hour there is none.
+    market = Trace("invented", 600.0, (*[True] * 42, *[False] * 3))
+    with tempfile.TemporaryDirectory() as empty:  # no run there has measured anything
+        job = load_job(REPOSITORY / "jobs/pion-small.yaml", [f"store={empty}"])
+        numbers = job_numbers(job, Given(step_seconds=4.3, price=0.2, on_demand_price=0.4))
+    summary = summarise(market, replay_of(job, numbers).sweep(market), numbers.spot)
+    assert not summary.stopped
+    assert summary.goodput >= 0.97
 
 
 def test_percentiles_are_values_that_some_start_had() -> None:

@@ -129,6 +129,13 @@ def test_the_commit_and_uncommitted_changes_of_a_checkout_are_told(tmp_path: Pat
     assert None not in (changed, changed_again)
     assert changed != changed_again
 
+    # A file that git does not know yet is code too, whatever its name.
+    (tmp_path / "mine é.py").write_text("lr = 4\n")
+    _, added = checkout(tmp_path)
+    (tmp_path / "mine é.py").write_text("lr = 5\n")
+    _, edited = checkout(tmp_path)
+    assert len({changed_again, added, edited}) == 3
+
     (tmp_path / "site-packages").mkdir()
     assert checkout(tmp_path / "site-packages") == (None, None)
 
