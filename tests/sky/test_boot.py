@@ -19,11 +19,17 @@ REPOSITORY = Path(__file__).parents[2]
 
 UV = """#!/bin/bash
 echo "$@" >>"$CALLS"
+mkdir -p .venv/bin packages
+cp "$PYTHON" .venv/bin/python
 case $1 in
-    venv) mkdir -p .venv/bin packages; printf '#!/bin/sh\\necho packages\\n' >.venv/bin/python
-          chmod +x .venv/bin/python ;;
     sync) [ -z "$UV_SAYS" ] || { echo "$UV_SAYS" >&2; exit 1; }
-          mkdir -p .venv/bin; cp "$PION" .venv/bin/pion ;;
+          cp "$PION" .venv/bin/pion ;;
+esac
+"""
+PYTHON = """#!/bin/bash
+case "$*" in
+    "-m pipeline.rent.gpu_test") echo tested >"$CALLS.gpu_test"; exit ${GPU_TEST_EXITS:-0} ;;
+    *) echo packages ;;
 esac
 """
 PION = """#!/bin/bash
@@ -63,8 +69,25 @@ class Machine:
         return path.read_text().splitlines() if path.exists() else []
 
     def pion(self, what: str = "pion") -> list[str]:
-        """The arguments that `pion` was given, one each, or its "environment"."""
+        """The arguments that `pion` was given, one each, or its "environment".
+
+        Of "nodes", the arguments of sky/ray_nodes.sh; of "gpu_test", that it ran.
+        """
         return (self.folder / f"calls.{what}").read_text().splitlines()
+
+
+def give_gpu(machine: Machine) -> dict[str, str]:
+    """The environment in which `machine` has one GPU, with a libcuda.so.1 that can't be loaded."""
+    tools = machine.folder / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA A40, 580.95.05'\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    (tools / "libcuda.so.1").touch()
+    return {
+        "PATH": f"{tools}:{machine.environment['PATH']}",
+        "LD_LIBRARY_PATH": str(tools),
+        "PION_EXPECT_GPUS": "1",
+    }
 
 
 @pytest.fixture
@@ -75,7 +98,8 @@ def machine(tmp_path: Path) -> Machine:
         shutil.copy(REPOSITORY / name, checkout / name)
     (checkout / "job.yaml").write_text("name: tiny\n")
     (home / ".local/bin").mkdir(parents=True)
-    for path, text in ((home / ".local/bin/uv", UV), (tmp_path / "pion", PION)):
+    stand_ins = {home / ".local/bin/uv": UV, tmp_path / "python": PYTHON, tmp_path / "pion": PION}
+    for path, text in stand_ins.items():
         path.write_text(text)
         path.chmod(0o755)
     return Machine(
@@ -84,6 +108,7 @@ def machine(tmp_path: Path) -> Machine:
             "HOME": str(home),
             "PATH": os.environ["PATH"],
             "CALLS": str(tmp_path / "calls"),
+            "PYTHON": str(tmp_path / "python"),
             "PION": str(tmp_path / "pion"),
             "JOB": "job.yaml",
             "PION_EXPECT_GPUS": "0",
@@ -126,6 +151,41 @@ def test_a_machine_that_will_not_do_is_left_before_anything_is_installed(machine
     assert code == 75
     assert "this machine won't do" in output
     assert machine.uv_calls == []
+
+
+def test_torch_tests_the_gpus_before_pion_run(machine: Machine) -> None:
+    code, output = machine.boot(**give_gpu(machine))
+    assert code == 0, output
+    assert machine.pion("gpu_test") == ["tested"]
+    assert machine.pion() == ["run", "job.yaml"]
+
+
+def test_a_gpu_that_torch_finds_bad_ends_the_boot_before_pion_run(machine: Machine) -> None:
+    code, output = machine.boot(**give_gpu(machine), GPU_TEST_EXITS="75")
+    assert code == 75, output
+    assert machine.pion("gpu_test") == ["tested"]
+    assert not (machine.folder / "calls.pion").exists()
+
+
+def test_without_gpus_there_is_nothing_for_torch_to_test(machine: Machine) -> None:
+    assert machine.boot()[0] == 0
+    assert not (machine.folder / "calls.gpu_test").exists()
+
+
+def test_several_nodes_are_handed_the_job_and_each_override_as_a_word_of_its_own(
+    machine: Machine,
+) -> None:
+    script = machine.folder / "checkout/sky/ray_nodes.sh"
+    script.write_text('printf "%s\\n" "$@" >"$CALLS.nodes"\nexit 7\n')
+    overrides = "pretrain.lr=1e-3 evaluate.prompts='[\"two words\"]'"
+    code, output = machine.boot(SKYPILOT_NUM_NODES="2", OVERRIDES=overrides)
+    assert code == 7, output
+    assert machine.pion("nodes") == [
+        "job.yaml",
+        "pretrain.lr=1e-3",
+        'evaluate.prompts=["two words"]',
+    ]
+    assert not (machine.folder / "calls.pion").exists(), "it is for ray_nodes.sh to start"
 
 
 @pytest.mark.parametrize("job", ["", "jobs/no-such.yaml"])
