@@ -4,7 +4,8 @@ Read from the run's store alone. A process that owned the run is paid for from w
 rented (at home: from when it began) until its last sign of life, and at most until the next owner's
 claim. Signs are rows of metrics, its events, heartbeats, checkpoints, finished stages, and the last
 change of HEAD; the process that owns the run now, if it gave one lately, is paid for until now.
-What a machine cost after its last sign, or if it never got as far as a claim, no store knows.
+A machine that never got as far as a claim was all boot, for as long as `pion launch` or
+`pion watch` saw it. What one cost while nobody watched, or after its last sign, no store knows.
 
 Each second counts once, as one of CAUSES:
 
@@ -28,7 +29,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pipeline.cost.lost import LostMachine, lost_machines
 from pipeline.cost.timeline import (
+    BOOT,
     CAUSES,
     STAGES,
     STEPS,
@@ -53,7 +56,8 @@ class MachineCost:
 
     `dollars` is None if its price (dollars per hour) is not known; `unpriced_hours` are those of
     its processes without one. `to_first_step` is None if it has not trained, and counts from
-    `begin`. `phases` are the seconds of its boot by name.
+    `begin`. `phases` are the seconds of its boot by name. `epochs` are those under which it owned
+    the run, none if it never did.
     """
 
     id: str
@@ -86,7 +90,8 @@ class MachineCost:
         what = f"{self.count} × {gpu}" if self.count > 1 else gpu
         place = "/".join(filter(None, (self.cloud, self.region)))
         way = {True: ", spot", False: ", on demand", None: ""}[self.spot]
-        return f"{what} on {place or self.host}{way}"
+        never = "" if self.epochs else ", never trained"
+        return f"{what} on {place or self.host}{way}{never}"
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,9 @@ def costs(
                 by_cause[cause] += (process.price or 0.0) * seconds / 3600
     starts = {attempt.epoch: attempt.groups[0].at for attempt in reversed(attempts)}
     parts = [_machine_cost(work, starts) for work in machines.values()]
+    for lost in map(_cost_of_lost, lost_machines(events)):
+        by_cause[BOOT] += lost.dollars or 0.0
+        parts.append(lost)
     return Costs(tuple(sorted(parts, key=lambda part: part.begin)), by_cause)
 
 
@@ -254,6 +262,30 @@ def _machine_cost(
         to_first_step=trained[0] - first.paid_from if trained else None,
         phases=first.about.get("phases") or {},
         epochs=epochs,
+    )
+
+
+def _cost_of_lost(machine: LostMachine) -> MachineCost:
+    """Of one that never owned the run: all boot."""
+    hours, price = machine.seconds / 3600, machine.price
+    return MachineCost(
+        id=machine.id,
+        rented=True,
+        host="",
+        cloud=machine.cloud,
+        region=None,
+        gpu=machine.gpu,
+        count=machine.count,
+        spot=None,
+        price=price,
+        begin=machine.begin,
+        end=machine.begin + machine.seconds,
+        seconds={**dict.fromkeys(CAUSES, 0.0), BOOT: machine.seconds},
+        dollars=None if price is None else price * hours,
+        unpriced_hours=hours if price is None else 0.0,
+        to_first_step=None,
+        phases={},
+        epochs=(),
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pion.errors import PionError
+from pipeline.cost.lost import LostMachine, keep_lost, owners_of
 from pipeline.rent.managed.diagnose import Attempt, Place, RunView, SkyView
 from pipeline.rent.managed.follow import Progress
 from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
@@ -59,6 +62,8 @@ class Lookout:
         self._had_pod = False
         self._gone_since: float | None = None
         self._pods_seen: dict[str, float] = {}  # when each that lived was first seen
+        self._rented: dict[str, LostMachine] = {}  # pods that will be lost unless they own the run
+        self._noted: set[str] = set()  # pods of which nothing is left to note
         self._beat: tuple[float | None, float] = (None, 0.0)  # the newest, and when it was seen
         self._step: tuple[object, float] | None = None  # the newest, and since when it stands still
 
@@ -67,8 +72,10 @@ class Lookout:
         # Pods before jobs: a pod that is listed belongs to a job that is known by now.
         pods = self._list_pods() if self._list_pods is not None else None
         job = self._job()
-        head = self.state.read()
         now = self.state.clock.now()
+        if pods is not None:
+            self._note_lost(job, pods, now)
+        head = self.state.read()
         status = run_status(self.state, head, now) if head is not None else None
         mine: tuple[Pod, ...] | None = None
         if pods is not None and job is not None and (job.cloud or "RunPod").lower() == "runpod":
@@ -105,6 +112,41 @@ class Lookout:
         self._had_pod = self._had_pod or bool(pods)
         expected = self._had_pod or (job is not None and job.status == "RUNNING")
         self._gone_since = (self._gone_since or now) if expected and pods == () else None
+
+    def _note_lost(self, job: ManagedJob | None, pods: Sequence[Pod], now: float) -> None:
+        """Keep in the run's events each pod that has ended, or whose job has, without the run.
+
+        Of all jobs of that name. Once RunPod has forgotten a pod nobody else knows what it cost. A
+        store that is down is told at the next look.
+        """
+        alive = set()
+        for pod in pods:
+            if pod.id in self._noted or not self._is_ours(pod):
+                continue
+            if pod.alive:
+                alive.add(pod.id)
+            seen = self._rented.get(pod.id)
+            if seen is None or pod.alive:
+                begin = seen.begin if seen else min(pod.created or now, now)
+                price = pod.price if pod.price is not None or seen is None else seen.price
+                self._rented[pod.id] = LostMachine(
+                    pod.id, "RunPod", pod.gpu, pod.count, price, str(pod.job_id), begin, now
+                )
+        over = job is not None and not job.live  # it may be that nobody looks again
+        ended = [seen for seen in self._rented.values() if over or seen.id not in alive]
+        if not ended:
+            return
+        with contextlib.suppress(PionError):
+            owners = owners_of(read_events(self.state.store, self.state.name))
+            for machine in ended:
+                if machine.id not in owners:
+                    keep_lost(self.state, machine)
+                del self._rented[machine.id]
+                self._noted.add(machine.id)
+
+    def _is_ours(self, pod: Pod) -> bool:
+        """Whether a pod was rented for this run, by whichever job."""
+        return pod.job_id is not None and pod.belongs_to(cluster_name(self.name, pod.job_id))
 
     def _note_machine(self, job: ManagedJob | None, head: Head | None, now: float) -> None:
         """Those of the job in the store, once, and then each that SkyPilot gets for it."""

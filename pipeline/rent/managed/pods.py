@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,29 @@ from pion.errors import PionError
 
 # <name of the managed job, cut by SkyPilot>-<job>-<who rented it>-head
 _POD_NAME = re.compile(r"(?P<base>pion-.+)-(?P<job>\d+)-(?P<user>[0-9a-f]{8})-(?:head|worker)")
+# What RunPod says a pod last went through: Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (…)
+_RENTED = re.compile(
+    r"Rented by User: \w+ (?P<month>\w+) (?P<day>\d+) (?P<year>\d+) (?P<time>[\d:]+)"
+    r" GMT(?P<zone>[+-]\d{4})"
+)
 _ALIVE = frozenset({"CREATED", "RUNNING", "RESTARTING", "PAUSED"})
 
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod in RunPod's list. `status` is RunPod's; `price` in dollars per hour while it runs."""
+    """A pod in RunPod's list. `status` is RunPod's; `price` in dollars per hour while it runs.
+
+    `created` (Unix seconds) is when it was rented, which RunPod says until something else happens
+    to it.
+    """
 
     id: str
     name: str
     status: str
     gpu: str | None = None
     price: float | None = None
+    count: int = 1
+    created: float | None = None
 
     @property
     def alive(self) -> bool:
@@ -61,6 +73,8 @@ def list_pods() -> list[Pod]:
             status=str(pod.get("desiredStatus") or ""),
             gpu=(pod.get("machine") or {}).get("gpuDisplayName"),
             price=pod.get("costPerHr"),
+            count=int(pod.get("gpuCount") or 0),
+            created=_created(str(pod.get("lastStatusChange") or "")),
         )
         for pod in _ask("list the pods", lambda runpod: runpod.get_pods())
     ]
@@ -89,6 +103,18 @@ def _ask(what: str, question: Any) -> Any:
         ) from None
     except (QueryError, RequestException, ValueError, KeyError) as error:
         raise PionError(f"RunPod could not {what}: {type(error).__name__}: {error}") from error
+
+
+def _created(change: str) -> float | None:
+    """When a pod was rented, from RunPod's words for the last thing that happened to it."""
+    found = _RENTED.match(change)
+    if found is None:
+        return None
+    try:
+        at = "{day} {month} {year} {time} {zone}".format_map(found.groupdict())
+        return parsedate_to_datetime(at).timestamp()
+    except ValueError:
+        return None
 
 
 def _config_file() -> Path:

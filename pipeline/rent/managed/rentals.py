@@ -1,7 +1,8 @@
 """`pion rentals`: every machine ever rented for a run, what it cost, and whether it is truly gone.
 
-The run's store says which machines worked on it and for how long, SkyPilot what it has rented, and
-RunPod what it bills for now. A machine that nobody needs and somebody bills for is an orphan.
+The run's store says which machines worked on it and for how long, and which were seen to come to
+nothing; SkyPilot says what it has rented, and RunPod what it bills for now. A machine that nobody
+needs and somebody bills for is an orphan.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import BadInput, PionError
-from pipeline.cost.by_cause import MachineCost, costs_of
+from pipeline.cost.by_cause import MachineCost, costs_of, history_of
+from pipeline.cost.lost import LOST
+from pipeline.cost.machine import RENTED
 from pipeline.find_model import read_run
 from pipeline.formats import duration, moment
 from pipeline.rent.managed import pods as runpod
@@ -23,6 +26,7 @@ from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     asking_skypilot,
     cluster_name,
+    controller_is_here,
     managed_jobs,
     my_hash,
     start_api_server,
@@ -30,7 +34,6 @@ from pipeline.rent.managed.managed_jobs import (
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.rental import rental_name
 from pipeline.state.head import RunState
-from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
 from pipeline.state.stores import StoreError, open_store, split_run
 
@@ -44,7 +47,8 @@ class Rental:
     """One machine. Times are Unix seconds; None for what is not known.
 
     `state` is `running`, `gone`, `ending`, `orphan` (nobody needs it, and it is paid for) or
-    `unknown`, and `words` says how that is known. `dollars` are what its work on the run has cost.
+    `unknown`, and `words` says how that is known. `dollars` are what it cost while it worked on the
+    run, or while it was seen to be rented for it.
     """
 
     id: str
@@ -65,11 +69,11 @@ def show_rentals(run: str | None, *, reap: bool, as_json: bool) -> int:
     # Pods before jobs: the job of a pod that is listed is known by then.
     pods = runpod.list_pods() if runpod.runpod_configured() else None
     jobs = [job for job in managed_jobs(name) if job.name.startswith(NAMED)]
-    if run is not None and head is None and not jobs:
-        read_run(run)  # says which runs there are
     now = time.time()
+    rentals = _machines(state, head or Head(), pods, jobs, now) if state else []
+    if run is not None and head is None and not jobs and not rentals:
+        read_run(run)  # says which runs there are
     ours = [pod for pod in pods or () if _is_ours(pod, name, jobs)]
-    rentals = _machines(state, head, pods, jobs, now) if state and head else []
     known = {rental.id for rental in rentals}
     rentals += [_of_pod(pod, jobs, now) for pod in ours if pod.id not in known]
     if reap:
@@ -120,12 +124,16 @@ def _machines(
     jobs: Sequence[ManagedJob],
     now: float,
 ) -> list[Rental]:
-    """The rented machines that have claimed the run, from its store."""
-    events = [e for e in read_events(state.store, state.name) if e["event"] == "machine"]
-    about = {str(event["id"]): event for event in events}
-    rented = [machine for machine in costs_of(state, head, now).machines if machine.rented]
-    elsewhere = [m for m in rented if (m.cloud or "").lower() != "runpod"]
+    """The rented machines that have claimed the run, or come to nothing, from its store."""
+    history = history_of(state)
+    about = {str(e["id"]): e for e in history.events if e["event"] == LOST}
+    about |= {str(e["id"]): e for e in history.events if e["event"] == RENTED}
+    costs = costs_of(state, head, now, history)
+    rented = [machine for machine in costs.machines if machine.rented]
+    elsewhere = {m.id for m in rented if (m.cloud or "").lower() != "runpod"}
     clusters = _clusters() if elsewhere else None
+    names = {str(about[id].get("cluster")) for id in elsewhere if id in about}
+    recorded = _recorded(names) if elsewhere else {}
     listed = {pod.id: pod for pod in pods or ()}
     # A managed job has one machine at a time: of several, the newest may still be there.
     last = {about.get(m.id, {}).get("managed_job"): m.id for m in rented}
@@ -142,7 +150,7 @@ def _machines(
                 standing = _standing(pod, jobs, now)
         else:
             newest = last.get(event.get("managed_job")) == machine.id
-            standing = _cluster_standing(event, clusters, jobs if newest else ())
+            standing = _cluster_standing(event, clusters, recorded, jobs, now, newest=newest)
         found.append(_rental(machine, event, *standing))
     return found
 
@@ -162,11 +170,14 @@ def _rental(machine: MachineCost, event: Mapping[str, Any], state: str, words: s
 
 
 def _of_pod(pod: Pod, jobs: Sequence[ManagedJob], now: float) -> Rental:
-    """A pod of which no store was read, or that never got as far as claiming the run."""
+    """A pod of which no store was read, or that has not got as far as claiming the run."""
     price = f", ${pod.price:.2f} an hour" if pod.price else ""
     state, words = _standing(pod, jobs, now)
     machine = f"{pod.gpu or 'pod'} on RunPod{price}"
-    return Rental(pod.id, pod.job_id, machine, None, None, None, state, words)
+    if pod.created is None or not pod.alive:
+        return Rental(pod.id, pod.job_id, machine, None, None, None, state, words)
+    dollars = None if pod.price is None else pod.price * max(0.0, now - pod.created) / 3600
+    return Rental(pod.id, pod.job_id, machine, pod.created, now, dollars, state, words)
 
 
 def _is_ours(pod: Pod, name: str | None, jobs: Sequence[ManagedJob]) -> bool:
@@ -205,21 +216,61 @@ def _clusters() -> Mapping[str, str] | None:
     return {record["name"]: str(record["status"].value) for record in records}
 
 
-def _cluster_standing(
-    event: Mapping[str, Any], clusters: Mapping[str, str] | None, jobs: Sequence[ManagedJob]
-) -> tuple[str, str]:
-    """Whether a machine outside RunPod is needed by one of these jobs, or listed by SkyPilot.
+def _recorded(clusters: Collection[str]) -> Mapping[str, str | None]:
+    """The status of these clusters in SkyPilot's own records; None for those that have ended.
 
-    SkyPilot's list leaves out the clusters of managed jobs, so not to be in it proves nothing.
+    Unlike its list, the records have the clusters of managed jobs too, where their controller is on
+    this machine. One ends there only when the cloud has been asked and has no machine of it up.
+    What was never recorded here is left out.
+    """
+    if not controller_is_here():
+        return {}
+    try:
+        with asking_skypilot("read its records"):
+            from sky import global_user_state
+
+            records = global_user_state.get_clusters_from_history(cluster_names=sorted(clusters))
+    except PionError:
+        return {}
+    found: dict[str, str | None] = {}
+    for record in records:  # one for each time that a cluster of the name was made
+        status = record["status"]
+        found[record["name"]] = str(status.value) if status else found.get(record["name"])
+    return found
+
+
+def _cluster_standing(
+    event: Mapping[str, Any],
+    clusters: Mapping[str, str] | None,
+    recorded: Mapping[str, str | None],
+    jobs: Sequence[ManagedJob],
+    now: float,
+    *,
+    newest: bool,
+) -> tuple[str, str]:
+    """Whether a machine outside RunPod is needed by one of these jobs, or known to SkyPilot.
+
+    SkyPilot's list leaves out the clusters of managed jobs, so not to be in it proves nothing; its
+    records have them, but by name, which every machine of a job shares while it lives. `newest`: no
+    later machine of its job has claimed the run.
     """
     cluster, job_id = str(event.get("cluster")), str(event.get("managed_job"))
-    job = next((known for known in jobs if known.live and str(known.id) == job_id), None)
-    if job is not None:
+    job = next((known for known in jobs if str(known.id) == job_id), None)
+    live = job is not None and job.live
+    if job is not None and live and newest:
         return "running", f"managed job {job.id} is {job.status}"
+    if not live and cluster in recorded:
+        status = recorded[cluster]
+        if status is None:
+            return "gone", f"SkyPilot says that its cluster {cluster} has ended"
+        if job is not None and job.ended_at is not None and now - job.ended_at < CLEAN_UP_SECONDS:
+            return "ending", f"managed job {job.id} {job.status} just now"
     if clusters is None:
         return "unknown", "its cloud could not be asked"
     if cluster in clusters:
         return "running", f"SkyPilot's cluster {cluster} is {clusters[cluster]}"
+    if not live and cluster in recorded:
+        return "unknown", f"SkyPilot still has its cluster as {recorded[cluster]}: ask its cloud"
     return "unknown", "SkyPilot does not list it, which it does for no managed job: ask its cloud"
 
 
@@ -253,7 +304,7 @@ def _print(rentals: Sequence[Rental], jobs: Sequence[ManagedJob], run: str | Non
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     known = [rental.dollars for rental in rentals if rental.dollars is not None]
     if known:
-        print(f"in all ${sum(known):.2f} while they worked on the run")
+        print(f"in all ${sum(known):.2f}, each until it was last heard of")
     for job in jobs:
         if job.live:
             place = f" on {job.place}" if job.place else ""

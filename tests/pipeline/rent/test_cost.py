@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cost.by_cause import CAUSES, Costs, costs, costs_of
+from pipeline.cost.lost import LostMachine, keep_lost
 from pipeline.find_model import read_run
 from pipeline.finish import write_run_report
 from pipeline.job import Job
@@ -310,6 +311,63 @@ def test_two_stages_follow_each_other() -> None:
     )
     found = costs(events, metrics, head, T + 68)
     assert seconds(found) == {"boot": 10, "steps": 24 + 16, "stall": 6, "restore": 12}
+
+
+# ---------------------------------------------------------------- machines that came to nothing
+
+
+def lost(pod: str, begin: float, end: float, price: float | None = 0.36) -> LostMachine:
+    """A pod that a watcher saw boot, and end."""
+    return LostMachine(pod, "RunPod", "A40", 1, price, "7", begin, end)
+
+
+def test_a_machine_that_never_owned_the_run_is_paid_for_as_boot(tmp_path: Path) -> None:
+    run = light_run(FileStore(tmp_path))
+    head = run.read()
+    assert head is not None
+    without = costs_of(run, head, T)
+    keep_lost(run, lost("pod0", T, T + 100))
+    found = costs_of(run, head, T)
+    assert found.hours - without.hours == pytest.approx(100 / 3600)
+    assert found.seconds["boot"] - without.seconds["boot"] == pytest.approx(100)
+    assert found.dollars == pytest.approx(0.01)
+    assert found.dollars_by_cause["boot"] == pytest.approx(0.01)
+    (machine,) = [m for m in found.machines if m.id == "pod0"]
+    assert machine.describe() == "A40 on RunPod, never trained"
+    assert (machine.begin, machine.end, machine.to_first_step) == (T, T + 100, None)
+
+
+def test_a_run_that_no_machine_ever_came_to_own_has_a_cost(tmp_path: Path) -> None:
+    run = RunState(FileStore(tmp_path), "demo")
+    keep_lost(run, lost("pod0", T, T + 100))
+    found = costs_of(run, Head(), T + 9999)
+    assert (seconds(found), found.goodput) == ({"boot": 100}, 0.0)
+    assert found.dollars == pytest.approx(0.01)
+
+
+def test_a_machine_that_two_watchers_saw_lost_counts_once_as_the_first_one_saw_it(
+    tmp_path: Path,
+) -> None:
+    run = RunState(FileStore(tmp_path), "demo")
+    keep_lost(run, lost("pod0", T, T + 100))
+    keep_lost(run, lost("pod0", T + 50, T + 110))
+    assert seconds(costs_of(run, Head(), T)) == {"boot": 100}
+
+
+def test_a_machine_that_owned_the_run_after_all_is_not_paid_for_twice() -> None:
+    taken_for_lost = {"event": "lost", "epoch": 0, "at": T, **vars(lost("pod1", T, T + 500))}
+    events = [taken_for_lost, rental(1, T + 10, T)]
+    found = costs(events, {}, owned(1), T + 20, heartbeats={1: T + 20})
+    assert sum(found.seconds.values()) == 20
+    assert len(found.machines) == 1
+
+
+def test_a_lost_machine_without_a_price_has_hours_that_the_dollars_lack(tmp_path: Path) -> None:
+    run = RunState(FileStore(tmp_path), "demo")
+    keep_lost(run, lost("pod0", T, T + 100, price=None))
+    found = costs_of(run, Head(), T)
+    assert found.dollars is None
+    assert found.unpriced_hours == pytest.approx(100 / 3600)
 
 
 # ---------------------------------------------------------------- prices and home

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, PionError
+from pipeline.cost.lost import LostMachine, keep_lost
 from pipeline.rent.managed import rentals
 from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
 from pipeline.rent.managed.pods import Pod, list_pods, runpod_configured, terminate_pod
@@ -47,13 +50,15 @@ class RunPodApi:
             return {"data": {"podTerminate": None}}
         return {"data": {"myself": {"pods": self.pods}}}
 
-    def rent(self, pod: str, name: str, status: str = "RUNNING") -> None:
+    def rent(self, pod: str, name: str, status: str = "RUNNING", change: str = "") -> None:
         self.pods.append(
             {
                 "id": pod,
                 "name": name,
                 "desiredStatus": status,
                 "costPerHr": 0.2,
+                "gpuCount": 1,
+                "lastStatusChange": change,
                 "machine": {"gpuDisplayName": "A40"},
             }
         )
@@ -187,6 +192,72 @@ def test_a_pod_that_never_claimed_the_run_is_listed_too(
     assert found["one"]["state"] == "gone"
 
 
+def test_a_pod_that_is_rented_now_costs_since_runpod_rented_it_out(
+    listing: Listing, api: RunPodApi, jobs: list[ManagedJob], name: str
+) -> None:
+    jobs.append(ManagedJob(2, name, "STARTING"))
+    since = time.time() - 1800
+    at = time.strftime("%a %b %d %Y %H:%M:%S", time.gmtime(since))
+    change = f"Rented by User: {at} GMT+0000 (Coordinated Universal Time)"
+    api.rent("two", pod_of(name, 2), change=change)
+    two = listing()["two"]
+    assert two["begin"] == int(since)
+    assert two["dollars"] == pytest.approx(0.1, rel=0.1)
+
+
+def lost(pod: str, run: RunState) -> LostMachine:
+    """A pod of managed job 2 that a watcher saw boot for half an hour, for $0.10, and end."""
+    now = run.clock.now()
+    return LostMachine(pod, "RunPod", "A40", 1, 0.2, "2", now - 9000, now - 7200)
+
+
+def test_a_pod_that_never_claimed_the_run_is_listed_as_gone_with_what_it_cost(
+    listing: Listing, api: RunPodApi, jobs: list[ManagedJob], name: str, run: RunState
+) -> None:
+    jobs.append(ManagedJob(2, name, "RUNNING"))
+    keep_lost(run, lost("two", run))
+    found = listing()
+    assert set(found) == {"one", "two"}
+    two = found["two"]
+    assert (two["state"], two["job"]) == ("gone", 2)
+    assert two["machine"] == "A40 on RunPod, never trained"
+    assert two["dollars"] == pytest.approx(0.1)
+
+
+def test_a_lost_pod_that_runpod_still_bills_for_is_an_orphan_all_the_same(
+    listing: Listing, api: RunPodApi, jobs: list[ManagedJob], name: str, run: RunState
+) -> None:
+    jobs.append(ManagedJob(2, name, "FAILED_SETUP", ended_at=1.0))
+    api.rent("two", pod_of(name, 2))
+    keep_lost(run, lost("two", run))
+    assert listing()["two"]["state"] == "orphan"
+    assert listing(reap=True)["two"]["words"] == "terminated now"
+
+
+def test_a_pod_that_was_taken_for_lost_and_then_owned_the_run_is_listed_once(
+    run: RunState,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    keep_lost(run, lost("one", run))
+    assert show_rentals(f"{run.store.url}/{run.name}", reap=False, as_json=True) == 0
+    (one,) = json.loads(capsys.readouterr().out)["rentals"]
+    assert (one["job"], one["machine"]) == (1, "A40 on RunPod/CA, spot")
+
+
+def test_a_run_of_which_every_machine_was_lost_has_a_list_too(
+    tmp_path: Path, api: RunPodApi, jobs: list[ManagedJob], capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = RunState(FileStore(tmp_path / "new"), "demo")
+    keep_lost(new, lost("two", new))
+    assert show_rentals(f"{new.store.url}/demo", reap=False, as_json=False) == 0
+    out = capsys.readouterr().out
+    assert "never trained" in out
+    assert "gone: RunPod lists it no more" in out
+    assert "in all $0.10" in out
+
+
 def test_a_pod_of_a_job_skypilot_has_forgotten_is_an_orphan(
     listing: Listing, api: RunPodApi, name: str
 ) -> None:
@@ -284,6 +355,94 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
         claim.release()
 
 
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """SkyPilot's records of clusters, those of managed jobs too; the controller is here."""
+    from sky import global_user_state
+
+    records: list[dict[str, Any]] = []
+
+    def history(*, cluster_names: list[str]) -> list[dict[str, Any]]:
+        return [record for record in records if record["name"] in cluster_names]
+
+    monkeypatch.setattr(rentals, "controller_is_here", lambda: True)
+    monkeypatch.setattr(rentals, "_clusters", lambda: {})
+    monkeypatch.setattr(global_user_state, "get_clusters_from_history", history)
+    return records
+
+
+def record(status: str | None, name: str = "pion-demo-1") -> dict[str, Any]:
+    """A cluster that was made once; its status is None when it has ended."""
+    from sky.utils.status_lib import ClusterStatus
+
+    return {"name": name, "status": None if status is None else ClusterStatus(status)}
+
+
+@pytest.mark.parametrize("job", [ManagedJob(1, "pion-demo", "SUCCEEDED"), None])
+def test_a_machine_of_another_cloud_is_gone_when_skypilot_has_ended_its_cluster(
+    listing: Listing,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    name: str,
+    on_aws: None,
+    recorded: list[dict[str, Any]],
+    job: ManagedJob | None,
+) -> None:
+    if job is not None:
+        jobs.append(dataclasses.replace(job, name=name))
+    recorded += [record(None), record(None)]
+    found = listing()
+    assert {found[m]["state"] for m in ("aws-1", "aws-2")} == {"gone"}
+    assert found["aws-2"]["words"] == "SkyPilot says that its cluster pion-demo-1 has ended"
+
+
+def test_a_machine_of_another_cloud_is_not_gone_while_its_job_lives(
+    listing: Listing,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    name: str,
+    on_aws: None,
+    recorded: list[dict[str, Any]],
+) -> None:
+    jobs.append(ManagedJob(1, name, "RECOVERING"))
+    recorded.append(record(None))  # the next cluster has no record yet
+    found = listing()
+    assert (found["aws-1"]["state"], found["aws-2"]["state"]) == ("unknown", "running")
+
+
+def test_a_cluster_that_skypilot_has_not_ended_is_not_gone(
+    listing: Listing,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    name: str,
+    on_aws: None,
+    recorded: list[dict[str, Any]],
+    run: RunState,
+) -> None:
+    recorded += [record("UP"), record(None)]  # the job's second machine, and its first
+    jobs.append(ManagedJob(1, name, "CANCELLED", ended_at=1.0))
+    assert listing()["aws-2"]["words"] == "SkyPilot still has its cluster as UP: ask its cloud"
+    jobs[0] = dataclasses.replace(jobs[0], ended_at=run.clock.now() - 20)
+    assert listing()["aws-2"]["state"] == "ending"
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_what_skypilot_has_no_records_of_is_never_called_gone(
+    listing: Listing,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    name: str,
+    on_aws: None,
+    recorded: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    here: bool,
+) -> None:
+    monkeypatch.setattr(rentals, "controller_is_here", lambda: here)
+    recorded.append(record(None, name="pion-demo-1" if not here else "pion-other-1"))
+    jobs.append(ManagedJob(1, name, "SUCCEEDED"))
+    assert listing()["aws-2"]["state"] == "unknown"
+
+
 @pytest.mark.parametrize("listed", [{}, None])
 def test_a_machine_of_another_cloud_runs_as_long_as_its_managed_job_lives(
     listing: Listing,
@@ -304,7 +463,7 @@ def test_a_machine_of_another_cloud_runs_as_long_as_its_managed_job_lives(
     assert found["aws-1"]["state"] == "unknown"  # it was replaced
 
 
-def test_a_machine_of_another_cloud_is_never_called_gone(
+def test_a_machine_of_another_cloud_is_not_called_gone_without_skypilots_records(
     listing: Listing,
     api: RunPodApi,
     jobs: list[ManagedJob],
@@ -313,6 +472,7 @@ def test_a_machine_of_another_cloud_is_never_called_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rentals, "_clusters", lambda: {})
+    monkeypatch.setattr(rentals, "controller_is_here", lambda: False)
     jobs.append(ManagedJob(1, name, "SUCCEEDED"))
     assert {found["state"] for found in listing().values() if found["id"] != "one"} == {"unknown"}
 
@@ -342,6 +502,25 @@ def test_a_controller_that_can_not_be_reached_makes_no_orphans(
 
 
 # ---------------------------------------------------------------- RunPod
+
+
+@pytest.mark.parametrize(
+    ("change", "created"),
+    [
+        ("Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (Eastern Daylight Time)", 1720811680.0),
+        ("Rented by User: Tue Dec 16 2025 17:44:56 GMT+0000 (Universal Time)", 1765907096.0),
+        ("Rented by User: some day", None),
+        ("Rented by User: Fri Jul 99 2024 15:14:40 GMT-0400", None),
+        ("Exited by Runpod: Fri Jul 12 2024 15:14:40 GMT-0400", None),
+        ("", None),
+    ],
+)
+def test_when_a_pod_was_rented_is_read_from_runpods_words(
+    api: RunPodApi, change: str, created: float | None
+) -> None:
+    api.rent("a", "pion-demo-0123abcd-12-0123abcd-head", change=change)
+    (pod,) = list_pods()
+    assert pod.created == created
 
 
 def test_runpods_list_says_what_each_pod_is_and_costs(api: RunPodApi) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.cost.by_cause import costs_of
 from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     HANG_SECONDS,
@@ -25,8 +28,9 @@ from pipeline.rent.managed.watch import (
 )
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, read_events
+from pipeline.state.records import Head
 from pipeline.state.requests import ask_stop
-from pipeline.state.stores import StoreError
+from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.rent.test_diagnose import A40, A4000, JOB, job
 from tests.pipeline.rent.watched import Cloud, beat, during, succeed
 from tests.pipeline.state.conftest import FakeClock, someone
@@ -378,6 +382,151 @@ def test_the_machines_of_a_run_come_from_its_store_each_once(run: RunState) -> N
     events.append("machine", id="four", **about)  # rented by hand
     events.flush()
     assert machines_so_far(run, 7) == [Attempt(A40, 10.0), Attempt(A40, 50.0)]
+
+
+# ---------------------------------------------------------------- pods that come to nothing
+
+
+def lost_pods(run: RunState) -> list[dict[str, Any]]:
+    """What the run's store says of pods that never owned it."""
+    return [e for e in read_events(run.store, run.name) if e["event"] == "lost"]
+
+
+def lose(cloud: Cloud) -> Callable[[], None]:
+    """RunPod lists no pod of it any more, and SkyPilot is after another."""
+
+    def gone() -> None:
+        cloud.listed = []
+        cloud.now("RECOVERING")
+
+    return gone
+
+
+def owns_the_run(run: RunState, pod: str) -> None:
+    """The pod has claimed the run, and said so."""
+    events = EventLog(run.store, run.name, run.claim(someone(host=pod)).epoch)
+    about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True}
+    times = {"rented_at": run.clock.now(), "phases": {}, "price": 0.36, "host": pod}
+    events.append("machine", id=pod, managed_job="7", **about, **times)
+    events.flush()
+
+
+def test_a_pod_that_goes_before_it_owns_the_run_is_kept_with_what_it_cost(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
+) -> None:
+    start = time.time
+    cloud.now("STARTING", submitted_at=start)
+    during(time, lambda: None, lose(cloud), succeed(cloud))
+    watcher.follow()
+    (event,) = lost_pods(run)
+    assert (event["id"], event["gpu"], event["managed_job"]) == ("a", "A40", "7")
+    assert (event["begin"], event["end"], event["price"]) == (start, start + 10, 0.36)
+
+
+@pytest.mark.parametrize("status", ["EXITED", "TERMINATED"])
+def test_a_pod_that_has_exited_costs_no_more_though_it_is_listed(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, status: str
+) -> None:
+    start = time.time
+
+    def exits() -> None:
+        cloud.listed = [cloud.pod("a", status)]
+
+    during(time, exits, lambda: None, succeed(cloud))
+    watcher.follow()
+    (event,) = lost_pods(run)
+    assert (event["begin"], event["end"]) == (start, start)
+
+
+def test_a_pod_costs_from_when_runpod_says_that_it_was_rented(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
+) -> None:
+    cloud.listed = [cloud.pod("a", "RUNNING", created=time.time - 90)]
+    during(time, lose(cloud), succeed(cloud))
+    watcher.follow()
+    (event,) = lost_pods(run)
+    assert event["end"] - event["begin"] == 90
+
+
+def test_the_pod_of_a_job_that_has_ended_is_kept_too_as_nobody_looks_again(
+    watcher: Watcher, cloud: Cloud, run: RunState
+) -> None:
+    cloud.now("FAILED_SETUP")
+    assert watcher.look_once() == 1
+    assert [event["id"] for event in lost_pods(run)] == ["a"]
+
+
+def test_a_pod_that_owned_the_run_speaks_for_itself(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
+) -> None:
+    during(time, lambda: owns_the_run(run, "a"), lose(cloud), succeed(cloud))
+    watcher.follow()
+    assert lost_pods(run) == []
+
+
+def test_every_lost_pod_is_kept_and_those_of_other_runs_are_not(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
+) -> None:
+    other = dataclasses.replace(cloud.pod("x", "RUNNING"), name="pion-other-7-0123abcd-head")
+    cloud.listed.append(other)
+
+    def another() -> None:
+        cloud.listed = [cloud.pod("b", "RUNNING")]
+
+    during(time, another, lose(cloud), succeed(cloud))
+    watcher.follow()
+    assert {event["id"] for event in lost_pods(run)} == {"a", "b"}
+
+
+def test_two_windows_keep_a_lost_pod_once(
+    run: RunState, cloud: Cloud, time: FakeClock, said: list[str]
+) -> None:
+    windows = [
+        Watcher(run, JOB.name, JOB.id, said.append, acting=acting, provider=cloud.provider())
+        for acting in (True, False)
+    ]
+    for window in windows:
+        window.lookout.look()
+        time.time += 5
+    lose(cloud)()
+    for window in windows:
+        window.lookout.look()
+    assert len(lost_pods(run)) == 1
+
+
+def test_a_pod_lost_before_any_machine_owned_the_run_is_kept_too(
+    tmp_path: Path, cloud: Cloud, time: FakeClock, said: list[str]
+) -> None:
+    new = RunState(FileStore(tmp_path / "new"), "demo", time.clock())
+    cloud.now("STARTING", submitted_at=time.time)
+    during(time, lambda: None, lose(cloud), succeed(cloud))
+    Watcher(new, JOB.name, JOB.id, said.append, provider=cloud.provider()).follow()
+    assert new.read() is None
+    assert costs_of(new, Head(), time.time).dollars == pytest.approx(0.001)  # 10 s at $0.36
+    new.claim(someone()).release()
+    head = new.read()
+    assert head is not None
+    assert costs_of(new, head, time.time).dollars == pytest.approx(0.001)
+
+
+def test_a_store_that_is_down_is_told_of_a_lost_pod_later(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, monkeypatch: Any
+) -> None:
+    swap = run.store.compare_and_swap
+
+    def down(*arguments: Any) -> Any:
+        raise StoreError("write", "events", "no route to host")
+
+    def fails() -> None:
+        lose(cloud)()
+        monkeypatch.setattr(run.store, "compare_and_swap", down)
+
+    start = time.time
+    up = partial(monkeypatch.setattr, run.store, "compare_and_swap", swap)
+    during(time, fails, lambda: None, up, lambda: None, succeed(cloud))
+    watcher.follow()
+    (event,) = lost_pods(run)
+    assert event["end"] == start
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ class Cloud:
         self.only: Place | None = None
         self.down = False
 
-    def pod(self, name: str, status: str, job_id: int = 7) -> Pod:
-        return Pod(name, f"{cluster_name(JOB.name, job_id)}-0123abcd-head", status)
+    def pod(self, name: str, status: str, job_id: int = 7, created: float | None = None) -> Pod:
+        named = f"{cluster_name(JOB.name, job_id)}-0123abcd-head"
+        return Pod(name, named, status, "A40", 0.36, created=created)
 
     def provider(self) -> Provider:
         return Provider(
