@@ -411,5 +411,18 @@ def _terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def run_and_exit() -> NoReturn:
+    """`main`, as the process that a person started."""
+    from pipeline.rent.deadline import left_behind
+
+    code = main()
+    if left_behind():
+        # Such a thread, in the middle of torch perhaps, would crash an interpreter that ends.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

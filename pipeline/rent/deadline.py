@@ -9,11 +9,18 @@ from typing import TypeVar, cast
 
 Result = TypeVar("Result")
 
+_THREAD = "work that may take forever"
+
 
 def within(seconds: float, work: Callable[[], Result]) -> Result:
     """What `work` returns; TimeoutError if it takes longer. It is left behind then, not
     ended."""
     return begin(work)(seconds)
+
+
+def left_behind() -> bool:
+    """Whether such work still goes on."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def begin(work: Callable[[], Result]) -> Callable[[float], Result]:
@@ -36,5 +43,5 @@ def begin(work: Callable[[], Result]) -> Callable[[float], Result]:
             raise error
         return cast(Result, result)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, name=_THREAD, daemon=True).start()
     return wait

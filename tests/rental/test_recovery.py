@@ -107,7 +107,7 @@ def test_no_secret_is_written_down_where_a_rental_leaves_files(rented: Rented) -
     assert SECRET_KEY not in pod.job_log()
     for query in (text for _, text in rented.loopback.runpod.requests):
         assert SECRET_KEY not in query
-    found = subprocess.run(
-        ["grep", "-rlF", SECRET_KEY, str(pod.home / "sky_workdir")], capture_output=True, text=True
-    )
+    # The checkout that goes along has it too, where these tests make it up.
+    command = ["grep", "-rlF", "--exclude=s3_server.py", SECRET_KEY, str(pod.home / "sky_workdir")]
+    found = subprocess.run(command, capture_output=True, text=True)
     assert found.stdout == ""

@@ -17,16 +17,18 @@ from pion.errors import BadInput, PionError
 from pipeline.job import Job
 from pipeline.job_file import load_job
 from pipeline.rent.check import job as check_job
-from pipeline.rent.check import machines as check_machines
 from pipeline.rent.check import rental as check_rental
 from pipeline.rent.check.controller import controller
+from pipeline.rent.check.machines import machines
 from pipeline.rent.check.row import CheckRow
-from pipeline.rent.deadline import begin
+from pipeline.rent.deadline import begin, within
 from pipeline.rent.rental import Rental, read_rental
 from pipeline.state.stores import open_store
 
-SECONDS = 12.0
-"""What has not answered after so long counts as not found out."""
+SECONDS = 16.0
+"""What has not answered after so long, from the command's start, counts as not found out."""
+JOB_SECONDS = 4.0
+"""Of them, left to the checks of the job where the rental can't be read."""
 MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("?", "yellow")}
 
 Check = Callable[[], list[CheckRow]]
@@ -37,8 +39,10 @@ def show_check(
 ) -> int:
     """Print what is found; returns 0 if nothing speaks against the run, else 2.
 
-    `on` is a SkyPilot YAML; without it only what no machine changes is checked.
+    `on` is a SkyPilot YAML; without it only what no machine changes is checked. Returns in time,
+    whatever the network does.
     """
+    end = time.monotonic() + SECONDS
     rows: list[CheckRow] = []
     loaded, rental = None, None
     try:
@@ -47,11 +51,19 @@ def show_check(
         rows.append(CheckRow("job", False, str(error)))
     if on is not None:
         try:
-            rental = read_rental(on)
+            # SkyPilot may fetch its list of GPUs for it, and sets itself no limit.
+            rental = within(end - JOB_SECONDS - time.monotonic(), partial(read_rental, on))
         except BadInput as error:
             rows.append(CheckRow("rental", False, str(error)))
+        except TimeoutError:
+            words = (
+                f"SkyPilot could not read {on} in time: its list of GPUs does not come, or this "
+                "machine is busy. No machine was looked at, and nothing was rented. Look at the "
+                "network, and run it again"
+            )
+            rows.append(CheckRow("rental", False, words))
     if loaded is not None:
-        rows += run_checks(loaded, rental, path=job, force=force)
+        rows += run_checks(loaded, rental, path=job, force=force, end=end)
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
@@ -60,14 +72,26 @@ def show_check(
 
 
 def run_checks(
-    job: Job, rental: Rental | None, *, path: str | None = None, force: bool = False
+    job: Job,
+    rental: Rental | None,
+    *,
+    path: str | None = None,
+    force: bool = False,
+    end: float | None = None,
 ) -> list[CheckRow]:
     """Every check of a job, and of the rental it shall run on; all at the same time.
 
     `path` is the job file, which has to travel to the rental. `force` lets a spot price pass that
-    is above the on-demand price.
+    is above the on-demand price. At `end`, of the monotonic clock, nothing is waited for any more.
     """
-    _import_first(job, rental)
+    end = time.monotonic() + SECONDS if end is None else end
+    try:
+        within(end - time.monotonic(), partial(_import_first, job, rental))
+    except TimeoutError:
+        words = (
+            f"nothing was found out within {SECONDS:.0f} s, and nothing was rented. Run it again"
+        )
+        return [CheckRow("checks", False, words)]
     checks: list[tuple[str, Check]] = [
         ("model", partial(check_job.model, job, rented=rental is not None)),
         ("tokenizer", partial(check_job.tokenizer, job)),
@@ -84,9 +108,8 @@ def run_checks(
             ("disk", partial(check_rental.disk, job, rental)),
             ("recovery", partial(check_rental.recovery, rental)),
             ("controller", controller),
-            ("machines", partial(check_machines.machines, job, rental, force=force)),
+            ("machines", partial(machines, job, rental, force=force)),
         ]
-    end = time.monotonic() + SECONDS
     waiting = [(name, begin(check)) for name, check in checks]
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
     rows = [CheckRow("job", True, words)]
@@ -96,7 +119,7 @@ def run_checks(
 
 
 def print_rows(rows: Sequence[CheckRow]) -> None:
-    """Print rows as one table: ✓ fine, ✗ would fail, ? could not be found out."""
+    """Print rows as one table: ✓ fine, ✗ would fail, ? not known or to be considered."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(style="bold")

@@ -12,37 +12,34 @@ from pipeline.digest import digest_job
 from pipeline.formats import duration
 from pipeline.job import Job
 from pipeline.plan import plan_stages
+from pipeline.rent.check.candidates import Verdict, dear_spot, judge, staying
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline import within
-from pipeline.rent.plan.estimate import Estimate, estimate, gpus_that_fit
+from pipeline.rent.plan.estimate import Estimate
 from pipeline.rent.plan.measured import SECONDS, measured_speeds
-from pipeline.rent.plan.offers import NotOffered, Offer, look_up
-from pipeline.rent.rental import Candidate, Rental
+from pipeline.rent.plan.offers import NotOffered, Offer
+from pipeline.rent.rental import Rental
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
 from pipeline.state.head import RunState
 from pipeline.state.stores import open_store
 
-LISTED = 6
-"""The smallest GPUs that would do, named where a candidate does not."""
-
 
 def machines(job: Job, rental: Rental, *, force: bool) -> list[CheckRow]:
     """For each candidate: is it rented out, at what price, does the model fit; also the
-    credentials and the budget."""
-    rows = [_credentials_of(cloud) for cloud in dict.fromkeys(c.cloud for c in rental.candidates)]
-    speeds = measured_speeds(job)
-    estimates = []
-    answers = [look_up(candidate, rental.num_nodes, job.prices) for candidate in rental.candidates]
-    nothing = all(isinstance(found, NotOffered) for found in answers)
-    for candidate, found in zip(rental.candidates, answers, strict=True):
-        if isinstance(found, NotOffered):
-            ok = False if nothing or found.misnamed else None
-            rows.append(CheckRow(str(candidate), ok, found.why))
-            continue
-        guess = estimate(job, found, speeds, num_nodes=rental.num_nodes)
-        estimates.append(guess)
-        rows.append(_candidate_row(job, rental, candidate, guess, force))
-    return rows + _budget(job, rental, estimates)
+    credentials and the budget. What will not do is left out where something else will, and speaks
+    against nothing."""
+    verdicts = judge(job, rental, measured_speeds(job), force=force)
+    others = any(verdict.will_do for verdict in verdicts)
+    stay = staying(verdicts)
+    rows = [_credentials_of(cloud) for cloud in dict.fromkeys(v.candidate.cloud for v in stay)]
+    for verdict in verdicts:
+        if verdict in stay:
+            rows.append(_candidate_row(rental, verdict, others=others))
+        else:
+            words = f"left out by pion launch: {verdict.problem}"
+            rows.append(CheckRow(str(verdict.candidate), None, words))
+    offered = [verdict.guess for verdict in stay if isinstance(verdict.found, Offer)]
+    return rows + _budget(job, rental, offered)
 
 
 def _credentials_of(name: str | None) -> CheckRow:
@@ -76,52 +73,28 @@ def _credentials_of(name: str | None) -> CheckRow:
     return CheckRow(title, False, f"{first.partition('Credentials can be')[0].strip()} Run: {fix}")
 
 
-def _candidate_row(
-    job: Job, rental: Rental, candidate: Candidate, guess: Estimate, force: bool
-) -> CheckRow:
-    offer, title = guess.offer, str(candidate)
+def _candidate_row(rental: Rental, verdict: Verdict, *, others: bool) -> CheckRow:
+    """What is found of a candidate that SkyPilot may rent; `others` if one of them will do."""
+    title, guess, found = str(verdict.candidate), verdict.guess, verdict.found
+    if isinstance(found, NotOffered):
+        # SkyPilot takes another one, if there is any.
+        return CheckRow(title, None if others and not found.misnamed else False, found.why)
+    if verdict.problem is not None:
+        words = f"{verdict.problem}. {verdict.advice}" if verdict.advice else verdict.problem
+        return CheckRow(title, False, words)
     nodes = rental.num_nodes
-    problem = _worker_problem(job, offer, nodes)
-    if problem is not None:
-        return CheckRow(title, False, problem)
-    if offer.gpu is None:
+    if found.gpu is None:
         return CheckRow(title, None, f"no GPU: memory and speed can't be told{_cost(guess, nodes)}")
-    if offer.gpu_memory is None:
-        return CheckRow(title, None, offer.note or guess.problem or "")
-    if not guess.fits:
-        hint = "" if guess.stages else f" {_what_would_fit(job)}"
-        return CheckRow(title, False, f"{guess.problem}.{hint}")
+    if found.gpu_memory is None:
+        return CheckRow(title, None, found.note or guess.problem or "")
     words = f"{_memory(guess)}{_cost(guess, nodes)}"
-    if offer.use_spot and offer.spot and offer.on_demand and offer.spot > offer.on_demand:
-        dearer = (
-            f"spot is ${nodes * offer.spot:.2f}/h, dearer than on demand at "
-            f"${nodes * offer.on_demand:.2f}/h. Set use_spot: false, or pass --force"
-        )
-        return CheckRow(title, force or False, f"{words}; {dearer}" if force else dearer)
-    if offer.price is None:
-        note = offer.note or "SkyPilot lists no price"
-        return CheckRow(title, None, f"{words}; {note}: state it as prices.{offer.gpu} in the job")
+    dear = dear_spot(found, nodes)
+    if dear is not None:
+        return CheckRow(title, True, f"{words}; {dear}")
+    if found.price is None:
+        note = found.note or "SkyPilot lists no price"
+        return CheckRow(title, None, f"{words}; {note}: state it as prices.{found.gpu} in the job")
     return CheckRow(title, True, words)
-
-
-def _what_would_fit(job: Job) -> str:
-    fitting = gpus_that_fit(job)
-    if not fitting:
-        return "It fits on no GPU known here."
-    return f"It fits on {', '.join(fitting[:LISTED])}{' …' if len(fitting) > LISTED else ''}."
-
-
-def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
-    """Why the machine's GPUs and the job's workers do not go together."""
-    gpus = offer.count * num_nodes
-    workers = gpus if job.hardware.workers is None else job.hardware.workers
-    if gpus and workers > gpus:
-        return f"hardware.workers {workers}: it has {gpus} GPUs, and each worker needs one"
-    for stage in job.train_stages:
-        batch = job.section(stage).global_batch
-        if batch < workers:
-            return f"{stage}.global_batch {batch} is smaller than its {workers} workers"
-    return None
 
 
 def _memory(guess: Estimate) -> str:

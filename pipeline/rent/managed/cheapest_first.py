@@ -6,6 +6,8 @@ SkyPilot compares prices itself for `sky launch`, but of a managed job it tries 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.rent.plan.offers import Offer, Prices, look_up
@@ -13,6 +15,17 @@ from pipeline.rent.rental import Candidate, Rental
 
 WANTED = "PION_CHEAPEST_FIRST"
 """Among a YAML's envs, 1: the order of its list is that of usual prices, and no preference."""
+
+
+def only(rental: Rental, candidates: Sequence[Candidate]) -> Rental:
+    """The rental that accepts these of its candidates, in their order, and no other: its YAML
+    says so too."""
+    if len(candidates) == len(rental.candidates):
+        return rental
+    left = [candidate.resources.to_yaml_config() for candidate in candidates]
+    listed = {"ordered" if rental.in_order else "any_of": left}
+    config = {**rental.config, "resources": left[0] if len(left) == 1 else listed}
+    return replace(rental, candidates=tuple(candidates), config=config)
 
 
 def resources_by_price(rental: Rental, prices: Prices | None) -> Any:

@@ -18,6 +18,8 @@ from pipeline.handover import FROM_EPOCH
 from pipeline.job import Job
 from pipeline.job_file import job_text, load_job
 from pipeline.rent.managed import pods
+from pipeline.rent.managed.alone import submitting_alone
+from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.launch import (
     SUBMITTING,
     check,
@@ -65,6 +67,8 @@ def hop(
         BadInput: something would fail; nothing was rented.
         PionError: the new machine did not come to take the run over. The old one works on.
     """
+    from pipeline.rent.check.candidates import fitting
+
     state, head = read_run(run)
     if is_finished(state, head):
         say_now(f"{state.name} is finished: there is nothing to move.")
@@ -74,24 +78,26 @@ def hop(
     path, recorded = (job, []) if job is not None else recorded_job(state, head)
     changed = [*recorded, *overrides]
     parsed = _the_same_run(load_job(path, changed), state)
+    rented = only(rental, fitting(parsed, rental, force=force))
     secrets = secrets_for(rental.secrets)
     check(parsed, rental, path=path, force=force)
     start_api_server(say_now)
-    old = [known for known in managed_jobs(name) if known.live]
-    if len(old) > 1:
-        raise BadInput(
-            f"{state.name} is on its way already: managed jobs {old[1].id} and {old[0].id}. "
-            f"To follow it: `pion watch {run}`. To call it off: `sky jobs cancel {old[0].id}`. "
-            "Nothing was rented."
-        )
-    # While it recovers, an old job owns nothing, and claims the run once it has a machine again.
-    more = {FROM_EPOCH: str(head.epoch)} if head.owner is not None or old else {}
-    envs = variables(rental, parsed, path, changed, **more)
-    clear_stops(state)
-    say_now(SUBMITTING)
-    task = make_task(task_config(rental, name, envs, parsed.prices), secrets)
-    with telling_who_leaves(state, name):
-        new = submit(task, name)
+    with submitting_alone(name):
+        old = [known for known in managed_jobs(name) if known.live]
+        if len(old) > 1:
+            raise BadInput(
+                f"{state.name} is on its way already: managed jobs {old[1].id} and {old[0].id}. "
+                f"To follow it: `pion watch {run}`. To call it off: `sky jobs cancel {old[0].id}`. "
+                "Nothing was rented."
+            )
+        # While it recovers, an old job owns nothing, and claims the run once it has a machine.
+        more = {FROM_EPOCH: str(head.epoch)} if head.owner is not None or old else {}
+        envs = variables(rented, parsed, path, changed, **more)
+        clear_stops(state)
+        say_now(SUBMITTING)
+        task = make_task(task_config(rented, name, envs, parsed.prices), secrets)
+        with telling_who_leaves(state, name):
+            new = submit(task, name)
     say_now(f"managed job {new} is submitted; {_old_words(head, old)} until its machine is up")
     try:
         if not _wait_for_arrival(state, name, new, envs["PION_LAUNCH_ID"]):

@@ -11,6 +11,8 @@ from pipeline.find_model import last_change
 from pipeline.formats import duration
 from pipeline.job import Job
 from pipeline.job_file import load_job
+from pipeline.rent.managed.alone import submitting_alone
+from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     controller_is_here,
@@ -39,17 +41,21 @@ say_now: Say = partial(print, flush=True)
 def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force: bool) -> int:
     """Rent what the SkyPilot YAML `on` asks for, run `job` there until it is done, and show it.
 
+    Of its candidates only those that will do for the job are left to SkyPilot, if there are any.
     Returns the run's exit code; 0 if the person leaves with Ctrl-C, as the rental goes on. With
     `dry_run` prints the task that SkyPilot would get. `force` rents in spite of warnings.
 
     Raises:
         BadInput: something would fail, or the run is already running; nothing was rented.
     """
+    from pipeline.rent.check.candidates import fitting
+
     rental = read_rental(on)
     parsed = load_job(job, overrides)
+    rented = only(rental, fitting(parsed, rental, force=force))
     state = RunState(open_store(parsed.store), parsed.name)
     name = rental_name(state.store.url, state.name)
-    config = task_config(rental, name, variables(rental, parsed, job, overrides), parsed.prices)
+    config = task_config(rented, name, variables(rented, parsed, job, overrides), parsed.prices)
     if dry_run:
         print(task_yaml(config))
         return 0
@@ -60,13 +66,14 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
         return 0
     secrets = secrets_for(rental.secrets)
     start_api_server(say_now)
-    refuse_second(state, head, managed_jobs(name))
-    if clear_stops(state):
-        say_now("cleared a request to stop this run")
-    say_now(SUBMITTING)
-    task = make_task(config, secrets)
-    with telling_who_leaves(state, name):
-        job_id = submit(task, name)
+    with submitting_alone(name):
+        refuse_second(state, head, managed_jobs(name))
+        if clear_stops(state):
+            say_now("cleared a request to stop this run")
+        say_now(SUBMITTING)
+        task = make_task(config, secrets)
+        with telling_who_leaves(state, name):
+            job_id = submit(task, name)
     announce(state, name, job_id)
     from pipeline.rent.managed.watch import follow_or_leave
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.find_model import read_run
 from pipeline.formats import printable
 from pipeline.rent.managed import managed_jobs as sky
 from pipeline.rent.managed import pods as runpod
+from pipeline.rent.managed.alone import alone
 from pipeline.rent.managed.diagnose import Finding, Place, diagnose
 from pipeline.rent.managed.follow import Progress, changes, how_it_ended
 from pipeline.rent.managed.launch import how_to_come_back, say_now
@@ -27,7 +27,6 @@ from pipeline.rent.managed.task import make_again
 from pipeline.rent.rental import rental_name
 from pipeline.state.head import RunState
 from pipeline.state.stores import StoreError, open_store, split_run
-from pipeline.state.workspace import default_root
 
 POLL_SECONDS = 10.0
 CANCEL_SECONDS = 300.0
@@ -79,26 +78,6 @@ def follow_or_leave(state: RunState, name: str, job_id: int, *, once: bool = Fal
         job_id = watcher.lookout.job_id  # another one, if the run was submitted anew
         say_now(f"\nmanaged job {job_id} goes on\n{how_to_come_back(state, job_id)}")
         return 0
-
-
-@contextlib.contextmanager
-def alone(name: str) -> Iterator[Callable[[], bool]]:
-    """What tells whether no other process of this machine keeps that rental going.
-
-    Once it has said so none will, until the block ends.
-    """
-    path = default_root().parent / f"watch-{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-
-        def nobody_else() -> bool:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
-
-        yield nobody_else
 
 
 @dataclass(frozen=True)

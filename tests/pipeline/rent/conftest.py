@@ -84,6 +84,12 @@ class SkyHome:
         return path
 
 
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one process of this machine tells the others what it does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
     """Nothing set up but a price list; RunPod's API is nowhere."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,10 +221,21 @@ def test_a_store_that_is_down_is_not_waited_for(
 def test_what_does_not_answer_in_time_is_not_found_out(
     case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    case.rows()  # whatever is loaded first takes its time
     monkeypatch.setattr(check, "SECONDS", 0.3)
     hub.before("/api/datasets", lambda: time.sleep(1), times=9)
     rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
     unknown(rows["data"], "no answer within")
+
+
+def test_a_store_that_can_not_even_be_opened_in_time_is_not_waited_for(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(check, "SECONDS", 0.1)
+    monkeypatch.setattr(check, "open_store", lambda url: forever.wait())
+    wrong(case.rows()["checks"], "nothing was found out", "nothing was rented")
+    forever.set()
 
 
 def test_a_token_that_may_not_publish(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import yaml
 
 from pipeline.digest import digest_job
-from pipeline.rent.check import machines as check_machines
+from pipeline.rent.check import candidates as check_candidates
+from pipeline.rent.check import check
 from pipeline.rent.check.check import CheckRow, run_checks, show_check
 from pipeline.rent.check.controller import SETTING
 from pipeline.rent.check.rental import LOOPBACK_VARIABLE
@@ -28,6 +30,9 @@ from tests.rental.catalog import Price
 from tests.s3_server import SECRET_KEY, S3Server
 
 WORKDIR = "workdir: {folder}\n" + YAML
+HUGE = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
+LARGE = HUGE | {"n_layers": 3}
+"""For the A40, and not for the RTXA4000."""
 
 Checks = Callable[..., dict[str, CheckRow]]
 
@@ -239,14 +244,57 @@ def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod: Checks
 
 
 def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod: Checks) -> None:
-    big = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
     name = "1 × RTXA4000 on demand on RunPod"
-    rows = on_runpod("accelerators: RTXA4000", model=big)
+    rows = on_runpod("accelerators: RTXA4000", model=HUGE)
     wrong(rows[name], "does not fit", "It fits on no GPU known here")
-    rows = on_runpod("accelerators: RTXA4000", model=big | {"n_layers": 2})
+    rows = on_runpod("accelerators: RTXA4000", model=HUGE | {"n_layers": 2})
     wrong(rows[name], "does not fit", "It fits on")
     assert "A100" in rows[name].words
     assert "RTXA4000" not in rows[name].words
+
+
+def test_a_machine_too_small_is_left_out_where_another_will_do(
+    on_runpod: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
+    room = WORKDIR.replace("disk_size: 60", "disk_size: 200")
+    rows = on_runpod(two, text=room, model=LARGE)
+    unknown(rows["1 × RTXA4000 on demand on RunPod"], "left out by pion launch", "does not fit")
+    assert rows["1 × A40 on demand on RunPod"].ok
+    job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"  # as checked just now
+    assert show_check(str(job), [], on=str(on), force=False, as_json=True) == 0
+    shown = {row["name"]: row["ok"] for row in json.loads(capsys.readouterr().out)}
+    assert shown == {name: row.ok for name, row in rows.items()}
+
+
+def test_machines_of_which_none_will_do_are_all_wrong(
+    on_runpod: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = "any_of: [{accelerators: L4}, {accelerators: RTXA4000}, {accelerators: A30}]"
+    rows = on_runpod(three, model=LARGE)
+    for gpu in ("L4", "RTXA4000"):
+        wrong(rows[f"1 × {gpu} on demand on RunPod"], "does not fit", "It fits on A40, L40")
+    wrong(rows["1 × A30 on demand on RunPod"], "RunPod has no A30")
+    job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"
+    assert show_check(str(job), [], on=str(on), force=False, as_json=False) == 2
+
+
+def test_a_machine_too_small_is_left_out_though_nobody_has_it_today(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    sky_home.sell({"A40": Price(0.2, 0.4)})
+    rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: RTXA4000}]", model=LARGE)
+    unknown(rows["1 × RTXA4000 on demand on RunPod"], "left out by pion launch", "does not fit")
+
+
+def test_the_price_of_what_is_left_out_need_not_be_known(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    sky_home.lose_catalog()
+    two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
+    budget: dict[str, Any] = {"budget": {"dollars": 500}, "prices": {"A40": 0.4}}
+    wrong(on_runpod(two, **budget)["budget"], "price of RTXA4000 is not known")
+    assert on_runpod(two, model=LARGE, **budget)["budget"].ok
 
 
 def test_more_workers_than_gpus(on_runpod: Checks) -> None:
@@ -259,6 +307,22 @@ def test_spot_dearer_than_on_demand_unless_forced(on_runpod: Checks, sky_home: S
     spot, name = "accelerators: A40\nuse_spot: true", "1 × A40 spot on RunPod"
     wrong(on_runpod(spot)[name], "spot is $0.50/h", "$0.40/h", "use_spot: false", "--force")
     assert on_runpod(spot, force=True)[name].ok
+
+
+def test_spot_dearer_than_on_demand_is_left_out_where_another_will_do(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.1, 0.2)})
+    two = "use_spot: true\nordered: [{accelerators: A40}, {accelerators: RTXA4000}]"
+    dear, other = "1 × A40 spot on RunPod", "1 × RTXA4000 spot on RunPod"
+    rows = on_runpod(two)
+    unknown(rows[dear], "left out by pion launch", "spot is $0.50/h", "$0.40/h")
+    assert rows[other].ok
+    assert on_runpod(two, force=True)[dear].ok
+    sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.3, 0.2)})
+    rows = on_runpod(two)
+    for name in (dear, other):
+        wrong(rows[name], "dearer than on demand", "pass --force")
 
 
 def test_a_disk_too_small(on_runpod: Checks) -> None:
@@ -340,7 +404,7 @@ def test_a_budget_that_is_spent_would_stop_the_run_after_boot(
 
 def test_the_price_is_that_of_all_nodes(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
     offer = Offer("A40", 1, "RunPod", "CA", False, 0.2, 0.4, 40 * 2**30, 60)
-    monkeypatch.setattr(check_machines, "look_up", lambda *_: offer)
+    monkeypatch.setattr(check_candidates, "look_up", lambda *_: offer)
     row = on_runpod(text=WORKDIR + "num_nodes: 2\n")["1 × A40 on demand on RunPod"]
     assert "$0.80/h for 2 nodes" in row.words
 
@@ -363,6 +427,22 @@ def test_a_useless_yaml_is_one_row_beside_those_of_the_job(
     assert rows["rental"]["ok"] is False
     assert ("has no JOB" if there else "no SkyPilot YAML at") in rows["rental"]["words"]
     assert rows["store"]["ok"]
+
+
+def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(check, "read_rental", lambda path: forever.wait())
+    monkeypatch.setattr(check, "JOB_SECONDS", check.SECONDS - 0.1)
+    job = str(case.path())
+    assert show_check(job, [], on="sky/runpod-spot.yaml", force=False, as_json=True) == 2
+    forever.set()
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["rental"]["ok"] is False
+    for words in ("sky/runpod-spot.yaml", "in time", "nothing was rented"):
+        assert words in rows["rental"]["words"]
+    assert rows["store"]["ok"], "the job is checked all the same"
 
 
 def test_the_table_marks_what_is_wrong(

@@ -119,7 +119,7 @@ def sky(
     for name in ("managed_jobs", "submit", "cancel"):
         monkeypatch.setattr(hopping, name, getattr(fake, name))
     monkeypatch.setattr(hopping, "start_api_server", lambda say: None)
-    monkeypatch.setattr(hopping, "check", lambda job, rental, path, force: None)
+    monkeypatch.setattr(hopping, "check", lambda *job, **more: None)
     monkeypatch.setattr(hopping, "read_run", lambda text: (run, head_of(run)))
     return fake
 

@@ -257,6 +257,32 @@ def test_ctrl_c_while_submitting_says_what_may_come_of_it(
     assert f"pion rentals {run}\n" in out
 
 
+def test_of_two_launches_at_the_same_moment_one_rents(
+    project: Path,
+    sky_home: SkyHome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, on = f"store={tmp_path / 'runs'}", str(sky_home.yaml(text=WORKDIR))
+    rented = 0
+
+    def submit(task: Any, name: str) -> int:
+        nonlocal rented
+        rented += 1
+        # SkyPilot knows of no job yet.
+        assert main(["launch", "jobs/tiny.yaml", store, "--on", on]) == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launching, "submit", submit)
+    monkeypatch.setattr(launching, "check", lambda *job, **more: None)
+    monkeypatch.setattr(launching, "start_api_server", lambda say: None)
+    monkeypatch.setattr(launching, "managed_jobs", lambda name: [])
+    main(["launch", "jobs/tiny.yaml", store, "--on", on])
+    assert rented == 1
+    assert "is being submitted by another process here, so nothing was" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("status", ["UP", "INIT"])
 def test_a_controller_that_can_not_be_reached_is_not_one_without_jobs(
     sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,7 +105,7 @@ def test_a_lost_controller_ends_no_run(
 
 
 def test_a_job_cancelled_to_start_anew_is_submitted_however_often_that_fails(
-    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, monkeypatch: Any
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
 ) -> None:
     failures = [PionError("SkyPilot could not submit: timed out") for _ in range(3)]
 
@@ -228,7 +227,7 @@ def test_one_look_that_can_not_submit_what_it_has_ended_says_so(
 
 
 def test_a_lost_controller_without_the_secrets_to_start_anew_ends_the_watch(
-    watcher: Watcher, cloud: Cloud, run: RunState, monkeypatch: pytest.MonkeyPatch, said: list[str]
+    watcher: Watcher, cloud: Cloud, run: RunState, said: list[str]
 ) -> None:
     def make_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
         raise BadInput("HF_TOKEN must be set in the environment")
@@ -262,14 +261,12 @@ def test_what_can_not_be_started_anew_is_said_once(
 def test_whoever_leaves_while_the_run_is_submitted_anew_is_not_told_that_it_goes_on(
     run: RunState,
     cloud: Cloud,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def submit(task: Any, name: str) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     provider = lost_controller(cloud, submit)
     monkeypatch.setattr(Provider, "real", lambda: provider)
     run.claim(someone())

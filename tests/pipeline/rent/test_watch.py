@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.cost.by_cause import costs_of
+from pipeline.rent.managed.alone import alone
 from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     HANG_SECONDS,
@@ -23,7 +24,6 @@ from pipeline.rent.managed.look import machines_so_far, place_of
 from pipeline.rent.managed.watch import (
     Provider,
     Watcher,
-    alone,
     follow_or_leave,
 )
 from pipeline.state.head import RunState
@@ -98,10 +98,7 @@ def test_a_second_window_only_says_what_is_wrong(
     assert len([line for line in said if "dead pod" in line]) == 1  # not at every look
 
 
-def test_only_one_window_keeps_a_rental_going(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_only_one_window_keeps_a_rental_going() -> None:
     with alone("pion-demo") as first, alone("pion-demo") as second, alone("pion-other") as other:
         assert (first(), second(), other()) == (True, False, True)
         assert (first(), second()) == (True, False)
@@ -113,11 +110,9 @@ def test_a_second_window_acts_once_the_first_has_gone(
     run: RunState,
     cloud: Cloud,
     time: FakeClock,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(Provider, "real", cloud.provider)
     cloud.listed = [cloud.pod("x", "EXITED")]
     first = contextlib.ExitStack()
@@ -547,14 +542,12 @@ def test_whoever_leaves_is_told_the_job_that_goes_on(
     run: RunState,
     cloud: Cloud,
     time: FakeClock,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def leave() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(Provider, "real", cloud.provider)
     run.claim(someone())
     cloud.now("FAILED_CONTROLLER")  # so it is submitted anew

@@ -1,0 +1,132 @@
+"""Which of the machines a SkyPilot YAML accepts will do for a job: one rule, for all who ask.
+
+`pion check` says what will not do, and `pion launch` leaves it out of what SkyPilot may rent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.job import Job
+from pipeline.rent.plan.estimate import Estimate, estimate, gpus_that_fit
+from pipeline.rent.plan.gpus import gpu_memory
+from pipeline.rent.plan.measured import Speed, measured_speeds
+from pipeline.rent.plan.offers import NotOffered, Offer, look_up
+from pipeline.rent.rental import Candidate, Rental
+
+LISTED = 6
+"""The smallest GPUs that would do, named where a candidate does not."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A candidate: what is asked for it, what the job takes on it, and why it will not do.
+
+    `problem` is None where nothing is known against it, offered or not; `advice` is what to do
+    about a problem, as far as can be told.
+    """
+
+    candidate: Candidate
+    found: Offer | NotOffered
+    guess: Estimate
+    problem: str | None = None
+    advice: str = ""
+
+    @property
+    def will_do(self) -> bool:
+        """Whether it is rented out, and nothing is known against it."""
+        return isinstance(self.found, Offer) and self.problem is None
+
+
+def judge(job: Job, rental: Rental, speeds: list[Speed], *, force: bool) -> list[Verdict]:
+    """What is to be said of each candidate. `force` lets a spot price pass that is above the
+    on-demand price."""
+    verdicts = []
+    for candidate in rental.candidates:
+        found = look_up(candidate, rental.num_nodes, job.prices)
+        # What is sold out today may be had tomorrow, when the run needs another machine.
+        offer = found if isinstance(found, Offer) else _without_price(candidate)
+        guess = estimate(job, offer, speeds, num_nodes=rental.num_nodes)
+        misnamed = isinstance(found, NotOffered) and found.misnamed  # to be mended, not left out
+        problem, advice = (None, "") if misnamed else _problem(job, guess, rental.num_nodes, force)
+        verdicts.append(Verdict(candidate, found, guess, problem, advice))
+    return verdicts
+
+
+def staying(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """What `pion launch` lets SkyPilot rent: nothing that will not do, if something else will.
+
+    Where nothing will do, all: there is nothing to choose, and the check refuses it.
+    """
+    if not any(verdict.will_do for verdict in verdicts):
+        return list(verdicts)
+    return [verdict for verdict in verdicts if verdict.problem is None]
+
+
+def fitting(job: Job, rental: Rental, *, force: bool) -> list[Candidate]:
+    """The rental's candidates that stay, in their order."""
+    if len(rental.candidates) == 1:
+        return list(rental.candidates)
+    # Speed matters only where saves are counted in steps: a preemption may cost too much of them.
+    speeds = measured_speeds(job) if job.checkpoint.every_steps is not None else []
+    return [verdict.candidate for verdict in staying(judge(job, rental, speeds, force=force))]
+
+
+def dear_spot(offer: Offer, num_nodes: int) -> str | None:
+    """What is to be said of a spot price above the on-demand price; None if it is not."""
+    if not (offer.use_spot and offer.spot and offer.on_demand and offer.spot > offer.on_demand):
+        return None
+    return (
+        f"spot is ${num_nodes * offer.spot:.2f}/h, dearer than on demand at "
+        f"${num_nodes * offer.on_demand:.2f}/h"
+    )
+
+
+def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> tuple[str | None, str]:
+    """Why the machine will not do, and what would; unknown memory or price is no reason."""
+    offer = guess.offer
+    problem = _worker_problem(job, offer, num_nodes)
+    if problem is not None:
+        return problem, ""
+    if offer.gpu is None or offer.gpu_memory is None:
+        return None, ""
+    if guess.problem is not None:
+        return guess.problem, "" if guess.stages else _what_would_fit(job)
+    dear = None if force else dear_spot(offer, num_nodes)
+    return dear, "Set use_spot: false, or pass --force" if dear else ""
+
+
+def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
+    """Why the machine's GPUs and the job's workers do not go together."""
+    gpus = offer.count * num_nodes
+    workers = gpus if job.hardware.workers is None else job.hardware.workers
+    if gpus and workers > gpus:
+        return f"hardware.workers {workers}: it has {gpus} GPUs, and each worker needs one"
+    for stage in job.train_stages:
+        batch = job.section(stage).global_batch
+        if batch < workers:
+            return f"{stage}.global_batch {batch} is smaller than its {workers} workers"
+    return None
+
+
+def _what_would_fit(job: Job) -> str:
+    found = gpus_that_fit(job)
+    if not found:
+        return "It fits on no GPU known here."
+    return f"It fits on {', '.join(found[:LISTED])}{' …' if len(found) > LISTED else ''}."
+
+
+def _without_price(candidate: Candidate) -> Offer:
+    """The machine as it would be offered, if it were."""
+    return Offer(
+        gpu=candidate.gpu,
+        count=candidate.count,
+        cloud=candidate.cloud,
+        region=candidate.region,
+        use_spot=candidate.use_spot,
+        spot=None,
+        on_demand=None,
+        gpu_memory=gpu_memory(candidate.gpu) if candidate.gpu else None,
+        disk_gb=candidate.disk_gb,
+    )
