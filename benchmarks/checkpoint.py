@@ -52,9 +52,7 @@ class RandomRows:
         return Batch(tokens, tokens.roll(-1, dims=1), None, None)
 
 
-def measure(
-    preset: str, micro_batch: int, seq_len: int, rounds: int
-) -> dict[str, Any]:
+def measure(preset: str, micro_batch: int, seq_len: int, rounds: int) -> dict[str, Any]:
     """Stall, write time and slowdown of a save of `preset`, with `rounds` windows of each kind."""
     torch.manual_seed(0)
     device = pick_device()

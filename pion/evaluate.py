@@ -84,13 +84,16 @@ def held_out(
     vocab_size: int,
     micro_batch: int,
     dtype: torch.dtype = torch.float32,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> HeldOut:
     """Loss of `model` on rows of `stream`; see `summarize` for `token_bytes`.
 
-    `micro_batch` rows are computed at once, fewer after running out of CUDA memory. Raises BadInput
-    for no rows or targets outside `vocab_size`, PionError when one row does not fit the memory.
+    `micro_batch` rows are computed at once, fewer after running out of CUDA memory. `on_batch` is
+    called after each batch, and what it raises ends the measurement. Raises BadInput for no rows or
+    targets outside `vocab_size`, PionError when one row does not fit the memory.
     """
-    nll, targets, _ = _score_rows(model, stream, rows, vocab_size, micro_batch, dtype)
+    nll, targets, _ = _score_rows(model, stream, rows, vocab_size, micro_batch, dtype, on_batch)
     return summarize(nll, targets, token_bytes)
 
 
@@ -146,12 +149,16 @@ def responses(
     vocab_size: int,
     micro_batch: int,
     dtype: torch.dtype = torch.float32,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Responses:
     """Loss and stops of `model` on the learned tokens of rows of packed conversations.
 
-    Raises as `held_out` does.
+    Calls `on_batch` and raises as `held_out` does.
     """
-    nll, targets, likeliest = _score_rows(model, stream, rows, vocab_size, micro_batch, dtype)
+    nll, targets, likeliest = _score_rows(
+        model, stream, rows, vocab_size, micro_batch, dtype, on_batch
+    )
     learned, ends = targets != IGNORED, targets == end_of_text
     stops = likeliest == end_of_text
     loss, loss_sem = ratio(nll.sum(axis=1), learned.sum(axis=1))
@@ -195,6 +202,8 @@ def multiple_choice(
     questions: Sequence[Question],
     micro_batch: int,
     dtype: torch.dtype = torch.float32,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> MultipleChoice:
     """Answers with the choice of the highest log-likelihood per byte of its UTF-8 text.
 
@@ -202,7 +211,8 @@ def multiple_choice(
     their beginning; an empty one stands for the start of a document. Choices that tie share the
     credit, so a model that knows nothing scores `chance`. The standard error is binomial.
     `micro_batch` counts rows of the model's full context; of shorter texts more are computed at
-    once. Raises BadInput for a choice longer than that context, PionError as `held_out` does.
+    once. Raises BadInput for a choice longer than that context; calls `on_batch` and raises
+    PionError as `held_out` does.
     """
     choices = [
         _ScoredChoice.of(q.context, choice, tokenizer, model.config.seq_len)
@@ -221,7 +231,7 @@ def multiple_choice(
 
     with _evaluating(model):
         at_once = micro_batch * model.config.seq_len // len(choices[longest_first[0]].ids)
-        _in_batches(len(choices), max(1, at_once), compute)
+        _in_batches(len(choices), max(1, at_once), compute, on_batch)
     credit, first = [], 0
     for question in questions:
         own = scores[first : first + len(question.choices)]
@@ -331,6 +341,7 @@ def _score_rows(
     vocab_size: int,
     micro_batch: int,
     dtype: torch.dtype,
+    on_batch: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Negative log-likelihoods, targets and likeliest ids of the rows, each (R, T)."""
     if not rows:
@@ -343,12 +354,14 @@ def _score_rows(
         parts.append((nll.cpu(), batch.targets, likeliest.cpu()))
 
     with _evaluating(model):
-        _in_batches(len(rows), micro_batch, compute)
+        _in_batches(len(rows), micro_batch, compute, on_batch)
     nll, targets, likeliest = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return nll.astype(np.float64), targets, likeliest
 
 
-def _in_batches(count: int, micro_batch: int, compute: Callable[[range], None]) -> None:
+def _in_batches(
+    count: int, micro_batch: int, compute: Callable[[range], None], on_batch: Callable[[], None]
+) -> None:
     """Call `compute` on consecutive parts of range(count), smaller ones when memory runs out."""
     done = 0
     while done < count:
@@ -356,6 +369,7 @@ def _in_batches(count: int, micro_batch: int, compute: Callable[[range], None]) 
         try:
             compute(part)
             done = part.stop
+            on_batch()
             continue
         except torch.cuda.OutOfMemoryError as error:
             if len(part) == 1:

@@ -7,11 +7,11 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, Interrupted, NotDurable, PionError, Stopped
 from pipeline.budget import over_budget, price_per_hour
@@ -30,6 +30,7 @@ from pipeline.plan import (
 from pipeline.preflight import worker_count
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
+from pipeline.state.linger import Patience
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner, differences
 from pipeline.state.requests import clear_stops
@@ -46,13 +47,10 @@ STOP_SECONDS = 30.0
 """How long workers may take to save when asked to stop, with a store that can be reached."""
 GONE_SECONDS = 2.0
 """A worker that has hung up may still have said something, and another may be on its way."""
-RETRY_SECONDS = 20.0
 TYPICAL_SAVE = 3
 """The first saves of a process also allocate memory and open connections."""
 WORTH_NOTING = 1.0
 """Seconds of waiting for another owner."""
-
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -88,6 +86,11 @@ class Advance:
         # Under the driver's own epoch, which it may write events of while a worker owns the run.
         self.events = EventLog(run.store, run.name, claim.epoch)
         self.work_done = False
+        self._patiently = Patience(
+            linger_seconds(job.checkpoint),
+            lambda text: self.say({"type": "note", "text": text}),
+            stopping.sleep,
+        )
         self.machine, self.price = this_machine(started), price_per_hour(job.budget)
 
     def introduce(self, waited: float) -> None:
@@ -152,10 +155,11 @@ class Advance:
                 if stage in plans and plans[stage].state != "done":
                     self._stage_after_training(stage)
             self._patiently(self.events.flush)
-            sweep(self.claim)
+            self._patiently(lambda: sweep(self.claim))
             self._patiently(lambda: self.claim.release(forget_attempts=True))
-            write_run_report(self.job, self.run)
-            self.say({"type": "summary", "rows": summary_rows(self.job, self.run)})
+            self._patiently(lambda: write_run_report(self.job, self.run))
+            rows = self._patiently(lambda: summary_rows(self.job, self.run))
+            self.say({"type": "summary", "rows": rows})
         except StoreError as error:
             raise self._not_durable(error) from error
         finally:
@@ -280,7 +284,7 @@ class Advance:
                 reports["sft"] = prepare_sft(self.job, folders["sft"], tokenizer, self._say_or_stop)
         for part in data:
             self._patiently(partial(self._keep_data, part))
-        self._drop_redone()
+        self._patiently(self._drop_redone)
         digest = self.digests.stages["prepare"]
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
         self.say({"type": "phase", "name": "prepare", "seconds": time.monotonic() - started})
@@ -391,23 +395,11 @@ class Advance:
         self.say({"type": "stage", "stage": stage, "state": "started", "why": ""})
         started = time.monotonic()
         work = finish_evaluate if stage == "evaluate" else finish_publish
-        result = work(self.job, self.run, self.digests, self._say_or_stop)
+        result = work(self.job, self.run, self.digests, self._say_or_stop, self._patiently)
         digest = self.digests.stages[stage]
         self._patiently(lambda: self.claim.finish_stage(stage, digest, result))
         self.say({"type": "phase", "name": stage, "seconds": time.monotonic() - started})
         self.say({"type": "stage", "stage": stage, "state": "done", "why": ""})
-
-    def _patiently(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns, tried again for `checkpoint.linger` while the store is down."""
-        end = time.monotonic() + linger_seconds(self.job.checkpoint)
-        while True:
-            try:
-                return work()
-            except StoreError as error:
-                if not error.outage or time.monotonic() + RETRY_SECONDS > end:
-                    raise
-                self.say({"type": "note", "text": f"{error} Trying again."})
-                self.stopping.sleep(RETRY_SECONDS)
 
     def _not_durable(self, error: StoreError) -> PionError:
         if self.work_done:

@@ -16,7 +16,7 @@ and its fields (a `?` marks those that may be absent or None):
     sample      stage, step, prompt, text  what the model writes at an evaluation
     checkpoint  stage, step, stall?, interval?
                                            durable now; seconds training stood still, seconds
-                                           until the next
+                                           between two saves if time decides
     note        text                       anything else worth a line
     summary     rows                       [label, value] pairs at the end: model, card, report …
 
@@ -73,6 +73,7 @@ class Display:
         self._phases: list[tuple[str, float]] = []
         self._progress: Message | None = None
         self._saved: tuple[int, float] | None = None
+        self._interval: float | None = None
         self._prepare_shown: dict[str, float] = {}
         self._console: Console | None = None
         self._live: Live | None = None
@@ -159,9 +160,12 @@ class Display:
 
     def _on_checkpoint(self, m: Message) -> None:
         self._saved = (m["step"], self._now())
+        stall, self._interval = m.get("stall"), m.get("interval")
         if self._console is None:
-            stall = m.get("stall")
-            detail = f" (training stood still for {stall:.2f} s)" if stall is not None else ""
+            details = [] if stall is None else [f"training stood still for {stall:.2f} s"]
+            if self._interval is not None:
+                details.append(f"saving every {duration(self._interval)}")
+            detail = f" ({', '.join(details)})" if details else ""
             self._line(f"{m['stage']} step {m['step']:,}: saved{detail}")
 
     def _on_note(self, m: Message) -> None:
@@ -208,6 +212,8 @@ class Display:
         if self._saved is not None:
             step, at = self._saved
             facts.append(f"saved step {step:,} ({duration(self._now() - at)} ago)")
+            if self._interval is not None and self._console is not None:  # logs say it at each save
+                facts.append(f"saving every {duration(self._interval)}")
         else:
             facts.append("not saved yet")
         return facts

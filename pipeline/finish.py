@@ -12,12 +12,15 @@ from typing import Any
 from pipeline.bring_model import bring_model
 from pipeline.cost.by_cause import Costs, History, MachineCost, costs_of, history_of
 from pipeline.digest import Digests
-from pipeline.formats import moment
+from pipeline.formats import moment, printable
 from pipeline.job import Job
+from pipeline.state.claim import taken_over
 from pipeline.state.head import RunState
+from pipeline.state.linger import Patience
 from pipeline.state.metrics import kept_rows
+from pipeline.state.owner import Owner
 from pipeline.state.records import Head
-from pipeline.state.stores import DEFAULT_STORE, Missing, write_once
+from pipeline.state.stores import DEFAULT_STORE, Missing
 from pipeline.state.workspace import Workspace
 
 Say = Callable[[dict[str, Any]], None]
@@ -29,54 +32,81 @@ COMPARED_TEXTS = 4
 
 @dataclass(frozen=True)
 class _StoredParts:
-    """Finished parts of an evaluation, one write-once object each under its digest."""
+    """Finished parts of an evaluation, one write-once object each under its digest.
+
+    Only the owner of the run adds to them: `session` is this process's.
+    """
 
     run: RunState
     digest: str
+    session: str
+    patiently: Patience
 
     def load(self, name: str) -> Row | None:
         try:
-            return json.loads(self.run.store.read(self._key(name)))
+            return json.loads(self.patiently(lambda: self.run.store.read(self._key(name))))
         except Missing:
             return None
 
-    def save(self, name: str, result: Row) -> None:
-        write_once(self.run.store, self._key(name), json.dumps(result).encode())
+    def save(self, name: str, result: Row) -> Row:
+        """Keep a part and return it, or the one that is there: an owner of before may have added
+        its own in the moment in which the run was taken over, and it is as good.
+
+        Raises Fenced, with nothing stored, if another process owns the run.
+        """
+        return self.patiently(lambda: self._save(name, result))
+
+    def _save(self, name: str, result: Row) -> Row:
+        head = self.run.read()  # a heartbeat tells of a new owner only seconds later
+        if head is None or head.claims[0].owner.session != self.session:
+            raise taken_over(self.run, head)
+        try:
+            return json.loads(self.run.store.read(self._key(name)))
+        except Missing:
+            self.run.store.write(self._key(name), json.dumps(result).encode())
+            return result
 
     def _key(self, name: str) -> str:
         return self.run.key(f"stages/evaluate/{self.digest}-parts/{name}.json")
 
 
-def finish_evaluate(job: Job, run: RunState, digests: Digests, say: Say) -> Row:
+# Only what is asked of the store is repeated after an outage. No measure is taken twice for it, and
+# publishing, which asks nothing of the store, happens once.
+
+
+def finish_evaluate(
+    job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience
+) -> Row:
     """Measure the models of the finished training stages."""
     from pipeline.stages.evaluate import evaluate_run
 
-    head = _head(run)
+    head = patiently(lambda: _head(run))
     return evaluate_run(
         job,
-        models={stage: model_folder(run, head, stage) for stage in job.train_stages},
-        pretrain_data=_data_folder(run, digests, "pretrain"),
-        sft_data=_data_folder(run, digests, "sft"),
-        parts=_StoredParts(run, digests.stages["evaluate"]),
+        models=patiently(lambda: {s: model_folder(run, head, s) for s in job.train_stages}),
+        pretrain_data=patiently(lambda: _data_folder(run, digests, "pretrain")),
+        sft_data=patiently(lambda: _data_folder(run, digests, "sft")),
+        parts=_StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently),
         say=say,
+        sleep=run.clock.sleep,
     )
 
 
-def finish_publish(job: Job, run: RunState, digests: Digests, say: Say) -> Row:
+def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience) -> Row:
     """Publish the model of the last training stage."""
     from pipeline.stages.publish import publish_run
 
     assert job.publish is not None
-    head = _head(run)
-    model = model_folder(run, head, job.train_stages[-1])
-    history = history_of(run)
-    costs = costs_of(run, head, time.time(), history)
+    head = patiently(lambda: _head(run))
+    model = patiently(lambda: model_folder(run, head, job.train_stages[-1]))
+    history = patiently(lambda: history_of(run))
+    costs = patiently(lambda: costs_of(run, head, time.time(), history))
     return publish_run(
         job,
         model=model,
         tokenizer_path=model / "tokenizer.json",
         results=head.stages["evaluate"].result,
-        texts=_held_out_texts(job, run, digests),
+        texts=patiently(lambda: _held_out_texts(job, run, digests)),
         metrics={
             stage: kept_rows(history.metrics[stage], head, stage) for stage in job.train_stages
         },
@@ -154,7 +184,8 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
 
 
 def lineage(head: Head, history: History, costs: Costs) -> list[Row]:
-    """A row for each attempt that trained: when, where, at what price, from and to which step."""
+    """A row for each attempt that trained: when, where, at what price, from and to which step.
+    Then one for each `left_out` range of rows."""
     rows = []
     metrics = {stage: kept_rows(rows, head, stage) for stage, rows in history.metrics.items()}
     for event in history.events:
@@ -169,6 +200,12 @@ def lineage(head: Head, history: History, costs: Costs) -> list[Row]:
             if machine is not None and machine.price is not None:
                 reached["dollars_per_hour"] = machine.price
             rows.append({"at": moment(event["at"]), **fields, **reached})
+    # A fork has these from the run it was forked from, whose attempts it knows nothing of.
+    for stage, skipped in head.skipped.items():
+        for left in skipped:
+            which = f"{stage} rows {left.first:,} to {left.stop - 1:,}"
+            text = f"{which} (step {left.step:,}: {printable(left.why)})"
+            rows.append({"at": moment(left.at), "stage": stage, "left_out": text})
     return rows
 
 

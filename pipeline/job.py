@@ -367,7 +367,9 @@ class Checkpoint(Section):
         1800.0, "seconds without a save, its store being down, after which training pauses", gt=0
     )
     linger: float | None = runtime(
-        None, "seconds to keep trying the last save; 1800 on a rental, else 0", ge=0
+        None,
+        "seconds to keep trying while the store is down at a stage's end; 1800 on a rental, else 0",
+        ge=0,
     )
     max_rewinds: int = runtime(3, "times in a row that training goes back after trouble", ge=0)
 

@@ -9,18 +9,25 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pion.errors import Interrupted
+from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 HUB_TIMEOUT = 5.0  # seconds
+POLL_SECONDS = 0.2
+PYTHON = sys.executable  # where lm-eval is installed
 BATCH_SIZE = 8
 INSTALL = "uv sync --group evaluate"
 
@@ -33,37 +40,61 @@ def run_task(
     working_folder: Path | None = None,
     limit: int | None = None,
     device: str = "cpu",
+    sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
     """Metrics of one task on the exported model's folder `model`, or {"skipped": reason}.
 
     Metrics have lm-eval's names ("acc", "acc_stderr", …; "exact_match,strict-match" where a task
     filters answers). `include_path` holds task definitions of the user's own; files they name are
-    looked up in `working_folder`. Raises Interrupted if a signal meant for us all ended the task.
+    looked up in `working_folder`. `sleep` passes the time; when it raises, and however this process
+    ends, all processes of the task are ended. Raises Interrupted if a signal ended the task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         return {"skipped": f"lm-eval is not installed here: {INSTALL}"}
-    with tempfile.TemporaryDirectory(prefix="pion-lm-eval-") as out:
-        command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
+    with _reaped_folder() as out:
+        command = [PYTHON, "-m", "lm_eval", "run", "--model", "hf"]
         command += ["--model_args", f"pretrained={model.resolve()}", "--tasks", task]
-        command += ["--device", device, "--batch_size", str(BATCH_SIZE), "--output_path", out]
+        command += ["--device", device, "--batch_size", str(BATCH_SIZE), "--output_path", str(out)]
         if include_path is not None:
             command += ["--include_path", str(include_path)]
         if limit is not None:
             command += ["--limit", str(limit)]
-        ended = subprocess.run(
-            command,
-            cwd=working_folder,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        results = sorted(Path(out).rglob("results_*.json"))
-        if ended.returncode or not results:
-            return {"skipped": _reason(ended.stderr, ended.returncode)}
+        errors = out / "stderr"  # a file, since a pipe that nobody reads fills up
+        with errors.open("wb") as stderr:
+            process = subprocess.Popen(
+                command,
+                cwd=working_folder,
+                env=_environment() | {SESSION_VARIABLE: str(out)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # a Ctrl-C on the terminal is for us
+            )
+        try:
+            while process.poll() is None:
+                sleep(POLL_SECONDS)
+        finally:
+            process.kill()  # no signal is sent to one that has ended
+            process.wait()
+        results = sorted(out.rglob("results_*.json"))
+        if process.returncode or not results:
+            return {"skipped": _reason(errors.read_text(errors="replace"), process.returncode)}
         return _metrics(json.loads(results[-1].read_text())["results"].get(task, {}))
+
+
+@contextmanager
+def _reaped_folder() -> Iterator[Path]:
+    """A temporary folder; it and every process that was started with its name go with the context,
+    or with this process if that is killed: lm-eval would hold the card that is needed again."""
+    folder = Path(tempfile.mkdtemp(prefix="pion-lm-eval-"))
+    reaper = start_reaper(folder)
+    assert reaper.stdin is not None
+    try:
+        yield folder
+    finally:
+        reaper.stdin.close()
+        reaper.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def hub_is_reachable() -> bool:

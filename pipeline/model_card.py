@@ -94,6 +94,8 @@ def hardware_lines(lineage: Sequence[Mapping[str, Any]]) -> list[str]:
     """`2 × NVIDIA A40, 3 h 10 min` for each kind of machine the run has been on."""
     seconds: dict[str, float] = {}
     for claim in lineage:
+        if "left_out" in claim:  # of no machine
+            continue
         workers = claim.get("workers") or 1
         device = str(claim.get("device") or "unknown hardware")
         name = f"{workers} × {device}" if workers > 1 else device
@@ -240,6 +242,8 @@ def _training(job: Job, lineage: Sequence[Mapping[str, Any]], cost: str | None) 
     ]
     if hardware := hardware_lines(lineage):
         parts.append("Trained on " + "; ".join(hardware) + f". Seed {job.seed}.")
+    if left_out := [str(row["left_out"]) for row in lineage if "left_out" in row]:
+        parts.append("Left out, because steps on them went wrong: " + "; ".join(left_out) + ".")
     if cost:
         parts.append(f"All machines together, from boot to publishing: {cost}.")
     return "\n\n".join(parts)

@@ -60,7 +60,8 @@ def write_report(
         evaluations: stage → rows of `step`, `held_out_loss`.
         samples: rows of `stage`, `step`, `prompt`, `text` (what followed the prompt).
         results: what the evaluate stage reports.
-        lineage: a row for each claim: `epoch`, `at`, `host`, `device`, `workers`, `seconds` …
+        lineage: a row for each claim: `epoch`, `at`, `host`, `device`, `workers`, `seconds` …;
+            and one of `at` and `left_out` for each range of rows that is not trained on.
         timings: the phases of this run of the command, in order: `name`, `seconds`, and `total`
             where the seconds count from its start.
         hops: the receipt of each change of machine: `at`, `receipt` (its lines).
@@ -76,7 +77,8 @@ def write_report(
         _stages(head_info.get("stages", ())),
         _phases(timings),
         cost_section(costs) if costs and costs.machines else "",
-        section("Attempts", _records(lineage)) if lineage else "",
+        _attempts(lineage),
+        _left_out(lineage),
         _hops(hops),
         _changes(changes),
         _paths(head_info.get("paths", {})),
@@ -231,6 +233,17 @@ def _phases(timings: Sequence[Row]) -> str:
         for row in timings
     ]
     return section("Where this start's time went", bars(rows)) if rows else ""
+
+
+def _attempts(lineage: Sequence[Row]) -> str:
+    rows = [row for row in lineage if "left_out" not in row]
+    return section("Attempts", _records(rows)) if rows else ""
+
+
+def _left_out(lineage: Sequence[Row]) -> str:
+    """The rows that a rewind left out, one item for each range."""
+    entries = [(str(row["at"]), [row["left_out"]]) for row in lineage if "left_out" in row]
+    return section("Rows left out", items(entries)) if entries else ""
 
 
 def _hops(hops: Sequence[Row]) -> str:

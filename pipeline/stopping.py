@@ -1,4 +1,5 @@
-"""An orderly stop: on SIGINT and SIGTERM, a cloud's notice, a stop request or a spent budget.
+"""An orderly stop: on SIGINT and SIGTERM, a cloud's notice, a stop request, a spent budget, or when
+another process has taken the run over.
 
 SIGTERM is what clouds send before they take a machine, so from then on the process has a deadline,
 whatever its main thread does. Python's own signal handlers run in the main thread between two
@@ -23,13 +24,15 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from pion.errors import Interrupted, PionError, Stopped
+from pion.errors import Fenced, Interrupted, PionError, Stopped
 
 if TYPE_CHECKING:
     from pipeline.display import Display
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GO_ON = "Run the same command again to go on."
+GRAVITY: tuple[type[PionError], ...] = (Interrupted, Stopped, Fenced)
+"""What a stop can be raised as; of two that were asked, the later of these wins."""
 LAST_WORDS = 0.3
 """Seconds before the deadline kept for saying why and for ending other processes."""
 DOUBLED = 0.5
@@ -73,7 +76,8 @@ class StoppingOnSignals:
 
     @property
     def exit_code(self) -> int:
-        """What the process ends with if the deadline passes: 75, or 4 if it is to stay stopped."""
+        """What the process ends with if the deadline passes: 75, 4 if it is to stay stopped, or 3
+        if the run has another owner."""
         return self._error.exit_code
 
     def ask(
@@ -86,11 +90,13 @@ class StoppingOnSignals:
     ) -> None:
         """Ask for a stop, from any thread; the process is gone in `seconds` if given.
 
-        `error` is what `check` raises: Interrupted, or Stopped for a run that nothing but a person
-        should start again, which wins over any Interrupted. The earliest deadline holds.
+        `error` is what `check` raises: Interrupted; Stopped for a run that nothing but a person
+        should start again, which wins over any Interrupted; or Fenced, with `reason` as its whole
+        message, for a run that another process owns by now, which wins over both. The earliest
+        deadline holds.
         """
         with self._lock:
-            if not self.asked or (error is Stopped and self._error is not Stopped):
+            if not self.asked or GRAVITY.index(error) > GRAVITY.index(self._error):
                 self.reason, self._error, self._go_on = reason, error, go_on
             if seconds is not None:
                 deadline = time.monotonic() + seconds
@@ -104,16 +110,18 @@ class StoppingOnSignals:
     def error(self, saved: str = "everything finished so far is saved") -> PionError:
         """The error to raise for the stop that was asked, saying what is `saved`."""
         with self._lock:
+            if self._error is Fenced:
+                return Fenced(self.reason)
             what = "Stopped" if self._error is Stopped else "Interrupted"
             return self._error(f"{what} ({self.reason}); {saved}. {self._go_on}")
 
     def check(self) -> None:
-        """Raise Interrupted or Stopped if a stop was asked."""
+        """Raise Interrupted, Stopped or Fenced if a stop was asked."""
         if self.asked:
             raise self.error()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but not past a request to stop. Raises Interrupted or Stopped."""
+        """Sleep, but not past a request to stop. Raises what `check` raises."""
         self._asked.wait(seconds)
         self.check()
 
@@ -186,6 +194,8 @@ class StoppingOnSignals:
             f"{self._hurry}: time is up, and what was going on is cut off. Everything committed "
             f"is safe. {self._go_on}"
         )
+        if self._error is Fenced:
+            text = self.reason
         self._display.say({"type": "note", "text": text})
         self._display.__exit__()
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,14 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     rank: int = 0,
     world_size: int = 1,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Loss of `model` on the given rows of `stream`, `micro_batch` at a time, computed in `dtype`.
 
     The softmax is over the first `vocab_size` ids, those the tokenizer produces; all by default.
-    With several ranks each computes its share and all get the whole result. The model's train or
-    evaluation mode is left as it was. Raises BadInput if the rows hold no target.
+    With several ranks each computes its share and all get the whole result. `on_batch` is called
+    after each micro-batch. The model's train or evaluation mode is left as it was. Raises BadInput
+    if the rows hold no target.
     """
     device = next(model.parameters()).device
     nll = torch.zeros(len(rows), dtype=torch.float64, device=device)
@@ -55,6 +58,7 @@ def evaluate(
             scores, _ = token_nll(model, batch, vocab_size or model.config.vocab_size, dtype)
             nll[part] = scores.double().sum(dim=1)
             tokens[part] = (batch.targets != IGNORED).sum(dim=1).double().to(device)
+            on_batch()
     finally:
         model.train(training)
     if world_size > 1:

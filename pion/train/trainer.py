@@ -251,7 +251,12 @@ class Trainer:
         return self._metrics.trouble()
 
     def evaluate(
-        self, stream: RowStream, rows: range, micro_batch: int, vocab_size: int | None = None
+        self,
+        stream: RowStream,
+        rows: range,
+        micro_batch: int,
+        vocab_size: int | None = None,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Held-out loss over `rows` of `stream`, shared out over ranks; see `heldout.evaluate`."""
         return evaluate(
@@ -263,6 +268,7 @@ class Trainer:
             dtype=self.dtype,
             rank=self.rank,
             world_size=self.plan.world_size,
+            on_batch=on_batch,
         )
 
     # ------------------------------------------------------------ state

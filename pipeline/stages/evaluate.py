@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -40,8 +41,8 @@ class Parts(Protocol):
     def load(self, name: str) -> Result | None:
         """The part as saved, or None."""
 
-    def save(self, name: str, result: Result) -> None:
-        """Keep a part durably."""
+    def save(self, name: str, result: Result) -> Result:
+        """Keep a part durably; returns what is kept, which another owner may have stored first."""
 
 
 def evaluate_run(
@@ -52,15 +53,18 @@ def evaluate_run(
     sft_data: Path | None,
     parts: Parts,
     say: Callable[[dict[str, Any]], None],
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Result:
     """Results of every model and baseline, by the names that the card and the report use.
 
     `models` maps training stages, in order, to checkpoint folders; the data folders are prepared
     ones. Held-out text is the first `evaluate.final_rows` rows of the held-out stream with the
     job's seed, so any two models are measured on the same rows. `say` gets a note as each
-    part starts. Raises BadInput, before anything is computed, for a pack that can't be used.
+    part starts. `sleep` is called between batches and while another process works; what it raises
+    ends the evaluation, and the part that was going on is done again next time. Raises BadInput,
+    before anything is computed, for a pack that can't be used.
     """
-    evaluation = _Evaluation(job, models, pretrain_data, sft_data, parts, say)
+    evaluation = _Evaluation(job, models, pretrain_data, sft_data, parts, say, sleep)
     try:
         return evaluation.results()
     finally:
@@ -91,6 +95,7 @@ class _Evaluation:
     sft_data: Path | None
     parts: Parts
     say: Callable[[dict[str, Any]], None]
+    sleep: Callable[[float], None]
     _loaded: tuple[str, Decoder] | None = None
     _cache: ShardCache | None = None
 
@@ -118,9 +123,11 @@ class _Evaluation:
         result = self.parts.load(name)
         if result is None:
             self.say({"type": "note", "text": f"evaluate: {label}"})
-            result = compute()
-            self.parts.save(name, result)
+            result = self.parts.save(name, compute())
         return result
+
+    def _on_batch(self) -> None:
+        self.sleep(0.0)
 
     # ------------------------------------------------------------ models
 
@@ -167,6 +174,7 @@ class _Evaluation:
                 self.tokenizer.vocab_size,
                 self._micro_batch(self.job.data.seq_len),
                 self.dtype,
+                on_batch=self._on_batch,
             )
         )
 
@@ -183,6 +191,7 @@ class _Evaluation:
                 self.tokenizer.vocab_size,
                 self._micro_batch(self.job.sft_seq_len),
                 self.dtype,
+                on_batch=self._on_batch,
             )
         )
 
@@ -200,7 +209,14 @@ class _Evaluation:
         model = self._decoder(stage)
         micro_batch = self._micro_batch(model.config.seq_len)
         return dataclasses.asdict(
-            multiple_choice(model, self.tokenizer, questions, micro_batch, self.dtype)
+            multiple_choice(
+                model,
+                self.tokenizer,
+                questions,
+                micro_batch,
+                self.dtype,
+                on_batch=self._on_batch,
+            )
         )
 
     def _decoder(self, stage: str) -> Decoder:
@@ -271,6 +287,7 @@ class _Evaluation:
                     working_folder=self.job.folder,
                     limit=section.limit,
                     device=self.device.type,
+                    sleep=self.sleep,
                 )
 
             for task in section.tasks:

@@ -47,6 +47,7 @@ class Claim:
         self.state = state
         self.epoch = head.epoch
         self.stop_request: str | None = None  # who asked for a stop and when, once a beat saw it
+        self.lent = False  # whether a worker of ours owns the run instead, as of the last beat
         self._session = head.claims[0].owner.session
         self._launch_id = head.claims[0].owner.launch_id
         self._seen_beat: bytes | None = None
@@ -163,6 +164,11 @@ class Claim:
             self._heartbeat.stop()
             self._heartbeat = None
 
+    @property
+    def beating(self) -> bool:
+        """Whether it looks for new owners and for requests now and then."""
+        return self._heartbeat is not None
+
     def report(self, **status: Any) -> None:
         """What `pion status` shows, sent with the next heartbeat: stage, step, loss, …"""
         self._status = {**status, "at": self.state.clock.now()}
@@ -172,11 +178,12 @@ class Claim:
         if present is None or present.claims[0].owner.session != self._session:
             self._fenced = self._fenced or taken_over(self.state, present, self.epoch)
             return
+        self.lent = present.epoch != self.epoch  # before the request, which is then the worker's
         self._look_for_requests()
         if self.store.commits:
             return  # commits are the sign of life where they are counted
         key = self.state.key(heartbeat_path(present.epoch))
-        if present.epoch != self.epoch and self._another_beats(key):
+        if self.lent and self._another_beats(key):
             return  # a worker of ours owns the run, and says so itself
         self._beats += 1
         beat = {

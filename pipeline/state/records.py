@@ -180,7 +180,10 @@ class Head:
         return dataclasses.replace(self, checkpoints=checkpoints)
 
     def with_skipped(self, stage: str, rows: SkippedRows) -> "Head":
-        """`rows` of `stage` left out from now on."""
+        """`rows` of `stage` left out from now on. Recorded once: a commit that was given up as lost
+        and is repeated may have landed."""
+        if rows in self.skipped.get(stage, ()):
+            return self
         skipped = {**self.skipped, stage: (*self.skipped.get(stage, ()), rows)}
         return dataclasses.replace(self, skipped=skipped, committed_epoch=self.epoch)
 

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from pion.errors import PionError, Trouble
+from pion.errors import Interrupted, PionError, Stopped, Trouble
 from pipeline.budget import over_budget, price_per_hour
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
+from pipeline.state.linger import Patience
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
@@ -21,12 +22,15 @@ from pipeline.state.stores import StoreError, open_store
 from pipeline.state.workspace import Workspace
 from pipeline.training.request import Group, TrainRequest
 from pipeline.training.rewind import plan_rewind
+from pipeline.training.saving import linger_seconds
 from pipeline.training.watchdog import Watchdog
 
 Report = Callable[[dict[str, Any]], None]
 MAX_ATTEMPTS = 5
 POLL_SECONDS, REMOTE_POLL_SECONDS = 0.1, 2.0
 HANG_EXIT = 70
+
+Result = TypeVar("Result")
 
 
 class TrainingContext:
@@ -51,6 +55,11 @@ class TrainingContext:
         )
         self._asked = should_stop
         self._claim: Claim | None = None
+        self._patience = Patience(
+            linger_seconds(self.job.checkpoint),
+            lambda text: self.report({"type": "note", "text": text}),
+            self._sleep,
+        )
 
     def should_stop(self) -> bool:
         """Whether anything asks this rank to stop: the driver, a request, the budget."""
@@ -65,6 +74,14 @@ class TrainingContext:
         if claim.stop_request is not None:
             return f"Stopped by request ({claim.stop_request}). Every finished step is saved."
         return over_budget(self.job.budget, claim.spent)
+
+    def patiently(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, tried again for `checkpoint.linger` while the store is down.
+
+        `work` must bear being repeated. Raises Interrupted or Stopped if asked to stop meanwhile.
+        """
+        with self.watchdog.paused():
+            return self._patience(work)
 
     def wait_for_prepare(self) -> bool:
         """Return once the prepared data is committed; False if asked to stop before."""
@@ -82,9 +99,10 @@ class TrainingContext:
     def claim(self) -> Claim:
         """Own the run under a new epoch; give up when attempts keep failing without a commit."""
         price = price_per_hour(self.job.budget)
-        claim = self.run.claim(Owner(**self.request.owner), price=price, continuing=True)
-        sweep_abandoned(claim)
-        sweep(claim)
+        owner = Owner(**self.request.owner)
+        claim = self.patiently(lambda: self.run.claim(owner, price=price, continuing=True))
+        self.patiently(lambda: sweep_abandoned(claim))
+        self.patiently(lambda: sweep(claim))
         if claim.head.failed_attempts >= MAX_ATTEMPTS:
             claim.release(forget_attempts=True)
             raise PionError(
@@ -116,18 +134,33 @@ class TrainingContext:
             rows = plan_rewind(claim.head, stage, digest, trouble, limit, now)
         except PionError as error:
             return str(error)
-        claim.skip_rows(stage, rows)
+        self.patiently(lambda: claim.skip_rows(stage, rows))
         events = EventLog(self.run.store, self.run.name, claim.epoch)
         events.append(
             "rewound", stage=stage, step=rows.step, rows=[rows.first, rows.stop], why=rows.why
         )
-        events.flush()
+        self.patiently(events.flush)
         text = (
             f"{stage} step {rows.step:,} gave {rows.why}: going back to the last checkpoint and "
             f"leaving out rows {rows.first:,} to {rows.stop - 1:,}"
         )
         self.report({"type": "note", "text": text})
         return None
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, but not past a request to stop. Raises Interrupted or Stopped."""
+        end = time.monotonic() + seconds
+        while not self.should_stop():
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, POLL_SECONDS))
+        if self.stop_reason is not None:
+            raise Stopped(self.stop_reason)
+        raise Interrupted(
+            "Interrupted while the store was down; everything committed before is safe. Run the "
+            "same command again to go on."
+        )
 
     def _end_hang(self, text: str) -> None:
         """End this process: Ray starts the workers anew, and without Ray exit 75 asks for it.

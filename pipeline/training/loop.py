@@ -39,6 +39,7 @@ class StageTraining:
         self.job, self.group, self.report = context.job, context.group, context.report
         self.section = context.job.section(stage)
         self.digest = context.request.digests[stage]
+        self.evaluated = False
 
     def run(self) -> bool:
         """Train until the stage is finished (True) or a stop is asked (False)."""
@@ -47,10 +48,14 @@ class StageTraining:
         started = time.monotonic()
         context = self.context
         context.watchdog.restart()
-        with context.watchdog.paused():  # a download has time-outs of its own
-            setup = start_stage(
-                context.request, context.run, context.workspace, self.stage, self.group
-            )
+        setup = start_stage(
+            context.request,
+            context.run,
+            context.workspace,
+            self.stage,
+            self.group,
+            pause=context.watchdog.paused,
+        )
         self.trainer, self.held_out = setup.trainer, setup.held_out
         self.first_step = self.trainer.step
         self.tokenizer, self.tokenizer_file = setup.tokenizer, setup.tokenizer_file
@@ -257,9 +262,14 @@ class StageTraining:
 
     def _evaluate(self) -> None:
         trainer = self.trainer
+        if trainer.plan.compile and not self.evaluated:
+            self.context.watchdog.restart()  # without gradients the model is compiled once more
+        self.evaluated = True
         rows = range(min(self.job.evaluate.rows, self.held_out.total_rows))
         micro_batch = trainer.plan.micro_batch
-        result = trainer.evaluate(self.held_out, rows, micro_batch, self.tokenizer.vocab_size)
+        result = trainer.evaluate(
+            self.held_out, rows, micro_batch, self.tokenizer.vocab_size, self._gets_on
+        )
         if self.claim is None:
             return
         self.held_out_loss = result.loss
@@ -292,6 +302,13 @@ class StageTraining:
             self.metrics.append({"step": trainer.step, "sample": sample})
             self.report({"type": "sample", "stage": self.stage, **sample})
 
+    def _gets_on(self) -> None:
+        """Called all the while a model is measured, which may take longer than many steps. Raises
+        Fenced."""
+        self.context.watchdog.progress()
+        if self.claim is not None:
+            self.claim.check()
+
     def _sample(self, prompt: str) -> str:
         from pion.data.chat import Turn, render
         from pion.generate import generate_text
@@ -300,9 +317,12 @@ class StageTraining:
         if self.stage == "sft":
             turns = [Turn("user", prompt)]
             text, _ = render(self.tokenizer, turns, add_generation_prompt=True)
-        pieces = generate_text(
+        pieces = []
+        for piece in generate_text(
             self.trainer.model, self.tokenizer, text, max_tokens=SAMPLE_TOKENS, seed=0
-        )
+        ):
+            pieces.append(piece)
+            self._gets_on()
         return "".join(pieces)
 
     def _finish(self) -> None:
@@ -314,10 +334,10 @@ class StageTraining:
         result: dict[str, Any] = {"steps": self.trainer.step, "rows": self.trainer.next_row}
         if self.held_out_loss is not None:
             result["held_out_loss"] = self.held_out_loss
-        with self.context.watchdog.paused():
-            self.claim.finish_stage(
-                self.stage, self.digest, result, checkpoint_key=self.checkpointer.last.key
-            )
+        key = self.checkpointer.last.key
+        self.context.patiently(
+            partial(self.claim.finish_stage, self.stage, self.digest, result, key)
+        )
         self.report({"type": "stage", "stage": self.stage, "state": "done", "why": ""})
         mark("boundary")
 

@@ -11,6 +11,7 @@ from pion.errors import NotDurable
 from pipeline.formats import duration
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoint import Checkpointer
+from pipeline.state.linger import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from pipeline.state.owner import launch_id
 from pipeline.state.uploader import MANIFEST
 from pipeline.state.workspace import Workspace
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 Report = Callable[[dict[str, Any]], None]
 RENTAL_LINGER = 1800.0
-FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 2.0, 60.0
 
 
 class Saving:
@@ -120,6 +120,7 @@ class Saving:
         stats = self.checkpointer.stats
         if stats.durable_step is not None and stats.durable_step != self._durable_step:
             self._durable_step, self._durable_since = stats.durable_step, self._now()
+            steps_alone = self.settings.every_steps and self.settings.every_seconds is None
             self._report(
                 {
                     "type": "checkpoint",
@@ -128,7 +129,7 @@ class Saving:
                     "stall": stats.stall_seconds,
                     "write": stats.write_seconds,
                     "saved": stats.saved,
-                    "interval": self.cadence.interval,
+                    "interval": None if steps_alone else self.cadence.interval,
                 }
             )
         if stats.outage != self._outage:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,13 +50,22 @@ class Setup:
             close()
 
 
+Pause = Callable[[], AbstractContextManager[None]]
+
+
 def start_stage(
-    request: TrainRequest, run: RunState, workspace: Workspace, stage: str, group: Group
+    request: TrainRequest,
+    run: RunState,
+    workspace: Workspace,
+    stage: str,
+    group: Group,
+    pause: Pause,
 ) -> Setup:
     """Build the model and data of `stage` and restore the newest good state.
 
-    Rank 0 chooses the checkpoint and sends it to the others. Raises BadInput when the weights to
-    start from do not fit the job, and PionError when nothing good is left of what was committed.
+    Rank 0 chooses the checkpoint and sends it to the others. In a `pause` of the watchdog it waits
+    for stores, which have time-outs of their own. Raises BadInput when the weights to start from
+    do not fit the job, and PionError when nothing good is left of what was committed.
     """
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
@@ -65,19 +75,28 @@ def start_stage(
     from pipeline.state.restore import load_folder, newest_good
     from pipeline.training.rewind import rows_to_skip
 
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        with pause():
+            yield
+            _wait_for_all(group)
+
     job, digest = request.load_job(), request.digests[stage]
-    data = open_data(workspace.bring_data(request.data[stage]))
+    found, saved, head, metrics = None, None, None, ""
+    with waiting():
+        folder = workspace.bring_data(request.data[stage])
+        if group.rank == 0:
+            head = run.read()
+            assert head is not None
+            found = newest_good(workspace, head, stage, digest)
+    data = open_data(folder)
     closers: list[Callable[[], None]] = []
     window = job.data.window
     stream = data.stream("train", seed=job.seed, window=window, cache=_shard_cache(job, closers))
     held_out = data.stream("held_out", seed=job.seed, window=window)
 
     notes: list[str] = []
-    found, saved, head, metrics = None, None, None, ""
-    if group.rank == 0:
-        head = run.read()
-        assert head is not None
-        found = newest_good(workspace, head, stage, digest)
+    if found is not None:
         saved = load_folder(found.folder) if found.folder else None
         notes = [str(skip) for skip in found.skipped]
         if not found.listed and found.entry:
@@ -90,7 +109,7 @@ def start_stage(
     micro_batch, recompute = group.from_rank_0((plan.micro_batch, plan.recompute))
     plan = dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute)
     if recorded is None:
-        model, why = _starting_model(job, run, stage)
+        model, why = _starting_model(job, run, stage, waiting)
     else:
         config = job.model_config_resolved()
         model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
@@ -184,7 +203,15 @@ def _shard_cache(job: Job, closers: list[Callable[[], None]]) -> Any:
     return make
 
 
-def _starting_model(job: Job, run: RunState, stage: str) -> tuple[Decoder, str]:
+def _wait_for_all(group: Group) -> None:
+    """Return once all ranks are here: another machine's download may take long after ours."""
+    if group.distributed:
+        import torch.distributed as dist
+
+        dist.all_gather_object([None] * group.world_size, None)
+
+
+def _starting_model(job: Job, run: RunState, stage: str, waiting: Pause) -> tuple[Decoder, str]:
     """The weights of a stage's first step, the same on every rank, and where they come from."""
     import torch
 
@@ -194,24 +221,28 @@ def _starting_model(job: Job, run: RunState, stage: str) -> tuple[Decoder, str]:
 
     section = job.section(stage)
     if section.init_from is not None:
-        return _model_from(job, section.init_from), f"starts from {section.init_from}"
+        return _model_from(job, section.init_from, waiting), f"starts from {section.init_from}"
     if stage == "sft":
-        head = run.read()
-        assert head is not None
-        key = head.stages["pretrain"].checkpoint
-        assert key is not None
-        return load_decoder(bring_model(run, key)), "starts from the pretrained model"
+        with waiting():
+            head = run.read()
+            assert head is not None
+            key = head.stages["pretrain"].checkpoint
+            assert key is not None
+            folder = bring_model(run, key)
+        return load_decoder(folder), "starts from the pretrained model"
     torch.manual_seed(job.seed)
     return Decoder(job.model_config_resolved()), "starts from random weights"
 
 
-def _model_from(job: Job, source: str) -> Decoder:
+def _model_from(job: Job, source: str, waiting: Pause) -> Decoder:
     """The job's decoder with the weights `init_from` names; BadInput if it is another model."""
     from pion.model.decoder import Decoder
     from pipeline.find_model import find_model, load_model
 
     path = job.input_path(source)
-    found = load_model(find_model(str(path) if path.exists() else source))
+    with waiting():
+        model = find_model(str(path) if path.exists() else source)
+    found = load_model(model)
     config = job.model_config_resolved()
     require_same_model(config, found.config, source)
     return Decoder.from_state(config, found.state_dict())

@@ -22,7 +22,8 @@ REMEMBERED = 64
 
 
 class Watchdog:
-    """Calls `on_hang` once, from its own thread, when `beat` was not called for too long.
+    """Calls `on_hang` once, from its own thread, when neither `beat` nor `progress` was called for
+    too long.
 
     Too long is `factor` times the usual interval, and at least `at_least` seconds. Before the first
     two beats, while things are read and compiled, it is `start_limit` seconds. Time is `now`'s,
@@ -60,6 +61,11 @@ class Watchdog:
             if self._last_beat is not None:
                 self._intervals.append(at - self._last_beat)
             self._last_beat = self._since = at
+
+    def progress(self) -> None:
+        """What is no step gets on. Says nothing about how long a step takes."""
+        with self._lock:
+            self._last_beat, self._since = None, self._now()
 
     def restart(self) -> None:
         """What follows is compiled and timed anew: `start_limit` holds until two more beats."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -25,7 +29,6 @@ SECRETS = {
     "HF_TOKEN": WRITE_TOKEN,
     "WANDB_API_KEY": "wandbkey0123456789unmistakable",
 }
-REPO = f"{USER}/tiny"
 
 _WITH_A_BUG = """
 import sys
@@ -48,7 +51,9 @@ class Traces:
     found: dict[str, bytes] = field(default_factory=dict)
 
     def run(self, name: str, command: list[str], environment: dict[str, str]) -> None:
-        """Run it, and look at how its processes are listed while it runs."""
+        """Run it, and look at how its processes are listed while it runs, and at Ray's files, which
+        go when it ends."""
+        links = Path(tempfile.mkdtemp(dir=environment["TMPDIR"]))
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
         )
@@ -59,12 +64,38 @@ class Traces:
         while process.poll() is None:
             output += process.stdout.read() or b""
             listed |= set(_command_lines(process.pid))
+            _keep_files_of_ray(Path(environment["TMPDIR"]), links)
             time.sleep(0.3)
         output += process.stdout.read() or b""
         process.stdout.close()
         self.codes.append(process.returncode)
         self.found[f"{name}: output"] = bytes(output)
         self.found[f"{name}: processes"] = "\n".join(sorted(listed)).encode()
+        for path in links.rglob("*"):
+            if path.is_file():
+                self.found[f"{name}: {path.relative_to(links)}"] = path.read_bytes()
+        shutil.rmtree(links)
+
+    def holding(self, secret: str) -> list[str]:
+        """Where the secret is, in any spelling."""
+        spellings = {secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode()}
+        return [
+            where
+            for where, content in self.found.items()
+            if any(spelling.encode() in content for spelling in spellings)
+        ]
+
+
+def _keep_files_of_ray(temporary: Path, links: Path) -> None:
+    """Link the logs of Ray's sessions and workers: they lose their names, and what is written until
+    then is in them."""
+    for path in [*temporary.glob("pion-ray-*/**/*"), *temporary.glob("pion-workers-*.log")]:
+        link = links / path.relative_to(temporary)
+        # Most are linked already, and any may be removed just now.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            if path.is_file() and not path.is_symlink():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                os.link(path, link)
 
 
 def _command_lines(pid: int) -> list[str]:
@@ -83,23 +114,31 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture(scope="module")
 def traces(s3: S3Server, hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Traces:
-    """Of three starts of one run: it may not save, it may not publish, it has a bug."""
     folder = tmp_path_factory.mktemp("secrets")
+    (folder / "tmp").mkdir()
+    return traces_of(s3, hub, folder, folder / "tmp", workers=0)
+
+
+def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, workers: int) -> Traces:
+    """Of three starts of one run: it may not save, it may not publish, it has a bug."""
     bucket = s3.bucket()
+    name = f"tiny-{workers}"
+    repo = f"{USER}/{name}"
     small = {"evaluate__rows": 2, "evaluate__final_rows": 2, "evaluate__prompts": []}
     job = write_job(
         folder,
+        name=name,
         store=f"s3://{bucket}/runs",
         sft=None,
+        hardware__workers=workers,
         checkpoint={"every_steps": 5, "linger": 0},
-        publish={"to": f"hf://{REPO}", "license": "apache-2.0"},
+        publish={"to": f"hf://{repo}", "license": "apache-2.0"},
         **small,
     )
-    (folder / "tmp").mkdir()
     traces = Traces()
     with FaultProxy(s3.url) as proxy:
         environment = os.environ | proxy.environment() | hub.environment(folder / "hf") | SECRETS
-        environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
+        environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(temporary)}
         pion = ["run", str(job)]
         plain = [sys.executable, "-m", "pipeline.cli", *pion]
 
@@ -112,16 +151,17 @@ def traces(s3: S3Server, hub: HubServer, tmp_path_factory: pytest.TempPathFactor
         traces.run("forbidden to publish", plain, environment)
         with_a_bug = [sys.executable, "-c", _WITH_A_BUG, *pion]
         traces.run("a bug", with_a_bug, environment)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            traces.found[f"file {path.relative_to(folder)}"] = path.read_bytes()
+    for place in {folder, temporary}:
+        for path in place.rglob("*"):
+            if path.is_file():
+                traces.found[f"file {path.relative_to(place.parent)}"] = path.read_bytes()
     client: Any = s3.client()
     for item in client.list_objects_v2(Bucket=bucket)["Contents"]:
         stored = client.get_object(Bucket=bucket, Key=item["Key"])
         traces.found[f"object {item['Key']}"] = (
             stored["Body"].read() + str(stored["Metadata"]).encode()
         )
-    published = hub.repos["model", REPO].at("main")
+    published = hub.repos["model", repo].at("main")
     assert published is not None
     for name, file in published.files.items():
         traces.found[f"published {name}"] = file.content
@@ -141,11 +181,18 @@ def test_the_runs_failed_as_they_should_have(traces: Traces) -> None:
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_no_trace_of_a_failing_run_holds_a_secret(traces: Traces, name: str) -> None:
-    secret = SECRETS[name]
-    spellings = {secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode()}
-    holding = [
-        where
-        for where, content in traces.found.items()
-        if any(spelling.encode() in content for spelling in spellings)
-    ]
-    assert holding == []
+    assert traces.holding(SECRETS[name]) == []
+
+
+@pytest.mark.soak
+def test_neither_does_a_trace_of_failing_workers_of_ray(
+    s3: S3Server, hub: HubServer, tmp_path: Path
+) -> None:
+    # Ray's sockets lie in it, so its name is short.
+    with tempfile.TemporaryDirectory(prefix="pion-", dir="/tmp") as temporary:
+        traces = traces_of(s3, hub, tmp_path, Path(temporary), workers=1)
+    assert traces.codes == [74, 2, 1], traces.found
+    for name in ("logs/raylet.out", "logs/gcs_server.out", "logs/worker-", "pion-workers-"):
+        assert any(name in where for where in traces.found), name
+    for secret in SECRETS.values():
+        assert traces.holding(secret) == []

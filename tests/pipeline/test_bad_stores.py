@@ -1,14 +1,36 @@
-"""A store that can't be used is refused before anything is written: exit 2, and what to do."""
+"""A store that can't be used is refused before anything is written: exit 2, and what to do.
+One that goes down later is waited for."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import pion.export
+from pion.errors import NotDurable, Trouble
+from pipeline.advance import Options
+from pipeline.job_file import load_job
+from pipeline.run import run_job
+from pipeline.state import linger
+from pipeline.state.head import RunState
+from pipeline.state.linger import Patience
+from pipeline.state.metrics import read_events
+from pipeline.state.owner import Owner
+from pipeline.state.stores import open_store, retry
+from pipeline.training.context import TrainingContext
+from pipeline.training.request import Group, TrainRequest
+from tests.faults.test_bad_days import CutOff
 from tests.hub_server import READ_TOKEN, USER, hub_server
+from tests.pipeline.jobs import SilentDisplay, tiny_job
+from tests.pipeline.state.test_checkpoint import NoMapping
 from tests.pipeline.test_resume import finish, start, wait_for, write_job
 from tests.s3_server import FaultProxy, S3Server
+
+Message = dict[str, Any]
 
 
 def refusal(folder: Path, store: str, *overrides: str) -> str:
@@ -119,3 +141,115 @@ def test_a_checkpoint_of_a_newer_format_is_refused_before_anything_is_written(
 
 def checkpoint_step(manifest: Path) -> int:
     return int(manifest.parent.name.partition("-")[0])
+
+
+# ---------------------------------------------------------------- down at a boundary
+
+
+class CutOffAt(SilentDisplay):
+    """Takes the store away at each of these messages, and gives it back once the run says that it
+    tries again: all tries of a request have failed by then."""
+
+    def __init__(self, proxy: FaultProxy, *moments: Callable[[Message], bool]) -> None:
+        super().__init__()
+        self.proxy, self.moments = proxy, list(moments)
+
+    def say(self, message: Message) -> None:
+        super().say(message)
+        if any(moment(message) for moment in self.moments):
+            self.proxy.deny("ServiceUnavailable", 503)
+        if "Trying again until" in message.get("text", ""):
+            self.proxy.clear()
+
+    def notes(self, text: str) -> int:
+        return sum(text in message.get("text", "") for message in self.messages)
+
+
+def last_save(message: Message) -> bool:
+    return message["type"] == "checkpoint" and message["step"] == 20
+
+
+def first_measure(message: Message) -> bool:
+    return message.get("text") == "evaluate: pretrain model on held-out text"
+
+
+def start_of_publishing(message: Message) -> bool:
+    return (message.get("stage"), message.get("state")) == ("publish", "started")
+
+
+def model_verified(message: Message) -> bool:
+    return "transformers loads the same model" in message.get("text", "")
+
+
+@pytest.fixture
+def proxy(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Before a store whose requests, and then whose outages, are tried again without a pause."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(retry, "BASE_SECONDS", 0.0)
+    monkeypatch.setattr(linger, "FIRST_RETRY_SECONDS", 0.0)
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        yield proxy
+
+
+def test_an_outage_longer_than_the_retries_costs_no_run_its_life_at_any_boundary(
+    tmp_path: Path, s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Transformers takes many seconds to import, and asks nothing of a store.
+    monkeypatch.setattr(pion.export, "verify_export", lambda *arguments: 0.0)
+    path = write_job(
+        tmp_path,
+        store=f"s3://{s3.bucket()}/runs",
+        sft=None,
+        checkpoint={"linger": 600},
+        publish={"to": str(tmp_path / "model")},
+    )
+    moments = (last_save, first_measure, start_of_publishing, model_verified)
+    display = CutOffAt(proxy, *moments)
+    assert run_job(load_job(path, []), Options(), display) == 0
+    for moment in moments:  # neither a measure nor publishing is repeated
+        assert sum(map(moment, display.messages)) == 1, moment.__name__
+    assert display.notes("Trying again until") == len(moments)
+    assert display.notes("the store can be reached again") == len(moments)
+
+
+def test_without_linger_such_an_outage_ends_the_run_with_exit_74(
+    tmp_path: Path, s3: S3Server, proxy: FaultProxy
+) -> None:
+    store = f"s3://{s3.bucket()}/runs"
+    path = write_job(tmp_path, store=store, sft=None, checkpoint={"linger": 0})
+    display = CutOffAt(proxy, last_save)
+    with pytest.raises(NotDurable, match="Everything committed before is safe") as ended:
+        run_job(load_job(path, []), Options(), display)
+    assert ended.value.exit_code == 74
+    proxy.clear()
+    head = RunState(open_store(store), "tiny").read()
+    assert head is not None
+    assert head.checkpoints[0].step == 20
+
+
+def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path: Path) -> None:
+    """Twice would count twice against `checkpoint.max_rewinds`."""
+    request = TrainRequest(
+        job=tiny_job(sft=None).model_dump(mode="json"),
+        job_folder=str(tmp_path),
+        store=str(tmp_path / "here"),
+        owner=dataclasses.asdict(Owner.me()),
+        stages=["pretrain"],
+        digests={"pretrain": "d1"},
+        data={},
+    )
+    context = TrainingContext(request, Group(), lambda message: None, lambda: False)
+    far = CutOff(NoMapping(tmp_path / "far"))
+    context.stage, context.run = "pretrain", RunState(far, "tiny")
+    context._patience = Patience(60.0, lambda text: None, lambda seconds: far.come_back())
+    claim = context.run.claim(Owner(**request.owner))
+    far.cut = True
+    assert context.leave_out(Trouble(8, (28, 32), "loss nan"), claim) is None
+    claim.release()
+    context.watchdog.close()
+    head = context.run.read()
+    assert head is not None
+    assert [(rows.first, rows.stop) for rows in head.skipped["pretrain"]] == [(28, 32)]
+    rewound = [event for event in read_events(far, "tiny") if event["event"] == "rewound"]
+    assert len(rewound) == 1

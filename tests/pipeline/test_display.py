@@ -82,6 +82,13 @@ def test_a_step_line_says_how_old_the_last_durable_checkpoint_is():
     assert step.endswith("saved step 100 (12 s ago)")
 
 
+def test_a_save_says_how_long_after_it_the_next_one_comes_where_time_decides():
+    saved = {"type": "checkpoint", "stage": "pretrain", "step": 100, "interval": 90.0}
+    assert "step 100: saved (saving every 1 min 30 s)" in log_of(saved)[0]
+    assert log_of(saved | {"interval": None})[0].endswith("step 100: saved")
+    assert "saving every 1 min 30 s" in terminal_of(saved, STEP)
+
+
 def test_a_new_stage_does_not_count_the_old_ones_checkpoint():
     lines = log_of(
         {"type": "checkpoint", "stage": "pretrain", "step": 480},

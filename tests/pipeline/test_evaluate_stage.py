@@ -14,7 +14,7 @@ from pion.data.packing import pack
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.tokenizer import train_bpe
-from pion.errors import BadInput
+from pion.errors import BadInput, Interrupted
 from pion.model.decoder import Decoder
 from pipeline.job import Job
 from pipeline.stages.evaluate import evaluate_run
@@ -33,11 +33,12 @@ class Folder:
     def load(self, name: str) -> dict[str, Any] | None:
         return json.loads(self.kept[name]) if name in self.kept else None
 
-    def save(self, name: str, result: dict[str, Any]) -> None:
+    def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         if len(self.kept) == self.room:
             raise KeyboardInterrupt
         assert name not in self.kept
         self.kept[name] = json.dumps(result)
+        return result
 
 
 class World:
@@ -219,6 +220,33 @@ def test_an_interrupted_evaluation_does_only_what_is_left(
     results, said = world.run(world.job(), parts)
     assert results == expected
     assert said == every[room:]
+
+
+def test_a_stop_between_two_batches_ends_the_evaluation_without_keeping_the_part(
+    world: World, unbroken: tuple[dict[str, Any], list[str]]
+) -> None:
+    expected, every = unbroken
+    parts = Folder()
+
+    def stop_in_the_third_part(seconds: float) -> None:
+        if len(parts.kept) == 2:
+            raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted):
+        world.run(world.job(), parts, sleep=stop_in_the_third_part)
+    assert len(parts.kept) == 2
+    results, said = world.run(world.job(), parts)
+    assert results == expected
+    assert said == every[2:]
+
+
+def test_where_another_owner_kept_a_part_first_its_result_counts(world: World) -> None:
+    class Slower(Folder):
+        def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+            return super().save(name, {**result, "loss": 1.5})
+
+    results, _ = world.run(world.job(), Slower())
+    assert results["untrained"]["loss"] == results["ngram"]["loss"] == 1.5
 
 
 def test_a_finished_evaluation_loads_nothing_and_computes_nothing(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -344,3 +345,207 @@ def test_a_run_that_is_taken_over_ends_with_exit_3_and_names_who_took_it(tmp_pat
     assert second.returncode == 75, output
     epochs = [entry.epoch for entry in head_of(tmp_path).checkpoints]
     assert epochs == sorted(epochs, reverse=True)
+
+
+# ---------------------------------------------------------------- stops in the midst of evaluation
+
+EVALUATED: dict[str, Any] = {"sft": None, "evaluate__ngram_order": 0}
+ONE_PART = "evaluate: pretrain model on held-out text"
+BEATS_OFTEN = """
+import sys
+if "pipeline.cli" in " ".join(sys.orig_argv):
+    import time
+    from importlib import import_module
+    from pathlib import Path
+    claim, run = import_module("pipeline.state.claim"), import_module("pipeline.run")
+    import_module("pion.train.heldout")  # measures with what is there now
+    evaluate = import_module("pion.evaluate")
+    HERE = Path("{here}")
+    claim.Claim.start_heartbeat.__defaults__ = ({beat},)
+    over_budget = run.over_budget
+    run.over_budget = lambda *a: "9 h" if (HERE / "spent").exists() else over_budget(*a)
+    token_nll = evaluate.token_nll
+    def slow(*arguments):
+        {does}
+        return token_nll(*arguments)
+    evaluate.token_nll = slow
+"""
+ONE_ENDLESS_BATCH = "time.sleep(1000)"
+IN_TIME = 60.0
+"""A heartbeat and the grace, which are seconds here, on a busy machine."""
+
+
+def meddle_with_evaluation(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, does: str, beat: float = 0.3
+) -> None:
+    """Do `does` before each batch of the evaluate stage, and beat every `beat` seconds."""
+    meddle(monkeypatch, folder, BEATS_OFTEN.format(here=folder, beat=beat, does=does))
+
+
+def parts_of(folder: Path) -> dict[str, Any]:
+    """Stored parts of the evaluation, by name."""
+    found = (folder / "runs" / "tiny" / "stages" / "evaluate").glob("*-parts/*.json")
+    return {path.stem: json.loads(path.read_text()) for path in found}
+
+
+def test_a_run_taken_over_in_the_midst_of_a_part_ends_with_exit_3_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddle_with_evaluation(monkeypatch, tmp_path, ONE_ENDLESS_BATCH)
+    job = write_job(tmp_path, **EVALUATED)
+    first = start(job)
+    wait_for(first, ONE_PART, lines=1)
+    monkeypatch.undo()
+    second = start(job, "--take-over")
+    wait_for(second, "evaluate: starts", lines=1)
+    asked = time.monotonic()
+    output, _ = first.communicate()
+    assert first.returncode == 3, output
+    assert time.monotonic() - asked < IN_TIME
+    assert f"taken over by pid {second.pid}" in output
+    assert "Traceback" not in output
+    output, _ = second.communicate()
+    assert second.returncode == 0, output
+
+
+def test_a_part_that_ends_after_the_run_was_taken_over_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = 'while not (HERE / "taken").exists(): time.sleep(0.05)'
+    forge = f"{wait}\n        return tuple(0 * t for t in token_nll(*arguments))"
+    meddle_with_evaluation(monkeypatch, tmp_path, forge, beat=1000)
+    job = write_job(tmp_path, **EVALUATED)
+    first = start(job)
+    wait_for(first, ONE_PART, lines=1)
+    monkeypatch.undo()
+    second = start(job, "--take-over")
+    wait_for(second, "evaluate: starts", lines=1)
+    (tmp_path / "taken").touch()
+    output, _ = first.communicate()
+    assert first.returncode == 3, output
+    assert f"taken over by pid {second.pid}" in output
+    output, _ = second.communicate()
+    assert second.returncode == 0, output
+    assert parts_of(tmp_path)["pretrain.held_out"]["loss"] > 0
+
+
+@pytest.mark.parametrize("why", ["request", "budget"])
+def test_a_stop_in_the_midst_of_a_part_ends_with_exit_4_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    meddle_with_evaluation(monkeypatch, tmp_path, ONE_ENDLESS_BATCH)
+    process = start(write_job(tmp_path, **EVALUATED))
+    wait_for(process, ONE_PART, lines=1)
+    asked = time.monotonic()
+    if why == "request":
+        ask_stop(RunState(open_store(str(tmp_path / "runs")), "tiny"), "pion stop")
+    else:
+        (tmp_path / "spent").touch()
+    output, _ = process.communicate()
+    assert process.returncode == 4, output
+    assert time.monotonic() - asked < IN_TIME
+    assert ("pion stop" if why == "request" else "9 h") in output
+    assert not parts_of(tmp_path)
+
+
+def test_a_stop_between_two_batches_lets_anyone_go_on_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddle_with_evaluation(monkeypatch, tmp_path, "time.sleep(0.5)")
+    job = write_job(tmp_path, **EVALUATED, evaluate__final_rows=100_000)
+    process = start(job)
+    wait_for(process, ONE_PART, lines=1)
+    ask_stop(RunState(open_store(str(tmp_path / "runs")), "tiny"), "pion stop")
+    output, _ = process.communicate()
+    assert process.returncode == 4, output
+    assert "Stopped (" in output
+    assert head_of(tmp_path).owner is None
+    assert not parts_of(tmp_path)
+
+
+# ---------------------------------------------------------------- hangs that are none, and others
+
+SLOW_EVALUATION = """
+import sys
+if "pipeline.cli" in " ".join(sys.orig_argv):
+    import time
+    from importlib import import_module
+    generate, heldout = import_module("pion.generate"), import_module("pion.train.heldout")
+    token_nll, next_logits = heldout.token_nll, generate._next_logits
+    def slow(*arguments):
+        time.sleep(ROW)
+        return token_nll(*arguments)
+    def slow_token(*arguments):
+        time.sleep(0.2)
+        return next_logits(*arguments)
+    heldout.token_nll, generate._next_logits = slow, slow_token
+"""
+NEVER_BUILT = """
+import sys
+if "pipeline.cli" in " ".join(sys.orig_argv):
+    import functools, time
+    import pion.train.trainer as trainer
+    import pipeline.training.context as context
+    context.Watchdog = functools.partial(context.Watchdog, start_limit=8.0)
+    def never_built(self, *arguments, **options):
+        time.sleep(1000)
+    trainer.Trainer.__init__ = never_built
+"""
+BY_ROW: dict[str, Any] = {
+    "sft": None,
+    "pretrain__steps": 4,
+    "evaluate__every": 4,
+    "hardware__micro_batch": 1,
+    "hardware__hang_seconds": 5,
+}
+
+
+def test_an_evaluation_that_takes_longer_than_a_hang_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddle(monkeypatch, tmp_path, SLOW_EVALUATION.replace("ROW", "1.5"))
+    process = start(write_job(tmp_path, **BY_ROW))
+    wait_for(process, "held-out loss", lines=1)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "hangs" not in output
+
+
+def test_an_evaluation_that_hangs_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddle(monkeypatch, tmp_path, SLOW_EVALUATION.replace("ROW", "1000"))
+    process = start(write_job(tmp_path, **BY_ROW))
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert "training hangs" in output
+    assert "in slow" in output
+
+
+def test_a_trainer_that_is_never_built_is_a_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddle(monkeypatch, tmp_path, NEVER_BUILT)
+    process = start(write_job(tmp_path, **BY_ROW))
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert "training hangs" in output
+    assert "in never_built" in output
+
+
+def test_a_run_taken_over_while_training_measures_the_model_ends_with_exit_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = BEATS_OFTEN.format(here=tmp_path, beat=0.3, does="pass")
+    meddle(monkeypatch, tmp_path, often + SLOW_EVALUATION.replace("ROW", "0.5"))
+    job = write_job(tmp_path, **BY_ROW, log__every=1)
+    first = start(job, "evaluate.rows=100000")
+    wait_for(first, "pretrain step 4/", lines=1)
+    monkeypatch.undo()
+    second = start(job, "--take-over")
+    output, _ = first.communicate()
+    assert first.returncode == 3, output
+    assert f"taken over by pid {second.pid}" in output
+    assert "held-out loss" not in output
+    second.kill()
+    second.communicate()

@@ -1,9 +1,13 @@
 import json
+import subprocess
 import sys
+import tempfile
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+import psutil
 import pytest
 import torch
 
@@ -110,7 +114,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_task_that_fails_is_skipped_with_the_reason_it_gave(
     does: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", python_that(does, tmp_path))
+    monkeypatch.setattr("pipeline.lm_eval_tasks.PYTHON", python_that(does, tmp_path))
     assert run_task("arc_easy", tmp_path) == {"skipped": reason}
 
 
@@ -121,9 +125,63 @@ def test_a_task_that_fails_is_skipped_with_the_reason_it_gave(
 def test_a_task_ended_by_ctrl_c_is_not_taken_for_one_that_can_not_run(
     does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", python_that(does, tmp_path))
+    monkeypatch.setattr("pipeline.lm_eval_tasks.PYTHON", python_that(does, tmp_path))
     with pytest.raises(Interrupted, match="parts of the evaluation that are done are saved"):
         run_task("arc_easy", tmp_path)
+
+
+HOLDS_THE_CARD = """
+import subprocess, time
+subprocess.Popen(["sleep", "1000"], start_new_session=True)
+open("{here}/begun", "w").close()
+time.sleep(1000)
+"""
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_stop_ends_every_process_of_a_task_that_is_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    does = HOLDS_THE_CARD.format(here=tmp_path)
+    monkeypatch.setattr("pipeline.lm_eval_tasks.PYTHON", python_that(does, tmp_path))
+    started: list[psutil.Process] = []
+
+    def stop_once_it_runs(seconds: float) -> None:
+        time.sleep(seconds)
+        if (tmp_path / "begun").exists():
+            started.extend(psutil.Process().children(recursive=True))
+            raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run_task("arc_easy", tmp_path, sleep=stop_once_it_runs)
+    assert len(started) >= 3  # it, its child, and what watches over both
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive
+    assert not list(Path(tempfile.gettempdir()).glob("pion-lm-eval-*"))
+
+
+RUN_TASK = """
+import sys
+from pathlib import Path
+import pipeline.lm_eval_tasks as tasks
+tasks.PYTHON = sys.argv[1]
+tasks.run_task("arc_easy", Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_task_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
+    python = python_that(HOLDS_THE_CARD.format(here=tmp_path), tmp_path)
+    runs = subprocess.Popen([sys.executable, "-c", RUN_TASK, python, str(tmp_path)])
+    while not (tmp_path / "begun").exists():
+        assert runs.poll() is None
+        time.sleep(0.05)
+    started = psutil.Process(runs.pid).children(recursive=True)
+    runs.kill()  # as at a deadline that passes
+    runs.wait()
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive
 
 
 def test_without_lm_eval_tasks_are_skipped_naming_the_command_that_installs_it(
@@ -168,7 +226,7 @@ def test_lm_eval_is_told_to_stay_offline_only_where_the_hub_does_not_answer(
     monkeypatch.setattr("pipeline.lm_eval_tasks.hub_is_reachable", lambda: reachable)
     names = "os.environ.get('HF_HUB_OFFLINE'), os.environ.get('HF_DATASETS_OFFLINE')"
     does = f"print({names}, file=sys.stderr); sys.exit(1)"
-    monkeypatch.setattr(sys, "executable", python_that(does, tmp_path))
+    monkeypatch.setattr("pipeline.lm_eval_tasks.PYTHON", python_that(does, tmp_path))
     assert run_task("arc_easy", tmp_path) == {"skipped": expected}
 
 
@@ -179,5 +237,5 @@ def test_an_offline_wish_is_obeyed_without_asking_the_network(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("pipeline.lm_eval_tasks.hub_is_reachable", lambda: pytest.fail("asked"))
     does = "print(os.environ['HF_DATASETS_OFFLINE'], file=sys.stderr); sys.exit(1)"
-    monkeypatch.setattr(sys, "executable", python_that(does, tmp_path))
+    monkeypatch.setattr("pipeline.lm_eval_tasks.PYTHON", python_that(does, tmp_path))
     assert run_task("arc_easy", tmp_path) == {"skipped": "1"}

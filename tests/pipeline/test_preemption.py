@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pipeline.preemption import (
     watch_for_notices,
 )
 from tests.metadata_server import Metadata, metadata_server
+from tests.pipeline.test_resume import head_of, start, write_job
 
 ACTION = "/latest/meta-data/spot/instance-action"
 
@@ -236,3 +238,24 @@ def test_metadata_switched_off_for_aws_clients_is_not_asked(
     monkeypatch.setenv(AWS_DISABLED, "true")
     (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
     assert cloud_here(tmp_path) is None
+
+
+def test_a_run_that_is_given_notice_saves_the_step_it_is_at_and_ends_with_exit_75(
+    tmp_path: Path, cloud: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cloud.aws_environment().items():
+        monkeypatch.setenv(name, value)
+    job = write_job(tmp_path, sft=None, pretrain__steps=5000, log__every=20)
+    process = start(job, "checkpoint.every_steps=1000000")  # so that only the notice saves
+    assert process.stdout is not None
+    seen = 0
+    for line in process.stdout:
+        if step := re.search(r"pretrain step ([\d,]+)/", line):
+            seen = int(step[1].replace(",", ""))
+        if seen >= 40:
+            break
+    cloud.interrupt("terminate", seconds=100)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert re.search(r"Interrupted \(AWS will take this machine in \d+ s \(terminate\)\)", output)
+    assert head_of(tmp_path).checkpoints[0].step >= seen

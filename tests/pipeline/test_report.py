@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.cost.by_cause import Costs, costs
+from pipeline.cost.by_cause import Costs, History, costs
+from pipeline.finish import lineage
 from pipeline.job import Job
 from pipeline.plots import loss_plot, running_mean, throughput_plot
 from pipeline.report import write_report
-from pipeline.state.records import Head, Spent
-from tests.pipeline.test_model_card import JOB, RESULTS
+from pipeline.state.records import Head, SkippedRows, Spent
+from tests.pipeline.test_model_card import JOB, LINEAGE, RESULTS, card_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
 METRICS: dict[str, list[dict[str, Any]]] = {
@@ -239,3 +240,21 @@ def test_a_run_that_went_on_with_other_code_says_with_what(tmp_path: Path) -> No
     html = report_of(tmp_path, changes=[change])
     assert "2026-11-20 07:33 UTC<br>commit aaa → bbb<br>torch &lt;1&gt; → 2" in html
     assert "Changes of code" not in report_of(tmp_path)
+
+
+def test_rows_that_a_rewind_left_out_are_in_the_lineage_the_report_and_the_card(
+    tmp_path: Path,
+) -> None:
+    rows = SkippedRows(2800, 2832, step=88, epoch=1, digest="d", why="loss <nan>", at=0.0)
+    head = Head().with_skipped("pretrain", rows)
+    (row,) = lineage(head, History([], {}), costs([], {}, head, 9.0))
+    text = "pretrain rows 2,800 to 2,831 (step 88: loss <nan>)"
+    assert row == {"at": "1970-01-01 00:00:00 UTC", "stage": "pretrain", "left_out": text}
+    page = Page(report_of(tmp_path, lineage=[*LINEAGE, row]))
+    assert f"Rows left out1970-01-01 00:00:00 UTC{text}" in page.text.replace("\n", "")
+    assert page.text.count("left out") == 1  # the table of attempts has no column of it
+    assert "Rows left out" not in report_of(tmp_path, lineage=LINEAGE)
+    card = card_of(lineage=[*LINEAGE, row])
+    assert f"Left out, because steps on them went wrong: {text}." in card
+    assert "unknown hardware" not in card
+    assert "Left out" not in card_of()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pion.errors import Interrupted, PionError, Stopped
+from pion.errors import Fenced, Interrupted, PionError, Stopped
 from pipeline.stopping import DOUBLED, StoppingOnSignals, early_sigterm
 from tests.pipeline.jobs import SilentDisplay
 
@@ -26,7 +26,7 @@ SLACK = 1.5
 
 HEAD = """
 import ctypes, hashlib, os, signal, sys, threading, time
-from pion.errors import PionError, Stopped
+from pion.errors import Fenced, PionError, Stopped
 from pipeline.display import Display
 from pipeline.stopping import StoppingOnSignals, early_sigterm
 
@@ -350,6 +350,23 @@ def test_a_stop_request_wins_over_an_interruption(stop_first: bool) -> None:
     assert stopping.exit_code == 4
 
 
+@pytest.mark.parametrize("fenced_first", [True, False])
+def test_another_owner_wins_over_every_other_stop_and_has_the_last_word(
+    fenced_first: bool,
+) -> None:
+    asks: list[tuple[str, type[PionError]]] = [
+        ("Run demo was taken over by pid 7 on gpu-2.", Fenced),
+        ("SIGTERM", Interrupted),
+        ("pion stop", Stopped),
+    ]
+    stopping = StoppingOnSignals(SilentDisplay())
+    for reason, error in asks if fenced_first else reversed(asks):
+        stopping.ask(reason, error=error)
+    assert stopping.exit_code == 3
+    with pytest.raises(Fenced, match=r"^Run demo was taken over by pid 7 on gpu-2\.$"):
+        stopping.check()
+
+
 def test_the_earliest_deadline_holds_and_the_first_reason_stays() -> None:
     stopping = StoppingOnSignals(SilentDisplay())
     stopping.ask("AWS will take this machine in 100 s", 100)
@@ -394,6 +411,21 @@ orderly(work)
     code, output = process.end()
     assert code == 4
     assert "pion stop: time is up" in output
+
+
+def test_a_run_with_another_owner_ends_with_3_and_its_name_when_time_is_up(
+    start: type[Process],
+) -> None:
+    process = start("""
+def work(stopping):
+    stopping.ask("SIGTERM", 0.5)
+    stopping.ask("Run demo was taken over by pid 7 on gpu-2.", 60, error=Fenced)
+    hash_for_minutes()
+orderly(work)
+""")
+    code, output = process.end()
+    assert code == 3
+    assert output.splitlines()[-1].endswith("Run demo was taken over by pid 7 on gpu-2.")
 
 
 def test_a_signal_after_a_notice_is_a_first_signal_and_shortens_the_time(

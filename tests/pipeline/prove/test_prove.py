@@ -29,7 +29,7 @@ from pipeline.prove.proof import prove
 from pipeline.state.head import RunState
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head, StageRecord
-from pipeline.state.stores import FileStore
+from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.reaper import session_processes
 from tests.pipeline.jobs import tiny_dict, tiny_job, write_tiny_data
 from tests.pipeline.light_run import save_checkpoint, write_metrics
@@ -78,6 +78,26 @@ def test_a_run_killed_four_times_ends_like_the_unbroken_one(
         assert this["stages"] == result["unbroken"]["stages"]
     # Nothing stays behind, neither in the store nor on this machine.
     assert list((here / "runs").iterdir()) == []
+    assert list((here / "cache" / "pion").glob("prove-*")) == []
+
+
+@pytest.mark.soak
+def test_a_run_on_s3_killed_four_times_ends_like_the_unbroken_one(
+    here: Path, s3_store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills can land in uploads too, and can take this machine's copies along."""
+    job = write_job(here)
+    arguments = ["--kills", "4", "--seed", "3", "--store", s3_store, "--json", "proof.json"]
+    code = main(["prove", job, *arguments])
+    out = capsys.readouterr().out
+    assert code == 0, out
+    result = json.loads((here / "proof.json").read_text())
+    assert result["equal"]
+    assert result["store"] == s3_store
+    assert len(result["kills"]) == 4
+    for this in result["rounds"]:
+        assert this["stages"] == result["unbroken"]["stages"]
+    assert open_store(s3_store).list() == []
     assert list((here / "cache" / "pion").glob("prove-*")) == []
 
 

@@ -502,6 +502,20 @@ def test_the_heartbeat_finds_out_that_somebody_took_over(run: RunState) -> None:
     claim.stop_heartbeat()
 
 
+def test_the_heartbeat_finds_out_that_a_worker_of_ours_owns_the_run(run: RunState) -> None:
+    me = someone()
+    claim = run.claim(me)
+    claim.start_heartbeat(seconds=0.01)
+    wait_until(lambda: run.heartbeat(1) is not None)
+    assert claim.beating
+    assert not claim.lent
+    run.claim(me, continuing=True)
+    wait_until(lambda: claim.lent)
+    claim.check()
+    claim.stop_heartbeat()
+    assert not claim.beating
+
+
 def test_a_heartbeat_that_cannot_be_written_does_not_disturb_the_run(tmp_path: Path) -> None:
     class NoHeartbeats(FileStore):
         tried = 0

@@ -173,8 +173,14 @@ def test_spikes_a_hundred_saved_steps_apart_never_stop_a_run() -> None:
     assert plan(head, step=5001, max_rewinds=1).step == 5001
 
 
+def test_rows_are_recorded_once_though_the_commit_is_repeated() -> None:
+    head = head_with([skipped_at(101)], saved=100)
+    assert head.with_skipped("pretrain", skipped_at(101)) == head
+
+
 def test_troubles_in_a_row_stop_the_run_after_the_last_try() -> None:
-    head = head_with([skipped_at(101), skipped_at(101)], saved=100)
+    again = dataclasses.replace(skipped_at(101), at=6.0)
+    head = head_with([skipped_at(101), again], saved=100)
     head = head.with_skipped("pretrain", plan(head, step=102))
     with pytest.raises(PionError, match="pretrain went wrong 4 times"):
         plan(head, step=103)

@@ -1,5 +1,7 @@
-"""When a stage is saved, and what happens when a save hangs."""
+"""When a stage is saved, what happens when a save hangs, and how long an outage is waited for."""
 
+import dataclasses
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -10,16 +12,21 @@ from typing import Any
 import pytest
 import torch
 
+from pion.errors import Interrupted, PionError, Stopped
 from pion.train.trainer import TrainState
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoint import Checkpointer
 from pipeline.state.head import RunState
+from pipeline.state.linger import Patience
 from pipeline.state.owner import Owner
-from pipeline.state.stores import FileStore
+from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.uploader_process import UploaderProcess
 from pipeline.state.workspace import Workspace
+from pipeline.training.context import TrainingContext
 from pipeline.training.loop import StageTraining
+from pipeline.training.request import Group, TrainRequest
 from pipeline.training.saving import Saving
+from tests.pipeline.jobs import tiny_job
 
 
 class Stage:
@@ -96,3 +103,101 @@ def test_evaluating_saves_first_as_often_as_the_store_bears_it(
     training._save_before_evaluating(last=False)
     stage.checkpointer.wait()
     assert (stage.checkpointer.last is not None) == saved
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "interval"),
+    [
+        (Checkpoint(), 26.8),  # √(2 · 0.05 s · 7,200 s)
+        (Checkpoint(every_steps=5), None),
+        (Checkpoint(every_steps=5, every_seconds=90.0), 90.0),
+    ],
+)
+def test_a_save_reports_the_seconds_between_two_of_them_where_time_decides(
+    stage: Stage, checkpoint: Checkpoint, interval: float | None
+) -> None:
+    saving, reported = stage.saving, list[dict[str, Any]]()
+    saving.settings, saving._report = checkpoint, reported.append
+    saving.cadence.every_steps = checkpoint.every_steps
+    saving.cadence.every_seconds = checkpoint.every_seconds
+    stage.checkpointer.stats.durable_step = 10
+    saving.follow()
+    assert reported[0]["interval"] == pytest.approx(interval, abs=0.1)
+
+
+# ---------------------------------------------------------------- waiting for a store
+
+
+class Down:
+    """A store that is down for so many seconds, and who waits for it."""
+
+    def __init__(self, seconds: float, linger: float) -> None:
+        self.seconds, self.now, self.calls = seconds, 0.0, 0
+        self.said = list[str]()
+        self.patiently = Patience(linger, self.said.append, self.sleep, now=lambda: self.now)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def read(self) -> str:
+        self.calls += 1
+        if self.now < self.seconds:
+            raise StoreError("read", "HEAD.json", "the test says so", outage=True)
+        return "content"
+
+
+def test_an_outage_is_said_once_with_the_end_of_trying_and_when_it_is_over() -> None:
+    down = Down(seconds=500.0, linger=600.0)
+    assert down.patiently(down.read) == "content"
+    began, over = down.said
+    assert began.startswith("Cannot read HEAD.json: the test says so. Trying again until 20")
+    assert over == "the store can be reached again"
+
+
+@pytest.mark.parametrize("linger", [0.0, 1.0, 600.0])
+def test_trying_goes_on_for_exactly_as_long_as_the_job_says(linger: float) -> None:
+    down = Down(seconds=math.inf, linger=linger)
+    with pytest.raises(StoreError):
+        down.patiently(down.read)
+    assert down.now == linger
+    assert len(down.said) == (1 if linger else 0)
+
+
+def test_a_job_may_wait_for_ever() -> None:
+    down = Down(seconds=1e6, linger=math.inf)
+    assert down.patiently(down.read) == "content"
+    assert down.said[0].endswith("Trying again for as long as it takes.")
+
+
+def test_what_trying_again_does_not_mend_is_raised_at_once() -> None:
+    down = Down(seconds=0.0, linger=600.0)
+
+    def refuse() -> None:
+        raise StoreError("read", "HEAD.json", "access was denied")
+
+    with pytest.raises(StoreError):
+        down.patiently(refuse)
+    assert (down.now, down.said) == (0.0, [])
+
+
+@pytest.mark.parametrize(("asked", "error"), [(None, Interrupted), ("pion stop", Stopped)])
+def test_training_that_waits_for_its_store_obeys_a_stop(
+    tmp_path: Path, asked: str | None, error: type[PionError]
+) -> None:
+    store = str(tmp_path / "runs")
+    request = TrainRequest(
+        job=tiny_job(sft=None, checkpoint__linger=600.0).model_dump(mode="json"),
+        job_folder=str(tmp_path),
+        store=store,
+        owner=dataclasses.asdict(Owner.me()),
+        stages=["pretrain"],
+        digests={"pretrain": "d1"},
+        data={},
+    )
+    context = TrainingContext(request, Group(), lambda message: None, lambda: asked is None)
+    claim = RunState(FileStore(Path(store)), "tiny").claim(Owner.me())
+    claim.stop_request = asked
+    context.own(claim)
+    with pytest.raises(error):
+        context.patiently(Down(seconds=math.inf, linger=0.0).read)
+    context.watchdog.close()

@@ -134,6 +134,36 @@ def test_one_slow_step_does_not_change_what_is_usual(watchdog: Watched) -> None:
     assert re.search(r"one usually takes 0\.[01] s", watchdog.hang())
 
 
+def test_what_gets_on_without_a_step_is_no_hang_until_it_stops(watchdog: Watched) -> None:
+    dog = watchdog(factor=2, at_least=0.5)
+    beat(dog, times=5, every=0.01)
+    for _ in range(15):
+        time.sleep(0.1)
+        dog.progress()
+    assert watchdog.hangs.empty()
+    assert watchdog.hang().startswith("No step or batch for ")
+
+
+def test_what_gets_on_without_a_step_does_not_change_what_is_usual(watchdog: Watched) -> None:
+    dog = watchdog(factor=2, at_least=1.0)
+    beat(dog, times=5, every=0.01)
+    for _ in range(6):
+        time.sleep(0.3)
+        dog.progress()
+        dog.beat()
+    assert re.search(r"one usually takes 0\.[01] s", watchdog.hang())
+
+
+def test_progress_before_the_first_steps_leaves_them_the_time_of_a_start(
+    watchdog: Watched,
+) -> None:
+    dog = watchdog(factor=2, at_least=0.05, start_limit=600)
+    dog.progress()
+    dog.progress()
+    time.sleep(0.5)
+    assert watchdog.hangs.empty()
+
+
 def test_nothing_is_expected_during_a_pause_and_counting_restarts_after_it(
     watchdog: Watched,
 ) -> None:
