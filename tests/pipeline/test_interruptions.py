@@ -452,7 +452,9 @@ def test_a_stop_between_two_batches_lets_anyone_go_on_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meddle_with_evaluation(monkeypatch, tmp_path, "time.sleep(0.5)")
-    job = write_job(tmp_path, **EVALUATED, evaluate__final_rows=100_000)
+    # One row a batch: a part takes far longer than it takes to hear of the request.
+    many = {"evaluate__final_rows": 100_000, "hardware__micro_batch": 1}
+    job = write_job(tmp_path, **EVALUATED, **many)
     process = start(job)
     wait_for(process, ONE_PART, lines=1)
     ask_stop(RunState(open_store(str(tmp_path / "runs")), "tiny"), "pion stop")

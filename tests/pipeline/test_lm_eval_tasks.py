@@ -145,12 +145,14 @@ def test_a_stop_ends_every_process_of_a_task_that_is_going_on(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     does = HOLDS_THE_CARD.format(here=tmp_path)
     monkeypatch.setattr("pipeline.lm_eval_tasks.PYTHON", python_that(does, tmp_path))
+    others = psutil.Process().children(recursive=True)  # servers of other tests
     started: list[psutil.Process] = []
 
     def stop_once_it_runs(seconds: float) -> None:
         time.sleep(seconds)
         if (tmp_path / "begun").exists():
-            started.extend(psutil.Process().children(recursive=True))
+            now = psutil.Process().children(recursive=True)
+            started.extend(process for process in now if process not in others)
             raise Interrupted("SIGTERM")
 
     with pytest.raises(Interrupted, match="SIGTERM"):
