@@ -360,6 +360,8 @@ if "pipeline.cli" in " ".join(sys.orig_argv):
     claim, run = import_module("pipeline.state.claim"), import_module("pipeline.run")
     import_module("pion.train.heldout")  # measures with what is there now
     evaluate = import_module("pion.evaluate")
+    # One row a batch: a part takes far longer than it takes to hear of a request.
+    import_module("pipeline.stages.evaluate").TOKENS_AT_ONCE["cpu"] = 1
     HERE = Path("{here}")
     claim.Claim.start_heartbeat.__defaults__ = ({beat},)
     over_budget = run.over_budget
@@ -452,9 +454,7 @@ def test_a_stop_between_two_batches_lets_anyone_go_on_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meddle_with_evaluation(monkeypatch, tmp_path, "time.sleep(0.5)")
-    # One row a batch: a part takes far longer than it takes to hear of the request.
-    many = {"evaluate__final_rows": 100_000, "hardware__micro_batch": 1}
-    job = write_job(tmp_path, **EVALUATED, **many)
+    job = write_job(tmp_path, **EVALUATED, evaluate__final_rows=100_000)
     process = start(job)
     wait_for(process, ONE_PART, lines=1)
     ask_stop(RunState(open_store(str(tmp_path / "runs")), "tiny"), "pion stop")
