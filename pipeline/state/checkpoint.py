@@ -57,7 +57,8 @@ class Checkpointer:
     that checkpoint if HEAD lists it, `copy` the key of this machine's copy if it doesn't.
     `before_commit` runs in that thread just before a checkpoint is listed: what it flushes is
     durable when the checkpoint is. Should it never be listed, and this machine go on from its copy
-    all the same, `unwritten` metrics are in that copy.
+    all the same, `unwritten` metrics are in that copy. `snapshot`, empty yet, is closed with this;
+    `uploader` starts what uploads from its memory.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Checkpointer:
         unwritten: Callable[[], str] | None = None,
         workspace: Workspace | None = None,
         uploader: Callable[[int], Uploader] | None = None,
+        snapshot: Snapshot | None = None,
     ) -> None:
         self._claim = claim
         self._stage = stage
@@ -85,7 +87,7 @@ class Checkpointer:
         self._before_commit = before_commit
         self._unwritten = unwritten
         self._workspace = workspace or Workspace(claim.store, claim.state.name)
-        self._snapshot = Snapshot()
+        self._snapshot = snapshot or Snapshot()
         self._uploader = (uploader or UploaderProcess)(self._snapshot.fd)
         self.deaths = 0  # of the uploader, in a row
         self._reserving: threading.Thread | None = None

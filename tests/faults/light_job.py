@@ -7,26 +7,30 @@ row was trained twice or never, and two runs that end with the same weights trai
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pion.data.order import step_rows
 from pion.errors import PionError, Trouble
+from pipeline.state.checkpoint import STATE, Checkpointer
 from pipeline.state.claim import Claim
 from pipeline.state.head import Clock, RunState
 from pipeline.state.metrics import EventLog, MetricsLog, read_metrics
 from pipeline.state.owner import Owner
-from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.records import Head
 from pipeline.state.requests import clear_stops, pending_stop
-from pipeline.state.restore import check_entry, newest_good
-from pipeline.state.retention import Keep, forget, sweep, sweep_abandoned
-from pipeline.state.snapshot import MODEL, OPTIMIZER
+from pipeline.state.restore import Found, check_entry, newest_good
+from pipeline.state.retention import Keep, sweep, sweep_abandoned
+from pipeline.state.snapshot import MODEL, OPTIMIZER, Snapshot, map_extents
 from pipeline.state.stores import Store, StoreError
-from pipeline.state.uploader import MANIFEST, SaveJob, save
+from pipeline.state.uploader import MANIFEST, Saved, SaveJob, save
 from pipeline.state.workspace import Workspace
 from pipeline.training.rewind import plan_rewind, rows_to_skip
 
@@ -109,6 +113,7 @@ class Process:
             self.publish(self.finished_weights(claim.head, self.training[-1]))
             claim.finish_stage("publish", DIGESTS["publish"], {})
         events.flush()
+        sweep(claim)
         claim.release(forget_attempts=True)
 
     def _claim(self, take_over: bool = False) -> Claim:
@@ -143,6 +148,7 @@ class Process:
         """One attempt: "done", or "again" after a loss spike."""
         claim = self._claim()
         sweep_abandoned(claim)
+        sweep(claim)
         stage = ""
         try:
             for stage in self._unfinished(claim.head, self.training):
@@ -155,6 +161,40 @@ class Process:
         return "done"
 
 
+class _Rows(Snapshot):
+    """A snapshot of what is no tensors, its JSON in place of the safetensors files."""
+
+    def take(self, model: Any, optimizer: Any, state: Mapping[str, Any]) -> None:
+        contents = {
+            MODEL: json.dumps(model).encode(),
+            OPTIMIZER: json.dumps(optimizer).encode(),
+        }
+        os.ftruncate(self.fd, 0)
+        offset = 0
+        for name, content in contents.items():
+            os.pwrite(self.fd, content, offset)
+            self.extents[name] = (offset, len(content))
+            offset += len(content)
+        self.state = json.loads(json.dumps(state))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+@dataclass
+class _Uploader:
+    """Uploads in this process: what it asks of the store is counted, and may be what breaks."""
+
+    store: Store
+    fd: int
+
+    def save(self, job: SaveJob) -> Saved:
+        return save(self.store, job, map_extents(self.fd, job.extents))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 class _Training:
     """One attempt at one stage."""
 
@@ -164,19 +204,58 @@ class _Training:
         self.weights: Weights = {}
         self.step = self.next_row = 0
         self.skipped: list[tuple[int, int]] = []
-        self.ancestor: str | None = None
-        self.saved: CheckpointEntry | None = None
 
     def go(self) -> None:
         process, claim = self.process, self.claim
         rows = json.loads((process.workspace.bring_data(DATA) / "rows.json").read_text())
-        self._restore()
+        found = self._restore()
         claim.set_restore(self.stage, self.step)
         self.metrics = MetricsLog(
             process.store, RUN, self.stage, claim.epoch, now=process.clock.now
         )
+        with contextlib.closing(self._open_checkpointer(found)) as self.checkpointer:
+            self._loop(rows)
+            self._finish()
+
+    def _restore(self) -> Found:
+        process = self.process
+        head = process.run.read()
+        assert head is not None
+        found = newest_good(process.workspace, head, self.stage, self.digest)
+        process.said += map(str, found.skipped)
+        skipped: list[tuple[int, int]] = []
+        if found.folder is not None:
+            self.weights = json.loads((found.folder / MODEL).read_bytes())
+            state = json.loads((found.folder / STATE).read_bytes())
+            self.step, self.next_row = state["step"], state["next_row"]
+            skipped = [(first, stop) for first, stop in state["skipped"]]
+        elif self.stage == "sft":
+            self.weights = json.loads(process.finished_weights(head, "pretrain"))
+        self.skipped = rows_to_skip(head, self.stage, self.digest, self.next_row, skipped)
+        process.restored[self.stage] = self.step
+        return found
+
+    def _open_checkpointer(self, found: Found) -> Checkpointer:
+        process, entry = self.process, found.entry
+        return Checkpointer(
+            self.claim,
+            self.stage,
+            self.digest,
+            files={},
+            keep=process.keep,
+            ancestor=found.listed_key,
+            last=entry if found.listed else None,
+            copy=entry.key if entry is not None and not found.listed else None,
+            before_commit=self.metrics.flush,
+            workspace=process.workspace,
+            uploader=partial(_Uploader, process.store),
+            snapshot=_Rows(),
+        )
+
+    def _loop(self, rows: list[str]) -> None:
+        process = self.process
         while self.step < process.steps:
-            claim.check()
+            self.claim.check()
             numbers, next_row = step_rows(self.next_row, BATCH, self.skipped)
             if process.goes_wrong(self.stage, numbers):
                 raise Trouble(self.step + 1, (self.next_row, next_row), "a loss spike")
@@ -184,75 +263,27 @@ class _Training:
             self.step, self.next_row = self.step + 1, next_row
             self.metrics.append({"step": self.step, "rows": numbers})
             process.between_steps()
-            last = self.step == process.steps
-            if last or self.step % SAVE_EVERY == 0:
-                try:
-                    self._save()
-                except StoreError as error:
-                    if not error.outage or last:
-                        raise
-                    process.said.append(f"nothing can be saved now: {error}")
-        if self.saved is None:  # the step before the last crash was already the last
-            self._save()
-        assert self.saved is not None
-        claim.finish_stage(self.stage, self.digest, {"steps": self.step}, self.saved.key)
+            if self.step < process.steps and self.step % SAVE_EVERY == 0:
+                outage = self._save()
+                if outage is not None:
+                    process.said.append(f"nothing can be saved now: {outage}")
 
-    def _restore(self) -> None:
-        process = self.process
-        head = process.run.read()
-        assert head is not None
-        found = newest_good(process.workspace, head, self.stage, self.digest)
-        process.said += map(str, found.skipped)
-        self.ancestor = found.listed_key
-        skipped: list[tuple[int, int]] = []
-        if found.folder is not None:
-            self.weights = json.loads((found.folder / MODEL).read_bytes())
-            state = json.loads((found.folder / "state.json").read_bytes())
-            self.step, self.next_row = state["step"], state["next_row"]
-            skipped = [(first, stop) for first, stop in state["skipped"]]
-        elif self.stage == "sft":
-            self.weights = json.loads(process.finished_weights(head, "pretrain"))
-        self.skipped = rows_to_skip(head, self.stage, self.digest, self.next_row, skipped)
-        process.restored[self.stage] = self.step
+    def _finish(self) -> None:
+        outage = self._save()
+        if outage is not None:
+            raise StoreError("save", f"the last step of {self.stage}", outage, outage=True)
+        last = self.checkpointer.last
+        assert last is not None
+        self.claim.finish_stage(self.stage, self.digest, {"steps": self.step}, last.key)
 
-    def _save(self) -> None:
-        """As `Checkpointer` does, but in this thread."""
-        process, claim = self.process, self.claim
-        claim.check()
-        now = process.clock.now()
-        key = f"checkpoints/{self.stage}/{self.step}-{claim.epoch}"
-        self._forget_copies(claim.head, key)
-        about = {
-            "stage": self.stage,
-            "step": self.step,
-            "epoch": claim.epoch,
-            "digest": self.digest,
-            "at": now,
-            "ancestor": self.ancestor,
-        }
+    def _save(self) -> str | None:
+        """Save the last finished step before another begins; why that is not durable, or None."""
+        optimizer: Any = {"step": self.step, "epoch": self.claim.epoch}
+        weights: Any = self.weights
         state = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
-        workspace = process.workspace
-        job = SaveJob(
-            store=process.store.url,
-            key=claim.state.key(key),
-            copy=str(workspace.folder(key)) if workspace.remote else None,
-            extents={},
-            texts={"state.json": json.dumps(state)},
-            about=about,
-        )
-        memory = {MODEL: json.dumps(self.weights).encode(), OPTIMIZER: key.encode()}
-        entry = save(process.store, job, memory).entry(about, key)
-        self.metrics.flush()
-        head = claim.commit(
-            lambda head: forget(head.with_checkpoint(entry), process.keep, process.clock.now())
-        )
-        self.saved, self.ancestor = entry, entry.key
-        sweep(claim)
-        self._forget_copies(head, key)
-
-    def _forget_copies(self, head: Head, key: str) -> None:
-        wanted = [entry.key for entry in head.checkpoints[:2]]
-        self.process.workspace.forget(keep=[*wanted, key])
+        self.checkpointer.save(weights, optimizer, state)
+        self.checkpointer.wait()
+        return self.checkpointer.stats.outage
 
 
 # ---------------------------------------------------------------- looking behind a run's back

@@ -92,6 +92,12 @@ class World:
             assert missing <= set((unknown or {}).get(stage, ()))
         assert not wrong_in(self.store, head)
 
+    def check_nothing_forgotten(self) -> None:
+        """What came to nothing is known to be trash; nobody has to come and look for it."""
+        head = read_head(self.store)
+        assert head is not None
+        assert left_over(self.store, head) <= {item.key for item in head.trash}
+
     def check_swept(self) -> None:
         """An hour after the next claim, nothing is left of what came to nothing."""
         run = RunState(self.store, RUN, self.time.clock())
@@ -180,7 +186,9 @@ def test_a_folder_may_fail_at_every_operation(
 ) -> None:
     operations = operations_of_an_unbroken_run(folder_world("unbroken"), TRAINING)
     for k in sample(len(operations), 1):
-        break_at(folder_world(k), k, when, fail, TRAINING)
+        world = folder_world(k)
+        break_at(world, k, when, fail, TRAINING)
+        world.check_nothing_forgotten()
 
 
 def test_a_process_may_die_again_while_it_recovers(
