@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, estimate, gpus_that_fit
-from pipeline.rent.plan.gpus import gpu_memory
 from pipeline.rent.plan.measured import Speed, measured_speeds
-from pipeline.rent.plan.offers import NotOffered, Offer, look_up
+from pipeline.rent.plan.offers import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.rental import Candidate, Rental
 
 LISTED = 6
@@ -46,7 +45,7 @@ def judge(job: Job, rental: Rental, speeds: list[Speed], *, force: bool) -> list
     for candidate in rental.candidates:
         found = look_up(candidate, rental.num_nodes, job.prices)
         # What is sold out today may be had tomorrow, when the run needs another machine.
-        offer = found if isinstance(found, Offer) else _without_price(candidate)
+        offer = found if isinstance(found, Offer) else unpriced(candidate)
         guess = estimate(job, offer, speeds, num_nodes=rental.num_nodes)
         misnamed = isinstance(found, NotOffered) and found.misnamed  # to be mended, not left out
         problem, advice = (None, "") if misnamed else _problem(job, guess, rental.num_nodes, force)
@@ -115,18 +114,3 @@ def _what_would_fit(job: Job) -> str:
     if not found:
         return "It fits on no GPU known here."
     return f"It fits on {', '.join(found[:LISTED])}{' …' if len(found) > LISTED else ''}."
-
-
-def _without_price(candidate: Candidate) -> Offer:
-    """The machine as it would be offered, if it were."""
-    return Offer(
-        gpu=candidate.gpu,
-        count=candidate.count,
-        cloud=candidate.cloud,
-        region=candidate.region,
-        use_spot=candidate.use_spot,
-        spot=None,
-        on_demand=None,
-        gpu_memory=gpu_memory(candidate.gpu) if candidate.gpu else None,
-        disk_gb=candidate.disk_gb,
-    )

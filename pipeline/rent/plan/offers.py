@@ -83,11 +83,9 @@ def cheapest_first(offers: Iterable[Offer]) -> list[Offer]:
     return sorted(offers, key=lambda o: (o.price is None, o.price or 0.0, str(o)))
 
 
-def look_up(
-    candidate: Candidate, num_nodes: int = 1, prices: Prices | None = None
-) -> Offer | NotOffered:
-    """The cheapest machine that satisfies a candidate. The job's own `prices` come first."""
-    offer = Offer(
+def unpriced(candidate: Candidate) -> Offer:
+    """The machine that a candidate asks for, whoever offers it."""
+    return Offer(
         gpu=candidate.gpu,
         count=candidate.count,
         cloud=candidate.cloud,
@@ -98,6 +96,13 @@ def look_up(
         gpu_memory=gpu_memory(candidate.gpu) if candidate.gpu else None,
         disk_gb=candidate.disk_gb,
     )
+
+
+def look_up(
+    candidate: Candidate, num_nodes: int = 1, prices: Prices | None = None
+) -> Offer | NotOffered:
+    """The cheapest machine that satisfies a candidate. The job's own `prices` come first."""
+    offer = unpriced(candidate)
     clouds = [candidate.resources.cloud] if candidate.cloud else enabled_clouds()
     note = None if clouds else "no cloud is enabled here"
     found, why = [], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def rents_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something was rented")
 
     monkeypatch.setattr(launching, "submit", rented)
+
+
+def submit_by(monkeypatch: pytest.MonkeyPatch, submit: Callable[[Any, str], int]) -> None:
+    """Nothing speaks against renting, and that is how SkyPilot is told."""
+    monkeypatch.setattr(launching, "submit", submit)
+    monkeypatch.setattr(launching, "check", lambda *job, **more: None)
+    monkeypatch.setattr(launching, "start_api_server", lambda say: None)
+    monkeypatch.setattr(launching, "managed_jobs", lambda name: [])
 
 
 def dry_run(capsys: pytest.CaptureFixture[str], on: Path, *overrides: str) -> str:
@@ -243,10 +252,7 @@ def test_ctrl_c_while_submitting_says_what_may_come_of_it(
     def submit(task: Any, name: str) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launching, "submit", submit)
-    monkeypatch.setattr(launching, "check", lambda *job, **more: None)
-    monkeypatch.setattr(launching, "start_api_server", lambda say: None)
-    monkeypatch.setattr(launching, "managed_jobs", lambda name: [])
+    submit_by(monkeypatch, submit)
     store = f"store={tmp_path / 'runs'}"
     on = str(sky_home.yaml(text=WORKDIR))
     assert main(["launch", "jobs/tiny.yaml", store, "--on", on]) == 130
@@ -274,10 +280,7 @@ def test_of_two_launches_at_the_same_moment_one_rents(
         assert main(["launch", "jobs/tiny.yaml", store, "--on", on]) == 2
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launching, "submit", submit)
-    monkeypatch.setattr(launching, "check", lambda *job, **more: None)
-    monkeypatch.setattr(launching, "start_api_server", lambda say: None)
-    monkeypatch.setattr(launching, "managed_jobs", lambda name: [])
+    submit_by(monkeypatch, submit)
     main(["launch", "jobs/tiny.yaml", store, "--on", on])
     assert rented == 1
     assert "is being submitted by another process here, so nothing was" in capsys.readouterr().err
