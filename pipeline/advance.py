@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pion.errors import BadInput, Interrupted, NotDurable, PionError, Stopped
+from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from pipeline.budget import over_budget, price_per_hour
 from pipeline.cost.machine import Machine, claim_event, this_machine
 from pipeline.cost.timeline import WAITED
@@ -207,12 +207,29 @@ class Advance:
 
     def _say_or_stop(self, message: dict[str, Any]) -> None:
         self.say(message)
-        if self.claim.stop_request is not None:
-            self.stopping.ask(self.claim.stop_request, error=Stopped)
-        elif (over := over_budget(self.job.budget, self.claim.spent)) is not None:
-            self.stopping.ask(over, error=Stopped)
-        self.claim.check()
+        self.obey()
         self.stopping.check()
+
+    def obey(self) -> None:
+        """Ask for a stop in time, as SIGTERM does, if the claim has heard of a new owner or a stop
+        request, or the budget is spent. From any thread.
+
+        While workers of ours own the run only a new owner counts: those who train obey the rest by
+        themselves, and save first.
+        """
+        claim, grace = self.claim, self.job.checkpoint.grace
+        if not claim.beating:  # just released, or not owned yet
+            return
+        try:
+            claim.check()
+        except Fenced as fenced:
+            self.stopping.ask(str(fenced), grace, error=Fenced)
+            return
+        if claim.lent:
+            return
+        reason = claim.stop_request or over_budget(self.job.budget, claim.spent)
+        if reason is not None:
+            self.stopping.ask(reason, grace, error=Stopped)
 
     def _plans(self) -> dict[str, StagePlan]:
         """What is to do once the stages to redo are dropped."""

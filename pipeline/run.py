@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from pion.errors import BadInput, Fenced, Interrupted, PionError, Stopped
+from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.advance import Advance, Options
 from pipeline.budget import check_budget, over_budget, price_per_hour
 from pipeline.digest import Digests, Inputs, digest_job
@@ -25,7 +25,6 @@ from pipeline.plan import (
 )
 from pipeline.preemption import watch_for_notices
 from pipeline.preflight import preflight
-from pipeline.state.claim import Claim
 from pipeline.state.head import Clock, RunState
 from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.requests import pending_stop
@@ -104,7 +103,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
             display.say({"type": "note", "text": f"taking the run over: {claim.reason}"})
         waited = time.monotonic() - asked
         advance = Advance(job, options, display, digests, run, owner, claim, started, stopping)
-        with _obeying_in_time(advance, stopping):
+        with _obeying_in_time(advance):
             advance.introduce(waited)
             advance.go(raised)
     return 0
@@ -129,29 +128,13 @@ def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iter
 
 
 @contextlib.contextmanager
-def _obeying_in_time(advance: Advance, stopping: StoppingOnSignals) -> Iterator[None]:
-    """A new owner, a stop request or a spent budget is a request to stop in time, as SIGTERM is,
-    whatever long work the main thread is in when the claim hears of it.
-
-    Not while stages are trained: those who train obey by themselves, and save first.
-    """
-    job, over = advance.job, threading.Event()
-
-    def look(claim: Claim) -> None:
-        try:
-            claim.check()
-        except Fenced as fenced:
-            if claim.beating:  # not just released
-                stopping.ask(str(fenced), job.checkpoint.grace, error=Fenced)
-            return
-        if claim.beating and not claim.lent:
-            reason = claim.stop_request or over_budget(job.budget, claim.spent)
-            if reason is not None:
-                stopping.ask(reason, job.checkpoint.grace, error=Stopped)
+def _obeying_in_time(advance: Advance) -> Iterator[None]:
+    """What the claim hears of is obeyed, whatever long work the main thread is in."""
+    over = threading.Event()
 
     def watch() -> None:
         while not over.wait(LOOK_SECONDS):
-            look(advance.claim)
+            advance.obey()
 
     threading.Thread(target=watch, name="obeying", daemon=True).start()
     try:

@@ -357,15 +357,16 @@ if "pipeline.cli" in " ".join(sys.orig_argv):
     import time
     from importlib import import_module
     from pathlib import Path
-    claim, run = import_module("pipeline.state.claim"), import_module("pipeline.run")
+    claim = import_module("pipeline.state.claim")
+    advance = import_module("pipeline.advance")
     import_module("pion.train.heldout")  # measures with what is there now
     evaluate = import_module("pion.evaluate")
     # One row a batch: a part takes far longer than it takes to hear of a request.
     import_module("pipeline.stages.evaluate").TOKENS_AT_ONCE["cpu"] = 1
     HERE = Path("{here}")
     claim.Claim.start_heartbeat.__defaults__ = ({beat},)
-    over_budget = run.over_budget
-    run.over_budget = lambda *a: "9 h" if (HERE / "spent").exists() else over_budget(*a)
+    over_budget = advance.over_budget
+    advance.over_budget = lambda *a: "9 h" if (HERE / "spent").exists() else over_budget(*a)
     token_nll = evaluate.token_nll
     def slow(*arguments):
         {does}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pion.errors import PionError
 from pion.train.memory import HEADROOM
@@ -121,19 +121,20 @@ def _budget(job: Job, rental: Rental, estimates: Sequence[Estimate]) -> list[Che
     stops = _already_spent(job) or _price_missing(job, rental, estimates)
     if stops is not None:
         return [CheckRow("budget", False, stops)]
+    fitting = [e for e in estimates if e.fits]
+    limits: list[tuple[str, float | None, list[float | None], Callable[[float], str]]] = [
+        ("dollars", dollars, [e.dollars for e in fitting], lambda sum: f"${sum:.2f}"),
+        ("hours", hours, [e.hours for e in fitting], lambda time: duration(3600 * time)),
+    ]
     above, within_it = [], []
-    costs = [e.dollars for e in estimates if e.fits and e.dollars is not None]
-    if dollars is not None and costs:
-        least = min(costs)
-        if least > dollars:
-            above.append(f"the estimate, ${least:.2f}, is above budget.dollars {dollars:g}")
-        within_it.append(f"${least:.2f} estimated of ${dollars:.2f}")
-    times = [e.hours for e in estimates if e.fits and e.hours is not None]
-    if hours is not None and times:
-        least = min(times)
-        if least > hours:
-            above.append(f"the estimate, {duration(3600 * least)}, is above budget.hours {hours:g}")
-        within_it.append(f"{duration(3600 * least)} estimated of {duration(3600 * hours)}")
+    for name, limit, estimated, words in limits:
+        known = [amount for amount in estimated if amount is not None]
+        if limit is None or not known:
+            continue
+        least = min(known)
+        if least > limit:
+            above.append(f"the estimate, {words(least)}, is above budget.{name} {limit:g}")
+        within_it.append(f"{words(least)} estimated of {words(limit)}")
     if above:
         return [CheckRow("budget", None, f"{'; '.join(above)}: it stops there")]
     return [CheckRow("budget", True, "; ".join(within_it))] if within_it else []

@@ -43,7 +43,7 @@ CLEAN_UP_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
-class Rental:
+class RentedMachine:
     """One machine. Times are Unix seconds; None for what is not known.
 
     `state` is `running`, `gone`, `ending`, `orphan` (nobody needs it, and it is paid for) or
@@ -123,7 +123,7 @@ def _machines(
     pods: Sequence[Pod] | None,
     jobs: Sequence[ManagedJob],
     now: float,
-) -> list[Rental]:
+) -> list[RentedMachine]:
     """The rented machines that have claimed the run, or come to nothing, from its store."""
     history = history_of(state)
     about = {str(e["id"]): e for e in history.events if e["event"] == LOST}
@@ -155,9 +155,11 @@ def _machines(
     return found
 
 
-def _rental(machine: MachineCost, event: Mapping[str, Any], state: str, words: str) -> Rental:
+def _rental(
+    machine: MachineCost, event: Mapping[str, Any], state: str, words: str
+) -> RentedMachine:
     job = str(event.get("managed_job") or "")
-    return Rental(
+    return RentedMachine(
         id=machine.id,
         job=int(job) if job.isdigit() else None,
         machine=machine.describe(),
@@ -169,15 +171,15 @@ def _rental(machine: MachineCost, event: Mapping[str, Any], state: str, words: s
     )
 
 
-def _of_pod(pod: Pod, jobs: Sequence[ManagedJob], now: float) -> Rental:
+def _of_pod(pod: Pod, jobs: Sequence[ManagedJob], now: float) -> RentedMachine:
     """A pod of which no store was read, or that has not got as far as claiming the run."""
     price = f", ${pod.price:.2f} an hour" if pod.price else ""
     state, words = _standing(pod, jobs, now)
     machine = f"{pod.gpu or 'pod'} on RunPod{price}"
     if pod.created is None or not pod.alive:
-        return Rental(pod.id, pod.job_id, machine, None, None, None, state, words)
+        return RentedMachine(pod.id, pod.job_id, machine, None, None, None, state, words)
     dollars = None if pod.price is None else pod.price * max(0.0, now - pod.created) / 3600
-    return Rental(pod.id, pod.job_id, machine, pod.created, now, dollars, state, words)
+    return RentedMachine(pod.id, pod.job_id, machine, pod.created, now, dollars, state, words)
 
 
 def _is_ours(pod: Pod, name: str | None, jobs: Sequence[ManagedJob]) -> bool:
@@ -277,14 +279,16 @@ def _cluster_standing(
 # ---------------------------------------------------------------- acting and showing
 
 
-def _reap(rental: Rental, terminate: Callable[[str], None] = runpod.terminate_pod) -> Rental:
+def _reap(
+    rental: RentedMachine, terminate: Callable[[str], None] = runpod.terminate_pod
+) -> RentedMachine:
     if rental.state != "orphan":
         return rental
     terminate(rental.id)
     return dataclasses.replace(rental, state="gone", words="terminated now")
 
 
-def _print(rentals: Sequence[Rental], jobs: Sequence[ManagedJob], run: str | None) -> None:
+def _print(rentals: Sequence[RentedMachine], jobs: Sequence[ManagedJob], run: str | None) -> None:
     if not rentals and not jobs:
         print(f"nothing was ever rented for {run}" if run else "nothing is rented")
         return
@@ -311,7 +315,7 @@ def _print(rentals: Sequence[Rental], jobs: Sequence[ManagedJob], run: str | Non
             print(f"managed job {job.id} ({job.name}): {job.status}{place}")
 
 
-def _when(rental: Rental) -> str:
+def _when(rental: RentedMachine) -> str:
     if rental.begin is None or rental.end is None:
         return "never claimed the run"
     return f"{moment(rental.begin)} for {duration(rental.end - rental.begin)}"

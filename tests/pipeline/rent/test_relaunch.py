@@ -24,7 +24,13 @@ from pipeline.rent.managed.watch import (
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, read_events
 from tests.pipeline.rent.test_diagnose import A40, JOB
-from tests.pipeline.rent.watched import Cloud, during, lost_controller, succeed
+from tests.pipeline.rent.watched import (
+    Cloud,
+    during,
+    failing_at_first,
+    lost_controller,
+    succeed,
+)
 from tests.pipeline.state.conftest import FakeClock, someone
 
 
@@ -107,14 +113,7 @@ def test_a_lost_controller_ends_no_run(
 def test_a_job_cancelled_to_start_anew_is_submitted_however_often_that_fails(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
 ) -> None:
-    failures = [PionError("SkyPilot could not submit: timed out") for _ in range(3)]
-
-    def submit(task: Any, name: str) -> int:
-        if failures:
-            raise failures.pop()
-        return cloud.submit(task, name)
-
-    watcher.provider = dataclasses.replace(watcher.provider, submit=submit)
+    watcher.provider = dataclasses.replace(watcher.provider, submit=failing_at_first(cloud))
     cloud.now("STARTING", submitted_at=time.time - BOOT_SECONDS)
 
     def live() -> None:
@@ -200,14 +199,7 @@ def test_a_job_that_ends_well_before_it_could_be_cancelled_is_not_submitted_anew
 def test_one_look_submits_what_it_has_ended_though_that_fails_at_first(
     watcher: Watcher, cloud: Cloud, run: RunState
 ) -> None:
-    failures = [PionError("SkyPilot could not submit: timed out") for _ in range(3)]
-
-    def submit(task: Any, name: str) -> int:
-        if failures:
-            raise failures.pop()
-        return cloud.submit(task, name)
-
-    watcher.provider = lost_controller(cloud, submit)
+    watcher.provider = lost_controller(cloud, failing_at_first(cloud))
     assert watcher.look_once() == 1
     assert cloud.submitted == [(7, set())]
 

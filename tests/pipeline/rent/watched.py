@@ -74,6 +74,18 @@ class Cloud:
         self.jobs = [dataclasses.replace(self.jobs[-1], status=status, **changes)]
 
 
+def failing_at_first(cloud: Cloud) -> Callable[[Any, str], int]:
+    """A way to submit that works at the fourth attempt."""
+    failures = [PionError("SkyPilot could not submit: timed out") for _ in range(3)]
+
+    def submit(task: Any, name: str) -> int:
+        if failures:
+            raise failures.pop()
+        return cloud.submit(task, name)
+
+    return submit
+
+
 def lost_controller(cloud: Cloud, submit: Callable[[Any, str], int]) -> Provider:
     """A job that is started anew at the first look, by that means."""
     cloud.now("FAILED_CONTROLLER")
