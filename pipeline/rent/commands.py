@@ -9,6 +9,7 @@ Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.Argumen
 
 RUN_HELP = "STORE/NAME, or a name in runs/"
 ON_HELP = "a file that says where, such as sky/runpod-spot.yaml"
+FORCE_HELP = "accept spot dearer than on demand, and a machine on its way already"
 
 
 def add_rent_commands(add: Add) -> None:
@@ -30,7 +31,7 @@ def add_rent_commands(add: Add) -> None:
     _job(launch)
     launch.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
     launch.add_argument("--dry-run", action="store_true", help="print SkyPilot's task and stop")
-    launch.add_argument("--force", action="store_true", help="accept spot dearer than on demand")
+    launch.add_argument("--force", action="store_true", help=FORCE_HELP)
 
     watch = add("watch", _watch, "follow a rented run and mend what SkyPilot does not see")
     watch.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -41,7 +42,7 @@ def add_rent_commands(add: Add) -> None:
     hop.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
     hop.add_argument("overrides", metavar="key=value", nargs="*", help="fields to change")
     hop.add_argument("--job", metavar="FILE", help="default: the job that the run's store records")
-    hop.add_argument("--force", action="store_true", help="accept spot dearer than on demand")
+    hop.add_argument("--force", action="store_true", help=FORCE_HELP)
 
     rentals = add("rentals", _rentals, "every machine ever rented, its cost, and is it gone")
     rentals.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all")

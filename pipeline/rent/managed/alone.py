@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
 
-from pion.errors import BadInput
 from pipeline.state.workspace import default_root
 
 
@@ -28,16 +27,3 @@ def alone(name: str, to: str = "watch") -> Iterator[Callable[[], bool]]:
             return True
 
         yield nobody_else
-
-
-@contextlib.contextmanager
-def submitting_alone(name: str) -> Iterator[None]:
-    """Raises BadInput if `name` is being submitted by another process of this machine: both would
-    find no job yet, and each rent a machine."""
-    with alone(name, "submit") as nobody_else:
-        if not nobody_else():
-            raise BadInput(
-                f"{name} is being submitted by another process here, so nothing was rented. See "
-                "in a minute: pion rentals"
-            )
-        yield

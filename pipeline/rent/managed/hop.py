@@ -18,7 +18,6 @@ from pipeline.handover import FROM_EPOCH
 from pipeline.job import Job
 from pipeline.job_file import job_text, load_job
 from pipeline.rent.managed import pods
-from pipeline.rent.managed.alone import submitting_alone
 from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.launch import (
     SUBMITTING,
@@ -35,6 +34,7 @@ from pipeline.rent.managed.managed_jobs import (
     start_api_server,
     submit,
 )
+from pipeline.rent.managed.submitting import announce_rental, submitting_alone
 from pipeline.rent.managed.task import make_task, secrets_for, task_config, variables
 from pipeline.rent.rental import read_rental, rental_name
 from pipeline.state.head import COMMIT_SILENCE_SECONDS, RunState
@@ -90,6 +90,7 @@ def hop(
                 f"To follow it: `pion watch {run}`. To call it off: `sky jobs cancel {old[0].id}`. "
                 "Nothing was rented."
             )
+        announce_rental(state, head, force=force)
         # While it recovers, an old job owns nothing, and claims the run once it has a machine.
         more = {FROM_EPOCH: str(head.epoch)} if head.owner is not None or old else {}
         envs = variables(rented, parsed, path, changed, **more)

@@ -11,7 +11,6 @@ from pipeline.find_model import last_change
 from pipeline.formats import duration
 from pipeline.job import Job
 from pipeline.job_file import load_job
-from pipeline.rent.managed.alone import submitting_alone
 from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
@@ -20,6 +19,7 @@ from pipeline.rent.managed.managed_jobs import (
     start_api_server,
     submit,
 )
+from pipeline.rent.managed.submitting import announce_rental, submitting_alone
 from pipeline.rent.managed.task import make_task, secrets_for, task_config, task_yaml, variables
 from pipeline.rent.rental import Rental, read_rental, rental_name
 from pipeline.state.claim import HEARTBEAT_SECONDS
@@ -68,6 +68,7 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     start_api_server(say_now)
     with submitting_alone(name):
         refuse_second(state, head, managed_jobs(name))
+        announce_rental(state, head, force=force)
         if clear_stops(state):
             say_now("cleared a request to stop this run")
         say_now(SUBMITTING)
