@@ -95,8 +95,11 @@ def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
 
 
 def read_events(store: Store, run: str) -> list[Row]:
-    """Every event of the run, by epoch and then in the order they were reported."""
-    return [json.loads(line) for line in _lines(store, f"{run}/events/")]
+    """Every event of the run, by epoch and then in the order they were reported.
+
+    Once each: a segment whose acknowledgement was lost was written again.
+    """
+    return [json.loads(line) for line in dict.fromkeys(_lines(store, f"{run}/events/"))]
 
 
 def _rewound(row: Row, restores: Iterable[tuple[int, int]]) -> bool:

@@ -54,7 +54,7 @@ class StageTraining:
             context.workspace,
             self.stage,
             self.group,
-            pause=context.watchdog.paused,
+            patiently=context.patiently,
         )
         self.trainer, self.held_out = setup.trainer, setup.held_out
         self.first_step = self.trainer.step
@@ -77,11 +77,9 @@ class StageTraining:
             )
         )
         if self.claim is not None:
-            self.claim.set_restore(self.stage, self.trainer.step)
+            context.patiently(partial(self.claim.set_restore, self.stage, self.trainer.step))
             self._open_outputs(setup)
-            for line in record_machine(
-                context.run, self.claim.epoch, self.job, self.stage, self.trainer
-            ):
+            for line in record_machine(context, self.claim.epoch, self.stage, self.trainer):
                 self.report({"type": "note", "text": line})
         try:
             finished = self._loop()

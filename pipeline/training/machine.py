@@ -6,16 +6,15 @@ import platform
 import socket
 from typing import TYPE_CHECKING, Any
 
-from pipeline.job import Job
-from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
 from pipeline.training.receipt import hop_receipt
 
 if TYPE_CHECKING:
     from pion.train.trainer import Trainer
+    from pipeline.training.context import TrainingContext
 
 
-def record_machine(run: RunState, epoch: int, job: Job, stage: str, trainer: Trainer) -> list[str]:
+def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Trainer) -> list[str]:
     """Append the "training" event of the attempt that begins under `epoch`; what it reaches is in
     the metrics. Returns the receipt (also kept) if the attempt before was on another machine, or
     computed another way; empty otherwise.
@@ -23,7 +22,7 @@ def record_machine(run: RunState, epoch: int, job: Job, stage: str, trainer: Tra
     from pion.train.hardware import device_name
     from pion.train.schedule import lr_at
 
-    plan, settings = trainer.plan, trainer.settings
+    run, job, plan, settings = context.run, context.job, trainer.plan, trainer.settings
     now: dict[str, Any] = {
         "stage": stage,
         "from_step": trainer.step,
@@ -40,10 +39,10 @@ def record_machine(run: RunState, epoch: int, job: Job, stage: str, trainer: Tra
         "lr": settings.lr * lr_at(settings, trainer.step - 1) if trainer.step else None,
         "next_row": trainer.next_row,
     }
-    receipt = hop_receipt(run, epoch, now)
+    receipt = context.patiently(lambda: hop_receipt(run, epoch, now))
     events = EventLog(run.store, run.name, epoch)
     events.append("training", **now)
     if receipt:
         events.append("hop", stage=stage, receipt=receipt)
-    events.flush()
+    context.patiently(events.flush)
     return receipt

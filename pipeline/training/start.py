@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pion.errors import BadInput
 from pipeline.job import Job, Train
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from pion.train.settings import Plan, TrainSettings
     from pion.train.trainer import Trainer
     from pipeline.state.head import RunState
-    from pipeline.state.records import CheckpointEntry
+    from pipeline.state.records import CheckpointEntry, Head
+    from pipeline.state.restore import Found
     from pipeline.state.workspace import Workspace
     from pipeline.training.request import Group, TrainRequest
 
@@ -50,7 +50,13 @@ class Setup:
             close()
 
 
-Pause = Callable[[], AbstractContextManager[None]]
+Result = TypeVar("Result")
+
+
+class Fetch(Protocol):
+    """Does some work that asks stores for something, and returns what it brings."""
+
+    def __call__(self, work: Callable[[], Result], /) -> Result: ...
 
 
 def start_stage(
@@ -59,13 +65,13 @@ def start_stage(
     workspace: Workspace,
     stage: str,
     group: Group,
-    pause: Pause,
+    patiently: Fetch,
 ) -> Setup:
     """Build the model and data of `stage` and restore the newest good state.
 
-    Rank 0 chooses the checkpoint and sends it to the others. In a `pause` of the watchdog it waits
-    for stores, which have time-outs of their own. Raises BadInput when the weights to start from
-    do not fit the job, and PionError when nothing good is left of what was committed.
+    Rank 0 chooses the checkpoint and sends it to the others. `patiently` repeats what a store that
+    is down has failed, and keeps the watchdog waiting. Raises BadInput when the weights to start
+    from do not fit the job, and PionError when nothing good is left of what was committed.
     """
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
@@ -75,20 +81,25 @@ def start_stage(
     from pipeline.state.restore import load_folder, newest_good
     from pipeline.training.rewind import rows_to_skip
 
-    @contextmanager
-    def waiting() -> Iterator[None]:
-        with pause():
-            yield
+    def fetch(work: Callable[[], Result]) -> Result:
+        def bring() -> Result:
+            brought = work()
             _wait_for_all(group)
+            return brought
+
+        return patiently(bring)
+
+    def look() -> tuple[Path, Head | None, Found | None]:
+        folder = workspace.bring_data(request.data[stage])
+        if group.rank > 0:
+            return folder, None, None
+        head = run.read()
+        assert head is not None
+        return folder, head, newest_good(workspace, head, stage, digest)
 
     job, digest = request.load_job(), request.digests[stage]
-    found, saved, head, metrics = None, None, None, ""
-    with waiting():
-        folder = workspace.bring_data(request.data[stage])
-        if group.rank == 0:
-            head = run.read()
-            assert head is not None
-            found = newest_good(workspace, head, stage, digest)
+    folder, head, found = fetch(look)
+    saved, metrics = None, ""
     data = open_data(folder)
     closers: list[Callable[[], None]] = []
     window = job.data.window
@@ -109,7 +120,7 @@ def start_stage(
     micro_batch, recompute = group.from_rank_0((plan.micro_batch, plan.recompute))
     plan = dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute)
     if recorded is None:
-        model, why = _starting_model(job, run, stage, waiting)
+        model, why = _starting_model(job, run, stage, fetch)
     else:
         config = job.model_config_resolved()
         model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
@@ -211,38 +222,40 @@ def _wait_for_all(group: Group) -> None:
         dist.all_gather_object([None] * group.world_size, None)
 
 
-def _starting_model(job: Job, run: RunState, stage: str, waiting: Pause) -> tuple[Decoder, str]:
+def _starting_model(job: Job, run: RunState, stage: str, fetch: Fetch) -> tuple[Decoder, str]:
     """The weights of a stage's first step, the same on every rank, and where they come from."""
     import torch
 
     from pion.load import load_decoder
     from pion.model.decoder import Decoder
-    from pipeline.bring_model import bring_model
 
     section = job.section(stage)
     if section.init_from is not None:
-        return _model_from(job, section.init_from, waiting), f"starts from {section.init_from}"
+        return _model_from(job, section.init_from, fetch), f"starts from {section.init_from}"
     if stage == "sft":
-        with waiting():
-            head = run.read()
-            assert head is not None
-            key = head.stages["pretrain"].checkpoint
-            assert key is not None
-            folder = bring_model(run, key)
-        return load_decoder(folder), "starts from the pretrained model"
+        return load_decoder(fetch(lambda: _pretrained(run))), "starts from the pretrained model"
     torch.manual_seed(job.seed)
     return Decoder(job.model_config_resolved()), "starts from random weights"
 
 
-def _model_from(job: Job, source: str, waiting: Pause) -> Decoder:
+def _pretrained(run: RunState) -> Path:
+    """The folder with the weights that pretraining came to."""
+    from pipeline.bring_model import bring_model
+
+    head = run.read()
+    assert head is not None
+    key = head.stages["pretrain"].checkpoint
+    assert key is not None
+    return bring_model(run, key)
+
+
+def _model_from(job: Job, source: str, fetch: Fetch) -> Decoder:
     """The job's decoder with the weights `init_from` names; BadInput if it is another model."""
     from pion.model.decoder import Decoder
     from pipeline.find_model import find_model, load_model
 
     path = job.input_path(source)
-    with waiting():
-        model = find_model(str(path) if path.exists() else source)
-    found = load_model(model)
+    found = load_model(fetch(lambda: find_model(str(path) if path.exists() else source)))
     config = job.model_config_resolved()
     require_same_model(config, found.config, source)
     return Decoder.from_state(config, found.state_dict())

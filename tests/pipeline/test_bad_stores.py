@@ -169,6 +169,14 @@ def last_save(message: Message) -> bool:
     return message["type"] == "checkpoint" and message["step"] == 20
 
 
+def pretrained(message: Message) -> bool:
+    return (message.get("stage"), message.get("state")) == ("pretrain", "done")
+
+
+def sft_built(message: Message) -> bool:
+    return message.get("name") == "sft built"
+
+
 def first_measure(message: Message) -> bool:
     return message.get("text") == "evaluate: pretrain model on held-out text"
 
@@ -211,6 +219,19 @@ def test_an_outage_longer_than_the_retries_costs_no_run_its_life_at_any_boundary
         assert sum(map(moment, display.messages)) == 1, moment.__name__
     assert display.notes("Trying again until") == len(moments)
     assert display.notes("the store can be reached again") == len(moments)
+
+
+def test_nor_between_the_stages_that_are_trained(
+    tmp_path: Path, s3: S3Server, proxy: FaultProxy
+) -> None:
+    store = f"s3://{s3.bucket()}/runs"
+    linger = {"linger": 600}
+    path = write_job(tmp_path, store=store, checkpoint=linger, publish=None)
+    display = CutOffAt(proxy, pretrained, sft_built)
+    assert run_job(load_job(path, []), Options(), display) == 0
+    assert display.notes("Trying again until") == display.notes("can be reached again") == 2
+    events = read_events(open_store(store), "tiny")
+    assert [e["stage"] for e in events if e["event"] == "training"] == ["pretrain", "sft"]
 
 
 def test_without_linger_such_an_outage_ends_the_run_with_exit_74(

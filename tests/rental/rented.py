@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ RUN = "rental-test"
 STEPS = 1200
 # Without Ray, which has tests of its own, a pod of this machine trains half a minute sooner.
 OVERRIDES = ("hardware.workers=0",)
+ENDLESS = "pretrain.steps=200000"
+"""Longer than any test takes, even where SkyPilot hesitates for minutes."""
 PATIENCE = 900.0
 """Seconds after which waiting is in vain, on the slowest machine."""
 
@@ -91,9 +95,9 @@ class Rented:
         wait_until(lambda: (head := self.head()) and "publish" in head.stages, "publish")
         self.wait_for_status("SUCCEEDED")
 
-    def final_model(self) -> str:
+    def final_model(self, steps: int = STEPS) -> str:
         """sha256 of the trained weights."""
-        return final_model(self.run, self.environment)
+        return final_model(self.run, steps, self.environment)
 
     def rows_trained(self) -> list[tuple[int, int]]:
         """(step, first row) of every attempt, as its "training" event says."""
@@ -109,15 +113,28 @@ def wait_until(condition: Callable[[], object], what: str, every: float = 0.5) -
         time.sleep(every)
 
 
-def start_unbroken(folder: Path, overrides: Sequence[str] = OVERRIDES) -> subprocess.Popen[bytes]:
-    """Train the same job in `folder`, where nothing happens to it."""
-    command = [f"{sys.prefix}/bin/pion", "run", str(REPOSITORY / JOB), "store=runs", *overrides]
+@contextmanager
+def unbroken_run(folder: Path, steps: int = STEPS) -> Iterator[Callable[[], str]]:
+    """The weights this job comes to when nothing happens to it; trained meanwhile, in `folder`."""
+    overrides = ["store=runs", f"pretrain.steps={steps}", *OVERRIDES]
+    command = [f"{sys.prefix}/bin/pion", "run", str(REPOSITORY / JOB), *overrides]
     with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+
+    @functools.cache
+    def weights() -> str:
+        assert process.wait() == 0, (folder / "log").read_text()
+        return final_model(f"{folder}/runs/{RUN}", steps)
+
+    try:
+        yield weights
+    finally:
+        process.kill()
+        process.wait()
 
 
-def final_model(run: str, environment: Mapping[str, str] = os.environ) -> str:
-    """sha256 of the weights that `pion checkpoints` lists last."""
+def final_model(run: str, steps: int, environment: Mapping[str, str] = os.environ) -> str:
+    """sha256 of the weights that `pion checkpoints` lists last, which are those of that step."""
     listed = subprocess.run(
         [f"{sys.prefix}/bin/pion", "checkpoints", run, "--json"],
         env=environment,
@@ -126,5 +143,5 @@ def final_model(run: str, environment: Mapping[str, str] = os.environ) -> str:
         check=True,
     )
     newest = max(json.loads(listed.stdout), key=lambda entry: (entry["step"], entry["epoch"]))
-    assert newest["step"] == STEPS, "the run has not come to its end"
+    assert newest["step"] == steps, "the run has not come to its end"
     return str(newest["model_sha256"])

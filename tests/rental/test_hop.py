@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rental.rented import JOB, OVERRIDES, Rented, wait_until
+from tests.rental.rented import ENDLESS, JOB, OVERRIDES, Rented, wait_until
 from tests.rental.window import window
 
 pytestmark = pytest.mark.rental
@@ -14,7 +14,7 @@ A4000 = ("--on", "sky/runpod-a4000.yaml")
 
 
 def test_a_run_hops_to_another_gpu_and_only_then_is_the_old_machine_ended(rented: Rented) -> None:
-    overrides = [f"store={rented.store}", "pretrain.steps=30000", *OVERRIDES]
+    overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
     with window(rented, "launch", JOB, *A40, *overrides) as launch:
         old = rented.wait_for_training()
         with window(rented, "hop", rented.run, *A4000, "hardware.micro_batch=2") as hop:
@@ -42,12 +42,12 @@ def test_a_run_hops_to_another_gpu_and_only_then_is_the_old_machine_ended(rented
 
 
 def test_a_hop_that_finds_no_machine_leaves_the_old_one_training(rented: Rented) -> None:
-    overrides = [f"store={rented.store}", "pretrain.steps=30000", *OVERRIDES]
+    overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
     with window(rented, "launch", JOB, *A40, *overrides) as launch:
         old = rented.wait_for_training()
         rented.loopback.runpod.sold_out = {"NVIDIA RTX A4000"}
         with window(rented, "hop", rented.run, *A4000) as hop:
-            hop.wait_for(f"managed job {hop.job}: STARTING")
+            wait_until(lambda: asked_for(rented, "NVIDIA RTX A4000"), "SkyPilot to find none")
             saves = old.job_log().count(": saved")
             wait_until(lambda: old.job_log().count(": saved") > saves + 1, "more saves")
             rented.loopback.sky("jobs", "cancel", "-y", str(hop.job))
@@ -57,3 +57,9 @@ def test_a_hop_that_finds_no_machine_leaves_the_old_one_training(rented: Rented)
         assert rented.machines == [old]
         assert old.alive
         assert launch.process.poll() is None
+
+
+def asked_for(rented: Rented, gpu: str) -> bool:
+    """Whether SkyPilot has tried to rent that GPU."""
+    queries = [query for _, query in rented.loopback.runpod.requests]
+    return any("podFindAndDeployOnDemand" in query and gpu in query for query in queries)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, wait_until
+from tests.rental.rented import ENDLESS, JOB, OVERRIDES, RUN, Rented, wait_until
 from tests.rental.window import window
 
 pytestmark = pytest.mark.rental
@@ -44,7 +44,7 @@ def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(
 
 
 def test_a_run_that_is_asked_to_stop_ends_with_4_and_is_not_recovered(rented: Rented) -> None:
-    overrides = [f"store={rented.store}", "pretrain.steps=30000", *OVERRIDES]
+    overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
     with window(rented, "launch", JOB, *A40, *overrides) as launch:
         pod = rented.wait_for_training()
         with window(rented, "stop", rented.run) as stop:

@@ -5,14 +5,13 @@ Launched by SkyPilot alone, as by someone who never heard of `pion launch`.
 
 from __future__ import annotations
 
-import functools
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.rental.rented import RUN, Rented, final_model, start_unbroken, wait_until
+from tests.rental.rented import Rented, unbroken_run, wait_until
 from tests.s3_server import SECRET_KEY
 
 pytestmark = pytest.mark.rental
@@ -21,17 +20,8 @@ pytestmark = pytest.mark.rental
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """The weights this job comes to when nothing happens to it; trained while pods boot."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    process = start_unbroken(folder)
-
-    @functools.cache
-    def weights() -> str:
-        assert process.wait() == 0, (folder / "log").read_text()
-        return final_model(f"{folder}/runs/{RUN}")
-
-    yield weights
-    process.kill()
-    process.wait()
+    with unbroken_run(tmp_path_factory.mktemp("unbroken")) as weights:
+        yield weights
 
 
 def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroken_run(

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.state.metrics import read_events
 from pipeline.state.stores import open_store
-from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, wait_until
+from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, unbroken_run, wait_until
 from tests.rental.skypilot_home import REPOSITORY
 from tests.rental.window import Window, window
 
@@ -21,6 +21,8 @@ pytestmark = pytest.mark.rental
 
 NOISE_SECONDS = 45.0
 """Between two recoveries of the same kind. Left alone, SkyPilot needs 130 s more for such a pod."""
+LONGER = 4000
+"""Steps that last until SkyPilot says of a machine that it has recovered the run."""
 
 
 @contextmanager
@@ -36,7 +38,9 @@ def watched(rented: Rented, on: Path, *overrides: str) -> Iterator[Window]:
         yield watch
 
 
-def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes(rented: Rented) -> None:
+def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothing_is_lost(
+    rented: Rented, tmp_path: Path
+) -> None:
     def seconds_to_the_next(machine: int, leaves: Literal["gone", "exited"]) -> float:
         pod = rented.wait_for_training(machine)
         lost = time.monotonic()
@@ -45,7 +49,8 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes(rented: R
         wait_until(lambda: len(rented.machines) > machine + 1, "the next machine")
         return time.monotonic() - lost
 
-    with watched(rented, Path("sky/runpod-a40.yaml"), "pretrain.steps=30000") as watch:
+    on, steps = Path("sky/runpod-a40.yaml"), f"pretrain.steps={LONGER}"
+    with unbroken_run(tmp_path, LONGER) as unbroken, watched(rented, on, steps) as watch:
         watch.wait_for("RUNNING on RunPod")
         vanished = seconds_to_the_next(0, "gone")
         watch.wait_for("recovered 1 time")  # while it is launched SkyPilot sees what becomes of it
@@ -53,6 +58,8 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes(rented: R
         dead = rented.machines[1]
         assert f"dead pod: pod {dead.id} is EXITED in RunPod's list" in watch.text
         watch.wait_for("recovered 2 times")
+        watch.ends_with(0)
+        assert rented.final_model(LONGER) == unbroken()
     assert exited < vanished + NOISE_SECONDS
     (event,) = [e for e in read_events(open_store(rented.store), RUN) if e["event"] == "watch"]
     assert event["done"] == [f"terminated pod {dead.id}"]
