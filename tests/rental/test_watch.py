@@ -21,7 +21,7 @@ pytestmark = pytest.mark.rental
 
 NOISE_SECONDS = 45.0
 """Between two recoveries of the same kind. Left alone, SkyPilot needs 130 s more for such a pod."""
-LONGER = 4000
+LONGER = 8000
 """Steps that last until SkyPilot says of a machine that it has recovered the run."""
 
 

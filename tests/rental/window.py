@@ -59,7 +59,8 @@ def window(rented: Rented, *arguments: str) -> Iterator[Window]:
         output = Path(folder, "output")
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [f"{sys.prefix}/bin/pion", *arguments],
+                # As in a terminal, also where the tests were started with Ctrl-C ignored (`… &`).
+                ["env", "--default-signal=INT", f"{sys.prefix}/bin/pion", *arguments],
                 cwd=REPOSITORY,
                 env=rented.environment | {"PION_ALLOW_LOOPBACK": "1", "COLUMNS": "200"},
                 stdin=subprocess.DEVNULL,
