@@ -123,7 +123,7 @@ def _budget(job: Job, rental: Rental, estimates: Sequence[Estimate]) -> list[Che
         return [CheckRow("budget", False, stops)]
     fitting = [e for e in estimates if e.fits]
     limits: list[tuple[str, float | None, list[float | None], Callable[[float], str]]] = [
-        ("dollars", dollars, [e.dollars for e in fitting], lambda sum: f"${sum:.2f}"),
+        ("dollars", dollars, [e.dollars for e in fitting], lambda price: f"${price:.2f}"),
         ("hours", hours, [e.hours for e in fitting], lambda time: duration(3600 * time)),
     ]
     above, within_it = [], []

@@ -178,6 +178,25 @@ def test_events_come_back_in_the_order_they_happened(store: FileStore) -> None:
     assert events[0] == {"event": "claimed", "host": "gpu", "epoch": 1, "at": 1.0}
 
 
+def test_an_event_whose_acknowledgement_was_lost_happened_once(store: FileStore) -> None:
+    class LosesOne(FileStore):
+        losses = 1
+
+        def write(self, key: str, data: Any) -> None:
+            super().write(key, data)
+            if self.losses:
+                self.losses -= 1
+                raise StoreError("write", key, "the connection was lost")
+
+    log = EventLog(LosesOne(store.folder), "demo", 1)
+    log.append("training", stage="sft")
+    with pytest.raises(StoreError):
+        log.flush()
+    log.append("hop", stage="sft")
+    log.flush()
+    assert [event["event"] for event in read_events(store, "demo")] == ["training", "hop"]
+
+
 def test_reading_ignores_what_is_no_segment(store: FileStore) -> None:
     log_steps(store, 1, range(1))
     store.write("demo/metrics/pretrain/1/notes.txt", b"hello")
