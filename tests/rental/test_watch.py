@@ -81,6 +81,9 @@ def test_a_place_whose_machines_all_die_young_is_left_for_another(
         first, *_ = rented.machines
         gpu = first.gpu.removeprefix("NVIDIA ").replace(" ", "")
         assert f"bad place: the last 3 machines were {gpu} spot on RunPod" in watch.text
-        good = rented.wait_for_training(machine=3)
-        assert good.gpu != first.gpu
         watch.ends_with(0)
+        # SkyPilot may have rented a fourth one there before its job was ended.
+        assert rented.machines[-1].gpu != first.gpu
+        head = rented.head()
+        assert head is not None
+        assert "publish" in head.stages
