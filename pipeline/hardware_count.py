@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 
@@ -10,7 +11,9 @@ def gpu_count() -> int:
     """NVIDIA GPUs this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
+        named = [d for d in visible.split(",") if d.strip() not in ("", "-1")]
+        # Whoever set it may be wrong: an image for GPUs, or a scheduler, on a machine that has none.
+        return len(named) if named and has_driver() else 0
     try:
         listed = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True
@@ -18,3 +21,12 @@ def gpu_count() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver library is here, without which torch sees no GPU."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
