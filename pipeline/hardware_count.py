@@ -12,7 +12,7 @@ def gpu_count() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         named = [d for d in visible.split(",") if d.strip() not in ("", "-1")]
-        # Whoever set it may be wrong: an image for GPUs, or a scheduler, on a machine that has none.
+        # An image for GPUs, or a scheduler, may have set it on a machine that has none.
         return len(named) if named and has_driver() else 0
     try:
         listed = subprocess.run(
