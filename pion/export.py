@@ -205,8 +205,9 @@ def _reload(out: Path) -> tuple[Any, Any]:
 def _same_ids(out: Path, tokenizer: Tokenizer, hf_tokenizer: Any, text: str) -> list[int]:
     """Ids of `text`, by both tokenizers. Raises PionError where they differ."""
     ours = tokenizer.encode(text)
-    # In training, text that spells out a special token is only text.
-    theirs = hf_tokenizer(text, split_special_tokens=True)["input_ids"]
+    # In training, text that spells out a special token is only text. It may be longer than the
+    # model's context, of which a verbose tokenizer warns: no model is to read all of it.
+    theirs = hf_tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
     if ours != theirs:
         pairs = enumerate(zip(ours, theirs))
         at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))

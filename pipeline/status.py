@@ -14,6 +14,7 @@ from pipeline.cost.by_cause import Costs, MachineCost, costs_of
 from pipeline.find_model import last_change, read_run, runs_in
 from pipeline.formats import duration, moment, printable, size
 from pipeline.job import STAGES
+from pipeline.recorded_job import recorded_stages
 from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import CheckpointEntry, Head
@@ -69,11 +70,13 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
     launch_id = head.owner.launch_id if head.owner else None
     stop = pending_stop(state, notes.append, launch_id=launch_id)
     newest = head.checkpoints[0] if head.checkpoints else None
+    ours = recorded_stages(state, head)
+    stages = [s for s in STAGES if ours is None or s in ours or s in head.stages]
     return {
         "run": state.name,
         "store": state.store.url,
         "epoch": head.epoch,
-        "stages": {stage: _stage_status(stage, head) for stage in STAGES},
+        "stages": {stage: _stage_status(stage, head) for stage in stages},
         "checkpoint": dataclasses.asdict(newest) if newest else None,
         "owner": dataclasses.asdict(head.owner) if head.owner else None,
         "owner_running": is_running(head.owner, Owner.me()) if head.owner else None,

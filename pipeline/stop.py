@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.find_model import read_run
 from pipeline.formats import duration, printable
+from pipeline.recorded_job import recorded_stages
 from pipeline.state.claim import HEARTBEAT_SECONDS
 from pipeline.state.head import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
 from pipeline.state.owner import Owner, is_running
@@ -63,16 +64,8 @@ _STAYS = (
 
 def is_finished(state: RunState, head: Head) -> bool:
     """Whether every stage of the job that HEAD names is done; False if the job can't be read."""
-    text = state.read_job(head.job) if head.job else None
-    if text is None:
-        return False
-    from pipeline.job_file import parse_job
-
-    try:
-        job = parse_job(text, f"the job of run {state.name}")
-    except BadInput:  # another version's
-        return False
-    return all(stage in head.stages for stage in job.stages)
+    stages = recorded_stages(state, head)
+    return stages is not None and all(stage in head.stages for stage in stages)
 
 
 def _wait(state: RunState, say: Say) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import pipeline.cli
 from pion.errors import Fenced, NotDurable
@@ -18,6 +19,7 @@ from pipeline.job import STAGES
 from pipeline.state.owner import Owner
 from pipeline.state.records import SkippedRows
 from tests.pipeline.finished_run import make_run, tiny_model, tiny_tokenizer
+from tests.pipeline.jobs import tiny_dict
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SEEDS = Path(__file__).parents[1] / "fixtures" / "seeds"
@@ -210,6 +212,20 @@ def test_status_of_a_run_is_read_from_its_store_alone(here, pion):
     assert "evaluate  not begun" in out
     assert "newest checkpoint: sft step 5" in out
     assert "owner: nobody (released)" in out
+
+
+def test_status_shows_the_stages_that_the_runs_job_has(here, pion):
+    run = make_run(here / "runs", saves=[("pretrain", 10)], finished=[])
+    assert "sft       not begun" in pion("status", "demo")[1]  # nothing says what job it is
+    run.write_job("d1", yaml.safe_dump(tiny_dict(sft=None)))
+    claim = run.claim(Owner.me())
+    claim.set_job("d1")
+    claim.release()
+    _, out, _ = pion("status", "demo")
+    assert "pretrain  begun at step 10" in out
+    assert "evaluate  not begun" in out
+    assert "sft" not in out
+    assert "publish" not in out
 
 
 def test_status_names_the_owner_and_what_it_last_said(here, pion):
