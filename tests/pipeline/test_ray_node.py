@@ -42,9 +42,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # Without it Ray turns 127.0.0.1 into the address of a network this machine may not have.
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    # Where it notes its address; no node makes that folder when all have a `temp_dir`.
+    (session / "ray").mkdir()
+    here = {"RAY_TMPDIR": str(session), SESSION_VARIABLE: str(session)}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(session)],
-        env=os.environ | RAY_ENVIRONMENT | access | loopback | {SESSION_VARIABLE: str(session)},
+        env=os.environ | RAY_ENVIRONMENT | access | loopback | here,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
