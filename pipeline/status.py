@@ -14,7 +14,7 @@ from pipeline.cost.by_cause import Costs, MachineCost, costs_of
 from pipeline.find_model import last_change, read_run, runs_in
 from pipeline.formats import duration, moment, printable, size
 from pipeline.job import STAGES
-from pipeline.recorded_job import recorded_stages
+from pipeline.recorded_job import recorded_job, recorded_stages
 from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import CheckpointEntry, Head
@@ -131,13 +131,12 @@ def rewrite_report(run: str, *, as_json: bool) -> int:
     That of a remote run is put into the working directory too.
     """
     state, head = read_run(run)
-    text = state.read_job(head.job) if head.job else None
-    if text is None:
+    job = recorded_job(state, head)
+    if job is None:
         raise BadInput(f"run {state.name} has no record of its job, so there is nothing to report")
     from pipeline.finish import write_run_report
-    from pipeline.job_file import parse_job
 
-    path = write_run_report(parse_job(text, f"the job of run {state.name}"), state)
+    path = write_run_report(job, state)
     if state.store.local_path(state.name) is None:
         path = Path(shutil.copyfile(path, f"{state.name}-report.html"))
     print(json.dumps({"report": str(path)}) if as_json else path)

@@ -17,6 +17,7 @@ from pipeline.formats import duration
 from pipeline.handover import FROM_EPOCH
 from pipeline.job import Job
 from pipeline.job_file import job_text, load_job
+from pipeline.recorded_job import recorded_text
 from pipeline.rent.managed import pods
 from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.launch import (
@@ -75,7 +76,7 @@ def hop(
         return 0
     rental = read_rental(on)
     name = rental_name(state.store.url, state.name)
-    path, recorded = (job, []) if job is not None else recorded_job(state, head)
+    path, recorded = (job, []) if job is not None else find_job_file(state, head)
     changed = [*recorded, *overrides]
     parsed = _the_same_run(load_job(path, changed), state)
     rented = only(rental, fitting(parsed, rental, force=force))
@@ -121,12 +122,12 @@ def hop(
 # ---------------------------------------------------------------- the job
 
 
-def recorded_job(state: RunState, head: Head) -> tuple[str, list[str]]:
+def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
     """The job file and overrides that the run was last started with, as they are here.
 
     Raises BadInput if no file below the working directory says what the store records.
     """
-    text = state.read_job(head.job) if head.job else None
+    text = recorded_text(state, head)
     if text is None:
         raise BadInput(f"{state.name} has no record of its job. Give it: --job FILE.")
     overrides = []

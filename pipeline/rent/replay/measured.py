@@ -14,7 +14,7 @@ from pion.errors import PionError
 from pipeline.cost.machine import AT_HOME, RENTED
 from pipeline.cost.timeline import WAITED
 from pipeline.job import Job
-from pipeline.job_file import parse_job
+from pipeline.recorded_job import recorded_job
 from pipeline.rent.replay.options import Number
 from pipeline.state.head import RunState
 from pipeline.state.metrics import Row, read_events, read_metrics
@@ -50,11 +50,10 @@ def measure(job: Job) -> Measured:
         head = run.read()
         if head is None:
             return Measured(f"there is no run {job.name} in {store.url}")
-        text = run.read_job(head.job) if head.job else None
-        if text is None:
+        then = recorded_job(run, head)
+        if then is None:
             return Measured(f"run {job.name} has no record of its job")
-        then = parse_job(text, f"the job of run {job.name}").model_config_resolved()
-        if then != job.model_config_resolved():
+        if then.model_config_resolved() != job.model_config_resolved():
             return Measured(f"run {job.name} trained another model")
         events = read_events(store, job.name)
         rows = {stage: read_metrics(store, job.name, head, stage) for stage in job.train_stages}

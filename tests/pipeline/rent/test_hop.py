@@ -15,7 +15,7 @@ from pipeline.cli import main
 from pipeline.handover import FROM_EPOCH, relieves
 from pipeline.job_file import job_text
 from pipeline.rent.managed import hop as hopping
-from pipeline.rent.managed.hop import hop, recorded_job
+from pipeline.rent.managed.hop import find_job_file, hop
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
@@ -53,19 +53,19 @@ def record(run: RunState, text: str) -> None:
 
 
 def test_the_job_is_found_again_by_what_the_store_says_of_it(run: RunState, project: Path) -> None:
-    assert recorded_job(run, head_of(run)) == ("jobs/demo.yaml", [])
+    assert find_job_file(run, head_of(run)) == ("jobs/demo.yaml", [])
 
 
 def test_the_overrides_of_the_launch_are_found_again(run: RunState, project: Path) -> None:
     overrides = ["pretrain.lr=1e-3", "publish=null"]
     record(run, job_text(project / "jobs" / "demo.yaml", overrides))
-    assert recorded_job(run, head_of(run)) == ("jobs/demo.yaml", overrides)
+    assert find_job_file(run, head_of(run)) == ("jobs/demo.yaml", overrides)
 
 
 def test_a_job_that_was_changed_since_must_be_named(run: RunState, project: Path) -> None:
     (project / "jobs" / "demo.yaml").write_text("name: demo\n")
     with pytest.raises(BadInput, match=r"was changed, or lies elsewhere.*--job FILE.*Nothing was"):
-        recorded_job(run, head_of(run))
+        find_job_file(run, head_of(run))
 
 
 # ---------------------------------------------------------------- the command
