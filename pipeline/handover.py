@@ -32,8 +32,9 @@ def ask_for_handover(
     """Ask the owner that this machine was rented to relieve to save and stop, if it owns the run.
 
     `fetch` brings here, while the old owner still works, what is known to be needed; it may fail.
-    An owner that has come since, a person's or this launch's own, is not asked. Raises `BadInput`
-    for a variable that is no epoch, `StoreError`.
+    An owner that has come since, a person's or this launch's own, is not asked. Where nobody owns
+    the run, a machine of the old rental may be on its way, and is told to leave the run alone.
+    Raises `BadInput` for a variable that is no epoch, `StoreError`.
     """
     text = environment.get(FROM_EPOCH)
     if not text:
@@ -41,14 +42,22 @@ def ask_for_handover(
     if not text.isdigit():
         raise BadInput(f"{FROM_EPOCH} is {text!r}, which is no epoch. Nothing was started.")
     head = run.read()
+    if head is not None and head.owner is None and head.epoch == int(text):
+        if pending_stop(run) is None:
+            ask_stop(run, _reason(me), except_launch=me.launch_id)
+        return
     if head is None or not relieves(head, int(text), me):
         return
     with contextlib.suppress(PionError):  # the claim meets it again, where it can be said
         fetch()
     assert head.owner is not None
     if pending_stop(run, launch_id=head.owner.launch_id) is None:
-        ask_stop(run, f"pion hop to {me.host}", except_launch=me.launch_id)
+        ask_stop(run, _reason(me), except_launch=me.launch_id)
     say(f"asked {head.owner.describe()} to save its work and hand the run over")
+
+
+def _reason(me: Owner) -> str:
+    return f"pion hop to {me.host}"
 
 
 def relieves(head: Head, epoch: int, me: Owner) -> bool:

@@ -26,7 +26,8 @@ from pipeline.plan import (
 from pipeline.preemption import watch_for_notices
 from pipeline.preflight import preflight
 from pipeline.state.head import Clock, RunState
-from pipeline.state.owner import RELEASED, Owner
+from pipeline.state.owner import RELEASED, Owner, launch_id
+from pipeline.state.rental_note import over_unless_interrupted
 from pipeline.state.requests import pending_stop
 from pipeline.state.restore import refuse_other_formats
 from pipeline.state.stores import StoreError, open_store
@@ -39,10 +40,18 @@ LOOK_SECONDS = 0.5
 
 def run_job(job: Job, options: Options, display: Display) -> int:
     """Do what is left of `job` and return 0; raises PionError with the exit code otherwise."""
-    started = time.time()
-    digests = digest_job(job)
     stopping = StoppingOnSignals(display, grace=job.checkpoint.grace)
     run = RunState(open_store(job.store), job.name, Clock(sleep=stopping.sleep))
+    with over_unless_interrupted(run, launch_id()):
+        _do_what_is_left(job, options, display, run, stopping)
+    return 0
+
+
+def _do_what_is_left(
+    job: Job, options: Options, display: Display, run: RunState, stopping: StoppingOnSignals
+) -> None:
+    started = time.time()
+    digests = digest_job(job)
     try:
         head = run.read()
     except StoreError as error:
@@ -64,7 +73,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
         for plan in plans:
             display.say({"type": "stage", "stage": plan.stage, "state": "done", "why": plan.why})
         display.say({"type": "summary", "rows": summary_rows(job, run)})
-        return 0
+        return
 
     for note in preflight(job):
         display.say({"type": "note", "text": note})
@@ -106,7 +115,6 @@ def run_job(job: Job, options: Options, display: Display) -> int:
         with _obeying_in_time(advance):
             advance.introduce(waited)
             advance.go(raised)
-    return 0
 
 
 def _not_started(error: StoreError) -> PionError:

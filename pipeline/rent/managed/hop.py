@@ -91,10 +91,8 @@ def hop(
                 f"To follow it: `pion watch {run}`. To call it off: `sky jobs cancel {old[0].id}`. "
                 "Nothing was rented."
             )
-        announce_rental(state, head, force=force)
-        # While it recovers, an old job owns nothing, and claims the run once it has a machine.
-        more = {FROM_EPOCH: str(head.epoch)} if head.owner is not None or old else {}
-        envs = variables(rented, parsed, path, changed, **more)
+        envs = variables(rented, parsed, path, changed, **{FROM_EPOCH: str(head.epoch)})
+        announce_rental(state, head, envs["PION_LAUNCH_ID"], moving=True, force=force)
         clear_stops(state)
         say_now(SUBMITTING)
         task = make_task(task_config(rented, name, envs, parsed.prices), secrets)

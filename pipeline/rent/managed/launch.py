@@ -55,7 +55,8 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     rented = only(rental, fitting(parsed, rental, force=force))
     state = RunState(open_store(parsed.store), parsed.name)
     name = rental_name(state.store.url, state.name)
-    config = task_config(rented, name, variables(rented, parsed, job, overrides), parsed.prices)
+    envs = variables(rented, parsed, job, overrides)
+    config = task_config(rented, name, envs, parsed.prices)
     if dry_run:
         print(task_yaml(config))
         return 0
@@ -68,7 +69,7 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     start_api_server(say_now)
     with submitting_alone(name):
         refuse_second(state, head, managed_jobs(name))
-        announce_rental(state, head, force=force)
+        announce_rental(state, head, envs["PION_LAUNCH_ID"], force=force)
         if clear_stops(state):
             say_now("cleared a request to stop this run")
         say_now(SUBMITTING)

@@ -1,27 +1,20 @@
-"""One rental of a run at a time, wherever it is submitted from.
-
-A machine's SkyPilot knows nothing of what was submitted on another one, and nobody owns the run
-while the first machine boots. So whoever submits leaves a note in the run's store, which counts
-until a machine claims the run.
-"""
+"""One rental of a run at a time, wherever it is submitted from."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 from pion.errors import BadInput
 from pipeline.formats import duration, moment
 from pipeline.rent.managed.alone import alone
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
+from pipeline.rent.managed.managed_jobs import my_hash
 from pipeline.state.head import RunState
-from pipeline.state.records import FORMAT, Head, parse
-from pipeline.state.stores import Conflict, Missing, StoreError
-
-NOTE = "rental.json"
+from pipeline.state.records import Head
+from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
+from pipeline.state.stores import Conflict, StoreError
 
 
 @contextlib.contextmanager
@@ -37,57 +30,55 @@ def submitting_alone(name: str) -> Iterator[None]:
         yield
 
 
-def announce_rental(state: RunState, head: Head | None, *, force: bool = False) -> None:
-    """Leave word in the store that a machine for the run is being rented from here.
+def announce_rental(
+    state: RunState, head: Head | None, launch_id: str, *, moving: bool = False, force: bool = False
+) -> None:
+    """Leave word in the store that machines for the run are rented from here, as `launch_id`.
 
-    Raises BadInput if that is so from another machine, and no machine has claimed the run since
-    `head`, unless `force`d. What was submitted here is known to SkyPilot, and does not count.
+    Raises BadInput, unless `force`d, if they are rented from elsewhere already; where the run is
+    `moving`, which ends that rental, only if no machine of it has claimed the run yet. What was
+    submitted here is known to SkyPilot, and does not count.
     """
-    epoch = head.epoch if head is not None else 0
-    note = {
-        "format": FORMAT,
-        "at": state.clock.now(),
-        "host": socket.gethostname(),
-        "epoch": epoch,
-    }
-    key, run = state.key(NOTE), f"{state.store.url}/{state.name}"
+    note = RentalNote(
+        at=state.clock.now(),
+        host=socket.gethostname(),
+        rented_from=my_hash(),
+        launch_id=launch_id,
+        epoch=head.epoch if head is not None else 0,
+    )
     try:
-        before, version = _read(state, key)
-        if not force and _counts(before, note):
-            raise BadInput(
-                f"a machine for {state.name} was rented from {before['host']} "
-                f"{duration(note['at'] - before['at'])} ago, and has not claimed the run yet. "
-                "Another one would be paid for too, so nothing was rented. See in a few minutes: "
-                f"pion status {run}. If that was called off on {before['host']}: --force, or wait "
-                f"until {moment(before['at'] + BOOT_SECONDS)}."
-            )
-        state.store.compare_and_swap(key, (json.dumps(note, indent=1) + "\n").encode(), version)
+        before, version = read_rental_note(state)
+        if not force and before is not None and before.rented_from != note.rented_from:
+            _refuse_second(state, before, note, moving=moving)
+        write_rental_note(state, note, version)
     except Conflict as error:
         raise BadInput(
             f"a machine for {state.name} is being rented by another process at this moment, so "
-            f"nothing was rented. See in a few minutes: pion status {run}"
+            f"nothing was rented. See in a few minutes: pion status {_run(state)}"
         ) from error
     except StoreError as error:
         raise BadInput(f"{error} Nothing was rented.") from error
 
 
-def _read(state: RunState, key: str) -> tuple[dict[str, Any], str | None]:
-    """The note that is there, and its version; empty where there is none that can be read."""
-    try:
-        data, version = state.store.read_versioned(key)
-    except Missing:
-        return {}, None
-    try:
-        return parse(data, f"{state.store.url}/{key}"), version
-    except BadInput:
-        return {}, version
+def _refuse_second(state: RunState, before: RentalNote, note: RentalNote, *, moving: bool) -> None:
+    """Raise BadInput if a machine that was rented elsewhere may be on its way, or come again."""
+    ago = f"{duration(note.at - before.at)} ago"
+    if before.epoch == note.epoch and note.at < before.at + BOOT_SECONDS:
+        raise BadInput(
+            f"a machine for {state.name} was rented from {before.host} {ago}, and has not claimed "
+            "the run yet. Another one would be paid for too, so nothing was rented. See in a few "
+            f"minutes: pion status {_run(state)}. If that was called off on {before.host}: "
+            f"--force{f', or wait until {moment(before.at + BOOT_SECONDS)}' if moving else ''}."
+        )
+    if not moving:
+        raise BadInput(
+            f"{state.name} was rented from {before.host} {ago}, and that is not over: SkyPilot "
+            "there waits for a machine, or replaces one that was lost. Another one would be paid "
+            f"for too, so nothing was rented. Move it to a machine rented from here: pion hop "
+            f"{_run(state)} --on SKY. If it was called off on {before.host} (sky jobs cancel): "
+            "--force"
+        )
 
 
-def _counts(before: dict[str, Any], note: dict[str, Any]) -> bool:
-    """Whether a machine may be on its way that SkyPilot here does not know of."""
-    try:
-        elsewhere = before["host"] != note["host"]
-        booting = before["epoch"] == note["epoch"] and note["at"] < before["at"] + BOOT_SECONDS
-    except (KeyError, TypeError):
-        return False
-    return elsewhere and booting
+def _run(state: RunState) -> str:
+    return f"{state.store.url}/{state.name}"

@@ -23,9 +23,10 @@ from pipeline.rent.managed.launch import how_to_come_back, say_now
 from pipeline.rent.managed.look import Look, Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.pods import Pod
-from pipeline.rent.managed.task import make_again
+from pipeline.rent.managed.task import launch_id_of, make_again
 from pipeline.rent.rental import rental_name
 from pipeline.state.head import RunState
+from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.stores import StoreError, open_store, split_run
 
 POLL_SECONDS = 10.0
@@ -220,6 +221,8 @@ class Watcher:
         self._found = {key: done for key, done in self._found.items() if key in keys}
         if job.live or self.lookout.job_id != job.id:
             return None
+        with contextlib.suppress(PionError):  # the store is down, and has known worse
+            withdraw_rental_note(self.state, launch_id_of(job))
         code, words = how_it_ended(job, look.progress.status)
         self.say(words)
         return code

@@ -15,6 +15,7 @@ from pipeline.job_file import load_job
 from pipeline.run import Options, run_job
 from pipeline.state.head import RunState
 from pipeline.state.owner import RELEASED, Owner
+from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.requests import clear_stops, pending_stop
 from pipeline.state.stores import open_store
 from pipeline.status import run_status
@@ -129,8 +130,20 @@ def test_a_launch_that_had_the_run_asks_nobody_when_it_is_restarted(run: RunStat
     assert pending_stop(run) is None
 
 
-def test_a_released_run_is_nobodys_to_hand_over(run: RunState) -> None:
+def test_a_machine_that_comes_late_leaves_a_run_alone_that_has_moved(run: RunState) -> None:
+    run.claim(OLD).release()  # it was taken away, and another is on its way
     assert arrive(run, head_of(run).epoch) == []
+    assert arrive(run, head_of(run).epoch) == []  # its boot was interrupted
+    assert pending_stop(run, launch_id="launch-new") is None
+    assert pending_stop(run, launch_id="launch-old") is not None
+    assert clear_stops(run) == 1
+
+
+def test_a_run_that_somebody_had_and_released_meanwhile_is_asked_nothing(run: RunState) -> None:
+    before = head_of(run).epoch
+    run.claim(someone(host="desk")).release()
+    assert arrive(run, before) == []
+    assert pending_stop(run) is None
 
 
 def test_asking_twice_leaves_one_request(run: RunState) -> None:
@@ -163,6 +176,7 @@ def test_pion_run_on_the_new_machine_asks_waits_and_goes_on_to_the_end(
     run = RunState(open_store(job.store), job.name)
     old = run.claim(OLD)
     old.start_heartbeat(0.1)
+    write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "launch-new", old.epoch), None)
 
     def hand_over_when_asked() -> None:
         while old.stop_request is None:
@@ -179,3 +193,4 @@ def test_pion_run_on_the_new_machine_asks_waits_and_goes_on_to_the_end(
     notes = [str(m["text"]) for m in display.messages if m["type"] == "note"]
     assert f"asked {OLD.describe()} to save its work and hand the run over" in notes
     assert head_of(run).claims[1].owner.launch_id == "launch-new"
+    assert read_rental_note(run)[0] is None  # the rental is over

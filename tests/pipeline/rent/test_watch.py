@@ -29,11 +29,14 @@ from pipeline.rent.managed.watch import (
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, read_events
 from pipeline.state.records import Head
+from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.requests import ask_stop
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.rent.test_diagnose import A40, A4000, JOB, job
 from tests.pipeline.rent.watched import Cloud, beat, during, succeed
 from tests.pipeline.state.conftest import FakeClock, someone
+
+TASK = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: 0123abcd\nrun: pion run\n"
 
 
 def test_a_job_that_ends_well_is_followed_to_its_end(
@@ -71,6 +74,15 @@ def test_a_job_that_fails_gives_its_exit_code_and_where_its_output_is(
     assert watcher.follow() == code
     assert words in said[-1]
     assert "sky jobs logs 7" in said[-1]
+
+
+def test_a_rental_that_ended_without_its_machine_saying_so_is_over_for_other_computers(
+    watcher: Watcher, cloud: Cloud, run: RunState
+) -> None:
+    write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
+    cloud.now("FAILED_NO_RESOURCE", task=TASK)
+    watcher.follow()
+    assert read_rental_note(run)[0] is None
 
 
 def test_a_dead_pod_is_terminated_at_the_first_look_and_the_run_remembers_why(
@@ -272,8 +284,7 @@ def test_a_run_that_has_hopped_is_not_taken_for_one_that_was_asked_to_stop(
 ) -> None:
     run.claim(someone(launch_id="launch-old")).release()
     ask_stop(run, "pion hop to pod-new", except_launch="0123abcd")
-    task = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: 0123abcd\nrun: pion run\n"
-    cloud.now("STARTING", submitted_at=time.time, task=task)
+    cloud.now("STARTING", submitted_at=time.time, task=TASK)
 
     def live() -> None:
         if cloud.submitted:

@@ -1,0 +1,100 @@
+"""Word in a run's store that machines are rented for it, and who sees to that.
+
+A machine's SkyPilot knows nothing of what was rented from another one, and nobody owns the run
+while a machine boots, or while one that was lost is replaced. The note stays until the rental is
+over: its run ends for good, or whoever rented sees that it did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pion.errors import BadInput, Interrupted, PionError
+from pipeline.state.head import RunState
+from pipeline.state.records import FORMAT, build, parse
+from pipeline.state.stores import Conflict, Missing
+
+NOTE = "rental.json"
+
+
+@dataclass(frozen=True)
+class RentalNote:
+    """Who rents machines for a run.
+
+    Attributes:
+        at: when it was submitted, in Unix seconds.
+        host: where, for a person.
+        rented_from: where, as SkyPilot tells its users apart.
+        launch_id: what the starts of the run on those machines have in common.
+        epoch: the run's when it was submitted.
+        over: whether nobody rents for it any more.
+    """
+
+    at: float
+    host: str
+    rented_from: str
+    launch_id: str
+    epoch: int
+    over: bool = False
+    format: int = FORMAT
+
+
+def read_rental_note(state: RunState) -> tuple[RentalNote | None, str | None]:
+    """The note of a rental that is not over, and the version of what is there in its place.
+
+    One that can't be read is in nobody's way. Raises StoreError.
+    """
+    key = state.key(NOTE)
+    try:
+        data, version = state.store.read_versioned(key)
+    except Missing:
+        return None, None
+    where = f"{state.store.url}/{key}"
+    try:
+        note = build(RentalNote, parse(data, where), where)
+    except BadInput:
+        return None, version
+    readable = isinstance(note.at, int | float) and isinstance(note.epoch, int)
+    return (note if readable and not note.over else None), version
+
+
+def write_rental_note(state: RunState, note: RentalNote, version: str | None) -> None:
+    """Leave `note` in place of that version. Raises Conflict if it is another one; StoreError."""
+    text = json.dumps(dataclasses.asdict(note), indent=1) + "\n"
+    state.store.compare_and_swap(state.key(NOTE), text.encode(), version)
+
+
+def withdraw_rental_note(state: RunState, launch_id: str | None) -> None:
+    """The rental `launch_id` is over. Does nothing if the note is another's; raises StoreError."""
+    note, version = read_rental_note(state)
+    if note is None or note.launch_id != launch_id:
+        return
+    with contextlib.suppress(Conflict):  # rented once more meanwhile
+        write_rental_note(state, dataclasses.replace(note, over=True), version)
+        state.store.flush()
+
+
+@contextlib.contextmanager
+def over_unless_interrupted(state: RunState, launch_id: str | None) -> Iterator[None]:
+    """Withdraw the note when the run on this machine ends in a way that no other one takes up.
+
+    Only an interrupted run goes on elsewhere (exit code 75, `recover_on_exit_codes` in sky/).
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception:
+        _withdraw(state, launch_id)
+        raise
+    _withdraw(state, launch_id)
+
+
+def _withdraw(state: RunState, launch_id: str | None) -> None:
+    if launch_id is not None:
+        with contextlib.suppress(PionError):  # it only spares a person a --force
+            withdraw_rental_note(state, launch_id)
