@@ -42,7 +42,7 @@ def ask_for_handover(
     if not text.isdigit():
         raise BadInput(f"{FROM_EPOCH} is {text!r}, which is no epoch. Nothing was started.")
     head = run.read()
-    if head is not None and head.owner is None and head.epoch == int(text):
+    if head is not None and head.owner is None and relieves(head, int(text), me):
         if pending_stop(run) is None:
             ask_stop(run, _reason(me), except_launch=me.launch_id)
         return
@@ -61,11 +61,12 @@ def _reason(me: Owner) -> str:
 
 
 def relieves(head: Head, epoch: int, me: Owner) -> bool:
-    """Whether `head` still belongs to who owned it under `epoch`: that process, or its launch."""
-    if head.owner is None or any(c.owner.launch_id == me.launch_id for c in head.claims):
+    """Whether who owned `head` under `epoch`, that process or its launch, had it last."""
+    if any(claim.owner.launch_id == me.launch_id for claim in head.claims):
         return False
     for claim in head.claims:
         if claim.epoch == epoch:
-            same_launch = claim.owner.launch_id and claim.owner.launch_id == head.owner.launch_id
-            return bool(same_launch) or claim.owner.session == head.owner.session
+            last = head.claims[0].owner
+            same_launch = claim.owner.launch_id and claim.owner.launch_id == last.launch_id
+            return bool(same_launch) or claim.owner.session == last.session
     return False

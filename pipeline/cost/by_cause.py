@@ -247,7 +247,7 @@ def _machine_cost(
     return MachineCost(
         id=last.machine,
         rented=last.rented,
-        host=about["host"],
+        host=about.get("host") or last.machine,
         cloud=about.get("cloud"),
         region=about.get("region"),
         gpu=about.get("gpu"),

@@ -15,8 +15,9 @@ from pion.errors import BadInput
 from pipeline.rent.skypilot import close_names, known_clouds, quiet, sky_module
 
 JOB_VARIABLE = "JOB"
-NAME_LENGTH = 40
-"""Characters of a run's name that a managed job's keeps: clouds cut long machine names."""
+NAME_LENGTH = 11
+"""Characters of a run's name that a managed job's keeps: of one longer than 25 characters SkyPilot
+cuts the end for its machines, by which they are known as ours (managed/pods.py)."""
 
 
 @dataclass(frozen=True)

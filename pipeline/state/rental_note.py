@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pion.errors import BadInput, Interrupted, PionError
+from pion.errors import BadInput, Fenced, Interrupted, PionError
 from pipeline.state.head import RunState
 from pipeline.state.records import FORMAT, build, parse
 from pipeline.state.stores import Conflict, Missing
@@ -68,13 +68,18 @@ def write_rental_note(state: RunState, note: RentalNote, version: str | None) ->
     state.store.compare_and_swap(state.key(NOTE), text.encode(), version)
 
 
-def withdraw_rental_note(state: RunState, launch_id: str | None) -> None:
-    """The rental `launch_id` is over. Does nothing if the note is another's; raises StoreError."""
+def withdraw_rental_note(
+    state: RunState, launch_id: str | None, before: RentalNote | None = None
+) -> None:
+    """The rental `launch_id` is over, or has come to nothing and `before` counts again.
+
+    Does nothing if the note is another's; raises StoreError.
+    """
     note, version = read_rental_note(state)
     if note is None or note.launch_id != launch_id:
         return
     with contextlib.suppress(Conflict):  # rented once more meanwhile
-        write_rental_note(state, dataclasses.replace(note, over=True), version)
+        write_rental_note(state, before or dataclasses.replace(note, over=True), version)
         state.store.flush()
 
 
@@ -82,14 +87,14 @@ def withdraw_rental_note(state: RunState, launch_id: str | None) -> None:
 def over_unless_interrupted(state: RunState, launch_id: str | None) -> Iterator[None]:
     """Withdraw the note when the run on this machine ends in a way that no other one takes up.
 
-    Only an interrupted run goes on elsewhere (exit code 75, `recover_on_exit_codes` in sky/).
+    An interrupted run goes on elsewhere (exit code 75, `recover_on_exit_codes` in sky/), and a
+    fenced one does already, perhaps on the machine that the same rental replaced this one by.
     """
     try:
         yield
-    except Interrupted:
-        raise
-    except Exception:
-        _withdraw(state, launch_id)
+    except Exception as error:
+        if getattr(error, "exit_code", 1) not in (Interrupted.exit_code, Fenced.exit_code):
+            _withdraw(state, launch_id)
         raise
     _withdraw(state, launch_id)
 

@@ -102,6 +102,20 @@ def clear_stops(run: RunState) -> int:
     return len(keys)
 
 
+def withdraw_handover(run: RunState, launch_id: str) -> int:
+    """Remove the requests to hand the run to that launch; how many. Raises `StoreError`."""
+    keys = []
+    for key in _keys(run):
+        request = _read(run, key, lambda text: None)
+        if request is not None and request.except_launch == launch_id:
+            keys.append(key)
+    for key in keys:
+        run.store.delete(key)
+    if keys:
+        run.store.flush()
+    return len(keys)
+
+
 def _keys(run: RunState) -> list[str]:
     return [entry.key for entry in run.store.list(run.key("requests/"))]
 

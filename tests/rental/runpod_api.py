@@ -171,6 +171,16 @@ def loopback_runpod(
         runpod.forget()
 
 
+_RENT = """mutation {{ podRentInterruptable( input: {{ name: "{name}", imageName: "an/image",
+gpuTypeId: "NVIDIA A40", bidPerGpu: 0.2, containerDiskInGb: 1, dockerArgs:
+"bash -c 'echo {init} | base64 --decode > init.sh; bash init.sh'" }} ) {{ id }} }}"""
+
+
+def rent(init: str, name: str = "test-head") -> str:
+    """The request that rents a pod of that name with this start script."""
+    return _RENT.format(name=name, init=base64.b64encode(init.encode()).decode())
+
+
 def _argument(query: str, name: str) -> str:
     """The value of argument `name` of a GraphQL query; empty if it has none."""
     found = re.search(rf'\b{name}: (?:"((?:[^"\\]|\\.)*)"|([^\s,}}]+))', query)

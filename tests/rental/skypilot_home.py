@@ -39,6 +39,11 @@ class Loopback:
     environment: dict[str, str] = field(default_factory=dict)
     """For a subprocess that is to use them: `sky …`, `pion launch …`, Python with `import sky`."""
 
+    @property
+    def user_hash(self) -> str:
+        """What SkyPilot marks the machines with that are rented from here."""
+        return (self.home / ".sky" / "user_hash").read_text().strip()
+
     def sky(self, *arguments: str, **more_environment: str) -> str:
         """Run `sky` with `arguments` and return its output; raises if it fails."""
         done = subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import signal
 import subprocess
 import sys
@@ -15,17 +14,13 @@ from pipeline.workers.reaper import session_processes
 from tests.rental.conftest import why_impossible
 from tests.rental.pods import RUNTIME, Pod
 from tests.rental.rented import wait_until
-from tests.rental.runpod_api import RunPod, loopback_runpod
+from tests.rental.runpod_api import RunPod, loopback_runpod, rent
 from tests.rental.skypilot_home import REPOSITORY
 
 pytestmark = [
     pytest.mark.rental,
     pytest.mark.skipif(why_impossible() is not None, reason=str(why_impossible())),
 ]
-
-RENT = """mutation {{ podRentInterruptable( input: {{ name: "test-head", imageName: "an/image",
-gpuTypeId: "NVIDIA A40", bidPerGpu: 0.2, containerDiskInGb: 1, dockerArgs:
-"bash -c 'echo {init} | base64 --decode > init.sh; bash init.sh'" }} ) {{ id }} }}"""
 
 KILLED = """
 import sys, time
@@ -41,11 +36,6 @@ with loopback_skypilot([]) as skypilot:
 def _listens(pod: Pod) -> bool:
     """Whether anything in the pod listens on port 7000."""
     return any(":1B58 " in Path(f"/proc/{pid}/net/tcp").read_text() for pid in pod.processes())
-
-
-def rent(init: str) -> str:
-    """The request that rents a pod with this start script."""
-    return RENT.format(init=base64.b64encode(init.encode()).decode())
 
 
 @pytest.fixture

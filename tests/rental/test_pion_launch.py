@@ -6,7 +6,12 @@ import json
 
 import pytest
 
+from pipeline.rent.rental import rental_name
+from pipeline.state.head import RunState
+from pipeline.state.rental_note import read_rental_note
+from pipeline.state.stores import open_store
 from tests.rental.rented import ENDLESS, JOB, OVERRIDES, RUN, Rented, wait_until
+from tests.rental.runpod_api import rent
 from tests.rental.window import window
 
 pytestmark = pytest.mark.rental
@@ -53,6 +58,47 @@ def test_a_run_that_is_asked_to_stop_ends_with_4_and_is_not_recovered(rented: Re
         assert "stopped, with its state saved" in launch.text
     wait_until(lambda: not pod.alive, "the end of the machine")
     assert rented.machines == [pod]
+
+
+def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented) -> None:
+    state = RunState(open_store(rented.store), RUN)
+    overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
+    with window(rented, "launch", JOB, *A40, *overrides) as launch:
+        pod = rented.wait_for_training()
+        rented.loopback.runpod.sold_out = {pod.gpu}
+        rented.loopback.runpod.preempt(pod)
+        wait_until(lambda: (head := rented.head()) and head.owner is None, "the run to be released")
+        elsewhere = {"SKYPILOT_USER_ID": "0badcafe"}  # whose jobs SkyPilot tells nobody else of
+        with window(rented, "launch", JOB, *SPOT, *overrides, **elsewhere) as second:
+            second.ends_with(2)
+            assert "SkyPilot there waits for a machine, or replaces one" in second.text
+            assert f"pion hop {rented.run} --on SKY" in second.text
+        assert read_rental_note(state)[0] is not None
+        rented.loopback.sky("jobs", "cancel", "-y", str(launch.job))
+        launch.ends_with(1)
+    assert read_rental_note(state)[0] is None
+    assert rented.machines == [pod]
+
+
+def test_a_pod_that_nobody_needs_is_found_and_ended_and_a_strangers_is_let_be(
+    rented: Rented,
+) -> None:
+    here = rented.loopback.user_hash
+    for user in (here, "0badcafe"):
+        cluster = f"{rental_name(rented.store, RUN)}-999-{user}"
+        rented.loopback.runpod.answer(rent("sleep 1000", f"{cluster}-head"))
+    orphan, strangers = rented.machines
+    with window(rented, "rentals", rented.run) as rentals:
+        rentals.ends_with(0)
+        assert "SkyPilot knows no managed job 999 of that name" in rentals.text
+        assert "rented from another machine; ask there" in rentals.text
+        assert f"1 orphan paid for by nobody's wish: pion rentals {rented.run} --reap" in (
+            rentals.text
+        )
+    with window(rented, "rentals", rented.run, "--reap") as rentals:
+        rentals.ends_with(0)
+        assert "gone: terminated now" in rentals.text
+    assert (orphan.alive, strangers.alive) == (False, True)
 
 
 def test_what_would_fail_is_not_rented_for(rented: Rented) -> None:

@@ -1,7 +1,4 @@
-"""A rented run loses its machine, in every way that machines are lost, and finishes all the same.
-
-Launched by SkyPilot alone, as by someone who never heard of `pion launch`.
-"""
+"""A rented run loses its machine, in every way that machines are lost, and still finishes."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.rental.rented import Rented, unbroken_run, wait_until
+from tests.rental.rented import JOB, OVERRIDES, Rented, unbroken_run, wait_until
+from tests.rental.window import Window, window
 from tests.s3_server import SECRET_KEY
 
 pytestmark = pytest.mark.rental
@@ -24,15 +22,23 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
         yield weights
 
 
+@pytest.fixture
+def launch(rented: Rented) -> Iterator[Window]:
+    """`pion launch` of the job on a spot machine, followed from this window."""
+    overrides = [f"store={rented.store}", *OVERRIDES]
+    with window(rented, "launch", JOB, "--on", "sky/runpod-spot.yaml", *overrides) as launched:
+        yield launched
+
+
 def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroken_run(
-    rented: Rented, unbroken: Callable[[], str]
+    rented: Rented, launch: Window, unbroken: Callable[[], str]
 ) -> None:
-    rented.launch()
     first = rented.wait_for_training(saves=2)
     assert first.use_spot
-    assert first.gpu == "NVIDIA A40", "the first of the YAML's order"
+    assert first.gpu == "NVIDIA A40", "the cheapest of the YAML's"
     rented.loopback.runpod.preempt(first, notice=5.0, leaves="gone")
-    rented.wait_for_the_end()
+    launch.ends_with(0)
+    assert "recovered 1 time" in launch.text
     assert len(rented.machines) == 2
     starts = rented.rows_trained()
     assert len(starts) == 2
@@ -42,23 +48,21 @@ def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroke
 
 
 def test_a_machine_that_dies_without_a_signal_costs_no_committed_step(
-    rented: Rented, unbroken: Callable[[], str]
+    rented: Rented, launch: Window, unbroken: Callable[[], str]
 ) -> None:
-    rented.launch()
     first = rented.wait_for_training(saves=2)
     head = rented.head()
     assert head is not None
     committed = head.checkpoints[0].step
     rented.loopback.runpod.preempt(first, notice=0.0, leaves="gone")
-    rented.wait_for_the_end()
+    launch.ends_with(0)
     assert rented.rows_trained()[-1][0] >= committed > 0
     assert rented.final_model() == unbroken()
 
 
 def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(
-    rented: Rented, unbroken: Callable[[], str]
+    rented: Rented, launch: Window, unbroken: Callable[[], str]
 ) -> None:
-    rented.launch()
     old = rented.wait_for_training(saves=1)
     # It stands still until its successor trains, then goes on as if nothing had happened.
     old.signal(signal.SIGSTOP)
@@ -70,7 +74,7 @@ def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(
     wait_until(lambda: "return code list:" in old.job_log(), "the end of the old machine's job")
     assert "taken over" in old.job_log()
     assert "[3]" in old.job_log(), "exit code 3 is the one for it"
-    rented.wait_for_the_end()
+    launch.ends_with(0)
     after = rented.head()
     assert after is not None
     assert after.epoch >= head.epoch

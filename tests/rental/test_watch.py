@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.state.metrics import read_events
 from pipeline.state.stores import open_store
-from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, unbroken_run, wait_until
+from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, unbroken_run
 from tests.rental.skypilot_home import REPOSITORY
 from tests.rental.window import Window, window
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.rental
 
 NOISE_SECONDS = 45.0
 """Between two recoveries of the same kind. Left alone, SkyPilot needs 130 s more for such a pod."""
-LONGER = 8000
+LONGER = 12_000
 """Steps that last until SkyPilot says of a machine that it has recovered the run."""
 
 
@@ -41,12 +41,14 @@ def watched(rented: Rented, on: Path, *overrides: str) -> Iterator[Window]:
 def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothing_is_lost(
     rented: Rented, tmp_path: Path
 ) -> None:
-    def seconds_to_the_next(machine: int, leaves: Literal["gone", "exited"]) -> float:
+    def seconds_to_the_next(
+        machine: int, leaves: Literal["gone", "exited"], notice: float = 0.0
+    ) -> float:
+        """Until the next machine trains."""
         pod = rented.wait_for_training(machine)
-        lost = time.monotonic()
-        # Without a signal: a run that hears one exits with 75, which SkyPilot may see in time.
-        rented.loopback.runpod.preempt(pod, notice=0.0, leaves=leaves)
-        wait_until(lambda: len(rented.machines) > machine + 1, "the next machine")
+        lost = time.monotonic() + notice
+        rented.loopback.runpod.preempt(pod, notice=notice, leaves=leaves)
+        rented.wait_for_training(machine + 1)
         return time.monotonic() - lost
 
     on, steps = Path("sky/runpod-a40.yaml"), f"pretrain.steps={LONGER}"
@@ -54,15 +56,23 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothi
         watch.wait_for("RUNNING on RunPod")
         vanished = seconds_to_the_next(0, "gone")
         watch.wait_for("recovered 1 time")  # while it is launched SkyPilot sees what becomes of it
+        # Without a signal: a run that hears one exits with 75, which SkyPilot may see in time.
         exited = seconds_to_the_next(1, "exited")
         dead = rented.machines[1]
         assert f"dead pod: pod {dead.id} is EXITED in RunPod's list" in watch.text
         watch.wait_for("recovered 2 times")
+        warned = seconds_to_the_next(2, "exited", notice=5.0)
+        watch.wait_for("recovered 3 times")
         watch.ends_with(0)
         assert rented.final_model(LONGER) == unbroken()
+    print(
+        f"training again: {vanished:.0f} s after a pod vanished, {exited:.0f} s and (with a "
+        f"signal) {warned:.0f} s after one was left as EXITED"
+    )
     assert exited < vanished + NOISE_SECONDS
-    (event,) = [e for e in read_events(open_store(rented.store), RUN) if e["event"] == "watch"]
-    assert event["done"] == [f"terminated pod {dead.id}"]
+    assert warned < vanished + NOISE_SECONDS
+    events = [e for e in read_events(open_store(rented.store), RUN) if e["event"] == "watch"]
+    assert events[0]["done"] == [f"terminated pod {dead.id}"]
 
 
 def test_a_place_whose_machines_all_die_young_is_left_for_another(

@@ -53,8 +53,8 @@ class Window:
 
 
 @contextmanager
-def window(rented: Rented, *arguments: str) -> Iterator[Window]:
-    """`pion arguments…`, ended with the block."""
+def window(rented: Rented, *arguments: str, **environment: str) -> Iterator[Window]:
+    """`pion arguments…`, with more `environment`, ended with the block."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "output")
         with output.open("wb") as file:
@@ -62,7 +62,12 @@ def window(rented: Rented, *arguments: str) -> Iterator[Window]:
                 # As in a terminal, also where the tests were started with Ctrl-C ignored (`… &`).
                 ["env", "--default-signal=INT", f"{sys.prefix}/bin/pion", *arguments],
                 cwd=REPOSITORY,
-                env=rented.environment | {"PION_ALLOW_LOOPBACK": "1", "COLUMNS": "200"},
+                env={
+                    **rented.environment,
+                    "PION_ALLOW_LOOPBACK": "1",
+                    "COLUMNS": "200",
+                    **environment,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -31,6 +31,10 @@ LOST_BOOT_SECONDS = 600.0
 SHORT_LIFE_SECONDS = 900.0
 SHORT_LIVES = 3
 """So many machines in a row that lived so briefly in one place: it is the place."""
+VAIN_LIVES = 5
+"""So many in a row that never came to own the run, wherever they were: it is the job."""
+WORKING_SECONDS = 60.0
+"""A heartbeat that is younger is one of a run at work."""
 
 Action = Literal["note", "terminate", "relaunch", "cancel"]
 
@@ -68,6 +72,7 @@ class SkyView:
             in the status it has now.
         pod_since: when the watcher first saw the newest of those pods that lives.
         attempts: the machines that this job had so far, oldest first.
+        place: where its machine is, or was last; None before SkyPilot has said so.
     """
 
     job: ManagedJob | None
@@ -75,6 +80,7 @@ class SkyView:
     gone_since: float | None = None
     pod_since: float | None = None
     attempts: tuple[Attempt, ...] = ()
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -124,22 +130,31 @@ def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
     """What is wrong at Unix time `now`, the most certain first.
 
     A run that is finished, or was asked to stop, is left to end, as long as it can: a machine that
-    never comes so far is ended with its job.
+    never comes so far is ended with its job, and none is rented for it.
     """
     job, ending = sky.job, run.finished or run.stop is not None
     if job is None or job.status == "CANCELLING":
         return []
+    alive = tuple(pod.id for pod in sky.pods or () if pod.alive)
     if not job.live:
         lost = job.status == "FAILED_CONTROLLER" and not ending
-        return [_lost_controller(job)] if lost else []
-    alive = tuple(pod.id for pod in sky.pods or () if pod.alive)
+        return [_lost_controller(job, run, alive, now)] if lost else []
+    if ending and job.status in _WAITING and sky.pods == ():
+        waits = Finding("not needed", f"SkyPilot says {job.status}", "cancel")
+        return [_end_instead(waits, run)]
     here = _boot(sky, run, job, alive, now) if _is_booting(run, job) else _stuck(run, alive, now)
     if ending:
         return [_end_instead(here, run)] if here is not None and here.what in _NEVER_ENDS else []
-    found = [_dead_pods(sky, job), _unnoticed(sky, job, now), _bad_place(sky, job, now), here]
+    found = [
+        _dead_pods(sky, job),
+        _unnoticed(sky, job, now),
+        _never_starts(sky, run, job) or _bad_place(sky, job, now),
+        here,
+    ]
     return [finding for finding in found if finding is not None]
 
 
+_WAITING = ("PENDING", "STARTING", "RECOVERING")
 _NEVER_ENDS = ("boot not finished", "silent")
 """What keeps a machine from ever seeing that it is to end."""
 
@@ -169,6 +184,21 @@ def _unnoticed(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
         return None
     why = f"its pod has been gone for {duration(gone)}, and SkyPilot still says {job.status}"
     return Finding("loss not noticed", why, "relaunch")
+
+
+def _never_starts(sky: SkyView, run: RunView, job: ManagedJob) -> Finding | None:
+    """Machines that all go before they own the run, wherever they are: it is not the place."""
+    if job.status not in ("RECOVERING", "STARTING"):
+        return None
+    claimed = run.last_sign or 0.0
+    vain = [attempt for attempt in sky.attempts if attempt.began > claimed]
+    if len(vain) < VAIN_LIVES:
+        return None
+    why = (
+        f"the last {len(vain)} machines, {', '.join(sorted({str(a.place) for a in vain}))}, went "
+        "before they owned the run, which all of them are paid for; why is in the job's output"
+    )
+    return Finding("it starts nowhere", why, "cancel")
 
 
 def _bad_place(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
@@ -222,8 +252,7 @@ def _boot(
     if alive:
         # SkyPilot waits for this very pod, and would for ever, even if it were terminated.
         why = f"{since}, and pod {alive[0]} is up but not reachable: its boot has not finished"
-        place = sky.attempts[-1].place if sky.attempts else None
-        return Finding("boot not finished", why, "relaunch", alive, avoid=place)
+        return Finding("boot not finished", why, "relaunch", alive, avoid=sky.place)
     why = (
         f"{since}: SkyPilot says {job.status} and has found no machine. Nothing is paid meanwhile; "
         "more kinds of GPU, or on-demand ones, are found sooner (`pion hop RUN --on SKY`)"
@@ -252,6 +281,13 @@ def _give_up_machine(what: str, why: str, alive: Sequence[str]) -> Finding:
     return Finding(what, why, action, tuple(alive))
 
 
-def _lost_controller(job: ManagedJob) -> Finding:
+def _lost_controller(job: ManagedJob, run: RunView, alive: tuple[str, ...], now: float) -> Finding:
+    """Nobody looks after the job, though the run may go on: on its machine, or on another's."""
     why = f"SkyPilot's controller failed, so nobody recovers the run ({job.failure or 'unsaid'})"
-    return Finding("controller lost", why, "relaunch")
+    if "Failed to clean up" in (job.failure or ""):
+        # So SkyPilot calls any job whose machine it could not end, one that was cancelled too.
+        why = f"SkyPilot could not end the machine of a job that is over ({job.failure})"
+        return Finding("left behind", why, "terminate" if alive else "note", alive)
+    if run.beat_at is not None and now - run.beat_at < WORKING_SECONDS:
+        return Finding("controller lost", f"{why}; it is at work still", "note")
+    return Finding("controller lost", why, "relaunch", alive)

@@ -18,12 +18,14 @@ STEP_LINE_SECONDS = 60.0
 class Progress:
     """What SkyPilot and the store say at the moment `at` (Unix seconds).
 
-    `status` is that of `pipeline.status.run_status`, None before the run is first claimed.
+    `status` is that of `pipeline.status.run_status`, None before the run is first claimed;
+    `dollars` what all of its machines have cost, None where no price is known.
     """
 
     at: float
     job: ManagedJob | None
     status: Mapping[str, Any] | None = None
+    dollars: float | None = None
 
 
 def changes(before: Progress | None, now: Progress) -> list[str]:
@@ -46,15 +48,16 @@ def changes(before: Progress | None, now: Progress) -> list[str]:
         lines.append(f"asked to stop: {new['stop']['reason']} by {new['stop']['user']}")
     step = _step_line(new)
     if step and step != _step_line(old):
+        step += _cost(now.dollars)
         recent = before is not None and now.at - before.at < STEP_LINE_SECONDS
         if lines or not recent or _stage(new) != _stage(old):
             lines.append(step)
     return [printable(line) for line in lines]
 
 
-def how_it_ended(job: ManagedJob, status: Mapping[str, Any] | None) -> tuple[int, str]:
+def how_it_ended(job: ManagedJob, dollars: float | None) -> tuple[int, str]:
     """The exit code for a managed job that has ended, and what to tell the person."""
-    cost = _cost(status or {})
+    cost = _cost(dollars)
     logs = f"Its output: sky jobs logs {job.id}"
     if job.status == "SUCCEEDED":
         return 0, f"managed job {job.id} is done{cost}"
@@ -94,12 +97,11 @@ def _step_line(status: Mapping[str, Any]) -> str:
     checkpoint = status.get("checkpoint")
     if checkpoint:
         words.append(f"saved: {checkpoint['stage']} step {checkpoint['step']:,}")
-    return ", ".join(words) + _cost(status)
+    return ", ".join(words)
 
 
-def _cost(status: Mapping[str, Any]) -> str:
+def _cost(dollars: float | None) -> str:
     """` ($0.12 so far)`; nothing where no price is known."""
-    dollars = (status.get("spent") or {}).get("dollars")
     return f" (${dollars:.2f} so far)" if dollars else ""
 
 

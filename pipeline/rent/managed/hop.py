@@ -32,16 +32,18 @@ from pipeline.rent.managed.managed_jobs import (
     cancel,
     cluster_name,
     managed_jobs,
+    my_hash,
     start_api_server,
     submit,
 )
-from pipeline.rent.managed.submitting import announce_rental, submitting_alone
+from pipeline.rent.managed.submitting import announced, submitting_alone
 from pipeline.rent.managed.task import make_task, secrets_for, task_config, variables
 from pipeline.rent.rental import read_rental, rental_name
 from pipeline.state.head import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
-from pipeline.state.requests import clear_stops
+from pipeline.state.rental_note import RentalNote, withdraw_rental_note
+from pipeline.state.requests import clear_stops, withdraw_handover
 from pipeline.state.stores import StoreError, open_store
 from pipeline.stop import is_finished
 
@@ -92,19 +94,23 @@ def hop(
                 "Nothing was rented."
             )
         envs = variables(rented, parsed, path, changed, **{FROM_EPOCH: str(head.epoch)})
-        announce_rental(state, head, envs["PION_LAUNCH_ID"], moving=True, force=force)
-        clear_stops(state)
-        say_now(SUBMITTING)
-        task = make_task(task_config(rented, name, envs, parsed.prices), secrets)
-        with telling_who_leaves(state, name):
-            new = submit(task, name)
+        launch_id = envs["PION_LAUNCH_ID"]
+        with announced(state, head, launch_id, moving=True, force=force) as before:
+            clear_stops(state)
+            say_now(SUBMITTING)
+            task = make_task(task_config(rented, name, envs, parsed.prices), secrets)
+            with telling_who_leaves(state, name):
+                new = submit(task, name)
     say_now(f"managed job {new} is submitted; {_old_words(head, old)} until its machine is up")
     try:
-        if not _wait_for_arrival(state, name, new, envs["PION_LAUNCH_ID"]):
-            return 0
-        for line in end_old(state, name, old):
+        try:
+            if not _wait_for_arrival(state, name, new, launch_id):
+                return 0
+        except PionError as error:
+            raise PionError(f"{error} {_call_off(state, launch_id, before)}") from error
+        for line in (*end_old(state, name, old), *others_left(name)):
             say_now(line)
-        for line in _receipt(state, envs["PION_LAUNCH_ID"]):
+        for line in _receipt(state, launch_id):
             say_now(line)
     except KeyboardInterrupt:
         say_now(
@@ -209,7 +215,7 @@ def _wait_for_arrival(state: RunState, name: str, job_id: int, launch_id: str) -
                 status = f"{job.status}: {job.failure}" if job else "unknown to SkyPilot"
                 raise PionError(
                     f"managed job {job_id} ended before it had taken the run over ({status}). "
-                    f"{_unharmed(state)} Its output: sky jobs logs {job_id}"
+                    f"Its output: sky jobs logs {job_id}."
                 )
             words = f"managed job {job_id}: {job.status}" + (
                 f" on {job.place}" if job.place else ""
@@ -221,7 +227,7 @@ def _wait_for_arrival(state: RunState, name: str, job_id: int, launch_id: str) -
             cancel([job_id])
             raise PionError(
                 f"managed job {job_id} has not taken the run over in {duration(patience)} "
-                f"({words}), and is cancelled. {_unharmed(state)}"
+                f"({words}), and is cancelled."
             )
         clock.sleep(POLL_SECONDS)
 
@@ -230,11 +236,23 @@ def _arrived(head: Head, launch_id: str) -> bool:
     return head.owner is not None and head.owner.launch_id == launch_id
 
 
-def _unharmed(state: RunState) -> str:
-    head = state.read()
-    if head is not None and head.owner is not None:
-        return f"{state.name} is still {head.owner.describe()}'s, which was left alone."
-    return f"Nobody owns {state.name} now; what is committed is safe: pion launch it again."
+def _call_off(state: RunState, launch_id: str, before: RentalNote | None) -> str:
+    """Take back what the new machine has asked of the old one; what became of that one."""
+    again = f"what is committed is safe: pion launch it again, or see pion status {state.name}"
+    try:
+        asked = withdraw_handover(state, launch_id)
+        withdraw_rental_note(state, launch_id, before)
+        head = state.read()
+    except StoreError as error:
+        return f"Whether the old machine works on can't be told ({error}); {again}."
+    if head is None or head.owner is None:
+        return f"Nobody owns {state.name} now; {again}."
+    if asked:
+        return (
+            f"{head.owner.describe()} had been asked already to hand {state.name} over. That was "
+            f"taken back, but if it has seen it, it stops in a minute; {again}."
+        )
+    return f"{state.name} is still {head.owner.describe()}'s, which was left alone."
 
 
 def end_old(state: RunState, name: str, old: Sequence[ManagedJob]) -> Iterator[str]:
@@ -251,6 +269,25 @@ def end_old(state: RunState, name: str, old: Sequence[ManagedJob]) -> Iterator[s
             yield f"managed job {job.id} has ended{_pods_left(name, job)}"
 
 
+def others_left(name: str) -> Iterator[str]:
+    """What to know of machines for the run that another computer has rented, and must end."""
+    if not pods.runpod_configured():
+        return
+    try:
+        listed = pods.list_pods()
+    except PionError:
+        return
+    for pod in listed:
+        if pod.job_id is None or pod.rented_from == my_hash():
+            continue
+        if pod.alive and pod.belongs_to(cluster_name(name, pod.job_id)):
+            yield (
+                f"pod {pod.id} was rented from another computer, whose SkyPilot ends it now that "
+                "its work is handed over; if that computer is asleep or lost, end it yourself in "
+                "RunPod's console: https://console.runpod.io/pods"
+            )
+
+
 def _wait_until_ended(state: RunState, name: str, job_ids: Sequence[int]) -> list[int]:
     """Those of the jobs that SkyPilot still has after SAVE_SECONDS."""
     end = state.clock.monotonic() + SAVE_SECONDS
@@ -265,7 +302,8 @@ def _pods_left(name: str, job: ManagedJob) -> str:
     if not pods.runpod_configured() or (job.cloud or "RunPod").lower() != "runpod":
         return ""
     try:
-        left = [pod.id for pod in pods.list_pods() if pod.belongs_to(cluster_name(name, job.id))]
+        ours = pods.list_pods(rented_from=my_hash())
+        left = [pod.id for pod in ours if pod.belongs_to(cluster_name(name, job.id))]
     except PionError as error:
         return f"; whether its pod is gone can't be told ({error})"
     for pod in left:

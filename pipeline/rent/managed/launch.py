@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.find_model import last_change
 from pipeline.formats import duration
 from pipeline.job import Job
@@ -19,7 +19,7 @@ from pipeline.rent.managed.managed_jobs import (
     start_api_server,
     submit,
 )
-from pipeline.rent.managed.submitting import announce_rental, submitting_alone
+from pipeline.rent.managed.submitting import announced, submitting_alone
 from pipeline.rent.managed.task import make_task, secrets_for, task_config, task_yaml, variables
 from pipeline.rent.rental import Rental, read_rental, rental_name
 from pipeline.state.claim import HEARTBEAT_SECONDS
@@ -68,14 +68,15 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     secrets = secrets_for(rental.secrets)
     start_api_server(say_now)
     with submitting_alone(name):
+        head = _read(state)  # the server may have taken its time to start
         refuse_second(state, head, managed_jobs(name))
-        announce_rental(state, head, envs["PION_LAUNCH_ID"], force=force)
-        if clear_stops(state):
-            say_now("cleared a request to stop this run")
-        say_now(SUBMITTING)
-        task = make_task(config, secrets)
-        with telling_who_leaves(state, name):
-            job_id = submit(task, name)
+        with announced(state, head, envs["PION_LAUNCH_ID"], force=force):
+            if clear_stops(state):
+                say_now("cleared a request to stop this run")
+            say_now(SUBMITTING)
+            task = make_task(config, secrets)
+            with telling_who_leaves(state, name):
+                job_id = submit(task, name)
     announce(state, name, job_id)
     from pipeline.rent.managed.watch import follow_or_leave
 
@@ -110,13 +111,18 @@ def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]
             f" Move it to another machine: `pion hop {run} --on SKY`. Nothing was rented."
         )
     age = owner_age(state, head)
-    if age is not None and age < (COMMIT_SILENCE_SECONDS if state.store.commits else FRESH_SECONDS):
+    if age is not None and age < silence_of(state):
         raise BadInput(
             f"{state.name} is being run by {_owner(head)}, whose last sign of life is "
             f"{duration(age)} old; a rental would cost money waiting for it. Move it there: "
             f"`pion hop {run} --on SKY`, or stop it first: `pion stop {run} --wait`. "
             "Nothing was rented."
         )
+
+
+def silence_of(state: RunState) -> float:
+    """An owner whose last sign of life is younger than so many seconds is at work."""
+    return COMMIT_SILENCE_SECONDS if state.store.commits else FRESH_SECONDS
 
 
 def owner_age(state: RunState, head: Head | None) -> float | None:
@@ -130,13 +136,17 @@ def owner_age(state: RunState, head: Head | None) -> float | None:
 
 @contextlib.contextmanager
 def telling_who_leaves(state: RunState, name: str) -> Iterator[None]:
-    """Say to a person who presses Ctrl-C while a job is submitted what may come of it."""
+    """Say what may come of a job that was being submitted when a person pressed Ctrl-C, or
+    SkyPilot's answer was lost."""
     try:
         yield
-    except KeyboardInterrupt:
+    except BadInput:
+        raise  # it was refused
+    except (KeyboardInterrupt, PionError) as error:
         run = _run(state)
+        left = "left" if isinstance(error, KeyboardInterrupt) else "something failed"
         say_now(
-            f"\nleft while submitting {name}: SkyPilot may go on, and rent a machine\n"
+            f"\n{left} while submitting {name}: SkyPilot may go on, and rent a machine\n"
             f"  in a minute:  pion watch {run}\n"
             f"  is it rented: pion rentals {run}\n"
             "  call it off:  sky jobs queue, then sky jobs cancel NUMBER"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pion.errors import PionError
+from pipeline.cost.by_cause import History, costs_of
 from pipeline.cost.lost import LostMachine, keep_lost, owners_of
 from pipeline.rent.managed.diagnose import Attempt, Place, RunView, SkyView
 from pipeline.rent.managed.follow import Progress
@@ -22,6 +23,8 @@ from pipeline.state.requests import pending_stop
 from pipeline.status import run_status
 from pipeline.stop import is_finished
 
+COST_SECONDS = 60.0
+"""Between two times that a run's events are read for what its machines have cost."""
 BEAT_PAUSE_SECONDS = 60.0
 """Heartbeats further apart than this are not going on."""
 
@@ -66,6 +69,7 @@ class Lookout:
         self._noted: set[str] = set()  # pods of which nothing is left to note
         self._beat: tuple[float | None, float] = (None, 0.0)  # the newest, and when it was seen
         self._step: tuple[object, float] | None = None  # the newest, and since when it stands still
+        self._costs: tuple[float, float | None, set[str]] | None = None  # when, and what they were
 
     def look(self) -> Look:
         """Raises PionError (SkyPilot, RunPod or the store can't be asked)."""
@@ -84,13 +88,33 @@ class Lookout:
         self._note_pods(job, mine, now)
         self._note_machine(job, head, now)
         seen = [self._pods_seen[pod.id] for pod in mine or () if pod.alive]
+        last = self._attempts[-1].place if self._attempts else None
         sky = SkyView(
-            job, mine, self._gone_since, max(seen, default=None), attempts=tuple(self._attempts)
+            job,
+            mine,
+            self._gone_since,
+            max(seen, default=None),
+            attempts=tuple(self._attempts),
+            place=place_of(job) if job is not None and job.place else last,
         )
         run = RunView() if head is None or status is None else self._run_view(head, status, now)
         if head is not None and job is not None:
             run = self._of_this_job(run, head, job)
-        return Look(head, sky, run, Progress(now, job, status))
+        dollars = self._dollars(head, now, over=job is not None and not job.live)
+        return Look(head, sky, run, Progress(now, job, status, dollars))
+
+    def _dollars(self, head: Head | None, now: float, *, over: bool) -> float | None:
+        """What all machines have cost, by their owners' words, and those that still boot."""
+        due = over or self._costs is None or now - self._costs[0] >= COST_SECONDS
+        if head is not None and due:
+            events = read_events(self.state.store, self.state.name)
+            costs = costs_of(self.state, head, now, History(events, {}))
+            self._costs = now, costs.dollars, {machine.id for machine in costs.machines}
+        _, dollars, counted = self._costs or (now, None, set())
+        for pod in self._rented.values():
+            if pod.id not in counted and pod.price is not None:
+                dollars = (dollars or 0.0) + pod.price * pod.seconds / 3600
+        return dollars
 
     def forget_machines(self) -> None:
         """What machines did so far no longer counts: something was done about it."""

@@ -114,12 +114,23 @@ def managed_jobs(name: str | None = None, *, with_task: bool = False) -> list[Ma
 
 
 def submit(task: Any, name: str) -> int:
-    """Submit a sky.Task as a managed job and return its number."""
+    """Submit a sky.Task as a managed job and return its number.
+
+    Raises BadInput if SkyPilot refuses it, and PionError where it may have been taken.
+    """
     with asking_skypilot("submit the managed job"):
+        from sky import exceptions
         from sky.client import sdk
         from sky.jobs.client import sdk as jobs
 
-        ids, _ = sdk.get(jobs.launch(task, name=name))
+        request = jobs.launch(task, name=name)
+        try:
+            ids, _ = sdk.get(request)
+        except exceptions.ApiServerConnectionError as error:
+            raise PionError(
+                f"SkyPilot's API server took {name}, and then did not answer any more "
+                f"({_first_line(error)})."
+            ) from error
     if not ids:
         raise PionError(f"SkyPilot took {name} but gave it no number; see: sky jobs queue")
     return int(ids[0] if isinstance(ids, Sequence) else ids)

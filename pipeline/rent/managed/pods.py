@@ -11,8 +11,10 @@ from typing import Any
 
 from pion.errors import PionError
 
-# <name of the managed job, cut by SkyPilot>-<job>-<who rented it>-head
-_POD_NAME = re.compile(r"(?P<base>pion-.+)-(?P<job>\d+)-(?P<user>[0-9a-f]{8})-(?:head|worker)")
+# <rental_name>-<job>-<who rented it>-head. A person's own cluster, such as pion-a40-2, is not ours.
+_POD_NAME = re.compile(
+    r"pion-(?:.+-)?[0-9a-f]{8}-(?P<job>\d+)-(?P<user>[0-9a-f]{8})-(?:head|worker)"
+)
 # What RunPod says a pod last went through: Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (…)
 _RENTED = re.compile(
     r"Rented by User: \w+ (?P<month>\w+) (?P<day>\d+) (?P<year>\d+) (?P<time>[\d:]+)"
@@ -64,9 +66,13 @@ def runpod_configured() -> bool:
     return bool(os.environ.get("RUNPOD_API_KEY")) or _config_file().is_file()
 
 
-def list_pods() -> list[Pod]:
-    """Every pod of the account, whoever rented it. Raises PionError if RunPod can't be asked."""
-    return [
+def list_pods(rented_from: str | None = None) -> list[Pod]:
+    """Every pod of the account, or those that one SkyPilot rented.
+
+    Job numbers, and so the names of clusters, are the same on every computer. Raises PionError if
+    RunPod can't be asked.
+    """
+    found = [
         Pod(
             id=str(pod["id"]),
             name=str(pod.get("name") or ""),
@@ -78,6 +84,7 @@ def list_pods() -> list[Pod]:
         )
         for pod in _ask("list the pods", lambda runpod: runpod.get_pods())
     ]
+    return [pod for pod in found if rented_from is None or pod.rented_from == rented_from]
 
 
 def terminate_pod(pod_id: str) -> None:
@@ -101,7 +108,14 @@ def _ask(what: str, question: Any) -> Any:
             f"RunPod does not accept this machine's key, so it can't {what}. Put a valid one into "
             f"{_config_file()}: `runpod config`."
         ) from None
-    except (QueryError, RequestException, ValueError, KeyError) as error:
+    except (
+        QueryError,
+        RequestException,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise PionError(f"RunPod could not {what}: {type(error).__name__}: {error}") from error
 
 

@@ -21,7 +21,7 @@ from pipeline.cost.machine import RENTED
 from pipeline.find_model import read_run
 from pipeline.formats import duration, moment
 from pipeline.rent.managed import pods as runpod
-from pipeline.rent.managed.launch import say_now
+from pipeline.rent.managed.launch import owner_age, say_now, silence_of
 from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     asking_skypilot,
@@ -70,14 +70,16 @@ def show_rentals(run: str | None, *, reap: bool, as_json: bool) -> int:
     pods = runpod.list_pods() if runpod.runpod_configured() else None
     jobs = [job for job in managed_jobs(name) if job.name.startswith(NAMED)]
     now = time.time()
-    rentals = _machines(state, head or Head(), pods, jobs, now) if state else []
+    at_work = _is_at_work(state, head) if state is not None else None
+    rentals = _machines(state, head or Head(), pods, jobs, now, at_work) if state else []
     if run is not None and head is None and not jobs and not rentals:
         read_run(run)  # says which runs there are
     ours = [pod for pod in pods or () if _is_ours(pod, name, jobs)]
     known = {rental.id for rental in rentals}
-    rentals += [_of_pod(pod, jobs, now) for pod in ours if pod.id not in known]
+    rentals += [_of_pod(pod, jobs, now, at_work) for pod in ours if pod.id not in known]
+    failed: list[str] = []
     if reap:
-        rentals = [_reap(rental) for rental in rentals]
+        rentals = [_reap(rental, failed.append) for rental in rentals]
     orphans = [rental for rental in rentals if rental.state == "orphan"]
     if as_json:
         about = {
@@ -90,7 +92,7 @@ def show_rentals(run: str | None, *, reap: bool, as_json: bool) -> int:
             "runpod_asked": pods is not None,
         }
         print(json.dumps(about, indent=1))
-        return 0
+        return int(bool(failed))
     _print(rentals, jobs, run)
     if pods is None:
         say_now("RunPod was not asked: this machine has no key for it (runpod config)")
@@ -99,7 +101,9 @@ def show_rentals(run: str | None, *, reap: bool, as_json: bool) -> int:
             f"{len(orphans)} orphan{'s' if len(orphans) > 1 else ''} paid for by nobody's wish: "
             f"pion rentals {f'{run} ' if run else ''}--reap"
         )
-    return 0
+    for words in failed:
+        say_now(words)
+    return int(bool(failed))
 
 
 # ---------------------------------------------------------------- what is where
@@ -123,6 +127,7 @@ def _machines(
     pods: Sequence[Pod] | None,
     jobs: Sequence[ManagedJob],
     now: float,
+    at_work: bool | None,
 ) -> list[RentedMachine]:
     """The rented machines that have claimed the run, or come to nothing, from its store."""
     history = history_of(state)
@@ -147,7 +152,7 @@ def _machines(
             elif pod is None:
                 standing = ("gone", "RunPod lists it no more")
             else:
-                standing = _standing(pod, jobs, now)
+                standing = _standing(pod, jobs, now, at_work)
         else:
             newest = last.get(event.get("managed_job")) == machine.id
             standing = _cluster_standing(event, clusters, recorded, jobs, now, newest=newest)
@@ -171,10 +176,12 @@ def _rental(
     )
 
 
-def _of_pod(pod: Pod, jobs: Sequence[ManagedJob], now: float) -> RentedMachine:
+def _of_pod(
+    pod: Pod, jobs: Sequence[ManagedJob], now: float, at_work: bool | None
+) -> RentedMachine:
     """A pod of which no store was read, or that has not got as far as claiming the run."""
     price = f", ${pod.price:.2f} an hour" if pod.price else ""
-    state, words = _standing(pod, jobs, now)
+    state, words = _standing(pod, jobs, now, at_work)
     machine = f"{pod.gpu or 'pod'} on RunPod{price}"
     if pod.created is None or not pod.alive:
         return RentedMachine(pod.id, pod.job_id, machine, None, None, None, state, words)
@@ -189,8 +196,20 @@ def _is_ours(pod: Pod, name: str | None, jobs: Sequence[ManagedJob]) -> bool:
     return name is None or pod.belongs_to(cluster_name(name, pod.job_id))
 
 
-def _standing(pod: Pod, jobs: Sequence[ManagedJob], now: float) -> tuple[str, str]:
-    """Whether a listed pod is needed by a managed job that lives."""
+def _is_at_work(state: RunState, head: Head | None) -> bool:
+    """Whether the run's owner has shown life of late, wherever it is."""
+    age = owner_age(state, head)
+    return age is not None and age < silence_of(state)
+
+
+def _standing(
+    pod: Pod, jobs: Sequence[ManagedJob], now: float, at_work: bool | None
+) -> tuple[str, str]:
+    """Whether a listed pod is needed by a managed job that lives.
+
+    SkyPilot may have forgotten its jobs, as where `consolidation_mode` was switched; their pods
+    train on. `at_work`: whether the run is; None if it is not known which run it is.
+    """
     job = next((known for known in jobs if known.id == pod.job_id), None)
     if pod.rented_from != my_hash():
         return "unknown", "rented from another machine; ask there"
@@ -202,7 +221,11 @@ def _standing(pod: Pod, jobs: Sequence[ManagedJob], now: float) -> tuple[str, st
         if job.ended_at is not None and now - job.ended_at < CLEAN_UP_SECONDS:
             return "ending", f"managed job {job.id} {job.status} just now"
         return "orphan", f"{pod.status}, though managed job {job.id} is {job.status}"
-    return "orphan", f"{pod.status}, and SkyPilot knows no managed job {pod.job_id} of that name"
+    forgotten = f"{pod.status}, and SkyPilot knows no managed job {pod.job_id} of that name"
+    if pod.alive and at_work is not False:
+        doubt = "the run is at work, there or elsewhere" if at_work else "ask: pion rentals RUN"
+        return "unknown", f"{forgotten}; {doubt}"
+    return "orphan", forgotten
 
 
 def _clusters() -> Mapping[str, str] | None:
@@ -280,11 +303,17 @@ def _cluster_standing(
 
 
 def _reap(
-    rental: RentedMachine, terminate: Callable[[str], None] = runpod.terminate_pod
+    rental: RentedMachine,
+    failed: Callable[[str], None],
 ) -> RentedMachine:
+    """End an orphan; one that can't be ended is told to `failed`."""
     if rental.state != "orphan":
         return rental
-    terminate(rental.id)
+    try:
+        runpod.terminate_pod(rental.id)
+    except PionError as error:
+        failed(str(error))
+        return rental
     return dataclasses.replace(rental, state="gone", words="terminated now")
 
 

@@ -13,7 +13,12 @@ from pipeline.rent.managed.diagnose import BOOT_SECONDS
 from pipeline.rent.managed.managed_jobs import my_hash
 from pipeline.state.head import RunState
 from pipeline.state.records import Head
-from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
+from pipeline.state.rental_note import (
+    RentalNote,
+    read_rental_note,
+    withdraw_rental_note,
+    write_rental_note,
+)
 from pipeline.state.stores import Conflict, StoreError
 
 
@@ -30,14 +35,31 @@ def submitting_alone(name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def announced(
+    state: RunState, head: Head | None, launch_id: str, *, moving: bool = False, force: bool = False
+) -> Iterator[RentalNote | None]:
+    """`announce_rental`, taken back if the block raises BadInput: then nothing was rented."""
+    before = announce_rental(state, head, launch_id, moving=moving, force=force)
+    try:
+        yield before
+    except BadInput:
+        with contextlib.suppress(StoreError):
+            withdraw_rental_note(state, launch_id, before)
+        raise
+
+
 def announce_rental(
     state: RunState, head: Head | None, launch_id: str, *, moving: bool = False, force: bool = False
-) -> None:
+) -> RentalNote | None:
     """Leave word in the store that machines for the run are rented from here, as `launch_id`.
 
-    Raises BadInput, unless `force`d, if they are rented from elsewhere already; where the run is
-    `moving`, which ends that rental, only if no machine of it has claimed the run yet. What was
-    submitted here is known to SkyPilot, and does not count.
+    Returns the word that it replaces, if that is not over.
+
+    Raises:
+        BadInput: they are rented from elsewhere already, and it is not `force`d. Where the run is
+            `moving`, which ends that rental, only while no machine of it has claimed the run. What
+            was submitted here is known to SkyPilot, and does not count.
     """
     note = RentalNote(
         at=state.clock.now(),
@@ -51,6 +73,7 @@ def announce_rental(
         if not force and before is not None and before.rented_from != note.rented_from:
             _refuse_second(state, before, note, moving=moving)
         write_rental_note(state, note, version)
+        return before
     except Conflict as error:
         raise BadInput(
             f"a machine for {state.name} is being rented by another process at this moment, so "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput, PionError, Stopped
 from pipeline.find_model import read_run
 from pipeline.formats import printable
 from pipeline.rent.managed import managed_jobs as sky
@@ -23,6 +23,7 @@ from pipeline.rent.managed.launch import how_to_come_back, say_now
 from pipeline.rent.managed.look import Look, Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.pods import Pod
+from pipeline.rent.managed.submitting import submitting_alone
 from pipeline.rent.managed.task import launch_id_of, make_again
 from pipeline.rent.rental import rental_name
 from pipeline.state.head import RunState
@@ -32,6 +33,9 @@ from pipeline.state.stores import StoreError, open_store, split_run
 POLL_SECONDS = 10.0
 CANCEL_SECONDS = 300.0
 """How long SkyPilot may take to cancel a job and give its machine back."""
+
+RELAUNCHES_IN_VAIN = 3
+"""How often a run is submitted anew before one of its machines has come to own it."""
 
 _ENDED_FOR_IT = ("CANCELLED", "FAILED_CONTROLLER")
 """How a job ends that is submitted anew; one that ended otherwise did so by itself."""
@@ -85,8 +89,8 @@ def follow_or_leave(state: RunState, name: str, job_id: int, *, once: bool = Fal
 class Provider:
     """What is asked of SkyPilot and RunPod, and ordered from them.
 
-    `list_pods` is None where RunPod can't be asked; `make_again` gives a job's task once more, for
-    any place but those it is given, and `submit` takes it.
+    `list_pods` gives those rented from here, and is None where RunPod can't be asked; `make_again`
+    gives a job's task once more, for any place but those it is given, and `submit` takes it.
     """
 
     managed_jobs: Callable[[str], Sequence[ManagedJob]]
@@ -99,9 +103,10 @@ class Provider:
     @classmethod
     def real(cls) -> Provider:
         """SkyPilot's API server, and RunPod if this machine has a key for it."""
+        list_pods = partial(runpod.list_pods, rented_from=sky.my_hash())
         return cls(
             managed_jobs=partial(sky.managed_jobs, with_task=True),
-            list_pods=runpod.list_pods if runpod.runpod_configured() else None,
+            list_pods=list_pods if runpod.runpod_configured() else None,
             terminate_pod=runpod.terminate_pod,
             cancel=sky.cancel,
             make_again=make_again,
@@ -146,6 +151,8 @@ class Watcher:
         self._trouble = ""
         self._avoid: set[Place] = set()
         self._owed: Owed | None = None
+        self._in_vain = (0, 0)  # epoch, and how often the run was submitted anew under it
+        self._ended_as: int | None = None  # exit code of a job that was not needed any more
 
     def follow(self) -> int:
         """Until the job has ended; its exit code."""
@@ -219,13 +226,15 @@ class Watcher:
                 break  # what else is wrong was wrong with the job that it replaced
         keys = {finding.why_key for finding in findings}
         self._found = {key: done for key, done in self._found.items() if key in keys}
-        if job.live or self.lookout.job_id != job.id:
+        at_work = any((f.what, f.action) == ("controller lost", "note") for f in findings)
+        if job.live or self.lookout.job_id != job.id or at_work:
             return None
         with contextlib.suppress(PionError):  # the store is down, and has known worse
             withdraw_rental_note(self.state, launch_id_of(job))
-        code, words = how_it_ended(job, look.progress.status)
+        code, words = how_it_ended(job, look.progress.dollars)
         self.say(words)
-        return code
+        ended_here = job.status == "CANCELLED" and self._ended_as is not None
+        return self._ended_as if ended_here else code
 
     def _handle(self, finding: Finding, job: ManagedJob, look: Look) -> None:
         """Say what was found, once, and do what is to be done about it."""
@@ -235,41 +244,71 @@ class Watcher:
         said = self._found.setdefault(key, "")
         if finding.action == "note" or not self.acting:
             return
-        done = []
-        for pod in finding.pods:
-            self.provider.terminate_pod(pod)
-            done.append(f"terminated pod {pod}")
         if finding.action == "relaunch":
-            done.append(self._relaunch(job, finding.avoid))
+            done = self._relaunch(finding, job, look)
+        else:
+            done = self._terminate(finding.pods)
         if finding.action == "cancel":
             self.provider.cancel([job.id])
             done.append(f"cancelled managed job {job.id}")
+            self._ended_as = (
+                0 if look.run.finished else Stopped.exit_code if look.run.stop else None
+            )
         self._found[key] = "; ".join(done)
         if self._found[key] != said:  # what does not help is done at each look, and said once
             self.say(self._found[key])
             log_finding(self.state, look, finding, done)
 
-    def _relaunch(self, job: ManagedJob, avoid: Place | None) -> str:
-        """End the job and submit it anew; what was done. Not ended if it can't be submitted."""
-        places = self._avoid | ({avoid} if avoid else set())
-        try:
-            task = self.provider.make_again(job, places)
-        except BadInput as error:
-            self.lookout.forget_machines()  # ask again after as many more
-            return f"left as it is, as it can't be submitted anew: {error}"
-        self._avoid = places
-        self._owed = Owed(task, job, places)  # before the job is cancelled, as that may half fail
-        return self._submit_owed(self._owed)
+    def _terminate(self, pods: Sequence[str]) -> list[str]:
+        for pod in pods:
+            self.provider.terminate_pod(pod)
+        return [f"terminated pod {pod}" for pod in pods]
+
+    def _relaunch(self, finding: Finding, job: ManagedJob, look: Look) -> list[str]:
+        """End the job, and what pods it has, and submit it anew; what was done.
+
+        It is left as it is if it can't be submitted, and ended for good if that never helps.
+        """
+        epoch = look.head.epoch if look.head is not None else 0
+        times = 1 + (self._in_vain[1] if self._in_vain[0] == epoch else 0)
+        if times > RELAUNCHES_IN_VAIN:
+            done = self._terminate(finding.pods)
+            if job.live:
+                self.provider.cancel([job.id])
+                done.append(f"cancelled managed job {job.id}")
+            return [*done, f"submitted anew {times - 1} times, no machine came to own the run"]
+        owed = self._make_again(finding, job)
+        if isinstance(owed, str):
+            return [owed]
+        done = self._terminate(finding.pods)
+        self._in_vain, self._avoid = (epoch, times), set(owed.avoid)
+        self._owed = owed  # before the job is cancelled, as that may half fail
+        return [*done, self._submit_owed(owed)]
+
+    def _make_again(self, finding: Finding, job: ManagedJob) -> Owed | str:
+        """The task to submit anew; words why there is none."""
+        places = [self._avoid | ({finding.avoid} if finding.avoid else set())]
+        if finding.pods:
+            places.append(self._avoid)  # nobody ends that pod otherwise, and it is paid for
+        words = ""
+        for avoid in places:
+            try:
+                return Owed(self.provider.make_again(job, avoid), job, avoid)
+            except BadInput as error:
+                words = words or str(error)
+        self.lookout.forget_machines()  # ask again after as many more
+        return f"left as it is, as it can't be submitted anew: {words}"
 
     def _submit_owed(self, owed: Owed) -> str:
         """End the old job and submit the new one, however often that takes; what was done."""
-        old, jobs = self._end(owed.old.id)
-        # A submission given up as failed may have been taken after all.
-        new = next((job.id for job in jobs if job.live and job.id > owed.old.id), None)
-        if new is None and old is not None and old.status not in _ENDED_FOR_IT:
-            self._owed = None
-            return f"managed job {old.id} has ended by itself meanwhile, as {old.status}"
-        self.lookout.job_id = new or self.provider.submit(owed.task, self.name)
+        with submitting_alone(self.name):
+            old, jobs = self._end(owed.old.id)
+            # A submission given up as failed may have been taken after all.
+            new = next((job.id for job in jobs if job.live and job.id > owed.old.id), None)
+            if new is None and old is not None and old.status not in _ENDED_FOR_IT:
+                self._owed = None
+                return f"managed job {old.id} has ended by itself meanwhile, as {old.status}"
+            self.lookout.job_id = new or self.provider.submit(owed.task, self.name)
         self.lookout.forget_machines()
         self._owed = None
         elsewhere = f", not on {' or '.join(sorted(map(str, owed.avoid)))}" if owed.avoid else ""

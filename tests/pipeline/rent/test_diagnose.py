@@ -53,6 +53,13 @@ def in_a_row(place: Place, *ages: float) -> tuple[Attempt, ...]:
     return tuple(Attempt(place, NOW - age) for age in ages)
 
 
+CONTROLLER_LOST = job("FAILED_CONTROLLER", failure="out of memory")
+LEFT_BEHIND = job("FAILED_CONTROLLER", failure="Failed to clean up, resources may have leaked: …")
+EVERYWHERE = tuple(
+    Attempt(place, NOW - age)
+    for place, age in zip([A40, A4000, A40, A4000, A40], [2000, 1600, 1200, 800, 400], strict=True)
+)
+GONE_QUIET = run(beat_at=NOW - 61)
 SILENT = run(beat_at=NOW - SILENT_SECONDS, last_sign=NOW - SILENT_SECONDS)
 WAITING = run(beat_at=NOW - BOOT_SECONDS - 60, last_sign=NOW - BOOT_SECONDS - 60)
 BOOTING = run(claimed_at=None, beat_at=None, last_sign=None)
@@ -155,11 +162,34 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             "relaunch",
             (),
         ),
+        # Nobody recovers the run then, but while it is at work it needs no second machine.
+        (SkyView(CONTROLLER_LOST, (ALIVE,)), AT_WORK, "controller lost", "note", ()),
+        (SkyView(CONTROLLER_LOST, (ALIVE,)), GONE_QUIET, "controller lost", "relaunch", ("a",)),
+        (SkyView(CONTROLLER_LOST, ()), BOOTING, "controller lost", "relaunch", ()),
+        # So it calls a job that was cancelled, or failed for good, but left its machine behind.
+        (SkyView(LEFT_BEHIND, (ALIVE,)), GONE_QUIET, "left behind", "terminate", ("a",)),
+        (SkyView(LEFT_BEHIND, ()), GONE_QUIET, "left behind", "note", ()),
+        # It is not the place if they come to nothing everywhere.
         (
-            SkyView(job("FAILED_CONTROLLER", failure="out of memory"), ()),
-            AT_WORK,
-            "controller lost",
-            "relaunch",
+            SkyView(job("RECOVERING"), (), attempts=EVERYWHERE),
+            run(claimed_at=None, last_sign=NOW - 9000),
+            "it starts nowhere",
+            "cancel",
+            (),
+        ),
+        # Nobody wants the machine that SkyPilot looks for.
+        (
+            SkyView(job("RECOVERING"), ()),
+            dataclasses.replace(AT_WORK, stop="pion stop"),
+            "not needed",
+            "cancel",
+            (),
+        ),
+        (
+            SkyView(job("STARTING"), ()),
+            dataclasses.replace(AT_WORK, finished=True),
+            "not needed",
+            "cancel",
             (),
         ),
     ],
@@ -199,7 +229,6 @@ def test_what_is_wrong_is_found_with_what_to_do(
         # Somebody wants it to stop, or it is done: it is left to end.
         (SkyView(job("RECOVERING"), (EXITED,)), run(stop="pion stop")),
         (SkyView(JOB, (EXITED,)), run(finished=True)),
-        (SkyView(job("RECOVERING"), ()), dataclasses.replace(WAITING, stop="pion stop")),
         (SkyView(JOB, (ALIVE,)), run(stop="pion stop", stalled_since=NOW - HANG_SECONDS)),
         (SkyView(job("FAILED_CONTROLLER"), ()), run(stop="pion stop")),
         (SkyView(job("CANCELLING"), (EXITED,)), AT_WORK),

@@ -16,11 +16,14 @@ from pipeline.handover import FROM_EPOCH, relieves
 from pipeline.job_file import job_text
 from pipeline.rent.managed import hop as hopping
 from pipeline.rent.managed.hop import find_job_file, hop
-from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.managed.pods import Pod
+from pipeline.rent.rental import rental_name
 from pipeline.state.claim import Claim
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
+from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.requests import ask_stop, pending_stop
 from tests.pipeline.light_run import JOB
 from tests.pipeline.rent.two_launches import NEW, OLD, head_of
@@ -171,6 +174,44 @@ def test_a_launch_that_fails_leaves_the_old_one_running(
     assert f"demo is still {OLD.describe()}'s, which was left alone" in message
     assert sky.cancelled == []
     assert pending_stop(run) is None
+
+
+def test_what_a_new_machine_has_asked_is_taken_back_if_it_does_not_take_over(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    def ask_and_die() -> None:
+        ask_stop(run, "pion hop to pod-new", except_launch=sky.launch_id)
+        sky.now(2, "FAILED", "out of memory")
+
+    time.during_sleep = ask_and_die
+    with pytest.raises(PionError) as failed:
+        hop("demo", on=str(sky_home.yaml()), overrides=[])
+    assert f"{OLD.describe()} had been asked already to hand demo over" in str(failed.value)
+    assert "left alone" not in str(failed.value)
+    assert pending_stop(run) is None
+
+
+def test_a_hop_that_comes_to_nothing_leaves_word_of_the_old_rental_as_it_was(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    old = RentalNote(0.0, "desk", "1a2b3c4d", "launch-old", 1)
+    write_rental_note(run, old, None)
+    time.during_sleep = lambda: sky.now(2, "FAILED_NO_RESOURCE", "no RTX A4000 anywhere")
+    with pytest.raises(PionError):
+        hop("demo", on=str(sky_home.yaml()), overrides=[])
+    assert read_rental_note(run)[0] == old
+
+
+def test_a_machine_that_another_computer_has_rented_is_named(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = rental_name(run.store.url, run.name)
+    theirs = Pod("theirs", f"{cluster_name(name, 1)}-99999999-head", "RUNNING")
+    strangers = Pod("strangers", "pion-other-01234567-1-99999999-head", "RUNNING")
+    monkeypatch.setattr(hopping.pods, "runpod_configured", lambda: True)
+    monkeypatch.setattr(hopping.pods, "list_pods", lambda: [theirs, strangers])
+    (line,) = hopping.others_left(name)
+    assert "pod theirs was rented from another computer" in line
 
 
 def test_a_machine_that_never_comes_is_given_up_and_the_old_one_runs_on(

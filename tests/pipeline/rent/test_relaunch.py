@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
@@ -15,8 +16,10 @@ from pipeline.rent.managed.diagnose import (
     Place,
 )
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.submitting import submitting_alone
 from pipeline.rent.managed.watch import (
     CANCEL_SECONDS,
+    RELAUNCHES_IN_VAIN,
     Provider,
     Watcher,
     follow_or_leave,
@@ -26,6 +29,7 @@ from pipeline.state.metrics import EventLog, read_events
 from tests.pipeline.rent.test_diagnose import A40, JOB
 from tests.pipeline.rent.watched import (
     Cloud,
+    beat,
     during,
     failing_at_first,
     lost_controller,
@@ -99,6 +103,100 @@ def test_machines_of_an_earlier_job_say_nothing_against_a_place(
     assert not cloud.cancelled
 
 
+def test_what_can_not_be_submitted_anew_keeps_its_pod(
+    watcher: Watcher, cloud: Cloud, time: FakeClock, said: list[str]
+) -> None:
+    def make_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
+        raise BadInput("HF_TOKEN must be set in the environment")
+
+    watcher.provider = dataclasses.replace(watcher.provider, make_again=make_again)
+    cloud.now("STARTING", submitted_at=time.time)
+    start = time.time
+    time.during_sleep = lambda: (
+        cloud.now("SUCCEEDED") if time.time - start > BOOT_SECONDS + 60 else None
+    )
+    watcher.follow()
+    assert "HF_TOKEN must be set" in "\n".join(said)
+    assert not cloud.terminated
+    assert not cloud.cancelled
+
+
+def test_a_pod_that_nobody_would_end_is_replaced_in_the_same_place_if_there_is_no_other(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
+) -> None:
+    cloud.only = A40
+    cloud.now("STARTING", submitted_at=time.time)
+
+    def live() -> None:
+        if cloud.submitted:
+            cloud.now("SUCCEEDED", id=8)
+
+    time.during_sleep = live
+    watcher.follow()
+    assert (cloud.terminated, cloud.cancelled, cloud.submitted) == (["a"], [7], [(7, set())])
+
+
+def test_a_run_that_no_machine_ever_comes_to_own_is_given_up_in_the_end(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
+) -> None:
+    cloud.now("STARTING", submitted_at=time.time)
+
+    def boot_in_vain() -> None:
+        cloud.jobs = [
+            dataclasses.replace(j, status="STARTING", submitted_at=time.time)
+            if j.status == "RUNNING"
+            else j
+            for j in cloud.jobs
+        ]
+
+    time.during_sleep = boot_in_vain
+    assert watcher.follow() == 1
+    assert len(cloud.submitted) == RELAUNCHES_IN_VAIN
+    assert cloud.cancelled == [7, 8, 9, 10]
+    assert "submitted anew 3 times, no machine came to own the run" in "\n".join(said)
+    assert not any(pod.alive for pod in cloud.listed)
+
+
+def test_a_run_at_work_is_watched_though_its_controller_is_lost_and_started_anew_after_it(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
+) -> None:
+    claim = run.claim(someone())
+    beat(claim, stage="sft", step=6)
+    cloud.now("FAILED_CONTROLLER", failure="the machine of the controller was restarted")
+    start, rented_at = time.time, []
+
+    def live() -> None:
+        if time.time - start < 600:
+            beat(claim, stage="sft", step=7)
+        if cloud.submitted:
+            rented_at.append(time.time - start)
+            cloud.now("SUCCEEDED", id=8)
+
+    time.during_sleep = live
+    assert watcher.follow() == 0
+    assert rented_at[0] >= 660
+    assert cloud.terminated == ["a"]
+
+
+def test_while_a_person_submits_the_run_it_is_not_submitted_anew(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
+) -> None:
+    cloud.now("FAILED_CONTROLLER")
+    other = contextlib.ExitStack()
+    other.enter_context(submitting_alone(JOB.name))
+    submitted_meanwhile: list[int] = []
+
+    def leave() -> None:
+        submitted_meanwhile.append(len(cloud.submitted))
+        other.close()
+
+    during(time, leave, lambda: cloud.now("SUCCEEDED", id=8))
+    assert watcher.follow() == 0
+    assert submitted_meanwhile == [0]
+    assert len(cloud.submitted) == 1
+    assert "is being submitted by another process here" in "\n".join(said)
+
+
 def test_a_lost_controller_ends_no_run(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
@@ -122,7 +220,7 @@ def test_a_job_cancelled_to_start_anew_is_submitted_however_often_that_fails(
 
     time.during_sleep = live
     assert watcher.follow() == 0
-    assert (cloud.cancelled, cloud.submitted) == ([7], [(7, set())])
+    assert (cloud.cancelled, cloud.submitted) == ([7], [(7, {A40})])
 
 
 def test_a_submission_that_only_seemed_to_fail_is_not_repeated(
@@ -174,7 +272,7 @@ def test_a_job_that_is_cancelled_is_submitted_anew_even_if_its_end_could_not_be_
 
     time.during_sleep = live
     assert watcher.follow() == 0
-    assert (cloud.cancelled, cloud.submitted) == ([7], [(7, set())])
+    assert (cloud.cancelled, cloud.submitted) == ([7], [(7, {A40})])
 
 
 def test_a_job_that_ends_well_before_it_could_be_cancelled_is_not_submitted_anew(

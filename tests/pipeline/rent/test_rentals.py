@@ -302,8 +302,54 @@ def test_without_a_run_every_rental_of_ours_is_listed(
     api.rent("one", pod_of(name, 1))
     api.rent("other", "pion-another-11112222-3-0123abcd-head")
     api.rent("web", "my-web-server")
+    api.rent("own", "pion-a40-2-0123abcd-head")  # `sky launch -c pion-a40-2`
     states = {pod: rental["state"] for pod, rental in listing(every=True).items()}
-    assert states == {"one": "running", "other": "orphan"}
+    assert states == {"one": "running", "other": "unknown"}
+
+
+def test_a_pod_is_not_ended_because_skypilot_has_forgotten_its_job_while_its_run_is_at_work(
+    listing: Listing, run: RunState, api: RunPodApi, name: str
+) -> None:
+    api.rent("one", pod_of(name, 1))
+    claim = run.claim(someone())
+    claim._beat()
+    one = listing(reap=True)["one"]
+    assert one["state"] == "unknown"
+    assert "knows no managed job 1 of that name; the run is at work" in one["words"]
+    assert len(api.pods) == 1
+    claim.release()
+    assert listing(reap=True)["one"]["state"] == "gone"
+
+
+def test_an_orphan_that_can_not_be_ended_keeps_no_other_from_its_end(
+    run: RunState,
+    api: RunPodApi,
+    jobs: list[ManagedJob],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    api.rent("one", pod_of(name, 1))
+    api.rent("two", pod_of(name, 2))
+
+    def terminate(pod: str) -> None:
+        if pod == "one":
+            raise PionError("RunPod could not terminate pod one: timed out")
+        terminate_pod(pod)
+
+    monkeypatch.setattr(rentals.runpod, "terminate_pod", terminate)
+    assert show_rentals(f"{run.store.url}/{run.name}", reap=True, as_json=False) == 1
+    assert [pod["id"] for pod in api.pods] == ["one"]
+    assert "RunPod could not terminate pod one: timed out" in capsys.readouterr().out
+
+
+def test_pods_of_the_same_job_number_on_another_computer_can_be_told_apart(
+    api: RunPodApi, name: str
+) -> None:
+    api.rent("mine", pod_of(name, 1))
+    api.rent("theirs", pod_of(name, 1, OTHER))
+    assert [pod.id for pod in list_pods(rented_from=MINE)] == ["mine"]
+    assert len(list_pods()) == 2
 
 
 def test_the_table_says_how_to_end_orphans(

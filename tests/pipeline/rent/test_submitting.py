@@ -6,12 +6,17 @@ import json
 
 import pytest
 
-from pion.errors import BadInput, Interrupted, Stopped
+from pion.errors import BadInput, Fenced, Interrupted, PionError, Stopped
 from pipeline.rent.managed import submitting
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
-from pipeline.rent.managed.submitting import announce_rental
+from pipeline.rent.managed.submitting import announce_rental, announced
 from pipeline.state.head import RunState
-from pipeline.state.rental_note import NOTE, over_unless_interrupted, withdraw_rental_note
+from pipeline.state.rental_note import (
+    NOTE,
+    over_unless_interrupted,
+    read_rental_note,
+    withdraw_rental_note,
+)
 from pipeline.state.stores import FileStore, Missing
 from tests.pipeline.state.conftest import FakeClock, someone
 
@@ -29,6 +34,13 @@ def typing_on(monkeypatch: pytest.MonkeyPatch):
 
 def announced_by(run: RunState) -> str:
     return str(json.loads(run.store.read(run.key(NOTE)))["host"])
+
+
+def of_a_worker(exit_code: int) -> PionError:
+    """An error as it comes back from a Ray worker."""
+    error = PionError("from afar")
+    error.exit_code = exit_code
+    return error
 
 
 @pytest.fixture
@@ -71,6 +83,19 @@ def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
     assert announced_by(run) == "desk"
 
 
+@pytest.mark.parametrize("error", [BadInput("the task is refused"), PionError("timed out")])
+def test_word_of_a_rental_is_taken_back_only_if_nothing_was_rented_for_sure(
+    rented_from_desk: RunState, typing_on, error: PionError
+) -> None:
+    run = rented_from_desk
+    typing_on("desk")
+    with pytest.raises(type(error)), announced(run, run.read(), "desk-2"):
+        raise error
+    note, _ = read_rental_note(run)
+    assert note is not None
+    assert note.launch_id == ("desk-1" if isinstance(error, BadInput) else "desk-2")
+
+
 def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(
     rented_from_desk: RunState,
 ) -> None:
@@ -99,7 +124,9 @@ def test_the_computer_that_rented_may_rent_again(run: RunState, typing_on) -> No
     announce_rental(run, run.read(), "desk-2")  # its SkyPilot knows what became of the first
 
 
-@pytest.mark.parametrize("ending", [None, Stopped("asked to"), BadInput("no"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "ending", [None, Stopped("asked to"), BadInput("no"), ValueError("a bug"), of_a_worker(74)]
+)
 def test_once_a_rental_is_over_anybody_may_rent(
     rented_from_desk: RunState, ending: Exception | None
 ) -> None:
@@ -115,7 +142,11 @@ def test_once_a_rental_is_over_anybody_may_rent(
 
 
 @pytest.mark.parametrize("launch_id", ["desk-1", "another", None])
-@pytest.mark.parametrize("ending", [Interrupted("preempted"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "ending",
+    # A machine that was cut off is fenced by the one that the same rental replaced it by.
+    [Interrupted("preempted"), of_a_worker(75), Fenced("taken over"), KeyboardInterrupt()],
+)
 def test_an_interrupted_run_is_not_over(
     rented_from_desk: RunState, launch_id: str | None, ending: BaseException
 ) -> None:
