@@ -15,6 +15,7 @@ from pipeline.find_model import last_change, read_run, runs_in
 from pipeline.formats import duration, moment, printable, size
 from pipeline.job import STAGES
 from pipeline.recorded_job import recorded_job, recorded_stages
+from pipeline.report_cost import phases_in_words
 from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import CheckpointEntry, Head
@@ -221,9 +222,8 @@ def _machine_in_words(machine: MachineCost) -> str:
     if machine.dollars is not None:
         words.append(f"${machine.dollars:.2f} at ${machine.price or 0.0:.2f}/h")
     if machine.to_first_step is not None:
-        parts = ", ".join(f"{name} {duration(s)}" for name, s in machine.phases.items())
-        boot = f" ({parts})" if parts else ""
-        words.append(f"first step {duration(machine.to_first_step)} after it was paid for{boot}")
+        waited = f"first step {duration(machine.to_first_step)} after it was paid for"
+        words.append(waited + phases_in_words(machine))
     return ", ".join(words)
 
 

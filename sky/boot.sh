@@ -11,6 +11,14 @@ trap 'exit 75' TERM
 export PION_BOOT_STARTED=$(date +%s.%N)
 cd "$(dirname "$0")/.."
 
+# A test that crashes or hangs, as the driver of a broken GPU makes it, has failed: 124 is `timeout`'s
+# word for a hang, and above 128 are signals.
+leave_with() {
+    [ "$1" -eq 124 ] || [ "$1" -gt 128 ] || exit "$1"
+    echo "boot: the test of this machine crashed or hung ($1); leaving it with 75" >&2
+    exit 75
+}
+
 # SkyPilot sets what the YAML leaves empty to ""; clients of S3 and the Hub take that for a value.
 for name in ${!HF_*} ${!AWS_*} ${!PION_*} ${!WANDB_*}; do
     [ -n "${!name:-}" ] || unset "$name"
@@ -41,7 +49,7 @@ if [ -n "${VIRTUAL_ENV:-}" ]; then
     PATH=${PATH//"$VIRTUAL_ENV/bin:"/}
     unset VIRTUAL_ENV
 fi
-image_packages=$(python3 pipeline/rent/boot_check.py) || exit
+image_packages=$(python3 pipeline/rent/boot_check.py) || leave_with $?
 export PION_BOOT_CHECKED=$(date +%s.%N)
 
 # Packages: those of a run and no others (no SkyPilot, no test tools), at the versions that
@@ -66,7 +74,8 @@ fi
 if ! said=$("${sync[@]}" 2>&1); then
     printf '%s\n' "$said" >&2
     case $said in
-        *"No solution found"* | *"Failed to parse"*) exit 2 ;;
+        # On every machine alike: pins that can't be met, a package without a wheel, no Python.
+        *"No solution found"* | *"Failed to parse"* | *"Failed to build"* | *"No interpreter"*) exit 2 ;;
         *) echo "boot: packages can't be installed here; leaving this machine with 75" >&2; exit 75 ;;
     esac
 fi
@@ -74,7 +83,7 @@ printf '%s\n' "${said##*$'\n'}"
 export PION_BOOT_SYNCED=$(date +%s.%N)
 
 if [ "${PION_EXPECT_GPUS:-${SKYPILOT_NUM_GPUS_PER_NODE:-0}}" != 0 ]; then
-    .venv/bin/python -m pipeline.rent.gpu_test || exit
+    timeout -k 10 180 .venv/bin/python -m pipeline.rent.gpu_test || leave_with $?
 fi
 
 # In place of this shell, so that SIGTERM reaches it and its exit code is the job's.

@@ -56,8 +56,8 @@ class MachineCost:
 
     `dollars` is None if its price (dollars per hour) is not known; `unpriced_hours` are those of
     its processes without one. `to_first_step` is None if it has not trained, and counts from
-    `begin`. `phases` are the seconds of its boot by name. `epochs` are those under which it owned
-    the run, none if it never did.
+    `begin`. `phases` are the seconds of what it did until then, by name; some overlap. `epochs` are
+    those under which it owned the run, none if it never did.
     """
 
     id: str
@@ -227,7 +227,7 @@ def costs(
             for cause, seconds in _by_cause(spent).items():
                 by_cause[cause] += (process.price or 0.0) * seconds / 3600
     starts = {attempt.epoch: attempt.groups[0].at for attempt in reversed(attempts)}
-    parts = [_machine_cost(work, starts) for work in machines.values()]
+    parts = [_machine_cost(work, starts, events) for work in machines.values()]
     for lost in map(_cost_of_lost, lost_machines(events)):
         by_cause[BOOT] += lost.dollars or 0.0
         parts.append(lost)
@@ -235,7 +235,9 @@ def costs(
 
 
 def _machine_cost(
-    work: Sequence[tuple[Process, Sequence[Span]]], first_steps: Mapping[int, float]
+    work: Sequence[tuple[Process, Sequence[Span]]],
+    first_steps: Mapping[int, float],
+    events: Sequence[Row],
 ) -> MachineCost:
     (first, _), (last, _) = work[0], work[-1]
     spans = [span for _, spent in work for span in spent]
@@ -260,9 +262,21 @@ def _machine_cost(
         dollars=sum(priced) if priced else None,
         unpriced_hours=sum(hours for price, hours in prices if price is None),
         to_first_step=trained[0] - first.paid_from if trained else None,
-        phases=first.about.get("phases") or {},
+        phases={**(first.about.get("phases") or {}), **_until_first_step(events, first.epochs)},
         epochs=epochs,
     )
+
+
+def _until_first_step(events: Sequence[Row], epochs: Sequence[int]) -> dict[str, float]:
+    """Seconds of what `pion run` did first under these epochs, by name."""
+    found: dict[str, float] = {}
+    for event in events:
+        if event["event"] == "phase" and event["epoch"] in epochs:
+            if event.get("total"):
+                break  # the first step, and what follows it
+            if "parts" not in event:  # a sum of others
+                found.setdefault(event["name"], event["seconds"])
+    return found
 
 
 def _cost_of_lost(machine: LostMachine) -> MachineCost:

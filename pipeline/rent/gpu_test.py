@@ -24,7 +24,10 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 
 def check_gpus(asked: int) -> str:
     """What was tested. Raises BadMachine."""
-    import torch
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library of the image's, or a broken disk
+        raise BadMachine(f"torch can't be imported: {error}") from None
 
     if not torch.cuda.is_available():
         raise BadMachine(f"torch {torch.__version__} finds no GPU it can use: {_cuda_error()}")

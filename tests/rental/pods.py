@@ -175,10 +175,12 @@ class Pod:
         return found
 
     def signal(self, number: int) -> None:
-        """Send signal `number` to all its processes but the first, which keeps the pod alive."""
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        """Send signal `number` to all its processes but those that keep the pod alive: the first,
+        SkyPilot's start script, and the `sleep infinity` that it ends in."""
+        for pid, command in self.processes().items():
+            if command.strip() != "sleep infinity":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def close_ssh(self) -> None:
         """Nobody outside reaches it any more; what runs goes on, and still reaches the store."""

@@ -62,7 +62,7 @@ class Rented:
 
         Credentials are named, and their values are in the environment alone.
         """
-        command = ["jobs", "launch"] if managed else ["launch", "--async", "--down"]
+        command = ["jobs", "launch"] if managed else ["launch", "--async"]
         words = " ".join([f"store={self.store}", *OVERRIDES, overrides])
         settings = ["--env", f"JOB={JOB}", "--env", f"OVERRIDES={words}"]
         settings += ["--env", "AWS_ENDPOINT_URL"]

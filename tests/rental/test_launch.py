@@ -29,6 +29,7 @@ def test_a_bare_launch_trains_and_publishes(rented: Rented) -> None:
     (pod,) = rented.machines
     assert pod.gpu == "NVIDIA RTX A4000"
     assert not pod.use_spot
+    assert "10m (down)" in rented.loopback.sky("status"), "it would be paid for without end"
 
 
 def test_without_a_job_nothing_is_rented(rented: Rented) -> None:

@@ -37,12 +37,15 @@ def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroke
     assert first.use_spot
     assert first.gpu == "NVIDIA A40", "the cheapest of the YAML's"
     rented.loopback.runpod.preempt(first, notice=5.0, leaves="gone")
+    head = rented.head()
+    assert head is not None
+    assert head.owner is None, "five seconds were not enough to save, and to hand the run over"
     launch.ends_with(0)
     assert "recovered 1 time" in launch.text
     assert len(rented.machines) == 2
     starts = rented.rows_trained()
     assert len(starts) == 2
-    assert starts[1][0] > 0, "the second machine began anew"
+    assert starts[1][0] == head.checkpoints[0].step > 0, "steps were lost"
     assert starts[1][1] == starts[1][0] * 8, "rows were skipped or repeated"
     assert rented.final_model() == unbroken()
 

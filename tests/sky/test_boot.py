@@ -160,9 +160,16 @@ def test_torch_tests_the_gpus_before_pion_run(machine: Machine) -> None:
     assert machine.pion() == ["run", "job.yaml"]
 
 
-def test_a_gpu_that_torch_finds_bad_ends_the_boot_before_pion_run(machine: Machine) -> None:
-    code, output = machine.boot(**give_gpu(machine), GPU_TEST_EXITS="75")
-    assert code == 75, output
+@pytest.mark.parametrize(
+    ("exits", "code"),
+    # 139: it crashed in the driver, 124: it hung there. Neither is a code that SkyPilot recovers.
+    [("75", 75), ("139", 75), ("124", 75), ("137", 75), ("1", 1)],
+)
+def test_a_gpu_that_torch_finds_bad_ends_the_boot_before_pion_run(
+    machine: Machine, exits: str, code: int
+) -> None:
+    exit_code, output = machine.boot(**give_gpu(machine), GPU_TEST_EXITS=exits)
+    assert exit_code == code, output
     assert machine.pion("gpu_test") == ["tested"]
     assert not (machine.folder / "calls.pion").exists()
 
@@ -203,6 +210,7 @@ def test_a_job_that_is_not_there_is_the_same_on_every_machine(machine: Machine, 
         ("error: No space left on device (os error 28)", 75),
         ("× No solution found when resolving dependencies", 2),
         ("error: Failed to parse: `pyproject.toml`", 2),
+        ("× Failed to build `something==1.0`", 2),
     ],
 )
 def test_packages_that_cannot_be_had_here_may_be_had_elsewhere(

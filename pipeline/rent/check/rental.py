@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from pion.errors import BadInput
 from pipeline.data.sources import find_input
-from pipeline.find_model import HUB_REPO
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.rent.check.job import count_parameters, is_prepared, sources_of
 from pipeline.rent.check.row import CheckRow
+from pipeline.rent.credentials import SESSION_TOKEN, hub_inputs, needed_secrets
 from pipeline.rent.rental import Rental
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore, open_store
@@ -28,8 +28,6 @@ CHECKPOINTS = 3
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: float32 weights and AdamW's two moments."""
 RECOVER_CODE = 75
-SESSION_TOKEN = "AWS_SESSION_TOKEN"
-"""Belongs to temporary keys, and only to them."""
 
 
 # ---------------------------------------------------------------- what the machine can reach
@@ -83,7 +81,7 @@ def credentials(
     job: Job, rental: Rental, environment: Mapping[str, str] = os.environ
 ) -> list[CheckRow]:
     """That every credential the run needs is set here, and declared so that it travels."""
-    needed = _needed(job, environment)
+    needed = needed_secrets(job, environment)
     mistakes = []
     for name, why in needed.items():
         if name not in rental.secrets:
@@ -110,29 +108,11 @@ def credentials(
     return rows + ([] if "HF_TOKEN" in needed else _hub_login(job, rental, environment))
 
 
-def _needed(job: Job, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables with credentials a run on another machine needs, and what for."""
-    needed: dict[str, str] = {}
-    read = {f"for {s}.init_from": job.section(s).init_from or "" for s in job.train_stages}
-    for why, url in {**read, "for the store": job.store}.items():
-        if url.startswith("s3://"):
-            needed.update(AWS_ACCESS_KEY_ID=why, AWS_SECRET_ACCESS_KEY=why)
-            if environment.get(SESSION_TOKEN):
-                needed[SESSION_TOKEN] = "the keys are void without it"
-    if job.store.startswith("hf://"):
-        needed["HF_TOKEN"] = "for the store"
-    elif job.publish is not None and job.publish.to.startswith("hf://"):
-        needed["HF_TOKEN"] = "to publish"
-    if job.log.wandb:
-        needed["WANDB_API_KEY"] = "for log.wandb"
-    return needed
-
-
 def _hub_login(job: Job, rental: Rental, environment: Mapping[str, str]) -> list[CheckRow]:
     """That the rental reads from the Hub what this machine, which is logged in, may read."""
     from huggingface_hub import get_token
 
-    inputs = _hub_inputs(job)
+    inputs = hub_inputs(job)
     if not inputs or get_token() is None:
         return []
     missing = []
@@ -143,23 +123,11 @@ def _hub_login(job: Job, rental: Rental, environment: Mapping[str, str]) -> list
     if not missing:
         return []
     words = (
-        "this machine is logged in to the Hub, and the rental will not be: if "
-        f"{' or '.join(inputs)} is private or gated, {' and '.join(missing)}"
+        "this machine is logged in to the Hub, and the rental may not be (SkyPilot brings the "
+        f"login along, other starters do not): if {' or '.join(inputs)} is private or gated, "
+        f"{' and '.join(missing)}"
     )
     return [CheckRow("Hub login", None, words)]
-
-
-def _hub_inputs(job: Job) -> list[str]:
-    """What the job reads from the Hub."""
-    found = [s.repo for _, s in sources_of(job) if isinstance(s, HubDataset | HubNpyShards)]
-    if job.tokenizer.hub is not None:
-        found.append(job.tokenizer.hub)
-    for stage in job.train_stages:
-        weights = job.section(stage).init_from or ""
-        here = job.input_path(weights).exists()
-        if weights.startswith("hf://") or (HUB_REPO.fullmatch(weights) and not here):
-            found.append(weights)
-    return list(dict.fromkeys(found))
 
 
 # ---------------------------------------------------------------- what is on the machine
@@ -246,6 +214,13 @@ def disk(job: Job, rental: Rental) -> list[CheckRow]:
     words = f"{needed:.0f} GB needed ({parts}), {least} GB asked"
     if least < needed:
         raise BadInput(f"{words}. Set disk_size: {needed * 1.2:.0f} in {rental.path}")
+    endless = [s.repo for s in sources if isinstance(s, HubDataset) and s.max_documents is None]
+    if endless and not is_prepared(job):
+        words += (
+            f". How much {' and '.join(endless)} come to is not known here: all of it is prepared "
+            "on that disk, at 2 to 4 bytes a token, unless its max_documents says otherwise"
+        )
+        return [CheckRow("disk", None, words)]
     return [CheckRow("disk", True, words)]
 
 

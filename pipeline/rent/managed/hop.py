@@ -18,6 +18,7 @@ from pipeline.handover import FROM_EPOCH
 from pipeline.job import Job
 from pipeline.job_file import job_text, load_job
 from pipeline.recorded_job import recorded_text
+from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.managed import pods
 from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.launch import (
@@ -37,7 +38,7 @@ from pipeline.rent.managed.managed_jobs import (
     submit,
 )
 from pipeline.rent.managed.submitting import announced, submitting_alone
-from pipeline.rent.managed.task import make_task, secrets_for, task_config, variables
+from pipeline.rent.managed.task import make_task, task_config, variables
 from pipeline.rent.rental import read_rental, rental_name
 from pipeline.state.head import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.metrics import read_events
@@ -82,7 +83,7 @@ def hop(
     changed = [*recorded, *overrides]
     parsed = _the_same_run(load_job(path, changed), state)
     rented = only(rental, fitting(parsed, rental, force=force))
-    secrets = secrets_for(rental.secrets)
+    secrets = secrets_for(rental.secrets, wanted=wanted_secrets(parsed))
     check(parsed, rental, path=path, force=force)
     start_api_server(say_now)
     with submitting_alone(name):

@@ -11,6 +11,7 @@ from pipeline.find_model import last_change
 from pipeline.formats import duration
 from pipeline.job import Job
 from pipeline.job_file import load_job
+from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
@@ -20,7 +21,7 @@ from pipeline.rent.managed.managed_jobs import (
     submit,
 )
 from pipeline.rent.managed.submitting import announced, submitting_alone
-from pipeline.rent.managed.task import make_task, secrets_for, task_config, task_yaml, variables
+from pipeline.rent.managed.task import make_task, task_config, task_yaml, variables
 from pipeline.rent.rental import Rental, read_rental, rental_name
 from pipeline.state.claim import HEARTBEAT_SECONDS
 from pipeline.state.head import COMMIT_SILENCE_SECONDS, RunState
@@ -65,7 +66,7 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     if head is not None and _is_done(state, head, parsed):
         say_now(f"{state.name} is finished: nothing was rented. See: pion status {_run(state)}")
         return 0
-    secrets = secrets_for(rental.secrets)
+    secrets = secrets_for(rental.secrets, wanted=wanted_secrets(parsed))
     start_api_server(say_now)
     with submitting_alone(name):
         head = _read(state)  # the server may have taken its time to start

@@ -16,6 +16,7 @@ import yaml
 from pion.errors import BadInput
 from pipeline.cost.machine import CPU, priced_at
 from pipeline.job import Job
+from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.managed.cheapest_first import resources_by_price
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
@@ -38,7 +39,7 @@ def variables(
         "JOB": _travelling_path(job_path, rental),
         "OVERRIDES": shlex.join(overrides),
         "PION_LAUNCH_ID": uuid.uuid4().hex,
-        "PION_SECRETS": ",".join(k for k, v in rental.secrets.items() if v or os.environ.get(k)),
+        "PION_SECRETS": ",".join(secrets_for(rental.secrets, wanted=wanted_secrets(job))),
         "PION_PRICES": json.dumps(_prices(offers_for(rental, job.prices))),
         "PION_COMMIT": code.commit or "",
         "PION_DIRTY": code.dirty or "",
@@ -65,22 +66,6 @@ def _prices(offers: Iterable[Offer]) -> dict[str, float]:
                 at = priced_at(gpu, place)
                 prices[at] = max(prices.get(at, 0.0), price)
     return prices
-
-
-def secrets_for(
-    declared: Mapping[str, str | None], environment: Mapping[str, str] = os.environ
-) -> dict[str, str]:
-    """The values of a YAML's secrets, from this process's environment.
-
-    Raises BadInput if one that must be given is not set.
-    """
-    missing = [k for k, value in declared.items() if value is None and not environment.get(k)]
-    if missing:
-        raise BadInput(
-            f"{', '.join(missing)} must be set in the environment, from where it is passed on as a "
-            f"secret: export {missing[0]}=…. Nothing was rented."
-        )
-    return {name: environment[name] for name in declared if environment.get(name)}
 
 
 def task_config(
@@ -142,7 +127,7 @@ def make_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
     config["secrets"] = dict.fromkeys(config.get("secrets") or {}, "")  # values are redacted
     given = str((config.get("envs") or {}).get("PION_SECRETS") or "").split(",")
     needed = {name: None if name in given else "" for name in config["secrets"]}
-    task = make_task(config, secrets_for(needed))
+    task = make_task(config, secrets_for(needed, wanted=given))
     if avoid:
         task.set_resources(_elsewhere(task.resources, avoid))
     return task

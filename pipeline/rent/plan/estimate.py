@@ -16,7 +16,7 @@ from pion.errors import BadInput
 from pion.train.hardware import flops_per_token, gpu_flops
 from pion.train.memory import HEADROOM, choose_micro_batch, predict_memory
 from pipeline.job import Job
-from pipeline.rent.plan.gpus import GPU_TYPES
+from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.measured import Speed, speed_on
 from pipeline.rent.plan.offers import Offer
 from pipeline.training.cadence import SaveCadence
@@ -27,7 +27,8 @@ recipe of Pion-small did on an A40 (64 × 2,048 tokens in 4.3 s)."""
 RECOMPUTE_SPEED = 3 / 4
 """Recomputing activations costs a third more arithmetic."""
 RESTART_SECONDS = 120.0
-"""From a machine that is paid for to its first step: boot, install, restore."""
+"""From a machine that is paid for to its first step: boot, install, restore. Assumed: `pion replay`
+takes what the run has measured, where it has."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def estimate(job: Job, offer: Offer, speeds: list[Speed], *, num_nodes: int = 1)
     """What `job` takes on `num_nodes` machines of `offer`, given what earlier runs reached."""
     if offer.gpu is None:
         return Estimate(offer, (), None)
+    if (why := too_old(offer.gpu)) is not None:
+        return Estimate(offer, (), why)
     if offer.gpu_memory is None:
         return Estimate(offer, (), f"nothing is known about the memory of a {offer.gpu}")
     asked = job.hardware.workers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,6 @@ class GpuType:
 GPU_TYPES: dict[str, GpuType] = {
     "T4": GpuType("T4", 14.6),
     "RTXA4000": GpuType("RTX A4000", 15.7),
-    "V100": GpuType("V100", 15.7),
     "RTXA4500": GpuType("RTX A4500", 19.6),
     "A10": GpuType("A10", 22.0),
     "A10G": GpuType("A10G", 22.0),
@@ -44,7 +44,6 @@ GPU_TYPES: dict[str, GpuType] = {
     "RTX4090": GpuType("RTX 4090", 23.5),
     "RTXA5000": GpuType("RTX A5000", 23.5),
     "RTX5090": GpuType("RTX 5090", 31.3),
-    "V100-32GB": GpuType("V100", 31.7),
     "A100": GpuType("A100", 39.4),
     "A40": GpuType("A40", 44.3),
     "L40": GpuType("L40", 44.4),
@@ -60,6 +59,16 @@ GPU_TYPES: dict[str, GpuType] = {
     "H200-SXM": GpuType("H200", 139.8),
     "B200": GpuType("B200", 178.3),
 }
+
+
+_NO_KERNELS = re.compile(r"(V100|P100|P40|P4|K80|M60|GTX)\b")
+
+
+def too_old(gpu: str) -> str | None:
+    """Why the GPU that SkyPilot calls `gpu` will not do, whatever its memory; None if it may."""
+    if _NO_KERNELS.match(gpu) is None:
+        return None
+    return f"a {gpu} is too old for the torch that is installed, which needs compute capability 7.5"
 
 
 def gpu_memory(gpu: str, catalog_gib: float | None = None) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pion.train.memory import HEADROOM
 from pipeline.digest import digest_job
@@ -91,7 +92,19 @@ def test_a_micro_batch_the_job_fixes_must_fit_too() -> None:
 
 def test_a_gpu_without_bf16_computes_in_float32() -> None:
     same = ("hardware.micro_batch=2",)
-    assert on("V100", *same).stages[0].peak_bytes > on("RTXA4000", *same).stages[0].peak_bytes
+    assert on("T4", *same).stages[0].peak_bytes > on("RTXA4000", *same).stages[0].peak_bytes
+
+
+@pytest.mark.parametrize("gpu", ["V100", "V100-32GB", "P100", "K80"])
+def test_a_gpu_that_torch_has_no_kernels_for_fits_nothing(gpu: str) -> None:
+    found = on("A40", gpu=gpu)
+    assert "too old for the torch" in (found.problem or "")
+    assert gpu not in gpus_that_fit(small())
+
+
+@pytest.mark.skipif(not torch.cuda.get_arch_list(), reason="torch is built without CUDA here")
+def test_torch_has_kernels_for_compute_capability_7_5_and_none_older() -> None:
+    assert min(int(arch.removeprefix("sm_")) for arch in torch.cuda.get_arch_list()) == 75
 
 
 def test_an_unmeasured_model_is_as_fast_as_the_published_recipe_was() -> None:

@@ -14,12 +14,13 @@ import yaml
 from pion.errors import BadInput, PionError
 from pipeline.cli import main
 from pipeline.job_file import load_job
+from pipeline.rent.credentials import secrets_for
 from pipeline.rent.managed import launch as launching
 from pipeline.rent.managed import managed_jobs
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.launch import launch, refuse_second
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
-from pipeline.rent.managed.task import make_again, make_task, secrets_for, task_config, variables
+from pipeline.rent.managed.task import make_again, make_task, task_config, variables
 from pipeline.rent.rental import read_rental
 from pipeline.state.head import RunState
 from pipeline.state.stores import FileStore
@@ -156,6 +157,13 @@ def test_a_secret_that_must_be_given_is_asked_for_by_name(sky_home: SkyHome) -> 
         secrets_for({"HF_TOKEN": None, "AWS_ACCESS_KEY_ID": ""}, {})
     given = secrets_for({"HF_TOKEN": None, "AWS_ACCESS_KEY_ID": ""}, {"HF_TOKEN": "x", "Y": "y"})
     assert given == {"HF_TOKEN": "x"}
+
+
+def test_a_key_that_the_job_has_no_use_for_stays_at_home() -> None:
+    declared = {"HF_TOKEN": "", "AWS_ACCESS_KEY_ID": "", "MINE": None}
+    environment = {"HF_TOKEN": "x", "AWS_ACCESS_KEY_ID": "y", "MINE": "z"}
+    given = secrets_for(declared, environment, wanted={"HF_TOKEN"})
+    assert given == {"HF_TOKEN": "x", "MINE": "z"}
 
 
 def test_a_job_file_that_would_not_travel_is_refused(
@@ -328,13 +336,14 @@ def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:
 def made_again(rental: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
     """The task made again for a job that was submitted with that YAML, and the job."""
     read = read_rental(rental)
-    envs = variables(read, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    job = load_job("jobs/tiny.yaml", ["store=hf://me/runs"])
+    envs = variables(read, job, "jobs/tiny.yaml", [])
     config = task_config(read, "pion-demo", envs | {"PION_LAUNCH_ID": "l"})
     first = make_task(config, {"HF_TOKEN": SECRET})
     record = yaml.safe_dump(first.to_yaml_config(use_user_specified_yaml=True))
     record = f"name: pion-demo\n---\n{record}"  # as SkyPilot keeps it
-    job = dataclasses.replace(JOB, task=record)
-    return make_again(job, avoid), job
+    submitted = dataclasses.replace(JOB, task=record)
+    return make_again(submitted, avoid), submitted
 
 
 def candidates(made: Any) -> set[tuple[str, str | None, bool]]:
@@ -351,11 +360,14 @@ def test_a_job_is_submitted_again_as_the_same_launch_with_its_secrets(
     assert candidates(made) == {("A40", None, True), ("RTXA4000", None, False)}
 
 
-def test_a_secret_that_was_given_then_must_be_given_again(
+def test_a_secret_that_was_given_then_must_be_given_again_and_no_other(
     project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)  # of no use to this job
     made, job = made_again(sky_home.yaml(TWO_WAYS, WORKDIR))
-    assert made.envs["PION_SECRETS"] == "HF_TOKEN"  # and no key of AWS, which was not
+    assert made.envs["PION_SECRETS"] == "HF_TOKEN"
+    assert made.secrets["HF_TOKEN"].get_secret_value() == SECRET
+    assert not made.secrets["AWS_SECRET_ACCESS_KEY"].get_secret_value()
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(BadInput, match="HF_TOKEN must be set in the environment"):
         make_again(job, [])

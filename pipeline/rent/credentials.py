@@ -1,0 +1,75 @@
+"""Which credentials a run on a rented machine needs, and those that travel there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+
+from pion.errors import BadInput
+from pipeline.find_model import HUB_REPO
+from pipeline.job import HubDataset, HubNpyShards, Job
+from pipeline.rent.check.job import sources_of
+
+SESSION_TOKEN = "AWS_SESSION_TOKEN"
+"""Belongs to temporary keys, and only to them."""
+
+
+def needed_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables without which a run on another machine fails, and what they are for."""
+    needed: dict[str, str] = {}
+    read = {f"for {s}.init_from": job.section(s).init_from or "" for s in job.train_stages}
+    for why, url in {**read, "for the store": job.store}.items():
+        if url.startswith("s3://"):
+            needed.update(AWS_ACCESS_KEY_ID=why, AWS_SECRET_ACCESS_KEY=why)
+            if environment.get(SESSION_TOKEN):
+                needed[SESSION_TOKEN] = "the keys are void without it"
+    if job.store.startswith("hf://"):
+        needed["HF_TOKEN"] = "for the store"
+    elif job.publish is not None and job.publish.to.startswith("hf://"):
+        needed["HF_TOKEN"] = "to publish"
+    if job.log.wandb:
+        needed["WANDB_API_KEY"] = "for log.wandb"
+    return needed
+
+
+def wanted_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> set[str]:
+    """Those that it has any use for: what it reads from the Hub may be private, or rationed."""
+    reads_hub = bool(hub_inputs(job)) or job.evaluate.lm_eval.tasks
+    return {*needed_secrets(job, environment), *(["HF_TOKEN"] if reads_hub else [])}
+
+
+def hub_inputs(job: Job) -> list[str]:
+    """What the job reads from the Hub."""
+    found = [s.repo for _, s in sources_of(job) if isinstance(s, HubDataset | HubNpyShards)]
+    if job.tokenizer.hub is not None:
+        found.append(job.tokenizer.hub)
+    for stage in job.train_stages:
+        weights = job.section(stage).init_from or ""
+        here = job.input_path(weights).exists()
+        if weights.startswith("hf://") or (HUB_REPO.fullmatch(weights) and not here):
+            found.append(weights)
+    return list(dict.fromkeys(found))
+
+
+def secrets_for(
+    declared: Mapping[str, str | None],
+    environment: Mapping[str, str] = os.environ,
+    *,
+    wanted: Collection[str] | None = None,
+) -> dict[str, str]:
+    """The values of a YAML's secrets, from this process's environment.
+
+    Of those that may be left out only the `wanted` (None: all), as whoever owns the rented machine
+    can read them. Raises BadInput if one that must be given is not set.
+    """
+    missing = [k for k, value in declared.items() if value is None and not environment.get(k)]
+    if missing:
+        raise BadInput(
+            f"{', '.join(missing)} must be set in the environment, from where it is passed on as a "
+            f"secret: export {missing[0]}=…. Nothing was rented."
+        )
+    return {
+        name: environment[name]
+        for name, value in declared.items()
+        if environment.get(name) and (wanted is None or value is None or name in wanted)
+    }
