@@ -6,18 +6,15 @@ rented, seen to take the run over, and then the old rental is seen to end.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pion.errors import BadInput, PionError
 from pipeline.find_model import read_run
 from pipeline.formats import duration
 from pipeline.handover import FROM_EPOCH
 from pipeline.job import Job
-from pipeline.job_file import job_text, load_job
-from pipeline.recorded_job import recorded_text
+from pipeline.job_file import load_job
+from pipeline.recorded_job import find_job_file
 from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.managed import pods
 from pipeline.rent.managed.cheapest_first import only
@@ -55,8 +52,6 @@ sign of life it may have to wait COMMIT_SILENCE_SECONDS more for an owner that i
 SAVE_SECONDS = 120.0
 """In which SkyPilot sees that the old job has ended, and gives its machine back."""
 RECEIPT_SECONDS = 600.0
-
-_HEADER = re.compile(r"# (?P<name>.+) with these overrides merged in:")
 
 
 def hop(
@@ -122,48 +117,6 @@ def hop(
         say_now(f"the run has moved; its receipt can't be read at the moment: {error}")
     say_now(how_to_come_back(state, new))
     return 0
-
-
-# ---------------------------------------------------------------- the job
-
-
-def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
-    """The job file and overrides that the run was last started with, as they are here.
-
-    Raises BadInput if no file below the working directory says what the store records.
-    """
-    text = recorded_text(state, head)
-    if text is None:
-        raise BadInput(f"{state.name} has no record of its job. Give it: --job FILE.")
-    overrides = []
-    header = _HEADER.match(text)
-    if header is not None:
-        for line in text.splitlines()[1:]:
-            if not line.startswith("# "):
-                break
-            overrides.append(line.removeprefix("# "))
-    for path in _job_files(header["name"] if header else None):
-        try:
-            if job_text(path, overrides) == text:
-                return str(path), overrides
-        except BadInput:
-            continue
-    named = f"{header['name']} with {' '.join(overrides)}" if header else "its job"
-    raise BadInput(
-        f"no file below {Path.cwd()} says what {state.name} records as {named}: it was changed, or "
-        "lies elsewhere. Go where it is, or name the file: --job FILE. Nothing was rented."
-    )
-
-
-def _job_files(name: str | None) -> Iterator[Path]:
-    """YAML files below the working directory, of that name if one is known; jobs/ first."""
-    for folder, below, files in os.walk("."):
-        below[:] = sorted(
-            (b for b in below if not b.startswith(".")), key=lambda b: (b != "jobs", b)
-        )
-        for file in sorted(files):
-            if file == name or (name is None and file.endswith((".yaml", ".yml"))):
-                yield Path(folder) / file
 
 
 def _the_same_run(job: Job, state: RunState) -> Job:

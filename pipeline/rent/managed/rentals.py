@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,25 +21,27 @@ from pipeline.cost.machine import RENTED
 from pipeline.find_model import read_run
 from pipeline.formats import duration, moment
 from pipeline.rent.managed import pods as runpod
-from pipeline.rent.managed.launch import owner_age, say_now, silence_of
+from pipeline.rent.managed.launch import say_now
 from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
-    asking_skypilot,
     cluster_name,
-    controller_is_here,
     managed_jobs,
-    my_hash,
     start_api_server,
 )
 from pipeline.rent.managed.pods import Pod
+from pipeline.rent.managed.standing import (
+    cluster_standing,
+    clusters_now,
+    clusters_recorded,
+    is_at_work,
+    pod_standing,
+)
 from pipeline.rent.rental import rental_name
 from pipeline.state.head import RunState
 from pipeline.state.records import Head
 from pipeline.state.stores import StoreError, open_store, split_run
 
 NAMED = "pion-"
-CLEAN_UP_SECONDS = 300.0
-"""In which SkyPilot gives the machine of an ended job back by itself."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ def show_rentals(run: str | None, *, reap: bool, as_json: bool) -> int:
     pods = runpod.list_pods() if runpod.runpod_configured() else None
     jobs = [job for job in managed_jobs(name) if job.name.startswith(NAMED)]
     now = time.time()
-    at_work = _is_at_work(state, head) if state is not None else None
+    at_work = is_at_work(state, head) if state is not None else None
     rentals = _machines(state, head or Head(), pods, jobs, now, at_work) if state else []
-    if run is not None and head is None and not jobs and not rentals:
+    ours = [pod for pod in pods or () if _is_ours(pod, name)]
+    if run is not None and head is None and not (jobs or rentals or ours):
         read_run(run)  # says which runs there are
-    ours = [pod for pod in pods or () if _is_ours(pod, name, jobs)]
     known = {rental.id for rental in rentals}
     rentals += [_of_pod(pod, jobs, now, at_work) for pod in ours if pod.id not in known]
     failed: list[str] = []
@@ -136,9 +138,9 @@ def _machines(
     costs = costs_of(state, head, now, history)
     rented = [machine for machine in costs.machines if machine.rented]
     elsewhere = {m.id for m in rented if (m.cloud or "").lower() != "runpod"}
-    clusters = _clusters() if elsewhere else None
+    clusters = clusters_now() if elsewhere else None
     names = {str(about[id].get("cluster")) for id in elsewhere if id in about}
-    recorded = _recorded(names) if elsewhere else {}
+    recorded = clusters_recorded(names) if elsewhere else {}
     listed = {pod.id: pod for pod in pods or ()}
     # A managed job has one machine at a time: of several, the newest may still be there.
     last = {about.get(m.id, {}).get("managed_job"): m.id for m in rented}
@@ -152,10 +154,10 @@ def _machines(
             elif pod is None:
                 standing = ("gone", "RunPod lists it no more")
             else:
-                standing = _standing(pod, jobs, now, at_work)
+                standing = pod_standing(pod, jobs, now, at_work)
         else:
             newest = last.get(event.get("managed_job")) == machine.id
-            standing = _cluster_standing(event, clusters, recorded, jobs, now, newest=newest)
+            standing = cluster_standing(event, clusters, recorded, jobs, now, newest=newest)
         found.append(_rental(machine, event, *standing))
     return found
 
@@ -181,7 +183,7 @@ def _of_pod(
 ) -> RentedMachine:
     """A pod of which no store was read, or that has not got as far as claiming the run."""
     price = f", ${pod.price:.2f} an hour" if pod.price else ""
-    state, words = _standing(pod, jobs, now, at_work)
+    state, words = pod_standing(pod, jobs, now, at_work)
     machine = f"{pod.gpu or 'pod'} on RunPod{price}"
     if pod.created is None or not pod.alive:
         return RentedMachine(pod.id, pod.job_id, machine, None, None, None, state, words)
@@ -189,114 +191,11 @@ def _of_pod(
     return RentedMachine(pod.id, pod.job_id, machine, pod.created, now, dollars, state, words)
 
 
-def _is_ours(pod: Pod, name: str | None, jobs: Sequence[ManagedJob]) -> bool:
+def _is_ours(pod: Pod, name: str | None) -> bool:
     """Whether a pod was rented by `pion launch`: for the run with that rental's name, or any."""
     if pod.job_id is None:
         return False
     return name is None or pod.belongs_to(cluster_name(name, pod.job_id))
-
-
-def _is_at_work(state: RunState, head: Head | None) -> bool:
-    """Whether the run's owner has shown life of late, wherever it is."""
-    age = owner_age(state, head)
-    return age is not None and age < silence_of(state)
-
-
-def _standing(
-    pod: Pod, jobs: Sequence[ManagedJob], now: float, at_work: bool | None
-) -> tuple[str, str]:
-    """Whether a listed pod is needed by a managed job that lives.
-
-    SkyPilot may have forgotten its jobs, as where `consolidation_mode` was switched; their pods
-    train on. `at_work`: whether the run is; None if it is not known which run it is.
-    """
-    job = next((known for known in jobs if known.id == pod.job_id), None)
-    if pod.rented_from != my_hash():
-        return "unknown", "rented from another machine; ask there"
-    if job is not None and pod.belongs_to(cluster_name(job.name, job.id)):
-        if job.live and pod.alive:
-            return "running", f"managed job {job.id} is {job.status}"
-        if job.live:
-            return "ending", f"{pod.status}; managed job {job.id} is {job.status}"
-        if job.ended_at is not None and now - job.ended_at < CLEAN_UP_SECONDS:
-            return "ending", f"managed job {job.id} {job.status} just now"
-        return "orphan", f"{pod.status}, though managed job {job.id} is {job.status}"
-    forgotten = f"{pod.status}, and SkyPilot knows no managed job {pod.job_id} of that name"
-    if pod.alive and at_work is not False:
-        doubt = "the run is at work, there or elsewhere" if at_work else "ask: pion rentals RUN"
-        return "unknown", f"{forgotten}; {doubt}"
-    return "orphan", forgotten
-
-
-def _clusters() -> Mapping[str, str] | None:
-    """The status of every cluster, asked of its cloud; None if SkyPilot can't say."""
-    try:
-        with asking_skypilot("ask the clouds for its machines"):
-            from sky.client import sdk
-            from sky.utils.common import StatusRefreshMode
-
-            records = sdk.get(sdk.status(refresh=StatusRefreshMode.FORCE, all_users=True))
-    except PionError:
-        return None
-    return {record["name"]: str(record["status"].value) for record in records}
-
-
-def _recorded(clusters: Collection[str]) -> Mapping[str, str | None]:
-    """The status of these clusters in SkyPilot's own records; None for those that have ended.
-
-    Unlike its list, the records have the clusters of managed jobs too, where their controller is on
-    this machine. One ends there only when the cloud has been asked and has no machine of it up.
-    What was never recorded here is left out.
-    """
-    if not controller_is_here():
-        return {}
-    try:
-        with asking_skypilot("read its records"):
-            from sky import global_user_state
-
-            records = global_user_state.get_clusters_from_history(cluster_names=sorted(clusters))
-    except PionError:
-        return {}
-    found: dict[str, str | None] = {}
-    for record in records:  # one for each time that a cluster of the name was made
-        status = record["status"]
-        found[record["name"]] = str(status.value) if status else found.get(record["name"])
-    return found
-
-
-def _cluster_standing(
-    event: Mapping[str, Any],
-    clusters: Mapping[str, str] | None,
-    recorded: Mapping[str, str | None],
-    jobs: Sequence[ManagedJob],
-    now: float,
-    *,
-    newest: bool,
-) -> tuple[str, str]:
-    """Whether a machine outside RunPod is needed by one of these jobs, or known to SkyPilot.
-
-    SkyPilot's list leaves out the clusters of managed jobs, so not to be in it proves nothing; its
-    records have them, but by name, which every machine of a job shares while it lives. `newest`: no
-    later machine of its job has claimed the run.
-    """
-    cluster, job_id = str(event.get("cluster")), str(event.get("managed_job"))
-    job = next((known for known in jobs if str(known.id) == job_id), None)
-    live = job is not None and job.live
-    if job is not None and live and newest:
-        return "running", f"managed job {job.id} is {job.status}"
-    if not live and cluster in recorded:
-        status = recorded[cluster]
-        if status is None:
-            return "gone", f"SkyPilot says that its cluster {cluster} has ended"
-        if job is not None and job.ended_at is not None and now - job.ended_at < CLEAN_UP_SECONDS:
-            return "ending", f"managed job {job.id} {job.status} just now"
-    if clusters is None:
-        return "unknown", "its cloud could not be asked"
-    if cluster in clusters:
-        return "running", f"SkyPilot's cluster {cluster} is {clusters[cluster]}"
-    if not live and cluster in recorded:
-        return "unknown", f"SkyPilot still has its cluster as {recorded[cluster]}: ask its cloud"
-    return "unknown", "SkyPilot does not list it, which it does for no managed job: ask its cloud"
 
 
 # ---------------------------------------------------------------- acting and showing

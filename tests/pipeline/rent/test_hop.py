@@ -14,8 +14,9 @@ from pion.errors import BadInput, PionError
 from pipeline.cli import main
 from pipeline.handover import FROM_EPOCH, relieves
 from pipeline.job_file import job_text
+from pipeline.recorded_job import find_job_file
 from pipeline.rent.managed import hop as hopping
-from pipeline.rent.managed.hop import find_job_file, hop
+from pipeline.rent.managed.hop import hop
 from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.rental import rental_name

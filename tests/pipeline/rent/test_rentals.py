@@ -16,7 +16,7 @@ import pytest
 
 from pion.errors import BadInput, PionError
 from pipeline.cost.lost import LostMachine, keep_lost
-from pipeline.rent.managed import rentals
+from pipeline.rent.managed import rentals, standing
 from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
 from pipeline.rent.managed.pods import Pod, list_pods, runpod_configured, terminate_pod
 from pipeline.rent.managed.rentals import show_rentals
@@ -123,7 +123,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[ManagedJob]:
 
     monkeypatch.setattr(rentals, "start_api_server", lambda say: None)
     monkeypatch.setattr(rentals, "managed_jobs", managed_jobs)
-    monkeypatch.setattr(rentals, "my_hash", lambda: MINE)
+    monkeypatch.setattr(standing, "my_hash", lambda: MINE)
     return found
 
 
@@ -307,6 +307,17 @@ def test_without_a_run_every_rental_of_ours_is_listed(
     assert states == {"one": "running", "other": "unknown"}
 
 
+def test_a_pod_of_a_run_that_no_machine_has_claimed_and_skypilot_has_forgotten_is_found(
+    tmp_path: Path, jobs: list[ManagedJob], api: RunPodApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FileStore(tmp_path / "empty")
+    api.rent("lost", pod_of(rental_name(store.url, "new"), 1))
+    assert show_rentals(f"{store.url}/new", reap=True, as_json=True) == 0
+    (rental,) = json.loads(capsys.readouterr().out)["rentals"]
+    assert (rental["id"], rental["state"]) == ("lost", "gone")
+    assert api.pods == []
+
+
 def test_a_pod_is_not_ended_because_skypilot_has_forgotten_its_job_while_its_run_is_at_work(
     listing: Listing, run: RunState, api: RunPodApi, name: str
 ) -> None:
@@ -411,8 +422,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def history(*, cluster_names: list[str]) -> list[dict[str, Any]]:
         return [record for record in records if record["name"] in cluster_names]
 
-    monkeypatch.setattr(rentals, "controller_is_here", lambda: True)
-    monkeypatch.setattr(rentals, "_clusters", lambda: {})
+    monkeypatch.setattr(standing, "controller_is_here", lambda: True)
+    monkeypatch.setattr(rentals, "clusters_now", lambda: {})
     monkeypatch.setattr(global_user_state, "get_clusters_from_history", history)
     return records
 
@@ -483,7 +494,7 @@ def test_what_skypilot_has_no_records_of_is_never_called_gone(
     monkeypatch: pytest.MonkeyPatch,
     here: bool,
 ) -> None:
-    monkeypatch.setattr(rentals, "controller_is_here", lambda: here)
+    monkeypatch.setattr(standing, "controller_is_here", lambda: here)
     recorded.append(record(None, name="pion-demo-1" if not here else "pion-other-1"))
     jobs.append(ManagedJob(1, name, "SUCCEEDED"))
     assert listing()["aws-2"]["state"] == "unknown"
@@ -499,7 +510,7 @@ def test_a_machine_of_another_cloud_runs_as_long_as_its_managed_job_lives(
     monkeypatch: pytest.MonkeyPatch,
     listed: dict[str, str] | None,
 ) -> None:
-    monkeypatch.setattr(rentals, "_clusters", lambda: listed)  # managed clusters are left out
+    monkeypatch.setattr(rentals, "clusters_now", lambda: listed)  # managed clusters are left out
     jobs.append(ManagedJob(1, name, "RUNNING"))
     found = listing()
     assert (found["aws-2"]["state"], found["aws-2"]["words"]) == (
@@ -517,8 +528,8 @@ def test_a_machine_of_another_cloud_is_not_called_gone_without_skypilots_records
     on_aws: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rentals, "_clusters", lambda: {})
-    monkeypatch.setattr(rentals, "controller_is_here", lambda: False)
+    monkeypatch.setattr(rentals, "clusters_now", lambda: {})
+    monkeypatch.setattr(standing, "controller_is_here", lambda: False)
     jobs.append(ManagedJob(1, name, "SUCCEEDED"))
     assert {found["state"] for found in listing().values() if found["id"] != "one"} == {"unknown"}
 
@@ -530,7 +541,7 @@ def test_a_cluster_that_skypilot_lists_runs(
     on_aws: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rentals, "_clusters", lambda: {"pion-demo-1": "UP"})
+    monkeypatch.setattr(rentals, "clusters_now", lambda: {"pion-demo-1": "UP"})
     assert listing()["aws-2"]["words"] == "SkyPilot's cluster pion-demo-1 is UP"
 
 
