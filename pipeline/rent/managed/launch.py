@@ -50,6 +50,7 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
         BadInput: something would fail, or the run is already running; nothing was rented.
     """
     from pipeline.rent.check.candidates import fitting
+    from pipeline.rent.managed.watch import follow_or_leave
 
     rental = read_rental(on)
     parsed = load_job(job, overrides)
@@ -79,8 +80,6 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
             with telling_who_leaves(state, name):
                 job_id = submit(task, name)
     announce(state, name, job_id)
-    from pipeline.rent.managed.watch import follow_or_leave
-
     return follow_or_leave(state, name, job_id)
 
 

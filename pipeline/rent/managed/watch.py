@@ -6,39 +6,27 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.find_model import read_run
 from pipeline.formats import printable
 from pipeline.rent.managed import managed_jobs as sky
-from pipeline.rent.managed import pods as runpod
 from pipeline.rent.managed.alone import alone
-from pipeline.rent.managed.diagnose import Finding, Place, diagnose
+from pipeline.rent.managed.anew import CANCEL_SECONDS, Anew
+from pipeline.rent.managed.diagnose import Finding, diagnose
 from pipeline.rent.managed.follow import Progress, changes, how_it_ended
 from pipeline.rent.managed.launch import how_to_come_back, say_now
 from pipeline.rent.managed.look import Look, Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.pods import Pod
-from pipeline.rent.managed.submitting import submitting_alone
-from pipeline.rent.managed.task import launch_id_of, make_again
+from pipeline.rent.managed.provider import Provider
+from pipeline.rent.managed.task import launch_id_of
 from pipeline.rent.rental import rental_name
 from pipeline.state.head import RunState
 from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.stores import StoreError, open_store, split_run
 
 POLL_SECONDS = 10.0
-CANCEL_SECONDS = 300.0
-"""How long SkyPilot may take to cancel a job and give its machine back."""
-
-RELAUNCHES_IN_VAIN = 3
-"""How often a run is submitted anew before one of its machines has come to own it."""
-
-_ENDED_FOR_IT = ("CANCELLED", "FAILED_CONTROLLER")
-"""How a job ends that is submitted anew; one that ended otherwise did so by itself."""
 
 Say = Callable[[str], None]
 
@@ -68,59 +56,23 @@ def follow_or_leave(state: RunState, name: str, job_id: int, *, once: bool = Fal
 
     Returns the run's exit code; 0 after Ctrl-C, or 130 if the run was then being submitted anew.
     """
-    watcher = Watcher(state, name, job_id, say_now)
+    watcher: Watcher | None = None
     try:
+        watcher = Watcher(state, name, job_id, say_now)
         with alone(name) as watcher.alone:
             watcher.acting = watcher.alone()
             if not watcher.acting:
                 say_now("another window keeps this run going; this one only shows it")
             return watcher.look_once() if once else watcher.follow()
     except KeyboardInterrupt:
-        owed = watcher.owed()
+        owed = watcher.owed() if watcher is not None else ""
         if owed:
             say_now(f"\n{owed}")
             return 130
-        job_id = watcher.lookout.job_id  # another one, if the run was submitted anew
+        if watcher is not None:
+            job_id = watcher.lookout.job_id  # another one, if the run was submitted anew
         say_now(f"\nmanaged job {job_id} goes on\n{how_to_come_back(state, job_id)}")
         return 0
-
-
-@dataclass(frozen=True)
-class Provider:
-    """What is asked of SkyPilot and RunPod, and ordered from them.
-
-    `list_pods` gives those rented from here, and is None where RunPod can't be asked; `make_again`
-    gives a job's task once more, for any place but those it is given, and `submit` takes it.
-    """
-
-    managed_jobs: Callable[[str], Sequence[ManagedJob]]
-    list_pods: Callable[[], Sequence[Pod]] | None
-    terminate_pod: Callable[[str], None]
-    cancel: Callable[[Sequence[int]], None]
-    make_again: Callable[[ManagedJob, Collection[Place]], Any]
-    submit: Callable[[Any, str], int]
-
-    @classmethod
-    def real(cls) -> Provider:
-        """SkyPilot's API server, and RunPod if this machine has a key for it."""
-        list_pods = partial(runpod.list_pods, rented_from=sky.my_hash())
-        return cls(
-            managed_jobs=partial(sky.managed_jobs, with_task=True),
-            list_pods=list_pods if runpod.runpod_configured() else None,
-            terminate_pod=runpod.terminate_pod,
-            cancel=sky.cancel,
-            make_again=make_again,
-            submit=sky.submit,
-        )
-
-
-@dataclass(frozen=True)
-class Owed:
-    """A task that is to be submitted in place of the managed job that is cancelled for it."""
-
-    task: Any
-    old: ManagedJob
-    avoid: Collection[Place]
 
 
 class Watcher:
@@ -149,9 +101,7 @@ class Watcher:
         self._told: Progress | None = None
         self._found: dict[str, str] = {}  # what is wrong, and what was said to be done about it
         self._trouble = ""
-        self._avoid: set[Place] = set()
-        self._owed: Owed | None = None
-        self._in_vain = (0, 0)  # epoch, and how often the run was submitted anew under it
+        self._anew = Anew(name, self.lookout, self.clock)
         self._ended_as: int | None = None  # exit code of a job that was not needed any more
 
     def follow(self) -> int:
@@ -191,9 +141,9 @@ class Watcher:
 
     def owed(self) -> str:
         """What is left half done, for a person; empty if nothing is."""
-        if self._owed is None:
+        if self._anew.owed is None:
             return ""
-        run, old = f"{self.state.store.url}/{self.state.name}", self._owed.old.id
+        run, old = f"{self.state.store.url}/{self.state.name}", self._anew.owed.old.id
         return (
             f"managed job {old} was being cancelled to be submitted anew; whether that was done is "
             f"not known. What is committed is safe. See `pion rentals {run}`: if a newer job "
@@ -208,8 +158,8 @@ class Watcher:
         if not self.acting and self.alone():
             self.acting = True
             self.say("the other window has gone: from here on this one keeps the run going")
-        if self._owed is not None:
-            self.say(self._submit_owed(self._owed))
+        if self._anew.owed is not None:
+            self.say(self._anew.submit(self.provider, self._anew.owed))
         look = self.lookout.look()
         lines = changes(self._told, look.progress)
         for line in lines:
@@ -245,9 +195,9 @@ class Watcher:
         if finding.action == "note" or not self.acting:
             return
         if finding.action == "relaunch":
-            done = self._relaunch(finding, job, look)
+            done = self._anew.start(self.provider, finding, job, look.head)
         else:
-            done = self._terminate(finding.pods)
+            done = self.provider.terminate(finding.pods)
         if finding.action == "cancel":
             self.provider.cancel([job.id])
             done.append(f"cancelled managed job {job.id}")
@@ -258,79 +208,6 @@ class Watcher:
         if self._found[key] != said:  # what does not help is done at each look, and said once
             self.say(self._found[key])
             log_finding(self.state, look, finding, done)
-
-    def _terminate(self, pods: Sequence[str]) -> list[str]:
-        for pod in pods:
-            self.provider.terminate_pod(pod)
-        return [f"terminated pod {pod}" for pod in pods]
-
-    def _relaunch(self, finding: Finding, job: ManagedJob, look: Look) -> list[str]:
-        """End the job, and what pods it has, and submit it anew; what was done.
-
-        It is left as it is if it can't be submitted, and ended for good if that never helps.
-        """
-        epoch = look.head.epoch if look.head is not None else 0
-        times = 1 + (self._in_vain[1] if self._in_vain[0] == epoch else 0)
-        if times > RELAUNCHES_IN_VAIN:
-            done = self._terminate(finding.pods)
-            if job.live:
-                self.provider.cancel([job.id])
-                done.append(f"cancelled managed job {job.id}")
-            return [*done, f"submitted anew {times - 1} times, no machine came to own the run"]
-        owed = self._make_again(finding, job)
-        if isinstance(owed, str):
-            return [owed]
-        done = self._terminate(finding.pods)
-        self._in_vain, self._avoid = (epoch, times), set(owed.avoid)
-        self._owed = owed  # before the job is cancelled, as that may half fail
-        return [*done, self._submit_owed(owed)]
-
-    def _make_again(self, finding: Finding, job: ManagedJob) -> Owed | str:
-        """The task to submit anew; words why there is none."""
-        places = [self._avoid | ({finding.avoid} if finding.avoid else set())]
-        if finding.pods:
-            places.append(self._avoid)  # nobody ends that pod otherwise, and it is paid for
-        words = ""
-        for avoid in places:
-            try:
-                return Owed(self.provider.make_again(job, avoid), job, avoid)
-            except BadInput as error:
-                words = words or str(error)
-        self.lookout.forget_machines()  # ask again after as many more
-        return f"left as it is, as it can't be submitted anew: {words}"
-
-    def _submit_owed(self, owed: Owed) -> str:
-        """End the old job and submit the new one, however often that takes; what was done."""
-        with submitting_alone(self.name):
-            old, jobs = self._end(owed.old.id)
-            # A submission given up as failed may have been taken after all.
-            new = next((job.id for job in jobs if job.live and job.id > owed.old.id), None)
-            if new is None and old is not None and old.status not in _ENDED_FOR_IT:
-                self._owed = None
-                return f"managed job {old.id} has ended by itself meanwhile, as {old.status}"
-            self.lookout.job_id = new or self.provider.submit(owed.task, self.name)
-        self.lookout.forget_machines()
-        self._owed = None
-        elsewhere = f", not on {' or '.join(sorted(map(str, owed.avoid)))}" if owed.avoid else ""
-        return f"submitted the run anew as managed job {self.lookout.job_id}{elsewhere}"
-
-    def _end(self, job_id: int) -> tuple[ManagedJob | None, Sequence[ManagedJob]]:
-        """Cancel a managed job that lives and see it end; what SkyPilot says of it then."""
-        end, cancelled = self.clock.monotonic() + CANCEL_SECONDS, False
-        while True:
-            jobs = self.provider.managed_jobs(self.name)
-            job = next((known for known in jobs if known.id == job_id), None)
-            if job is None or not job.live:
-                return job, jobs
-            if not cancelled:
-                self.provider.cancel([job_id])
-                cancelled = True
-                continue
-            if self.clock.monotonic() >= end:
-                raise PionError(
-                    f"SkyPilot has not cancelled managed job {job_id} in {CANCEL_SECONDS:.0f} s."
-                )
-            self.clock.sleep(POLL_SECONDS / 2)
 
 
 def log_finding(state: RunState, look: Look, finding: Finding, done: Sequence[str]) -> None:

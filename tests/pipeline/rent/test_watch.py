@@ -21,11 +21,8 @@ from pipeline.rent.managed.diagnose import (
     Place,
 )
 from pipeline.rent.managed.look import machines_so_far, place_of
-from pipeline.rent.managed.watch import (
-    Provider,
-    Watcher,
-    follow_or_leave,
-)
+from pipeline.rent.managed.provider import Provider
+from pipeline.rent.managed.watch import Watcher, follow_or_leave
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, read_events
 from pipeline.state.records import Head

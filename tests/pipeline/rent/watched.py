@@ -10,7 +10,7 @@ from pion.errors import BadInput, PionError
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
 from pipeline.rent.managed.pods import Pod
-from pipeline.rent.managed.watch import Provider
+from pipeline.rent.managed.provider import Provider
 from pipeline.state.claim import Claim
 from tests.pipeline.rent.test_diagnose import JOB
 from tests.pipeline.state.conftest import FakeClock

@@ -10,20 +10,16 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, PionError
+from pipeline.rent.managed.anew import CANCEL_SECONDS, TIMES_IN_VAIN
 from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     UNNOTICED_SECONDS,
     Place,
 )
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.submitting import submitting_alone
-from pipeline.rent.managed.watch import (
-    CANCEL_SECONDS,
-    RELAUNCHES_IN_VAIN,
-    Provider,
-    Watcher,
-    follow_or_leave,
-)
+from pipeline.rent.managed.watch import Watcher, follow_or_leave
 from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, read_events
 from tests.pipeline.rent.test_diagnose import A40, JOB
@@ -151,7 +147,7 @@ def test_a_run_that_no_machine_ever_comes_to_own_is_given_up_in_the_end(
 
     time.during_sleep = boot_in_vain
     assert watcher.follow() == 1
-    assert len(cloud.submitted) == RELAUNCHES_IN_VAIN
+    assert len(cloud.submitted) == TIMES_IN_VAIN
     assert cloud.cancelled == [7, 8, 9, 10]
     assert "submitted anew 3 times, no machine came to own the run" in "\n".join(said)
     assert not any(pod.alive for pod in cloud.listed)
