@@ -19,6 +19,7 @@ from pipeline.report_cost import phases_in_words
 from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.rental_note import read_rental_note
 from pipeline.state.requests import StopRequest, pending_stop
 from pipeline.state.stores import DEFAULT_STORE, open_store
 
@@ -28,14 +29,18 @@ def show_status(run: str, *, as_json: bool) -> int:
     state, head = read_run(run)
     now = time.time()
     status, costs = run_status(state, head, now), costs_of(state, head, now)
+    rental, _ = read_rental_note(state)
     if as_json:
-        print(json.dumps({**status, "cost": costs.to_dict()}, indent=1))
+        about = {"cost": costs.to_dict(), "rental": rental and dataclasses.asdict(rental)}
+        print(json.dumps({**status, **about}, indent=1))
         return 0
     print(f"{status['run']} in {status['store']}")
     for stage, about in status["stages"].items():
         print(f"  {stage:<9} {_stage_in_words(about)}")
     print(f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}")
     print(f"owner: {_owner_in_words(status)}")
+    if rental is not None:
+        print(printable(f"machines: rented from {rental.host} since {moment(rental.at)}"))
     for line in [*_cost_lines(costs), *_remarks(status)]:
         print(line)
     return 0

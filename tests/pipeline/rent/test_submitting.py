@@ -18,6 +18,7 @@ from pipeline.state.rental_note import (
     withdraw_rental_note,
 )
 from pipeline.state.stores import FileStore, Missing
+from pipeline.status import show_status
 from tests.pipeline.state.conftest import FakeClock, someone
 
 
@@ -94,6 +95,17 @@ def test_word_of_a_rental_is_taken_back_only_if_nothing_was_rented_for_sure(
     note, _ = read_rental_note(run)
     assert note is not None
     assert note.launch_id == ("desk-1" if isinstance(error, BadInput) else "desk-2")
+
+
+def test_status_says_who_rents_until_that_is_over(
+    rented_from_desk: RunState, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rented_from_desk
+    assert show_status(f"{run.store.url}/{run.name}", as_json=False) == 0
+    assert "\nmachines: rented from desk since " in capsys.readouterr().out
+    withdraw_rental_note(run, "desk-1")
+    assert show_status(f"{run.store.url}/{run.name}", as_json=False) == 0
+    assert "machines: rented from" not in capsys.readouterr().out
 
 
 def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(
