@@ -110,7 +110,8 @@ def hop(
             say_now(line)
     except KeyboardInterrupt:
         say_now(
-            f"\nthe hop goes on without this window; to call it off: sky jobs cancel {new}\n"
+            f"\nthe hop goes on without this window; to call it off before its machine is up: "
+            f"sky jobs cancel {new}\n"
             f"see which machines there are: pion rentals {run}"
         )
     except StoreError as error:

@@ -345,7 +345,7 @@ def test_ctrl_c_leaves_the_hop_going_on(
 
     time.during_sleep = interrupt
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
-    assert "to call it off: sky jobs cancel 2" in capsys.readouterr().out
+    assert "to call it off before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
     assert sky.cancelled == []
 
 
