@@ -72,7 +72,8 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothi
     assert exited < vanished + NOISE_SECONDS
     assert warned < vanished + NOISE_SECONDS
     events = [e for e in read_events(open_store(rented.store), RUN) if e["event"] == "watch"]
-    assert events[0]["done"] == [f"terminated pod {dead.id}"]
+    done = [e["done"] for e in events if e["what"] == "dead pod"]
+    assert done == [[f"terminated pod {pod.id}"] for pod in rented.machines[1:3]]
 
 
 def test_a_place_whose_machines_all_die_young_is_left_for_another(

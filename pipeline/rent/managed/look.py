@@ -59,8 +59,10 @@ class Lookout:
         self._managed_jobs, self._list_pods = managed_jobs, list_pods
         self._attempts: list[Attempt] = []
         self._attempts_of: int | None = None  # job
-        self._read_machines = False
-        self._machine_of: tuple[int, int] | None = None  # job and recoveries, of the last attempt
+        self._claimed: list[Attempt] | None = None  # by the store; None before it was read
+        self._ran: list[Attempt] = []  # by SkyPilot, while somebody watched
+        self._machine_of: tuple[int, int] | None = None  # job and recoveries, of the last of those
+        self._forgotten = 0.0  # what was rented until then does not count
         self._phase: tuple[int, str] | None = None  # job and status
         self._had_pod = False
         self._gone_since: float | None = None
@@ -118,7 +120,7 @@ class Lookout:
 
     def forget_machines(self) -> None:
         """What machines did so far no longer counts: something was done about it."""
-        self._attempts = []
+        self._attempts, self._forgotten = [], self.state.clock.now()
 
     def _job(self) -> ManagedJob | None:
         jobs = self._managed_jobs(self.name)
@@ -173,18 +175,22 @@ class Lookout:
         return pod.job_id is not None and pod.belongs_to(cluster_name(self.name, pod.job_id))
 
     def _note_machine(self, job: ManagedJob | None, head: Head | None, now: float) -> None:
-        """Those of the job in the store, once, and then each that SkyPilot gets for it."""
-        if job is not None and job.id != self._attempts_of:
-            self._attempts_of, self._attempts, self._read_machines = job.id, [], False
-        this = (job.id, job.recoveries) if job is not None and job.status == "RUNNING" else None
-        if job is not None and head is not None and not self._read_machines:
-            self._attempts = machines_so_far(self.state, job.id) or self._attempts
-            if self._attempts and not self._read_machines:
-                self._machine_of = self._machine_of or this
-            self._read_machines = True
-        if job is not None and this is not None and job.place and this != self._machine_of:
+        """The machines that the job had, by the store's word and by SkyPilot's."""
+        if job is None:
+            return
+        if job.id != self._attempts_of:
+            self._attempts_of, self._attempts, self._claimed, self._ran = job.id, [], None, []
+        this = (job.id, job.recoveries) if job.status == "RUNNING" and job.place else None
+        another = this is not None and this != self._machine_of
+        if another:
             self._machine_of = this
-            self._attempts.append(Attempt(place_of(job), now))
+            self._ran.append(Attempt(place_of(job), now))
+        if head is not None and (another or self._claimed is None):
+            self._claimed = machines_so_far(self.state, job.id)
+        elif not another:
+            return
+        found = each_once(self._claimed or [], self._ran)
+        self._attempts = [attempt for attempt in found if attempt.began > self._forgotten]
 
     def _run_view(self, head: Head, status: dict[str, Any], now: float) -> RunView:
         age = status["heartbeat_age"]
@@ -240,6 +246,19 @@ def machines_so_far(state: RunState, job_id: int) -> list[Attempt]:
         )
         for e in first
     ]
+    return sorted(found, key=lambda attempt: attempt.began)
+
+
+def each_once(claimed: Sequence[Attempt], ran: Sequence[Attempt]) -> list[Attempt]:
+    """The machines of a job, oldest first, of which the store knows those that claimed the run, and
+    SkyPilot those it saw to run, a while after they were rented."""
+    found, known = list(claimed), set()
+    for attempt in ran:
+        before = [n for n, machine in enumerate(claimed) if machine.began <= attempt.began]
+        if before and before[-1] not in known:
+            known.add(before[-1])
+        else:
+            found.append(attempt)
     return sorted(found, key=lambda attempt: attempt.began)
 
 

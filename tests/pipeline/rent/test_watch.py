@@ -20,7 +20,7 @@ from pipeline.rent.managed.diagnose import (
     Attempt,
     Place,
 )
-from pipeline.rent.managed.look import machines_so_far, place_of
+from pipeline.rent.managed.look import each_once, machines_so_far, place_of
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.watch import Watcher, follow_or_leave
 from pipeline.state.head import RunState
@@ -399,6 +399,40 @@ def test_the_machines_of_a_run_come_from_its_store_each_once(run: RunState) -> N
 
 
 # ---------------------------------------------------------------- pods that come to nothing
+
+
+def test_a_machine_that_the_store_and_skypilot_know_is_one() -> None:
+    claimed = [Attempt(A40, 100.0), Attempt(A4000, 500.0)]
+    assert each_once(claimed, [Attempt(A40, 160.0), Attempt(A4000, 570.0)]) == claimed
+    assert each_once(claimed, []) == claimed  # nobody watched
+    vain = Attempt(A40, 300.0)  # it ran, and never came to claim the run
+    assert each_once(claimed, [Attempt(A40, 160.0), vain, Attempt(A4000, 570.0)]) == [
+        claimed[0],
+        vain,
+        claimed[1],
+    ]
+    assert each_once([], [vain]) == [vain]
+
+
+def test_a_machine_that_claims_the_run_before_skypilot_says_that_it_runs_counts_once(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
+) -> None:
+    def claims() -> None:
+        events = EventLog(run.store, run.name, run.claim(someone(), take_over=True).epoch)
+        about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True, "managed_job": "7"}
+        events.append("machine", id=f"pod{time.time}", rented_at=time.time, **about)
+        events.flush()
+
+    def runs(recoveries: int) -> Callable[[], None]:
+        return lambda: cloud.now("RUNNING", recoveries=recoveries, recovered_at=time.time)
+
+    def recovers() -> None:
+        cloud.now("RECOVERING")
+
+    cloud.now("STARTING")
+    during(time, claims, runs(0), recovers, claims, runs(1), recovers, succeed(cloud))
+    assert watcher.follow() == 0
+    assert "bad place" not in "\n".join(said)  # two machines
 
 
 def lost_pods(run: RunState) -> list[dict[str, Any]]:
