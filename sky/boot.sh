@@ -73,11 +73,13 @@ if [ -n "$image_packages" ]; then
 fi
 if ! said=$("${sync[@]}" 2>&1); then
     printf '%s\n' "$said" >&2
-    case $said in
+    case $said in  # the first that is found: what uv says has the cause of a cause in it
+        *"Failed to fetch"* | *"Failed to download"* | *"os error"*) ;;
         # On every machine alike: pins that can't be met, a package without a wheel, no Python.
         *"No solution found"* | *"Failed to parse"* | *"Failed to build"* | *"No interpreter"*) exit 2 ;;
-        *) echo "boot: packages can't be installed here; leaving this machine with 75" >&2; exit 75 ;;
     esac
+    echo "boot: packages can't be installed here; leaving this machine with 75" >&2
+    exit 75
 fi
 printf '%s\n' "${said##*$'\n'}"
 export PION_BOOT_SYNCED=$(date +%s.%N)

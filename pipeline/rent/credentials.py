@@ -51,6 +51,19 @@ def hub_inputs(job: Job) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def names_given(
+    declared: Mapping[str, str | None],
+    wanted: Collection[str],
+    environment: Mapping[str, str] = os.environ,
+) -> list[str]:
+    """The secrets of a YAML that a rental gets a value of, written there or set here."""
+    return [
+        name
+        for name, value in declared.items()
+        if value or (environment.get(name) and (value is None or name in wanted))
+    ]
+
+
 def secrets_for(
     declared: Mapping[str, str | None],
     environment: Mapping[str, str] = os.environ,

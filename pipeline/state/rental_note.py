@@ -87,19 +87,24 @@ def withdraw_rental_note(
 def over_unless_interrupted(state: RunState, launch_id: str | None) -> Iterator[None]:
     """Withdraw the note when the run on this machine ends in a way that no other one takes up.
 
-    An interrupted run goes on elsewhere (exit code 75, `recover_on_exit_codes` in sky/), and a
-    fenced one does already, perhaps on the machine that the same rental replaced this one by.
+    An interrupted run goes on elsewhere (exit code 75, `recover_on_exit_codes` in sky/); a fenced
+    one does already where the same rental replaced this machine by another.
     """
     try:
         yield
     except Exception as error:
-        if getattr(error, "exit_code", 1) not in (Interrupted.exit_code, Fenced.exit_code):
-            _withdraw(state, launch_id)
+        code = getattr(error, "exit_code", 1)
+        if code != Interrupted.exit_code:
+            _withdraw(state, launch_id, fenced=code == Fenced.exit_code)
         raise
     _withdraw(state, launch_id)
 
 
-def _withdraw(state: RunState, launch_id: str | None) -> None:
-    if launch_id is not None:
-        with contextlib.suppress(PionError):  # it only spares a person a --force
+def _withdraw(state: RunState, launch_id: str | None, *, fenced: bool = False) -> None:
+    if launch_id is None:
+        return
+    with contextlib.suppress(PionError):  # it only spares a person a --force
+        head = state.read() if fenced else None
+        newest = head.claims[0].owner.launch_id if head is not None and head.claims else None
+        if newest != launch_id:
             withdraw_rental_note(state, launch_id)

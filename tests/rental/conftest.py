@@ -32,7 +32,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.rental.rented import Rented
+from tests.rental.rented import Rented, wait_until
 from tests.rental.skypilot_home import Loopback, NoRuntime, find_python, loopback_skypilot
 from tests.s3_server import S3Server
 
@@ -81,5 +81,7 @@ def rented(loopback: Loopback, s3: S3Server, monkeypatch: pytest.MonkeyPatch) ->
     s3.use(monkeypatch)
     yield Rented(loopback, s3, f"s3://{s3.bucket()}/runs")
     loopback.sky("jobs", "cancel", "-y", "--all")
+    # One that sees its pod go before it is cancelled would rent another, in the next test.
+    wait_until(lambda: not loopback.living_jobs(), "the end of every managed job", every=3.0)
     loopback.sky("down", "-y", "--all")
     loopback.runpod.forget()

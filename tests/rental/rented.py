@@ -82,9 +82,8 @@ class Rented:
 
     def job_status(self) -> str:
         """What SkyPilot says of the newest managed job, such as RECOVERING."""
-        output = self.loopback.sky("jobs", "queue", "-o", "json")
-        jobs, _ = json.JSONDecoder().raw_decode(output[output.index("[\n") :])
-        return str(max(jobs, key=lambda job: job["job_id"])["status"])
+        newest = max(self.loopback.jobs(), key=lambda job: int(job["job_id"]))
+        return str(newest["status"])
 
     def wait_for_status(self, status: str) -> None:
         """Wait until SkyPilot says `status` of the newest managed job."""

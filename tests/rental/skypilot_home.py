@@ -6,6 +6,7 @@ them all and removes it, however the tests end.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -16,7 +17,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from pipeline.rent.managed.managed_jobs import ENDED
 from pipeline.workers.reaper import start_reaper
 from tests.rental.catalog import PRICES, Price, write_catalog
 from tests.rental.pods import HOME, RUNTIME
@@ -58,6 +61,16 @@ class Loopback:
         if done.returncode:
             raise RuntimeError(f"sky {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}")
         return done.stdout
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every managed job, as SkyPilot's queue has it."""
+        output = self.sky("jobs", "queue", "-o", "json")
+        begin = output.find("[\n")  # nothing but words if there is none
+        return list(json.JSONDecoder().raw_decode(output[begin:])[0]) if begin >= 0 else []
+
+    def living_jobs(self) -> list[dict[str, Any]]:
+        """Those that have a machine, or may yet get one."""
+        return [job for job in self.jobs() if str(job["status"]).rpartition(".")[2] not in ENDED]
 
     def start(self) -> None:
         """Start the API server, which takes some 15 s."""

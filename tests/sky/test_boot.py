@@ -211,6 +211,13 @@ def test_a_job_that_is_not_there_is_the_same_on_every_machine(machine: Machine, 
         ("× No solution found when resolving dependencies", 2),
         ("error: Failed to parse: `pyproject.toml`", 2),
         ("× Failed to build `something==1.0`", 2),
+        (
+            "× Failed to build `pion`\n  ├─▶ Failed to resolve requirements\n"
+            "  ╰─▶ Failed to fetch: `https://pypi.org/simple/hatchling/`",
+            75,
+        ),
+        ("× Failed to build `pion`\n  ╰─▶ No space left on device (os error 28)", 75),
+        ("× No solution found\n  ╰─▶ Failed to download `hatchling`", 75),
     ],
 )
 def test_packages_that_cannot_be_had_here_may_be_had_elsewhere(

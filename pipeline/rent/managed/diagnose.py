@@ -34,7 +34,7 @@ SHORT_LIVES = 3
 VAIN_LIVES = 5
 """So many in a row that never came to own the run, wherever they were: it is the job."""
 WORKING_SECONDS = 60.0
-"""A heartbeat that is younger is one of a run at work."""
+"""A heartbeat that is younger is one of a run at work, whatever is known of its machine."""
 
 Action = Literal["note", "terminate", "relaunch", "cancel"]
 
@@ -137,8 +137,8 @@ def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
         return []
     alive = tuple(pod.id for pod in sky.pods or () if pod.alive)
     if not job.live:
-        lost = job.status == "FAILED_CONTROLLER" and not ending
-        return [_lost_controller(job, run, alive, now)] if lost else []
+        lost = job.status == "FAILED_CONTROLLER"
+        return _lost_controller(job, run, alive, now, ending=ending) if lost else []
     if ending and job.status in _WAITING and sky.pods == ():
         waits = Finding("not needed", f"SkyPilot says {job.status}", "cancel")
         return [_end_instead(waits, run)]
@@ -281,13 +281,28 @@ def _give_up_machine(what: str, why: str, alive: Sequence[str]) -> Finding:
     return Finding(what, why, action, tuple(alive))
 
 
-def _lost_controller(job: ManagedJob, run: RunView, alive: tuple[str, ...], now: float) -> Finding:
+def _lost_controller(
+    job: ManagedJob, run: RunView, alive: tuple[str, ...], now: float, *, ending: bool
+) -> list[Finding]:
     """Nobody looks after the job, though the run may go on: on its machine, or on another's."""
-    why = f"SkyPilot's controller failed, so nobody recovers the run ({job.failure or 'unsaid'})"
     if "Failed to clean up" in (job.failure or ""):
         # So SkyPilot calls any job whose machine it could not end, one that was cancelled too.
         why = f"SkyPilot could not end the machine of a job that is over ({job.failure})"
-        return Finding("left behind", why, "terminate" if alive else "note", alive)
-    if run.beat_at is not None and now - run.beat_at < WORKING_SECONDS:
-        return Finding("controller lost", f"{why}; it is at work still", "note")
-    return Finding("controller lost", why, "relaunch", alive)
+        return [Finding("left behind", why, "terminate" if alive else "note", alive)]
+    why = f"SkyPilot's controller failed, so nobody recovers the run ({job.failure or 'unsaid'})"
+    if _at_work(run, alive, now):
+        return [Finding("controller lost", f"{why}; it is at work still", "note")]
+    if not ending:
+        return [Finding("controller lost", why, "relaunch", alive)]
+    return [Finding("left behind", f"{why}, nor ends its machine", "terminate", alive)] * bool(
+        alive
+    )
+
+
+def _at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:
+    """Whether the run's owner may have work to lose."""
+    if not run.heartbeats:
+        recent = run.last_sign is not None and now - run.last_sign < COMMIT_SILENCE_SECONDS
+        return run.claimed_at is not None and recent
+    silence = SILENT_SECONDS if alive else WORKING_SECONDS
+    return run.beat_at is not None and now - run.beat_at < silence

@@ -64,7 +64,8 @@ def hop(
 
     Raises:
         BadInput: something would fail; nothing was rented.
-        PionError: the new machine did not come to take the run over. The old one works on.
+        PionError: the new machine did not come to take the run over. The old one works on, as far
+            as it was not asked yet.
     """
     from pipeline.rent.check.candidates import fitting
 
@@ -101,6 +102,7 @@ def hop(
     try:
         try:
             if not _wait_for_arrival(state, name, new, launch_id):
+                withdraw_rental_note(state, launch_id)
                 return 0
         except PionError as error:
             raise PionError(f"{error} {_call_off(state, launch_id, before)}") from error
@@ -193,7 +195,10 @@ def _arrived(head: Head, launch_id: str) -> bool:
 
 def _call_off(state: RunState, launch_id: str, before: RentalNote | None) -> str:
     """Take back what the new machine has asked of the old one; what became of that one."""
-    again = f"what is committed is safe: pion launch it again, or see pion status {state.name}"
+    again = (
+        f"what is committed is safe: see pion status {state.store.url}/{state.name}, and pion "
+        "launch it again (with --force, if that is refused)"
+    )
     try:
         asked = withdraw_handover(state, launch_id)
         withdraw_rental_note(state, launch_id, before)

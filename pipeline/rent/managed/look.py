@@ -71,6 +71,7 @@ class Lookout:
         self._noted: set[str] = set()  # pods of which nothing is left to note
         self._beat: tuple[float | None, float] = (None, 0.0)  # the newest, and when it was seen
         self._step: tuple[object, float] | None = None  # the newest, and since when it stands still
+        self._over: int | None = None  # the job, once it has ended
         self._costs: tuple[float, float | None, set[str]] | None = None  # when, and what they were
 
     def look(self) -> Look:
@@ -102,12 +103,14 @@ class Lookout:
         run = RunView() if head is None or status is None else self._run_view(head, status, now)
         if head is not None and job is not None:
             run = self._of_this_job(run, head, job)
-        dollars = self._dollars(head, now, over=job is not None and not job.live)
+        over = job.id if job is not None and not job.live else None
+        dollars = self._dollars(head, now, now_over=over not in (None, self._over))
+        self._over = over
         return Look(head, sky, run, Progress(now, job, status, dollars))
 
-    def _dollars(self, head: Head | None, now: float, *, over: bool) -> float | None:
+    def _dollars(self, head: Head | None, now: float, *, now_over: bool) -> float | None:
         """What all machines have cost, by their owners' words, and those that still boot."""
-        due = over or self._costs is None or now - self._costs[0] >= COST_SECONDS
+        due = now_over or self._costs is None or now - self._costs[0] >= COST_SECONDS
         if head is not None and due:
             events = read_events(self.state.store, self.state.name)
             costs = costs_of(self.state, head, now, History(events, {}))

@@ -123,9 +123,16 @@ def submit(task: Any, name: str) -> int:
         from sky.client import sdk
         from sky.jobs.client import sdk as jobs
 
-        request = jobs.launch(task, name=name)
+        try:
+            request = jobs.launch(task, name=name)
+        except (exceptions.ApiServerConnectionError, exceptions.NoCloudAccessError):
+            raise
+        except Exception as error:  # of many kinds: the task, its files, or what SkyPilot allows
+            raise _refused(name, error) from error
         try:
             ids, _ = sdk.get(request)
+        except (exceptions.ResourcesUnavailableError, ValueError) as error:
+            raise _refused(name, error) from error
         except exceptions.ApiServerConnectionError as error:
             raise PionError(
                 f"SkyPilot's API server took {name}, and then did not answer any more "
@@ -134,6 +141,13 @@ def submit(task: Any, name: str) -> int:
     if not ids:
         raise PionError(f"SkyPilot took {name} but gave it no number; see: sky jobs queue")
     return int(ids[0] if isinstance(ids, Sequence) else ids)
+
+
+def _refused(name: str, error: Exception) -> BadInput:
+    return BadInput(
+        f"SkyPilot does not take {name}: {type(error).__name__}: {_first_line(error)}. Nothing was "
+        "rented."
+    )
 
 
 def cancel(job_ids: Sequence[int]) -> None:

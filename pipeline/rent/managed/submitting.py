@@ -39,11 +39,12 @@ def submitting_alone(name: str) -> Iterator[None]:
 def announced(
     state: RunState, head: Head | None, launch_id: str, *, moving: bool = False, force: bool = False
 ) -> Iterator[RentalNote | None]:
-    """`announce_rental`, taken back if the block raises BadInput: then nothing was rented."""
+    """`announce_rental`, taken back if the block raises BadInput or StoreError: then nothing was
+    rented."""
     before = announce_rental(state, head, launch_id, moving=moving, force=force)
     try:
         yield before
-    except BadInput:
+    except (BadInput, StoreError):
         with contextlib.suppress(StoreError):
             withdraw_rental_note(state, launch_id, before)
         raise

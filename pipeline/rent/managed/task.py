@@ -16,7 +16,7 @@ import yaml
 from pion.errors import BadInput
 from pipeline.cost.machine import CPU, priced_at
 from pipeline.job import Job
-from pipeline.rent.credentials import secrets_for, wanted_secrets
+from pipeline.rent.credentials import names_given, secrets_for, wanted_secrets
 from pipeline.rent.managed.cheapest_first import resources_by_price
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
@@ -39,7 +39,7 @@ def variables(
         "JOB": _travelling_path(job_path, rental),
         "OVERRIDES": shlex.join(overrides),
         "PION_LAUNCH_ID": uuid.uuid4().hex,
-        "PION_SECRETS": ",".join(secrets_for(rental.secrets, wanted=wanted_secrets(job))),
+        "PION_SECRETS": ",".join(names_given(rental.secrets, wanted_secrets(job))),
         "PION_PRICES": json.dumps(_prices(offers_for(rental, job.prices))),
         "PION_COMMIT": code.commit or "",
         "PION_DIRTY": code.dirty or "",

@@ -102,7 +102,6 @@ class Watcher:
         self._found: dict[str, str] = {}  # what is wrong, and what was said to be done about it
         self._trouble = ""
         self._anew = Anew(name, self.lookout, self.clock)
-        self._ended_as: int | None = None  # exit code of a job that was not needed any more
 
     def follow(self) -> int:
         """Until the job has ended; its exit code."""
@@ -179,12 +178,14 @@ class Watcher:
         at_work = any((f.what, f.action) == ("controller lost", "note") for f in findings)
         if job.live or self.lookout.job_id != job.id or at_work:
             return None
-        with contextlib.suppress(PionError):  # the store is down, and has known worse
-            withdraw_rental_note(self.state, launch_id_of(job))
+        if self.acting:  # another window may be submitting the run anew at this moment
+            with contextlib.suppress(PionError):  # the store is down, and has known worse
+                withdraw_rental_note(self.state, launch_id_of(job))
         code, words = how_it_ended(job, look.progress.dollars)
         self.say(words)
-        ended_here = job.status == "CANCELLED" and self._ended_as is not None
-        return self._ended_as if ended_here else code
+        if job.status in ("CANCELLED", "FAILED_CONTROLLER"):  # which say nothing of the run
+            code = 0 if look.run.finished else Stopped.exit_code if look.run.stop else code
+        return code
 
     def _handle(self, finding: Finding, job: ManagedJob, look: Look) -> None:
         """Say what was found, once, and do what is to be done about it."""
@@ -201,9 +202,6 @@ class Watcher:
         if finding.action == "cancel":
             self.provider.cancel([job.id])
             done.append(f"cancelled managed job {job.id}")
-            self._ended_as = (
-                0 if look.run.finished else Stopped.exit_code if look.run.stop else None
-            )
         self._found[key] = "; ".join(done)
         if self._found[key] != said:  # what does not help is done at each look, and said once
             self.say(self._found[key])

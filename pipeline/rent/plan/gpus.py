@@ -61,7 +61,7 @@ GPU_TYPES: dict[str, GpuType] = {
 }
 
 
-_NO_KERNELS = re.compile(r"(V100|P100|P40|P4|K80|M60|GTX)\b")
+_NO_KERNELS = re.compile(r"(V100|P100|P40|P4|K80|M60)\b")
 
 
 def too_old(gpu: str) -> str | None:

@@ -60,6 +60,8 @@ EVERYWHERE = tuple(
     for place, age in zip([A40, A4000, A40, A4000, A40], [2000, 1600, 1200, 800, 400], strict=True)
 )
 GONE_QUIET = run(beat_at=NOW - 61)
+# On a store where nothing but a commit is a sign of life.
+COMMITTED = run(beat_at=None, heartbeats=False, last_sign=NOW - COMMIT_SILENCE_SECONDS + 1)
 SILENT = run(beat_at=NOW - SILENT_SECONDS, last_sign=NOW - SILENT_SECONDS)
 WAITING = run(beat_at=NOW - BOOT_SECONDS - 60, last_sign=NOW - BOOT_SECONDS - 60)
 BOOTING = run(claimed_at=None, beat_at=None, last_sign=None)
@@ -164,7 +166,26 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
         ),
         # Nobody recovers the run then, but while it is at work it needs no second machine.
         (SkyView(CONTROLLER_LOST, (ALIVE,)), AT_WORK, "controller lost", "note", ()),
-        (SkyView(CONTROLLER_LOST, (ALIVE,)), GONE_QUIET, "controller lost", "relaunch", ("a",)),
+        (SkyView(CONTROLLER_LOST, (ALIVE,)), GONE_QUIET, "controller lost", "note", ()),
+        (SkyView(CONTROLLER_LOST, (ALIVE,)), SILENT, "controller lost", "relaunch", ("a",)),
+        (SkyView(CONTROLLER_LOST, ()), GONE_QUIET, "controller lost", "relaunch", ()),
+        (SkyView(CONTROLLER_LOST, (ALIVE,)), COMMITTED, "controller lost", "note", ()),
+        (SkyView(CONTROLLER_LOST, ()), run(stop="pion stop"), "controller lost", "note", ()),
+        # Nobody but us ends the machine of a run that needs it no more.
+        (
+            SkyView(CONTROLLER_LOST, (ALIVE,)),
+            dataclasses.replace(BOOTING, finished=True),
+            "left behind",
+            "terminate",
+            ("a",),
+        ),
+        (
+            SkyView(LEFT_BEHIND, (ALIVE,)),
+            dataclasses.replace(BOOTING, finished=True),
+            "left behind",
+            "terminate",
+            ("a",),
+        ),
         (SkyView(CONTROLLER_LOST, ()), BOOTING, "controller lost", "relaunch", ()),
         # So it calls a job that was cancelled, or failed for good, but left its machine behind.
         (SkyView(LEFT_BEHIND, (ALIVE,)), GONE_QUIET, "left behind", "terminate", ("a",)),
@@ -230,7 +251,7 @@ def test_what_is_wrong_is_found_with_what_to_do(
         (SkyView(job("RECOVERING"), (EXITED,)), run(stop="pion stop")),
         (SkyView(JOB, (EXITED,)), run(finished=True)),
         (SkyView(JOB, (ALIVE,)), run(stop="pion stop", stalled_since=NOW - HANG_SECONDS)),
-        (SkyView(job("FAILED_CONTROLLER"), ()), run(stop="pion stop")),
+        (SkyView(job("FAILED_CONTROLLER"), ()), dataclasses.replace(SILENT, stop="pion stop")),
         (SkyView(job("CANCELLING"), (EXITED,)), AT_WORK),
         (SkyView(job("FAILED"), ()), AT_WORK),
         (SkyView(None, None), AT_WORK),

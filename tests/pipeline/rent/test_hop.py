@@ -309,6 +309,7 @@ def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
     assert sky.cancelled == [2]
     assert "demo was finished before; managed job 2 is cancelled" in capsys.readouterr().out
+    assert read_rental_note(run)[0] is None  # nothing is rented any more
 
 
 def test_a_second_hop_of_a_run_on_its_way_is_refused(sky: Sky, sky_home: Any) -> None:

@@ -14,7 +14,7 @@ import yaml
 from pion.errors import BadInput, PionError
 from pipeline.cli import main
 from pipeline.job_file import load_job
-from pipeline.rent.credentials import secrets_for
+from pipeline.rent.credentials import names_given, secrets_for
 from pipeline.rent.managed import launch as launching
 from pipeline.rent.managed import managed_jobs
 from pipeline.rent.managed.diagnose import Place
@@ -157,6 +157,12 @@ def test_a_secret_that_must_be_given_is_asked_for_by_name(sky_home: SkyHome) -> 
         secrets_for({"HF_TOKEN": None, "AWS_ACCESS_KEY_ID": ""}, {})
     given = secrets_for({"HF_TOKEN": None, "AWS_ACCESS_KEY_ID": ""}, {"HF_TOKEN": "x", "Y": "y"})
     assert given == {"HF_TOKEN": "x"}
+
+
+def test_what_travels_is_named_whether_it_was_written_down_or_is_set_here() -> None:
+    declared = {"HF_TOKEN": "", "WRITTEN": "x", "MUST": None, "AWS_ACCESS_KEY_ID": ""}
+    environment = {"HF_TOKEN": "x", "AWS_ACCESS_KEY_ID": "y"}
+    assert names_given(declared, {"HF_TOKEN"}, environment) == ["HF_TOKEN", "WRITTEN"]
 
 
 def test_a_key_that_the_job_has_no_use_for_stays_at_home() -> None:

@@ -154,11 +154,7 @@ def test_once_a_rental_is_over_anybody_may_rent(
 
 
 @pytest.mark.parametrize("launch_id", ["desk-1", "another", None])
-@pytest.mark.parametrize(
-    "ending",
-    # A machine that was cut off is fenced by the one that the same rental replaced it by.
-    [Interrupted("preempted"), of_a_worker(75), Fenced("taken over"), KeyboardInterrupt()],
-)
+@pytest.mark.parametrize("ending", [Interrupted("preempted"), of_a_worker(75), KeyboardInterrupt()])
 def test_an_interrupted_run_is_not_over(
     rented_from_desk: RunState, launch_id: str | None, ending: BaseException
 ) -> None:
@@ -167,6 +163,18 @@ def test_an_interrupted_run_is_not_over(
         raise ending
     with pytest.raises(BadInput, match="was rented from desk"):
         announce_rental(run, run.read(), "laptop-1")
+
+
+@pytest.mark.parametrize("by", ["desk-1", "a stranger's"])
+def test_a_rental_that_is_fenced_is_over_unless_by_the_machine_that_it_rented_next(
+    rented_from_desk: RunState, by: str
+) -> None:
+    run = rented_from_desk
+    run.claim(someone(launch_id=by))
+    with pytest.raises(Fenced), over_unless_interrupted(run, "desk-1"):
+        raise Fenced("taken over")
+    note, _ = read_rental_note(run)
+    assert (note is not None) == (by == "desk-1")
 
 
 @pytest.mark.parametrize("launch_id", ["another", None])

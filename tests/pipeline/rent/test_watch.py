@@ -82,6 +82,32 @@ def test_a_rental_that_ended_without_its_machine_saying_so_is_over_for_other_com
     assert read_rental_note(run)[0] is None
 
 
+def test_a_window_that_only_shows_a_rental_does_not_call_it_over(
+    run: RunState, cloud: Cloud, said: list[str]
+) -> None:
+    write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
+    cloud.now("CANCELLED", task=TASK)  # by another window, which submits it anew
+    onlooker = Watcher(run, JOB.name, JOB.id, said.append, acting=False, provider=cloud.provider())
+    onlooker.follow()
+    assert read_rental_note(run)[0] is not None
+
+
+def test_a_run_that_was_stopped_after_its_controller_was_lost_ends_with_4_and_without_a_machine(
+    watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
+) -> None:
+    claim = run.claim(someone())
+    beat(claim, stage="sft", step=6)
+    cloud.now("FAILED_CONTROLLER")
+
+    def stop() -> None:
+        ask_stop(run, "pion stop")
+        claim.release()
+
+    during(time, lambda: None, stop)
+    assert watcher.follow() == 4
+    assert (cloud.terminated, cloud.submitted) == (["a"], [])
+
+
 def test_a_dead_pod_is_terminated_at_the_first_look_and_the_run_remembers_why(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
