@@ -160,7 +160,7 @@ def write_run_report(job: Job, run: RunState) -> Path:
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     """[label, value] pairs that close a `pion run`: where everything is, and how to use it."""
     head = _head(run)
-    rows = [["run", f"{run.store.url}/{run.name}"]]
+    rows = [["run", run.url]]
     local = run.store.local_path(run.key(REPORT))
     if run.store.list(run.key(REPORT)):
         rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
@@ -264,7 +264,7 @@ def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
 
 def _head_info(job: Job, run: RunState, head: Head, events: Sequence[Row]) -> Row:
     published = head.stages.get("publish")
-    paths = {"run": f"{run.store.url}/{run.name}"}
+    paths = {"run": run.url}
     for event in events:
         if event["event"] == "forked":
             where = f"{event['stage']} step {event['at_step']:,}"

@@ -48,17 +48,11 @@ def _machine(machine: MachineCost, priced: bool) -> list[str]:
     row = [
         moment(machine.begin),
         machine.describe(),
-        "–" if wait is None else f"{duration(wait)}{phases_in_words(machine)}",
+        "–" if wait is None else f"{duration(wait)}{machine.phases_in_words()}",
         f"{100 * useful:.1f} %",
         duration(total),
     ]
     return [*row, _dollars(machine.price), _dollars(machine.dollars)] if priced else row
-
-
-def phases_in_words(machine: MachineCost) -> str:
-    """` (machine up 31 s, checked 1 s, …)`: what its first step waited for; empty if not known."""
-    parts = ", ".join(f"{name} {duration(s)}" for name, s in machine.phases.items() if s >= 0.5)
-    return f" ({parts})" if parts else ""
 
 
 def _dollars(amount: float | None) -> str:

@@ -15,7 +15,6 @@ from pipeline.find_model import last_change, read_run, runs_in
 from pipeline.formats import duration, moment, printable, size
 from pipeline.job import STAGES
 from pipeline.recorded_job import recorded_job, recorded_stages
-from pipeline.report_cost import phases_in_words
 from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import CheckpointEntry, Head
@@ -228,7 +227,7 @@ def _machine_in_words(machine: MachineCost) -> str:
         words.append(f"${machine.dollars:.2f} at ${machine.price or 0.0:.2f}/h")
     if machine.to_first_step is not None:
         waited = f"first step {duration(machine.to_first_step)} after it was paid for"
-        words.append(waited + phases_in_words(machine))
+        words.append(waited + machine.phases_in_words())
     return ", ".join(words)
 
 

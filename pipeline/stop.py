@@ -9,7 +9,7 @@ from pipeline.find_model import read_run
 from pipeline.formats import duration, printable
 from pipeline.recorded_job import recorded_stages
 from pipeline.state.claim import HEARTBEAT_SECONDS
-from pipeline.state.head import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
+from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head
 from pipeline.state.requests import ask_stop, clear_stops
@@ -42,7 +42,7 @@ def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
         say(
             f"Nobody owns {name}, so nothing runs now; but a rental of it may be booting, or wait "
             "for a machine, and obeys the request when it comes up "
-            f"(`pion rentals {state.store.url}/{name}`). {_STAYS}"
+            f"(`pion rentals {state.url}`). {_STAYS}"
         )
     elif alive is False:
         say(f"{_owner(head)} is dead, so nothing runs now. {_STAYS}")
@@ -71,7 +71,7 @@ def is_finished(state: RunState, head: Head) -> bool:
 def _wait(state: RunState, say: Say) -> None:
     """Until nobody owns the run."""
     clock, store = state.clock, state.store
-    patience = COMMIT_SILENCE_SECONDS if store.commits else SILENCE_SECONDS
+    patience = state.silence
     seen: object = None
     since = clock.monotonic()
     while True:

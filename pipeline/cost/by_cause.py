@@ -42,7 +42,7 @@ from pipeline.cost.timeline import (
     processes_of,
 )
 from pipeline.formats import duration
-from pipeline.state.head import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
+from pipeline.state.head import SILENCE_SECONDS, RunState
 from pipeline.state.metrics import read_all_metrics, read_events
 from pipeline.state.records import Head
 
@@ -81,6 +81,12 @@ class MachineCost:
     @property
     def hours(self) -> float:
         return sum(self.seconds.values()) / 3600
+
+    def phases_in_words(self) -> str:
+        """` (machine up 31 s, install 48 s, …)`: what its first step waited for; empty if that is
+        not known."""
+        parts = ", ".join(f"{name} {duration(s)}" for name, s in self.phases.items() if s >= 0.5)
+        return f" ({parts})" if parts else ""
 
     def describe(self) -> str:
         """`2 × A40 on RunPod/CA, spot`; the host's name for a machine of one's own."""
@@ -173,7 +179,7 @@ def costs_of(run: RunState, head: Head, now: float, history: History | None = No
         head,
         now,
         heartbeats={epoch: float(beat["at"]) for epoch, beat in beats.items() if beat},
-        silence=COMMIT_SILENCE_SECONDS if run.store.commits else SILENCE_SECONDS,
+        silence=run.silence,
     )
 
 

@@ -79,7 +79,7 @@ def read_trained(run: RunState, job: Job) -> dict[str, Trained]:
     for stage in job.train_stages:
         record = head.stages.get(stage) if head is not None else None
         if head is None or record is None or record.checkpoint is None:
-            raise PionError(f"{run.store.url}/{run.name} has not finished {stage}.")
+            raise PionError(f"{run.url} has not finished {stage}.")
         entry = next(entry for entry in head.checkpoints if entry.key == record.checkpoint)
         steps = [r for r in read_metrics(run.store, run.name, head, stage) if "rows" in r]
         state = json.loads(run.store.read(run.key(f"{entry.key}/{STATE}")))

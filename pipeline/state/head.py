@@ -42,6 +42,11 @@ class RunState:
         self.name = check_run_name(name)
         self.clock = clock or Clock()
 
+    @property
+    def url(self) -> str:
+        """What a person calls this run from anywhere: `s3://bucket/runs/demo`."""
+        return f"{self.store.url}/{self.name}"
+
     def key(self, path: str) -> str:
         """The store's key of `path` in this run's folder."""
         return f"{self.name}/{path}"
@@ -134,7 +139,7 @@ class RunState:
             if reason is None and take_over:
                 reason = "told to take over"
             if reason is None and version == silent_version:
-                reason = f"no sign of life for {self._silence:.0f} s"
+                reason = f"no sign of life for {self.silence:.0f} s"
             if reason is None:
                 if not unattended:
                     raise BadInput(self._refusal(before, me))
@@ -149,13 +154,14 @@ class RunState:
                 return Claim(self, head, before, reason, price)
 
     @property
-    def _silence(self) -> float:
+    def silence(self) -> float:
+        """Seconds after which an owner that has shown no sign of life is taken for dead."""
         return COMMIT_SILENCE_SECONDS if self.store.commits else SILENCE_SECONDS
 
     def _wait_for_silence(self, head: Head, version: str | None, me: Owner) -> None:
         """Until the heartbeat has not changed for 60 s, HEAD has, or the owner is seen to die."""
         seen, since = self._read_text(heartbeat_path(head.epoch)), self.clock.monotonic()
-        while self.clock.monotonic() - since < self._silence:
+        while self.clock.monotonic() - since < self.silence:
             self.clock.sleep(_POLL_SECONDS)
             if self.read_versioned()[1] != version or may_take_over(head.owner, me):
                 return

@@ -13,7 +13,7 @@ from typing import Literal
 from pipeline.formats import duration
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.pods import Pod
-from pipeline.state.head import COMMIT_SILENCE_SECONDS
+from pipeline.state.head import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS
 
 BOOT_SECONDS = 1200.0
 """From a machine that is asked for to one that has claimed the run: pulling an image of 10 GB and
@@ -33,8 +33,6 @@ SHORT_LIVES = 3
 """So many machines in a row that lived so briefly in one place: it is the place."""
 VAIN_LIVES = 5
 """So many in a row that never came to own the run, wherever they were: it is the job."""
-WORKING_SECONDS = 60.0
-"""A heartbeat that is younger is one of a run at work, whatever is known of its machine."""
 
 Action = Literal["note", "terminate", "relaunch", "cancel"]
 
@@ -304,5 +302,5 @@ def _at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:
     if not run.heartbeats:
         recent = run.last_sign is not None and now - run.last_sign < COMMIT_SILENCE_SECONDS
         return run.claimed_at is not None and recent
-    silence = SILENT_SECONDS if alive else WORKING_SECONDS
+    silence = SILENT_SECONDS if alive else SILENCE_SECONDS
     return run.beat_at is not None and now - run.beat_at < silence

@@ -126,8 +126,7 @@ def _the_same_run(job: Job, state: RunState) -> Job:
     there = (open_store(job.store).url, job.name)
     if there != (state.store.url, state.name):
         raise BadInput(
-            f"that job is the run {'/'.join(there)}, not {state.store.url}/{state.name}. "
-            "Nothing was rented."
+            f"that job is the run {'/'.join(there)}, not {state.url}. Nothing was rented."
         )
     return job
 
@@ -196,7 +195,7 @@ def _arrived(head: Head, launch_id: str) -> bool:
 def _call_off(state: RunState, launch_id: str, before: RentalNote | None) -> str:
     """Take back what the new machine has asked of the old one; what became of that one."""
     again = (
-        f"what is committed is safe: see pion status {state.store.url}/{state.name}, and pion "
+        f"what is committed is safe: see pion status {state.url}, and pion "
         "launch it again (with --force, if that is refused)"
     )
     try:

@@ -23,16 +23,13 @@ from pipeline.rent.managed.managed_jobs import (
 from pipeline.rent.managed.submitting import announced, submitting_alone
 from pipeline.rent.managed.task import make_task, task_config, task_yaml, variables
 from pipeline.rent.rental import Rental, read_rental, rental_name
-from pipeline.state.claim import HEARTBEAT_SECONDS
-from pipeline.state.head import COMMIT_SILENCE_SECONDS, RunState
+from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head
 from pipeline.state.requests import clear_stops
 from pipeline.state.stores import StoreError, open_store
 from pipeline.stop import is_finished
 
-FRESH_SECONDS = 3 * HEARTBEAT_SECONDS
-"""An owner whose heartbeat is younger than this is at work."""
 SUBMITTING = "submitting the job; SkyPilot gets a copy of the checkout"
 
 Say = Callable[[str], None]
@@ -65,7 +62,7 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     check(parsed, rental, path=job, force=force)
     head = _read(state)
     if head is not None and _is_done(state, head, parsed):
-        say_now(f"{state.name} is finished: nothing was rented. See: pion status {_run(state)}")
+        say_now(f"{state.name} is finished: nothing was rented. See: pion status {state.url}")
         return 0
     secrets = secrets_for(rental.secrets, wanted=wanted_secrets(parsed))
     start_api_server(say_now)
@@ -102,7 +99,7 @@ def check(job: Job, rental: Rental, *, path: str, force: bool) -> None:
 
 def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]) -> None:
     """Raise BadInput if the run is being worked on already, on a rental or elsewhere."""
-    run = _run(state)
+    run = state.url
     living = [job for job in jobs if job.live]
     if living:
         raise BadInput(
@@ -111,18 +108,13 @@ def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]
             f" Move it to another machine: `pion hop {run} --on SKY`. Nothing was rented."
         )
     age = owner_age(state, head)
-    if age is not None and age < silence_of(state):
+    if age is not None and age < state.silence:
         raise BadInput(
             f"{state.name} is being run by {_owner(head)}, whose last sign of life is "
             f"{duration(age)} old; a rental would cost money waiting for it. Move it there: "
             f"`pion hop {run} --on SKY`, or stop it first: `pion stop {run} --wait`. "
             "Nothing was rented."
         )
-
-
-def silence_of(state: RunState) -> float:
-    """An owner whose last sign of life is younger than so many seconds is at work."""
-    return COMMIT_SILENCE_SECONDS if state.store.commits else FRESH_SECONDS
 
 
 def owner_age(state: RunState, head: Head | None) -> float | None:
@@ -143,7 +135,7 @@ def telling_who_leaves(state: RunState, name: str) -> Iterator[None]:
     except BadInput:
         raise  # it was refused
     except (KeyboardInterrupt, PionError) as error:
-        run = _run(state)
+        run = state.url
         left = "left" if isinstance(error, KeyboardInterrupt) else "something failed"
         say_now(
             f"\n{left} while submitting {name}: SkyPilot may go on, and rent a machine\n"
@@ -167,7 +159,7 @@ def announce(state: RunState, name: str, job_id: int) -> None:
 
 def how_to_come_back(state: RunState, job_id: int) -> str:
     """The three commands a person needs who has closed the window."""
-    run = _run(state)
+    run = state.url
     return (
         f"  follow it:  pion watch {run}\n"
         f"  its output: sky jobs logs {job_id}\n"
@@ -177,10 +169,6 @@ def how_to_come_back(state: RunState, job_id: int) -> str:
 
 def _owner(head: Head | None) -> str:
     return head.owner.describe() if head is not None and head.owner is not None else "nobody"
-
-
-def _run(state: RunState) -> str:
-    return f"{state.store.url}/{state.name}"
 
 
 def _read(state: RunState) -> Head | None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pion.errors import PionError
-from pipeline.rent.managed.launch import owner_age, silence_of
+from pipeline.rent.managed.launch import owner_age
 from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     asking_skypilot,
@@ -25,7 +25,7 @@ CLEAN_UP_SECONDS = 300.0
 def is_at_work(state: RunState, head: Head | None) -> bool:
     """Whether the run's owner has shown life of late, wherever it is."""
     age = owner_age(state, head)
-    return age is not None and age < silence_of(state)
+    return age is not None and age < state.silence
 
 
 def pod_standing(

@@ -78,7 +78,7 @@ def announce_rental(
     except Conflict as error:
         raise BadInput(
             f"a machine for {state.name} is being rented by another process at this moment, so "
-            f"nothing was rented. See in a few minutes: pion status {_run(state)}"
+            f"nothing was rented. See in a few minutes: pion status {state.url}"
         ) from error
     except StoreError as error:
         raise BadInput(f"{error} Nothing was rented.") from error
@@ -91,7 +91,7 @@ def _refuse_second(state: RunState, before: RentalNote, note: RentalNote, *, mov
         raise BadInput(
             f"a machine for {state.name} was rented from {before.host} {ago}, and has not claimed "
             "the run yet. Another one would be paid for too, so nothing was rented. See in a few "
-            f"minutes: pion status {_run(state)}. If that was called off on {before.host}: "
+            f"minutes: pion status {state.url}. If that was called off on {before.host}: "
             f"--force{f', or wait until {moment(before.at + BOOT_SECONDS)}' if moving else ''}."
         )
     if not moving:
@@ -99,10 +99,6 @@ def _refuse_second(state: RunState, before: RentalNote, note: RentalNote, *, mov
             f"{state.name} was rented from {before.host} {ago}, and that is not over: SkyPilot "
             "there waits for a machine, or replaces one that was lost. Another one would be paid "
             f"for too, so nothing was rented. Move it to a machine rented from here: pion hop "
-            f"{_run(state)} --on SKY. If it was called off on {before.host} (sky jobs cancel): "
+            f"{state.url} --on SKY. If it was called off on {before.host} (sky jobs cancel): "
             "--force"
         )
-
-
-def _run(state: RunState) -> str:
-    return f"{state.store.url}/{state.name}"

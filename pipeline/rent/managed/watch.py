@@ -142,7 +142,7 @@ class Watcher:
         """What is left half done, for a person; empty if nothing is."""
         if self._anew.owed is None:
             return ""
-        run, old = f"{self.state.store.url}/{self.state.name}", self._anew.owed.old.id
+        run, old = self.state.url, self._anew.owed.old.id
         return (
             f"managed job {old} was being cancelled to be submitted anew; whether that was done is "
             f"not known. What is committed is safe. See `pion rentals {run}`: if a newer job "

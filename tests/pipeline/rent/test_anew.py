@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from pion.errors import BadInput, PionError
+from pion.errors import PionError
 from pipeline.rent.managed.anew import CANCEL_SECONDS, TIMES_IN_VAIN
 from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     UNNOTICED_SECONDS,
-    Place,
 )
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.provider import Provider
@@ -30,6 +29,8 @@ from tests.pipeline.rent.watched import (
     failing_at_first,
     lost_controller,
     succeed,
+    succeed_after,
+    without_its_secrets,
 )
 from tests.pipeline.state.conftest import FakeClock, someone
 
@@ -102,15 +103,9 @@ def test_machines_of_an_earlier_job_say_nothing_against_a_place(
 def test_what_can_not_be_submitted_anew_keeps_its_pod(
     watcher: Watcher, cloud: Cloud, time: FakeClock, said: list[str]
 ) -> None:
-    def make_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
-        raise BadInput("HF_TOKEN must be set in the environment")
-
-    watcher.provider = dataclasses.replace(watcher.provider, make_again=make_again)
+    watcher.provider = without_its_secrets(watcher.provider)
     cloud.now("STARTING", submitted_at=time.time)
-    start = time.time
-    time.during_sleep = lambda: (
-        cloud.now("SUCCEEDED") if time.time - start > BOOT_SECONDS + 60 else None
-    )
+    succeed_after(cloud, time, BOOT_SECONDS + 60)
     watcher.follow()
     assert "HF_TOKEN must be set" in "\n".join(said)
     assert not cloud.terminated
@@ -317,10 +312,7 @@ def test_one_look_that_can_not_submit_what_it_has_ended_says_so(
 def test_a_lost_controller_without_the_secrets_to_start_anew_ends_the_watch(
     watcher: Watcher, cloud: Cloud, run: RunState, said: list[str]
 ) -> None:
-    def make_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
-        raise BadInput("HF_TOKEN must be set in the environment")
-
-    watcher.provider = dataclasses.replace(watcher.provider, make_again=make_again)
+    watcher.provider = without_its_secrets(watcher.provider)
     run.claim(someone())
     cloud.now("FAILED_CONTROLLER")
     assert watcher.follow() == 1
@@ -330,16 +322,10 @@ def test_a_lost_controller_without_the_secrets_to_start_anew_ends_the_watch(
 def test_what_can_not_be_started_anew_is_said_once(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
-    def make_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
-        raise BadInput("HF_TOKEN must be set in the environment")
-
-    watcher.provider = dataclasses.replace(watcher.provider, make_again=make_again)
+    watcher.provider = without_its_secrets(watcher.provider)
     run.claim(someone())
     cloud.listed = []
-    start = time.time
-    time.during_sleep = lambda: (
-        cloud.now("SUCCEEDED") if time.time - start > UNNOTICED_SECONDS + 60 else None
-    )
+    succeed_after(cloud, time, UNNOTICED_SECONDS + 60)
     assert watcher.follow() == 0
     assert not cloud.cancelled
     assert len([line for line in said if "HF_TOKEN must be set" in line]) == 1

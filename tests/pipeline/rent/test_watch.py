@@ -30,7 +30,7 @@ from pipeline.state.rental_note import RentalNote, read_rental_note, write_renta
 from pipeline.state.requests import ask_stop
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.rent.test_diagnose import A40, A4000, JOB, job
-from tests.pipeline.rent.watched import Cloud, beat, during, succeed
+from tests.pipeline.rent.watched import Cloud, beat, during, succeed, succeed_after
 from tests.pipeline.state.conftest import FakeClock, someone
 
 TASK = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: 0123abcd\nrun: pion run\n"
@@ -259,10 +259,7 @@ def test_waiting_for_a_machine_to_be_had_is_no_reason_to_start_anew(
 ) -> None:
     cloud.listed = []
     cloud.now("STARTING", submitted_at=time.time)
-    start = time.time
-    time.during_sleep = lambda: (
-        cloud.now("SUCCEEDED") if time.time - start > BOOT_SECONDS + 60 else None
-    )
+    succeed_after(cloud, time, BOOT_SECONDS + 60)
     assert watcher.follow() == 0
     assert not cloud.submitted
     assert "no machine to be had" in "\n".join(said)
@@ -293,9 +290,7 @@ def test_a_pod_that_can_not_see_the_request_to_stop_is_ended_with_its_job(
     ask_stop(run, "pion stop")
     cloud.now("STARTING", submitted_at=time.time)
     start = time.time
-    time.during_sleep = lambda: (
-        cloud.now("SUCCEEDED") if time.time - start > 2 * BOOT_SECONDS else None
-    )
+    succeed_after(cloud, time, 2 * BOOT_SECONDS)
     assert watcher.follow() == 4
     assert BOOT_SECONDS <= time.time - start < BOOT_SECONDS + 60
     assert (cloud.terminated, cloud.cancelled, cloud.submitted) == (["a"], [7], [])

@@ -105,3 +105,18 @@ def during(time: FakeClock, *events: Callable[[], None]) -> None:
 
 def succeed(cloud: Cloud) -> Callable[[], None]:
     return lambda: cloud.now("SUCCEEDED")
+
+
+def succeed_after(cloud: Cloud, time: FakeClock, seconds: float) -> None:
+    """The job is done that long from now, whatever happens to it."""
+    start = time.time
+    time.during_sleep = lambda: cloud.now("SUCCEEDED") if time.time - start > seconds else None
+
+
+def without_its_secrets(provider: Provider) -> Provider:
+    """The same, where a job's secrets are not set, so that it can't be submitted again."""
+
+    def make_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
+        raise BadInput("HF_TOKEN must be set in the environment")
+
+    return dataclasses.replace(provider, make_again=make_again)
