@@ -1,7 +1,5 @@
 """The job files that come with Pion are valid, and say what they claim to say."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,8 +9,7 @@ from pion.train.schedule import lr_at
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.job_file import load_job
 from pipeline.training.start import settings_of
-
-JOBS = Path(__file__).parents[1] / "jobs"
+from tests.paths import JOBS
 
 PARAMETERS = {
     "pion-nano": 28_742_016,

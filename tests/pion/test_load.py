@@ -1,7 +1,6 @@
 """Folders and files that hold a model, and those that don't."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,9 @@ from pion.errors import BadInput
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
 from pion.qwen3 import to_qwen3
+from tests.paths import SEEDS
 
-SEED = Path(__file__).parents[1] / "fixtures" / "seeds" / "pion_nocap_ckpt.pt"
+SEED = SEEDS / "pion_nocap_ckpt.pt"
 CONFIG = ModelConfig(
     d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=270, seq_len=24
 )

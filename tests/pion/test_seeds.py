@@ -8,7 +8,6 @@ import os
 import pickle
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
@@ -19,8 +18,8 @@ from pion.errors import BadInput
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.seeds import _SeedConfig, import_seed
+from tests.paths import SEEDS
 
-SEEDS = Path(__file__).parents[1] / "fixtures" / "seeds"
 NAMES = ("nocap", "softcap")
 
 

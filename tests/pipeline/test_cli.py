@@ -18,11 +18,10 @@ from pipeline.cli import main
 from pipeline.job import STAGES
 from pipeline.state.owner import Owner
 from pipeline.state.records import SkippedRows
+from tests.paths import JOBS, SEEDS
 from tests.pipeline.finished_run import make_run, tiny_model, tiny_tokenizer
 from tests.pipeline.jobs import tiny_dict
 
-JOBS = Path(__file__).parents[2] / "jobs"
-SEEDS = Path(__file__).parents[1] / "fixtures" / "seeds"
 COMMANDS = ("run", "chat", "generate", "eval", "export", "import-seed", "status", "checkpoints")
 COMMANDS += ("report", "stop", "fork", "prove")
 

@@ -9,9 +9,8 @@ import torch
 from pion.errors import BadInput
 from pipeline.find_model import find_model, load_found, load_model
 from tests.hub_server import hub_server
+from tests.paths import SEEDS
 from tests.pipeline.finished_run import make_run, tiny_model
-
-SEEDS = Path(__file__).parents[1] / "fixtures" / "seeds"
 
 
 @pytest.fixture

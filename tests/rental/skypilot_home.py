@@ -21,12 +21,12 @@ from typing import Any
 
 from pipeline.rent.managed.managed_jobs import ENDED
 from pipeline.workers.reaper import start_reaper
+from tests.paths import REPOSITORY
 from tests.rental.catalog import PRICES, Price, write_catalog
 from tests.rental.pods import HOME, RUNTIME
 from tests.rental.runpod_api import API_KEY, RunPod, loopback_runpod
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-REPOSITORY = Path(__file__).parents[2]
 
 # The jobs controller in the API server's own process tree: no controller machine to rent, and the
 # checkout reaches the pod without a bucket.

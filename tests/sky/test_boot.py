@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.paths import REPOSITORY
 
 UV = """#!/bin/bash
 echo "$@" >>"$CALLS"

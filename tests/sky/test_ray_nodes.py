@@ -17,9 +17,8 @@ import pytest
 from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events
 from pipeline.state.stores import open_store
+from tests.paths import REPOSITORY
 from tests.pipeline.jobs import tiny_dict, write_tiny_data
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
+from tests.paths import REPOSITORY
 from tests.rental.catalog import GPU_MEMORY_GIB, PRICES, Price, write_catalog
 
-SKY = Path(__file__).parents[2] / "sky"
+SKY = REPOSITORY / "sky"
 YAMLS = sorted(path.name for path in SKY.glob("*.yaml"))
 
 DryRun = Callable[..., dict[str, dict[str, Any]]]

@@ -1,15 +1,13 @@
 """Muon: its orthogonalisation against the Daisy seed's, and its update by hand."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from pion.train import muon
 from pion.train.muon import Muon, orthogonalize
+from tests.paths import SEEDS
 
-SEEDS = Path(__file__).parents[2] / "fixtures" / "seeds"
 DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 from pion.errors import BadInput
 from pion.train.schedule import decay_start, lr_at
 from pion.train.settings import TrainSettings
-
-SEEDS = Path(__file__).parents[2] / "fixtures" / "seeds"
+from tests.paths import SEEDS
 
 
 def make(**fields: Any) -> TrainSettings:

@@ -31,10 +31,10 @@ from pipeline.state.owner import Owner
 from pipeline.state.records import Head, StageRecord
 from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.reaper import session_processes
+from tests.paths import JOBS
 from tests.pipeline.jobs import tiny_dict, tiny_job, write_tiny_data
 from tests.pipeline.light_run import save_checkpoint, write_metrics
 
-JOBS = Path(__file__).parents[3] / "jobs"
 SHORT: dict[str, Any] = {
     "pretrain__steps": 9,
     "sft__steps": 6,

@@ -27,8 +27,8 @@ from pipeline.rent.boot_check import (
     probe_gpus,
     try_gpus,
 )
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[3]
 SCRIPT = REPOSITORY / "pipeline" / "rent" / "boot_check.py"
 PROJECT = """
 requires-python = ">=3.11,<3.15"

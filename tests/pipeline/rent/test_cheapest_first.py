@@ -13,11 +13,11 @@ from pipeline.rent.managed.cheapest_first import WANTED
 from pipeline.rent.managed.launch import launch
 from pipeline.rent.managed.task import make_task, task_config
 from pipeline.rent.rental import read_rental
+from tests.paths import REPOSITORY
 from tests.pipeline.jobs import tiny_dict
 from tests.pipeline.rent.conftest import YAML, SkyHome
 from tests.rental.catalog import Price
 
-REPOSITORY = Path(__file__).parents[3]
 LISTED = """ordered:
   - {accelerators: A40, use_spot: true}
   - {accelerators: RTXA4000}

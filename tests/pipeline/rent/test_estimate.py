@@ -28,10 +28,10 @@ from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
+from tests.paths import JOBS
 from tests.pipeline.jobs import tiny_job
 from tests.pipeline.light_run import save_checkpoint
 
-JOBS = Path(__file__).parents[3] / "jobs"
 HOUR = 3600.0
 
 

@@ -28,6 +28,7 @@ from pipeline.cost.machine import (
     rented_since,
     this_machine,
 )
+from tests.paths import REPOSITORY
 
 BOOTED = 1_700_000_000
 POD_UP = BOOTED + 500.0  # when process 1 of the container started
@@ -201,7 +202,7 @@ def test_an_owner_on_a_rental_costs_since_then_and_at_home_since_it_began() -> N
 
 
 def test_code_without_a_checkout_is_the_commit_it_was_launched_from(tmp_path: Path) -> None:
-    root = Path(machines.__file__).parents[2]
+    root = REPOSITORY
     for package in ("pion", "pipeline"):
         shutil.copytree(root / package, tmp_path / package)
     code = "from pipeline.state.owner import Owner; me = Owner.me(); print(me.commit, me.dirty)"
@@ -218,7 +219,7 @@ def test_code_without_a_checkout_is_the_commit_it_was_launched_from(tmp_path: Pa
 
 
 def test_a_checkout_says_its_own_commit_whatever_it_was_launched_from(tmp_path: Path) -> None:
-    root = Path(machines.__file__).parents[2]
+    root = REPOSITORY
     code = "from pipeline.state.owner import Owner; print(Owner.me().commit)"
     environment = os.environ | {"PION_COMMIT": "c" * 40, "PATH": os.defpath}
     output = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=root)

@@ -6,7 +6,6 @@ import csv
 import re
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +16,7 @@ from pipeline.job_file import load_job
 from pipeline.rent.deadline import begin, within
 from pipeline.rent.plan.offers import NotOffered, Offer, look_up, market, offers_for
 from pipeline.rent.rental import read_rental
+from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.rental import catalog
 
@@ -185,7 +185,7 @@ def test_offline_the_market_goes_by_the_jobs_prices_alone(sky_home: SkyHome) -> 
     assert {"T4", "H100"} < {offer.gpu for offer in offers}
 
 
-SMALL = Path(__file__).parents[3] / "jobs" / "pion-small.yaml"
+SMALL = JOBS / "pion-small.yaml"
 
 
 def test_a_job_states_one_price_or_one_for_each_way_of_renting() -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.rent.plan.plan import show_plan
+from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.test_offers import also_by_four
 from tests.rental.catalog import PRICES, Price
 
-JOBS = Path(__file__).parents[3] / "jobs"
 SMALL, XL = (str(JOBS / f"pion-{size}.yaml") for size in ("small", "xl"))
 
 

@@ -17,9 +17,9 @@ from pipeline.rent.replay.options import Given, Number
 from pipeline.rent.replay.replay import replay_of, show_replay, summarise
 from pipeline.rent.replay.simulate import Outcome
 from pipeline.rent.replay.traces import Trace
+from tests.paths import REPOSITORY
 from tests.pipeline.jobs import tiny_dict
 
-REPOSITORY = Path(__file__).parents[3]
 SPOT = str(Path(__file__).with_name("spot.json"))
 GIVEN = Given(
     step_seconds=20.0,

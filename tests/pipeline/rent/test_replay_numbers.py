@@ -19,6 +19,7 @@ from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
+from tests.paths import JOBS
 from tests.pipeline.light_run import light_run
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.test_offers import also_by_four
@@ -134,7 +135,7 @@ def test_what_saves_cost_is_measured_or_follows_from_their_size(tmp_path: Path) 
 
 
 def test_before_anything_is_saved_its_size_follows_from_the_model(tmp_path: Path) -> None:
-    job = load_job(Path(__file__).parents[3] / "jobs/pion-small.yaml", [f"store={tmp_path}"])
+    job = load_job(JOBS / "pion-small.yaml", [f"store={tmp_path}"])
     found = job_numbers(job, Given(step_seconds=4.3))
     # 1,235,674,063 bytes were measured for this model (benchmarks/results/checkpoint.json).
     assert found.stall.value == pytest.approx(1.2357e9 / 4e9, rel=1e-3)

@@ -6,7 +6,6 @@ import itertools
 import math
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from pipeline.rent.replay.traces import Trace
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import SaveCadence
+from tests.paths import REPOSITORY
 from tests.pipeline.rent.test_traces import SPOT, read_trace
 
 COSTS = {"boot": 30.0, "restore": 10.0, "stall": 1.0, "write": 3.0}
@@ -235,5 +235,5 @@ def test_a_sweep_of_a_very_long_run_takes_evenly_spaced_starts(
 
 def test_no_torch_is_imported() -> None:
     code = "import sys, pipeline.rent.replay.replay; sys.exit('torch' in sys.modules)"
-    root = Path(__file__).parents[3]
+    root = REPOSITORY
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
