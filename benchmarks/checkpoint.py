@@ -29,9 +29,9 @@ from pion.model.decoder import Decoder
 from pion.train.hardware import device_name, pick_device, pick_dtype
 from pion.train.settings import Plan, TrainSettings
 from pion.train.trainer import Trainer
-from pipeline.state.checkpoint import Checkpointer
-from pipeline.state.head import RunState
+from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 
 RESULT = Path(__file__).parent / "results" / "checkpoint.json"

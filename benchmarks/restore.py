@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from benchmarks.startup import ROOT, seconds_until
-from tests.s3_server import s3_server
+from tests.support.s3_server import s3_server
 
 RESULT = ROOT / "benchmarks" / "results" / "restore.json"
 PHASE = re.compile(r"([A-Za-z][\w ]*?)(?: after|:)? (\d+\.\d) s")

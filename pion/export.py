@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pion.data.chat import chat_template
+from pion.data.conversation import chat_template
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pion.load import load_decoder

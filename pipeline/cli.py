@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pion.errors import BadInput, PionError
-from pipeline.stopping import early_sigterm
+from pipeline.run.signals import early_sigterm
 
 if TYPE_CHECKING:
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
-    from pipeline.find_model import FoundModel
-    from pipeline.generation_settings import GenerationSettings
+    from pipeline.commands.sampling import GenerationSettings
+    from pipeline.models.find import FoundModel
 
 MODEL_HELP = (
     "a run (demo, STORE/demo; @pretrain, @sft or @STEP for another checkpoint), a checkpoint's or "
@@ -240,7 +240,7 @@ def _is_override(argument: str) -> bool:
 
 
 def _sampling(parser: argparse.ArgumentParser) -> None:
-    from pipeline.generation_settings import DEFAULTS, HELP, convert
+    from pipeline.commands.sampling import DEFAULTS, HELP, convert
 
     for name, default in DEFAULTS.items():
         parser.add_argument(
@@ -265,18 +265,18 @@ def _converted(convert: Callable[[str, str], float], name: str, text: str) -> fl
 
 def _run(args: argparse.Namespace) -> int:
     if args.help_job:
-        from pipeline.job_schema import help_job
+        from pipeline.job.help import help_job
 
         print(help_job(_terminal_width()))
         return 0
     if args.job is None:
         files = ", ".join(str(p) for p in sorted(Path("jobs").glob("*.yaml")))
         raise BadInput("name a job file" + (f": {files}" if files else ", such as jobs/demo.yaml"))
-    from pipeline.job_file import job_text, load_job
+    from pipeline.job.file import job_text, load_job
 
     job = load_job(args.job, args.overrides)
-    from pipeline.display import Display
-    from pipeline.run import Options, run_job
+    from pipeline.console.display import Display
+    from pipeline.run.run import Options, run_job
 
     options = Options(
         job_path=" ".join([args.job, *args.overrides]),
@@ -289,14 +289,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _chat(args: argparse.Namespace) -> int:
-    from pipeline.chat import chat
+    from pipeline.commands.chat import chat
 
     found, model, tokenizer = _load(args.model)
     return chat(model, tokenizer, found, _settings(args))
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from pipeline.chat import answer_once
+    from pipeline.commands.chat import answer_once
 
     if args.prompt is None and sys.stdin.isatty():
         raise BadInput("give a text to continue: --prompt TEXT, or on standard input")
@@ -306,7 +306,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from pipeline.eval_files import eval_files
+    from pipeline.commands.eval import eval_files
 
     _, model, tokenizer = _load(args.model)
     return eval_files(model, tokenizer, [Path(f) for f in args.files], as_json=args.json)
@@ -315,7 +315,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     import json
 
-    from pipeline.find_model import find_model, load_model, load_tokenizer
+    from pipeline.models.find import find_model, load_model, load_tokenizer
 
     found = find_model(f"{args.run}@{args.stage}" if args.stage else args.run)
     load_tokenizer(found)  # before torch is imported: it may be missing
@@ -334,7 +334,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _import_seed(args: argparse.Namespace) -> int:
-    from pipeline.import_seed import import_seed_folder
+    from pipeline.commands.import_seed import import_seed_folder
 
     tokenizer = Path(args.tokenizer) if args.tokenizer else None
     print(import_seed_folder(Path(args.file), Path(args.folder), tokenizer))
@@ -342,7 +342,7 @@ def _import_seed(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from pipeline.status import show_runs, show_status
+    from pipeline.commands.status import show_runs, show_status
 
     if args.run is None:
         return show_runs(as_json=args.json)
@@ -350,19 +350,19 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _checkpoints(args: argparse.Namespace) -> int:
-    from pipeline.status import show_checkpoints
+    from pipeline.commands.status import show_checkpoints
 
     return show_checkpoints(args.run, verify=args.verify, as_json=args.json)
 
 
 def _stop(args: argparse.Namespace) -> int:
-    from pipeline.stop import stop
+    from pipeline.commands.stop import stop
 
     return stop(args.run, wait=args.wait)
 
 
 def _fork(args: argparse.Namespace) -> int:
-    from pipeline.fork import fork
+    from pipeline.commands.fork import fork
 
     return fork(args.run, args.new, at=args.at, stage=args.stage)
 
@@ -383,14 +383,14 @@ def _prove(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from pipeline.status import rewrite_report
+    from pipeline.commands.status import rewrite_report
 
     return rewrite_report(args.run, as_json=args.json)
 
 
 def _load(name: str | None) -> tuple[FoundModel, Decoder, Tokenizer]:
     """The model of that name, on the accelerator if there is one."""
-    from pipeline.find_model import find_model, load_found
+    from pipeline.models.find import find_model, load_found
 
     found = find_model(name)  # before torch is imported: a wrong name is answered at once
     from pion.train.hardware import pick_device
@@ -400,7 +400,7 @@ def _load(name: str | None) -> tuple[FoundModel, Decoder, Tokenizer]:
 
 
 def _settings(args: argparse.Namespace) -> GenerationSettings:
-    from pipeline.generation_settings import DEFAULTS, GenerationSettings
+    from pipeline.commands.sampling import DEFAULTS, GenerationSettings
 
     return GenerationSettings(**{name: getattr(args, name) for name in DEFAULTS}, seed=args.seed)
 
@@ -413,7 +413,7 @@ def _terminal_width() -> int | None:
 
 def run_and_exit() -> NoReturn:
     """`main`, as the process that a person started."""
-    from pipeline.rent.deadline import left_behind
+    from pipeline.rent.time_limit import left_behind
 
     code = main()
     if left_behind():

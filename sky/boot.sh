@@ -49,7 +49,7 @@ if [ -n "${VIRTUAL_ENV:-}" ]; then
     PATH=${PATH//"$VIRTUAL_ENV/bin:"/}
     unset VIRTUAL_ENV
 fi
-image_packages=$(python3 pipeline/rent/boot_check.py) || leave_with $?
+image_packages=$(python3 pipeline/rent/on_machine/boot_check.py) || leave_with $?
 export PION_BOOT_CHECKED=$(date +%s.%N)
 
 # Packages: those of a run and no others (no SkyPilot, no test tools), at the versions that
@@ -85,7 +85,7 @@ printf '%s\n' "${said##*$'\n'}"
 export PION_BOOT_SYNCED=$(date +%s.%N)
 
 if [ "${PION_EXPECT_GPUS:-${SKYPILOT_NUM_GPUS_PER_NODE:-0}}" != 0 ]; then
-    timeout -k 10 180 .venv/bin/python -m pipeline.rent.gpu_test || leave_with $?
+    timeout -k 10 180 .venv/bin/python -m pipeline.rent.on_machine.gpu_check || leave_with $?
 fi
 
 # In place of this shell, so that SIGTERM reaches it and its exit code is the job's.

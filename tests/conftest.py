@@ -7,17 +7,34 @@ of one file stay together, so those of test_ray.py share one Ray; the longest fi
 from __future__ import annotations
 
 import os
+import secrets
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.s3_server import S3Server, s3_server
+from pipeline.workers.ray_workers import RAY_ADDRESS
+from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
+from tests.support.s3_server import S3Server, s3_server
 
 # Two processes whose threads spin while they wait for each other take ten times as long on the same
 # cores. Read when torch is first imported, here and in what tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 LONGEST_FIRST = ("test_ray", "test_resume", "test_interruptions", "test_hops")
+
+
+SHARED_RAY = """
+import sys, time
+from pipeline.workers.ray_fit import start_ray
+start_ray(sys.argv[1], None, workers=2, gpus=0)
+import ray
+print("address", ray.get_runtime_context().gcs_address, flush=True)
+time.sleep(100_000)
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,3 +50,37 @@ def _turn(item: pytest.Item) -> int:
 def s3() -> Iterator[S3Server]:
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[dict[str, str]]:
+    """One Ray for the tests that need not start their own; the variables that lead to it."""
+    session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
+    reaper = start_reaper(session)
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHARED_RAY, str(session)],
+        env=os.environ | access | {SESSION_VARIABLE: str(session)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
+    yield access | {RAY_ADDRESS: address}
+    assert reaper.stdin is not None
+    reaper.stdin.close()
+    reaper.wait()
+    process.wait()
+
+
+@pytest.fixture
+def on_shared_ray(shared_ray: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in shared_ray.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def s3_store(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty store in a bucket of its own, which this process and its children reach."""
+    s3.use(monkeypatch)
+    return f"s3://{s3.bucket()}/runs"

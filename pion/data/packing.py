@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from pion.data.chat import Tokenized
+from pion.data.conversation import Tokenized
 from pion.data.shards import LEARNED, PADDING, STARTS
 
 

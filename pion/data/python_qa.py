@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pion.data import python_qa_wording as wording
-from pion.data.chat import Turn
+from pion.data.conversation import Turn
 from pion.data.python_docs import Definition, definitions, prose
 
 ANSWER_CHARS = 280

@@ -1,1 +1,1 @@
-"""What a run's machines are, and what they have cost, by cause."""
+"""What a run cost, by cause, and whether it may go on."""

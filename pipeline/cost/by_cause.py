@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pipeline.console.formats import duration
 from pipeline.cost.lost import LostMachine, lost_machines
 from pipeline.cost.timeline import (
     BOOT,
@@ -41,10 +42,9 @@ from pipeline.cost.timeline import (
     attempts_of,
     processes_of,
 )
-from pipeline.formats import duration
-from pipeline.state.head import SILENCE_SECONDS, RunState
 from pipeline.state.metrics import read_all_metrics, read_events
 from pipeline.state.records import Head
+from pipeline.state.run_state import SILENCE_SECONDS, RunState
 
 USEFUL = (STEPS, STAGES)
 TRAINED = ("pretrain", "sft")

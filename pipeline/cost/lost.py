@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cost.machine import RENTED
-from pipeline.state.head import RunState
+from pipeline.machine.rented import RENTED
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict
 
 LOST = "lost"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cost.machine import AT_HOME, RENTED
+from pipeline.machine.rented import AT_HOME, RENTED
 from pipeline.state.metrics import kept_rows
 from pipeline.state.owner import RELEASED
 from pipeline.state.records import UNCOUNTED_SECONDS, Head

@@ -1,1 +1,1 @@
-"""From the job's sources to prepared rows, and back to them while training."""
+"""From the job's sources to prepared rows, and back to rows while training."""

@@ -21,7 +21,7 @@ from pion.data.tokenizer import Tokenizer
 from pipeline.data.sources import Input
 from pipeline.data.text_rows import RowFormat, Say
 from pipeline.job import HubNpyShards
-from pipeline.marks import mark
+from pipeline.kill_points import mark
 
 HELD_OUT = 0.01
 REMOTE_HELD_OUT_ROWS = 2048

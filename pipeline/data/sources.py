@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pion.data import python_docs, python_qa
-from pion.data.chat import Turn, parse_conversation
+from pion.data.conversation import Turn, parse_conversation
 from pion.data.corpus import (
     JSONL_SUFFIXES,
     PARQUET_SUFFIXES,

@@ -13,7 +13,7 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.tokenizer import Tokenizer
 from pipeline.data.prepared import SPLITS
-from pipeline.marks import mark
+from pipeline.kill_points import mark
 
 BATCH_BYTES = 4 << 20
 Say = Callable[[dict[str, Any]], None]

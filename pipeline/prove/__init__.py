@@ -1,1 +1,1 @@
-"""Prove on a user's own job that nothing is lost: kill a copy of it and compare."""
+"""Kill copies of a job again and again, and compare how they end."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.marks import HALT_AT
+from pipeline.kill_points import HALT_AT
 from pipeline.state.workspace import default_root
 from pipeline.workers.reaper import children_of, session_processes
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from pion.errors import PionError
 from pipeline.job import Job
-from pipeline.state.checkpoint import STATE
-from pipeline.state.head import RunState
+from pipeline.state.checkpoints.checkpointer import STATE
+from pipeline.state.checkpoints.snapshot import MODEL
 from pipeline.state.metrics import Row, read_metrics
 from pipeline.state.records import SkippedRows
-from pipeline.state.snapshot import MODEL
+from pipeline.state.run_state import RunState
 
 NAMED = 5
 """So many tensors or settings are named; the rest is counted."""

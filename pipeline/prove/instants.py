@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.marks import POINTS
+from pipeline.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant
 from pipeline.state.records import Head
 

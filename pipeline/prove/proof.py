@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput, PionError
-from pipeline.formats import duration
+from pipeline.console.formats import duration
 from pipeline.job import Job
-from pipeline.job_file import load_job
+from pipeline.job.file import load_job
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt
 from pipeline.prove.compare import Trained, first_difference, read_trained
 from pipeline.prove.cut import SAVE_EVERY, cut_overrides
 from pipeline.prove.instants import Instants
 from pipeline.prove.table import verdict_lines
-from pipeline.state.head import RunState
 from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 
 Say = Callable[[str], None]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.formats import duration
+from pipeline.console.formats import duration
 
 
 def verdict_lines(result: Mapping[str, Any]) -> list[str]:

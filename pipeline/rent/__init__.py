@@ -1,1 +1,1 @@
-"""Renting: from prices and checks to a managed job that runs until it is done."""
+"""Everything that involves a rented machine, from its price to the proof that it is gone."""

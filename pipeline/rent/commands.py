@@ -67,13 +67,13 @@ def _job(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from pipeline.rent.check.check import show_check
+    from pipeline.rent.check.command import show_check
 
     return show_check(args.job, args.overrides, on=args.on, force=args.force, as_json=args.json)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from pipeline.rent.plan.plan import show_plan
+    from pipeline.rent.plan.command import show_plan
 
     return show_plan(args.job, args.overrides, gpus=args.gpu, as_json=args.json)
 
@@ -103,8 +103,8 @@ def _rentals(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    from pipeline.rent.replay.command import show_replay
     from pipeline.rent.replay.options import Given
-    from pipeline.rent.replay.replay import show_replay
 
     return show_replay(
         args.job,

@@ -6,9 +6,9 @@ import os
 from collections.abc import Collection, Mapping
 
 from pion.errors import BadInput
-from pipeline.find_model import HUB_REPO
 from pipeline.job import HubDataset, HubNpyShards, Job
-from pipeline.rent.check.job import sources_of
+from pipeline.models.find import HUB_REPO
+from pipeline.rent.check.of_job import sources_of
 
 SESSION_TOKEN = "AWS_SESSION_TOKEN"
 """Belongs to temporary keys, and only to them."""

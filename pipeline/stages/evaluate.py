@@ -267,7 +267,7 @@ class _Evaluation:
         import torch
 
         from pion.export import export_model
-        from pipeline.lm_eval_tasks import run_task
+        from pipeline.stages.lm_eval import run_task
 
         torch.cuda.empty_cache()  # lm-eval runs in processes of its own, on the same card
         section = self.job.evaluate.lm_eval

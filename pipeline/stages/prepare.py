@@ -20,9 +20,9 @@ from pion.data.shards import Rows, Shard
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pipeline.data.continuations import continuation_questions
-from pipeline.data.conversation_rows import write_conversation_rows
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.ready_shards import take_hub_shards, take_local_shards
+from pipeline.data.sft_rows import write_conversation_rows
 from pipeline.data.sources import Input, conversations, find_input, texts
 from pipeline.data.text_rows import RowFormat, Say, write_text_rows
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source

@@ -16,7 +16,7 @@ from typing import Any
 from pion.config import closest
 from pion.errors import BadInput, PionError
 from pipeline.job import REQUIREMENT, Job
-from pipeline.model_card import front_matter, model_card
+from pipeline.report.model_card import front_matter, model_card
 from pipeline.stages.publish_hub import Unreachable, check_repo, push, repo_of
 
 Say = Callable[[dict[str, Any]], None]
@@ -95,7 +95,7 @@ def publish_run(
     from pion.data.tokenizer import Tokenizer
     from pion.export import export_model, replace_folder, verify_export
     from pion.load import load_decoder
-    from pipeline.plots import loss_plot
+    from pipeline.report.plots import loss_plot
 
     assert job.publish is not None
     to, target = job.publish.to, Path(job.publish.to).expanduser()

@@ -1,0 +1,1 @@
+"""Who owns a run (here), its checkpoints (checkpoints/), and where bytes live (stores/)."""

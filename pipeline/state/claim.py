@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import Fenced
-from pipeline.formats import moment
+from pipeline.console.formats import moment
 from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.records import (
     WRITE_IDS_KEPT,
@@ -28,7 +28,7 @@ from pipeline.state.records import (
 from pipeline.state.stores import Missing, Store
 
 if TYPE_CHECKING:
-    from pipeline.state.head import RunState
+    from pipeline.state.run_state import RunState
 
 _log = logging.getLogger(__name__)
 

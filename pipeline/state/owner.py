@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.cost.machine import is_rented, rented_since
+from pipeline.machine.rented import is_rented, rented_since
 
 _PACKAGES = ("pion", "torch", "ray", "transformers", "numpy", "safetensors", "tokenizers")
 _SESSION = uuid.uuid4().hex

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pion.errors import BadInput, Fenced, Interrupted, PionError
-from pipeline.state.head import RunState
 from pipeline.state.records import FORMAT, build, parse
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Missing
 
 NOTE = "rental.json"

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import BadInput
-from pipeline.formats import moment, printable
-from pipeline.state.head import RunState
+from pipeline.console.formats import moment, printable
 from pipeline.state.records import FORMAT, Damaged, parse
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
 
 STOP = "stop"

@@ -1,1 +1,1 @@
-"""The training stages of a run: start, loop, save, go back, record."""
+"""The two training stages inside a worker: start, loop, save, rewind, record."""

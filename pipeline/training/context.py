@@ -10,14 +10,14 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from pion.errors import Interrupted, PionError, Stopped, Trouble
-from pipeline.budget import over_budget, price_per_hour
+from pipeline.cost.budget import over_budget, price_per_hour
+from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
 from pipeline.state.claim import Claim
-from pipeline.state.head import RunState
-from pipeline.state.linger import Patience
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
+from pipeline.state.patience import Patience
 from pipeline.state.records import Head
-from pipeline.state.retention import sweep, sweep_abandoned
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.workspace import Workspace
 from pipeline.training.request import Group, TrainRequest

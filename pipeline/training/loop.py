@@ -11,17 +11,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, Fenced, Stopped, Trouble
-from pipeline.marks import mark
+from pipeline.kill_points import mark
 from pipeline.state.claim import Claim
 from pipeline.state.metrics import MetricsLog
 from pipeline.state.stores import StoreError
 from pipeline.training.cadence import seconds_between_interruptions
 from pipeline.training.context import TrainingContext, phase
-from pipeline.training.machine import record_machine
+from pipeline.training.machine_note import record_machine
 from pipeline.training.saving import Saving
 
 if TYPE_CHECKING:
-    from pipeline.state.checkpoint import Checkpointer
+    from pipeline.state.checkpoints.checkpointer import Checkpointer
     from pipeline.training.start import Setup
 
 _log = logging.getLogger(__name__)
@@ -129,9 +129,9 @@ class StageTraining:
         self.held_out_loss: float | None = None
 
     def _open_checkpointer(self, claim: Claim, setup: Setup) -> Checkpointer:
-        from pipeline.state.checkpoint import Checkpointer
-        from pipeline.state.retention import Keep
-        from pipeline.state.uploader_process import UploaderProcess
+        from pipeline.state.checkpoints.checkpointer import Checkpointer
+        from pipeline.state.checkpoints.retention import Keep
+        from pipeline.state.checkpoints.uploader import UploaderProcess
 
         keep = self.job.checkpoint.keep
         return Checkpointer(
@@ -308,7 +308,7 @@ class StageTraining:
             self.claim.check()
 
     def _sample(self, prompt: str) -> str:
-        from pion.data.chat import Turn, render
+        from pion.data.conversation import Turn, render
         from pion.generate import generate_text
 
         text = prompt

@@ -13,8 +13,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.formats import printable
-from pipeline.state.head import RunState
+from pipeline.console.formats import printable
+from pipeline.state.run_state import RunState
 
 Row = Mapping[str, Any]
 

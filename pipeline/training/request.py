@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.digest import Digests
 from pipeline.job import Job
+from pipeline.job.digest import Digests
 from pipeline.state.owner import Owner
 from pipeline.state.stores import open_store
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import NotDurable
-from pipeline.formats import duration
+from pipeline.console.formats import duration
 from pipeline.job import Checkpoint
-from pipeline.state.checkpoint import Checkpointer
-from pipeline.state.linger import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
+from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.upload_worker import MANIFEST
 from pipeline.state.owner import launch_id
-from pipeline.state.uploader import MANIFEST
+from pipeline.state.patience import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import SaveCadence
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pion.model.decoder import Decoder
     from pion.train.settings import Plan, TrainSettings
     from pion.train.trainer import Trainer
-    from pipeline.state.head import RunState
+    from pipeline.state.checkpoints.restore import Found
     from pipeline.state.records import CheckpointEntry, Head
-    from pipeline.state.restore import Found
+    from pipeline.state.run_state import RunState
     from pipeline.state.workspace import Workspace
     from pipeline.training.request import Group, TrainRequest
 
@@ -77,8 +77,8 @@ def start_stage(
     from pion.model.decoder import Decoder
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.prepared import open_data
-    from pipeline.state.checkpoint import METRICS
-    from pipeline.state.restore import load_folder, newest_good
+    from pipeline.state.checkpoints.checkpointer import METRICS
+    from pipeline.state.checkpoints.restore import load_folder, newest_good
     from pipeline.training.rewind import rows_to_skip
 
     def fetch(work: Callable[[], Result]) -> Result:
@@ -165,7 +165,7 @@ def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | N
     import torch
 
     from pion.train.hardware import pick_device, pick_dtype, total_memory
-    from pion.train.memory import choose_micro_batch
+    from pion.train.micro_batch import choose_micro_batch
     from pion.train.settings import Plan
 
     section, hardware = job.section(stage), job.hardware
@@ -240,7 +240,7 @@ def _starting_model(job: Job, run: RunState, stage: str, fetch: Fetch) -> tuple[
 
 def _pretrained(run: RunState) -> Path:
     """The folder with the weights that pretraining came to."""
-    from pipeline.bring_model import bring_model
+    from pipeline.models.bring import bring_model
 
     head = run.read()
     assert head is not None
@@ -252,7 +252,7 @@ def _pretrained(run: RunState) -> Path:
 def _model_from(job: Job, source: str, fetch: Fetch) -> Decoder:
     """The job's decoder with the weights `init_from` names; BadInput if it is another model."""
     from pion.model.decoder import Decoder
-    from pipeline.find_model import find_model, load_model
+    from pipeline.models.find import find_model, load_model
 
     path = job.input_path(source)
     found = load_model(fetch(lambda: find_model(str(path) if path.exists() else source)))

@@ -1,1 +1,1 @@
-"""Ray Train workers: started, followed, and all ended."""
+"""Ray's processes: start them, talk to them, end them."""

@@ -1,6 +1,6 @@
 """A whole run by the real state layer, with a trainer that needs neither torch nor Ray.
 
-Prepare, pretrain, sft, evaluate, publish, as `pipeline.advance` and `pipeline.training.loop` go
+Prepare, pretrain, sft, evaluate, publish, as `pipeline.run.advance` and `pipeline.training.loop` go
 through them. Weights are the rows trained into them, in order: a checkpoint itself shows whether a
 row was trained twice or never, and two runs that end with the same weights trained the same rows.
 """
@@ -19,18 +19,18 @@ from typing import Any
 
 from pion.data.order import step_rows
 from pion.errors import PionError, Trouble
-from pipeline.state.checkpoint import STATE, Checkpointer
+from pipeline.state.checkpoints.checkpointer import STATE, Checkpointer
+from pipeline.state.checkpoints.restore import Found, check_entry, newest_good
+from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
+from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER, Snapshot, map_extents
+from pipeline.state.checkpoints.upload_worker import MANIFEST, Saved, SaveJob, save
 from pipeline.state.claim import Claim
-from pipeline.state.head import Clock, RunState
 from pipeline.state.metrics import EventLog, MetricsLog, read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
 from pipeline.state.requests import clear_stops, pending_stop
-from pipeline.state.restore import Found, check_entry, newest_good
-from pipeline.state.retention import Keep, sweep, sweep_abandoned
-from pipeline.state.snapshot import MODEL, OPTIMIZER, Snapshot, map_extents
+from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import Store, StoreError
-from pipeline.state.uploader import MANIFEST, Saved, SaveJob, save
 from pipeline.state.workspace import Workspace
 from pipeline.training.rewind import plan_rewind, rows_to_skip
 

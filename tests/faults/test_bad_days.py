@@ -17,22 +17,21 @@ import pytest
 from pion.errors import PionError
 from pion.train.trainer import TrainState
 from pipeline.job import Checkpoint
-from pipeline.state.head import Clock, RunState
+from pipeline.state.checkpoints.restore import check_entry
+from pipeline.state.checkpoints.retention import Keep
+from pipeline.state.checkpoints.snapshot import MODEL
+from pipeline.state.checkpoints.upload_worker import MANIFEST, Saved, SaveJob
 from pipeline.state.metrics import MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.records import TRASH_SECONDS
-from pipeline.state.restore import check_entry
-from pipeline.state.retention import Keep
-from pipeline.state.snapshot import MODEL
+from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import FileStore, Store, StoreError
-from pipeline.state.stores.s3 import S3Store
-from pipeline.state.uploader import MANIFEST, Saved, SaveJob
+from pipeline.state.stores.s3.store import S3Store
 from pipeline.state.workspace import Workspace
 from pipeline.training.saving import Saving
 from tests.faults.faulty_store import Crash, FaultyStore, fail
 from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
-from tests.pipeline.state.conftest import FakeClock
-from tests.pipeline.state.test_checkpoint import (
+from tests.pipeline.state.checkpoints.test_checkpointer import (
     InThisProcess,
     NoMapping,
     a_checkpointer,
@@ -40,7 +39,8 @@ from tests.pipeline.state.test_checkpoint import (
     save,
     some_tensors,
 )
-from tests.s3_server import FaultProxy, S3Server
+from tests.pipeline.state.conftest import FakeClock
+from tests.support.s3_server import FaultProxy, S3Server
 
 STEPS = 8
 NewOwner = Callable[[], Owner]

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from pion.errors import NotDurable
-from pipeline.state.head import RunState
+from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
+from pipeline.state.checkpoints.snapshot import MODEL
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
-from pipeline.state.retention import sweep, sweep_abandoned
-from pipeline.state.snapshot import MODEL
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store
-from pipeline.state.stores.s3 import S3Store
+from pipeline.state.stores.s3.store import S3Store
 from tests.faults.faulty_store import Crash, FaultyStore, When, can_be_torn, crash, fail
 from tests.faults.light_job import (
     RUN,
@@ -32,7 +32,7 @@ from tests.faults.light_job import (
     wrong_in,
 )
 from tests.pipeline.state.conftest import FakeClock
-from tests.s3_server import S3Server
+from tests.support.s3_server import S3Server
 
 HOUR, STEP_SECONDS = 3600.0, 2000.0
 NewOwner = Callable[[], Owner]

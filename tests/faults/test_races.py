@@ -33,14 +33,14 @@ from hypothesis.stateful import (
 )
 
 from pion.errors import BadInput, Fenced
+from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
+from pipeline.state.checkpoints.snapshot import MODEL
+from pipeline.state.checkpoints.upload_worker import MANIFEST
 from pipeline.state.claim import Claim
-from pipeline.state.head import Clock, RunState
 from pipeline.state.owner import Owner
 from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
-from pipeline.state.retention import Keep, sweep, sweep_abandoned
-from pipeline.state.snapshot import MODEL
+from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import StoreError
-from pipeline.state.uploader import MANIFEST
 from tests.faults.faulty_store import Crash
 from tests.faults.light_job import (
     BATCH,
@@ -97,7 +97,7 @@ class Race(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches = ExitStack()
-        for where in ("metrics", "uploader", "workspace"):
+        for where in ("metrics", "checkpoints.upload_worker", "workspace"):
             name = f"pipeline.state.{where}.ThreadPoolExecutor"
             self.patches.enter_context(patch(name, OneAtATime))
         self.patches.enter_context(patch("os.fsync", lambda descriptor: None))
@@ -398,7 +398,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     ),
     "garbage that goes at once": lambda: patch("pipeline.state.records.TRASH_SECONDS", 0.0),
     "retention that keeps nothing": lambda: patch(
-        "pipeline.state.retention.kept", lambda head, keep: set()
+        "pipeline.state.checkpoints.retention.kept", lambda head, keep: set()
     ),
     "a restore that verifies nothing": lambda: patch(
         "pipeline.state.workspace.file_problem", lambda path, size, sha256: None

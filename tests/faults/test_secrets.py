@@ -19,9 +19,9 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from tests.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
-from tests.pipeline.test_resume import write_job
-from tests.s3_server import FaultProxy, S3Server
+from tests.runs.test_resume import write_job
+from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
+from tests.support.s3_server import FaultProxy, S3Server
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "secretaccesskey0123456789/unmistakable",
@@ -32,13 +32,13 @@ SECRETS = {
 
 _WITH_A_BUG = """
 import sys
-import pipeline.advance
+import pipeline.run.advance
 from pipeline.cli import main
 
 def broken(*arguments):
     raise RuntimeError("a bug that nobody knows yet")
 
-pipeline.advance.write_run_report = broken
+pipeline.run.advance.write_run_report = broken
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -176,7 +176,9 @@ def test_the_runs_failed_as_they_should_have(traces: Traces) -> None:
     assert b"this is a bug" in traces.found["a bug: output"]
     for name in ("cache/", "tmp/pion-bug-", "HEAD.json", "/events/", "published README.md"):
         assert any(name in where for where in traces.found), name
-    assert any(b"pipeline.state.uploader" in text for text in traces.found.values())
+    assert any(
+        b"pipeline.state.checkpoints.upload_worker" in text for text in traces.found.values()
+    )
 
 
 @pytest.mark.parametrize("name", SECRETS)

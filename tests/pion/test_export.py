@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from pion.config import ModelConfig
-from pion.data.chat import Turn, tokenize
+from pion.data.conversation import Turn, tokenize
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput, PionError
 from pion.export import (

@@ -19,8 +19,8 @@ from pipeline.job import STAGES
 from pipeline.state.owner import Owner
 from pipeline.state.records import SkippedRows
 from tests.paths import JOBS, SEEDS
-from tests.pipeline.finished_run import make_run, tiny_model, tiny_tokenizer
-from tests.pipeline.jobs import tiny_dict
+from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
+from tests.support.jobs import tiny_dict
 
 COMMANDS = ("run", "chat", "generate", "eval", "export", "import-seed", "status", "checkpoints")
 COMMANDS += ("report", "stop", "fork", "prove")
@@ -430,7 +430,7 @@ def test_eval_of_a_file_that_is_no_text_is_refused(here, pion, content, expected
 def test_text_is_scored_token_by_token_like_a_full_forward(here):
     import torch
 
-    from pipeline.eval_files import text_loss
+    from pipeline.commands.eval import text_loss
 
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer.vocab_size)

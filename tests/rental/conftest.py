@@ -34,7 +34,7 @@ import pytest
 
 from tests.rental.rented import Rented, wait_until
 from tests.rental.skypilot_home import Loopback, NoRuntime, find_python, loopback_skypilot
-from tests.s3_server import S3Server
+from tests.support.s3_server import S3Server
 
 OVERLAY = """
 mount -t tmpfs pod /mnt

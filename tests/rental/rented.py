@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.rental.pods import Pod
 from tests.rental.skypilot_home import REPOSITORY, Loopback
-from tests.s3_server import S3Server
+from tests.support.s3_server import S3Server
 
 JOB = "jobs/rental-test.yaml"
 RUN = "rental-test"

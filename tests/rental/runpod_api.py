@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.http_body import read_body
 from tests.rental.pods import Pod
+from tests.support.http_body import read_body
 
 API_KEY = "rpa_LOOPBACK"
 SOLD_OUT = "There are no longer any instances available with the requested specifications."

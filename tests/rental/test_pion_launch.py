@@ -7,8 +7,8 @@ import json
 import pytest
 
 from pipeline.rent.rental import rental_name
-from pipeline.state.head import RunState
 from pipeline.state.rental_note import read_rental_note
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.rental.rented import ENDLESS, JOB, OVERRIDES, RUN, Rented, wait_until
 from tests.rental.runpod_api import rent

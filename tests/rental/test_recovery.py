@@ -10,7 +10,7 @@ import pytest
 
 from tests.rental.rented import JOB, OVERRIDES, Rented, unbroken_run, wait_until
 from tests.rental.window import Window, window
-from tests.s3_server import SECRET_KEY
+from tests.support.s3_server import SECRET_KEY
 
 pytestmark = pytest.mark.rental
 

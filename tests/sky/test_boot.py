@@ -28,7 +28,8 @@ esac
 """
 PYTHON = """#!/bin/bash
 case "$*" in
-    "-m pipeline.rent.gpu_test") echo tested >"$CALLS.gpu_test"; exit ${GPU_TEST_EXITS:-0} ;;
+    "-m pipeline.rent.on_machine.gpu_check")
+        echo tested >"$CALLS.gpu_test"; exit ${GPU_TEST_EXITS:-0} ;;
     *) echo packages ;;
 esac
 """
@@ -93,7 +94,7 @@ def give_gpu(machine: Machine) -> dict[str, str]:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     checkout, home = tmp_path / "checkout", tmp_path / "home"
-    for name in ("sky/boot.sh", "pipeline/rent/boot_check.py", "pyproject.toml"):
+    for name in ("sky/boot.sh", "pipeline/rent/on_machine/boot_check.py", "pyproject.toml"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, checkout / name)
     (checkout / "job.yaml").write_text("name: tiny\n")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.state.head import RunState
 from pipeline.state.metrics import read_events
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.paths import REPOSITORY
-from tests.pipeline.jobs import tiny_dict, write_tiny_data
+from tests.support.jobs import tiny_dict, write_tiny_data
 
 
 @dataclass

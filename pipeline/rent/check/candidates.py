@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, estimate, gpus_that_fit
-from pipeline.rent.plan.measured import Speed, measured_speeds
-from pipeline.rent.plan.offers import NotOffered, Offer, look_up, unpriced
+from pipeline.rent.plan.past_speeds import Speed, measured_speeds
+from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.rental import Candidate, Rental
 
 LISTED = 6

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.rent.plan.offers import Offer, Prices, look_up
+from pipeline.rent.plan.prices import Offer, Prices, look_up
 from pipeline.rent.rental import Candidate, Rental
 
 WANTED = "PION_CHEAPEST_FIRST"

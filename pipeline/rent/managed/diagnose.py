@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.formats import duration
+from pipeline.console.formats import duration
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.pods import Pod
-from pipeline.state.head import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS
+from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS
 
 BOOT_SECONDS = 1200.0
 """From a machine that is asked for to one that has claimed the run: pulling an image of 10 GB and

@@ -1,7 +1,7 @@
 """`pion hop`: move a run to another rented machine, which is up before the old one stops.
 
-The new machine itself asks the old owner to save and hand over (pipeline/handover.py). Here it is
-rented, seen to take the run over, and then the old rental is seen to end.
+The new machine itself asks the old owner to save and hand over (pipeline/run/handover.py). Here
+it is rented, seen to take the run over, and then the old rental is seen to end.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pion.errors import BadInput, PionError
-from pipeline.find_model import read_run
-from pipeline.formats import duration
-from pipeline.handover import FROM_EPOCH
+from pipeline.commands.stop import is_finished
+from pipeline.console.formats import duration
 from pipeline.job import Job
-from pipeline.job_file import load_job
-from pipeline.recorded_job import find_job_file
+from pipeline.job.file import load_job
+from pipeline.models.find import read_run
 from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.managed import pods
 from pipeline.rent.managed.cheapest_first import only
@@ -34,16 +33,17 @@ from pipeline.rent.managed.managed_jobs import (
     start_api_server,
     submit,
 )
-from pipeline.rent.managed.submitting import announced, submitting_alone
+from pipeline.rent.managed.submission import announced, submitting_alone
 from pipeline.rent.managed.task import make_task, task_config, variables
 from pipeline.rent.rental import read_rental, rental_name
-from pipeline.state.head import COMMIT_SILENCE_SECONDS, RunState
+from pipeline.run.handover import FROM_EPOCH
+from pipeline.run.recorded_job import find_job_file
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
 from pipeline.state.rental_note import RentalNote, withdraw_rental_note
 from pipeline.state.requests import clear_stops, withdraw_handover
+from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.stores import StoreError, open_store
-from pipeline.stop import is_finished
 
 POLL_SECONDS = 5.0
 ARRIVE_SECONDS = 1800.0

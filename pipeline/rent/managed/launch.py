@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from pion.errors import BadInput, PionError
-from pipeline.find_model import last_change
-from pipeline.formats import duration
+from pipeline.commands.stop import is_finished
+from pipeline.console.formats import duration
 from pipeline.job import Job
-from pipeline.job_file import load_job
+from pipeline.job.file import load_job
+from pipeline.models.find import last_change
 from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.managed_jobs import (
@@ -20,15 +21,14 @@ from pipeline.rent.managed.managed_jobs import (
     start_api_server,
     submit,
 )
-from pipeline.rent.managed.submitting import announced, submitting_alone
+from pipeline.rent.managed.submission import announced, submitting_alone
 from pipeline.rent.managed.task import make_task, task_config, task_yaml, variables
 from pipeline.rent.rental import Rental, read_rental, rental_name
-from pipeline.state.head import RunState
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head
 from pipeline.state.requests import clear_stops
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
-from pipeline.stop import is_finished
 
 SUBMITTING = "submitting the job; SkyPilot gets a copy of the checkout"
 
@@ -85,7 +85,7 @@ def check(job: Job, rental: Rental, *, path: str, force: bool) -> None:
 
     Raises BadInput if the run would fail on that rental.
     """
-    from pipeline.rent.check.check import print_rows, run_checks
+    from pipeline.rent.check.command import print_rows, run_checks
 
     rows = run_checks(job, rental, path=path, force=force)
     print_rows(rows)
@@ -179,7 +179,7 @@ def _read(state: RunState) -> Head | None:
 
 
 def _is_done(state: RunState, head: Head, job: Job) -> bool:
-    from pipeline.digest import digest_job
+    from pipeline.job.digest import digest_job
 
     digests = digest_job(job).stages
     done = all(s in head.stages and head.stages[s].digest == digests[s] for s in job.stages)

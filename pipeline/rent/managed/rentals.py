@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import BadInput, PionError
+from pipeline.console.formats import duration, moment
 from pipeline.cost.by_cause import MachineCost, costs_of, history_of
 from pipeline.cost.lost import LOST
-from pipeline.cost.machine import RENTED
-from pipeline.find_model import read_run
-from pipeline.formats import duration, moment
+from pipeline.machine.rented import RENTED
+from pipeline.models.find import read_run
 from pipeline.rent.managed import pods as runpod
 from pipeline.rent.managed.launch import say_now
 from pipeline.rent.managed.managed_jobs import (
@@ -28,17 +28,17 @@ from pipeline.rent.managed.managed_jobs import (
     managed_jobs,
     start_api_server,
 )
-from pipeline.rent.managed.pods import Pod
-from pipeline.rent.managed.standing import (
+from pipeline.rent.managed.orphans import (
     cluster_standing,
     clusters_now,
     clusters_recorded,
     is_at_work,
     pod_standing,
 )
+from pipeline.rent.managed.pods import Pod
 from pipeline.rent.rental import rental_name
-from pipeline.state.head import RunState
 from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store, split_run
 
 NAMED = "pion-"

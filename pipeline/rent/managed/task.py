@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 
 from pion.errors import BadInput
-from pipeline.cost.machine import CPU, priced_at
 from pipeline.job import Job
+from pipeline.machine.rented import CPU, priced_at
 from pipeline.rent.credentials import names_given, secrets_for, wanted_secrets
 from pipeline.rent.managed.cheapest_first import resources_by_price
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
-from pipeline.rent.plan.offers import Offer, Prices, offers_for
+from pipeline.rent.plan.prices import Offer, Prices, offers_for
 from pipeline.rent.rental import Rental
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.owner import code_version

@@ -9,21 +9,21 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from pion.errors import BadInput, PionError, Stopped
-from pipeline.find_model import read_run
-from pipeline.formats import printable
+from pipeline.console.formats import printable
+from pipeline.models.find import read_run
 from pipeline.rent.managed import managed_jobs as sky
-from pipeline.rent.managed.alone import alone
-from pipeline.rent.managed.anew import CANCEL_SECONDS, Anew
 from pipeline.rent.managed.diagnose import Finding, diagnose
-from pipeline.rent.managed.follow import Progress, changes, how_it_ended
 from pipeline.rent.managed.launch import how_to_come_back, say_now
-from pipeline.rent.managed.look import Look, Lookout
+from pipeline.rent.managed.lock import alone
+from pipeline.rent.managed.lookout import Look, Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.progress import Progress, changes, how_it_ended
 from pipeline.rent.managed.provider import Provider
+from pipeline.rent.managed.restart import CANCEL_SECONDS, Anew
 from pipeline.rent.managed.task import launch_id_of
 from pipeline.rent.rental import rental_name
-from pipeline.state.head import RunState
 from pipeline.state.rental_note import withdraw_rental_note
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store, split_run
 
 POLL_SECONDS = 10.0

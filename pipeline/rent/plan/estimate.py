@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from pion.errors import BadInput
 from pion.train.hardware import flops_per_token, gpu_flops
-from pion.train.memory import HEADROOM, choose_micro_batch, predict_memory
+from pion.train.micro_batch import HEADROOM, choose_micro_batch, predict_memory
 from pipeline.job import Job
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
-from pipeline.rent.plan.measured import Speed, speed_on
-from pipeline.rent.plan.offers import Offer
+from pipeline.rent.plan.past_speeds import Speed, speed_on
+from pipeline.rent.plan.prices import Offer
 from pipeline.training.cadence import SaveCadence
 
 ASSUMED_MFU = 0.15

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from pion.config import closest
 from pion.errors import BadInput
-from pipeline.formats import size
+from pipeline.console.formats import size
 from pipeline.job import Job
-from pipeline.rent.replay.measured import FIRST_STEP, PAID, Measured, measure
+from pipeline.rent.replay.measured_run import FIRST_STEP, PAID, Measured, measure
 from pipeline.rent.replay.options import Given, Number, option
 
 BOOT_SECONDS, RESTORE_SECONDS = 50.0, 10.0
@@ -90,8 +90,8 @@ def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number
     """What `pion plan` expects of one such GPU (or `hardware.workers` of them)."""
     from pipeline.rent.plan.estimate import estimate
     from pipeline.rent.plan.gpus import GPU_TYPES
-    from pipeline.rent.plan.measured import measured_speeds
-    from pipeline.rent.plan.offers import Offer
+    from pipeline.rent.plan.past_speeds import measured_speeds
+    from pipeline.rent.plan.prices import Offer
 
     if gpu not in GPU_TYPES:
         raise BadInput(
@@ -214,7 +214,7 @@ def _gpus(job: Job, given: Given, measured: Measured) -> tuple[int, int, str]:
 def _market_prices(gpu: str, count: int, nodes: int) -> tuple[Number | None, Number | None]:
     """What `pion plan` finds for `nodes` machines of `count` such GPUs, spot and on demand; None
     where SkyPilot's catalog has none, or can't be read."""
-    from pipeline.rent.plan.offers import market  # SkyPilot takes seconds to import
+    from pipeline.rent.plan.prices import market  # SkyPilot takes seconds to import
 
     try:
         offers, _ = market([gpu], count=count)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from pipeline.job import Checkpoint
-from pipeline.state.checkpoint import Checkpointer, SaveStats
+from pipeline.state.checkpoints.checkpointer import Checkpointer, SaveStats
 from pipeline.state.workspace import Workspace
 from pipeline.training.saving import Saving
 

@@ -47,11 +47,11 @@ def open_store(url: str) -> Store:
             )
         path = rest
     elif scheme == "s3":
-        from pipeline.state.stores.s3 import S3Store
+        from pipeline.state.stores.s3.store import S3Store
 
         return S3Store.open(rest)
     elif scheme == "hf":
-        from pipeline.state.stores.hub import HubStore
+        from pipeline.state.stores.hub.store import HubStore
 
         return HubStore.open(rest)
     else:

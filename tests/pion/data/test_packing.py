@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pion.data.chat import Tokenized
+from pion.data.conversation import Tokenized
 from pion.data.packing import Packed, best_fit_decreasing, pack
 from pion.data.shards import LEARNED, PADDING, STARTS
 

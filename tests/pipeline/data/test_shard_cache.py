@@ -16,7 +16,7 @@ from pion.errors import BadInput, PionError
 from pipeline.data.hub import hub_shards, pin
 from pipeline.data.shard_cache import CachedStream, ShardCache
 from pipeline.job import HubNpyShards
-from tests.hub_server import HubServer, hub_server
+from tests.support.hub_server import HubServer, hub_server
 
 SEQ_LEN = 64
 ROWS = 50

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from pipeline.job import Job
-from pipeline.job_file import load_job
-from pipeline.rent.check.check import CheckRow, run_checks
-from tests.pipeline.jobs import tiny_dict
+from pipeline.job.file import load_job
+from pipeline.rent.check.command import CheckRow, run_checks
+from tests.support.jobs import tiny_dict
 
 
 @dataclass

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from pipeline.rent.managed.watch import Watcher
-from pipeline.state.head import RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.http_body import read_body
-from tests.pipeline.jobs import write_tiny_data
-from tests.pipeline.light_run import light_run
 from tests.pipeline.rent.checked_job import Case
-from tests.pipeline.rent.test_diagnose import JOB
-from tests.pipeline.rent.watched import Cloud
+from tests.pipeline.rent.managed.test_diagnose import JOB
+from tests.pipeline.rent.managed.watched import Cloud
 from tests.pipeline.state.conftest import FakeClock
 from tests.rental.catalog import PRICES, Price, write_catalog
+from tests.support.http_body import read_body
+from tests.support.jobs import write_tiny_data
+from tests.support.light_run import light_run
 
 YAML = """
 resources:

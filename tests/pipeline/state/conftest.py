@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.state.head import Clock, RunState
 from pipeline.state.owner import Owner
+from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import FileStore
-from tests.s3_server import FaultProxy, S3Server
+from tests.support.s3_server import FaultProxy, S3Server
 
 
 class FakeClock:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.state.head import RunState
 from pipeline.state.metrics import EventLog, MetricsLog
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training.receipt import hop_receipt, receipt
 

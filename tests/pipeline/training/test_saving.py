@@ -15,18 +15,18 @@ import torch
 from pion.errors import Interrupted, PionError, Stopped
 from pion.train.trainer import TrainState
 from pipeline.job import Checkpoint
-from pipeline.state.checkpoint import Checkpointer
-from pipeline.state.head import RunState
-from pipeline.state.linger import Patience
+from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.uploader import UploaderProcess
 from pipeline.state.owner import Owner
+from pipeline.state.patience import Patience
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
-from pipeline.state.uploader_process import UploaderProcess
 from pipeline.state.workspace import Workspace
 from pipeline.training.context import TrainingContext
 from pipeline.training.loop import StageTraining
 from pipeline.training.request import Group, TrainRequest
 from pipeline.training.saving import Saving
-from tests.pipeline.jobs import tiny_job
+from tests.support.jobs import tiny_job
 
 
 class Stage:

@@ -9,7 +9,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.training.trackers import Trackers, check_trackers
-from tests.pipeline.jobs import tiny_job
+from tests.support.jobs import tiny_job
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

@@ -1,0 +1,1 @@
+"""One module per command that looks at or uses a run or a model without advancing it."""

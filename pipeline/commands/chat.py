@@ -1,0 +1,236 @@
+"""Talk to a model in the terminal, with the template it was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+from pion.data.conversation import Turn, tokenize
+from pion.errors import BadInput
+from pipeline.commands.sampling import GenerationSettings, convert
+from pipeline.console.formats import printable
+
+if TYPE_CHECKING:
+    from pion.data.tokenizer import Tokenizer
+    from pion.model.decoder import Decoder
+    from pipeline.models.find import FoundModel
+
+SETTINGS = {
+    "/temp": "temperature",
+    "/topk": "top_k",
+    "/topp": "top_p",
+    "/tokens": "max_tokens",
+    "/penalty": "repetition_penalty",
+}
+COMMANDS = (*SETTINGS, "/system", "/reset", "/help", "/quit")
+HELP = """\
+/temp X     temperature: 0 takes the likeliest token, above 1 is wilder
+/topk N     choose among the N likeliest tokens (0: all)
+/topp X     choose among the likeliest tokens that make up probability X
+/tokens N   longest answer, in tokens
+/penalty X  above 1, tokens that have been used get less likely
+/system T   what the model is told before the conversation (empty: nothing)
+/reset      forget the conversation
+/quit       end (also Ctrl-D); Ctrl-C stops an answer
+A command without its value shows the present one."""
+
+
+class Conversation:
+    """The turns so far, and their ids as the model saw such turns in training.
+
+    A base model (`template` False) knows no turns: it continues the last text alone.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, *, template: bool) -> None:
+        self.tokenizer = tokenizer
+        self.seq_len = seq_len
+        self.template = template
+        self.system = ""
+        self.turns: list[Turn] = []
+
+    def ask(self, text: str, answer_tokens: int) -> tuple[list[int], int]:
+        """Add the user's turn; returns the prompt's ids and how many old turns were dropped.
+
+        The oldest turns are dropped to leave room for `answer_tokens`, or for half the context if
+        that is less. Raises BadInput, adding nothing, when the text alone leaves no room at all.
+        """
+        turns = [*self.turns, Turn("user", text)] if self.template else [Turn("user", text)]
+        room = min(answer_tokens, self.seq_len // 2)
+        dropped = 0
+        while len(ids := self._ids(turns)) + room > self.seq_len and len(turns) > 1:
+            keep = next((i for i in range(1, len(turns)) if turns[i].role == "user"), 1)
+            dropped += keep
+            turns = turns[keep:]
+        if len(ids) >= self.seq_len:
+            raise BadInput(
+                f"that is {len(ids):,} tokens, and the model's context is {self.seq_len:,}: "
+                "send a shorter text"
+            )
+        self.turns = turns
+        return ids, dropped
+
+    def answered(self, text: str) -> None:
+        """Add the model's turn."""
+        self.turns.append(Turn("assistant", text))
+
+    def _ids(self, turns: list[Turn]) -> list[int]:
+        if not self.template:
+            return self.tokenizer.encode(turns[-1].text)
+        told = [Turn("system", self.system)] if self.system else []
+        return tokenize(self.tokenizer, [*told, *turns], add_generation_prompt=True).ids.tolist()
+
+
+def answer_once(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    settings: GenerationSettings,
+    *,
+    as_chat: bool,
+    out: TextIO | None = None,
+) -> int:
+    """Print `prompt` and its continuation, or with `as_chat` the answer to it alone."""
+    out = out or sys.stdout
+    conversation = Conversation(tokenizer, model.config.seq_len, template=as_chat)
+    if not prompt.strip():
+        raise BadInput("the prompt is empty: give some text to continue")
+    ids, _ = conversation.ask(prompt, settings.max_tokens)
+    if not as_chat:
+        print(printable(prompt), end="", file=out, flush=True)
+    last = ""
+    for last in _pieces(model, tokenizer, ids, settings):
+        print(printable(last), end="", file=out, flush=True)
+    if not last.endswith("\n"):
+        print(file=out)
+    return 0
+
+
+def chat(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    found: FoundModel,
+    settings: GenerationSettings,
+    *,
+    lines: Iterator[str] | None = None,
+    out: TextIO | None = None,
+) -> int:
+    """Read turns, print answers as they are written, until /quit or the end of the input."""
+    session = _Session(model, tokenizer, settings, found.chat, out or sys.stdout)
+    session.say(
+        f"{found.label}: {model.num_params() / 1e6:.4g}M parameters, context "
+        f"{model.config.seq_len:,} tokens. /help lists the commands, Ctrl-D ends."
+    )
+    if not found.chat:
+        session.say("This model was not fine-tuned on conversations: it continues your text.")
+    for line in lines if lines is not None else _typed_lines(session.say):
+        if not session.take(line):
+            break
+    return 0
+
+
+class _Session:
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        settings: GenerationSettings,
+        template: bool,
+        out: TextIO,
+    ) -> None:
+        self.model, self.tokenizer, self.settings, self.out = model, tokenizer, settings, out
+        self.conversation = Conversation(tokenizer, model.config.seq_len, template=template)
+
+    def say(self, text: str, end: str = "\n") -> None:
+        print(printable(text), end=end, file=self.out, flush=True)
+
+    def take(self, line: str) -> bool:
+        """Act on one line; False ends the session."""
+        text = line.strip()
+        if text == "/quit":
+            return False
+        if not text:
+            return True
+        try:
+            if text.startswith("/"):
+                name, _, value = text.partition(" ")
+                self._command(name, value.strip())
+            else:
+                self._answer(text if self.conversation.template else line.rstrip("\n"))
+        except BadInput as error:
+            self.say(str(error))
+        return True
+
+    def _answer(self, text: str) -> None:
+        ids, dropped = self.conversation.ask(text, self.settings.max_tokens)
+        if dropped:
+            self.say(f"(the context is full: the oldest {dropped} turns are forgotten)")
+        answer = ""
+        try:
+            for piece in _pieces(self.model, self.tokenizer, ids, self.settings):
+                answer += piece
+                self.say(piece, end="")
+        except KeyboardInterrupt:
+            self.say(" (stopped)", end="")
+        if not answer.endswith("\n"):
+            self.say("")
+        self.conversation.answered(answer)
+
+    def _command(self, name: str, value: str) -> None:
+        if name in SETTINGS:
+            setting = SETTINGS[name]
+            if value:
+                change: dict[str, Any] = {setting: convert(setting, value)}
+                self.settings = dataclasses.replace(self.settings, **change)
+            self.say(f"{setting.replace('_', ' ')} is {getattr(self.settings, setting):g}")
+        elif name == "/system":
+            if not self.conversation.template:
+                raise BadInput("this model knows no system turn: it was not fine-tuned")
+            self.conversation.system = value
+            self.say(f"system: {value}" if value else "no system turn")
+        elif name == "/reset":
+            self.conversation.turns.clear()
+            self.say("the conversation is forgotten")
+        elif name == "/help":
+            self.say(HELP)
+        else:
+            close = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
+            hint = f"; did you mean {close[0]}?" if close else "; /help lists the commands"
+            raise BadInput(f"there is no command {name}{hint}")
+
+
+def _pieces(
+    model: Decoder, tokenizer: Tokenizer, ids: list[int], settings: GenerationSettings
+) -> Iterator[str]:
+    """The continuation of `ids`, as text, piece by piece, up to the end of the turn or text."""
+    from pion.generate import generate, stream_text
+
+    tokens = generate(
+        model,
+        ids,
+        stop_ids=(tokenizer.end_of_text,),
+        vocab_size=tokenizer.vocab_size,
+        **dataclasses.asdict(settings),
+    )
+    return stream_text(tokenizer, tokens)
+
+
+def _typed_lines(say: Callable[[str], None]) -> Iterator[str]:
+    """Lines from standard input; on a terminal with a prompt and line editing."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401  (arrow keys and history in input())
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            say("")
+            return
+        except KeyboardInterrupt:
+            say("\n(Ctrl-D or /quit ends)")

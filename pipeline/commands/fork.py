@@ -1,0 +1,287 @@
+"""`pion fork`: a new run that goes on from a checkpoint of another one.
+
+Everything the new run needs is copied, nothing is shared, so either may be deleted. HEAD comes
+last: a fork that is interrupted leaves no run behind, and asking for it again completes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pion.errors import BadInput, PionError
+from pipeline.console.formats import size
+from pipeline.job import STAGES
+from pipeline.models.find import read_run
+from pipeline.state.checkpoints.restore import check_entry
+from pipeline.state.checkpoints.upload_worker import MANIFEST
+from pipeline.state.metrics import read_metrics
+from pipeline.state.owner import Owner
+from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.run_state import RunState
+from pipeline.state.scratch import scratch_workspace
+from pipeline.state.stores import Missing, StoreError, open_store, split_run
+from pipeline.state.workspace import Workspace, read_files
+
+EPOCH = 1
+"""Under which the fork itself owns the new run; it is released before anybody else's."""
+
+Say = Callable[[str], None]
+
+
+def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
+    """Copy the run called `run` as the run called `new` and return 0; see `fork_run`.
+
+    `new` is a name in the store of `run`, or `<store-url>/<name>`.
+    """
+    state, head = read_run(run)
+    store, name = (state.store, new) if "/" not in new else _named(new)
+    entry = fork_run(state, head, RunState(store, name), at=at, stage=stage, say=print)
+    print(
+        f"{store.url}/{name} goes on from {entry.stage} step {entry.step:,} of {state.name}: "
+        f"pion run JOB name={name}"
+        + ("" if store.url == state.store.url else f" store={store.url}")
+        + " [key=value …]"
+    )
+    return 0
+
+
+def fork_run(
+    source: RunState,
+    head: Head,
+    target: RunState,
+    *,
+    at: int | None = None,
+    stage: str | None = None,
+    say: Say = lambda text: None,
+) -> CheckpointEntry:
+    """Make `target` a run of its own that goes on from a checkpoint of `source`; returns it.
+
+    The checkpoint is that of step `at` (default: the newest) of `stage` (default: of whichever has
+    it). With it come its stage's metrics so far, the finished stages before it, the prepared data,
+    and what describes them. Its own stage is not finished in `target`, even if `at` was its last
+    step. Raises BadInput if there is no such checkpoint, if it is damaged, or if `target` exists.
+    """
+    if _read(target) is not None:
+        raise BadInput(
+            f"{target.store.url}/{target.name} exists already. Nothing was changed. Give the fork "
+            "another name."
+        )
+    chosen = choose(source, head, at, stage)
+    if target.store.url != source.store.url:
+        target.store.probe(target.key(""))
+    try:
+        forked = _Copy(source, target, say).run(head, chosen)
+        write_id = uuid.uuid4().hex
+        if target.swap(dataclasses.replace(forked, write_ids=(write_id,)), None, write_id):
+            return forked.checkpoints[0]
+    except Missing as error:
+        raise PionError(
+            f"{error} {source.name} goes on meanwhile and has removed it. Nothing was forked; run "
+            "the same command again."
+        ) from error
+    except StoreError as error:
+        raise PionError(
+            f"{error} What has been copied is no run yet, and {source.name} was only read. Mend "
+            "that and run the same command again: it completes the fork."
+        ) from error
+    raise BadInput(
+        f"{target.store.url}/{target.name} was started by someone else meanwhile. Give the fork "
+        "another name."
+    )
+
+
+def choose(source: RunState, head: Head, at: int | None, stage: str | None) -> CheckpointEntry:
+    """The checkpoint to fork at. Raises BadInput, listing those there are."""
+    entries = [
+        entry
+        for entry in head.checkpoints  # newest first
+        if stage in (None, entry.stage) and at in (None, entry.step)
+    ]
+    if not entries:
+        there = ", ".join(f"{e.stage} {e.step:,}" for e in head.checkpoints) or "none"
+        wanted = f"{f' of {stage}' if stage else ''}{f' at step {at:,}' if at is not None else ''}"
+        raise BadInput(f"{source.name} has no checkpoint{wanted}. Its checkpoints are: {there}.")
+    stages = sorted({entry.stage for entry in entries}, key=STAGES.index)
+    if at is not None and len(stages) > 1:
+        raise BadInput(
+            f"{source.name} has a checkpoint at step {at:,} of {' and of '.join(stages)}: say "
+            "which with --stage."
+        )
+    return entries[0]
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Copies what a fork needs, and says what the new run's HEAD then is."""
+
+    source: RunState
+    target: RunState
+    say: Say
+
+    def run(self, head: Head, chosen: CheckpointEntry) -> Head:
+        before = [s for s in STAGES[: STAGES.index(chosen.stage)] if s in head.stages]
+        self._copy_descriptions()
+        for digest in self._data_digests(head):
+            self._copy_data(digest)
+        now = self.target.clock.now()
+        new = Head(job=head.job).claimed(Owner.me(), now)
+        listed = {entry.key: entry for entry in head.checkpoints}
+        for stage in before:
+            record = head.stages[stage]
+            if record.checkpoint is not None:
+                entry = self._copy_checkpoint(listed[record.checkpoint])
+                new = new.with_checkpoint(entry)
+                record = dataclasses.replace(record, checkpoint=entry.key)
+                self._write_metrics(stage, read_metrics(*self._log, head, stage))
+            new = new.with_stage(stage, record)
+        entry = self._copy_checkpoint(chosen)
+        new = new.with_checkpoint(entry)
+        rows = read_metrics(*self._log, head, chosen.stage)
+        self._write_metrics(chosen.stage, [row for row in rows if row["step"] <= chosen.step])
+        self._write_event(chosen, now)
+        kept = {stage: head.skipped[stage] for stage in before if stage in head.skipped}
+        own = [rows for rows in head.skipped.get(chosen.stage, ()) if rows.step <= chosen.step]
+        return dataclasses.replace(
+            new,
+            owner=None,
+            forked=entry.key,
+            skipped=kept | ({chosen.stage: tuple(own)} if own else {}),
+        )
+
+    @property
+    def _log(self) -> tuple[Any, str]:
+        return self.source.store, self.source.name
+
+    def _copy_descriptions(self) -> None:
+        """The job files, and what the stages' digests were computed from."""
+        store = self.source.store
+        found = [*store.list(self.source.key("jobs/")), *store.list(self.source.key("stages/"))]
+        for entry in found:
+            path = entry.key.removeprefix(self.source.key(""))
+            if path.count("/") == (1 if path.startswith("jobs/") else 2):
+                self.target.store.write(self.target.key(path), store.read(entry.key))
+
+    def _data_digests(self, head: Head) -> list[str]:
+        """The data sets that the finished `prepare` made."""
+        record = head.stages.get("prepare")
+        kept = self.source.read_stage("prepare", record.digest) if record else None
+        inputs: Mapping[str, str] = kept["inputs"] if kept else {}
+        return sorted(v for path, v in inputs.items() if path.startswith("input.data."))
+
+    def _copy_data(self, digest: str) -> None:
+        source = Workspace(self.source.store, self.source.name)
+        target = Workspace(self.target.store, self.target.name)
+        folder = source.bring_data(digest)
+        # dataset.json says that the rest is there.
+        paths = sorted(_files_below(folder), key=lambda path: path.name == "dataset.json")
+        if not paths or paths[-1].name != "dataset.json":
+            raise PionError(
+                f"The prepared data in {folder} is not complete. Nothing was forked. Prepare it "
+                f"again first: pion run JOB name={self.source.name}."
+            )
+        self.say(
+            f"copying prepared data {digest}: {size(sum(path.stat().st_size for path in paths))}"
+        )
+        key = f"data/{digest}"
+        for path in paths:
+            name = path.relative_to(folder).as_posix()
+            if target.remote:
+                _link(path, target.folder(key) / name)
+            else:
+                self.target.store.write(self.target.key(f"{key}/{name}"), path)
+        target.keep_data(digest)
+
+    def _copy_checkpoint(self, entry: CheckpointEntry) -> CheckpointEntry:
+        """The checkpoint in the new run, verified, under the fork's own epoch."""
+        self.say(f"copying {entry.stage} step {entry.step:,}: {size(entry.bytes)}")
+        copied = dataclasses.replace(
+            entry,
+            epoch=EPOCH,
+            key=f"checkpoints/{entry.stage}/{entry.step}-{EPOCH}",
+            ancestor=None,
+        )
+        with scratch_workspace(Workspace(self.source.store, self.source.name)) as workspace:
+            problem = check_entry(workspace, entry)
+            if problem is not None:
+                raise BadInput(
+                    f"The checkpoint {entry.key} of {self.source.name} can't be forked: {problem}. "
+                    f"Nothing was forked. Fork at another: pion checkpoints {self.source.name} "
+                    "--verify shows which are good."
+                )
+            where = self.source.key(f"{entry.key}/{MANIFEST}")
+            data = self.source.store.read(where)
+            files = read_files(data, f"{self.source.store.url}/{where}")
+            key = self.target.key(copied.key)
+            for name in files:
+                self.target.store.write(f"{key}/{name}", workspace.folder(entry.key) / name)
+        manifest = {**json.loads(data), "epoch": EPOCH, "ancestor": None}
+        self.target.store.write(f"{key}/{MANIFEST}", _json(manifest))
+        sizes = {found.key: found.size for found in self.target.store.list(key + "/")}
+        wrong = [n for n, (length, _) in files.items() if sizes.get(f"{key}/{n}") != length]
+        if wrong:
+            raise PionError(
+                f"{self.target.store.url}/{key}: {', '.join(wrong)} did not arrive whole. Nothing "
+                "was forked; run the same command again."
+            )
+        return copied
+
+    def _write_metrics(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows that are kept, as if trained under the fork's epoch: later ones may rewind them."""
+        lines = [{**row, "epoch": EPOCH} for row in rows]
+        self._write_rows(f"metrics/{stage}", lines)
+
+    def _write_event(self, chosen: CheckpointEntry, now: float) -> None:
+        event = {
+            "event": "forked",
+            "from": f"{self.source.store.url}/{self.source.name}",
+            "stage": chosen.stage,
+            "at_step": chosen.step,
+            "checkpoint": chosen.key,
+            "model_sha256": chosen.model_sha256,
+            "epoch": EPOCH,
+            "at": now,
+        }
+        self._write_rows("events", [event])
+
+    def _write_rows(self, log: str, rows: list[dict[str, Any]]) -> None:
+        """The first segment of a log, the same one each time the fork is asked for."""
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        self.target.store.write(self.target.key(f"{log}/{EPOCH}/000000.jsonl"), data)
+
+
+def _read(run: RunState) -> Head | None:
+    try:
+        return run.read()
+    except StoreError as error:
+        raise BadInput(f"{error} Nothing was forked.") from error
+
+
+def _named(run: str) -> tuple[Any, str]:
+    url, name = split_run(run)
+    return open_store(url), name
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def _link(path: Path, to: Path) -> None:
+    """The file at another place too, without a copy where the disk can do that."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.unlink(missing_ok=True)
+    try:
+        os.link(path, to)
+    except OSError:
+        shutil.copyfile(path, to)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

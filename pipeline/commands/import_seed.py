@@ -1,0 +1,59 @@
+"""`pion import-seed`: a seed's checkpoint as a folder that Pion loads and starts from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from pion.errors import BadInput
+from pipeline.models.find import CONFIG, WEIGHTS, find_model, load_model
+
+
+def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) -> str:
+    """Write `folder` from a seed's `.pt` file and return a sentence about it.
+
+    The tokenizer is the given one, else one that lies beside the file. A fine-tuned model also gets
+    the chat template. Nothing pickled is executed.
+
+    Raises:
+        BadInput: no seed's checkpoint, a tokenizer that does not fit it, or a folder in use.
+    """
+    from safetensors.torch import save_file
+
+    from pion.data.conversation import chat_template
+    from pion.data.tokenizer import Tokenizer
+
+    found = find_model(str(file))
+    if found.kind != "seed":
+        raise BadInput(f"{file}: not a seed's .pt file; Pion loads this as it is")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} exists and is not empty; name another folder")
+    source = tokenizer_file or found.tokenizer
+    tokenizer = Tokenizer.from_file(source) if source else None
+    model = load_model(found)
+    if tokenizer is not None:
+        tokenizer.fits(model.config.vocab_size, where=str(source))
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, partial / WEIGHTS)
+        config = json.dumps(model.config.to_dict(), indent=1)
+        (partial / CONFIG).write_text(config + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(partial / "tokenizer.json")
+            if found.chat:
+                template = chat_template(tokenizer)
+                (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        raise BadInput(f"can't write {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    note = "" if tokenizer else "; without a tokenizer, which pion chat and generate need"
+    return f"{folder}: {file.name}, {model.num_params():,} parameters{note}"

@@ -1,0 +1,126 @@
+"""`pion stop`: ask a run's owner, wherever it is, to save and stop, and see it through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pion.errors import BadInput, PionError, Stopped
+from pipeline.console.formats import duration, printable
+from pipeline.models.find import read_run
+from pipeline.run.recorded_job import recorded_stages
+from pipeline.state.claim import HEARTBEAT_SECONDS
+from pipeline.state.owner import Owner, is_running
+from pipeline.state.records import Head
+from pipeline.state.requests import ask_stop, clear_stops
+from pipeline.state.run_state import RunState
+
+REASON = "pion stop"
+POLL_SECONDS = 2.0
+
+Say = Callable[[str], None]
+
+
+def stop(run: str, *, wait: bool) -> int:
+    """Ask `run` to stop and return 0; with `wait`, once it has. Raises BadInput, PionError."""
+    state, head = read_run(run)
+    return stop_run(state, head, wait=wait, say=lambda text: print(text, flush=True))
+
+
+def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
+    """Leave a request to stop for the owner in `head`, now and after any managed restart.
+
+    A finished run gets none. With `wait`, returns when the run is released; raises PionError if its
+    owner dies or shows no sign of life before.
+    """
+    name = state.name
+    alive = is_running(head.owner, Owner.me()) if head.owner else False
+    if alive is False and is_finished(state, head):
+        say(f"{name} is finished: there is nothing to stop.")
+        return 0
+    ask_stop(state, REASON)
+    if head.owner is None:
+        say(
+            f"Nobody owns {name}, so nothing runs now; but a rental of it may be booting, or wait "
+            "for a machine, and obeys the request when it comes up "
+            f"(`pion rentals {state.url}`). {_STAYS}"
+        )
+    elif alive is False:
+        say(f"{_owner(head)} is dead, so nothing runs now. {_STAYS}")
+    else:
+        say(
+            f"Asked {name} to stop. {_owner(head)} looks for requests every "
+            f"{HEARTBEAT_SECONDS:.0f} s ({_last_sign(state, head)}), saves, and exits with "
+            f"code {Stopped.exit_code}. {_STAYS}"
+        )
+        if wait:
+            _wait(state, say)
+    return 0
+
+
+_STAYS = (
+    "The request stays in the store: managed restarts obey it, a person's `pion run` clears it."
+)
+
+
+def is_finished(state: RunState, head: Head) -> bool:
+    """Whether every stage of the job that HEAD names is done; False if the job can't be read."""
+    stages = recorded_stages(state, head)
+    return stages is not None and all(stage in head.stages for stage in stages)
+
+
+def _wait(state: RunState, say: Say) -> None:
+    """Until nobody owns the run."""
+    clock, store = state.clock, state.store
+    patience = state.silence
+    seen: object = None
+    since = clock.monotonic()
+    while True:
+        head = state.read()
+        if head is None:
+            raise BadInput(f"Run {state.name} was deleted from {store.url} meanwhile.")
+        if head.owner is None:
+            say(_how_it_ended(state, head))
+            return
+        if is_running(head.owner, Owner.me()) is False:
+            raise PionError(
+                f"{_owner(head)} died before it had released {state.name}. {_saved(state, head)}"
+            )
+        sign = (head.epoch, head.write_ids[:1], state.heartbeat(head.epoch))
+        if sign != seen:
+            seen, since = sign, clock.monotonic()
+        elif clock.monotonic() - since >= patience:
+            raise PionError(
+                f"{_owner(head)} has shown no sign of life for {duration(patience)}. "
+                f"{_saved(state, head)} If its machine is gone, that is all; if it is only cut "
+                "off, it stops once it reaches the store."
+            )
+        clock.sleep(POLL_SECONDS)
+
+
+def _how_it_ended(state: RunState, head: Head) -> str:
+    if is_finished(state, head):
+        clear_stops(state)
+        return f"{state.name} finished its last stage before it saw the request, which is removed."
+    return f"{state.name} has stopped. {_saved(state, head)}"
+
+
+def _saved(state: RunState, head: Head) -> str:
+    if not head.checkpoints:
+        return "It has no checkpoint yet; finished stages are kept."
+    newest = head.checkpoints[0]
+    age = duration(state.clock.now() - newest.at)
+    return f"Its newest checkpoint, {newest.stage} step {newest.step:,}, was saved {age} ago."
+
+
+def _owner(head: Head) -> str:
+    assert head.owner is not None
+    return printable(f"Its owner, {head.owner.describe()},")
+
+
+def _last_sign(state: RunState, head: Head) -> str:
+    if state.store.commits:
+        return "there is no heartbeat on this store"
+    beat = state.heartbeat(head.epoch)
+    if beat is None:
+        return "no heartbeat yet"
+    return f"last heartbeat {duration(state.clock.now() - beat['at'])} ago"

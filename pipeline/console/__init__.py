@@ -1,0 +1,1 @@
+"""Units, and the live panel that a terminal shows."""

@@ -1,0 +1,133 @@
+"""Conversations to training rows: tokenised on all cores, packed, cut into shards.
+
+Packing works on buffers of conversations. What each buffer gave is written down, so that an
+interrupted call goes on with the buffer its last finished shard ends in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pion.data.arrays import write_atomically
+from pion.data.conversation import Turn, tokenize_batch
+from pion.data.packing import pack
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import Manifest
+from pion.data.tokenizer import Tokenizer
+from pipeline.data.prepared import SPLITS
+from pipeline.data.text_rows import RowFormat, Say
+from pipeline.kill_points import mark
+
+BUFFER = 16_384
+PROGRESS = "packed.json"
+
+
+def write_conversation_rows(
+    conversations: Iterable[tuple[bool, list[Turn]]],
+    tokenizer: Tokenizer,
+    folder: Path,
+    rows: RowFormat,
+    what: str,
+    say: Say,
+) -> dict[str, Any]:
+    """Write the shards of both splits below `folder`; returns what was counted.
+
+    Raises BadInput where a shard can't be written.
+    """
+    packers = {split: _Packer(tokenizer, folder / split, rows) for split in SPLITS}
+    for number, (held_out, turns) in enumerate(conversations, 1):
+        packers["held_out" if held_out else "train"].append(turns)
+        if number % 1024 == 0:
+            say({"type": "prepare", "what": what, "done": number, "unit": "conversations"})
+    report: dict[str, Any] = {}
+    for split, packer in packers.items():
+        manifest, counts = packer.finish()
+        manifest.write(folder / split / "manifest.json")
+        report[f"{split}_rows"] = manifest.rows
+        report |= {f"{split}_{name}": count for name, count in counts.items()}
+    return report
+
+
+class _Packer:
+    """Packs one split, a buffer at a time."""
+
+    def __init__(self, tokenizer: Tokenizer, folder: Path, rows: RowFormat) -> None:
+        self._tokenizer, self._rows = tokenizer, rows
+        self._progress = folder / PROGRESS
+        self._writer = ShardWriter(
+            folder,
+            seq_len=rows.seq_len,
+            vocab_size=tokenizer.vocab_size,
+            rows_per_shard=rows.shard_rows,
+            conversations=True,
+            key=rows.key,
+        )
+        self._buffer: list[list[Turn]] = []
+        self._done = self._finished_buffers()
+        self._to_skip = BUFFER * len(self._done)
+        # Rows in finished shards that belong to the first buffer packed anew.
+        self._rows_written = self._writer.appended - sum(b["rows"] for b in self._done)
+
+    def append(self, turns: list[Turn]) -> None:
+        if self._to_skip:
+            self._to_skip -= 1
+            return
+        self._buffer.append(turns)
+        if len(self._buffer) == BUFFER:
+            self._pack()
+
+    def finish(self) -> tuple[Manifest, dict[str, int]]:
+        """The manifest, and how many conversations, tokens … the rows hold."""
+        if self._buffer:
+            self._pack()
+        rows, vocab_size = self._rows, self._tokenizer.vocab_size
+        mark("shard")
+        shards = self._writer.finish()
+        mark("shard")
+        counts = {
+            name: sum(buffer[name] for buffer in self._done)
+            for name in ("conversations", "cut", "dropped", "tokens", "learned_tokens")
+        }
+        return Manifest("conversations", rows.seq_len, vocab_size, shards), counts
+
+    def _pack(self) -> None:
+        tokenized = tokenize_batch(self._tokenizer, self._buffer)
+        self._buffer = []
+        seq_len = self._rows.seq_len
+        for packed in pack(tokenized, seq_len, self._tokenizer.pad, buffer=BUFFER):
+            skipped = min(self._rows_written, len(packed.ids))
+            self._rows_written -= skipped
+            mark("shard")
+            self._writer.append_rows(packed.ids[skipped:], packed.flags[skipped:])
+            mark("shard")
+            self._done.append(
+                {
+                    "rows": len(packed.ids),
+                    "conversations": packed.conversations,
+                    "cut": packed.cut,
+                    "dropped": packed.dropped,
+                    "tokens": sum(min(len(c.ids), seq_len) for c in tokenized),
+                    "learned_tokens": sum(int(c.learned[:seq_len].sum()) for c in tokenized),
+                }
+            )
+        progress = {"key": self._rows.key, "buffers": self._done}
+        write_atomically(self._progress, json.dumps(progress).encode())
+
+    def _finished_buffers(self) -> list[dict[str, int]]:
+        """Full buffers whose rows are all in finished shards."""
+        try:
+            progress = json.loads(self._progress.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        done: list[dict[str, int]] = []
+        if progress.get("key") == self._rows.key:
+            left = self._writer.appended
+            for buffer in progress["buffers"]:
+                left -= buffer["rows"]
+                if left < 0:
+                    break
+                done.append(buffer)
+        return done

@@ -1,0 +1,173 @@
+"""From a YAML file and `key=value` overrides to a valid Job, or to every mistake in it at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.job.mistakes import Document, join, listing, mistakes_in, shown
+
+
+class JobLoader(yaml.SafeLoader):
+    """YAML as people write it: `3e-4` is a number (plain YAML 1.1 wants `3.0e-4`)."""
+
+
+JobLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """The job of a file, with `key=value` overrides applied.
+
+    Raises:
+        BadInput: the file can't be read or parsed, or any field is wrong; the message lists every
+            mistake with its line, dotted path, value and what was expected.
+    """
+    job = _validated(_parse(Path(path), overrides), Path(path))
+    job._folder = Path(path).resolve().parent
+    return job
+
+
+def parse_job(text: str, where: str) -> Job:
+    """The job that `job_text` recorded; `where` names it in errors. Raises BadInput."""
+    return _validated(_parse_text(text, Path(where)), Path(where))
+
+
+def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
+    """What to keep as the record of a job: the file as written, or with the overrides merged in."""
+    if not overrides:
+        return _read(Path(path))
+    values = _parse(Path(path), overrides).values
+    header = "".join(f"# {override}\n" for override in overrides)
+    return f"# {Path(path).name} with these overrides merged in:\n{header}" + yaml.safe_dump(
+        values, sort_keys=False, allow_unicode=True
+    )
+
+
+def _validated(document: Document, path: Path) -> Job:
+    try:
+        job = Job.model_validate(document.values)
+        mistakes = mistakes_in(document, None)
+    except ValidationError as error:
+        mistakes = mistakes_in(document, error)
+    if mistakes:
+        raise BadInput(listing(path, mistakes))
+    return job
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _parse(path: Path, overrides: Sequence[str]) -> Document:
+    document = _parse_text(_read(path), path)
+    for override in overrides:
+        _apply(override, document)
+    return document
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = {p.name: p for p in sorted(path.parent.glob("*.yaml"))}
+        close = difflib.get_close_matches(path.name, siblings, 1, 0.5)
+        hint = f"; did you mean {siblings[close[0]]}?" if close else ""
+        raise BadInput(f"no job file at {path}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"can't read the job file {path}: {error}") from None
+
+
+def _parse_text(text: str, path: Path) -> Document:
+    try:
+        loader = JobLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise BadInput(f"{path} is empty: a job is a mapping of sections (pion run --help-job)")
+        if not isinstance(node, yaml.MappingNode):
+            raise BadInput(
+                f"{path} line {node.start_mark.line + 1}: a job is a mapping (`name: …`, "
+                f"`model: …`)"
+            )
+        document = Document(values={})
+        _index(node, "", document.lines, path, ())
+        document.values = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise BadInput(f"{path}{at}: not YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(f"{path}: not YAML: {error}") from None
+    return document
+
+
+def _index(
+    node: yaml.Node, path: str, lines: dict[str, int], file: Path, above: tuple[yaml.Node, ...]
+) -> None:
+    """Record the line of every dotted path under `node`; refuse keys given twice."""
+    if node in above:
+        raise BadInput(f"{file} line {node.start_mark.line + 1}: an alias contains itself")
+    children: list[tuple[str, int, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        first: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            name = str(key.value)
+            if name in first:
+                raise BadInput(
+                    f"{file} line {line}: `{join(path, name)}` is given twice "
+                    f"(first on line {first[name]}); keep one"
+                )
+            first[name] = line
+            children.append((name, line, value))
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(str(i), v.start_mark.line + 1, v) for i, v in enumerate(node.value)]
+    for name, line, value in children:
+        lines[join(path, name)] = line
+        _index(value, join(path, name), lines, file, (*above, node))
+
+
+def _apply(override: str, document: Document) -> None:
+    """Set one `dotted.path=value`; sections on the way are created, list items must exist."""
+    path, equals, text = override.partition("=")
+    path = path.strip()
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise BadInput(f"override {override!r} is not key=value, such as pretrain.lr=1e-3")
+    try:
+        value = yaml.load(text, Loader=JobLoader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or error
+        raise BadInput(f"override {override!r}: the value is not YAML: {problem}") from None
+
+    here: Any = document.values
+    for depth, key in enumerate(keys):
+        parent = ".".join(keys[:depth])
+        if isinstance(here, list):
+            if not key.isdecimal() or int(key) >= len(here):
+                raise BadInput(
+                    f"override {override!r}: `{parent}` is a list of {len(here)}; "
+                    "its items are numbered from 0"
+                )
+        elif not isinstance(here, dict):
+            raise BadInput(f"override {override!r}: `{parent}` is {shown(here)}, not a section")
+        slot: Any = int(key) if isinstance(here, list) else key
+        if depth == len(keys) - 1:
+            here[slot] = value
+        else:
+            inner = here.get(slot) if isinstance(here, dict) else here[slot]
+            if parent == "" and key == "model" and isinstance(inner, str):
+                inner = {"preset": inner}
+            here[slot] = {} if inner is None else inner
+            here = here[slot]
+    document.overridden.add(path)

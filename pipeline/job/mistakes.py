@@ -1,0 +1,187 @@
+"""What is wrong with a job, in the words of the job file: line, dotted path, value, way out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.job import Job
+from pipeline.job.help import fields_at, find_field, homes_of, is_number
+
+
+@dataclass
+class Document:
+    """A parsed job file: its values, and the line each dotted path stands on."""
+
+    values: dict[str, Any]
+    lines: dict[str, int] = field(default_factory=dict)
+    overridden: set[str] = field(default_factory=set)
+
+    def where(self, path: str) -> str:
+        """`line 12`, or `command line`; for an absent key that of the section it belongs in."""
+        while True:
+            if path in self.overridden:
+                return "command line"
+            if path in self.lines:
+                return f"line {self.lines[path]}"
+            if any(given.startswith(f"{path}.") for given in self.overridden):
+                return "command line"
+            if not path:
+                return ""
+            path = path.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    where: str
+    path: str
+    text: str
+
+    @property
+    def order(self) -> tuple[int, str]:
+        line = self.where.removeprefix("line ")
+        return (int(line) if line.isdecimal() else 1_000_000_000, self.path)
+
+
+def mistakes_in(document: Document, error: ValidationError | None) -> list[Mistake]:
+    """Every mistake of a job, in the order of the file; `error` is what validation raised."""
+    mistakes = _truths_for_numbers(document)
+    for details in error.errors() if error else ():
+        mistakes += _reported(details, document)
+    return sorted(mistakes, key=lambda mistake: mistake.order)
+
+
+def listing(path: Path, mistakes: list[Mistake]) -> str:
+    """The message for a job file with mistakes."""
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    width = max(len(m.where) for m in mistakes)
+    rows = [
+        f"  {m.where:<{width}}  {m.path}: {m.text}" if m.path else f"  {m.where:<{width}}  {m.text}"
+        for m in mistakes
+    ]
+    return "\n".join(
+        [f"{path} has {count}; nothing was started", *rows, "(pion run --help-job: every field)"]
+    )
+
+
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text (in quotes if it looks like a number)",
+    "bool": "true or false",
+    "list": "a list",
+    "model": "a section of `key: value` lines",
+    "dict": "a section of `key: value` lines",
+}
+
+
+def _reported(error: Any, document: Document) -> list[Mistake]:
+    """One pydantic error in the words of the job file; a validator may report several, by line."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    path = ".".join(_without_tags(error["loc"]))
+    text = error["msg"].replace("Input should", "should", 1)
+    if kind == "value_error":
+        return [_stated(path, line, value, document) for line in str(context["error"]).split("\n")]
+    if kind == "extra_forbidden":
+        text = f"unknown key (value {shown(value)}); {_closest_key(path, document.values)}"
+    elif kind == "missing":
+        found = find_field(path, document.values)
+        meaning = f": {found.description}" if found and found.description else ""
+        text = f"missing{meaning}"
+    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        path = join(path, "kind")
+        given = value.get("kind") if isinstance(value, dict) else None
+        kinds = [f.strip("' ") for f in context.get("expected_tags", "").split(",") if f]
+        kinds = kinds or fields_at(path.rpartition(".")[0], document.values, kinds=True)
+        text = "missing" if given is None else _not_one_of(given, kinds)
+        text += f"; the kinds are {', '.join(kinds)}"
+    elif kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        text = f"{_not_one_of(value, choices)}; expected {', '.join(choices)}"
+    elif kind == "invalid_key":
+        text = f"the key {shown(value)} is not text"
+    elif kind == "string_pattern_mismatch":
+        text = f"{shown(value)} should match {context['pattern']}"
+    else:
+        expected = (
+            EXPECTED.get(kind.split("_")[0])
+            if kind.endswith(("_type", "_parsing", "_from_float"))
+            else None
+        )
+        text = f"{shown(value)} should be {expected}" if expected else f"{shown(value)} {text}"
+    return [Mistake(document.where(path), path, text)]
+
+
+def _truths_for_numbers(document: Document) -> list[Mistake]:
+    """`steps: yes` is a slip, though Python (and so pydantic) takes True for 1."""
+    return [
+        Mistake(document.where(path), path, f"{str(value).lower()} should be a number")
+        for path, value in _leaves(document.values, "")
+        if isinstance(value, bool) and is_number(find_field(path, document.values))
+    ]
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _leaves(inner, join(path, str(key)))
+    else:
+        yield path, value
+
+
+def _stated(path: str, line: str, value: Any, document: Document) -> Mistake:
+    """A validator's own sentence; it may open with the dotted path it is about."""
+    named, colon, rest = line.partition(": ")
+    if colon and re.fullmatch(r"[a-z_0-9.]+", named):
+        path, line = (join(path, named) if path else named), rest
+    elif not isinstance(value, dict | list) and not isinstance(value, Job):
+        line = f"{shown(value)}: {line}" if repr(value) not in line else line
+    return Mistake(document.where(path), path, line)
+
+
+def _without_tags(loc: tuple[int | str, ...]) -> list[str]:
+    """A pydantic location without the `kind` it inserts after an item of a list of sources."""
+    return [
+        str(part)
+        for before, part in zip((None, *loc), loc)
+        if not (isinstance(before, int) and isinstance(part, str))
+    ]
+
+
+def _closest_key(path: str, values: dict[str, Any]) -> str:
+    section, _, key = path.rpartition(".")
+    valid = fields_at(section, values)
+    close = difflib.get_close_matches(key, valid, 1, 0.6)
+    if close:
+        return f"did you mean `{join(section, close[0])}`?"
+    homes = homes_of(key)
+    if homes:
+        return f"`{key}` belongs in " + " or ".join(f"`{home}`" for home in homes)
+    return f"the closest of this section's keys is `{_best(key, valid)}` ({', '.join(valid)})"
+
+
+def _not_one_of(given: Any, valid: list[str]) -> str:
+    close = difflib.get_close_matches(str(given), valid, 1, 0.4)
+    return f"there is no {shown(given)}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _best(given: str, valid: list[str]) -> str:
+    return max(valid, key=lambda v: difflib.SequenceMatcher(None, given, v).ratio())
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def join(path: str, key: str) -> str:
+    """The dotted path of `key` in the section at `path`."""
+    return f"{path}.{key}" if path else key

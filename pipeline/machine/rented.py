@@ -1,0 +1,287 @@
+"""The rented machine this process runs on: what it is, what it costs, how long it took to get here.
+
+Everything comes from variables that SkyPilot, the provider and the rental's run script set:
+
+    SKYPILOT_TASK_ID, SKYPILOT_MANAGED_JOB_ID, SKYPILOT_CLUSTER_INFO, RUNPOD_POD_ID
+                                        any of them: this machine is rented
+    PION_DOLLARS_PER_HOUR, PION_PRICES  its price, or a JSON object with that of each GPU it may be
+    PION_SPOT                           1 if it may be taken away, 0 if not
+    PION_BOOT_STARTED, PION_BOOT_CHECKED, PION_BOOT_SYNCED
+                                        Unix seconds: the run script's first line, after its checks,
+                                        after installing
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_plus
+
+from pion.errors import BadInput
+from pipeline.machine.gpu_names import sky_names
+
+PROC = Path("/proc")
+SIGNS = ("SKYPILOT_TASK_ID", "SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_CLUSTER_INFO", "RUNPOD_POD_ID")
+PRICE_VARIABLE = "PION_DOLLARS_PER_HOUR"
+PRICES_VARIABLE = "PION_PRICES"
+_AT = " on "
+CPU = "CPU"
+"""What a machine without a GPU is called among prices."""
+BOOT_PHASES = (
+    ("machine up", "PION_BOOT_STARTED"),
+    ("checks", "PION_BOOT_CHECKED"),
+    ("install", "PION_BOOT_SYNCED"),
+)
+"""What ends at the moment that each variable holds, in order."""
+RENTED, AT_HOME = "machine", "process"
+"""Kinds of the event that a process appends when it has claimed a run; see `claim_event`."""
+LONGEST_BOOT = 3600.0
+"""A machine that was up for longer when the run script began was rented for something else."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A rented machine. `gpu` is SkyPilot's name (None: none, or not known), `count` GPUs per node.
+
+    `rented_at` (Unix seconds) is since when the run pays for it; `phases` maps each part of its
+    boot to seconds, from then until `pion run` began.
+    """
+
+    id: str
+    cloud: str | None
+    region: str | None
+    zone: str | None
+    cluster: str | None
+    gpu: str | None
+    count: int
+    nodes: int
+    spot: bool | None
+    host: str
+    rented_at: float
+    managed_job: str | None
+    phases: Mapping[str, float]
+
+
+def this_machine(
+    started: float, environment: Mapping[str, str] = os.environ, proc: Path = PROC
+) -> Machine | None:
+    """The rented machine that a `pion run` which began at `started` is on; None at home."""
+    if not is_rented(environment):
+        return None
+    environment = with_providers(environment, proc)
+    info = _cluster_info(environment)
+    pod = environment.get("RUNPOD_POD_ID")
+    host, cluster = socket.gethostname(), info.get("cluster_name")
+    since = rented_since(started, environment, proc)
+    return Machine(
+        id=pod or ":".join(filter(None, (cluster or host, _boot_id(proc)[:8]))),
+        cloud=info.get("cloud") or ("RunPod" if pod else None),
+        region=info.get("region") or environment.get("RUNPOD_DC_ID"),
+        zone=info.get("zone"),
+        cluster=cluster,
+        gpu=_gpu(environment),
+        count=_gpu_count(environment),
+        nodes=_nodes(environment),
+        spot={"1": True, "0": False}.get(environment.get("PION_SPOT", "")),
+        host=host,
+        rented_at=since,
+        managed_job=environment.get("SKYPILOT_MANAGED_JOB_ID") or None,
+        phases=_phases(since, started, environment),
+    )
+
+
+def claim_event(
+    machine: Machine | None, price: float | None, *, session: str, started: float, reason: str
+) -> dict[str, Any]:
+    """What a process that has claimed a run appends to its events, for whoever counts costs.
+
+    `event` is "machine" on a rental and "process" at home. `price` is in dollars per hour, None if
+    unknown; `session` is the owner's, `started` when it began to cost (Unix seconds), and `reason`
+    why it could claim the run: whether the owner before had released it.
+    """
+    about = {"price": price, "session": session, "started_at": started, "reason": reason}
+    if machine is None:
+        return {"event": AT_HOME, "host": socket.gethostname(), **about}
+    return {"event": RENTED, **dataclasses.asdict(machine), **about}
+
+
+def is_rented(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a manager or provider of rented machines has left its sign."""
+    return any(environment.get(name) for name in SIGNS)
+
+
+def rented_since(
+    started: float, environment: Mapping[str, str] = os.environ, proc: Path = PROC
+) -> float:
+    """Since when a run that began at `started` pays for this machine, in Unix seconds.
+
+    Since process 1 of this container or machine started; but not before the run, if the machine
+    had been up for so long that it was rented for something else.
+    """
+    first_line = _moment(environment, "PION_BOOT_STARTED")
+    begun = started if first_line is None else min(first_line, started)
+    up = _start_of_process_1(proc)
+    return begun if up is None or not begun - LONGEST_BOOT <= up <= begun else up
+
+
+def rental_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC) -> float | None:
+    """What the rental costs in dollars per hour, all its nodes; None if nothing says so.
+
+    Raises BadInput if what says so can't be read.
+    """
+    text = environment.get(PRICE_VARIABLE)
+    if text is not None:
+        price = _amount(text)
+        if price is None:
+            raise BadInput(
+                f"{PRICE_VARIABLE} is {text!r}, which is not an amount in dollars per hour, such "
+                "as 0.44. Nothing was started."
+            )
+        return price
+    prices = _prices(environment)
+    if not prices:
+        return None
+    environment = with_providers(environment, proc)
+    gpu, count = _gpu(environment), _gpu_count(environment)
+    kinds = {key.partition(_AT)[0] for key in prices}
+    if gpu is None and count > 0 and len(kinds) == 1:
+        (gpu,) = kinds  # SkyPilot had one kind to choose from
+    kind = gpu or (CPU if count == 0 else "")
+    info = _cluster_info(environment)
+    here = priced_at(kind, f"{info.get('cloud')}/{info.get('region')}")
+    price = prices.get(here, prices.get(kind))
+    return None if price is None else price * _nodes(environment)
+
+
+def priced_at(gpu: str, place: str) -> str:
+    """The key of a price that holds in one place (`cloud/region`), where a GPU costs more."""
+    return f"{gpu}{_AT}{place}"
+
+
+def with_providers(environment: Mapping[str, str], proc: Path = PROC) -> Mapping[str, str]:
+    """`environment` and what RunPod told process 1, which a shell over ssh doesn't inherit."""
+    if "RUNPOD_POD_ID" in environment or not is_rented(environment):
+        return environment
+    try:
+        text = (proc / "1" / "environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return environment
+    told = dict(item.split("=", 1) for item in text.split("\0") if item.startswith("RUNPOD_"))
+    return {**told, **environment}
+
+
+def _gpu(environment: Mapping[str, str]) -> str | None:
+    """SkyPilot's name of this machine's GPU, as the prices have it; None if there is none."""
+    told = unquote_plus(environment.get("RUNPOD_GPU_NAME", ""))
+    name = told or next(iter(_nvidia_smi()), None)
+    if name is None:
+        return None
+    names, prices = sky_names(name), _prices(environment)
+    on_runpod = "RUNPOD_POD_ID" in environment
+    return next((n for n in names if n in prices), names[0] if on_runpod else names[-1])
+
+
+def _gpu_count(environment: Mapping[str, str]) -> int:
+    for name in ("SKYPILOT_NUM_GPUS_PER_NODE", "RUNPOD_GPU_COUNT"):
+        if (environment.get(name) or "").isdigit():
+            return int(environment[name])
+    return len(_nvidia_smi()) or int("RUNPOD_GPU_NAME" in environment)
+
+
+def _nodes(environment: Mapping[str, str]) -> int:
+    text = environment.get("SKYPILOT_NUM_NODES") or ""
+    return int(text) if text.isdigit() and int(text) > 0 else 1
+
+
+@functools.cache
+def _nvidia_smi() -> tuple[str, ...]:
+    """The driver's name of each GPU."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True, text=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+
+
+def _prices(environment: Mapping[str, str]) -> dict[str, float]:
+    """Dollars per hour of one machine, by SkyPilot's name of its GPU, or that and a place."""
+    text = environment.get(PRICES_VARIABLE)
+    if not text:
+        return {}
+    try:
+        raw = json.loads(text)
+    except ValueError:
+        raw = None
+    prices = {k: _amount(v) for k, v in raw.items()} if isinstance(raw, dict) else {}
+    if not isinstance(raw, dict) or None in prices.values():
+        raise BadInput(
+            f"{PRICES_VARIABLE} is {text!r}, which is not a JSON object of dollars per hour by "
+            f'GPU, such as {{"A40": 0.2}}. Nothing was started. Set {PRICE_VARIABLE} instead if '
+            "all these machines cost the same."
+        )
+    return {gpu: price for gpu, price in prices.items() if price is not None}
+
+
+def _amount(value: Any) -> float | None:
+    """A number that is a price, from text or JSON; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        amount = float(value)
+    except ValueError:
+        return None
+    return amount if amount >= 0 and math.isfinite(amount) else None
+
+
+def _phases(since: float, started: float, environment: Mapping[str, str]) -> dict[str, float]:
+    """Seconds of each part of the boot; a moment that is missing or out of order ends none."""
+    phases: dict[str, float] = {}
+    reached = since
+    moments = [(name, _moment(environment, variable)) for name, variable in BOOT_PHASES]
+    for name, at in [*moments, ("pion started", started)]:
+        if at is not None and reached <= at <= started:
+            phases[name] = round(at - reached, 3)
+            reached = at
+    return phases
+
+
+def _moment(environment: Mapping[str, str], name: str) -> float | None:
+    """Unix seconds; None for what is no number: a wrong clock is no reason to end a paid run."""
+    return _amount(environment.get(name))
+
+
+def _cluster_info(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """cluster_name, cloud, region and zone, as far as SkyPilot says them."""
+    try:
+        info = json.loads(environment.get("SKYPILOT_CLUSTER_INFO") or "{}")
+    except ValueError:
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
+def _start_of_process_1(proc: Path) -> float | None:
+    """When this container or machine started, in Unix seconds."""
+    try:
+        after_name = (proc / "1" / "stat").read_text().rpartition(")")[2]
+        (booted,) = re.findall(r"^btime (\d+)", (proc / "stat").read_text(), re.MULTILINE)
+        return int(booted) + int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _boot_id(proc: Path) -> str:
+    try:
+        return (proc / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,47 @@
+"""The model of a checkpoint on this machine, without the optimizer's state, which is most of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pion.errors import BadInput
+from pipeline.state.checkpoints.snapshot import OPTIMIZER
+from pipeline.state.checkpoints.upload_worker import MANIFEST
+from pipeline.state.records import Damaged
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store
+from pipeline.state.workspace import Workspace, read_files
+
+
+def bring_model(run: RunState, key: str) -> Path:
+    """The folder of the listed checkpoint `key`, verified, and downloaded unless it is here.
+
+    Raises BadInput, naming the command that checks them all, if its files are missing or damaged.
+    """
+    workspace = Workspace(run.store, run.name)
+    problem = _fetch(workspace, key)
+    if problem is not None:
+        raise BadInput(
+            f"The checkpoint {key} of run {run.name} is listed, but its files in {run.store.url} "
+            f"can't be used: {problem}. Check them all: "
+            f"pion checkpoints {run_reference(run.store, run.name)} --verify"
+        )
+    return workspace.folder(key)
+
+
+def run_reference(store: Store, name: str) -> str:
+    """What to call a run on the command line: its name alone if it is in the default store."""
+    return name if store.url == open_store(DEFAULT_STORE).url else f"{store.url}/{name}"
+
+
+def _fetch(workspace: Workspace, key: str) -> str | None:
+    manifest = f"{workspace.run}/{key}/{MANIFEST}"
+    try:
+        data = workspace.store.read(manifest)
+        files = dict(read_files(data, f"{workspace.store.url}/{manifest}"))
+    except Missing:
+        return f"{MANIFEST} is missing"
+    except Damaged:
+        return f"{MANIFEST} is damaged"
+    files.pop(OPTIMIZER, None)
+    return workspace.fetch(key, files)

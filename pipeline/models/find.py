@@ -1,0 +1,322 @@
+"""From what a person calls a model (or nothing) to a folder that can be loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from pion.errors import BadInput
+from pipeline.models.bring import bring_model
+from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import DEFAULT_STORE, Store, StoreError, open_store, split_run
+
+if TYPE_CHECKING:
+    from pion.data.tokenizer import Tokenizer
+    from pion.model.decoder import Decoder
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+HUB_MODEL = re.compile(r"hf://[^/]+/[^/]+")  # with one more part it is a run in a store
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """Where a model's weights are.
+
+    Attributes:
+        folder: the folder with the weights, or a seed's `.pt` file.
+        kind: how they are stored.
+        label: what to call the model when talking to a person.
+        chat: whether it was fine-tuned on conversations.
+        tokenizer: its `tokenizer.json`; None where there is none (a seed's `.pt` carries none).
+    """
+
+    folder: Path
+    kind: Literal["checkpoint", "export", "seed"]
+    label: str
+    chat: bool
+    tokenizer: Path | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint that a run's HEAD lists."""
+
+    state: RunState
+    head: Head
+    entry: CheckpointEntry
+
+
+def find_model(text: str | None) -> FoundModel:
+    """The model called `text`; None is the final model of the latest run in the default store.
+
+    `text` is a run (`demo`, `<store>/demo`, with `@pretrain`, `@sft` or `@STEP` for another than
+    its last checkpoint), a checkpoint's or an exported folder, a seed's `.pt` file, or a Hub
+    repository (`user/name` or `hf://user/name`, with `@REVISION`). `s3://bucket/prefix/demo` and
+    `hf://user/name/demo` are runs, whose weights are downloaded unless this machine has them.
+
+    Raises:
+        BadInput: there is nothing of that name; the message lists what was looked at.
+    """
+    found = _latest() if text is None else locate_model(text)
+    if isinstance(found, Listed):
+        return _of_run(found)
+    if isinstance(found, Path):
+        return _from_file(found) if found.is_file() else _from_folder(found)
+    return _from_hub(found)
+
+
+def locate_model(text: str) -> Path | Listed | str:
+    """Where `find_model` finds `text`, of which nothing is downloaded yet: a file or folder, a
+    checkpoint of a run, or a Hub repository (`user/name` or `user/name@REVISION`).
+
+    Raises:
+        BadInput: there is nothing of that name. Whether the Hub has the repository is not asked.
+    """
+    if HUB_MODEL.fullmatch(text):
+        return text.removeprefix("hf://")
+    if "://" in text:
+        return _in_run(text) or _no_such_run(text)
+    path = Path(text).expanduser()
+    if path.is_file() or (path.is_dir() and (path / WEIGHTS).is_file()):
+        return path
+    found = _in_run(text)
+    if found is not None:
+        return found
+    if path.exists():
+        raise BadInput(
+            f"{text}: a folder, but no model: it has no {WEIGHTS} (a checkpoint, an exported "
+            f"model) and no HEAD.json (a run). {_known_runs(open_store(DEFAULT_STORE))}"
+        )
+    if HUB_REPO.fullmatch(text):
+        return text
+    raise BadInput(
+        f"no model {text!r}: no such file or folder, no such run. "
+        f"{_known_runs(open_store(DEFAULT_STORE))} A Hub repository is written user/name."
+    )
+
+
+def load_model(found: FoundModel) -> Decoder:
+    """Its weights in a Decoder, in float32 on the CPU. Raises BadInput for files that are none."""
+    if found.kind == "seed":
+        from pion.seeds import import_seed
+
+        return import_seed(found.folder)
+    from pion.load import load_decoder
+
+    return load_decoder(found.folder)
+
+
+def load_tokenizer(found: FoundModel) -> Tokenizer:
+    """Its tokenizer. Raises BadInput where it has none."""
+    from pion.data.tokenizer import Tokenizer
+
+    if found.tokenizer is None:
+        raise BadInput(
+            f"{found.label} comes without a tokenizer. Put its tokenizer.json into "
+            f"{found.folder if found.folder.is_dir() else found.folder.parent}"
+            + (
+                f", or make a folder of both: pion import-seed {found.folder} DIR --tokenizer FILE"
+                if found.kind == "seed"
+                else ""
+            )
+        )
+    return Tokenizer.from_file(found.tokenizer)
+
+
+def load_found(found: FoundModel) -> tuple[Decoder, Tokenizer]:
+    """Both, checked to fit each other."""
+    tokenizer = load_tokenizer(found)
+    model = load_model(found)
+    tokenizer.fits(model.config.vocab_size, where=str(found.tokenizer))
+    return model, tokenizer
+
+
+# ---------------------------------------------------------------- runs
+
+
+def runs_in(store: Store) -> dict[str, Head]:
+    """Every run of a store, by name, most recently saved last."""
+    heads = {name: RunState(store, name).read() for name in _run_names(store)}
+    present = {name: head for name, head in heads.items() if head is not None}
+    return dict(sorted(present.items(), key=lambda item: (last_change(item[1]), item[0])))
+
+
+def read_run(run: str) -> tuple[RunState, Head]:
+    """A run by `<store>/<name>`, a name in the default store, or the path of its folder.
+
+    Raises BadInput if it does not exist, naming those that do.
+    """
+    url, name = split_run(run)
+    store = open_store(url)
+    state = RunState(store, name)
+    head = _read(state)
+    if head is None:
+        raise BadInput(_no_run(store, name))
+    return state, head
+
+
+def _read(state: RunState) -> Head | None:
+    try:
+        return state.read()
+    except StoreError as error:  # no such bucket, no permission, no network
+        raise BadInput(str(error)) from error
+
+
+def _no_run(store: Store, name: str) -> str:
+    return f"no run {name!r} in the store {store.url}. {_known_runs(store)}"
+
+
+def _no_such_run(text: str) -> NoReturn:
+    raise BadInput(_no_run(*_store_and_name(text)))
+
+
+def _run_names(store: Store) -> list[str]:
+    keys = (entry.key.split("/") for entry in store.list())
+    return sorted(name for name, *rest in keys if rest == ["HEAD.json"])
+
+
+def last_change(head: Head) -> float:
+    """When something was last committed that says when, as Unix time."""
+    times = [entry.at for entry in head.checkpoints] + [claim.at for claim in head.claims]
+    return max(times + [record.at for record in head.stages.values()], default=0.0)
+
+
+def _known_runs(store: Store) -> str:
+    names = _run_names(store)
+    return f"Runs in {store.url}: {', '.join(names)}." if names else f"No runs in {store.url}."
+
+
+def _latest() -> Listed:
+    store = open_store(DEFAULT_STORE)
+    for name, head in reversed(runs_in(store).items()):
+        if head.checkpoints:
+            return _listed(RunState(store, name), head, None)
+    raise BadInput(
+        f"no model was named, and no run in {store.url} has a checkpoint yet. Train one "
+        "(pion run jobs/demo.yaml), or name a model: a run, a folder, or a Hub repository."
+    )
+
+
+def _in_run(text: str) -> Listed | None:
+    whole, _, suffix = text.rpartition("@")
+    for run, which in ((text, None), (whole, suffix)):
+        try:
+            state = RunState(*_store_and_name(run))
+        except BadInput:  # no name a run can have
+            continue
+        head = _read(state)
+        if head is not None:
+            return _listed(state, head, which)
+    return None
+
+
+def _store_and_name(run: str) -> tuple[Store, str]:
+    url, name = split_run(run)
+    return open_store(url), name
+
+
+def _of_run(found: Listed) -> FoundModel:
+    state, head, entry = found.state, found.head, found.entry
+    folder = bring_model(state, entry.key)
+    record = head.stages.get(entry.stage)
+    done = record is not None and record.checkpoint == entry.key
+    step = f"step {entry.step:,}" + ("" if done else ", unfinished")
+    return _from_folder(folder, label=f"{state.name} ({entry.stage}, {step})")
+
+
+def _listed(state: RunState, head: Head, which: str | None) -> Listed:
+    """The checkpoint asked for: of a stage, of a step, or the last stage's last."""
+    entries = list(head.checkpoints)  # newest first
+    if which is None:
+        last = [head.stages[s].checkpoint for s in ("sft", "pretrain") if s in head.stages]
+        entries.sort(key=lambda e: last.index(e.key) if e.key in last else len(last))
+    elif which.isdecimal():
+        entries = [e for e in entries if e.step == int(which)]
+    else:
+        entries = [e for e in entries if e.stage == which]
+    if not entries:
+        present = ", ".join(f"{e.stage} {e.step}" for e in head.checkpoints) or "none"
+        wanted = "checkpoint" if which is None else f"checkpoint @{which}"
+        raise BadInput(f"run {state.name} has no {wanted}; its checkpoints are: {present}.")
+    return Listed(state, head, entries[0])
+
+
+# ---------------------------------------------------------------- files, folders, the Hub
+
+
+def _from_file(path: Path) -> FoundModel:
+    if path.suffix != ".pt":
+        raise BadInput(
+            f"{path}: not a model: expected a seed's .pt file or a folder with {WEIGHTS}"
+        )
+    beside = [path.with_name("tokenizer.json"), *sorted(path.parent.glob("*tokenizer.json"))]
+    tokenizer = next((candidate for candidate in beside if candidate.is_file()), None)
+    # The seeds' trainers name the folder or the file of a fine-tuned model "sft".
+    chat = "sft" in f"{path.parent.name}/{path.name}".lower()
+    return FoundModel(path, "seed", path.name, chat, tokenizer)
+
+
+def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
+    if not (folder / CONFIG).is_file():
+        raise BadInput(f"{folder}: not a model: {WEIGHTS} is there, but no {CONFIG}")
+    tokenizer: Path | None = folder / "tokenizer.json"
+    if not (folder / "state.json").is_file():
+        chat = (folder / "chat_template.jinja").is_file()
+        kind: Literal["checkpoint", "export"] = "export"
+    else:
+        state = _read_state(folder)
+        chat, kind = state.get("stage") == "sft", "checkpoint"
+        if not (folder / "tokenizer.json").is_file() and state.get("tokenizer"):
+            # A key in the run's folder, which holds checkpoints/<stage>/<step>-<epoch>.
+            tokenizer = folder.absolute().parents[2] / state["tokenizer"]
+    if tokenizer is not None and not tokenizer.is_file():
+        tokenizer = None
+    return FoundModel(folder, kind, label or str(folder), chat, tokenizer)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder / 'state.json'} is damaged: {error}") from None
+    return state if isinstance(state, dict) else {}
+
+
+def _from_hub(text: str) -> FoundModel:
+    repo, _, revision = text.partition("@")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError as NotThere
+
+    try:
+        folder = Path(
+            snapshot_download(
+                repo,
+                revision=revision or None,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja"],
+            )
+        )
+    except GatedRepoError:
+        raise BadInput(
+            f"the Hub repository {repo} is gated: ask for access on its page, then log in "
+            "(hf auth login)"
+        ) from None
+    except NotThere:
+        raise BadInput(
+            f"no model {text!r}: no such folder, no such run, and no such repository on the Hub "
+            "(a private one needs a login: hf auth login)"
+        ) from None
+    except LocalEntryNotFoundError as error:
+        raise BadInput(
+            f"no model {text!r}: no such folder, no such run, and the Hub can't be reached: {error}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"can't get {repo} from the Hub: {error}") from None
+    if not (folder / WEIGHTS).is_file():
+        raise BadInput(f"the Hub repository {repo} holds no {WEIGHTS}: not a model Pion can load")
+    return _from_folder(folder, label=f"hf://{text}")

@@ -1,0 +1,155 @@
+"""`pion check`: everything that can fail later, found before it costs anything."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pion.errors import BadInput, PionError
+from pipeline.job import Job
+from pipeline.job.file import load_job
+from pipeline.rent.check import of_job, of_rental
+from pipeline.rent.check.of_controller import controller
+from pipeline.rent.check.of_machines import machines
+from pipeline.rent.check.row import CheckRow
+from pipeline.rent.rental import Rental, read_rental
+from pipeline.rent.time_limit import begin, within
+from pipeline.state.stores import open_store
+
+SECONDS = 16.0
+"""What has not answered after so long, from the command's start, counts as not found out."""
+JOB_SECONDS = 4.0
+"""Of them, left to the checks of the job where the rental can't be read."""
+MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("?", "yellow")}
+
+Check = Callable[[], list[CheckRow]]
+
+
+def show_check(
+    job: str, overrides: Sequence[str], *, on: str | None, force: bool, as_json: bool
+) -> int:
+    """Print what is found; returns 0 if nothing speaks against the run, else 2.
+
+    `on` is a SkyPilot YAML; without it only what no machine changes is checked. Returns in time,
+    whatever the network does.
+    """
+    end = time.monotonic() + SECONDS
+    rows: list[CheckRow] = []
+    loaded, rental = None, None
+    try:
+        loaded = load_job(job, overrides)
+    except BadInput as error:
+        rows.append(CheckRow("job", False, str(error)))
+    if on is not None:
+        try:
+            # SkyPilot may fetch its list of GPUs for it, and sets itself no limit.
+            rental = within(end - JOB_SECONDS - time.monotonic(), partial(read_rental, on))
+        except BadInput as error:
+            rows.append(CheckRow("rental", False, str(error)))
+        except TimeoutError:
+            words = (
+                f"SkyPilot could not read {on} in time: its list of GPUs does not come, or this "
+                "machine is busy. No machine was looked at, and nothing was rented. Look at the "
+                "network, and run it again"
+            )
+            rows.append(CheckRow("rental", False, words))
+    if loaded is not None:
+        rows += run_checks(loaded, rental, path=job, force=force, end=end)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+    else:
+        print_rows(rows)
+    return 2 if any(row.ok is False for row in rows) else 0
+
+
+def run_checks(
+    job: Job,
+    rental: Rental | None,
+    *,
+    path: str | None = None,
+    force: bool = False,
+    end: float | None = None,
+) -> list[CheckRow]:
+    """Every check of a job, and of the rental it shall run on; all at the same time.
+
+    `path` is the job file, which has to travel to the rental. `force` lets a spot price pass that
+    is above the on-demand price. At `end`, of the monotonic clock, nothing is waited for any more.
+    """
+    end = time.monotonic() + SECONDS if end is None else end
+    try:
+        within(end - time.monotonic(), partial(_import_first, job, rental))
+    except TimeoutError:
+        words = (
+            f"nothing was found out within {SECONDS:.0f} s, and nothing was rented. Run it again"
+        )
+        return [CheckRow("checks", False, words)]
+    checks: list[tuple[str, Check]] = [
+        ("model", partial(of_job.model, job, rented=rental is not None)),
+        ("tokenizer", partial(of_job.tokenizer, job)),
+        ("data", partial(of_job.data, job)),
+        ("store", partial(of_job.store, job)),
+        ("evaluate", partial(of_job.evaluate, job)),
+        ("publish", partial(of_job.publish, job)),
+    ]
+    if rental is not None:
+        checks += [
+            ("store from there", partial(of_rental.store_in_reach, job)),
+            ("files", partial(of_rental.files, job, rental, path)),
+            ("credentials", partial(of_rental.credentials, job, rental)),
+            ("disk", partial(of_rental.disk, job, rental)),
+            ("recovery", partial(of_rental.recovery, rental)),
+            ("controller", controller),
+            ("machines", partial(machines, job, rental, force=force)),
+        ]
+    waiting = [(name, begin(check)) for name, check in checks]
+    words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
+    rows = [CheckRow("job", True, words)]
+    for name, wait in waiting:
+        rows += _outcome(name, wait, end)
+    return rows
+
+
+def print_rows(rows: Sequence[CheckRow]) -> None:
+    """Print rows as one table: ✓ fine, ✗ would fail, ? not known or to be considered."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(MARKS[row.ok], Text(row.name), Text(row.words))
+    Console(highlight=False).print(table)
+
+
+def _import_first(job: Job, rental: Rental | None) -> None:
+    """Load what several checks use: threads that import the same package at the same time can
+    find it half loaded."""
+    import huggingface_hub.hf_api  # noqa: F401
+
+    with contextlib.suppress(BadInput):  # the store's own check says so
+        open_store(job.store)
+    if rental is not None:
+        import sky.clouds
+        import sky.data.storage_utils
+        import sky.server.common  # noqa: F401
+
+
+def _outcome(name: str, wait: Callable[[float], list[CheckRow]], end: float) -> list[CheckRow]:
+    """A check's rows, or the one that says why there are none."""
+    try:
+        return wait(end - time.monotonic())
+    except BadInput as error:
+        return [CheckRow(name, False, str(error))]
+    except TimeoutError:
+        return [CheckRow(name, None, f"no answer within {SECONDS:.0f} s")]
+    except PionError as error:  # the network, or a service that is down
+        return [CheckRow(name, None, str(error))]
+    except Exception as error:  # of a library: not known to be the job's fault
+        return [CheckRow(name, None, f"can't be checked: {type(error).__name__}: {error}")]

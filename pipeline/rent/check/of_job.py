@@ -1,0 +1,302 @@
+"""Checks of a job that hold on any machine: model, tokenizer, data, store, publishing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pion.errors import BadInput, PionError
+from pipeline.console.formats import size
+from pipeline.job import (
+    BinShards,
+    HubDataset,
+    HubNpyShards,
+    Job,
+    NpyShards,
+    PythonDocs,
+    PythonDocsQA,
+    Source,
+)
+from pipeline.job.digest import Inputs, digest_job
+from pipeline.models.find import CONFIG, Listed, find_model, locate_model
+from pipeline.rent.check.row import CheckRow
+from pipeline.rent.time_limit import within
+from pipeline.run.stage_plan import (
+    Refusal,
+    first_stale,
+    goes_on_under_another_digest,
+    plan_stages,
+)
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, Missing, Store, StoreError, open_store
+
+if TYPE_CHECKING:
+    from pion.config import ModelConfig
+
+STORE_SECONDS = 8.0
+"""A store that takes longer to answer would not do."""
+
+
+def model(job: Job, *, rented: bool = False) -> list[CheckRow]:
+    """The model's size, and that the weights to start from exist and are of the same model.
+
+    On a `rented` machine they have to be where it can get them.
+    """
+    name, millions = job.model.preset or "the job's own shape", count_parameters(job) / 1e6
+    rows = [CheckRow("model", True, f"{name}: {millions:,.1f} million parameters")]
+    for stage in job.train_stages:
+        source = job.section(stage).init_from
+        if source is not None:
+            words = _starting_weights(job, source, f"{stage}.init_from", rented=rented)
+            rows.append(CheckRow(f"{stage}.init_from", True, words))
+    return rows
+
+
+def count_parameters(job: Job) -> int:
+    """How many the job's model has."""
+    import torch
+
+    from pion.model.decoder import Decoder
+
+    with torch.device("meta"):
+        return Decoder(job.model_config_resolved()).num_params()
+
+
+def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
+    """Where a model to start from is, without downloading it.
+
+    Raises BadInput if it is nowhere, out of a rented machine's reach, or another model.
+    """
+    from pipeline.training.start import require_same_model
+
+    path = job.input_path(source)
+    found = locate_model(str(path) if path.exists() else source)
+    # What lies beside the job file may travel with it; the check of the files says so.
+    here = isinstance(found, Path) or (
+        isinstance(found, Listed) and isinstance(found.state.store, FileStore)
+    )
+    if rented and here and not path.exists():
+        raise BadInput(
+            f"{key}: {source} is on this machine only. Use a run in a store that both reach "
+            "(s3://bucket/prefix/run), a Hub repository (hf://user/name), or a folder below the "
+            "rental's workdir, by its path from the job file."
+        )
+    config, label = _config_of(found)
+    if config is not None:
+        require_same_model(job.model_config_resolved(), config, source)
+    return label
+
+
+def _config_of(found: Path | Listed | str) -> tuple[ModelConfig | None, str]:
+    """A model's settings and what to call it. None for a seed's .pt file, which has none apart
+    from its weights."""
+    from pipeline.data.hub import explained, pin
+
+    if isinstance(found, Path):
+        label = str(find_model(str(found)).folder.resolve())
+        if found.is_file():
+            return None, label
+        return _config((found / CONFIG).read_bytes(), str(found / CONFIG)), label
+    if isinstance(found, Listed):
+        store, key = found.state.store, found.state.key(f"{found.entry.key}/{CONFIG}")
+        label = f"run {found.state.name} in {store.url}, {found.entry.stage} {found.entry.step:,}"
+        try:
+            return _config(store.read(key), f"{store.url}/{key}"), label
+        except Missing:
+            raise BadInput(f"{label}: its checkpoint has no {CONFIG}") from None
+    from huggingface_hub import hf_hub_download
+
+    repo, _, revision = found.partition("@")
+    commit = pin(repo, revision or None, "model")
+    with explained(f"Hub model {repo} at {commit[:12]}, file {CONFIG}"):
+        file = Path(hf_hub_download(repo, CONFIG, revision=commit))
+    label = f"Hub model {repo} at {commit[:12]}"
+    return _config(file.read_bytes(), f"{label}, {CONFIG}"), label
+
+
+def _config(content: bytes, where: str) -> ModelConfig:
+    """The settings in a config.json, ours or transformers'. Raises BadInput for what is none."""
+    from pion.config import ModelConfig
+    from pion.qwen3 import from_qwen3
+
+    try:
+        settings = json.loads(content)
+        if not isinstance(settings, dict):
+            raise BadInput("it holds no settings")
+        if "model_type" in settings:
+            return from_qwen3(settings, {})[0]
+        return ModelConfig.from_dict(settings)
+    except (BadInput, ValueError) as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
+def tokenizer(job: Job) -> list[CheckRow]:
+    """That the tokenizer can be loaded and fits the model's vocabulary."""
+    from pion.data.tokenizer import Tokenizer
+
+    section = job.tokenizer
+    if section.train is not None:
+        words = f"a BPE of {section.train.vocab_size:,} entries is trained on data.sources"
+        readable = [s for s in job.data.sources if not _is_tokenised(s)]
+        if not readable:
+            raise BadInput("tokenizer.train: every data source is tokenised already; name theirs")
+        return [CheckRow("tokenizer", True, words)]
+    if section.file is not None:
+        path = job.input_path(section.file)
+        if not path.is_file():
+            raise BadInput(f"tokenizer.file: {path} does not exist")
+        where = section.file
+    else:
+        from pipeline.data.hub import hub_tokenizer
+
+        assert section.hub is not None
+        path = hub_tokenizer(section.hub, section.revision, section.hub_file)
+        where = f"Hub model {section.hub}"
+    found = Tokenizer.from_file(path)
+    found.fits(job.model_config_resolved().vocab_size, f"tokenizer: {where}")
+    return [CheckRow("tokenizer", True, f"{where}: {found.vocab_size:,} entries")]
+
+
+def data(job: Job) -> list[CheckRow]:
+    """That every source exists and its first record can be read as the job wants it.
+
+    Prepared data that the store has already needs no source.
+    """
+    if is_prepared(job):
+        return [CheckRow("data", True, "prepared already; the store has it")]
+    rows = []
+    for key, source in sources_of(job):
+        try:
+            rows.append(CheckRow(key, True, _first_record(job, source, key)))
+        except BadInput as error:
+            rows.append(CheckRow(key, False, str(error)))
+        except PionError as error:  # the Hub can't be reached
+            rows.append(CheckRow(key, None, str(error)))
+    return rows
+
+
+def sources_of(job: Job) -> list[tuple[str, Source]]:
+    """(key, source) of all data of the job."""
+    found: list[tuple[str, Source]] = []
+    found += [(f"data.sources.{n}", source) for n, source in enumerate(job.data.sources)]
+    if job.sft is not None:
+        found += [(f"sft.sources.{n}", source) for n, source in enumerate(job.sft.sources)]
+    return found
+
+
+def _first_record(job: Job, source: Source, key: str) -> str:
+    """Look at a source as `prepare` will. Raises BadInput for what it could not read."""
+    from pion.data.shards import open_shard
+    from pipeline.data.hub import hub_shards
+    from pipeline.data.sources import conversations, find_input, texts
+
+    if isinstance(source, PythonDocs | PythonDocsQA):
+        return f"{source.kind}: the standard library of the machine"
+    found = find_input(job, source, key)
+    if isinstance(source, NpyShards | BinShards):
+        for path in found.files:
+            open_shard(path, job.data.seq_len)
+    elif isinstance(source, HubNpyShards):
+        shards = hub_shards(source, found.commit, job.data.seq_len)
+        rows = sum(shard.rows for shard in shards)
+        return f"{source.repo} at {found.commit[:12]}: {len(shards)} shards, {rows:,} rows"
+    else:
+        read: Iterable[object]
+        read = conversations(job, found) if key.startswith("sft.") else texts(job, found)
+        if next(iter(read), None) is None:
+            raise BadInput(f"{key}: there is nothing in it")
+    if isinstance(source, HubDataset):
+        return f"{source.repo} at {found.commit[:12]}: the first record can be read"
+    total = sum(path.stat().st_size for path in found.files)
+    files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
+    return f"{files}, {size(total)}"
+
+
+def _is_tokenised(source: Source) -> bool:
+    return isinstance(source, NpyShards | BinShards | HubNpyShards)
+
+
+def is_prepared(job: Job) -> bool:
+    """Whether the store has the job's data already, as far as it can be asked."""
+    try:
+        head = within(STORE_SECONDS, RunState(open_store(job.store), job.name).read)
+    except (PionError, TimeoutError):  # the store's own check says so
+        return False
+    (prepare, *_) = plan_stages(job, digest_job(job), head)
+    return prepare.state == "done"
+
+
+def store(job: Job) -> list[CheckRow]:
+    """That the store can hold the run, and what is left to do there."""
+    opened = open_store(job.store)
+    run = RunState(opened, job.name)
+
+    def ask() -> Head | None:
+        opened.probe(run.key(""))
+        return run.read()
+
+    try:
+        head = within(STORE_SECONDS, ask)
+    except StoreError as error:  # down, or nothing there: the run could not start either
+        raise BadInput(str(error)) from error
+    except TimeoutError as error:
+        raise BadInput(f"{opened.url}: {error}; it is down, or can't be reached") from None
+    rows = [CheckRow("store", True, f"{opened.url}: {_probed(opened)}")]
+    return [*rows, CheckRow("run", True, _left(job, run, head))]
+
+
+def _probed(opened: Store) -> str:
+    if opened.commits:
+        return "can be read and written, and refuses a commit upon an outdated one"
+    return "read, written, compared and swapped, deleted"
+
+
+def _left(job: Job, run: RunState, head: Head | None) -> str:
+    """What the run has still to do. Raises BadInput if going on would invalidate work."""
+    if head is None:
+        return f"{job.name} is new"
+    digests = digest_job(job)
+    plans = plan_stages(job, digests, head)
+    stale = first_stale(plans)
+
+    def read_inputs(stage: str, digest: str) -> Inputs | None:
+        kept = run.read_stage(stage, digest)
+        return kept["inputs"] if kept else None
+
+    if stale and not goes_on_under_another_digest(job, stale, digests, head, read_inputs):
+        raise BadInput(Refusal(job, "JOB", digests, read_inputs).text(stale, plans))
+    if all(plan.state == "done" for plan in plans):
+        return f"{job.name} is finished already"
+    begun = [f"{p.stage} {p.why}" for p in plans if p.state == "resume"]
+    done = [p.stage for p in plans if p.state == "done"]
+    owner = f"; owned by {head.owner.describe()}" if head.owner else ""
+    return (
+        f"{job.name}: done {', '.join(done) or 'nothing'}; {', '.join(begun) or 'goes on'}{owner}"
+    )
+
+
+def evaluate(job: Job) -> list[CheckRow]:
+    """That packs of questions can be read, and that what reports metrics is installed."""
+    from pipeline.stages.evaluate import read_packs
+    from pipeline.training.trackers import check_trackers
+
+    check_trackers(job)
+    if not job.evaluate.packs:
+        return []
+    read_packs(job)
+    return [CheckRow("evaluate.packs", True, f"{len(job.evaluate.packs)} can be read")]
+
+
+def publish(job: Job) -> list[CheckRow]:
+    """That the token may write to the target, which is free or ours."""
+    from pipeline.stages.publish import check_target
+
+    if job.publish is None:
+        return []
+    notes = check_target(job)
+    if notes:
+        return [CheckRow("publish", None, "; ".join(notes))]
+    return [CheckRow("publish", True, f"{job.publish.to} may be written")]

@@ -1,0 +1,244 @@
+"""Checks of a job on a rented machine: what it reaches, what it is given, what it has room for."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pion.errors import BadInput
+from pipeline.data.sources import find_input
+from pipeline.job import HubDataset, HubNpyShards, Job
+from pipeline.rent.check.of_job import count_parameters, is_prepared, sources_of
+from pipeline.rent.check.row import CheckRow
+from pipeline.rent.credentials import SESSION_TOKEN, hub_inputs, needed_secrets
+from pipeline.rent.rental import Rental
+from pipeline.rent.skypilot import quiet, sky_module
+from pipeline.state.stores import FileStore, open_store
+
+LOOPBACK_VARIABLE = "PION_ALLOW_LOOPBACK"
+"""Set to 1 where the rented machine is this one, as in tests."""
+BASE_GB = 15.0
+"""Packages, their cache, and logs."""
+CHECKPOINTS = 3
+"""On the machine's disk at a time: the two kept, and the one being written."""
+BYTES_PER_PARAMETER = 12
+"""Of a checkpoint: float32 weights and AdamW's two moments."""
+RECOVER_CODE = 75
+
+
+# ---------------------------------------------------------------- what the machine can reach
+
+
+def store_in_reach(job: Job) -> list[CheckRow]:
+    """That the store outlives the machine and is not this machine's loopback."""
+    name, store = "store from there", open_store(job.store)
+    if isinstance(store, FileStore):
+        raise BadInput(
+            f"{store.url} is a folder: on a rented machine it is destroyed with it. Use "
+            "store=s3://bucket/prefix or store=hf://user/repo."
+        )
+    endpoint = _endpoint(job.store)
+    host = urlsplit(endpoint).hostname or ""
+    if _is_local(host) and os.environ.get(LOOPBACK_VARIABLE) != "1":
+        raise BadInput(
+            f"{endpoint} is an address of this machine or its network, which a rented one can't "
+            "reach. Use a store with a public address."
+        )
+    variable = "HF_ENDPOINT" if job.store.startswith("hf://") else "AWS_ENDPOINT_URL"
+    standard = host.endswith(("amazonaws.com", "huggingface.co"))
+    if not standard and os.environ.get(variable, "").rstrip("/") != endpoint.rstrip("/"):
+        raise BadInput(
+            f"{endpoint} is set up on this machine only. Pass it on: export {variable}={endpoint}"
+        )
+    return [CheckRow(name, True, f"{host} can be reached from anywhere")]
+
+
+def _endpoint(store: str) -> str:
+    """The URL that this machine reaches a remote store at."""
+    if store.startswith("hf://"):
+        from huggingface_hub import HfApi
+
+        return HfApi().endpoint
+    import boto3
+
+    return str(boto3.client("s3").meta.endpoint_url)
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:  # a name, or no host at all
+        return "." not in host
+
+
+def credentials(
+    job: Job, rental: Rental, environment: Mapping[str, str] = os.environ
+) -> list[CheckRow]:
+    """That every credential the run needs is set here, and declared so that it travels."""
+    needed = needed_secrets(job, environment)
+    mistakes = []
+    for name, why in needed.items():
+        if name not in rental.secrets:
+            # `envs:` are shown in SkyPilot's records, and not filled in with what is set here.
+            add = "move it from `envs:`" if name in rental.envs else "add it"
+            mistakes.append(f"{rental.path} does not pass {name} on ({why}): {add} to `secrets:`")
+        if not environment.get(name):
+            mistakes.append(f"{name} is not set here ({why}): export {name}=…")
+    for name, value in rental.secrets.items():
+        if value is None and name not in needed and not environment.get(name):
+            mistakes.append(
+                f"{rental.path} requires {name}, which is not set here: export {name}=…"
+            )
+    if mistakes:
+        raise BadInput("\n".join(mistakes))
+    words = f"{', '.join(needed)} are set and passed on" if needed else "none is needed"
+    rows = [CheckRow("credentials", True, words)]
+    if SESSION_TOKEN in needed:
+        words = (
+            f"{SESSION_TOKEN} is set, so these keys expire: a run longer than they live stops and "
+            "can't save. Use lasting keys for it, and unset AWS_SESSION_TOKEN"
+        )
+        rows.append(CheckRow("temporary keys", None, words))
+    return rows + ([] if "HF_TOKEN" in needed else _hub_login(job, rental, environment))
+
+
+def _hub_login(job: Job, rental: Rental, environment: Mapping[str, str]) -> list[CheckRow]:
+    """That the rental reads from the Hub what this machine, which is logged in, may read."""
+    from huggingface_hub import get_token
+
+    inputs = hub_inputs(job)
+    if not inputs or get_token() is None:
+        return []
+    missing = []
+    if not environment.get("HF_TOKEN"):
+        missing.append("export HF_TOKEN=…")
+    if "HF_TOKEN" not in rental.secrets:
+        missing.append(f"add HF_TOKEN to `secrets:` in {rental.path}")
+    if not missing:
+        return []
+    words = (
+        "this machine is logged in to the Hub, and the rental may not be (SkyPilot brings the "
+        f"login along, other starters do not): if {' or '.join(inputs)} is private or gated, "
+        f"{' and '.join(missing)}"
+    )
+    return [CheckRow("Hub login", None, words)]
+
+
+# ---------------------------------------------------------------- what is on the machine
+
+
+def files(job: Job, rental: Rental, path: str | None) -> list[CheckRow]:
+    """That the job file `path` and what it names are among what SkyPilot copies to the machine."""
+    rows = []
+    if job.publish is not None and "://" not in job.publish.to:
+        words = (
+            f"publish.to: {job.publish.to} is a folder, which goes with the machine. Publish to "
+            "hf://user/name, or fetch the model later: pion export"
+        )
+        rows.append(CheckRow("publish from there", None, words))
+    workdir = rental.config.get("workdir")
+    local = _local_inputs(job, prepared=is_prepared(job))
+    if path is not None:
+        local.append(("the job file", Path(path).expanduser().resolve()))
+    if not isinstance(workdir, str):
+        keys = ", ".join(dict.fromkeys(key for key, _ in local))
+        words = f"{rental.path} has no local workdir: {keys} must be there otherwise"
+        return [*rows, CheckRow("files", None, words)] if local else rows
+    root = Path(workdir).expanduser().resolve()
+    if not root.is_dir():
+        raise BadInput(f"{rental.path}: workdir {root} is not a folder")
+    left_out = _left_out(root) if local else set()
+    for key, file in local:
+        if not file.is_relative_to(root):
+            raise BadInput(f"{key}: {file} is outside {root}, so it is not copied to the machine")
+        if not left_out.isdisjoint((file, *file.parents)):
+            raise BadInput(
+                f"{key}: {file} is left out by .skyignore or .gitignore, so it is not copied to "
+                "the machine. Put it elsewhere, or list it in neither."
+            )
+    return [*rows, CheckRow("files", True, f"{root} is copied to the machine")]
+
+
+def _local_inputs(job: Job, *, prepared: bool) -> list[tuple[str, Path]]:
+    """(key, path) of every file, and of folders that are read whole, that the job reads here.
+
+    Of data that is `prepared` and the tokenizer with it the store has what is needed.
+    """
+    asked: dict[str, str | None] = {
+        f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)
+    }
+    asked["evaluate.lm_eval.include_path"] = job.evaluate.lm_eval.include_path
+    for stage in job.train_stages:
+        weights = job.section(stage).init_from
+        if weights is not None and job.input_path(weights).exists():
+            asked[f"{stage}.init_from"] = weights
+    if not prepared:
+        asked["tokenizer.file"] = job.tokenizer.file
+    found = [(key, job.input_path(path)) for key, path in asked.items() if path is not None]
+    for key, source in sources_of(job):
+        if not prepared and hasattr(source, "path"):
+            with contextlib.suppress(BadInput):  # the check of the data says so
+                files = find_input(job, source, key).files
+                found += [(f"{key}.path", path.resolve()) for path in files]
+    return found
+
+
+def _left_out(root: Path) -> set[Path]:
+    """What SkyPilot does not copy, by its own reading of .skyignore or .gitignore."""
+    sky_module()
+    from sky.data.storage_utils import get_excluded_files
+
+    with quiet():
+        return {root / path for path in get_excluded_files(str(root))}
+
+
+def disk(job: Job, rental: Rental) -> list[CheckRow]:
+    """That each candidate's disk holds packages, checkpoints and data."""
+    checkpoints = CHECKPOINTS * BYTES_PER_PARAMETER * count_parameters(job) / 1e9
+    sources = [source for _, source in sources_of(job)]
+    streamed = any(isinstance(source, HubNpyShards) for source in sources)
+    data = job.hardware.shard_cache_gb if streamed else 0.0
+    # Copied there, and prepared beside it.
+    data += 2 * sum(_bytes_below(path) for _, path in _local_inputs(job, prepared=False)) / 1e9
+    needed = BASE_GB + checkpoints + data
+    parts = f"{BASE_GB:.0f} packages + {checkpoints:.1f} checkpoints + {data:.1f} data"
+    if any(isinstance(source, HubDataset) for source in sources):
+        parts += ", and what is downloaded from the Hub"
+    least = min(candidate.disk_gb for candidate in rental.candidates)
+    words = f"{needed:.0f} GB needed ({parts}), {least} GB asked"
+    if least < needed:
+        raise BadInput(f"{words}. Set disk_size: {needed * 1.2:.0f} in {rental.path}")
+    endless = [s.repo for s in sources if isinstance(s, HubDataset) and s.max_documents is None]
+    if endless and not is_prepared(job):
+        words += (
+            f". How much {' and '.join(endless)} come to is not known here: all of it is prepared "
+            "on that disk, at 2 to 4 bytes a token, unless its max_documents says otherwise"
+        )
+        return [CheckRow("disk", None, words)]
+    return [CheckRow("disk", True, words)]
+
+
+def _bytes_below(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def recovery(rental: Rental) -> list[CheckRow]:
+    """That SkyPilot replaces a machine that a run leaves with the exit code for it."""
+    for candidate in rental.candidates:
+        recovers = candidate.resources.job_recovery or {}
+        codes = recovers.get("recover_on_exit_codes") or []
+        if RECOVER_CODE not in (codes if isinstance(codes, list) else [codes]):
+            words = (
+                f"{rental.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
+                "machine or a store that is down for long ends the job instead of moving it"
+            )
+            return [CheckRow("recovery", None, words)]
+    return [CheckRow("recovery", True, "an interrupted run goes on on another machine")]

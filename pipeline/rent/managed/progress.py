@@ -1,0 +1,118 @@
+"""What a person who follows a rented run is told: one line for everything that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import Stopped
+from pipeline.console.formats import duration, printable
+from pipeline.rent.managed.managed_jobs import ManagedJob
+
+STEP_LINE_SECONDS = 60.0
+"""Between two lines that differ in nothing but the step."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What SkyPilot and the store say at the moment `at` (Unix seconds).
+
+    `status` is that of `pipeline.commands.status.run_status`, None before the run is first claimed;
+    `dollars` what all of its machines have cost, None where no price is known.
+    """
+
+    at: float
+    job: ManagedJob | None
+    status: Mapping[str, Any] | None = None
+    dollars: float | None = None
+
+
+def changes(before: Progress | None, now: Progress) -> list[str]:
+    """A line for each thing that is different from `before`: job, owner, stages, steps, requests.
+
+    The caller keeps as `before` the progress it last printed a line for.
+    """
+    lines = []
+    if now.job is not None and job_line(before.job if before else None) != job_line(now.job):
+        lines.append(job_line(now.job))
+    old, new = (before.status if before else None) or {}, now.status or {}
+    if new.get("owner") and _host(new) != _host(old):
+        lines.append(f"{_host(new)} owns the run (epoch {new['epoch']})")
+    lines += [
+        f"{stage}: done"
+        for stage, about in new.get("stages", {}).items()
+        if about["state"] == "done" and _stage_state(old, stage) != "done"
+    ]
+    if new.get("stop") and not old.get("stop"):
+        lines.append(f"asked to stop: {new['stop']['reason']} by {new['stop']['user']}")
+    step = _step_line(new)
+    if step and step != _step_line(old):
+        step += _cost(now.dollars)
+        recent = before is not None and now.at - before.at < STEP_LINE_SECONDS
+        if lines or not recent or _stage(new) != _stage(old):
+            lines.append(step)
+    return [printable(line) for line in lines]
+
+
+def how_it_ended(job: ManagedJob, dollars: float | None) -> tuple[int, str]:
+    """The exit code for a managed job that has ended, and what to tell the person."""
+    cost = _cost(dollars)
+    logs = f"Its output: sky jobs logs {job.id}"
+    if job.status == "SUCCEEDED":
+        return 0, f"managed job {job.id} is done{cost}"
+    code = job.exit_code
+    if code == Stopped.exit_code:
+        return code, f"stopped, with its state saved{cost}. {logs}"
+    if code is not None and code != 0:
+        return code, f"managed job {job.id} failed with exit code {code}{cost}. {logs}"
+    why = f": {job.failure}" if job.failure else ""
+    return 1, printable(f"managed job {job.id} ended as {job.status}{cost}{why}. {logs}")
+
+
+def job_line(job: ManagedJob | None) -> str:
+    """`managed job 7: RUNNING on RunPod CA, 1x(A40:1, …), recovered 2 times`."""
+    if job is None:
+        return ""
+    words = f"managed job {job.id}: {job.status}"
+    if job.place and job.live:
+        words += f", last on {job.place}" if job.status == "RECOVERING" else f" on {job.place}"
+    if job.recoveries:
+        words += f", recovered {job.recoveries} time{'s' if job.recoveries > 1 else ''}"
+    return words
+
+
+def _step_line(status: Mapping[str, Any]) -> str:
+    progress = status.get("progress")
+    if not status.get("owner") or not progress or "step" not in progress:
+        return ""
+    steps = f"/{progress['steps']:,}" if progress.get("steps") else ""
+    words = [f"{progress.get('stage')} step {progress['step']:,}{steps}"]
+    if progress.get("loss") is not None:
+        words.append(f"loss {progress['loss']:.4f}")
+    if progress.get("tokens_per_second"):
+        words.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
+    if progress.get("eta"):
+        words.append(f"{duration(progress['eta'])} left")
+    checkpoint = status.get("checkpoint")
+    if checkpoint:
+        words.append(f"saved: {checkpoint['stage']} step {checkpoint['step']:,}")
+    return ", ".join(words)
+
+
+def _cost(dollars: float | None) -> str:
+    """` ($0.12 so far)`; nothing where no price is known."""
+    return f" (${dollars:.2f} so far)" if dollars else ""
+
+
+def _host(status: Mapping[str, Any]) -> str | None:
+    owner = status.get("owner")
+    return f"pid {owner['pid']} on {owner['host']}" if owner else None
+
+
+def _stage_state(status: Mapping[str, Any], stage: str) -> str | None:
+    return status.get("stages", {}).get(stage, {}).get("state")
+
+
+def _stage(status: Mapping[str, Any]) -> str | None:
+    return (status.get("progress") or {}).get("stage")

@@ -1,0 +1,1 @@
+"""What a rented machine runs before the job: is this machine good enough?"""

@@ -1,0 +1,92 @@
+"""The second thing that runs on a rented machine with GPUs: do they compute?
+
+    python -m pipeline.rent.on_machine.gpu_check     exit 0: yes · exit 75: another machine, please
+
+A second per GPU once torch is imported: one matrix product in fp32 and one in bf16, compared with
+the CPU's. Finds drivers that torch can't use, GPUs that fell off the bus and memory that lies.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pipeline.rent.on_machine.boot_check import ANOTHER_MACHINE, BadMachine
+
+if TYPE_CHECKING:
+    import torch
+
+SIZE = 1024
+# Of a product's largest element, for sums of 1,024 terms: some 50 roundings of each type.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
+
+
+def check_gpus(asked: int) -> str:
+    """What was tested. Raises BadMachine."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library of the image's, or a broken disk
+        raise BadMachine(f"torch can't be imported: {error}") from None
+
+    if not torch.cuda.is_available():
+        raise BadMachine(f"torch {torch.__version__} finds no GPU it can use: {_cuda_error()}")
+    if torch.cuda.device_count() < asked:
+        raise BadMachine(f"torch sees {torch.cuda.device_count()} GPU(s), {asked} were asked for")
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        try:
+            worst = worst_error(device)
+        except RuntimeError as error:
+            raise BadMachine(f"GPU {index} fails: {str(error).splitlines()[0]}") from None
+        if worst is not None:
+            raise BadMachine(f"GPU {index} computes wrong: {worst}")
+    return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)} computed right"
+
+
+def worst_error(device: torch.device) -> str | None:
+    """What is wrong with matrix products on `device`; None if nothing."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(SIZE, SIZE, generator=generator) for _ in range(2))
+    right = a @ b
+    tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            name = str(dtype).removeprefix("torch.")
+            product = (a.to(device, dtype) @ b.to(device, dtype)).float().cpu()
+            error = float((product - right).abs().max() / right.abs().max())
+            if not error <= TOLERANCE[name]:  # NaN too
+                return f"a {name} matrix product differs from the CPU's by {error:.1e}"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    return None
+
+
+def _cuda_error() -> str:
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "no reason given"
+
+
+def main() -> int:
+    asked = int(float(os.environ.get("SKYPILOT_NUM_GPUS_PER_NODE") or 1))
+    try:
+        print(f"GPU test: {check_gpus(asked)}", file=sys.stderr)
+    except BadMachine as bad:
+        print(
+            f"GPU test: this machine won't do: {bad}. Leaving it with exit code "
+            f"{ANOTHER_MACHINE}, to be replaced by another.",
+            file=sys.stderr,
+        )
+        return ANOTHER_MACHINE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

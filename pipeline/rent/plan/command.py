@@ -1,0 +1,136 @@
+"""`pion plan`: what a job takes and costs on each type of GPU, the cheapest first."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.job import Job
+from pipeline.job.file import load_job
+from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
+from pipeline.rent.plan.past_speeds import measured_speeds
+from pipeline.rent.plan.prices import market
+
+
+def show_plan(job: str, overrides: Sequence[str], *, gpus: Sequence[str], as_json: bool) -> int:
+    """Print what the job of a file takes on each type of GPU, ranked by dollars: on one, or on as
+    many as its `hardware.workers`.
+
+    Raises BadInput for a job with mistakes and a GPU that nobody knows.
+    """
+    plan = load_job(job, overrides)
+    count = max(1, plan.hardware.workers or 1)
+    offers, notes = market(gpus, plan.prices, count=count)
+    speeds = measured_speeds(plan)
+    estimates = ranked([estimate(plan, offer, speeds) for offer in offers])
+    notes = [*notes, *_assumptions(plan, estimates)]
+    if as_json:
+        print(json.dumps(_as_json(plan, estimates, notes), indent=1))
+        return 0
+    console = Console(highlight=False)
+    console.print(_table(plan, estimates))
+    for note in notes:
+        console.print(f"· {note}", markup=False, style="dim")
+    return 0
+
+
+def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """By dollars; then those of unknown price, by hours; those that don't fit last."""
+
+    def rank(e: Estimate) -> tuple[bool, bool, float, float, str]:
+        memory = e.offer.gpu_memory or 0
+        hours = float("inf") if e.hours is None else e.hours
+        return (
+            not e.fits,
+            e.dollars is None,
+            e.dollars or 0.0,
+            hours if e.fits else -memory,
+            str(e.offer),
+        )
+
+    return sorted(estimates, key=rank)
+
+
+def batch_in_words(estimate: Estimate) -> str:
+    """Micro-batch × accumulation, once for each stage if they differ; * where it recomputes."""
+    words = [f"{s.micro_batch}×{s.grad_accum}{'*' if s.recompute else ''}" for s in estimate.stages]
+    return ", ".join(dict.fromkeys(words))
+
+
+def _assumptions(job: Job, estimates: Sequence[Estimate]) -> list[str]:
+    """What the numbers rest on, in words."""
+    unfit: dict[str, list[str]] = {}
+    for e in estimates:
+        if e.problem is not None:
+            unfit.setdefault(e.problem, []).append(e.offer.gpu or "CPU")
+    notes = [f"{', '.join(dict.fromkeys(gpus))}: {why}" for why, gpus in unfit.items()]
+    count = max((e.offer.count for e in estimates), default=1)
+    if count > 1:
+        notes.append(f"$/h and tokens/s are of a machine's {count} GPUs, one for each worker")
+    notes += [f"tokens/s {s}" for s in sorted({s.speed_from for e in estimates for s in e.stages})]
+    if any(e.offer.use_spot for e in estimates):
+        notes.append(
+            f"lost: on spot, a preemption every {job.checkpoint.preemption_hours:g} h "
+            f"(checkpoint.preemption_hours) costs a restart of {RESTART_SECONDS:.0f} s and half "
+            "the time between two saves"
+        )
+    if any(stage.recompute for e in estimates for stage in e.stages):
+        notes.append("* activations are recomputed to fit")
+    return [*notes, "training only: preparing data, evaluation and publishing come on top"]
+
+
+def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
+    tokens = next((e.tokens for e in estimates if e.stages), 0)
+    title = f"{job.name}: {tokens / 1e9:.3g} billion tokens ({', '.join(job.train_stages)})"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("GPU", style="bold", no_wrap=True)
+    table.add_column("way", no_wrap=True)
+    for name in ("$/h", "batch", "GiB", "tokens/s", "hours", "lost", "$", "$/10⁹"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for e in estimates:
+        way = "spot" if e.offer.use_spot else "demand"
+        gpu = e.offer.gpu or "CPU"
+        machine = f"{e.offer.count} × {gpu}" if e.offer.count > 1 else gpu
+        cells = [machine, way, _number(e.offer.price, ".2f")]
+        if e.fits:
+            cells += [
+                batch_in_words(e),
+                f"{e.peak_bytes / 2**30:.1f}",
+                _number(e.tokens_per_second, ",.0f"),
+                _number(e.hours, ",.1f"),
+                _number(e.lost_hours, ",.1f"),
+                _number(e.dollars, ",.2f"),
+                _number(e.dollars_per_billion_tokens, ",.2f"),
+            ]
+        table.add_row(*(cells if e.fits else [*cells, "no fit"]))
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "?" if value is None else format(value, form)
+
+
+def _as_json(job: Job, estimates: Sequence[Estimate], notes: Sequence[str]) -> dict[str, Any]:
+    rows = []
+    for e in estimates:
+        offer = dataclasses.asdict(e.offer) | {"price": e.offer.price}
+        rows.append(
+            {
+                **offer,
+                "fits": e.fits,
+                "problem": e.problem,
+                "stages": [dataclasses.asdict(stage) for stage in e.stages],
+                "peak_bytes": e.peak_bytes,
+                "tokens_per_second": e.tokens_per_second,
+                "hours": e.hours,
+                "dollars": e.dollars,
+                "dollars_per_billion_tokens": e.dollars_per_billion_tokens,
+                "preemption_loss_hours": e.lost_hours,
+            }
+        )
+    return {"run": job.name, "estimates": rows, "notes": list(notes)}

@@ -1,0 +1,96 @@
+"""How fast this model trained on machines of earlier runs: what the runs of a store reported."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pion.errors import PionError
+from pipeline.job import Job
+from pipeline.machine.gpu_names import sky_names
+from pipeline.models.find import runs_in
+from pipeline.rent.time_limit import within
+from pipeline.state.metrics import read_events
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Store, open_store
+
+SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "head_dim", "vocab_size")
+"""The fields of a model that its speed depends on."""
+SEGMENTS = 3
+"""How many of an attempt's newest metrics files are read: speed hardly changes."""
+SECONDS = 4.0
+"""How long a store may take to be read."""
+RUNS = 10
+"""How many of the store's runs are looked at, the most recent ones."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one attempt of `run` reached: tokens per second of one worker on CUDA's `device`."""
+
+    run: str
+    device: str
+    seq_len: int
+    tokens_per_second: float
+
+
+def measured_speeds(job: Job) -> list[Speed]:
+    """What attempts at this job's model reached, in its store; the most recent run's first.
+
+    Empty where the store can't be read in time: whoever asks goes on with an assumption.
+    """
+    try:
+        return within(SECONDS, partial(_speeds, job))
+    except (PionError, TimeoutError):
+        return []
+
+
+def _speeds(job: Job) -> list[Speed]:
+    model = job.model_config_resolved().to_dict()
+    shape = {f"model.{name}": model[name] for name in SHAPE}
+    store = open_store(job.store)
+    heads = list(runs_in(store).items())[-RUNS:]
+    return [s for name, head in reversed(heads) for s in _of_run(store, name, head, shape)]
+
+
+def speed_on(speeds: list[Speed], gpu: str, seq_len: int) -> Speed | None:
+    """The median attempt of the newest run that trained rows of `seq_len` on this GPU."""
+    fit = [s for s in speeds if s.seq_len == seq_len and gpu in sky_names(s.device)]
+    newest = sorted((s for s in fit if s.run == fit[0].run), key=lambda s: s.tokens_per_second)
+    return newest[len(newest) // 2] if newest else None
+
+
+def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> Iterator[Speed]:
+    run = RunState(store, name)
+    fitting = {stage for stage in ("pretrain", "sft") if _has_shape(run, head, stage, shape)}
+    if not fitting:
+        return
+    for event in read_events(store, name):
+        if event["event"] != "training" or event["stage"] not in fitting:
+            continue
+        reached = _tokens_per_second(store, f"{name}/metrics/{event['stage']}/{event['epoch']}/")
+        if reached is not None and "seq_len" in event:  # which the first runs did not report
+            per_worker = reached / max(1, event["workers"])
+            yield Speed(name, event["device"], event["seq_len"], per_worker)
+
+
+def _has_shape(run: RunState, head: Head, stage: str, shape: Mapping[str, Any]) -> bool:
+    """Whether the run's stage trains, or trained, a model of this shape."""
+    record = head.stages.get(stage)
+    digests = [record.digest] if record else []
+    digests += [entry.digest for entry in head.checkpoints if entry.stage == stage]
+    kept = run.read_stage(stage, digests[0]) if digests else None
+    return kept is not None and shape.items() <= kept["inputs"].items()
+
+
+def _tokens_per_second(store: Store, folder: str) -> float | None:
+    """The median of what the newest metrics in a folder say."""
+    keys = sorted(e.key for e in store.list(folder) if e.key.endswith(".jsonl"))[-SEGMENTS:]
+    rows = [json.loads(line) for key in keys for line in store.read(key).splitlines()]
+    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+    return statistics.median(speeds) if speeds else None

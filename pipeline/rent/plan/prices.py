@@ -1,0 +1,308 @@
+"""What the machines a rental accepts cost, cheapest first: SkyPilot's catalog, or the job's prices.
+
+SkyPilot keeps its catalogs on disk and fetches them anew every few hours; without a network it
+goes on with those it has.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pion.errors import BadInput
+from pipeline.job import Price
+from pipeline.machine.rented import CPU
+from pipeline.rent.plan.gpus import GPU_TYPES, gpu_memory
+from pipeline.rent.rental import Candidate, Rental
+from pipeline.rent.skypilot import close_names, enabled_clouds, quiet, sky_module
+from pipeline.rent.time_limit import within
+
+NO_CATALOG = ("kubernetes", "ssh", "slurm")
+"""Clusters of one's own, which have no prices."""
+
+CATALOG_SECONDS = 10.0
+"""A catalog that takes longer to fetch is done without."""
+
+Prices = Mapping[str, Price]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A machine and its price. `spot` and `on_demand` are dollars per hour of the whole machine,
+    None where nobody says; `gpu_memory` is what one of its GPUs has, in bytes."""
+
+    gpu: str | None
+    count: int
+    cloud: str | None
+    region: str | None
+    use_spot: bool
+    spot: float | None
+    on_demand: float | None
+    gpu_memory: int | None
+    disk_gb: int
+    note: str | None = None  # why the catalog's price is missing
+    elsewhere: Mapping[str, float] = field(default_factory=dict)
+    """Price by `cloud/region`, of every place where the machine may be rented instead."""
+
+    @property
+    def price(self) -> float | None:
+        """Dollars per hour of this machine as it would be rented."""
+        return self.spot if self.use_spot else self.on_demand
+
+    def __str__(self) -> str:
+        machine = "CPU only" if self.gpu is None else f"{self.count} × {self.gpu}"
+        place = "/".join(filter(None, (self.cloud, self.region))) or "any cloud"
+        return f"{machine} {'spot' if self.use_spot else 'on demand'} on {place}"
+
+
+@dataclass(frozen=True)
+class NotOffered:
+    """A candidate that nobody rents out, and why. SkyPilot takes the others, if there are any;
+    a name that nobody knows is a mistake."""
+
+    candidate: Candidate
+    why: str
+
+    @property
+    def misnamed(self) -> bool:
+        return self.candidate.gpu is not None and self.candidate.gpu not in GPU_TYPES
+
+
+def offers_for(rental: Rental, prices: Prices | None = None) -> list[Offer]:
+    """What the rental's candidates cost, cheapest first; those nobody offers are left out."""
+    found = [look_up(candidate, rental.num_nodes, prices) for candidate in rental.candidates]
+    return cheapest_first(offer for offer in found if isinstance(offer, Offer))
+
+
+def cheapest_first(offers: Iterable[Offer]) -> list[Offer]:
+    """Offers by price; those of unknown price last."""
+    return sorted(offers, key=lambda o: (o.price is None, o.price or 0.0, str(o)))
+
+
+def unpriced(candidate: Candidate) -> Offer:
+    """The machine that a candidate asks for, whoever offers it."""
+    return Offer(
+        gpu=candidate.gpu,
+        count=candidate.count,
+        cloud=candidate.cloud,
+        region=candidate.region,
+        use_spot=candidate.use_spot,
+        spot=None,
+        on_demand=None,
+        gpu_memory=gpu_memory(candidate.gpu) if candidate.gpu else None,
+        disk_gb=candidate.disk_gb,
+    )
+
+
+def look_up(
+    candidate: Candidate, num_nodes: int = 1, prices: Prices | None = None
+) -> Offer | NotOffered:
+    """The cheapest machine that satisfies a candidate. The job's own `prices` come first."""
+    offer = unpriced(candidate)
+    clouds = [candidate.resources.cloud] if candidate.cloud else enabled_clouds()
+    note = None if clouds else "no cloud is enabled here"
+    found, why = [], []
+    for cloud in clouds:
+        try:
+            with quiet():
+                answer = _cheapest(cloud, candidate, num_nodes, offer)
+        except Exception as error:  # SkyPilot and its clouds raise whatever they like
+            note = f"{cloud}'s catalog can't be read ({type(error).__name__})"
+            continue
+        if isinstance(answer, Offer):
+            found.append(answer)
+        else:
+            why.append(answer)
+    if not found and note is None:
+        return NotOffered(candidate, "; ".join(why[:3]))
+    offer = cheapest_first(found)[0] if found else replace(offer, note=note)
+    everywhere = {place: price for there in found for place, price in there.elsewhere.items()}
+    offer = replace(offer, elsewhere=everywhere)
+    return _with_own_price(offer, prices or {})
+
+
+def market(
+    gpus: Sequence[str], prices: Prices | None = None, *, count: int = 1
+) -> tuple[list[Offer], list[str]]:
+    """A machine of `count` GPUs of each type, spot and on demand, where it is cheapest; and notes
+    for the user.
+
+    `gpus` names the types; if empty they are those that have a price, or all that are known where
+    none has. A type that no catalog offers by that count has no price, unless the job states one.
+    Raises BadInput for a name that nobody knows.
+    """
+    notes: list[str] = []
+    by_name: dict[str, list[Any]] = {}
+    try:
+        sky_module()  # which takes seconds by itself
+        clouds, by_name = within(CATALOG_SECONDS, _whole_market)
+        notes.append(f"prices: the cheapest region in SkyPilot's catalog of {', '.join(clouds)}")
+    except BadInput as error:
+        notes.append(str(error))
+    except Exception as error:  # SkyPilot and its clouds raise whatever they like
+        notes.append(f"SkyPilot's catalog can't be read ({type(error).__name__})")
+    prices = prices or {}
+    if prices:
+        notes.append(f"prices of {', '.join(sorted(prices))}: the job's own")
+    known = sorted({*GPU_TYPES, *by_name, *prices})
+    for gpu in gpus:
+        if gpu not in known:
+            close = close_names(gpu, known)
+            hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
+            raise BadInput(f"--gpu {gpu}: SkyPilot has no GPU of that name. {hint}")
+    fitting = {
+        gpu: [info for info in infos if info.accelerator_count == count]
+        for gpu, infos in by_name.items()
+    }
+    offered = {gpu for gpu, infos in fitting.items() if infos}
+    priced = sorted(GPU_TYPES.keys() & {*offered, *prices})
+    unpriced = by_name.keys() - offered - prices.keys()
+    lacking = [gpu for gpu in gpus or sorted(GPU_TYPES) if gpu in unpriced]
+    if lacking:
+        notes.append(f"not offered there by {count} at a time: {', '.join(lacking)}")
+    offers = []
+    for gpu in gpus or priced or list(GPU_TYPES):
+        for use_spot in (True, False):
+            cheapest = _of_market(gpu, count, fitting.get(gpu, []), use_spot)
+            offer = _with_own_price(cheapest, prices)
+            if offer.price is not None or not use_spot:
+                offers.append(offer)
+    return offers, notes
+
+
+def _whole_market() -> tuple[list[str], dict[str, list[Any]]]:
+    """The clouds to compare, those enabled or else those whose catalog is here, and their GPUs."""
+    from sky.catalog.common import get_catalog_path
+
+    clouds = [str(cloud).lower() for cloud in enabled_clouds()]
+    if not clouds:
+        clouds = [path.parent.name for path in Path(get_catalog_path("")).glob("*/vms.csv")]
+    clouds = sorted(cloud for cloud in clouds if cloud not in NO_CATALOG) or ["runpod"]
+    with quiet():
+        return clouds, _gpus_of(*clouds)
+
+
+def _of_market(gpu: str, count: int, infos: Sequence[Any], use_spot: bool) -> Offer:
+    """Where a machine of `count` GPUs costs least, of what the catalogs have."""
+
+    def price(info: Any, spot: bool) -> float | None:
+        dollars = info.spot_price if spot else info.price
+        return None if dollars is None or math.isnan(dollars) else float(dollars)
+
+    costs = [(price(info, use_spot), info) for info in infos]
+    found = [info for cost, info in costs if cost is not None]
+    best = min(found, key=lambda info: price(info, use_spot) or 0.0, default=None)
+    return Offer(
+        gpu=gpu,
+        count=count,
+        cloud=best.cloud if best else None,
+        region=best.region if best else None,
+        use_spot=use_spot,
+        spot=price(best, True) if best else None,
+        on_demand=price(best, False) if best else None,
+        gpu_memory=gpu_memory(gpu, best.device_memory if best else None),
+        disk_gb=0,
+    )
+
+
+def _with_own_price(offer: Offer, prices: Prices) -> Offer:
+    price = prices.get(offer.gpu or CPU)
+    if price is None:
+        return offer
+    count = max(1, offer.count)
+    spot, on_demand = (p if p is None else p * count for p in (price.spot, price.on_demand))
+    return replace(offer, spot=spot, on_demand=on_demand, note=None, elsewhere={})
+
+
+def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) -> Offer | str:
+    """The cheapest of a cloud's regions for a candidate, or why it has none."""
+    resources = candidate.resources.copy(cloud=cloud)
+    feasible = cloud.get_feasible_launchable_resources(resources, num_nodes)
+    if not feasible.resources_list:
+        return feasible.hint or _why_none(cloud, candidate, feasible.fuzzy_candidate_list)
+    launchable = feasible.resources_list[0]
+    places = launchable.get_valid_regions_for_launchable()
+    priced = []
+    for region in places:
+        price = _price(cloud, launchable, candidate.use_spot, region.name, candidate.zone)
+        if price is not None:
+            priced.append((price, region.name))
+    if not priced:
+        kind = "spot " if candidate.use_spot else ""
+        return f"{cloud} lists no {kind}price for {candidate.gpu or launchable.instance_type}"
+    price, region = min(priced)
+    other = _price(cloud, launchable, not candidate.use_spot, region, candidate.zone)
+    spot, on_demand = (price, other) if candidate.use_spot else (other, price)
+    memory = offer.gpu_memory
+    if memory is None and candidate.gpu is not None:
+        infos = _gpus_of(str(cloud).lower(), name=candidate.gpu).get(candidate.gpu, [])
+        memory = next((gpu_memory(candidate.gpu, info.device_memory) for info in infos), None)
+    return replace(
+        offer,
+        cloud=str(cloud),
+        region=region,
+        spot=spot,
+        on_demand=on_demand,
+        gpu_memory=memory,
+        elsewhere={f"{cloud}/{name}": dollars for dollars, name in priced},
+    )
+
+
+def _price(cloud: Any, launchable: Any, spot: bool, region: str, zone: str | None) -> float | None:
+    try:
+        price = cloud.instance_type_to_hourly_cost(
+            launchable.instance_type, use_spot=spot, region=region, zone=zone
+        )
+        if launchable.accelerators:
+            price += cloud.accelerators_to_hourly_cost(
+                launchable.accelerators, use_spot=spot, region=region, zone=zone
+            )
+    except (ValueError, AssertionError):  # no such price, or zones of different ones
+        return None
+    return None if math.isnan(price) else float(price)
+
+
+def _why_none(cloud: Any, candidate: Candidate, fuzzy: Sequence[str]) -> str:
+    """In which way the cloud lacks the candidate: the name, the number, the place or spot."""
+    if candidate.gpu is None:
+        return f"{cloud} has no machine of that size"
+    by_name = _gpus_of(str(cloud).lower())
+    infos = by_name.get(candidate.gpu)
+    if infos is None and candidate.gpu in GPU_TYPES:
+        return f"{cloud} has no {candidate.gpu}; it has {_listed(by_name)}"
+    if infos is None:
+        close = close_names(candidate.gpu, sorted({*by_name, *GPU_TYPES}))
+        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {_listed(by_name)}"
+        return f"{cloud} has no GPU called {candidate.gpu}; {hint}"
+    here = [i for i in infos if candidate.region in (None, i.region)]
+    if not here:
+        regions = sorted({info.region for info in infos})
+        return f"{cloud} has {candidate.gpu} in {_listed(regions)}, not in {candidate.region}"
+    counts = sorted({int(info.accelerator_count) for info in here})
+    if candidate.count not in counts:
+        return f"{cloud} rents {candidate.gpu} by {_listed(map(str, counts))}"
+    if candidate.use_spot and all(math.isnan(info.spot_price) for info in here):
+        return f"{cloud} lists no spot price for {candidate.gpu}"
+    return f"{cloud} has {candidate.gpu}, but not with the cpus and memory asked"
+
+
+def _gpus_of(*clouds: str, name: str | None = None) -> dict[str, list[Any]]:
+    """GPU → what the catalogs of these clouds offer with it, in every region."""
+    sky_module()
+    from sky import catalog
+
+    return catalog.list_accelerators(
+        gpus_only=True,
+        name_filter=f"^{re.escape(name)}$" if name else None,
+        clouds=list(clouds),
+        all_regions=True,
+    )
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

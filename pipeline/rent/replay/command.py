@@ -1,0 +1,281 @@
+"""`pion replay`: what a job would take and cost on recorded spot availability, from any start."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.job.file import load_job
+from pipeline.rent.replay.numbers import Numbers, job_numbers
+from pipeline.rent.replay.options import Given, Number
+from pipeline.rent.replay.simulate import CAUSES, Outcome, Replay
+from pipeline.rent.replay.timed_training import Costs, Work
+from pipeline.rent.replay.traces import Trace, read_trace
+from pipeline.state.stores import open_store
+from pipeline.state.workspace import Workspace
+
+PERCENTILES = (10, 50, 90)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All replays of a trace. `percentiles` maps a quantity to its values at PERCENTILES, None
+    where so many starts did not finish; seconds unless the name says otherwise. `goodput` and
+    `badput` are shares of all paid time; `stopped` counts the starts that did not finish, by why.
+    """
+
+    trace: Trace
+    outcomes: Mapping[int, Outcome]
+    percentiles: Mapping[str, tuple[float | None, ...]]
+    goodput: float
+    badput: Mapping[str, float]
+    stopped: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "trace": self.trace.name,
+            "recorded_seconds": self.trace.seconds,
+            "available": self.trace.share,
+            "preemptions": self.trace.preemptions,
+            "starts": len(self.outcomes),
+            "stopped": dict(self.stopped),
+            "goodput": self.goodput,
+            "badput": dict(self.badput),
+            "percentiles": {
+                name: dict(zip(_NAMES, values)) for name, values in self.percentiles.items()
+            },
+        }
+
+
+_NAMES = tuple(f"p{percent}" for percent in PERCENTILES)
+
+
+def show_replay(
+    job: str,
+    overrides: Sequence[str],
+    *,
+    traces: Sequence[str],
+    given: Given | None = None,
+    png: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Print what the job of a file takes on each trace, and write a plot to `png` if one is named.
+
+    Raises BadInput for a job with mistakes, a file that is no trace, a plot that can't be written,
+    and where nothing says how long a step takes.
+    """
+    plan = load_job(job, overrides)
+    recorded = [read_trace(path) for path in traces]
+    if not recorded:
+        raise BadInput("name a file with recorded availability: --trace FILE.")
+    if png is not None:
+        _check_png(png)
+    numbers = job_numbers(plan, given or Given())
+    replay = replay_of(plan, numbers)
+    on_demand = replay.on_demand()
+    summaries = [summarise(trace, replay.sweep(trace), numbers.spot) for trace in recorded]
+    if as_json:
+        print(json.dumps(_as_json(plan, numbers, on_demand, summaries), indent=1))
+    else:
+        print("\n".join(_lines(plan, numbers, replay, on_demand, summaries)))
+    if png is not None:
+        _write_png(png, summaries, on_demand)
+    return 0
+
+
+def _check_png(png: str) -> None:
+    """Raise BadInput for a file that could not be written, before minutes of replaying."""
+    if not os.path.isdir(Path(png).absolute().parent):
+        raise BadInput(f"--png {png}: there is no folder {Path(png).parent}.")
+    if os.path.isdir(png):
+        raise BadInput(
+            f"--png {png} is a folder; name a file in it: --png {Path(png) / 'replay.png'}. "
+            "Nothing was replayed."
+        )
+
+
+def _write_png(png: str, summaries: Sequence[Summary], on_demand: Outcome) -> None:
+    from pipeline.rent.replay.plot import replay_plot
+
+    picture = replay_plot(summaries, on_demand)
+    try:
+        Path(png).write_bytes(picture)
+    except OSError as error:
+        raise BadInput(
+            f"--png {png} can't be written: {error.strerror or error}. All numbers are above; for "
+            "the plot, run the same command with --png at another place."
+        ) from None
+
+
+def replay_of(job: Job, numbers: Numbers) -> Replay:
+    """The replay of `job`'s training with these numbers."""
+    return Replay(
+        [Work(s, job.section(s).steps, numbers.steps[s].value) for s in job.train_stages],
+        Costs(
+            boot=numbers.boot.value,
+            restore=numbers.restore.value,
+            stall=numbers.stall.value,
+            write=numbers.write.value,
+            warning=numbers.warning.value,
+        ),
+        job.checkpoint,
+        Workspace(open_store(job.store), job.name),
+    )
+
+
+def summarise(trace: Trace, outcomes: Mapping[int, Outcome], spot: Number | None) -> Summary:
+    """What the replays of a trace have in common, at `spot` dollars per hour."""
+    quantities = {
+        "elapsed": [o.elapsed if o.stopped is None else math.inf for o in outcomes.values()],
+        "paid": [o.paid if o.stopped is None else math.inf for o in outcomes.values()],
+        "waiting": [o.waiting if o.stopped is None else math.inf for o in outcomes.values()],
+        "preemptions": [float(o.preemptions) for o in outcomes.values()],
+        "goodput": [o.goodput for o in outcomes.values()],
+    }
+    if spot is not None:
+        quantities["dollars"] = [seconds / 3600 * spot.value for seconds in quantities["paid"]]
+    total = sum(o.paid for o in outcomes.values())
+    reasons = [o.stopped for o in outcomes.values() if o.stopped is not None]
+    return Summary(
+        trace,
+        outcomes,
+        {name: _percentiles(values) for name, values in quantities.items()},
+        goodput=sum(o.kept for o in outcomes.values()) / total,
+        badput={c: sum(o.lost[c] for o in outcomes.values()) / total for c in CAUSES},
+        stopped={reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
+    )
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float | None, ...]:
+    """Values that some start had; infinite ones count as the largest."""
+    found = np.percentile(values, PERCENTILES, method="inverted_cdf")
+    return tuple(float(value) if math.isfinite(value) else None for value in found)
+
+
+def _dollars(outcome: Outcome, price: Number) -> float:
+    return outcome.paid / 3600 * price.value
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def _lines(
+    job: Job, numbers: Numbers, replay: Replay, on_demand: Outcome, summaries: Sequence[Summary]
+) -> list[str]:
+    steps = sum(work.steps for work in replay.work)
+    lines = [
+        f"{job.name}: {steps:,} steps, {_hours(replay.work_seconds)} of training; preparing "
+        "data, evaluating and publishing come on top",
+        *(f"  {name:<17} {value:>9}  {origin}" for name, value, origin in _numbers(numbers)),
+        f"  {'saves':<17} {_policy(job)}",
+        "",
+        f"on demand, never lost: done after {_hours(on_demand.elapsed)}"
+        + _in_dollars(on_demand, numbers.on_demand)
+        + f"; {_percent(on_demand.goodput)} of the time kept work",
+    ]
+    for summary in summaries:
+        lines += ["", *_trace_lines(summary)]
+    return lines
+
+
+def _numbers(numbers: Numbers) -> list[tuple[str, str, str]]:
+    """Each number's name, value and origin, as they are shown."""
+    seconds = {
+        **{f"step of {stage}": number for stage, number in numbers.steps.items()},
+        "boot": numbers.boot,
+        "restore": numbers.restore,
+        "stall of a save": numbers.stall,
+        "save committed in": numbers.write,
+        "warning": numbers.warning,
+    }
+    rows = [(name, f"{n.value:.3g} s", n.origin) for name, n in seconds.items()]
+    for name, price in (("spot", numbers.spot), ("on demand", numbers.on_demand)):
+        options = "give `prices` in the job, or --price and --on-demand-price"
+        rows.append(
+            (name, f"${price.value:.2f}/h", price.origin)
+            if price is not None
+            else (name, "?", f"not known: {options}")
+        )
+    return rows
+
+
+def _policy(job: Job) -> str:
+    """How often the run saves, in words."""
+    checkpoint = job.checkpoint
+    fixed = [
+        f"every {value:g} {unit} (checkpoint.every_{unit})"
+        for value, unit in (
+            (checkpoint.every_steps, "steps"),
+            (checkpoint.every_seconds, "seconds"),
+        )
+        if value is not None
+    ]
+    return " and ".join(fixed) or (
+        "when the run's own policy says so, from a preemption every "
+        f"{checkpoint.preemption_hours:g} h (checkpoint.preemption_hours), later from its starts"
+    )
+
+
+def _trace_lines(summary: Summary) -> list[str]:
+    trace, found = summary.trace, summary.percentiles
+    shown = {
+        "done after": [_shown(value, _hours) for value in found["elapsed"]],
+        "paid for": [_shown(value, _hours) for value in found["paid"]],
+        "waited, unpaid": [_shown(value, _hours) for value in found["waiting"]],
+        "machines lost": [_shown(value, "{:.0f}".format) for value in found["preemptions"]],
+        "kept work": [_shown(value, _percent) for value in found["goodput"]],
+    }
+    if "dollars" in found:
+        shown["dollars"] = [_shown(value, "{:.2f}".format) for value in found["dollars"]]
+    badput = ", ".join(f"{cause} {_percent(share)}" for cause, share in summary.badput.items())
+    return [
+        f"{trace.name}: {trace.seconds / 86_400:.1f} days recorded, a machine there "
+        f"{_percent(trace.share)} of the time, lost {trace.preemptions} times; "
+        f"{len(summary.outcomes):,} starts",
+        " " * 18 + "".join(f"{name:>14}" for name in _NAMES),
+        *(f"  {name:<16}" + "".join(f"{v:>14}" for v in values) for name, values in shown.items()),
+        f"  of all time paid for {_percent(summary.goodput)} was kept work; {badput}",
+        *(f"  {count:,} starts never end: {why}" for why, count in summary.stopped.items()),
+    ]
+
+
+def _shown(value: float | None, words: Callable[[float], str]) -> str:
+    return "never" if value is None else words(value)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _in_dollars(outcome: Outcome, price: Number | None) -> str:
+    return "" if price is None else f", ${_dollars(outcome, price):.2f}"
+
+
+def _as_json(
+    job: Job, numbers: Numbers, on_demand: Outcome, summaries: Sequence[Summary]
+) -> dict[str, Any]:
+    return {
+        "run": job.name,
+        "numbers": dataclasses.asdict(numbers),
+        "on_demand": {
+            "elapsed": on_demand.elapsed,
+            "goodput": on_demand.goodput,
+            "dollars": numbers.on_demand and _dollars(on_demand, numbers.on_demand),
+        },
+        "traces": [summary.to_dict() for summary in summaries],
+    }

@@ -1,0 +1,109 @@
+"""What the run of a job has measured that a replay can use, read from the run's store.
+
+Tokens per second are in its metrics; how long its starts took by phase, on what machines, and what
+its saves cost in its events; a checkpoint's size in HEAD.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pion.errors import PionError
+from pipeline.cost.timeline import WAITED
+from pipeline.job import Job
+from pipeline.machine.rented import AT_HOME, RENTED
+from pipeline.rent.replay.options import Number
+from pipeline.run.recorded_job import recorded_job
+from pipeline.state.metrics import Row, read_events, read_metrics
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import open_store
+
+FIRST_STEP, PAID = "first step", "paid to first step"
+"""Phases that count from the start: of `pion run`, and of a rental."""
+UNUSUAL = {"prepare", WAITED}
+
+
+@dataclass
+class Measured:
+    """What the store has of this job's run; `missing` says why it has nothing.
+
+    `tokens_per_second` is of all workers together, on `nodes` machines of `count` GPUs each.
+    """
+
+    missing: str = ""
+    tokens_per_second: dict[str, Number] = field(default_factory=dict)
+    gpu: str | None = None
+    count: int = 1
+    nodes: int = 1
+    starts: list[dict[str, float]] = field(default_factory=list)
+    saves: list[Row] = field(default_factory=list)
+    checkpoint_bytes: int | None = None
+
+
+def measure(job: Job) -> Measured:
+    """What the run of this job has measured, if it has run and its store can be read."""
+    try:
+        store = open_store(job.store)
+        run = RunState(store, job.name)
+        head = run.read()
+        if head is None:
+            return Measured(f"there is no run {job.name} in {store.url}")
+        then = recorded_job(run, head)
+        if then is None:
+            return Measured(f"run {job.name} has no record of its job")
+        if then.model_config_resolved() != job.model_config_resolved():
+            return Measured(f"run {job.name} trained another model")
+        events = read_events(store, job.name)
+        rows = {stage: read_metrics(store, job.name, head, stage) for stage in job.train_stages}
+    except PionError as error:
+        return Measured(f"its run can't be read: {error}")
+    trained = [event for event in events if event["event"] == "training"]
+    rented = [event for event in events if event["event"] == RENTED and event.get("gpu")]
+    devices = {event["epoch"]: str(event["device"]) for event in trained}
+    found = Measured(
+        gpu=str(rented[-1]["gpu"]) if rented else None,
+        starts=_starts(events),
+        saves=[event for event in events if event["event"] == "saved"],
+        checkpoint_bytes=head.checkpoints[0].bytes if head.checkpoints else None,
+    )
+    for stage, stage_rows in rows.items():
+        speeds = [(row["epoch"], row["tokens_per_second"]) for row in stage_rows if _is_step(row)]
+        if speeds:
+            newest = [speed for epoch, speed in speeds if epoch == speeds[-1][0]]
+            words = f"{len(newest):,} steps of {stage} on {devices.get(speeds[-1][0], 'a machine')}"
+            found.tokens_per_second[stage] = Number(statistics.median(newest), words)
+    reached = [row["epoch"] for each in rows.values() for row in each if _is_step(row)]
+    if reached:
+        gpu, found.count, found.nodes = _machine_of(max(reached), events)
+        found.gpu = gpu or found.gpu
+    if not found.tokens_per_second:
+        found.missing = f"run {job.name} has not trained yet"
+    return found
+
+
+def _is_step(row: Row) -> bool:
+    return bool(row.get("tokens_per_second"))
+
+
+def _machine_of(epoch: int, events: Sequence[Row]) -> tuple[str | None, int, int]:
+    """The GPU, GPUs of a node, and nodes that `epoch` trained on; at home as many as it had
+    workers."""
+    before = [event for event in events if event["epoch"] <= epoch]
+    claims = [event for event in before if event["event"] in (RENTED, AT_HOME)]
+    if claims and claims[-1]["event"] == RENTED:
+        machine = claims[-1]
+        return machine.get("gpu"), machine.get("count") or 1, machine.get("nodes") or 1
+    workers = [e["workers"] for e in before if e["event"] == "training" and e["epoch"] == epoch]
+    return None, max([1, *workers[-1:]]), 1
+
+
+def _starts(events: Sequence[Row]) -> list[dict[str, float]]:
+    """Seconds by phase of each process that came to train, but not of one that first had to wait
+    or to prepare data: what else it did then overlapped."""
+    found: dict[int, dict[str, float]] = {}
+    for event in events:
+        if event["event"] == "phase":
+            found.setdefault(event["epoch"], {}).setdefault(event["name"], event["seconds"])
+    return [start for start in found.values() if FIRST_STEP in start and not UNUSUAL & start.keys()]

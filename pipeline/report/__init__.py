@@ -1,0 +1,1 @@
+"""What people read afterwards: report.html, the model card, plots and tables."""

@@ -1,0 +1,262 @@
+"""The model card: a README.md for the published folder that a person likes to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from pion.config import ModelConfig
+from pipeline.console.formats import duration
+from pipeline.job import Job, Train
+from pipeline.report.result_tables import (
+    choice_rows,
+    human_count,
+    language_rows,
+    lm_eval_rows,
+    percent_with_error,
+    value_with_error,
+)
+
+STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
+
+
+def model_card(
+    *,
+    job: Job,
+    config: ModelConfig,
+    num_params: int,
+    vocab_size: int,
+    results: Mapping[str, Any],
+    lineage: Sequence[Mapping[str, Any]],
+    cost: str | None = None,
+) -> str:
+    """The card as Markdown with YAML front matter.
+
+    `vocab_size` counts the published embedding rows, `num_params` the published weights (tied ones
+    once). `results` and `lineage` are what evaluation and the run's claims recorded; what they lack
+    is left out. `cost` says what all machines took and cost, if readers shall know. The text
+    depends on nothing else, so the same model has the same card.
+    """
+    assert job.publish is not None
+    parts = [
+        front_matter(job),
+        f"# {job.name}",
+        _introduction(job, num_params),
+        "![Training and held-out loss](loss.png)",
+        _usage(job),
+        _results(job, results),
+        _architecture(config, num_params, vocab_size),
+        _training(job, lineage, cost),
+        _limitations(job, config),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def source_lines(job: Job) -> list[str]:
+    """One line for each data source, by stage; a local path is named without its folders."""
+    lines = []
+    sources: list[tuple[str, Any]] = []
+    if job.pretrain:
+        sources += [("pretraining", source) for source in job.data.sources]
+    if job.sft:
+        sources += [("fine-tuning", source) for source in job.sft.sources]
+    for stage, source in sources:
+        if source.kind == "python-docs":
+            what = "Docstrings, comments and `pydoc` topics of Python's standard library"
+        elif source.kind == "python-docs-qa":
+            what = "Questions about Python's standard library, answered by its docstrings"
+        elif source.kind in ("hub", "hub-npy"):
+            subset = f", {source.subset}" if getattr(source, "subset", None) else ""
+            what = f"[{source.repo}](https://huggingface.co/datasets/{source.repo}){subset}"
+        else:
+            what = f"`{PurePath(source.path).name}` ({source.kind} files)"
+        share = f", weight {source.weight:g}" if source.weight != 1 else ""
+        lines.append(f"{what} ({stage}{share})")
+    return lines
+
+
+def trained_tokens(job: Job, stage: str) -> int:
+    """Positions a finished stage has trained on: steps × sequences × length."""
+    section: Train = job.section(stage)
+    seq_len = job.data.seq_len if stage == "pretrain" else job.sft_seq_len
+    return section.steps * section.global_batch * seq_len
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> str:
+    """A Markdown table; columns from `numbers_from` on are aligned right."""
+    rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def hardware_lines(lineage: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`2 × NVIDIA A40, 3 h 10 min` for each kind of machine the run has been on."""
+    seconds: dict[str, float] = {}
+    for claim in lineage:
+        if "left_out" in claim:  # of no machine
+            continue
+        workers = claim.get("workers") or 1
+        device = str(claim.get("device") or "unknown hardware")
+        name = f"{workers} × {device}" if workers > 1 else device
+        seconds[name] = seconds.get(name, 0.0) + float(claim.get("seconds") or 0.0)
+    return [f"{name}, {duration(spent)}" if spent else name for name, spent in seconds.items()]
+
+
+def front_matter(job: Job) -> str:
+    """The YAML block the Hub reads."""
+    from huggingface_hub import ModelCardData
+
+    assert job.publish is not None
+    sources = [*job.data.sources, *(job.sft.sources if job.sft else [])]
+    datasets = sorted({source.repo for source in sources if hasattr(source, "repo")})
+    data = ModelCardData(
+        license=job.publish.license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["pion", *(["conversational"] if job.sft else [])],
+        datasets=datasets or None,
+        model_name=job.name,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _introduction(job: Job, num_params: int) -> str:
+    assert job.publish is not None
+    first = job.section(job.train_stages[0])
+    start = f"from `{first.init_from}`" if first.init_from else "from random weights"
+    what = "A conversational" if job.sft else "A base"
+    steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
+    tokens = human_count(sum(trained_tokens(job, stage) for stage in job.train_stages))
+    sentence = (
+        f"{what} language model of **{human_count(num_params)} parameters**, trained {start} by "
+        f"{steps} on {tokens} tokens. It is a stock `Qwen3ForCausalLM`: transformers, vLLM and "
+        "lm-evaluation-harness load it without custom code."
+    )
+    return (
+        f"{job.publish.description.strip()}\n\n{sentence}" if job.publish.description else sentence
+    )
+
+
+def _usage(job: Job) -> str:
+    assert job.publish is not None
+    target = job.publish.to.removeprefix("hf://")
+    if job.sft:
+        prompt = (
+            'messages = [{"role": "user", "content": "What does os.path.join do?"}]\n'
+            "inputs = tokenizer.apply_chat_template(\n"
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n'
+            ")"
+        )
+    else:
+        text = json.dumps(next(iter(job.evaluate.prompts), "Once upon a time"))
+        prompt = f'inputs = tokenizer({text}, return_tensors="pt")'
+    command = "chat" if job.sft else "generate"
+    return f"""## How to use it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{target}")
+tokenizer = AutoTokenizer.from_pretrained("{target}")
+
+{prompt}
+output = model.generate(**inputs)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+Or with Pion: `pion {command} {job.publish.to}`"""
+
+
+def _results(job: Job, results: Mapping[str, Any]) -> str:
+    parts = []
+    if language := language_rows(results):
+        note = "On text held out of training (lower is better)"
+        baseline = results.get("ngram")
+        if baseline and baseline.get("train_tokens"):
+            note += (
+                f", beside {baseline['order']}-gram counts over "
+                f"{human_count(baseline['train_tokens'])} training tokens"
+            )
+        columns = table(("model", "loss (nats per token)", "perplexity", "bits per byte"), language)
+        parts.append(f"{note}:\n\n{columns}")
+    response = results.get("sft") or {}
+    if "response_loss" in response:
+        loss = value_with_error(response, "response_loss")
+        stops = percent_with_error(response, "stop_accuracy")
+        parts.append(
+            f"On held-out conversations the loss of the responses is {loss} nats per token, and "
+            f"the end of a response is predicted where it belongs in {stops} of the cases."
+        )
+    if choices := choice_rows(results):
+        header = ("task", "model", "accuracy", "chance", "questions")
+        columns = table(header, choices, numbers_from=2)
+        parts.append(f"Multiple choice by likelihood:\n\n{columns}")
+    if lm_eval := lm_eval_rows(results):
+        columns = table(("task", "metric", "value"), lm_eval, numbers_from=2)
+        parts.append(f"lm-evaluation-harness:\n\n{columns}")
+    if not parts:
+        return ""
+    return "\n\n".join(["## Results", *parts, "± is one standard error."])
+
+
+def _architecture(config: ModelConfig, num_params: int, vocab_size: int) -> str:
+    shape = [
+        ("parameters", f"{num_params:,}"),
+        ("layers", f"{config.n_layers}"),
+        ("width", f"{config.d_model:,}"),
+        ("attention heads", f"{config.n_heads}, of width {config.head_dim}"),
+        ("key/value heads", f"{config.n_kv_heads}"),
+        ("feed-forward width", f"{config.d_ff:,} (SwiGLU)"),
+        ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
+        ("context", f"{config.seq_len:,} tokens"),
+        ("positions", f"rotary, θ = {config.rope_theta:,.0f}"),
+        ("weights", "float32" + (", embedding and head tied" if config.tie_embeddings else "")),
+    ]
+    return f"## Model\n\n{table(('shape', ''), shape)}"
+
+
+def _training(job: Job, lineage: Sequence[Mapping[str, Any]], cost: str | None) -> str:
+    rows = []
+    for stage in job.train_stages:
+        section = job.section(stage)
+        seq_len = job.data.seq_len if stage == "pretrain" else job.sft_seq_len
+        optimizer = "AdamW"
+        if section.optimizer == "muon":
+            optimizer = f"Muon {section.muon_lr:g}, AdamW"
+        schedule = {"wsd": "warm-up–stable–decay"}.get(section.schedule, section.schedule)
+        rows.append(
+            (
+                STAGE_NAMES[stage],
+                f"{section.steps:,}",
+                f"{section.global_batch} × {seq_len:,}",
+                human_count(trained_tokens(job, stage)),
+                f"{optimizer} {section.lr:g} → {section.min_lr:g}, {schedule}",
+            )
+        )
+    header = ("stage", "steps", "batch (sequences × tokens)", "tokens", "optimizer, learning rate")
+    parts = [
+        "## Training",
+        "Data:\n\n" + "\n".join(f"- {line}" for line in source_lines(job)),
+        table(header, rows),
+    ]
+    if hardware := hardware_lines(lineage):
+        parts.append("Trained on " + "; ".join(hardware) + f". Seed {job.seed}.")
+    if left_out := [str(row["left_out"]) for row in lineage if "left_out" in row]:
+        parts.append("Left out, because steps on them went wrong: " + "; ".join(left_out) + ".")
+    if cost:
+        parts.append(f"All machines together, from boot to publishing: {cost}.")
+    return "\n\n".join(parts)
+
+
+def _limitations(job: Job, config: ModelConfig) -> str:
+    items = [
+        "A small model: it writes fluent text about what it has read, and invents facts readily. "
+        "Don't rely on what it says.",
+        "It has been through no safety training; it repeats the biases and errors of its data.",
+        f"It knows the language and subjects of its training data only, and at most "
+        f"{config.seq_len:,} tokens of context.",
+    ]
+    if not job.sft:
+        items.insert(1, "A base model: it continues text and does not follow instructions.")
+    return "## Limitations\n\n" + "\n".join(f"- {item}" for item in items)

@@ -1,0 +1,1 @@
+"""What `pion run` does, from claiming the run to the closing summary."""

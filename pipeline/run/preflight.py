@@ -1,0 +1,94 @@
+"""What would fail later, found before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.machine.gpu_count import gpu_count
+from pipeline.machine.rented import is_rented
+from pipeline.state.stores import FileStore, open_store
+from pipeline.workers.ray_workers import RAY_ADDRESS
+
+MANAGED = "SKYPILOT_MANAGED_JOB_ID"
+"""Set by SkyPilot on a machine that it ends by itself when the job is done, or replaces."""
+
+
+def preflight(job: Job) -> list[str]:
+    """Find now what would fail later; returns what could not be found out. Raises BadInput."""
+    from pipeline.training.trackers import check_trackers
+
+    check_trackers(job)
+    workers = worker_count(job)
+    gpus = gpu_count()
+    if 0 < gpus < workers and RAY_ADDRESS not in os.environ:  # whose nodes have GPUs of their own
+        raise BadInput(
+            f"hardware.workers {workers}: this machine has {gpus} GPUs, and each worker needs one. "
+            f"Nothing was started. Set hardware.workers={gpus}, or leave it out."
+        )
+    for stage in job.train_stages:
+        batch = job.section(stage).global_batch
+        if batch < workers:
+            raise BadInput(
+                f"{stage}.global_batch {batch} is smaller than the {workers} workers, which would "
+                f"leave some without a row. Nothing was started. Set hardware.workers={batch}."
+            )
+    if job.tokenizer.file is not None and not job.input_path(job.tokenizer.file).is_file():
+        path = job.input_path(job.tokenizer.file)
+        raise BadInput(f"tokenizer.file: {path} does not exist. Nothing was started.")
+    for name in ("pretrain", "sft"):
+        section = getattr(job, name)
+        if section is not None and section.init_from is not None:
+            from pipeline.models.find import find_model
+
+            path = job.input_path(section.init_from)
+            find_model(str(path) if path.exists() else section.init_from)
+    if job.evaluate.packs:
+        from pipeline.stages.evaluate import read_packs
+
+        read_packs(job)
+    notes = store_that_goes_with_the_machine(job.store)
+    if job.publish is not None:
+        from pipeline.stages.publish import check_target
+
+        notes += check_target(job)
+    return notes
+
+
+def store_that_goes_with_the_machine(
+    url: str, environment: Mapping[str, str] = os.environ
+) -> list[str]:
+    """A warning if the store is a folder on a rented machine's own disk, which ends with it.
+
+    Raises BadInput if SkyPilot will end the machine without asking anybody.
+    """
+    remote = "://" in url and not url.startswith("file://")
+    if remote or not is_rented(environment):
+        return []
+    store = open_store(url)
+    assert isinstance(store, FileStore)
+    folder = store.folder
+    while not folder.exists():
+        folder = folder.parent
+    if folder.stat().st_dev != Path("/").stat().st_dev:  # a volume, which may outlive the machine
+        return []
+    if environment.get(MANAGED):
+        raise BadInput(
+            f"store {url}: a folder on this rented machine, lost with it. Nothing was started. "
+            "Launch with a store that outlives machines: store=s3://bucket/prefix or "
+            'store=hf://user/repo (bare: --env OVERRIDES="store=…").'
+        )
+    return [
+        f"store {url} is a folder on this rented machine: fetch what you want to keep before the "
+        "machine is ended, or use store=s3://bucket/prefix or store=hf://user/repo"
+    ]
+
+
+def worker_count(job: Job) -> int:
+    """Ray workers of this machine: the job's, else one per GPU, else one. 0 = no Ray."""
+    if job.hardware.workers is not None:
+        return job.hardware.workers
+    return max(1, gpu_count())

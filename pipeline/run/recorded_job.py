@@ -1,0 +1,84 @@
+"""The job that a run was last started with, as its store records it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pion.errors import BadInput
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
+
+_HEADER = re.compile(r"# (?P<name>.+) with these overrides merged in:")
+
+
+def recorded_text(state: RunState, head: Head) -> str | None:
+    """The job file that HEAD names, overrides merged in; None if there is no record of it."""
+    return state.read_job(head.job) if head.job else None
+
+
+def recorded_job(state: RunState, head: Head) -> Job | None:
+    """The job that HEAD names; None if there is no record of it. Raises BadInput if it is one of
+    another version of pion."""
+    text = recorded_text(state, head)
+    if text is None:
+        return None
+    from pipeline.job.file import parse_job
+
+    return parse_job(text, f"the job of run {state.name}")
+
+
+def recorded_stages(state: RunState, head: Head) -> list[str] | None:
+    """The stages of the job that HEAD names, in order; None if the job can't be read here."""
+    try:
+        job = recorded_job(state, head)
+    except BadInput:
+        return None
+    return None if job is None else job.stages
+
+
+def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
+    """The job file and overrides that the run was last started with, as they are here.
+
+    Raises BadInput if no file below the working directory says what the store records.
+    """
+    from pipeline.job.file import job_text
+
+    text = recorded_text(state, head)
+    if text is None:
+        raise BadInput(f"{state.name} has no record of its job. Give it: --job FILE.")
+    overrides = []
+    header = _HEADER.match(text)
+    if header is not None:
+        for line in text.splitlines()[1:]:
+            if not line.startswith("# "):
+                break
+            overrides.append(line.removeprefix("# "))
+    for path in _job_files(header["name"] if header else None):
+        try:
+            if job_text(path, overrides) == text:
+                return str(path), overrides
+        except BadInput:
+            continue
+    named = f"{header['name']} with {' '.join(overrides)}" if header else "its job"
+    raise BadInput(
+        f"no file below {Path.cwd()} says what {state.name} records as {named}: it was changed, or "
+        "lies elsewhere. Go where it is, or name the file: --job FILE. Nothing was rented."
+    )
+
+
+def _job_files(name: str | None) -> Iterator[Path]:
+    """YAML files below the working directory, of that name if one is known; jobs/ first."""
+    for folder, below, files in os.walk("."):
+        below[:] = sorted(
+            (b for b in below if not b.startswith(".")), key=lambda b: (b != "jobs", b)
+        )
+        for file in sorted(files):
+            if file == name or (name is None and file.endswith((".yaml", ".yml"))):
+                yield Path(folder) / file

@@ -1,0 +1,218 @@
+"""What a `pion run` has to do: which stages are done, go on, begin, or would be invalidated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import BadInput
+from pion.train.schedule import decay_start
+from pipeline.console.formats import moment
+from pipeline.job import STAGES, Job
+from pipeline.job.digest import Difference, Digests, Inputs, differences
+from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.stores import DEFAULT_STORE
+from pipeline.training.start import settings_of
+
+ReadInputs = Callable[[str, str], Inputs | None]
+"""(stage, digest) → the inputs that digest was computed from, if they were kept."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: `state` is done, resume, todo or stale (committed work under other settings).
+
+    A stale one has that work's digest, and the steps of its checkpoints, newest first.
+    """
+
+    stage: str
+    state: str
+    why: str
+    old_digest: str | None = None
+    steps: tuple[int, ...] = ()
+
+
+def plan_stages(job: Job, digests: Digests, head: Head | None) -> list[StagePlan]:
+    """The state of every stage of `job`, in order."""
+    return [_plan_stage(stage, digests.stages[stage], head or Head()) for stage in job.stages]
+
+
+def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
+    record = head.stages.get(stage)
+    if record is not None and record.digest == digest:
+        return StagePlan(stage, "done", f"finished {moment(record.at)} with the same settings")
+    entries = [entry for entry in head.checkpoints if entry.stage == stage]
+    if record is not None:
+        why = f"finished {moment(record.at)} with other settings"
+        return StagePlan(stage, "stale", why, record.digest, _steps(entries, record.digest))
+    mine = [entry for entry in entries if entry.digest == digest]
+    if mine:
+        return StagePlan(stage, "resume", f"at step {mine[0].step:,}, saved {moment(mine[0].at)}")
+    if entries:
+        newest = entries[0]
+        why = f"at step {newest.step:,} with other settings, saved {moment(newest.at)}"
+        return StagePlan(stage, "stale", why, newest.digest, _steps(entries, newest.digest))
+    return StagePlan(stage, "todo", "not begun")
+
+
+def _steps(entries: list[CheckpointEntry], digest: str) -> tuple[int, ...]:
+    return tuple(entry.step for entry in entries if entry.digest == digest)
+
+
+def check_redo(job: Job, plans: list[StagePlan], redo: str | None, refusal: Refusal) -> None:
+    """Raise BadInput if going on would invalidate committed work that `redo` does not name."""
+    if redo is not None and redo not in job.stages:
+        raise BadInput(
+            f"--redo {redo}: this job has no such stage. Its stages: {', '.join(job.stages)}."
+        )
+    stale = first_stale(plans)
+    if stale is None:
+        return
+    if redo is None or STAGES.index(redo) > STAGES.index(stale.stage):
+        raise BadInput(refusal.text(stale, plans))
+
+
+def first_stale(plans: list[StagePlan]) -> StagePlan | None:
+    """The first stage whose committed work the job would invalidate.
+
+    Prepared data is kept under its own digest and made again for free, so `prepare` alone never
+    asks; what was trained on it does.
+    """
+    return next((p for p in plans if p.state == "stale" and p.stage != "prepare"), None)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Explains why a run does not go on, and the ways on."""
+
+    job: Job
+    job_path: str
+    digests: Digests
+    read_inputs: ReadInputs
+
+    def text(self, stale: StagePlan, plans: list[StagePlan]) -> str:
+        """The exact difference and the ways on."""
+        stage = stale.stage
+        changed = [f"    {difference}" for difference in self.changes(stale)]
+        follows = self.job.stages[self.job.stages.index(stage) :]
+        kept = [p.stage for p in plans if p.state == "done" and p.stage not in follows]
+        return "\n".join(
+            [
+                f"{stage} was {stale.why}, and this job changes what it depends on:",
+                *(changed or ["    (what it was computed from is not known any more)"]),
+                "Nothing was changed. Ways on:",
+                "  put the old values back;",
+                f"  pion run {self.job_path} --redo {stage}    redo {', '.join(follows)}"
+                + (f" (keeps {', '.join(kept)});" if kept else ";"),
+                *self._fork(stale, plans),
+                f"  pion run {self.job_path} name={self.job.name}-2    a new run beside this one.",
+            ]
+        )
+
+    def _fork(self, stale: StagePlan, plans: list[StagePlan]) -> list[str]:
+        """The way on that keeps this run and goes on from it in a copy, if there is one.
+
+        From the stage's newest checkpoint where it may be trained on, as `fork_may_go_on` says;
+        else from the finished stage before it; else from an earlier checkpoint of its own.
+        """
+        stage, job = stale.stage, self.job
+        assert stale.old_digest is not None
+        old = self.read_inputs(stage, stale.old_digest)
+        own = bool(old) and _only_schedule_differs(
+            job, stage, old or {}, stage_inputs(stage, self.digests)
+        )
+        steps = [step for step in stale.steps if own and step < job.section(stage).steps]
+        done = [plan.stage for plan in plans if plan.state == "done"]
+        earlier = STAGES[: STAGES.index(stage)]
+        before = [s for s in job.train_stages if s in done and s in earlier]
+        if steps and (steps[0] == stale.steps[0] or not before):
+            where = f"--stage {stage} --at {steps[0]}"
+            what = f"go on from step {steps[0]:,} of {stage} in a copy;"
+        elif before:
+            where, what = f"--stage {before[-1]}", f"go on from {before[-1]} in a copy;"
+        else:
+            return []
+        run = job.name if job.store == DEFAULT_STORE else f"{job.store}/{job.name}"
+        fork = f"pion fork {run} {job.name}-2 {where} && pion run {self.job_path} name={job.name}-2"
+        return [f"  {fork}    {what}"]
+
+    def changes(self, stale: StagePlan) -> list[Difference]:
+        """Fields that differ between the stale stage's settings and the job, data included."""
+        assert stale.old_digest is not None
+        old = self.read_inputs(stale.stage, stale.old_digest)
+        if old is None:
+            return []
+        new = stage_inputs(stale.stage, self.digests)
+        found = differences(old, new)
+        inputs = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p)]
+        return found or [Difference(path, old.get(path), new.get(path)) for path in inputs]
+
+
+def stage_inputs(stage: str, digests: Digests) -> dict[str, Any]:
+    """What is kept beside a stage's digest to show differences later: its own and its data's."""
+    return digests.inputs.get(f"data.{stage}", {}) | digests.inputs[stage]
+
+
+def steps_may_be_raised(
+    job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
+) -> bool:
+    """Whether the only change is more steps, asked for before the decay of either schedule began.
+
+    Up to there both schedules give the same learning rates, so the work done stays valid.
+    """
+    if stale.stage not in job.train_stages or stale.stage in head.stages:
+        return False
+    assert stale.old_digest is not None
+    old = read_inputs(stale.stage, stale.old_digest)
+    if old is None:
+        return False
+    changed = differences(old, stage_inputs(stale.stage, digests))
+    if [c.path for c in changed] != [f"{stale.stage}.steps"]:
+        return False
+    newest = next(e for e in head.checkpoints if e.stage == stale.stage)
+    settings = settings_of(job.section(stale.stage))
+    before = dataclasses.replace(settings, steps=changed[0].old)
+    return settings.steps > before.steps and newest.step <= decay_start(before)
+
+
+def goes_on_under_another_digest(
+    job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
+) -> bool:
+    """Whether the stage's checkpoints hold under this job too, though its digest is another."""
+    question = (job, stale, digests, head, read_inputs)
+    return steps_may_be_raised(*question) or fork_may_go_on(*question)
+
+
+def fork_may_go_on(
+    job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
+) -> bool:
+    """Whether a fork's stage goes on, under this job, from the checkpoint it was forked at.
+
+    Only while it has trained nothing of its own, and only if nothing but the stage's schedule is
+    another: the weights, the optimizer's state and the rows to come are then still the right ones.
+    Steps must be left: weights of the old schedule alone are no result of this job's.
+    """
+    newest = next((e for e in head.checkpoints if e.stage == stale.stage), None)
+    if newest is None or newest.key != head.forked or stale.stage in head.stages:
+        return False
+    assert stale.old_digest is not None
+    old = read_inputs(stale.stage, stale.old_digest)
+    if old is None or job.section(stale.stage).steps <= newest.step:
+        return False
+    return _only_schedule_differs(job, stale.stage, old, stage_inputs(stale.stage, digests))
+
+
+def _only_schedule_differs(job: Job, stage: str, old: Inputs, new: Inputs) -> bool:
+    """Whether a checkpoint made under `old` can be trained on under `new`."""
+    if stage not in job.train_stages:
+        return False
+    may = set()
+    for name, field in type(job.section(stage)).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("part") == "schedule":
+            may.add(f"{stage}.{name}")
+    may.discard(f"{stage}.optimizer")  # another one has other state
+    changed = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
+    return changed <= may

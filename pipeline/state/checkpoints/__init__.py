@@ -1,0 +1,1 @@
+"""A checkpoint's way: snapshot, upload, verify, restore, delete."""

@@ -1,0 +1,175 @@
+"""Find the newest good save of a stage, in the store or on this machine, and read it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pion.errors import PionError
+from pipeline.state.checkpoints.checkpointer import STATE
+from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER
+from pipeline.state.checkpoints.upload_worker import MANIFEST
+from pipeline.state.records import CheckpointEntry, Damaged, Head, parse
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Missing
+from pipeline.state.workspace import Files, Workspace, read_files
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint's content. Tensors are on the CPU, mapped from the files in `folder`."""
+
+    folder: Path
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A listed checkpoint that was not used, and why."""
+
+    entry: CheckpointEntry
+    why: str
+
+    def __str__(self) -> str:
+        return f"Skipped checkpoint {self.entry.key}: {self.why}."
+
+
+@dataclass(frozen=True)
+class Found:
+    """The good checkpoint to go on from, on this machine; what was skipped before it.
+
+    `listed`: HEAD knows it. One that is not is a save this machine made and could not upload.
+    """
+
+    entry: CheckpointEntry | None
+    folder: Path | None
+    skipped: list[Skipped]
+    listed: bool = True
+
+    @property
+    def listed_key(self) -> str | None:
+        """Key of the newest checkpoint that HEAD knows and this one goes back to."""
+        if self.entry is None:
+            return None
+        return self.entry.key if self.listed else self.entry.ancestor
+
+
+def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Found:
+    """The stage's newest checkpoint of that digest whose sizes and hashes are right.
+
+    What the store lists is brought to this machine unless it is there. A save of this machine that
+    HEAD doesn't list counts only if it went on from HEAD's newest and no later epoch went on from
+    an earlier step, so nobody has moved on since or begun the stage anew.
+    `Found(None, None, [])` if there is none. Raises `StoreError` when the store is down, `BadInput`
+    for a checkpoint of another format version, and `PionError` when checkpoints are listed but none
+    is good: starting over is for a person to decide.
+    """
+    listed = [e for e in head.checkpoints if (e.stage, e.digest) == (stage, digest)]
+    newest = listed[0] if listed else None
+    for entry in _unlisted(workspace, head, stage, digest, newest):
+        return Found(entry, workspace.folder(entry.key), [], listed=False)
+    skipped: list[Skipped] = []
+    for entry in listed:
+        problem = check_entry(workspace, entry)
+        if problem is None:
+            return Found(entry, workspace.folder(entry.key), skipped)
+        skipped.append(Skipped(entry, problem))
+    if skipped:
+        where = f"{workspace.store.url}/{workspace.run}"
+        raise PionError(
+            f"None of the checkpoints of {stage} in {where} is good. "
+            + " ".join(map(str, skipped))
+            + f" Nothing was changed. To train {stage} again from its start, use --redo {stage}."
+        )
+    return Found(None, None, [])
+
+
+def refuse_other_formats(run: RunState, head: Head) -> None:
+    """Raise BadInput if HEAD's newest checkpoint has another format version.
+
+    What else is wrong with it is found out when it is restored. Raises `StoreError`.
+    """
+    for entry in head.checkpoints[:1]:
+        key = run.key(f"{entry.key}/{MANIFEST}")
+        with contextlib.suppress(Missing, Damaged):
+            parse(run.store.read(key), f"{run.store.url}/{key}")
+
+
+def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
+    """Why a listed checkpoint can't be used: a file missing, cut short or changed. None if good;
+    it is then in the workspace. Raises like `newest_good`.
+    """
+    key = f"{workspace.run}/{entry.key}"
+    url = f"{workspace.store.url}/{key}"
+    try:
+        files = read_files(workspace.store.read(f"{key}/{MANIFEST}"), f"{url}/{MANIFEST}")
+    except Missing:
+        return f"{MANIFEST} is missing"
+    except Damaged:
+        return f"{MANIFEST} is damaged"
+    if files.get(MODEL, (0, ""))[1] != entry.model_sha256:
+        return f"{MODEL} is not the one that HEAD lists"
+    return workspace.fetch(entry.key, files)
+
+
+def load_folder(folder: Path) -> Loaded:
+    """Read a checkpoint's folder, unverified. Raises `PionError` if it isn't one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+        return Loaded(folder, load_file(folder / MODEL), load_file(folder / OPTIMIZER), state)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise PionError(f"{folder} is not a complete checkpoint: {error}") from error
+
+
+def _unlisted(
+    workspace: Workspace, head: Head, stage: str, digest: str, newest: CheckpointEntry | None
+) -> Iterator[CheckpointEntry]:
+    """Good saves of this machine that went on from `newest` and were not rewound, the farthest
+    first."""
+    if not workspace.remote:
+        return
+    found: list[tuple[CheckpointEntry, Files]] = []
+    for path in workspace.folder(f"checkpoints/{stage}").glob(f"*/{MANIFEST}"):
+        try:
+            data = path.read_bytes()
+            about, files = parse(data, str(path)), read_files(data, str(path))
+        except (OSError, PionError):
+            continue
+        known = newest is None or about["step"] > newest.step
+        if about["digest"] != digest or not known or _rewound(head, about):
+            continue
+        if about["ancestor"] == (newest.key if newest else None):
+            found.append((_entry_of(path.parent.name, about, files), files))
+    for entry, files in sorted(found, key=lambda item: -item[0].step):
+        if workspace.local_problem(entry.key, files) is None:
+            yield entry
+
+
+def _rewound(head: Head, about: dict[str, Any]) -> bool:
+    """Whether a later epoch has gone on from a step before this save."""
+    return any(
+        epoch > about["epoch"] and steps.get(about["stage"], about["step"]) < about["step"]
+        for epoch, steps in head.restores.items()
+    )
+
+
+def _entry_of(name: str, about: dict[str, Any], files: Files) -> CheckpointEntry:
+    names = ("stage", "step", "epoch", "digest", "at", "ancestor")
+    return CheckpointEntry(
+        **{name: about[name] for name in names},
+        key=f"checkpoints/{about['stage']}/{name}",
+        bytes=sum(size for size, _ in files.values()),
+        model_sha256=files[MODEL][1],
+    )

@@ -1,0 +1,1 @@
+"""Bytes in a Hugging Face Hub repository."""

@@ -1,0 +1,198 @@
+"""Changes to a Hub repository that wait for a commit, and the one commit that makes them.
+
+A commit is refused unless main is at the commit that was looked at before: this is what decides
+between writers. Changes that main has already are left out, so that a commit whose acknowledgement
+was lost can be tried again.
+"""
+
+import base64
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.lfs import UploadInfo
+from huggingface_hub.utils.sha import git_hash
+
+from pipeline.state.stores.base import Conflict, StoreError
+from pipeline.state.stores.hub import errors
+from pipeline.state.stores.hub.repo import HubRepo
+
+TRIES = 20
+_PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Put:
+    """`key` is to hold these bytes."""
+
+    key: str
+    content: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def is_made(self, present: RepoFile | None) -> bool:
+        if present is None:
+            return False
+        if present.lfs is not None:
+            return bool(present.lfs.sha256 == hashlib.sha256(self.content).hexdigest())
+        return bool(present.blob_id == git_hash(self.content))
+
+    def operation(self) -> CommitOperationAdd:
+        return CommitOperationAdd(self.key, self.content)
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """`key` is to hold an LFS object that the Hub has already."""
+
+    key: str
+    size: int
+    sha256: str
+
+    def is_made(self, present: RepoFile | None) -> bool:
+        return present is not None and present.lfs is not None and self.sha256 == present.lfs.sha256
+
+    def operation(self) -> CommitOperationAdd:
+        """As the client leaves an addition behind after sending its content."""
+        addition = CommitOperationAdd(self.key, b"")
+        sha256 = bytes.fromhex(self.sha256)
+        addition.upload_info = UploadInfo(size=self.size, sample=b"", sha256=sha256)
+        addition._upload_mode = "lfs"
+        addition._should_ignore = False
+        addition._is_uploaded = True
+        return addition
+
+
+@dataclass(frozen=True)
+class Delete:
+    """`key` is to be gone."""
+
+    key: str
+
+    def is_made(self, present: RepoFile | None) -> bool:
+        return present is None
+
+    def operation(self) -> CommitOperationDelete:
+        return CommitOperationDelete(self.key, is_folder=False)
+
+
+Change = Put | Uploaded | Delete
+
+
+def to_json(change: Change) -> dict[str, Any]:
+    match change:
+        case Put():
+            return {"key": change.key, "content": base64.b64encode(change.content).decode()}
+        case Uploaded():
+            return {"key": change.key, "size": change.size, "sha256": change.sha256}
+        case Delete():
+            return {"key": change.key}
+
+
+def from_json(raw: dict[str, Any]) -> Change:
+    if "content" in raw:
+        return Put(raw["key"], base64.b64decode(raw["content"]))
+    if "sha256" in raw:
+        return Uploaded(raw["key"], raw["size"], raw["sha256"])
+    return Delete(raw["key"])
+
+
+@dataclass(frozen=True)
+class Swap:
+    """`put`, if its key has version `expected` (None: is not there)."""
+
+    put: Put
+    expected: str | None
+
+
+def version_of(content: bytes) -> str:
+    """The version of a swapped key: its git blob id."""
+    return str(git_hash(content))
+
+
+def commit(repo: HubRepo, changes: Sequence[Change], swap: Swap | None = None) -> None:
+    """Make all `changes`, and the `swap`, with one commit; with none if main has them already.
+
+    Raises `Conflict` when the swapped key has another version, `StoreError` when the Hub fails.
+    Nothing was changed then, unless the error left it open whether the commit was made.
+    """
+    making = _Commit(repo, changes, swap)
+    repo.request("write", swap.put.key if swap else "", making.try_once)
+
+
+class _Commit:
+    """One commit on its way, through as many tries as it takes."""
+
+    def __init__(self, repo: HubRepo, changes: Sequence[Change], swap: Swap | None) -> None:
+        self._repo, self._changes, self._swap = repo, changes, swap
+        self._paths = [change.key for change in changes]
+        if swap is not None:
+            self._paths.append(swap.put.key)
+        self._additions: dict[str, CommitOperationAdd] = {}
+        self._unanswered = False
+
+    def try_once(self) -> None:
+        """Until the commit is made or refused for good; `retry` calls it again after an outage."""
+        for number in range(1, TRIES + 1):
+            parent = self._repo.main()
+            try:
+                present = self._repo.entries(parent, self._paths)
+            except RevisionNotFoundError:  # squashed away just now
+                continue
+            missing = [c for c in self._changes if not c.is_made(present.get(c.key))]
+            if self._swap is not None:
+                put, found = self._swap.put, present.get(self._swap.put.key)
+                if self._unanswered and not missing and put.is_made(found):
+                    return  # only the acknowledgement was lost
+                if (found.blob_id if found else None) != self._swap.expected:
+                    raise Conflict(put.key, self._repo.url)
+                if not put.is_made(found):
+                    missing.append(put)
+            if not missing or self._made(missing, parent):
+                return
+            self._repo.sleep(random.uniform(0.0, _PAUSE_SECONDS * number))
+        reason = f"others committed first, {TRIES} times in a row"
+        raise StoreError("write to", self._repo.url, reason, outage=True)
+
+    def _made(self, changes: Sequence[Change], parent: str) -> bool:
+        """Commit on `parent`; False if main has moved on."""
+        self._prepare(changes)
+        operations = [self._additions.get(change.key) or change.operation() for change in changes]
+        named = self._swap.put.key if self._swap else changes[0].key
+        others = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+        try:
+            self._repo.commit(operations, parent, named + others)
+        except EntryNotFoundError:  # what is to be deleted is gone already
+            return False
+        except errors.ERRORS as error:
+            status = errors.status_of(error)
+            if status == 412:
+                return False
+            if status == 408 or not 400 <= status < 500:
+                self._unanswered = True  # it may have been made all the same
+            raise
+        return True
+
+    def _prepare(self, changes: Sequence[Change]) -> None:
+        """Additions, their contents sent ahead where the Hub wants that; each of them once."""
+        additions = {
+            change.key: change.operation()
+            for change in changes
+            if not isinstance(change, Delete) and change.key not in self._additions
+        }
+        self._repo.prepare(list(additions.values()))
+        self._additions.update(additions)
+        if self._swap is None:
+            return
+        swapped = self._additions.get(self._swap.put.key)
+        if swapped is not None and swapped._upload_mode == "lfs":
+            where = f"{self._repo.url}/{self._swap.put.key}"
+            reason = "the repository's .gitattributes makes it an LFS file; remove that line"
+            raise StoreError("write", where, reason)

@@ -1,0 +1,252 @@
+"""One repository on the Hub, asked and changed through the huggingface_hub client.
+
+What passes is tried again, and what remains becomes a `StoreError`.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.hf_api import LFSFileInfo, RepoFile
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+from pion.errors import PionError
+from pipeline.state.stores.base import Missing, StoreError
+from pipeline.state.stores.hub import errors
+from pipeline.state.stores.hub.client import set_up_client
+from pipeline.state.stores.retry import Retry, retrying
+
+BRANCH = "main"
+_PATHS_PER_REQUEST = 500
+_PIECE_BYTES = 1 << 20
+_WHOLE_BYTES = 16 << 20
+
+Operation = CommitOperationAdd | CommitOperationDelete
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where the bytes of a file at `commit` are to be had; `etag` names its content."""
+
+    location: str
+    commit: str
+    etag: str
+    size: int
+
+
+class HubRepo:
+    """The repository `repo_id`. `sleep` passes the time before a failed request is tried again.
+
+    Its methods raise the client's errors; `request` runs them with retries and a reason for a
+    person.
+    """
+
+    def __init__(self, repo_id: str, repo_type: str, sleep: Callable[[float], None]) -> None:
+        set_up_client()
+        self.api = HfApi()
+        self.repo_id, self.repo_type = repo_id, repo_type
+        kind = "" if repo_type == "model" else f"{repo_type}s/"
+        self.url = f"hf://{kind}{repo_id}"
+        self.create_command = f"hf repos create {repo_id} --private" + (
+            "" if repo_type == "model" else f" --repo-type {repo_type}"
+        )
+        self.sleep = sleep
+        self.retry: Retry = functools.partial(
+            retrying,
+            is_transient=errors.is_transient,
+            retry_after=errors.retry_after,
+            sleep=sleep,
+        )
+
+    def request(self, action: str, key: str, call: Callable[[], T]) -> T:
+        """`call()`, tried again while its errors are transient.
+
+        Raises `Missing` for a file that is not there, else `StoreError`.
+        """
+        try:
+            return self.retry(call)
+        except PionError:
+            raise
+        except errors.ERRORS as error:
+            raise self.explained(error, action, key) from None  # the cause may hold signed URLs
+
+    def explained(self, error: Exception, action: str, key: str) -> Missing | StoreError:
+        """What to raise instead of the client's error."""
+        if isinstance(error, EntryNotFoundError):
+            return Missing(key, self.url)
+        reason = errors.explain(error, self.url, self.create_command)
+        outage = errors.is_outage(error)
+        return StoreError(action, f"{self.url}/{key}".rstrip("/"), reason, outage=outage)
+
+    # ------------------------------------------------------------ reading
+
+    def refs(self) -> dict[str, str]:
+        """Commit ids of all branches and tags."""
+        found = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type)
+        return {ref.name: ref.target_commit for ref in [*found.tags, *found.branches]}
+
+    def main(self) -> str:
+        """The commit that main is at."""
+        commit = self.refs().get(BRANCH)
+        if commit is None:
+            raise StoreError("use", self.url, "it has no branch main; use a new repository")
+        return commit
+
+    def files(self, commit: str, folder: str = "") -> list[RepoFile]:
+        """Every file below `folder` at that commit."""
+        try:
+            tree = self.api.list_repo_tree(
+                self.repo_id,
+                folder or None,
+                recursive=True,
+                revision=commit,
+                repo_type=self.repo_type,
+            )
+            return [entry for entry in tree if isinstance(entry, RepoFile)]
+        except EntryNotFoundError:
+            return []
+
+    def entries(self, commit: str, paths: Sequence[str]) -> dict[str, RepoFile]:
+        """Those of the `paths` that are files at that commit."""
+        found = {}
+        for start in range(0, len(paths), _PATHS_PER_REQUEST):
+            some = list(paths[start : start + _PATHS_PER_REQUEST])
+            for entry in self.api.get_paths_info(
+                self.repo_id, some, revision=commit, repo_type=self.repo_type
+            ):
+                if isinstance(entry, RepoFile):
+                    found[entry.path] = entry
+        return found
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes on main."""
+        response = get_session().get(self.file_url(path, BRANCH), headers=_headers())
+        hf_raise_for_status(response)
+        return response.content
+
+    def file_url(self, path: str, revision: str) -> str:
+        return hf_hub_url(
+            self.repo_id,
+            path,
+            repo_type=self.repo_type,
+            revision=revision,
+            endpoint=self.api.endpoint,
+        )
+
+    def locate(self, path: str, revision: str) -> Located:
+        """Where a file's bytes are to be had, which stay the same whatever is committed."""
+        found = self.api.get_hf_file_metadata(url=self.file_url(path, revision))
+        assert found.commit_hash is not None
+        assert found.etag is not None
+        assert found.size is not None
+        location = found.location
+        if self._is_at_the_hub(location):
+            location = self.file_url(path, found.commit_hash)
+        return Located(location, found.commit_hash, found.etag, found.size)
+
+    def locate_again(self, path: str, before: Located) -> Located:
+        """The same bytes at a fresh address. Raises `StoreError` if they are gone."""
+        try:
+            found = self.locate(path, before.commit)
+        except RevisionNotFoundError:  # squashed away
+            found = self.locate(path, BRANCH)
+        if found.etag != before.etag:
+            reason = "it was replaced meanwhile; run the same command again"
+            raise StoreError("read", f"{self.url}/{path}", reason, outage=True)
+        return found
+
+    def fetch(self, location: str, start: int, stop: int) -> Iterator[bytes]:
+        """Bytes `start` up to `stop` from where the Hub says that a file lies.
+
+        The token is sent to the Hub only, not to the host that holds its large files.
+        """
+        token = None if self._is_at_the_hub(location) else False
+        headers = _headers(token) | {"Range": f"bytes={start}-{stop - 1}"}
+        with get_session().stream("GET", location, headers=headers) as response:
+            hf_raise_for_status(response)
+            if response.status_code == 206:
+                yield from response.iter_bytes(_PIECE_BYTES)
+            elif int(response.headers.get("Content-Length", 0)) <= _WHOLE_BYTES:
+                yield response.read()[start:stop]  # small files may come whole
+            else:
+                raise ConnectionError("the whole file came instead of a range")
+
+    def _is_at_the_hub(self, location: str) -> bool:
+        return urlsplit(location).netloc == urlsplit(self.api.endpoint).netloc
+
+    # ------------------------------------------------------------ writing
+
+    def prepare(self, additions: Sequence[CommitOperationAdd]) -> None:
+        """Send the content of those that the Hub keeps as LFS objects, ahead of their commit.
+
+        Raises `StoreError` for one that the repository's .gitignore would keep out of it.
+        """
+        self.api.preupload_lfs_files(self.repo_id, additions, repo_type=self.repo_type)
+        for addition in additions:
+            if addition._should_ignore:
+                reason = "the repository's .gitignore excludes it; remove that line"
+                raise StoreError("write", f"{self.url}/{addition.path_in_repo}", reason)
+            # The client would leave out what looked unchanged a moment ago, whatever the parent.
+            addition._remote_oid = None
+
+    def commit(self, operations: Iterable[Operation], parent: str, message: str) -> None:
+        """One commit on main, which must be at `parent`: else a 412."""
+        self.api.create_commit(
+            self.repo_id,
+            list(operations),
+            commit_message=message,
+            repo_type=self.repo_type,
+            parent_commit=parent,
+        )
+
+    def takes_any_parent(self, path: str) -> bool:
+        """Whether the Hub commits although the parent is no commit at all; `path` is not kept."""
+        try:
+            self.commit([CommitOperationAdd(path, b"refuse this")], "0" * 40, "Refuse this")
+        except HfHubHTTPError as error:
+            if error.response.status_code in (400, 409, 412):
+                return False
+            raise
+        self.commit([CommitOperationDelete(path, is_folder=False)], self.main(), "Probe removed")
+        return True
+
+    # ------------------------------------------------------------ tidying up
+
+    def count_commits(self) -> int:
+        return len(self.api.list_repo_commits(self.repo_id, repo_type=self.repo_type))
+
+    def squash(self) -> None:
+        """Make main one commit with the files it has."""
+        self.api.super_squash_history(
+            self.repo_id, commit_message="History squashed", repo_type=self.repo_type
+        )
+
+    def lfs_objects(self) -> list[LFSFileInfo]:
+        """Every LFS object that was ever pushed and not deleted, whether a path uses it or not."""
+        return list(self.api.list_lfs_files(self.repo_id, repo_type=self.repo_type))
+
+    def delete_lfs_objects(self, objects: Iterable[LFSFileInfo]) -> None:
+        """For ever, also where old commits name them; commits stay as they are."""
+        self.api.permanently_delete_lfs_files(
+            self.repo_id, objects, rewrite_history=False, repo_type=self.repo_type
+        )
+
+
+def at_main(repo: HubRepo, look: Callable[[str], T]) -> T:
+    """`look(commit)` at main's commit; again if that was squashed away meanwhile."""
+    for _ in range(3):
+        try:
+            return look(repo.main())
+        except RevisionNotFoundError:
+            continue
+    return look(repo.main())
+
+
+def _headers(token: bool | None = None) -> dict[str, str]:
+    """Of a request for a file: as it is stored, with the token unless `token` is False."""
+    return build_hf_headers(token=token) | {"Accept-Encoding": "identity"}

@@ -1,0 +1,294 @@
+"""A store in a repository on the Hugging Face Hub.
+
+A commit is the only thing that can decide between writers there, and only about 128 an hour are
+allowed. So writes and deletes wait: small contents in memory, large ones sent ahead as LFS
+objects. The next `compare_and_swap` or `flush` makes them all, with HEAD, in one commit whose
+parent has to be what was looked at. Old commits keep what is deleted, so the history is squashed
+and LFS objects that no path uses any more are deleted.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
+
+from pion.errors import BadInput
+from pipeline.state.stores.base import Data, Entries, Entry, Missing, Staged, StoreError, check_key
+from pipeline.state.stores.hub import errors
+from pipeline.state.stores.hub.commit import (
+    Change,
+    Delete,
+    Put,
+    Swap,
+    Uploaded,
+    commit,
+    from_json,
+    to_json,
+    version_of,
+)
+from pipeline.state.stores.hub.repo import BRANCH, HubRepo, at_main
+from pipeline.state.stores.transfer import download_parallel
+
+LARGE_BYTES = 1 << 20
+COMMITS_KEPT = 50
+
+
+class HubStore:
+    """Keys are files in the repository `repo_id`. Safe with any number of processes and threads.
+
+    Reading back a large file before its commit makes the commit. `sleep` passes the time before a
+    failed request is tried again.
+    """
+
+    commits = True
+    save_seconds = 120.0
+    """30 commits an hour, of 128: claims, ends of stages and other runs in the repository need
+    some too."""
+
+    def __init__(
+        self,
+        repo_id: str,
+        repo_type: str = "model",
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._repo = HubRepo(repo_id, repo_type, sleep)
+        self.url = self._repo.url
+        self._staged: dict[str, Change] = {}
+        self._guard = threading.Lock()
+        """Of `_staged`."""
+        self._committing = threading.RLock()
+        self._listed: tuple[str, dict[str, Sequence[RepoFile]]] = ("", {})
+        """The commit listed last, and its files by the folder asked for."""
+
+    @classmethod
+    def open(cls, rest: str) -> "HubStore":
+        """The store that `user/repo` or `datasets/user/repo` names; nothing is requested.
+
+        Raises `BadInput` for other forms.
+        """
+        repo_id, repo_type = rest.rstrip("/"), "model"
+        if repo_id.startswith("datasets/"):
+            repo_id, repo_type = repo_id.removeprefix("datasets/"), "dataset"
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError:
+            repo_id = ""
+        if repo_id.count("/") != 1:
+            raise BadInput(
+                f"store {'hf://' + rest!r}: use hf://user/repo (a model repository) or "
+                "hf://datasets/user/repo. Runs are folders in it."
+            )
+        return cls(repo_id, repo_type)
+
+    # ------------------------------------------------------------ writing
+
+    def write(self, key: str, data: Data) -> None:
+        check_key(key)
+        try:
+            change = self._staged_write(key, data)
+        except OSError as error:
+            raise StoreError("write", f"{self.url}/{key}", error.strerror or str(error)) from error
+        with self._guard:
+            self._staged[key] = change
+
+    def delete(self, key: str) -> None:
+        with self._guard:
+            self._staged[check_key(key)] = Delete(key)
+
+    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        check_key(key)
+        with self._committing:
+            if any(change.key == key for change in self._changes()):
+                self.flush()
+            self._commit(Swap(Put(key, data), expected))
+        return version_of(data)
+
+    def flush(self) -> None:
+        with self._committing:
+            if self._changes():
+                self._commit()
+
+    def staged(self) -> list[Staged]:
+        return [to_json(change) for change in self._changes()]
+
+    def adopt(self, staged: list[Staged]) -> None:
+        changes = {raw["key"]: from_json(raw) for raw in staged}
+        with self._guard:
+            self._staged.update(changes)
+
+    # ------------------------------------------------------------ reading
+
+    def read(self, key: str) -> bytes:
+        change = self._own(key)
+        if isinstance(change, Put):
+            return change.content
+        return self._repo.request("read", key, lambda: self._repo.read(key))
+
+    def read_versioned(self, key: str) -> tuple[bytes, str]:
+        data = self.read(key)
+        return data, version_of(data)
+
+    def download(self, key: str, path: Path) -> str:
+        repo, change = self._repo, self._own(key)
+        if isinstance(change, Put):
+            content = change.content
+            return download_parallel(
+                lambda start, stop: [content[start:stop]], len(content), path, repo.retry
+            )
+        found = repo.request("read", key, lambda: repo.locate(key, BRANCH))
+        location = found.location
+
+        def fetch(start: int, stop: int) -> Iterable[bytes]:
+            nonlocal location
+            try:
+                yield from repo.fetch(location, start, stop)
+            except HfHubHTTPError as error:
+                if errors.status_of(error) not in (401, 403, 404, 410):
+                    raise
+                location = repo.locate_again(key, found).location
+                raise ConnectionError("its address had expired") from None
+
+        try:
+            return download_parallel(fetch, found.size, path, repo.retry)
+        except errors.ERRORS as error:
+            raise repo.explained(error, "read", key) from None
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+    def list(self, prefix: str = "") -> Entries:
+        folder = prefix.rpartition("/")[0]
+        if folder:
+            check_key(folder)
+        files = self._repo.request(
+            "list", prefix, lambda: at_main(self._repo, lambda main: self._files(main, folder))
+        )
+        sizes = {file.path: file.lfs.size if file.lfs else file.size for file in files}
+        for change in self._changes():
+            if isinstance(change, Delete):
+                sizes.pop(change.key, None)
+            else:
+                sizes[change.key] = change.size
+        return [Entry(k, sizes[k]) for k in sorted(sizes) if k.startswith(prefix) and _is_key(k)]
+
+    # ------------------------------------------------------------ keeping house
+
+    def sweep_unfinished(self, prefix: str, before: float) -> int:
+        """See `Store`. Squashes the history of the whole repository when it has grown long.
+
+        Deletes only LFS objects that no branch or tag uses and whose name, as far as the Hub knows
+        one, starts with `prefix`. One that was sent and waits in another process for its commit is
+        safe for as long as `before` reaches back, unless the same bytes were sent earlier already:
+        so let nothing be uploaded to the same run meanwhile.
+        """
+        with self._committing:
+            return self._repo.request("clean up", prefix, lambda: self._sweep(prefix, before))
+
+    def probe(self, prefix: str) -> None:
+        """See `Store`. Makes no commit, but one that has to be refused. A Hub that is down raises
+        `StoreError`, not `BadInput`."""
+        repo = self._repo
+        if get_token() is None:
+            raise BadInput(
+                f"store {self.url}: there is no Hub token. Set HF_TOKEN to one that may write "
+                f"({errors.TOKENS_PAGE}), or run `hf auth login`. Nothing was started."
+            )
+        key = f"{prefix}probe-{uuid.uuid4().hex}"
+        try:
+            me = repo.request("use", "", lambda: repo.api.whoami(cache=True))
+            if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+                reason = f"the token of {me['name']} may only read; set HF_TOKEN to one that may"
+                raise StoreError("write to", self.url, f"{reason} write ({errors.TOKENS_PAGE})")
+            repo.request("read", "", repo.main)
+            if repo.request("write to", "", lambda: repo.takes_any_parent(key)):
+                raise BadInput(
+                    f"{self.url} can't hold a run: it ignores the parent that a commit has to "
+                    "have, so two machines could both believe that they own the run. Nothing was "
+                    "started. Use hf://user/repo on huggingface.co, or s3://bucket/prefix."
+                )
+        except StoreError as error:
+            if error.outage:
+                raise
+            raise BadInput(f"{error} Nothing was started.") from error
+
+    # ------------------------------------------------------------
+
+    def _changes(self) -> tuple[Change, ...]:
+        with self._guard:
+            return tuple(self._staged.values())
+
+    def _own(self, key: str) -> Change | None:
+        """What waits for a commit under `key`, but for a large file, which is committed.
+
+        Raises `Missing` if it is to be deleted.
+        """
+        with self._guard:
+            change = self._staged.get(check_key(key))
+        if isinstance(change, Uploaded):
+            self.flush()
+        if isinstance(change, Delete):
+            raise Missing(key, self.url)
+        return change
+
+    def _staged_write(self, key: str, data: Data) -> Put | Uploaded:
+        content = data if isinstance(data, Path) else bytes(data)
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        if size >= LARGE_BYTES:
+            addition = CommitOperationAdd(key, content)
+            self._repo.request("write", key, lambda: self._repo.prepare([addition]))
+            if addition._upload_mode == "lfs":
+                return Uploaded(key, size, addition.upload_info.sha256.hex())
+        return Put(key, content.read_bytes() if isinstance(content, Path) else content)
+
+    def _commit(self, swap: Swap | None = None) -> None:
+        """Make every staged change; they stay staged if that fails."""
+        changes = self._changes()
+        commit(self._repo, changes, swap)
+        with self._guard:
+            for change in changes:
+                if self._staged.get(change.key) is change:
+                    del self._staged[change.key]
+
+    def _files(self, main: str, folder: str) -> Sequence[RepoFile]:
+        listed, folders = self._listed
+        if listed != main:
+            folders = {}
+            self._listed = (main, folders)
+        if folder not in folders:
+            folders[folder] = self._repo.files(main, folder)
+        return folders[folder]
+
+    def _sweep(self, prefix: str, before: float) -> int:
+        repo = self._repo
+        if repo.count_commits() > COMMITS_KEPT:
+            repo.squash()
+        # The objects first: what is committed after that is seen to be in use.
+        objects = repo.lfs_objects()
+        used = {change.sha256 for change in self._changes() if isinstance(change, Uploaded)}
+        for tip in set(repo.refs().values()):
+            used |= {file.lfs.sha256 for file in repo.files(tip) if file.lfs}
+        unused = [
+            item
+            for item in objects
+            if item.file_oid not in used
+            and item.pushed_at.timestamp() < before
+            and (not item.filename or item.filename.startswith(prefix))
+        ]
+        repo.delete_lfs_objects(unused)
+        return len(unused)
+
+
+def _is_key(path: str) -> bool:
+    """The repository's own files, such as .gitattributes, are no keys."""
+    try:
+        check_key(path)
+    except BadInput:
+        return False
+    return True

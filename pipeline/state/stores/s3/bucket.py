@@ -1,0 +1,125 @@
+"""Requests to one S3 bucket: the client, tries again, and errors in a store's words."""
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.loaders import Loader
+
+from pion.errors import BadInput, PionError
+from pipeline.state.stores.base import Conflict, Missing, StoreError, check_key
+from pipeline.state.stores.retry import retrying
+from pipeline.state.stores.s3 import errors
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+CONNECT_SECONDS = 10
+READ_SECONDS = 60
+_CONNECTIONS = 32
+
+T = TypeVar("T")
+
+
+class Bucket:
+    """The part of bucket `name` below `prefix`. Any thread may use it; connects when first used."""
+
+    def __init__(self, name: str, prefix: str, sleep: Callable[[float], None]) -> None:
+        self.name = name
+        self.url = f"s3://{name}/{prefix}".rstrip("/")
+        self.root = f"{prefix}/" if prefix else ""
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._client: S3Client | None = None
+
+    def object_name(self, key: str) -> str:
+        """What the bucket calls `key`. Raises `BadInput` if it is not a legal key."""
+        return self.root + check_key(key)
+
+    def request(self, action: str, key: str, call: "Callable[[S3Client], T]") -> T:
+        """What `call` returns, after as many tries as that takes.
+
+        Raises `Missing`, `Conflict` when a condition does not hold, and `StoreError`.
+        """
+        try:
+            return self.retry(lambda: call(self.client))
+        except errors.ERRORS as error:
+            raise self.explained(error, action, key) from error
+
+    def retry(self, call: Callable[[], T]) -> T:
+        """What `call` returns, tried again while its errors are transient; raises the last."""
+
+        def attempt() -> T:
+            try:
+                return call()
+            except errors.ERRORS as error:
+                if errors.code_of(error) in errors.EXPIRED:
+                    self._client = None  # the next try reads the credentials again
+                raise
+
+        return retrying(
+            attempt,
+            errors.is_transient,
+            retry_after=errors.retry_after,
+            sleep=self._sleep,
+        )
+
+    def explained(self, error: Exception, action: str, key: str) -> PionError:
+        """What `request` raises for that error."""
+        if errors.code_of(error) == "NoSuchKey":
+            return Missing(key, self.url)
+        if errors.status_of(error) == 412:
+            return Conflict(key, self.url)
+        reason = errors.explain(error, self.name, self.endpoint)
+        where = f"{self.url}/{key}".rstrip("/")
+        return StoreError(action, where, reason, outage=errors.is_outage(error))
+
+    @property
+    def client(self) -> "S3Client":
+        with self._lock:
+            if self._client is None:
+                self._client = _connect()
+            return self._client
+
+    @property
+    def endpoint(self) -> str:
+        """Whom requests go to, as host and port."""
+        client = self._client
+        url = urlsplit(client.meta.endpoint_url if client else "")
+        return url.netloc.rpartition("@")[2] or "the store"
+
+
+@functools.cache
+def _descriptions() -> Loader:
+    """The SDK's descriptions of services, which take longer to read than a client to make."""
+    return Loader()
+
+
+def _connect() -> "S3Client":
+    """A client that never tries again by itself: `retrying` is the one policy."""
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _descriptions())
+    session = boto3.Session(botocore_session=core)
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        max_pool_connections=_CONNECTIONS,
+        retries={"total_max_attempts": 1},
+        # Ours are sent as headers; the client's would be trailers, which some servers don't know.
+        request_checksum_calculation="when_required",
+        tcp_keepalive=True,
+    )
+    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+    try:
+        return session.client("s3", region_name=region, config=config)
+    except ValueError as error:
+        raise BadInput(
+            "The S3 endpoint is not a URL: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL must look like "
+            "https://host or http://host:port."
+        ) from error

@@ -1,0 +1,221 @@
+"""A store in an S3 bucket, of AWS or of any compatible service.
+
+Conditional writes decide between writers. Large objects go up in parallel parts with checksums
+and come down in parallel ranges; whatever is transient is tried again, part by part. Credentials,
+region and endpoint are the standard AWS ones: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION,
+AWS_ENDPOINT_URL, …
+"""
+
+import contextlib
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pion.errors import BadInput, PionError
+from pipeline.state.stores.base import (
+    Conflict,
+    Data,
+    Entries,
+    Entry,
+    Missing,
+    StoreError,
+    WritesAtOnce,
+    check_key,
+)
+from pipeline.state.stores.s3 import errors, upload
+from pipeline.state.stores.s3.bucket import Bucket
+from pipeline.state.stores.transfer import PART_BYTES, download_parallel
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+_PIECE_BYTES = 1 << 20
+_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+class S3Store(WritesAtOnce):
+    """Keys are objects below `prefix` in `bucket`. Safe with any number of processes and threads.
+
+    Objects of `upload_bytes` or more are sent in parts of that size, and all are fetched in ranges
+    of `download_bytes`. `sleep` passes the time before a failed request is tried again.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        upload_bytes: int = upload.PART_BYTES,
+        download_bytes: int = PART_BYTES,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._bucket = Bucket(bucket, prefix, sleep)
+        self._upload_bytes, self._download_bytes = upload_bytes, download_bytes
+        self.url = self._bucket.url
+
+    @classmethod
+    def open(cls, rest: str) -> "S3Store":
+        """The store that `bucket` or `bucket/prefix` names; nothing is requested.
+
+        Raises `BadInput` for names that S3 or stores don't allow.
+        """
+        bucket, _, prefix = rest.rstrip("/").partition("/")
+        if not _BUCKET_NAME.fullmatch(bucket) or ".." in bucket:
+            raise BadInput(
+                f"store {'s3://' + rest!r}: {bucket!r} can't be a bucket's name. Use "
+                "s3://bucket/prefix, the bucket named by 3 to 63 lower-case letters, digits, "
+                "dots and dashes."
+            )
+        try:
+            return cls(bucket, check_key(prefix) if prefix else "")
+        except BadInput as error:
+            raise BadInput(f"store {'s3://' + rest!r}: {error} Use s3://bucket/prefix.") from None
+
+    def read(self, key: str) -> bytes:
+        return self.read_versioned(key)[0]
+
+    def read_versioned(self, key: str) -> tuple[bytes, str]:
+        bucket, name = self._bucket.name, self._bucket.object_name(key)
+
+        def get(client: "S3Client") -> tuple[bytes, str]:
+            answer = client.get_object(Bucket=bucket, Key=name)
+            return answer["Body"].read(), answer["ETag"]
+
+        return self._bucket.request("read", key, get)
+
+    def write(self, key: str, data: Data) -> None:
+        upload.write(self._bucket, key, data, self._upload_bytes)
+
+    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        """See `Store`. Finding exactly `data` there is success: it is taken for an earlier try's
+        write whose acknowledgement was lost, so let `data` be unique. When another writer has
+        built upon such a write by then, it ends in `Conflict` all the same: HEAD's history of
+        `write_id`s tells."""
+        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+        try:
+            return upload.put(self._bucket, key, data, **condition)
+        except (Conflict, Missing):
+            with contextlib.suppress(Missing):
+                present, version = self.read_versioned(key)
+                if present == data:
+                    return version
+        raise Conflict(key, self.url)
+
+    def delete(self, key: str) -> None:
+        bucket, name = self._bucket.name, self._bucket.object_name(key)
+        with contextlib.suppress(Missing):
+            self._bucket.request(
+                "delete", key, lambda client: client.delete_object(Bucket=bucket, Key=name)
+            )
+
+    def download(self, key: str, path: Path) -> str:
+        bucket, name = self._bucket.name, self._bucket.object_name(key)
+        size, version = self._bucket.request("read", key, lambda client: self._look(client, name))
+
+        def fetch(start: int, stop: int) -> Iterable[bytes]:
+            wanted = f"bytes={start}-{stop - 1}"
+            answer = self._bucket.client.get_object(
+                Bucket=bucket, Key=name, Range=wanted, IfMatch=version
+            )
+            with contextlib.closing(answer["Body"]) as body:
+                yield from body.iter_chunks(_PIECE_BYTES)
+
+        try:
+            return download_parallel(fetch, size, path, self._bucket.retry, self._download_bytes)
+        except errors.ERRORS as error:
+            explained = self._bucket.explained(error, "read", key)
+            if isinstance(explained, Conflict):
+                reason = "it was replaced meanwhile; run the same command again"
+                explained = StoreError("read", f"{self.url}/{key}", reason, outage=True)
+            raise explained from error
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+    def sweep_unfinished(self, prefix: str, before: float) -> int:
+        bucket, root = self._bucket, self._bucket.root
+
+        def unfinished(client: "S3Client") -> list[tuple[str, str]]:
+            pages = client.get_paginator("list_multipart_uploads")
+            return [
+                (upload["Key"], upload["UploadId"])
+                for page in pages.paginate(Bucket=bucket.name, Prefix=root + prefix)
+                for upload in page.get("Uploads", [])
+                if upload["Initiated"].timestamp() < before
+            ]
+
+        uploads = bucket.request("list", prefix, unfinished)
+        for name, upload_id in uploads:
+            key = name.removeprefix(root)
+            bucket.request("delete", key, upload.abort(bucket, name, upload_id))
+        return len(uploads)
+
+    def list(self, prefix: str = "") -> Entries:
+        parent = prefix.rpartition("/")[0]
+        if parent:
+            check_key(parent)
+        entries: list[Entry] = []
+        more: dict[str, Any] = {}
+        while True:
+            page = self._bucket.request("list", prefix, self._list_page(prefix, more))
+            for item in page.get("Contents", []):
+                key = item["Key"].removeprefix(self._bucket.root)
+                if key and not key.endswith("/"):  # consoles mark folders by empty objects
+                    entries.append(Entry(key, item["Size"]))
+            if not page["IsTruncated"]:
+                return sorted(entries, key=lambda entry: entry.key)
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def probe(self, prefix: str) -> None:
+        """See `Store`; ten requests. A store that is down raises `StoreError`, not `BadInput`."""
+        key = f"{prefix}probe-{uuid.uuid4().hex}"
+        try:
+            first = self.compare_and_swap(key, b"first", None)
+            try:
+                self._must_refuse(key, None, "If-None-Match")
+                self.compare_and_swap(key, b"second", first)
+                self._must_refuse(key, first, "If-Match")
+                if self.list(key) != [Entry(key, 6)] or self.read(key) != b"second":
+                    raise StoreError("use", self.url, "what was written was not there afterwards")
+                self.sweep_unfinished(key, before=0.0)
+            except BaseException:
+                with contextlib.suppress(PionError):
+                    self.delete(key)
+                raise
+            self.delete(key)
+        except (Conflict, Missing) as error:
+            raise BadInput(f"{self.url} forgets what was written: {error}") from error
+        except StoreError as error:
+            if error.outage:
+                raise
+            raise BadInput(f"{error} Nothing was started.") from error
+
+    def _must_refuse(self, key: str, expected: str | None, condition: str) -> None:
+        try:
+            self.compare_and_swap(key, b"refuse this", expected)
+        except Conflict:
+            return
+        raise BadInput(
+            f"{self.url} can't hold a run: {self._bucket.endpoint} ignores {condition}, so two "
+            "machines could both believe that they own the run and undo each other's work. Nothing "
+            "was started. Use a store that honours conditional writes: AWS S3, Cloudflare R2, "
+            "hf://user/repo, or file:///abs/folder on one machine."
+        )
+
+    def _look(self, client: "S3Client", name: str) -> tuple[int, str]:
+        """An object's size and version. A GET of one byte: errors of a HEAD don't say why."""
+        try:
+            answer = client.get_object(Bucket=self._bucket.name, Key=name, Range="bytes=0-0")
+        except client.exceptions.ClientError as error:
+            if errors.status_of(error) == 416:  # an empty object has no first byte
+                return 0, ""
+            raise
+        with contextlib.closing(answer["Body"]):
+            return int(answer["ContentRange"].rpartition("/")[2]), answer["ETag"]
+
+    def _list_page(self, prefix: str, more: dict[str, Any]) -> "Callable[[S3Client], Any]":
+        root, bucket = self._bucket.root, self._bucket.name
+        return lambda client: client.list_objects_v2(Bucket=bucket, Prefix=root + prefix, **more)

@@ -1,0 +1,128 @@
+"""The memory plan: predictions against what autograd keeps, and the micro-batch they lead to."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.train.micro_batch import choose_micro_batch, predict_memory
+
+GIB = 2**30
+DEMO = ModelConfig(
+    d_model=256, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=704, vocab_size=512, seq_len=128
+)
+
+
+def predicted(config: ModelConfig = DEMO, **fields: Any) -> Any:
+    defaults = {
+        "micro_batch": 2,
+        "seq_len": config.seq_len,
+        "dtype": "float32",
+        "recompute": False,
+        "optimizer": "adamw",
+        "device": "cpu",
+    }
+    return predict_memory(config, **defaults | fields)
+
+
+def chosen(config: ModelConfig, gib: float, **fields: Any) -> tuple[int, bool]:
+    defaults = {
+        "rows_per_rank": 64,
+        "seq_len": config.seq_len,
+        "dtype": "bfloat16",
+        "optimizer": "adamw",
+        "memory_bytes": int(gib * GIB),
+        "device": "cuda",
+    }
+    return choose_micro_batch(config, **defaults | fields)
+
+
+def kept_by_autograd(rows: int, dtype: str) -> int:
+    """Bytes saved for the backward pass, weights apart."""
+    model = Decoder(DEMO)
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    tokens = torch.zeros(rows, DEMO.seq_len, dtype=torch.int64)
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), bf16:
+        model.hidden(tokens)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_are_predicted_within_a_tenth_of_what_autograd_keeps(dtype: str) -> None:
+    """Of what four rows more keep, so that weights and their copies drop out."""
+    measured = kept_by_autograd(6, dtype) - kept_by_autograd(2, dtype)
+    assert predicted(micro_batch=4, dtype=dtype).activations == pytest.approx(measured, rel=0.1)
+
+
+def test_optimizer_state_is_two_moments_of_every_weight_and_muon_keeps_one_of_a_matrix() -> None:
+    small = ModelConfig.preset("pion-small")
+    params = 102_967_168
+    adamw = predicted(small, optimizer="adamw")
+    assert adamw.optimizer == pytest.approx(8 * params, rel=1e-3)
+    assert adamw.weights == pytest.approx(8 * params, rel=1e-3)
+    muon = predicted(small, optimizer="muon")
+    assert 4 * params < muon.optimizer
+
+
+@given(st.integers(1, 64), st.sampled_from(["float32", "bfloat16"]), st.booleans())
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_a_larger_micro_batch_needs_more_and_recomputing_needs_less(
+    micro_batch: int, dtype: str, recompute: bool
+) -> None:
+    small = ModelConfig.preset("pion-small")
+    here = predicted(small, micro_batch=micro_batch, dtype=dtype, recompute=recompute)
+    more = predicted(small, micro_batch=micro_batch + 1, dtype=dtype, recompute=recompute)
+    less = predicted(small, micro_batch=micro_batch, dtype=dtype, recompute=True)
+    assert here.total < more.total
+    assert less.total <= here.total
+
+
+@given(st.integers(1, 300), st.floats(6, 140))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_what_is_chosen_fits_and_cuts_a_steps_rows_evenly(rows: int, gib: float) -> None:
+    small = ModelConfig.preset("pion-small")
+    micro_batch, recompute = chosen(small, gib, rows_per_rank=rows)
+    needed = predicted(
+        small, micro_batch=micro_batch, dtype="bfloat16", recompute=recompute, device="cuda"
+    )
+    assert needed.total <= 0.9 * gib * GIB
+    grad_accum = -(-rows // micro_batch)
+    assert micro_batch * grad_accum - rows < grad_accum  # no micro-batch is short by more than 1
+
+
+def test_more_memory_means_a_larger_micro_batch_up_to_what_is_useful() -> None:
+    small = ModelConfig.preset("pion-small")
+    sizes = [chosen(small, gib)[0] for gib in (8, 16, 24, 48, 80, 141)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[2]
+    assert sizes[-1] == 32  # 65,536 tokens
+
+
+def test_activations_are_recomputed_only_where_one_row_would_not_fit_otherwise() -> None:
+    xl = ModelConfig.preset("pion-xl")
+    assert chosen(xl, 80)[1] is False
+    assert chosen(xl, 20) == (pytest.approx(2, abs=2), True)
+    assert chosen(xl, 80, recompute=True)[1] is True
+
+
+def test_on_a_cpu_a_micro_batch_stays_at_a_few_thousand_tokens() -> None:
+    assert chosen(DEMO, 64, device="cpu", rows_per_rank=512) == (32, False)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_what_it_needs_and_what_there_is() -> None:
+    with pytest.raises(BadInput, match=r"needs \d+\.\d GiB, and 7\.2 of this machine's 8\.0 GiB"):
+        chosen(ModelConfig.preset("pion-xl"), 8)
+    with pytest.raises(BadInput, match="or allow recompute"):
+        chosen(ModelConfig.preset("pion-xl"), 20, recompute=False)

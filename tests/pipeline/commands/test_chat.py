@@ -1,0 +1,241 @@
+"""Chatting shows the model what it saw in training, and survives what people type."""
+
+import io
+import itertools
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pion.data.conversation import Turn, tokenize
+from pion.errors import BadInput
+from pipeline.commands.chat import Conversation, chat
+from pipeline.commands.sampling import GenerationSettings
+from pipeline.models.find import FoundModel
+from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+MODEL = tiny_model(TOKENIZER.vocab_size, seq_len=128)
+SHORT = GenerationSettings(max_tokens=6, seed=1)
+
+
+def talk(*lines: str, tuned: bool = True, settings: GenerationSettings = SHORT) -> list[str]:
+    """What the terminal shows after each line."""
+    out = io.StringIO()
+    marks: list[int] = []
+
+    def typed() -> Iterator[str]:
+        for line in lines:
+            marks.append(len(out.getvalue()))
+            yield line
+        marks.append(len(out.getvalue()))
+
+    found = FoundModel(Path("x"), "export", "tiny", tuned, None)
+    assert chat(MODEL, TOKENIZER, found, settings, lines=typed(), out=out) == 0
+    shown = out.getvalue()
+    return [shown[a:b] for a, b in itertools.pairwise(marks)]
+
+
+# ---------------------------------------------------------------- what the model is shown
+
+
+def test_the_prompt_has_the_ids_of_the_same_turns_in_training():
+    conversation = Conversation(TOKENIZER, 512, template=True)
+    conversation.system = "Be brief."
+    told = [Turn("system", "Be brief.")]
+    for question, answer in (("What is a fox? ", " An animal.\n"), ("And a\tdog?", "Another.")):
+        ids, dropped = conversation.ask(question, 16)
+        trained = tokenize(TOKENIZER, [*told, *conversation.turns, Turn("assistant", answer)])
+        first_learned = len(trained.ids) - trained.learned[::-1].argmin()
+        assert ids == trained.ids[:first_learned].tolist()
+        assert dropped == 0
+        conversation.answered(answer)
+
+
+def test_a_base_model_is_shown_the_text_and_nothing_else():
+    conversation = Conversation(TOKENIZER, 64, template=False)
+    for text in ("Return a", "The quick"):
+        assert conversation.ask(text, 16) == (TOKENIZER.encode(text), 0)
+        conversation.answered("something")
+
+
+def test_when_the_context_is_full_the_oldest_turns_go_and_the_system_turn_stays():
+    conversation = Conversation(TOKENIZER, 128, template=True)
+    conversation.system = "Be brief."
+    dropped = 0
+    for number in range(8):
+        ids, gone = conversation.ask(f"Question {number}?", 16)
+        assert len(ids) + 16 <= 128
+        dropped += gone
+        conversation.answered(f"Answer {number}.")
+    assert dropped > 0
+    assert dropped % 2 == 0
+    assert conversation.turns[0].role == "user"
+    assert conversation.turns[-1].text == "Answer 7."
+    assert TOKENIZER.decode(ids).startswith("<|system|>\nBe brief.\n<|user|>\n")
+
+
+def test_the_room_kept_for_an_answer_is_at_most_half_the_context():
+    conversation = Conversation(TOKENIZER, 128, template=True)
+    conversation.ask("Hello", 10_000)
+    conversation.answered("Hi")
+    _, dropped = conversation.ask("again", 10_000)
+    assert dropped == 0
+
+
+def test_a_text_that_fills_the_context_alone_is_refused_and_forgotten():
+    conversation = Conversation(TOKENIZER, 64, template=True)
+    conversation.ask("Hello", 8)
+    conversation.answered("Hi")
+    with pytest.raises(BadInput, match="the model's context is 64"):
+        conversation.ask("fox " * 100, 8)
+    assert [turn.text for turn in conversation.turns] == ["Hello", "Hi"]
+
+
+# ---------------------------------------------------------------- a session
+
+
+def test_each_line_gets_an_answer_that_ends_with_a_line_break():
+    first, *empty, last = talk("What is a fox?", "", "  ", "And a dog?")
+    for answer in (first, last):
+        assert answer.strip()
+        assert answer.endswith("\n")
+    assert empty == ["", ""]
+
+
+def test_a_seed_makes_a_session_repeatable():
+    assert talk("What is a fox?") == talk("What is a fox?")
+
+
+def test_a_model_that_was_not_fine_tuned_is_said_to_continue_text():
+    out = io.StringIO()
+    found = FoundModel(Path("x"), "export", "tiny", False, None)
+    chat(MODEL, TOKENIZER, found, SHORT, lines=iter(()), out=out)
+    assert "was not fine-tuned on conversations: it continues your text" in out.getvalue()
+
+
+def test_the_greeting_names_the_model_and_its_context():
+    out = io.StringIO()
+    found = FoundModel(Path("x"), "export", "demo (sft, step 5)", True, None)
+    chat(MODEL, TOKENIZER, found, SHORT, lines=iter(()), out=out)
+    assert "demo (sft, step 5)" in out.getvalue()
+    assert "context 128 tokens" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("line", "reply"),
+    [
+        ("/temp 0.5", "temperature is 0.5"),
+        ("/temp", "temperature is 0.8"),
+        ("/topk 0", "top k is 0"),
+        ("/topp 0.5", "top p is 0.5"),
+        ("/tokens 9", "max tokens is 9"),
+        ("/penalty 1.2", "repetition penalty is 1.2"),
+        ("/temp hot", "temperature is a number from 0, not 'hot'"),
+        ("/temp -1", "temperature is a number from 0, not '-1'"),
+        ("/topk 2.5", "top k is a whole number from 0, not '2.5'"),
+        ("/topp 2", "top p is a number above 0 and up to 1, not '2'"),
+        ("/tokens 0", "max tokens is a whole number from 1, not '0'"),
+        ("/tpok 3", "there is no command /tpok; did you mean /topk?"),
+        ("/", "there is no command /; /help lists the commands"),
+        ("/system Be brief.", "system: Be brief."),
+        ("/system", "no system turn"),
+        ("/reset", "the conversation is forgotten"),
+    ],
+)
+def test_commands_reply_and_bad_values_are_explained(line, reply):
+    assert talk(line) == [f"{reply}\n"]
+
+
+def test_a_setting_holds_for_the_answers_that_follow():
+    assert len(talk("/temp 0", "/tokens 1", "hello")[-1]) <= len(talk("/temp 0", "hello")[-1])
+    greedy = talk("/temp 0", "hello", settings=GenerationSettings(max_tokens=6))
+    assert greedy == talk("/temp 0", "hello", settings=GenerationSettings(max_tokens=6))
+
+
+def test_quit_ends_the_session_and_later_lines_are_not_read():
+    assert talk("/quit", "hello") == []
+    assert len(talk("hello", "/quit", "hello")) == 1
+
+
+def test_help_names_every_command():
+    shown = "\n".join(talk("/help"))
+    for command in ("/temp", "/topk", "/topp", "/tokens", "/system", "/reset", "/quit"):
+        assert command in shown
+
+
+def test_a_full_context_is_announced():
+    lines = [f"Question number {i}, about the fox?" for i in range(6)]
+    assert any("the context is full: the oldest 2 turns are forgotten" in s for s in talk(*lines))
+
+
+def test_a_text_too_long_is_explained_and_the_session_goes_on():
+    long, answer = talk("fox " * 200, "hello")
+    assert "send a shorter text" in long
+    assert answer
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program():
+    class Impatient(io.StringIO):
+        """A terminal whose person presses Ctrl-C at the third piece of the first answer."""
+
+        pieces = 0
+
+        def write(self, text: str) -> int:
+            written = super().write(text)
+            self.pieces += text not in ("", "\n")
+            if self.pieces == 4:
+                self.pieces += 1
+                raise KeyboardInterrupt
+            return written
+
+    out = Impatient()
+    found = FoundModel(Path("x"), "export", "tiny", True, None)
+    settings = GenerationSettings(max_tokens=30, seed=1)
+    assert chat(MODEL, TOKENIZER, found, settings, lines=iter(["hello", "/temp"]), out=out) == 0
+    assert " (stopped)\n" in out.getvalue()
+    assert out.getvalue().endswith("temperature is 0.8\n")
+
+
+# ---------------------------------------------------------------- the real program
+
+
+def test_a_piped_conversation_needs_no_terminal(tmp_path):
+    make_run(tmp_path / "runs")
+    command = [sys.executable, "-m", "pipeline.cli", "chat", "--max-tokens", "4"]
+    result = subprocess.run(
+        command, input=b"hello \xff\n/quit\n", capture_output=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"demo (sft, step 5)" in result.stdout
+    assert result.stderr == b""
+
+
+def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends(tmp_path):
+    make_run(tmp_path / "runs")
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "pipeline.cli", "chat", "--max-tokens", "4"]
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path, start_new_session=True
+    )
+    os.close(slave)
+    read_until(master, b"> ")
+    time.sleep(0.5)  # a signal between showing the prompt and waiting for keys waits for a key too
+    process.send_signal(signal.SIGINT)
+    read_until(master, b"(Ctrl-D or /quit ends)\r\n> ")
+    os.write(master, b"\x04")
+    assert process.wait() == 0
+    os.close(master)
+
+
+def read_until(terminal: int, expected: bytes) -> None:
+    """Return once the terminal shows `expected`; fails when the program ends before."""
+    shown = b""
+    while expected not in shown:
+        shown += os.read(terminal, 1024)

@@ -1,0 +1,505 @@
+"""A fork is a run of its own that goes on from another's checkpoint, or it is not there at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pion.errors import BadInput, PionError
+from pipeline.commands.fork import fork_run
+from pipeline.job import Job
+from pipeline.job.digest import Inputs, digest_job
+from pipeline.run.run import Options, run_job
+from pipeline.run.stage_plan import (
+    check_redo,
+    first_stale,
+    fork_may_go_on,
+    plan_stages,
+    stage_inputs,
+)
+from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.restore import check_entry
+from pipeline.state.checkpoints.retention import sweep_abandoned
+from pipeline.state.metrics import read_events, read_metrics
+from pipeline.state.owner import Owner
+from pipeline.state.records import Head, SkippedRows
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, Store, StoreError
+from pipeline.state.workspace import Workspace
+from tests.support.jobs import SilentDisplay, tiny_dict, tiny_job, write_tiny_data
+from tests.support.light_run import JOB, light_run, save_checkpoint, write_metrics
+
+
+class Elsewhere(FileStore):
+    """A store whose files can't be mapped on this machine."""
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies of remote runs lie."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "runs")
+
+
+@pytest.fixture
+def source(store: FileStore) -> RunState:
+    return light_run(store)
+
+
+def head_of(run: RunState) -> Head:
+    head = run.read()
+    assert head is not None
+    return head
+
+
+def fork(source: RunState, name: str = "new", store: Store | None = None, **which: Any) -> RunState:
+    target = RunState(store or source.store, name)
+    fork_run(source, head_of(source), target, **which)
+    return target
+
+
+def checkpoints(run: RunState) -> list[tuple[str, int]]:
+    return [(entry.stage, entry.step) for entry in head_of(run).checkpoints]
+
+
+def problems(run: RunState) -> list[str | None]:
+    workspace = Workspace(run.store, run.name)
+    return [check_entry(workspace, entry) for entry in head_of(run).checkpoints]
+
+
+def contents(run: RunState) -> dict[str, bytes]:
+    return {entry.key: run.store.read(entry.key) for entry in run.store.list(run.key(""))}
+
+
+# ---------------------------------------------------------------- what is copied
+
+
+def test_by_default_a_run_is_forked_at_its_newest_checkpoint(source: RunState) -> None:
+    new = fork(source)
+    assert checkpoints(new) == [("sft", 5), ("pretrain", 20)]
+    head = head_of(new)
+    assert set(head.stages) == {"prepare", "pretrain"}
+    assert head.stages["pretrain"].checkpoint == "checkpoints/pretrain/20-1"
+    assert head.stages["pretrain"].result == {"steps": 20}
+    assert problems(new) == [None, None]
+
+
+def test_a_fork_at_a_step_leaves_out_what_came_after_it(source: RunState) -> None:
+    new = fork(source, at=10)
+    assert checkpoints(new) == [("pretrain", 10)]
+    assert set(head_of(new).stages) == {"prepare"}
+    steps = [row["step"] for row in read_metrics(new.store, "new", head_of(new), "pretrain")]
+    assert steps == list(range(1, 11))
+    assert read_metrics(new.store, "new", head_of(new), "sft") == []
+
+
+def test_a_stage_that_is_forked_at_its_last_step_can_go_on(source: RunState) -> None:
+    assert set(head_of(fork(source, stage="pretrain")).stages) == {"prepare"}
+
+
+def test_a_fork_begins_a_history_of_its_own_and_says_where_it_comes_from(source: RunState) -> None:
+    new = fork(source, at=20)
+    head = head_of(new)
+    assert (head.epoch, head.owner, head.committed_epoch) == (1, None, 1)
+    assert [claim.owner.session for claim in head.claims] == [Owner.me().session]
+    assert {entry.epoch for entry in head.checkpoints} == {1}
+    assert head.forked == head.checkpoints[0].key == "checkpoints/pretrain/20-1"
+    (event,) = read_events(new.store, "new")
+    assert event["event"] == "forked"
+    assert event["from"] == f"{source.store.url}/demo"
+    assert (event["stage"], event["at_step"], event["epoch"]) == ("pretrain", 20, 1)
+
+
+def test_the_next_claim_sweeps_nothing_of_a_fork(source: RunState) -> None:
+    new = fork(source)
+    assert sweep_abandoned(new.claim(Owner.me())) == []
+
+
+def test_rows_that_the_source_had_rewound_are_not_in_the_fork(source: RunState) -> None:
+    new = fork(source, at=20)
+    steps = [row["step"] for row in read_metrics(new.store, "new", head_of(new), "pretrain")]
+    assert steps == list(range(1, 21))
+
+
+def test_a_fork_that_starts_a_stage_afresh_shows_nothing_of_the_sources_steps(
+    source: RunState,
+) -> None:
+    new = fork(source, at=20)
+    claim = new.claim(Owner.me())
+    claim.drop_stages(["pretrain"])
+    claim.set_restore("pretrain", 0)
+    write_metrics(claim, "pretrain", 1, 2)
+    rows = read_metrics(new.store, "new", head_of(new), "pretrain")
+    assert [(row["step"], row["epoch"]) for row in rows] == [(1, 2), (2, 2)]
+
+
+def test_rows_left_out_before_the_fork_stay_left_out(source: RunState) -> None:
+    claim = source.claim(Owner.me())
+    digest = head_of(source).checkpoints[1].digest
+    for step in (8, 15):
+        rows = SkippedRows(4 * step - 4, 4 * step, step, 3, digest, "loss is nan", 0.0)
+        claim.skip_rows("pretrain", rows)
+    assert [rows.step for rows in head_of(fork(source, at=10)).skipped["pretrain"]] == [8]
+    kept = head_of(fork(source, "all", stage="sft")).skipped["pretrain"]
+    assert [rows.step for rows in kept] == [8, 15]
+
+
+def test_a_fork_shares_nothing_with_its_source(source: RunState) -> None:
+    before = contents(source)
+    new = fork(source)
+    assert contents(source) == before
+    copied = contents(new)
+    shutil.rmtree(source.store.folder / "demo")  # type: ignore[attr-defined]
+    assert contents(new) == copied
+    assert problems(new) == [None, None]
+    for digest in digest_job(Job.model_validate(JOB)).data.values():
+        folder = Workspace(new.store, "new").bring_data(digest)
+        assert (folder / "0/train/shard_00000.npy").read_bytes() == f"rows of {digest}".encode()
+
+
+def test_a_fork_of_a_fork_is_as_good(source: RunState) -> None:
+    again = fork(fork(source), "again")
+    assert checkpoints(again) == [("sft", 5), ("pretrain", 20)]
+    assert problems(again) == [None, None]
+    assert len(read_metrics(again.store, "again", head_of(again), "pretrain")) == 20
+
+
+@pytest.mark.parametrize(("there", "back"), [(FileStore, Elsewhere), (Elsewhere, Elsewhere)])
+def test_a_run_can_be_forked_from_store_to_store_and_back(
+    tmp_path: Path, cache: Path, source: RunState, there: type[FileStore], back: type[FileStore]
+) -> None:
+    far = fork(source, "far", Elsewhere(tmp_path / "far"))
+    home = fork(far, "home", there(tmp_path / "home"))
+    again = fork(home, "again", back(tmp_path / "again"))
+    shutil.rmtree(cache)  # another machine
+    for run in (far, home, again):
+        assert checkpoints(run) == [("sft", 5), ("pretrain", 20)]
+        assert problems(run) == [None, None]
+        for digest in digest_job(Job.model_validate(JOB)).data.values():
+            folder = Workspace(run.store, run.name).bring_data(digest)
+            assert (folder / "0/train/shard_00000.npy").read_bytes() == f"rows of {digest}".encode()
+
+
+def test_copies_that_were_only_needed_for_the_fork_are_gone_after_it(
+    tmp_path: Path, cache: Path, source: RunState
+) -> None:
+    far = fork(source, "far", Elsewhere(tmp_path / "far"))
+    fork(far, "near", FileStore(tmp_path / "near"))
+    assert list(cache.rglob("*.safetensors")) == []
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_a_step_that_was_not_kept_is_answered_with_those_that_were(source: RunState) -> None:
+    for which in ({"at": 15}, {"at": 5, "stage": "pretrain"}):
+        with pytest.raises(BadInput, match="are: sft 5, pretrain 20, pretrain 10") as refused:
+            fork(source, **which)
+        assert f"at step {which['at']}" in str(refused.value)
+    assert list(source.store.list("new/")) == []
+
+
+def test_a_step_that_two_stages_have_needs_the_stage(source: RunState) -> None:
+    save_checkpoint(source.claim(Owner.me()), "sft", 10, "digest")
+    with pytest.raises(BadInput, match="step 10 of pretrain and of sft: say which with --stage"):
+        fork(source, at=10)
+    assert checkpoints(fork(source, at=10, stage="pretrain")) == [("pretrain", 10)]
+
+
+def test_a_run_that_exists_is_not_overwritten(source: RunState) -> None:
+    other = light_run(source.store, "other")
+    before = contents(other)
+    for name in ("other", "demo"):
+        with pytest.raises(BadInput, match=f"{name} exists already"):
+            fork(source, name)
+    assert contents(other) == before
+
+
+def test_a_damaged_checkpoint_is_not_forked(source: RunState) -> None:
+    key = source.key("checkpoints/pretrain/10-1/model.safetensors")
+    source.store.write(key, b"weights of pretrain 1O")
+    with pytest.raises(BadInput, match=r"pretrain/10-1 of demo can't be forked: model\.safetens"):
+        fork(source, at=10)
+    assert RunState(source.store, "new").read() is None
+    assert checkpoints(fork(source, at=20)) == [("pretrain", 20)]
+
+
+def test_data_that_is_not_complete_is_not_forked(source: RunState) -> None:
+    digest = digest_job(Job.model_validate(JOB)).data["pretrain"]
+    source.store.delete(source.key(f"data/{digest}/dataset.json"))
+    with pytest.raises(PionError, match=r"is not complete\. Nothing was forked"):
+        fork(source)
+    assert RunState(source.store, "new").read() is None
+
+
+# ---------------------------------------------------------------- interrupted
+
+
+class _Killed(BaseException):
+    """The process is gone."""
+
+
+class Breaking(FileStore):
+    """A store that fails at the write number `at`, for good."""
+
+    def __init__(self, folder: Path, at: int, error: BaseException) -> None:
+        super().__init__(folder)
+        self.left, self.error = at, error
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            raise self.error
+
+    def write(self, key: str, data: Any) -> None:
+        self._count()
+        super().write(key, data)
+
+    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        self._count()
+        return super().compare_and_swap(key, data, expected)
+
+
+def writes_of_a_fork(source: RunState, tmp_path: Path) -> int:
+    counting = Breaking(tmp_path / "counting", 10**6, _Killed())
+    fork(source, store=counting, at=10)
+    return 10**6 - counting.left
+
+
+@pytest.mark.parametrize(
+    "error", [_Killed(), StoreError("write", "x", "the disk is full")], ids=["killed", "full disk"]
+)
+def test_a_fork_cut_short_at_any_write_leaves_no_run_and_is_completed_by_asking_again(
+    tmp_path: Path, source: RunState, error: BaseException
+) -> None:
+    whole = contents(fork(source, store=FileStore(tmp_path / "whole"), at=10))
+    writes = writes_of_a_fork(source, tmp_path)
+    assert writes > 10
+    for at in range(1, writes + 1):
+        folder = tmp_path / f"cut at {at}"
+        with pytest.raises((_Killed, PionError)):
+            fork(source, store=Breaking(folder, at, error), at=10)
+        assert RunState(FileStore(folder), "new").read() is None
+        new = fork(source, store=FileStore(folder), at=10)
+        assert contents(new).keys() == whole.keys()
+        assert problems(new) == [None]
+        assert len(read_events(new.store, "new")) == 1
+
+
+def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source: RunState) -> None:
+    class Raced(FileStore):
+        def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+            RunState(FileStore(self.folder), "new").claim(Owner.me())
+            return super().compare_and_swap(key, data, expected)
+
+    raced = Raced(source.store.folder)  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match="was started by someone else meanwhile"):
+        fork(source, store=raced, at=10)
+
+
+# ---------------------------------------------------------------- going on under other settings
+
+
+def may_go_on(run: RunState, **changes: Any) -> bool:
+    """Whether `pion run` with this job goes on from the fork."""
+    job = Job.model_validate(tiny_dict(checkpoint__keep={"last": 9}, **changes))
+    digests, head = digest_job(job), head_of(run)
+
+    def read(stage: str, digest: str) -> Inputs | None:
+        kept = run.read_stage(stage, digest)
+        return kept["inputs"] if kept else None
+
+    stale = first_stale(plan_stages(job, digests, head))
+    return stale is None or fork_may_go_on(job, stale, digests, head, read)
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({}, True),
+        ({"pretrain__lr": 2e-2}, True),
+        ({"pretrain__steps": 40, "pretrain__weight_decay": 0.0}, True),
+        ({"pretrain__schedule": "cosine", "sft__lr": 5e-4}, True),
+        ({"pretrain__steps": 11}, True),
+        ({"pretrain__steps": 10}, False),  # nothing would be trained under the new schedule
+        ({"pretrain__steps": 9}, False),
+        ({"pretrain__optimizer": "muon"}, False),  # other optimizer state
+        ({"pretrain__global_batch": 8}, False),  # other rows in each step
+        ({"seed": 43}, False),  # another order of rows
+        ({"data__window": 2}, False),
+        ({"data__held_out": 0.1}, False),  # other rows
+        ({"model__d_model": 64, "pretrain__lr": 2e-2}, False),  # other weights
+    ],
+)
+def test_a_fork_goes_on_under_another_schedule_but_as_nothing_else(
+    source: RunState, change: dict[str, Any], allowed: bool
+) -> None:
+    assert may_go_on(fork(source, at=10), **change) is allowed
+
+
+def test_a_fork_at_a_stages_last_step_goes_on_under_another_schedule_only_for_more_steps(
+    source: RunState,
+) -> None:
+    new = fork(source, at=20)
+    assert may_go_on(new)
+    assert not may_go_on(new, pretrain__lr=2e-2)
+    assert may_go_on(new, pretrain__lr=2e-2, pretrain__steps=24)
+
+
+def test_a_run_that_is_no_fork_does_not(source: RunState) -> None:
+    assert not may_go_on(source, pretrain__lr=2e-2)
+
+
+def test_a_fork_at_sft_keeps_the_pretraining_it_stands_on(source: RunState) -> None:
+    new = fork(source)
+    assert may_go_on(new, sft__lr=5e-4)
+    assert not may_go_on(new, pretrain__lr=2e-2)
+
+
+def test_steps_of_its_own_bind_a_fork_to_its_settings(source: RunState) -> None:
+    new = fork(source, at=10)
+    claim = new.claim(Owner.me())
+    save_checkpoint(claim, "pretrain", 15, head_of(new).checkpoints[0].digest)
+    assert not may_go_on(new, pretrain__lr=2e-2)
+
+
+def test_the_data_of_a_fork_is_not_prepared_again(source: RunState) -> None:
+    job = Job.model_validate(JOB)
+    plans = plan_stages(job, digest_job(job), head_of(fork(source, at=10)))
+    states = {plan.stage: plan.state for plan in plans}
+    assert states["prepare"] == "done"
+    assert states["pretrain"] == "resume"
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"sft__lr": 5e-4}, {"stage": "sft", "at": 5}),
+        ({"pretrain__lr": 2e-2, "pretrain__steps": 24}, {"stage": "pretrain", "at": 20}),
+    ],
+)
+def test_a_refused_change_of_schedule_is_shown_the_fork_that_goes_on_under_it(
+    source: RunState, change: dict[str, Any], where: dict[str, Any]
+) -> None:
+    line = "pion fork runs-elsewhere/demo demo-2 --stage {stage} --at {at} && pion run x.yaml name="
+    assert line.format(**where) in refusal(source, tiny_job(**change))
+    assert may_go_on(fork(source, **where), **change)
+
+
+def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_to_train(
+    source: RunState,
+) -> None:
+    claim = source.claim(Owner.me())
+    digest = digest_job(Job.model_validate(JOB)).stages["sft"]
+    entry = save_checkpoint(claim, "sft", 10, digest)
+    claim.finish_stage("sft", digest, {}, entry.key)
+    message = refusal(source, tiny_job(sft__lr=5e-4))
+    assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    go on from pre" in message
+    assert may_go_on(fork(source, stage="pretrain"), sft__lr=5e-4)
+    # The first stage has none before, but earlier checkpoints of its own.
+    assert "demo-2 --stage pretrain --at 10 && " in refusal(source, tiny_job(pretrain__lr=2e-2))
+
+
+def test_a_refused_change_of_fine_tuning_data_may_fork_what_was_pretrained(
+    source: RunState,
+) -> None:
+    message = refusal(source, tiny_job(sft__held_out=0.1))
+    assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    go on from pre" in message
+    assert "pion fork" not in refusal(source, tiny_job(seed=43))
+
+
+def refusal(run: RunState, job: Job) -> str:
+    from pipeline.run.stage_plan import Refusal
+
+    job = job.model_copy(update={"store": "runs-elsewhere", "name": "demo"})
+    digests = digest_job(job)
+    old = digest_job(Job.model_validate(JOB))
+    plans = plan_stages(job, digests, head_of(run))
+    read = {old.stages[stage]: stage_inputs(stage, old) for stage in job.stages}
+    with pytest.raises(BadInput) as refused:
+        check_redo(
+            job, plans, None, Refusal(job, "x.yaml", digests, lambda stage, digest: read[digest])
+        )
+    return str(refused.value)
+
+
+# ---------------------------------------------------------------- with real training
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a job and its finished run, checkpoints every 5 steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_tiny_data(folder)
+    job = tiny_dict(
+        store=str(folder / "runs"),
+        hardware__workers=0,
+        checkpoint__every_steps=5,
+        checkpoint__keep={"last": 9},
+        evaluate__ngram_order=0,
+    )
+    del job["sft"]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(job))
+    train(folder)
+    return folder
+
+
+def train(folder: Path, **changes: Any) -> RunState:
+    from pipeline.job.file import load_job
+
+    def wait(checkpointer: Checkpointer) -> bool:
+        checkpointer.wait()
+        return False
+
+    overrides = [f"{path.replace('__', '.')}={value}" for path, value in changes.items()]
+    job = load_job(folder / "tiny.yaml", overrides)
+    options = Options(job_text=(folder / "tiny.yaml").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        # On a machine that is busy, saves would be skipped, and forks are made at steps we name.
+        patch.setattr(Checkpointer, "busy", property(wait))
+        assert run_job(job, options, SilentDisplay()) == 0
+    return RunState(FileStore(folder / "runs"), job.name)
+
+
+def final_weights(run: RunState) -> str:
+    head = head_of(run)
+    last = head.stages["pretrain"].checkpoint
+    return next(entry.model_sha256 for entry in head.checkpoints if entry.key == last)
+
+
+def test_a_fork_trained_as_its_source_was_ends_with_the_same_weights(trained: Path) -> None:
+    source = RunState(FileStore(trained / "runs"), "tiny")
+    fork(source, "same", at=10)
+    same = train(trained, name="same")
+    assert final_weights(same) == final_weights(source)
+    rows = read_metrics(same.store, "same", head_of(same), "pretrain")
+    trained_on = [row["rows"] for row in rows if "rows" in row]
+    assert trained_on == [[4 * step, 4 * step + 4] for step in range(20)]
+    events = read_events(same.store, "same")
+    assert [e["from_step"] for e in events if e["event"] == "training"] == [10]
+
+
+def test_a_fork_trains_on_under_another_learning_rate(trained: Path) -> None:
+    source = RunState(FileStore(trained / "runs"), "tiny")
+    fork(source, "hotter", at=10)
+    hotter = train(trained, name="hotter", pretrain__lr=3e-2, pretrain__steps=24)
+    assert final_weights(hotter) != final_weights(source)
+    rows = read_metrics(hotter.store, "hotter", head_of(hotter), "pretrain")
+    rates = {row["step"]: row["lr"] for row in rows if "lr" in row}
+    assert rates[10] == pytest.approx(1e-2)
+    assert rates[11] == pytest.approx(3e-2)
+    assert max(rates) == 24
+    assert json.loads(json.dumps(head_of(source).stages["pretrain"].result))["steps"] == 20

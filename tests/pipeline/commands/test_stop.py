@@ -1,0 +1,167 @@
+"""`pion stop` asks, says what will happen, and with --wait sees it through."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pion.errors import PionError
+from pipeline.commands.stop import is_finished, stop_run
+from pipeline.state.claim import Claim
+from pipeline.state.owner import Owner
+from pipeline.state.records import Head
+from pipeline.state.requests import pending_stop
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.light_run import light_run
+
+
+@pytest.fixture
+def time() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def run(tmp_path: Path, time: FakeClock) -> RunState:
+    """A released run that has work left."""
+    return light_run(FileStore(tmp_path), clock=time.clock())
+
+
+def head_of(run: RunState) -> Head:
+    head = run.read()
+    assert head is not None
+    return head
+
+
+def finish(run: RunState) -> None:
+    claim = run.claim(Owner.me())
+    for stage in ("sft", "evaluate"):
+        claim.finish_stage(stage, f"digest-{stage}", {})
+    claim.release()
+
+
+def dead_owner() -> Owner:
+    """A process of this machine that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return dataclasses.replace(Owner.me(), session="another", pid=process.pid, pid_start=1)
+
+
+def ask(run: RunState, *, wait: bool = False) -> str:
+    said: list[str] = []
+    assert stop_run(run, head_of(run), wait=wait, say=said.append) == 0
+    return "\n".join(said)
+
+
+def test_the_owner_is_named_with_what_it_will_do(run: RunState) -> None:
+    run.claim(someone(host="host-a", pid=77))
+    said = ask(run)
+    assert "pid 77 on host-a" in said
+    assert "looks for requests every 20 s (no heartbeat yet), saves, and exits with code 4" in said
+    assert "managed restarts obey it, a person's `pion run` clears it" in said
+    assert pending_stop(run) is not None
+
+
+def test_a_run_nobody_owns_is_said_to_be_so_and_stays_stopped(run: RunState) -> None:
+    said = ask(run, wait=True)
+    assert "Nobody owns demo, so nothing runs now" in said
+    assert "a rental of it may be booting" in said
+    assert f"(`pion rentals {run.store.url}/demo`). The request stays" in said
+    assert pending_stop(run) is not None
+
+
+def test_a_dead_owner_is_not_waited_for(run: RunState) -> None:
+    run.claim(dead_owner())
+    assert "is dead, so nothing runs now" in ask(run, wait=True)
+    assert pending_stop(run) is not None
+
+
+def test_a_finished_run_is_left_alone(run: RunState) -> None:
+    finish(run)
+    assert ask(run) == "demo is finished: there is nothing to stop."
+    assert pending_stop(run) is None
+
+
+def test_a_run_whose_job_is_not_known_counts_as_unfinished(run: RunState) -> None:
+    finish(run)
+    assert is_finished(run, head_of(run))
+    assert not is_finished(run, dataclasses.replace(head_of(run), job=None))
+    run.write_job("broken", "name: [")
+    assert not is_finished(run, dataclasses.replace(head_of(run), job="broken"))
+
+
+def test_waiting_ends_when_the_run_is_released_and_says_what_is_saved(
+    run: RunState, time: FakeClock
+) -> None:
+    claim = run.claim(someone())
+    later = time.time + 7
+    time.during_sleep = lambda: claim.release() if time.time >= later else None
+    said = ask(run, wait=True)
+    assert "demo has stopped. Its newest checkpoint, sft step 5, was saved" in said
+    assert time.time < later + 5
+
+
+def test_waiting_follows_a_run_from_one_claim_to_the_next(run: RunState, time: FakeClock) -> None:
+    owner = someone()
+    run.claim(owner)
+    start = time.time
+    claims: list[Claim] = []
+
+    def live() -> None:
+        if not claims and time.time - start > 50:
+            claims.append(run.claim(owner))  # its workers claim anew
+        elif claims and time.time - start > 100:  # longer than silence is borne
+            claims.pop().release()
+
+    time.during_sleep = live
+    assert "demo has stopped" in ask(run, wait=True)
+
+
+def test_a_run_that_finishes_first_is_not_stopped_by_the_request_later(
+    run: RunState, time: FakeClock
+) -> None:
+    owner = someone()
+    claim = run.claim(owner)
+
+    def ends() -> None:
+        if head_of(run).owner is not None:
+            for stage in ("sft", "evaluate"):
+                claim.finish_stage(stage, "digest", {})
+            claim.release()
+
+    time.during_sleep = ends
+    assert "demo finished its last stage before it saw the request" in ask(run, wait=True)
+    assert pending_stop(run) is None
+
+
+def test_waiting_for_an_owner_that_dies_fails_and_says_what_is_safe(
+    run: RunState, time: FakeClock
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    owner = dataclasses.replace(Owner.me(), session="s", pid=process.pid, pid_start=int(stat[19]))
+    run.claim(owner)
+
+    def dies() -> None:
+        process.kill()
+        process.communicate()
+
+    time.during_sleep = dies
+    with pytest.raises(PionError, match=r"died before it had released demo\. Its newest"):
+        ask(run, wait=True)
+    assert pending_stop(run) is not None
+
+
+def test_waiting_for_an_owner_without_a_sign_of_life_ends_after_a_minute(
+    run: RunState, time: FakeClock
+) -> None:
+    run.claim(someone(host="gone"))
+    start = time.time
+    with pytest.raises(PionError, match=r"on gone, has shown no sign of life for 1 min 00 s"):
+        ask(run, wait=True)
+    assert 60 <= time.time - start < 65

@@ -1,0 +1,248 @@
+"""The display says the same things on a terminal and in a log, and never stops a run."""
+
+import io
+import os
+import pty
+import re
+import threading
+
+import pytest
+
+from pipeline.console.display import Display
+from pipeline.console.formats import duration, printable, size
+
+STEP = {
+    "type": "step",
+    "stage": "pretrain",
+    "step": 120,
+    "steps": 480,
+    "loss": 3.21,
+    "lr": 0.02,
+    "grad_norm": 0.5,
+    "tokens_per_second": 4120.4,
+    "mfu": 0.123,
+    "memory": 1_200_000_000,
+    "eta": 200.0,
+}
+
+
+class Clock:
+    """A clock the test moves by hand."""
+
+    def __init__(self) -> None:
+        self.at = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def log_of(*messages: dict, clock: Clock | None = None) -> list[str]:
+    """The lines a log gets for these messages."""
+    file = io.StringIO()
+    with Display(file, now=clock or Clock()) as display:
+        for message in messages:
+            display.say(message)
+    return file.getvalue().splitlines()
+
+
+def terminal_of(*messages: dict) -> str:
+    """What a terminal is sent for these messages."""
+    file = io.StringIO()
+    with Display(file, live=True) as display:
+        for message in messages:
+            display.say(message)
+        display._live.refresh()
+    return file.getvalue()
+
+
+def test_a_log_gets_one_timestamped_line_per_step_message():
+    (line,) = log_of(STEP)
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  pretrain step 120/480  ", line)
+    for fact in ("loss 3.2100", "lr 2.00e-02", "4,120 tokens/s", "MFU 12.3 %", "1.2 GB"):
+        assert fact in line
+    assert line.endswith("ETA 3 min 20 s  not saved yet")
+
+
+def test_a_step_line_says_what_the_run_has_cost_where_that_is_known():
+    (line,) = log_of({**STEP, "dollars": 1.234})
+    assert "ETA 3 min 20 s  $1.23  " in line
+    (line,) = log_of({**STEP, "dollars": 1.234, "dollars_per_hour": 0.2})
+    assert "ETA 3 min 20 s  $1.23 at $0.20/h  " in line
+    assert "$" not in log_of({**STEP, "dollars": 0.0, "dollars_per_hour": 0.0})[0]
+
+
+def test_a_step_line_says_how_old_the_last_durable_checkpoint_is():
+    clock, file = Clock(), io.StringIO()
+    display = Display(file, now=clock)
+    display.say({"type": "checkpoint", "stage": "pretrain", "step": 100, "stall": 0.25})
+    clock.at += 12
+    display.say(STEP)
+    saved, step = file.getvalue().splitlines()
+    assert "pretrain step 100: saved (training stood still for 0.25 s)" in saved
+    assert step.endswith("saved step 100 (12 s ago)")
+
+
+def test_a_save_says_how_long_after_it_the_next_one_comes_where_time_decides():
+    saved = {"type": "checkpoint", "stage": "pretrain", "step": 100, "interval": 90.0}
+    assert "step 100: saved (saving every 1 min 30 s)" in log_of(saved)[0]
+    assert log_of(saved | {"interval": None})[0].endswith("step 100: saved")
+    assert "saving every 1 min 30 s" in terminal_of(saved, STEP)
+
+
+def test_a_new_stage_does_not_count_the_old_ones_checkpoint():
+    lines = log_of(
+        {"type": "checkpoint", "stage": "pretrain", "step": 480},
+        {"type": "stage", "stage": "sft", "state": "started", "why": "", "steps": 60},
+        STEP | {"stage": "sft"},
+    )
+    assert lines[-1].endswith("not saved yet")
+
+
+def test_numbers_that_are_not_known_are_left_out():
+    (line,) = log_of(STEP | {"mfu": None, "memory": None, "eta": None, "grad_norm": None})
+    assert not re.search(r"MFU|GB|ETA|grad|None", line)
+
+
+def test_seconds_to_the_first_step_are_given_by_phase():
+    lines = log_of(
+        {"type": "phase", "name": "imports", "seconds": 2.14},
+        {"type": "phase", "name": "ray started", "seconds": 7.0},
+        {"type": "phase", "name": "first step", "seconds": 31.5, "total": True},
+    )
+    assert lines[-1].endswith("first step after 31.5 s (imports 2.1 s, ray started 7.0 s)")
+
+
+def test_what_a_rental_took_before_stays_out_of_what_the_command_took():
+    boot = {"machine up": 40.0, "install": 20.5}
+    lines = log_of(
+        {"type": "phase", "name": "boot", "seconds": 60.5, "parts": boot},
+        {"type": "phase", "name": "imports", "seconds": 2.0},
+        {"type": "phase", "name": "first step", "seconds": 31.5, "total": True},
+        {"type": "phase", "name": "paid to first step", "seconds": 92.0, "parts": {"run": 92.0}},
+    )
+    assert lines[0].endswith("boot: 60.5 s (machine up 40.0 s, install 20.5 s)")
+    assert lines[2].endswith("first step after 31.5 s (imports 2.0 s)")
+    assert lines[3].endswith("paid to first step: 92.0 s (run 92.0 s)")
+
+
+def test_stage_outcomes_say_why():
+    lines = log_of(
+        {"type": "stage", "stage": "prepare", "state": "done", "why": "same digest 1f2e"},
+        {"type": "stage", "stage": "sft", "state": "started", "why": "continues after step 20"},
+    )
+    assert lines[0].endswith("prepare: done (same digest 1f2e)")
+    assert lines[1].endswith("sft: starts (continues after step 20)")
+
+
+def test_evaluations_carry_their_error_and_samples_stand_on_lines_of_their_own():
+    lines = log_of(
+        {"type": "eval", "stage": "sft", "step": 40, "loss": 2.5, "loss_sem": 0.012},
+        {"type": "sample", "stage": "sft", "step": 40, "prompt": "Once", "text": "upon\na time"},
+    )
+    assert lines[0].endswith("sft step 40: held-out loss 2.5000 ± 0.0120")
+    assert lines[1].endswith("sft step 40: sample for 'Once'")
+    assert lines[2:] == ["    | upon", "    | a time"]
+
+
+def test_prepare_gets_a_line_every_few_seconds_and_one_when_done():
+    clock, file = Clock(), io.StringIO()
+    display = Display(file, now=clock)
+    for done in range(0, 101):
+        message = {"what": "tokenising", "done": done, "total": 100, "unit": "MB"}
+        display.say({"type": "prepare"} | message)
+        clock.at += 0.1
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[-1].endswith("prepare: tokenising 100/100 MB")
+
+
+def test_the_summary_lines_up():
+    rows = [["model", "models/demo"], ["report", "runs/demo/report.html"]]
+    assert log_of({"type": "summary", "rows": rows}) == [
+        "model   models/demo",
+        "report  runs/demo/report.html",
+    ]
+
+
+def test_a_model_can_not_drive_the_terminal():
+    hostile = {
+        "type": "sample",
+        "stage": "sft",
+        "step": 1,
+        "prompt": "x",
+        "text": "a\x1b[2Jb\x9bc\r",
+    }
+    text = terminal_of(hostile)
+    assert "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}c" in text
+    assert "\x1b[2J" not in text
+
+
+def test_markup_in_messages_is_shown_as_it_is():
+    assert "[bold]x[/bold] [/]" in terminal_of({"type": "note", "text": "[bold]x[/bold] [/]"})
+
+
+def test_a_terminal_shows_a_bar_with_the_same_numbers():
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal_of(STEP))
+    assert "pretrain" in text
+    assert "120/480" in text
+    assert "━" in text
+    assert "loss 3.2100" in text
+    assert "MFU 12.3 %" in text
+
+
+def test_a_terminal_that_wants_no_color_gets_none(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    evaluation = {"type": "eval", "stage": "sft", "step": 4, "loss": 2.5, "loss_sem": 0.1}
+    assert not re.search(r"\x1b\[[0-9;]*3\dm", terminal_of(STEP, evaluation))
+    monkeypatch.delenv("NO_COLOR")
+    assert re.search(r"\x1b\[[0-9;]*3\dm", terminal_of(STEP, evaluation))
+
+
+@pytest.mark.parametrize(("term", "live"), [("xterm", True), ("dumb", False)])
+def test_only_a_capable_terminal_gets_the_live_panel(monkeypatch, term, live):
+    monkeypatch.setenv("TERM", term)
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as file, Display(file) as display:
+        assert (display._live is not None) == live
+    os.close(master)
+
+
+def test_a_closed_pipe_silences_the_display_and_nothing_else():
+    reader, writer = os.pipe()
+    os.close(reader)
+    file = os.fdopen(writer, "w", buffering=1)
+    display = Display(file)
+    for _ in range(3):
+        display.say({"type": "note", "text": "anybody there?"})
+    with pytest.raises(BrokenPipeError):
+        file.close()
+
+
+def test_an_unknown_message_is_a_mistake_of_the_sender():
+    with pytest.raises(ValueError, match="no message type 'stpe'"):
+        Display(io.StringIO()).say({"type": "stpe"})
+
+
+def test_messages_from_many_threads_never_mix_within_a_line():
+    file = io.StringIO()
+    display = Display(file)
+
+    def talk(who: int) -> None:
+        for i in range(50):
+            display.say({"type": "note", "text": f"thread {who} says {i}."})
+
+    threads = [threading.Thread(target=talk, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 200
+    assert all(re.fullmatch(r"\S+ \S+  thread \d says \d+\.", line) for line in lines)
+
+
+def test_durations_and_sizes_read_like_speech():
+    shown = [duration(s) for s in (-1, 0.42, 12, 59.6, 200, 18_120, 273_600)]
+    assert shown == ["0.0 s", "0.4 s", "12 s", "1 min 00 s", "3 min 20 s", "5 h 02 min", "3 d 4 h"]
+    assert [size(b) for b in (812, 3.1e6, 1.24e9)] == ["812 B", "3.1 MB", "1.24 GB"]
+    assert printable("tab\tand\nnewline stay") == "tab\tand\nnewline stay"

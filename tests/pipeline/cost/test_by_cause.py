@@ -1,0 +1,567 @@
+"""Every second that a run paid for is counted once, and said to have gone into what it went into.
+
+The histories below are small enough to add up by hand. A step is 4 rows of 10 tokens, and takes 8 s
+where its row says 5 tokens/s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.commands.status import rewrite_report, show_status
+from pipeline.cost.by_cause import CAUSES, Costs, costs, costs_of
+from pipeline.cost.lost import LostMachine, keep_lost
+from pipeline.job import Job
+from pipeline.models.find import read_run
+from pipeline.run.finish import write_run_report
+from pipeline.state.metrics import EventLog
+from pipeline.state.owner import RELEASED, Owner
+from pipeline.state.records import CheckpointEntry, ClaimRecord, Head, Spent, StageRecord
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.pipeline.state.conftest import someone
+from tests.runs.test_resume import start, write_job
+from tests.support.light_run import JOB, light_run
+
+Row = dict[str, Any]
+T = 1_000_000.0  # when the first machine is rented
+STEP = 8.0
+
+
+def rental(epoch: int, at: float, rented_at: float, **fields: Any) -> Row:
+    """What a process on a rented A40 appends when it has claimed the run."""
+    about = {
+        "id": "pod1",
+        "cloud": "RunPod",
+        "region": "CA",
+        "gpu": "A40",
+        "count": 1,
+        "spot": True,
+    }
+    about |= {"host": "pod1-host", "rented_at": rented_at, "price": 0.36, "phases": {}}
+    return {"event": "machine", "epoch": epoch, "at": at, "session": f"s{epoch}", **about, **fields}
+
+
+def at_home(epoch: int, at: float, started_at: float, price: float | None = None) -> Row:
+    about = {"host": "desk", "price": price, "session": f"s{epoch}", "started_at": started_at}
+    return {"event": "process", "epoch": epoch, "at": at, **about}
+
+
+def phase(epoch: int, name: str, at: float, seconds: float) -> Row:
+    return {"event": "phase", "epoch": epoch, "name": name, "at": at, "seconds": seconds}
+
+
+def training(epoch: int, at: float, stage: str = "pretrain") -> Row:
+    return {"event": "training", "epoch": epoch, "stage": stage, "at": at, "seq_len": 10}
+
+
+def step(step: int, epoch: int, at: float, speed: float | None = 5.0) -> Row:
+    rows = [4 * (step - 1), 4 * step]
+    row = {"step": step, "epoch": epoch, "at": at, "loss": 3.0, "rows": rows}
+    return row if speed is None else {**row, "tokens_per_second": speed}
+
+
+def steps(first: int, last: int, epoch: int, at: float) -> list[Row]:
+    """Rows of steps done back to back, the first of them done by `at`."""
+    return [step(n, epoch, at + STEP * (n - first)) for n in range(first, last + 1)]
+
+
+def owned(epoch: int, owner: bool = True, **fields: Any) -> Head:
+    return Head(epoch=epoch, owner=dataclasses.replace(Owner.me()) if owner else None, **fields)
+
+
+def seconds(found: Costs) -> dict[str, float]:
+    """What there is of each cause, to a thousandth of a second."""
+    return {cause: round(s, 3) for cause, s in found.seconds.items() if round(s, 3)}
+
+
+# ---------------------------------------------------------------- one machine
+
+
+def test_a_run_on_one_rental_is_paid_for_from_the_pods_start_until_its_release() -> None:
+    events = [
+        rental(1, T + 62, T, phases={"machine up": 40.0, "install": 20.0}),
+        phase(1, "prepare", at=T + 92, seconds=30),
+        training(2, T + 100),
+        phase(1, "evaluate", at=T + 200, seconds=25),
+    ]
+    # Four steps, the last at 140; saved by 145; evaluated from 175 to 200; released at 210.
+    head = owned(
+        3,
+        owner=False,
+        stages={"pretrain": StageRecord("d", T + 145), "evaluate": StageRecord("d", T + 200)},
+        spent=Spent(until=T + 210),
+    )
+    found = costs(events, {"pretrain": steps(1, 4, epoch=2, at=T + 116)}, head, T + 9999)
+    assert seconds(found) == {
+        "steps": 32,  # 108 to 140
+        "stages": 30 + 65,  # prepare; and everything after the last save
+        "boot": 62 + 16,  # until prepare; and from it until the first step began
+        "stall": 5,
+    }
+    assert found.hours == pytest.approx(210 / 3600)
+    assert found.dollars == pytest.approx(0.36 * 210 / 3600)
+    assert found.dollars_by_cause["boot"] == pytest.approx(0.0078)
+    assert found.goodput == pytest.approx(127 / 210)
+    (machine,) = found.machines
+    assert (machine.begin, machine.end, machine.to_first_step) == (T, T + 210, 116)
+    assert machine.describe() == "A40 on RunPod/CA, spot"
+
+
+def test_a_first_step_that_compiles_is_boot_but_for_a_usual_steps_time() -> None:
+    slow = step(1, 1, T + 100, speed=0.5)  # 80 s
+    events = [rental(1, T + 10, T), training(1, T + 20)]
+    rows = [slow, *steps(2, 4, epoch=1, at=T + 108)]
+    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    assert seconds(costs(events, {"pretrain": rows}, head, T + 124)) == {"steps": 32, "boot": 92}
+
+
+def test_what_is_between_two_steps_is_stall_and_an_evaluation_is_not() -> None:
+    rows = [*steps(1, 2, epoch=1, at=T + 18), step(3, 1, T + 40)]  # 14 s between them, beside 8
+    rows.append({"step": 3, "epoch": 1, "at": T + 50, "held_out_loss": 3.0})
+    rows.append({"step": 3, "epoch": 1, "at": T + 55, "sample": {"prompt": "a", "text": "b"}})
+    rows.append(step(4, 1, T + 63))
+    events = [rental(1, T, T), training(1, T + 10)]
+    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    found = costs(events, {"pretrain": rows}, head, T + 63)
+    assert seconds(found) == {"steps": 32, "stages": 15, "boot": 10, "stall": 6}
+
+
+def test_rows_that_were_handed_out_together_are_spread_over_the_time_they_took() -> None:
+    together = [step(n, 1, T + 58 + n / 1e6) for n in range(1, 6)]
+    events = [rental(1, T, T), training(1, T + 10)]
+    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    found = costs(events, {"pretrain": together}, head, T + 58.001)
+    assert found.seconds["steps"] == pytest.approx(40, abs=0.01)
+    assert found.seconds["boot"] == pytest.approx(18, abs=0.01)
+
+
+def test_rows_without_a_speed_count_as_steps_all_the_way() -> None:
+    rows = [step(n, 1, T + 10 * n, speed=None) for n in (1, 2, 3)]
+    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    found = costs([rental(1, T, T), training(1, T + 2)], {"pretrain": rows}, head, T + 30)
+    assert seconds(found) == {"boot": 2, "steps": 28}
+
+
+def test_a_run_under_way_costs_until_now_and_its_step_in_flight_is_a_step() -> None:
+    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    events = [rental(1, T + 5, T), training(1, T + 10)]
+    rows = {"pretrain": steps(1, 3, epoch=1, at=T + 18)}
+    assert seconds(costs(events, rows, head, T + 38)) == {"steps": 28, "boot": 10}
+    # Silent for a minute: it is dead, and was paid for until its last word.
+    assert seconds(costs(events, rows, head, T + 95)) == {"steps": 24, "boot": 10}
+    beating = costs(events, rows, head, T + 95, heartbeats={1: T + 90})
+    assert seconds(beating) == {"steps": 24 + 61, "boot": 10}
+
+
+def test_preparing_data_is_work_while_it_goes_on() -> None:
+    found = costs([rental(1, T + 10, T)], {}, owned(1), T + 70, heartbeats={1: T + 60})
+    assert seconds(found) == {"boot": 10, "stages": 60}
+
+
+# ---------------------------------------------------------------- preemptions
+
+
+def test_a_machine_lost_without_a_word_costs_until_its_last_sign_and_loses_steps() -> None:
+    events = [
+        rental(1, T + 10, T),
+        training(1, T + 20),
+        rental(2, T + 300, T + 200, id="pod2", price=0.72, phases={"machine up": 30.0}),
+        phase(2, "pretrain restored", at=T + 320, seconds=15),
+        training(2, T + 321),
+    ]
+    rows = [*steps(1, 6, epoch=1, at=T + 28), *steps(5, 6, epoch=2, at=T + 329)]
+    # Step 6 was done at 68, a heartbeat came at 80; step 4 is what the second machine goes on from.
+    head = owned(
+        2,
+        restores={1: {"pretrain": 0}, 2: {"pretrain": 4}},
+        stages={"prepare": StageRecord("d", T)},
+    )
+    found = costs(events, {"pretrain": rows}, head, T + 337, heartbeats={1: T + 80})
+    first, second = found.machines
+    assert first.seconds == {
+        c: {"boot": 20, "steps": 32, "recompute": 28}.get(c, 0) for c in CAUSES
+    }
+    assert first.hours == pytest.approx(80 / 3600)
+    assert second.seconds["restore"] == 15
+    assert second.seconds["boot"] == 106  # 200 to 305, and a second before the first step
+    assert second.seconds["steps"] == 16
+    assert second.to_first_step == 129
+    assert found.dollars == pytest.approx((0.36 * 80 + 0.72 * 137) / 3600)
+    assert found.dollars_by_cause["recompute"] == pytest.approx(0.36 * 28 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"), [("no sign of life for 60 s", "recompute"), (RELEASED, "stall")]
+)
+def test_what_followed_the_last_saved_step_is_lost_unless_the_run_was_released(
+    reason: str, cause: str
+) -> None:
+    events = [rental(1, T, T), training(1, T + 10), rental(2, T + 90, T + 80, id="pod2")]
+    events[2]["reason"] = reason
+    head = owned(2, restores={1: {"pretrain": 0}, 2: {"pretrain": 4}})
+    rows = {"pretrain": steps(1, 4, epoch=1, at=T + 18)}
+    found = costs(events, rows, head, T + 900, heartbeats={1: T + 55})
+    assert seconds(found) == {"boot": 10 + 10, "steps": 32, cause: 13}
+
+
+def test_a_lost_machine_is_paid_for_at_most_until_the_next_claim() -> None:
+    events = [
+        rental(1, T + 10, T),
+        training(1, T + 20),
+        rental(2, T + 60, T + 30, id="pod2"),
+    ]
+    # It was cut off and went on: what arrived after it had been fenced was not paid for twice.
+    rows = {"pretrain": steps(1, 9, epoch=1, at=T + 28)}
+    head = owned(2, owner=False, restores={1: {"pretrain": 0}, 2: {"pretrain": 0}})
+    found = costs(events, rows, head, T + 500, heartbeats={1: T + 400})
+    assert found.machines[0].end == T + 60
+    assert seconds(found) == {"boot": 20 + 30, "recompute": 40}
+
+
+def test_a_process_that_never_trained_was_all_boot() -> None:
+    events = [rental(1, T + 50, T), phase(1, "torch imported", at=T + 60, seconds=9)]
+    found = costs(events, {}, owned(1), T + 5000)
+    assert seconds(found) == {"boot": 60}
+    assert found.goodput == 0.0
+
+
+def test_a_stopped_run_was_saving_between_its_last_step_and_its_release() -> None:
+    head = owned(1, owner=False, spent=Spent(until=T + 50), restores={1: {"pretrain": 0}})
+    events = [rental(1, T, T), training(1, T + 10)]
+    found = costs(events, {"pretrain": steps(1, 4, epoch=1, at=T + 18)}, head, T + 9999)
+    assert seconds(found) == {"boot": 10, "steps": 32, "stall": 8}
+
+
+def test_a_new_process_on_the_same_machine_pays_for_the_gap_between_them() -> None:
+    events = [
+        rental(1, T + 10, T),
+        training(1, T + 20),
+        rental(2, T + 200, T, phases={"machine up": 180.0, "pion started": 15.0}),
+        training(2, T + 210),
+    ]
+    rows = [*steps(1, 4, epoch=1, at=T + 28), *steps(5, 6, epoch=2, at=T + 218)]
+    head = owned(
+        2,
+        restores={1: {"pretrain": 0}, 2: {"pretrain": 4}},
+        stages={"prepare": StageRecord("d", T)},
+    )
+    found = costs(events, {"pretrain": rows}, head, T + 226)
+    assert len(found.machines) == 1
+    assert seconds(found) == {"boot": 20 + 30, "steps": 48, "idle": 180 - 52}
+    assert sum(found.seconds.values()) == 226  # nothing twice
+
+
+def test_waiting_for_the_runs_old_owner_is_idle_on_the_new_machine_while_the_old_one_works() -> (
+    None
+):
+    events = [
+        rental(1, T + 10, T),
+        training(1, T + 20),
+        rental(2, T + 120, T + 60, id="pod2", phases={"machine up": 30.0}),
+        phase(2, "waited to own the run", at=T + 120, seconds=25),
+        training(2, T + 130),
+    ]
+    rows = [*steps(1, 11, epoch=1, at=T + 28), *steps(12, 13, epoch=2, at=T + 138)]
+    saved = CheckpointEntry("pretrain", 11, 1, "d", "k", T + 110, 9, "x")
+    head = owned(
+        2,
+        restores={1: {"pretrain": 0}, 2: {"pretrain": 11}},
+        checkpoints=(saved,),
+        stages={"prepare": StageRecord("d", T)},
+    )
+    found = costs(events, {"pretrain": rows}, head, T + 146)
+    old, new = found.machines
+    assert (old.end, new.begin) == (T + 110, T + 60)  # both are paid for meanwhile
+    assert seconds(found) == {"boot": 20 + 45, "steps": 88 + 16, "stall": 2, "idle": 25}
+
+
+def test_between_two_attempts_of_one_process_is_restore() -> None:
+    """A worker died, or a loss spike: the same process claims anew and goes back."""
+    events = [rental(1, T, T), training(2, T + 10), training(3, T + 100)]
+    rows = [*steps(1, 4, epoch=2, at=T + 18), *steps(3, 5, epoch=3, at=T + 108)]
+    head = owned(
+        3,
+        restores={2: {"pretrain": 0}, 3: {"pretrain": 2}},
+        stages={"prepare": StageRecord("d", T)},
+    )
+    found = costs(events, {"pretrain": rows}, head, T + 124)
+    assert seconds(found) == {"boot": 10, "steps": 16 + 24, "recompute": 16, "restore": 58}
+
+
+def test_two_stages_follow_each_other() -> None:
+    events = [rental(1, T, T), training(2, T + 10), training(2, T + 50, stage="sft")]
+    metrics = {
+        "pretrain": steps(1, 3, epoch=2, at=T + 18),
+        "sft": steps(1, 2, epoch=2, at=T + 60),
+    }
+    head = owned(
+        2,
+        restores={2: {"pretrain": 0, "sft": 0}},
+        stages={"prepare": StageRecord("d", T), "pretrain": StageRecord("d", T + 40)},
+    )
+    found = costs(events, metrics, head, T + 68)
+    assert seconds(found) == {"boot": 10, "steps": 24 + 16, "stall": 6, "restore": 12}
+
+
+# ---------------------------------------------------------------- machines that came to nothing
+
+
+def lost(pod: str, begin: float, end: float, price: float | None = 0.36) -> LostMachine:
+    """A pod that a watcher saw boot, and end."""
+    return LostMachine(pod, "RunPod", "A40", 1, price, "7", begin, end)
+
+
+def test_a_machine_that_never_owned_the_run_is_paid_for_as_boot(tmp_path: Path) -> None:
+    run = light_run(FileStore(tmp_path))
+    head = run.read()
+    assert head is not None
+    without = costs_of(run, head, T)
+    keep_lost(run, lost("pod0", T, T + 100))
+    found = costs_of(run, head, T)
+    assert found.hours - without.hours == pytest.approx(100 / 3600)
+    assert found.seconds["boot"] - without.seconds["boot"] == pytest.approx(100)
+    assert found.dollars == pytest.approx(0.01)
+    assert found.dollars_by_cause["boot"] == pytest.approx(0.01)
+    (machine,) = [m for m in found.machines if m.id == "pod0"]
+    assert machine.describe() == "A40 on RunPod, never trained"
+    assert (machine.begin, machine.end, machine.to_first_step) == (T, T + 100, None)
+
+
+def test_a_run_that_no_machine_ever_came_to_own_has_a_cost(tmp_path: Path) -> None:
+    run = RunState(FileStore(tmp_path), "demo")
+    keep_lost(run, lost("pod0", T, T + 100))
+    found = costs_of(run, Head(), T + 9999)
+    assert (seconds(found), found.goodput) == ({"boot": 100}, 0.0)
+    assert found.dollars == pytest.approx(0.01)
+
+
+def test_a_machine_that_two_watchers_saw_lost_counts_once_as_the_first_one_saw_it(
+    tmp_path: Path,
+) -> None:
+    run = RunState(FileStore(tmp_path), "demo")
+    keep_lost(run, lost("pod0", T, T + 100))
+    keep_lost(run, lost("pod0", T + 50, T + 110))
+    assert seconds(costs_of(run, Head(), T)) == {"boot": 100}
+
+
+def test_a_machine_that_owned_the_run_after_all_is_not_paid_for_twice() -> None:
+    taken_for_lost = {"event": "lost", "epoch": 0, "at": T, **vars(lost("pod1", T, T + 500))}
+    events = [taken_for_lost, rental(1, T + 10, T)]
+    found = costs(events, {}, owned(1), T + 20, heartbeats={1: T + 20})
+    assert sum(found.seconds.values()) == 20
+    assert len(found.machines) == 1
+
+
+def test_a_lost_machine_without_a_price_has_hours_that_the_dollars_lack(tmp_path: Path) -> None:
+    run = RunState(FileStore(tmp_path), "demo")
+    keep_lost(run, lost("pod0", T, T + 100, price=None))
+    found = costs_of(run, Head(), T)
+    assert found.dollars is None
+    assert found.unpriced_hours == pytest.approx(100 / 3600)
+
+
+# ---------------------------------------------------------------- prices and home
+
+
+def test_a_run_at_home_without_a_price_has_hours_and_no_dollars() -> None:
+    events = [at_home(1, T + 2, T), training(1, T + 5)]
+    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    found = costs(events, {"pretrain": steps(1, 2, epoch=1, at=T + 13)}, head, T + 21)
+    assert seconds(found) == {"boot": 5, "steps": 16}
+    assert found.dollars is None
+    assert found.describe() == "21 s (76 % useful; boot 24 %)"
+    assert found.machines[0].describe() == "desk"
+
+
+def test_time_between_two_processes_at_home_costs_nothing() -> None:
+    events = [at_home(1, T + 2, T), at_home(2, T + 5002, T + 5000)]
+    found = costs(events, {}, owned(2), T + 5010, heartbeats={2: T + 5010})
+    assert sum(found.seconds.values()) == 2 + 10
+    assert found.seconds["idle"] == 0
+
+
+def test_hours_without_a_price_are_said_to_be_missing_from_the_dollars() -> None:
+    events = [rental(1, T + 3600, T), at_home(2, T + 9000, T + 8990), rental(3, T + 9100, T + 9090)]
+    events[2]["price"] = 0.0  # a machine of one's own, said to cost nothing
+    found = costs(events, {}, owned(3), T + 9200, heartbeats={3: T + 9200})
+    assert found.dollars == pytest.approx(0.36)
+    assert found.unpriced_hours == pytest.approx(10 / 3600)
+    assert "$0.36, 10 s of it without a price" in found.describe()
+
+
+def test_the_hours_before_a_machine_had_a_price_are_missing_from_its_dollars() -> None:
+    events = [at_home(1, T + 10, T), at_home(2, T + 5000, T + 4990, price=0.36)]
+    found = costs(events, {}, owned(2), T + 8590, heartbeats={2: T + 8590})
+    assert len(found.machines) == 1
+    assert found.dollars == pytest.approx(0.36)
+    assert found.unpriced_hours == pytest.approx(10 / 3600)
+    assert "10 s of it without a price" in found.describe()
+    assert found.to_dict()["machines"][0]["unpriced_hours"] == found.unpriced_hours
+
+
+def test_a_clock_that_jumped_is_not_paid_for() -> None:
+    found = costs([rental(1, T, T - 86_400)], {}, owned(1), T + 10, heartbeats={1: T + 10})
+    assert sum(found.seconds.values()) == 10
+
+
+def test_a_process_that_died_before_it_could_say_what_it_is_is_known_from_its_claim() -> None:
+    owner = dataclasses.replace(Owner.me(), session="dead", host="lost", started_at=T)
+    head = Head(epoch=1, owner=owner, claims=(ClaimRecord(1, T + 7, owner),))
+    found = costs([], {}, head, T + 9999)
+    assert seconds(found) == {"boot": 7}
+    assert found.machines[0].host == "lost"
+
+
+def test_a_run_nobody_owned_yet_has_cost_nothing() -> None:
+    found = costs([], {}, Head(), T)
+    assert (found.machines, found.hours, found.dollars, found.goodput) == ((), 0, None, None)
+    assert json.loads(json.dumps(found.to_dict()))["seconds"]["steps"] == 0
+
+
+def test_rows_that_a_fork_brought_along_were_paid_for_by_its_source() -> None:
+    forked = {"event": "forked", "epoch": 1, "at": T - 500}
+    events = [forked, at_home(2, T + 2, T), training(2, T + 5)]
+    rows = [*steps(1, 9, epoch=1, at=T - 9999), *steps(10, 11, epoch=2, at=T + 13)]
+    head = owned(2, restores={2: {"pretrain": 9}}, stages={"prepare": StageRecord("d", T)})
+    assert seconds(costs(events, {"pretrain": rows}, head, T + 21)) == {"boot": 5, "steps": 16}
+
+
+def test_the_report_says_what_the_machines_of_a_hop_cost(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    run = light_run(store)  # its second claim, of epoch 2, went on from the first one's step 10
+    for epoch, gpu, price in ((1, "A40", 0.4), (2, "RTXA4000", 0.2)):
+        events = EventLog(store, run.name, epoch)
+        about = rental(epoch, 0, time.time(), id=gpu, gpu=gpu, price=price)
+        events.append("machine", **{k: v for k, v in about.items() if k not in ("event", "at")})
+        if epoch == 2:
+            events.append("hop", stage="pretrain", receipt=["first row 40 = last + 1"])
+        events.flush()
+    head = run.read()
+    assert head is not None
+    assert [m.epochs for m in costs_of(run, head, time.time()).machines] == [(1,), (2,)]
+    report = write_run_report(Job.model_validate(JOB), run).read_text()
+    assert "first row 40 = last + 1" in report
+    assert (
+        "price: A40 on RunPod/CA, spot at $0.40/h → RTXA4000 on RunPod/CA, spot at $0.20/h"
+    ) in report
+
+
+# ---------------------------------------------------------------- any history
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[list[Row], list[Row], Head, float]:
+    """Some attempts on some machines, each going back to a step of the one before."""
+    gap = st.floats(0, 60)
+    now, done = T, 0
+    events: list[Row] = []
+    rows: list[Row] = []
+    restores: dict[int, dict[str, int]] = {}
+    for epoch in range(1, draw(st.integers(1, 4)) + 1):
+        rented = now + draw(st.floats(-20, 20))
+        now = max(now, rented) + draw(gap)
+        pod = f"pod{draw(st.integers(1, 2))}"
+        events.append(rental(epoch, now, rented, id=pod))
+        done = restores.setdefault(epoch, {})["pretrain"] = draw(st.integers(0, done))
+        now += draw(gap)
+        events.append(training(epoch, now))
+        for _ in range(draw(st.integers(0, 4))):
+            now += draw(gap)
+            done += 1
+            rows.append(step(done, epoch, now, speed=draw(st.sampled_from([None, 1.0, 5.0, 1e6]))))
+    return events, rows, owned(epoch, restores=restores), now + draw(gap)
+
+
+@settings(deadline=None, max_examples=150)
+@given(histories())
+def test_in_any_history_each_machines_time_is_what_it_was_spent_on(
+    history: tuple[list[Row], list[Row], Head, float],
+) -> None:
+    events, rows, head, now = history
+    found = costs(events, {"pretrain": rows}, head, now)
+    for machine in found.machines:
+        assert all(value >= 0 for value in machine.seconds.values())
+        assert sum(machine.seconds.values()) == pytest.approx(machine.end - machine.begin, abs=1e-3)
+        assert machine.end <= max(now, machine.begin)
+    assert sum(found.dollars_by_cause.values()) == pytest.approx(found.dollars or 0.0)
+
+
+# ---------------------------------------------------------------- a real run
+
+
+def be_rented(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    """What `pion run` starts from now on is on a rental whose run script began a minute ago."""
+    begun = time.time() - 60
+    rented = {
+        "SKYPILOT_TASK_ID": "sky-1",
+        "RUNPOD_POD_ID": "pod1",
+        "RUNPOD_GPU_NAME": "NVIDIA+A40",
+        "PION_BOOT_STARTED": str(begun),
+        "PION_BOOT_CHECKED": str(begun + 2),
+        "PION_BOOT_SYNCED": str(begun + 50),
+    }
+    for name, value in {**rented, **variables}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=5)
+    before = someone(commit="c" * 40, started_at=time.time())  # not when these tests began
+    RunState(FileStore(tmp_path / "runs"), "tiny").claim(before).release()
+    be_rented(monkeypatch, PION_PRICES='{"A40": 36.0, "L4": 9}', PION_SPOT="1")
+    process = start(job, "pretrain.steps=2000")
+    assert process.stdout is not None
+    output: list[str] = []
+    # Until a save has brought the first steps' metrics to the store, and a step after it.
+    while not any(": saved" in line for line in output) or " at $36.00/h" not in output[-1]:
+        output.append(process.stdout.readline())
+    process.kill()
+    process.communicate()
+    text = "".join(output)
+    # From where this container began, if that was within the hour, else a minute before.
+    assert re.search(r"boot: [\d,.]+ (s|min) ", text)
+    assert "checks 2.0 s, install 48.0 s, pion started " in text
+    assert "paid to first step: " in text
+    assert " at $36.00/h  " in output[-1]
+    assert "changed since this run was last worked on: commit cccccccccc → " in text
+
+    run, head = read_run(f"{tmp_path}/runs/tiny")
+    found = costs_of(run, head, time.time() + 600)  # long after
+    machine, _ = found.machines
+    assert (machine.id, machine.gpu, machine.price, machine.spot) == ("pod1", "A40", 36.0, True)
+    assert machine.end - machine.begin == pytest.approx(sum(machine.seconds.values()))
+    assert machine.end < time.time()
+    assert machine.to_first_step is not None
+    assert 60 < machine.seconds["boot"] < machine.to_first_step
+    assert machine.seconds["steps"] > 0
+    assert machine.seconds["idle"] == 0
+    assert found.dollars is not None
+    assert found.dollars == pytest.approx(36 * machine.hours)
+    # HEAD's own meter, by which budgets stop a run, knows no more of a death than its last commit.
+    assert 0.6 < head.spent.dollars <= found.dollars + 0.01
+
+    assert show_status(f"{tmp_path}/runs/tiny", as_json=False) == 0
+    status = capsys.readouterr().out
+    assert re.search(r"\ncost: \d+ min ", status)
+    assert re.search(r"A40 on RunPod, spot: \d+ min ", status)
+    assert re.search(r" at \$36\.00/h, first step \d+ min ", status)
+    assert show_status(f"{tmp_path}/runs/tiny", as_json=True) == 0
+    as_json = json.loads(capsys.readouterr().out)["cost"]
+    assert as_json["machines"][0]["phases"]["install"] == 48.0
+    assert rewrite_report(f"{tmp_path}/runs/tiny", as_json=False) == 0
+    report = Path(capsys.readouterr().out.strip()).read_text()
+    assert "<h2>Cost</h2>" in report
+    assert "A40 on RunPod, spot" in report
+    assert "<br>commit cccccccccc → " in report  # kept as an event

@@ -1,0 +1,194 @@
+"""Data on the Hub: the real clients against a Hub of our own on loopback."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pion.data.shards import Shard
+from pion.errors import BadInput, PionError
+from pipeline.data.hub import (
+    download_shard,
+    hub_records,
+    hub_shards,
+    hub_tokenizer,
+    pin,
+    read_hub_rows,
+)
+from pipeline.job import HubDataset, HubNpyShards
+from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
+
+SEQ_LEN = 32
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def shard(rows: int, row_ids: int = SEQ_LEN, dtype: type = np.int32) -> bytes:
+    return npy(np.arange(rows * row_ids, dtype=dtype).reshape(rows, row_ids))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with hub_server() as server:
+        server.use(monkeypatch, tmp_path / "hf")
+        yield server
+
+
+def npy_source(repo: str = "user/shards", **fields: object) -> HubNpyShards:
+    return HubNpyShards.model_validate({"kind": "hub-npy", "repo": repo, **fields})
+
+
+def described(source: HubNpyShards, seq_len: int = SEQ_LEN) -> list[Shard]:
+    return hub_shards(source, pin(source.repo, source.revision), seq_len)
+
+
+def test_shards_are_described_without_downloading_them(hub: HubServer) -> None:
+    files = {f"shard_{i}.npy": shard(1000 * (i + 1)) for i in range(3)} | {"README.md": b"#"}
+    commit = hub.add_repo("user/shards", "dataset", files)
+    shards = described(npy_source())
+    assert [(s.name, s.rows, s.dtype) for s in shards] == [
+        ("shard_0.npy", 1000, "int32"),
+        ("shard_1.npy", 2000, "int32"),
+        ("shard_2.npy", 3000, "int32"),
+    ]
+    assert shards[2].bytes == len(files["shard_2.npy"])
+    assert shards[2].remote == {"repo": "user/shards", "revision": commit, "path": "shard_2.npy"}
+    assert hub.count("GET /datasets/.*/resolve/") == 1  # the header of the first
+
+
+def test_rows_longer_than_seq_len_are_counted_as_several(hub: HubServer) -> None:
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(5, row_ids=4 * SEQ_LEN)})
+    assert described(npy_source())[0].rows == 20
+
+
+def test_a_repository_that_changes_later_is_still_read_at_the_pinned_commit(
+    hub: HubServer,
+) -> None:
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)})
+    commit = pin("user/shards", None)
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(9), "shard_1.npy": shard(9)})
+    assert [s.rows for s in hub_shards(npy_source(), commit, SEQ_LEN)] == [4]
+
+
+def test_the_first_rows_of_a_range_are_read_without_the_rest(hub: HubServer) -> None:
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(1000)})
+    whole = described(npy_source())[0]
+    rows = read_hub_rows(replace(whole, start=900, rows=100), 3, SEQ_LEN)
+    assert rows.tolist() == np.arange(900 * 32, 903 * 32).reshape(3, 32).tolist()
+
+
+def test_a_download_that_breaks_off_goes_on(hub: HubServer, tmp_path: Path) -> None:
+    content = shard(40_000)
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": content})
+    one = described(npy_source())[0]
+    hub.truncate("GET .*/resolve/.*shard_0")
+    assert download_shard(one, tmp_path / "down").read_bytes() == content
+
+
+def test_a_data_set_is_streamed_up_to_max_documents(hub: HubServer) -> None:
+    lines = b"".join(b'{"text": "document %d"}\n' % i for i in range(10))
+    commit = hub.add_repo("user/text", "dataset", {"train.jsonl": lines})
+    source = HubDataset(kind="hub", repo="user/text", max_documents=3)
+    records = list(hub_records(source, commit))
+    assert [r.value["text"] for r in records] == ["document 0", "document 1", "document 2"]
+    assert records[2].origin == "user/text row 3"
+
+
+def test_a_tokenizer_is_fetched(hub: HubServer) -> None:
+    hub.add_repo("user/model", files={"tok/tokenizer.json": b"{}"})
+    assert hub_tokenizer("user/model", None, "tok/tokenizer.json").read_text() == "{}"
+
+
+# ---------------------------------------------------------------- what can be wrong
+
+
+def test_a_repository_that_is_not_there_is_bad_input(hub: HubServer) -> None:
+    with pytest.raises(BadInput, match="user/nothing: there is no such repository"):
+        pin("user/nothing", None)
+
+
+def test_a_private_repository_without_a_token_says_how_to_give_one(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(BadInput, match=r"No Hub token was found: .*export HF_TOKEN="):
+        pin("user/shards", None)
+
+
+def test_a_gated_repository_says_to_ask_for_access(hub: HubServer) -> None:
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, gated=True)
+    with pytest.raises(BadInput, match=r"access is granted on request.*ask for access"):
+        described(npy_source())
+
+
+def test_a_token_the_hub_rejects_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)})
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    with pytest.raises(BadInput, match=r"refuses access.*HF_TOKEN"):
+        pin("user/shards", None)
+
+
+def test_a_read_token_is_enough_to_read(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, private=True)
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    assert described(npy_source())[0].rows == 4
+
+
+def test_a_revision_that_is_not_there_is_bad_input(hub: HubServer) -> None:
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)})
+    with pytest.raises(BadInput, match="at v7: there is no such revision"):
+        pin("user/shards", "v7")
+
+
+def test_a_pattern_that_matches_no_file_is_bad_input(hub: HubServer) -> None:
+    hub.add_repo("user/shards", "dataset", {"data.npy": shard(4)})
+    with pytest.raises(BadInput, match=r"no file matches pattern 'shard_\*\.npy'"):
+        described(npy_source())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"PK\x03\x04 not numpy at all" * 10, "not an .npy file"),
+        (npy(np.zeros((4, SEQ_LEN), np.float32)), "array of integers"),
+        (npy(np.zeros(SEQ_LEN, np.int32)), "array of integers"),
+        (shard(4, row_ids=SEQ_LEN + 1), "can't be read as rows of data.seq_len 32"),
+    ],
+)
+def test_a_file_that_is_no_shard_is_named(hub: HubServer, content: bytes, problem: str) -> None:
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": content})
+    with pytest.raises(BadInput, match=f"user/shards/shard_0.npy: .*{problem}"):
+        described(npy_source())
+
+
+def test_a_shard_of_another_shape_than_the_first_is_named(hub: HubServer) -> None:
+    files = {"shard_0.npy": shard(4), "shard_1.npy": shard(4)[:-4]}
+    hub.add_repo("user/shards", "dataset", files)
+    with pytest.raises(BadInput, match=r"user/shards/shard_1\.npy: .* no whole number of rows"):
+        described(npy_source())
+
+
+def test_a_split_that_is_not_there_names_those_that_are(hub: HubServer) -> None:
+    commit = hub.add_repo("user/text", "dataset", {"train.jsonl": b'{"text": "x"}\n'})
+    source = HubDataset(kind="hub", repo="user/text", split="test")
+    with pytest.raises(BadInput, match=r"test.*\['train'\]"):
+        list(hub_records(source, commit))
+
+
+def test_a_hub_out_of_reach_is_said_so_and_is_not_the_users_fault(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(PionError, match=r"can't be reached.*run the same command again") as raised:
+        pin("user/shards", None)
+    assert raised.value.exit_code == 1

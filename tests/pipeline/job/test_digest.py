@@ -1,0 +1,65 @@
+"""A stage's digest covers what changes its result, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.job.digest import differences, digest_job
+from tests.support.jobs import tiny_job
+
+STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
+
+
+def changed(**changes: object) -> set[str]:
+    """Stages whose digest differs from the tiny job's after `changes`."""
+    base = digest_job(tiny_job(publish={"to": "out"})).stages
+    other = digest_job(tiny_job(**{"publish": {"to": "out"}, **changes})).stages
+    return {stage for stage in STAGES if base[stage] != other[stage]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hardware__workers": 2},
+        {"hardware__micro_batch": 1},
+        {"hardware__dtype": "float32"},
+        {"checkpoint__every_steps": 3},
+        {"evaluate__every": 5},
+        {"evaluate__prompts": ["b"]},
+        {"log__every": 1},
+        {"name": "other"},
+        {"store": "elsewhere"},
+    ],
+)
+def test_runtime_fields_invalidate_nothing(change: dict[str, object]) -> None:
+    assert changed(**change) == set()
+
+
+def test_an_sft_field_invalidates_sft_and_what_follows_but_keeps_pretraining() -> None:
+    assert changed(sft__lr=2e-3) == {"sft", "evaluate", "publish"}
+
+
+def test_sft_conversations_are_prepared_anew_without_touching_pretraining() -> None:
+    assert changed(sft__held_out=0.1) == {"prepare", "sft", "evaluate", "publish"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pretrain__lr": 2e-2}, {"pretrain__global_batch": 8}, {"seed": 7}, {"model__d_ff": 64}],
+)
+def test_a_training_field_invalidates_its_stage_and_what_follows(change: dict[str, object]) -> None:
+    assert changed(**change) == {"pretrain", "sft", "evaluate", "publish"}
+
+
+def test_pretraining_text_invalidates_everything() -> None:
+    assert changed(data__seq_len=16) == set(STAGES)
+
+
+def test_a_publish_field_invalidates_publishing_alone() -> None:
+    assert changed(publish={"to": "out", "license": "mit"}) == {"publish"}
+
+
+def test_a_difference_names_the_path_and_both_values() -> None:
+    old, new = digest_job(tiny_job()), digest_job(tiny_job(sft__lr=2e-3))
+    found = differences(old.inputs["sft"], new.inputs["sft"])
+    assert [str(d) for d in found] == ["sft.lr: 0.001 → 0.002"]

@@ -1,0 +1,261 @@
+"""A cloud's notice arrives once, and nothing a metadata service does harms the run."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.machine.preemption import (
+    AT_LEAST,
+    AWS_DISABLED,
+    AWS_ENDPOINT,
+    GCP_HOST,
+    cloud_here,
+    watch_for_notices,
+)
+from tests.runs.test_resume import head_of, start, write_job
+from tests.support.metadata_server import Metadata, metadata_server
+
+ACTION = "/latest/meta-data/spot/instance-action"
+
+
+@pytest.fixture
+def cloud() -> Iterator[Metadata]:
+    with metadata_server() as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def _on_no_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (AWS_ENDPOINT, AWS_DISABLED, GCP_HOST):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Watch:
+    """A watch of `cloud`, whose notices and complaints are kept."""
+
+    def __init__(self, **environment: str) -> None:
+        self.notices: queue.Queue[tuple[str, float]] = queue.Queue()
+        self.said: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            stop = watch_for_notices(
+                lambda text, seconds: self.notices.put((text, seconds)),
+                self.said.append,
+                every=0.02,
+                dmi=Path("/nonexistent"),
+            )
+        assert stop is not None
+        self.stop: Callable[[], None] = stop
+
+    def notice(self) -> tuple[str, float]:
+        return self.notices.get(timeout=60)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)
+
+
+def test_aws_notice_says_how_many_seconds_are_left(cloud: Metadata) -> None:
+    with Watch(**cloud.aws_environment()) as watch:
+        wait_until(lambda: ("GET", ACTION, 404) in cloud.asked)
+        assert watch.notices.empty()
+        cloud.interrupt("terminate", seconds=100)
+        text, seconds = watch.notice()
+    assert 60 < seconds <= 100
+    assert text.startswith("AWS will take this machine in ")
+    assert "(terminate)" in text
+
+
+def test_a_notice_is_given_once_and_the_service_asked_no_more(cloud: Metadata) -> None:
+    cloud.interrupt("stop", seconds=100)
+    with Watch(**cloud.aws_environment()) as watch:
+        watch.notice()
+        wait_until(lambda: not any(t.name == "preemption" for t in threading.enumerate()))
+    assert watch.notices.empty()
+    assert [status for method, _, status in cloud.asked if method == "GET"] == [200]
+
+
+@pytest.mark.parametrize(("seconds", "assumed"), [(100_000, 120), (-100_000, AT_LEAST)])
+def test_a_clock_that_is_off_changes_the_seconds_left_within_bounds(
+    cloud: Metadata, seconds: float, assumed: float
+) -> None:
+    cloud.interrupt("terminate", seconds)
+    with Watch(**cloud.aws_environment()) as watch:
+        assert watch.notice()[1] == assumed
+
+
+def test_an_expired_token_is_replaced(cloud: Metadata) -> None:
+    with Watch(**cloud.aws_environment()) as watch:
+        wait_until(lambda: ("GET", ACTION, 404) in cloud.asked)
+        cloud.tokens.clear()
+        wait_until(lambda: ("GET", ACTION, 401) in cloud.asked)
+        cloud.interrupt("terminate", seconds=100)
+        watch.notice()
+    assert watch.said == []
+    assert len([path for method, path, _ in cloud.asked if method == "PUT"]) == 2
+
+
+def test_one_token_serves_many_questions(cloud: Metadata) -> None:
+    with Watch(**cloud.aws_environment()):
+        wait_until(lambda: cloud.asked.count(("GET", ACTION, 404)) >= 5)
+    assert [method for method, _, _ in cloud.asked].count("PUT") == 1
+
+
+def test_a_rebalance_recommendation_is_no_notice(cloud: Metadata) -> None:
+    cloud.rebalance = True
+    with Watch(**cloud.aws_environment()) as watch:
+        wait_until(lambda: cloud.asked.count(("GET", ACTION, 404)) >= 3)
+        assert watch.notices.empty()
+
+
+def test_google_cloud_notice_leaves_30_seconds(cloud: Metadata) -> None:
+    with Watch(**cloud.gcp_environment()) as watch:
+        wait_until(lambda: len(cloud.asked) >= 2)
+        assert watch.notices.empty()
+        cloud.preempted = True
+        assert watch.notice() == (
+            "Google Cloud will take this machine in 30 s (preempted)",
+            30,
+        )
+
+
+def break_server(cloud: Metadata) -> None:
+    cloud.failing = True
+
+
+def refuse_tokens(cloud: Metadata) -> None:
+    cloud.refusing_tokens = True
+
+
+def answer(text: str) -> Callable[[Metadata], None]:
+    return lambda cloud: setattr(cloud, "action", text)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        break_server,
+        refuse_tokens,
+        answer("<html>log in to this network first</html>"),
+        answer("[]"),
+        answer('{"action": "terminate"}'),
+        answer('{"action": "terminate", "time": "soon"}'),
+        answer('{"action": "terminate", "time": null}'),
+    ],
+)
+def test_trouble_of_the_service_is_said_once_and_a_later_notice_still_heard(
+    cloud: Metadata, trouble: Callable[[Metadata], None]
+) -> None:
+    trouble(cloud)
+    with Watch(**cloud.aws_environment()) as watch:
+        wait_until(lambda: len(cloud.asked) >= 6)
+        assert watch.notices.empty()
+        cloud.failing = cloud.refusing_tokens = False
+        cloud.interrupt("terminate", seconds=100)
+        watch.notice()
+    [said] = watch.said
+    assert said.startswith("AWS's metadata service can't be asked")
+
+
+def test_a_service_that_is_not_there_is_trouble_too() -> None:
+    with metadata_server() as gone:
+        nowhere = gone.gcp_environment()
+    with Watch(**nowhere) as watch:
+        wait_until(lambda: watch.said)
+        assert watch.notices.empty()
+
+
+def test_the_proxy_of_the_environment_is_not_asked(
+    cloud: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with metadata_server() as proxy:
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        cloud.preempted = True
+        with Watch(**cloud.gcp_environment()) as watch:
+            watch.notice()
+        assert proxy.asked == []
+
+
+def test_a_stopped_watch_asks_no_more_and_gives_no_notice(cloud: Metadata) -> None:
+    watch = Watch(**cloud.gcp_environment())
+    wait_until(lambda: cloud.asked)
+    watch.stop()
+    wait_until(lambda: not any(t.name == "preemption" for t in threading.enumerate()))
+    asked = len(cloud.asked)
+    cloud.preempted = True
+    time.sleep(0.1)
+    assert len(cloud.asked) == asked
+    assert watch.notices.empty()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "name"),
+    [
+        ("sys_vendor", "Amazon EC2\n", "AWS"),
+        ("board_vendor", "Amazon EC2\n", "AWS"),
+        ("product_name", "Google Compute Engine\n", "Google Cloud"),
+    ],
+)
+def test_the_firmware_tells_which_cloud_this_is(
+    tmp_path: Path, file: str, text: str, name: str
+) -> None:
+    (tmp_path / file).write_text(text)
+    cloud = cloud_here(tmp_path)
+    assert cloud is not None
+    assert cloud.name == name
+
+
+def test_in_no_cloud_nothing_is_watched(tmp_path: Path) -> None:
+    (tmp_path / "sys_vendor").write_text("LENOVO\n")
+    (tmp_path / "product_name").write_bytes(b"\xff\xfe")
+    threads = threading.active_count()
+    assert watch_for_notices(lambda *_: None, dmi=tmp_path) is None
+    assert threading.active_count() == threads
+
+
+def test_metadata_switched_off_for_aws_clients_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(AWS_DISABLED, "true")
+    (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
+    assert cloud_here(tmp_path) is None
+
+
+def test_a_run_that_is_given_notice_saves_the_step_it_is_at_and_ends_with_exit_75(
+    tmp_path: Path, cloud: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cloud.aws_environment().items():
+        monkeypatch.setenv(name, value)
+    job = write_job(tmp_path, sft=None, pretrain__steps=5000, log__every=20)
+    process = start(job, "checkpoint.every_steps=1000000")  # so that only the notice saves
+    assert process.stdout is not None
+    seen = 0
+    for line in process.stdout:
+        if step := re.search(r"pretrain step ([\d,]+)/", line):
+            seen = int(step[1].replace(",", ""))
+        if seen >= 40:
+            break
+    cloud.interrupt("terminate", seconds=100)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert re.search(r"Interrupted \(AWS will take this machine in \d+ s \(terminate\)\)", output)
+    assert head_of(tmp_path).checkpoints[0].step >= seen

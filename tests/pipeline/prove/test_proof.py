@@ -1,0 +1,328 @@
+"""`pion prove` really kills, finds the same weights again, or says where they are not the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save as to_safetensors
+
+from pion.errors import PionError
+from pipeline.cli import main
+from pipeline.job.file import load_job
+from pipeline.kill_points import POINTS
+from pipeline.prove.attempt import Attempt, Instant, Place, attempt
+from pipeline.prove.compare import Trained, differing_tensors, first_difference, read_trained
+from pipeline.prove.cut import MAX_STEPS, cut_overrides, cut_steps
+from pipeline.prove.instants import FAILURES_BEFORE_COMMIT, Instants
+from pipeline.prove.proof import prove
+from pipeline.state.owner import Owner
+from pipeline.state.records import Head, StageRecord
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, open_store
+from pipeline.workers.reaper import session_processes
+from tests.paths import JOBS
+from tests.support.jobs import tiny_dict, tiny_job, write_tiny_data
+from tests.support.light_run import save_checkpoint, write_metrics
+
+SHORT: dict[str, Any] = {
+    "pretrain__steps": 9,
+    "sft__steps": 6,
+    "hardware__workers": 0,
+    "hardware__threads": 1,
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a cache of its own below it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def write_job(folder: Path, **changes: Any) -> str:
+    write_tiny_data(folder)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_dict(**SHORT, **changes)))
+    return "tiny.yaml"
+
+
+# ---------------------------------------------------------------- whole proofs
+
+
+def test_a_run_killed_four_times_ends_like_the_unbroken_one(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(here)
+    code = main(["prove", job, "--kills", "4", "--seed", "3", "--json", "proof.json"])
+    out = capsys.readouterr().out
+    assert code == 0, out
+    assert "EQUAL" in out
+    result = json.loads((here / "proof.json").read_text())
+    assert result["equal"]
+    assert result["difference"] is None
+    assert len(result["kills"]) == sum(r["kills"] for r in result["rounds"]) == 4
+    assert {kill["at"] for kill in result["kills"]} & set(POINTS)
+    assert result["unbroken"]["stages"].keys() == {"pretrain", "sft"}
+    for this in result["rounds"]:
+        assert this["stages"] == result["unbroken"]["stages"]
+    # Nothing stays behind, neither in the store nor on this machine.
+    assert list((here / "runs").iterdir()) == []
+    assert list((here / "cache" / "pion").glob("prove-*")) == []
+
+
+@pytest.mark.soak
+def test_a_run_on_s3_killed_four_times_ends_like_the_unbroken_one(
+    here: Path, s3_store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills can land in uploads too, and can take this machine's copies along."""
+    job = write_job(here)
+    arguments = ["--kills", "4", "--seed", "3", "--store", s3_store, "--json", "proof.json"]
+    code = main(["prove", job, *arguments])
+    out = capsys.readouterr().out
+    assert code == 0, out
+    result = json.loads((here / "proof.json").read_text())
+    assert result["equal"]
+    assert result["store"] == s3_store
+    assert len(result["kills"]) == 4
+    for this in result["rounds"]:
+        assert this["stages"] == result["unbroken"]["stages"]
+    assert open_store(s3_store).list() == []
+    assert list((here / "cache" / "pion").glob("prove-*")) == []
+
+
+def test_a_run_that_trains_on_other_data_is_found_out_and_kept(here: Path) -> None:
+    job = write_job(here, sft=None)
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("unbroken run"):
+            text = here / "text" / "all.txt"
+            text.write_text("\n\n".join(reversed(text.read_text().split("\n\n"))))
+
+    assert prove(job, kills=1, seed=0, json_path="proof.json", say=say) == 1
+    result = json.loads((here / "proof.json").read_text())
+    assert not result["equal"]
+    assert "pretrain differs from step 1: the loss is " in result["difference"]
+    assert "blocks.0.attention.q_proj.weight" in result["difference"]
+    assert "DIFFERENT: " + result["difference"] in said
+    kept = sorted(path.name for path in (here / "runs").iterdir())
+    assert kept == [f"{result['runs']}-1", f"{result['runs']}-unbroken"]
+
+
+def test_a_job_that_fails_by_itself_is_no_proof(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(here)
+    code = main(["prove", job, "data.sources.0.path=typo", "--kills", "1"])
+    err = capsys.readouterr().err
+    assert code == 2
+    assert "typo" in err
+    assert not (here / "tiny-prove.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny.yaml", "--kills", "0"], "--kills 0"),
+        (["tiny.yaml", "--json", "nowhere/proof.json"], "there is no folder nowhere"),
+        (["tniy.yaml"], "did you mean tiny.yaml?"),
+        (["tiny.yaml", "--store", "ftp://x"], "unknown scheme 'ftp'"),
+    ],
+)
+def test_what_can_not_be_proved_is_bad_input(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    write_job(here)
+    assert main(["prove", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+# ---------------------------------------------------------------- one kill
+
+
+def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(here: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "run", write_job(here, sft=None)]
+    command += ["checkpoint.every_steps=3", "log.every=1"]
+    with Place() as place:
+        # Of the five files of the first checkpoint the third is not written yet.
+        done = attempt(command, place, Instant("save", arrival=3, machine=True))
+        assert (done.killed, done.at, done.during) == (True, "save", "pretrain"), done.last_lines
+        (folder,) = (here / "runs/tiny/checkpoints/pretrain").iterdir()
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        assert names == {"model.safetensors", "optimizer.safetensors"}
+        head = RunState(FileStore(here / "runs"), "tiny").read()
+        assert head is not None
+        assert head.checkpoints == ()
+        assert session_processes(str(place.folder)) == []
+
+
+def test_a_mark_that_can_not_be_come_to_any_more_is_no_reason_to_miss_a_kill(here: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "run", write_job(here)]
+    with Place() as place:
+        done = attempt(command, place, Instant("shard", arrival=1000))
+    assert (done.killed, done.at, done.during) == (True, None, "start-up"), done.last_lines
+
+
+# ---------------------------------------------------------------- choosing instants
+
+WHOLE = Attempt(False, 0, None, "evaluate", {}, [0.1 * n for n in range(60)], [3.0, 3.1], 9.0, "")
+
+
+def head_after(failures: int, *stages: str) -> Head:
+    """HEAD of a run that did `stages` and was then killed so often without a commit."""
+    head = Head()
+    for stage in stages:
+        head = head.with_stage(stage, StageRecord("digest", 0.0))
+    for _ in range(failures):
+        owner = dataclasses.replace(Owner.me(), session=uuid.uuid4().hex)
+        head = head.claimed(owner, 0.0).claimed(owner, 0.0)  # the driver's, and the trainer's
+    return head
+
+
+def draws(head: Head | None, number: int, *, remote: bool = True) -> list[Instant | None]:
+    instants = Instants(random.Random(0), WHOLE, ["pretrain", "sft"], remote=remote)
+    return [instants.next(head, saves_left=5) for _ in range(number)]
+
+
+def test_half_of_the_kills_are_at_marks_and_every_mark_comes_up_equally_often() -> None:
+    points = [instant.point for instant in draws(None, 100) if instant is not None]
+    assert points.count(None) == 50
+    assert {points.count(point) for point in POINTS} == {10}
+
+
+def test_no_kill_waits_for_a_mark_that_will_not_come() -> None:
+    points = {i.point for i in draws(head_after(0, "prepare"), 100, remote=False) if i is not None}
+    assert points == {None, "save", "commit", "boundary"}
+
+
+def test_after_kills_without_a_commit_the_next_one_waits_for_a_commit() -> None:
+    before = draws(head_after(FAILURES_BEFORE_COMMIT - 1, "prepare"), 50)
+    assert not any(instant is not None and instant.after_commit for instant in before)
+    waiting = draws(head_after(FAILURES_BEFORE_COMMIT, "prepare"), 50)
+    assert all(instant is not None and instant.after_commit for instant in waiting)
+
+
+def test_a_run_that_has_trained_everything_is_soon_let_finish() -> None:
+    assert None in draws(head_after(0, "prepare", "pretrain", "sft"), 3)
+
+
+# ---------------------------------------------------------------- cutting the job
+
+
+@given(st.integers(2, 500_000), st.integers(2, 500_000), st.floats(0.0, 0.99))
+@settings(max_examples=100, deadline=None)
+def test_a_cut_job_has_at_most_sixty_steps_and_still_fits_together(
+    pretrain: int, sft: int, warmup: float
+) -> None:
+    job = tiny_job(
+        pretrain__steps=pretrain,
+        pretrain__warmup_steps=int(pretrain * warmup),
+        sft__steps=sft,
+        sft__warmup_steps=int(sft * warmup),
+    )
+    steps = cut_steps(job)
+    assert sum(steps.values()) <= MAX_STEPS
+    assert min(steps.values()) >= min(pretrain, sft, 6)
+    changes = dict(override.split("=", 1) for override in cut_overrides(job, "x", "runs"))
+    for stage in ("pretrain", "sft"):
+        assert int(changes[f"{stage}.warmup_steps"]) < steps[stage]
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_job_that_comes_with_pion_can_be_cut(path: Path) -> None:
+    overrides = cut_overrides(load_job(path), "proof", "s3://bucket/proofs")
+    job = load_job(path, overrides)
+    assert (job.name, job.store, job.publish) == ("proof", "s3://bucket/proofs", None)
+    assert sum(job.section(stage).steps for stage in job.train_stages) <= MAX_STEPS
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def trained(**changes: Any) -> Trained:
+    whole = Trained(
+        checkpoint="checkpoints/pretrain/3-1",
+        model_sha256="a" * 64,
+        rows=[(0, 4), (4, 8), (8, 12)],
+        losses=[5.0, 4.0, 3.0],
+        plan={"threads": 1},
+        problem=None,
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+def finished(folder: Path, steps: int = 3, weight: float = 1.0) -> RunState:
+    """A run that trained so many steps on 4 rows each, with these weights at the end."""
+    run = RunState(FileStore(folder / "runs"), "demo")
+    claim = run.claim(Owner.me())
+    claim.set_restore("pretrain", 0)
+    write_metrics(claim, "pretrain", 1, steps)
+    weights = {"embed": np.ones(4, np.float32), "norm": np.full(4, weight, np.float32)}
+    entry = save_checkpoint(claim, "pretrain", 3, "digest", to_safetensors(weights))
+    claim.finish_stage("pretrain", "digest", {}, entry.key)
+    return run
+
+
+def test_the_first_step_with_another_loss_is_named_with_tensors_and_settings(
+    tmp_path: Path,
+) -> None:
+    first, second = finished(tmp_path / "a"), finished(tmp_path / "b", weight=1.5)
+    wanted = trained(checkpoint="checkpoints/pretrain/3-1")
+    got = trained(model_sha256="b" * 64, losses=[5.0, 4.5, 2.0], plan={"threads": 2})
+    assert first_difference(first, {"pretrain": wanted}, second, {"pretrain": wanted}) is None
+    found = first_difference(first, {"pretrain": wanted}, second, {"pretrain": got})
+    assert found is not None
+    assert (found.stage, found.step, found.tensors) == ("pretrain", 2, ["norm"])
+    assert str(found) == (
+        "pretrain differs from step 2: the loss is 4.5 instead of 4.0; tensors that differ: norm; "
+        "computed in another way: threads 1 → 2"
+    )
+
+
+def test_a_weight_that_differs_in_one_bit_is_found_though_every_loss_is_the_same(
+    tmp_path: Path,
+) -> None:
+    first = finished(tmp_path / "a")
+    second = finished(tmp_path / "b", weight=float(np.nextafter(np.float32(1), np.float32(2))))
+    key = "checkpoints/pretrain/3-1"
+    assert differing_tensors(first, key, second, key) == ["norm"]
+    job = tiny_job(pretrain__steps=3, pretrain__warmup_steps=1, sft=None)
+    found = first_difference(first, read_trained(first, job), second, read_trained(second, job))
+    assert found is not None
+    assert (found.stage, found.step) == ("pretrain", None)
+
+
+def test_rows_that_were_trained_twice_or_never_are_a_difference_even_with_equal_weights(
+    tmp_path: Path,
+) -> None:
+    job = tiny_job(pretrain__steps=3, pretrain__warmup_steps=1, sft=None)
+    whole = finished(tmp_path / "a")
+    assert read_trained(whole, job)["pretrain"].problem is None
+
+    missing = finished(tmp_path / "b", steps=2)
+    found = first_difference(whole, read_trained(whole, job), missing, read_trained(missing, job))
+    assert found is not None
+    assert "missing: [3]" in found.what
+
+    twice = finished(tmp_path / "c")
+    write_metrics(twice.claim(Owner.me()), "pretrain", 3, 3)
+    problem = read_trained(twice, job)["pretrain"].problem
+    assert problem == "steps on record twice: [3]; missing: none"
+
+
+def test_a_run_that_did_not_finish_can_not_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(PionError, match="has not finished sft"):
+        read_trained(finished(tmp_path), tiny_job(pretrain__steps=3, pretrain__warmup_steps=1))

@@ -1,0 +1,259 @@
+"""`pion check` finds what would fail later: every bad input is a row that says how to mend it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pion.qwen3 import to_qwen3
+from pipeline.rent.check import command
+from pipeline.rent.check.command import CheckRow, show_check
+from pipeline.state.stores import FileStore
+from tests.pipeline.rent.checked_job import Case, unknown, wrong
+from tests.support.finished_run import make_run
+from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
+from tests.support.light_run import JOB, light_run
+from tests.support.s3_server import FaultProxy, S3Server
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with hub_server() as server:
+        server.use(monkeypatch, tmp_path / "hf")
+        yield server
+
+
+@pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The way to the S3 service, on which things go wrong."""
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        yield proxy
+
+
+def test_a_good_job_passes_every_check(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == [
+        "job",
+        "model",
+        "tokenizer",
+        "data.sources.0",
+        "sft.sources.0",
+        "store",
+        "run",
+    ]
+    assert all(row["ok"] for row in rows)
+    assert not list(case.folder.glob("runs/**/probe*")), "the probe leaves nothing behind"
+
+
+def test_every_mistake_of_the_job_file_is_said(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(case.path(pretrain__stps=3, sft__lr="fast"))
+    assert show_check(path, [], on=None, force=False, as_json=False) == 2
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "did you mean `pretrain.steps`?" in printed
+    assert "sft.lr" in printed
+
+
+def test_data_that_is_not_there(case: Case) -> None:
+    rows = case.rows(data__sources=[{"kind": "text", "path": "nowhere"}])
+    wrong(rows["data.sources.0"], "data.sources.0.path", "nowhere")
+
+
+def test_data_without_the_field_it_is_read_from(case: Case) -> None:
+    (case.folder / "corpus.jsonl").write_text('{"body": "a text"}\n')
+    rows = case.rows(data__sources=[{"kind": "jsonl", "path": "corpus.jsonl"}])
+    wrong(rows["data.sources.0"], "corpus.jsonl:1", "no field 'text'")
+
+
+def test_a_record_that_is_no_conversation(case: Case) -> None:
+    (case.folder / "talks.jsonl").write_text('{"say": "hello"}\n')
+    wrong(case.rows()["sft.sources.0"], "talks.jsonl:1", "not a conversation")
+
+
+def test_shards_whose_rows_have_another_length(case: Case) -> None:
+    np.save(case.folder / "shard_0.npy", np.zeros((4, 48), np.uint16))
+    rows = case.rows(data__sources=[{"kind": "npy", "path": "shard_0.npy"}])
+    wrong(rows["data.sources.0"], "shard_0.npy", "48")
+
+
+def test_every_source_is_looked_at(case: Case) -> None:
+    nowhere = {"kind": "text", "path": "nowhere"}
+    rows = case.rows(data__sources=[nowhere, {"kind": "text", "path": "text"}, nowhere])
+    assert [rows[f"data.sources.{n}"].ok for n in range(3)] == [False, True, False]
+    assert rows["sft.sources.0"].ok
+
+
+def test_a_data_set_that_the_hub_lacks(case: Case, hub: HubServer) -> None:
+    rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
+    wrong(rows["data.sources.0"], "Hub data set user/data", "no such repository")
+
+
+def test_a_data_set_whose_first_record_lacks_the_field(case: Case, hub: HubServer) -> None:
+    hub.add_repo("user/data", "dataset", {"train.jsonl": b'{"body": "a"}\n'})
+    rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
+    wrong(rows["data.sources.0"], "user/data row 1", "text")
+
+
+def test_a_hub_out_of_reach_is_not_found_out(
+    case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fail("/api/datasets", status=503, times=99)
+    rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
+    unknown(rows["data.sources.0"], "user/data", "can't be reached")
+
+
+def test_a_tokenizer_that_is_not_there(case: Case) -> None:
+    rows = case.rows(tokenizer={"file": "tokenizer.json"}, model__vocab_size=400)
+    wrong(rows["tokenizer"], "tokenizer.file", "does not exist")
+
+
+def test_a_tokenizer_with_more_entries_than_the_model(case: Case) -> None:
+    from pion.data.tokenizer import train_bpe
+
+    train_bpe(["the cat sat over the house"] * 9, 290).save(case.folder / "tokenizer.json")
+    rows = case.rows(tokenizer={"file": "tokenizer.json"}, model__vocab_size=260)
+    wrong(rows["tokenizer"], "tokenizer.json", "260")
+
+
+def test_weights_to_start_from_that_are_not_there(case: Case) -> None:
+    wrong(case.rows(sft__init_from="nowhere.pt")["model"], "nowhere.pt")
+
+
+def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str:
+    """Put a model of the job's shape, but for `changes`, there; returns its `init_from`."""
+    config = dataclasses.replace(case.job().model_config_resolved(), **changes)
+    ours = json.dumps(config.to_dict()).encode()
+    if where == "Hub":
+        theirs = json.dumps(to_qwen3(config, {})[0]).encode()
+        hub.add_repo("user/base", "model", {"config.json": theirs})
+        return "user/base"
+    if where == "folder":
+        folder = case.folder / "base"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(b"")
+    else:
+        run = make_run(case.folder / str(changes), saves=[("pretrain", 7)])
+        folder = case.folder / str(changes) / run.key("checkpoints/pretrain/7-1")
+    (folder / "config.json").write_bytes(ours)
+    return "base" if where == "folder" else f"{run.store.url}/demo@7"
+
+
+@pytest.mark.parametrize("where", ["folder", "run", "Hub"])
+def test_weights_to_start_from_are_of_the_jobs_model(
+    where: str, case: Case, hub: HubServer
+) -> None:
+    assert case.rows(sft__init_from=place_weights(case, hub, where))["sft.init_from"].ok
+    wide = place_weights(case, hub, where, d_ff=64)
+    wrong(case.rows(sft__init_from=wide)["model"], wide, "d_ff: job 48, model 64")
+
+
+def test_a_step_to_start_from_that_the_run_does_not_list(case: Case) -> None:
+    run = f"{make_run(case.folder / 'other').store.url}/demo"
+    wrong(case.rows(sft__init_from=f"{run}@99999")["model"], "no checkpoint @99999", "sft 5")
+
+
+def test_a_run_to_start_from_goes_before_a_hub_repository_of_its_name(
+    case: Case, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    make_run(tmp_path / "cwd" / "runs")
+    row = case.rows(sft__init_from="runs/demo")["model"]
+    wrong(row, "init_from runs/demo", "d_ff: job 48, model 64")
+    assert not hub.requests
+
+
+def test_prepared_data_needs_no_source_any_more(case: Case) -> None:
+    light_run(FileStore(case.folder / "runs"), JOB["name"])
+    for path in (case.folder / "text").iterdir():
+        path.unlink()
+    rows = case.rows()
+    assert rows["data"] == CheckRow("data", True, "prepared already; the store has it")
+    assert "done prepare, pretrain; sft at step 5" in rows["run"].words
+
+
+def test_a_change_that_would_invalidate_committed_work(case: Case) -> None:
+    light_run(FileStore(case.folder / "runs"), JOB["name"])
+    wrong(case.rows(pretrain__lr=2e-2)["store"], "pretrain.lr: 0.01 → 0.02", "--redo pretrain")
+
+
+def test_a_bucket_that_is_not_there(case: Case, proxy: FaultProxy) -> None:
+    wrong(case.rows(store="s3://no-such-bucket/runs")["store"], "no-such-bucket")
+
+
+def test_a_store_that_may_not_be_written(case: Case, proxy: FaultProxy, s3: S3Server) -> None:
+    proxy.deny(match="PUT")
+    wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "Cannot")
+
+
+def test_a_store_that_may_not_be_deleted_from(case: Case, proxy: FaultProxy, s3: S3Server) -> None:
+    proxy.deny(match="DELETE")
+    wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "delete")
+
+
+def test_a_store_that_does_not_compare_before_it_swaps(
+    case: Case, proxy: FaultProxy, s3: S3Server
+) -> None:
+    proxy.ignored_headers = {"if-match", "if-none-match"}
+    wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "ignores If-None-Match")
+
+
+def test_a_store_that_is_down_is_not_waited_for(
+    case: Case, proxy: FaultProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.rent.check.of_job.STORE_SECONDS", 0.3)
+    proxy.fail(".", times=math.inf, status=503)
+    wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "can't be reached")
+
+
+def test_what_does_not_answer_in_time_is_not_found_out(
+    case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.rows()  # whatever is loaded first takes its time
+    monkeypatch.setattr(command, "SECONDS", 0.3)
+    hub.before("/api/datasets", lambda: time.sleep(1), times=9)
+    rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
+    unknown(rows["data"], "no answer within")
+
+
+def test_a_store_that_can_not_even_be_opened_in_time_is_not_waited_for(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(command, "SECONDS", 0.1)
+    monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
+    wrong(case.rows()["checks"], "nothing was found out", "nothing was rented")
+    forever.set()
+
+
+def test_a_token_that_may_not_publish(
+    case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = {"to": "hf://tester/model", "license": "apache-2.0"}
+    assert case.rows(publish=publish)["publish"].ok
+    wrong(case.rows(publish=publish | {"to": "hf://someone/model"})["publish"], "tester")
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    wrong(case.rows(publish=publish)["publish"], "may only read", "HF_TOKEN")
+
+
+def test_a_name_to_publish_under_that_is_taken(case: Case, hub: HubServer) -> None:
+    hub.add_repo("tester/model")
+    publish = {"to": "hf://tester/model", "license": "apache-2.0"}
+    wrong(case.rows(publish=publish)["publish"], "exists and is public")
+
+
+def test_a_condition_on_results_that_there_are_not(case: Case) -> None:
+    publish = {"to": str(case.folder / "model"), "require": ["perplexty < 9"]}
+    wrong(case.rows(publish=publish)["publish"], "perplexty")

@@ -1,0 +1,457 @@
+"""`pion check --on`: what would go wrong on the machines that a SkyPilot YAML asks for."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.job.digest import digest_job
+from pipeline.rent.check import candidates as check_candidates
+from pipeline.rent.check import command
+from pipeline.rent.check.command import CheckRow, run_checks, show_check
+from pipeline.rent.check.of_controller import SETTING
+from pipeline.rent.check.of_rental import LOOPBACK_VARIABLE
+from pipeline.rent.plan.prices import Offer
+from pipeline.rent.rental import read_rental
+from pipeline.state.owner import Owner
+from pipeline.state.stores import FileStore
+from tests.pipeline.rent.checked_job import Case, unknown, wrong
+from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.rental.catalog import Price
+from tests.support.finished_run import make_run
+from tests.support.hub_server import READ_TOKEN, hub_server
+from tests.support.light_run import light_run
+from tests.support.s3_server import SECRET_KEY, S3Server
+
+WORKDIR = "workdir: {folder}\n" + YAML
+HUGE = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
+LARGE = HUGE | {"n_layers": 3}
+"""For the A40, and not for the RTXA4000."""
+
+Checks = Callable[..., dict[str, CheckRow]]
+
+
+@pytest.fixture
+def on_runpod(
+    case: Case,
+    sky_home: SkyHome,
+    runpod_account: Callable[[int], None],
+    s3: S3Server,
+    s3_store: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Checks:
+    """What is found of the tiny job on a rental: everything is fine but for what a test changes."""
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
+
+    def find(
+        resources: str = "accelerators: A40",
+        *,
+        text: str = WORKDIR,
+        path: Path | None = None,
+        force: bool = False,
+        **changes: Any,
+    ) -> dict[str, CheckRow]:
+        text = text.replace("{folder}", str(case.folder))
+        rental = read_rental(sky_home.yaml(resources, text))
+        job = case.job(**{"store": s3_store, **changes})
+        path = path or case.folder / "job.yaml"
+        rows = run_checks(job, rental, path=str(path), force=force)
+        return {row.name: row for row in rows}
+
+    return find
+
+
+def with_controller_here(sky_home: SkyHome) -> None:
+    from sky import skypilot_config
+
+    (sky_home.folder / ".sky/config.yaml").write_text(f"{SETTING}\n")
+    skypilot_config.safe_reload_config()
+
+
+def test_a_good_rental_passes_every_check(on_runpod: Checks, sky_home: SkyHome) -> None:
+    with_controller_here(sky_home)
+    rows = on_runpod()
+    assert {name: row.ok for name, row in rows.items()} == dict.fromkeys(rows, True)
+    machine = rows["1 × A40 on demand on RunPod"]
+    assert "4×1 sequences" in machine.words
+    assert "$0.40/h" in machine.words
+
+
+def test_a_folder_as_the_store_goes_with_the_machine(on_runpod: Checks, case: Case) -> None:
+    rows = on_runpod(store=str(case.folder / "runs"))
+    wrong(rows["store from there"], "destroyed with it", "store=s3://")
+
+
+def test_a_store_at_an_address_of_this_machine(
+    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(LOOPBACK_VARIABLE)
+    wrong(on_runpod()["store from there"], "http://127.0.0.1", "a rented one can't reach")
+
+
+def test_an_endpoint_that_is_known_on_this_machine_only(
+    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch, s3: S3Server
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
+    wrong(on_runpod()["store from there"], f"export AWS_ENDPOINT_URL={s3.url}")
+
+
+def test_credentials_that_are_not_set(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    wrong(on_runpod()["credentials"], "export AWS_SECRET_ACCESS_KEY=")
+
+
+def test_credentials_that_the_yaml_does_not_pass_on(on_runpod: Checks) -> None:
+    text = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
+    wrong(on_runpod(text=text)["credentials"], "does not pass AWS_ACCESS_KEY_ID on")
+
+
+def test_credentials_among_the_variables_that_are_not_secret(on_runpod: Checks) -> None:
+    text = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
+    text = text.replace("envs: {{", 'envs: {{AWS_ACCESS_KEY_ID: "", ')
+    wrong(on_runpod(text=text)["credentials"], "move it from `envs:` to `secrets:`")
+
+
+def test_temporary_keys_travel_whole_and_expire(
+    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "never-to-be-seen")
+    wrong(on_runpod()["credentials"], "does not pass AWS_SESSION_TOKEN on", "add it to `secrets:`")
+    rows = on_runpod(text=WORKDIR.replace("secrets: {{", 'secrets: {{AWS_SESSION_TOKEN: "", '))
+    assert rows["credentials"].ok
+    unknown(rows["temporary keys"], "expire", "lasting keys")
+    assert "never-to-be-seen" not in repr(rows)
+
+
+@pytest.mark.parametrize("path", sorted(Path("sky").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_rental_of_ours_passes_temporary_keys_on(path: Path) -> None:
+    assert yaml.safe_load(path.read_text())["secrets"]["AWS_SESSION_TOKEN"] == ""
+
+
+def test_keys_for_a_run_to_start_from(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    rows = on_runpod(store="hf://user/store", sft__init_from="s3://bucket/runs/demo")
+    wrong(rows["credentials"], "AWS_SECRET_ACCESS_KEY", "for sft.init_from")
+
+
+def test_a_login_to_the_hub_that_does_not_travel(
+    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with hub_server() as hub:
+        hub.use(monkeypatch, tmp_path / "hf", token=None)
+        (tmp_path / "hf").mkdir(exist_ok=True)
+        (tmp_path / "hf" / "token").write_text(READ_TOKEN)  # as `hf auth login` leaves it
+        hub.add_repo("user/data", "dataset", {"a.jsonl": b'{"text": "a"}\n'}, private=True)
+        source = {"data__sources": [{"kind": "hub", "repo": "user/data"}]}
+        unknown(on_runpod(**source)["Hub login"], "user/data is private or gated", "HF_TOKEN=")
+        assert "Hub login" not in on_runpod()
+        monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+        assert "Hub login" not in on_runpod(**source)
+        text = WORKDIR.replace('HF_TOKEN: "", ', "")
+        unknown(on_runpod(text=text, **source)["Hub login"], "add HF_TOKEN to `secrets:`")
+
+
+@pytest.mark.parametrize("named", ["demo", "runs/demo", "file://{cwd}/runs/demo"])
+def test_a_run_to_start_from_that_only_this_machine_has(
+    named: str, on_runpod: Checks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    make_run(cwd / "runs")
+    rows = on_runpod(sft__init_from=named.format(cwd=cwd))
+    wrong(rows["model"], "sft.init_from", "on this machine only", "s3://bucket/prefix/run")
+
+
+def test_weights_to_start_from_may_travel_with_the_job(on_runpod: Checks, case: Case) -> None:
+    (case.folder / "base").mkdir()
+    config = json.dumps(case.job().model_config_resolved().to_dict())
+    (case.folder / "base" / "config.json").write_text(config)
+    (case.folder / "base" / "model.safetensors").write_bytes(b"")
+    assert on_runpod(sft__init_from="base")["sft.init_from"].ok
+    (case.folder / ".skyignore").write_text("/base\n")
+    wrong(on_runpod(sft__init_from="base")["files"], "sft.init_from", ".skyignore")
+
+
+def test_a_secret_that_the_yaml_requires(on_runpod: Checks) -> None:
+    text = WORKDIR.replace('HF_TOKEN: ""', "HF_TOKEN: null")
+    wrong(on_runpod(text=text)["credentials"], "requires HF_TOKEN", "export HF_TOKEN=")
+
+
+def test_no_value_of_a_credential_is_shown(
+    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_never_to_be_seen")
+    for rows in (on_runpod(), on_runpod(text=WORKDIR.replace('HF_TOKEN: "", ', ""))):
+        text = repr(rows)
+        assert "hf_never_to_be_seen" not in text
+        assert SECRET_KEY not in text
+
+
+def test_a_controller_that_would_need_a_machine_of_its_own(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    unknown(on_runpod()["controller"], "rent a machine for it too", "consolidation_mode: true")
+
+
+def test_a_controller_on_this_machine_and_a_server_that_has_not_heard_of_it(
+    on_runpod: Checks, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_controller_here(sky_home)
+    row = on_runpod()["controller"]
+    assert row.ok
+    assert "must stay awake" in row.words
+    monkeypatch.setattr("pipeline.rent.check.of_controller._server_runs", lambda: True)
+    wrong(on_runpod()["controller"], "has not read", "sky api stop")
+
+
+def test_a_cloud_without_credentials(on_runpod: Checks, sky_home: SkyHome) -> None:
+    (sky_home.folder / ".runpod/config.toml").unlink()
+    wrong(on_runpod()["RunPod"], "config.toml does not exist", "Run: runpod config")
+
+
+def test_a_key_that_the_cloud_refuses(
+    on_runpod: Checks, runpod_account: Callable[[int], None]
+) -> None:
+    runpod_account(401)
+    wrong(on_runpod()["RunPod"], "nauthorized", "Run: runpod config")
+
+
+def test_a_cloud_out_of_reach_is_not_found_out(
+    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", "http://127.0.0.1:9")
+    unknown(on_runpod()["RunPod"], "can't be reached")
+
+
+def test_a_gpu_that_nobody_knows(on_runpod: Checks) -> None:
+    rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: RTX4000A}]")
+    wrong(rows["1 × RTX4000A on demand on RunPod"], "did you mean", "RTXA4000")
+    assert rows["1 × A40 on demand on RunPod"].ok
+
+
+def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod: Checks) -> None:
+    rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: A30}]")
+    unknown(rows["1 × A30 on demand on RunPod"], "RunPod has no A30")
+    wrong(on_runpod("accelerators: A30")["1 × A30 on demand on RunPod"], "RunPod has no A30")
+
+
+def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod: Checks) -> None:
+    name = "1 × RTXA4000 on demand on RunPod"
+    rows = on_runpod("accelerators: RTXA4000", model=HUGE)
+    wrong(rows[name], "does not fit", "It fits on no GPU known here")
+    rows = on_runpod("accelerators: RTXA4000", model=HUGE | {"n_layers": 2})
+    wrong(rows[name], "does not fit", "It fits on")
+    assert "A100" in rows[name].words
+    assert "RTXA4000" not in rows[name].words
+
+
+def test_a_machine_too_small_is_left_out_where_another_will_do(
+    on_runpod: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
+    room = WORKDIR.replace("disk_size: 60", "disk_size: 200")
+    rows = on_runpod(two, text=room, model=LARGE)
+    unknown(rows["1 × RTXA4000 on demand on RunPod"], "left out by pion launch", "does not fit")
+    assert rows["1 × A40 on demand on RunPod"].ok
+    job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"  # as checked just now
+    assert show_check(str(job), [], on=str(on), force=False, as_json=True) == 0
+    shown = {row["name"]: row["ok"] for row in json.loads(capsys.readouterr().out)}
+    assert shown == {name: row.ok for name, row in rows.items()}
+
+
+def test_machines_of_which_none_will_do_are_all_wrong(
+    on_runpod: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = "any_of: [{accelerators: L4}, {accelerators: RTXA4000}, {accelerators: A30}]"
+    rows = on_runpod(three, model=LARGE)
+    for gpu in ("L4", "RTXA4000"):
+        wrong(rows[f"1 × {gpu} on demand on RunPod"], "does not fit", "It fits on A40, L40")
+    wrong(rows["1 × A30 on demand on RunPod"], "RunPod has no A30")
+    job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"
+    assert show_check(str(job), [], on=str(on), force=False, as_json=False) == 2
+
+
+def test_a_machine_too_small_is_left_out_though_nobody_has_it_today(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    sky_home.sell({"A40": Price(0.2, 0.4)})
+    rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: RTXA4000}]", model=LARGE)
+    unknown(rows["1 × RTXA4000 on demand on RunPod"], "left out by pion launch", "does not fit")
+
+
+def test_the_price_of_what_is_left_out_need_not_be_known(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    sky_home.lose_catalog()
+    two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
+    budget: dict[str, Any] = {"budget": {"dollars": 500}, "prices": {"A40": 0.4}}
+    wrong(on_runpod(two, **budget)["budget"], "price of RTXA4000 is not known")
+    assert on_runpod(two, model=LARGE, **budget)["budget"].ok
+
+
+def test_more_workers_than_gpus(on_runpod: Checks) -> None:
+    row = on_runpod(hardware={"workers": 2})["1 × A40 on demand on RunPod"]
+    wrong(row, "hardware.workers 2", "1 GPUs")
+
+
+def test_spot_dearer_than_on_demand_unless_forced(on_runpod: Checks, sky_home: SkyHome) -> None:
+    sky_home.sell({"A40": Price(0.5, 0.4)})
+    spot, name = "accelerators: A40\nuse_spot: true", "1 × A40 spot on RunPod"
+    wrong(on_runpod(spot)[name], "spot is $0.50/h", "$0.40/h", "use_spot: false", "--force")
+    assert on_runpod(spot, force=True)[name].ok
+
+
+def test_spot_dearer_than_on_demand_is_left_out_where_another_will_do(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.1, 0.2)})
+    two = "use_spot: true\nordered: [{accelerators: A40}, {accelerators: RTXA4000}]"
+    dear, other = "1 × A40 spot on RunPod", "1 × RTXA4000 spot on RunPod"
+    rows = on_runpod(two)
+    unknown(rows[dear], "left out by pion launch", "spot is $0.50/h", "$0.40/h")
+    assert rows[other].ok
+    assert on_runpod(two, force=True)[dear].ok
+    sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.3, 0.2)})
+    rows = on_runpod(two)
+    for name in (dear, other):
+        wrong(rows[name], "dearer than on demand", "pass --force")
+
+
+def test_a_disk_too_small(on_runpod: Checks) -> None:
+    text = WORKDIR.replace("disk_size: 60", "disk_size: 12")
+    wrong(on_runpod(text=text)["disk"], "15 GB needed", "12 GB asked", "Set disk_size: 18")
+
+
+def test_data_outside_what_is_copied_to_the_machine(on_runpod: Checks, case: Case) -> None:
+    (case.folder / "elsewhere").mkdir()
+    text = WORKDIR.replace("{folder}", str(case.folder / "elsewhere"))
+    wrong(on_runpod(text=text)["files"], "data.sources.0.path", "outside")
+
+
+def test_data_that_is_left_out_of_the_copy(on_runpod: Checks, case: Case) -> None:
+    (case.folder / ".skyignore").write_text("talks.jsonl\n")
+    wrong(on_runpod()["files"], "sft.sources.0.path", "talks.jsonl", ".skyignore")
+    (case.folder / ".skyignore").write_text("text/all.txt\n")
+    wrong(on_runpod()["files"], "data.sources.0.path", "text/all.txt")
+    (case.folder / ".skyignore").write_text("*.png\n")
+    assert on_runpod()["files"].ok
+
+
+def test_a_job_file_that_is_not_copied(on_runpod: Checks, case: Case, tmp_path: Path) -> None:
+    outside = tmp_path.parent / "job.yaml"
+    wrong(on_runpod(path=outside)["files"], "the job file", str(outside), "outside")
+    (case.folder / ".skyignore").write_text("job.yaml\n")
+    wrong(on_runpod()["files"], "the job file", "job.yaml", ".skyignore")
+
+
+def test_a_published_folder_would_go_with_the_machine(on_runpod: Checks, case: Case) -> None:
+    row = on_runpod(publish={"to": str(case.folder / "model")})["publish from there"]
+    unknown(row, "goes with the machine", "hf://")
+
+
+def test_a_rental_that_is_not_recovered(on_runpod: Checks) -> None:
+    text = WORKDIR.replace("[75]", "[33]")
+    unknown(on_runpod(text=text)["recovery"], "recover_on_exit_codes lacks 75")
+
+
+def test_a_budget_below_the_estimate(on_runpod: Checks) -> None:
+    unknown(on_runpod(budget={"dollars": 0.001})["budget"], "above budget.dollars 0.001")
+    assert on_runpod(budget={"dollars": 5})["budget"].ok
+    row = on_runpod(budget={"dollars": 5, "hours": 0.01})["budget"]
+    unknown(row, "the estimate, 2 min", "above budget.hours 0.01")
+    row = on_runpod(budget={"dollars": 5, "hours": 5})["budget"]
+    assert row.ok
+    assert "estimated of $5.00; 2 min" in row.words
+    assert "estimated of 5 h 00 min" in row.words
+
+
+def test_dollars_are_limited_where_the_price_is_not_known(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
+    sky_home.lose_catalog()
+    limit = {"dollars": 5}
+    words = ("budget.dollars is 5", "price of A40 is not known", "prices.A40", "dollars_per_hour")
+    wrong(on_runpod(budget=limit)["budget"], *words)
+    assert "budget" not in on_runpod(budget=limit | {"dollars_per_hour": 0.4})
+    assert on_runpod(budget=limit, prices={"A40": 0.4})["budget"].ok
+    told = WORKDIR.replace('OVERRIDES: ""', 'OVERRIDES: "", PION_DOLLARS_PER_HOUR: "0.4"')
+    assert "budget" not in on_runpod(text=told, budget=limit)
+
+
+def test_a_budget_that_is_spent_would_stop_the_run_after_boot(
+    on_runpod: Checks, case: Case
+) -> None:
+    folder = case.folder / "runs"
+    run = light_run(FileStore(folder), "tiny")
+    spent = {"store": str(folder), "budget": {"hours": 1e-9}}
+    wrong(on_runpod(**spent)["budget"], "The budget is spent", "raise budget.hours")
+    enough = {"store": str(folder), "budget": {"hours": 100}}
+    assert on_runpod(**enough)["budget"].ok
+    claim, job = run.claim(Owner.me()), case.job(**spent)
+    for stage, digest in digest_job(job).stages.items():
+        claim.finish_stage(stage, digest, {})
+    claim.release()
+    unknown(on_runpod(**spent)["budget"], "above budget.hours")  # finished: nothing is to be spent
+
+
+def test_the_price_is_that_of_all_nodes(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer = Offer("A40", 1, "RunPod", "CA", False, 0.2, 0.4, 40 * 2**30, 60)
+    monkeypatch.setattr(check_candidates, "look_up", lambda *_: offer)
+    row = on_runpod(text=WORKDIR + "num_nodes: 2\n")["1 × A40 on demand on RunPod"]
+    assert "$0.80/h for 2 nodes" in row.words
+
+
+def test_without_a_catalog_the_price_is_not_found_out(on_runpod: Checks, sky_home: SkyHome) -> None:
+    sky_home.lose_catalog()
+    name = "1 × A40 on demand on RunPod"
+    unknown(on_runpod()[name], "catalog can't be read", "prices.A40")
+    assert on_runpod(prices={"A40": 0.3})[name].ok
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["without JOB", "not there"])
+def test_a_useless_yaml_is_one_row_beside_those_of_the_job(
+    there: bool, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sky_home.yaml(text="resources: {{accelerators: A40}}\nrun: x\n")
+    on = str(path if there else path.with_name("missing.yaml"))
+    assert show_check(str(case.path()), [], on=on, force=False, as_json=True) == 2
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["rental"]["ok"] is False
+    assert ("has no JOB" if there else "no SkyPilot YAML at") in rows["rental"]["words"]
+    assert rows["store"]["ok"]
+
+
+def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(command, "read_rental", lambda path: forever.wait())
+    monkeypatch.setattr(command, "JOB_SECONDS", command.SECONDS - 0.1)
+    job = str(case.path())
+    assert show_check(job, [], on="sky/runpod-spot.yaml", force=False, as_json=True) == 2
+    forever.set()
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["rental"]["ok"] is False
+    for words in ("sky/runpod-spot.yaml", "in time", "nothing was rented"):
+        assert words in rows["rental"]["words"]
+    assert rows["store"]["ok"], "the job is checked all the same"
+
+
+def test_the_table_marks_what_is_wrong(
+    case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = str(sky_home.yaml(text=WORKDIR.replace("{folder}", str(case.folder))))
+    assert show_check(str(case.path()), [], on=on, force=False, as_json=False) == 2
+    lines = capsys.readouterr().out.splitlines()
+    marks = {line[3:].split("  ")[0]: line[0] for line in lines if line[:1] in "✓✗?"}
+    assert marks["store"] == "✓"
+    assert marks["store from there"] == "✗"
+    assert marks["RunPod"] == "✗"

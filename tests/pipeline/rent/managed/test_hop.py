@@ -1,0 +1,380 @@
+"""`pion hop`: rents, sees the new machine take the run over, and only then ends the old one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pion.errors import BadInput, PionError
+from pipeline.cli import main
+from pipeline.job.file import job_text
+from pipeline.rent.managed import hop as hopping
+from pipeline.rent.managed.hop import hop
+from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.managed.pods import Pod
+from pipeline.rent.rental import rental_name
+from pipeline.run.handover import FROM_EPOCH, relieves
+from pipeline.run.recorded_job import find_job_file
+from pipeline.state.claim import Claim
+from pipeline.state.metrics import EventLog
+from pipeline.state.owner import Owner
+from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
+from pipeline.state.requests import ask_stop, pending_stop
+from pipeline.state.run_state import RunState
+from tests.pipeline.rent.managed.two_launches import NEW, OLD, head_of
+from tests.pipeline.state.conftest import FakeClock
+from tests.support.light_run import JOB
+
+# ---------------------------------------------------------------- the job
+
+
+@pytest.fixture
+def project(tmp_path: Path, run: RunState, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with the run's job, which its store says it was started with."""
+    folder = tmp_path / "project"
+    (folder / "jobs").mkdir(parents=True)
+    (folder / ".venv").mkdir()
+    job = JOB | {"name": "demo", "store": str(tmp_path / "runs")}
+    for path in ("jobs/demo.yaml", ".venv/demo.yaml"):
+        (folder / path).write_text(yaml.safe_dump(job))
+    (folder / "jobs" / "other.yaml").write_text("name: other\n")
+    monkeypatch.chdir(folder)
+    record(run, job_text(folder / "jobs" / "demo.yaml"))
+    return folder
+
+
+def record(run: RunState, text: str) -> None:
+    digest = f"{abs(hash(text)):x}"
+    run.write_job(digest, text)
+    claim = run.claim(Owner.me())
+    claim.set_job(digest)
+    claim.release()
+
+
+def test_the_job_is_found_again_by_what_the_store_says_of_it(run: RunState, project: Path) -> None:
+    assert find_job_file(run, head_of(run)) == ("jobs/demo.yaml", [])
+
+
+def test_the_overrides_of_the_launch_are_found_again(run: RunState, project: Path) -> None:
+    overrides = ["pretrain.lr=1e-3", "publish=null"]
+    record(run, job_text(project / "jobs" / "demo.yaml", overrides))
+    assert find_job_file(run, head_of(run)) == ("jobs/demo.yaml", overrides)
+
+
+def test_a_job_that_was_changed_since_must_be_named(run: RunState, project: Path) -> None:
+    (project / "jobs" / "demo.yaml").write_text("name: demo\n")
+    with pytest.raises(BadInput, match=r"was changed, or lies elsewhere.*--job FILE.*Nothing was"):
+        find_job_file(run, head_of(run))
+
+
+# ---------------------------------------------------------------- the command
+
+
+class Sky:
+    """SkyPilot as `hop` sees it: the old job, the new one, and what was cancelled."""
+
+    def __init__(self, run: RunState) -> None:
+        self.run = run
+        self.jobs = [ManagedJob(1, "pion-demo", "RUNNING", cloud="RunPod", region="CA")]
+        self.cancelled: list[int] = []
+        self.launch_id = ""
+        self.old: Claim | None = None
+
+    def managed_jobs(self, name: str) -> list[ManagedJob]:
+        return list(self.jobs)
+
+    def submit(self, task: Any, name: str) -> int:
+        self.launch_id = task.envs["PION_LAUNCH_ID"]
+        self.from_epoch = task.envs.get(FROM_EPOCH)
+        self.jobs.append(ManagedJob(2, name, "STARTING"))
+        return 2
+
+    def cancel(self, ids: Sequence[int]) -> None:
+        self.cancelled += ids
+        for job_id in ids:
+            self.now(job_id, "CANCELLED")
+
+    def now(self, job_id: int, status: str, failure: str | None = None) -> None:
+        self.jobs = [
+            dataclasses.replace(job, status=status, failure=failure) if job.id == job_id else job
+            for job in self.jobs
+        ]
+
+    def takes_over(self) -> Claim:
+        """The new machine is up, and claims the run the old one has released."""
+        assert self.old is not None
+        if self.old._fenced is None:
+            self.old.release()
+        return self.run.claim(dataclasses.replace(NEW, launch_id=self.launch_id))
+
+
+@pytest.fixture
+def sky(
+    run: RunState, project: Path, sky_home: Any, monkeypatch: pytest.MonkeyPatch, time: FakeClock
+) -> Sky:
+    """The run is being worked on by managed job 1; what is checked before renting is fine."""
+    fake = Sky(run)
+    fake.old = run.claim(OLD)
+    for name in ("managed_jobs", "submit", "cancel"):
+        monkeypatch.setattr(hopping, name, getattr(fake, name))
+    monkeypatch.setattr(hopping, "start_api_server", lambda say: None)
+    monkeypatch.setattr(hopping, "check", lambda *job, **more: None)
+    monkeypatch.setattr(hopping, "read_run", lambda text: (run, head_of(run)))
+    return fake
+
+
+def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_receipt(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def live() -> None:
+        if head_of(run).owner == OLD and sky.launch_id:
+            claim = sky.takes_over()
+            events = EventLog(run.store, run.name, claim.epoch)
+            events.append("hop", receipt=["hop: A40 → A4000", "first row 36 = last + 1"])
+            events.flush()
+            sky.now(1, "FAILED", "Job exited with exit code 4")
+
+    time.during_sleep = live
+    assert hop("demo", on=str(sky_home.yaml()), overrides=["hardware.micro_batch=2"]) == 0
+    out = capsys.readouterr().out
+    assert "managed job 2 is submitted; managed job 1 works on until its machine is up" in out
+    assert "on pod-new has taken the run over (epoch 5)" in out
+    assert "managed job 1 has ended" in out
+    assert "first row 36 = last + 1" in out
+    assert sky.from_epoch == "4"
+    assert sky.cancelled == []
+
+
+def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def live() -> None:
+        if head_of(run).owner == OLD and sky.launch_id:
+            sky.takes_over()
+
+    time.during_sleep = live
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    assert sky.cancelled == [1]
+    assert "cancelled managed job 1" in capsys.readouterr().out
+
+
+def test_a_launch_that_fails_leaves_the_old_one_running(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    time.during_sleep = lambda: sky.now(2, "FAILED_NO_RESOURCE", "no RTX A4000 anywhere")
+    with pytest.raises(PionError) as failed:
+        hop("demo", on=str(sky_home.yaml()), overrides=[])
+    message = str(failed.value)
+    assert "managed job 2 ended before it had taken the run over" in message
+    assert "no RTX A4000 anywhere" in message
+    assert f"demo is still {OLD.describe()}'s, which was left alone" in message
+    assert sky.cancelled == []
+    assert pending_stop(run) is None
+
+
+def test_what_a_new_machine_has_asked_is_taken_back_if_it_does_not_take_over(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    def ask_and_die() -> None:
+        ask_stop(run, "pion hop to pod-new", except_launch=sky.launch_id)
+        sky.now(2, "FAILED", "out of memory")
+
+    time.during_sleep = ask_and_die
+    with pytest.raises(PionError) as failed:
+        hop("demo", on=str(sky_home.yaml()), overrides=[])
+    assert f"{OLD.describe()} had been asked already to hand demo over" in str(failed.value)
+    assert "left alone" not in str(failed.value)
+    assert pending_stop(run) is None
+
+
+def test_a_hop_that_comes_to_nothing_leaves_word_of_the_old_rental_as_it_was(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    old = RentalNote(0.0, "desk", "1a2b3c4d", "launch-old", 1)
+    write_rental_note(run, old, None)
+    time.during_sleep = lambda: sky.now(2, "FAILED_NO_RESOURCE", "no RTX A4000 anywhere")
+    with pytest.raises(PionError):
+        hop("demo", on=str(sky_home.yaml()), overrides=[])
+    assert read_rental_note(run)[0] == old
+
+
+def test_a_machine_that_another_computer_has_rented_is_named(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = rental_name(run.store.url, run.name)
+    theirs = Pod("theirs", f"{cluster_name(name, 1)}-99999999-head", "RUNNING")
+    strangers = Pod("strangers", "pion-other-01234567-1-99999999-head", "RUNNING")
+    monkeypatch.setattr(hopping.pods, "runpod_configured", lambda: True)
+    monkeypatch.setattr(hopping.pods, "list_pods", lambda: [theirs, strangers])
+    (line,) = hopping.others_left(name)
+    assert "pod theirs was rented from another computer" in line
+
+
+def test_a_machine_that_never_comes_is_given_up_and_the_old_one_runs_on(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    with pytest.raises(PionError, match=r"has not taken the run over in 30 min 00 s.*left alone"):
+        hop("demo", on=str(sky_home.yaml()), overrides=[])
+    assert sky.cancelled == [2]
+    assert head_of(run).owner == OLD
+
+
+def test_on_a_store_without_heartbeats_the_new_machine_may_wait_for_a_silent_owner(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(run.store), "commits", True)
+    with pytest.raises(PionError, match=r"has not taken the run over in 1 h 00 min"):
+        hop("demo", on=str(sky_home.yaml()), overrides=[])
+
+
+def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_it_now(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    assert sky.old is not None
+    sky.old.release()  # its pod was preempted
+    sky.now(1, "RECOVERING")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    time.during_sleep = interrupt
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    assert sky.from_epoch == "4"
+    run.claim(OLD)  # the new machine is up only after the old job is back
+    assert relieves(head_of(run), 4, NEW)
+
+
+def test_a_run_that_nobody_works_on_may_be_about_to_come_back_from_another_computer(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    assert sky.old is not None
+    sky.old.release()
+    sky.now(1, "CANCELLED")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    time.during_sleep = interrupt
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    assert sky.from_epoch == "4"  # what comes late is asked to leave the run alone
+
+
+def test_a_hop_may_be_forced(
+    sky: Sky, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[bool] = []
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hopping, "check", lambda *job, force, **more: forced.append(force))
+    time.during_sleep = interrupt
+    on = str(sky_home.yaml())
+    assert main(["hop", "demo", "--on", on, "--force"]) == 0
+    sky.jobs = sky.jobs[:1]
+    assert main(["hop", "demo", "--on", on]) == 0
+    assert forced == [True, False]
+
+
+def test_ctrl_c_while_submitting_says_what_may_come_of_it(
+    sky: Sky,
+    run: RunState,
+    sky_home: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def submit(task: Any, name: str) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hopping, "submit", submit)
+    assert main(["hop", "demo", "--on", str(sky_home.yaml())]) == 130
+    assert f"is it rented: pion rentals {run.store.url}/demo" in capsys.readouterr().out
+
+
+def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def finish() -> None:
+        if sky.launch_id and sky.old is not None and sky.old._fenced is None:
+            for stage in ("sft", "evaluate"):
+                sky.old.finish_stage(stage, "digest", {})
+            sky.old.release()
+
+    time.during_sleep = finish
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    assert sky.cancelled == [2]
+    assert "demo was finished before; managed job 2 is cancelled" in capsys.readouterr().out
+    assert read_rental_note(run)[0] is None  # nothing is rented any more
+
+
+def test_a_second_hop_of_a_run_on_its_way_is_refused(sky: Sky, sky_home: Any) -> None:
+    sky.jobs.insert(0, ManagedJob(2, "pion-demo", "STARTING"))
+    with pytest.raises(BadInput, match=r"on its way already: managed jobs 1 and 2.*cancel 2"):
+        hop("demo", on=str(sky_home.yaml()), overrides=[])
+
+
+def test_skypilot_being_down_for_a_moment_ends_no_hop(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(name: str) -> list[ManagedJob]:
+        raise PionError("SkyPilot could not list the managed jobs")
+
+    def live() -> None:
+        monkeypatch.setattr(hopping, "managed_jobs", sky.managed_jobs)
+        if head_of(run).owner == OLD:
+            sky.takes_over()
+
+    def submit(task: Any, name: str) -> int:
+        monkeypatch.setattr(hopping, "managed_jobs", down)
+        return sky.submit(task, name)
+
+    monkeypatch.setattr(hopping, "submit", submit)
+    time.during_sleep = live
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+
+
+def test_ctrl_c_leaves_the_hop_going_on(
+    sky: Sky, sky_home: Any, time: FakeClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    time.during_sleep = interrupt
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    assert "to call it off before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
+    assert sky.cancelled == []
+
+
+def test_a_person_who_hops_wants_the_run_to_go_on(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    ask_stop(run, "pion stop")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    time.during_sleep = interrupt
+    hop("demo", on=str(sky_home.yaml()), overrides=[])
+    assert pending_stop(run) is None
+
+
+def test_overrides_that_make_it_another_run_are_refused(sky: Sky, sky_home: Any) -> None:
+    with pytest.raises(BadInput, match=r"is the run .*/demo-2, not .*/demo\. Nothing was rented"):
+        hop("demo", on=str(sky_home.yaml()), overrides=["name=demo-2"])
+    assert len(sky.jobs) == 1
+
+
+def test_a_finished_run_is_not_moved(
+    sky: Sky, run: RunState, sky_home: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sky.old is not None
+    for stage in ("sft", "evaluate"):
+        sky.old.finish_stage(stage, "digest", {})
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    assert "demo is finished: there is nothing to move" in capsys.readouterr().out
+    assert len(sky.jobs) == 1

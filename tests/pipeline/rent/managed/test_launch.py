@@ -1,0 +1,414 @@
+"""`pion launch`: what SkyPilot is given, and what is refused before anything is rented."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pion.errors import BadInput, PionError
+from pipeline.cli import main
+from pipeline.job.file import load_job
+from pipeline.rent.credentials import names_given, secrets_for
+from pipeline.rent.managed import launch as launching
+from pipeline.rent.managed import managed_jobs
+from pipeline.rent.managed.diagnose import Place
+from pipeline.rent.managed.launch import launch, refuse_second
+from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
+from pipeline.rent.managed.task import make_again, make_task, task_config, variables
+from pipeline.rent.rental import read_rental
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.pipeline.rent.managed.two_launches import head_of
+from tests.pipeline.state.conftest import FakeClock, someone
+from tests.rental.catalog import Price
+from tests.support.jobs import tiny_dict
+
+SECRET = "never-to-be-seen"
+WORKDIR = "workdir: .\n" + YAML
+TWO_WAYS = "any_of:\n  - {accelerators: A40, use_spot: true}\n  - {accelerators: RTXA4000}"
+
+
+@pytest.fixture
+def project(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with a job file; SkyPilot has a price list, and its server is not running."""
+    folder = tmp_path / "project"
+    (folder / "jobs").mkdir(parents=True)
+    (folder / "jobs" / "tiny.yaml").write_text(yaml.safe_dump(tiny_dict(store="s3://bucket/runs")))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    return folder
+
+
+@pytest.fixture
+def rents_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rented(*args: Any) -> int:
+        raise AssertionError("something was rented")
+
+    monkeypatch.setattr(launching, "submit", rented)
+
+
+def submit_by(monkeypatch: pytest.MonkeyPatch, submit: Callable[[Any, str], int]) -> None:
+    """Nothing speaks against renting, and that is how SkyPilot is told."""
+    monkeypatch.setattr(launching, "submit", submit)
+    monkeypatch.setattr(launching, "check", lambda *job, **more: None)
+    monkeypatch.setattr(launching, "start_api_server", lambda say: None)
+    monkeypatch.setattr(launching, "managed_jobs", lambda name: [])
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], on: Path, *overrides: str) -> str:
+    assert launch("jobs/tiny.yaml", overrides, on=str(on), dry_run=True, force=False) == 0
+    return capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what SkyPilot is given
+
+
+def test_a_dry_run_prints_the_task_that_skypilots_loader_reads_back(
+    project: Path, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sky
+
+    out = dry_run(capsys, sky_home.yaml(TWO_WAYS, WORKDIR), "sft.lr=1e-3", "evaluate.prompts=[a b]")
+    read = sky.Task.from_yaml_config(yaml.safe_load(out))
+    assert str(read.name).startswith("pion-")
+    assert read.workdir == str(project)
+    assert read.envs["JOB"] == "jobs/tiny.yaml"
+    assert read.envs["OVERRIDES"] == "sft.lr=1e-3 'evaluate.prompts=[a b]'"
+    assert len(read.envs["PION_LAUNCH_ID"]) == 32
+    assert read.run == 'pion run "$JOB"'
+
+
+def test_no_secret_is_ever_printed_or_kept_with_the_task(
+    project: Path, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sky_home.yaml(text=WORKDIR)
+    assert SECRET not in dry_run(capsys, path)
+    rental = read_rental(path)
+    config = task_config(rental, "pion-tiny", {"JOB": "jobs/tiny.yaml"})
+    made = make_task(config, secrets_for(rental.secrets))
+    assert made.secrets["HF_TOKEN"].get_secret_value() == SECRET  # it does travel
+    assert SECRET not in yaml.safe_dump(made.to_yaml_config(use_user_specified_yaml=True))
+
+
+def test_each_launch_is_another_launch(
+    project: Path, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = {
+        yaml.safe_load(dry_run(capsys, sky_home.yaml(text=WORKDIR)))["envs"]["PION_LAUNCH_ID"]
+        for _ in range(2)
+    }
+    assert len(ids) == 2
+
+
+def test_the_machine_learns_what_it_costs_whichever_it_becomes(
+    project: Path, sky_home: SkyHome
+) -> None:
+    sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4), "RTXA4000": Price(0.22, 0.25)})
+    rental = read_rental(sky_home.yaml(TWO_WAYS, WORKDIR))
+    job = load_job("jobs/tiny.yaml")
+    envs = variables(rental, job, "jobs/tiny.yaml", [])
+    assert json.loads(envs["PION_PRICES"]) == {"A40": 0.2, "RTXA4000": 0.25}
+    assert "PION_SPOT" not in envs  # it may be either
+
+
+def test_the_machine_learns_where_it_costs_more(project: Path, sky_home: SkyHome) -> None:
+    sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)}, {"CA": "CA-MTL-1", "SE": "SE-1"})
+    sky_home.raise_prices("SE", 1.5)
+    rental = read_rental(sky_home.yaml("accelerators: A40\nuse_spot: true", WORKDIR))
+    envs = variables(rental, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    assert json.loads(envs["PION_PRICES"]) == {
+        "A40": 0.2,
+        "A40 on RunPod/SE": pytest.approx(0.3),
+    }
+
+
+def test_a_gpu_that_may_be_either_spot_or_not_counts_at_the_higher_price(
+    project: Path, sky_home: SkyHome
+) -> None:
+    sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)})
+    either = "accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]"
+    rental = read_rental(sky_home.yaml(either, WORKDIR))
+    envs = variables(rental, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    assert json.loads(envs["PION_PRICES"]) == {"A40": 0.4}
+
+
+def test_the_addresses_of_store_and_hub_travel_and_the_keys_are_secrets(
+    project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store.example")
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    rental = read_rental(sky_home.yaml(text=WORKDIR))
+    envs = variables(rental, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    assert envs["AWS_ENDPOINT_URL"] == "https://store.example"
+    assert envs["HF_ENDPOINT"] == "https://hub.example"
+    assert SECRET not in envs.values()
+
+
+def test_a_secret_that_must_be_given_is_asked_for_by_name(sky_home: SkyHome) -> None:
+    with pytest.raises(BadInput, match=r"HF_TOKEN must be set .* export HF_TOKEN=….*Nothing was"):
+        secrets_for({"HF_TOKEN": None, "AWS_ACCESS_KEY_ID": ""}, {})
+    given = secrets_for({"HF_TOKEN": None, "AWS_ACCESS_KEY_ID": ""}, {"HF_TOKEN": "x", "Y": "y"})
+    assert given == {"HF_TOKEN": "x"}
+
+
+def test_what_travels_is_named_whether_it_was_written_down_or_is_set_here() -> None:
+    declared = {"HF_TOKEN": "", "WRITTEN": "x", "MUST": None, "AWS_ACCESS_KEY_ID": ""}
+    environment = {"HF_TOKEN": "x", "AWS_ACCESS_KEY_ID": "y"}
+    assert names_given(declared, {"HF_TOKEN"}, environment) == ["HF_TOKEN", "WRITTEN"]
+
+
+def test_a_key_that_the_job_has_no_use_for_stays_at_home() -> None:
+    declared = {"HF_TOKEN": "", "AWS_ACCESS_KEY_ID": "", "MINE": None}
+    environment = {"HF_TOKEN": "x", "AWS_ACCESS_KEY_ID": "y", "MINE": "z"}
+    given = secrets_for(declared, environment, wanted={"HF_TOKEN"})
+    assert given == {"HF_TOKEN": "x", "MINE": "z"}
+
+
+def test_a_job_file_that_would_not_travel_is_refused(
+    project: Path, sky_home: SkyHome, tmp_path: Path
+) -> None:
+    outside = tmp_path / "elsewhere.yaml"
+    outside.write_text((project / "jobs" / "tiny.yaml").read_text())
+    rental = sky_home.yaml(text=WORKDIR)
+    with pytest.raises(BadInput, match=r"elsewhere.yaml is not below .*project.* the `workdir`"):
+        launch(str(outside), [], on=str(rental), dry_run=True, force=False)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_a_run_that_would_fail_is_not_rented_for(
+    project: Path, sky_home: SkyHome, rents_nothing: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rental = sky_home.yaml(text=WORKDIR)
+    with pytest.raises(BadInput, match=r"store from there.*Nothing was rented"):
+        launch("jobs/tiny.yaml", ["store=runs"], on=str(rental), dry_run=False, force=False)
+    assert "is a folder: on a rented machine it is destroyed" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_job_file_that_is_left_out_of_the_copy_is_not_rented_for(
+    project: Path, sky_home: SkyHome, rents_nothing: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / ".skyignore").write_text("jobs/tiny.yaml\n")
+    rental = sky_home.yaml(text=WORKDIR)
+    with pytest.raises(BadInput, match=r"files.*Nothing was rented"):
+        launch("jobs/tiny.yaml", ["store=runs"], on=str(rental), dry_run=False, force=False)
+    assert "the job file: " in capsys.readouterr().out
+
+
+JOB = ManagedJob(7, "pion-demo", "RUNNING", cloud="RunPod", region="CA")
+
+
+@pytest.mark.parametrize("status", ["PENDING", "STARTING", "RUNNING", "RECOVERING", "CANCELLING"])
+def test_a_second_launch_of_a_run_is_refused(run: RunState, status: str) -> None:
+    job = dataclasses.replace(JOB, status=status)
+    with pytest.raises(BadInput) as refused:
+        refuse_second(run, head_of(run), [job])
+    message = str(refused.value)
+    assert f"managed job 7 is {status} on RunPod CA" in message
+    assert f"`pion watch {run.store.url}/demo`" in message
+    assert f"`pion hop {run.store.url}/demo --on SKY`" in message
+
+
+def test_a_run_that_works_elsewhere_is_not_rented_for(run: RunState, time: FakeClock) -> None:
+    claim = run.claim(someone(host="desk", pid=77))
+    claim._beat()
+    time.time += 30
+    with pytest.raises(BadInput, match=r"is being run by pid 77 on desk.*30 s old.*pion hop"):
+        refuse_second(run, head_of(run), [])
+
+
+def test_a_run_whose_owner_is_silent_or_gone_may_be_launched(
+    run: RunState, time: FakeClock
+) -> None:
+    ended = [dataclasses.replace(JOB, status=status) for status in managed_jobs.ENDED]
+    refuse_second(run, None, ended)
+    refuse_second(run, head_of(run), ended)
+    run.claim(someone())._beat()
+    time.time += 61
+    refuse_second(run, head_of(run), [])
+
+
+def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home: SkyHome) -> None:
+    from sky import exceptions
+
+    with (
+        pytest.raises(BadInput, match=r"so it can't list.*`sky api start`"),
+        asking_skypilot("list the managed jobs"),
+    ):
+        raise exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
+    with pytest.raises(BadInput, match=r"no credentials.*`sky check`"), asking_skypilot("submit"):
+        raise exceptions.NoCloudAccessError("RunPod: none")
+    with (
+        pytest.raises(PionError, match=r"could not submit: ValueError: no such thing$"),
+        asking_skypilot("submit"),
+    ):
+        raise ValueError("no such thing\nTraceback …")
+
+
+def test_ctrl_c_while_submitting_says_what_may_come_of_it(
+    project: Path,
+    sky_home: SkyHome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def submit(task: Any, name: str) -> int:
+        raise KeyboardInterrupt
+
+    submit_by(monkeypatch, submit)
+    store = f"store={tmp_path / 'runs'}"
+    on = str(sky_home.yaml(text=WORKDIR))
+    assert main(["launch", "jobs/tiny.yaml", store, "--on", on]) == 130
+    out = capsys.readouterr().out
+    assert "SkyPilot may go on, and rent a machine" in out
+    run = f"{FileStore(tmp_path / 'runs').url}/tiny"
+    assert f"pion watch {run}\n" in out
+    assert f"pion rentals {run}\n" in out
+
+
+def test_of_two_launches_at_the_same_moment_one_rents(
+    project: Path,
+    sky_home: SkyHome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, on = f"store={tmp_path / 'runs'}", str(sky_home.yaml(text=WORKDIR))
+    rented = 0
+
+    def submit(task: Any, name: str) -> int:
+        nonlocal rented
+        rented += 1
+        # SkyPilot knows of no job yet.
+        assert main(["launch", "jobs/tiny.yaml", store, "--on", on]) == 2
+        raise KeyboardInterrupt
+
+    submit_by(monkeypatch, submit)
+    main(["launch", "jobs/tiny.yaml", store, "--on", on])
+    assert rented == 1
+    assert "is being submitted by another process here, so nothing was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", ["UP", "INIT"])
+def test_a_controller_that_can_not_be_reached_is_not_one_without_jobs(
+    sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    controller_is(monkeypatch, status)
+    with pytest.raises(PionError, match=rf"is {status} and can't be reached.*Nothing was changed"):
+        managed_jobs.managed_jobs("pion-demo")
+
+
+@pytest.mark.parametrize("status", [None, "STOPPED"])
+def test_a_controller_that_is_not_there_has_no_jobs(
+    sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str | None
+) -> None:
+    controller_is(monkeypatch, status)
+    assert managed_jobs.managed_jobs("pion-demo") == []
+
+
+def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:
+    """SkyPilot's API server says that its jobs controller can't be asked, as it does."""
+    from sky import exceptions
+    from sky.client import sdk
+    from sky.jobs.client import sdk as jobs
+    from sky.utils.status_lib import ClusterStatus
+
+    error = exceptions.ClusterNotUpError(
+        "Failed to connect to jobs controller", ClusterStatus(status) if status else None
+    )
+    sent = exceptions.serialize_exception(error)
+
+    def get(request: str) -> Any:
+        raise exceptions.deserialize_exception(sent)
+
+    monkeypatch.setattr(jobs, "queue_v2", lambda **asked: "request")
+    monkeypatch.setattr(sdk, "get", get)
+
+
+# ---------------------------------------------------------------- once more
+
+
+def made_again(rental: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
+    """The task made again for a job that was submitted with that YAML, and the job."""
+    read = read_rental(rental)
+    job = load_job("jobs/tiny.yaml", ["store=hf://me/runs"])
+    envs = variables(read, job, "jobs/tiny.yaml", [])
+    config = task_config(read, "pion-demo", envs | {"PION_LAUNCH_ID": "l"})
+    first = make_task(config, {"HF_TOKEN": SECRET})
+    record = yaml.safe_dump(first.to_yaml_config(use_user_specified_yaml=True))
+    record = f"name: pion-demo\n---\n{record}"  # as SkyPilot keeps it
+    submitted = dataclasses.replace(JOB, task=record)
+    return make_again(submitted, avoid), submitted
+
+
+def candidates(made: Any) -> set[tuple[str, str | None, bool]]:
+    return {(next(iter(r.accelerators)), r.region, r.use_spot) for r in made.resources}
+
+
+def test_a_job_is_submitted_again_as_the_same_launch_with_its_secrets(
+    project: Path, sky_home: SkyHome
+) -> None:
+    made, job = made_again(sky_home.yaml(TWO_WAYS, WORKDIR))
+    assert SECRET not in (job.task or "")
+    assert made.envs["PION_LAUNCH_ID"] == "l"
+    assert made.secrets["HF_TOKEN"].get_secret_value() == SECRET
+    assert candidates(made) == {("A40", None, True), ("RTXA4000", None, False)}
+
+
+def test_a_secret_that_was_given_then_must_be_given_again_and_no_other(
+    project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)  # of no use to this job
+    made, job = made_again(sky_home.yaml(TWO_WAYS, WORKDIR))
+    assert made.envs["PION_SECRETS"] == "HF_TOKEN"
+    assert made.secrets["HF_TOKEN"].get_secret_value() == SECRET
+    assert not made.secrets["AWS_SECRET_ACCESS_KEY"].get_secret_value()
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(BadInput, match="HF_TOKEN must be set in the environment"):
+        make_again(job, [])
+
+
+@pytest.mark.parametrize("record", [None, "", "name: pion-demo\n", "a: [\n"])
+def test_a_job_without_a_record_of_its_task_can_not_be_submitted_again(record: str | None) -> None:
+    with pytest.raises(BadInput, match="no record of the task of managed job 7"):
+        make_again(dataclasses.replace(JOB, task=record), [])
+
+
+def test_a_bad_place_is_left_out_and_other_regions_of_the_same_gpu_stay(
+    project: Path, sky_home: SkyHome
+) -> None:
+    prices = {"A40": Price(0.2, 0.4), "RTXA4000": Price(0.22, 0.25)}
+    sky_home.sell(prices, {"CA": "CA-MTL-1", "US": "US-KS-2", "SE": "SE-STO-1"})
+    bad = Place("RunPod", "CA", "A40", spot=True)
+    made, _ = made_again(sky_home.yaml(TWO_WAYS, WORKDIR), bad)
+    assert candidates(made) == {
+        ("A40", "SE", True),
+        ("A40", "US", True),
+        ("RTXA4000", None, False),
+    }
+
+
+def test_the_same_gpu_on_demand_is_another_place(project: Path, sky_home: SkyHome) -> None:
+    bad = Place("RunPod", "CA", "RTXA4000", spot=True)  # rented on demand only
+    made, _ = made_again(sky_home.yaml(TWO_WAYS, WORKDIR), bad)
+    assert candidates(made) == {("A40", None, True), ("RTXA4000", None, False)}
+
+
+def test_a_yaml_that_allows_nothing_but_the_bad_place_is_said_to_do_so(
+    project: Path, sky_home: SkyHome
+) -> None:
+    one_place = WORKDIR.replace("infra: runpod", "infra: runpod/CA")
+    rental = sky_home.yaml("accelerators: A40\nuse_spot: true", one_place)
+    with pytest.raises(BadInput, match="nothing but A40 spot on RunPod/CA; add other GPUs"):
+        made_again(rental, Place("RunPod", "CA", "A40", spot=True))

@@ -1,0 +1,375 @@
+"""What a rented machine is refused for, before anything is installed on it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import Interrupted
+from pipeline.rent.on_machine import boot_check
+from pipeline.rent.on_machine.boot_check import (
+    ANOTHER_MACHINE,
+    BadMachine,
+    Torch,
+    check_machine,
+    find_image_torch,
+    main,
+    probe_gpus,
+    try_gpus,
+)
+from tests.paths import REPOSITORY
+
+SCRIPT = REPOSITORY / "pipeline" / "rent" / "on_machine" / "boot_check.py"
+PROJECT = """
+requires-python = ">=3.11,<3.15"
+    "torch>=2.13",
+    "cuda-toolkit==13.2.2",
+    "torch==2.15.0",
+"""
+
+SIZE = 4096  # bytes that are written to a GPU and read back
+
+Machine = Callable[[str], dict[str, str]]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The environment of a machine whose nvidia-smi does what a line of shell says.
+
+    Its libcuda.so.1 can't be loaded, whether or not the machine that runs the tests has one.
+    """
+    (tmp_path / "libcuda.so.1").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+
+    def with_nvidia_smi(shell: str) -> dict[str, str]:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\n{shell}\n")
+        program.chmod(0o755)
+        return {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "LD_LIBRARY_PATH": str(tmp_path),
+            "SKYPILOT_NUM_GPUS_PER_NODE": "1",
+        }
+
+    return with_nvidia_smi
+
+
+@dataclass
+class Driver:
+    """A libcuda of host memory, whose functions have the types that cuda.h says.
+
+    They are called as C functions are, so a pointer that is passed as an int arrives cut in half.
+    """
+
+    gpus: int = 1
+    fails: dict[str, int] = field(default_factory=dict)
+    """What a function returns instead of doing anything, by its name."""
+    lies: bool = False
+    """Whether memory changes a bit of what is written to it."""
+    names: dict[int, bytes] = field(default_factory=lambda: {999: b"CUDA_ERROR_UNKNOWN"})
+    contexts: set[int] = field(default_factory=set)
+    memory: dict[int, bytearray] = field(default_factory=dict)
+    current: int = 0
+    tested: list[int] = field(default_factory=list)
+    """The contexts in which memory was read."""
+
+    def library(self) -> Any:
+        """It, as ctypes.CDLL would load it."""
+
+        class Library:
+            pass
+
+        library = Library()
+        for name, function in {
+            "cuInit": CFUNCTYPE(c_int, c_uint)(lambda flags: self.fails.get("cuInit", 0)),
+            "cuDeviceGetCount": CFUNCTYPE(c_int, POINTER(c_int))(self.count),
+            "cuDeviceGet": CFUNCTYPE(c_int, POINTER(c_int), c_int)(self.get),
+            "cuDevicePrimaryCtxRetain": CFUNCTYPE(c_int, POINTER(c_void_p), c_int)(self.retain),
+            "cuDevicePrimaryCtxRelease_v2": CFUNCTYPE(c_int, c_int)(self.release),
+            "cuCtxSetCurrent": CFUNCTYPE(c_int, c_void_p)(self.set_current),
+            "cuMemAlloc_v2": CFUNCTYPE(c_int, POINTER(c_ulonglong), c_size_t)(self.allocate),
+            "cuMemcpyHtoD_v2": CFUNCTYPE(c_int, c_ulonglong, c_void_p, c_size_t)(self.write),
+            "cuMemcpyDtoH_v2": CFUNCTYPE(c_int, c_void_p, c_ulonglong, c_size_t)(self.read),
+            "cuMemFree_v2": CFUNCTYPE(c_int, c_ulonglong)(self.free),
+            "cuGetErrorName": CFUNCTYPE(c_int, c_int, POINTER(c_char_p))(self.error_name),
+        }.items():
+            setattr(library, name, function)
+        return library
+
+    def count(self, count: Any) -> int:
+        count[0] = self.gpus
+        return 0
+
+    def get(self, device: Any, index: int) -> int:
+        device[0] = 40 + index
+        return 0
+
+    def retain(self, context: Any, device: int) -> int:
+        context[0] = 0x7F00_0000_0000 + device
+        self.contexts.add(context[0])
+        return self.fails.get("cuDevicePrimaryCtxRetain", 0)
+
+    def release(self, device: int) -> int:
+        self.contexts.remove(0x7F00_0000_0000 + device)
+        return 0
+
+    def set_current(self, context: int) -> int:
+        self.current = context
+        return 0 if context in self.contexts else 201
+
+    def allocate(self, pointer: Any, size: int) -> int:
+        if self.current not in self.contexts:
+            return 201
+        pointer[0] = 0xA_0000_0000 + len(self.memory)
+        self.memory[pointer[0]] = bytearray(size)
+        return self.fails.get("cuMemAlloc_v2", 0)
+
+    def write(self, pointer: int, source: int, size: int) -> int:
+        self.memory[pointer][:] = ctypes.string_at(source, size)
+        self.memory[pointer][17] ^= self.lies << 4
+        return self.fails.get("cuMemcpyHtoD_v2", 0)
+
+    def read(self, target: int, pointer: int, size: int) -> int:
+        ctypes.memmove(target, bytes(self.memory[pointer]), size)
+        self.tested.append(self.current)
+        return self.fails.get("cuMemcpyDtoH_v2", 0)
+
+    def free(self, pointer: int) -> int:
+        del self.memory[pointer]
+        return 0
+
+    def error_name(self, error: int, name: Any) -> int:
+        name[0] = self.names.get(error)
+        return 0 if error in self.names else 1
+
+
+def boot(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """What the boot script runs, by a Python that has no torch."""
+    return subprocess.run(
+        [sys.executable, "-I", "-S", str(SCRIPT)], env=environment, capture_output=True, text=True
+    )
+
+
+def test_a_machine_as_asked_for_goes_on(machine: Machine) -> None:
+    done = boot(machine("echo 'NVIDIA A40, 580.95.05'") | {"PION_DISK_GB": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "1 × NVIDIA A40 with driver 580.95.05" in done.stderr
+    assert done.stdout.strip() == "", "nothing but the folder of the image's torch belongs here"
+
+
+@pytest.mark.parametrize(
+    ("nvidia_smi", "words"),
+    [
+        ("echo 'NVIDIA A40, 570.133.20'", "driver 570.133.20 is too old"),
+        ("echo 'Unable to determine the device handle: GPU is lost' >&2; exit 15", "GPU is lost"),
+        ("true", "it has 0 GPU(s), 1 were asked for"),
+    ],
+)
+def test_a_machine_whose_gpu_cannot_be_used_is_left_for_another(
+    machine: Machine, nvidia_smi: str, words: str
+) -> None:
+    done = boot(machine(nvidia_smi))
+    assert done.returncode == ANOTHER_MACHINE
+    assert words in done.stderr
+    assert "Nothing was installed" in done.stderr
+
+
+def test_memory_of_every_gpu_is_written_and_read_back() -> None:
+    driver = Driver(gpus=2)
+    assert probe_gpus(driver.library(), SIZE) == "memory of 2 GPU(s) written and read back"
+    assert driver.tested == [0x7F00_0000_0000 + 40, 0x7F00_0000_0000 + 41]
+    assert not driver.memory, "memory is left taken"
+    assert not driver.contexts, "contexts are left"
+
+
+def test_memory_that_gives_back_other_bytes_is_found_out() -> None:
+    with pytest.raises(BadMachine, match="GPU 0's memory gives back other bytes"):
+        probe_gpus(Driver(lies=True).library(), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("cuInit", "CUDA fails: cuInit returns"),
+        ("cuDevicePrimaryCtxRetain", "GPU 0 fails: cuDevicePrimaryCtxRetain returns"),
+        ("cuMemAlloc_v2", "GPU 0 fails: cuMemAlloc_v2 returns"),
+        ("cuMemcpyHtoD_v2", "GPU 0 fails: cuMemcpyHtoD_v2 returns"),
+        ("cuMemcpyDtoH_v2", "GPU 0 fails: cuMemcpyDtoH_v2 returns"),
+    ],
+)
+def test_a_driver_that_fails_is_named_with_its_error(function: str, words: str) -> None:
+    library = Driver(fails={function: 999}).library()
+    with pytest.raises(BadMachine) as failure:
+        probe_gpus(library, SIZE)
+    assert str(failure.value) == f"{words} CUDA_ERROR_UNKNOWN (999)"
+
+
+def test_an_error_without_a_name_is_its_number() -> None:
+    library = Driver(fails={"cuInit": 999}, names={}).library()
+    with pytest.raises(BadMachine, match="cuInit returns error 999"):
+        probe_gpus(library, SIZE)
+    del library.cuGetErrorName
+    with pytest.raises(BadMachine, match="cuInit returns error 999"):
+        probe_gpus(library, SIZE)
+
+
+def test_a_driver_that_lacks_a_function_is_not_judged_by_the_others() -> None:
+    library = Driver(fails={"cuInit": 999}).library()
+    del library.cuMemFree_v2
+    with pytest.raises(AttributeError, match="cuMemFree_v2"):
+        probe_gpus(library, SIZE)
+
+
+def test_a_driver_that_cannot_be_loaded_is_left_for_torch_to_judge(machine: Machine) -> None:
+    done = boot(machine("echo 'NVIDIA A40, 580.95.05'"))
+    assert done.returncode == 0
+    assert "GPU memory not tested (OSError: " in done.stderr
+    assert "libcuda.so.1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "code", "words"),
+    [
+        (Driver(), 0, "memory of 1 GPU(s) written and read back\n"),
+        (Driver(lies=True), 75, "GPU 0's memory gives back other bytes than were written\n"),
+    ],
+)
+def test_the_probe_says_what_it_found_on_its_standard_output(
+    driver: Driver,
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver.library()}.__getitem__)
+    monkeypatch.setattr(sys, "argv", ["boot_check.py", "--probe"])
+    assert main() == code
+    assert capsys.readouterr().out == words
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"),
+    [
+        ("echo 'GPU 3 fails'; exit 75", "^GPU 3 fails$"),
+        ("kill -KILL $$", r"crashed: signal 9 \(Killed\)"),
+    ],
+)
+def test_a_probe_that_fails_or_crashes_condemns_the_machine(shell: str, words: str) -> None:
+    with pytest.raises(BadMachine, match=words):
+        try_gpus(["sh", "-c", shell], 60)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("sh -c 'echo Traceback >&2; echo NameError: oops >&2; exit 1'", "(NameError: oops)"),
+        ("sh -c 'exit 3'", "(exit code 3)"),
+        ("/no/such/python", "No such file or directory"),
+    ],
+)
+def test_a_probe_that_is_broken_itself_condemns_nothing(command: str, words: str) -> None:
+    said = try_gpus(shlex.split(command), 60)
+    assert said.startswith("GPU memory not tested (")
+    assert words in said
+
+
+def test_a_probe_that_cannot_even_be_killed_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck: list[subprocess.Popen[str]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "kill", lambda process: stuck.append(process))
+        with pytest.raises(BadMachine, match=r"has not ended after 0\.1 s"):
+            try_gpus(["sleep", "600"], 0.1)
+    assert stuck[0].poll() is None
+    stuck[0].kill()
+    stuck[0].communicate()
+
+
+def test_a_machine_whose_gpu_fails_the_probe_is_left_before_anything_is_installed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in machine("echo 'NVIDIA A40, 580.95.05'").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["boot_check.py"])
+    monkeypatch.setattr(boot_check, "PROBE", ("sh", "-c", "echo 'GPU 0 fails'; exit 75"))
+    assert main() == ANOTHER_MACHINE
+    printed = capsys.readouterr()
+    assert "this machine won't do: GPU 0 fails. Nothing was installed" in printed.err
+    assert printed.out == ""
+
+
+def test_a_machine_without_the_gpu_that_was_paid_for_is_left_for_another(tmp_path: Path) -> None:
+    done = boot({"PATH": str(tmp_path), "SKYPILOT_NUM_GPUS_PER_NODE": "1"})
+    assert done.returncode == ANOTHER_MACHINE
+    assert "no nvidia-smi" in done.stderr
+
+
+def test_a_machine_that_was_rented_without_gpus_needs_none(tmp_path: Path) -> None:
+    assert boot({"PATH": str(tmp_path), "SKYPILOT_NUM_GPUS_PER_NODE": "0"}).returncode == 0
+
+
+def test_a_disk_smaller_than_asked_for_is_left_for_another(tmp_path: Path) -> None:
+    done = boot({"PATH": str(tmp_path), "PION_DISK_GB": "1000000"})
+    assert done.returncode == ANOTHER_MACHINE
+    assert "1000000 GB were asked for" in done.stderr
+
+
+def test_its_exit_code_is_the_one_that_is_recovered() -> None:
+    assert Interrupted.exit_code == ANOTHER_MACHINE
+
+
+@pytest.mark.parametrize(
+    ("torch", "used"),
+    [
+        (Torch(Path("/image"), "2.13.0+cu130", (13, 0)), True),
+        (Torch(Path("/image"), "2.14.0a0+nv26.10", (13, 1)), True),
+        (Torch(Path("/image"), "2.9.1+cu128", (12, 8)), False),
+        (None, False),
+    ],
+)
+def test_an_images_torch_is_used_if_it_is_new_enough(torch: Torch | None, used: bool) -> None:
+    words, chosen = check_machine({}, PROJECT, torch)
+    assert (chosen.folder == Path("/image")) is used
+    assert chosen.version in words
+
+
+def test_an_old_driver_will_do_for_an_images_torch_that_was_built_for_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = machine("echo 'NVIDIA A40, 550.54.15'")
+    monkeypatch.setenv("PATH", environment["PATH"])
+    image = Torch(Path("/image"), "2.13.0+cu126", (12, 6))
+    assert check_machine(environment, PROJECT, image)[1] is image
+    with pytest.raises(BadMachine, match=r"built for CUDA 13\.2, which needs driver 580"):
+        check_machine(environment, PROJECT, None)
+
+
+def test_it_finds_the_torch_of_its_own_python() -> None:
+    import torch
+
+    found = find_image_torch()
+    if torch.version.cuda is None:
+        assert found is None, "a torch without CUDA is no use on a rented GPU"
+    else:
+        assert found is not None
+        assert found.folder == Path(torch.__file__).parents[1]
+        assert found.version == str(torch.__version__)
+        assert found.cuda == tuple(map(int, torch.version.cuda.split(".")))
+
+
+def test_it_reads_what_this_project_asks_for() -> None:
+    _, torch = check_machine({}, (REPOSITORY / "pyproject.toml").read_text(), None)
+    assert torch.version[0].isdigit()
+    assert torch.cuda, "no pin of cuda-toolkit: the oldest driver can't be told"

@@ -1,0 +1,124 @@
+"""`pion plan`: what a job takes on each GPU, ranked by dollars."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.rent.plan.command import show_plan
+from tests.paths import JOBS
+from tests.pipeline.rent.conftest import SkyHome
+from tests.pipeline.rent.plan.test_prices import also_by_four
+from tests.rental.catalog import PRICES, Price
+
+SMALL, XL = (str(JOBS / f"pion-{size}.yaml") for size in ("small", "xl"))
+
+
+@pytest.fixture
+def plan(sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`pion plan --json` of a job in an empty store."""
+
+    def run(job: str = SMALL, *overrides: str, gpus: tuple[str, ...] = ()) -> dict[str, Any]:
+        store = f"store={tmp_path / 'runs'}"
+        assert show_plan(job, [store, *overrides], gpus=gpus, as_json=True) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_machines_are_ranked_by_what_the_whole_job_costs(plan: Any) -> None:
+    rows = plan()["estimates"]
+    dollars = [row["dollars"] for row in rows]
+    assert dollars == sorted(dollars)
+    assert len(rows) == 2 * len(PRICES), "spot and on demand"
+    assert {(row["gpu"], row["use_spot"]) for row in rows[:2]} == {("A40", True), ("L40S", True)}
+
+
+def test_a_row_has_everything_there_is_to_compare(plan: Any) -> None:
+    row = next(row for row in plan()["estimates"] if row["gpu"] == "A40" and row["use_spot"])
+    assert row["fits"]
+    assert row["price"] == 0.2
+    assert row["dollars"] == pytest.approx(row["hours"] * 0.2)
+    assert row["dollars_per_billion_tokens"] == pytest.approx(row["dollars"] / 3.047424)
+    assert 0 < row["preemption_loss_hours"] < row["hours"]
+    assert row["tokens_per_second"] > 0
+    assert row["peak_bytes"] == max(stage["peak_bytes"] for stage in row["stages"])
+    assert [stage["stage"] for stage in row["stages"]] == ["pretrain", "sft"]
+
+
+def test_what_is_assumed_is_said(plan: Any) -> None:
+    notes = "\n".join(plan()["notes"])
+    assert "tokens/s assumed: 15% MFU" in notes
+    assert "a preemption every 2 h" in notes
+    assert "a restart of 120 s" in notes
+    assert "training only" in notes
+
+
+def test_what_does_not_fit_comes_last_with_the_reason(plan: Any) -> None:
+    found = plan(XL, gpus=("T4", "A40"))
+    *fitting, last = found["estimates"]
+    assert {row["gpu"] for row in fitting} == {"A40"}
+    assert (last["gpu"], last["fits"]) == ("T4", False)
+    assert any("T4: the model does not fit" in note for note in found["notes"])
+
+
+def test_a_gpu_without_a_price_comes_after_those_that_have_one(plan: Any) -> None:
+    rows = plan(SMALL, gpus=("H100", "A40"))["estimates"]
+    assert [row["gpu"] for row in rows] == ["A40", "A40", "H100"]
+    assert rows[-1]["dollars"] is None
+    assert rows[-1]["hours"] < rows[0]["hours"]
+
+
+def test_prices_of_the_job_do_offline(sky_home: SkyHome, plan: Any) -> None:
+    sky_home.lose_catalog()
+    prices = "prices={A40: 0.4, L40S: {spot: 0.3, on_demand: 0.9}}"
+    rows = plan(SMALL, prices)["estimates"]
+    assert [(row["gpu"], row["use_spot"]) for row in rows] == [
+        ("L40S", True),
+        ("L40S", False),
+        ("A40", False),
+        ("A40", True),
+    ]
+
+
+def test_as_many_gpus_are_paid_for_as_the_job_has_workers(sky_home: SkyHome, plan: Any) -> None:
+    also_by_four(sky_home, "A40", Price(0.7, 1.5))
+    one = plan(SMALL, gpus=("A40",))["estimates"][-1]
+    found = plan(SMALL, "hardware.workers=4", gpus=("A40",))
+    four = found["estimates"][-1]
+    assert (four["count"], four["use_spot"], four["price"]) == (4, False, 1.5)
+    assert four["tokens_per_second"] == pytest.approx(4 * one["tokens_per_second"])
+    assert four["dollars"] == pytest.approx(1.5 * four["hours"])
+    assert any("a machine's 4 GPUs" in note for note in found["notes"])
+    own = plan(SMALL, "hardware.workers=4", "prices={A40: 0.4}", gpus=("A40",))["estimates"]
+    assert [row["price"] for row in own] == [1.6, 1.6]
+
+
+def test_a_gpu_nobody_knows_is_refused_with_the_closest_names(plan: Any) -> None:
+    with pytest.raises(BadInput, match="Did you mean A40"):
+        plan(SMALL, gpus=("A4O",))
+
+
+def test_the_table_has_a_line_for_each_machine(
+    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sky_home.sell({"A40": Price(0.2, 0.4), "RTXA4000": Price(0.1, 0.25)})
+    store = f"store={tmp_path}"
+    assert show_plan(XL, [store, "hardware.recompute=false"], gpus=(), as_json=False) == 0
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines() if line[:3] in ("A40", "RTX")]
+    assert [line[:2] for line in lines[:2]] == [["A40", "spot"], ["A40", "demand"]]
+    assert [line[-2:] for line in lines[2:4]] == [["no", "fit"], ["no", "fit"]]
+    assert "22.1 billion tokens (pretrain, sft)" in printed
+
+
+def test_the_table_says_how_many_gpus_a_machine_has(
+    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"store={tmp_path}", "hardware.workers=2", "prices={A40: 0.4}"]
+    assert show_plan(SMALL, settings, gpus=("A40",), as_json=False) == 0
+    assert "2 × A40  demand  0.80" in capsys.readouterr().out

@@ -1,0 +1,237 @@
+"""What a job takes on a GPU: memory, micro-batch, speed, hours, dollars, preemptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pion.train.micro_batch import HEADROOM
+from pipeline.job import Job
+from pipeline.job.digest import digest_job
+from pipeline.job.file import load_job
+from pipeline.rent.plan.estimate import (
+    RESTART_SECONDS,
+    Estimate,
+    estimate,
+    gpus_that_fit,
+)
+from pipeline.rent.plan.gpus import GPU_TYPES
+from pipeline.rent.plan.past_speeds import Speed, measured_speeds, speed_on
+from pipeline.rent.plan.prices import Offer
+from pipeline.run.stage_plan import stage_inputs
+from pipeline.state.metrics import EventLog, MetricsLog
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.paths import JOBS
+from tests.support.jobs import tiny_job
+from tests.support.light_run import save_checkpoint
+
+HOUR = 3600.0
+
+
+def offer(gpu: str, *, spot: bool = False, price: float | None = 0.4, count: int = 1) -> Offer:
+    memory = GPU_TYPES[gpu].memory
+    return Offer(gpu, count, "RunPod", "CA", spot, price, price, memory, 60)
+
+
+def small(*overrides: str) -> Job:
+    return load_job(JOBS / "pion-small.yaml", overrides)
+
+
+def on(gpu: str, /, *overrides: str, **changes: Any) -> Estimate:
+    return estimate(small(*overrides), dataclasses.replace(offer(gpu), **changes), [])
+
+
+@pytest.mark.parametrize("gpu", GPU_TYPES)
+def test_what_fits_stays_below_the_memory_and_makes_whole_steps(gpu: str) -> None:
+    found = on(gpu)
+    assert found.fits
+    for stage in found.stages:
+        batch = small().section(stage.stage).global_batch
+        assert stage.peak_bytes <= GPU_TYPES[gpu].memory * (1 - HEADROOM)
+        assert stage.micro_batch * (stage.grad_accum - 1) < batch
+        assert stage.micro_batch * stage.grad_accum >= batch
+
+
+def test_both_training_stages_count() -> None:
+    found = on("A40")
+    assert [stage.stage for stage in found.stages] == ["pretrain", "sft"]
+    assert found.tokens == 22_500 * 64 * 2048 + 3000 * 16 * 2048
+    assert found.hours is not None
+    assert found.hours > (on("A40", "sft=null").hours or math.inf)
+
+
+def test_a_model_too_big_says_what_is_needed_and_what_there_is() -> None:
+    found = estimate(load_job(JOBS / "pion-xl.yaml"), offer("T4"), [])
+    assert not found.fits
+    assert "does not fit: training on one row of 2048 tokens needs 13.6 GiB" in (
+        found.problem or ""
+    )
+    assert found.dollars is None
+
+
+def test_the_gpus_a_model_fits_on_are_those_with_enough_memory() -> None:
+    found = gpus_that_fit(load_job(JOBS / "pion-xl.yaml"))
+    assert "T4" not in found
+    assert {"A40", "H100"} < set(found)
+    memory = [GPU_TYPES[name].memory for name in found]
+    assert memory == sorted(memory)
+
+
+def test_a_micro_batch_the_job_fixes_must_fit_too() -> None:
+    assert on("RTXA4000", "hardware.micro_batch=4").stages[0].micro_batch == 4
+    found = on("RTXA4000", "hardware.micro_batch=64")
+    assert "hardware.micro_batch 64: pretrain would need" in (found.problem or "")
+
+
+def test_a_gpu_without_bf16_computes_in_float32() -> None:
+    same = ("hardware.micro_batch=2",)
+    assert on("T4", *same).stages[0].peak_bytes > on("RTXA4000", *same).stages[0].peak_bytes
+
+
+@pytest.mark.parametrize("gpu", ["V100", "V100-32GB", "P100", "K80"])
+def test_a_gpu_that_torch_has_no_kernels_for_fits_nothing(gpu: str) -> None:
+    found = on("A40", gpu=gpu)
+    assert "too old for the torch" in (found.problem or "")
+    assert gpu not in gpus_that_fit(small())
+
+
+@pytest.mark.skipif(not torch.cuda.get_arch_list(), reason="torch is built without CUDA here")
+def test_torch_has_kernels_for_compute_capability_7_5_and_none_older() -> None:
+    assert min(int(arch.removeprefix("sm_")) for arch in torch.cuda.get_arch_list()) == 75
+
+
+def test_an_unmeasured_model_is_as_fast_as_the_published_recipe_was() -> None:
+    found = on("A40")
+    assert found.stages[0].tokens_per_second == pytest.approx(64 * 2048 / 4.3, rel=0.02)
+    assert found.stages[0].speed_from == "assumed: 15% MFU"
+
+
+def test_recomputing_activations_is_slower() -> None:
+    plain, again = on("A40"), on("A40", "hardware.recompute=true")
+    assert (again.tokens_per_second or 0) == pytest.approx(0.75 * (plain.tokens_per_second or 0))
+
+
+def test_on_demand_pays_for_one_start_and_loses_nothing() -> None:
+    found = on("A40")
+    assert found.tokens_per_second is not None
+    hours = (RESTART_SECONDS + found.tokens / found.tokens_per_second) / HOUR
+    assert found.hours == pytest.approx(hours)
+    assert found.lost_hours == 0
+    assert found.dollars == pytest.approx(hours * 0.4)
+    assert found.dollars_per_billion_tokens == pytest.approx(hours * 0.4 / found.tokens * 1e9)
+
+
+def test_a_preemption_costs_a_restart_and_half_a_save_interval() -> None:
+    settings = ("checkpoint.preemption_hours=1", "checkpoint.every_seconds=600")
+    found, kept = on("A40", *settings, use_spot=True), on("A40", *settings)
+    assert found.hours is not None
+    assert kept.hours is not None
+    share = (RESTART_SECONDS + 300) / HOUR
+    assert found.hours == pytest.approx(kept.hours / (1 - share))
+    assert found.lost_hours == pytest.approx(found.hours * share)
+
+
+def test_saves_every_so_many_steps_lose_half_of_their_time() -> None:
+    settings = ("checkpoint.every_steps=100", "sft=null")
+    found, kept = on("A40", *settings, use_spot=True), on("A40", *settings)
+    assert found.hours is not None
+    assert kept.hours is not None
+    step = kept.stages[0].seconds / 22_500  # type: ignore[operator]
+    lost = RESTART_SECONDS + 100 * step / 2
+    assert found.hours == pytest.approx(kept.hours / (1 - lost / (2 * HOUR)))
+
+
+def test_a_machine_that_is_lost_before_it_has_restarted_never_finishes() -> None:
+    found = on("A40", "checkpoint.preemption_hours=0.02", use_spot=True)
+    assert not found.fits
+    assert "it would never finish" in (found.problem or "")
+
+
+def test_more_gpus_share_the_step_and_more_machines_cost_more() -> None:
+    one, two = on("A40"), on("A40", count=2)
+    assert two.stages[0].micro_batch * two.stages[0].grad_accum == 32
+    assert two.tokens_per_second == pytest.approx(2 * (one.tokens_per_second or 0))
+    nodes = estimate(small(), offer("A40"), [], num_nodes=2)
+    assert nodes.hours == two.hours
+    assert nodes.dollars == pytest.approx(2 * (two.dollars or 0))
+
+
+def test_an_unknown_price_leaves_the_hours_known() -> None:
+    found = on("A40", spot=None, on_demand=None)
+    assert found.dollars is None
+    assert found.hours is not None
+
+
+def test_what_cannot_be_told_is_not_made_up() -> None:
+    found = on("A40", gpu="MI300X")
+    assert found.fits
+    assert found.hours is None
+    assert found.stages[0].speed_from == "nothing is known about the speed of a MI300X"
+    assert not on("A40", gpu="MI300X", gpu_memory=None).fits
+
+
+# ---------------------------------------------------------------- measured speeds
+
+
+def train_somewhere(
+    job: Job, speed: float, device: str = "NVIDIA A40", seq_len: int = 32, workers: int = 1
+) -> None:
+    """Leave a run of `job` in its store that trained its first stage there."""
+    run = RunState(FileStore(Path(job.store)), job.name)
+    claim = run.claim(Owner.me())
+    digests = digest_job(job)
+    inputs = stage_inputs("pretrain", digests)
+    run.write_stage("pretrain", digests.stages["pretrain"], {"format": 1, "inputs": inputs})
+    metrics = MetricsLog(run.store, run.name, "pretrain", claim.epoch)
+    for step, reached in enumerate((speed / 10, speed, speed), 1):
+        metrics.append({"step": step, "loss": 5.0, "tokens_per_second": reached})
+    metrics.flush()
+    events = EventLog(run.store, run.name, claim.epoch)
+    events.append("training", stage="pretrain", device=device, seq_len=seq_len, workers=workers)
+    events.flush()
+    save_checkpoint(claim, "pretrain", 3, digests.stages["pretrain"])
+    claim.release()
+
+
+def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path: Path) -> None:
+    job = tiny_job(store=str(tmp_path))
+    train_somewhere(job, 5000.0)
+    again = tiny_job(store=str(tmp_path), name="again", pretrain__lr=5e-3)
+    found = estimate(again, offer("A40"), measured_speeds(again))
+    assert found.stages[0].tokens_per_second == 5000.0
+    assert found.stages[0].speed_from == "measured in run tiny"
+
+
+def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path: Path) -> None:
+    job = tiny_job(store=str(tmp_path))
+    train_somewhere(job, 5000.0)
+    speeds = measured_speeds(job)
+    assert speed_on(speeds, "A40", 32) is not None
+    assert speed_on(speeds, "A40", 64) is None
+    assert speed_on(speeds, "RTXA4000", 32) is None
+    assert measured_speeds(tiny_job(store=str(tmp_path), model__d_ff=64)) == []
+
+
+def test_a_measured_speed_is_that_of_one_gpu(tmp_path: Path) -> None:
+    job = tiny_job(store=str(tmp_path))
+    train_somewhere(job, 5000.0, workers=2)
+    found = estimate(job, offer("A40", count=4), measured_speeds(job))
+    assert found.stages[0].tokens_per_second == 10_000.0
+
+
+def test_the_newest_run_counts_and_of_its_attempts_the_median() -> None:
+    speeds = [Speed("new", "NVIDIA A40", 32, s) for s in (1.0, 30.0, 20.0)]
+    speeds.append(Speed("old", "NVIDIA A40", 32, 99.0))
+    assert speed_on(speeds, "A40", 32) == Speed("new", "NVIDIA A40", 32, 20.0)
+
+
+def test_a_store_that_cannot_be_read_measures_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert measured_speeds(tiny_job(store=str(tmp_path / "file"))) == []

@@ -1,0 +1,229 @@
+"""What machines cost: SkyPilot's own catalog, or the prices a job states."""
+
+from __future__ import annotations
+
+import csv
+import re
+import threading
+import time
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.job import Job, Price
+from pipeline.job.digest import digest_job
+from pipeline.job.file import load_job
+from pipeline.rent.plan.prices import NotOffered, Offer, look_up, market, offers_for
+from pipeline.rent.rental import read_rental
+from pipeline.rent.time_limit import begin, within
+from tests.paths import JOBS
+from tests.pipeline.rent.conftest import SkyHome
+from tests.rental import catalog
+
+
+def asked(sky_home: SkyHome, resources: str, prices: dict[str, Price] | None = None) -> object:
+    """What becomes of the one candidate of a YAML."""
+    (candidate,) = read_rental(sky_home.yaml(resources)).candidates
+    return look_up(candidate, 1, prices)
+
+
+def why_not(sky_home: SkyHome, resources: str) -> str:
+    found = asked(sky_home, resources)
+    assert isinstance(found, NotOffered)
+    return found.why
+
+
+def test_offers_come_cheapest_first_as_they_would_be_rented(sky_home: SkyHome) -> None:
+    resources = """any_of:
+  - {accelerators: A40, use_spot: false}
+  - {accelerators: RTXA4000, use_spot: false}
+  - {accelerators: A40, use_spot: true}"""
+    offers = offers_for(read_rental(sky_home.yaml(resources)))
+    assert [(str(offer), offer.price) for offer in offers] == [
+        ("1 × A40 spot on RunPod/CA", 0.20),
+        ("1 × RTXA4000 on demand on RunPod/CA", 0.25),
+        ("1 × A40 on demand on RunPod/CA", 0.40),
+    ]
+    assert (offers[0].spot, offers[0].on_demand) == (0.20, 0.40)
+
+
+def test_an_offer_has_the_memory_that_cuda_reports_not_what_is_advertised(
+    sky_home: SkyHome,
+) -> None:
+    offer = asked(sky_home, "accelerators: A40")
+    assert isinstance(offer, Offer)
+    assert offer.gpu_memory is not None
+    assert 44 * 2**30 < offer.gpu_memory < 45 * 2**30
+    assert offer.disk_gb == 60
+
+
+def test_a_gpu_unknown_here_has_the_memory_of_the_catalog_less_what_cuda_keeps(
+    sky_home: SkyHome,
+) -> None:
+    sky_home.sell({"RTXA2000": catalog.Price(0.1, 0.2)})
+    offer = asked(sky_home, "accelerators: RTXA2000")
+    assert isinstance(offer, Offer)
+    assert offer.gpu_memory == int(6 * 0.92 * 2**30)
+
+
+def test_a_gpu_skypilot_does_not_know_is_a_mistake_with_the_closest_names(
+    sky_home: SkyHome,
+) -> None:
+    found = asked(sky_home, "accelerators: RTX4000A")
+    assert isinstance(found, NotOffered)
+    assert found.misnamed
+    assert "RunPod has no GPU called RTX4000A; did you mean" in found.why
+    assert "RTXA4000" in found.why
+
+
+def test_a_gpu_the_cloud_happens_not_to_have_is_no_mistake(sky_home: SkyHome) -> None:
+    found = asked(sky_home, "accelerators: A30")
+    assert isinstance(found, NotOffered)
+    assert not found.misnamed
+    assert "RunPod has no A30; it has A40," in found.why
+
+
+def test_the_reason_names_what_the_cloud_lacks(sky_home: SkyHome) -> None:
+    assert "RunPod rents A40 by 1" in why_not(sky_home, "accelerators: A40:4")
+    assert "has A40 in CA, not in SE" in why_not(
+        sky_home, "any_of: [{infra: runpod/SE, accelerators: A40}]"
+    )
+    sky_home.sell({"A40": catalog.Price(None, 0.4)})
+    assert "no spot price for A40" in why_not(sky_home, "accelerators: A40\nuse_spot: true")
+
+
+def test_several_nodes_are_refused_in_skypilots_words_where_the_cloud_has_none(
+    sky_home: SkyHome,
+) -> None:
+    (candidate,) = read_rental(sky_home.yaml()).candidates
+    found = look_up(candidate, 2)
+    assert isinstance(found, NotOffered)
+    assert "Multi-node not supported" in found.why
+
+
+def test_a_price_of_the_job_comes_before_the_catalogs(sky_home: SkyHome) -> None:
+    own = {"A40": Price(spot=0.05, on_demand=0.1)}
+    offer = asked(sky_home, "accelerators: A40\nuse_spot: true", own)
+    assert isinstance(offer, Offer)
+    assert (offer.spot, offer.on_demand, offer.price) == (0.05, 0.1, 0.05)
+
+
+def test_without_a_catalog_the_price_is_unknown_and_the_offer_says_why(sky_home: SkyHome) -> None:
+    sky_home.lose_catalog()
+    offer = asked(sky_home, "accelerators: A40:2")
+    assert isinstance(offer, Offer)
+    assert offer.price is None
+    assert "RunPod's catalog can't be read" in (offer.note or "")
+    offer = asked(sky_home, "accelerators: A40:2", {"A40": Price(0.2, 0.4)})
+    assert isinstance(offer, Offer)
+    assert offer.price == 0.8, "a job's prices are of one GPU"
+
+
+def test_a_rental_on_any_cloud_says_that_none_is_enabled(sky_home: SkyHome) -> None:
+    offer = asked(sky_home, "any_of: [{infra: '*', accelerators: A40}]")
+    assert isinstance(offer, Offer)
+    assert offer.note == "no cloud is enabled here"
+
+
+def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(
+    sky_home: SkyHome,
+) -> None:
+    sky_home.sell({"A40": catalog.Price(0.2, 0.4), "L40S": catalog.Price(None, 0.9)})
+    offers, notes = market([])
+    assert {(o.gpu, o.use_spot, o.price) for o in offers} == {
+        ("A40", True, 0.2),
+        ("A40", False, 0.4),
+        ("L40S", False, 0.9),
+    }
+    assert "prices: the cheapest region in SkyPilot's catalog of runpod" in notes
+
+
+def also_by_four(sky_home: SkyHome, gpu: str, price: catalog.Price) -> None:
+    """Let RunPod rent out machines of four such GPUs too, at `price` for all four."""
+    import sky.catalog.runpod_catalog
+    from sky.catalog import common
+
+    path = sky_home.folder / ".sky/catalogs/v8/runpod/vms.csv"
+    with path.open() as file:
+        one = next(row for row in csv.DictReader(file) if row["AcceleratorName"] == gpu)
+    kind = {"InstanceType": f"4x_{gpu}_SECURE", "AcceleratorCount": "4.0"}
+    four = one | kind | {"SpotPrice": str(price.spot), "Price": str(price.on_demand)}
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, list(one)).writerow(four)
+    machines = common.read_catalog("runpod/vms.csv")
+    sky_home.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
+
+
+def test_the_market_of_four_gpus_has_machines_of_four_at_their_own_price(sky_home: SkyHome) -> None:
+    also_by_four(sky_home, "A40", catalog.Price(0.7, 1.5))
+    offers, notes = market([], count=4)
+    assert {(str(o), o.price) for o in offers} == {
+        ("4 × A40 spot on RunPod/CA", 0.7),
+        ("4 × A40 on demand on RunPod/CA", 1.5),
+    }
+    (lacking,) = [note for note in notes if "not offered there by 4 at a time" in note]
+    assert "L40S" in lacking
+    assert "A40," not in lacking
+    offers, _ = market(["L40S"], count=4)
+    assert [(o.count, o.price) for o in offers] == [(4, None)]
+    offers, _ = market(["L40S"], {"L40S": Price(0.5, None)}, count=4)
+    assert offers[0].price == 2.0, "a job's prices are of one GPU"
+
+
+def test_the_market_refuses_a_gpu_nobody_knows(sky_home: SkyHome) -> None:
+    with pytest.raises(BadInput, match=r"--gpu A4O: SkyPilot has no GPU .*Did you mean A40"):
+        market(["A4O"])
+
+
+def test_offline_the_market_goes_by_the_jobs_prices_alone(sky_home: SkyHome) -> None:
+    sky_home.lose_catalog()
+    offers, notes = market([], {"A40": Price(0.2, 0.4)})
+    assert {(o.gpu, o.price) for o in offers} == {("A40", 0.2), ("A40", 0.4)}
+    assert any("catalog can't be read" in note for note in notes)
+    offers, _ = market([])
+    assert all(offer.price is None for offer in offers)
+    assert {"T4", "H100"} < {offer.gpu for offer in offers}
+
+
+SMALL = JOBS / "pion-small.yaml"
+
+
+def test_a_job_states_one_price_or_one_for_each_way_of_renting() -> None:
+    job = load_job(SMALL, ["prices={A40: 0.4, L40S: {spot: 0.5}}"])
+    assert job.prices == {"A40": Price(0.4, 0.4), "L40S": Price(0.5, None)}
+    assert Job.model_validate_json(job.model_dump_json()).prices == job.prices
+
+
+def test_prices_never_make_a_finished_stage_stale() -> None:
+    assert digest_job(load_job(SMALL, ["prices.A40=9"])) == digest_job(load_job(SMALL))
+
+
+@pytest.mark.parametrize(
+    ("prices", "words"),
+    [
+        ("{A40: yes}", "A40: True is not an amount in dollars per hour"),
+        ("{A40: -1}", "A40: -1 is not an amount"),
+        ("{A40: {spot: .inf}}", "A40: inf is not an amount"),
+        ("{A40: {sopt: 1}}", "A40: unknown key 'sopt'; the keys are spot, on_demand"),
+        ("[A40]", "should be a section"),
+    ],
+)
+def test_a_price_that_is_none_is_refused(prices: str, words: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(words)):
+        load_job(SMALL, [f"prices={prices}"])
+
+
+def test_what_takes_too_long_is_left_behind() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="no answer within"):
+        within(0.05, threading.Event().wait)
+    assert time.monotonic() - started < 5
+
+
+def test_what_fails_beside_is_raised_where_it_is_waited_for() -> None:
+    def fail() -> None:
+        raise BadInput("no such thing")
+
+    wait = begin(fail)
+    with pytest.raises(BadInput, match="no such thing"):
+        wait(5)

@@ -1,0 +1,239 @@
+"""A run replayed on availability: what is kept, what is lost to what, and who decides on saves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.job import Checkpoint
+from pipeline.rent.replay import simulate
+from pipeline.rent.replay.simulate import Outcome, Replay
+from pipeline.rent.replay.timed_training import Costs, TimedTraining, Work
+from pipeline.rent.replay.traces import Trace
+from pipeline.state.stores import FileStore
+from pipeline.state.workspace import Workspace
+from pipeline.training.cadence import SaveCadence
+from tests.paths import REPOSITORY
+from tests.pipeline.rent.replay.test_traces import SPOT, read_trace
+
+COSTS = {"boot": 30.0, "restore": 10.0, "stall": 1.0, "write": 3.0}
+NOWHERE = Workspace(FileStore("/nowhere"), "run")
+TEN = Checkpoint(every_steps=10)
+PRETRAIN = Work("pretrain", 100, 2.0)
+
+
+def replay(*work: Work, policy: Checkpoint = TEN, **costs: float) -> Replay:
+    return Replay(work or (PRETRAIN,), Costs(**{**COSTS, **costs}), policy, NOWHERE)
+
+
+def seconds(*spells: int) -> Trace:
+    """So many seconds with a machine, without one, with one …"""
+    there = [place % 2 == 0 for place, count in enumerate(spells) for _ in range(count)]
+    return Trace("invented", 1.0, tuple(there))
+
+
+def lost(**causes: float) -> dict[str, float]:
+    return {**dict.fromkeys(simulate.CAUSES, 0.0), **causes}
+
+
+def test_on_demand_a_run_pays_for_its_start_its_steps_and_its_saves() -> None:
+    outcome = replay().on_demand()
+    # Nine saves on the way, and the last one, whose writing is waited for.
+    assert outcome == Outcome(kept=200.0, lost=lost(boot=30, restore=10, stall=9 + 1 + 3))
+    assert outcome.elapsed == outcome.paid == 253
+
+
+def test_steps_after_the_last_committed_save_are_done_again_on_the_next_machine() -> None:
+    outcome = replay().from_tick(seconds(100, 10, 1000), 0)
+    # After its start the first machine has 60 s: 10 steps, a save, 10 steps, a save, 9 steps.
+    assert outcome.kept == 200
+    assert outcome.preemptions == 1
+    assert outcome.waiting == 10
+    assert outcome.lost == lost(boot=60, restore=20, recompute=18, stall=2 + 7 + 4)
+
+
+def test_what_is_not_committed_yet_is_lost_with_the_machine() -> None:
+    # The first save begins after 60 s of the machine and is committed after 76.
+    late = replay(write=15.0).from_tick(seconds(75, 10, 1000), 0)
+    assert late.lost["recompute"] == 34
+    in_time = replay(write=15.0).from_tick(seconds(76, 10, 1000), 0)
+    assert in_time.lost["recompute"] == 15
+
+
+def test_a_machine_lost_while_it_starts_costs_its_start() -> None:
+    outcome = replay().from_tick(seconds(35, 5, 1000), 0)
+    assert outcome.lost["boot"] == 60
+    assert outcome.lost["restore"] == 15
+    assert outcome.lost["recompute"] == 0
+
+
+def test_a_step_in_flight_is_lost_too() -> None:
+    outcome = replay().from_tick(seconds(40 + 19, 10, 1000), 0)
+    assert outcome.lost["recompute"] == 19
+
+
+def test_a_warning_saves_the_last_finished_step_if_there_is_time() -> None:
+    told = replay(warning=9.0).from_tick(seconds(100, 10, 1000), 0)
+    # Told after 51 s of training: 24 steps are finished, and one is half done.
+    assert told.lost["recompute"] == 1
+    assert told.kept == 200
+    too_late = replay(warning=3.0).from_tick(seconds(100, 10, 1000), 0)
+    assert too_late.lost["recompute"] == 57 - 2 - 40
+
+
+def test_a_warning_waits_for_the_upload_under_way() -> None:
+    # Told 5 s after a save began, 2 steps later and 20 s before its loss at 45 s. That save is
+    # committed at 32 or 33 s, and the next one, which waits for it, 12 or 13 s after that.
+    trace = seconds(40 + 45, 10, 1000)
+    assert replay(write=11.0, warning=20.0).from_tick(trace, 0).lost["recompute"] == 0
+    assert replay(write=12.0, warning=20.0).from_tick(trace, 0).lost["recompute"] == 4
+
+
+def test_a_save_that_finds_the_uploader_busy_is_skipped() -> None:
+    costs = Costs(**{**COSTS, "write": 5.0})
+    training = TimedTraining(
+        PRETRAIN, costs, Checkpoint(every_steps=1), NOWHERE, 7200.0, first_step=0
+    )
+    # A save after step 1 is committed at 8 s; steps 2 and 3 end at 5 and 7 s, step 4 at 9 s.
+    assert training.seconds_to_finish(3, math.inf) == 8 + 6
+    assert training.seconds_to_finish(4, math.inf) == 9 + 6
+    assert training.when_lost(14.9, 100) == (1, 2 + 6 + 4.9)
+    assert training.when_lost(15.0, 100) == (4, 2 + 6 + 5.0)
+
+
+# Exact in binary, so that both sides round alike.
+halves = st.integers(1, 40).map(lambda n: n / 2)
+stalls = st.sampled_from([1 / 64, 1 / 4, 1.0, 10.0])  # the policy takes 0.05 until it has measured
+
+
+@settings(deadline=None, max_examples=60)
+@given(step=halves, stall=stalls, write=halves, hours=st.sampled_from([0.1, 2, 8]), end=st.data())
+def test_saves_are_those_that_the_cadence_decides_on_step_by_step(
+    step: float, stall: float, write: float, hours: float, end: Any
+) -> None:
+    """The reference asks a SaveCadence after every single step."""
+    ends = end.draw(st.lists(st.integers(1, 6000), min_size=1, max_size=3))
+    work, costs = Work("pretrain", 10**6, step), Costs(0.0, 0.0, stall, write)
+    training = TimedTraining(work, costs, Checkpoint(), NOWHERE, hours * 3600, first_step=0)
+    for seconds in ends:
+        cadence = SaveCadence(None, None, hours * 3600, last_save=0.0)
+        now, done, committed, saved, written = 0.0, 0, 0, 0, -math.inf
+        while now + step <= seconds:
+            now, done = now + step, done + 1
+            if cadence.due(done, now) and now >= written:
+                cadence.saved(now, stall, write if saved else 0.0)
+                committed, saved = saved, done
+                now += stall
+                written = now + write
+        committed = saved if written <= seconds else committed
+        trained = done * step + max(seconds - now, 0.0)
+        assert training.when_lost(seconds, 10**6) == (committed, trained)
+
+
+def test_a_job_that_fixes_its_saves_gets_those() -> None:
+    often, seldom = Checkpoint(every_seconds=20), Checkpoint(every_steps=50)
+    trace = seconds(140, 10, 1000)
+    assert replay(policy=seldom).from_tick(trace, 0).lost["recompute"] == 100
+    assert replay(policy=often).from_tick(trace, 0).lost["recompute"] < 22
+
+
+def test_saves_every_so_many_steps_count_from_the_first_step_of_the_stage() -> None:
+    # A warning lets the first machine keep 24 steps and lose 1 s, as above. The second saves after
+    # step 30, is told 18 s after its first step, keeps step 32 and loses 1 s of the next.
+    trace = seconds(100, 10, 40 + 27, 10, 1000)
+    assert replay(warning=9.0).from_tick(trace, 0).lost["recompute"] == 2
+
+
+def test_how_often_a_store_bears_saves_bounds_them() -> None:
+    class Slow(FileStore):
+        save_seconds = 90.0
+
+    replayed = Replay((PRETRAIN,), Costs(**COSTS), TEN, Workspace(Slow("/nowhere"), "run"))
+    assert replayed.on_demand().lost["stall"] == 1 + 1 + 3  # one after 100 s, and the last
+
+
+def test_it_learns_from_its_own_starts_how_often_machines_are_lost() -> None:
+    # So rare a loss as is assumed asks for a save every half hour, and no machine lasts that long.
+    rare = Checkpoint(preemption_hours=1000)
+    outcome = replay(Work("pretrain", 1000, 2.0), policy=rare).from_tick(seconds(600, 60), 0)
+    assert outcome.stopped is None
+    assert outcome.preemptions > 3
+    assert outcome.lost["recompute"] < 4 * 560
+
+
+def test_a_stage_begins_where_the_one_before_it_was_committed() -> None:
+    work = (Work("pretrain", 20, 2.0), Work("sft", 20, 1.0))
+    assert replay(*work).on_demand().kept == 60
+    # 46 s of training finish and commit pretrain, 5 s go into sft.
+    outcome = replay(*work).from_tick(seconds(40 + 46 + 4, 10, 1000), 0)
+    assert outcome.kept == 60
+    assert outcome.lost["recompute"] == 5
+
+
+def test_it_gives_up_after_five_attempts_that_committed_nothing_as_a_run_does() -> None:
+    outcome = replay().from_tick(seconds(50, 10), 0)
+    assert outcome.stopped == "5 attempts in a row committed nothing"
+    assert outcome.preemptions == 5
+    assert outcome.kept == 0
+    some = seconds(50, 10, 50, 10, 50, 10, 50, 10, 90, 10)  # one in five gets further
+    assert replay().from_tick(some, 0).stopped is None
+
+
+def test_it_ends_where_no_machine_ever_lasts_long_enough_to_train() -> None:
+    assert replay().from_tick(seconds(20, 10), 0).stopped == "no machine lasts long enough"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    spells=st.lists(st.integers(1, 300), min_size=2, max_size=8),
+    start=st.integers(0, 500),
+    stall=st.floats(0, 3),
+    write=st.floats(0, 60),
+    warning=st.sampled_from([0.0, 5.0, 120.0]),
+    policy=st.sampled_from([TEN, Checkpoint(), Checkpoint(every_seconds=15, every_steps=7)]),
+)
+def test_every_second_paid_for_is_accounted_for(
+    spells: list[int], start: int, stall: float, write: float, warning: float, policy: Checkpoint
+) -> None:
+    trace = seconds(*spells)
+    replayed = replay(stall=stall, write=write, warning=warning, policy=policy)
+    outcome = replayed.from_tick(trace, start)
+    assert min(outcome.lost.values()) > -1e-6
+    assert outcome.kept == pytest.approx(200) or outcome.stopped
+    # When it ended, or the last machine was lost, is when the trace says so.
+    if outcome.stopped is None:
+        paid = sum(trace.available[t % len(trace.available)] for t in range(start, start + 10**5))
+        assert outcome.paid <= paid + 1e-6
+        end = start + outcome.elapsed - 1e-3
+        assert trace.available[int(end) % len(trace.available)]
+
+
+def test_a_sweep_replays_every_start() -> None:
+    spot, run = read_trace(SPOT), replay(Work("pretrain", 400, 2.0))
+    outcomes = run.sweep(spot)
+    assert list(outcomes) == list(range(60))
+    for tick, outcome in outcomes.items():
+        assert outcome == run.from_tick(spot, tick)
+
+
+def test_a_sweep_of_a_very_long_run_takes_evenly_spaced_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(simulate, "MACHINES", 50)
+    outcomes = replay(Work("pretrain", 400, 2.0)).sweep(read_trace(SPOT))
+    ticks = list(outcomes)
+    assert len(ticks) < 30
+    assert {b - a for a, b in itertools.pairwise(ticks)} == {ticks[1]}
+
+
+def test_no_torch_is_imported() -> None:
+    code = "import sys, pipeline.rent.replay.command; sys.exit('torch' in sys.modules)"
+    root = REPOSITORY
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

@@ -1,0 +1,207 @@
+"""A hop, seen from the new machine: the old owner is asked by it, saves, and nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput, PionError
+from pipeline.commands.status import run_status
+from pipeline.job.file import load_job
+from pipeline.run.handover import FROM_EPOCH, ask_for_handover
+from pipeline.run.run import Options, run_job
+from pipeline.state.owner import RELEASED, Owner
+from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
+from pipeline.state.requests import clear_stops, pending_stop
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, open_store
+from tests.pipeline.rent.managed.two_launches import NEW, OLD, head_of
+from tests.pipeline.state.conftest import FakeClock, someone
+from tests.runs.test_resume import write_job
+from tests.support.jobs import SilentDisplay
+from tests.support.light_run import light_run, save_checkpoint
+
+
+@pytest.fixture
+def time() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def run(tmp_path: Path, time: FakeClock) -> RunState:
+    """A released run that has work left, last claimed under epoch 2."""
+    return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
+
+
+def arrive(
+    run: RunState, epoch: int, me: Owner = NEW, fetch: Callable[[], object] = lambda: None
+) -> list[str]:
+    """What the new machine does before it claims; what it says."""
+    said: list[str] = []
+    environment = {FROM_EPOCH: str(epoch)}
+    ask_for_handover(run, me, say=said.append, fetch=fetch, environment=environment)
+    return said
+
+
+def test_the_old_owner_saves_and_releases_and_the_new_one_goes_on_from_there(
+    run: RunState, time: FakeClock
+) -> None:
+    old = run.claim(OLD)
+    said = arrive(run, old.epoch)
+    assert said == [f"asked {OLD.describe()} to save its work and hand the run over"]
+
+    def old_lives() -> None:
+        if old._fenced is None:
+            old._beat()
+        if old.stop_request is not None and old._fenced is None:
+            save_checkpoint(old, "sft", 9, "digest")
+            old.release()
+
+    time.during_sleep = old_lives
+    started = time.time
+    claim = run.claim(NEW, unattended=True)
+    assert claim.reason == RELEASED
+    assert claim.before.checkpoints[0].step == 9  # nothing is lost
+    assert time.time - started < 5  # nobody waits for silence
+
+
+def test_nobody_is_asked_before_the_new_machine_has_come(run: RunState) -> None:
+    run.claim(OLD)
+    ask_for_handover(run, NEW, say=print, fetch=lambda: None, environment={})
+    assert pending_stop(run) is None
+
+
+def test_the_new_launch_is_not_stopped_by_its_own_request_and_restarts_of_the_old_are(
+    run: RunState,
+) -> None:
+    old = run.claim(OLD)
+    arrive(run, old.epoch)
+    old.release()
+    new = run.claim(NEW)
+    new._beat()
+    assert new.stop_request is None
+    assert pending_stop(run, launch_id="launch-new") is None
+    asked = pending_stop(run, launch_id="launch-old")
+    assert asked is not None
+    assert "pion hop to pod-new" in asked.describe()
+
+
+def test_what_the_new_machine_needs_is_fetched_while_the_old_one_still_works(
+    run: RunState,
+) -> None:
+    old = run.claim(OLD)
+    asked_by_then: list[object] = []
+    arrive(run, old.epoch, fetch=lambda: asked_by_then.append(pending_stop(run)))
+    assert asked_by_then == [None]
+
+
+def test_a_fetch_that_fails_keeps_nobody_from_taking_over(run: RunState) -> None:
+    def fetch() -> None:
+        raise PionError("the data can't be used")
+
+    old = run.claim(OLD)
+    assert arrive(run, old.epoch, fetch=fetch)
+    assert pending_stop(run) is not None
+
+
+def test_a_silent_owner_is_taken_over_from_after_a_minute(run: RunState, time: FakeClock) -> None:
+    old = run.claim(OLD)
+    arrive(run, old.epoch)
+    started = time.time
+    claim = run.claim(NEW, unattended=True)
+    assert "no sign of life" in claim.reason
+    assert 60 <= time.time - started < 65
+
+
+def test_an_owner_that_has_restarted_since_is_still_the_one_to_relieve(run: RunState) -> None:
+    old = run.claim(OLD)
+    run.claim(dataclasses.replace(OLD, session="after a preemption"))
+    assert arrive(run, old.epoch)
+
+
+def test_a_person_who_has_taken_the_run_over_since_is_not_asked(run: RunState) -> None:
+    old = run.claim(OLD)
+    run.claim(someone(host="desk"), take_over=True)
+    assert arrive(run, old.epoch) == []
+    assert pending_stop(run) is None
+
+
+def test_a_launch_that_had_the_run_asks_nobody_when_it_is_restarted(run: RunState) -> None:
+    old = run.claim(OLD)
+    arrive(run, old.epoch)
+    old.release()
+    run.claim(NEW)
+    clear_stops(run)
+    run.claim(dataclasses.replace(OLD, session="back again"), take_over=True)
+    assert arrive(run, old.epoch, me=dataclasses.replace(NEW, session="restarted")) == []
+    assert pending_stop(run) is None
+
+
+def test_a_machine_that_comes_late_leaves_a_run_alone_that_has_moved(run: RunState) -> None:
+    run.claim(OLD).release()  # it was taken away, and another is on its way
+    assert arrive(run, head_of(run).epoch) == []
+    assert arrive(run, head_of(run).epoch) == []  # its boot was interrupted
+    assert pending_stop(run, launch_id="launch-new") is None
+    assert pending_stop(run, launch_id="launch-old") is not None
+    assert clear_stops(run) == 1
+
+
+def test_a_run_that_somebody_had_and_released_meanwhile_is_asked_nothing(run: RunState) -> None:
+    before = head_of(run).epoch
+    run.claim(someone(host="desk")).release()
+    assert arrive(run, before) == []
+    assert pending_stop(run) is None
+
+
+def test_asking_twice_leaves_one_request(run: RunState) -> None:
+    old = run.claim(OLD)
+    arrive(run, old.epoch)
+    arrive(run, old.epoch)  # its boot was interrupted
+    assert clear_stops(run) == 1
+
+
+def test_an_epoch_that_is_none_is_refused(run: RunState) -> None:
+    with pytest.raises(BadInput, match=f"{FROM_EPOCH} is 'two', which is no epoch"):
+        ask_for_handover(run, NEW, say=print, fetch=lambda: None, environment={FROM_EPOCH: "two"})
+
+
+def test_status_calls_a_run_stopped_by_a_hop_only_while_the_old_owner_has_it(
+    run: RunState,
+) -> None:
+    old = run.claim(OLD)
+    arrive(run, old.epoch)
+    assert run_status(run, head_of(run), 0.0)["stop"]["except_launch"] == "launch-new"
+    old.release()
+    run.claim(NEW)
+    assert run_status(run, head_of(run), 0.0)["stop"] is None
+
+
+def test_pion_run_on_the_new_machine_asks_waits_and_goes_on_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = load_job(write_job(tmp_path, sft=None))
+    run = RunState(open_store(job.store), job.name)
+    old = run.claim(OLD)
+    old.start_heartbeat(0.1)
+    write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "launch-new", old.epoch), None)
+
+    def hand_over_when_asked() -> None:
+        while old.stop_request is None:
+            threading.Event().wait(0.05)
+        old.release()
+
+    worker = threading.Thread(target=hand_over_when_asked)
+    worker.start()
+    monkeypatch.setenv("PION_LAUNCH_ID", "launch-new")
+    monkeypatch.setenv(FROM_EPOCH, str(old.epoch))
+    display = SilentDisplay()
+    assert run_job(job, Options(unattended=True), display) == 0
+    worker.join()
+    notes = [str(m["text"]) for m in display.messages if m["type"] == "note"]
+    assert f"asked {OLD.describe()} to save its work and hand the run over" in notes
+    assert head_of(run).claims[1].owner.launch_id == "launch-new"
+    assert read_rental_note(run)[0] is None  # the rental is over

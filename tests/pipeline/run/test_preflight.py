@@ -1,0 +1,57 @@
+"""What `pion run` finds out before anything is started: of the machine it is on, here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.run.preflight import preflight, store_that_goes_with_the_machine
+from tests.support.jobs import tiny_dict, write_tiny_data
+
+RENTED = {"RUNPOD_POD_ID": "pod1"}
+MANAGED = {**RENTED, "SKYPILOT_MANAGED_JOB_ID": "7"}
+ON_THE_ROOT_DISK = "/no-such-folder/runs"
+
+
+def test_a_managed_machines_own_disk_is_no_store() -> None:
+    with pytest.raises(BadInput, match=r"lost with it.*Nothing was started.*store=s3://"):
+        store_that_goes_with_the_machine(ON_THE_ROOT_DISK, MANAGED)
+
+
+def test_a_machine_somebody_ends_by_hand_may_have_one_with_a_warning() -> None:
+    (note,) = store_that_goes_with_the_machine(f"file://{ON_THE_ROOT_DISK}", RENTED)
+    assert "fetch what you want to keep" in note
+
+
+@pytest.mark.parametrize("environment", [RENTED, MANAGED])
+@pytest.mark.parametrize("url", ["s3://bucket/runs", "hf://user/repo"])
+def test_a_store_elsewhere_outlives_every_machine(url: str, environment: dict[str, str]) -> None:
+    assert store_that_goes_with_the_machine(url, environment) == []
+
+
+def test_a_volume_may_outlive_the_machine() -> None:
+    volume = Path("/dev/shm")
+    if not volume.is_dir() or volume.stat().st_dev == Path("/").stat().st_dev:
+        pytest.skip("/dev/shm is not a file system of its own here")
+    assert store_that_goes_with_the_machine(str(volume / "runs"), MANAGED) == []
+
+
+def test_at_home_a_folder_is_as_good_as_any() -> None:
+    assert store_that_goes_with_the_machine(ON_THE_ROOT_DISK, {}) == []
+
+
+def test_a_worker_needs_a_gpu_of_this_machine_unless_a_ray_has_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    job = Job.model_validate(tiny_dict(store=f"{tmp_path}/runs", hardware__workers=2))
+    monkeypatch.setattr("pipeline.run.preflight.gpu_count", lambda: 1)
+    monkeypatch.delenv("PION_RAY_ADDRESS", raising=False)
+    with pytest.raises(BadInput, match="this machine has 1 GPUs"):
+        preflight(job)
+    monkeypatch.setenv("PION_RAY_ADDRESS", "192.0.2.1:6399")
+    assert preflight(job) == []

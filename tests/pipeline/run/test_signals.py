@@ -1,0 +1,530 @@
+"""An orderly stop, and a process that is gone in time: real processes, real signals.
+
+What can't be tested is a call that keeps the GIL for ever: it ends only by SIGKILL. One that gives
+it back after a while is below.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pion.errors import Fenced, Interrupted, PionError, Stopped
+from pipeline.run.signals import DOUBLED, StoppingOnSignals, early_sigterm
+from tests.support.jobs import SilentDisplay
+
+SLACK = 1.5
+"""Seconds a busy machine may take to schedule threads and reap a process."""
+
+HEAD = """
+import ctypes, hashlib, os, signal, sys, threading, time
+from pion.errors import Fenced, PionError, Stopped
+from pipeline.console.display import Display
+from pipeline.run.signals import StoppingOnSignals, early_sigterm
+
+def ready():
+    print("ready", flush=True)
+
+def hash_for_minutes():  # in C, without the GIL, deaf to signals
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+
+def orderly(work, **options):
+    try:
+        with StoppingOnSignals(Display(), **options) as stopping:
+            ready()
+            work(stopping)
+    except PionError as error:
+        print(f"error: {error}", flush=True)
+        sys.exit(error.exit_code)
+"""
+
+
+class Process:
+    """A program under test that has said it is ready."""
+
+    def __init__(self, program: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", HEAD + program],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._limit = threading.Timer(60, self._process.kill)  # a failure, not a hang
+        self._limit.start()
+        assert self._process.stdout is not None
+        self.output = self._process.stdout
+        assert self.output.readline() == "ready\n"
+
+    def signal(self, number: signal.Signals) -> None:
+        self.signalled_at = time.monotonic()
+        self._process.send_signal(number)
+
+    def wait_for_line(self, text: str) -> None:
+        while text not in (line := self.output.readline()):
+            assert line, f"ended without a line with {text!r}"
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and what is left of the output."""
+        rest = self.output.read()
+        return self._process.wait(), rest
+
+    def wait(self) -> int:
+        """Exit code, with the output left unread."""
+        return self._process.wait()
+
+    @property
+    def since_signal(self) -> float:
+        return time.monotonic() - self.signalled_at
+
+    def kill(self) -> None:
+        self._limit.cancel()
+        self._process.kill()
+        self._process.wait()
+        self.output.close()
+
+
+@pytest.fixture
+def start() -> Iterator[type[Process]]:
+    started: list[Process] = []
+
+    class Started(Process):
+        def __init__(self, program: str) -> None:
+            started.append(self)
+            super().__init__(program)
+
+    yield Started
+    for process in started:
+        process.kill()
+
+
+# ---------------------------------------------------------------- in time
+
+UNWILLING = {
+    "a loop in Python": "while True: pass",
+    "a long call into C": "hash_for_minutes()",
+    "a lock that nobody gives back": "lock = threading.Lock(); lock.acquire(); lock.acquire()",
+    "code that catches everything": """
+    while True:
+        try:
+            stopping.sleep(600)
+        except BaseException:
+            time.sleep(0.05)
+""",
+}
+
+
+@pytest.mark.parametrize("work", UNWILLING.values(), ids=UNWILLING)
+def test_sigterm_ends_the_process_within_the_grace_whatever_the_main_thread_does(
+    start: type[Process], work: str
+) -> None:
+    process = start(f"def work(stopping):\n    {work.strip()}\norderly(work, grace=1.0)")
+    process.signal(signal.SIGTERM)
+    code, output = process.end()
+    assert process.since_signal < 1.0 + SLACK
+    assert code == 75
+    last = output.splitlines()[-1]
+    assert "SIGTERM: time is up" in last
+    assert "Everything committed is safe. Run the same command again to go on." in last
+
+
+def test_a_call_that_keeps_the_gil_past_the_deadline_ends_the_process_when_it_gives_it_back(
+    start: type[Process],
+) -> None:
+    process = start("""
+def work(stopping):
+    sum(range(50_000_000))
+    while True:
+        pass
+orderly(work, grace=0.1)
+""")
+    process.signal(signal.SIGTERM)
+    assert process.end()[0] == 75
+
+
+def test_the_deadline_holds_when_nobody_reads_the_output(start: type[Process]) -> None:
+    process = start("""
+def work(stopping):
+    while True:
+        print("x" * 100_000, flush=True)  # blocks, with the lock of standard output held
+orderly(work, grace=1.0)
+""")
+    select.select([process.output], [], [])
+    time.sleep(0.3)
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 75
+    assert process.since_signal < 1.0 + SLACK
+
+
+def test_the_deadline_holds_while_the_interpreter_waits_for_a_thread_that_never_ends(
+    start: type[Process],
+) -> None:
+    process = start("""
+early_sigterm()
+def work(stopping):
+    threading.Thread(target=hash_for_minutes).start()
+    while True:
+        stopping.sleep(600)
+orderly(work, grace=1.0)
+""")
+    process.signal(signal.SIGTERM)
+    process.wait_for_line("error: Interrupted (SIGTERM)")
+    code, output = process.end()
+    assert code == 75
+    assert "time is up" in output
+    assert process.since_signal < 1.0 + SLACK
+
+
+HOOKS = {
+    "returns": "print('workers ended', flush=True)",
+    "raises": "print('workers ended', flush=True); raise OSError('no such process')",
+    "hangs": "print('workers ended', flush=True); hash_for_minutes()",
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
+def test_other_processes_are_ended_at_the_deadline_but_do_not_delay_it(
+    start: type[Process], hook: str
+) -> None:
+    process = start(f"""
+def end_workers():
+    {hook}
+orderly(lambda stopping: hash_for_minutes(), grace=1.0, on_deadline=end_workers)
+""")
+    process.signal(signal.SIGTERM)
+    code, output = process.end()
+    assert code == 75
+    assert "workers ended" in output
+    assert "time is up" in output
+    assert "Traceback" not in output
+    assert process.since_signal < 1.0 + SLACK
+
+
+# ---------------------------------------------------------------- in order
+
+POLLING = """
+def work(stopping):
+    while not stopping.asked:
+        pass
+    time.sleep(1)  # saves the last finished step
+    print("saved", flush=True)
+    stopping.check()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_work_that_asks_ends_in_its_own_time_with_75(
+    start: type[Process], number: signal.Signals
+) -> None:
+    process = start(POLLING + "orderly(work, grace=60.0)")
+    process.signal(number)
+    code, output = process.end()
+    assert code == 75
+    assert "saved\n" in output
+    assert output.splitlines()[-1] == (
+        f"error: Interrupted ({number.name}); everything finished so far is saved. "
+        "Run the same command again to go on."
+    )
+
+
+def test_sigint_has_no_deadline(start: type[Process]) -> None:
+    process = start(POLLING + "orderly(work, grace=0.2)")
+    process.signal(signal.SIGINT)
+    code, output = process.end()
+    assert code == 75
+    assert "saved\n" in output
+    assert "time is up" not in output
+
+
+def test_sleep_ends_at_the_signal(start: type[Process]) -> None:
+    process = start("orderly(lambda stopping: stopping.sleep(600), grace=60.0)")
+    process.signal(signal.SIGTERM)
+    code, output = process.end()
+    assert code == 75
+    assert "error: Interrupted (SIGTERM)" in output
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+    ],
+)
+def test_a_second_signal_ends_the_process_at_once_even_in_c(
+    start: type[Process], first: signal.Signals, second: signal.Signals
+) -> None:
+    process = start("orderly(lambda stopping: hash_for_minutes(), grace=600.0)")
+    process.signal(first)
+    process.wait_for_line("again ends at once without saving")
+    time.sleep(DOUBLED + 0.1)
+    process.signal(second)
+    code, _ = process.end()
+    assert code == 128 + second
+    assert process.since_signal < SLACK
+
+
+def test_one_signal_delivered_two_times_is_no_second_signal(start: type[Process]) -> None:
+    process = start(f"""
+{POLLING}
+def twice(stopping):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # `uv run` passes on what its process group got too
+    work(stopping)
+orderly(twice, grace=60.0)
+""")
+    code, output = process.end()
+    assert code == 75
+    assert "saved\n" in output
+
+
+def test_signals_are_heard_after_a_library_has_taken_the_wakeup_fd(start: type[Process]) -> None:
+    process = start("""
+def work(stopping):
+    signal.set_wakeup_fd(-1)
+    print("taken", flush=True)
+    stopping.sleep(600)
+orderly(work)
+""")
+    process.wait_for_line("taken")
+    process.signal(signal.SIGTERM)
+    assert process.end()[0] == 75
+
+
+def test_a_signal_for_a_forked_child_ends_the_child_and_is_not_heard_by_its_parent(
+    start: type[Process],
+) -> None:
+    process = start("""
+def work(stopping):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(1)
+        os.kill(child, number)
+        print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    time.sleep(0.3)
+    print("asked:", stopping.asked, flush=True)
+orderly(work)
+""")
+    code, output = process.end()
+    assert code == 0
+    assert output.splitlines() == ["child -15", "child -2", "asked: False"]
+
+
+# ---------------------------------------------------------------- asked by something else
+
+
+def test_a_stop_request_is_raised_as_stopped_with_exit_code_4() -> None:
+    stopping = StoppingOnSignals(SilentDisplay())
+    stopping.check()
+    stopping.ask("pion stop", error=Stopped)
+    with pytest.raises(Stopped, match=r"Stopped \(pion stop\); everything finished so far is") as e:
+        stopping.check()
+    assert e.value.exit_code == stopping.exit_code == 4
+
+
+def test_a_spent_budget_says_what_goes_on_instead_of_the_same_command() -> None:
+    stopping = StoppingOnSignals(SilentDisplay())
+    stopping.ask("3 hours are spent", error=Stopped, go_on="Raise budget.hours to go on.")
+    with pytest.raises(Stopped, match=r"\(3 hours are spent\).* Raise budget.hours to go on\.$"):
+        stopping.check()
+
+
+@pytest.mark.parametrize("stop_first", [True, False])
+def test_a_stop_request_wins_over_an_interruption(stop_first: bool) -> None:
+    asks: list[tuple[str, type[PionError]]] = [("pion stop", Stopped), ("SIGTERM", Interrupted)]
+    stopping = StoppingOnSignals(SilentDisplay())
+    for reason, error in asks if stop_first else reversed(asks):
+        stopping.ask(reason, error=error)
+    assert stopping.reason == "pion stop"
+    assert stopping.exit_code == 4
+
+
+@pytest.mark.parametrize("fenced_first", [True, False])
+def test_another_owner_wins_over_every_other_stop_and_has_the_last_word(
+    fenced_first: bool,
+) -> None:
+    asks: list[tuple[str, type[PionError]]] = [
+        ("Run demo was taken over by pid 7 on gpu-2.", Fenced),
+        ("SIGTERM", Interrupted),
+        ("pion stop", Stopped),
+    ]
+    stopping = StoppingOnSignals(SilentDisplay())
+    for reason, error in asks if fenced_first else reversed(asks):
+        stopping.ask(reason, error=error)
+    assert stopping.exit_code == 3
+    with pytest.raises(Fenced, match=r"^Run demo was taken over by pid 7 on gpu-2\.$"):
+        stopping.check()
+
+
+def test_the_earliest_deadline_holds_and_the_first_reason_stays() -> None:
+    stopping = StoppingOnSignals(SilentDisplay())
+    stopping.ask("AWS will take this machine in 100 s", 100)
+    first = stopping.deadline
+    stopping.ask("later", 1000)
+    stopping.ask("no hurry")
+    assert first is not None
+    assert stopping.deadline == first
+    stopping.ask("SIGTERM", 4)
+    assert stopping.deadline < first
+    assert stopping.reason == "AWS will take this machine in 100 s"
+
+
+def test_the_error_says_what_is_saved() -> None:
+    stopping = StoppingOnSignals(SilentDisplay())
+    stopping.ask("SIGTERM")
+    assert str(stopping.error("every finished step is saved")) == (
+        "Interrupted (SIGTERM); every finished step is saved. Run the same command again to go on."
+    )
+
+
+def test_a_deadline_asked_by_another_thread_ends_a_call_into_c(start: type[Process]) -> None:
+    process = start("""
+def work(stopping):
+    notice = "AWS will take this machine in 1 s (terminate)"
+    threading.Timer(0.3, stopping.ask, (notice, 1.0)).start()
+    hash_for_minutes()
+orderly(work)
+""")
+    code, output = process.end()
+    assert code == 75
+    assert "AWS will take this machine in 1 s (terminate): time is up" in output
+
+
+def test_a_stop_request_whose_time_is_up_ends_with_4(start: type[Process]) -> None:
+    process = start("""
+def work(stopping):
+    stopping.ask("pion stop", 0.5, error=Stopped)
+    hash_for_minutes()
+orderly(work)
+""")
+    code, output = process.end()
+    assert code == 4
+    assert "pion stop: time is up" in output
+
+
+def test_a_run_with_another_owner_ends_with_3_and_its_name_when_time_is_up(
+    start: type[Process],
+) -> None:
+    process = start("""
+def work(stopping):
+    stopping.ask("SIGTERM", 0.5)
+    stopping.ask("Run demo was taken over by pid 7 on gpu-2.", 60, error=Fenced)
+    hash_for_minutes()
+orderly(work)
+""")
+    code, output = process.end()
+    assert code == 3
+    assert output.splitlines()[-1].endswith("Run demo was taken over by pid 7 on gpu-2.")
+
+
+def test_a_signal_after_a_notice_is_a_first_signal_and_shortens_the_time(
+    start: type[Process],
+) -> None:
+    process = start("""
+def work(stopping):
+    stopping.ask("AWS will take this machine in 100 s", 100.0)
+    print("asked", flush=True)
+    hash_for_minutes()
+orderly(work, grace=1.0)
+""")
+    process.wait_for_line("asked")
+    process.signal(signal.SIGTERM)
+    code, output = process.end()
+    assert code == 75
+    assert "SIGTERM: time is up" in output
+    assert process.since_signal < 1.0 + SLACK
+
+
+# ---------------------------------------------------------------- before and after
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_before_anything_is_started_a_signal_ends_the_process_at_once(
+    start: type[Process], number: signal.Signals, code: int
+) -> None:
+    process = start("early_sigterm(); ready(); hash_for_minutes()")
+    process.signal(number)
+    ended, output = process.end()
+    assert ended == code
+    assert "Traceback" not in output
+    assert ("Run the same command again" in output) == (number == signal.SIGTERM)
+
+
+def test_the_run_takes_the_signals_over_from_the_start_and_gives_them_back(
+    start: type[Process],
+) -> None:
+    process = start("""
+early_sigterm()
+try:
+    with StoppingOnSignals(Display()) as stopping:
+        ready()
+        stopping.sleep(600)
+except PionError as error:
+    print(error, flush=True)
+hash_for_minutes()
+""")
+    process.signal(signal.SIGINT)
+    process.wait_for_line("Interrupted (SIGINT)")
+    process.signal(signal.SIGINT)
+    assert process.end()[0] == 130
+
+
+def test_handlers_wakeup_fd_threads_and_files_are_as_before_afterwards() -> None:
+    def state() -> tuple[object, ...]:
+        fd = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(fd)
+        handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        return fd, handlers, len(os.listdir("/proc/self/fd"))
+
+    before, threads = state(), set(threading.enumerate())
+    with StoppingOnSignals(SilentDisplay()) as stopping:
+        assert state() != before
+        with StoppingOnSignals(SilentDisplay()):
+            stopping.ask("pion stop")
+    stopping.ask("too late", 0.0)  # a watcher of notices that has not ended yet
+    assert state() == before
+    assert set(threading.enumerate()) <= threads
+
+
+def test_an_inner_one_hears_the_signals_and_the_outer_one_does_again_afterwards() -> None:
+    with StoppingOnSignals(SilentDisplay()) as outer:
+        with StoppingOnSignals(SilentDisplay()) as inner:
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(Interrupted):
+                inner.sleep(60)
+            assert not outer.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted):
+            outer.sleep(60)
+
+
+def test_in_another_thread_handlers_are_left_alone_and_ask_works() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[object] = []
+
+    def work() -> None:
+        early_sigterm()
+        with StoppingOnSignals(SilentDisplay()) as stopping:
+            seen.append(signal.getsignal(signal.SIGTERM))
+            threading.Timer(0.05, stopping.ask, ("pion stop",), {"error": Stopped}).start()
+            try:
+                stopping.sleep(60)
+            except Stopped as error:
+                seen.append(error.exit_code)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before, 4]
+    assert signal.getsignal(signal.SIGTERM) == before

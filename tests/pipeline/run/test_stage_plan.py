@@ -1,0 +1,131 @@
+"""Which stages a run still has to do, and what it refuses to redo behind the user's back."""
+
+from __future__ import annotations
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.job.digest import Inputs, digest_job
+from pipeline.run.stage_plan import (
+    Refusal,
+    check_redo,
+    first_stale,
+    plan_stages,
+    stage_inputs,
+    steps_may_be_raised,
+)
+from pipeline.state.records import CheckpointEntry, Head, StageRecord
+from tests.support.jobs import tiny_job
+
+
+def finished(job: Job, *stages: str) -> Head:
+    digests = digest_job(job).stages
+    return Head(stages={stage: StageRecord(digests[stage], at=0.0) for stage in stages})
+
+
+def saved_at(job: Job, stage: str, step: int) -> Head:
+    digest = digest_job(job).stages[stage]
+    entry = CheckpointEntry(stage, step, 1, digest, f"checkpoints/{stage}/{step}-1", 0.0, 1, "")
+    return Head(checkpoints=(entry,))
+
+
+def inputs_of(job: Job):
+    digests = digest_job(job)
+
+    def read(stage: str, digest: str) -> Inputs | None:
+        return stage_inputs(stage, digests) if digests.stages[stage] == digest else None
+
+    return read
+
+
+def states(job: Job, head: Head) -> dict[str, str]:
+    return {plan.stage: plan.state for plan in plan_stages(job, digest_job(job), head)}
+
+
+def test_a_new_run_has_everything_to_do() -> None:
+    assert set(states(tiny_job(), Head()).values()) == {"todo"}
+
+
+def test_finished_stages_are_skipped_and_a_saved_one_goes_on() -> None:
+    job = tiny_job()
+    head = finished(job, "prepare")
+    head = Head(stages=head.stages, checkpoints=saved_at(job, "pretrain", 5).checkpoints)
+    assert states(job, head) == {
+        "prepare": "done",
+        "pretrain": "resume",
+        "sft": "todo",
+        "evaluate": "todo",
+    }
+
+
+def test_a_change_to_a_finished_stage_is_refused_with_the_exact_difference() -> None:
+    old, new = tiny_job(), tiny_job(sft__lr=2e-3)
+    head = finished(old, "prepare", "pretrain", "sft")
+    plans = plan_stages(new, digest_job(new), head)
+    refusal = Refusal(new, "jobs/tiny.yaml", digest_job(new), inputs_of(old))
+    with pytest.raises(BadInput) as error:
+        check_redo(new, plans, None, refusal)
+    assert "sft.lr: 0.001 → 0.002" in str(error.value)
+    assert "pion run jobs/tiny.yaml --redo sft" in str(error.value)
+    assert "keeps prepare, pretrain" in str(error.value)
+
+
+def test_redo_of_that_stage_or_an_earlier_one_is_what_allows_it() -> None:
+    old, new = tiny_job(), tiny_job(sft__lr=2e-3)
+    plans = plan_stages(new, digest_job(new), finished(old, "prepare", "pretrain", "sft"))
+    refusal = Refusal(new, "j", digest_job(new), inputs_of(old))
+    check_redo(new, plans, "sft", refusal)
+    check_redo(new, plans, "pretrain", refusal)
+    with pytest.raises(BadInput):
+        check_redo(new, plans, "evaluate", refusal)
+
+
+def test_redo_of_a_stage_the_job_lacks_names_those_it_has() -> None:
+    job = tiny_job()
+    with pytest.raises(BadInput, match="prepare, pretrain, sft, evaluate"):
+        check_redo(job, [], "publish", Refusal(job, "j", digest_job(job), inputs_of(job)))
+
+
+def test_committed_steps_under_other_settings_are_not_thrown_away_silently() -> None:
+    old, new = tiny_job(), tiny_job(pretrain__lr=2e-2)
+    plans = plan_stages(new, digest_job(new), saved_at(old, "pretrain", 5))
+    stale = first_stale(plans)
+    assert stale is not None
+    assert stale.stage == "pretrain"
+
+
+def test_when_a_stage_was_finished_or_saved_is_said_with_its_time_zone() -> None:
+    old, new = tiny_job(), tiny_job(sft__lr=2e-3)
+    done, stale = plan_stages(new, digest_job(new), finished(old, "pretrain", "sft"))[1:3]
+    assert done.why == "finished 1970-01-01 00:00:00 UTC with the same settings"
+    assert stale.why == "finished 1970-01-01 00:00:00 UTC with other settings"
+    begun = plan_stages(new, digest_job(new), saved_at(old, "sft", 5))[2]
+    assert begun.why == "at step 5 with other settings, saved 1970-01-01 00:00:00 UTC"
+
+
+def test_other_conversations_show_as_a_change_of_sft() -> None:
+    old, new = tiny_job(), tiny_job(sft__held_out=0.1)
+    head = finished(old, "prepare", "pretrain", "sft")
+    plans = plan_stages(new, digest_job(new), head)
+    with pytest.raises(BadInput, match=r"sft\.held_out: 0\.2 → 0\.1"):
+        check_redo(new, plans, None, Refusal(new, "j", digest_job(new), inputs_of(old)))
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "allowed"),
+    [
+        (16, {"pretrain__steps": 40}, True),  # 20 steps decay over their last fifth
+        (17, {"pretrain__steps": 40}, False),  # the decay had begun
+        (5, {"pretrain__steps": 10}, False),  # fewer steps
+        (5, {"pretrain__steps": 40, "pretrain__lr": 2e-2}, False),  # and something else
+    ],
+)
+def test_steps_may_be_raised_until_the_decay_begins(
+    step: int, change: dict[str, object], allowed: bool
+) -> None:
+    old, new = tiny_job(), tiny_job(**change)
+    head = saved_at(old, "pretrain", step)
+    stale = first_stale(plan_stages(new, digest_job(new), head))
+    assert stale is not None
+    assert steps_may_be_raised(new, stale, digest_job(new), head, inputs_of(old)) is allowed

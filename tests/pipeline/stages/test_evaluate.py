@@ -1,0 +1,328 @@
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pion.data.conversation import Turn, tokenize
+from pion.data.packing import pack
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import Manifest
+from pion.data.tokenizer import train_bpe
+from pion.errors import BadInput, Interrupted
+from pion.model.decoder import Decoder
+from pipeline.job import Job
+from pipeline.stages.evaluate import evaluate_run
+
+SEQ_LEN = 64
+TEXT = ["the cat sat on the mat. ", "a dog ate the bone. ", "return a new list of the items. "]
+
+
+class Folder:
+    """Parts in memory; `room` for so many, then the machine goes away."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.kept: dict[str, str] = {}
+        self.room = room
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        return json.loads(self.kept[name]) if name in self.kept else None
+
+    def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        if len(self.kept) == self.room:
+            raise KeyboardInterrupt
+        assert name not in self.kept
+        self.kept[name] = json.dumps(result)
+        return result
+
+
+class World:
+    """A job, its prepared data and two checkpoints."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.tokenizer = train_bpe([*TEXT, "<|user|>\n<|assistant|>\n"], 300)
+        self.pretrain_data = self._text(root / "pretrain")
+        self.sft_data = self._conversations(root / "sft")
+        self.models = {
+            stage: self._checkpoint(root / "checkpoints" / stage, seed)
+            for stage, seed in (("pretrain", 1), ("sft", 2))
+        }
+
+    def job(self, **evaluate: Any) -> Job:
+        settings = {"final_rows": 20, "continuations": 6, "ngram_tokens": 4000, **evaluate}
+        job = Job.model_validate(
+            {
+                "name": "test",
+                "model": {
+                    "d_model": 16,
+                    "n_layers": 1,
+                    "n_heads": 2,
+                    "n_kv_heads": 1,
+                    "d_ff": 16,
+                    "vocab_size": self.tokenizer.vocab_size + 6,
+                    "seq_len": SEQ_LEN,
+                },
+                "tokenizer": {"file": "tokenizer.json"},
+                "data": {"seq_len": SEQ_LEN, "sources": [{"kind": "text", "path": "text"}]},
+                "pretrain": {"steps": 10, "warmup_steps": 0},
+                "sft": {
+                    "steps": 10,
+                    "warmup_steps": 0,
+                    "sources": [{"kind": "jsonl", "path": "chat.jsonl"}],
+                },
+                "evaluate": settings,
+                "hardware": {"dtype": "float32"},
+            }
+        )
+        job._folder = self.root
+        return job
+
+    def run(self, job: Job, parts: Folder, **changed: Any) -> tuple[dict[str, Any], list[str]]:
+        """Results, and the parts that were computed."""
+        said: list[str] = []
+        arguments = {
+            "models": self.models,
+            "pretrain_data": self.pretrain_data,
+            "sft_data": self.sft_data,
+            **changed,
+        }
+        results = evaluate_run(
+            job, parts=parts, say=lambda message: said.append(message["text"]), **arguments
+        )
+        return results, said
+
+    def _text(self, folder: Path) -> Path:
+        rng = np.random.default_rng(0)
+        for split, documents in (("train", 400), ("held_out", 60)):
+            where = folder / "0" / split
+            writer = ShardWriter(
+                where, seq_len=SEQ_LEN, vocab_size=self.tokenizer.vocab_size, rows_per_shard=64
+            )
+            for _ in range(documents):
+                text = "".join(rng.choice(TEXT, rng.integers(1, 6)))
+                writer.append_document(self.tokenizer.encode(text), self.tokenizer.end_of_text)
+            self._manifest("tokens", writer, where)
+        questions = [
+            {"context": "the cat sat on the", "choices": [" mat.", " bone.", " list."], "answer": 0}
+        ]
+        (folder / "choices.jsonl").write_text("\n".join(json.dumps(q) for q in questions * 9))
+        return self._dataset("pretrain", folder)
+
+    def _conversations(self, folder: Path) -> Path:
+        turns = [Turn("user", "where did the cat sit?"), Turn("assistant", "on the mat.")]
+        conversation = tokenize(self.tokenizer, turns)
+        for split in ("train", "held_out"):
+            where = folder / "0" / split
+            writer = ShardWriter(
+                where,
+                seq_len=SEQ_LEN,
+                vocab_size=self.tokenizer.vocab_size,
+                rows_per_shard=64,
+                conversations=True,
+            )
+            for packed in pack([conversation] * 12, SEQ_LEN, self.tokenizer.pad):
+                writer.append_rows(packed.ids, packed.flags)
+            self._manifest("conversations", writer, where)
+        return self._dataset("sft", folder)
+
+    def _manifest(self, kind: Any, writer: ShardWriter, folder: Path) -> None:
+        shards = writer.finish()
+        Manifest(kind, SEQ_LEN, self.tokenizer.vocab_size, shards).write(folder / "manifest.json")
+
+    def _dataset(self, part: str, folder: Path) -> Path:
+        self.tokenizer.save(folder / "tokenizer.json")
+        source = {"kind": "text", "weight": 1.0, "folder": "0"}
+        dataset = {"part": part, "sources": [source], "report": {}}
+        (folder / "dataset.json").write_text(json.dumps(dataset))
+        return folder
+
+    def _checkpoint(self, folder: Path, seed: int) -> Path:
+        config = self.job().model_config_resolved()
+        torch.manual_seed(seed)
+        folder.mkdir(parents=True)
+        save_file(Decoder(config).state_dict(), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(world: World) -> tuple[dict[str, Any], list[str]]:
+    """Results of an evaluation that nothing disturbed, and its parts in order."""
+    return world.run(world.job(), Folder())
+
+
+def test_results_hold_every_model_and_baseline_under_the_names_the_card_uses(
+    unbroken: tuple[dict[str, Any], list[str]],
+) -> None:
+    results, said = unbroken
+    text = {"loss", "loss_sem", "perplexity", "bits_per_byte", "bits_per_byte_sem"}
+    text |= {"tokens", "bytes", "rows"}
+    chat = {"response_loss", "response_loss_sem", "stop_accuracy", "stop_accuracy_sem"}
+    assert set(results) == {"pretrain", "sft", "untrained", "ngram"}
+    assert set(results["pretrain"]) == text | {"continuations"}
+    assert set(results["sft"]) == text | chat | {"false_stop_rate", "continuations"}
+    assert set(results["untrained"]) == text
+    assert set(results["ngram"]) == text | {"order", "train_tokens"}
+    assert results["pretrain"]["continuations"]["questions"] == 6
+    assert results["pretrain"]["continuations"]["chance"] == pytest.approx(1 / 3)
+    measured = {(r["rows"], r["tokens"], r["bytes"]) for r in results.values()}
+    assert len(measured) == 1  # all on the same text
+    assert results["pretrain"]["rows"] == 20
+    assert len(said) == len(set(said)) == 7
+
+
+def test_baselines_are_what_they_say(
+    world: World, unbroken: tuple[dict[str, Any], list[str]]
+) -> None:
+    results, _ = unbroken
+    assert results["ngram"]["order"] == 4
+    assert results["ngram"]["train_tokens"] == math.ceil(4000 / SEQ_LEN) * SEQ_LEN
+    assert results["ngram"]["loss"] < 1  # three sentences over and over
+    assert results["untrained"]["loss"] == pytest.approx(
+        math.log(world.tokenizer.vocab_size), abs=0.1
+    )
+    assert results["untrained"]["loss"] != results["pretrain"]["loss"] != results["sft"]["loss"]
+
+
+def test_the_untrained_model_is_the_one_that_pretraining_starts_from(world: World) -> None:
+    job = world.job()
+    torch.manual_seed(job.seed)
+    start = Decoder(job.model_config_resolved())
+    folder = world.root / "checkpoints" / "start"
+    folder.mkdir()
+    save_file(start.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(start.config.to_dict()))
+    results, _ = world.run(job, Folder(), models={"pretrain": folder})
+    assert results["pretrain"]["loss"] == results["untrained"]["loss"]
+
+
+@pytest.mark.parametrize("room", [0, 2, 5, 6])
+def test_an_interrupted_evaluation_does_only_what_is_left(
+    world: World, unbroken: tuple[dict[str, Any], list[str]], room: int
+) -> None:
+    expected, every = unbroken
+    parts = Folder(room)
+    with pytest.raises(KeyboardInterrupt):
+        world.run(world.job(), parts)
+    assert len(parts.kept) == room
+    parts.room = 1000
+    results, said = world.run(world.job(), parts)
+    assert results == expected
+    assert said == every[room:]
+
+
+def test_a_stop_between_two_batches_ends_the_evaluation_without_keeping_the_part(
+    world: World, unbroken: tuple[dict[str, Any], list[str]]
+) -> None:
+    expected, every = unbroken
+    parts = Folder()
+
+    def stop_in_the_third_part(seconds: float) -> None:
+        if len(parts.kept) == 2:
+            raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted):
+        world.run(world.job(), parts, sleep=stop_in_the_third_part)
+    assert len(parts.kept) == 2
+    results, said = world.run(world.job(), parts)
+    assert results == expected
+    assert said == every[2:]
+
+
+def test_where_another_owner_kept_a_part_first_its_result_counts(world: World) -> None:
+    class Slower(Folder):
+        def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+            return super().save(name, {**result, "loss": 1.5})
+
+    results, _ = world.run(world.job(), Slower())
+    assert results["untrained"]["loss"] == results["ngram"]["loss"] == 1.5
+
+
+def test_a_finished_evaluation_loads_nothing_and_computes_nothing(world: World) -> None:
+    parts = Folder()
+    results, _ = world.run(world.job(), parts)
+    gone = {stage: world.root / "gone" for stage in world.models}
+    again, said = world.run(world.job(), parts, models=gone)
+    assert (again, said) == (results, [])
+
+
+def test_checkpoints_and_data_are_only_read(world: World) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in world.root.rglob("*") if p.is_file()}
+
+    before = contents()
+    world.run(world.job(), Folder())
+    assert contents() == before
+
+
+def test_without_text_there_are_responses_alone(world: World) -> None:
+    sft = {"sft": world.models["sft"]}
+    results, _ = world.run(world.job(), Folder(), models=sft, pretrain_data=None)
+    assert set(results) == {"sft"}
+    assert "response_loss" in results["sft"]
+    assert "loss" not in results["sft"]
+
+
+def test_order_zero_and_no_continuations_leave_these_out(world: World) -> None:
+    results, _ = world.run(world.job(ngram_order=0, continuations=0), Folder())
+    assert "ngram" not in results
+    assert "continuations" not in results["pretrain"]
+
+
+# ---------------------------------------------------------------- packs
+
+
+@pytest.fixture
+def pack_file(world: World) -> Iterator[Path]:
+    path = world.root / "facts.jsonl"
+    question = {"context": "a dog ate the", "choices": [" bone.", " mat."], "answer": 0}
+    path.write_text("\n".join([json.dumps(question)] * 3))
+    yield path
+    path.unlink()
+
+
+def test_packs_are_asked_of_every_model_under_their_file_names(
+    world: World, pack_file: Path
+) -> None:
+    results, _ = world.run(world.job(packs=["facts.jsonl"]), Folder())
+    for stage in ("pretrain", "sft"):
+        assert results[stage]["packs"]["facts"]["questions"] == 3
+        assert results[stage]["packs"]["facts"]["chance"] == 0.5
+
+
+def test_a_broken_pack_stops_before_anything_is_computed(world: World, pack_file: Path) -> None:
+    pack_file.write_text(pack_file.read_text() + '\n{"context": "a"}')
+    parts = Folder()
+    with pytest.raises(BadInput, match=r"facts\.jsonl:4: not a question: it lacks choices, answer"):
+        world.run(world.job(packs=["facts.jsonl"]), parts)
+    assert not parts.kept
+
+
+def test_two_packs_of_one_name_are_refused(world: World, pack_file: Path) -> None:
+    with pytest.raises(BadInput, match="two packs are called 'facts'"):
+        world.run(world.job(packs=["facts.jsonl", "./facts.jsonl"]), Folder())
+
+
+# ---------------------------------------------------------------- lm-eval
+
+
+def test_an_lm_eval_task_that_can_not_run_is_listed_with_its_reason_and_not_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    job, parts = world.job(lm_eval={"tasks": ["arc_easy"]}), Folder()
+    results, _ = world.run(job, parts)
+    assert results["lm_eval"]["arc_easy"]["skipped"].startswith("lm-eval is not installed here")
+    again, said = world.run(job, parts)
+    assert (again, said) == (results, [])

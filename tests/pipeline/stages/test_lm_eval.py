@@ -1,0 +1,243 @@
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+import torch
+
+from pion.config import ModelConfig
+from pion.data.tokenizer import train_bpe
+from pion.errors import Interrupted
+from pion.export import export_model
+from pion.model.decoder import Decoder
+from pipeline.stages.lm_eval import hub_is_reachable, run_task
+
+LOCAL_TASK = """
+task: local_sums
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: questions.jsonl
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1
+"""
+
+
+def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "local_sums.yaml").write_text(LOCAL_TASK)
+    questions = [
+        {"question": f"{i} + 1 =", "choices": [str(i + 1), str(i + 2)], "answer": 0}
+        for i in range(6)
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    tokenizer = train_bpe(["Question: 1 + 1 =\nAnswer: 2"], 280)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    torch.manual_seed(0)
+    model = Decoder(
+        ModelConfig(
+            d_model=32,
+            n_layers=2,
+            n_heads=2,
+            n_kv_heads=1,
+            d_ff=32,
+            vocab_size=tokenizer.vocab_size,
+            seq_len=64,
+        )
+    )
+    export_model(model, tmp_path / "tokenizer.json", tmp_path / "model")
+
+    metrics = run_task(
+        "local_sums",
+        tmp_path / "model",
+        include_path=tmp_path / "tasks",
+        working_folder=tmp_path,
+        limit=4,
+    )
+    assert set(metrics) == {"acc", "acc_stderr"}
+    assert metrics["acc"] in (0, 0.25, 0.5, 0.75, 1)
+
+
+# ---------------------------------------------------------------- tasks that can't run
+
+
+def python_that(does: str, folder: Path) -> str:
+    """An interpreter that runs `does` in place of lm-eval."""
+    script = folder / "python"
+    script.write_text(f"#!{sys.executable}\nimport os, signal, sys\n{does}\n")
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        (
+            "raise ConnectionError(\"Couldn't reach 'allenai/ai2_arc' on the Hub\")",
+            "ConnectionError: Couldn't reach 'allenai/ai2_arc' on the Hub",
+        ),
+        ("sys.exit(1)", "no message"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "lm-eval was ended by SIGKILL; out of memory? (no message)",
+        ),
+        ("pass", "no message"),
+    ],
+)
+def test_a_task_that_fails_is_skipped_with_the_reason_it_gave(
+    does: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
+    assert run_task("arc_easy", tmp_path) == {"skipped": reason}
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    "does", ["raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGTERM)"]
+)
+def test_a_task_ended_by_ctrl_c_is_not_taken_for_one_that_can_not_run(
+    does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
+    with pytest.raises(Interrupted, match="parts of the evaluation that are done are saved"):
+        run_task("arc_easy", tmp_path)
+
+
+HOLDS_THE_CARD = """
+import subprocess, time
+subprocess.Popen(["sleep", "1000"], start_new_session=True)
+open("{here}/begun", "w").close()
+time.sleep(1000)
+"""
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_stop_ends_every_process_of_a_task_that_is_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    does = HOLDS_THE_CARD.format(here=tmp_path)
+    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
+    others = psutil.Process().children(recursive=True)  # servers of other tests
+    started: list[psutil.Process] = []
+
+    def stop_once_it_runs(seconds: float) -> None:
+        time.sleep(seconds)
+        if (tmp_path / "begun").exists():
+            now = psutil.Process().children(recursive=True)
+            started.extend(process for process in now if process not in others)
+            raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run_task("arc_easy", tmp_path, sleep=stop_once_it_runs)
+    assert len(started) >= 3  # it, its child, and what watches over both
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive
+    assert not list(Path(tempfile.gettempdir()).glob("pion-lm-eval-*"))
+
+
+RUN_TASK = """
+import sys
+from pathlib import Path
+import pipeline.stages.lm_eval as tasks
+tasks.PYTHON = sys.argv[1]
+tasks.run_task("arc_easy", Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_task_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
+    python = python_that(HOLDS_THE_CARD.format(here=tmp_path), tmp_path)
+    runs = subprocess.Popen([sys.executable, "-c", RUN_TASK, python, str(tmp_path)])
+    while not (tmp_path / "begun").exists():
+        assert runs.poll() is None
+        time.sleep(0.05)
+    started = psutil.Process(runs.pid).children(recursive=True)
+    runs.kill()  # as at a deadline that passes
+    runs.wait()
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive
+
+
+def test_without_lm_eval_tasks_are_skipped_naming_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    skipped = run_task("arc_easy", tmp_path)["skipped"]
+    assert skipped == "lm-eval is not installed here: uv sync --group evaluate"
+
+
+# ---------------------------------------------------------------- the network
+
+
+class Refusing(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_hub_that_answers_at_all_is_reachable_and_a_closed_port_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert hub_is_reachable()
+    server.shutdown()
+    server.server_close()
+    assert not hub_is_reachable()
+
+
+@pytest.mark.parametrize(("reachable", "expected"), [(True, "None None"), (False, "1 1")])
+def test_lm_eval_is_told_to_stay_offline_only_where_the_hub_does_not_answer(
+    reachable: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
+    monkeypatch.setattr("pipeline.stages.lm_eval.hub_is_reachable", lambda: reachable)
+    names = "os.environ.get('HF_HUB_OFFLINE'), os.environ.get('HF_DATASETS_OFFLINE')"
+    does = f"print({names}, file=sys.stderr); sys.exit(1)"
+    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
+    assert run_task("arc_easy", tmp_path) == {"skipped": expected}
+
+
+def test_an_offline_wish_is_obeyed_without_asking_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("pipeline.stages.lm_eval.hub_is_reachable", lambda: pytest.fail("asked"))
+    does = "print(os.environ['HF_DATASETS_OFFLINE'], file=sys.stderr); sys.exit(1)"
+    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
+    assert run_task("arc_easy", tmp_path) == {"skipped": "1"}

@@ -1,0 +1,324 @@
+"""prepare: text to shards; what it leaves behind, what it refuses, how it goes on."""
+
+import errno
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.stages.prepare import open_data, prepare_pretrain
+from tests.support.corpora import (
+    SEQ_LEN,
+    files_of,
+    interrupt_after_shards,
+    make_job,
+    model_of,
+    prepared,
+    save_tokenizer,
+    sentences,
+    texts_of,
+    write_corpus,
+)
+
+# ---------------------------------------------------------------- text
+
+
+def test_every_document_is_in_one_split_and_none_is_lost(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    data = prepared(make_job(tmp_path), tmp_path / "data")
+    train, held_out = texts_of(data, "train"), texts_of(data, "held_out")
+    wanted = {sentences(i, 6) for i in range(300)}
+    # The ids after the last whole row are dropped, so the last text of a split may be cut.
+    assert set(train[:-1]) | set(held_out[:-1]) <= wanted
+    assert not set(train[:-1]) & set(held_out[:-1])
+    assert len(train[:-1]) + len(held_out[:-1]) >= 296
+    assert 10 <= len(held_out) <= 60
+    assert data.report["documents"] == 300
+
+
+def test_the_same_job_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    job = make_job(tmp_path)
+    prepared(job, tmp_path / "one")
+    prepared(job, tmp_path / "two")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def test_what_is_held_out_does_not_depend_on_where_or_how_often_a_text_appears(
+    tmp_path: Path,
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    before = set(texts_of(prepared(make_job(tmp_path), tmp_path / "one"), "held_out")[:-1])
+    lines = (tmp_path / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "corpus.jsonl").write_text("".join(reversed(lines)) + lines[0])
+    after = set(texts_of(prepared(make_job(tmp_path), tmp_path / "two"), "held_out"))
+    assert len(before - after) <= 1  # the one that is cut at the end now
+
+
+def test_a_corpus_of_one_long_file_gives_its_end_to_the_held_out_split(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("\n".join(sentences(i, 6) for i in range(600)))
+    job = make_job(tmp_path, data={"sources": [{"kind": "text", "path": "book.txt"}]})
+    data = prepared(job, tmp_path / "data")
+    book, text = (tmp_path / "book.txt").read_text(), texts_of(data, "held_out")[0]
+    assert 0.89 < book.index(text) / len(book) < 0.91
+    assert 0.08 < data.report["held_out_tokens"] / data.report["train_tokens"] < 0.13
+
+
+def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    whole = prepared(make_job(tmp_path), tmp_path / "whole")
+    held_out = set(texts_of(whole, "held_out")[:-1])
+    lines = (tmp_path / "corpus.jsonl").read_text().splitlines(keepends=True)
+    # Held-out documents come ten times now; merges learned from them would come out otherwise.
+    again = [line for line in lines if json.loads(line)["text"] in held_out]
+    (tmp_path / "corpus.jsonl").write_text("".join(lines + 9 * again))
+    more = prepared(make_job(tmp_path), tmp_path / "more")
+    assert more.report["held_out_rows"] > 5 * whole.report["held_out_rows"]
+    assert more.tokenizer_path.read_bytes() == whole.tokenizer_path.read_bytes()
+
+
+def test_a_gzipped_corpus_gives_the_same_rows_as_the_plain_one(tmp_path: Path) -> None:
+    plain = write_corpus(tmp_path / "corpus.jsonl")
+    with gzip.open(tmp_path / "corpus.jsonl.gz", "wb") as file:
+        file.write(plain.read_bytes())
+    sources = [{"kind": "jsonl", "path": "corpus.jsonl.gz"}]
+    one = prepared(make_job(tmp_path), tmp_path / "one")
+    two = prepared(make_job(tmp_path, data={"sources": sources}), tmp_path / "two")
+    assert texts_of(one, "train") == texts_of(two, "train")
+
+
+def test_several_sources_are_mixed_by_weight(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    (tmp_path / "book.txt").write_text("\n".join(sentences(i + 999, 6) for i in range(600)))
+    sources = [
+        {"kind": "jsonl", "path": "corpus.jsonl", "weight": 3},
+        {"kind": "text", "path": "book.txt", "weight": 1},
+    ]
+    data = prepared(make_job(tmp_path, data={"sources": sources}), tmp_path / "data")
+    stream = data.stream("train", seed=1, window=8)
+    assert [s.folder for s in data.sources] == ["0", "1"]
+    assert stream.total_rows == data.report["train_rows"]
+    assert stream.batch(range(8)).tokens.shape == (8, SEQ_LEN)
+
+
+def test_a_finished_folder_is_reported_again_without_work(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    job = make_job(tmp_path)
+    first = prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    (tmp_path / "corpus.jsonl").unlink()  # reading anything now would fail
+    assert prepare_pretrain(job, tmp_path / "data", lambda message: None) == first
+
+
+def test_it_says_what_it_does_and_how_fast(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    said: list[dict[str, Any]] = []
+    report = prepare_pretrain(make_job(tmp_path), tmp_path / "data", said.append)
+    assert {m["type"] for m in said} == {"note", "prepare"}
+    assert any("MB/s" in m.get("text", "") for m in said)
+    assert report["sources"][0]["mb_per_second"] > 0
+
+
+def test_half_a_surrogate_pair_in_json_is_no_crash(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    with (tmp_path / "corpus.jsonl").open("a") as file:
+        file.write('{"text": "broken \\ud83d emoji"}\n')
+    data = prepared(make_job(tmp_path), tmp_path / "data")
+    assert data.report["documents"] == 301
+
+
+# ---------------------------------------------------------------- interruptions
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pipeline.job.file import load_job
+from pipeline.stages.prepare import prepare_pretrain
+import pipeline.data.text_rows
+pipeline.data.text_rows.BATCH_BYTES = 20_000
+prepare_pretrain(load_job(sys.argv[1]), Path(sys.argv[2]), lambda message: None)
+"""
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_bytes_and_keeps_finished_shards(
+    tmp_path: Path,
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", documents=6000)
+    job = make_job(tmp_path)
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "job.yaml"), str(tmp_path / "data")]
+    process = subprocess.Popen(command)
+    third = tmp_path / "data" / "0" / "train" / "shard_00002.json"
+    while not third.exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (tmp_path / "data" / "dataset.json").exists()
+    with pytest.raises(BadInput, match="no finished data here"):
+        open_data(tmp_path / "data")
+    finished = {
+        p.with_suffix(".npy"): p.with_suffix(".npy").stat().st_mtime_ns
+        for p in (tmp_path / "data" / "0").rglob("shard_*.json")
+    }
+
+    resumed = prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    unbroken = prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
+    assert len(finished) >= 3
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+    for name in ("documents", "bytes", "train_rows", "held_out_rows"):
+        assert resumed[name] == unbroken[name]
+
+
+def test_a_source_edited_after_an_interruption_is_not_mixed_with_its_old_shards(
+    tmp_path: Path,
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", documents=3000)
+    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(400))
+    save_tokenizer(tmp_path / "tokenizer.json")
+    interrupt_after_shards(job, tmp_path / "data", 1)
+    lines = (tmp_path / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "corpus.jsonl").write_text("".join(lines[1000:]))
+    os.utime(tmp_path / "corpus.jsonl", (1, 1))
+    prepared(job, tmp_path / "data")
+    prepared(job, tmp_path / "fresh")
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "fresh")
+
+
+# ---------------------------------------------------------------- continuation questions
+
+
+def test_the_questions_go_on_with_held_out_text(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    data = prepared(make_job(tmp_path), tmp_path / "data")
+    held_out = " ".join(texts_of(data, "held_out"))
+    train = " ".join(texts_of(data, "train"))
+    questions = [json.loads(line) for line in (data.folder / "choices.jsonl").open()]
+    assert len(questions) > 20
+    for question in questions:
+        right = question["choices"][question["answer"]]
+        assert question["context"] + right in held_out
+        assert question["context"] + right not in train
+        assert len(question["choices"]) == len(set(question["choices"])) == 4
+        for choice in question["choices"]:
+            assert choice in held_out
+            assert abs(len(choice) - len(right)) < 40
+
+
+def test_the_right_answer_is_in_no_favourite_place(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", documents=1500)
+    data = prepared(make_job(tmp_path), tmp_path / "data")
+    answers = [json.loads(line)["answer"] for line in (data.folder / "choices.jsonl").open()]
+    for place in range(4):
+        assert 0.15 < answers.count(place) / len(answers) < 0.35
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_missing_file_is_named_with_its_key_before_anything_is_done(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    sources = [{"kind": "jsonl", "path": "corpus.jsonl"}, {"kind": "text", "path": "nowhere.txt"}]
+    job = make_job(tmp_path, data={"sources": sources})
+    with pytest.raises(BadInput, match=r"data\.sources\.1\.path: no such file.*nowhere\.txt"):
+        prepared(job, tmp_path / "data")
+    assert not any((tmp_path / "data").iterdir())
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text("")
+    with pytest.raises(BadInput, match="corpus is empty"):
+        prepared(make_job(tmp_path), tmp_path / "data")
+
+
+def test_a_corpus_smaller_than_one_batch_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    pretrain = {"steps": 10, "global_batch": 5000, "warmup_steps": 1}
+    with pytest.raises(BadInput, match=r"[\d,]+ rows of 32 ids were found, .* needs 5,000"):
+        prepared(make_job(tmp_path, pretrain=pretrain), tmp_path / "data")
+
+
+def test_it_is_refused_again_when_only_the_batch_was_raised_since(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    prepared(make_job(tmp_path), tmp_path / "data")
+    pretrain = {"steps": 10, "global_batch": 5000, "warmup_steps": 1}
+    with pytest.raises(BadInput, match="smaller than one batch"):
+        prepared(make_job(tmp_path, pretrain=pretrain), tmp_path / "data")
+
+
+def test_too_little_text_to_hold_any_out_is_refused(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", documents=20)
+    job = make_job(tmp_path, data={"held_out": 0.0001})
+    with pytest.raises(BadInput, match=r"the held_out split has not one row of 32 ids.*raise held"):
+        prepared(job, tmp_path / "data")
+
+
+def test_a_broken_line_is_named_with_file_and_line(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", documents=20)
+    with (tmp_path / "corpus.jsonl").open("a") as file:
+        file.write('{"text": "cut o')
+    with pytest.raises(BadInput, match=r"corpus\.jsonl:21: broken JSON"):
+        prepared(make_job(tmp_path), tmp_path / "data")
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused_before_anything_is_tokenised(
+    tmp_path: Path,
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    save_tokenizer(tmp_path / "tokenizer.json")
+    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(300))
+    with pytest.raises(BadInput, match=r"tokenizer\.json: a tokenizer that doesn't fit the model"):
+        prepared(job, tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("*.npy"))
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    (tmp_path / "tokenizer.json").write_text('{"hello": 1}')
+    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(400))
+    with pytest.raises(BadInput, match=r"tokenizer\.json: not a tokenizer"):
+        prepared(job, tmp_path / "data")
+
+
+def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadInput, match=r"file/data: can't be written \(Not a directory\)"):
+        prepared(make_job(tmp_path), tmp_path / "file" / "data")
+
+
+def test_a_full_disk_is_bad_input_and_the_finished_shards_are_used_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", documents=1000)
+    job = make_job(tmp_path)
+    sync = os.fsync
+
+    def full_disk(file: int) -> None:
+        if (tmp_path / "data" / "0" / "train" / "shard_00001.json").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(BadInput, match=r"the disk is full.*finished before it is safe"):
+        prepared(job, tmp_path / "data")
+    monkeypatch.setattr(os, "fsync", sync)
+    prepared(job, tmp_path / "data")
+    prepared(job, tmp_path / "unbroken")
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+
+
+def test_data_that_was_changed_since_it_was_prepared_is_noticed(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    data = prepared(make_job(tmp_path), tmp_path / "data")
+    path = data.folder / "0" / "train" / "manifest.json"
+    path.write_text(path.read_text().replace('"rows": 100', '"rows": 99'))
+    with pytest.raises(BadInput, match="changed since it was written"):
+        data.stream("train", seed=1, window=8)

@@ -1,0 +1,166 @@
+"""prepare with conversations: packing, the loss mask, what is held out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.data.python_docs import documents, is_held_out
+from pion.data.python_qa import dialogues
+from pion.data.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pipeline.data.sources import conversations, find_input, texts
+from pipeline.job import Job
+from pipeline.stages.prepare import PreparedData, open_data, prepare_sft
+from tests.support.corpora import (
+    files_of,
+    make_job,
+    model_of,
+    prepared,
+    save_tokenizer,
+    sentences,
+    texts_of,
+    write_corpus,
+)
+
+
+def openhermes(question: str, answer: str) -> dict[str, Any]:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"conversations": turns}
+
+
+def sft_job(folder: Path, **source: Any) -> Job:
+    save_tokenizer(folder / "tokenizer.json")
+    sft = {
+        "steps": 10,
+        "global_batch": 4,
+        "warmup_steps": 1,
+        "held_out": 0.1,
+        "sources": [{"kind": "jsonl", "path": "chat.jsonl"} | source],
+    }
+    return make_job(
+        folder,
+        pretrain=None,
+        data={"sources": []},
+        sft=sft | {"init_from": "model"},
+        tokenizer={"file": "tokenizer.json"},
+        model=model_of(400),
+    )
+
+
+def write_chats(path: Path, count: int = 400) -> None:
+    lines = (json.dumps(openhermes(sentences(i, 1), sentences(i + 999, 1))) for i in range(count))
+    path.write_text("\n".join(lines))
+
+
+def prepared_sft(job: Job, folder: Path) -> PreparedData:
+    prepare_sft(job, folder, None, lambda message: None)
+    return open_data(folder)
+
+
+def test_conversations_are_packed_with_their_loss_mask_and_none_is_lost(tmp_path: Path) -> None:
+    write_chats(tmp_path / "chat.jsonl")
+    job = sft_job(tmp_path)
+    job = job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": 128})})  # type: ignore[union-attr]
+    data = prepared_sft(job, tmp_path / "data")
+    tokenizer = Tokenizer.from_file(data.tokenizer_path)
+    stream = data.stream("train", seed=1, window=8)
+    answers: set[str] = set()
+    for i in range(stream.total_rows):
+        row = stream.row(i)
+        assert row.documents is not None
+        for document in range(row.documents.max() + 1):
+            targets = row.targets[(row.documents == document) & (row.targets >= 0)]
+            assert targets[-1] == tokenizer.end_of_text
+            answers.add(tokenizer.decode(targets).strip())
+    held_out = data.report["sources"][0]["held_out_conversations"]
+    assert 20 <= held_out <= 70
+    assert len(answers & {sentences(i + 999, 1) for i in range(400)}) == 400 - held_out
+
+
+def test_the_messages_layout_gives_the_same_rows(tmp_path: Path) -> None:
+    write_chats(tmp_path / "chat.jsonl", 150)
+    one = prepared_sft(sft_job(tmp_path), tmp_path / "one")
+    lines = []
+    for line in (tmp_path / "chat.jsonl").open():
+        roles = {"human": "user", "gpt": "assistant"}
+        turns = json.loads(line)["conversations"]
+        messages = [{"role": roles[t["from"]], "content": t["value"]} for t in turns]
+        lines.append(json.dumps({"messages": messages, "id": 7}))
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    two = prepared_sft(sft_job(tmp_path), tmp_path / "two")
+    assert texts_of(one, "train") == texts_of(two, "train")
+
+
+def test_interrupted_packing_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipeline.data.sft_rows as conversation_rows
+
+    monkeypatch.setattr(conversation_rows, "BUFFER", 300)
+    write_chats(tmp_path / "chat.jsonl", 3000)
+    job = sft_job(tmp_path)
+    tokenised = 0
+    tokenize = conversation_rows.tokenize_batch
+
+    def stop_at_1500(tokenizer: Tokenizer, turns: Any) -> Any:
+        nonlocal tokenised
+        tokenised += 1
+        if tokenised == 6:
+            raise KeyboardInterrupt
+        return tokenize(tokenizer, turns)
+
+    monkeypatch.setattr(conversation_rows, "tokenize_batch", stop_at_1500)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_sft(job, tmp_path / "data", None, lambda message: None)
+    finished = {
+        p.with_suffix(".npy"): p.with_suffix(".npy").stat().st_mtime_ns
+        for p in (tmp_path / "data").rglob("shard_*.json")
+    }
+    assert len(finished) > 2
+    tokenised = 100  # from here on only a count of what is tokenised again
+    resumed = prepare_sft(job, tmp_path / "data", None, lambda message: None)
+    assert tokenised - 100 < 8  # 10 training buffers and 1 held out; the first ones are not redone
+    monkeypatch.setattr(conversation_rows, "tokenize_batch", tokenize)
+    unbroken = prepare_sft(job, tmp_path / "unbroken", None, lambda message: None)
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+    assert resumed["sources"] == unbroken["sources"]
+
+
+def test_a_conversation_without_an_assistant_turn_is_named(tmp_path: Path) -> None:
+    write_chats(tmp_path / "chat.jsonl", 10)
+    with (tmp_path / "chat.jsonl").open("a") as file:
+        file.write('\n{"conversations": [{"from": "human", "value": "Hello?"}]}\n')
+    with pytest.raises(BadInput, match=r"chat\.jsonl:11: a conversation with no assistant turn"):
+        prepared_sft(sft_job(tmp_path), tmp_path / "data")
+
+
+def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    write_chats(tmp_path / "chat.jsonl")
+    sft: dict[str, Any] = {"steps": 10, "global_batch": 4, "warmup_steps": 1}
+    sft |= {"held_out": 0.1, "sources": [{"kind": "jsonl", "path": "chat.jsonl"}]}
+    job = make_job(tmp_path, sft=sft)
+    pretrain = prepared(job, tmp_path / "one")
+    prepare_sft(job, tmp_path / "two", pretrain.tokenizer_path, lambda message: None)
+    kept = open_data(tmp_path / "two").tokenizer_path.read_bytes()
+    assert kept == pretrain.tokenizer_path.read_bytes()
+
+
+def test_the_standard_library_is_held_out_by_file_in_both_parts(tmp_path: Path) -> None:
+    sft: dict[str, Any] = {"steps": 10, "global_batch": 4, "warmup_steps": 1, "held_out": 0.3}
+    job = make_job(
+        tmp_path,
+        data={"held_out": 0.05, "sources": [{"kind": "python-docs"}]},
+        sft=sft | {"sources": [{"kind": "python-docs-qa"}]},
+    )
+    assert job.sft is not None
+    docs = find_input(job, job.data.sources[0], "data.sources.0")
+    questions = find_input(job, job.sft.sources[0], "sft.sources.0")
+    read = {text for held_out, text in texts(job, docs) if held_out}
+    asked = [turns for held_out, turns in conversations(job, questions) if held_out]
+    assert read == {d.text for d in documents() if is_held_out(d.origin, 0.05)}
+    assert asked == [list(d.turns) for d in dialogues() if is_held_out(d.origin, 0.05)]
+    assert asked

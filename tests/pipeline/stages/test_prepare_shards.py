@@ -1,0 +1,215 @@
+"""prepare with shards that were tokenised elsewhere, on this disk or on the Hub."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pion.errors import BadInput
+from pipeline.data.shard_cache import ShardCache
+from tests.support.corpora import (
+    SEQ_LEN,
+    interrupt_after_shards,
+    make_job,
+    model_of,
+    npy_job,
+    prepared,
+    save_tokenizer,
+    write_corpus,
+)
+from tests.support.hub_server import HubServer, hub_server
+
+# ---------------------------------------------------------------- shards made elsewhere
+
+
+def write_npy(path: Path, rows: int = 200, dtype: Any = np.int32, row_ids: int = SEQ_LEN) -> None:
+    path.parent.mkdir(exist_ok=True)
+    ids = np.random.default_rng(rows).integers(2, 256, (rows, row_ids))
+    np.save(path, ids.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+def test_npy_shards_are_taken_over_unchanged_and_their_last_rows_held_out(
+    tmp_path: Path, dtype: Any
+) -> None:
+    job = npy_job(tmp_path)
+    write_npy(tmp_path / "shards" / "a.npy", dtype=dtype)
+    write_npy(tmp_path / "shards" / "b.npy", 100, dtype)
+    data = prepared(job, tmp_path / "data")
+    assert (data.report["train_rows"], data.report["held_out_rows"]) == (297, 3)
+    both = np.concatenate([np.load(tmp_path / "shards" / f"{name}.npy") for name in "ab"])
+    seen = data.stream("held_out", seed=1, window=8).batch(range(3)).tokens.numpy()
+    assert sorted(map(tuple, seen)) == sorted(map(tuple, both[-3:].astype(np.int64)))
+    seen = data.stream("train", seed=1, window=8).batch(range(297)).tokens.numpy()
+    assert sorted(map(tuple, seen)) == sorted(map(tuple, both[:-3].astype(np.int64)))
+
+
+def test_the_prepared_data_outlives_the_folder_it_came_from(tmp_path: Path) -> None:
+    job = npy_job(tmp_path)
+    write_npy(tmp_path / "shards" / "a.npy")
+    data = prepared(job, tmp_path / "data")
+    (tmp_path / "shards" / "a.npy").unlink()
+    assert data.stream("train", seed=1, window=8).batch(range(198)).tokens.shape[0] == 198
+
+
+def test_padding_in_shards_is_not_learned(tmp_path: Path) -> None:
+    job = npy_job(tmp_path)
+    write_npy(tmp_path / "shards" / "a.npy")
+    ids = np.load(tmp_path / "shards" / "a.npy")
+    ids[:, 20:] = 1  # <|pad|>
+    np.save(tmp_path / "shards" / "a.npy", ids)
+    targets = prepared(job, tmp_path / "data").stream("train", seed=1, window=8).row(0).targets
+    assert (targets[19:] == -100).all()
+    assert (targets[:19] >= 0).all()
+
+
+def test_daisys_bin_shards_are_read_as_rows(tmp_path: Path) -> None:
+    job = npy_job(tmp_path, kind="bin", path="shards/*.bin")
+    ids = np.random.default_rng(0).integers(2, 256, 200 * SEQ_LEN + 5).astype("<u2")
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, len(ids)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "train_000.bin").write_bytes(header.tobytes() + ids.tobytes())
+    data = prepared(job, tmp_path / "data")
+    assert (data.report["train_rows"], data.report["held_out_rows"]) == (198, 2)
+    seen = data.stream("train", seed=1, window=8).batch(range(198)).tokens.numpy()
+    assert sorted(map(tuple, seen)) == sorted(
+        map(tuple, ids.reshape(-1)[: 198 * 32].reshape(198, 32))
+    )
+
+
+def test_a_truncated_npy_is_refused_before_any_work(tmp_path: Path) -> None:
+    job = npy_job(tmp_path)
+    write_npy(tmp_path / "shards" / "a.npy")
+    write_npy(tmp_path / "shards" / "b.npy")
+    content = (tmp_path / "shards" / "b.npy").read_bytes()
+    (tmp_path / "shards" / "b.npy").write_bytes(content[:-100])
+    with pytest.raises(BadInput, match=r"b\.npy: truncated"):
+        prepared(job, tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("*.npy"))
+
+
+def test_an_npy_without_integers_is_refused(tmp_path: Path) -> None:
+    job = npy_job(tmp_path)
+    write_npy(tmp_path / "shards" / "a.npy", dtype=np.float32)
+    with pytest.raises(BadInput, match=r"a\.npy: holds float32"):
+        prepared(job, tmp_path / "data")
+
+
+def test_ids_beyond_the_vocabulary_are_refused_with_file_and_row(tmp_path: Path) -> None:
+    job = npy_job(tmp_path)
+    write_npy(tmp_path / "shards" / "a.npy")
+    ids = np.load(tmp_path / "shards" / "a.npy")
+    ids[17, 5] = 50_000
+    np.save(tmp_path / "shards" / "a.npy", ids)
+    with pytest.raises(BadInput, match=r"a\.npy: row 17 holds id 50,000"):
+        prepared(job, tmp_path / "data")
+
+
+def test_a_tokenizer_cannot_be_trained_on_ids(tmp_path: Path) -> None:
+    write_npy(tmp_path / "shards" / "a.npy")
+    job = make_job(tmp_path, data={"sources": [{"kind": "npy", "path": "shards"}]})
+    with pytest.raises(BadInput, match="no text to train on; name the tokenizer"):
+        prepared(job, tmp_path / "data")
+
+
+# ---------------------------------------------------------------- the Hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with hub_server() as server:
+        server.use(monkeypatch, tmp_path / "hf")
+        yield server
+
+
+def hub_npy_files(shards: int, rows: int) -> dict[str, bytes]:
+    files = {}
+    for number in range(shards):
+        file = io.BytesIO()
+        rng = np.random.default_rng(number)
+        np.save(file, rng.integers(2, 256, (rows, SEQ_LEN)).astype(np.int32))
+        files[f"shard_{number}.npy"] = file.getvalue()
+    return files
+
+
+def test_hub_shards_stay_on_the_hub_and_stream_through_a_cache(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    files = hub_npy_files(shards=4, rows=100)
+    hub.add_repo("user/shards", "dataset", files)
+    job = npy_job(tmp_path, kind="hub-npy", repo="user/shards")
+    data = prepared(job, tmp_path / "data")
+    assert (data.report["train_rows"], data.report["held_out_rows"]) == (396, 4)
+    assert not list((tmp_path / "data" / "0" / "train").glob("*.npy"))
+    last = np.load(io.BytesIO(files["shard_3.npy"]))
+    held_out = data.stream("held_out", seed=1, window=2).batch(range(4)).tokens.numpy()
+    assert sorted(map(tuple, held_out)) == sorted(map(tuple, last[-4:]))
+
+    caches = []
+
+    def cache() -> ShardCache:
+        caches.append(ShardCache(tmp_path / "cache", 3 * len(files["shard_0.npy"])))
+        return caches[0]
+
+    stream = data.stream("train", seed=1, window=2, cache=cache)
+    seen = np.concatenate([stream.batch(range(i, i + 36)).tokens for i in range(0, 396, 36)])
+    caches[0].close()
+    everything = np.concatenate([np.load(io.BytesIO(content)) for content in files.values()])
+    assert sorted(map(tuple, seen)) == sorted(map(tuple, everything[:396]))
+
+
+def test_hub_shards_of_another_tokenizer_are_refused(hub: HubServer, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    np.save(file, np.full((200, SEQ_LEN), 40_000, np.int32))
+    hub.add_repo("user/shards", "dataset", {"shard_0.npy": file.getvalue()})
+    job = npy_job(tmp_path, kind="hub-npy", repo="user/shards")
+    with pytest.raises(BadInput, match=r"user/shards/shard_0\.npy: row 0 holds id 40,000"):
+        prepared(job, tmp_path / "data")
+
+
+def test_a_hub_data_set_is_read_at_the_commit_it_was_first_seen_at(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl").read_bytes()
+    hub.add_repo("user/text", "dataset", {"train.jsonl": corpus})
+    sources = [{"kind": "hub", "repo": "user/text"}]
+    save_tokenizer(tmp_path / "tokenizer.json")
+    job = make_job(
+        tmp_path,
+        data={"sources": sources},
+        tokenizer={"file": "tokenizer.json"},
+        model=model_of(400),
+    )
+    interrupt_after_shards(job, tmp_path / "data", 1)
+    hub.add_repo("user/text", "dataset", {"train.jsonl": b'{"text": "something else"}\n'})
+    data = prepared(job, tmp_path / "data")
+    assert data.report["documents"] == 300
+
+
+def test_a_hub_tokenizer_is_kept_with_the_data(hub: HubServer, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    save_tokenizer(tmp_path / "tokenizer.json")
+    hub.add_repo("user/model", files={"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()})
+    job = make_job(tmp_path, tokenizer={"hub": "user/model"}, model=model_of(400))
+    data = prepared(job, tmp_path / "data")
+    assert data.tokenizer_path.read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+
+
+def test_a_hub_repository_that_is_not_there_is_bad_input(hub: HubServer, tmp_path: Path) -> None:
+    job = make_job(tmp_path, data={"sources": [{"kind": "hub", "repo": "user/nothing"}]})
+    with pytest.raises(BadInput, match="user/nothing: there is no such repository"):
+        prepared(job, tmp_path / "data")
+
+
+def test_a_private_hub_repository_without_a_token_says_how_to_give_one(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo("user/text", "dataset", {"train.jsonl": b"{}"}, private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    job = make_job(tmp_path, data={"sources": [{"kind": "hub", "repo": "user/text"}]})
+    with pytest.raises(BadInput, match="export HF_TOKEN="):
+        prepared(job, tmp_path / "data")

@@ -1,0 +1,381 @@
+"""Publishing delivers a verified model whole, or changes nothing and says what to do."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+import pion.export
+from pion.data.tokenizer import train_bpe
+from pion.errors import BadInput, Interrupted, PionError
+from pion.model.decoder import Decoder
+from pipeline.job import Job
+from pipeline.stages.publish import check_target, publish_run
+from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer, hub_server
+
+TEXTS = ["Return a new header with the string.", "The meaning of life is a docstring."]
+RESULTS: dict[str, Any] = {
+    "pretrain": {
+        "loss": 3.0,
+        "loss_sem": 0.02,
+        "perplexity": 20.1,
+        "bits_per_byte": 2.08,
+        "continuations": {"accuracy": 0.6, "chance": 0.25, "questions": 100},
+    },
+    "ngram": {"order": 4, "loss": 3.05, "perplexity": 21.0, "bits_per_byte": 2.10},
+}
+METRICS = {"pretrain": [{"step": s, "epoch": 1, "loss": 3 + 1 / s} for s in range(1, 20)]}
+LINEAGE = [{"epoch": 1, "device": "2-core CPU", "workers": 1, "seconds": 60.0}]
+
+
+class Trained:
+    """A trained model's files and the job that made it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = folder / "tokenizer.json"
+        train_bpe(TEXTS, 280).save(self.tokenizer)
+        self.model = folder / "checkpoint"
+        self.model.mkdir()
+        torch.manual_seed(0)
+        decoder = Decoder(self.job(folder / "unused").model_config_resolved())
+        (self.model / "config.json").write_text(json.dumps(decoder.config.to_dict()))
+        save_file(decoder.state_dict(), self.model / "model.safetensors")
+
+    def job(self, to: str | Path, **publish: Any) -> Job:
+        return Job.model_validate(
+            {
+                "name": "demo",
+                "model": {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
+                | {"d_ff": 48, "vocab_size": 300},
+                "tokenizer": {"file": "tokenizer.json"},
+                "data": {"seq_len": 64, "sources": [{"kind": "python-docs"}]},
+                "pretrain": {"steps": 20, "warmup_steps": 2},
+                "publish": {"to": str(to), "license": "apache-2.0", **publish},
+            }
+        )
+
+    def publish(self, to: str | Path, **changes: Any) -> dict[str, Any]:
+        """Publish to `to`; `changes` go to the job's publish section, but `results` and `says`."""
+        results, says = changes.pop("results", RESULTS), changes.pop("says", [])
+        return publish_run(
+            self.job(to, **changes),
+            model=self.model,
+            tokenizer_path=self.tokenizer,
+            results=results,
+            texts=TEXTS,
+            metrics=METRICS,
+            lineage=LINEAGE,
+            say=says.append,
+        )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with hub_server() as server:
+        server.use(monkeypatch, tmp_path / "hf")
+        yield server
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# ---------------------------------------------------------------- a folder
+
+
+def test_a_folder_gets_the_model_its_card_and_its_loss_plot(
+    trained: Trained, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "demo"
+    says: list[dict[str, Any]] = []
+    published = trained.publish(out, says=says)
+    assert set(contents(out)) == set(pion.export.EXPORT_FILES) - {"chat_template.jinja"}
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert ModelCard.load(out / "README.md").data.license == "apache-2.0"
+    weights = load_file(out / "model.safetensors")
+    assert published == {
+        "target": str(out),
+        "path": str(out),
+        "card": str(out / "README.md"),
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "max_logit_difference": pytest.approx(0, abs=1e-4),
+    }
+    assert any("same model" in message["text"] for message in says)
+    assert [path.name for path in out.parent.iterdir()] == ["demo"], "nothing is left beside it"
+
+
+def test_the_code_on_the_card_runs(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.publish(tmp_path / "demo")
+    card = (tmp_path / "demo" / "README.md").read_text()
+    exec(compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_publishing_again_replaces_the_folder_with_the_same_bytes(
+    trained: Trained, tmp_path: Path
+) -> None:
+    trained.publish(tmp_path / "demo")
+    before = contents(tmp_path / "demo")
+    trained.publish(tmp_path / "demo")
+    assert contents(tmp_path / "demo") == before
+
+
+def test_an_export_that_is_not_the_trained_model_is_refused_and_the_published_one_stays(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.publish(tmp_path / "demo")
+    before = contents(tmp_path / "demo")
+    export = pion.export.export_model
+
+    def disk_that_flips_a_bit(model: Decoder, tokenizer: Path, out: Path, **options: Any) -> None:
+        export(model, tokenizer, out, **options)
+        weights = load_file(out / "model.safetensors")
+        weights["model.layers.0.mlp.down_proj.weight"][0, 0] *= -1e4
+        save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(pion.export, "export_model", disk_that_flips_a_bit)
+    with pytest.raises(PionError, match=r"Nothing was published: .* not the trained one"):
+        trained.publish(tmp_path / "demo")
+    assert contents(tmp_path / "demo") == before
+    assert [path.name for path in tmp_path.iterdir() if path.name != "hf"] == ["demo"]
+
+
+def test_a_folder_with_something_else_in_it_is_refused(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(BadInput, match=r"thesis\.txt"):
+        check_target(trained.job(tmp_path))
+    with pytest.raises(BadInput, match=r"thesis\.txt"):
+        trained.publish(tmp_path)
+    assert contents(tmp_path) == {"thesis.txt": b"ten years of work"}
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_training(
+    trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"file \(Not a directory\)"):
+        check_target(trained.job(tmp_path / "file" / "deep" / "demo"))
+
+
+def test_a_folder_that_may_not_be_written_is_found_before_training(trained: Trained) -> None:
+    with pytest.raises(BadInput, match="nothing can be written"):
+        check_target(trained.job("/proc/demo"))  # where not even root can make a file
+
+
+# ---------------------------------------------------------------- publish.require
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["bits_per_byte < 2.2", "ngram.bits_per_byte > 2.0", "continuations.accuracy >= .6"],
+)
+def test_a_condition_that_is_met_lets_the_model_pass(
+    condition: str, trained: Trained, tmp_path: Path
+) -> None:
+    trained.publish(tmp_path / "demo", require=[condition])
+    assert (tmp_path / "demo" / "config.json").exists()
+
+
+def test_a_condition_that_is_not_met_blocks_the_model_and_says_how_to_go_on(
+    trained: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        trained.publish(tmp_path / "demo", require=["bits_per_byte < 2", "loss <= 3", "loss < 2.5"])
+    message = str(caught.value)
+    assert "bits_per_byte < 2 (measured: 2.08); loss < 2.5 (measured: 3)" in message
+    assert str(trained.model) in message
+    assert "change publish.require" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_that_is_not_a_number_never_passes(trained: Trained, tmp_path: Path) -> None:
+    broken = {"pretrain": {"loss": float("nan")}}
+    for condition in ("loss < 5", "loss > 5", "loss >= 0"):
+        with pytest.raises(BadInput, match="not met"):
+            trained.publish(tmp_path / "demo", require=[condition], results=broken)
+
+
+def test_a_misspelt_result_is_found_before_training_and_the_right_one_is_named(
+    trained: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="did you mean 'bits_per_byte'"):
+        check_target(trained.job(tmp_path / "demo", require=["bits_per_bite < 2"]))
+
+
+def test_a_result_that_was_not_measured_blocks_the_model_and_lists_those_that_were(
+    trained: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=r"no result 'lm_eval\.arc\.acc'.* ngram\.loss"):
+        trained.publish(tmp_path / "demo", require=["lm_eval.arc.acc > 0.3"])
+
+
+def test_a_limit_that_is_no_number_is_bad_input(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="not a number"):
+        check_target(trained.job(tmp_path / "demo", require=["loss < 1e"]))
+
+
+# ---------------------------------------------------------------- the Hub
+
+
+def test_a_hub_repository_gets_everything_in_one_commit_and_is_private(
+    hub: HubServer, trained: Trained, tmp_path: Path
+) -> None:
+    assert check_target(trained.job("hf://tester/demo")) == []
+    published = trained.publish("hf://tester/demo")
+    repo = hub.repos["model", "tester/demo"]
+    assert repo.private
+    assert hub.commits("tester/demo")[1:] == ["Publish demo"]
+    assert published["commit"] == repo.commits[-1].oid
+    assert published["url"].endswith("/tester/demo")
+    trained.publish(tmp_path / "demo")
+    local, remote = contents(tmp_path / "demo"), hub.files("tester/demo")
+    assert remote["model.safetensors"] == local["model.safetensors"]
+    assert set(remote) == {*local, ".gitattributes"}
+
+
+def test_publishing_the_same_model_again_makes_no_commit(hub: HubServer, trained: Trained) -> None:
+    first = trained.publish("hf://tester/demo")
+    second = trained.publish("hf://tester/demo")
+    assert len(hub.commits("tester/demo")) == 2
+    assert second["commit"] == first["commit"]
+
+
+def test_a_public_repository_is_made_only_when_asked_for(hub: HubServer, trained: Trained) -> None:
+    trained.publish("hf://tester/demo", private=False)
+    assert not hub.repos["model", "tester/demo"].private
+
+
+def test_a_private_model_never_lands_in_a_repository_that_is_public(
+    hub: HubServer, trained: Trained
+) -> None:
+    hub.add_repo("tester/demo", files={"README.md": b"mine"})
+    with pytest.raises(BadInput, match="is public"):
+        check_target(trained.job("hf://tester/demo"))
+    with pytest.raises(BadInput, match="is public"):
+        trained.publish("hf://tester/demo")
+    assert hub.files("tester/demo") == {"README.md": b"mine"}
+
+
+def test_without_a_token_nothing_is_started(
+    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(BadInput, match=r"HF_TOKEN or run `hf auth login`") as caught:
+        check_target(trained.job("hf://tester/demo"))
+    assert caught.value.exit_code == 2
+    with pytest.raises(BadInput, match="HF_TOKEN"):
+        trained.publish("hf://tester/demo")
+
+
+@pytest.mark.parametrize(
+    ("token", "says"), [(READ_TOKEN, "may only read"), ("hf_expired_secret", "does not accept")]
+)
+def test_a_token_that_may_not_write_is_found_before_training_and_never_shown(
+    token: str, says: str, hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(BadInput, match=says) as caught:
+        check_target(trained.job("hf://tester/demo"))
+    assert token not in str(caught.value)
+    with pytest.raises(BadInput) as caught:
+        trained.publish("hf://tester/demo")
+    assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "permissions", "may"),
+    [
+        ("user", "tester", ["repo.content.read", "repo.write"], True),
+        ("model", "tester/demo", ["repo.write"], True),
+        ("user", "tester", ["repo.content.read"], False),
+        ("model", "tester/another", ["repo.write"], False),
+        ("dataset", "tester/demo", ["repo.write"], False),
+    ],
+)
+def test_a_fine_grained_token_needs_the_right_to_write_there(
+    kind: str,
+    name: str,
+    permissions: list[str],
+    may: bool,
+    hub: HubServer,
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", FINE_GRAINED_TOKEN)
+    hub.scoped = [(kind, name, permissions)]
+    if may:
+        assert check_target(trained.job("hf://tester/demo")) == []
+        return
+    with pytest.raises(BadInput, match=r"fine-grained Hub token of tester may not write.*tokens"):
+        check_target(trained.job("hf://tester/demo"))
+
+
+def test_metadata_the_hub_refuses_is_found_before_training(
+    hub: HubServer, trained: Trained
+) -> None:
+    hub.fail("validate-yaml", status=400)
+    with pytest.raises(BadInput, match=r"is publish\.license a licence it knows"):
+        check_target(trained.job("hf://tester/demo", license="do-what-you-like"))
+
+
+def test_someone_elses_namespace_is_refused_before_training(
+    hub: HubServer, trained: Trained
+) -> None:
+    with pytest.raises(BadInput, match="can't publish as google"):
+        check_target(trained.job("hf://google/demo"))
+
+
+@pytest.mark.parametrize("to", ["hf://demo", "hf://a/b/c", "hf://tester/de mo", "s3://bucket/demo"])
+def test_a_target_that_is_neither_a_folder_nor_a_repository_is_bad_input(
+    to: str, trained: Trained
+) -> None:
+    with pytest.raises(BadInput, match="neither a folder nor hf://user/name"):
+        check_target(trained.job(to))
+
+
+def test_a_hub_that_is_down_before_training_is_a_note_not_an_error(
+    hub: HubServer, trained: Trained
+) -> None:
+    hub.fail("whoami", status=503)
+    (note,) = check_target(trained.job("hf://tester/demo"))
+    assert "could not be checked" in note
+
+
+def test_an_outage_while_publishing_is_waited_out(
+    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", waited.append)
+    hub.fail("/commit/", status=503, times=2)
+    trained.publish("hf://tester/demo")
+    assert hub.commits("tester/demo")[1:] == ["Publish demo"]
+    assert len(waited) == 2
+
+
+def test_an_outage_that_does_not_end_keeps_the_model_and_asks_to_run_again(
+    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", lambda seconds: None)
+    hub.fail("/commit/", status=502, times=99)
+    with pytest.raises(Interrupted, match="Run the same command again") as caught:
+        trained.publish("hf://tester/demo")
+    assert str(trained.model) in str(caught.value)
+    assert len(hub.commits("tester/demo")) == 1
+
+
+def test_a_forbidden_commit_names_the_cause(hub: HubServer, trained: Trained) -> None:
+    hub.fail("/commit/", status=403)
+    with pytest.raises(BadInput, match=r"forbids it \(403\)"):
+        trained.publish("hf://tester/demo")

@@ -1,0 +1,590 @@
+"""Checkpoints: what is saved comes back exactly, or is not used and it says so."""
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pion.errors import BadInput, Fenced, PionError
+from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.restore import check_entry, load_folder, newest_good
+from pipeline.state.checkpoints.retention import Keep
+from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER, Snapshot, map_extents
+from pipeline.state.checkpoints.upload_worker import Saved, SaveJob
+from pipeline.state.checkpoints.upload_worker import save as save_files
+from pipeline.state.claim import Claim
+from pipeline.state.metrics import MetricsLog, read_metrics
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, Missing, Store, StoreError
+from pipeline.state.workspace import Workspace
+from tests.pipeline.state.conftest import FakeClock, someone
+
+Tensors = dict[str, torch.Tensor]
+
+
+def some_tensors(seed: int = 0) -> tuple[Tensors, Tensors]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, 7, generator=generator)
+    model = {
+        "embed.weight": weight,
+        "norm.weight": torch.randn(7, generator=generator, dtype=torch.bfloat16),
+        "transposed": weight.t(),
+    }
+    optimizer = {
+        "exp_avg.embed.weight": torch.randn(5, 7, generator=generator),
+        "step": torch.tensor(3, dtype=torch.int64),
+        "mask": torch.tensor([True, False, True]),
+        "empty": torch.empty(0, 4),
+        "bytes": torch.arange(3, dtype=torch.uint8),
+    }
+    return model, optimizer
+
+
+made: list[Checkpointer] = []
+
+
+def a_checkpointer(claim: Claim, **options: Any) -> Checkpointer:
+    made.append(Checkpointer(claim, "pretrain", "d1", files={"config.json": b"{}"}, **options))
+    return made[-1]
+
+
+@pytest.fixture(autouse=True)
+def close_checkpointers() -> Iterator[None]:
+    """Ends the processes of those that a test leaves open."""
+    made.clear()
+    yield
+    for checkpointer in made:
+        with contextlib.suppress(PionError):  # the run may have been taken over, its store broken
+            checkpointer.close()
+    made.clear()
+
+
+def save(checkpointer: Checkpointer, step: int, seed: int | None = None) -> None:
+    model, optimizer = some_tensors(step if seed is None else seed)
+    assert checkpointer.save(model, optimizer, {"step": step, "next_row": step * 8})
+    checkpointer.wait()
+
+
+class InThisProcess:
+    """An uploader that writes to a store of the test's, which no other process has."""
+
+    def __init__(self, store: Store, fd: int) -> None:
+        self.store, self.fd = store, fd
+
+    def save(self, job: SaveJob) -> Saved:
+        return save_files(self.store, job, map_extents(self.fd, job.extents))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def checkpointer_in_this_process(claim: Claim, **options: Any) -> Checkpointer:
+    return a_checkpointer(claim, uploader=partial(InThisProcess, claim.store), **options)
+
+
+def newest(
+    claim: Claim, digest: str = "d1", root: Path | None = None
+) -> tuple[Any, Any, list[str]]:
+    head = claim.state.read()
+    assert head is not None
+    found = newest_good(Workspace(claim.store, "demo", root), head, "pretrain", digest)
+    loaded = load_folder(found.folder) if found.folder else None
+    return found.entry, loaded, [str(skip) for skip in found.skipped]
+
+
+def assert_same(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.fixture
+def claim(run: RunState) -> Claim:
+    return run.claim(someone())
+
+
+class Gate(FileStore):
+    """A store in which writing a model waits until `open` is set."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.open = threading.Event()
+
+    def write(self, key: str, data: Any) -> None:
+        if key.endswith("model.safetensors"):
+            self.open.wait()
+        super().write(key, data)
+
+
+class NoMapping(FileStore):
+    """A store whose content must be downloaded, as from another machine."""
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+
+def test_what_is_saved_comes_back_exactly(claim: Claim) -> None:
+    model, optimizer = some_tensors()
+    checkpointer = a_checkpointer(claim, ancestor="checkpoints/pretrain/5-0")
+    state = {"step": 10, "next_row": 80, "rng": [1, 2**63, 0.1], "plan": {"threads": 2}}
+    assert checkpointer.save(model, optimizer, state, metrics={"loss": 2.5})
+    checkpointer.close()
+
+    entry, loaded, skipped = newest(claim)
+    assert skipped == []
+    assert_same(loaded.model, model)
+    assert_same(loaded.optimizer, optimizer)
+    assert loaded.state == {**state, "stage": "pretrain", "digest": "d1"}
+    assert (entry.step, entry.epoch, entry.digest) == (10, 1, "d1")
+    assert entry.key == "checkpoints/pretrain/10-1"
+    assert entry.ancestor == "checkpoints/pretrain/5-0"
+    assert entry.metrics == {"loss": 2.5}
+    assert checkpointer.last == entry
+    assert checkpointer.stats.durable_step == 10
+    names = [found.key.rpartition("/")[2] for found in claim.store.list(f"demo/{entry.key}/")]
+    assert names == [
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
+
+
+def test_the_snapshot_is_taken_before_save_returns(run: RunState, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    claim = RunState(gate, "demo").claim(someone())
+    model, optimizer = some_tensors()
+    expected = {name: tensor.clone() for name, tensor in model.items()}
+    checkpointer = checkpointer_in_this_process(claim)
+    checkpointer.save(model, optimizer, {"step": 1})
+    for tensor in (*model.values(), *optimizer.values()):
+        tensor.zero_()  # training goes on
+    gate.open.set()
+    checkpointer.wait()
+    assert_same(newest(claim)[1].model, expected)
+
+
+def test_a_save_that_finds_the_previous_one_writing_is_skipped(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    claim = RunState(gate, "demo").claim(someone())
+    checkpointer = checkpointer_in_this_process(claim)
+    model, optimizer = some_tensors()
+    assert checkpointer.save(model, optimizer, {"step": 1}) is True
+    assert checkpointer.save(model, optimizer, {"step": 2}) is False
+    assert checkpointer.stats.skipped == 1
+    gate.open.set()
+    checkpointer.wait()
+    assert newest(claim)[0].step == 1
+    assert checkpointer.save(model, optimizer, {"step": 3}) is True
+    checkpointer.wait()
+    assert newest(claim)[0].step == 3
+
+
+def test_saving_a_step_that_is_durable_already_writes_nothing(claim: Claim) -> None:
+    checkpointer = a_checkpointer(claim)
+    save(checkpointer, 10)
+    before = claim.store.read("demo/HEAD.json")
+    save(checkpointer, 10)
+    assert claim.store.read("demo/HEAD.json") == before
+
+
+def test_equal_tensors_give_equal_bytes_whatever_their_order_and_owner(run: RunState) -> None:
+    hashes: set[str] = set()
+    for _ in range(2):
+        claim = run.claim(someone(), take_over=True)
+        model, optimizer = some_tensors()
+        shuffled = dict(reversed(model.items()))
+        checkpointer = a_checkpointer(claim)
+        checkpointer.save(shuffled if hashes else model, optimizer, {"step": 1})
+        checkpointer.wait()
+        assert checkpointer.last is not None
+        hashes.add(checkpointer.last.model_sha256)
+    assert len(hashes) == 1
+
+
+def test_the_files_are_plain_safetensors(tmp_path: Path) -> None:
+    model, optimizer = some_tensors()
+    snapshot = Snapshot()
+    snapshot.take(model, optimizer, {"step": 1})
+    for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
+        (tmp_path / "file.safetensors").write_bytes(snapshot.content(name))
+        assert_same(load_file(tmp_path / "file.safetensors"), tensors)
+
+
+def test_a_snapshot_uses_its_memory_again_and_follows_a_change_of_shape() -> None:
+    snapshot = Snapshot()
+    model, optimizer = some_tensors()
+    snapshot.take(model, optimizer, {})
+    mapped = snapshot.content(MODEL)  # as the uploader has it
+    before = bytes(mapped)
+    snapshot.take(*some_tensors(1), {})
+    assert bytes(mapped) != before
+    snapshot.take({**model, "more": torch.ones(64)}, optimizer, {})
+    assert len(snapshot.content(MODEL)) > len(before) + 256
+
+
+def test_a_snapshot_takes_nothing_from_dev_shm(claim: Claim) -> None:
+    before = mapped_from_dev_shm()
+    checkpointer = a_checkpointer(claim)
+    save(checkpointer, 1)
+    assert mapped_from_dev_shm() == before
+    checkpointer.close()
+
+
+def mapped_from_dev_shm() -> set[str]:
+    """Files there that this process or one it started has in its memory."""
+    pids = [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
+    return set(re.findall(r"/dev/shm/\S+", maps))
+
+
+def test_memory_stays_flat_over_two_hundred_saves(claim: Claim) -> None:
+    model = {"weight": torch.ones(1_000_000)}
+    me = psutil.Process()
+    others = me.children()  # servers of other tests
+    checkpointer = a_checkpointer(claim)
+
+    def memory() -> int:
+        mine = [child for child in me.children() if child not in others]
+        assert mine
+        return sum(p.memory_full_info().uss for p in (me, *mine))
+
+    found = []
+    for step in range(1, 201):
+        assert checkpointer.save(model, {}, {"step": step})
+        checkpointer.wait()
+        if step in (20, 110, 200):
+            gc.collect()
+            found.append(memory())
+    # What threads of other tests still load comes once; a leak would be in both halves.
+    begin, middle, end = found
+    assert min(middle - begin, end - middle) < 8_000_000  # two saves' worth, of ninety
+    assert checkpointer.stats.saved == 200
+    checkpointer.close()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "why"),
+    [
+        ("model.safetensors", truncate, r"model.safetensors has \d+ bytes instead of \d+"),
+        ("model.safetensors", flip_a_bit, "model.safetensors has been altered"),
+        ("optimizer.safetensors", flip_a_bit, "optimizer.safetensors has been altered"),
+        ("state.json", flip_a_bit, "state.json has been altered"),
+        ("config.json", Path.unlink, "config.json is missing"),
+        ("manifest.json", Path.unlink, "manifest.json is missing"),
+        ("manifest.json", truncate, "manifest.json is damaged"),
+    ],
+)
+def test_a_damaged_newest_checkpoint_is_passed_over_and_it_says_why(
+    claim: Claim, file: str, damage: Callable[[Path], None], why: str
+) -> None:
+    checkpointer = a_checkpointer(claim)
+    save(checkpointer, 10)
+    save(checkpointer, 20)
+    path = claim.store.local_path(f"demo/checkpoints/pretrain/20-1/{file}")
+    assert path is not None
+    if file == "manifest.json" and damage is truncate:
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        damage(path)
+    entry, loaded, skipped = newest(claim)
+    assert entry.step == 10
+    assert loaded.state["next_row"] == 80
+    assert_same(loaded.model, some_tensors(10)[0])
+    (note,) = skipped
+    assert note.startswith("Skipped checkpoint checkpoints/pretrain/20-1: ")
+    assert re.search(why, note)
+
+
+def test_a_complete_checkpoint_that_is_not_the_listed_one_is_passed_over(claim: Claim) -> None:
+    checkpointer = a_checkpointer(claim)
+    save(checkpointer, 10)
+    save(checkpointer, 20)
+    folders = claim.store.local_path("demo/checkpoints/pretrain")
+    assert folders is not None
+    (folders / "20-1").rename(folders / "aside")
+    (folders / "10-1").rename(folders / "20-1")
+    head = claim.head
+    assert check_entry(Workspace(claim.store, "demo"), head.checkpoints[0]) == (
+        "model.safetensors is not the one that HEAD lists"
+    )
+
+
+def test_when_no_listed_checkpoint_is_good_starting_over_is_left_to_a_person(claim: Claim) -> None:
+    checkpointer = a_checkpointer(claim)
+    for step in (10, 20):
+        save(checkpointer, step)
+        path = claim.store.local_path(f"demo/checkpoints/pretrain/{step}-1/state.json")
+        assert path is not None
+        flip_a_bit(path)
+    with pytest.raises(PionError, match=r"None of the checkpoints of pretrain .* --redo pretrain"):
+        newest(claim)
+
+
+def test_checkpoints_of_another_digest_or_stage_are_not_restored(claim: Claim) -> None:
+    save(a_checkpointer(claim), 10)
+    assert newest(claim, digest="d2") == (None, None, [])
+
+
+def test_a_checkpoint_of_a_newer_format_stops_rather_than_being_passed_over(claim: Claim) -> None:
+    checkpointer = a_checkpointer(claim)
+    save(checkpointer, 10)
+    save(checkpointer, 20)
+    key = "demo/checkpoints/pretrain/20-1/manifest.json"
+    manifest = json.loads(claim.store.read(key))
+    claim.store.write(key, json.dumps({**manifest, "format": 2}).encode())
+    with pytest.raises(BadInput, match=r"20-1/manifest.json has format version 2"):
+        newest(claim)
+
+
+def test_a_manifest_cannot_point_outside_its_folder(claim: Claim) -> None:
+    save(a_checkpointer(claim), 10)
+    key = "demo/checkpoints/pretrain/10-1/manifest.json"
+    manifest = json.loads(claim.store.read(key))
+    manifest["files"]["../../../../secret"] = {"size": 1, "sha256": ""}
+    claim.store.write(key, json.dumps(manifest).encode())
+    assert (
+        check_entry(Workspace(claim.store, "demo"), claim.head.checkpoints[0])
+        == "manifest.json is damaged"
+    )
+
+
+def test_a_store_on_another_machine_is_downloaded_and_verified(tmp_path: Path) -> None:
+    store = NoMapping(tmp_path / "far")
+    claim = RunState(store, "demo").claim(someone())
+    checkpointer = checkpointer_in_this_process(claim)
+    save(checkpointer, 10)
+    save(checkpointer, 20)
+    flip_a_bit(store.folder / "demo/checkpoints/pretrain/20-1/model.safetensors")
+    entry, loaded, skipped = newest(claim, root=tmp_path / "here")
+    assert entry.step == 10
+    assert loaded.folder.is_relative_to(tmp_path / "here")
+    assert_same(loaded.model, some_tensors(10)[0])
+    (note,) = skipped
+    assert note.startswith("Skipped checkpoint checkpoints/pretrain/20-1: ")
+
+
+def test_loaded_tensors_outlive_their_files(claim: Claim) -> None:
+    save(a_checkpointer(claim), 10)
+    _, loaded, _ = newest(claim)
+    for found in claim.store.list("demo/checkpoints/"):
+        claim.store.delete(found.key)
+    assert_same(loaded.model, some_tensors(10)[0])
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PionError, match="is not a complete checkpoint"):
+        load_folder(tmp_path)
+
+
+def test_a_fenced_checkpointer_lists_nothing_and_says_who_took_over(run: RunState) -> None:
+    claim = run.claim(someone())
+    checkpointer = a_checkpointer(claim)
+    save(checkpointer, 10)
+    run.claim(someone(host="gpu-9"), take_over=True)
+    model, optimizer = some_tensors()
+    checkpointer.save(model, optimizer, {"step": 20})
+    with pytest.raises(Fenced, match="gpu-9"):
+        checkpointer.wait()
+    head = run.read()
+    assert head is not None
+    assert [entry.step for entry in head.checkpoints] == [10]
+    checkpointer.save(model, optimizer, {"step": 30})
+    with pytest.raises(Fenced):
+        checkpointer.wait()
+    with pytest.raises(Missing):  # fenced by then, so not even uploaded
+        claim.store.read("demo/checkpoints/pretrain/30-1/config.json")
+
+
+def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_path: Path) -> None:
+    class FailsOnce(FileStore):
+        failures = 1
+
+        def write(self, key: str, data: Any) -> None:
+            if key.endswith("optimizer.safetensors") and self.failures:
+                self.failures -= 1
+                raise StoreError("write", key, "the disk is full")
+            super().write(key, data)
+
+    claim = RunState(FailsOnce(tmp_path), "demo").claim(someone())
+    checkpointer = checkpointer_in_this_process(claim)
+    model, optimizer = some_tensors()
+    checkpointer.save(model, optimizer, {"step": 10})
+    while checkpointer.busy:
+        threading.Event().wait(0.01)
+    with pytest.raises(StoreError, match="the disk is full"):
+        checkpointer.save(model, optimizer, {"step": 20})
+    assert claim.state.read() == claim.head
+    assert claim.head.checkpoints == ()
+    save(checkpointer, 20)
+    assert newest(claim)[0].step == 20
+
+
+def test_what_a_failed_save_left_goes_an_hour_after_the_next_commit(
+    tmp_path: Path, time: FakeClock
+) -> None:
+    class DownOnce(FileStore):
+        failures = 1
+
+        def write(self, key: str, data: Any) -> None:
+            if key.endswith("optimizer.safetensors") and self.failures:
+                self.failures -= 1
+                raise StoreError("write", key, "it is down", outage=True)
+            super().write(key, data)
+
+    store = DownOnce(tmp_path)
+    claim = RunState(store, "demo", time.clock()).claim(someone())
+    checkpointer = checkpointer_in_this_process(claim)
+    save(checkpointer, 10)
+    assert checkpointer.stats.outage is not None
+    assert store.list("demo/checkpoints/pretrain/10-1/")
+    save(checkpointer, 20)
+    (left,) = claim.head.trash
+    assert (left.key, left.not_before) == ("checkpoints/pretrain/10-1", time.time + 3600)
+    time.time += 3601
+    save(checkpointer, 30)
+    assert store.list("demo/checkpoints/pretrain/10-1/") == []
+    assert claim.head.trash == ()
+    assert [entry.step for entry in claim.head.checkpoints] == [30, 20]
+
+
+def test_a_result_is_noted_in_the_checkpoint_it_belongs_to_and_nobody_waits(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    claim = RunState(gate, "demo").claim(someone())
+    checkpointer = checkpointer_in_this_process(claim)
+    checkpointer.save(*some_tensors(), {"step": 10})
+    checkpointer.note(10, {"held_out_loss": 3.5})  # its save is still on its way
+    assert checkpointer.busy
+    assert claim.head.checkpoints == ()
+    gate.open.set()
+    checkpointer.wait()
+    checkpointer.note(20, {"held_out_loss": 2.5})  # never saved
+    checkpointer.wait()
+    (entry,) = claim.head.checkpoints
+    assert (entry.step, entry.metrics) == (10, {"held_out_loss": 3.5})
+
+
+def test_a_store_that_corrupts_what_it_is_given_is_found_out_before_the_commit(
+    tmp_path: Path,
+) -> None:
+    class Corrupts(FileStore):
+        def write(self, key: str, data: Any) -> None:
+            super().write(key, data)
+            if key.endswith("model.safetensors"):
+                flip_a_bit(self.folder / key)
+
+    claim = RunState(Corrupts(tmp_path), "demo").claim(someone())
+    checkpointer = checkpointer_in_this_process(claim)
+    model, optimizer = some_tensors()
+    checkpointer.save(model, optimizer, {"step": 10})
+    with pytest.raises(StoreError, match=r"model.safetensors has other bytes than were written"):
+        checkpointer.wait()
+    assert claim.head.checkpoints == ()
+
+
+def test_saving_forgets_old_checkpoints_in_the_same_commit_and_deletes_them_an_hour_later(
+    claim: Claim, time: FakeClock
+) -> None:
+    checkpointer = a_checkpointer(claim, keep=Keep(last=2))
+    for step in (10, 20, 30):
+        save(checkpointer, step)
+    assert [entry.step for entry in claim.head.checkpoints] == [30, 20]
+    assert claim.store.list("demo/checkpoints/pretrain/10-1/")
+    time.time += 3601
+    save(checkpointer, 40)
+    assert claim.store.list("demo/checkpoints/pretrain/10-1/") == []
+    assert [entry.step for entry in claim.head.checkpoints] == [40, 30]
+    assert newest(claim)[0].ancestor == "checkpoints/pretrain/30-1"
+
+
+def test_metrics_are_durable_when_the_checkpoint_that_covers_them_is(claim: Claim) -> None:
+    metrics = MetricsLog(claim.store, "demo", "pretrain", claim.epoch)
+    checkpointer = a_checkpointer(claim, before_commit=metrics.flush)
+    metrics.append({"step": 10, "loss": 3.0})
+    save(checkpointer, 10)
+    rows = read_metrics(claim.store, "demo", claim.head, "pretrain")
+    assert [(row["step"], row["loss"]) for row in rows] == [(10, 3.0)]
+
+
+def test_state_that_is_not_json_is_refused_at_the_save(claim: Claim) -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        a_checkpointer(claim).save(*some_tensors(), {"step": 1, "rng": torch.ones(1)})
+
+
+KILLED_WHILE_SAVING = """
+import sys, torch
+from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.run_state import RunState
+from pipeline.state.owner import Owner
+from pipeline.state.stores import FileStore
+claim = RunState(FileStore(sys.argv[1]), "demo").claim(Owner.me())
+checkpointer = Checkpointer(claim, "pretrain", "d1", files={"config.json": b"{}"})
+for step in range(1, 10_000):
+    model = {"weight": torch.full((1_000_000,), float(step))}
+    checkpointer.save(model, {}, {"step": step})
+    checkpointer.wait()
+    print(step, flush=True)
+"""
+
+
+def test_killed_while_saving_the_last_listed_checkpoint_is_whole(
+    store: FileStore, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(KILLED_WHILE_SAVING, store.folder)
+    assert process.stdout is not None
+    while process.stdout.readline() != "3\n":
+        pass
+    threading.Event().wait(random.uniform(0, 0.03))
+    process.kill()
+    process.wait()
+    claim = RunState(store, "demo").claim(Owner.me())
+    entry, loaded, skipped = newest(claim)
+    assert skipped == []
+    assert entry.step >= 3
+    assert torch.equal(loaded.model["weight"], torch.full((1_000_000,), float(entry.step)))
+
+
+def test_reading_head_and_status_needs_no_torch() -> None:
+    code = (
+        "import sys, pipeline.state.checkpoints.checkpointer, pipeline.state.metrics;"
+        "import pipeline.state.stores;"
+        "print([m for m in ('torch', 'numpy', 'ray', 'pydantic') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_an_entry_knows_its_size(claim: Claim) -> None:
+    save(a_checkpointer(claim), 10)
+    (entry,) = claim.head.checkpoints
+    files = claim.store.list(f"demo/{entry.key}/")
+    manifest = sum(found.size for found in files if found.key.endswith("/manifest.json"))
+    assert entry.bytes == sum(found.size for found in files) - manifest
+    assert dataclasses.asdict(entry)["model_sha256"] == entry.model_sha256

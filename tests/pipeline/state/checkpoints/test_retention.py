@@ -1,0 +1,210 @@
+"""What is kept, and that nothing listed is ever deleted."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pion.errors import Fenced
+from pipeline.state.checkpoints.retention import Keep, forget, kept, sweep, sweep_abandoned
+from pipeline.state.claim import Claim
+from pipeline.state.records import CheckpointEntry, Head, StageRecord
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.pipeline.state.conftest import FakeClock, someone
+from tests.pipeline.state.test_claim import an_entry
+
+HOUR = 3600.0
+
+
+def steps(keys: set[str], stage: str = "pretrain") -> list[int]:
+    prefix = f"checkpoints/{stage}/"
+    return sorted(int(k.removeprefix(prefix).split("-")[0]) for k in keys if k.startswith(prefix))
+
+
+def a_head(*entries: CheckpointEntry) -> Head:
+    """Entries in the order they were saved."""
+    return Head(epoch=1, checkpoints=tuple(reversed(entries)))
+
+
+def store_checkpoint(claim: Claim, entry: CheckpointEntry) -> None:
+    for name in ("model.safetensors", "manifest.json"):
+        claim.store.write(claim.state.key(f"{entry.key}/{name}"), b"x")
+
+
+def stored_folders(store: FileStore) -> list[str]:
+    keys = (entry.key.removeprefix("demo/") for entry in store.list("demo/checkpoints/"))
+    return sorted({key.rpartition("/")[0] for key in keys})
+
+
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_the_newest_two_are_always_kept(last: int) -> None:
+    head = a_head(*(an_entry(step) for step in (10, 20, 30, 40)))
+    assert steps(kept(head, Keep(last=last))) == [30, 40]
+
+
+def test_the_last_k_and_every_nth_step_are_kept_when_asked() -> None:
+    head = a_head(*(an_entry(step) for step in range(10, 130, 10)))
+    assert steps(kept(head, Keep(last=3))) == [100, 110, 120]
+    assert steps(kept(head, Keep(every=50))) == [50, 100, 110, 120]
+
+
+def test_each_stages_best_is_kept_and_one_without_a_number_is_never_best() -> None:
+    losses = [3.0, 2.0, float("nan"), 2.5, 2.6, 2.7]
+    head = a_head(
+        an_entry(5),
+        *(an_entry(10 * i, metrics={"loss": loss}) for i, loss in enumerate(losses, 1)),
+        an_entry(1, stage="sft", metrics={"loss": 9.0}),
+        an_entry(2, stage="sft", metrics={"loss": 8.0}),
+    )
+    keys = kept(head, Keep(best="loss"))
+    assert steps(keys) == [20]
+    assert steps(keys, "sft") == [1, 2]
+
+
+def test_every_finished_stages_last_is_kept_through_the_stages_that_follow() -> None:
+    head = a_head(*(an_entry(s) for s in (10, 20)), *(an_entry(s, stage="sft") for s in (1, 2, 3)))
+    finished = head.with_stage("pretrain", StageRecord("d", 1.0, "checkpoints/pretrain/20-1"))
+    assert steps(kept(finished, Keep())) == [20]
+    assert steps(kept(finished, Keep()), "sft") == [2, 3]
+
+
+entries = st.lists(
+    st.builds(
+        lambda step, epoch, stage, loss: an_entry(step, epoch, stage, metrics={"loss": loss}),
+        st.integers(1, 30),
+        st.integers(1, 3),
+        st.sampled_from(["pretrain", "sft"]),
+        st.floats(allow_infinity=True),
+    ),
+    unique_by=lambda entry: entry.key,
+    max_size=12,
+)
+policies = st.builds(
+    Keep,
+    last=st.integers(0, 4),
+    every=st.none() | st.integers(1, 10),
+    best=st.sampled_from([None, "loss", "accuracy"]),
+)
+
+
+@settings(deadline=None)
+@given(entries, policies)
+def test_forgetting_loses_no_entry_it_only_moves_some_to_the_trash(
+    saved: list[CheckpointEntry], keep: Keep
+) -> None:
+    head = a_head(*saved)
+    after = forget(head, keep, now=100.0)
+    listed, trash = after.listed(), {item.key for item in after.trash}
+    assert listed | trash == head.listed()
+    assert not listed & trash
+    assert {entry.key for entry in head.checkpoints[:2]} <= listed
+    assert [e for e in head.checkpoints if e in after.checkpoints] == list(after.checkpoints)
+    assert all(item.not_before == 100.0 + HOUR for item in after.trash)
+    assert forget(after, keep, now=200.0) == after
+
+
+def test_files_stay_for_an_hour_after_their_entry_went(
+    run: RunState, store: FileStore, time: FakeClock
+) -> None:
+    claim = run.claim(someone())
+    for step in (10, 20, 30):
+        store_checkpoint(claim, an_entry(step))
+        claim.add_checkpoint(an_entry(step))
+    claim.commit(lambda head: forget(head, Keep(), time.time))
+    time.time += HOUR - 1
+    assert sweep(claim) == []
+    assert len(stored_folders(store)) == 3
+    time.time += 1
+    assert sweep(claim) == ["checkpoints/pretrain/10-1"]
+    assert stored_folders(store) == ["checkpoints/pretrain/20-1", "checkpoints/pretrain/30-1"]
+    assert claim.head.trash == ()
+    before = store.read("demo/HEAD.json")
+    assert sweep(claim) == []
+    assert store.read("demo/HEAD.json") == before
+
+
+def test_a_folder_that_is_listed_is_not_deleted_though_it_is_in_the_trash(
+    run: RunState, store: FileStore, time: FakeClock
+) -> None:
+    claim = run.claim(someone())
+    entry = an_entry(10)
+    store_checkpoint(claim, entry)
+    claim.commit(lambda head: head.with_trash([entry.key], time.time))
+    trash = claim.head.trash
+    claim.commit(lambda head: dataclasses.replace(head.with_checkpoint(entry), trash=trash))
+    time.time += 2 * HOUR
+    assert sweep(claim) == []
+    assert stored_folders(store) == [entry.key]
+
+
+def test_a_claim_sweeps_what_older_epochs_left_unlisted_an_hour_later(
+    run: RunState, store: FileStore, time: FakeClock
+) -> None:
+    old = run.claim(someone())
+    listed, finished, unlisted = an_entry(10), an_entry(20), an_entry(30)
+    for entry in (listed, finished, unlisted):
+        store_checkpoint(old, entry)
+    old.add_checkpoint(listed)
+    old.finish_stage("pretrain", "d", {}, finished.key)
+    claim = run.claim(someone(), take_over=True)
+    store_checkpoint(claim, an_entry(40, epoch=2))  # being written right now
+
+    assert sweep_abandoned(claim) == [unlisted.key]
+    assert sweep(claim) == []
+    assert len(stored_folders(store)) == 4
+    time.time += HOUR
+    assert sweep_abandoned(claim) == []
+    assert sweep(claim) == [unlisted.key]
+    assert stored_folders(store) == [listed.key, finished.key, "checkpoints/pretrain/40-2"]
+
+
+def test_a_sweep_that_was_cut_short_is_finished_by_the_next_owner(
+    run: RunState, store: FileStore, time: FakeClock
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    class DiesDeleting(FileStore):
+        def delete(self, key: str) -> None:
+            super().delete(key)
+            raise Killed
+
+    claim = RunState(DiesDeleting(store.folder), "demo", time.clock()).claim(someone())
+    store_checkpoint(claim, an_entry(10))
+    claim.commit(lambda head: head.with_trash([an_entry(10).key], time.time))
+    time.time += HOUR
+    with pytest.raises(Killed):
+        sweep(claim)
+    (left,) = store.list("demo/checkpoints/")
+    assert left.key.endswith("/model.safetensors")  # the manifest went first
+    assert sweep(run.claim(someone(), take_over=True)) == [an_entry(10).key]
+    assert stored_folders(store) == []
+
+
+def test_a_fenced_claim_deletes_nothing(run: RunState, store: FileStore, time: FakeClock) -> None:
+    claim = run.claim(someone())
+    store_checkpoint(claim, an_entry(10))
+    claim.commit(lambda head: head.with_trash([an_entry(10).key], time.time))
+    run.claim(someone(), take_over=True)
+    with pytest.raises(Fenced):
+        claim.set_job("x")
+    time.time += HOUR
+    with pytest.raises(Fenced):
+        sweep(claim)
+    assert stored_folders(store) == [an_entry(10).key]
+
+
+def test_temporary_files_of_dead_writers_go_an_hour_after_they_were_touched(
+    run: RunState, store: FileStore, time: FakeClock
+) -> None:
+    claim = run.claim(someone())
+    leftover = store.folder / "demo" / ".tmp-0123"
+    leftover.write_bytes(b"half a file")
+    time.time = leftover.stat().st_mtime + HOUR - 1
+    sweep_abandoned(claim)
+    assert leftover.exists()
+    time.time += 2
+    sweep_abandoned(claim)
+    assert not leftover.exists()

@@ -1,0 +1,570 @@
+"""The S3 store: what breaks is repeated and no more, what can't be mended is explained."""
+
+import hashlib
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.state.stores import (
+    Conflict,
+    Entry,
+    Missing,
+    StoreError,
+    open_store,
+    split_run,
+)
+from pipeline.state.stores.s3 import bucket as bucket_module
+from pipeline.state.stores.s3.store import S3Store
+from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, FaultProxy, S3Server
+
+Start = Callable[..., subprocess.Popen[str]]
+
+PART = 100_000
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    return s3.bucket()
+
+
+class Patience:
+    """What a store sleeps with: passes no time, remembers, and lets `during` happen meanwhile."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.during: Callable[[], object] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.during()
+
+
+@pytest.fixture
+def patience() -> Patience:
+    return Patience()
+
+
+@pytest.fixture
+def store(proxy: FaultProxy, bucket: str, patience: Patience) -> S3Store:
+    """A store in an empty bucket, whose clients go through `proxy`."""
+    return S3Store(bucket, "runs", upload_bytes=PART, download_bytes=PART, sleep=patience.sleep)
+
+
+def content(size: int) -> bytes:
+    return hashlib.shake_128(b"content").digest(size)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def unfinished_uploads(s3: S3Server, bucket: str) -> list[str]:
+    answer = s3.client().list_multipart_uploads(Bucket=bucket)
+    return [upload["Key"] for upload in answer.get("Uploads", [])]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("url", "opened"),
+    [
+        ("s3://my-bucket/runs/of/mine", "s3://my-bucket/runs/of/mine"),
+        ("s3://my-bucket/runs/", "s3://my-bucket/runs"),
+        ("s3://my.bucket.2/", "s3://my.bucket.2"),
+        ("s3://my-bucket", "s3://my-bucket"),
+    ],
+)
+def test_a_store_is_a_bucket_with_or_without_a_prefix(url: str, opened: str) -> None:
+    assert open_store(url).url == opened
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("s3://", "s3:///runs", "s3://ab", "s3://" + 64 * "x", "s3://My_Bucket/runs"),
+        *("s3://a..b", "s3://-abc", "s3://abc-", "s3://bucket//runs", "s3://bucket/../runs"),
+        *("s3://bucket/.hidden", "s3://bucket/a b"),
+    ],
+)
+def test_a_name_that_s3_does_not_allow_is_refused_with_the_right_form(url: str) -> None:
+    with pytest.raises(BadInput, match="s3://bucket/prefix"):
+        open_store(url)
+
+
+def test_a_run_in_a_bucket_is_the_store_and_the_last_name() -> None:
+    assert split_run("s3://bucket/some/prefix/demo") == ("s3://bucket/some/prefix", "demo")
+    assert split_run("s3://bucket/demo/") == ("s3://bucket", "demo")
+
+
+def test_opening_a_store_and_naming_keys_wrongly_asks_nothing_of_it(
+    proxy: FaultProxy, bucket: str
+) -> None:
+    store = open_store(f"s3://{bucket}/runs")
+    with pytest.raises(BadInput):
+        store.read("../HEAD.json")
+    with pytest.raises(BadInput):
+        store.list("../")
+    assert proxy.requests == []
+
+
+def test_whoever_uses_no_bucket_does_not_wait_for_the_aws_sdk(start: Start) -> None:
+    code = """
+import sys
+from pipeline.state.stores import open_store
+open_store("runs")
+print([name for name in ("boto3", "botocore", "huggingface_hub") if name in sys.modules])
+"""
+    assert start(code).communicate()[0] == "[]\n"
+
+
+def test_stores_side_by_side_in_a_bucket_do_not_see_each_other(
+    proxy: FaultProxy, bucket: str, s3: S3Server
+) -> None:
+    runs, runs2, whole = S3Store(bucket, "runs"), S3Store(bucket, "runs2"), S3Store(bucket)
+    runs.write("demo/a", b"1")
+    runs2.write("demo/b", b"2")
+    s3.client().put_object(Bucket=bucket, Key="runs/", Body=b"")  # a console's idea of a folder
+    assert runs.list() == [Entry("demo/a", 1)]
+    assert runs2.list() == [Entry("demo/b", 1)]
+    assert [entry.key for entry in whole.list()] == ["runs/demo/a", "runs2/demo/b"]
+    with pytest.raises(Missing):
+        runs.read("demo/b")
+
+
+def test_a_list_of_several_pages_is_complete_though_one_breaks(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    keys = [f"demo/{number}" for number in range(7)]
+    for key in keys:
+        store.write(key, b"")
+    proxy.page_size = 2
+    proxy.fail("GET", kind="reset", after=2)
+    assert [entry.key for entry in store.list("demo/")] == keys
+    assert proxy.count("GET") == 5
+
+
+# Sending
+
+
+def test_a_connection_that_breaks_on_the_way_up_repeats_one_part(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.fail("PUT .*partNumber=3", kind="drop_before", times=2)
+    data = content(5 * PART + 1)
+    store.write("demo/model", data)
+    assert store.read("demo/model") == data
+    assert proxy.count("POST .*[?]uploads") == 1
+    assert [proxy.count(f"PUT .*partNumber={n}$") for n in range(1, 7)] == [1, 1, 3, 1, 1, 1]
+    assert proxy.count("POST .*uploadId") == 1
+
+
+@pytest.mark.parametrize("size", [1000, 3 * PART])
+def test_what_is_damaged_on_the_way_up_is_refused_and_sent_again(
+    store: S3Store, proxy: FaultProxy, size: int
+) -> None:
+    proxy.fail("PUT", kind="flip")
+    store.write("demo/model", content(size))
+    assert store.read("demo/model") == content(size)
+
+
+def test_a_small_value_damaged_on_the_way_down_is_read_again(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    store.write("demo/HEAD.json", content(1000))
+    proxy.fail("GET", kind="flip")
+    assert store.read("demo/HEAD.json") == content(1000)
+
+
+def test_an_upload_that_fails_for_good_leaves_no_parts_to_pay_for(
+    store: S3Store, proxy: FaultProxy, s3: S3Server, bucket: str
+) -> None:
+    store.write("demo/model", b"old")
+    proxy.deny("InternalError", 500, match="PUT .*partNumber=2")
+    with pytest.raises(StoreError, match="500 InternalError") as caught:
+        store.write("demo/model", content(4 * PART))
+    assert caught.value.outage
+    assert unfinished_uploads(s3, bucket) == []
+    assert store.read("demo/model") == b"old"
+
+
+def test_a_completed_upload_whose_acknowledgement_is_lost_is_complete(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.fail("POST .*uploadId", kind="drop_after")
+    proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")  # as S3 may say to the next try
+    store.write("demo/model", content(3 * PART))
+    assert store.read("demo/model") == content(3 * PART)
+
+
+@pytest.mark.parametrize("present", [None, b"of another writer"])
+def test_an_upload_that_vanished_before_it_was_complete_is_an_error(
+    store: S3Store, proxy: FaultProxy, present: bytes | None
+) -> None:
+    if present is not None:
+        store.write("demo/model", present)
+    proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")
+    with pytest.raises(StoreError, match="NoSuchUpload"):
+        store.write("demo/model", content(3 * PART))
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
+    store: S3Store, proxy: FaultProxy, patience: Patience, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(content(20 * PART))
+    proxy.fail("POST .*[?]uploads")
+    patience.during = lambda: source.write_bytes(b"")
+    with pytest.raises(StoreError, match=f"Cannot read {source}: it became shorter"):
+        store.write("demo/model", source)
+    assert store.list() == []
+
+
+def test_a_file_that_cannot_be_read_is_named(store: S3Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"Cannot read {tmp_path}/nothing"):
+        store.write("demo/model", tmp_path / "nothing")
+
+
+def test_uploads_of_dead_writers_are_swept_when_old_enough(
+    store: S3Store, s3: S3Server, bucket: str
+) -> None:
+    client = s3.client()
+    for name in ("runs/demo/model", "runs/demo/optimizer", "runs/another/model"):
+        client.create_multipart_upload(Bucket=bucket, Key=name)
+    begun = client.list_multipart_uploads(Bucket=bucket)["Uploads"][0]["Initiated"].timestamp()
+    assert store.sweep_unfinished("demo/", before=begun - 60) == 0
+    assert store.sweep_unfinished("demo/", before=begun + 60) == 2
+    assert unfinished_uploads(s3, bucket) == ["runs/another/model"]
+
+
+# Fetching
+
+
+@pytest.mark.parametrize("how", ["reset", "truncate"])
+def test_a_connection_that_breaks_on_the_way_down_repeats_at_most_one_range(
+    store: S3Store, proxy: FaultProxy, tmp_path: Path, how: Any
+) -> None:
+    data = content(4 * PART)
+    store.write("demo/model", data)
+    proxy.fail(f"GET .*bytes={PART}-", kind=how)
+    assert store.download("demo/model", tmp_path / "model") == sha256(data)
+    assert (tmp_path / "model").read_bytes() == data
+    last_bytes = [request.rpartition("-")[2] for request in proxy.requests if "bytes=" in request]
+    # One look, then every range once, and the broken one (or what was left of it) again.
+    ends = [0, PART - 1, 2 * PART - 1, 2 * PART - 1, 3 * PART - 1, 4 * PART - 1]
+    assert sorted(map(int, last_bytes)) == ends
+
+
+def test_an_object_replaced_during_a_download_is_never_mixed(
+    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server, tmp_path: Path
+) -> None:
+    target = tmp_path / "model"
+    target.write_bytes(b"old file")
+    store.write("demo/model", content(4 * PART))
+    proxy.fail(f"GET .*bytes={2 * PART}-")
+    other = s3.client()
+    patience.during = lambda: other.put_object(
+        Bucket=bucket, Key="runs/demo/model", Body=bytes(4 * PART)
+    )
+    with pytest.raises(StoreError, match="replaced meanwhile") as caught:
+        store.download("demo/model", target)
+    assert caught.value.outage
+    assert target.read_bytes() == b"old file"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_object_deleted_during_a_download_is_missing(
+    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server, tmp_path: Path
+) -> None:
+    store.write("demo/model", content(4 * PART))
+    proxy.fail(f"GET .*bytes={2 * PART}-")
+    other = s3.client()
+    patience.during = lambda: other.delete_object(Bucket=bucket, Key="runs/demo/model")
+    with pytest.raises(Missing, match="demo/model"):
+        store.download("demo/model", tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Swapping
+
+
+def test_a_swap_whose_acknowledgement_is_lost_is_a_swap(store: S3Store, proxy: FaultProxy) -> None:
+    proxy.fail("PUT", kind="drop_after", times=2)
+    version = store.compare_and_swap("HEAD.json", b"1", None)
+    proxy.fail("PUT", kind="drop_after", times=2)
+    version = store.compare_and_swap("HEAD.json", b"2", version)
+    assert store.read_versioned("HEAD.json") == (b"2", version)
+
+
+def test_a_swap_that_another_writer_has_followed_is_a_conflict(
+    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server
+) -> None:
+    proxy.fail("PUT", kind="drop_after")
+    other = s3.client()
+    patience.during = lambda: other.put_object(Bucket=bucket, Key="runs/HEAD.json", Body=b"theirs")
+    with pytest.raises(Conflict):
+        store.compare_and_swap("HEAD.json", b"ours", None)
+    assert store.read("HEAD.json") == b"theirs"
+
+
+def test_a_swap_that_met_another_one_in_flight_is_tried_again(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.fail("PUT", status=409, code="ConditionalRequestConflict", times=2)
+    store.compare_and_swap("HEAD.json", b"1", None)
+    assert proxy.count("PUT") == 3
+
+
+def test_swapping_a_version_of_what_was_deleted_is_a_conflict(store: S3Store) -> None:
+    version = store.compare_and_swap("HEAD.json", b"1", None)
+    store.delete("HEAD.json")
+    with pytest.raises(Conflict):
+        store.compare_and_swap("HEAD.json", b"2", version)
+
+
+# What passes
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500, "code": "InternalError"},
+        {"status": 503, "code": "SlowDown"},
+        {"status": 429, "code": "TooManyRequests"},
+        {"status": 400, "code": "RequestTimeout"},
+        {"kind": "drop_before"},
+        {"kind": "drop_after"},
+    ],
+    ids=lambda fault: fault.get("code") or fault["kind"],
+)
+def test_what_passes_is_tried_again_by_one_policy(
+    store: S3Store, proxy: FaultProxy, patience: Patience, fault: dict[str, Any]
+) -> None:
+    proxy.fail("PUT", times=3, **fault)
+    store.write("demo/HEAD.json", b"{}")
+    assert proxy.count("PUT") == 4  # the SDK's own retries would make it more
+    assert len(patience.waits) == 3
+    assert store.read("demo/HEAD.json") == b"{}"
+
+
+def test_the_store_waits_as_long_as_it_is_asked_to(
+    store: S3Store, proxy: FaultProxy, patience: Patience
+) -> None:
+    proxy.fail("PUT", code="SlowDown", headers={"Retry-After": "31"})
+    store.write("demo/HEAD.json", b"{}")
+    assert patience.waits == [31.0]
+
+
+def test_a_refusal_cut_off_before_its_reason_is_not_believed(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.fail("GET", kind="truncate", times=2)
+    with pytest.raises(Missing):
+        store.read("demo/nothing")
+    assert proxy.count("GET") == 3
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again(
+    store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_module, "READ_SECONDS", 0.5)
+    proxy.fail("PUT", kind="delay", seconds=3600)
+    version = store.compare_and_swap("demo/HEAD.json", b"{}", None)
+    assert proxy.count("PUT") == 2
+    assert store.read_versioned("demo/HEAD.json") == (b"{}", version)
+
+
+def test_new_credentials_are_found_while_the_run_goes_on(
+    store: S3Store,
+    proxy: FaultProxy,
+    patience: Patience,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    credentials = tmp_path / "credentials"
+
+    def write_credentials(access_key: str) -> None:
+        credentials.write_text(
+            f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = x\n"
+        )
+
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    write_credentials("AKIAOLD")
+    store.write("demo/a", b"1")
+    proxy.deny("ExpiredToken", 400, access_key="AKIAOLD")
+    patience.during = lambda: write_credentials("AKIANEW") if len(patience.waits) == 2 else None
+    store.write("demo/a", b"2")
+    assert store.read("demo/a") == b"2"
+    assert len(patience.waits) == 2
+
+
+# What doesn't pass
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "outage", "fix"),
+    [
+        ("SlowDown", 503, True, "503 SlowDown"),
+        ("RequestTimeTooSkewed", 403, True, r"clock is wrong; set it \(timedatectl"),
+        ("AccessDenied", 403, False, r"s3:PutObject.* on bucket bucket-"),
+        ("InvalidAccessKeyId", 403, False, "AWS_ACCESS_KEY_ID.*`aws configure`"),
+        ("SignatureDoesNotMatch", 403, False, "AWS_SECRET_ACCESS_KEY.*`aws configure`"),
+        ("NoSuchBucket", 404, False, r"`aws s3 mb s3://bucket-"),
+        ("IllegalLocationConstraintException", 400, False, "set AWS_REGION"),
+        ("EntityTooLarge", 400, False, "400 EntityTooLarge"),
+    ],
+)
+def test_trouble_that_stays_is_told_with_its_fix_and_no_secret(
+    store: S3Store,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    code: str,
+    status: int,
+    outage: bool,
+    fix: str,
+) -> None:
+    proxy.deny(code, status)
+    calls: list[Callable[[], Any]] = [
+        lambda: store.read("demo/a"),
+        lambda: store.write("demo/a", b"x"),
+        lambda: store.write("demo/a", content(2 * PART)),
+        lambda: store.compare_and_swap("demo/a", b"x", None),
+        lambda: store.list("demo/"),
+        lambda: store.delete("demo/a"),
+        lambda: store.download("demo/a", tmp_path / "a"),
+        lambda: store.sweep_unfinished("demo/", before=0.0),
+    ]
+    for call in calls:
+        proxy.requests.clear()
+        with pytest.raises(StoreError, match=fix) as caught:
+            call()
+        assert caught.value.outage is outage
+        # HEAD: the SDK asks for the bucket's region.
+        assert proxy.count("^(?!HEAD)") == (8 if outage else 1)
+        assert SECRET_KEY not in str(caught.value)
+        assert ACCESS_KEY not in str(caught.value)
+
+
+def test_expired_credentials_are_an_outage_with_its_fix(
+    store: S3Store, proxy: FaultProxy, patience: Patience
+) -> None:
+    proxy.deny("ExpiredToken", 400)
+    with pytest.raises(StoreError, match=r"expired; put new ones into ~/.aws/cred") as caught:
+        store.read("demo/HEAD.json")
+    assert caught.value.outage
+    assert len(patience.waits) == 7
+
+
+def test_a_service_that_is_not_there_is_an_outage_that_names_it(
+    bucket: str, patience: Patience, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"no complete answer from 127\.0\.0\.1:9") as caught:
+        S3Store(bucket, sleep=patience.sleep).read("demo/HEAD.json")
+    assert caught.value.outage
+    assert len(patience.waits) == 7
+
+
+def test_missing_credentials_are_named(
+    store: S3Store, proxy: FaultProxy, patience: Patience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(StoreError, match=r"AWS_ACCESS_KEY_ID.*`aws configure`") as caught:
+        store.read("demo/HEAD.json")
+    assert not caught.value.outage
+    assert patience.waits == []
+
+
+def test_a_profile_that_is_not_there_is_named(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreError, match=r"nobody.*AWS_PROFILE"):
+        store.read("demo/HEAD.json")
+
+
+def test_an_endpoint_that_is_no_url_is_refused(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "no url")
+    with pytest.raises(BadInput, match="AWS_ENDPOINT_URL must look like"):
+        store.read("demo/HEAD.json")
+
+
+# Probing
+
+
+def test_a_probe_takes_ten_requests_and_leaves_nothing(store: S3Store, proxy: FaultProxy) -> None:
+    store.probe("demo/")
+    assert len(proxy.requests) == 10
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("ignored", ["if-none-match", "if-match"])
+def test_a_store_that_ignores_conditions_is_refused_with_the_reason(
+    store: S3Store, proxy: FaultProxy, ignored: str
+) -> None:
+    proxy.ignored_headers = {ignored}
+    with pytest.raises(BadInput, match=f"(?i)127.0.0.1:.* ignores {ignored}.*two machines could"):
+        store.probe("demo/")
+    proxy.clear()
+    assert store.list() == []
+
+
+def test_a_store_that_does_not_know_conditions_is_refused(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.deny("NotImplemented", 501, match="PUT")
+    with pytest.raises(BadInput, match=r"the store can't do that .*Nothing was started"):
+        store.probe("demo/")
+
+
+@pytest.mark.parametrize(
+    "forbidden", ["PUT", r"GET .*/probe", r"GET .*list-type", r"GET .*[?]uploads", "DELETE"]
+)
+def test_whatever_a_run_needs_and_may_not_do_is_found_by_the_probe(
+    store: S3Store, proxy: FaultProxy, forbidden: str
+) -> None:
+    proxy.deny(match=forbidden)
+    with pytest.raises(BadInput, match=r"access was denied.*s3:GetObject.*Nothing was started"):
+        store.probe("demo/")
+
+
+def test_a_bucket_that_does_not_exist_is_refused_with_the_command_that_makes_it(
+    proxy: FaultProxy,
+) -> None:
+    with pytest.raises(BadInput, match="`aws s3 mb s3://nobody-has-this`"):
+        S3Store("nobody-has-this", "runs").probe("demo/")
+
+
+def test_a_store_that_is_down_is_not_called_bad_input(store: S3Store, proxy: FaultProxy) -> None:
+    proxy.deny("ServiceUnavailable", 503)
+    with pytest.raises(StoreError) as caught:
+        store.probe("demo/")
+    assert caught.value.outage
+
+
+# Many at once
+
+
+def test_one_store_sends_and_fetches_large_objects_from_several_threads(
+    store: S3Store, tmp_path: Path
+) -> None:
+    together = threading.Barrier(4)
+
+    def use(number: int) -> None:
+        data = content(5 * PART + number)
+        together.wait()
+        store.write(f"demo/{number}", data)
+        assert store.download(f"demo/{number}", tmp_path / str(number)) == sha256(data)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(4)))

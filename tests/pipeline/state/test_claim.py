@@ -1,0 +1,541 @@
+"""Owning a run: epochs, fencing, lost acknowledgements, and who may take over when."""
+
+import dataclasses
+import json
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput, Fenced
+from pipeline.state.claim import Claim
+from pipeline.state.owner import Owner
+from pipeline.state.records import CLAIMS_KEPT, WRITE_IDS_KEPT, CheckpointEntry, Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Conflict, FileStore, StoreError
+from tests.pipeline.state.conftest import FakeClock, someone
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def an_entry(step: int, epoch: int = 1, stage: str = "pretrain", **changes: Any) -> CheckpointEntry:
+    entry = CheckpointEntry(
+        stage=stage,
+        step=step,
+        epoch=epoch,
+        digest="d",
+        key=f"checkpoints/{stage}/{step}-{epoch}",
+        at=1.0,
+        bytes=10,
+        model_sha256="0" * 64,
+    )
+    return dataclasses.replace(entry, **changes)
+
+
+def read(run: RunState) -> Head:
+    head = run.read()
+    assert head is not None
+    return head
+
+
+class LosesAcknowledgements(FileStore):
+    """Does every swap, and then says of the first few that they failed."""
+
+    def __init__(self, folder: Path, error: Exception, times: int = 1) -> None:
+        super().__init__(folder)
+        self.error = error
+        self.times = times
+
+    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        version = super().compare_and_swap(key, data, expected)
+        if self.times:
+            self.times -= 1
+            raise self.error
+        return version
+
+
+class IsDown(FileStore):
+    """Fails every swap without doing it, while `down`."""
+
+    down = True
+
+    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        if self.down:
+            raise StoreError("write", key, "503 Service Unavailable")
+        return super().compare_and_swap(key, data, expected)
+
+
+# Claiming
+
+
+def test_the_first_claim_creates_the_run_under_epoch_1(run: RunState) -> None:
+    assert run.read() is None
+    claim = run.claim(someone(host="first"))
+    assert claim.epoch == 1
+    head = read(run)
+    assert head.owner is not None
+    assert (head.epoch, head.owner.host) == (1, "first")
+
+
+def test_a_released_run_is_claimed_by_anyone_under_the_next_epoch(run: RunState) -> None:
+    run.claim(someone()).release()
+    assert read(run).owner is None
+    assert run.claim(someone()).epoch == 2
+
+
+def test_the_same_process_claims_anew_for_each_attempt(run: RunState) -> None:
+    me = Owner.me()
+    first = run.claim(me)
+    second = run.claim(me)
+    assert (first.epoch, second.epoch) == (1, 2)
+    with pytest.raises(Fenced):
+        first.set_job("x")
+
+
+def test_an_owner_elsewhere_is_refused_and_named(run: RunState) -> None:
+    run.claim(someone(host="gpu-7", pid=4711))
+    before = run.store.read("demo/HEAD.json")
+    with pytest.raises(BadInput) as refused:
+        run.claim(Owner.me())
+    message = str(refused.value)
+    assert "pid 4711 on gpu-7 since 1970-01-12 13:46:40 UTC (epoch 1)" in message
+    assert "can't be told" in message
+    assert "--take-over" in message
+    assert run.store.read("demo/HEAD.json") == before
+
+
+def test_a_living_owner_on_this_machine_is_refused_as_running(
+    run: RunState, start: Start, store: FileStore
+) -> None:
+    owner = start(CLAIM_AND_WAIT, store.folder)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "1\n"
+    with pytest.raises(BadInput, match=f"pid {owner.pid} .* That process is running"):
+        run.claim(Owner.me())
+
+
+def test_an_owner_killed_on_this_machine_is_replaced_at_once(
+    run: RunState, start: Start, store: FileStore
+) -> None:
+    owner = start(CLAIM_AND_WAIT, store.folder)
+    assert owner.stdout is not None
+    owner.stdout.readline()
+    owner.kill()
+    owner.wait()
+    claim = run.claim(Owner.me())
+    assert claim.epoch == 2
+    assert "is dead" in claim.reason
+    assert claim.before.owner is not None
+    assert claim.before.owner.pid == owner.pid
+
+
+CLAIM_AND_WAIT = """
+import sys
+from pipeline.state.run_state import RunState
+from pipeline.state.owner import Owner
+from pipeline.state.stores import FileStore
+claim = RunState(FileStore(sys.argv[1]), "demo").claim(Owner.me())
+print(claim.epoch, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_person_can_take_over_from_anyone(run: RunState) -> None:
+    run.claim(someone())
+    assert run.claim(someone(), take_over=True).epoch == 2
+
+
+def test_an_unattended_start_waits_for_a_minute_of_silence(run: RunState, time: FakeClock) -> None:
+    run.claim(someone())
+    started = time.time
+    said: list[str] = []
+    claim = run.claim(someone(), unattended=True, say=said.append)
+    assert claim.epoch == 2
+    assert 60 <= time.time - started < 65
+    assert "waiting until it shows no sign of life" in said[0]
+
+
+@pytest.mark.parametrize("sign", ["heartbeat", "commit"])
+def test_an_unattended_start_waits_on_while_the_owner_shows_signs_of_life(
+    run: RunState, time: FakeClock, sign: str
+) -> None:
+    owner = run.claim(someone())
+    started = time.time
+
+    def live_for_five_minutes() -> None:
+        if time.time < started + 300 and int(time.time) % 20 == 0:
+            if sign == "heartbeat":
+                owner._beat()
+            else:
+                owner.set_job(str(time.time))
+
+    time.during_sleep = live_for_five_minutes
+    assert run.claim(someone(), unattended=True).epoch == 2
+    assert time.time - started >= 300 + 40
+
+
+def test_an_unattended_start_goes_on_as_soon_as_the_owner_releases(
+    run: RunState, time: FakeClock
+) -> None:
+    owner = run.claim(someone())
+    started = time.time
+    time.during_sleep = lambda: owner.release() if owner.epoch == read(run).epoch else None
+    assert run.claim(someone(), unattended=True).epoch == 2
+    assert time.time - started < 10
+
+
+def test_racing_claims_get_different_epochs(run: RunState) -> None:
+    epochs: list[int] = []
+
+    def claim() -> None:
+        epochs.append(run.claim(someone(), take_over=True).epoch)
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(epochs) == list(range(1, 9))
+    assert read(run).epoch == 8
+
+
+def test_attempts_without_progress_are_counted_until_something_is_committed(run: RunState) -> None:
+    for _ in range(5):
+        claim = run.claim(someone(), take_over=True)
+        claim.set_restore("pretrain", 0)
+    assert claim.head.epoch - claim.head.committed_epoch == 5
+    claim.add_checkpoint(an_entry(10, epoch=5))
+    assert claim.head.epoch - claim.head.committed_epoch == 0
+    claim = run.claim(someone(), take_over=True)
+    claim.release()
+    head = run.claim(someone()).head
+    assert head.epoch - head.committed_epoch == 2
+    run.claim(someone(), take_over=True).release(forget_attempts=True)
+    head = run.claim(someone()).head
+    assert head.epoch - head.committed_epoch == 1
+
+
+# Committing
+
+
+def test_two_owners_the_old_one_is_fenced_and_told_who_took_over_and_when(
+    run: RunState, time: FakeClock
+) -> None:
+    old = run.claim(someone())
+    time.time += 100
+    new = run.claim(someone(host="gpu-9", pid=99), take_over=True)
+    new.add_checkpoint(an_entry(20, epoch=2))
+    with pytest.raises(Fenced) as fenced:
+        old.add_checkpoint(an_entry(10))
+    assert fenced.value.exit_code == 3
+    assert "taken over by pid 99 on gpu-9 at 1970-01-12 13:48:20 UTC (epoch 2" in str(fenced.value)
+    assert [entry.step for entry in read(run).checkpoints] == [20]
+
+
+def test_a_fenced_claim_stays_fenced_and_leaves_the_store_alone(run: RunState) -> None:
+    old = run.claim(someone())
+    run.claim(someone(), take_over=True).release()
+    for _ in range(2):
+        with pytest.raises(Fenced):
+            old.set_job("x")
+    with pytest.raises(Fenced):
+        old.check()
+    before = run.store.read("demo/HEAD.json")
+    old.release()
+    assert run.store.read("demo/HEAD.json") == before
+
+
+def test_nothing_can_be_committed_after_a_release(run: RunState) -> None:
+    claim = run.claim(someone())
+    claim.release()
+    with pytest.raises(Fenced, match="released by this process"):
+        claim.set_job("x")
+    assert read(run).job is None
+
+
+def test_a_run_deleted_under_its_owner_stops_it(run: RunState) -> None:
+    claim = run.claim(someone())
+    run.store.delete("demo/HEAD.json")
+    with pytest.raises(Fenced, match="was deleted from"):
+        claim.set_job("x")
+    assert run.read() is None
+
+
+@pytest.mark.parametrize("error", [Conflict("HEAD", ""), StoreError("write", "HEAD", "timeout")])
+def test_a_lost_acknowledgement_is_a_success_and_is_not_done_twice(
+    tmp_path: Path, error: Exception
+) -> None:
+    store = LosesAcknowledgements(tmp_path, error, times=0)
+    claim = RunState(store, "demo").claim(someone())
+    store.times = 1
+    changes = []
+
+    def change(head: Head) -> Head:
+        changes.append(head)
+        return dataclasses.replace(head, job="once")
+
+    claim.commit(change)
+    assert len(changes) == 1
+    assert read(claim.state).job == "once"
+    claim.set_job("and it goes on")
+
+
+@pytest.mark.parametrize("error", [Conflict("HEAD", ""), StoreError("write", "HEAD", "timeout")])
+def test_a_claim_whose_acknowledgement_is_lost_is_still_one_claim(
+    tmp_path: Path, error: Exception
+) -> None:
+    run = RunState(LosesAcknowledgements(tmp_path, error), "demo")
+    claim = run.claim(someone())
+    assert claim.epoch == 1
+    claim.set_job("mine")
+    assert read(run).epoch == 1
+
+
+def test_a_lost_acknowledgement_is_recognised_after_somebody_else_took_over(tmp_path: Path) -> None:
+    class ThenIsTakenOver(LosesAcknowledgements):
+        def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+            try:
+                return super().compare_and_swap(key, data, expected)
+            except Conflict:
+                RunState(self, "demo").claim(someone(), take_over=True)
+                raise
+
+    store = ThenIsTakenOver(tmp_path, Conflict("HEAD", ""), times=0)
+    claim = RunState(store, "demo").claim(someone())
+    store.times = 1
+    claim.add_checkpoint(an_entry(10))  # it was listed before the new owner came
+    assert [entry.step for entry in read(claim.state).checkpoints] == [10]
+    with pytest.raises(Fenced):
+        claim.add_checkpoint(an_entry(20))
+
+
+def test_a_store_that_is_down_fails_the_commit_which_can_be_tried_again(tmp_path: Path) -> None:
+    store = IsDown(tmp_path)
+    store.down = False
+    claim = RunState(store, "demo").claim(someone())
+    store.down = True
+    with pytest.raises(StoreError, match="503"):
+        claim.set_job("x")
+    store.down = False
+    claim.set_job("y")
+    assert read(claim.state).job == "y"
+
+
+def test_threads_of_one_claim_lose_no_commit(run: RunState) -> None:
+    claim = run.claim(someone())
+
+    def add(first: int) -> None:
+        for step in range(first, first + 5):
+            claim.add_checkpoint(an_entry(step))
+
+    threads = [threading.Thread(target=add, args=(first,)) for first in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read(run).checkpoints) == 15
+
+
+def test_a_commit_keeps_what_another_writer_of_the_same_epoch_wrote(
+    run: RunState, store: FileStore
+) -> None:
+    claim = run.claim(someone())
+    twin = Claim(run, claim.head, Head(), "a copy with a lock of its own")
+
+    class MeanwhileChanged:
+        done = False
+
+        def __call__(self, head: Head) -> Head:
+            if not self.done:
+                self.done = True
+                twin.add_checkpoint(an_entry(1))
+            return head.with_checkpoint(an_entry(2))
+
+    claim.commit(MeanwhileChanged())
+    assert [entry.step for entry in read(run).checkpoints] == [2, 1]
+
+
+def test_histories_stay_bounded(run: RunState) -> None:
+    claim = run.claim(someone())
+    long = dataclasses.replace(
+        claim.head,
+        claims=claim.head.claims * CLAIMS_KEPT,
+        write_ids=tuple(f"write-{i}" for i in range(WRITE_IDS_KEPT)),
+    )
+    claim.commit(lambda head: long)
+    head = run.claim(someone(host="newest"), take_over=True).head
+    assert len(head.claims) == CLAIMS_KEPT
+    assert head.claims[0].owner.host == "newest"
+    assert len(head.write_ids) == WRITE_IDS_KEPT
+    assert head.write_ids[2] == "write-0"
+
+
+# What HEAD says
+
+
+def test_redoing_a_stage_forgets_it_and_what_follows_but_not_what_came_before(
+    run: RunState,
+) -> None:
+    claim = run.claim(someone())
+    for stage in ("pretrain", "sft"):
+        claim.add_checkpoint(an_entry(10, stage=stage))
+        claim.finish_stage(stage, "d", {"loss": 1.0}, f"checkpoints/{stage}/10-1")
+    claim.finish_stage("evaluate", "d", {})
+    head = claim.drop_stages(["sft", "evaluate"])
+    assert list(head.stages) == ["pretrain"]
+    assert [entry.stage for entry in head.checkpoints] == ["pretrain"]
+    assert [item.key for item in head.trash] == ["checkpoints/sft/10-1"]
+
+
+def test_going_back_to_an_earlier_step_unlists_the_later_checkpoints_of_that_stage(
+    run: RunState,
+) -> None:
+    claim = run.claim(someone())
+    claim.add_checkpoint(an_entry(50, stage="prior"))
+    for step in (10, 20, 30):
+        claim.add_checkpoint(an_entry(step))
+    claim = run.claim(someone(), take_over=True)
+    head = claim.set_restore("pretrain", 20)
+    assert [(entry.stage, entry.step) for entry in head.checkpoints] == [
+        ("pretrain", 20),
+        ("pretrain", 10),
+        ("prior", 50),
+    ]
+    assert head.restores == {2: {"pretrain": 20}}
+    assert [item.key for item in head.trash] == ["checkpoints/pretrain/30-1"]
+
+
+def test_head_survives_the_way_through_json(run: RunState) -> None:
+    claim = run.claim(someone(versions={"torch": "2.15"}))
+    claim.add_checkpoint(an_entry(10, ancestor="checkpoints/pretrain/5-1", metrics={"loss": 2.5}))
+    claim.add_checkpoint(an_entry(20))
+    claim.set_restore("pretrain", 10)
+    claim.finish_stage("prepare", "p", {"rows": 7})
+    claim.set_job("j")
+    assert read(run) == claim.head
+    assert claim.head.trash
+
+
+def test_a_head_of_a_newer_format_is_refused_with_its_version(run: RunState) -> None:
+    run.claim(someone()).release()
+    raw = json.loads(run.store.read("demo/HEAD.json"))
+    run.store.write("demo/HEAD.json", json.dumps({**raw, "format": 2}).encode())
+    with pytest.raises(BadInput, match=r"HEAD.json has format version 2; this pion reads .* 1"):
+        run.claim(someone())
+
+
+@pytest.mark.parametrize("where", ["head", "owner", "checkpoint"])
+def test_an_unknown_field_is_refused_and_named(run: RunState, where: str) -> None:
+    run.claim(someone()).add_checkpoint(an_entry(1))
+    raw = json.loads(run.store.read("demo/HEAD.json"))
+    place = {"head": raw, "owner": raw["owner"], "checkpoint": raw["checkpoints"][0]}[where]
+    place["colour"] = "blue"
+    run.store.write("demo/HEAD.json", json.dumps(raw).encode())
+    with pytest.raises(BadInput, match=r"format version 1\) does not know colour"):
+        run.read()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"format": 1, "checkpoints": [{}]}']
+)
+def test_a_damaged_head_is_named_and_not_touched(run: RunState, damage: bytes) -> None:
+    run.store.write("demo/HEAD.json", damage)
+    with pytest.raises(BadInput, match=r"demo/HEAD.json is damaged"):
+        run.claim(someone())
+    assert run.store.read("demo/HEAD.json") == damage
+
+
+def test_jobs_and_stage_descriptions_are_kept_by_digest(run: RunState) -> None:
+    assert run.read_job("abc") is None
+    assert run.read_stage("sft", "abc") is None
+    run.write_job("abc", "name: demo\n")
+    run.write_stage("sft", "abc", {"lr": 1e-3})
+    assert run.read_job("abc") == "name: demo\n"
+    assert run.read_stage("sft", "abc") == {"lr": 1e-3}
+
+
+# The heartbeat
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    tick = threading.Event()
+    while not condition():
+        tick.wait(0.01)
+
+
+def test_the_heartbeat_tells_who_is_at_which_step(run: RunState) -> None:
+    claim = run.claim(someone(host="gpu-1"))
+    assert run.heartbeat(1) is None
+    claim.report(stage="pretrain", step=30, steps=480, loss=4.5)
+    claim.start_heartbeat(seconds=0.01)
+    wait_until(lambda: (run.heartbeat(1) or {}).get("beat", 0) >= 3)
+    claim.release()
+    beat = run.heartbeat(1)
+    assert beat is not None
+    assert beat["owner"]["host"] == "gpu-1"
+    assert beat["status"] == {
+        "stage": "pretrain",
+        "step": 30,
+        "steps": 480,
+        "loss": 4.5,
+        "at": 1_000_000.0,
+    }
+
+
+def test_the_heartbeat_finds_out_that_somebody_took_over(run: RunState) -> None:
+    claim = run.claim(someone())
+    claim.start_heartbeat(seconds=0.01)
+    claim.check()
+    run.claim(someone(host="gpu-2"), take_over=True)
+
+    def fenced() -> bool:
+        try:
+            claim.check()
+        except Fenced as error:
+            return "gpu-2" in str(error)
+        return False
+
+    wait_until(fenced)
+    claim.stop_heartbeat()
+
+
+def test_the_heartbeat_finds_out_that_a_worker_of_ours_owns_the_run(run: RunState) -> None:
+    me = someone()
+    claim = run.claim(me)
+    claim.start_heartbeat(seconds=0.01)
+    wait_until(lambda: run.heartbeat(1) is not None)
+    assert claim.beating
+    assert not claim.lent
+    run.claim(me, continuing=True)
+    wait_until(lambda: claim.lent)
+    claim.check()
+    claim.stop_heartbeat()
+    assert not claim.beating
+
+
+def test_a_heartbeat_that_cannot_be_written_does_not_disturb_the_run(tmp_path: Path) -> None:
+    class NoHeartbeats(FileStore):
+        tried = 0
+
+        def write(self, key: str, data: Any) -> None:
+            self.tried += 1
+            raise StoreError("write", key, "the disk is full")
+
+    store = NoHeartbeats(tmp_path)
+    claim = RunState(store, "demo").claim(someone())
+    claim.start_heartbeat(seconds=0.01)
+    wait_until(lambda: store.tried >= 3)
+    claim.check()
+    claim.release()
+
+
+def test_a_rented_machine_is_paid_for_from_its_start_and_once_for_all_its_processes() -> None:
+    head = Head().claimed(someone(started_at=100.0), at=160.0, price=36.0)
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((60.0, 0.6))
+    head = head.claimed(someone(started_at=100.0), at=200.0, price=36.0)  # the same machine's next
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((100.0, 1.0))
+    head = head.claimed(someone(started_at=150.0, boot_id="third"), at=210.0, price=72.0)
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((160.0, 2.2))

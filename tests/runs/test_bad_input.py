@@ -1,0 +1,110 @@
+"""Bad input through the whole command: exit code 2, one clear message, no traceback, no work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pion.data.tokenizer import train_bpe
+from pipeline.cli import main
+from tests.runs.test_resume import write_job
+
+Case = Callable[[Path], dict[str, Any]]
+
+
+def source(**fields: Any) -> dict[str, Any]:
+    return {"data__sources": [fields]}
+
+
+def missing_file(folder: Path) -> dict[str, Any]:
+    return source(kind="text", path="not-there.txt")
+
+
+def empty_corpus(folder: Path) -> dict[str, Any]:
+    (folder / "empty.txt").write_text("")
+    return source(kind="text", path="empty.txt")
+
+
+def corpus_smaller_than_a_batch(folder: Path) -> dict[str, Any]:
+    return {"pretrain__global_batch": 4096}
+
+
+def broken_json_line(folder: Path) -> dict[str, Any]:
+    (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    return source(kind="jsonl", path="broken.jsonl")
+
+
+def with_shard(folder: Path, data: bytes | None = None, array: np.ndarray | None = None) -> Any:
+    """A job whose only text is one `.npy` shard."""
+    (folder / "shards").mkdir()
+    path = folder / "shards" / "shard_00000.npy"
+    if array is not None:
+        np.save(path, array)
+    if data is not None:
+        path.write_bytes(path.read_bytes()[: -len(data)])
+    train_bpe(["some text to learn bytes from"], 320).save(folder / "tokenizer.json")
+    tokenizer = {"tokenizer": {"file": "tokenizer.json"}, "model__vocab_size": 320}
+    return source(kind="npy", path="shards") | tokenizer
+
+
+def truncated_shard(folder: Path) -> dict[str, Any]:
+    return with_shard(folder, bytes(100), np.zeros((500, 32), dtype=np.int32))
+
+
+def shard_of_floats(folder: Path) -> dict[str, Any]:
+    return with_shard(folder, array=np.zeros((500, 32), dtype=np.float32))
+
+
+def ids_beyond_the_vocabulary(folder: Path) -> dict[str, Any]:
+    return with_shard(folder, array=np.full((500, 32), 999, dtype=np.int32))
+
+
+def tokenizer_larger_than_the_model(folder: Path) -> dict[str, Any]:
+    return {"model__vocab_size": 259}
+
+
+def conversation_without_an_assistant(folder: Path) -> dict[str, Any]:
+    talk = {"conversations": [{"from": "human", "value": "anyone there?"}]}
+    (folder / "alone.jsonl").write_text(json.dumps(talk) + "\n")
+    return {
+        "sft__sources": [{"kind": "jsonl", "path": "alone.jsonl"}],
+    }
+
+
+def missing_tokenizer(folder: Path) -> dict[str, Any]:
+    return {"tokenizer": {"file": "no-tokenizer.json"}, "model__vocab_size": 320}
+
+
+CASES: list[tuple[Case, list[str]]] = [
+    (missing_file, ["data.sources.0", "not-there.txt"]),
+    (empty_corpus, ["empty.txt"]),
+    (corpus_smaller_than_a_batch, ["smaller than one batch", "4,096"]),
+    (broken_json_line, ["broken.jsonl:2"]),
+    (truncated_shard, ["shard_00000.npy"]),
+    (shard_of_floats, ["shard_00000.npy", "float32"]),
+    (ids_beyond_the_vocabulary, ["shard_00000.npy", "999"]),
+    (tokenizer_larger_than_the_model, ["tokenizer", "259"]),
+    (conversation_without_an_assistant, ["alone.jsonl:1", "no assistant turn"]),
+    (missing_tokenizer, ["no-tokenizer.json"]),
+]
+
+
+@pytest.mark.parametrize(("case", "said"), CASES, ids=[case.__name__ for case, _ in CASES])
+def test_it_is_said_clearly_and_nothing_is_trained(
+    case: Case, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(tmp_path, **case(tmp_path))
+    code = main(["run", str(job)])
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert error.startswith("error: ")
+    for words in said:
+        assert words in error
+    assert "Traceback" not in error
+    assert "bug" not in error
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))

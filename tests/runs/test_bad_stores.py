@@ -1,0 +1,276 @@
+"""A store that can't be used is refused before anything is written: exit 2, and what to do.
+One that goes down later is waited for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pion.export
+from pion.errors import NotDurable, Trouble
+from pipeline.job.file import load_job
+from pipeline.run.advance import Options
+from pipeline.run.run import run_job
+from pipeline.state import patience
+from pipeline.state.metrics import read_events
+from pipeline.state.owner import Owner
+from pipeline.state.patience import Patience
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import open_store, retry
+from pipeline.training.context import TrainingContext
+from pipeline.training.request import Group, TrainRequest
+from tests.faults.test_bad_days import CutOff
+from tests.pipeline.state.checkpoints.test_checkpointer import NoMapping
+from tests.runs.test_resume import finish, start, wait_for, write_job
+from tests.support.hub_server import READ_TOKEN, USER, hub_server
+from tests.support.jobs import SilentDisplay, tiny_job
+from tests.support.s3_server import FaultProxy, S3Server
+
+Message = dict[str, Any]
+
+
+def refusal(folder: Path, store: str, *overrides: str) -> str:
+    """What `pion run` says when it refuses to start."""
+    process = start(write_job(folder, store=store, sft=None), *overrides)
+    output, _ = process.communicate()
+    assert process.returncode == 2, output
+    assert "Traceback" not in output
+    assert "prepare: starts" not in output
+    return output
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("gs://bucket/x", "unknown scheme 'gs'"),
+        ("s3://", "s3://bucket/prefix"),
+        ("s3://Not_A_Bucket/x", "Not_A_Bucket"),
+        ("hf://only-a-user", "hf://user/repo"),
+        ("file://relative/path", "needs an absolute path"),
+    ],
+)
+def test_a_url_that_cannot_be_a_store_is_named_with_the_right_form(
+    tmp_path: Path, url: str, says: str
+) -> None:
+    assert says in refusal(tmp_path, url)
+
+
+@pytest.mark.usefixtures("s3_store")
+def test_a_missing_bucket_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    assert "aws s3 mb s3://no-such-bucket" in refusal(tmp_path, "s3://no-such-bucket/runs")
+
+
+def test_a_bucket_that_denies_access_is_refused(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        proxy.deny("AccessDenied", 403)
+        assert "denied" in refusal(tmp_path, f"s3://{s3.bucket()}/runs").lower()
+
+
+def test_a_store_that_ignores_conditions_is_found_out_and_refused(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        proxy.ignored_headers = {"if-match", "if-none-match"}
+        bucket = s3.bucket()
+        assert "two machines" in refusal(tmp_path, f"s3://{bucket}/runs")
+        listed = s3.client().list_objects_v2(Bucket=bucket)
+        assert listed.get("KeyCount") == 0
+
+
+def test_a_hub_repository_that_is_missing_or_only_readable_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_server() as hub:
+        hub.use(monkeypatch, tmp_path / "hf")
+        assert "repos create" in refusal(tmp_path, f"hf://{USER}/nothing")
+        hub.add_repo(f"{USER}/state")
+        monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+        output = refusal(tmp_path, f"hf://{USER}/state")
+        assert "write" in output
+        assert READ_TOKEN not in output
+
+
+def test_a_run_name_no_store_can_hold_is_refused(tmp_path: Path) -> None:
+    assert "name" in refusal(tmp_path, str(tmp_path / "runs"), "name=a/b")
+
+
+def test_a_job_that_contradicts_the_stored_one_shows_the_difference_and_the_fork(
+    tmp_path: Path,
+) -> None:
+    finish(write_job(tmp_path, sft=None))
+    head = tmp_path / "runs/tiny/HEAD.json"
+    before = head.read_bytes()
+    output = refusal(tmp_path, str(tmp_path / "runs"), "pretrain.lr=5e-3")
+    assert "pretrain.lr: 0.01 → 0.005" in output
+    assert "pion fork" in output
+    assert head.read_bytes() == before
+
+
+def test_a_run_of_a_newer_format_is_left_alone(tmp_path: Path) -> None:
+    finish(write_job(tmp_path, sft=None))
+    head = tmp_path / "runs/tiny/HEAD.json"
+    head.write_text(head.read_text().replace('"format": 1', '"format": 2'))
+    before = head.read_bytes()
+    assert "format version 2" in refusal(tmp_path, str(tmp_path / "runs"))
+    assert head.read_bytes() == before
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    killed = start(write_job(tmp_path, sft=None), "pretrain.steps=4000")
+    wait_for(killed, ": saved", lines=1)
+    killed.kill()
+    killed.communicate()
+    run = tmp_path / "runs/tiny"
+    manifest = max(run.glob("checkpoints/pretrain/*/manifest.json"), key=checkpoint_step)
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    output = refusal(tmp_path, str(tmp_path / "runs"), "pretrain.steps=4000")
+    assert "format version 2" in output
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def checkpoint_step(manifest: Path) -> int:
+    return int(manifest.parent.name.partition("-")[0])
+
+
+# ---------------------------------------------------------------- down at a boundary
+
+
+class CutOffAt(SilentDisplay):
+    """Takes the store away at each of these messages, and gives it back once the run says that it
+    tries again: all tries of a request have failed by then."""
+
+    def __init__(self, proxy: FaultProxy, *moments: Callable[[Message], bool]) -> None:
+        super().__init__()
+        self.proxy, self.moments = proxy, list(moments)
+
+    def say(self, message: Message) -> None:
+        super().say(message)
+        if any(moment(message) for moment in self.moments):
+            self.proxy.deny("ServiceUnavailable", 503)
+        if "Trying again until" in message.get("text", ""):
+            self.proxy.clear()
+
+    def notes(self, text: str) -> int:
+        return sum(text in message.get("text", "") for message in self.messages)
+
+
+def last_save(message: Message) -> bool:
+    return message["type"] == "checkpoint" and message["step"] == 20
+
+
+def pretrained(message: Message) -> bool:
+    return (message.get("stage"), message.get("state")) == ("pretrain", "done")
+
+
+def sft_built(message: Message) -> bool:
+    return message.get("name") == "sft built"
+
+
+def first_measure(message: Message) -> bool:
+    return message.get("text") == "evaluate: pretrain model on held-out text"
+
+
+def start_of_publishing(message: Message) -> bool:
+    return (message.get("stage"), message.get("state")) == ("publish", "started")
+
+
+def model_verified(message: Message) -> bool:
+    return "transformers loads the same model" in message.get("text", "")
+
+
+@pytest.fixture
+def proxy(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Before a store whose requests, and then whose outages, are tried again without a pause."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(retry, "BASE_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "FIRST_RETRY_SECONDS", 0.0)
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        yield proxy
+
+
+def test_an_outage_longer_than_the_retries_costs_no_run_its_life_at_any_boundary(
+    tmp_path: Path, s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Transformers takes many seconds to import, and asks nothing of a store.
+    monkeypatch.setattr(pion.export, "verify_export", lambda *arguments: 0.0)
+    path = write_job(
+        tmp_path,
+        store=f"s3://{s3.bucket()}/runs",
+        sft=None,
+        checkpoint={"linger": 600},
+        publish={"to": str(tmp_path / "model")},
+    )
+    moments = (last_save, first_measure, start_of_publishing, model_verified)
+    display = CutOffAt(proxy, *moments)
+    assert run_job(load_job(path, []), Options(), display) == 0
+    for moment in moments:  # neither a measure nor publishing is repeated
+        assert sum(map(moment, display.messages)) == 1, moment.__name__
+    assert display.notes("Trying again until") == len(moments)
+    assert display.notes("the store can be reached again") == len(moments)
+
+
+def test_nor_between_the_stages_that_are_trained(
+    tmp_path: Path, s3: S3Server, proxy: FaultProxy
+) -> None:
+    store = f"s3://{s3.bucket()}/runs"
+    linger = {"linger": 600}
+    path = write_job(tmp_path, store=store, checkpoint=linger, publish=None)
+    display = CutOffAt(proxy, pretrained, sft_built)
+    assert run_job(load_job(path, []), Options(), display) == 0
+    assert display.notes("Trying again until") == display.notes("can be reached again") == 2
+    events = read_events(open_store(store), "tiny")
+    assert [e["stage"] for e in events if e["event"] == "training"] == ["pretrain", "sft"]
+
+
+def test_without_linger_such_an_outage_ends_the_run_with_exit_74(
+    tmp_path: Path, s3: S3Server, proxy: FaultProxy
+) -> None:
+    store = f"s3://{s3.bucket()}/runs"
+    path = write_job(tmp_path, store=store, sft=None, checkpoint={"linger": 0})
+    display = CutOffAt(proxy, last_save)
+    with pytest.raises(NotDurable, match="Everything committed before is safe") as ended:
+        run_job(load_job(path, []), Options(), display)
+    assert ended.value.exit_code == 74
+    proxy.clear()
+    head = RunState(open_store(store), "tiny").read()
+    assert head is not None
+    assert head.checkpoints[0].step == 20
+
+
+def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path: Path) -> None:
+    """Twice would count twice against `checkpoint.max_rewinds`."""
+    request = TrainRequest(
+        job=tiny_job(sft=None).model_dump(mode="json"),
+        job_folder=str(tmp_path),
+        store=str(tmp_path / "here"),
+        owner=dataclasses.asdict(Owner.me()),
+        stages=["pretrain"],
+        digests={"pretrain": "d1"},
+        data={},
+    )
+    context = TrainingContext(request, Group(), lambda message: None, lambda: False)
+    far = CutOff(NoMapping(tmp_path / "far"))
+    context.stage, context.run = "pretrain", RunState(far, "tiny")
+    context._patience = Patience(60.0, lambda text: None, lambda seconds: far.come_back())
+    claim = context.run.claim(Owner(**request.owner))
+    far.cut = True
+    assert context.leave_out(Trouble(8, (28, 32), "loss nan"), claim) is None
+    claim.release()
+    context.watchdog.close()
+    head = context.run.read()
+    assert head is not None
+    assert [(rows.first, rows.stop) for rows in head.skipped["pretrain"]] == [(28, 32)]
+    rewound = [event for event in read_events(far, "tiny") if event["event"] == "rewound"]
+    assert len(rewound) == 1

@@ -1,0 +1,119 @@
+"""Training that starts from a model which exists already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.runs.test_resume import finish, head_of, start, write_job
+
+
+def first_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    """Weights after the single step that these jobs train."""
+    entry = next(e for e in head_of(folder).checkpoints if e.stage == stage)
+    return load_file(folder / "runs/tiny" / entry.key / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    finish(write_job(folder, sft=None))
+    return folder
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_a_run_continues_another_runs_model_with_a_fresh_schedule(
+    tmp_path: Path, pretrained: Path
+) -> None:
+    job = write_job(
+        tmp_path,
+        sft=None,
+        pretrain__steps=1,
+        pretrain__warmup_steps=0,
+        pretrain__lr=1e-6,
+        pretrain__min_lr=1e-6,
+        pretrain__init_from=str(pretrained / "runs" / "tiny"),
+    )
+    assert "starts from" in finish(job)
+    moved = distance(first_weights(tmp_path, "pretrain"), first_weights(pretrained, "pretrain"))
+    assert 0 < moved < 1e-5
+
+
+def test_an_sft_only_job_needs_no_pretraining_text(tmp_path: Path, pretrained: Path) -> None:
+    checkpoint = next((pretrained / "runs/tiny/checkpoints/pretrain").glob("20-*"))
+    tokenizer = str(checkpoint / "tokenizer.json")
+    job = write_job(
+        tmp_path,
+        pretrain=None,
+        data={"seq_len": 32, "shard_rows": 64, "held_out": 0.2},
+        tokenizer={"file": tokenizer},
+        model__vocab_size=320,
+        sft__init_from=str(checkpoint),
+        sft__lr=1e-6,
+        sft__min_lr=0,
+        evaluate__ngram_order=0,
+    )
+    finish(job)
+    moved = distance(first_weights(tmp_path, "sft"), first_weights(pretrained, "pretrain"))
+    assert 0 < moved < 1e-4
+
+
+def test_a_model_of_another_shape_is_refused_with_both_shapes(
+    tmp_path: Path, pretrained: Path
+) -> None:
+    job = write_job(
+        tmp_path,
+        sft=None,
+        model__d_ff=64,
+        pretrain__init_from=str(pretrained / "runs" / "tiny"),
+    )
+    process = start(job)
+    output, _ = process.communicate()
+    assert process.returncode == 2
+    assert "d_ff: job 64, model 48" in output
+
+
+def test_a_seeds_checkpoint_is_a_start_too(tmp_path: Path, pretrained: Path) -> None:
+    weights = first_weights(pretrained, "pretrain")
+    seed = {"step": 20, "model": {seeds_name(n): w for n, w in weights.items()}, "config": None}
+    torch.save(seed, tmp_path / "seed.pt")
+    job = write_job(
+        tmp_path,
+        sft=None,
+        pretrain__steps=1,
+        pretrain__warmup_steps=0,
+        pretrain__lr=1e-6,
+        pretrain__min_lr=1e-6,
+        pretrain__init_from="seed.pt",
+    )
+    finish(job)
+    assert 0 < distance(first_weights(tmp_path, "pretrain"), weights) < 1e-5
+
+
+def seeds_name(name: str) -> str:
+    """What the Pion seed calls one of our tensors."""
+    for ours, seeds in (
+        ("blocks.", "layers."),
+        ("attention_norm", "norm1"),
+        ("feedforward_norm", "norm2"),
+        ("feedforward.gate_proj", "ffn.w1"),
+        ("feedforward.up_proj", "ffn.w3"),
+        ("feedforward.down_proj", "ffn.w2"),
+        ("attention.", "attn."),
+    ):
+        name = name.replace(ours, seeds)
+    return name
+
+
+def test_a_start_that_is_not_there_is_found_out_before_anything_begins(tmp_path: Path) -> None:
+    process = start(write_job(tmp_path, sft=None, pretrain__init_from="no/such/model.pt"))
+    output, _ = process.communicate()
+    assert process.returncode == 2
+    assert "no/such/model.pt" in output
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,133 @@
+"""Small corpora and jobs to prepare, and what to ask of the result."""
+
+import hashlib
+import json
+import random
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pion.data.shards import Rows, Shard
+from pion.data.tokenizer import Tokenizer, train_bpe
+from pipeline.job import Job
+from pipeline.job.file import load_job
+from pipeline.stages.prepare import PreparedData, open_data, prepare_pretrain
+
+SEQ_LEN = 32
+WORDS = re.findall(
+    r"\w+",
+    """the a river mountain quietly runs over under small green stone house with many windows and
+    children who sing while old trees whisper about winter bread maps letters ships""",
+)
+
+
+def sentences(seed: int, count: int) -> str:
+    rng = random.Random(seed)
+    made = [" ".join(rng.choices(WORDS, k=rng.randint(5, 14))).capitalize() for _ in range(count)]
+    return ". ".join(made) + "."
+
+
+def write_corpus(path: Path, documents: int = 300) -> Path:
+    """A JSONL corpus of `documents` short texts."""
+    lines = (json.dumps({"text": sentences(i, 6)}) + "\n" for i in range(documents))
+    path.write_text("".join(lines))
+    return path
+
+
+def make_job(folder: Path, **sections: Any) -> Job:
+    """A job file in `folder` that trains a tokenizer on corpus.jsonl, with sections replaced."""
+    fields: dict[str, Any] = {
+        "name": "test",
+        "model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 64},
+        "tokenizer": {"train": {"vocab_size": 400}},
+        "data": {
+            "seq_len": SEQ_LEN,
+            "shard_rows": 100,
+            "held_out": 0.1,
+            "sources": [{"kind": "jsonl", "path": "corpus.jsonl"}],
+        },
+        "pretrain": {"steps": 10, "global_batch": 4, "warmup_steps": 1},
+    }
+    for name, section in sections.items():
+        replaced = isinstance(section, dict) and name == "data"
+        fields[name] = fields[name] | section if replaced else section
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in fields.items() if v is not None}))
+    return load_job(path)
+
+
+def prepared(job: Job, folder: Path) -> PreparedData:
+    prepare_pretrain(job, folder, lambda message: None)
+    return open_data(folder)
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """sha256 of every file but those that hold measured times."""
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "dataset.json"
+    }
+
+
+def shard_path(folder: Path, shard: Shard) -> Path:
+    return folder / shard.name
+
+
+def texts_of(data: PreparedData, split: str) -> list[str]:
+    """The documents in a split's rows, in order; the last may be cut."""
+    tokenizer = Tokenizer.from_file(data.tokenizer_path)
+    texts = []
+    for source in data.sources:
+        manifest = data.manifest(source, split)
+        rows = Rows(manifest, partial(shard_path, data.folder / source.folder / split))
+        ids = [
+            int(i)
+            for shard, count in enumerate(manifest.shard_rows)
+            for row in range(count)
+            for i in rows.row(shard, row).tokens
+        ]
+        text = tokenizer.decode(ids, specials=True)
+        texts += text.split(tokenizer.end_of_text_token)
+    return texts
+
+
+def save_tokenizer(path: Path, vocab_size: int = 400) -> Tokenizer:
+    tokenizer = train_bpe([sentences(i, 6) for i in range(50)], vocab_size)
+    tokenizer.save(path)
+    return tokenizer
+
+
+def model_of(vocab_size: int) -> dict[str, int]:
+    shape = {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 64}
+    return shape | {"vocab_size": vocab_size}
+
+
+def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
+    """Stop, as Ctrl-C does between two batches, once so many shards are there."""
+    import pipeline.data.text_rows as text_rows
+
+    class Stop(Exception):
+        pass
+
+    def say(message: dict[str, Any]) -> None:
+        if len(list(folder.rglob("shard_*.json"))) >= shards:
+            raise Stop
+
+    before, text_rows.BATCH_BYTES = text_rows.BATCH_BYTES, 20_000
+    try:
+        with pytest.raises(Stop):
+            prepare_pretrain(job, folder, say)
+    finally:
+        text_rows.BATCH_BYTES = before
+
+
+def npy_job(folder: Path, **source: Any) -> Job:
+    save_tokenizer(folder / "tokenizer.json")
+    sources = [source or {"kind": "npy", "path": "shards"}]
+    data = {"sources": sources}
+    return make_job(folder, data=data, tokenizer={"file": "tokenizer.json"}, model=model_of(400))

@@ -1,0 +1,70 @@
+"""A run as `pion run` leaves it in a store, with a tiny untrained model, to be read by tests."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pion.config import ModelConfig
+from pion.data.tokenizer import Tokenizer, train_bpe
+from pion.model.decoder import Decoder
+from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.retention import Keep
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+
+TEXT = ["Return a new header with string.", "The quick brown fox jumps over the lazy dog."] * 20
+
+
+def tiny_tokenizer() -> Tokenizer:
+    return train_bpe(TEXT, 300)
+
+
+def tiny_model(vocab_size: int, seq_len: int = 64, seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    return Decoder(
+        ModelConfig(
+            d_model=32,
+            n_layers=2,
+            n_heads=2,
+            n_kv_heads=1,
+            d_ff=64,
+            vocab_size=vocab_size,
+            seq_len=seq_len,
+        )
+    )
+
+
+def make_run(
+    folder: Path,
+    name: str = "demo",
+    *,
+    saves: Sequence[tuple[str, int]] = (("pretrain", 10), ("pretrain", 20), ("sft", 5)),
+    finished: Sequence[str] = ("pretrain", "sft"),
+    release: bool = True,
+) -> RunState:
+    """A run in the store `folder` with these (stage, step) checkpoints and finished stages."""
+    run = RunState(FileStore(folder), name)
+    claim = run.claim(Owner.me())
+    tokenizer = tiny_tokenizer()
+    path = run.store.local_path(run.key("data/1234/tokenizer.json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(path)
+    newest: dict[str, str] = {}
+    for seed, (stage, step) in enumerate(saves):
+        model = tiny_model(tokenizer.vocab_size, seed=seed)
+        config = json.dumps(model.config.to_dict()).encode()
+        saver = Checkpointer(
+            claim, stage, f"digest-{stage}", files={"config.json": config}, keep=Keep(last=9)
+        )
+        state = {"step": step, "next_row": 0, "tokenizer": "data/1234/tokenizer.json"}
+        saver.save(model.state_dict(), {"m": torch.zeros(2)}, state)
+        saver.close()
+        newest[stage] = saver.last.key
+        if stage in finished and not any(s == stage for s, _ in saves[seed + 1 :]):
+            claim.finish_stage(stage, f"digest-{stage}", {}, newest[stage])
+    if release:
+        claim.release()
+    return run

@@ -1,0 +1,174 @@
+"""The Hub's state, and what a test asks or demands of it."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.hub_server.repos import Repo, StoredFile
+
+WRITE_TOKEN = "hf_test_write"
+READ_TOKEN = "hf_test_read"
+FINE_GRAINED_TOKEN = "hf_test_fine_grained"  # may read everything, and do what `scoped` says
+USER = "tester"
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests whose "METHOD /path" matches the pattern.
+
+    Kinds: "status", "truncate", "corrupt", "drop" (the connection breaks before the request is
+    performed), "drop_after" (it is performed, but its answer is lost), "before" (`call` runs
+    first, then all goes well).
+    """
+
+    match: str
+    kind: str
+    times: int
+    status: int = 200
+    retry_after: str | None = None
+    call: Callable[[], Any] = lambda: None
+
+
+class Failure(Exception):
+    """An error answer, as the Hub words it: status, X-Error-Code, message."""
+
+    def __init__(
+        self, status: int, code: str, message: str, retry_after: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.retry_after = retry_after
+
+
+class HubServer:
+    """`now` is the server's clock. `commit_limit`: commits an hour that a repository takes, then
+    429. `cdn`: large files are downloaded from another host, as from the real Hub.
+    `ignores_parents`: a commit's parent may be anything, as on no real Hub. `scoped`: what the
+    fine-grained token may do, as (type, name, permissions) of users, organisations and
+    repositories."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.repos: dict[tuple[str, str], Repo] = {}  # (model|dataset|space, "user/name")
+        self.blobs: dict[str, bytes] = {}  # LFS objects by sha256
+        self.requests: list[str] = []  # "GET /user/name/resolve/main/a.npy"
+        self.faults: list[Fault] = []
+        self.url = ""
+        self.now: Callable[[], float] = time.time
+        self.commit_limit: int | None = None
+        self.cdn = False
+        self.ignores_parents = False
+        self.scoped: list[tuple[str, str, list[str]]] = [("user", USER, ["repo.content.read"])]
+
+    def add_repo(
+        self,
+        repo_id: str,
+        repo_type: str = "model",
+        files: dict[str, bytes] | None = None,
+        *,
+        private: bool = False,
+        gated: bool = False,
+    ) -> str:
+        """Create a repository, or put a commit with more files on it; returns the commit's id."""
+        with self.lock:
+            repo = self.repos.setdefault((repo_type, repo_id), Repo(private, gated))
+            now = repo.at("main")
+            added = {p: StoredFile.of(p, content) for p, content in (files or {}).items()}
+            for stored in added.values():
+                if stored.lfs:
+                    self.blobs[stored.sha256] = stored.content
+                    repo.lfs[stored.sha256] = self.now()
+            files_now = (now.files if now else {}) | added
+            return repo.commit("main", files_now, "added by the test", self.now())
+
+    def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
+        """Path → content on the main branch."""
+        commit = self.repos[repo_type, repo_id].at("main")
+        assert commit is not None
+        return {path: stored.content for path, stored in commit.files.items()}
+
+    def commits(self, repo_id: str, repo_type: str = "model") -> list[str]:
+        """Titles of all commits, oldest first."""
+        return [commit.title for commit in self.repos[repo_type, repo_id].commits]
+
+    def lfs_bytes(self, repo_id: str, repo_type: str = "model") -> int:
+        """What the repository's large files take, used or not."""
+        stored = self.repos[repo_type, repo_id].lfs
+        return sum(len(self.blobs[sha]) for sha in stored if sha in self.blobs)
+
+    def count(self, match: str) -> int:
+        """How many requests so far match the pattern ("METHOD /path")."""
+        return sum(bool(re.search(match, request)) for request in self.requests)
+
+    def fail(
+        self, match: str, *, status: int = 503, times: int = 1, retry_after: str | None = None
+    ) -> None:
+        """Answer the next `times` matching requests with an error."""
+        self.faults.append(Fault(match, "status", times, status, retry_after))
+
+    def truncate(self, match: str, *, times: int = 1) -> None:
+        """Break the connection halfway through the body of the next matching downloads."""
+        self.faults.append(Fault(match, "truncate", times))
+
+    def corrupt(self, match: str, *, times: int = 1) -> None:
+        """Flip the last byte of the next matching downloads."""
+        self.faults.append(Fault(match, "corrupt", times))
+
+    def drop(self, match: str, *, times: int = 1) -> None:
+        """Break the connection instead of performing the next matching requests."""
+        self.faults.append(Fault(match, "drop", times))
+
+    def drop_after(self, match: str, *, times: int = 1) -> None:
+        """Perform the next matching requests and break the connection instead of answering."""
+        self.faults.append(Fault(match, "drop_after", times))
+
+    def before(self, match: str, call: Callable[[], Any], *, times: int = 1) -> None:
+        """Run `call` just before performing the next matching requests."""
+        self.faults.append(Fault(match, "before", times, call=call))
+
+    def take_fault(self, request: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times > 0 and re.search(fault.match, request):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def environment(self, home: Path, token: str | None = WRITE_TOKEN) -> dict[str, str]:
+        """Variables that make another process's Hub clients use this server."""
+        variables = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        return variables | ({"HF_TOKEN": token} if token else {})
+
+    def use(self, monkeypatch: Any, home: Path, token: str | None = WRITE_TOKEN) -> None:
+        """Make this process's Hub clients use this server until the test ends.
+
+        The clients read most of their environment when imported, so that is undone here too.
+        """
+        import datasets.config
+        import huggingface_hub.constants as constants
+
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        for name, value in self.environment(home, token).items():
+            monkeypatch.setenv(name, value)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HOME", str(home))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", self.url)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+        monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(home / "modules"))

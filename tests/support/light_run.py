@@ -1,0 +1,107 @@
+"""A run with everything a store keeps of one, written by the real state layer without training."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from pipeline.job import Job
+from pipeline.job.digest import digest_job
+from pipeline.run.stage_plan import stage_inputs
+from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER
+from pipeline.state.checkpoints.upload_worker import SaveJob, save
+from pipeline.state.claim import Claim
+from pipeline.state.metrics import EventLog, MetricsLog
+from pipeline.state.owner import Owner
+from pipeline.state.records import CheckpointEntry
+from pipeline.state.run_state import Clock, RunState
+from pipeline.state.stores import Store
+from pipeline.state.workspace import Workspace
+from tests.support.jobs import tiny_dict
+
+JOB = tiny_dict(checkpoint__keep={"last": 9})
+ROWS = 4  # a step's
+
+
+def save_checkpoint(
+    claim: Claim,
+    stage: str,
+    step: int,
+    digest: str,
+    model: bytes = b"",
+    texts: dict[str, str] | None = None,
+) -> CheckpointEntry:
+    """List a checkpoint; without a `model`, its tensors are mere bytes."""
+    key = f"checkpoints/{stage}/{step}-{claim.epoch}"
+    about = {
+        "stage": stage,
+        "step": step,
+        "epoch": claim.epoch,
+        "digest": digest,
+        "at": claim.state.clock.now(),
+        "ancestor": None,
+    }
+    files = {"state.json": json.dumps({"step": step, "next_row": ROWS * step, "stage": stage})}
+    job = SaveJob(claim.store.url, claim.state.key(key), None, {}, files | (texts or {}), about)
+    memory = {MODEL: model or f"weights of {stage} {step}".encode(), OPTIMIZER: b"moments"}
+    entry = save(claim.store, job, memory).entry(about, key)
+    claim.add_checkpoint(entry)
+    return entry
+
+
+def write_metrics(claim: Claim, stage: str, first: int, last: int) -> None:
+    """A row for each of the steps `first` to `last`, and an event that they were trained."""
+    metrics = MetricsLog(claim.store, claim.state.name, stage, claim.epoch)
+    for step in range(first, last + 1):
+        rows = [ROWS * (step - 1), ROWS * step]
+        metrics.append({"step": step, "loss": 5.0, "rows": rows, "tokens_per_second": 9.0})
+    metrics.flush()
+    events = EventLog(claim.store, claim.state.name, claim.epoch)
+    events.append("training", stage=stage, from_step=first - 1, device="CPU", workers=1)
+    events.flush()
+
+
+def write_data(run: RunState, digest: str) -> None:
+    """A prepared data set of that digest, in the store."""
+    workspace = Workspace(run.store, run.name)
+    folder = workspace.folder(f"data/{digest}")
+    (folder / "0" / "train").mkdir(parents=True)
+    (folder / "0" / "train" / "shard_00000.npy").write_bytes(b"rows of " + digest.encode())
+    (folder / "tokenizer.json").write_text("{}")
+    about = {"part": "pretrain", "sources": [], "report": {}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    workspace.keep_data(digest)
+
+
+def light_run(store: Store, name: str = "demo", clock: Clock | None = None) -> RunState:
+    """A released run of JOB: pretrain finished at step 20 after a rewind from 12 to 10, sft at 5.
+
+    Its checkpoints: sft 5, pretrain 20 and 10, newest first.
+    """
+    job = Job.model_validate(JOB)
+    digests = digest_job(job)
+    run = RunState(store, name, clock)
+    claim = run.claim(Owner.me())
+    run.write_job("0123", yaml.safe_dump(JOB))
+    claim.set_job("0123")
+    for stage in job.stages:
+        description: dict[str, Any] = {"format": 1, "inputs": stage_inputs(stage, digests)}
+        run.write_stage(stage, digests.stages[stage], description)
+    for digest in digests.data.values():
+        write_data(run, digest)
+    claim.finish_stage("prepare", digests.stages["prepare"], {"rows": 99})
+    claim.set_restore("pretrain", 0)
+    write_metrics(claim, "pretrain", 1, 12)
+    save_checkpoint(claim, "pretrain", 10, digests.stages["pretrain"])
+    claim = run.claim(Owner.me())
+    claim.set_restore("pretrain", 10)
+    write_metrics(claim, "pretrain", 11, 20)
+    last = save_checkpoint(claim, "pretrain", 20, digests.stages["pretrain"])
+    claim.finish_stage("pretrain", last.digest, {"steps": 20}, last.key)
+    claim.set_restore("sft", 0)
+    write_metrics(claim, "sft", 1, 5)
+    save_checkpoint(claim, "sft", 5, digests.stages["sft"])
+    claim.release()
+    return run

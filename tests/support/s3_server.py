@@ -1,0 +1,393 @@
+"""An S3 service on loopback: moto's server, and a proxy before it in which things go wrong.
+
+    with s3_server() as s3, FaultProxy(s3.url) as proxy:
+        bucket = s3.bucket()
+        proxy.use(monkeypatch)                                  # this process's clients, or
+        subprocess.run(…, env=os.environ | proxy.environment())  # another's, talk to the proxy
+        proxy.fail("PUT .*HEAD.json", kind="drop_after")        # a lost acknowledgement
+        proxy.fail("GET .*model", kind="reset", times=2)        # the connection breaks mid-body
+        proxy.fail("PUT", status=503, code="SlowDown", headers={"Retry-After": "2"})
+
+Moto believes any credentials and any checksum. The proxy refuses content that its checksum does
+not fit, as S3 does, and has `deny` for credentials.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import math
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from tests.support.http_body import read_body
+
+ACCESS_KEY = "AKIATESTTESTTESTTEST"
+SECRET_KEY = "secret-that-no-output-may-contain"
+
+# Ends when its standard input does, so that it never outlives the tests. Requests are served one
+# at a time: moto compares and then swaps, and two threads of it may compare before either swaps.
+_SERVE = """
+import io, logging, sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+logging.getLogger("werkzeug").disabled = True
+moto, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+def one_at_a_time(environ, start_response):
+    size = int(environ.get("CONTENT_LENGTH") or 0)
+    environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(size))
+    with lock:
+        return moto(environ, start_response)
+server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.server_port, flush=True)
+sys.stdin.read()
+"""
+
+Kind = Literal["status", "drop_before", "drop_after", "truncate", "reset", "flip", "delay"]
+
+
+class _Endpoint:
+    """Somewhere that S3 clients can be made to talk to."""
+
+    url: str
+
+    def environment(self) -> dict[str, str]:
+        """Variables that make another process's clients talk to it."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def use(self, monkeypatch: Any) -> None:
+        """Make clients that this process connects from now on talk to it, until the test ends."""
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in self.environment().items():
+            monkeypatch.setenv(name, value)
+
+
+@dataclass
+class S3Server(_Endpoint):
+    url: str
+
+    def client(self) -> Any:
+        """A client of one's own, to look behind a store's back."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name="us-east-1",
+        )
+
+    def bucket(self, name: str | None = None) -> str:
+        """Make an empty bucket and return its name."""
+        name = name or f"bucket-{uuid.uuid4().hex[:12]}"
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc)
+        connection.request("PUT", f"/{name}", headers={"Content-Length": "0"})
+        assert connection.getresponse().status == 200, name
+        connection.close()
+        return name
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """An S3 service in a process of its own, on a free port. Its parts may be of any size."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"S3_UPLOAD_PART_MIN_SIZE": "1"},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield S3Server(f"http://127.0.0.1:{int(process.stdout.readline())}")
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+@dataclass
+class Fault:
+    """What happens to requests whose "METHOD /path?query [bytes=first-last]" matches.
+
+    With `access_key`, only those that it signs. The first `after` are left alone and the next
+    `times` suffer. Kinds:
+    `status`: answered with an error, not forwarded · `drop_before`: the connection closes, nothing
+    was done · `drop_after`: it was done, and the connection closes without an answer ·
+    `truncate`: the answer's body ends halfway · `reset`: the same by a reset of the connection ·
+    `flip`: one bit of what is sent, or else of what is answered, differs ·
+    `delay`: all goes well, `seconds` later.
+    """
+
+    match: str
+    kind: Kind
+    times: float = 1
+    after: int = 0
+    status: int = 503
+    code: str = "ServiceUnavailable"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    access_key: str = ""
+
+
+@dataclass
+class _Storm:
+    """Every `every`-th request suffers the next of several faults that pass."""
+
+    every: int
+    seen: int = 0
+    suffered: int = 0
+
+    def next(self) -> Fault | None:
+        self.seen += 1
+        if self.seen % self.every:
+            return None
+        self.suffered += 1
+        kinds: list[tuple[Kind, int]] = [
+            ("status", 503),
+            ("drop_after", 0),
+            ("truncate", 0),
+            ("status", 429),
+            ("drop_before", 0),
+            ("reset", 0),
+            ("status", 500),
+        ]
+        kind, status = kinds[self.suffered % len(kinds)]
+        return Fault(".", kind, status=status, code="SlowDown")
+
+
+class FaultProxy(_Endpoint):
+    """Passes requests on to `upstream` and answers back, except where told to `fail`."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = urlsplit(upstream).netloc
+        self.requests: list[str] = []
+        """Every request that came, "METHOD /path?query [bytes=first-last]"."""
+        self.ignored_headers: set[str] = set()
+        """Dropped from every request: {"if-match", "if-none-match"}, as some servers do."""
+        self.page_size = 1000
+        """How many objects a page of a list has."""
+        self._faults: list[Fault] = []
+        self._storm: _Storm | None = None
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> FaultProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def fail(
+        self,
+        match: str,
+        *,
+        kind: Kind = "status",
+        times: float = 1,
+        after: int = 0,
+        status: int = 503,
+        code: str = "ServiceUnavailable",
+        headers: Mapping[str, str] | None = None,
+        seconds: float = 0.0,
+        access_key: str = "",
+    ) -> Fault:
+        """Make the next matching requests fail; see `Fault`."""
+        fault = Fault(match, kind, times, after, status, code, headers or {}, seconds, access_key)
+        with self._lock:
+            self._faults.append(fault)
+        return fault
+
+    def deny(
+        self,
+        code: str = "AccessDenied",
+        status: int = 403,
+        *,
+        match: str = ".",
+        access_key: str = "",
+    ) -> Fault:
+        """Refuse every matching request until `clear`. Expired: `deny("ExpiredToken", 400)`."""
+        return self.fail(match, times=math.inf, status=status, code=code, access_key=access_key)
+
+    def storm(self, every: int) -> None:
+        """Let every `every`-th request fail in one way or another, until `clear`."""
+        self._storm = _Storm(every)
+
+    def clear(self) -> None:
+        """Nothing fails any more."""
+        with self._lock:
+            self._faults.clear()
+            self._storm = None
+            self.ignored_headers = set()
+            self.page_size = 1000
+
+    def count(self, match: str) -> int:
+        """How many requests so far match."""
+        return sum(bool(re.search(match, request)) for request in self.requests)
+
+    def take_fault(self, request: str, authorization: str) -> Fault | None:
+        with self._lock:
+            self.requests.append(request)
+            for fault in self._faults:
+                signed = fault.access_key in authorization
+                if fault.times > 0 and signed and re.search(fault.match, request):
+                    if fault.after > 0:
+                        fault.after -= 1
+                        continue
+                    fault.times -= 1
+                    return fault
+            return self._storm.next() if self._storm else None
+
+    def wait(self, seconds: float) -> None:
+        """Pass the time, but not longer than the proxy lives."""
+        self._closing.wait(seconds)
+
+
+@dataclass
+class _Answer:
+    status: int
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One client's connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    proxy: FaultProxy
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def _handle(self) -> None:
+        request = f"{self.command} {self.path} {self.headers.get('Range') or ''}".rstrip()
+        fault = self.proxy.take_fault(request, self.headers.get("Authorization") or "")
+        kind = fault.kind if fault else None
+        if kind == "drop_before":
+            self.close_connection = True  # with the body still on its way
+            return
+        body = read_body(self)
+        if fault and kind == "delay":
+            self.proxy.wait(fault.seconds)
+        if kind == "flip" and body:
+            body, kind = _flipped(body), None
+        try:
+            if fault and kind == "status":
+                self._send(_error(fault.status, fault.code, fault.headers), None)
+            elif not self._checksum_fits(body):
+                self._send(_error(400, "BadDigest", {}), None)
+            else:
+                answer = self._forward(body)
+                if kind == "drop_after":
+                    self.close_connection = True
+                    return
+                self._send(answer, kind)
+        except ConnectionError:
+            self.close_connection = True
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
+
+    def _checksum_fits(self, body: bytes) -> bool:
+        wanted = self.headers.get("x-amz-checksum-crc32")
+        found = base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()
+        return wanted is None or self.command == "POST" or wanted == found
+
+    def _forward(self, body: bytes) -> _Answer:
+        dropped = {"connection", "expect", "host", "transfer-encoding", "content-length"}
+        dropped |= self.proxy.ignored_headers
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
+        page = f"&max-keys={self.proxy.page_size}" if "list-type=2" in self.path else ""
+        upstream = http.client.HTTPConnection(self.proxy.upstream)
+        try:
+            upstream.request(
+                self.command, self.path + page, body, headers | {"Content-Length": str(len(body))}
+            )
+            answer = upstream.getresponse()
+            return _Answer(answer.status, answer.getheaders(), answer.read())
+        finally:
+            upstream.close()
+
+    def _send(self, answer: _Answer, kind: Kind | None) -> None:
+        hop_by_hop = ("connection", "transfer-encoding", "server", "date")
+        self.send_response(answer.status)
+        names = set()
+        for name, value in answer.headers:
+            if name.lower() not in hop_by_hop:
+                names.add(name.lower())
+                self.send_header(name, value)
+        if "content-length" not in names:
+            self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command == "HEAD" or answer.status == 304:
+            return
+        body = _flipped(answer.body) if kind == "flip" and answer.body else answer.body
+        if kind not in ("truncate", "reset"):
+            self.wfile.write(body)
+            return
+        self.wfile.write(body[: len(body) // 2])
+        self.wfile.flush()
+        if kind == "reset":
+            # Without lingering, closing sends a reset instead of the end of the stream.
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close_connection = True
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close at once: an orderly shutdown would come before a reset."""
+        self.close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is no news."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def _error(status: int, code: str, headers: Mapping[str, str]) -> _Answer:
+    body = (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f"<Error><Code>{code}</Code><Message>Injected by the test.</Message></Error>"
+    )
+    return _Answer(status, [*headers.items(), ("Content-Type", "application/xml")], body.encode())
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
