@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job.file import load_job
-from pipeline.rent.replay.command import replay_of, summarise
+from pipeline.rent.replay.command import replay_of
 from pipeline.rent.replay.numbers import job_numbers
 from pipeline.rent.replay.options import Given
+from pipeline.rent.replay.summary import summarise
 from pipeline.rent.replay.traces import read_trace
 
 ROOT = Path(__file__).parent.parent

@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pion.data.shards import IGNORED
-from pion.data.stream import Batch, RowStream
+from pion.data.stream import Batch, RowStream, to_device
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pion.model.decoder import Decoder
-from pion.train.feed import to_device
 
 LOGITS_AT_ONCE = 2**25  # elements of a chunk of logits: 128 MiB in fp32
 

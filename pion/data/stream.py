@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,20 @@ class Batch:
     targets: Tensor
     positions: Tensor | None
     documents: Tensor | None
+
+
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """The batch with `function` applied to each tensor it has."""
+    return Batch(
+        function(batch.tokens),
+        function(batch.targets),
+        None if batch.positions is None else function(batch.positions),
+        None if batch.documents is None else function(batch.documents),
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
 class RowStream:

@@ -6,15 +6,13 @@ the position has moved (a restore, skipped rows), it is thrown away and built an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pion.data.order import rank_rows, step_rows
-from pion.data.stream import Batch, RowStream
+from pion.data.stream import Batch, RowStream, map_batch
 from pion.model.loss import IGNORED
 
 RowRange = tuple[int, int]  # [first, stop)
@@ -77,17 +75,3 @@ class BatchFeed:
 
     def _pinned(self, batch: Batch) -> Batch:
         return map_batch(Tensor.pin_memory, batch) if self._pin else batch
-
-
-def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """The batch with `function` applied to each tensor it has."""
-    return Batch(
-        function(batch.tokens),
-        function(batch.targets),
-        None if batch.positions is None else function(batch.positions),
-        None if batch.documents is None else function(batch.documents),
-    )
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch)

@@ -19,11 +19,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pion.data.stream import Batch, RowStream
+from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput, Trouble
 from pion.model.decoder import Decoder
 from pion.train import hardware
-from pion.train.feed import BatchFeed, RowRange, to_device
+from pion.train.feed import BatchFeed, RowRange
 from pion.train.heldout import Evaluation, evaluate
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.optimizer import Optimizer, check_tensors, copy_tensors

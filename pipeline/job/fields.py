@@ -524,6 +524,14 @@ class Job(Section):
         """All stages this job has, in order."""
         return ["prepare", *self.train_stages, "evaluate", *(["publish"] if self.publish else [])]
 
+    def sources(self) -> list[tuple[str, Source]]:
+        """(key, source) of all data of the job, such as `data.sources.0`."""
+        found: list[tuple[str, Source]] = []
+        found += [(f"data.sources.{n}", source) for n, source in enumerate(self.data.sources)]
+        if self.sft is not None:
+            found += [(f"sft.sources.{n}", source) for n, source in enumerate(self.sft.sources)]
+        return found
+
     def section(self, stage: str) -> Train:
         """The section of a training stage."""
         section = getattr(self, stage)

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from pion.errors import BadInput
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.models.find import HUB_REPO
-from pipeline.rent.check.of_job import sources_of
 
 SESSION_TOKEN = "AWS_SESSION_TOKEN"
 """Belongs to temporary keys, and only to them."""
@@ -40,7 +39,7 @@ def wanted_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> set
 
 def hub_inputs(job: Job) -> list[str]:
     """What the job reads from the Hub."""
-    found = [s.repo for _, s in sources_of(job) if isinstance(s, HubDataset | HubNpyShards)]
+    found = [s.repo for _, s in job.sources() if isinstance(s, HubDataset | HubNpyShards)]
     if job.tokenizer.hub is not None:
         found.append(job.tokenizer.hub)
     for stage in job.train_stages:

@@ -30,7 +30,7 @@ from pipeline.run.stage_plan import (
     stage_inputs,
 )
 from pipeline.state.checkpoints.retention import sweep
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_again
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner, differences
 from pipeline.state.patience import Patience
@@ -175,7 +175,7 @@ class Advance:
                 if head.owner.session == self.owner.session and head.epoch != self.claim.epoch:
                     self.claim.stop_heartbeat()
                     # A worker's claim stood last.
-                    self.claim = self.run.claim(self.owner, continuing=True)
+                    self.claim = claim_again(self.run, self.owner)
                 self.claim.release()
 
     def say(self, message: dict[str, Any]) -> None:
@@ -334,9 +334,7 @@ class Advance:
         if outcome == "stopped":
             raise self.stopping.error("every finished step is saved")
         self.claim.stop_heartbeat()
-        self.claim = self._patiently(
-            lambda: self.run.claim(self.owner, price=self.price, continuing=True)
-        )
+        self.claim = self._patiently(lambda: claim_again(self.run, self.owner, price=self.price))
         self.claim.start_heartbeat()
 
     def _train_here(self, training: list[str]) -> str:

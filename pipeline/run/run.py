@@ -27,6 +27,7 @@ from pipeline.run.stage_plan import (
     plan_stages,
 )
 from pipeline.state.checkpoints.restore import refuse_other_formats
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import RELEASED, Owner, launch_id
 from pipeline.state.rental_note import over_unless_interrupted
 from pipeline.state.requests import pending_stop
@@ -99,7 +100,8 @@ def _do_what_is_left(
                     say=lambda text: display.say({"type": "note", "text": text}),
                     fetch=lambda: _bring_data(job, run, digests, plans),
                 )
-            claim = run.claim(
+            claim = claim_run(
+                run,
                 owner,
                 take_over=options.take_over,
                 unattended=options.unattended,

@@ -12,9 +12,9 @@ from pion.train.schedule import decay_start
 from pipeline.console.formats import moment
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences
+from pipeline.job.settings import settings_of
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.stores import DEFAULT_STORE
-from pipeline.training.start import settings_of
 
 ReadInputs = Callable[[str, str], Inputs | None]
 """(stage, digest) → the inputs that digest was computed from, if they were kept."""

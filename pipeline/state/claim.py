@@ -12,27 +12,29 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pion.errors import Fenced
+from pion.errors import BadInput, Fenced
 from pipeline.console.formats import moment
 from pipeline.state.heartbeat import Heartbeat
+from pipeline.state.owner import Owner, is_running, may_take_over
 from pipeline.state.records import (
-    WRITE_IDS_KEPT,
     CheckpointEntry,
     Head,
     SkippedRows,
     Spent,
     StageRecord,
+    heartbeat_path,
+    signed,
 )
+from pipeline.state.requests import pending_stop
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing, Store
-
-if TYPE_CHECKING:
-    from pipeline.state.run_state import RunState
 
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 20.0
+_POLL_SECONDS = 2.0
 
 
 class Claim:
@@ -206,8 +208,6 @@ class Claim:
         return changed
 
     def _look_for_requests(self) -> None:
-        from pipeline.state.requests import pending_stop
-
         request = pending_stop(self.state, _log.warning, launch_id=self._launch_id)
         self.stop_request = request.describe() if request else None
 
@@ -226,11 +226,96 @@ def taken_over(state: RunState, head: Head | None, epoch: int | None = None) -> 
     )
 
 
-def heartbeat_path(epoch: int) -> str:
-    """Where the owner of that epoch says that it lives."""
-    return f"owner/{epoch}.json"
+def claim_run(
+    state: RunState,
+    me: Owner,
+    *,
+    take_over: bool = False,
+    unattended: bool = False,
+    price: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Claim:
+    """Own the run under the next epoch, and create it if it does not exist.
+
+    This happens at once when `may_take_over` finds a reason or a person says `take_over`.
+    Otherwise an `unattended` start waits until the owner has shown no sign of life for
+    `state.silence` seconds of its own clock. The start of a person raises `BadInput`, which says
+    who owns the run. `price` is what this machine costs, in dollars per hour.
+    """
+    write_id = uuid.uuid4().hex
+    silent_version: str | None = None
+    waited_for = 0
+    while True:
+        before, version = _read(state)
+        reason = may_take_over(before.owner, me)
+        if reason is None and take_over:
+            reason = "told to take over"
+        if reason is None and version == silent_version:
+            reason = f"no sign of life for {state.silence:.0f} s"
+        if reason is None:
+            if not unattended:
+                raise BadInput(_refusal(state, before, me))
+            if before.epoch != waited_for:
+                waited_for = before.epoch
+                say(f"{_owned_by(state, before)}; waiting until it shows no sign of life.")
+            _wait_for_silence(state, before, version, me)
+            silent_version = version
+            continue
+        head = signed(before.claimed(me, state.clock.now(), price), write_id)
+        if state.swap(head, version, write_id):
+            return Claim(state, head, before, reason, price)
 
 
-def signed(head: Head, write_id: str) -> Head:
-    """`head` with the sign by which its writer knows it again, after a lost acknowledgement."""
-    return dataclasses.replace(head, write_ids=(write_id, *head.write_ids)[:WRITE_IDS_KEPT])
+def claim_again(state: RunState, me: Owner, *, price: float | None = None) -> Claim:
+    """Own the run under the next epoch, because a process of this session owned it last.
+
+    Raises `Fenced` if somebody else has claimed the run since. `price` is what this machine costs,
+    in dollars per hour.
+    """
+    write_id = uuid.uuid4().hex
+    while True:
+        before, version = _read(state)
+        if not (before.claims and before.claims[0].owner.session == me.session):
+            raise taken_over(state, before)
+        head = signed(before.claimed(me, state.clock.now(), price), write_id)
+        if state.swap(head, version, write_id):
+            reason = may_take_over(before.owner, me)
+            assert reason is not None, "the owner, if there is one, is of this session"
+            return Claim(state, head, before, reason, price)
+
+
+def _read(state: RunState) -> tuple[Head, str | None]:
+    present, version = state.read_versioned()
+    return present or Head(), version
+
+
+def _wait_for_silence(state: RunState, head: Head, version: str | None, me: Owner) -> None:
+    """Block until the heartbeat has not changed for `state.silence` seconds, HEAD has changed, or
+    the owner is known to be dead."""
+    seen, since = state.heartbeat(head.epoch), state.clock.monotonic()
+    while state.clock.monotonic() - since < state.silence:
+        state.clock.sleep(_POLL_SECONDS)
+        if state.read_versioned()[1] != version or may_take_over(head.owner, me):
+            return
+        beat = state.heartbeat(head.epoch)
+        if beat != seen:
+            seen, since = beat, state.clock.monotonic()
+
+
+def _owned_by(state: RunState, head: Head) -> str:
+    assert head.owner is not None
+    since = f"since {moment(head.claims[0].at)} (epoch {head.epoch})"
+    return f"Run {state.name} is owned by {head.owner.describe()} {since}"
+
+
+def _refusal(state: RunState, head: Head, me: Owner) -> str:
+    assert head.owner is not None
+    if is_running(head.owner, me):
+        alive = "That process is running."
+    else:
+        alive = "Whether it still runs can't be told from this machine."
+    return (
+        f"{_owned_by(state, head)}. {alive} Nothing was started. Stop it there "
+        "first, or run the same command with --take-over: it will then stop by itself, and "
+        "what it has committed is kept."
+    )

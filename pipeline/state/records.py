@@ -302,3 +302,13 @@ def build(kind: type[Record], raw: Mapping[str, Any], where: str) -> Record:
         return kind(**raw)
     except TypeError as error:
         raise Damaged(f"{where} is damaged: {error}. Nothing was changed.") from error
+
+
+def heartbeat_path(epoch: int) -> str:
+    """Where the owner of that epoch says that it lives."""
+    return f"owner/{epoch}.json"
+
+
+def signed(head: Head, write_id: str) -> Head:
+    """`head` with the sign by which its writer knows it again, after a lost acknowledgement."""
+    return dataclasses.replace(head, write_ids=(write_id, *head.write_ids)[:WRITE_IDS_KEPT])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pion.errors import Interrupted, PionError, Stopped, Trouble
 from pipeline.cost.budget import over_budget, price_per_hour
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_again
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
@@ -100,7 +100,7 @@ class TrainingContext:
         """Own the run under a new epoch; give up when attempts keep failing without a commit."""
         price = price_per_hour(self.job.budget)
         owner = Owner(**self.request.owner)
-        claim = self.patiently(lambda: self.run.claim(owner, price=price, continuing=True))
+        claim = self.patiently(lambda: claim_again(self.run, owner, price=price))
         self.patiently(lambda: sweep_abandoned(claim))
         self.patiently(lambda: sweep(claim))
         if claim.head.failed_attempts >= MAX_ATTEMPTS:

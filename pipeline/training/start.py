@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pion.errors import BadInput
-from pipeline.job import Job, Train
+from pipeline.job import Job
+from pipeline.job.settings import settings_of
 
 if TYPE_CHECKING:
     from pion.config import ModelConfig
     from pion.data.stream import RowStream
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
-    from pion.train.settings import Plan, TrainSettings
+    from pion.train.settings import Plan
     from pion.train.trainer import Trainer
     from pipeline.state.checkpoints.restore import Found
     from pipeline.state.records import CheckpointEntry, Head
@@ -146,14 +147,6 @@ def start_stage(
         notes=notes,
         closers=closers,
     )
-
-
-def settings_of(section: Train) -> TrainSettings:
-    """The trainer's settings in a job's section."""
-    from pion.train.settings import TrainSettings
-
-    names = [f.name for f in dataclasses.fields(TrainSettings)]
-    return TrainSettings(**section.model_dump(include=set(names)))
 
 
 def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | None) -> Plan:

@@ -24,7 +24,7 @@ from pipeline.state.checkpoints.restore import Found, check_entry, newest_good
 from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
 from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER, Snapshot, map_extents
 from pipeline.state.checkpoints.upload_worker import MANIFEST, Saved, SaveJob, save
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog, MetricsLog, read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
@@ -117,7 +117,7 @@ class Process:
         claim.release(forget_attempts=True)
 
     def _claim(self, take_over: bool = False) -> Claim:
-        claim = self.run.claim(self.owner, take_over=take_over)
+        claim = claim_run(self.run, self.owner, take_over=take_over)
         self.epoch = claim.epoch
         return claim
 

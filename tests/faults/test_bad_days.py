@@ -21,6 +21,7 @@ from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.snapshot import MODEL
 from pipeline.state.checkpoints.upload_worker import MANIFEST, Saved, SaveJob
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.records import TRASH_SECONDS
@@ -268,7 +269,7 @@ def test_a_stage_that_is_to_be_done_again_forgets_copies_of_it_on_any_machine(
     with pytest.raises(StoreError):
         bucket.go({1: expire(proxy)})  # nothing is listed, step 8 is on this machine
     proxy.clear()
-    claim = bucket.process().run.claim(bucket.new_owner())
+    claim = claim_run(bucket.process().run, bucket.new_owner())
     claim.drop_stages(["pretrain"])
     claim.release()
     assert bucket.go().restored["pretrain"] == 0
@@ -312,7 +313,7 @@ def test_a_checkpoint_whose_commit_landed_unheard_is_not_written_again(
     cut_off: CutOff, tmp_path: Path
 ) -> None:
     """A kill in the midst of that would leave HEAD's newest half old and half new."""
-    claim = RunState(cut_off, "demo").claim(Owner.me())
+    claim = claim_run(RunState(cut_off, "demo"), Owner.me())
     metrics = MetricsLog(cut_off, "demo", "pretrain", claim.epoch)
     metrics.append({"step": 10, "loss": 3.0})
     workspace = Workspace(cut_off, "demo", tmp_path / "here")
@@ -350,7 +351,7 @@ def test_a_checkpoint_whose_commit_landed_unheard_is_not_written_again(
 
 def test_a_save_goes_on_from_a_commit_that_landed_unheard(cut_off: CutOff, tmp_path: Path) -> None:
     """Or the copy of that save on this machine would not be used, should it come to that."""
-    claim = RunState(cut_off, "demo").claim(Owner.me())
+    claim = claim_run(RunState(cut_off, "demo"), Owner.me())
     workspace = Workspace(cut_off, "demo", tmp_path / "here")
     checkpointer = checkpointer_in_this_process(claim, workspace=workspace)
     cut_off.cut = True
@@ -449,7 +450,7 @@ def test_a_checkpoint_dropped_after_a_slow_upload_has_its_hour_for_readers(
             return super().save(job)
 
     store = FileStore(tmp_path / "runs")
-    claim = RunState(store, RUN, time.clock()).claim(Owner.me())
+    claim = claim_run(RunState(store, RUN, time.clock()), Owner.me())
     checkpointer = a_checkpointer(claim, uploader=lambda descriptor: Slow(store, descriptor))
     for step in (1, 2, 3):
         save(checkpointer, step)

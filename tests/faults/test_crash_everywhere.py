@@ -15,6 +15,7 @@ import pytest
 from pion.errors import NotDurable
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
 from pipeline.state.checkpoints.snapshot import MODEL
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -102,7 +103,7 @@ class World:
         """An hour after the next claim, nothing is left of what came to nothing."""
         run = RunState(self.store, RUN, self.time.clock())
         self.time.sleep(HOUR + 1)
-        claim = run.claim(self.new_owner())
+        claim = claim_run(run, self.new_owner())
         sweep_abandoned(claim)
         self.time.sleep(HOUR + 1)
         sweep(claim)

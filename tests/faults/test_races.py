@@ -36,7 +36,7 @@ from pion.errors import BadInput, Fenced
 from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
 from pipeline.state.checkpoints.snapshot import MODEL
 from pipeline.state.checkpoints.upload_worker import MANIFEST
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.run_state import Clock, RunState
@@ -291,7 +291,7 @@ class Race(RuleBasedStateMachine):
         assert len(self.published) == 1
         self.now += A_YEAR  # the clocks that dated the garbage may have been far ahead
         run = RunState(self.store, RUN, Clock(lambda: self.now, lambda: self.now))
-        claim = run.claim(Owner.me(), take_over=True)
+        claim = claim_run(run, Owner.me(), take_over=True)
         sweep_abandoned(claim)
         self.now += A_YEAR
         sweep(claim)

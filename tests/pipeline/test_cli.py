@@ -16,6 +16,7 @@ import pipeline.cli
 from pion.errors import Fenced, NotDurable
 from pipeline.cli import main
 from pipeline.job import STAGES
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import SkippedRows
 from tests.paths import JOBS, SEEDS
@@ -217,7 +218,7 @@ def test_status_shows_the_stages_that_the_runs_job_has(here, pion):
     run = make_run(here / "runs", saves=[("pretrain", 10)], finished=[])
     assert "sft       not begun" in pion("status", "demo")[1]  # nothing says what job it is
     run.write_job("d1", yaml.safe_dump(tiny_dict(sft=None)))
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     claim.set_job("d1")
     claim.release()
     _, out, _ = pion("status", "demo")
@@ -305,7 +306,7 @@ def test_the_report_can_be_written_again(here, pion):
     assert "no record of its job" in pion("report", "demo")[2]
     text = (JOBS / "demo.yaml").read_text()
     run.write_job("0123", text)
-    run.claim(Owner.me()).set_job("0123")
+    claim_run(run, Owner.me()).set_job("0123")
     code, out, _ = pion("report", "demo", "--json")
     assert code == 0
     assert "demo" in Path(json.loads(out)["report"]).read_text()
@@ -315,7 +316,7 @@ def test_status_shows_requests_to_stop_money_and_rows_left_out(here, pion):
     run = make_run(here / "runs")
     status = json.loads(pion("status", "demo", "--json")[1])
     assert (status["stop"], status["skipped"], status["notes"]) == (None, {}, [])
-    claim = run.claim(Owner.me(), price=0.5)
+    claim = claim_run(run, Owner.me(), price=0.5)
     claim.skip_rows("sft", SkippedRows(16, 20, 5, 2, "digest-sft", "loss is nan", 0.0))
     claim.commit(lambda head: head)
     run.store.write(run.key("requests/0.json"), b"not a request")

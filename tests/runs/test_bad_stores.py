@@ -16,6 +16,7 @@ from pipeline.job.file import load_job
 from pipeline.run.advance import Options
 from pipeline.run.run import run_job
 from pipeline.state import patience
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_events
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
@@ -264,7 +265,7 @@ def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path: Path) -
     far = CutOff(NoMapping(tmp_path / "far"))
     context.stage, context.run = "pretrain", RunState(far, "tiny")
     context._patience = Patience(60.0, lambda text: None, lambda seconds: far.come_back())
-    claim = context.run.claim(Owner(**request.owner))
+    claim = claim_run(context.run, Owner(**request.owner))
     far.cut = True
     assert context.leave_out(Trouble(8, (28, 32), "loss nan"), claim) is None
     claim.release()

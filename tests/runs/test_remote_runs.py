@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import save
 
 from pipeline.cli import main
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
@@ -43,7 +44,7 @@ def run(here: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> RunState:
         "config.json": json.dumps(model.config.to_dict()),
         "tokenizer.json": (here / "tokenizer.json").read_text(),
     }
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     save_checkpoint(claim, "sft", 9, "digest", model=save(model.state_dict()), texts=texts)
     claim.release()
     shutil.rmtree(here / "cache")
@@ -138,7 +139,7 @@ def test_the_report_is_written_here_and_into_the_bucket(
 
 
 def test_a_stop_request_reaches_the_owner_through_the_bucket(run: RunState, pion: Pion) -> None:
-    claim = run.claim(someone(host="host-a", pid=7))
+    claim = claim_run(run, someone(host="host-a", pid=7))
     code, out, _ = pion("stop", url(run))
     assert code == 0
     assert "pid 7 on host-a" in out
@@ -185,7 +186,7 @@ def test_a_store_without_heartbeats_says_when_it_last_heard_of_a_run(
 
     monkeypatch.setattr(FileStore, "commits", True)
     local = light_run(FileStore(here / "runs"))
-    claim = local.claim(someone(host="host-a"))
+    claim = claim_run(local, someone(host="host-a"))
     at = claim.head.claims[0].at
     words = _owner_in_words(run_status(local, claim.head, at + 90))
     assert "no heartbeat on this store; last commit 1 min 30 s ago" in words

@@ -11,6 +11,7 @@ from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.model.decoder import Decoder
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.retention import Keep
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -47,7 +48,7 @@ def make_run(
 ) -> RunState:
     """A run in the store `folder` with these (stage, step) checkpoints and finished stages."""
     run = RunState(FileStore(folder), name)
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     tokenizer = tiny_tokenizer()
     path = run.store.local_path(run.key("data/1234/tokenizer.json"))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pipeline.job.digest import digest_job
 from pipeline.run.stage_plan import stage_inputs
 from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.upload_worker import SaveJob, save
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.records import CheckpointEntry
@@ -83,7 +83,7 @@ def light_run(store: Store, name: str = "demo", clock: Clock | None = None) -> R
     job = Job.model_validate(JOB)
     digests = digest_job(job)
     run = RunState(store, name, clock)
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     run.write_job("0123", yaml.safe_dump(JOB))
     claim.set_job("0123")
     for stage in job.stages:
@@ -95,7 +95,7 @@ def light_run(store: Store, name: str = "demo", clock: Clock | None = None) -> R
     claim.set_restore("pretrain", 0)
     write_metrics(claim, "pretrain", 1, 12)
     save_checkpoint(claim, "pretrain", 10, digests.stages["pretrain"])
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     claim.set_restore("pretrain", 10)
     write_metrics(claim, "pretrain", 11, 20)
     last = save_checkpoint(claim, "pretrain", 20, digests.stages["pretrain"])

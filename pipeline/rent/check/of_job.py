@@ -168,7 +168,7 @@ def data(job: Job) -> list[CheckRow]:
     if is_prepared(job):
         return [CheckRow("data", True, "prepared already; the store has it")]
     rows = []
-    for key, source in sources_of(job):
+    for key, source in job.sources():
         try:
             rows.append(CheckRow(key, True, _first_record(job, source, key)))
         except BadInput as error:
@@ -176,15 +176,6 @@ def data(job: Job) -> list[CheckRow]:
         except PionError as error:  # the Hub can't be reached
             rows.append(CheckRow(key, None, str(error)))
     return rows
-
-
-def sources_of(job: Job) -> list[tuple[str, Source]]:
-    """(key, source) of all data of the job."""
-    found: list[tuple[str, Source]] = []
-    found += [(f"data.sources.{n}", source) for n, source in enumerate(job.data.sources)]
-    if job.sft is not None:
-        found += [(f"sft.sources.{n}", source) for n, source in enumerate(job.sft.sources)]
-    return found
 
 
 def _first_record(job: Job, source: Source, key: str) -> str:

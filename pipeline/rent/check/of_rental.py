@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pion.errors import BadInput
 from pipeline.data.sources import find_input
 from pipeline.job import HubDataset, HubNpyShards, Job
-from pipeline.rent.check.of_job import count_parameters, is_prepared, sources_of
+from pipeline.rent.check.of_job import count_parameters, is_prepared
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.credentials import SESSION_TOKEN, hub_inputs, needed_secrets
 from pipeline.rent.rental import Rental
@@ -181,7 +181,7 @@ def _local_inputs(job: Job, *, prepared: bool) -> list[tuple[str, Path]]:
     if not prepared:
         asked["tokenizer.file"] = job.tokenizer.file
     found = [(key, job.input_path(path)) for key, path in asked.items() if path is not None]
-    for key, source in sources_of(job):
+    for key, source in job.sources():
         if not prepared and hasattr(source, "path"):
             with contextlib.suppress(BadInput):  # the check of the data says so
                 files = find_input(job, source, key).files
@@ -201,7 +201,7 @@ def _left_out(root: Path) -> set[Path]:
 def disk(job: Job, rental: Rental) -> list[CheckRow]:
     """That each candidate's disk holds packages, checkpoints and data."""
     checkpoints = CHECKPOINTS * BYTES_PER_PARAMETER * count_parameters(job) / 1e9
-    sources = [source for _, source in sources_of(job)]
+    sources = [source for _, source in job.sources()]
     streamed = any(isinstance(source, HubNpyShards) for source in sources)
     data = job.hardware.shard_cache_gb if streamed else 0.0
     # Copied there, and prepared beside it.

@@ -20,8 +20,6 @@ from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.launch import (
     SUBMITTING,
     check,
-    how_to_come_back,
-    say_now,
     telling_who_leaves,
 )
 from pipeline.rent.managed.managed_jobs import (
@@ -33,6 +31,7 @@ from pipeline.rent.managed.managed_jobs import (
     start_api_server,
     submit,
 )
+from pipeline.rent.managed.progress import how_to_come_back, say_now
 from pipeline.rent.managed.submission import announced, submitting_alone
 from pipeline.rent.managed.task import make_task, task_config, variables
 from pipeline.rent.rental import read_rental, rental_name

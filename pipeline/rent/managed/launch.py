@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 from pion.errors import BadInput, PionError
 from pipeline.commands.stop import is_finished
@@ -21,6 +20,7 @@ from pipeline.rent.managed.managed_jobs import (
     start_api_server,
     submit,
 )
+from pipeline.rent.managed.progress import how_to_come_back, say_now
 from pipeline.rent.managed.submission import announced, submitting_alone
 from pipeline.rent.managed.task import make_task, task_config, task_yaml, variables
 from pipeline.rent.rental import Rental, read_rental, rental_name
@@ -31,9 +31,6 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 
 SUBMITTING = "submitting the job; SkyPilot gets a copy of the checkout"
-
-Say = Callable[[str], None]
-say_now: Say = partial(print, flush=True)
 
 
 def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force: bool) -> int:
@@ -155,16 +152,6 @@ def announce(state: RunState, name: str, job_id: int) -> None:
             "this machine must stay awake and online: SkyPilot's controller, which recovers the "
             "run after a preemption and ends its machines, runs here"
         )
-
-
-def how_to_come_back(state: RunState, job_id: int) -> str:
-    """The three commands a person needs who has closed the window."""
-    run = state.url
-    return (
-        f"  follow it:  pion watch {run}\n"
-        f"  its output: sky jobs logs {job_id}\n"
-        f"  stop it:    pion stop {run}   (before a machine owns it: sky jobs cancel {job_id})"
-    )
 
 
 def _owner(head: Head | None) -> str:

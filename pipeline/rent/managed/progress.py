@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pion.errors import Stopped
 from pipeline.console.formats import duration, printable
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.state.run_state import RunState
 
 STEP_LINE_SECONDS = 60.0
 """Between two lines that differ in nothing but the step."""
+
+
+Say = Callable[[str], None]
+say_now: Say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,16 @@ def job_line(job: ManagedJob | None) -> str:
     if job.recoveries:
         words += f", recovered {job.recoveries} time{'s' if job.recoveries > 1 else ''}"
     return words
+
+
+def how_to_come_back(state: RunState, job_id: int) -> str:
+    """The three commands a person needs who has closed the window."""
+    run = state.url
+    return (
+        f"  follow it:  pion watch {run}\n"
+        f"  its output: sky jobs logs {job_id}\n"
+        f"  stop it:    pion stop {run}   (before a machine owns it: sky jobs cancel {job_id})"
+    )
 
 
 def _step_line(status: Mapping[str, Any]) -> str:

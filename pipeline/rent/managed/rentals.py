@@ -21,7 +21,6 @@ from pipeline.cost.lost import LOST
 from pipeline.machine.rented import RENTED
 from pipeline.models.find import read_run
 from pipeline.rent.managed import pods as runpod
-from pipeline.rent.managed.launch import say_now
 from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     cluster_name,
@@ -36,6 +35,7 @@ from pipeline.rent.managed.orphans import (
     pod_standing,
 )
 from pipeline.rent.managed.pods import Pod
+from pipeline.rent.managed.progress import say_now
 from pipeline.rent.rental import rental_name
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState

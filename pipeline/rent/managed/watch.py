@@ -13,11 +13,16 @@ from pipeline.console.formats import printable
 from pipeline.models.find import read_run
 from pipeline.rent.managed import managed_jobs as sky
 from pipeline.rent.managed.diagnose import Finding, diagnose
-from pipeline.rent.managed.launch import how_to_come_back, say_now
 from pipeline.rent.managed.lock import alone
 from pipeline.rent.managed.lookout import Look, Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.progress import Progress, changes, how_it_ended
+from pipeline.rent.managed.progress import (
+    Progress,
+    changes,
+    how_it_ended,
+    how_to_come_back,
+    say_now,
+)
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.restart import CANCEL_SECONDS, Anew
 from pipeline.rent.managed.task import launch_id_of

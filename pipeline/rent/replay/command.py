@@ -4,61 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.replay.numbers import Numbers, job_numbers
 from pipeline.rent.replay.options import Given, Number
-from pipeline.rent.replay.simulate import CAUSES, Outcome, Replay
+from pipeline.rent.replay.simulate import Outcome, Replay
+from pipeline.rent.replay.summary import NAMES, Summary, summarise
 from pipeline.rent.replay.timed_training import Costs, Work
-from pipeline.rent.replay.traces import Trace, read_trace
+from pipeline.rent.replay.traces import read_trace
 from pipeline.state.stores import open_store
 from pipeline.state.workspace import Workspace
-
-PERCENTILES = (10, 50, 90)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """All replays of a trace. `percentiles` maps a quantity to its values at PERCENTILES, None
-    where so many starts did not finish; seconds unless the name says otherwise. `goodput` and
-    `badput` are shares of all paid time; `stopped` counts the starts that did not finish, by why.
-    """
-
-    trace: Trace
-    outcomes: Mapping[int, Outcome]
-    percentiles: Mapping[str, tuple[float | None, ...]]
-    goodput: float
-    badput: Mapping[str, float]
-    stopped: Mapping[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {
-            "trace": self.trace.name,
-            "recorded_seconds": self.trace.seconds,
-            "available": self.trace.share,
-            "preemptions": self.trace.preemptions,
-            "starts": len(self.outcomes),
-            "stopped": dict(self.stopped),
-            "goodput": self.goodput,
-            "badput": dict(self.badput),
-            "percentiles": {
-                name: dict(zip(_NAMES, values)) for name, values in self.percentiles.items()
-            },
-        }
-
-
-_NAMES = tuple(f"p{percent}" for percent in PERCENTILES)
 
 
 def show_replay(
@@ -132,35 +93,6 @@ def replay_of(job: Job, numbers: Numbers) -> Replay:
         job.checkpoint,
         Workspace(open_store(job.store), job.name),
     )
-
-
-def summarise(trace: Trace, outcomes: Mapping[int, Outcome], spot: Number | None) -> Summary:
-    """What the replays of a trace have in common, at `spot` dollars per hour."""
-    quantities = {
-        "elapsed": [o.elapsed if o.stopped is None else math.inf for o in outcomes.values()],
-        "paid": [o.paid if o.stopped is None else math.inf for o in outcomes.values()],
-        "waiting": [o.waiting if o.stopped is None else math.inf for o in outcomes.values()],
-        "preemptions": [float(o.preemptions) for o in outcomes.values()],
-        "goodput": [o.goodput for o in outcomes.values()],
-    }
-    if spot is not None:
-        quantities["dollars"] = [seconds / 3600 * spot.value for seconds in quantities["paid"]]
-    total = sum(o.paid for o in outcomes.values())
-    reasons = [o.stopped for o in outcomes.values() if o.stopped is not None]
-    return Summary(
-        trace,
-        outcomes,
-        {name: _percentiles(values) for name, values in quantities.items()},
-        goodput=sum(o.kept for o in outcomes.values()) / total,
-        badput={c: sum(o.lost[c] for o in outcomes.values()) / total for c in CAUSES},
-        stopped={reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
-    )
-
-
-def _percentiles(values: Sequence[float]) -> tuple[float | None, ...]:
-    """Values that some start had; infinite ones count as the largest."""
-    found = np.percentile(values, PERCENTILES, method="inverted_cdf")
-    return tuple(float(value) if math.isfinite(value) else None for value in found)
 
 
 def _dollars(outcome: Outcome, price: Number) -> float:
@@ -243,7 +175,7 @@ def _trace_lines(summary: Summary) -> list[str]:
         f"{trace.name}: {trace.seconds / 86_400:.1f} days recorded, a machine there "
         f"{_percent(trace.share)} of the time, lost {trace.preemptions} times; "
         f"{len(summary.outcomes):,} starts",
-        " " * 18 + "".join(f"{name:>14}" for name in _NAMES),
+        " " * 18 + "".join(f"{name:>14}" for name in NAMES),
         *(f"  {name:<16}" + "".join(f"{v:>14}" for v in values) for name, values in shown.items()),
         f"  of all time paid for {_percent(summary.goodput)} was kept work; {badput}",
         *(f"  {count:,} starts never end: {why}" for why, count in summary.stopped.items()),

@@ -11,7 +11,7 @@ from pipeline.rent.replay.simulate import CAUSES, Outcome
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pipeline.rent.replay.command import Summary
+    from pipeline.rent.replay.summary import Summary
 
 INK, GRID, AWAY, LINE = "#57606a", "#d8dee4", "#eceff2", "#3b82c4"
 COLOURS = dict(zip(CAUSES, ("#e8853a", "#d9b23c", "#b65d9b", "#6d7fd1")))

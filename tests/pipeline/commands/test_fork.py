@@ -25,6 +25,7 @@ from pipeline.run.stage_plan import (
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.checkpoints.retention import sweep_abandoned
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_events, read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head, SkippedRows
@@ -125,7 +126,7 @@ def test_a_fork_begins_a_history_of_its_own_and_says_where_it_comes_from(source:
 
 def test_the_next_claim_sweeps_nothing_of_a_fork(source: RunState) -> None:
     new = fork(source)
-    assert sweep_abandoned(new.claim(Owner.me())) == []
+    assert sweep_abandoned(claim_run(new, Owner.me())) == []
 
 
 def test_rows_that_the_source_had_rewound_are_not_in_the_fork(source: RunState) -> None:
@@ -138,7 +139,7 @@ def test_a_fork_that_starts_a_stage_afresh_shows_nothing_of_the_sources_steps(
     source: RunState,
 ) -> None:
     new = fork(source, at=20)
-    claim = new.claim(Owner.me())
+    claim = claim_run(new, Owner.me())
     claim.drop_stages(["pretrain"])
     claim.set_restore("pretrain", 0)
     write_metrics(claim, "pretrain", 1, 2)
@@ -147,7 +148,7 @@ def test_a_fork_that_starts_a_stage_afresh_shows_nothing_of_the_sources_steps(
 
 
 def test_rows_left_out_before_the_fork_stay_left_out(source: RunState) -> None:
-    claim = source.claim(Owner.me())
+    claim = claim_run(source, Owner.me())
     digest = head_of(source).checkpoints[1].digest
     for step in (8, 15):
         rows = SkippedRows(4 * step - 4, 4 * step, step, 3, digest, "loss is nan", 0.0)
@@ -213,7 +214,7 @@ def test_a_step_that_was_not_kept_is_answered_with_those_that_were(source: RunSt
 
 
 def test_a_step_that_two_stages_have_needs_the_stage(source: RunState) -> None:
-    save_checkpoint(source.claim(Owner.me()), "sft", 10, "digest")
+    save_checkpoint(claim_run(source, Owner.me()), "sft", 10, "digest")
     with pytest.raises(BadInput, match="step 10 of pretrain and of sft: say which with --stage"):
         fork(source, at=10)
     assert checkpoints(fork(source, at=10, stage="pretrain")) == [("pretrain", 10)]
@@ -302,7 +303,7 @@ def test_a_fork_cut_short_at_any_write_leaves_no_run_and_is_completed_by_asking_
 def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source: RunState) -> None:
     class Raced(FileStore):
         def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-            RunState(FileStore(self.folder), "new").claim(Owner.me())
+            claim_run(RunState(FileStore(self.folder), "new"), Owner.me())
             return super().compare_and_swap(key, data, expected)
 
     raced = Raced(source.store.folder)  # type: ignore[attr-defined]
@@ -371,7 +372,7 @@ def test_a_fork_at_sft_keeps_the_pretraining_it_stands_on(source: RunState) -> N
 
 def test_steps_of_its_own_bind_a_fork_to_its_settings(source: RunState) -> None:
     new = fork(source, at=10)
-    claim = new.claim(Owner.me())
+    claim = claim_run(new, Owner.me())
     save_checkpoint(claim, "pretrain", 15, head_of(new).checkpoints[0].digest)
     assert not may_go_on(new, pretrain__lr=2e-2)
 
@@ -402,7 +403,7 @@ def test_a_refused_change_of_schedule_is_shown_the_fork_that_goes_on_under_it(
 def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_to_train(
     source: RunState,
 ) -> None:
-    claim = source.claim(Owner.me())
+    claim = claim_run(source, Owner.me())
     digest = digest_job(Job.model_validate(JOB)).stages["sft"]
     entry = save_checkpoint(claim, "sft", 10, digest)
     claim.finish_stage("sft", digest, {}, entry.key)

@@ -11,7 +11,7 @@ import pytest
 
 from pion.errors import PionError
 from pipeline.commands.stop import is_finished, stop_run
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
 from pipeline.state.requests import pending_stop
@@ -39,7 +39,7 @@ def head_of(run: RunState) -> Head:
 
 
 def finish(run: RunState) -> None:
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     for stage in ("sft", "evaluate"):
         claim.finish_stage(stage, f"digest-{stage}", {})
     claim.release()
@@ -59,7 +59,7 @@ def ask(run: RunState, *, wait: bool = False) -> str:
 
 
 def test_the_owner_is_named_with_what_it_will_do(run: RunState) -> None:
-    run.claim(someone(host="host-a", pid=77))
+    claim_run(run, someone(host="host-a", pid=77))
     said = ask(run)
     assert "pid 77 on host-a" in said
     assert "looks for requests every 20 s (no heartbeat yet), saves, and exits with code 4" in said
@@ -76,7 +76,7 @@ def test_a_run_nobody_owns_is_said_to_be_so_and_stays_stopped(run: RunState) -> 
 
 
 def test_a_dead_owner_is_not_waited_for(run: RunState) -> None:
-    run.claim(dead_owner())
+    claim_run(run, dead_owner())
     assert "is dead, so nothing runs now" in ask(run, wait=True)
     assert pending_stop(run) is not None
 
@@ -98,7 +98,7 @@ def test_a_run_whose_job_is_not_known_counts_as_unfinished(run: RunState) -> Non
 def test_waiting_ends_when_the_run_is_released_and_says_what_is_saved(
     run: RunState, time: FakeClock
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     later = time.time + 7
     time.during_sleep = lambda: claim.release() if time.time >= later else None
     said = ask(run, wait=True)
@@ -108,13 +108,13 @@ def test_waiting_ends_when_the_run_is_released_and_says_what_is_saved(
 
 def test_waiting_follows_a_run_from_one_claim_to_the_next(run: RunState, time: FakeClock) -> None:
     owner = someone()
-    run.claim(owner)
+    claim_run(run, owner)
     start = time.time
     claims: list[Claim] = []
 
     def live() -> None:
         if not claims and time.time - start > 50:
-            claims.append(run.claim(owner))  # its workers claim anew
+            claims.append(claim_run(run, owner))  # its workers claim anew
         elif claims and time.time - start > 100:  # longer than silence is borne
             claims.pop().release()
 
@@ -126,7 +126,7 @@ def test_a_run_that_finishes_first_is_not_stopped_by_the_request_later(
     run: RunState, time: FakeClock
 ) -> None:
     owner = someone()
-    claim = run.claim(owner)
+    claim = claim_run(run, owner)
 
     def ends() -> None:
         if head_of(run).owner is not None:
@@ -145,7 +145,7 @@ def test_waiting_for_an_owner_that_dies_fails_and_says_what_is_safe(
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     owner = dataclasses.replace(Owner.me(), session="s", pid=process.pid, pid_start=int(stat[19]))
-    run.claim(owner)
+    claim_run(run, owner)
 
     def dies() -> None:
         process.kill()
@@ -160,7 +160,7 @@ def test_waiting_for_an_owner_that_dies_fails_and_says_what_is_safe(
 def test_waiting_for_an_owner_without_a_sign_of_life_ends_after_a_minute(
     run: RunState, time: FakeClock
 ) -> None:
-    run.claim(someone(host="gone"))
+    claim_run(run, someone(host="gone"))
     start = time.time
     with pytest.raises(PionError, match=r"on gone, has shown no sign of life for 1 min 00 s"):
         ask(run, wait=True)

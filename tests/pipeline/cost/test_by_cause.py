@@ -23,6 +23,7 @@ from pipeline.cost.lost import LostMachine, keep_lost
 from pipeline.job import Job
 from pipeline.models.find import read_run
 from pipeline.run.finish import write_run_report
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.records import CheckpointEntry, ClaimRecord, Head, Spent, StageRecord
@@ -519,7 +520,7 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
 ) -> None:
     job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=5)
     before = someone(commit="c" * 40, started_at=time.time())  # not when these tests began
-    RunState(FileStore(tmp_path / "runs"), "tiny").claim(before).release()
+    claim_run(RunState(FileStore(tmp_path / "runs"), "tiny"), before).release()
     be_rented(monkeypatch, PION_PRICES='{"A40": 36.0, "L4": 9}', PION_SPOT="1")
     process = start(job, "pretrain.steps=2000")
     assert process.stdout is not None

@@ -26,6 +26,7 @@ from pipeline.prove.compare import Trained, differing_tensors, first_difference,
 from pipeline.prove.cut import MAX_STEPS, cut_overrides, cut_steps
 from pipeline.prove.instants import FAILURES_BEFORE_COMMIT, Instants
 from pipeline.prove.proof import prove
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head, StageRecord
 from pipeline.state.run_state import RunState
@@ -267,7 +268,7 @@ def trained(**changes: Any) -> Trained:
 def finished(folder: Path, steps: int = 3, weight: float = 1.0) -> RunState:
     """A run that trained so many steps on 4 rows each, with these weights at the end."""
     run = RunState(FileStore(folder / "runs"), "demo")
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     claim.set_restore("pretrain", 0)
     write_metrics(claim, "pretrain", 1, steps)
     weights = {"embed": np.ones(4, np.float32), "norm": np.full(4, weight, np.float32)}
@@ -318,7 +319,7 @@ def test_rows_that_were_trained_twice_or_never_are_a_difference_even_with_equal_
     assert "missing: [3]" in found.what
 
     twice = finished(tmp_path / "c")
-    write_metrics(twice.claim(Owner.me()), "pretrain", 3, 3)
+    write_metrics(claim_run(twice, Owner.me()), "pretrain", 3, 3)
     problem = read_trained(twice, job)["pretrain"].problem
     assert problem == "steps on record twice: [3]; missing: none"
 

@@ -14,6 +14,7 @@ from pipeline.commands.status import run_status
 from pipeline.job.file import load_job
 from pipeline.run.handover import FROM_EPOCH, ask_for_handover
 from pipeline.run.run import Options, run_job
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.requests import clear_stops, pending_stop
@@ -50,7 +51,7 @@ def arrive(
 def test_the_old_owner_saves_and_releases_and_the_new_one_goes_on_from_there(
     run: RunState, time: FakeClock
 ) -> None:
-    old = run.claim(OLD)
+    old = claim_run(run, OLD)
     said = arrive(run, old.epoch)
     assert said == [f"asked {OLD.describe()} to save its work and hand the run over"]
 
@@ -63,14 +64,14 @@ def test_the_old_owner_saves_and_releases_and_the_new_one_goes_on_from_there(
 
     time.during_sleep = old_lives
     started = time.time
-    claim = run.claim(NEW, unattended=True)
+    claim = claim_run(run, NEW, unattended=True)
     assert claim.reason == RELEASED
     assert claim.before.checkpoints[0].step == 9  # nothing is lost
     assert time.time - started < 5  # nobody waits for silence
 
 
 def test_nobody_is_asked_before_the_new_machine_has_come(run: RunState) -> None:
-    run.claim(OLD)
+    claim_run(run, OLD)
     ask_for_handover(run, NEW, say=print, fetch=lambda: None, environment={})
     assert pending_stop(run) is None
 
@@ -78,10 +79,10 @@ def test_nobody_is_asked_before_the_new_machine_has_come(run: RunState) -> None:
 def test_the_new_launch_is_not_stopped_by_its_own_request_and_restarts_of_the_old_are(
     run: RunState,
 ) -> None:
-    old = run.claim(OLD)
+    old = claim_run(run, OLD)
     arrive(run, old.epoch)
     old.release()
-    new = run.claim(NEW)
+    new = claim_run(run, NEW)
     new._beat()
     assert new.stop_request is None
     assert pending_stop(run, launch_id="launch-new") is None
@@ -93,7 +94,7 @@ def test_the_new_launch_is_not_stopped_by_its_own_request_and_restarts_of_the_ol
 def test_what_the_new_machine_needs_is_fetched_while_the_old_one_still_works(
     run: RunState,
 ) -> None:
-    old = run.claim(OLD)
+    old = claim_run(run, OLD)
     asked_by_then: list[object] = []
     arrive(run, old.epoch, fetch=lambda: asked_by_then.append(pending_stop(run)))
     assert asked_by_then == [None]
@@ -103,46 +104,46 @@ def test_a_fetch_that_fails_keeps_nobody_from_taking_over(run: RunState) -> None
     def fetch() -> None:
         raise PionError("the data can't be used")
 
-    old = run.claim(OLD)
+    old = claim_run(run, OLD)
     assert arrive(run, old.epoch, fetch=fetch)
     assert pending_stop(run) is not None
 
 
 def test_a_silent_owner_is_taken_over_from_after_a_minute(run: RunState, time: FakeClock) -> None:
-    old = run.claim(OLD)
+    old = claim_run(run, OLD)
     arrive(run, old.epoch)
     started = time.time
-    claim = run.claim(NEW, unattended=True)
+    claim = claim_run(run, NEW, unattended=True)
     assert "no sign of life" in claim.reason
     assert 60 <= time.time - started < 65
 
 
 def test_an_owner_that_has_restarted_since_is_still_the_one_to_relieve(run: RunState) -> None:
-    old = run.claim(OLD)
-    run.claim(dataclasses.replace(OLD, session="after a preemption"))
+    old = claim_run(run, OLD)
+    claim_run(run, dataclasses.replace(OLD, session="after a preemption"))
     assert arrive(run, old.epoch)
 
 
 def test_a_person_who_has_taken_the_run_over_since_is_not_asked(run: RunState) -> None:
-    old = run.claim(OLD)
-    run.claim(someone(host="desk"), take_over=True)
+    old = claim_run(run, OLD)
+    claim_run(run, someone(host="desk"), take_over=True)
     assert arrive(run, old.epoch) == []
     assert pending_stop(run) is None
 
 
 def test_a_launch_that_had_the_run_asks_nobody_when_it_is_restarted(run: RunState) -> None:
-    old = run.claim(OLD)
+    old = claim_run(run, OLD)
     arrive(run, old.epoch)
     old.release()
-    run.claim(NEW)
+    claim_run(run, NEW)
     clear_stops(run)
-    run.claim(dataclasses.replace(OLD, session="back again"), take_over=True)
+    claim_run(run, dataclasses.replace(OLD, session="back again"), take_over=True)
     assert arrive(run, old.epoch, me=dataclasses.replace(NEW, session="restarted")) == []
     assert pending_stop(run) is None
 
 
 def test_a_machine_that_comes_late_leaves_a_run_alone_that_has_moved(run: RunState) -> None:
-    run.claim(OLD).release()  # it was taken away, and another is on its way
+    claim_run(run, OLD).release()  # it was taken away, and another is on its way
     assert arrive(run, head_of(run).epoch) == []
     assert arrive(run, head_of(run).epoch) == []  # its boot was interrupted
     assert pending_stop(run, launch_id="launch-new") is None
@@ -152,13 +153,13 @@ def test_a_machine_that_comes_late_leaves_a_run_alone_that_has_moved(run: RunSta
 
 def test_a_run_that_somebody_had_and_released_meanwhile_is_asked_nothing(run: RunState) -> None:
     before = head_of(run).epoch
-    run.claim(someone(host="desk")).release()
+    claim_run(run, someone(host="desk")).release()
     assert arrive(run, before) == []
     assert pending_stop(run) is None
 
 
 def test_asking_twice_leaves_one_request(run: RunState) -> None:
-    old = run.claim(OLD)
+    old = claim_run(run, OLD)
     arrive(run, old.epoch)
     arrive(run, old.epoch)  # its boot was interrupted
     assert clear_stops(run) == 1
@@ -172,11 +173,11 @@ def test_an_epoch_that_is_none_is_refused(run: RunState) -> None:
 def test_status_calls_a_run_stopped_by_a_hop_only_while_the_old_owner_has_it(
     run: RunState,
 ) -> None:
-    old = run.claim(OLD)
+    old = claim_run(run, OLD)
     arrive(run, old.epoch)
     assert run_status(run, head_of(run), 0.0)["stop"]["except_launch"] == "launch-new"
     old.release()
-    run.claim(NEW)
+    claim_run(run, NEW)
     assert run_status(run, head_of(run), 0.0)["stop"] is None
 
 
@@ -185,7 +186,7 @@ def test_pion_run_on_the_new_machine_asks_waits_and_goes_on_to_the_end(
 ) -> None:
     job = load_job(write_job(tmp_path, sft=None))
     run = RunState(open_store(job.store), job.name)
-    old = run.claim(OLD)
+    old = claim_run(run, OLD)
     old.start_heartbeat(0.1)
     write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "launch-new", old.epoch), None)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, Fenced
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_again, claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import CLAIMS_KEPT, WRITE_IDS_KEPT, CheckpointEntry, Head
 from pipeline.state.run_state import RunState
@@ -73,7 +73,7 @@ class IsDown(FileStore):
 
 def test_the_first_claim_creates_the_run_under_epoch_1(run: RunState) -> None:
     assert run.read() is None
-    claim = run.claim(someone(host="first"))
+    claim = claim_run(run, someone(host="first"))
     assert claim.epoch == 1
     head = read(run)
     assert head.owner is not None
@@ -81,25 +81,25 @@ def test_the_first_claim_creates_the_run_under_epoch_1(run: RunState) -> None:
 
 
 def test_a_released_run_is_claimed_by_anyone_under_the_next_epoch(run: RunState) -> None:
-    run.claim(someone()).release()
+    claim_run(run, someone()).release()
     assert read(run).owner is None
-    assert run.claim(someone()).epoch == 2
+    assert claim_run(run, someone()).epoch == 2
 
 
 def test_the_same_process_claims_anew_for_each_attempt(run: RunState) -> None:
     me = Owner.me()
-    first = run.claim(me)
-    second = run.claim(me)
+    first = claim_run(run, me)
+    second = claim_run(run, me)
     assert (first.epoch, second.epoch) == (1, 2)
     with pytest.raises(Fenced):
         first.set_job("x")
 
 
 def test_an_owner_elsewhere_is_refused_and_named(run: RunState) -> None:
-    run.claim(someone(host="gpu-7", pid=4711))
+    claim_run(run, someone(host="gpu-7", pid=4711))
     before = run.store.read("demo/HEAD.json")
     with pytest.raises(BadInput) as refused:
-        run.claim(Owner.me())
+        claim_run(run, Owner.me())
     message = str(refused.value)
     assert "pid 4711 on gpu-7 since 1970-01-12 13:46:40 UTC (epoch 1)" in message
     assert "can't be told" in message
@@ -114,7 +114,7 @@ def test_a_living_owner_on_this_machine_is_refused_as_running(
     assert owner.stdout is not None
     assert owner.stdout.readline() == "1\n"
     with pytest.raises(BadInput, match=f"pid {owner.pid} .* That process is running"):
-        run.claim(Owner.me())
+        claim_run(run, Owner.me())
 
 
 def test_an_owner_killed_on_this_machine_is_replaced_at_once(
@@ -125,7 +125,7 @@ def test_an_owner_killed_on_this_machine_is_replaced_at_once(
     owner.stdout.readline()
     owner.kill()
     owner.wait()
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     assert claim.epoch == 2
     assert "is dead" in claim.reason
     assert claim.before.owner is not None
@@ -134,25 +134,26 @@ def test_an_owner_killed_on_this_machine_is_replaced_at_once(
 
 CLAIM_AND_WAIT = """
 import sys
+from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
-claim = RunState(FileStore(sys.argv[1]), "demo").claim(Owner.me())
+claim = claim_run(RunState(FileStore(sys.argv[1]), "demo"), Owner.me())
 print(claim.epoch, flush=True)
 sys.stdin.readline()
 """
 
 
 def test_a_person_can_take_over_from_anyone(run: RunState) -> None:
-    run.claim(someone())
-    assert run.claim(someone(), take_over=True).epoch == 2
+    claim_run(run, someone())
+    assert claim_run(run, someone(), take_over=True).epoch == 2
 
 
 def test_an_unattended_start_waits_for_a_minute_of_silence(run: RunState, time: FakeClock) -> None:
-    run.claim(someone())
+    claim_run(run, someone())
     started = time.time
     said: list[str] = []
-    claim = run.claim(someone(), unattended=True, say=said.append)
+    claim = claim_run(run, someone(), unattended=True, say=said.append)
     assert claim.epoch == 2
     assert 60 <= time.time - started < 65
     assert "waiting until it shows no sign of life" in said[0]
@@ -162,7 +163,7 @@ def test_an_unattended_start_waits_for_a_minute_of_silence(run: RunState, time: 
 def test_an_unattended_start_waits_on_while_the_owner_shows_signs_of_life(
     run: RunState, time: FakeClock, sign: str
 ) -> None:
-    owner = run.claim(someone())
+    owner = claim_run(run, someone())
     started = time.time
 
     def live_for_five_minutes() -> None:
@@ -173,17 +174,17 @@ def test_an_unattended_start_waits_on_while_the_owner_shows_signs_of_life(
                 owner.set_job(str(time.time))
 
     time.during_sleep = live_for_five_minutes
-    assert run.claim(someone(), unattended=True).epoch == 2
+    assert claim_run(run, someone(), unattended=True).epoch == 2
     assert time.time - started >= 300 + 40
 
 
 def test_an_unattended_start_goes_on_as_soon_as_the_owner_releases(
     run: RunState, time: FakeClock
 ) -> None:
-    owner = run.claim(someone())
+    owner = claim_run(run, someone())
     started = time.time
     time.during_sleep = lambda: owner.release() if owner.epoch == read(run).epoch else None
-    assert run.claim(someone(), unattended=True).epoch == 2
+    assert claim_run(run, someone(), unattended=True).epoch == 2
     assert time.time - started < 10
 
 
@@ -191,7 +192,7 @@ def test_racing_claims_get_different_epochs(run: RunState) -> None:
     epochs: list[int] = []
 
     def claim() -> None:
-        epochs.append(run.claim(someone(), take_over=True).epoch)
+        epochs.append(claim_run(run, someone(), take_over=True).epoch)
 
     threads = [threading.Thread(target=claim) for _ in range(8)]
     for thread in threads:
@@ -204,17 +205,17 @@ def test_racing_claims_get_different_epochs(run: RunState) -> None:
 
 def test_attempts_without_progress_are_counted_until_something_is_committed(run: RunState) -> None:
     for _ in range(5):
-        claim = run.claim(someone(), take_over=True)
+        claim = claim_run(run, someone(), take_over=True)
         claim.set_restore("pretrain", 0)
     assert claim.head.epoch - claim.head.committed_epoch == 5
     claim.add_checkpoint(an_entry(10, epoch=5))
     assert claim.head.epoch - claim.head.committed_epoch == 0
-    claim = run.claim(someone(), take_over=True)
+    claim = claim_run(run, someone(), take_over=True)
     claim.release()
-    head = run.claim(someone()).head
+    head = claim_run(run, someone()).head
     assert head.epoch - head.committed_epoch == 2
-    run.claim(someone(), take_over=True).release(forget_attempts=True)
-    head = run.claim(someone()).head
+    claim_run(run, someone(), take_over=True).release(forget_attempts=True)
+    head = claim_run(run, someone()).head
     assert head.epoch - head.committed_epoch == 1
 
 
@@ -224,9 +225,9 @@ def test_attempts_without_progress_are_counted_until_something_is_committed(run:
 def test_two_owners_the_old_one_is_fenced_and_told_who_took_over_and_when(
     run: RunState, time: FakeClock
 ) -> None:
-    old = run.claim(someone())
+    old = claim_run(run, someone())
     time.time += 100
-    new = run.claim(someone(host="gpu-9", pid=99), take_over=True)
+    new = claim_run(run, someone(host="gpu-9", pid=99), take_over=True)
     new.add_checkpoint(an_entry(20, epoch=2))
     with pytest.raises(Fenced) as fenced:
         old.add_checkpoint(an_entry(10))
@@ -236,8 +237,8 @@ def test_two_owners_the_old_one_is_fenced_and_told_who_took_over_and_when(
 
 
 def test_a_fenced_claim_stays_fenced_and_leaves_the_store_alone(run: RunState) -> None:
-    old = run.claim(someone())
-    run.claim(someone(), take_over=True).release()
+    old = claim_run(run, someone())
+    claim_run(run, someone(), take_over=True).release()
     for _ in range(2):
         with pytest.raises(Fenced):
             old.set_job("x")
@@ -249,7 +250,7 @@ def test_a_fenced_claim_stays_fenced_and_leaves_the_store_alone(run: RunState) -
 
 
 def test_nothing_can_be_committed_after_a_release(run: RunState) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     claim.release()
     with pytest.raises(Fenced, match="released by this process"):
         claim.set_job("x")
@@ -257,7 +258,7 @@ def test_nothing_can_be_committed_after_a_release(run: RunState) -> None:
 
 
 def test_a_run_deleted_under_its_owner_stops_it(run: RunState) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     run.store.delete("demo/HEAD.json")
     with pytest.raises(Fenced, match="was deleted from"):
         claim.set_job("x")
@@ -269,7 +270,7 @@ def test_a_lost_acknowledgement_is_a_success_and_is_not_done_twice(
     tmp_path: Path, error: Exception
 ) -> None:
     store = LosesAcknowledgements(tmp_path, error, times=0)
-    claim = RunState(store, "demo").claim(someone())
+    claim = claim_run(RunState(store, "demo"), someone())
     store.times = 1
     changes = []
 
@@ -288,7 +289,7 @@ def test_a_claim_whose_acknowledgement_is_lost_is_still_one_claim(
     tmp_path: Path, error: Exception
 ) -> None:
     run = RunState(LosesAcknowledgements(tmp_path, error), "demo")
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     assert claim.epoch == 1
     claim.set_job("mine")
     assert read(run).epoch == 1
@@ -300,11 +301,11 @@ def test_a_lost_acknowledgement_is_recognised_after_somebody_else_took_over(tmp_
             try:
                 return super().compare_and_swap(key, data, expected)
             except Conflict:
-                RunState(self, "demo").claim(someone(), take_over=True)
+                claim_run(RunState(self, "demo"), someone(), take_over=True)
                 raise
 
     store = ThenIsTakenOver(tmp_path, Conflict("HEAD", ""), times=0)
-    claim = RunState(store, "demo").claim(someone())
+    claim = claim_run(RunState(store, "demo"), someone())
     store.times = 1
     claim.add_checkpoint(an_entry(10))  # it was listed before the new owner came
     assert [entry.step for entry in read(claim.state).checkpoints] == [10]
@@ -315,7 +316,7 @@ def test_a_lost_acknowledgement_is_recognised_after_somebody_else_took_over(tmp_
 def test_a_store_that_is_down_fails_the_commit_which_can_be_tried_again(tmp_path: Path) -> None:
     store = IsDown(tmp_path)
     store.down = False
-    claim = RunState(store, "demo").claim(someone())
+    claim = claim_run(RunState(store, "demo"), someone())
     store.down = True
     with pytest.raises(StoreError, match="503"):
         claim.set_job("x")
@@ -325,7 +326,7 @@ def test_a_store_that_is_down_fails_the_commit_which_can_be_tried_again(tmp_path
 
 
 def test_threads_of_one_claim_lose_no_commit(run: RunState) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
 
     def add(first: int) -> None:
         for step in range(first, first + 5):
@@ -342,7 +343,7 @@ def test_threads_of_one_claim_lose_no_commit(run: RunState) -> None:
 def test_a_commit_keeps_what_another_writer_of_the_same_epoch_wrote(
     run: RunState, store: FileStore
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     twin = Claim(run, claim.head, Head(), "a copy with a lock of its own")
 
     class MeanwhileChanged:
@@ -359,14 +360,14 @@ def test_a_commit_keeps_what_another_writer_of_the_same_epoch_wrote(
 
 
 def test_histories_stay_bounded(run: RunState) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     long = dataclasses.replace(
         claim.head,
         claims=claim.head.claims * CLAIMS_KEPT,
         write_ids=tuple(f"write-{i}" for i in range(WRITE_IDS_KEPT)),
     )
     claim.commit(lambda head: long)
-    head = run.claim(someone(host="newest"), take_over=True).head
+    head = claim_run(run, someone(host="newest"), take_over=True).head
     assert len(head.claims) == CLAIMS_KEPT
     assert head.claims[0].owner.host == "newest"
     assert len(head.write_ids) == WRITE_IDS_KEPT
@@ -379,7 +380,7 @@ def test_histories_stay_bounded(run: RunState) -> None:
 def test_redoing_a_stage_forgets_it_and_what_follows_but_not_what_came_before(
     run: RunState,
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     for stage in ("pretrain", "sft"):
         claim.add_checkpoint(an_entry(10, stage=stage))
         claim.finish_stage(stage, "d", {"loss": 1.0}, f"checkpoints/{stage}/10-1")
@@ -393,11 +394,11 @@ def test_redoing_a_stage_forgets_it_and_what_follows_but_not_what_came_before(
 def test_going_back_to_an_earlier_step_unlists_the_later_checkpoints_of_that_stage(
     run: RunState,
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     claim.add_checkpoint(an_entry(50, stage="prior"))
     for step in (10, 20, 30):
         claim.add_checkpoint(an_entry(step))
-    claim = run.claim(someone(), take_over=True)
+    claim = claim_run(run, someone(), take_over=True)
     head = claim.set_restore("pretrain", 20)
     assert [(entry.stage, entry.step) for entry in head.checkpoints] == [
         ("pretrain", 20),
@@ -409,7 +410,7 @@ def test_going_back_to_an_earlier_step_unlists_the_later_checkpoints_of_that_sta
 
 
 def test_head_survives_the_way_through_json(run: RunState) -> None:
-    claim = run.claim(someone(versions={"torch": "2.15"}))
+    claim = claim_run(run, someone(versions={"torch": "2.15"}))
     claim.add_checkpoint(an_entry(10, ancestor="checkpoints/pretrain/5-1", metrics={"loss": 2.5}))
     claim.add_checkpoint(an_entry(20))
     claim.set_restore("pretrain", 10)
@@ -420,16 +421,16 @@ def test_head_survives_the_way_through_json(run: RunState) -> None:
 
 
 def test_a_head_of_a_newer_format_is_refused_with_its_version(run: RunState) -> None:
-    run.claim(someone()).release()
+    claim_run(run, someone()).release()
     raw = json.loads(run.store.read("demo/HEAD.json"))
     run.store.write("demo/HEAD.json", json.dumps({**raw, "format": 2}).encode())
     with pytest.raises(BadInput, match=r"HEAD.json has format version 2; this pion reads .* 1"):
-        run.claim(someone())
+        claim_run(run, someone())
 
 
 @pytest.mark.parametrize("where", ["head", "owner", "checkpoint"])
 def test_an_unknown_field_is_refused_and_named(run: RunState, where: str) -> None:
-    run.claim(someone()).add_checkpoint(an_entry(1))
+    claim_run(run, someone()).add_checkpoint(an_entry(1))
     raw = json.loads(run.store.read("demo/HEAD.json"))
     place = {"head": raw, "owner": raw["owner"], "checkpoint": raw["checkpoints"][0]}[where]
     place["colour"] = "blue"
@@ -444,7 +445,7 @@ def test_an_unknown_field_is_refused_and_named(run: RunState, where: str) -> Non
 def test_a_damaged_head_is_named_and_not_touched(run: RunState, damage: bytes) -> None:
     run.store.write("demo/HEAD.json", damage)
     with pytest.raises(BadInput, match=r"demo/HEAD.json is damaged"):
-        run.claim(someone())
+        claim_run(run, someone())
     assert run.store.read("demo/HEAD.json") == damage
 
 
@@ -467,7 +468,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_heartbeat_tells_who_is_at_which_step(run: RunState) -> None:
-    claim = run.claim(someone(host="gpu-1"))
+    claim = claim_run(run, someone(host="gpu-1"))
     assert run.heartbeat(1) is None
     claim.report(stage="pretrain", step=30, steps=480, loss=4.5)
     claim.start_heartbeat(seconds=0.01)
@@ -486,10 +487,10 @@ def test_the_heartbeat_tells_who_is_at_which_step(run: RunState) -> None:
 
 
 def test_the_heartbeat_finds_out_that_somebody_took_over(run: RunState) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     claim.start_heartbeat(seconds=0.01)
     claim.check()
-    run.claim(someone(host="gpu-2"), take_over=True)
+    claim_run(run, someone(host="gpu-2"), take_over=True)
 
     def fenced() -> bool:
         try:
@@ -504,12 +505,12 @@ def test_the_heartbeat_finds_out_that_somebody_took_over(run: RunState) -> None:
 
 def test_the_heartbeat_finds_out_that_a_worker_of_ours_owns_the_run(run: RunState) -> None:
     me = someone()
-    claim = run.claim(me)
+    claim = claim_run(run, me)
     claim.start_heartbeat(seconds=0.01)
     wait_until(lambda: run.heartbeat(1) is not None)
     assert claim.beating
     assert not claim.lent
-    run.claim(me, continuing=True)
+    claim_again(run, me)
     wait_until(lambda: claim.lent)
     claim.check()
     claim.stop_heartbeat()
@@ -525,7 +526,7 @@ def test_a_heartbeat_that_cannot_be_written_does_not_disturb_the_run(tmp_path: P
             raise StoreError("write", key, "the disk is full")
 
     store = NoHeartbeats(tmp_path)
-    claim = RunState(store, "demo").claim(someone())
+    claim = claim_run(RunState(store, "demo"), someone())
     claim.start_heartbeat(seconds=0.01)
     wait_until(lambda: store.tried >= 3)
     claim.check()

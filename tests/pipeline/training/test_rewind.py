@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pion.data.order import rank_rows, step_rows
 from pion.errors import BadInput, Fenced, PionError, Trouble
+from pipeline.state.claim import claim_run
 from pipeline.state.records import CheckpointEntry, Head, SkippedRows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -256,13 +257,13 @@ def run(tmp_path: Path) -> RunState:
 
 
 def test_skipped_rows_are_in_head_for_whoever_goes_on(run: RunState) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     claim.skip_rows("pretrain", skipped_at(3))
     claim.add_checkpoint(entry(5))
     claim.skip_rows("pretrain", skipped_at(8, "loss 9.1, above 3 × the median 2 of 64 steps"))
     claim.set_restore("pretrain", 5)
     claim.release()
-    head = run.claim(someone()).head
+    head = claim_run(run, someone()).head
     assert head.skipped["pretrain"] == (
         skipped_at(3),
         skipped_at(8, "loss 9.1, above 3 × the median 2 of 64 steps"),
@@ -271,8 +272,8 @@ def test_skipped_rows_are_in_head_for_whoever_goes_on(run: RunState) -> None:
 
 
 def test_a_process_that_was_taken_over_skips_nothing(run: RunState) -> None:
-    old = run.claim(someone())
-    run.claim(someone(), take_over=True)
+    old = claim_run(run, someone())
+    claim_run(run, someone(), take_over=True)
     with pytest.raises(Fenced):
         old.skip_rows("pretrain", skipped_at(3))
     head = run.read()
@@ -281,7 +282,7 @@ def test_a_process_that_was_taken_over_skips_nothing(run: RunState) -> None:
 
 
 def test_a_head_from_before_there_were_skipped_rows_is_read(run: RunState) -> None:
-    run.claim(someone()).add_checkpoint(entry(5))
+    claim_run(run, someone()).add_checkpoint(entry(5))
     raw = json.loads(run.store.read("demo/HEAD.json"))
     del raw["skipped"]
     head = Head.from_json(json.dumps(raw).encode(), "HEAD.json")
@@ -290,7 +291,7 @@ def test_a_head_from_before_there_were_skipped_rows_is_read(run: RunState) -> No
 
 
 def test_a_record_of_skipped_rows_that_is_damaged_or_newer_is_refused(run: RunState) -> None:
-    run.claim(someone()).skip_rows("pretrain", skipped_at(3))
+    claim_run(run, someone()).skip_rows("pretrain", skipped_at(3))
     raw = json.loads(run.store.read("demo/HEAD.json"))
     (record,) = raw["skipped"]["pretrain"]
     record["colour"] = "blue"
@@ -319,9 +320,9 @@ def test_an_attempt_that_leaves_out_other_rows_is_not_one_more_without_progress(
 ) -> None:
     """`max_rewinds` bounds these; the bound on attempts is for those that all end alike."""
     for _ in range(4):
-        claim = run.claim(someone())
+        claim = claim_run(run, someone())
         claim.release()
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     assert claim.head.epoch - claim.head.committed_epoch == 5
     head = claim.skip_rows("pretrain", skipped_at(3))
     assert head.epoch == head.committed_epoch

@@ -17,6 +17,7 @@ from pion.train.trainer import TrainState
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.uploader import UploaderProcess
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
 from pipeline.state.run_state import RunState
@@ -34,7 +35,7 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         store = FileStore(folder)
-        claim = RunState(store, "demo").claim(Owner.me())
+        claim = claim_run(RunState(store, "demo"), Owner.me())
         self.step, self.now, self.said = 10, 0.0, list[str]()
         self.uploaders: list[UploaderProcess] = []
         self.checkpointer = Checkpointer(
@@ -195,7 +196,7 @@ def test_training_that_waits_for_its_store_obeys_a_stop(
         data={},
     )
     context = TrainingContext(request, Group(), lambda message: None, lambda: asked is None)
-    claim = RunState(FileStore(Path(store)), "tiny").claim(Owner.me())
+    claim = claim_run(RunState(FileStore(Path(store)), "tiny"), Owner.me())
     claim.stop_request = asked
     context.own(claim)
     with pytest.raises(error):

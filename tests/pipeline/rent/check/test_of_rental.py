@@ -19,6 +19,7 @@ from pipeline.rent.check.of_controller import SETTING
 from pipeline.rent.check.of_rental import LOOPBACK_VARIABLE
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.rental import read_rental
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.checked_job import Case, unknown, wrong
@@ -395,7 +396,7 @@ def test_a_budget_that_is_spent_would_stop_the_run_after_boot(
     wrong(on_runpod(**spent)["budget"], "The budget is spent", "raise budget.hours")
     enough = {"store": str(folder), "budget": {"hours": 100}}
     assert on_runpod(**enough)["budget"].ok
-    claim, job = run.claim(Owner.me()), case.job(**spent)
+    claim, job = claim_run(run, Owner.me()), case.job(**spent)
     for stage, digest in digest_job(job).stages.items():
         claim.finish_stage(stage, digest, {})
     claim.release()

@@ -20,7 +20,7 @@ from pipeline.rent.managed.pods import Pod
 from pipeline.rent.rental import rental_name
 from pipeline.run.handover import FROM_EPOCH, relieves
 from pipeline.run.recorded_job import find_job_file
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
@@ -51,7 +51,7 @@ def project(tmp_path: Path, run: RunState, monkeypatch: pytest.MonkeyPatch) -> P
 def record(run: RunState, text: str) -> None:
     digest = f"{abs(hash(text)):x}"
     run.write_job(digest, text)
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     claim.set_job(digest)
     claim.release()
 
@@ -110,7 +110,7 @@ class Sky:
         assert self.old is not None
         if self.old._fenced is None:
             self.old.release()
-        return self.run.claim(dataclasses.replace(NEW, launch_id=self.launch_id))
+        return claim_run(self.run, dataclasses.replace(NEW, launch_id=self.launch_id))
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def sky(
 ) -> Sky:
     """The run is being worked on by managed job 1; what is checked before renting is fine."""
     fake = Sky(run)
-    fake.old = run.claim(OLD)
+    fake.old = claim_run(run, OLD)
     for name in ("managed_jobs", "submit", "cancel"):
         monkeypatch.setattr(hopping, name, getattr(fake, name))
     monkeypatch.setattr(hopping, "start_api_server", lambda say: None)
@@ -245,7 +245,7 @@ def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_i
     time.during_sleep = interrupt
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
     assert sky.from_epoch == "4"
-    run.claim(OLD)  # the new machine is up only after the old job is back
+    claim_run(run, OLD)  # the new machine is up only after the old job is back
     assert relieves(head_of(run), 4, NEW)
 
 

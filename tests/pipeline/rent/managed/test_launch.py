@@ -22,6 +22,7 @@ from pipeline.rent.managed.launch import launch, refuse_second
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
 from pipeline.rent.managed.task import make_again, make_task, task_config, variables
 from pipeline.rent.rental import read_rental
+from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML, SkyHome
@@ -221,7 +222,7 @@ def test_a_second_launch_of_a_run_is_refused(run: RunState, status: str) -> None
 
 
 def test_a_run_that_works_elsewhere_is_not_rented_for(run: RunState, time: FakeClock) -> None:
-    claim = run.claim(someone(host="desk", pid=77))
+    claim = claim_run(run, someone(host="desk", pid=77))
     claim._beat()
     time.time += 30
     with pytest.raises(BadInput, match=r"is being run by pid 77 on desk.*30 s old.*pion hop"):
@@ -234,7 +235,7 @@ def test_a_run_whose_owner_is_silent_or_gone_may_be_launched(
     ended = [dataclasses.replace(JOB, status=status) for status in managed_jobs.ENDED]
     refuse_second(run, None, ended)
     refuse_second(run, head_of(run), ended)
-    run.claim(someone())._beat()
+    claim_run(run, someone())._beat()
     time.time += 61
     refuse_second(run, head_of(run), [])
 

@@ -21,6 +21,7 @@ from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
 from pipeline.rent.managed.pods import Pod, list_pods, runpod_configured, terminate_pod
 from pipeline.rent.managed.rentals import show_rentals
 from pipeline.rent.rental import rental_name
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -97,7 +98,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPodApi]:
 def run(tmp_path: Path) -> RunState:
     """A run that a pod called `one` has worked on for an hour, for $0.20."""
     run = light_run(FileStore(tmp_path / "runs"))
-    claim = run.claim(someone(host="one"))
+    claim = claim_run(run, someone(host="one"))
     began = run.clock.now() - 3600
     events = EventLog(run.store, run.name, claim.epoch)
     about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True}
@@ -322,7 +323,7 @@ def test_a_pod_is_not_ended_because_skypilot_has_forgotten_its_job_while_its_run
     listing: Listing, run: RunState, api: RunPodApi, name: str
 ) -> None:
     api.rent("one", pod_of(name, 1))
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     claim._beat()
     one = listing(reap=True)["one"]
     assert one["state"] == "unknown"
@@ -403,7 +404,7 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
     """Two machines of managed job 1 on AWS, one after the other, have worked on the run too."""
     about = {"cloud": "AWS", "region": "us-east-1", "gpu": "A10G", "count": 1, "spot": True}
     for machine, age in (("aws-1", 1000), ("aws-2", 500)):
-        claim = run.claim(someone(host=machine))
+        claim = claim_run(run, someone(host=machine))
         events = EventLog(run.store, run.name, claim.epoch)
         began = {"rented_at": run.clock.now() - age, "phases": {}, "price": 0.2, "host": machine}
         where = {"managed_job": "1", "cluster": "pion-demo-1"}

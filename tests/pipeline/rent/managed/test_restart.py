@@ -19,6 +19,7 @@ from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.restart import CANCEL_SECONDS, TIMES_IN_VAIN
 from pipeline.rent.managed.submission import submitting_alone
 from pipeline.rent.managed.watch import Watcher, follow_or_leave
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog, read_events
 from pipeline.state.run_state import RunState
 from tests.pipeline.rent.managed.test_diagnose import A40, JOB
@@ -54,7 +55,7 @@ def test_a_job_that_may_go_nowhere_else_is_left_as_it_is(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
     cloud.only = A40
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     events = EventLog(run.store, run.name, claim.epoch)
     for age in (900, 600, 300):
         about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True, "managed_job": "7"}
@@ -89,7 +90,7 @@ def test_two_reasons_to_start_anew_are_one_start(
 def test_machines_of_an_earlier_job_say_nothing_against_a_place(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
 ) -> None:
-    events = EventLog(run.store, run.name, run.claim(someone()).epoch)
+    events = EventLog(run.store, run.name, claim_run(run, someone()).epoch)
     for age, job_id in ((900, "5"), (600, "6"), (300, "7")):
         about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "managed_job": job_id}
         events.append("machine", id=f"pod{age}", rented_at=time.time - age, spot=True, **about)
@@ -151,7 +152,7 @@ def test_a_run_that_no_machine_ever_comes_to_own_is_given_up_in_the_end(
 def test_a_run_at_work_is_watched_though_its_controller_is_lost_and_started_anew_after_it(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     beat(claim, stage="sft", step=6)
     cloud.now("FAILED_CONTROLLER", failure="the machine of the controller was restarted")
     start, rented_at = time.time, []
@@ -193,7 +194,7 @@ def test_while_a_person_submits_the_run_it_is_not_submitted_anew(
 def test_a_lost_controller_ends_no_run(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
-    run.claim(someone())
+    claim_run(run, someone())
     cloud.now("FAILED_CONTROLLER", failure="the machine of the controller was restarted")
     during(time, lambda: cloud.now("SUCCEEDED", id=8))
     assert watcher.follow() == 0
@@ -313,7 +314,7 @@ def test_a_lost_controller_without_the_secrets_to_start_anew_ends_the_watch(
     watcher: Watcher, cloud: Cloud, run: RunState, said: list[str]
 ) -> None:
     watcher.provider = without_its_secrets(watcher.provider)
-    run.claim(someone())
+    claim_run(run, someone())
     cloud.now("FAILED_CONTROLLER")
     assert watcher.follow() == 1
     assert "HF_TOKEN must be set" in "\n".join(said)
@@ -323,7 +324,7 @@ def test_what_can_not_be_started_anew_is_said_once(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
     watcher.provider = without_its_secrets(watcher.provider)
-    run.claim(someone())
+    claim_run(run, someone())
     cloud.listed = []
     succeed_after(cloud, time, UNNOTICED_SECONDS + 60)
     assert watcher.follow() == 0
@@ -343,7 +344,7 @@ def test_whoever_leaves_while_the_run_is_submitted_anew_is_not_told_that_it_goes
 
     provider = lost_controller(cloud, submit)
     monkeypatch.setattr(Provider, "real", lambda: provider)
-    run.claim(someone())
+    claim_run(run, someone())
     assert follow_or_leave(run, JOB.name, JOB.id) == 130
     out = capsys.readouterr().out
     assert "goes on\n" not in out

@@ -11,6 +11,7 @@ from pipeline.commands.status import show_status
 from pipeline.rent.managed import submission
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
 from pipeline.rent.managed.submission import announce_rental, announced
+from pipeline.state.claim import claim_run
 from pipeline.state.rental_note import (
     NOTE,
     over_unless_interrupted,
@@ -73,7 +74,7 @@ def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
     rented_from_desk: RunState, time: FakeClock
 ) -> None:
     run = rented_from_desk
-    run.claim(someone()).release()  # as a machine does that is about to be taken away
+    claim_run(run, someone()).release()  # as a machine does that is about to be taken away
     time.time += 3 * 24 * 3600.0  # there may be none to be had for days
     with pytest.raises(BadInput) as refused:
         announce_rental(run, run.read(), "laptop-1")
@@ -112,7 +113,7 @@ def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(
     rented_from_desk: RunState,
 ) -> None:
     run = rented_from_desk
-    run.claim(someone()).release()
+    claim_run(run, someone()).release()
     announce_rental(run, run.read(), "laptop-1", moving=True)
     assert announced_by(run) == "laptop"
     withdraw_rental_note(run, "desk-1")  # the machine that handed over ends, and its rental with it
@@ -170,7 +171,7 @@ def test_a_rental_that_is_fenced_is_over_unless_by_the_machine_that_it_rented_ne
     rented_from_desk: RunState, by: str
 ) -> None:
     run = rented_from_desk
-    run.claim(someone(launch_id=by))
+    claim_run(run, someone(launch_id=by))
     with pytest.raises(Fenced), over_unless_interrupted(run, "desk-1"):
         raise Fenced("taken over")
     note, _ = read_rental_note(run)

@@ -23,6 +23,7 @@ from pipeline.rent.managed.lock import alone
 from pipeline.rent.managed.lookout import each_once, machines_so_far, place_of
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.watch import Watcher, follow_or_leave
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog, read_events
 from pipeline.state.records import Head
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
@@ -39,7 +40,7 @@ TASK = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: 0123abcd\nrun: pion run\n
 def test_a_job_that_ends_well_is_followed_to_its_end(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
-    claim = run.claim(someone(host="pod-1"))
+    claim = claim_run(run, someone(host="pod-1"))
 
     def train() -> None:
         beat(claim, stage="sft", step=6, steps=10, loss=1.25, tokens_per_second=900.0)
@@ -95,7 +96,7 @@ def test_a_window_that_only_shows_a_rental_does_not_call_it_over(
 def test_a_run_that_was_stopped_after_its_controller_was_lost_ends_with_4_and_without_a_machine(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     beat(claim, stage="sft", step=6)
     cloud.now("FAILED_CONTROLLER")
 
@@ -111,7 +112,7 @@ def test_a_run_that_was_stopped_after_its_controller_was_lost_ends_with_4_and_wi
 def test_a_dead_pod_is_terminated_at_the_first_look_and_the_run_remembers_why(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
-    run.claim(someone())
+    claim_run(run, someone())
     cloud.listed = [cloud.pod("x", "EXITED"), cloud.pod("other", "EXITED", job_id=8)]
     during(time, succeed(cloud))
     watcher.follow()
@@ -170,7 +171,7 @@ def test_a_second_window_acts_once_the_first_has_gone(
 def test_heartbeats_without_a_step_for_a_quarter_of_an_hour_are_a_hang(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     start = time.time
 
     def live() -> None:
@@ -188,7 +189,7 @@ def test_heartbeats_without_a_step_for_a_quarter_of_an_hour_are_a_hang(
 def test_a_run_whose_store_was_down_may_catch_up_before_it_counts_as_hanging(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     start = time.time
 
     def live() -> None:
@@ -206,7 +207,7 @@ def test_a_run_whose_store_was_down_may_catch_up_before_it_counts_as_hanging(
 def test_evaluation_at_the_end_is_no_hang(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
 ) -> None:
-    claim = run.claim(someone())  # its status names no step
+    claim = claim_run(run, someone())  # its status names no step
     start = time.time
 
     def live() -> None:
@@ -311,7 +312,7 @@ def test_no_machine_is_waited_for_by_a_run_that_was_asked_to_stop(
 def test_a_run_that_has_hopped_is_not_taken_for_one_that_was_asked_to_stop(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
 ) -> None:
-    run.claim(someone(launch_id="launch-old")).release()
+    claim_run(run, someone(launch_id="launch-old")).release()
     ask_stop(run, "pion hop to pod-new", except_launch="0123abcd")
     cloud.now("STARTING", submitted_at=time.time, task=TASK)
 
@@ -327,7 +328,7 @@ def test_a_run_that_has_hopped_is_not_taken_for_one_that_was_asked_to_stop(
 def test_a_request_to_stop_is_never_undone(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock
 ) -> None:
-    run.claim(someone())
+    claim_run(run, someone())
     ask_stop(run, "pion stop")
     cloud.listed = [cloud.pod("x", "EXITED")]
     during(time, lambda: cloud.now("FAILED", failure="Job exited with exit code 4"))
@@ -439,7 +440,7 @@ def test_a_machine_that_claims_the_run_before_skypilot_says_that_it_runs_counts_
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
     def claims() -> None:
-        events = EventLog(run.store, run.name, run.claim(someone(), take_over=True).epoch)
+        events = EventLog(run.store, run.name, claim_run(run, someone(), take_over=True).epoch)
         about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True, "managed_job": "7"}
         events.append("machine", id=f"pod{time.time}", rented_at=time.time, **about)
         events.flush()
@@ -473,7 +474,7 @@ def lose(cloud: Cloud) -> Callable[[], None]:
 
 def owns_the_run(run: RunState, pod: str) -> None:
     """The pod has claimed the run, and said so."""
-    events = EventLog(run.store, run.name, run.claim(someone(host=pod)).epoch)
+    events = EventLog(run.store, run.name, claim_run(run, someone(host=pod)).epoch)
     about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True}
     times = {"rented_at": run.clock.now(), "phases": {}, "price": 0.36, "host": pod}
     events.append("machine", id=pod, managed_job="7", **about, **times)
@@ -495,7 +496,7 @@ def test_a_pod_that_goes_before_it_owns_the_run_is_kept_with_what_it_cost(
 def test_what_a_machine_costs_that_never_owned_the_run_is_in_what_a_person_is_told(
     watcher: Watcher, cloud: Cloud, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
-    claim = run.claim(someone(host="desk"))
+    claim = claim_run(run, someone(host="desk"))
     beat(claim, stage="sft", step=6)
     cloud.listed = [cloud.pod("a", "RUNNING", created=time.time - 3600)]
     during(time, lambda: cloud.now("FAILED"))
@@ -584,7 +585,7 @@ def test_a_pod_lost_before_any_machine_owned_the_run_is_kept_too(
     Watcher(new, JOB.name, JOB.id, said.append, provider=cloud.provider()).follow()
     assert new.read() is None
     assert costs_of(new, Head(), time.time).dollars == pytest.approx(0.001)  # 10 s at $0.36
-    new.claim(someone()).release()
+    claim_run(new, someone()).release()
     head = new.read()
     assert head is not None
     assert costs_of(new, head, time.time).dollars == pytest.approx(0.001)
@@ -635,7 +636,7 @@ def test_whoever_leaves_is_told_the_job_that_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Provider, "real", cloud.provider)
-    run.claim(someone())
+    claim_run(run, someone())
     cloud.now("FAILED_CONTROLLER")  # so it is submitted anew
     during(time, leave)
     assert follow_or_leave(run, JOB.name, JOB.id) == 0

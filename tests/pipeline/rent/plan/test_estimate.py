@@ -24,6 +24,7 @@ from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.past_speeds import Speed, measured_speeds, speed_on
 from pipeline.rent.plan.prices import Offer
 from pipeline.run.stage_plan import stage_inputs
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -185,7 +186,7 @@ def train_somewhere(
 ) -> None:
     """Leave a run of `job` in its store that trained its first stage there."""
     run = RunState(FileStore(Path(job.store)), job.name)
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     digests = digest_job(job)
     inputs = stage_inputs("pretrain", digests)
     run.write_stage("pretrain", digests.stages["pretrain"], {"format": 1, "inputs": inputs})

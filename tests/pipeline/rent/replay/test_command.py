@@ -12,10 +12,11 @@ import yaml
 
 from pion.errors import BadInput
 from pipeline.job.file import load_job
-from pipeline.rent.replay.command import replay_of, show_replay, summarise
+from pipeline.rent.replay.command import replay_of, show_replay
 from pipeline.rent.replay.numbers import job_numbers
 from pipeline.rent.replay.options import Given, Number
 from pipeline.rent.replay.simulate import Outcome
+from pipeline.rent.replay.summary import summarise
 from pipeline.rent.replay.traces import Trace
 from tests.paths import REPOSITORY
 from tests.support.jobs import tiny_dict

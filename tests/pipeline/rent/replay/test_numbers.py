@@ -15,6 +15,7 @@ from pipeline.job.file import load_job
 from pipeline.rent.replay.command import show_replay
 from pipeline.rent.replay.numbers import job_numbers
 from pipeline.rent.replay.options import HELP, Given, Number, add_options
+from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -38,7 +39,7 @@ def numbers(job: str, given: Given | None = None, *overrides: str) -> Any:
 def add_events(job: str, *events: dict[str, Any]) -> None:
     """Another process of the run reports these and releases it."""
     run = RunState(store_of(job), "demo")
-    claim = run.claim(Owner.me())
+    claim = claim_run(run, Owner.me())
     log = EventLog(run.store, run.name, claim.epoch)
     for event in events:
         log.append(**event)

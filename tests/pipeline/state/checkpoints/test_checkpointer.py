@@ -27,7 +27,7 @@ from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER, Snapshot, map_extents
 from pipeline.state.checkpoints.upload_worker import Saved, SaveJob
 from pipeline.state.checkpoints.upload_worker import save as save_files
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import MetricsLog, read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -117,7 +117,7 @@ def assert_same(found: Tensors, expected: Tensors) -> None:
 
 @pytest.fixture
 def claim(run: RunState) -> Claim:
-    return run.claim(someone())
+    return claim_run(run, someone())
 
 
 class Gate(FileStore):
@@ -170,7 +170,7 @@ def test_what_is_saved_comes_back_exactly(claim: Claim) -> None:
 
 def test_the_snapshot_is_taken_before_save_returns(run: RunState, tmp_path: Path) -> None:
     gate = Gate(tmp_path)
-    claim = RunState(gate, "demo").claim(someone())
+    claim = claim_run(RunState(gate, "demo"), someone())
     model, optimizer = some_tensors()
     expected = {name: tensor.clone() for name, tensor in model.items()}
     checkpointer = checkpointer_in_this_process(claim)
@@ -184,7 +184,7 @@ def test_the_snapshot_is_taken_before_save_returns(run: RunState, tmp_path: Path
 
 def test_a_save_that_finds_the_previous_one_writing_is_skipped(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
-    claim = RunState(gate, "demo").claim(someone())
+    claim = claim_run(RunState(gate, "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     assert checkpointer.save(model, optimizer, {"step": 1}) is True
@@ -209,7 +209,7 @@ def test_saving_a_step_that_is_durable_already_writes_nothing(claim: Claim) -> N
 def test_equal_tensors_give_equal_bytes_whatever_their_order_and_owner(run: RunState) -> None:
     hashes: set[str] = set()
     for _ in range(2):
-        claim = run.claim(someone(), take_over=True)
+        claim = claim_run(run, someone(), take_over=True)
         model, optimizer = some_tensors()
         shuffled = dict(reversed(model.items()))
         checkpointer = a_checkpointer(claim)
@@ -379,7 +379,7 @@ def test_a_manifest_cannot_point_outside_its_folder(claim: Claim) -> None:
 
 def test_a_store_on_another_machine_is_downloaded_and_verified(tmp_path: Path) -> None:
     store = NoMapping(tmp_path / "far")
-    claim = RunState(store, "demo").claim(someone())
+    claim = claim_run(RunState(store, "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
     save(checkpointer, 10)
     save(checkpointer, 20)
@@ -406,10 +406,10 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_fenced_checkpointer_lists_nothing_and_says_who_took_over(run: RunState) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     checkpointer = a_checkpointer(claim)
     save(checkpointer, 10)
-    run.claim(someone(host="gpu-9"), take_over=True)
+    claim_run(run, someone(host="gpu-9"), take_over=True)
     model, optimizer = some_tensors()
     checkpointer.save(model, optimizer, {"step": 20})
     with pytest.raises(Fenced, match="gpu-9"):
@@ -434,7 +434,7 @@ def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_p
                 raise StoreError("write", key, "the disk is full")
             super().write(key, data)
 
-    claim = RunState(FailsOnce(tmp_path), "demo").claim(someone())
+    claim = claim_run(RunState(FailsOnce(tmp_path), "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     checkpointer.save(model, optimizer, {"step": 10})
@@ -461,7 +461,7 @@ def test_what_a_failed_save_left_goes_an_hour_after_the_next_commit(
             super().write(key, data)
 
     store = DownOnce(tmp_path)
-    claim = RunState(store, "demo", time.clock()).claim(someone())
+    claim = claim_run(RunState(store, "demo", time.clock()), someone())
     checkpointer = checkpointer_in_this_process(claim)
     save(checkpointer, 10)
     assert checkpointer.stats.outage is not None
@@ -478,7 +478,7 @@ def test_what_a_failed_save_left_goes_an_hour_after_the_next_commit(
 
 def test_a_result_is_noted_in_the_checkpoint_it_belongs_to_and_nobody_waits(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
-    claim = RunState(gate, "demo").claim(someone())
+    claim = claim_run(RunState(gate, "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
     checkpointer.save(*some_tensors(), {"step": 10})
     checkpointer.note(10, {"held_out_loss": 3.5})  # its save is still on its way
@@ -501,7 +501,7 @@ def test_a_store_that_corrupts_what_it_is_given_is_found_out_before_the_commit(
             if key.endswith("model.safetensors"):
                 flip_a_bit(self.folder / key)
 
-    claim = RunState(Corrupts(tmp_path), "demo").claim(someone())
+    claim = claim_run(RunState(Corrupts(tmp_path), "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     checkpointer.save(model, optimizer, {"step": 10})
@@ -542,10 +542,11 @@ def test_state_that_is_not_json_is_refused_at_the_save(claim: Claim) -> None:
 KILLED_WHILE_SAVING = """
 import sys, torch
 from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
-claim = RunState(FileStore(sys.argv[1]), "demo").claim(Owner.me())
+claim = claim_run(RunState(FileStore(sys.argv[1]), "demo"), Owner.me())
 checkpointer = Checkpointer(claim, "pretrain", "d1", files={"config.json": b"{}"})
 for step in range(1, 10_000):
     model = {"weight": torch.full((1_000_000,), float(step))}
@@ -565,7 +566,7 @@ def test_killed_while_saving_the_last_listed_checkpoint_is_whole(
     threading.Event().wait(random.uniform(0, 0.03))
     process.kill()
     process.wait()
-    claim = RunState(store, "demo").claim(Owner.me())
+    claim = claim_run(RunState(store, "demo"), Owner.me())
     entry, loaded, skipped = newest(claim)
     assert skipped == []
     assert entry.step >= 3

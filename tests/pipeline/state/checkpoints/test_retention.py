@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pion.errors import Fenced
 from pipeline.state.checkpoints.retention import Keep, forget, kept, sweep, sweep_abandoned
-from pipeline.state.claim import Claim
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.records import CheckpointEntry, Head, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -108,7 +108,7 @@ def test_forgetting_loses_no_entry_it_only_moves_some_to_the_trash(
 def test_files_stay_for_an_hour_after_their_entry_went(
     run: RunState, store: FileStore, time: FakeClock
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     for step in (10, 20, 30):
         store_checkpoint(claim, an_entry(step))
         claim.add_checkpoint(an_entry(step))
@@ -128,7 +128,7 @@ def test_files_stay_for_an_hour_after_their_entry_went(
 def test_a_folder_that_is_listed_is_not_deleted_though_it_is_in_the_trash(
     run: RunState, store: FileStore, time: FakeClock
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     entry = an_entry(10)
     store_checkpoint(claim, entry)
     claim.commit(lambda head: head.with_trash([entry.key], time.time))
@@ -142,13 +142,13 @@ def test_a_folder_that_is_listed_is_not_deleted_though_it_is_in_the_trash(
 def test_a_claim_sweeps_what_older_epochs_left_unlisted_an_hour_later(
     run: RunState, store: FileStore, time: FakeClock
 ) -> None:
-    old = run.claim(someone())
+    old = claim_run(run, someone())
     listed, finished, unlisted = an_entry(10), an_entry(20), an_entry(30)
     for entry in (listed, finished, unlisted):
         store_checkpoint(old, entry)
     old.add_checkpoint(listed)
     old.finish_stage("pretrain", "d", {}, finished.key)
-    claim = run.claim(someone(), take_over=True)
+    claim = claim_run(run, someone(), take_over=True)
     store_checkpoint(claim, an_entry(40, epoch=2))  # being written right now
 
     assert sweep_abandoned(claim) == [unlisted.key]
@@ -171,7 +171,7 @@ def test_a_sweep_that_was_cut_short_is_finished_by_the_next_owner(
             super().delete(key)
             raise Killed
 
-    claim = RunState(DiesDeleting(store.folder), "demo", time.clock()).claim(someone())
+    claim = claim_run(RunState(DiesDeleting(store.folder), "demo", time.clock()), someone())
     store_checkpoint(claim, an_entry(10))
     claim.commit(lambda head: head.with_trash([an_entry(10).key], time.time))
     time.time += HOUR
@@ -179,15 +179,15 @@ def test_a_sweep_that_was_cut_short_is_finished_by_the_next_owner(
         sweep(claim)
     (left,) = store.list("demo/checkpoints/")
     assert left.key.endswith("/model.safetensors")  # the manifest went first
-    assert sweep(run.claim(someone(), take_over=True)) == [an_entry(10).key]
+    assert sweep(claim_run(run, someone(), take_over=True)) == [an_entry(10).key]
     assert stored_folders(store) == []
 
 
 def test_a_fenced_claim_deletes_nothing(run: RunState, store: FileStore, time: FakeClock) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     store_checkpoint(claim, an_entry(10))
     claim.commit(lambda head: head.with_trash([an_entry(10).key], time.time))
-    run.claim(someone(), take_over=True)
+    claim_run(run, someone(), take_over=True)
     with pytest.raises(Fenced):
         claim.set_job("x")
     time.time += HOUR
@@ -199,7 +199,7 @@ def test_a_fenced_claim_deletes_nothing(run: RunState, store: FileStore, time: F
 def test_temporary_files_of_dead_writers_go_an_hour_after_they_were_touched(
     run: RunState, store: FileStore, time: FakeClock
 ) -> None:
-    claim = run.claim(someone())
+    claim = claim_run(run, someone())
     leftover = store.folder / "demo" / ".tmp-0123"
     leftover.write_bytes(b"half a file")
     time.time = leftover.stat().st_mtime + HOUR - 1

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, Fenced, PionError
+from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, FileStore, Missing, Store, StoreError, write_once
 from tests.pipeline.state.conftest import FakeClock, someone
@@ -345,9 +346,9 @@ def test_a_read_and_its_version_belong_together_while_others_write(place: Place)
 def test_a_run_is_claimed_committed_to_and_fenced_by_the_next_owner(
     place: Place, time: FakeClock
 ) -> None:
-    first = RunState(place.open(), "demo", time.clock()).claim(someone(host="first"))
+    first = claim_run(RunState(place.open(), "demo", time.clock()), someone(host="first"))
     first.set_job("a")
-    second = RunState(place.open(), "demo", time.clock()).claim(someone(), take_over=True)
+    second = claim_run(RunState(place.open(), "demo", time.clock()), someone(), take_over=True)
     assert (first.epoch, second.epoch) == (1, 2)
     with pytest.raises(Fenced, match="epoch 2"):
         first.set_job("b")
@@ -365,7 +366,7 @@ def test_of_four_that_claim_at_once_the_last_epoch_alone_may_commit(
     def claim(number: int) -> tuple[int, Callable[[], Any]]:
         state = RunState(place.open(), "demo", time.clock())
         together.wait()
-        claim = state.claim(someone(), take_over=True)
+        claim = claim_run(state, someone(), take_over=True)
         return claim.epoch, lambda: claim.set_job(f"job of {claim.epoch}")
 
     with ThreadPoolExecutor(4) as pool:
@@ -391,7 +392,7 @@ def test_a_commit_whose_acknowledgement_is_lost_is_a_commit(
         monkeypatch.setattr(store, "compare_and_swap", swap)
         raise StoreError("write", key, "the connection broke", outage=True)
 
-    claim = RunState(store, "demo", time.clock()).claim(someone())
+    claim = claim_run(RunState(store, "demo", time.clock()), someone())
     monkeypatch.setattr(store, "compare_and_swap", swap_and_say_nothing)
     claim.set_job("a")
     claim.set_job("b")

@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from pion.errors import BadInput
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
@@ -371,7 +372,7 @@ def test_an_hour_of_saves_stays_within_the_hubs_budget(
     hub.commit_limit = 128
     begun = commits(hub)
     state = RunState(another(), "demo", time.clock())
-    claim = state.claim(Owner.me())
+    claim = claim_run(state, Owner.me())
     saves = 0
     until = time.time + HOUR
     while time.time < until:

@@ -1,0 +1,19 @@
+"""From a job's section to what the trainer takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from pipeline.job.fields import Train
+
+if TYPE_CHECKING:
+    from pion.train.settings import TrainSettings
+
+
+def settings_of(section: Train) -> TrainSettings:
+    """The trainer's settings in a job's section."""
+    from pion.train.settings import TrainSettings
+
+    names = [f.name for f in dataclasses.fields(TrainSettings)]
+    return TrainSettings(**section.model_dump(include=set(names)))
