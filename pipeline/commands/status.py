@@ -14,8 +14,8 @@ from pipeline.console.formats import duration, moment, printable, size
 from pipeline.cost.by_cause import Costs, MachineCost, costs_of
 from pipeline.job import STAGES
 from pipeline.models.find import last_change, read_run, runs_in
-from pipeline.run.recorded_job import recorded_job, recorded_stages
 from pipeline.state.owner import Owner, is_running
+from pipeline.state.recorded_job import recorded_job, recorded_stages
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.requests import StopRequest, pending_stop

@@ -36,8 +36,8 @@ from pipeline.rent.managed.submission import announced, submitting_alone
 from pipeline.rent.managed.task import make_task, task_config, variables
 from pipeline.rent.rental import read_rental, rental_name
 from pipeline.run.handover import FROM_EPOCH
-from pipeline.run.recorded_job import find_job_file
 from pipeline.state.metrics import read_events
+from pipeline.state.recorded_job import find_job_file
 from pipeline.state.records import Head
 from pipeline.state.rental_note import RentalNote, withdraw_rental_note
 from pipeline.state.requests import clear_stops, withdraw_handover

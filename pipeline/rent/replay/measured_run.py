@@ -15,8 +15,8 @@ from pipeline.cost.timeline import WAITED
 from pipeline.job import Job
 from pipeline.machine.rented import AT_HOME, RENTED
 from pipeline.rent.replay.options import Number
-from pipeline.run.recorded_job import recorded_job
 from pipeline.state.metrics import Row, read_events, read_metrics
+from pipeline.state.recorded_job import recorded_job
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 

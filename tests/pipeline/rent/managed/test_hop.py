@@ -19,10 +19,10 @@ from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.rental import rental_name
 from pipeline.run.handover import FROM_EPOCH, relieves
-from pipeline.run.recorded_job import find_job_file
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
+from pipeline.state.recorded_job import find_job_file
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.requests import ask_stop, pending_stop
 from pipeline.state.run_state import RunState
