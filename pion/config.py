@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any
 
 from pion.errors import BadInput
+from pion.later_fields import to_record, values_before
 from pion.presets import PRESETS
 
 FAMILIES = ("pion",)
@@ -17,7 +18,10 @@ FAMILIES = ("pion",)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder's settings. Raises BadInput for values that make no model."""
+    """A decoder's settings. Raises BadInput for values that make no model.
+
+    Declare a field that you add with `later_field` (later_fields.py), so that runs stay valid.
+    """
 
     d_model: int
     n_layers: int
@@ -80,14 +84,26 @@ class ModelConfig:
                 f"unknown model preset {name!r}{closest(name, PRESETS)}; "
                 f"the presets are {', '.join(PRESETS)}"
             )
-        return cls.from_dict(PRESETS[name] | overrides)
+        return cls.of(PRESETS[name] | overrides)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return the settings as a checkpoint records them; see later_fields.py."""
+        return to_record(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """The inverse of to_dict. Raises BadInput for an unknown or a missing field."""
+    def from_dict(cls, record: dict[str, Any]) -> ModelConfig:
+        """Return the settings that `to_dict` recorded, by this version or by an older one.
+
+        Raises BadInput for an unknown or a missing field.
+        """
+        return cls.of(values_before(cls) | record)
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> ModelConfig:
+        """Return these settings, and the defaults of all others.
+
+        Raises BadInput for an unknown or a missing field.
+        """
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:

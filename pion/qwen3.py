@@ -90,19 +90,21 @@ def from_qwen3(hf_config: dict[str, Any], hf_state: State) -> tuple[ModelConfig,
         if value != expected:
             raise BadInput(f"config.json: {what} is {value!r}; only {expected!r} is understood")
     try:
-        config = ModelConfig(
-            d_model=hf_config["hidden_size"],
-            n_layers=hf_config["num_hidden_layers"],
-            n_heads=hf_config["num_attention_heads"],
-            n_kv_heads=hf_config["num_key_value_heads"],
-            d_ff=hf_config["intermediate_size"],
-            vocab_size=hf_config["vocab_size"],
-            seq_len=hf_config["max_position_embeddings"],
-            head_dim=hf_config.get("head_dim", 128),
-            rope_theta=rope.get("rope_theta") or hf_config.get("rope_theta", 10_000.0),
-            norm_eps=hf_config.get("rms_norm_eps", 1e-6),
-            tie_embeddings=hf_config.get("tie_word_embeddings", False),
-            init_std=hf_config.get("initializer_range", 0.02),
+        config = ModelConfig.from_dict(
+            {
+                "d_model": hf_config["hidden_size"],
+                "n_layers": hf_config["num_hidden_layers"],
+                "n_heads": hf_config["num_attention_heads"],
+                "n_kv_heads": hf_config["num_key_value_heads"],
+                "d_ff": hf_config["intermediate_size"],
+                "vocab_size": hf_config["vocab_size"],
+                "seq_len": hf_config["max_position_embeddings"],
+                "head_dim": hf_config.get("head_dim", 128),
+                "rope_theta": rope.get("rope_theta") or hf_config.get("rope_theta", 10_000.0),
+                "norm_eps": hf_config.get("rms_norm_eps", 1e-6),
+                "tie_embeddings": hf_config.get("tie_word_embeddings", False),
+                "init_std": hf_config.get("initializer_range", 0.02),
+            }
         )
     except KeyError as missing:
         raise BadInput(f"config.json lacks {missing}") from None

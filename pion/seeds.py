@@ -129,16 +129,18 @@ def _config(seed: Any, state: dict[str, Tensor]) -> ModelConfig:
     recorded = vars(seed) if isinstance(seed, _SeedConfig) else {}
     # Checkpoints older than the switch were trained with the cap always on.
     capped = recorded.get("use_soft_cap", True) and "logit_cap" in recorded
-    return ModelConfig(
-        d_model=d_model,
-        n_layers=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        n_heads=rows("blocks.0.attention.q_proj.weight") // head_dim,
-        n_kv_heads=rows("blocks.0.attention.k_proj.weight") // head_dim,
-        d_ff=rows("blocks.0.feedforward.gate_proj.weight"),
-        vocab_size=vocab_size,
-        seq_len=recorded.get("max_seq_len", PION_SEQ_LEN),
-        head_dim=head_dim,
-        rope_theta=recorded.get("rope_theta", 10_000.0),
-        softcap=recorded["logit_cap"] if capped else None,
-        tie_embeddings=recorded.get("tie_embeddings", True),
+    return ModelConfig.from_dict(
+        {
+            "d_model": d_model,
+            "n_layers": len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+            "n_heads": rows("blocks.0.attention.q_proj.weight") // head_dim,
+            "n_kv_heads": rows("blocks.0.attention.k_proj.weight") // head_dim,
+            "d_ff": rows("blocks.0.feedforward.gate_proj.weight"),
+            "vocab_size": vocab_size,
+            "seq_len": recorded.get("max_seq_len", PION_SEQ_LEN),
+            "head_dim": head_dim,
+            "rope_theta": recorded.get("rope_theta", 10_000.0),
+            "softcap": recorded["logit_cap"] if capped else None,
+            "tie_embeddings": recorded.get("tie_embeddings", True),
+        }
     )

@@ -6,3 +6,4 @@ TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 JOBS = REPOSITORY / "jobs"
 SEEDS = TESTS / "fixtures" / "seeds"
+DIGESTS = TESTS / "fixtures" / "digests"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pion.errors import BadInput
+from pion.later_fields import to_record, values_before
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Plan:
-    """How this machine computes a stage. None of it changes what is learned beyond rounding."""
+    """How this machine computes a stage. None of it changes what is learned beyond rounding.
+
+    Declare a field that you add with `later_field` (later_fields.py), so that checkpoints of before
+    still name a plan that can be used again.
+    """
 
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights are float32
@@ -79,7 +84,15 @@ class Plan:
         _require(self.dtype in known, "dtype", self.dtype, f"must be one of {', '.join(known)}")
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return the plan as a checkpoint records it; see later_fields.py."""
+        return to_record(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Plan | None:
+        """Return the plan that `to_dict` recorded; None if a newer version computed in a way that
+        this version does not know."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**values_before(cls) | record) if record.keys() <= known else None
 
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:

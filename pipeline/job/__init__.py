@@ -1,27 +1,21 @@
 """The job file: its fields, how it is read, its mistakes, its digests."""
 
-from pipeline.job.fields import (
-    REQUIREMENT,
-    STAGES,
+from pipeline.job.fields import REQUIREMENT, STAGES, Budget, Checkpoint, Job, Price, Train
+from pipeline.job.section import Section
+from pipeline.job.sources import (
     BinShards,
-    Budget,
-    Checkpoint,
     HubDataset,
     HubNpyShards,
     HubTexts,
-    Job,
     JsonlFiles,
     JsonlTexts,
     NpyShards,
     ParquetFiles,
     ParquetTexts,
-    Price,
     PythonDocs,
     PythonDocsQA,
-    Section,
     Source,
     TextFiles,
-    Train,
 )
 
 __all__ = [

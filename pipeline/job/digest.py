@@ -2,7 +2,8 @@
 
 A digest covers the identity and schedule fields of a stage and the digests of its inputs, never
 runtime fields and never code versions, so that a finished stage is skipped exactly when redoing it
-would give the same thing.
+would give the same thing. A field that was added after the first runs is covered only while it has
+another value than the one of before (section.py, pion/later_fields.py).
 """
 
 from __future__ import annotations
@@ -12,52 +13,79 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
+from pion.later_fields import values_before
 from pipeline.job import Job, Section
+from pipeline.job.section import ALWAYS_THERE, part_of, value_before
 
+# Dotted path → value; paths that start with `input.` are digests of what comes before.
 Inputs = dict[str, Any]
-"""Dotted path → value; paths that start with `input.` are digests of what comes before."""
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Digests of one job: its data sets and its stages, and the inputs they were made of."""
+    """Digests of one job: its data sets and its stages, and the inputs they were made of.
+
+    `before` is what the job's later fields stand for where a stage's inputs leave them out.
+    """
 
     data: dict[str, str]
     stages: dict[str, str]
     inputs: dict[str, Inputs]
+    before: Inputs
 
 
 def digest_of(inputs: Inputs) -> str:
-    """16 hex digits that name `inputs`."""
+    """Return the 16 hex digits that name `inputs`."""
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def covered_fields(section: Section, prefix: str) -> Inputs:
-    """The identity and schedule fields below `section`, by dotted path."""
+def covered_fields(section: Section, prefix: str = "") -> Inputs:
+    """Return the fields below `section` that a digest covers, by dotted path."""
     inputs: Inputs = {}
     for name, field in type(section).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("part") == "runtime":
-            continue
-        _flatten(getattr(section, name), f"{prefix}.{name}" if prefix else name, inputs)
+        value = getattr(section, name)
+        if part_of(field) != "runtime" and value != value_before(field):
+            inputs |= _flat(value, _join(prefix, name))
     return inputs
 
 
-def _flatten(value: Any, path: str, into: Inputs) -> None:
+def fields_before(section: Section, prefix: str = "") -> Inputs:
+    """Return what the later fields below `section` stand for where they are left out."""
+    before: Inputs = {}
+    for name, field in type(section).model_fields.items():
+        path = _join(prefix, name)
+        if value_before(field) is not ALWAYS_THERE:
+            before |= _flat(value_before(field), path)
+        for inner_path, inner in _sections_in(getattr(section, name), path):
+            before |= fields_before(inner, inner_path)
+    return before
+
+
+def _flat(value: Any, path: str) -> Inputs:
+    sections = _sections_in(value, path)
+    if not sections:
+        return {path: value}
+    inputs: Inputs = {}
+    for inner_path, section in sections:
+        inputs |= covered_fields(section, inner_path)
+    return inputs
+
+
+def _sections_in(value: Any, path: str) -> list[tuple[str, Section]]:
+    """Return the section that `value` is, or the sections that it lists, each with its path."""
     if isinstance(value, Section):
-        into.update(covered_fields(value, path))
-    elif isinstance(value, list) and any(isinstance(item, BaseModel) for item in value):
-        for index, item in enumerate(value):
-            _flatten(item, f"{path}.{index}", into)
-    else:
-        into[path] = value
+        return [(path, value)]
+    items = enumerate(value) if isinstance(value, list) else ()
+    return [(f"{path}.{n}", item) for n, item in items if isinstance(item, Section)]
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
 
 
 def digest_job(job: Job) -> Digests:
-    """Digests of every data set and stage of `job`."""
+    """Return the digests of every data set and stage of `job`."""
     tokenizer = covered_fields(job.tokenizer, "tokenizer")
     data: dict[str, str] = {}
     inputs: dict[str, Inputs] = {}
@@ -79,7 +107,8 @@ def digest_job(job: Job) -> Digests:
 
     inputs["prepare"] = {f"input.data.{part}": digest for part, digest in data.items()}
     stages = {"prepare": digest_of(inputs["prepare"])}
-    model = {f"model.{k}": v for k, v in job.model_config_resolved().to_dict().items()}
+    config = job.model_config_resolved()
+    model = {f"model.{k}": v for k, v in config.to_dict().items()}
     previous: str | None = None
     for stage in job.train_stages:
         section = covered_fields(job.section(stage), stage)
@@ -99,7 +128,8 @@ def digest_job(job: Job) -> Digests:
             "input.evaluate": stages["evaluate"]
         }
         stages["publish"] = digest_of(inputs["publish"])
-    return Digests(data, stages, inputs)
+    before = {f"model.{k}": v for k, v in values_before(type(config)).items()}
+    return Digests(data, stages, inputs, before | fields_before(job))
 
 
 @dataclass(frozen=True)
@@ -114,8 +144,12 @@ class Difference:
         return f"{self.path}: {_shown(self.old)} → {_shown(self.new)}"
 
 
-def differences(old: Inputs, new: Inputs) -> list[Difference]:
-    """Fields that differ, without the digests of inputs (those have differences of their own)."""
+def differences(old: Inputs, new: Inputs, before: Inputs) -> list[Difference]:
+    """Return the fields that differ, without the digests of inputs, which have their own.
+
+    A later field that either side leaves out has its value in `before`.
+    """
+    old, new = before | old, before | new
     paths = [p for p in sorted(old.keys() | new.keys()) if not p.startswith("input.")]
     return [Difference(p, old.get(p), new.get(p)) for p in paths if old.get(p) != new.get(p)]
 

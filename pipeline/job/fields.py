@@ -1,7 +1,7 @@
-"""The job file: every field of a run, its default, its meaning and what depends on it.
+"""The job file: every field of a run, its default and its meaning.
 
-Each field is *identity* (changes what is learned from what), *schedule* (changes how) or *runtime*
-(changes neither: cadence, display, hardware). A stage's digest covers the first two; see digest.py.
+How a field is declared, and what it means for finished stages: section.py. The kinds of data
+sources: sources.py.
 Paths of inputs are relative to the job file, paths of outputs to the working directory.
 """
 
@@ -10,52 +10,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    field_validator,
-    model_validator,
-)
+from pydantic import PrivateAttr, field_validator, model_validator
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pipeline.job.section import Section, identity, refuse, runtime, scheduled
+from pipeline.job.sources import ConversationSource, DataSource, Source
 
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
-
-
-def identity(default: Any, description: str, **limits: Any) -> Any:
-    """A field that changes what is trained: model shape, data, tokenizer, seed, batch."""
-    return Field(default, description=description, json_schema_extra={"part": "identity"}, **limits)
-
-
-def scheduled(default: Any, description: str, **limits: Any) -> Any:
-    """A field that changes how it is trained: steps, learning rates, decay."""
-    return Field(default, description=description, json_schema_extra={"part": "schedule"}, **limits)
-
-
-def runtime(default: Any, description: str, **limits: Any) -> Any:
-    """A field that is in no digest: changing it never makes a finished stage stale."""
-    return Field(default, description=description, json_schema_extra={"part": "runtime"}, **limits)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-
-S = TypeVar("S", bound=Section)
-
-
-def _refuse(section: S, mistakes: list[str]) -> S:
-    """Report all of a section's mistakes at once, one line each, `dotted.path: what is wrong`."""
-    if mistakes:
-        raise ValueError("\n".join(mistakes))
-    return section
 
 
 # ---------------------------------------------------------------- model and tokenizer
@@ -118,115 +82,7 @@ class TokenizerSection(Section):
         return self
 
 
-# ---------------------------------------------------------------- data sources
-
-
-class Source(Section):
-    weight: float = identity(1.0, "share of the rows relative to the other sources", gt=0)
-
-
-class PythonDocs(Source):
-    """Docstrings, comments and pydoc topics of the installed standard library."""
-
-    kind: Literal["python-docs"]
-    code: bool = identity(False, "the source code too")
-
-
-class TextFiles(Source):
-    """Plain text files, one document each (or one per blank-line-separated part)."""
-
-    kind: Literal["text"]
-    path: str = identity(..., "file, folder (its *.txt and *.md) or glob")
-    split: Literal["file", "paragraph"] = identity("file", "what is one document")
-
-
-class JsonlFiles(Source):
-    """JSON Lines, one conversation a line (.gz too)."""
-
-    kind: Literal["jsonl"]
-    path: str = identity(..., "file, folder or glob")
-
-
-class JsonlTexts(JsonlFiles):
-    """JSON Lines, one document a line (.gz too)."""
-
-    field: str = identity("text", "key holding the text")
-
-
-class ParquetFiles(Source):
-    """Parquet files, one conversation a row."""
-
-    kind: Literal["parquet"]
-    path: str = identity(..., "file, folder or glob")
-
-
-class ParquetTexts(ParquetFiles):
-    """Parquet files, one document a row."""
-
-    field: str = identity("text", "column holding the text")
-
-
-class NpyShards(Source):
-    """Tokenised `.npy` shards (rows, seq_len) of integer ids; the last 1 % of rows is held out."""
-
-    kind: Literal["npy"]
-    path: str = identity(..., "folder or glob")
-
-
-class BinShards(Source):
-    """Tokenised `.bin` shards with Daisy's header (magic 20240520, version 1, uint16 ids)."""
-
-    kind: Literal["bin"]
-    path: str = identity(..., "folder or glob")
-
-
-class HubDataset(Source):
-    """A Hub data set read through `datasets`, streamed: one conversation a row."""
-
-    kind: Literal["hub"]
-    repo: str = identity(..., "user/name")
-    subset: str | None = identity(None, "configuration of the data set")
-    split: str = identity("train", "split to read")
-    revision: str | None = identity(None, "commit, branch or tag")
-    max_documents: int | None = identity(None, "read at most so many", gt=0)
-
-
-class HubTexts(HubDataset):
-    """A Hub data set read through `datasets`, streamed: one document a row."""
-
-    field: str = identity("text", "column holding the text")
-
-
-class HubNpyShards(Source):
-    """Tokenised `.npy` shards in a Hub data set repository, fetched ahead and evicted."""
-
-    kind: Literal["hub-npy"]
-    repo: str = identity(..., "user/name")
-    revision: str | None = identity(None, "commit, branch or tag; pinned to a commit by prepare")
-    pattern: str = identity("shard_*.npy", "which files")
-    max_shards: int | None = identity(None, "use at most so many, in name order", gt=0)
-
-
-class PythonDocsQA(Source):
-    """Questions about the standard library's functions, answered by their docstrings."""
-
-    kind: Literal["python-docs-qa"]
-
-
-DataSource = Annotated[
-    PythonDocs
-    | TextFiles
-    | JsonlTexts
-    | ParquetTexts
-    | NpyShards
-    | BinShards
-    | HubTexts
-    | HubNpyShards,
-    Field(discriminator="kind"),
-]
-ConversationSource = Annotated[
-    PythonDocsQA | JsonlFiles | ParquetFiles | HubDataset, Field(discriminator="kind")
-]
+# ---------------------------------------------------------------- data
 
 
 class Data(Section):
@@ -279,7 +135,7 @@ class Train(Section):
             mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {self.steps}")
         if self.min_lr > self.lr:
             mistakes.append(f"min_lr: {self.min_lr} is above lr {self.lr}")
-        return _refuse(self, mistakes)
+        return refuse(self, mistakes)
 
 
 class Pretrain(Train):
@@ -499,7 +355,7 @@ class Job(Section):
                     mistakes.append(
                         f"{where}.seq_len: {seq_len} exceeds the model's context {config.seq_len}"
                     )
-        return _refuse(self, mistakes)
+        return refuse(self, mistakes)
 
     @property
     def folder(self) -> Path:
@@ -553,4 +409,4 @@ class Job(Section):
         missing = [name for name in needed if name not in fields]
         if missing:
             raise BadInput(f"give a preset, or also {', '.join(missing)}")
-        return ModelConfig.from_dict(fields)
+        return ModelConfig.of(fields)

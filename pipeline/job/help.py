@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pipeline.job import Job, Section
+from pipeline.job.section import part_of
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,6 @@ def _kind_of_source(path: str, section: type[Section]) -> tuple[str, list[JobFie
 
 
 def _described(path: str, field: FieldInfo) -> JobField:
-    extra = field.json_schema_extra
-    part = str(extra.get("part", "")) if isinstance(extra, dict) else ""
     if field.is_required():
         default = "required"
     elif field.default is None or field.default is PydanticUndefined:
@@ -164,7 +163,9 @@ def _described(path: str, field: FieldInfo) -> JobField:
         default = "empty"
     else:
         default = _value_in_words(field.default)
-    return JobField(path, _type_in_words(field.annotation), default, field.description or "", part)
+    return JobField(
+        path, _type_in_words(field.annotation), default, field.description or "", part_of(field)
+    )
 
 
 def _value_in_words(value: Any) -> str:

@@ -12,6 +12,7 @@ from pion.train.schedule import decay_start
 from pipeline.console.formats import moment
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences
+from pipeline.job.section import part_of
 from pipeline.job.settings import settings_of
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.stores import DEFAULT_STORE
@@ -120,9 +121,7 @@ class Refusal:
         stage, job = stale.stage, self.job
         assert stale.old_digest is not None
         old = self.read_inputs(stage, stale.old_digest)
-        own = bool(old) and _only_schedule_differs(
-            job, stage, old or {}, stage_inputs(stage, self.digests)
-        )
+        own = old is not None and _only_schedule_differs(job, stage, old, self.digests)
         steps = [step for step in stale.steps if own and step < job.section(stage).steps]
         done = [plan.stage for plan in plans if plan.state == "done"]
         earlier = STAGES[: STAGES.index(stage)]
@@ -145,7 +144,7 @@ class Refusal:
         if old is None:
             return []
         new = stage_inputs(stale.stage, self.digests)
-        found = differences(old, new)
+        found = differences(old, new, self.digests.before)
         inputs = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p)]
         return found or [Difference(path, old.get(path), new.get(path)) for path in inputs]
 
@@ -168,7 +167,7 @@ def steps_may_be_raised(
     old = read_inputs(stale.stage, stale.old_digest)
     if old is None:
         return False
-    changed = differences(old, stage_inputs(stale.stage, digests))
+    changed = differences(old, stage_inputs(stale.stage, digests), digests.before)
     if [c.path for c in changed] != [f"{stale.stage}.steps"]:
         return False
     newest = next(e for e in head.checkpoints if e.stage == stale.stage)
@@ -201,18 +200,17 @@ def fork_may_go_on(
     old = read_inputs(stale.stage, stale.old_digest)
     if old is None or job.section(stale.stage).steps <= newest.step:
         return False
-    return _only_schedule_differs(job, stale.stage, old, stage_inputs(stale.stage, digests))
+    return _only_schedule_differs(job, stale.stage, old, digests)
 
 
-def _only_schedule_differs(job: Job, stage: str, old: Inputs, new: Inputs) -> bool:
-    """Whether a checkpoint made under `old` can be trained on under `new`."""
+def _only_schedule_differs(job: Job, stage: str, old: Inputs, digests: Digests) -> bool:
+    """Whether a checkpoint made under `old` can be trained on under this job."""
     if stage not in job.train_stages:
         return False
-    may = set()
-    for name, field in type(job.section(stage)).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("part") == "schedule":
-            may.add(f"{stage}.{name}")
+    fields = type(job.section(stage)).model_fields.items()
+    may = {f"{stage}.{name}" for name, field in fields if part_of(field) == "schedule"}
     may.discard(f"{stage}.optimizer")  # another one has other state
-    changed = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
-    return changed <= may
+    new = stage_inputs(stage, digests)
+    inputs = {p for p in old.keys() | new.keys() if p.startswith("input.")}
+    changed = {difference.path for difference in differences(old, new, digests.before)}
+    return changed <= may and all(old.get(path) == new.get(path) for path in inputs)

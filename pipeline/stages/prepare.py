@@ -26,6 +26,7 @@ from pipeline.data.sft_rows import write_conversation_rows
 from pipeline.data.sources import Input, conversations, find_input, texts
 from pipeline.data.text_rows import RowFormat, Say, write_text_rows
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
+from pipeline.job.digest import covered_fields
 
 __all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
 
@@ -183,7 +184,7 @@ def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
 
 def _row_format(found: Input, folder: Path, seq_len: int, shard_rows: int) -> RowFormat:
     tokenizer = sha256_file(folder / "tokenizer.json")
-    identity = [found.source.model_dump(), found.state, tokenizer]
+    identity = [covered_fields(found.source), found.state, tokenizer]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return RowFormat(seq_len, shard_rows, key)
 

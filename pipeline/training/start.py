@@ -174,11 +174,12 @@ def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | N
         micro_batch=min(hardware.micro_batch or rows_per_rank, rows_per_rank),
         recompute=bool(hardware.recompute),
     )
-    if recorded is not None:
+    before = Plan.from_dict(recorded) if recorded is not None else None
+    if before is not None:
         derived = {"micro_batch": hardware.micro_batch, "recompute": hardware.recompute}
-        free = [name for name, asked in derived.items() if asked is None]
-        if all(recorded.get(n) == v for n, v in plan.to_dict().items() if n not in free):
-            return Plan(**recorded)
+        free = {name: getattr(before, name) for name, asked in derived.items() if asked is None}
+        if before == dataclasses.replace(plan, **free):
+            return before
     micro_batch, recompute = choose_micro_batch(
         job.model_config_resolved(),
         rows_per_rank=rows_per_rank,
@@ -256,7 +257,7 @@ def _model_from(job: Job, source: str, fetch: Fetch) -> Decoder:
 
 def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
     """Raise BadInput if the job's model is not the one that `init_from: source` names."""
-    wanted, given = job.to_dict(), model.to_dict()
+    wanted, given = dataclasses.asdict(job), dataclasses.asdict(model)
     # Everything but the context's length and how random weights are drawn.
     names = sorted(wanted.keys() - {"seq_len", "init_std", "family"})
     wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in names if wanted[n] != given[n]]

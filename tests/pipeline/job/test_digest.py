@@ -61,5 +61,5 @@ def test_a_publish_field_invalidates_publishing_alone() -> None:
 
 def test_a_difference_names_the_path_and_both_values() -> None:
     old, new = digest_job(tiny_job()), digest_job(tiny_job(sft__lr=2e-3))
-    found = differences(old.inputs["sft"], new.inputs["sft"])
+    found = differences(old.inputs["sft"], new.inputs["sft"], new.before)
     assert [str(d) for d in found] == ["sft.lr: 0.001 → 0.002"]

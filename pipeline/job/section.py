@@ -1,0 +1,79 @@
+"""How a section of the job file and its fields are declared.
+
+A field is *identity* (it changes what is learned from what), *schedule* (it changes how) or
+*runtime* (it changes neither: cadence, display, hardware). A stage's digest covers the first two;
+see digest.py.
+
+A field that is added to an existing section must not make finished stages stale. Declare it with
+`before`, the value that computes what was computed before the field existed:
+
+    z_loss: float = scheduled(0.0, "weight of the loss on the logits' scale", before=0.0)
+
+While the field has that value, no digest covers it. A later change of its default moves digests.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+# `before` of a field that exists since the first run.
+ALWAYS_THERE: Any = object()
+
+
+def identity(default: Any, description: str, *, before: Any = ALWAYS_THERE, **limits: Any) -> Any:
+    """Declare a field that changes what is trained: model shape, data, tokenizer, seed, batch."""
+    return _field("identity", default, description, before, limits)
+
+
+def scheduled(default: Any, description: str, *, before: Any = ALWAYS_THERE, **limits: Any) -> Any:
+    """Declare a field that changes how it is trained: steps, learning rates, decay."""
+    return _field("schedule", default, description, before, limits)
+
+
+def runtime(default: Any, description: str, **limits: Any) -> Any:
+    """Declare a field that is in no digest: changing it never makes a finished stage stale."""
+    return _field("runtime", default, description, ALWAYS_THERE, limits)
+
+
+def _field(part: str, default: Any, description: str, before: Any, limits: dict[str, Any]) -> Any:
+    about = {"part": part} | ({} if before is ALWAYS_THERE else {"before": before})
+    return Field(default, description=description, json_schema_extra=about, **limits)
+
+
+def part_of(field: FieldInfo) -> str:
+    """Return "identity", "schedule" or "runtime"; "" for a source's `kind`."""
+    return str(_about(field).get("part", ""))
+
+
+def value_before(field: FieldInfo) -> Any:
+    """Return the value that a record without this field stands for, or ALWAYS_THERE."""
+    return _about(field).get("before", ALWAYS_THERE)
+
+
+def _about(field: FieldInfo) -> dict[str, Any]:
+    about = field.json_schema_extra
+    return about if isinstance(about, dict) else {}
+
+
+class Section(BaseModel):
+    """A mapping in the job file, whose keys are the class's fields."""
+
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+S = TypeVar("S", bound=Section)
+
+
+def refuse(section: S, mistakes: list[str]) -> S:
+    """Return the section, or raise all of its mistakes at once.
+
+    A mistake is one line, `dotted.path: what is wrong`.
+    """
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    return section

@@ -1,0 +1,59 @@
+"""Models, plans and exports from before a field existed are read as what they were."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.qwen3 import from_qwen3, to_qwen3
+from pion.train.settings import Plan
+from tests.support import later_version
+from tests.support.later_version import ChangedConfig, LaterConfig, LaterPlan
+
+TODAY = ModelConfig.preset("pion-nano")
+
+
+def test_a_model_recorded_before_a_field_existed_computes_what_it_did():
+    assert LaterConfig.from_dict(TODAY.to_dict()) == LaterConfig.preset("pion-nano")
+    changed = ChangedConfig.from_dict(TODAY.to_dict())
+    assert changed.window is None
+    assert ChangedConfig.preset("pion-nano").window == 16
+
+
+def test_a_model_that_does_not_use_the_new_field_can_be_read_by_older_versions():
+    config = LaterConfig.preset("pion-nano")
+    assert config.to_dict() == TODAY.to_dict()
+    assert ModelConfig.from_dict(config.to_dict()) == TODAY
+
+
+def test_an_older_version_refuses_a_model_that_it_would_compute_wrongly():
+    with pytest.raises(BadInput, match="unknown model field 'window'"):
+        ModelConfig.from_dict(LaterConfig.preset("pion-nano", window=8).to_dict())
+
+
+@pytest.mark.parametrize("window", [None, 8, 16])
+def test_every_value_of_a_new_field_survives_the_round_trip(window):
+    config = ChangedConfig.preset("pion-nano", window=window)
+    assert ChangedConfig.from_dict(config.to_dict()) == config
+
+
+def test_an_exported_model_stays_what_it_is(monkeypatch):
+    exported, _ = to_qwen3(TODAY, {})
+    later_version.install(monkeypatch, config=ChangedConfig)
+    again, _ = from_qwen3(exported, {})
+    assert (type(again), again.window) == (ChangedConfig, None)
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    assert [getattr(again, n) for n in fields] == [getattr(TODAY, n) for n in fields]
+
+
+def test_a_plan_recorded_before_a_field_existed_can_be_used_again():
+    plan = Plan(micro_batch=3, threads=2)
+    assert LaterPlan.from_dict(plan.to_dict()) == LaterPlan(micro_batch=3, threads=2)
+    assert Plan.from_dict(LaterPlan(micro_batch=3).to_dict()) == Plan(micro_batch=3)
+
+
+def test_a_plan_that_this_version_can_not_carry_out_is_no_plan():
+    assert Plan.from_dict(LaterPlan(shards=2).to_dict()) is None
