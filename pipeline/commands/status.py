@@ -139,7 +139,7 @@ def rewrite_report(run: str, *, as_json: bool) -> int:
     job = recorded_job(state, head)
     if job is None:
         raise BadInput(f"run {state.name} has no record of its job, so there is nothing to report")
-    from pipeline.run.finish import write_run_report
+    from pipeline.report.of_run import write_run_report
 
     path = write_run_report(job, state)
     if state.store.local_path(state.name) is None:

@@ -168,9 +168,9 @@ class Costs:
         }
 
 
-def costs_of(run: RunState, head: Head, now: float, history: History | None = None) -> Costs:
+def costs_of(run: RunState, head: Head, now: float, history: RunLog | None = None) -> Costs:
     """What `run` has cost until `now`, read from its store. Raises StoreError."""
-    events, metrics = history or history_of(run)
+    events, metrics = history or read_log(run)
     # The last claim of a process is the one whose owner spoke last.
     beats = {p.epochs[-1]: run.heartbeat(p.epochs[-1]) for p in processes_of(events, head)}
     return costs(
@@ -183,16 +183,16 @@ def costs_of(run: RunState, head: Head, now: float, history: History | None = No
     )
 
 
-class History(NamedTuple):
+class RunLog(NamedTuple):
     """A run's events, and all rows of each training stage."""
 
     events: list[dict[str, Any]]
     metrics: dict[str, list[dict[str, Any]]]
 
 
-def history_of(run: RunState) -> History:
+def read_log(run: RunState) -> RunLog:
     """Everything `run` has reported. Raises StoreError."""
-    return History(
+    return RunLog(
         read_events(run.store, run.name),
         {stage: read_all_metrics(run.store, run.name, stage) for stage in TRAINED},
     )

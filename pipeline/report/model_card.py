@@ -10,6 +10,7 @@ from typing import Any
 from pion.config import ModelConfig
 from pipeline.console.formats import duration
 from pipeline.job import Job, Train
+from pipeline.report.history import Row, RunHistory
 from pipeline.report.result_tables import (
     choice_rows,
     human_count,
@@ -23,32 +24,25 @@ STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
 
 
 def model_card(
-    *,
-    job: Job,
-    config: ModelConfig,
-    num_params: int,
-    vocab_size: int,
-    results: Mapping[str, Any],
-    lineage: Sequence[Mapping[str, Any]],
-    cost: str | None = None,
+    history: RunHistory, config: ModelConfig, *, parameters: int, vocab_size: int
 ) -> str:
-    """The card as Markdown with YAML front matter.
+    """Return the card as Markdown with YAML front matter.
 
-    `vocab_size` counts the published embedding rows, `num_params` the published weights (tied ones
-    once). `results` and `lineage` are what evaluation and the run's claims recorded; what they lack
-    is left out. `cost` says what all machines took and cost, if readers shall know. The text
-    depends on nothing else, so the same model has the same card.
+    `vocab_size` counts the published embedding rows, `parameters` the published weights (tied
+    weights once). The card leaves out what the run has not recorded. The same history gives the
+    same card.
     """
+    job = history.job
     assert job.publish is not None
     parts = [
         front_matter(job),
         f"# {job.name}",
-        _introduction(job, num_params),
+        _introduction(job, parameters),
         "![Training and held-out loss](loss.png)",
         _usage(job),
-        _results(job, results),
-        _architecture(config, num_params, vocab_size),
-        _training(job, lineage, cost),
+        _results(history.results),
+        _architecture(config, parameters, vocab_size),
+        _training(history),
         _limitations(job, config),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -90,16 +84,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-def hardware_lines(lineage: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`2 × NVIDIA A40, 3 h 10 min` for each kind of machine the run has been on."""
+def hardware_lines(attempts: Sequence[Row]) -> list[str]:
+    """Return `2 × NVIDIA A40, 3 h 10 min` for each kind of machine that the run has been on."""
     seconds: dict[str, float] = {}
-    for claim in lineage:
-        if "left_out" in claim:  # of no machine
-            continue
-        workers = claim.get("workers") or 1
-        device = str(claim.get("device") or "unknown hardware")
+    for attempt in attempts:
+        workers = attempt.get("workers") or 1
+        device = str(attempt.get("device") or "unknown hardware")
         name = f"{workers} × {device}" if workers > 1 else device
-        seconds[name] = seconds.get(name, 0.0) + float(claim.get("seconds") or 0.0)
+        seconds[name] = seconds.get(name, 0.0) + attempt["seconds"]
     return [f"{name}, {duration(spent)}" if spent else name for name, spent in seconds.items()]
 
 
@@ -121,7 +113,7 @@ def front_matter(job: Job) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _introduction(job: Job, num_params: int) -> str:
+def _introduction(job: Job, parameters: int) -> str:
     assert job.publish is not None
     first = job.section(job.train_stages[0])
     start = f"from `{first.init_from}`" if first.init_from else "from random weights"
@@ -129,7 +121,7 @@ def _introduction(job: Job, num_params: int) -> str:
     steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
     tokens = human_count(sum(trained_tokens(job, stage) for stage in job.train_stages))
     sentence = (
-        f"{what} language model of **{human_count(num_params)} parameters**, trained {start} by "
+        f"{what} language model of **{human_count(parameters)} parameters**, trained {start} by "
         f"{steps} on {tokens} tokens. It is a stock `Qwen3ForCausalLM`: transformers, vLLM and "
         "lm-evaluation-harness load it without custom code."
     )
@@ -168,7 +160,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 Or with Pion: `pion {command} {job.publish.to}`"""
 
 
-def _results(job: Job, results: Mapping[str, Any]) -> str:
+def _results(results: Mapping[str, Any]) -> str:
     parts = []
     if language := language_rows(results):
         note = "On text held out of training (lower is better)"
@@ -200,9 +192,9 @@ def _results(job: Job, results: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Results", *parts, "± is one standard error."])
 
 
-def _architecture(config: ModelConfig, num_params: int, vocab_size: int) -> str:
+def _architecture(config: ModelConfig, parameters: int, vocab_size: int) -> str:
     shape = [
-        ("parameters", f"{num_params:,}"),
+        ("parameters", f"{parameters:,}"),
         ("layers", f"{config.n_layers}"),
         ("width", f"{config.d_model:,}"),
         ("attention heads", f"{config.n_heads}, of width {config.head_dim}"),
@@ -216,7 +208,9 @@ def _architecture(config: ModelConfig, num_params: int, vocab_size: int) -> str:
     return f"## Model\n\n{table(('shape', ''), shape)}"
 
 
-def _training(job: Job, lineage: Sequence[Mapping[str, Any]], cost: str | None) -> str:
+def _training(history: RunHistory) -> str:
+    job = history.job
+    assert job.publish is not None
     rows = []
     for stage in job.train_stages:
         section = job.section(stage)
@@ -240,11 +234,12 @@ def _training(job: Job, lineage: Sequence[Mapping[str, Any]], cost: str | None) 
         "Data:\n\n" + "\n".join(f"- {line}" for line in source_lines(job)),
         table(header, rows),
     ]
-    if hardware := hardware_lines(lineage):
+    if hardware := hardware_lines(history.attempts()):
         parts.append("Trained on " + "; ".join(hardware) + f". Seed {job.seed}.")
-    if left_out := [str(row["left_out"]) for row in lineage if "left_out" in row]:
+    if left_out := [words for _, words in history.left_out()]:
         parts.append("Left out, because steps on them went wrong: " + "; ".join(left_out) + ".")
-    if cost:
+    if job.publish.cost:
+        cost = history.costs.describe()
         parts.append(f"All machines together, from boot to publishing: {cost}.")
     return "\n\n".join(parts)
 

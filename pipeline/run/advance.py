@@ -21,7 +21,8 @@ from pipeline.job import STAGES, Job
 from pipeline.job.digest import Digests, digest_of
 from pipeline.machine.gpu_count import gpu_count
 from pipeline.machine.rented import Machine, claim_event, this_machine
-from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows, write_run_report
+from pipeline.report.of_run import write_run_report
+from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.preflight import worker_count
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import (

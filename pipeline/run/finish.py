@@ -1,21 +1,21 @@
-"""What follows training: evaluation, publishing, the report and the closing summary of a run."""
+"""What follows training: evaluation, publishing and the closing summary of a run."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.console.formats import moment, printable
-from pipeline.cost.by_cause import Costs, History, MachineCost, costs_of, history_of
+from pipeline.cost.by_cause import costs_of
 from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model
+from pipeline.report.history import read_history
+from pipeline.report.of_run import REPORT
 from pipeline.state.claim import taken_over
-from pipeline.state.metrics import kept_rows
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
 from pipeline.state.records import Head
@@ -26,7 +26,6 @@ from pipeline.state.workspace import Workspace
 Say = Callable[[dict[str, Any]], None]
 Row = dict[str, Any]
 
-REPORT = "report.html"
 COMPARED_TEXTS = 4
 
 
@@ -96,65 +95,9 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patientl
     """Publish the model of the last training stage."""
     from pipeline.stages.publish import publish_run
 
-    assert job.publish is not None
-    head = patiently(lambda: _head(run))
-    model = patiently(lambda: model_folder(run, head, job.train_stages[-1]))
-    history = patiently(lambda: history_of(run))
-    costs = patiently(lambda: costs_of(run, head, time.time(), history))
-    return publish_run(
-        job,
-        model=model,
-        tokenizer_path=model / "tokenizer.json",
-        results=head.stages["evaluate"].result,
-        texts=patiently(lambda: _held_out_texts(job, run, digests)),
-        metrics={
-            stage: kept_rows(history.metrics[stage], head, stage) for stage in job.train_stages
-        },
-        lineage=lineage(head, history, costs),
-        cost=costs.describe() if job.publish.cost else None,
-        say=say,
-    )
-
-
-def write_run_report(job: Job, run: RunState) -> Path:
-    """Write `report.html` into the run's folder from what its store holds.
-
-    Returns where it is on this machine; a remote store has it too.
-    """
-    from pipeline.report.page import write_report
-
-    head = _head(run)
-    history = history_of(run)
-    rows = {stage: kept_rows(history.metrics[stage], head, stage) for stage in job.train_stages}
-    evaluated = head.stages.get("evaluate")
-    workspace = Workspace(run.store, run.name)
-    events = history.events
-    phases = [event for event in events if event["event"] == "phase"]
-    newest = max((event["epoch"] for event in phases), default=0)
-    costs = costs_of(run, head, time.time(), history)
-    path = write_report(
-        workspace.folder(REPORT),
-        job=job,
-        head_info=_head_info(job, run, head, events),
-        metrics={stage: [r for r in rows[stage] if "loss" in r] for stage in rows},
-        evaluations={stage: [r for r in rows[stage] if "held_out_loss" in r] for stage in rows},
-        samples=[
-            {"stage": stage, **row["sample"], "text": _reply(stage, row["sample"]["text"])}
-            for stage in rows
-            for row in rows[stage]
-            if "sample" in row
-        ],
-        results=evaluated.result if evaluated else {},
-        lineage=lineage(head, history, costs),
-        timings=[phase for phase in phases if phase["epoch"] == newest],
-        hops=_hops(events, costs),
-        costs=costs,
-        changes=[{**e, "at": moment(e["at"])} for e in events if e["event"] == "changed"],
-    )
-    if workspace.remote:
-        run.store.write(run.key(REPORT), path)
-        run.store.flush()
-    return path
+    history = patiently(lambda: read_history(job, run))
+    model = patiently(lambda: model_folder(run, history.head, job.train_stages[-1]))
+    return publish_run(history, model, patiently(lambda: _held_out_texts(job, run, digests)), say)
 
 
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:
@@ -181,52 +124,6 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     default = job.store == DEFAULT_STORE
     rows.append(["try it", f"pion chat {'' if default else run.store.url + '/'}{job.name}"])
     return rows
-
-
-def lineage(head: Head, history: History, costs: Costs) -> list[Row]:
-    """A row for each attempt that trained: when, where, at what price, from and to which step.
-    Then one for each `left_out` range of rows."""
-    rows = []
-    metrics = {stage: kept_rows(rows, head, stage) for stage, rows in history.metrics.items()}
-    for event in history.events:
-        if event["event"] != "training":
-            continue
-        mine = [row for row in metrics[event["stage"]] if row["epoch"] == event["epoch"]]
-        if mine:
-            fields = {k: v for k, v in event.items() if k not in ("event", "at")}
-            seconds = mine[-1]["at"] - event["at"]
-            reached = {"to_step": mine[-1]["step"], "seconds": seconds}
-            machine = costs.machine_of(event["epoch"])
-            if machine is not None and machine.price is not None:
-                reached["dollars_per_hour"] = machine.price
-            rows.append({"at": moment(event["at"]), **fields, **reached})
-    # A fork has these from the run it was forked from, whose attempts it knows nothing of.
-    for stage, skipped in head.skipped.items():
-        for left in skipped:
-            which = f"{stage} rows {left.first:,} to {left.stop - 1:,}"
-            text = f"{which} (step {left.step:,}: {printable(left.why)})"
-            rows.append({"at": moment(left.at), "stage": stage, "left_out": text})
-    return rows
-
-
-def _hops(events: Sequence[Row], costs: Costs) -> list[Row]:
-    """The receipts of changes of machine, each with what the machines cost."""
-    rows = []
-    for event in events:
-        if event["event"] == "hop":
-            receipt = list(event["receipt"])
-            after = costs.machine_of(event["epoch"])
-            owners = map(costs.machine_of, range(event["epoch"], 0, -1))
-            before = next((m for m in owners if m not in (None, after)), None)
-            if before and after and (before.price or after.price):
-                receipt.append(f"price: {_price(before)} → {_price(after)}")
-            rows.append({"at": moment(event["at"]), "receipt": receipt})
-    return rows
-
-
-def _price(machine: MachineCost) -> str:
-    unknown = machine.price is None
-    return f"{machine.describe()} at {'an unknown price' if unknown else f'${machine.price:.2f}/h'}"
 
 
 def model_folder(run: RunState, head: Head, stage: str) -> Path:
@@ -260,41 +157,6 @@ def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
     stream = data.stream("held_out", seed=job.seed, window=job.data.window)
     rows = [stream.row(i) for i in range(min(COMPARED_TEXTS, stream.total_rows))]
     return [tokenizer.decode(row.tokens.tolist()) for row in rows]
-
-
-def _head_info(job: Job, run: RunState, head: Head, events: Sequence[Row]) -> Row:
-    published = head.stages.get("publish")
-    paths = {"run": run.url}
-    for event in events:
-        if event["event"] == "forked":
-            where = f"{event['stage']} step {event['at_step']:,}"
-            paths["forked from"] = f"{event['from']} at {where}"
-    if published is not None:
-        paths["model"] = str(published.result.get("url") or published.result.get("path"))
-        paths["card"] = str(published.result.get("card"))
-    stages = []
-    for stage in job.stages:
-        record = head.stages.get(stage)
-        step = next((e.step for e in head.checkpoints if e.stage == stage), None)
-        stages.append(
-            {
-                "stage": stage,
-                "status": f"finished {moment(record.at)}" if record else "not finished",
-                "digest": record.digest if record else "",
-                "step": step,
-            }
-        )
-    return {
-        "run": paths["run"],
-        "parameters": published.result.get("parameters") if published else None,
-        "paths": paths,
-        "stages": stages,
-    }
-
-
-def _reply(stage: str, text: str) -> str:
-    """What follows a prompt: its continuation, or after fine-tuning an answer of its own."""
-    return f"\n{text}" if stage == "sft" else text
 
 
 def _shown(path: Path) -> str:

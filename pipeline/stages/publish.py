@@ -11,13 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pion.config import closest
 from pion.errors import BadInput, PionError
 from pipeline.job import REQUIREMENT, Job
+from pipeline.report.history import RunHistory
 from pipeline.report.model_card import front_matter, model_card
 from pipeline.stages.publish_hub import Unreachable, check_repo, push, repo_of
+
+if TYPE_CHECKING:
+    from pion.model.decoder import Decoder
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -61,26 +65,13 @@ def check_target(job: Job) -> list[str]:
     return []
 
 
-def publish_run(
-    job: Job,
-    *,
-    model: Path,
-    tokenizer_path: Path,
-    results: Mapping[str, Any],
-    texts: Sequence[str],
-    metrics: Mapping[str, Sequence[Mapping[str, Any]]],
-    lineage: Sequence[Mapping[str, Any]],
-    cost: str | None = None,
-    say: Say,
-) -> dict[str, Any]:
-    """Publish the checkpoint folder `model` to `job.publish.to`.
+def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say) -> dict[str, Any]:
+    """Publish the model of a run to the job's `publish.to`.
 
     Args:
-        results: what the evaluate stage reports, for publish.require and the card.
+        history: the run, whose evaluation is done: for publish.require, the card and its plot.
+        model: the folder of the checkpoint to publish.
         texts: held-out texts to compare the exported model on.
-        metrics: stage → metrics rows, for the card's loss plot.
-        lineage: a row for each claim of the run: `device`, `workers`, `seconds` …
-        cost: what the run took and cost, for the card; None leaves it out.
         say: called with progress messages.
 
     Returns:
@@ -92,66 +83,69 @@ def publish_run(
         PionError: the exported folder does not give the model back; nothing was published.
         Interrupted: the Hub stayed unreachable.
     """
-    from pion.data.tokenizer import Tokenizer
-    from pion.export import export_model, replace_folder, verify_export
+    from pion.export import replace_folder
     from pion.load import load_decoder
-    from pipeline.report.plots import loss_plot
 
+    job = history.job
     assert job.publish is not None
     to, target = job.publish.to, Path(job.publish.to).expanduser()
     safe = f"The trained model is safe in {model}."
-    check_requirements(job, results, safe)
+    check_requirements(job, history.results, safe)
     repo = repo_of(to)
     if repo is None:
         _check_folder(to)
     decoder = load_decoder(model)
-    tokenizer = Tokenizer.from_file(tokenizer_path)
-    dropped_rows = decoder.config.vocab_size - tokenizer.vocab_size
-    matrices = 1 if decoder.config.tie_embeddings else 2
-    parameters = decoder.num_params() - matrices * dropped_rows * decoder.config.d_model
     with _staging(target, repo) as staging:
         try:
-            export_model(decoder, tokenizer_path, staging, chat=job.sft is not None)
-            try:
-                difference = verify_export(staging, decoder, tokenizer_path, texts)
-            except PionError as error:
-                raise PionError(f"Nothing was published: {error} {safe}") from error
-            say(_note(f"transformers loads the same model: logits differ by {difference:.1g}"))
-            card = model_card(
-                job=job,
-                config=decoder.config,
-                num_params=parameters,
-                vocab_size=tokenizer.vocab_size,
-                results=results,
-                lineage=lineage,
-                cost=cost,
-            )
-            (staging / "README.md").write_text(card, encoding="utf-8")
-            (staging / "loss.png").write_bytes(loss_plot(metrics))
+            exported = _export(history, model, decoder, texts, staging)
+            difference = f"{exported['max_logit_difference']:.1g}"
+            say(_note(f"transformers loads the same model: logits differ by {difference}"))
             if repo is None:
                 replace_folder(staging, target)
                 where = {"path": str(target), "card": str(target / "README.md")}
             else:
                 say(_note(f"uploading to {to}"))
-                where = push(
-                    repo,
-                    staging,
-                    private=job.publish.private,
-                    title=f"Publish {job.name}",
-                    safe=safe,
-                )
+                title = f"Publish {job.name}"
+                where = push(repo, staging, private=job.publish.private, title=title, safe=safe)
                 where["card"] = where["url"]
         except OSError as error:
             raise BadInput(
                 f"publish.to: {to}: can't write ({error.strerror or error}). {safe} Make room, or "
                 "change publish.to, and run the same command again: only publishing is left."
             ) from error
-    return {
-        "target": to,
-        **where,
-        "parameters": parameters,
-        "max_logit_difference": difference,
-    }
+    return {"target": to, **where, **exported}
+
+
+def _export(
+    history: RunHistory, model: Path, decoder: Decoder, texts: Sequence[str], folder: Path
+) -> dict[str, Any]:
+    """Write the model, its card and its plot into `folder`; return what was counted and measured.
+
+    `decoder` is the model in the checkpoint folder `model`. Raises PionError if transformers does
+    not load the same model from `folder`.
+    """
+    from pion.data.tokenizer import Tokenizer
+    from pion.export import export_model, verify_export
+    from pipeline.report.plots import loss_plot
+
+    tokenizer_path = model / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    export_model(decoder, tokenizer_path, folder, chat=history.job.sft is not None)
+    try:
+        difference = verify_export(folder, decoder, tokenizer_path, texts)
+    except PionError as error:
+        raise PionError(
+            f"Nothing was published: {error} The trained model is safe in {model}."
+        ) from error
+    dropped_rows = decoder.config.vocab_size - tokenizer.vocab_size
+    matrices = 1 if decoder.config.tie_embeddings else 2
+    parameters = decoder.num_params() - matrices * dropped_rows * decoder.config.d_model
+    card = model_card(
+        history, decoder.config, parameters=parameters, vocab_size=tokenizer.vocab_size
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "loss.png").write_bytes(loss_plot(history.curves()))
+    return {"parameters": parameters, "max_logit_difference": difference}
 
 
 def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from pion.errors import PionError
 from pipeline.commands.status import run_status
 from pipeline.commands.stop import is_finished
-from pipeline.cost.by_cause import History, costs_of
+from pipeline.cost.by_cause import RunLog, costs_of
 from pipeline.cost.lost import LostMachine, keep_lost, owners_of
 from pipeline.rent.managed.diagnose import Attempt, Place, RunView, SkyView
 from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
@@ -113,7 +113,7 @@ class Lookout:
         due = now_over or self._costs is None or now - self._costs[0] >= COST_SECONDS
         if head is not None and due:
             events = read_events(self.state.store, self.state.name)
-            costs = costs_of(self.state, head, now, History(events, {}))
+            costs = costs_of(self.state, head, now, RunLog(events, {}))
             self._costs = now, costs.dollars, {machine.id for machine in costs.machines}
         _, dollars, counted = self._costs or (now, None, set())
         for pod in self._rented.values():

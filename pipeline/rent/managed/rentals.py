@@ -16,7 +16,7 @@ from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import duration, moment
-from pipeline.cost.by_cause import MachineCost, costs_of, history_of
+from pipeline.cost.by_cause import MachineCost, costs_of, read_log
 from pipeline.cost.lost import LOST
 from pipeline.machine.rented import RENTED
 from pipeline.models.find import read_run
@@ -132,10 +132,10 @@ def _machines(
     at_work: bool | None,
 ) -> list[RentedMachine]:
     """The rented machines that have claimed the run, or come to nothing, from its store."""
-    history = history_of(state)
-    about = {str(e["id"]): e for e in history.events if e["event"] == LOST}
-    about |= {str(e["id"]): e for e in history.events if e["event"] == RENTED}
-    costs = costs_of(state, head, now, history)
+    log = read_log(state)
+    about = {str(e["id"]): e for e in log.events if e["event"] == LOST}
+    about |= {str(e["id"]): e for e in log.events if e["event"] == RENTED}
+    costs = costs_of(state, head, now, log)
     rented = [machine for machine in costs.machines if machine.rented]
     elsewhere = {m.id for m in rented if (m.cloud or "").lower() != "runpod"}
     clusters = clusters_now() if elsewhere else None

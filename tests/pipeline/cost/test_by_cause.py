@@ -22,7 +22,7 @@ from pipeline.cost.by_cause import CAUSES, Costs, costs, costs_of
 from pipeline.cost.lost import LostMachine, keep_lost
 from pipeline.job import Job
 from pipeline.models.find import read_run
-from pipeline.run.finish import write_run_report
+from pipeline.report.of_run import write_run_report
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import RELEASED, Owner

@@ -1,13 +1,17 @@
 """The model card says what the model is, in Markdown the Hub can read."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
+from pipeline.cost.by_cause import CAUSES, Costs, MachineCost
 from pipeline.job import Job
+from pipeline.report.history import RunHistory
 from pipeline.report.model_card import model_card
+from pipeline.state.records import Head, StageRecord
 
 JOB: dict[str, Any] = {
     "name": "demo",
@@ -61,26 +65,37 @@ RESULTS: dict[str, Any] = {
         "hellaswag": {"skipped": "its data can't be had: no network"},
     },
 }
-LINEAGE = [
-    {"epoch": 1, "device": "NVIDIA A40", "workers": 2, "seconds": 3600.0},
-    {"epoch": 2, "device": "NVIDIA H200", "workers": 1, "seconds": 1800.0},
-    {"epoch": 3, "device": "NVIDIA A40", "workers": 2, "seconds": 3600.0},
-]
+# (device, workers, seconds) of each attempt to pretrain.
+ATTEMPTS = (("NVIDIA A40", 2, 3600.0), ("NVIDIA H200", 1, 1800.0), ("NVIDIA A40", 2, 3600.0))
 
 
-def card_of(
-    *, without: tuple[str, ...] = (), results: dict | None = None, lineage: list | None = None
-) -> str:
+def history_of(
+    job: Job,
+    results: dict[str, Any] = RESULTS,
+    attempts: Sequence[tuple[str, int, float]] = ATTEMPTS,
+    head: Head | None = None,
+    costs: Costs | None = None,
+) -> RunHistory:
+    """A run of `job` that is evaluated, whose attempts trained one step each."""
+    events, rows = [], []
+    for epoch, (device, workers, seconds) in enumerate(attempts, 1):
+        about = {"stage": "pretrain", "epoch": epoch, "device": device, "workers": workers}
+        events.append({"event": "training", "at": 0.0, **about})
+        rows.append({"step": epoch, "epoch": epoch, "loss": 3.0, "at": seconds})
+    head = (head or Head()).with_stage("evaluate", StageRecord("d", 0.0, result=results))
+    costs = costs or Costs((), {})
+    return RunHistory(job, "file:///runs/demo", head, events, {"pretrain": rows}, costs)
+
+
+def card_of(*, without: tuple[str, ...] = (), **history: Any) -> str:
     fields = {key: value for key, value in copy.deepcopy(JOB).items() if key not in without}
     job = Job.model_validate(fields)
-    return model_card(
-        job=job,
-        config=job.model_config_resolved(),
-        num_params=5_123_456,
-        vocab_size=2048,
-        results=RESULTS if results is None else results,
-        lineage=LINEAGE if lineage is None else lineage,
-    )
+    return card_of_history(history_of(job, **history))
+
+
+def card_of_history(history: RunHistory) -> str:
+    config = history.job.model_config_resolved()
+    return model_card(history, config, parameters=5_123_456, vocab_size=2048)
 
 
 def test_the_hub_reads_its_metadata() -> None:
@@ -117,14 +132,33 @@ def test_it_tells_what_the_model_was_trained_on_and_for_how_long() -> None:
 
 
 def test_it_says_what_the_run_cost_only_where_the_job_wants_that() -> None:
-    job = Job.model_validate(JOB)
-    assert job.publish is not None
-    assert job.publish.cost is False
-    fields: dict[str, Any] = {"job": job, "config": job.model_config_resolved(), "num_params": 1}
-    fields |= {"vocab_size": 1, "results": {}, "lineage": []}
-    with_cost = model_card(**fields, cost="3 h 10 min, $1.23 (90 % useful; boot 10 %)")
-    assert "from boot to publishing: 3 h 10 min, $1.23 (90 % useful; boot 10 %)." in with_cost
-    assert "$" not in model_card(**fields)
+    machine = MachineCost(
+        id="pod",
+        rented=True,
+        host="pod",
+        cloud="RunPod",
+        region=None,
+        gpu="A40",
+        count=1,
+        spot=True,
+        price=0.5,
+        begin=0.0,
+        end=3600.0,
+        seconds=dict.fromkeys(CAUSES, 0.0) | {"steps": 3240.0, "boot": 360.0},
+        dollars=0.5,
+        unpriced_hours=0.0,
+        to_first_step=None,
+        phases={},
+        epochs=(1,),
+    )
+    costs = Costs((machine,), {})
+    silent = Job.model_validate(JOB)
+    assert silent.publish is not None
+    assert silent.publish.cost is False
+    telling = Job.model_validate(JOB | {"publish": JOB["publish"] | {"cost": True}})
+    with_cost = card_of_history(history_of(telling, costs=costs))
+    assert "from boot to publishing: 1 h 00 min, $0.50 (90 % useful; boot 10 %)." in with_cost
+    assert "$" not in card_of_history(history_of(silent, costs=costs))
 
 
 def test_a_local_path_is_named_without_its_folders() -> None:
@@ -154,7 +188,7 @@ def test_the_code_it_shows_is_python(target: str) -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    card = card_of(results={}, lineage=[])
+    card = card_of(results={}, attempts=[])
     assert "## Results" not in card
     assert "Trained on" not in card
     assert "None" not in card

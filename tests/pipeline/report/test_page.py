@@ -1,61 +1,91 @@
 """The report is one HTML file that needs nothing else and shows what the run measured."""
 
 import base64
+import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.cost.by_cause import Costs, History, costs
+from pipeline.cost.by_cause import Costs, costs
 from pipeline.job import Job
+from pipeline.report.history import RunHistory
 from pipeline.report.page import write_report
 from pipeline.report.plots import loss_plot, running_mean, throughput_plot
-from pipeline.run.finish import lineage
-from pipeline.state.records import Head, SkippedRows, Spent
-from tests.pipeline.report.test_model_card import JOB, LINEAGE, RESULTS, card_of
+from pipeline.state.records import CheckpointEntry, Head, SkippedRows, Spent, StageRecord
+from tests.pipeline.report.test_model_card import (
+    JOB,
+    RESULTS,
+    card_of,
+    card_of_history,
+    history_of,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def row(step: int, **measured: Any) -> dict[str, Any]:
+    """A row of metrics: another machine took over after step 250."""
+    return {"step": step, "epoch": 1 + (step > 250), "at": 0.3 * step, **measured}
+
+
 METRICS: dict[str, list[dict[str, Any]]] = {
-    "pretrain": [
-        {"step": s, "epoch": 1 + (s > 250), "loss": 8 / s + 3, "tokens_per_second": 5000.0}
-        for s in range(10, 481, 10)
-    ],
-    "sft": [
-        {"step": s, "epoch": 2, "loss": 2 + 1 / s, "tokens_per_second": 4800.0}
-        for s in range(10, 121, 10)
-    ],
+    "pretrain": [row(s, loss=8 / s + 3, tokens_per_second=5000.0) for s in range(10, 481, 10)]
+    + [row(s, held_out_loss=3.3) for s in (48, 240, 480)],
+    "sft": [row(s, loss=2 + 1 / s, tokens_per_second=4800.0) for s in range(10, 121, 10)],
 }
-EVALUATIONS = {"pretrain": [{"step": s, "epoch": 1, "held_out_loss": 3.3} for s in (48, 240, 480)]}
-SAMPLES = [
-    {"stage": "pretrain", "step": s, "prompt": "Return a", "text": f" sample of step {s}."}
-    for s in range(48, 481, 48)
+PROMPT = "Return a"
+
+
+def sample_row(step: int, text: str, prompt: str = PROMPT) -> dict[str, Any]:
+    return row(step, sample={"step": step, "prompt": prompt, "text": text})
+
+
+SAMPLES = [sample_row(step, f" sample of step {step}.") for step in range(48, 481, 48)]
+TRAINED = CheckpointEntry("pretrain", 480, 1, "0123456789abcdef", "k", 0.0, 9, "sha")
+DONE = Head(
+    checkpoints=(TRAINED,),
+    stages={
+        "pretrain": StageRecord("0123456789abcdef", 60.0, "k"),
+        "evaluate": StageRecord("ee", 90.0, result=RESULTS),
+        "publish": StageRecord(
+            "ff", 99.0, result={"parameters": 5_123_456, "path": "published/demo"}
+        ),
+    },
+)
+EVENTS = [
+    {"event": "training", "stage": "pretrain", "epoch": 1, "at": 0.0, "device": "2-core CPU"},
+    {"event": "phase", "name": "evaluate", "seconds": 33.0, "epoch": 1, "at": 90.0},
+    {"event": "phase", "name": "first step", "seconds": 41.2, "total": True, "epoch": 1, "at": 0.0},
 ]
 
 
-def report_of(tmp_path: Path, **fields: Any) -> str:
-    arguments: dict[str, Any] = {
-        "job": Job.model_validate(JOB),
-        "head_info": {
-            "run": "file:///runs/demo",
-            "parameters": 5_123_456,
-            "stages": [
-                {"stage": "pretrain", "status": "done", "step": 480, "digest": "0123456789abcdef"},
-                {"stage": "publish", "status": "running"},
-            ],
-            "paths": {"model": "published/demo", "card": None},
-        },
-        "metrics": METRICS,
-        "evaluations": EVALUATIONS,
-        "samples": SAMPLES,
-        "results": RESULTS,
-        "lineage": [{"epoch": 1, "device": "2-core CPU", "workers": 1, "seconds": 75.0}],
-        "timings": [{"name": "first step", "seconds": 41.2, "total": True}],
-    }
-    path = write_report(tmp_path / "new" / "report.html", **(arguments | fields))
-    return path.read_text(encoding="utf-8")
+def report_of(
+    tmp_path: Path,
+    *,
+    samples: Sequence[dict[str, Any]] = SAMPLES,
+    stage: str = "pretrain",
+    events: Sequence[dict[str, Any]] = (),
+    **fields: Any,
+) -> str:
+    """The page of a run with these samples of `stage`, and these events after the usual ones."""
+    metrics = METRICS | {stage: [*METRICS[stage], *samples]}
+    metrics = {name: sorted(rows, key=lambda row: row["step"]) for name, rows in metrics.items()}
+    history = RunHistory(
+        job=Job.model_validate(JOB),
+        url="file:///runs/demo",
+        head=DONE,
+        events=[*EVENTS, *events],
+        metrics=metrics,
+        costs=Costs((), {}),
+    )
+    return write_report(
+        tmp_path / "new" / "report.html", dataclasses.replace(history, **fields)
+    ).read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -128,8 +158,8 @@ def test_samples_are_spread_evenly_from_the_first_to_the_last(tmp_path: Path) ->
 
 def test_text_from_the_model_cannot_become_markup(tmp_path: Path) -> None:
     attack = '</p><script>alert(1)</script><img src="https://evil">$body ${title} \x1b[31m'
-    sample = {"stage": "sft", "step": 1, "prompt": attack, "text": attack}
-    page = Page(report_of(tmp_path, samples=[sample]))
+    sample = sample_row(1, attack, prompt=attack)
+    page = Page(report_of(tmp_path, samples=[sample], stage="sft"))
     assert "script" not in [tag for tag, _ in page.tags]
     assert page.text.count("<script>alert(1)</script>") == 2
     assert "$body ${title}" in page.text
@@ -137,18 +167,7 @@ def test_text_from_the_model_cannot_become_markup(tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
-    page = Page(
-        report_of(
-            tmp_path,
-            head_info={"run": "runs/demo"},
-            metrics={},
-            evaluations={},
-            samples=[],
-            results={},
-            lineage=[],
-            timings=[],
-        )
-    )
+    page = Page(report_of(tmp_path, head=Head(), metrics={}))
     assert "demo" in page.text
     assert "Samples" not in page.text
     assert page.open == []
@@ -156,7 +175,7 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
 
 def test_a_report_replaces_the_earlier_one(tmp_path: Path) -> None:
     report_of(tmp_path)
-    assert "nothing else" in report_of(tmp_path, samples=[SAMPLES[0] | {"text": "nothing else"}])
+    assert "nothing else" in report_of(tmp_path, samples=[sample_row(48, "nothing else")])
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
 
 
@@ -188,9 +207,10 @@ def test_the_smoothed_curve_does_not_lag_behind_a_falling_one() -> None:
 
 def test_receipts_of_hops_are_shown_line_by_line_and_escaped(tmp_path):
     lines = ["hop: 1 × A40 on <b>a</b> → 2 × A4000 on b", "first row 64 = last + 1"]
-    html = report_of(tmp_path, hops=[{"at": "2026-11-20 07:33 UTC", "receipt": lines}])
+    hop = {"event": "hop", "epoch": 2, "at": 1795159980.0, "receipt": lines}
+    html = report_of(tmp_path, events=[hop])
     assert "<h2>Hops</h2>" in html
-    assert "2026-11-20 07:33 UTC<br>hop: 1 × A40 on &lt;b&gt;a&lt;/b&gt;" in html
+    assert "2026-11-20 07:33:00 UTC<br>hop: 1 × A40 on &lt;b&gt;a&lt;/b&gt;" in html
     assert "<br>first row 64 = last + 1" in html
     assert "<h2>Hops</h2>" not in report_of(tmp_path)
 
@@ -236,9 +256,10 @@ def test_without_prices_there_are_hours_and_no_dollars(tmp_path: Path) -> None:
 
 
 def test_a_run_that_went_on_with_other_code_says_with_what(tmp_path: Path) -> None:
-    change = {"at": "2026-11-20 07:33 UTC", "changes": ["commit aaa → bbb", "torch <1> → 2"]}
-    html = report_of(tmp_path, changes=[change])
-    assert "2026-11-20 07:33 UTC<br>commit aaa → bbb<br>torch &lt;1&gt; → 2" in html
+    changes = ["commit aaa → bbb", "torch <1> → 2"]
+    change = {"event": "changed", "epoch": 2, "at": 1795159980.0, "changes": changes}
+    html = report_of(tmp_path, events=[change])
+    assert "2026-11-20 07:33:00 UTC<br>commit aaa → bbb<br>torch &lt;1&gt; → 2" in html
     assert "Changes of code" not in report_of(tmp_path)
 
 
@@ -246,15 +267,28 @@ def test_rows_that_a_rewind_left_out_are_in_the_lineage_the_report_and_the_card(
     tmp_path: Path,
 ) -> None:
     rows = SkippedRows(2800, 2832, step=88, epoch=1, digest="d", why="loss <nan>", at=0.0)
-    head = Head().with_skipped("pretrain", rows)
-    (row,) = lineage(head, History([], {}), costs([], {}, head, 9.0))
+    head = DONE.with_skipped("pretrain", rows)
     text = "pretrain rows 2,800 to 2,831 (step 88: loss <nan>)"
-    assert row == {"at": "1970-01-01 00:00:00 UTC", "stage": "pretrain", "left_out": text}
-    page = Page(report_of(tmp_path, lineage=[*LINEAGE, row]))
+    history = history_of(Job.model_validate(JOB), head=head)
+    assert history.left_out() == [("1970-01-01 00:00:00 UTC", text)]
+    page = Page(report_of(tmp_path, head=head))
     assert f"Rows left out1970-01-01 00:00:00 UTC{text}" in page.text.replace("\n", "")
     assert page.text.count("left out") == 1  # the table of attempts has no column of it
-    assert "Rows left out" not in report_of(tmp_path, lineage=LINEAGE)
-    card = card_of(lineage=[*LINEAGE, row])
+    assert "Rows left out" not in report_of(tmp_path)
+    card = card_of_history(history)
     assert f"Left out, because steps on them went wrong: {text}." in card
     assert "unknown hardware" not in card
     assert "Left out" not in card_of()
+
+
+def test_each_stage_shows_how_long_it_took_where_the_run_has_recorded_that(tmp_path: Path) -> None:
+    rows = re.findall(r"<tr><td>(\w+)</td><td>(.*?)</td>(.*?)</tr>", report_of(tmp_path))
+    stages = {name: (status, re.findall(r">([^<]*)</td>", rest)) for name, status, rest in rows}
+    finished = "finished 1970-01-01 00:0"
+    assert stages["pretrain"] == (
+        f"{finished}1:00 UTC",
+        ["480", "1 min 15 s", "0123456789ab"],
+    )
+    assert stages["evaluate"] == (f"{finished}1:30 UTC", ["", "33 s", "ee"])
+    assert stages["publish"] == (f"{finished}1:39 UTC", ["", "", "ff"])
+    assert stages["sft"] == ("not finished", ["", "", ""])

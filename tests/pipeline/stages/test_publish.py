@@ -14,8 +14,11 @@ import pion.export
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted, PionError
 from pion.model.decoder import Decoder
+from pipeline.cost.by_cause import Costs
 from pipeline.job import Job
+from pipeline.report.history import RunHistory
 from pipeline.stages.publish import check_target, publish_run
+from pipeline.state.records import Head, StageRecord
 from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer, hub_server
 
 TEXTS = ["Return a new header with the string.", "The meaning of life is a docstring."]
@@ -29,18 +32,20 @@ RESULTS: dict[str, Any] = {
     },
     "ngram": {"order": 4, "loss": 3.05, "perplexity": 21.0, "bits_per_byte": 2.10},
 }
-METRICS = {"pretrain": [{"step": s, "epoch": 1, "loss": 3 + 1 / s} for s in range(1, 20)]}
-LINEAGE = [{"epoch": 1, "device": "2-core CPU", "workers": 1, "seconds": 60.0}]
+METRICS = {
+    "pretrain": [{"step": s, "epoch": 1, "at": 60.0, "loss": 3 + 1 / s} for s in range(1, 20)]
+}
+TRAINING = {"event": "training", "stage": "pretrain", "epoch": 1, "at": 0.0}
+TRAINING |= {"device": "2-core CPU", "workers": 1}
 
 
 class Trained:
     """A trained model's files and the job that made it."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = folder / "tokenizer.json"
-        train_bpe(TEXTS, 280).save(self.tokenizer)
         self.model = folder / "checkpoint"
         self.model.mkdir()
+        train_bpe(TEXTS, 280).save(self.model / "tokenizer.json")
         torch.manual_seed(0)
         decoder = Decoder(self.job(folder / "unused").model_config_resolved())
         (self.model / "config.json").write_text(json.dumps(decoder.config.to_dict()))
@@ -62,16 +67,15 @@ class Trained:
     def publish(self, to: str | Path, **changes: Any) -> dict[str, Any]:
         """Publish to `to`; `changes` go to the job's publish section, but `results` and `says`."""
         results, says = changes.pop("results", RESULTS), changes.pop("says", [])
-        return publish_run(
+        history = RunHistory(
             self.job(to, **changes),
-            model=self.model,
-            tokenizer_path=self.tokenizer,
-            results=results,
-            texts=TEXTS,
-            metrics=METRICS,
-            lineage=LINEAGE,
-            say=says.append,
+            "file:///runs/demo",
+            Head().with_stage("evaluate", StageRecord("d", 0.0, result=results)),
+            [TRAINING],
+            METRICS,
+            Costs((), {}),
         )
+        return publish_run(history, self.model, TEXTS, says.append)
 
 
 @pytest.fixture(scope="module")

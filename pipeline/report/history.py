@@ -1,0 +1,183 @@
+"""What a run has done, read from its store: the facts that its report and its model card show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.console.formats import moment, printable
+from pipeline.cost.by_cause import Costs, MachineCost, costs_of, read_log
+from pipeline.job import Job
+from pipeline.state.metrics import kept_rows
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+
+Row = Mapping[str, Any]
+
+# Fields of a "training" event that say when it was written, and not how the attempt trained.
+_NOT_ABOUT_TRAINING = ("event", "at")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model wrote at one step of a training stage: `text` follows `prompt`."""
+
+    stage: str
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """A run, as its store tells it.
+
+    Attributes:
+        job: the job that the run was last started with.
+        url: the run's address: its store and its name.
+        head: the finished stages and the checkpoints.
+        events: what the run's owners reported, oldest first.
+        metrics: training stage → rows of the steps that lead to its present state, by step.
+        costs: what all machines cost, by cause.
+    """
+
+    job: Job
+    url: str
+    head: Head
+    events: Sequence[Row]
+    metrics: Mapping[str, Sequence[Row]]
+    costs: Costs
+
+    @property
+    def results(self) -> Mapping[str, Any]:
+        """What the evaluate stage measured; empty before it is done."""
+        return self._result("evaluate")
+
+    @property
+    def published(self) -> Mapping[str, Any]:
+        """What the publish stage reported; empty before it is done."""
+        return self._result("publish")
+
+    def steps(self, stage: str) -> list[Row]:
+        """Return the rows of the optimizer steps of `stage`, in order."""
+        return [row for row in self.metrics.get(stage, ()) if "loss" in row]
+
+    def curves(self) -> dict[str, list[Row]]:
+        """Return the rows of each of the job's training stages that have a loss, in order."""
+        return {
+            stage: [r for r in self.metrics.get(stage, ()) if "loss" in r or "held_out_loss" in r]
+            for stage in self.job.train_stages
+        }
+
+    def samples(self) -> list[Sample]:
+        """Return the texts that the model wrote while it was trained, in order."""
+        return [
+            Sample(
+                stage, row["step"], row["sample"]["prompt"], _reply(stage, row["sample"]["text"])
+            )
+            for stage in self.job.train_stages
+            for row in self.metrics.get(stage, ())
+            if "sample" in row
+        ]
+
+    def attempts(self) -> list[Row]:
+        """Return a row for each attempt that trained: when, where, its price, its steps."""
+        rows: list[Row] = []
+        for event in self.of_kind("training"):
+            rows_of_stage = self.metrics.get(event["stage"], ())
+            kept = [row for row in rows_of_stage if row["epoch"] == event["epoch"]]
+            if not kept:
+                continue
+            row: dict[str, Any] = {"at": moment(event["at"])}
+            row |= {key: v for key, v in event.items() if key not in _NOT_ABOUT_TRAINING}
+            row |= {"to_step": kept[-1]["step"], "seconds": kept[-1]["at"] - event["at"]}
+            machine = self.costs.machine_of(event["epoch"])
+            if machine is not None and machine.price is not None:
+                row["dollars_per_hour"] = machine.price
+            rows.append(row)
+        return rows
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """Return (when, which rows and why) of each range of rows that is not trained on.
+
+        A fork has the ranges of the run it was forked from, although not its attempts.
+        """
+        found = []
+        for stage, skipped in self.head.skipped.items():
+            for left in skipped:
+                which = f"{stage} rows {left.first:,} to {left.stop - 1:,}"
+                words = f"{which} (step {left.step:,}: {printable(left.why)})"
+                found.append((moment(left.at), words))
+        return found
+
+    def hops(self) -> list[tuple[str, list[str]]]:
+        """Return (when, lines of the receipt) of each change of machine, with both prices."""
+        found = []
+        for event in self.of_kind("hop"):
+            receipt = list(event["receipt"])
+            after = self.costs.machine_of(event["epoch"])
+            owners = map(self.costs.machine_of, range(event["epoch"], 0, -1))
+            before = next((m for m in owners if m not in (None, after)), None)
+            if before and after and (before.price or after.price):
+                receipt.append(f"price: {_price(before)} → {_price(after)}")
+            found.append((moment(event["at"]), receipt))
+        return found
+
+    def code_changes(self) -> list[tuple[str, list[str]]]:
+        """Return (when, lines) of each start of the run with other code than before."""
+        return [(moment(event["at"]), event["changes"]) for event in self.of_kind("changed")]
+
+    def latest_phases(self) -> list[Row]:
+        """Return the phases of the latest `pion run`, in order: `name`, `seconds`, `total`."""
+        phases = self.of_kind("phase")
+        newest = max((phase["epoch"] for phase in phases), default=0)
+        return [phase for phase in phases if phase["epoch"] == newest]
+
+    def seconds_of(self, stage: str) -> float | None:
+        """Return how long the work took that `stage` consists of now; None if that is not known.
+
+        A training stage took what its attempts took. Another stage took what the `pion run` that
+        finished it spent on it.
+        """
+        if stage in self.metrics:
+            spent = [row["seconds"] for row in self.attempts() if row["stage"] == stage]
+            return sum(spent) if spent else None
+        if stage not in self.head.stages:
+            return None
+        phases = [phase for phase in self.of_kind("phase") if phase["name"] == stage]
+        return phases[-1]["seconds"] if phases else None
+
+    def of_kind(self, kind: str) -> list[Row]:
+        """Return the events of one kind, oldest first."""
+        return [event for event in self.events if event["event"] == kind]
+
+    def _result(self, stage: str) -> Mapping[str, Any]:
+        record = self.head.stages.get(stage)
+        return record.result if record is not None else {}
+
+
+def read_history(job: Job, run: RunState) -> RunHistory:
+    """Read what `run`, a run of `job`, has done until now. Raises StoreError."""
+    head = run.read()
+    assert head is not None
+    log = read_log(run)
+    return RunHistory(
+        job=job,
+        url=run.url,
+        head=head,
+        events=log.events,
+        metrics={stage: kept_rows(log.metrics[stage], head, stage) for stage in log.metrics},
+        costs=costs_of(run, head, time.time(), log),
+    )
+
+
+def _reply(stage: str, text: str) -> str:
+    """Return what follows a prompt: its continuation, or after fine-tuning a separate answer."""
+    return f"\n{text}" if stage == "sft" else text
+
+
+def _price(machine: MachineCost) -> str:
+    unknown = machine.price is None
+    return f"{machine.describe()} at {'an unknown price' if unknown else f'${machine.price:.2f}/h'}"
