@@ -1,4 +1,4 @@
-"""The `pion` command. Nothing heavy is imported before a command needs it."""
+"""Parses the `pion` command line and calls the command. Heavy imports wait for the command."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pion.errors import BadInput, PionError
+from pipeline.rent.commands import Add, Command, add_rent_commands
 from pipeline.run.signals import early_sigterm
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
     from pipeline.models.find import FoundModel
 
 MODEL_HELP = (
-    "a run (demo, STORE/demo; @pretrain, @sft or @STEP for another checkpoint), a checkpoint's or "
-    "an exported folder, a checkpoint of the original Pion (.pt), a Hub repository (user/name); "
-    "default: the latest run"
+    "a run (demo or STORE/demo; add @pretrain, @sft or @STEP for another checkpoint), the folder "
+    "of a checkpoint or an exported model, a checkpoint of the original Pion (.pt), or a Hub "
+    "repository (user/name); default: the latest run"
 )
+OVERRIDES_HELP = "fields to change, such as sft.lr=1e-4"
 RUN_HELP = "a name in runs/, or STORE/NAME"
 TRACEBACK_LIMIT = 100
-TAKING_OVERRIDES = ("run", "prove", "check", "plan", "launch", "hop", "replay")
 EXIT_CODES = """\
 exit codes:
   0   done
@@ -107,15 +108,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the installed version, which is only looked up when it is asked for."""
+    """Prints the version, which is only looked up when a user asks for it."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
+        from pipeline.commands.version import version_line
 
-        print(f"pion {version('pion')}")
+        print(version_line())
         parser.exit()
 
 
@@ -129,41 +130,63 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    take_overrides: dict[str, _Parser] = {}
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], help: str) -> _Parser:
+    def add(name: str, command: Command, help: str, *, overrides: bool = False) -> _Parser:
         end = "" if help.endswith("?") else "."
         sub: _Parser = commands.add_parser(
             name, help=help, description=f"{help[0].upper()}{help[1:]}{end}", allow_abbrev=False
         )
         sub.set_defaults(command=command)
+        if overrides:
+            take_overrides[name] = sub
         return sub
 
-    run = add("run", _run, "advance a run until it is done")
+    _add_run(add)
+    _add_model_commands(add)
+    _add_store_commands(add)
+    _add_prove(add)
+    add_rent_commands(add)
+    for sub in take_overrides.values():  # after the command's other positional arguments
+        sub.add_argument("overrides", metavar="key=value", nargs="*", help=OVERRIDES_HELP)
+    parser.commands = tuple(commands.choices)
+    # `pion run JOB --redo sft sft.lr=1e-4`: argparse alone takes no overrides after an option.
+    overrides: list[str] = []
+    if argv and argv[0] in take_overrides:
+        overrides = [a for a in argv if _is_override(a)]
+        argv = [a for a in argv if not _is_override(a)]
+    args = parser.parse_args(argv)
+    if overrides:
+        args.overrides = [*overrides, *args.overrides]
+    return args
+
+
+def _add_run(add: Add) -> None:
+    run = add("run", _run, "advance a run until it is done", overrides=True)
     run.add_argument("job", metavar="JOB", nargs="?", help="a job file, such as jobs/demo.yaml")
-    run.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
-    )
     run.add_argument(
         "--redo",
         metavar="STAGE",
-        help="do this stage and what follows it again: prepare, pretrain, sft, evaluate or publish",
+        help="redo this stage and all later stages: prepare, pretrain, sft, evaluate or publish",
     )
     run.add_argument("--take-over", action="store_true", help="claim the run from another owner")
     run.add_argument("--help-job", action="store_true", help="print every field of a job file")
 
+
+def _add_model_commands(add: Add) -> None:
     chat = add("chat", _chat, "talk to a model")
     chat.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
-    _sampling(chat)
+    _add_sampling(chat)
 
     generate = add("generate", _generate, "continue a text")
     generate.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     generate.add_argument("--prompt", help="the text to continue; default: standard input")
     generate.add_argument(
-        "--chat", action="store_true", help="the prompt is a user's turn; print the answer alone"
+        "--chat", action="store_true", help="the prompt is a user's turn; print only the answer"
     )
-    _sampling(generate)
+    _add_sampling(generate)
 
-    evaluate = add("eval", _eval, "measure a model on files of your own")
+    evaluate = add("eval", _eval, "measure a model on your own files")
     evaluate.add_argument("model", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
     evaluate.add_argument(
         "files",
@@ -173,19 +196,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
-    export = add("export", _export, "write a folder that transformers loads")
-    export.add_argument("run", metavar="RUN", help="a run, or any model Pion loads")
+    export = add("export", _export, "write a model to a folder that transformers can load")
+    export.add_argument("run", metavar="RUN", help="a run, or any model that Pion can load")
     export.add_argument("folder", metavar="DIR", help="the folder to write")
     export.add_argument("--stage", choices=("pretrain", "sft"), help="default: the last one")
 
-    seed = add(
-        "import-seed", _import_seed, "turn a checkpoint of the original Pion into one of ours"
-    )
+    seed = add("import-seed", _import_seed, "convert a checkpoint of the original Pion")
     seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
     seed.add_argument("folder", metavar="DIR", help="the folder to write")
     seed.add_argument("--tokenizer", metavar="FILE", help="its tokenizer.json")
 
-    status = add("status", _status, "what a run has done and who owns it, from its store alone")
+
+def _add_store_commands(add: Add) -> None:
+    status = add("status", _status, "show what a run has done and who owns it, from its store")
     status.add_argument(
         "run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all runs in runs/"
     )
@@ -196,42 +219,34 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     points.add_argument("--verify", action="store_true", help="check sizes and hashes again")
     points.add_argument("--json", action="store_true", help="print JSON")
 
-    stop = add("stop", _stop, "ask a run's owner, wherever it is, to save and stop")
-    stop.add_argument("run", metavar="RUN", help=RUN_HELP)
-    stop.add_argument("--wait", action="store_true", help="return once it has stopped")
-
-    fork = add("fork", _fork, "make a new run that goes on from a checkpoint of another")
-    fork.add_argument("run", metavar="RUN", help=RUN_HELP)
-    fork.add_argument("new", metavar="NEW", help="a name beside RUN, or STORE/NAME")
-    fork.add_argument("--at", metavar="STEP", type=int, help="default: the newest checkpoint")
-    fork.add_argument("--stage", choices=("pretrain", "sft"), help="default: the one under way")
-
-    prove = add("prove", _prove, "kill a job's runs again and again; do they still end the same?")
-    prove.add_argument("job", metavar="JOB", help="a job file; a copy cut to 60 steps is run")
-    prove.add_argument("overrides", metavar="key=value", nargs="*", help="as for run")
-    prove.add_argument("--kills", metavar="N", type=int, default=20, help="default: 20")
-    prove.add_argument("--store", metavar="URL", help="where to; default: the job's store")
-    prove.add_argument("--seed", metavar="N", type=int, help="choose the same instants again")
-    prove.add_argument("--json", metavar="FILE", help="default: NAME-prove.json")
-    prove.add_argument("--keep", action="store_true", help="leave the runs in the store")
-
     report = add("report", _report, "write a run's report.html again")
     report.add_argument("run", metavar="RUN", help=RUN_HELP)
     report.add_argument("--json", action="store_true", help="print its path as JSON")
 
-    from pipeline.rent.commands import add_rent_commands
+    stop = add("stop", _stop, "ask a run's owner, wherever it is, to save and stop")
+    stop.add_argument("run", metavar="RUN", help=RUN_HELP)
+    stop.add_argument("--wait", action="store_true", help="return once it has stopped")
 
-    add_rent_commands(add)
-    parser.commands = tuple(commands.choices)
-    # `pion run JOB --redo sft sft.lr=1e-4`: argparse alone takes no overrides after an option.
-    overrides: list[str] = []
-    if argv and argv[0] in TAKING_OVERRIDES:
-        overrides = [a for a in argv if _is_override(a)]
-        argv = [a for a in argv if not _is_override(a)]
-    args = parser.parse_args(argv)
-    if overrides:
-        args.overrides = [*overrides, *args.overrides]
-    return args
+    fork = add("fork", _fork, "make a new run that continues from a checkpoint of another run")
+    fork.add_argument("run", metavar="RUN", help=RUN_HELP)
+    fork.add_argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME")
+    fork.add_argument("--at", metavar="STEP", type=int, help="default: the newest checkpoint")
+    fork.add_argument("--stage", choices=("pretrain", "sft"), help="default: the current stage")
+
+
+def _add_prove(add: Add) -> None:
+    prove = add(
+        "prove",
+        _prove,
+        "kill runs of a job again and again: do they still end with the same weights?",
+        overrides=True,
+    )
+    prove.add_argument("job", metavar="JOB", help="a job file; a copy cut to 60 steps is run")
+    prove.add_argument("--kills", metavar="N", type=int, default=20, help="default: 20")
+    prove.add_argument("--store", metavar="URL", help="where the runs go; default: the job's store")
+    prove.add_argument("--seed", metavar="N", type=int, help="draw the same kills as before")
+    prove.add_argument("--json", metavar="FILE", help="default: NAME-prove.json")
+    prove.add_argument("--keep", action="store_true", help="leave the runs in the store")
 
 
 def _is_override(argument: str) -> bool:
@@ -239,7 +254,7 @@ def _is_override(argument: str) -> bool:
     return bool(equals) and not argument.startswith("-") and "/" not in key
 
 
-def _sampling(parser: argparse.ArgumentParser) -> None:
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
     from pipeline.commands.sampling import DEFAULTS, HELP, convert
 
     for name, default in DEFAULTS.items():
@@ -250,7 +265,7 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{HELP[name]} (default: {default})",
         )
-    parser.add_argument("--seed", type=int, metavar="N", help="draw the same text every time")
+    parser.add_argument("--seed", type=int, metavar="N", help="generate the same text every time")
 
 
 def _converted(convert: Callable[[str, str], float], name: str, text: str) -> float:
@@ -313,24 +328,9 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    import json
+    from pipeline.commands.export import export
 
-    from pipeline.models.find import find_model, load_model, load_tokenizer
-
-    found = find_model(f"{args.run}@{args.stage}" if args.stage else args.run)
-    load_tokenizer(found)  # before torch is imported: it may be missing
-    assert found.tokenizer is not None
-    from pion.export import export_model, verify_export
-
-    model = load_model(found)
-    export_model(model, found.tokenizer, args.folder)
-    texts = [text for text in (argparse.__doc__, json.__doc__) if text]
-    difference = verify_export(args.folder, model, found.tokenizer, texts)
-    print(
-        f"{args.folder}: {found.label}; loaded again with transformers, "
-        f"logits differ by at most {difference:.1e}"
-    )
-    return 0
+    return export(f"{args.run}@{args.stage}" if args.stage else args.run, args.folder)
 
 
 def _import_seed(args: argparse.Namespace) -> int:

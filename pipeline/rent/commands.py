@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Protocol
 
-Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+Command = Callable[[argparse.Namespace], int]
+
+
+class Add(Protocol):
+    """Makes the parser of a command.
+
+    A command with `overrides` takes key=value arguments, before and after its options.
+    """
+
+    def __call__(
+        self, name: str, command: Command, help: str, *, overrides: bool = False
+    ) -> argparse.ArgumentParser: ...
+
 
 RUN_HELP = "STORE/NAME, or a name in runs/"
 ON_HELP = "a file that says where, such as sky/runpod-spot.yaml"
@@ -14,20 +27,24 @@ FORCE_HELP = "accept spot dearer than on demand, and a machine on its way alread
 
 def add_rent_commands(add: Add) -> None:
     """Add check, plan, launch, watch, hop, rentals and replay; `add` makes a command's parser."""
-    check = add("check", _check, "find what would fail later, before it costs anything")
+    check = add(
+        "check", _check, "find what would fail later, before it costs anything", overrides=True
+    )
     _job(check)
     check.add_argument("--on", metavar="SKY", help=ON_HELP)
     check.add_argument("--force", action="store_true", help="accept spot dearer than on demand")
     check.add_argument("--json", action="store_true", help="print JSON")
 
-    plan = add("plan", _plan, "memory, batch, time and dollars on each type of GPU")
+    plan = add("plan", _plan, "memory, batch, time and dollars on each type of GPU", overrides=True)
     _job(plan)
     plan.add_argument(
         "--gpu", metavar="NAME", action="append", default=[], help="only this one; may be repeated"
     )
     plan.add_argument("--json", action="store_true", help="print JSON")
 
-    launch = add("launch", _launch, "rent a machine and run a job there until it is done")
+    launch = add(
+        "launch", _launch, "rent a machine and run a job there until it is done", overrides=True
+    )
     _job(launch)
     launch.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
     launch.add_argument("--dry-run", action="store_true", help="print SkyPilot's task and stop")
@@ -37,10 +54,9 @@ def add_rent_commands(add: Add) -> None:
     watch.add_argument("run", metavar="RUN", help=RUN_HELP)
     watch.add_argument("--once", action="store_true", help="look once, act, and return")
 
-    hop = add("hop", _hop, "move a rented run to another machine")
+    hop = add("hop", _hop, "move a rented run to another machine", overrides=True)
     hop.add_argument("run", metavar="RUN", help=RUN_HELP)
     hop.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
-    hop.add_argument("overrides", metavar="key=value", nargs="*", help="fields to change")
     hop.add_argument("--job", metavar="FILE", help="default: the job that the run's store records")
     hop.add_argument("--force", action="store_true", help=FORCE_HELP)
 
@@ -51,7 +67,12 @@ def add_rent_commands(add: Add) -> None:
 
     from pipeline.rent.replay.options import add_options
 
-    replay = add("replay", _replay, "finish time, dollars and goodput on recorded spot traces")
+    replay = add(
+        "replay",
+        _replay,
+        "finish time, dollars and goodput on recorded spot traces",
+        overrides=True,
+    )
     _job(replay)
     replay.add_argument("--trace", metavar="FILE", nargs="+", action="extend", required=True)
     add_options(replay)
@@ -61,9 +82,6 @@ def add_rent_commands(add: Add) -> None:
 
 def _job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="a job file, such as jobs/pion-small.yaml")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
-    )
 
 
 def _check(args: argparse.Namespace) -> int:
