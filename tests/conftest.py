@@ -18,11 +18,20 @@ import pytest
 
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
+from tests.paths import REPOSITORY
 from tests.support.s3_server import S3Server, s3_server
 
 # Two processes whose threads spin while they wait for each other take ten times as long on the same
 # cores. Read when torch is first imported, here and in what tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Tests start hundreds of Python processes. Compiling torch takes each of them three seconds where
+# PYTHONDONTWRITEBYTECODE is set, so they keep what they compiled here, not beside the sources. The
+# list of fonts lies here too: otherwise it is built again wherever a test sets XDG_CACHE_HOME.
+CACHE = REPOSITORY / ".pytest_cache" / "started_by_tests"
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(CACHE / "bytecode"))
+os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
 
 LONGEST_FIRST = ("test_ray", "test_resume", "test_interruptions", "test_hops")
 
