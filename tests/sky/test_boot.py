@@ -1,6 +1,7 @@
 """From a bare machine to `pion run`: what sky/boot.sh installs, and what its exit codes say.
 
-The script is the real one; uv and what it would install are stand-ins that write down their calls.
+The script is the real one, and so are the checks of the machine that it runs. uv and what uv would
+install (pion, torch) are stand-ins that write down their calls.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,10 @@ from pathlib import Path
 import pytest
 
 from tests.paths import REPOSITORY
+from tests.support.waiting import wait_until
+
+FORMER_SCRIPT = REPOSITORY / "tests/fixtures/rentals/boot-0afbd30.sh"
+BOOT_SECONDS = 120  # far above what a boot with stand-ins takes
 
 UV = """#!/bin/bash
 echo "$@" >>"$CALLS"
@@ -27,15 +33,22 @@ case $1 in
 esac
 """
 PYTHON = """#!/bin/bash
-case "$*" in
-    "-m pipeline.rent.on_machine.gpu_check")
-        echo tested >"$CALLS.gpu_test"; exit ${GPU_TEST_EXITS:-0} ;;
+case $1 in
+    -m) exec "$REAL_PYTHON" "$@" ;;
     *) echo packages ;;
 esac
+"""
+TORCH = """
+import os
+
+with open(os.environ["CALLS"] + ".torch", "a") as calls:
+    calls.write("imported\\n")
+raise SystemExit(int(os.environ.get("TORCH_EXITS", 0)))  # as if the whole test had ended so
 """
 PION = """#!/bin/bash
 printf '%s\\n' "$@" >"$CALLS.pion"; env >"$CALLS.environment"
 trap 'echo stopped >>"$CALLS.pion"; exit 75' TERM
+touch "$CALLS.ready"
 while [ -n "$PION_WAITS" ]; do sleep 0.1; done
 exit ${PION_EXITS:-0}
 """
@@ -59,9 +72,13 @@ class Machine:
         )
 
     def boot(self, **environment: str) -> tuple[int, str]:
-        """Exit code and output."""
+        """Return the exit code and the output."""
         process = self.start(**environment)
-        output, _ = process.communicate()
+        try:
+            output, _ = process.communicate(timeout=BOOT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"it still boots: {process.communicate()[0]}") from None
         return process.returncode, output
 
     @property
@@ -70,11 +87,15 @@ class Machine:
         return path.read_text().splitlines() if path.exists() else []
 
     def pion(self, what: str = "pion") -> list[str]:
-        """The arguments that `pion` was given, one each, or its "environment".
+        """Return the arguments that `pion` was given, one each, or its "environment".
 
-        Of "nodes", the arguments of sky/ray_nodes.sh; of "gpu_test", that it ran.
+        Of "nodes", the arguments of sky/ray_nodes.sh; of "torch", that it was imported.
         """
         return (self.folder / f"calls.{what}").read_text().splitlines()
+
+    def ran(self, what: str = "pion") -> bool:
+        """Whether `pion`, or what else `pion()` knows, was started at all."""
+        return (self.folder / f"calls.{what}").exists()
 
 
 def give_gpu(machine: Machine) -> dict[str, str]:
@@ -94,9 +115,12 @@ def give_gpu(machine: Machine) -> dict[str, str]:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     checkout, home = tmp_path / "checkout", tmp_path / "home"
-    for name in ("sky/boot.sh", "pipeline/rent/on_machine/boot_check.py", "pyproject.toml"):
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+    no_bytecode = shutil.ignore_patterns("__pycache__")
+    for folder in ("sky", "pipeline/rent"):
+        shutil.copytree(REPOSITORY / folder, checkout / folder, ignore=no_bytecode)
+    for name in ("pipeline/__init__.py", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, checkout / name)
+    (checkout / "torch.py").write_text(TORCH)
     (checkout / "job.yaml").write_text("name: tiny\n")
     (home / ".local/bin").mkdir(parents=True)
     stand_ins = {home / ".local/bin/uv": UV, tmp_path / "python": PYTHON, tmp_path / "pion": PION}
@@ -110,11 +134,19 @@ def machine(tmp_path: Path) -> Machine:
             "PATH": os.environ["PATH"],
             "CALLS": str(tmp_path / "calls"),
             "PYTHON": str(tmp_path / "python"),
+            "REAL_PYTHON": sys.executable,
             "PION": str(tmp_path / "pion"),
             "JOB": "job.yaml",
             "PION_EXPECT_GPUS": "0",
         },
     )
+
+
+@pytest.fixture
+def former(machine: Machine) -> Machine:
+    """A checkout of today whose boot.sh is that of commit 0afbd30, as in a YAML that has a copy."""
+    shutil.copy(FORMER_SCRIPT, machine.folder / "checkout/sky/boot.sh")
+    return machine
 
 
 def test_it_ends_in_pion_run_with_the_job_and_the_overrides(machine: Machine) -> None:
@@ -139,11 +171,10 @@ def test_the_exit_code_of_pion_is_the_jobs(machine: Machine, code: int) -> None:
 
 def test_sigterm_reaches_pion(machine: Machine) -> None:
     process = machine.start(PION_WAITS="1")
-    while not (machine.folder / "calls.environment").exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
+    wait_until(lambda: machine.ran("ready") or process.poll() is not None, "pion run to start")
+    assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 75
+    assert process.wait(BOOT_SECONDS) == 75
     assert machine.pion()[-1] == "stopped"
 
 
@@ -157,7 +188,7 @@ def test_a_machine_that_will_not_do_is_left_before_anything_is_installed(machine
 def test_torch_tests_the_gpus_before_pion_run(machine: Machine) -> None:
     code, output = machine.boot(**give_gpu(machine))
     assert code == 0, output
-    assert machine.pion("gpu_test") == ["tested"]
+    assert machine.pion("torch") == ["imported"]
     assert machine.pion() == ["run", "job.yaml"]
 
 
@@ -169,15 +200,15 @@ def test_torch_tests_the_gpus_before_pion_run(machine: Machine) -> None:
 def test_a_gpu_that_torch_finds_bad_ends_the_boot_before_pion_run(
     machine: Machine, exits: str, code: int
 ) -> None:
-    exit_code, output = machine.boot(**give_gpu(machine), GPU_TEST_EXITS=exits)
+    exit_code, output = machine.boot(**give_gpu(machine), TORCH_EXITS=exits)
     assert exit_code == code, output
-    assert machine.pion("gpu_test") == ["tested"]
-    assert not (machine.folder / "calls.pion").exists()
+    assert machine.pion("torch") == ["imported"]
+    assert not machine.ran()
 
 
 def test_without_gpus_there_is_nothing_for_torch_to_test(machine: Machine) -> None:
     assert machine.boot()[0] == 0
-    assert not (machine.folder / "calls.gpu_test").exists()
+    assert not machine.ran("torch")
 
 
 def test_several_nodes_are_handed_the_job_and_each_override_as_a_word_of_its_own(
@@ -193,7 +224,7 @@ def test_several_nodes_are_handed_the_job_and_each_override_as_a_word_of_its_own
         "pretrain.lr=1e-3",
         'evaluate.prompts=["two words"]',
     ]
-    assert not (machine.folder / "calls.pion").exists(), "it is for ray_nodes.sh to start"
+    assert not machine.ran(), "it is for ray_nodes.sh to start"
 
 
 @pytest.mark.parametrize("job", ["", "jobs/no-such.yaml"])
@@ -280,3 +311,38 @@ def test_the_seconds_of_each_part_are_left_for_the_runs_events(machine: Machine)
     names = ("PION_BOOT_STARTED", "PION_BOOT_CHECKED", "PION_BOOT_SYNCED")
     times = [float(environment[name]) for name in names]
     assert before <= times[0] < times[1] < times[2] <= time.time()
+
+
+# ---------------------------------------------------------------- the former script
+
+
+def test_the_former_script_ends_in_pion_run(former: Machine) -> None:
+    code, output = former.boot(**give_gpu(former), OVERRIDES="pretrain.lr=1e-3", PION_EXITS="4")
+    assert code == 4, output
+    assert "boot check: 1 × NVIDIA A40" in output
+    assert former.pion("torch") == ["imported"]
+    assert former.pion() == ["run", "job.yaml", "pretrain.lr=1e-3"]
+
+
+def test_the_former_script_leaves_a_bad_machine(former: Machine) -> None:
+    code, output = former.boot(PION_DISK_GB="1000000")
+    assert code == 75
+    assert "this machine won't do" in output
+    assert former.uv_calls == []
+
+
+@pytest.mark.parametrize(("exits", "code"), [("75", 75), ("139", 75), ("1", 1)])
+def test_the_former_script_leaves_a_machine_whose_gpu_is_bad(
+    former: Machine, exits: str, code: int
+) -> None:
+    exit_code, output = former.boot(**give_gpu(former), TORCH_EXITS=exits)
+    assert exit_code == code, output
+    assert former.pion("torch") == ["imported"]
+    assert not former.ran()
+
+
+@pytest.mark.parametrize("forward", ["boot_check.py", "gpu_test.py"])
+def test_the_former_script_needs_both_forwards(former: Machine, forward: str) -> None:
+    (former.folder / "checkout/pipeline/rent" / forward).unlink()
+    assert former.boot(**give_gpu(former))[0] not in (0, 75)
+    assert not former.ran()
