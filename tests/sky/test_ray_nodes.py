@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.state.metrics import read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.paths import REPOSITORY
+from tests.support import waiting
 from tests.support.jobs import tiny_dict, write_tiny_data
 
 
@@ -102,22 +104,17 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
             nodes.lose(process)
 
 
-def wait_until(condition: Callable[[], object], what: Callable[[], str]) -> None:
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < 500, what()
-        time.sleep(0.5)
-
-
 @pytest.mark.soak
 def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes: Nodes) -> None:
     def logs() -> str:
         return f"{nodes.log(0)}\n---- other node\n{nodes.log(1)}"
 
+    wait_until = functools.partial(waiting.wait_until, what=logs, seconds=500, every=0.5)
+
     head = nodes.start(0)
-    wait_until(lambda: "meet at" in nodes.log(0) or head.poll() is not None, logs)
+    wait_until(lambda: "meet at" in nodes.log(0) or head.poll() is not None)
     worker = nodes.start(1)
-    wait_until(lambda: ": saved" in nodes.log(0) or head.poll() is not None, logs)
+    wait_until(lambda: ": saved" in nodes.log(0) or head.poll() is not None)
     assert head.poll() is None, logs()
     started = [event for event in nodes.events() if event["event"] == "training"]
     assert [event["workers"] for event in started] == [2]
@@ -127,13 +124,13 @@ def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes: Nodes) 
     committed = state.checkpoints[0].step
     nodes.lose(worker)
     again = nodes.start(1)
-    wait_until(lambda: head.poll() is not None, logs)
+    wait_until(lambda: head.poll() is not None)
     assert head.returncode == 0, logs()
     resumed = [event for event in nodes.events() if event["event"] == "training"]
     assert [event["workers"] for event in resumed] == [2, 2]
     assert int(str(resumed[1]["from_step"])) >= committed > 0
 
-    wait_until(lambda: again.poll() is not None, logs)
+    wait_until(lambda: again.poll() is not None)
     assert again.returncode == 0, "a node whose head is done has done its part"
     left = subprocess.run(
         ["pgrep", "-f", str(nodes.environment["PION_RAY_PORT"])], capture_output=True
@@ -144,7 +141,11 @@ def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes: Nodes) 
 @pytest.mark.soak
 def test_a_node_whose_head_never_comes_up_waits_for_it(nodes: Nodes) -> None:
     worker = nodes.start(1)
-    time.sleep(3)
-    assert worker.poll() is None
+
+    def waits() -> bool:
+        """It has asked for the head at least once, and sleeps before it asks again."""
+        return any(child.name() == "sleep" for child in psutil.Process(worker.pid).children())
+
+    waiting.wait_until(waits, "the node to wait for its head")
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait() == 75
+    assert worker.wait(60) == 75

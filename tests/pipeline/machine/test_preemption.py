@@ -5,10 +5,8 @@ from __future__ import annotations
 import queue
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +20,7 @@ from pipeline.machine.preemption import (
 )
 from tests.runs.test_resume import head_of, start, write_job
 from tests.support.metadata_server import Metadata, metadata_server
+from tests.support.waiting import wait_until
 
 ACTION = "/latest/meta-data/spot/instance-action"
 
@@ -66,16 +65,18 @@ class Watch:
         self.stop()
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.005)
+def not_found(cloud: Metadata, times: int = 1) -> Callable[[], bool]:
+    """AWS was asked that often, and had no notice to give."""
+    return lambda: cloud.asked.count(("GET", ACTION, 404)) >= times
+
+
+def watch_has_ended() -> bool:
+    return not any(thread.name == "preemption" for thread in threading.enumerate())
 
 
 def test_aws_notice_says_how_many_seconds_are_left(cloud: Metadata) -> None:
     with Watch(**cloud.aws_environment()) as watch:
-        wait_until(lambda: ("GET", ACTION, 404) in cloud.asked)
+        wait_until(not_found(cloud), "AWS to be asked")
         assert watch.notices.empty()
         cloud.interrupt("terminate", seconds=100)
         text, seconds = watch.notice()
@@ -88,7 +89,7 @@ def test_a_notice_is_given_once_and_the_service_asked_no_more(cloud: Metadata) -
     cloud.interrupt("stop", seconds=100)
     with Watch(**cloud.aws_environment()) as watch:
         watch.notice()
-        wait_until(lambda: not any(t.name == "preemption" for t in threading.enumerate()))
+        wait_until(watch_has_ended, "the watch to end")
     assert watch.notices.empty()
     assert [status for method, _, status in cloud.asked if method == "GET"] == [200]
 
@@ -104,9 +105,9 @@ def test_a_clock_that_is_off_changes_the_seconds_left_within_bounds(
 
 def test_an_expired_token_is_replaced(cloud: Metadata) -> None:
     with Watch(**cloud.aws_environment()) as watch:
-        wait_until(lambda: ("GET", ACTION, 404) in cloud.asked)
+        wait_until(not_found(cloud), "AWS to be asked")
         cloud.tokens.clear()
-        wait_until(lambda: ("GET", ACTION, 401) in cloud.asked)
+        wait_until(lambda: ("GET", ACTION, 401) in cloud.asked, "the token to be refused")
         cloud.interrupt("terminate", seconds=100)
         watch.notice()
     assert watch.said == []
@@ -115,20 +116,20 @@ def test_an_expired_token_is_replaced(cloud: Metadata) -> None:
 
 def test_one_token_serves_many_questions(cloud: Metadata) -> None:
     with Watch(**cloud.aws_environment()):
-        wait_until(lambda: cloud.asked.count(("GET", ACTION, 404)) >= 5)
+        wait_until(not_found(cloud, times=5), "AWS to be asked five times")
     assert [method for method, _, _ in cloud.asked].count("PUT") == 1
 
 
 def test_a_rebalance_recommendation_is_no_notice(cloud: Metadata) -> None:
     cloud.rebalance = True
     with Watch(**cloud.aws_environment()) as watch:
-        wait_until(lambda: cloud.asked.count(("GET", ACTION, 404)) >= 3)
+        wait_until(not_found(cloud, times=3), "AWS to be asked three times")
         assert watch.notices.empty()
 
 
 def test_google_cloud_notice_leaves_30_seconds(cloud: Metadata) -> None:
     with Watch(**cloud.gcp_environment()) as watch:
-        wait_until(lambda: len(cloud.asked) >= 2)
+        wait_until(lambda: len(cloud.asked) >= 2, "Google Cloud to be asked twice")
         assert watch.notices.empty()
         cloud.preempted = True
         assert watch.notice() == (
@@ -166,7 +167,7 @@ def test_trouble_of_the_service_is_said_once_and_a_later_notice_still_heard(
 ) -> None:
     trouble(cloud)
     with Watch(**cloud.aws_environment()) as watch:
-        wait_until(lambda: len(cloud.asked) >= 6)
+        wait_until(lambda: len(cloud.asked) >= 6, "AWS to be asked six times")
         assert watch.notices.empty()
         cloud.failing = cloud.refusing_tokens = False
         cloud.interrupt("terminate", seconds=100)
@@ -179,7 +180,7 @@ def test_a_service_that_is_not_there_is_trouble_too() -> None:
     with metadata_server() as gone:
         nowhere = gone.gcp_environment()
     with Watch(**nowhere) as watch:
-        wait_until(lambda: watch.said)
+        wait_until(lambda: watch.said, "the watch to complain")
         assert watch.notices.empty()
 
 
@@ -197,12 +198,11 @@ def test_the_proxy_of_the_environment_is_not_asked(
 
 def test_a_stopped_watch_asks_no_more_and_gives_no_notice(cloud: Metadata) -> None:
     watch = Watch(**cloud.gcp_environment())
-    wait_until(lambda: cloud.asked)
+    wait_until(lambda: cloud.asked, "Google Cloud to be asked")
     watch.stop()
-    wait_until(lambda: not any(t.name == "preemption" for t in threading.enumerate()))
+    wait_until(watch_has_ended, "the watch to end")
     asked = len(cloud.asked)
     cloud.preempted = True
-    time.sleep(0.1)
     assert len(cloud.asked) == asked
     assert watch.notices.empty()
 

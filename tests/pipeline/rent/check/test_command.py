@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,8 +222,10 @@ def test_what_does_not_answer_in_time_is_not_found_out(
 ) -> None:
     case.rows()  # whatever is loaded first takes its time
     monkeypatch.setattr(command, "SECONDS", 0.3)
-    hub.before("/api/datasets", lambda: time.sleep(1), times=9)
+    checked = threading.Event()
+    hub.before("/api/datasets", lambda: checked.wait(60), times=9)
     rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
+    checked.set()
     unknown(rows["data"], "no answer within")
 
 
