@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 from tests.rental.netns import Bridge, Namespace, separate_network
+from tests.support.waiting import wait_until
 
 HOME = "/pod"
 """The home folder in a pod: not this machine's, whose keys and configuration are no pod's."""
@@ -122,10 +123,13 @@ class Pod:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        while not separate_network(self._unshare.pid):
-            if self._unshare.poll() is not None:
-                raise RuntimeError(f"a pod did not start: {(folder / self.id / 'log').read_text()}")
-            time.sleep(0.01)
+        process, log_file = self._unshare, folder / self.id / "log"
+        wait_until(
+            lambda: separate_network(process.pid) or process.poll() is not None,
+            lambda: f"the network of a pod: {log_file.read_text()}",
+        )
+        if process.poll() is not None:
+            raise RuntimeError(f"a pod did not start: {log_file.read_text()}")
         self._network = network = Namespace(self._unshare.pid)
         self._ssh = Bridge(socket.create_server(("127.0.0.1", 0)), lambda: network.connect(22))
         for port in ports:

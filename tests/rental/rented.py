@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.rental.pods import Pod
 from tests.rental.skypilot_home import REPOSITORY, Loopback
+from tests.support import waiting
 from tests.support.s3_server import S3Server
 
 JOB = "jobs/rental-test.yaml"
@@ -26,10 +26,11 @@ RUN = "rental-test"
 STEPS = 1200
 # Without Ray, which has tests of its own, a pod of this machine trains half a minute sooner.
 OVERRIDES = ("hardware.workers=0",)
+# Longer than any test takes, even where SkyPilot hesitates for minutes.
 ENDLESS = "pretrain.steps=200000"
-"""Longer than any test takes, even where SkyPilot hesitates for minutes."""
-PATIENCE = 900.0
-"""Seconds after which waiting is in vain, on the slowest machine."""
+# Far above what SkyPilot takes on the slowest machine.
+PATIENCE_SECONDS = 900.0
+wait_until = functools.partial(waiting.wait_until, seconds=PATIENCE_SECONDS, every=0.5)
 
 
 @dataclass
@@ -102,14 +103,6 @@ class Rented:
         """(step, first row) of every attempt, as its "training" event says."""
         events = read_events(open_store(self.store), RUN)
         return [(e["from_step"], e["next_row"]) for e in events if e["event"] == "training"]
-
-
-def wait_until(condition: Callable[[], object], what: str, every: float = 0.5) -> None:
-    """Wait for `condition`, `what` in words."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < PATIENCE, f"waited {PATIENCE:g} s in vain for {what}"
-        time.sleep(every)
 
 
 @contextmanager

@@ -46,7 +46,8 @@ class Window:
 
     def ends_with(self, code: int) -> None:
         """Wait for its end; fails, with what it said, if the exit code is another."""
-        assert self.process.wait() == code, self.text
+        wait_until(lambda: self.process.poll() is not None, lambda: f"its end: {self.text}")
+        assert self.process.returncode == code, self.text
 
     def ctrl_c(self) -> None:
         self.process.send_signal(signal.SIGINT)
