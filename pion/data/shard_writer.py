@@ -1,4 +1,4 @@
-"""Writing shards so that a killed writer goes on where its last whole shard ended."""
+"""Write shards so that a killed writer can continue after its last whole shard."""
 
 import hashlib
 import io
@@ -17,24 +17,25 @@ from pion.errors import BadInput
 class ShardWriter:
     """Cuts documents, or takes whole rows, into shard files of ``rows_per_shard`` rows.
 
-    Every shard is written under a temporary name, synced and renamed; the ``<shard>.json``
-    written after it marks it as finished. A new writer for the same folder takes the finished
-    shards over, if they were written with the same settings and ``key``, and the caller goes on
-    with document (or row) number ``appended``.
+    Every shard is written under a temporary name, synced and renamed. Then its ``<shard>.json``
+    is written, which marks the shard as finished. A new writer for the same folder keeps the
+    finished shards if they have the same settings and ``key``; the caller then continues with
+    document (or row) number ``appended``.
 
     Args:
         vocab_size: every id must be below it; up to 65,536 ids are stored as uint16.
-        conversations: write flags beside the ids.
-        key: digest of what the shards are made from (sources, tokenizer). Finished shards of
+        conversations: write flags next to the ids.
+        key: digest of what the shards are made from (sources, tokenizer). Finished shards with
             another key are replaced.
 
     Attributes:
-        shards: finished so far.
-        appended: documents (or rows) already taken; on a new writer the caller skips that many.
-        dropped_tokens: ids of the last, incomplete row, known after ``finish``.
+        shards: the shards finished so far.
+        appended: number of documents (or rows) already taken; the caller of a new writer skips
+            that many.
+        dropped_tokens: number of ids in the last, incomplete row; known after ``finish``.
 
     Raises:
-        BadInput: the folder can't be made.
+        BadInput: the folder can't be created.
     """
 
     def __init__(
@@ -44,21 +45,21 @@ class ShardWriter:
         seq_len: int,
         vocab_size: int,
         rows_per_shard: int,
-        prefix: str = "shard",
         conversations: bool = False,
         key: str = "",
     ) -> None:
         self.shards: list[Shard] = []
         self.appended = 0
         self.dropped_tokens = 0
-        self._folder, self._prefix = Path(folder), prefix
+        self._folder = Path(folder)
         self._seq_len, self._vocab_size = seq_len, vocab_size
         self._key = [key, seq_len, vocab_size, rows_per_shard, conversations]
         self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
         self._ids = np.empty(rows_per_shard * seq_len, dtype=self._dtype)
         self._flags = np.empty(self._ids.size, dtype=np.uint8) if conversations else None
         self._filled = 0
-        self._resumed_within = 0  # ids of document `appended` that finished shards already hold
+        # How many ids of document number `appended` the finished shards already hold.
+        self._resumed_within = 0
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -69,7 +70,7 @@ class ShardWriter:
         """Append a document and the end-of-text after it; an empty document adds nothing.
 
         Raises:
-            BadInput: an id beyond the vocabulary, or the shard can't be written.
+            BadInput: an id is beyond the vocabulary, or the shard can't be written.
         """
         end = [end_of_text] if len(ids) else []
         document = np.concatenate((ids, end)).astype(np.int64)
@@ -86,12 +87,12 @@ class ShardWriter:
         """Append rows ``(n, seq_len)`` and, for conversations, their flags of the same shape.
 
         Raises:
-            BadInput: an id beyond the vocabulary, or the shard can't be written.
+            BadInput: an id is beyond the vocabulary, or the shard can't be written.
         """
         if rows.ndim != 2 or rows.shape[1] != self._seq_len:
-            raise ValueError(f"rows of shape {rows.shape}, not (n, {self._seq_len})")
+            raise ValueError(f"the rows have shape {rows.shape}, not (n, {self._seq_len})")
         if (flags is None) != (self._flags is None):
-            raise ValueError("flags belong to conversations, and only to them")
+            raise ValueError("conversations need flags, and other rows must have none")
         self._check(rows)
         used = 0
         while used < len(rows):
@@ -102,7 +103,7 @@ class ShardWriter:
                 self._write_shard(self.appended, 0)
 
     def finish(self) -> tuple[Shard, ...]:
-        """Write the rows that don't fill a shard; ids that don't fill a row are dropped.
+        """Write the rows that don't fill a shard; drop the ids that don't fill a row.
 
         Raises:
             BadInput: the shard can't be written.
@@ -123,6 +124,7 @@ class ShardWriter:
             )
 
     def _fill(self, ids: np.ndarray, flags: np.ndarray | None) -> int:
+        """Copy as many ids into the buffer as it has room for, and return how many."""
         taken = min(len(ids), self._ids.size - self._filled)
         here = slice(self._filled, self._filled + taken)
         self._ids[here] = ids[:taken]
@@ -133,7 +135,7 @@ class ShardWriter:
 
     def _write_shard(self, appended: int, within: int) -> None:
         """Write the buffer; ``appended`` documents and ``within`` ids of the next one are done."""
-        path = self._folder / f"{self._prefix}_{len(self.shards):05d}.npy"
+        path = self._next_path()
         sha256, size = self._write_array(path, self._ids)
         flags_sha256, flags_size = None, 0
         if self._flags is not None:
@@ -159,6 +161,7 @@ class ShardWriter:
         self._filled = 0
 
     def _write_array(self, path: Path, buffer: np.ndarray) -> tuple[str, int]:
+        """Write the filled rows of ``buffer``; return the file's sha256 and size in bytes."""
         array = buffer[: self._filled].reshape(-1, self._seq_len)
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
@@ -171,7 +174,7 @@ class ShardWriter:
 
     def _take_over_finished(self) -> None:
         while True:
-            path = self._folder / f"{self._prefix}_{len(self.shards):05d}.npy"
+            path = self._next_path()
             try:
                 progress = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
                 shard = Shard(**progress["shard"])
@@ -185,5 +188,8 @@ class ShardWriter:
                 self._resumed_within = progress["within"]
                 self.dropped_tokens = progress["dropped_tokens"]
             except (OSError, ValueError, KeyError, TypeError):
-                return  # not finished, or not ours: it will be written anew
+                return  # not finished, or not ours: this shard will be written again
             self.shards.append(shard)
+
+    def _next_path(self) -> Path:
+        return self._folder / f"shard_{len(self.shards):05d}.npy"

@@ -1,4 +1,4 @@
-"""The memory plan: what a training step needs, and the micro-batch that fits a machine."""
+"""Choose the micro-batch: predict what a training step needs, and take what fits the machine."""
 
 from __future__ import annotations
 
@@ -10,44 +10,48 @@ from pion.errors import BadInput
 from pion.model.loss import CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES
 from pion.train.muon import BATCH_ELEMENTS
 
+# What a process takes before it has a model: libraries and, on a GPU, the CUDA context.
 RUNTIME_BYTES = 600 * 2**20
-"""What a process takes before it has a model: libraries, on a GPU the CUDA context."""
 
+# The share of the memory that stays free, for fragmentation and whatever the prediction overlooks.
 HEADROOM = 0.1
-"""Share of the memory left free: fragmentation, and whatever else the prediction overlooks."""
 
+# A micro-batch of more tokens than this is no faster.
 USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
-"""Tokens in a micro-batch beyond which a larger one is no faster."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a rank trains and how it computes, however many rows it takes at once."""
+
+    config: ModelConfig
+    seq_len: int  # tokens in a row
+    dtype: Literal["float32", "bfloat16"]
+    optimizer: Literal["adamw", "muon"]
+    device: str  # "cpu" or "cuda"; the loss takes larger chunks on CUDA
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted peak of a training step, in bytes."""
+    """The predicted peak of a training step, in bytes."""
 
     weights: int  # float32 weights and gradients, and the copies that bf16 products read
     optimizer: int
     activations: int  # what the forward pass keeps for the backward pass
-    loss: int  # one chunk of logits and the head's gradient beside its sum
+    loss: int  # one chunk of logits, and the head's gradient in addition to its sum
 
     @property
     def total(self) -> int:
+        """Return the bytes of a training step, including what any process takes."""
         return RUNTIME_BYTES + self.weights + self.optimizer + self.activations + self.loss
 
 
-def predict_memory(
-    config: ModelConfig,
-    *,
-    micro_batch: int,
-    seq_len: int,
-    dtype: Literal["float32", "bfloat16"],
-    recompute: bool,
-    optimizer: Literal["adamw", "muon"],
-    device: str = "cuda",
-) -> Memory:
-    """Peak bytes of a training step over micro-batches of `micro_batch` rows of `seq_len` tokens.
+def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memory:
+    """Return the peak bytes of a training step over micro-batches of `micro_batch` rows.
 
-    `device` is "cpu" or "cuda": the loss takes larger chunks on CUDA.
+    `recompute` keeps only the input of each block for the backward pass.
     """
+    config, dtype = work.config, work.dtype
     width = 2 if dtype == "bfloat16" else 4  # bytes of what matrix products read
     query, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     d_model, d_ff = config.d_model, config.d_ff
@@ -57,13 +61,13 @@ def predict_memory(
     weights = 8 * (block_matrices + embedding)
     if dtype == "bfloat16":
         weights += 2 * (block_matrices + embedding)
-    if optimizer == "muon":
+    if work.optimizer == "muon":
         batch = min(block_matrices, BATCH_ELEMENTS)
         moments = 4 * block_matrices + 8 * embedding + (8 + 3 * width) * batch
     else:
         moments = 8 * (block_matrices + embedding)
 
-    tokens = micro_batch * seq_len
+    tokens = micro_batch * work.seq_len
     residual = 4 * d_model
     # Two residual streams, each also normalised (float32) and scaled (`width`); queries and keys
     # before and after their norm (float32); rotated queries and keys, values, attention's output;
@@ -78,45 +82,30 @@ def predict_memory(
     kept = config.n_layers * residual + block if recompute else config.n_layers * block
     activations = tokens * (kept + 3 * residual)
 
-    chunk = CPU_CHUNK_BYTES if device == "cpu" else CUDA_CHUNK_BYTES
+    chunk = CPU_CHUNK_BYTES if work.device == "cpu" else CUDA_CHUNK_BYTES
     loss = min(chunk, 4 * tokens * config.vocab_size) * 3 // 2 + 4 * embedding
     return Memory(weights=weights, optimizer=moments, activations=activations, loss=loss)
 
 
 def choose_micro_batch(
-    config: ModelConfig,
-    *,
-    rows_per_rank: int,
-    seq_len: int,
-    dtype: Literal["float32", "bfloat16"],
-    optimizer: Literal["adamw", "muon"],
-    memory_bytes: int,
-    device: str,
-    recompute: bool | None = None,
+    work: Workload, *, rows_per_rank: int, memory_bytes: int, recompute: bool | None = None
 ) -> tuple[int, bool]:
-    """The micro-batch, and whether to recompute activations, for a rank with `memory_bytes`.
+    """Return the micro-batch for a rank with `memory_bytes`, and whether to recompute activations.
 
     The rank's rows of a step are cut into the fewest micro-batches of a power-of-two size that
-    fits and is still useful, then evened out. Activations are recomputed, which costs a third more
-    arithmetic, only where one row doesn't fit otherwise, or as `recompute` says.
+    fits and is still useful, and then evened out. Recomputing activations costs a third more
+    arithmetic, so they are recomputed only where one row does not fit otherwise, or as `recompute`
+    says.
 
-    Raises BadInput, with the bytes needed and there, if one row doesn't fit even so.
+    Raises BadInput if one row does not fit even then; the message has the bytes needed and usable.
     """
     available = int(memory_bytes * (1 - HEADROOM))
-    useful = max(1, USEFUL_TOKENS[device] // seq_len)
+    useful = max(1, USEFUL_TOKENS[work.device] // work.seq_len)
     needed = 0
     for again in (False, True) if recompute is None else (recompute,):
         best, size = 0, 1
         while size <= min(useful, max(1, rows_per_rank)):
-            needed = predict_memory(
-                config,
-                micro_batch=size,
-                seq_len=seq_len,
-                dtype=dtype,
-                recompute=again,
-                optimizer=optimizer,
-                device=device,
-            ).total
+            needed = predict_memory(work, micro_batch=size, recompute=again).total
             if needed > available:
                 break
             best, size = size, 2 * size
@@ -124,7 +113,7 @@ def choose_micro_batch(
             micro_batches = -(-rows_per_rank // best)
             return -(-rows_per_rank // micro_batches), again
     raise BadInput(
-        f"the model does not fit: training on one row of {seq_len} tokens needs "
+        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
         f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} of this machine's "
         f"{memory_bytes / 2**30:.1f} GiB can be used. Use a larger machine, a smaller model or a "
         "shorter data.seq_len" + ("" if recompute in (None, True) else ", or allow recompute")

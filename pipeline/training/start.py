@@ -158,7 +158,7 @@ def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | N
     import torch
 
     from pion.train.hardware import pick_device, pick_dtype, total_memory
-    from pion.train.micro_batch import choose_micro_batch
+    from pion.train.micro_batch import Workload, choose_micro_batch
     from pion.train.settings import Plan
 
     section, hardware = job.section(stage), job.hardware
@@ -180,14 +180,17 @@ def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | N
         free = {name: getattr(before, name) for name, asked in derived.items() if asked is None}
         if before == dataclasses.replace(plan, **free):
             return before
-    micro_batch, recompute = choose_micro_batch(
+    work = Workload(
         job.model_config_resolved(),
-        rows_per_rank=rows_per_rank,
         seq_len=job.sft_seq_len if stage == "sft" else job.data.seq_len,
         dtype=plan.dtype,
         optimizer=section.optimizer,
-        memory_bytes=total_memory(device) // (1 if device.type == "cuda" else group.world_size),
         device=device.type,
+    )
+    micro_batch, recompute = choose_micro_batch(
+        work,
+        rows_per_rank=rows_per_rank,
+        memory_bytes=total_memory(device) // (1 if device.type == "cuda" else group.world_size),
         recompute=hardware.recompute,
     )
     if hardware.micro_batch is None:

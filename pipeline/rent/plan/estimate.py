@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pion.errors import BadInput
 from pion.train.hardware import flops_per_token, gpu_flops
-from pion.train.micro_batch import HEADROOM, choose_micro_batch, predict_memory
+from pion.train.micro_batch import HEADROOM, Workload, choose_micro_batch, predict_memory
 from pipeline.job import Job
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.past_speeds import Speed, speed_on
@@ -144,25 +144,12 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]
     kind = GPU_TYPES.get(offer.gpu)
     dtype = kind.dtype(hardware.dtype) if kind else "bfloat16"
     rows = -(-section.global_batch // workers)
+    work = Workload(config, seq_len, dtype, section.optimizer, device="cuda")
     derived, recompute = choose_micro_batch(
-        config,
-        rows_per_rank=rows,
-        seq_len=seq_len,
-        dtype=dtype,
-        optimizer=section.optimizer,
-        memory_bytes=offer.gpu_memory,
-        device="cuda",
-        recompute=hardware.recompute,
+        work, rows_per_rank=rows, memory_bytes=offer.gpu_memory, recompute=hardware.recompute
     )
     micro_batch = min(hardware.micro_batch or derived, rows)
-    peak = predict_memory(
-        config,
-        micro_batch=micro_batch,
-        seq_len=seq_len,
-        dtype=dtype,
-        recompute=recompute,
-        optimizer=section.optimizer,
-    ).total
+    peak = predict_memory(work, micro_batch=micro_batch, recompute=recompute).total
     usable = int(offer.gpu_memory * (1 - HEADROOM))
     if peak > usable:
         raise BadInput(

@@ -1,4 +1,4 @@
-"""The memory plan: predictions against what autograd keeps, and the micro-batch they lead to."""
+"""The micro-batch: predictions against what autograd keeps, and the choice they lead to."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.train.micro_batch import choose_micro_batch, predict_memory
+from pion.train.micro_batch import Memory, Workload, choose_micro_batch, predict_memory
 
 GIB = 2**30
 DEMO = ModelConfig(
@@ -19,28 +19,36 @@ DEMO = ModelConfig(
 )
 
 
-def predicted(config: ModelConfig = DEMO, **fields: Any) -> Any:
+def workload(config: ModelConfig, **fields: Any) -> Workload:
     defaults = {
-        "micro_batch": 2,
         "seq_len": config.seq_len,
         "dtype": "float32",
-        "recompute": False,
         "optimizer": "adamw",
         "device": "cpu",
     }
-    return predict_memory(config, **defaults | fields)
+    return Workload(config, **defaults | fields)
 
 
-def chosen(config: ModelConfig, gib: float, **fields: Any) -> tuple[int, bool]:
-    defaults = {
-        "rows_per_rank": 64,
-        "seq_len": config.seq_len,
-        "dtype": "bfloat16",
-        "optimizer": "adamw",
-        "memory_bytes": int(gib * GIB),
-        "device": "cuda",
-    }
-    return choose_micro_batch(config, **defaults | fields)
+def predicted(
+    config: ModelConfig = DEMO, *, micro_batch: int = 2, recompute: bool = False, **fields: Any
+) -> Memory:
+    work = workload(config, **fields)
+    return predict_memory(work, micro_batch=micro_batch, recompute=recompute)
+
+
+def chosen(
+    config: ModelConfig,
+    gib: float,
+    *,
+    rows_per_rank: int = 64,
+    recompute: bool | None = None,
+    device: str = "cuda",
+) -> tuple[int, bool]:
+    work = workload(config, dtype="bfloat16", device=device)
+    memory = int(gib * GIB)
+    return choose_micro_batch(
+        work, rows_per_rank=rows_per_rank, memory_bytes=memory, recompute=recompute
+    )
 
 
 def kept_by_autograd(rows: int, dtype: str) -> int:
