@@ -7,3 +7,4 @@ REPOSITORY = TESTS.parent
 JOBS = REPOSITORY / "jobs"
 SEEDS = TESTS / "fixtures" / "seeds"
 DIGESTS = TESTS / "fixtures" / "digests"
+OLDER_RUNS = TESTS / "fixtures" / "older_runs"
