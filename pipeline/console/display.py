@@ -1,28 +1,6 @@
 """What `pion run` shows: a live panel on a terminal, plain timestamped lines in a log.
 
-Stages and workers describe what happens in plain dicts, which cross processes as JSON. Every type
-and its fields (a `?` marks those that may be absent or None):
-
-    phase       name, seconds, total?, parts?
-                                           what a part of the start took; total: the whole start;
-                                           parts: what the seconds consist of, by name
-    prepare     what, done, total?, unit   work of `prepare` so far: documents, MB, shards …
-    stage       stage, state, why, steps?  state: done | resume | todo | stale | started
-    step        stage, step, steps, loss, lr, grad_norm?, tokens_per_second, mfu?, memory?, eta?,
-                dollars?, dollars_per_hour?
-                                           one per log interval; memory in bytes, eta in seconds,
-                                           dollars spent on the run so far, this machine's price
-    eval        stage, step, loss, loss_sem
-    sample      stage, step, prompt, text  what the model writes at an evaluation
-    checkpoint  stage, step, stall?, interval?
-                                           durable now; seconds training stood still, seconds
-                                           between two saves if time decides
-    note        text                       anything else worth a line
-    summary     rows                       [label, value] pairs at the end: model, card, report …
-
-Four more types come from the workers of Ray and never get here, since advance.py acts on them:
-`worker`, `trained` and `error`, which a worker sends when it begins and ends (ray_fit.py), and
-`fit_ended`, which workers.py adds when the process that runs Ray Train has ended by itself.
+The messages are those of console/messages.py.
 """
 
 from __future__ import annotations
@@ -32,15 +10,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO, assert_never
 
 from pipeline.console.formats import duration, printable, size
+from pipeline.console.messages import (
+    CheckpointSaved,
+    Evaluation,
+    Note,
+    Phase,
+    PrepareProgress,
+    Sample,
+    Shown,
+    StageState,
+    Step,
+    Summary,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-Message = dict[str, Any]
 STATES = {
     "done": "done",
     "resume": "to be continued",
@@ -48,8 +37,8 @@ STATES = {
     "stale": "to be redone",
     "started": "starts",
 }
+# The shortest time between two lines about `prepare` in a log.
 PREPARE_SECONDS = 5.0
-"""A log gets a line about `prepare` at most so often."""
 
 
 class Display:
@@ -71,7 +60,7 @@ class Display:
         self._lock = threading.RLock()
         self._silent = False
         self._phases: list[tuple[str, float]] = []
-        self._progress: Message | None = None
+        self._progress: Step | PrepareProgress | None = None
         self._saved: tuple[int, float] | None = None
         self._interval: float | None = None
         self._prepare_shown: dict[str, float] = {}
@@ -102,79 +91,92 @@ class Display:
             self._live.stop()
             self._live = None
 
-    def say(self, message: Message) -> None:
-        """Show one message. Raises ValueError for a type the table above does not have."""
-        handler = getattr(self, f"_on_{message['type']}", None)
-        if handler is None:
-            raise ValueError(f"there is no message type {message['type']!r}")
+    def say(self, message: Shown) -> None:
+        """Show one message."""
         with self._lock:
-            handler(message)
+            match message:
+                case Phase():
+                    self._show_phase(message)
+                case PrepareProgress():
+                    self._show_prepare(message)
+                case StageState():
+                    self._show_stage(message)
+                case Step():
+                    self._show_step(message)
+                case Evaluation():
+                    self._show_evaluation(message)
+                case Sample():
+                    self._show_sample(message)
+                case CheckpointSaved():
+                    self._show_checkpoint(message)
+                case Note():
+                    self._line(printable(message.text), style="yellow")
+                case Summary():
+                    self._show_summary(message)
+                case _:
+                    assert_never(message)
 
-    # ------------------------------------------------------------ one method per message type
+    # ------------------------------------------------------------ one method per message
 
-    def _on_phase(self, m: Message) -> None:
-        if m.get("parts"):
-            self._line(f"{m['name']}: {m['seconds']:.1f} s{_parts(m['parts'].items())}")
-        elif m.get("total"):
-            self._line(f"{m['name']} after {m['seconds']:.1f} s{_parts(self._phases)}")
+    def _show_phase(self, phase: Phase) -> None:
+        if phase.parts:
+            self._line(f"{phase.name}: {phase.seconds:.1f} s{_parts(phase.parts.items())}")
+        elif phase.total:
+            self._line(f"{phase.name} after {phase.seconds:.1f} s{_parts(self._phases)}")
             self._phases.clear()
         else:
-            self._phases.append((m["name"], m["seconds"]))
+            self._phases.append((phase.name, phase.seconds))
             if self._console is None:
-                self._line(f"{m['name']}: {m['seconds']:.1f} s")
+                self._line(f"{phase.name}: {phase.seconds:.1f} s")
 
-    def _on_prepare(self, m: Message) -> None:
-        self._progress = m
-        last = self._prepare_shown.get(m["what"])
-        finished = m.get("total") is not None and m["done"] >= m["total"]
+    def _show_prepare(self, progress: PrepareProgress) -> None:
+        self._progress = progress
+        last = self._prepare_shown.get(progress.what)
+        finished = progress.total is not None and progress.done >= progress.total
         due = last is None or finished or self._now() - last >= PREPARE_SECONDS
         if self._console is None and due:
-            self._prepare_shown[m["what"]] = self._now()
-            self._line(f"prepare: {m['what']} {_amount(m)}")
+            self._prepare_shown[progress.what] = self._now()
+            self._line(f"prepare: {progress.what} {_amount(progress)}")
 
-    def _on_stage(self, m: Message) -> None:
-        stage, state, why = m["stage"], m["state"], m.get("why")
-        text = f"{stage}: {STATES[state]}" + (f" ({why})" if why else "")
-        self._line(text, style="bold" if state == "started" else "")
+    def _show_stage(self, stage: StageState) -> None:
+        started = stage.state == "started"
+        text = f"{stage.stage}: {STATES[stage.state]}" + (f" ({stage.why})" if stage.why else "")
+        self._line(text, style="bold" if started else "")
         self._progress = None
-        if state == "started" and m.get("steps"):
+        if started and stage.steps:
             self._saved = None
 
-    def _on_step(self, m: Message) -> None:
-        self._progress = m
+    def _show_step(self, step: Step) -> None:
+        self._progress = step
         if self._console is None:
-            self._line(
-                f"{m['stage']} step {m['step']:,}/{m['steps']:,}  " + "  ".join(self._facts())
-            )
+            facts = "  ".join(self._facts(step))
+            self._line(f"{step.stage} step {step.step:,}/{step.steps:,}  {facts}")
 
-    def _on_eval(self, m: Message) -> None:
-        self._line(
-            f"{m['stage']} step {m['step']:,}: held-out loss {m['loss']:.4f} ± {m['loss_sem']:.4f}",
-            style="green",
-        )
+    def _show_evaluation(self, found: Evaluation) -> None:
+        loss = f"held-out loss {found.loss:.4f} ± {found.loss_sem:.4f}"
+        self._line(f"{found.stage} step {found.step:,}: {loss}", style="green")
 
-    def _on_sample(self, m: Message) -> None:
-        self._line(f"{m['stage']} step {m['step']:,}: sample for {m['prompt']!r}")
-        for line in printable(m["text"]).strip("\n").split("\n"):
+    def _show_sample(self, sample: Sample) -> None:
+        self._line(f"{sample.stage} step {sample.step:,}: sample for {sample.prompt!r}")
+        for line in printable(sample.text).strip("\n").split("\n"):
             self._line(f"    | {line}", style="dim", stamp=False)
 
-    def _on_checkpoint(self, m: Message) -> None:
-        self._saved = (m["step"], self._now())
-        stall, self._interval = m.get("stall"), m.get("interval")
+    def _show_checkpoint(self, checkpoint: CheckpointSaved) -> None:
+        self._saved = (checkpoint.step, self._now())
+        self._interval = checkpoint.interval
         if self._console is None:
-            details = [] if stall is None else [f"training stood still for {stall:.2f} s"]
+            details = []
+            if checkpoint.stall is not None:
+                details.append(f"training stood still for {checkpoint.stall:.2f} s")
             if self._interval is not None:
                 details.append(f"saving every {duration(self._interval)}")
             detail = f" ({', '.join(details)})" if details else ""
-            self._line(f"{m['stage']} step {m['step']:,}: saved{detail}")
+            self._line(f"{checkpoint.stage} step {checkpoint.step:,}: saved{detail}")
 
-    def _on_note(self, m: Message) -> None:
-        self._line(printable(m["text"]), style="yellow")
-
-    def _on_summary(self, m: Message) -> None:
+    def _show_summary(self, summary: Summary) -> None:
         self._progress = None
-        width = max((len(label) for label, _ in m["rows"]), default=0)
-        for label, value in m["rows"]:
+        width = max((len(label) for label, _ in summary.rows), default=0)
+        for label, value in summary.rows:
             self._line(f"{label:<{width}}  {printable(str(value))}", stamp=False)
 
     # ------------------------------------------------------------ writing
@@ -193,25 +195,24 @@ class Display:
         except (BrokenPipeError, ValueError):  # ValueError: the file was closed
             self._silent = True
 
-    def _facts(self) -> list[str]:
-        """The numbers of the newest step, each with its name."""
-        m = self._progress or {}
-        facts = [f"loss {m['loss']:.4f}", f"lr {m['lr']:.2e}"]
-        if m.get("grad_norm") is not None:
-            facts.append(f"grad norm {m['grad_norm']:.3f}")
-        facts.append(f"{m['tokens_per_second']:,.0f} tokens/s")
-        if m.get("mfu") is not None:
-            facts.append(f"MFU {100 * m['mfu']:.1f} %")
-        if m.get("memory"):
-            facts.append(size(m["memory"]))
-        if m.get("eta") is not None:
-            facts.append(f"ETA {duration(m['eta'])}")
-        if m.get("dollars"):
-            price = m.get("dollars_per_hour")
-            facts.append(f"${m['dollars']:.2f}" + (f" at ${price:.2f}/h" if price else ""))
+    def _facts(self, step: Step) -> list[str]:
+        """The numbers of a step, each with its name."""
+        facts = [f"loss {step.loss:.4f}", f"lr {step.lr:.2e}"]
+        if step.grad_norm is not None:
+            facts.append(f"grad norm {step.grad_norm:.3f}")
+        facts.append(f"{step.tokens_per_second:,.0f} tokens/s")
+        if step.mfu is not None:
+            facts.append(f"MFU {100 * step.mfu:.1f} %")
+        if step.memory:
+            facts.append(size(step.memory))
+        if step.eta is not None:
+            facts.append(f"ETA {duration(step.eta)}")
+        if step.dollars:
+            price = step.dollars_per_hour
+            facts.append(f"${step.dollars:.2f}" + (f" at ${price:.2f}/h" if price else ""))
         if self._saved is not None:
-            step, at = self._saved
-            facts.append(f"saved step {step:,} ({duration(self._now() - at)} ago)")
+            saved, at = self._saved
+            facts.append(f"saved step {saved:,} ({duration(self._now() - at)} ago)")
             if self._interval is not None and self._console is not None:  # logs say it at each save
                 facts.append(f"saving every {duration(self._interval)}")
         else:
@@ -226,14 +227,17 @@ class Display:
         from rich.text import Text
 
         with self._lock:
-            m = self._progress
-            if m is None:
-                return Text("")
-            training = m["type"] == "step"
-            done, total = (m["step"], m["steps"]) if training else (m["done"], m.get("total"))
-            title = m["stage"] if training else f"prepare: {m['what']}"
-            count = f"{done:,}/{total:,}" if training else _amount(m)
-            facts = " · ".join(self._facts()) if training else ""
+            match self._progress:
+                case None:
+                    return Text("")
+                case Step() as step:
+                    done, total = float(step.step), float(step.steps)
+                    title, count = step.stage, f"{step.step:,}/{step.steps:,}"
+                    facts = " · ".join(self._facts(step))
+                case PrepareProgress() as progress:
+                    done, total = progress.done, progress.total or 0.0
+                    title, count = f"prepare: {progress.what}", _amount(progress)
+                    facts = ""
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column()
         bar.add_column(ratio=1)
@@ -247,10 +251,11 @@ def _parts(phases: Iterable[tuple[str, float]]) -> str:
     return f" ({text})" if text else ""
 
 
-def _amount(m: Message) -> str:
-    amounts = [m["done"]] if m.get("total") is None else [m["done"], m["total"]]
+def _amount(progress: PrepareProgress) -> str:
+    done, total = progress.done, progress.total
+    amounts = [done] if total is None else [done, total]
     shown = (f"{a:,}" if isinstance(a, int) else f"{a:,.1f}" for a in amounts)
-    return f"{'/'.join(shown)} {m['unit']}"
+    return f"{'/'.join(shown)} {progress.unit}"
 
 
 def _is_terminal(file: TextIO) -> bool:

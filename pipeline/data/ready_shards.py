@@ -18,8 +18,9 @@ from pion.data.arrays import check_ids, open_shard, unwritable
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Shard, describe, split_tail
 from pion.data.tokenizer import Tokenizer
+from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.sources import Input
-from pipeline.data.text_rows import RowFormat, Say
+from pipeline.data.text_rows import RowFormat
 from pipeline.job import HubNpyShards
 from pipeline.kill_points import mark
 
@@ -48,7 +49,7 @@ def take_local_shards(
         mark("shard")
         _link_or_copy(path, train_folder / name)
         shards.append(Shard(name, shard.rows, shard.sha256, shard.bytes, shard.dtype))
-        say({"type": "prepare", "what": "check shards", "unit": "shards"} | _of(number, files))
+        say(PrepareProgress("check shards", number + 1, "shards", total=len(files)))
     train, held_out = split_tail(shards, HELD_OUT)
 
     def held_out_rows() -> Iterator[np.ndarray]:
@@ -75,7 +76,7 @@ def take_hub_shards(
     source = found.source
     assert isinstance(source, HubNpyShards)
     shards = hub_shards(source, found.commit, rows.seq_len)
-    say({"type": "prepare", "what": "list shards", "unit": "shards"} | _of(len(shards) - 1, shards))
+    say(PrepareProgress("list shards", len(shards), "shards", total=len(shards)))
     train, held_out = split_tail(shards, HELD_OUT)
 
     def held_out_rows() -> Iterator[np.ndarray]:
@@ -143,7 +144,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from None
-
-
-def _of(number: int, things: tuple[Path, ...] | list[Shard]) -> dict[str, int]:
-    return {"done": number + 1, "total": len(things)}

@@ -17,8 +17,9 @@ from pion.data.packing import pack
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.tokenizer import Tokenizer
+from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.prepared import SPLITS
-from pipeline.data.text_rows import RowFormat, Say
+from pipeline.data.text_rows import RowFormat
 from pipeline.kill_points import mark
 
 BUFFER = 16_384
@@ -41,7 +42,7 @@ def write_conversation_rows(
     for number, (held_out, turns) in enumerate(conversations, 1):
         packers["held_out" if held_out else "train"].append(turns)
         if number % 1024 == 0:
-            say({"type": "prepare", "what": what, "done": number, "unit": "conversations"})
+            say(PrepareProgress(what, number, "conversations"))
     report: dict[str, Any] = {}
     for split, packer in packers.items():
         manifest, counts = packer.finish()

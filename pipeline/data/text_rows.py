@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.tokenizer import Tokenizer
+from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.prepared import SPLITS
 from pipeline.kill_points import mark
 
 BATCH_BYTES = 4 << 20
-Say = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def write_text_rows(
             writer.append_document(document, tokenizer.end_of_text)
             if len(writer.shards) > finished:
                 mark("shard")
-        say({"type": "prepare", "what": what, "done": counts["bytes"] / 1e6, "unit": "MB"})
+        say(PrepareProgress(what, counts["bytes"] / 1e6, "MB"))
 
     report: dict[str, Any] = dict(counts)
     for split, writer in writers.items():

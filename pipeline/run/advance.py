@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import sys
 import threading
@@ -15,6 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from pipeline.console.display import Display
+from pipeline.console.messages import (
+    CheckpointSaved,
+    FitEnded,
+    Note,
+    Phase,
+    PrepareProgress,
+    Shown,
+    StageState,
+    Step,
+    Summary,
+    Trained,
+    WorkerFailed,
+    WorkerStarted,
+)
 from pipeline.cost.budget import over_budget, price_per_hour
 from pipeline.cost.timeline import WAITED
 from pipeline.job import STAGES, Job
@@ -32,6 +47,7 @@ from pipeline.run.stage_plan import (
 )
 from pipeline.state.checkpoints.retention import sweep
 from pipeline.state.claim import Claim, claim_again
+from pipeline.state.error_codec import error_from_json
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner, differences
 from pipeline.state.patience import Patience
@@ -89,7 +105,7 @@ class Advance:
         self.work_done = False
         self._patiently = Patience(
             linger_seconds(job.checkpoint),
-            lambda text: self.say({"type": "note", "text": text}),
+            lambda text: self.say(Note(text)),
             stopping.sleep,
         )
         self.machine, self.price = this_machine(started), price_per_hour(job.budget)
@@ -108,14 +124,14 @@ class Advance:
         if self.machine is not None and self.machine.phases:
             parts = dict(self.machine.phases)
             seconds = sum(parts.values())
-            self.say({"type": "phase", "name": "boot", "seconds": seconds, "parts": parts})
+            self.say(Phase("boot", seconds, parts=parts))
         if waited >= WORTH_NOTING:
-            self.say({"type": "phase", "name": WAITED, "seconds": waited})
+            self.say(Phase(WAITED, waited))
         if self.claim.before.claims:
             changes = differences(self.claim.before.claims[0].owner, self.owner)
             for change in changes:
                 text = f"changed since this run was last worked on: {change}"
-                self.say({"type": "note", "text": text})
+                self.say(Note(text))
             if changes:
                 self.events.append("changed", changes=changes)
 
@@ -124,7 +140,7 @@ class Advance:
         workers: RayWorkers | None = None
         try:
             if self.owner.launch_id is None and clear_stops(self.run):  # a person wants it to go on
-                self.say({"type": "note", "text": "cleared a request to stop this run"})
+                self.say(Note("cleared a request to stop this run"))
             self.claim.start_heartbeat()  # which looks for requests
             self._record_job(raised)
             plans = self._plans()
@@ -135,9 +151,7 @@ class Advance:
                 self.claim.drop_stages(["prepare"])
             training = [s for s in self.job.train_stages if plans[s].state != "done"]
             for plan in plans.values():
-                self.say(
-                    {"type": "stage", "stage": plan.stage, "state": plan.state, "why": plan.why}
-                )
+                self.say(StageState(plan.stage, plan.state, plan.why))
             if training and worker_count(self.job) > 0:
                 workers = self._start_workers(training)
             if plans["prepare"].state != "done":
@@ -160,7 +174,7 @@ class Advance:
             self._patiently(lambda: self.claim.release(forget_attempts=True))
             self._patiently(lambda: write_run_report(self.job, self.run))
             rows = self._patiently(lambda: summary_rows(self.job, self.run))
-            self.say({"type": "summary", "rows": rows})
+            self.say(Summary(rows))
         except StoreError as error:
             raise self._not_durable(error) from error
         finally:
@@ -179,21 +193,32 @@ class Advance:
                     self.claim = claim_again(self.run, self.owner)
                 self.claim.release()
 
-    def say(self, message: dict[str, Any]) -> None:
+    def say(self, message: Shown) -> None:
         """Show progress, and keep what the start-up cost by phase."""
-        if message["type"] == "step":
-            message = {**message, "dollars_per_hour": self.price}
+        if isinstance(message, Step):
+            message = dataclasses.replace(message, dollars_per_hour=self.price)
         self.display.say(message)
-        if message["type"] == "phase":
-            self.events.append("phase", **{k: v for k, v in message.items() if k != "type"})
-            if message.get("total"):
+        if isinstance(message, Phase):
+            self._keep_phase(message)
+            if message.total:
                 if self.machine is not None:
-                    self._say_paid_to_first_step(self.machine, message["seconds"])
+                    self._say_paid_to_first_step(self.machine, message.seconds)
                 # Training does not wait for it, nor end because of it.
                 threading.Thread(target=self._flush_if_possible, daemon=True).start()
-        elif message["type"] == "checkpoint" and message["saved"] == TYPICAL_SAVE:
-            costs = {name: message[name] for name in ("stage", "step", "stall", "write")}
-            self.events.append("saved", **costs)
+        elif isinstance(message, CheckpointSaved) and message.saved == TYPICAL_SAVE:
+            self.events.append(
+                "saved",
+                stage=message.stage,
+                step=message.step,
+                stall=message.stall,
+                write=message.write,
+            )
+
+    def _keep_phase(self, phase: Phase) -> None:
+        """Note it as an event, without what was not said of it."""
+        total = {"total": True} if phase.total else {}
+        parts = {"parts": phase.parts} if phase.parts is not None else {}
+        self.events.append("phase", name=phase.name, seconds=phase.seconds, **total, **parts)
 
     def _flush_if_possible(self) -> None:
         with contextlib.suppress(StoreError):  # kept, and written with what comes later
@@ -202,11 +227,11 @@ class Advance:
     def _say_paid_to_first_step(self, machine: Machine, seconds: float) -> None:
         """`seconds` is what `pion run` took; the machine was paid for before."""
         parts = {**machine.phases, "pion run": seconds}
-        paid = {"name": "paid to first step", "seconds": sum(parts.values()), "parts": parts}
-        self.display.say({"type": "phase", **paid})
-        self.events.append("phase", **paid)
+        paid = Phase("paid to first step", sum(parts.values()), parts=parts)
+        self.display.say(paid)
+        self._keep_phase(paid)
 
-    def _say_or_stop(self, message: dict[str, Any]) -> None:
+    def _say_or_stop(self, message: Shown) -> None:
         self.say(message)
         self.obey()
         self.stopping.check()
@@ -264,7 +289,7 @@ class Advance:
             self.claim.commit(lambda head: head.with_digest(raised.stage, old, new))
             steps = self.job.section(raised.stage).steps
             text = f"{raised.stage} goes on with the schedule of this job, to step {steps:,}"
-            self.say({"type": "note", "text": text})
+            self.say(Note(text))
 
     def _start_workers(self, training: list[str]) -> RayWorkers:
         from pipeline.training.request import TrainRequest
@@ -305,15 +330,15 @@ class Advance:
         self._patiently(self._drop_redone)
         digest = self.digests.stages["prepare"]
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
-        self.say({"type": "phase", "name": "prepare", "seconds": time.monotonic() - started})
-        self.say({"type": "stage", "stage": "prepare", "state": "done", "why": ""})
+        self.say(Phase("prepare", time.monotonic() - started))
+        self.say(StageState("prepare", "done"))
 
     def _keep_data(self, part: str) -> None:
         """Prepared data counts once the store has it: the next machine trains on the same bytes."""
 
         def say(done: int, total: int) -> None:
-            amounts = {"done": done / 1e6, "total": total / 1e6, "unit": "MB"}
-            self._say_or_stop({"type": "prepare", "what": f"upload {part} data", **amounts})
+            what = f"upload {part} data"
+            self._say_or_stop(PrepareProgress(what, done / 1e6, "MB", total=total / 1e6))
 
         self.workspace.keep_data(self.digests.data[part], say)
 
@@ -325,7 +350,7 @@ class Advance:
         with contextlib.suppress(PionError):  # a worker meets it too, where it can be reported
             self.workspace.bring_data(self.digests.data[stage])
             newest_good(self.workspace, self.claim.head, stage, self.digests.stages[stage])
-            self.say({"type": "phase", "name": "fetched", "seconds": time.monotonic() - started})
+            self.say(Phase("fetched", time.monotonic() - started))
 
     def _train(self, training: list[str], workers: RayWorkers | None) -> None:
         if workers is None:
@@ -383,39 +408,40 @@ class Advance:
                         "checkpoint are done again"
                     ) from None
                 continue
-            kind = message["type"]
-            if kind == "trained":
-                if rank == 0:
-                    return str(message["outcome"])
-            elif kind == "error":
-                raise _error_of(message)
-            elif kind == "fit_ended":
-                raise PionError(
-                    f"The training workers ended: {message['error']}. What was committed is safe; "
-                    "run the same command again to go on from there, or with hardware.workers=0 to "
-                    f"train without Ray. Their log is {workers.log}."
-                )
-            elif kind == "worker":
-                if rank == 0:
-                    seconds = time.monotonic() - workers.started
-                    self.say({"type": "phase", "name": "Ray and workers", "seconds": seconds})
-            else:
-                self.say(message)
-                if kind == "step" and not imported:
-                    # Evaluation follows in this process; its imports would cost seconds then.
-                    imported = True
-                    threading.Thread(target=_import_evaluation, daemon=True).start()
+            match message:
+                case Trained():
+                    if rank == 0:
+                        return message.outcome
+                case WorkerFailed():
+                    raise error_from_json(message.error)
+                case FitEnded():
+                    raise PionError(
+                        f"The training workers ended: {message.last_words}. What was committed is "
+                        "safe; run the same command again to go on from there, or with "
+                        "hardware.workers=0 to train without Ray. Their log is "
+                        f"{workers.log}."
+                    )
+                case WorkerStarted():
+                    if rank == 0:
+                        seconds = time.monotonic() - workers.started
+                        self.say(Phase("Ray and workers", seconds))
+                case _:
+                    self.say(message)
+                    if isinstance(message, Step) and not imported:
+                        # Evaluation follows in this process; its imports would cost seconds then.
+                        imported = True
+                        threading.Thread(target=_import_evaluation, daemon=True).start()
 
     def _stage_after_training(self, stage: str) -> None:
         self.stopping.check()
-        self.say({"type": "stage", "stage": stage, "state": "started", "why": ""})
+        self.say(StageState(stage, "started"))
         started = time.monotonic()
         work = finish_evaluate if stage == "evaluate" else finish_publish
         result = work(self.job, self.run, self.digests, self._say_or_stop, self._patiently)
         digest = self.digests.stages[stage]
         self._patiently(lambda: self.claim.finish_stage(stage, digest, result))
-        self.say({"type": "phase", "name": stage, "seconds": time.monotonic() - started})
-        self.say({"type": "stage", "stage": stage, "state": "done", "why": ""})
+        self.say(Phase(stage, time.monotonic() - started))
+        self.say(StageState(stage, "done"))
 
     def _not_durable(self, error: StoreError) -> PionError:
         if self.work_done:
@@ -446,12 +472,6 @@ def _made_again(folders: list[Path]) -> Iterator[None]:
         raise
     for old in aside.values():
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _error_of(message: dict[str, Any]) -> PionError:
-    error = PionError(message["text"])
-    error.exit_code = message["exit_code"]
-    return error
 
 
 def _import_evaluation() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.messages import Say
 from pipeline.cost.by_cause import costs_of
 from pipeline.job import Job
 from pipeline.job.digest import Digests
@@ -23,7 +23,6 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, Missing
 from pipeline.state.workspace import Workspace
 
-Say = Callable[[dict[str, Any]], None]
 Row = dict[str, Any]
 
 COMPARED_TEXTS = 4

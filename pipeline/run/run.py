@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.console.display import Display
+from pipeline.console.messages import Note, StageState, Summary
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import Digests, Inputs, digest_job
@@ -72,12 +73,12 @@ def _do_what_is_left(
         check_redo(job, plans, options.redo, refusal)
     if options.redo is None and all(plan.state == "done" for plan in plans):
         for plan in plans:
-            display.say({"type": "stage", "stage": plan.stage, "state": "done", "why": plan.why})
-        display.say({"type": "summary", "rows": summary_rows(job, run)})
+            display.say(StageState(plan.stage, "done", plan.why))
+        display.say(Summary(summary_rows(job, run)))
         return
 
     for note in preflight(job):
-        display.say({"type": "note", "text": note})
+        display.say(Note(note))
     try:
         run.store.probe(run.key(""))
         if head is not None:
@@ -97,7 +98,7 @@ def _do_what_is_left(
                 ask_for_handover(
                     run,
                     owner,
-                    say=lambda text: display.say({"type": "note", "text": text}),
+                    say=lambda text: display.say(Note(text)),
                     fetch=lambda: _bring_data(job, run, digests, plans),
                 )
             claim = claim_run(
@@ -106,12 +107,12 @@ def _do_what_is_left(
                 take_over=options.take_over,
                 unattended=options.unattended,
                 price=price,
-                say=lambda text: display.say({"type": "note", "text": text}),
+                say=lambda text: display.say(Note(text)),
             )
         except StoreError as error:
             raise _not_started(error) from error
         if claim.before.claims and claim.reason != RELEASED:
-            display.say({"type": "note", "text": f"taking the run over: {claim.reason}"})
+            display.say(Note(f"taking the run over: {claim.reason}"))
         waited = time.monotonic() - asked
         advance = Advance(job, options, display, digests, run, owner, claim, started, stopping)
         with _obeying_in_time(advance):
@@ -129,7 +130,7 @@ def _not_started(error: StoreError) -> PionError:
 @contextlib.contextmanager
 def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iterator[None]:
     """A cloud's notice that it will take this machine is a request to stop in time."""
-    end = watch_for_notices(stopping.ask, lambda text: display.say({"type": "note", "text": text}))
+    end = watch_for_notices(stopping.ask, lambda text: display.say(Note(text)))
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import Fenced, Interrupted, PionError, Stopped
+from pipeline.console.messages import Note
 
 if TYPE_CHECKING:
     from pipeline.console.display import Display
@@ -175,7 +176,7 @@ class StoppingOnSignals:
         else:
             self.ask(name)
             text = f"{name}: stopping, with what is finished saved"
-        note = {"type": "note", "text": f"{text}; again ends at once without saving"}
+        note = Note(f"{text}; again ends at once without saving")
         _aside(self._display.say, note)
 
     def _time_is_up(self) -> None:
@@ -196,7 +197,7 @@ class StoppingOnSignals:
         )
         if self._error is Fenced:
             text = self.reason
-        self._display.say({"type": "note", "text": text})
+        self._display.say(Note(text))
         self._display.__exit__()
         sys.stdout.flush()
 

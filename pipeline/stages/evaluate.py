@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pion.errors import BadInput
+from pipeline.console.messages import Note, Say
 from pipeline.job import Job
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def evaluate_run(
     pretrain_data: Path | None,
     sft_data: Path | None,
     parts: Parts,
-    say: Callable[[dict[str, Any]], None],
+    say: Say,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Result:
     """Results of every model and baseline, by the names that the card and the report use.
@@ -94,7 +95,7 @@ class _Evaluation:
     pretrain_data: Path | None
     sft_data: Path | None
     parts: Parts
-    say: Callable[[dict[str, Any]], None]
+    say: Say
     sleep: Callable[[float], None]
     _loaded: tuple[str, Decoder] | None = None
     _cache: ShardCache | None = None
@@ -122,7 +123,7 @@ class _Evaluation:
     def _part(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
         result = self.parts.load(name)
         if result is None:
-            self.say({"type": "note", "text": f"evaluate: {label}"})
+            self.say(Note(f"evaluate: {label}"))
             result = self.parts.save(name, compute())
         return result
 

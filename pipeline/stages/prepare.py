@@ -19,12 +19,13 @@ from pion.data.arrays import sha256_file, unwritable, write_atomically
 from pion.data.shards import Rows, Shard
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
+from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.continuations import continuation_questions
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.ready_shards import take_hub_shards, take_local_shards
 from pipeline.data.sft_rows import write_conversation_rows
 from pipeline.data.sources import Input, conversations, find_input, texts
-from pipeline.data.text_rows import RowFormat, Say, write_text_rows
+from pipeline.data.text_rows import RowFormat, write_text_rows
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields
 
@@ -134,7 +135,7 @@ def _tokenizer(
     if section.train is not None:
         where = "trained on data.sources"
         if not path.exists():
-            say({"type": "note", "text": f"training a BPE of {section.train.vocab_size:,} entries"})
+            say(Note(f"training a BPE of {section.train.vocab_size:,} entries"))
             _save(train_bpe(_training_texts(job, inputs, say), section.train.vocab_size), path)
     elif section.file is not None:
         where = section.file
@@ -179,7 +180,7 @@ def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
             read += len(text.encode())
             if read >= share:
                 break
-        say({"type": "prepare", "what": "train tokenizer", "done": read / 1e6, "unit": "MB"})
+        say(PrepareProgress("train tokenizer", read / 1e6, "MB"))
 
 
 def _row_format(found: Input, folder: Path, seq_len: int, shard_rows: int) -> RowFormat:
@@ -266,7 +267,7 @@ def _finish(data: PreparedData, say: Say) -> None:
     speeds = [s["mb_per_second"] for s in report["sources"] if "mb_per_second" in s]
     if speeds:
         text += f"; tokenised at {max(speeds):.1f} MB/s"
-    say({"type": "note", "text": text})
+    say(Note(text))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.config import closest
 from pion.errors import BadInput, PionError
+from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import front_matter, model_card
@@ -22,8 +23,6 @@ from pipeline.stages.publish_hub import Unreachable, check_repo, push, repo_of
 
 if TYPE_CHECKING:
     from pion.model.decoder import Decoder
-
-Say = Callable[[dict[str, Any]], None]
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": lambda measured, limit: measured < limit,
@@ -99,12 +98,12 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
         try:
             exported = _export(history, model, decoder, texts, staging)
             difference = f"{exported['max_logit_difference']:.1g}"
-            say(_note(f"transformers loads the same model: logits differ by {difference}"))
+            say(Note(f"transformers loads the same model: logits differ by {difference}"))
             if repo is None:
                 replace_folder(staging, target)
                 where = {"path": str(target), "card": str(target / "README.md")}
             else:
-                say(_note(f"uploading to {to}"))
+                say(Note(f"uploading to {to}"))
                 title = f"Publish {job.name}"
                 where = push(repo, staging, private=job.publish.private, title=title, safe=safe)
                 where["card"] = where["url"]
@@ -241,7 +240,3 @@ def _staging(target: Path, repo: str | None) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _note(text: str) -> dict[str, Any]:
-    return {"type": "note", "text": text}

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pion.errors import Interrupted, PionError, Stopped, Trouble
+from pipeline.console.messages import Note, Phase, Say
 from pipeline.cost.budget import over_budget, price_per_hour
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
 from pipeline.state.claim import Claim, claim_again
@@ -25,7 +26,6 @@ from pipeline.training.rewind import plan_rewind
 from pipeline.training.saving import linger_seconds
 from pipeline.training.watchdog import Watchdog
 
-Report = Callable[[dict[str, Any]], None]
 MAX_ATTEMPTS = 5
 POLL_SECONDS, REMOTE_POLL_SECONDS = 0.1, 2.0
 HANG_EXIT = 70
@@ -37,7 +37,7 @@ class TrainingContext:
     """What all stages and attempts of one process share."""
 
     def __init__(
-        self, request: TrainRequest, group: Group, report: Report, should_stop: Callable[[], bool]
+        self, request: TrainRequest, group: Group, report: Say, should_stop: Callable[[], bool]
     ) -> None:
         self.request = request
         self.group = group
@@ -57,7 +57,7 @@ class TrainingContext:
         self._claim: Claim | None = None
         self._patience = Patience(
             linger_seconds(self.job.checkpoint),
-            lambda text: self.report({"type": "note", "text": text}),
+            lambda text: self.report(Note(text)),
             self._sleep,
         )
 
@@ -144,7 +144,7 @@ class TrainingContext:
             f"{stage} step {rows.step:,} gave {rows.why}: going back to the last checkpoint and "
             f"leaving out rows {rows.first:,} to {rows.stop - 1:,}"
         )
-        self.report({"type": "note", "text": text})
+        self.report(Note(text))
         return None
 
     def _sleep(self, seconds: float) -> None:
@@ -170,13 +170,13 @@ class TrainingContext:
         """
         if self.group.rank > 0:
             return
-        note = {"type": "note", "text": f"training hangs. {text}"}
+        note = Note(f"training hangs. {text}")
         saying = threading.Thread(target=self.report, args=(note,), daemon=True)
         saying.start()
         saying.join(1.0)  # the line to the driver may hang as well
         os._exit(HANG_EXIT if self.request.by_ray else 75)
 
 
-def phase(name: str, started: float) -> dict[str, Any]:
+def phase(name: str, started: float) -> Phase:
     """The message that a part of the start, begun at `started` (monotonic), is over."""
-    return {"type": "phase", "name": name, "seconds": time.monotonic() - started}
+    return Phase(name, time.monotonic() - started)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, Fenced, Stopped, Trouble
+from pipeline.console.messages import Evaluation, Note, Phase, Sample, StageState, Step
 from pipeline.kill_points import mark
 from pipeline.state.claim import Claim
 from pipeline.state.metrics import MetricsLog
@@ -61,16 +62,8 @@ class StageTraining:
         self.tokenizer, self.tokenizer_file = setup.tokenizer, setup.tokenizer_file
         self.seq_len = self.job.sft_seq_len if self.stage == "sft" else self.job.data.seq_len
         for note in setup.notes:
-            self.report({"type": "note", "text": note})
-        self.report(
-            {
-                "type": "stage",
-                "stage": self.stage,
-                "state": "started",
-                "why": setup.why,
-                "steps": self.section.steps,
-            }
-        )
+            self.report(Note(note))
+        self.report(StageState(self.stage, "started", setup.why, steps=self.section.steps))
         self.report(
             phase(
                 f"{self.stage} restored" if setup.trainer.step else f"{self.stage} built", started
@@ -80,7 +73,7 @@ class StageTraining:
             context.patiently(partial(self.claim.set_restore, self.stage, self.trainer.step))
             self._open_outputs(setup)
             for line in record_machine(context, self.claim.epoch, self.stage, self.trainer):
-                self.report({"type": "note", "text": line})
+                self.report(Note(line))
         try:
             finished = self._loop()
             if self.claim is not None:
@@ -216,7 +209,7 @@ class StageTraining:
 
     def _report_first_step(self) -> None:
         since_start = time.time() - self.context.request.started
-        self.report({"type": "phase", "name": "first step", "seconds": since_start, "total": True})
+        self.report(Phase("first step", since_start, total=True))
 
     def _log(self) -> None:
         """Report the steps since the last call. Raises `Trouble`, on all ranks that ask."""
@@ -233,7 +226,7 @@ class StageTraining:
         tokens_left = steps_left * self.section.global_batch * self.seq_len
         eta = tokens_left / newest["tokens_per_second"]
         status = {"stage": self.stage, "steps": self.section.steps, "eta": eta, **newest}
-        self.report({"type": "step", **status, "dollars": self.claim.spent.dollars or None})
+        self.report(step_message(status, self.claim.spent.dollars or None))
         self.claim.report(**status)
         batched = self.context.run.store.commits  # a commit carries what was gathered
         due = not batched and time.monotonic() - self.last_flush > FLUSH_SECONDS
@@ -281,24 +274,16 @@ class StageTraining:
         }
         self.metrics.append(row)
         self.trackers.log([row])
-        self.report(
-            {
-                "type": "eval",
-                "stage": self.stage,
-                "step": trainer.step,
-                "loss": result.loss,
-                "loss_sem": result.sem,
-            }
-        )
+        self.report(Evaluation(self.stage, trainer.step, result.loss, result.sem))
         for prompt in self.job.evaluate.prompts:
             try:
                 text = self._sample(prompt)
             except BadInput as error:  # a prompt longer than the context, say
-                self.report({"type": "note", "text": f"no sample for {prompt[:40]!r}: {error}"})
+                self.report(Note(f"no sample for {prompt[:40]!r}: {error}"))
                 continue
             sample = {"step": trainer.step, "prompt": prompt, "text": text}
             self.metrics.append({"step": trainer.step, "sample": sample})
-            self.report({"type": "sample", "stage": self.stage, **sample})
+            self.report(Sample(self.stage, trainer.step, prompt, text))
 
     def _gets_on(self) -> None:
         """Called all the while a model is measured, which may take longer than many steps. Raises
@@ -336,8 +321,25 @@ class StageTraining:
         self.context.patiently(
             partial(self.claim.finish_stage, self.stage, self.digest, result, key)
         )
-        self.report({"type": "stage", "stage": self.stage, "state": "done", "why": ""})
+        self.report(StageState(self.stage, "done"))
         mark("boundary")
+
+
+def step_message(status: dict[str, Any], dollars: float | None) -> Step:
+    """Return what is said of a step with this `status`, when the run has cost `dollars`."""
+    return Step(
+        stage=status["stage"],
+        step=status["step"],
+        steps=status["steps"],
+        loss=status["loss"],
+        lr=status["lr"],
+        tokens_per_second=status["tokens_per_second"],
+        grad_norm=status["grad_norm"],
+        mfu=status["mfu"],
+        memory=status["memory"],
+        eta=status["eta"],
+        dollars=dollars,
+    )
 
 
 def to_json(value: Any) -> bytes:

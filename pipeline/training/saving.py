@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pion.errors import NotDurable
 from pipeline.console.formats import duration
+from pipeline.console.messages import CheckpointSaved, Note, Say
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.upload_worker import MANIFEST
@@ -20,7 +21,6 @@ from pipeline.training.cadence import SaveCadence
 if TYPE_CHECKING:
     from pion.train.trainer import TrainState
 
-Report = Callable[[dict[str, Any]], None]
 RENTAL_LINGER = 1800.0
 
 
@@ -43,7 +43,7 @@ class Saving:
         on_cpu: bool,
         state: Callable[[], TrainState],
         prepare: Callable[[], None],
-        report: Report,
+        report: Say,
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -112,7 +112,7 @@ class Saving:
     def _wait(self, seconds: float) -> None:
         """Say that it goes on, so that a log shows why nothing else happens; then sleep."""
         text = f"the store can't be reached; trying again in {duration(seconds)}"
-        self._report({"type": "note", "text": text})
+        self._report(Note(text))
         self._sleep(seconds)
 
     def follow(self) -> None:
@@ -122,20 +122,19 @@ class Saving:
             self._durable_step, self._durable_since = stats.durable_step, self._now()
             steps_alone = self.settings.every_steps and self.settings.every_seconds is None
             self._report(
-                {
-                    "type": "checkpoint",
-                    "stage": self._stage,
-                    "step": stats.durable_step,
-                    "stall": stats.stall_seconds,
-                    "write": stats.write_seconds,
-                    "saved": stats.saved,
-                    "interval": None if steps_alone else self.cadence.interval,
-                }
+                CheckpointSaved(
+                    stage=self._stage,
+                    step=stats.durable_step,
+                    saved=stats.saved,
+                    stall=stats.stall_seconds,
+                    write=stats.write_seconds,
+                    interval=None if steps_alone else self.cadence.interval,
+                )
             )
         if stats.outage != self._outage:
             self._outage = stats.outage
             text = f"nothing can be saved now: {stats.outage} Training goes on and tries again."
-            self._report({"type": "note", "text": text if stats.outage else "saving works again"})
+            self._report(Note(text if stats.outage else "saving works again"))
 
     def too_long_undurable(self) -> bool:
         """Whether nothing has become durable for `checkpoint.max_undurable` seconds: work that may
@@ -150,7 +149,7 @@ class Saving:
         since = duration(self._now() - self._durable_since)
         outage = self.checkpointer.stats.outage
         text = f"training pauses: nothing could be saved for {since}. {outage}"
-        self._report({"type": "note", "text": text})
+        self._report(Note(text))
         self.complete(patience=math.inf, give_up=asked)
 
     def _not_durable(self, outage: str, patience: float) -> str:

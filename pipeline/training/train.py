@@ -11,17 +11,17 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from pion.errors import PionError, Trouble
+from pipeline.console.messages import Say, Shown
 from pipeline.job import Job
-from pipeline.training.context import Report, TrainingContext, phase
+from pipeline.training.context import TrainingContext, phase
 from pipeline.training.loop import StageTraining
 from pipeline.training.request import Group, TrainRequest
 
 
 def train_stages(
-    request: TrainRequest, group: Group, report: Report, should_stop: Callable[[], bool]
+    request: TrainRequest, group: Group, report: Say, should_stop: Callable[[], bool]
 ) -> str:
     """Advance the training stages until they are done ("done") or a stop is asked ("stopped").
 
@@ -77,7 +77,7 @@ def _attempt(context: TrainingContext) -> str:
                 claim.release()
 
 
-def _say_nothing(message: dict[str, Any]) -> None:
+def _say_nothing(message: Shown) -> None:
     """Rank 0 reports for all."""
 
 

@@ -8,16 +8,21 @@ milliseconds (a preemption leaves seconds) and need no further process.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-Message = dict[str, Any]
+from pipeline.console.messages import (
+    FromWorker,
+    Hello,
+    Message,
+    SaveAndStop,
+    from_json,
+    to_json,
+)
 
 LOST_DRIVER_EXIT = 75
 
@@ -34,7 +39,7 @@ class LifelineAddress:
 class LifelineServer:
     """Driver's end: receives every worker's messages, can ask them all to stop."""
 
-    def __init__(self, host: str, on_message: Callable[[int, Message], None]) -> None:
+    def __init__(self, host: str, on_message: Callable[[int, FromWorker], None]) -> None:
         self._on_message = on_message
         self._listener = socket.create_server((host, 0))
         self.address = LifelineAddress(host, self._listener.getsockname()[1], secrets.token_hex(16))
@@ -54,7 +59,7 @@ class LifelineServer:
         with self._lock:
             self._stopping = True
             for worker in self._workers.values():
-                _send(worker, {"type": "stop"})
+                _send(worker, SaveAndStop())
 
     def close(self) -> None:
         """Hang up; workers still on the line exit."""
@@ -75,16 +80,20 @@ class LifelineServer:
         rank = -1
         with connection, connection.makefile("r", encoding="utf-8") as lines:
             try:
-                hello = json.loads(lines.readline() or "{}")
-                if not secrets.compare_digest(str(hello.get("token")), self.address.token):
+                hello = from_json(lines.readline())
+                if not isinstance(hello, Hello):
                     return
-                rank = int(hello["rank"])
+                if not secrets.compare_digest(str(hello.token), self.address.token):
+                    return
+                rank = hello.rank
                 with self._lock:
                     self._workers[rank] = connection
                     if self._stopping:
-                        _send(connection, {"type": "stop"})
+                        _send(connection, SaveAndStop())
                 for line in lines:
-                    self._on_message(rank, json.loads(line))
+                    message = from_json(line)
+                    if isinstance(message, FromWorker):
+                        self._on_message(rank, message)
             except (OSError, ValueError):
                 return
             finally:
@@ -102,10 +111,10 @@ class Lifeline:
         self._lock = threading.Lock()
         self._connection = socket.create_connection((address.host, address.port), timeout=30)
         self._connection.settimeout(None)
-        _send(self._connection, {"token": address.token, "rank": rank})
+        _send(self._connection, Hello(address.token, rank))
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: FromWorker) -> None:
         """Tell the driver; if it is gone, the listening thread ends this process."""
         with self._lock:
             _send(self._connection, message)
@@ -119,7 +128,7 @@ class Lifeline:
         try:
             with self._connection.makefile("r", encoding="utf-8") as lines:
                 for line in lines:
-                    if json.loads(line).get("type") == "stop":
+                    if isinstance(from_json(line), SaveAndStop):
                         self.stop_requested = True
         except (OSError, ValueError):
             pass
@@ -129,7 +138,7 @@ class Lifeline:
 
 def _send(connection: socket.socket, message: Message) -> None:
     try:
-        connection.sendall((json.dumps(message) + "\n").encode())
+        connection.sendall((to_json(message) + "\n").encode())
     except OSError:
         # A broken line is noticed where it is read, once.
         return

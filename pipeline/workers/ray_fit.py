@@ -83,6 +83,8 @@ def worker_loop(config: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     from pion.errors import PionError
+    from pipeline.console.messages import Note, Trained, WorkerFailed, WorkerStarted
+    from pipeline.state.error_codec import error_to_json
     from pipeline.training.request import Group, TrainRequest
     from pipeline.training.train import train_stages
     from pipeline.workers.lifeline import Lifeline, LifelineAddress
@@ -96,15 +98,15 @@ def worker_loop(config: dict[str, Any]) -> None:
     request = TrainRequest.from_dict(config["request"])
     group = Group(rank, world_size, distributed=dist.is_initialized() and world_size > 1)
     try:
-        line.send({"type": "worker", "pid": os.getpid()})
+        line.send(WorkerStarted(os.getpid()))
         outcome = train_stages(request, group, line.send, lambda: line.stop_requested)
-        line.send({"type": "trained", "outcome": outcome})
+        line.send(Trained(outcome))
     except PionError as error:
         # Returned, not raised: Ray would restart the workers to meet the same error again.
-        line.send({"type": "error", "text": str(error), "exit_code": error.exit_code})
+        line.send(WorkerFailed(error_to_json(error)))
     except Exception:
         # Ray restarts the workers; what happened must still reach the person.
-        line.send({"type": "note", "text": f"worker {rank} failed:\n{traceback.format_exc()}"})
+        line.send(Note(f"worker {rank} failed:\n{traceback.format_exc()}"))
         raise
     finally:
         line.close()

@@ -21,8 +21,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.console.messages import FitEnded, FromWorker
 from pipeline.training.request import TrainRequest
-from pipeline.workers.lifeline import LifelineServer, Message
+from pipeline.workers.lifeline import LifelineServer
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 LOOPBACK = "127.0.0.1"
@@ -33,12 +34,12 @@ RAY_ADDRESS = "PION_RAY_ADDRESS"
 class RayWorkers:
     """Ray Train workers that advance the training stages of `request`.
 
-    `messages` carries what the workers say as (rank, message); when the process that runs Ray
-    Train ends by itself, a message of type "fit_ended" with its last words follows.
+    `messages` carries what the workers say as (rank, message). When the process that runs Ray
+    Train ends by itself, a FitEnded follows.
     """
 
     def __init__(self, request: TrainRequest, count: int) -> None:
-        self.messages: queue.Queue[tuple[int, Message]] = queue.Queue()
+        self.messages: queue.Queue[tuple[int, FromWorker | FitEnded]] = queue.Queue()
         self._request, self._count = request, count
         host = _own_address(os.environ.get(RAY_ADDRESS))
         self._lifeline = LifelineServer(host, lambda r, m: self.messages.put((r, m)))
@@ -102,7 +103,7 @@ class RayWorkers:
         self._ended_by_itself = True
         lines = self.log.read_text(errors="replace").strip().splitlines()
         text = lines[-1] if lines else f"exit code {code}"
-        self.messages.put((-1, {"type": "fit_ended", "error": text}))
+        self.messages.put((-1, FitEnded(text)))
 
 
 def _own_address(ray: str | None) -> str:

@@ -6,12 +6,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import pion.export
 from pion.errors import NotDurable, Trouble
+from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, StageState
 from pipeline.job.file import load_job
 from pipeline.run.advance import Options
 from pipeline.run.run import run_job
@@ -30,8 +30,6 @@ from tests.runs.test_resume import finish, start, wait_for, write_job
 from tests.support.hub_server import READ_TOKEN, USER, hub_server
 from tests.support.jobs import SilentDisplay, tiny_job
 from tests.support.s3_server import FaultProxy, S3Server
-
-Message = dict[str, Any]
 
 
 def refusal(folder: Path, store: str, *overrides: str) -> str:
@@ -151,43 +149,43 @@ class CutOffAt(SilentDisplay):
     """Takes the store away at each of these messages, and gives it back once the run says that it
     tries again: all tries of a request have failed by then."""
 
-    def __init__(self, proxy: FaultProxy, *moments: Callable[[Message], bool]) -> None:
+    def __init__(self, proxy: FaultProxy, *moments: Callable[[Shown], bool]) -> None:
         super().__init__()
         self.proxy, self.moments = proxy, list(moments)
 
-    def say(self, message: Message) -> None:
+    def say(self, message: Shown) -> None:
         super().say(message)
         if any(moment(message) for moment in self.moments):
             self.proxy.deny("ServiceUnavailable", 503)
-        if "Trying again until" in message.get("text", ""):
+        if isinstance(message, Note) and "Trying again until" in message.text:
             self.proxy.clear()
 
     def notes(self, text: str) -> int:
-        return sum(text in message.get("text", "") for message in self.messages)
+        return sum(text in m.text for m in self.messages if isinstance(m, Note))
 
 
-def last_save(message: Message) -> bool:
-    return message["type"] == "checkpoint" and message["step"] == 20
+def last_save(message: Shown) -> bool:
+    return isinstance(message, CheckpointSaved) and message.step == 20
 
 
-def pretrained(message: Message) -> bool:
-    return (message.get("stage"), message.get("state")) == ("pretrain", "done")
+def pretrained(message: Shown) -> bool:
+    return message == StageState("pretrain", "done")
 
 
-def sft_built(message: Message) -> bool:
-    return message.get("name") == "sft built"
+def sft_built(message: Shown) -> bool:
+    return isinstance(message, Phase) and message.name == "sft built"
 
 
-def first_measure(message: Message) -> bool:
-    return message.get("text") == "evaluate: pretrain model on held-out text"
+def first_measure(message: Shown) -> bool:
+    return message == Note("evaluate: pretrain model on held-out text")
 
 
-def start_of_publishing(message: Message) -> bool:
-    return (message.get("stage"), message.get("state")) == ("publish", "started")
+def start_of_publishing(message: Shown) -> bool:
+    return message == StageState("publish", "started")
 
 
-def model_verified(message: Message) -> bool:
-    return "transformers loads the same model" in message.get("text", "")
+def model_verified(message: Shown) -> bool:
+    return isinstance(message, Note) and "transformers loads the same model" in message.text
 
 
 @pytest.fixture

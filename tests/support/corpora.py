@@ -13,6 +13,7 @@ import yaml
 
 from pion.data.shards import Rows, Shard
 from pion.data.tokenizer import Tokenizer, train_bpe
+from pipeline.console.messages import Shown
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.stages.prepare import PreparedData, open_data, prepare_pretrain
@@ -114,7 +115,7 @@ def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
     class Stop(Exception):
         pass
 
-    def say(message: dict[str, Any]) -> None:
+    def say(message: Shown) -> None:
         if len(list(folder.rglob("shard_*.json"))) >= shards:
             raise Stop
 

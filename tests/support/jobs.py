@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console.display import Display
+from pipeline.console.messages import Shown
 from pipeline.job import Job
 
 TINY: dict[str, Any] = {
@@ -59,9 +60,9 @@ class SilentDisplay(Display):
 
     def __init__(self) -> None:
         super().__init__(StringIO(), live=False)
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Shown] = []
 
-    def say(self, message: dict[str, Any]) -> None:
+    def say(self, message: Shown) -> None:
         self.messages.append(message)
 
 

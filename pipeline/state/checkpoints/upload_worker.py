@@ -29,6 +29,7 @@ from typing import Any
 from pion.errors import PionError
 from pipeline.kill_points import mark
 from pipeline.state.checkpoints.snapshot import MODEL, Extent, map_extents
+from pipeline.state.error_codec import error_to_json
 from pipeline.state.records import FORMAT, CheckpointEntry
 from pipeline.state.stores import FileStore, Store, StoreError, open_store
 from pipeline.state.stores.direct_io import read_directly
@@ -173,11 +174,8 @@ def main() -> None:
                 store = open_store(job.store)
             saved = save(store, job, map_extents(fd, job.extents))
             answer: dict[str, Any] = {"saved": dataclasses.asdict(saved)}
-        except StoreError as error:
-            fields = {"action": error.action, "where": error.where, "reason": error.reason}
-            answer = {"error": {**fields, "outage": error.outage}}
         except PionError as error:
-            answer = {"failed": str(error)}
+            answer = {"error": error_to_json(error)}
         print(json.dumps(answer), flush=True)
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from pion.errors import PionError
 from pipeline.console.formats import duration
 from pipeline.state.checkpoints.upload_worker import Saved, SaveJob
+from pipeline.state.error_codec import error_from_json
 from pipeline.state.stores import StoreError
 
 KILL_SECONDS = 5.0
@@ -74,12 +75,7 @@ class UploaderProcess:
             )
         answer = json.loads(line)
         if "error" in answer:
-            error = answer["error"]
-            raise StoreError(
-                error["action"], error["where"], error["reason"], outage=error["outage"]
-            )
-        if "failed" in answer:
-            raise PionError(answer["failed"])
+            raise error_from_json(answer["error"])
         return Saved(**answer["saved"])
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ class Missing(PionError):
 
     def __init__(self, key: str, url: str) -> None:
         super().__init__(f"{url}/{key} does not exist.")
-        self.key = key
+        self.key, self.url = key, url
 
 
 class Conflict(PionError):
@@ -32,7 +32,7 @@ class Conflict(PionError):
 
     def __init__(self, key: str, url: str) -> None:
         super().__init__(f"{url}/{key} was changed by someone else meanwhile.")
-        self.key = key
+        self.key, self.url = key, url
 
 
 class StoreError(NotDurable):

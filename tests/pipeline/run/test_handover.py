@@ -11,6 +11,7 @@ import pytest
 
 from pion.errors import BadInput, PionError
 from pipeline.commands.status import run_status
+from pipeline.console.messages import Note
 from pipeline.job.file import load_job
 from pipeline.run.handover import FROM_EPOCH, ask_for_handover
 from pipeline.run.run import Options, run_job
@@ -202,7 +203,7 @@ def test_pion_run_on_the_new_machine_asks_waits_and_goes_on_to_the_end(
     display = SilentDisplay()
     assert run_job(job, Options(unattended=True), display) == 0
     worker.join()
-    notes = [str(m["text"]) for m in display.messages if m["type"] == "note"]
+    notes = [m.text for m in display.messages if isinstance(m, Note)]
     assert f"asked {OLD.describe()} to save its work and hand the run over" in notes
     assert head_of(run).claims[1].owner.launch_id == "launch-new"
     assert read_rental_note(run)[0] is None  # the rental is over

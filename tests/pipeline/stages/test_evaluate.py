@@ -93,7 +93,7 @@ class World:
             **changed,
         }
         results = evaluate_run(
-            job, parts=parts, say=lambda message: said.append(message["text"]), **arguments
+            job, parts=parts, say=lambda message: said.append(message.text), **arguments
         )
         return results, said
 

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.errors import BadInput
+from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.stages.prepare import open_data, prepare_pretrain
 from tests.support.corpora import (
     SEQ_LEN,
@@ -119,10 +119,10 @@ def test_a_finished_folder_is_reported_again_without_work(tmp_path: Path) -> Non
 
 def test_it_says_what_it_does_and_how_fast(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
-    said: list[dict[str, Any]] = []
+    said: list[Shown] = []
     report = prepare_pretrain(make_job(tmp_path), tmp_path / "data", said.append)
-    assert {m["type"] for m in said} == {"note", "prepare"}
-    assert any("MB/s" in m.get("text", "") for m in said)
+    assert {type(m) for m in said} == {Note, PrepareProgress}
+    assert any("MB/s" in m.text for m in said if isinstance(m, Note))
     assert report["sources"][0]["mb_per_second"] > 0
 
 

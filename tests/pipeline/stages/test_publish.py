@@ -14,6 +14,7 @@ import pion.export
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted, PionError
 from pion.model.decoder import Decoder
+from pipeline.console.messages import Note
 from pipeline.cost.by_cause import Costs
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
@@ -101,7 +102,7 @@ def test_a_folder_gets_the_model_its_card_and_its_loss_plot(
     trained: Trained, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "demo"
-    says: list[dict[str, Any]] = []
+    says: list[Note] = []
     published = trained.publish(out, says=says)
     assert set(contents(out)) == set(pion.export.EXPORT_FILES) - {"chat_template.jinja"}
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -114,7 +115,7 @@ def test_a_folder_gets_the_model_its_card_and_its_loss_plot(
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "max_logit_difference": pytest.approx(0, abs=1e-4),
     }
-    assert any("same model" in message["text"] for message in says)
+    assert any("same model" in message.text for message in says)
     assert [path.name for path in out.parent.iterdir()] == ["demo"], "nothing is left beside it"
 
 

@@ -14,6 +14,7 @@ import torch
 
 from pion.errors import Interrupted, PionError, Stopped
 from pion.train.trainer import TrainState
+from pipeline.console.messages import CheckpointSaved
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.uploader import UploaderProcess
@@ -50,7 +51,7 @@ class Stage:
             on_cpu=True,
             state=lambda: TrainState({"weight": torch.ones(8)}, {}, {"step": self.step}),
             prepare=lambda: None,
-            report=lambda message: self.said.append(message.get("text", "")),
+            report=lambda message: self.said.append(getattr(message, "text", "")),
             sleep=lambda seconds: None,
             now=lambda: self.now,
         )
@@ -117,13 +118,13 @@ def test_evaluating_saves_first_as_often_as_the_store_bears_it(
 def test_a_save_reports_the_seconds_between_two_of_them_where_time_decides(
     stage: Stage, checkpoint: Checkpoint, interval: float | None
 ) -> None:
-    saving, reported = stage.saving, list[dict[str, Any]]()
+    saving, reported = stage.saving, list[CheckpointSaved]()
     saving.settings, saving._report = checkpoint, reported.append
     saving.cadence.every_steps = checkpoint.every_steps
     saving.cadence.every_seconds = checkpoint.every_seconds
     stage.checkpointer.stats.durable_step = 10
     saving.follow()
-    assert reported[0]["interval"] == pytest.approx(interval, abs=0.1)
+    assert reported[0].interval == pytest.approx(interval, abs=0.1)
 
 
 # ---------------------------------------------------------------- waiting for a store

@@ -13,23 +13,25 @@ from typing import Any
 
 import pytest
 
+from pipeline.console.messages import FromWorker, Hello, Note, Trained, to_json
 from pipeline.workers.lifeline import LOST_DRIVER_EXIT, Lifeline, LifelineServer
 
 WORKER = """
 import json, sys, time
+from pipeline.console.messages import Note
 from pipeline.workers.lifeline import Lifeline, LifelineAddress
 line = Lifeline(LifelineAddress(**json.loads(sys.argv[1])), rank=0)
-line.send({"type": "ready"})
+line.send(Note("ready"))
 while not line.stop_requested:
     time.sleep(0.01)
-line.send({"type": "stopped"})
+line.send(Note("stopped"))
 line.close()
 """
 
 
 @pytest.fixture
 def server() -> Any:
-    messages: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
+    messages: queue.Queue[tuple[int, FromWorker]] = queue.Queue()
     server = LifelineServer("127.0.0.1", lambda rank, message: messages.put((rank, message)))
     server.messages = messages  # type: ignore[attr-defined]
     yield server
@@ -43,9 +45,9 @@ def start_worker(server: Any) -> subprocess.Popen[bytes]:
 
 def test_a_worker_reports_and_stops_when_asked(server: Any) -> None:
     worker = start_worker(server)
-    assert server.messages.get(timeout=30) == (0, {"type": "ready"})
+    assert server.messages.get(timeout=30) == (0, Note("ready"))
     server.ask_to_stop()
-    assert server.messages.get(timeout=30) == (0, {"type": "stopped"})
+    assert server.messages.get(timeout=30) == (0, Note("stopped"))
     assert worker.wait(30) == 0
 
 
@@ -64,7 +66,8 @@ def test_a_worker_whose_driver_is_gone_exits_at_once(server: Any) -> None:
 
 def test_a_stranger_without_the_token_is_not_heard(server: Any) -> None:
     with socket.create_connection((server.address.host, server.address.port)) as stranger:
-        stranger.sendall(b'{"token": "wrong", "rank": 0}\n{"type": "trained"}\n')
+        words = f"{to_json(Hello('wrong', 0))}\n{to_json(Trained('done'))}\n"
+        stranger.sendall(words.encode())
         assert stranger.recv(1) == b""  # hung up on
     assert server.connected == 0
     assert server.messages.empty()
@@ -72,7 +75,7 @@ def test_a_stranger_without_the_token_is_not_heard(server: Any) -> None:
 
 def test_the_server_counts_who_is_on_the_line(server: Any) -> None:
     line = Lifeline(server.address, rank=3)
-    line.send({"type": "ready"})
+    line.send(Note("ready"))
     assert server.messages.get(timeout=30)[0] == 3
     assert server.connected == 1
     line.close()

@@ -1,0 +1,209 @@
+"""What the driver, its workers and the display say to each other.
+
+Inside a process these are the objects below. Between processes they are lines of JSON, which
+`to_json` and `from_json` write and read; only workers/lifeline.py calls them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+# ---------------------------------------------------------------- what the display shows
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the start is over, after `seconds`.
+
+    `total` marks the end of the whole start. `parts` are what the seconds consist of, by name.
+    """
+
+    name: str
+    seconds: float
+    total: bool = False
+    parts: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class PrepareProgress:
+    """How much of `what` the stage `prepare` has done, in `unit` (documents, MB, shards …)."""
+
+    what: str
+    done: float
+    unit: str
+    total: float | None = None
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Where a stage stands: `state` is done, resume, todo, stale or started.
+
+    `steps` is the length of a training stage that has started.
+    """
+
+    stage: str
+    state: str
+    why: str = ""
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The newest training step, once per log interval.
+
+    `memory` is in bytes, `eta` in seconds. `dollars` is what the run has cost so far,
+    `dollars_per_hour` the price of this machine.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    tokens_per_second: float
+    grad_norm: float | None = None
+    mfu: float | None = None
+    memory: int | None = None
+    eta: float | None = None
+    dollars: float | None = None
+    dollars_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss on held-out text after `step`, and its standard error."""
+
+    stage: str
+    step: int
+    loss: float
+    loss_sem: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model writes after `prompt` at an evaluation."""
+
+    stage: str
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """The checkpoint of `step` is durable, the `saved`-th of this process.
+
+    Training stood still for `stall` seconds; writing took `write` seconds. `interval` is the time
+    between two saves if time decides when to save.
+    """
+
+    stage: str
+    step: int
+    saved: int
+    stall: float | None = None
+    write: float | None = None
+    interval: float | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """Anything else worth a line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Pairs of label and value that close a run: its model, card, report …"""
+
+    rows: Sequence[Sequence[str]]
+
+
+Shown = (
+    Phase
+    | PrepareProgress
+    | StageState
+    | Step
+    | Evaluation
+    | Sample
+    | CheckpointSaved
+    | Note
+    | Summary
+)
+Say = Callable[[Shown], None]
+
+# ---------------------------------------------------------------- between driver and workers
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A worker's first words: the token that it was given, and its rank."""
+
+    token: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class WorkerStarted:
+    """A worker has reached the training loop."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A worker's training has ended: `outcome` is done or stopped."""
+
+    outcome: str
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """A worker met an error that a restart would only meet again.
+
+    `error` is the error as pipeline/state/error_codec.py writes it.
+    """
+
+    error: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SaveAndStop:
+    """The driver asks its workers to save the last finished step and to end."""
+
+
+@dataclass(frozen=True)
+class FitEnded:
+    """The process that runs Ray Train ended by itself; `last_words` is its last line of output."""
+
+    last_words: str
+
+
+FromWorker = Shown | WorkerStarted | Trained | WorkerFailed
+Message = FromWorker | Hello | SaveAndStop
+
+# ---------------------------------------------------------------- as JSON
+
+_BY_NAME: Mapping[str, type[Any]] = {kind.__name__: kind for kind in get_args(Message)}
+
+
+def to_json(message: Message) -> str:
+    """Return the message as one line of JSON."""
+    return json.dumps({"type": type(message).__name__} | dataclasses.asdict(message))
+
+
+def from_json(line: str) -> Message:
+    """Return the message that `to_json` wrote; raise ValueError for anything else."""
+    fields = json.loads(line)
+    name = fields.pop("type", None) if isinstance(fields, dict) else None
+    if not isinstance(name, str) or name not in _BY_NAME:
+        raise ValueError(f"there is no message type {name!r}")
+    try:
+        message: Message = _BY_NAME[name](**fields)
+    except TypeError as error:
+        raise ValueError(f"not a message: {error}") from None
+    return message

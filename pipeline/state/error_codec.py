@@ -1,0 +1,49 @@
+"""Errors as plain JSON and back, for the pipes between processes: the class and its fields stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pion.errors import (
+    BadInput,
+    Fenced,
+    Interrupted,
+    NotDurable,
+    PionError,
+    Stopped,
+    Trouble,
+)
+from pipeline.state.stores import Conflict, Missing, StoreError
+
+# The classes that cross, each with the attributes that its constructor takes. A class without any
+# is built from its text. A subclass that is not listed arrives as its nearest listed base.
+_FIELDS: Mapping[type[PionError], tuple[str, ...]] = {
+    PionError: (),
+    BadInput: (),
+    Fenced: (),
+    Stopped: (),
+    NotDurable: (),
+    Interrupted: (),
+    Trouble: ("step", "rows", "what"),
+    Missing: ("key", "url"),
+    Conflict: ("key", "url"),
+    StoreError: ("action", "where", "reason", "outage"),
+}
+_BY_NAME = {kind.__name__: kind for kind in _FIELDS}
+
+
+def error_to_json(error: PionError) -> dict[str, Any]:
+    """Return what `error_from_json` needs to build an equal error, as plain JSON."""
+    kind = next(kind for kind in type(error).__mro__ if kind in _FIELDS)
+    names = _FIELDS[kind]
+    fields = {name: getattr(error, name) for name in names} if names else {"text": str(error)}
+    return {"class": kind.__name__, "fields": fields}
+
+
+def error_from_json(raw: Mapping[str, Any]) -> PionError:
+    """Return the error that `error_to_json` described: the same class, text and exit code."""
+    kind, fields = _BY_NAME[raw["class"]], dict(raw["fields"])
+    if kind is StoreError:
+        return StoreError(**fields)
+    return kind(*fields.values())

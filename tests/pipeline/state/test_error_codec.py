@@ -1,0 +1,67 @@
+"""An error that crosses a pipe is the same error on the other side."""
+
+import json
+
+import pytest
+
+from pion.errors import (
+    BadInput,
+    Fenced,
+    Interrupted,
+    NotDurable,
+    PionError,
+    Stopped,
+    Trouble,
+)
+from pipeline.state.checkpoints.uploader import UploaderDied
+from pipeline.state.error_codec import error_from_json, error_to_json
+from pipeline.state.records import Damaged
+from pipeline.state.stores import Conflict, Missing, StoreError
+
+ERRORS = [
+    PionError("it failed; run it again"),
+    BadInput("no such thing"),
+    Fenced("somebody else owns it"),
+    Stopped("stopped by request"),
+    NotDurable("it could not be stored"),
+    Interrupted("interrupted"),
+    Trouble(7, (12, 16), "loss nan"),
+    Missing("demo/HEAD.json", "s3://bucket"),
+    Conflict("demo/HEAD.json", "s3://bucket"),
+    StoreError("write", "s3://bucket/demo", "the service is down", outage=True),
+    StoreError("write", "/disk/demo", "no space left on device"),
+]
+
+
+def sent(error: PionError) -> PionError:
+    return error_from_json(json.loads(json.dumps(error_to_json(error))))
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_class_text_and_exit_code_stay(error: PionError) -> None:
+    there = sent(error)
+    assert type(there) is type(error)
+    assert str(there) == str(error)
+    assert there.exit_code == error.exit_code
+
+
+def test_a_store_error_still_says_whether_waiting_may_help() -> None:
+    there = sent(StoreError("write", "s3://bucket/demo", "the service is down", outage=True))
+    assert isinstance(there, StoreError)
+    assert (there.action, there.where, there.reason, there.outage) == (
+        "write",
+        "s3://bucket/demo",
+        "the service is down",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "base"), [(UploaderDied("it ended"), PionError), (Damaged("torn"), BadInput)]
+)
+def test_an_unlisted_class_arrives_as_its_nearest_base(
+    error: PionError, base: type[PionError]
+) -> None:
+    there = sent(error)
+    assert type(there) is base
+    assert str(there) == str(error)
