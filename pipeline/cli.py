@@ -350,7 +350,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _checkpoints(args: argparse.Namespace) -> int:
-    from pipeline.commands.status import show_checkpoints
+    from pipeline.commands.checkpoints import show_checkpoints
 
     return show_checkpoints(args.run, verify=args.verify, as_json=args.json)
 
@@ -383,7 +383,7 @@ def _prove(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from pipeline.commands.status import rewrite_report
+    from pipeline.commands.report import rewrite_report
 
     return rewrite_report(args.run, as_json=args.json)
 

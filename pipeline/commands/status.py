@@ -1,25 +1,19 @@
-"""What a run has done and who owns it, read from its store alone."""
+"""`pion status`: print what runs have done and who owns them, read from their stores alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
-from pathlib import Path
 from typing import Any
 
-from pion.errors import BadInput
 from pipeline.console.formats import duration, moment, printable, size
 from pipeline.cost.by_cause import Costs, MachineCost, costs_of
-from pipeline.job import STAGES
-from pipeline.models.find import last_change, read_run, runs_in
-from pipeline.state.owner import Owner, is_running
-from pipeline.state.recorded_job import recorded_job, recorded_stages
-from pipeline.state.records import CheckpointEntry, Head
+from pipeline.models.find import read_run, runs_in
 from pipeline.state.rental_note import read_rental_note
-from pipeline.state.requests import StopRequest, pending_stop
+from pipeline.state.requests import StopRequest
 from pipeline.state.run_state import RunState
+from pipeline.state.run_status import run_status
 from pipeline.state.stores import DEFAULT_STORE, open_store
 
 
@@ -66,107 +60,6 @@ def show_runs(*, as_json: bool) -> int:
                 f"owner: {_owner_in_words(status)}"
             )
     return 0
-
-
-def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
-    """What the store says about a run, as plain JSON; times are Unix seconds."""
-    beat = state.heartbeat(head.epoch) or {}
-    notes: list[str] = []
-    launch_id = head.owner.launch_id if head.owner else None
-    stop = pending_stop(state, notes.append, launch_id=launch_id)
-    newest = head.checkpoints[0] if head.checkpoints else None
-    ours = recorded_stages(state, head)
-    stages = [s for s in STAGES if ours is None or s in ours or s in head.stages]
-    return {
-        "run": state.name,
-        "store": state.store.url,
-        "epoch": head.epoch,
-        "stages": {stage: _stage_status(stage, head) for stage in stages},
-        "checkpoint": dataclasses.asdict(newest) if newest else None,
-        "owner": dataclasses.asdict(head.owner) if head.owner else None,
-        "owner_running": is_running(head.owner, Owner.me()) if head.owner else None,
-        "heartbeat_age": now - beat["at"] if head.owner and "at" in beat else None,
-        "heartbeats": not state.store.commits,
-        "last_commit_age": now - last_change(head),
-        "progress": beat.get("status") or None,
-        "stop": dataclasses.asdict(stop) if stop else None,
-        "spent": {"hours": head.spent.hours, "dollars": head.spent.dollars},
-        "skipped": {
-            stage: [dataclasses.asdict(rows) for rows in skipped]
-            for stage, skipped in head.skipped.items()
-        },
-        "notes": notes,
-    }
-
-
-def show_checkpoints(run: str, *, verify: bool, as_json: bool) -> int:
-    """Print a run's checkpoints, newest first; exit code 1 if one turns out to be damaged."""
-    state, head = read_run(run)
-    problems = {entry.key: _problem(state, entry) if verify else None for entry in head.checkpoints}
-    rows = [
-        {
-            "stage": entry.stage,
-            "step": entry.step,
-            "epoch": entry.epoch,
-            "at": entry.at,
-            "bytes": entry.bytes,
-            "verified": problems[entry.key] is None,
-            "model_sha256": entry.model_sha256,
-        }
-        for entry in head.checkpoints
-    ]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    elif not rows:
-        print(f"{state.name} has no checkpoint yet")
-    else:
-        for entry in head.checkpoints:
-            problem = problems[entry.key]
-            checked = problem or ("verified now" if verify else "verified when saved")
-            print(
-                f"{entry.stage:<8} step {entry.step:>7,}  {moment(entry.at)}  "
-                f"{size(entry.bytes):>8}  weights {entry.model_sha256[:12]}  {checked}"
-            )
-    return 1 if any(problems.values()) else 0
-
-
-def rewrite_report(run: str, *, as_json: bool) -> int:
-    """Write report.html of a run again from what its store holds, and print where it is.
-
-    That of a remote run is put into the working directory too.
-    """
-    state, head = read_run(run)
-    job = recorded_job(state, head)
-    if job is None:
-        raise BadInput(f"run {state.name} has no record of its job, so there is nothing to report")
-    from pipeline.report.of_run import write_run_report
-
-    path = write_run_report(job, state)
-    if state.store.local_path(state.name) is None:
-        path = Path(shutil.copyfile(path, f"{state.name}-report.html"))
-    print(json.dumps({"report": str(path)}) if as_json else path)
-    return 0
-
-
-def _problem(state: RunState, entry: CheckpointEntry) -> str | None:
-    from pipeline.state.checkpoints.restore import check_entry
-    from pipeline.state.scratch import scratch_workspace
-    from pipeline.state.workspace import Workspace
-
-    with scratch_workspace(Workspace(state.store, state.name)) as workspace:
-        return check_entry(workspace, entry)
-
-
-def _stage_status(stage: str, head: Head) -> dict[str, Any]:
-    record = head.stages.get(stage)
-    entries = [entry for entry in head.checkpoints if entry.stage == stage]
-    status: dict[str, Any] = {"state": "todo", "at": None, "digest": None, "step": None}
-    if entries:
-        newest = entries[0]
-        status |= {"state": "begun", "at": newest.at, "digest": newest.digest, "step": newest.step}
-    if record is not None:
-        status |= {"state": "done", "at": record.at, "digest": record.digest}
-    return status
 
 
 def _stage_in_words(about: dict[str, Any]) -> str:

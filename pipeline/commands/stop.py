@@ -9,10 +9,10 @@ from pipeline.console.formats import duration, printable
 from pipeline.models.find import read_run
 from pipeline.state.claim import HEARTBEAT_SECONDS
 from pipeline.state.owner import Owner, is_running
-from pipeline.state.recorded_job import recorded_stages
 from pipeline.state.records import Head
 from pipeline.state.requests import ask_stop, clear_stops
 from pipeline.state.run_state import RunState
+from pipeline.state.run_status import is_finished
 
 REASON = "pion stop"
 POLL_SECONDS = 2.0
@@ -60,12 +60,6 @@ def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
 _STAYS = (
     "The request stays in the store: managed restarts obey it, a person's `pion run` clears it."
 )
-
-
-def is_finished(state: RunState, head: Head) -> bool:
-    """Whether every stage of the job that HEAD names is done; False if the job can't be read."""
-    stages = recorded_stages(state, head)
-    return stages is not None and all(stage in head.stages for stage in stages)
 
 
 def _wait(state: RunState, say: Say) -> None:

@@ -12,6 +12,7 @@ from pion.errors import BadInput
 from pipeline.models.bring import bring_model
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
+from pipeline.state.run_status import last_change
 from pipeline.state.stores import DEFAULT_STORE, Store, StoreError, open_store, split_run
 
 if TYPE_CHECKING:
@@ -178,12 +179,6 @@ def _no_such_run(text: str) -> NoReturn:
 def _run_names(store: Store) -> list[str]:
     keys = (entry.key.split("/") for entry in store.list())
     return sorted(name for name, *rest in keys if rest == ["HEAD.json"])
-
-
-def last_change(head: Head) -> float:
-    """When something was last committed that says when, as Unix time."""
-    times = [entry.at for entry in head.checkpoints] + [claim.at for claim in head.claims]
-    return max(times + [record.at for record in head.stages.values()], default=0.0)
 
 
 def _known_runs(store: Store) -> str:

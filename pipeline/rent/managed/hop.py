@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pion.errors import BadInput, PionError
-from pipeline.commands.stop import is_finished
 from pipeline.console.formats import duration
 from pipeline.job import Job
 from pipeline.job.file import load_job
@@ -42,6 +41,7 @@ from pipeline.state.records import Head
 from pipeline.state.rental_note import RentalNote, withdraw_rental_note
 from pipeline.state.requests import clear_stops, withdraw_handover
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, RunState
+from pipeline.state.run_status import is_finished
 from pipeline.state.stores import StoreError, open_store
 
 POLL_SECONDS = 5.0

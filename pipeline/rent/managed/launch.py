@@ -6,11 +6,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from pion.errors import BadInput, PionError
-from pipeline.commands.stop import is_finished
 from pipeline.console.formats import duration
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.models.find import last_change
 from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.managed.cheapest_first import only
 from pipeline.rent.managed.managed_jobs import (
@@ -28,6 +26,7 @@ from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head
 from pipeline.state.requests import clear_stops
 from pipeline.state.run_state import RunState
+from pipeline.state.run_status import is_finished, last_change
 from pipeline.state.stores import StoreError, open_store
 
 SUBMITTING = "submitting the job; SkyPilot gets a copy of the checkout"

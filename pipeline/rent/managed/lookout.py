@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pion.errors import PionError
-from pipeline.commands.status import run_status
-from pipeline.commands.stop import is_finished
 from pipeline.cost.by_cause import RunLog, costs_of
 from pipeline.cost.lost import LostMachine, keep_lost, owners_of
 from pipeline.rent.managed.diagnose import Attempt, Place, RunView, SkyView
@@ -22,6 +20,7 @@ from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
 from pipeline.state.requests import pending_stop
 from pipeline.state.run_state import RunState
+from pipeline.state.run_status import is_finished, run_status
 
 COST_SECONDS = 60.0
 """Between two times that a run's events are read for what its machines have cost."""

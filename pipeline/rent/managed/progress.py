@@ -24,7 +24,7 @@ say_now: Say = partial(print, flush=True)
 class Progress:
     """What SkyPilot and the store say at the moment `at` (Unix seconds).
 
-    `status` is that of `pipeline.commands.status.run_status`, None before the run is first claimed;
+    `status` is what `pipeline.state.run_status` tells, None before the run is first claimed;
     `dollars` what all of its machines have cost, None where no price is known.
     """
 

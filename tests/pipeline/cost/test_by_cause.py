@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.commands.status import rewrite_report, show_status
+from pipeline.commands.report import rewrite_report
+from pipeline.commands.status import show_status
 from pipeline.cost.by_cause import CAUSES, Costs, costs, costs_of
 from pipeline.cost.lost import LostMachine, keep_lost
 from pipeline.job import Job

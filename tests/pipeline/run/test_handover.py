@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput, PionError
-from pipeline.commands.status import run_status
 from pipeline.console.messages import Note
 from pipeline.job.file import load_job
 from pipeline.run.handover import FROM_EPOCH, ask_for_handover
@@ -20,6 +19,7 @@ from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.requests import clear_stops, pending_stop
 from pipeline.state.run_state import RunState
+from pipeline.state.run_status import run_status
 from pipeline.state.stores import FileStore, open_store
 from tests.pipeline.rent.managed.two_launches import NEW, OLD, head_of
 from tests.pipeline.state.conftest import FakeClock, someone

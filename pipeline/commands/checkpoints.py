@@ -1,0 +1,49 @@
+"""`pion checkpoints`: list a run's checkpoints, and check their files again."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.console.formats import moment, size
+from pipeline.models.find import read_run
+from pipeline.state.checkpoints.restore import check_entry
+from pipeline.state.records import CheckpointEntry
+from pipeline.state.run_state import RunState
+from pipeline.state.scratch import scratch_workspace
+from pipeline.state.workspace import Workspace
+
+
+def show_checkpoints(run: str, *, verify: bool, as_json: bool) -> int:
+    """Print a run's checkpoints, newest first; exit code 1 if one turns out to be damaged."""
+    state, head = read_run(run)
+    problems = {entry.key: _problem(state, entry) if verify else None for entry in head.checkpoints}
+    rows = [
+        {
+            "stage": entry.stage,
+            "step": entry.step,
+            "epoch": entry.epoch,
+            "at": entry.at,
+            "bytes": entry.bytes,
+            "verified": problems[entry.key] is None,
+            "model_sha256": entry.model_sha256,
+        }
+        for entry in head.checkpoints
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif not rows:
+        print(f"{state.name} has no checkpoint yet")
+    else:
+        for entry in head.checkpoints:
+            problem = problems[entry.key]
+            checked = problem or ("verified now" if verify else "verified when saved")
+            print(
+                f"{entry.stage:<8} step {entry.step:>7,}  {moment(entry.at)}  "
+                f"{size(entry.bytes):>8}  weights {entry.model_sha256[:12]}  {checked}"
+            )
+    return 1 if any(problems.values()) else 0
+
+
+def _problem(state: RunState, entry: CheckpointEntry) -> str | None:
+    with scratch_workspace(Workspace(state.store, state.name)) as workspace:
+        return check_entry(workspace, entry)

@@ -1,0 +1,68 @@
+"""What a run has done and who owns it: the facts that its store alone tells."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pipeline.job import STAGES
+from pipeline.state.owner import Owner, is_running
+from pipeline.state.recorded_job import recorded_stages
+from pipeline.state.records import Head
+from pipeline.state.requests import pending_stop
+from pipeline.state.run_state import RunState
+
+
+def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
+    """What the store says about a run, as plain JSON; times are Unix seconds."""
+    beat = state.heartbeat(head.epoch) or {}
+    notes: list[str] = []
+    launch_id = head.owner.launch_id if head.owner else None
+    stop = pending_stop(state, notes.append, launch_id=launch_id)
+    newest = head.checkpoints[0] if head.checkpoints else None
+    ours = recorded_stages(state, head)
+    stages = [s for s in STAGES if ours is None or s in ours or s in head.stages]
+    return {
+        "run": state.name,
+        "store": state.store.url,
+        "epoch": head.epoch,
+        "stages": {stage: _stage_status(stage, head) for stage in stages},
+        "checkpoint": dataclasses.asdict(newest) if newest else None,
+        "owner": dataclasses.asdict(head.owner) if head.owner else None,
+        "owner_running": is_running(head.owner, Owner.me()) if head.owner else None,
+        "heartbeat_age": now - beat["at"] if head.owner and "at" in beat else None,
+        "heartbeats": not state.store.commits,
+        "last_commit_age": now - last_change(head),
+        "progress": beat.get("status") or None,
+        "stop": dataclasses.asdict(stop) if stop else None,
+        "spent": {"hours": head.spent.hours, "dollars": head.spent.dollars},
+        "skipped": {
+            stage: [dataclasses.asdict(rows) for rows in skipped]
+            for stage, skipped in head.skipped.items()
+        },
+        "notes": notes,
+    }
+
+
+def is_finished(state: RunState, head: Head) -> bool:
+    """Whether every stage of the job that HEAD names is done; False if the job can't be read."""
+    stages = recorded_stages(state, head)
+    return stages is not None and all(stage in head.stages for stage in stages)
+
+
+def last_change(head: Head) -> float:
+    """When something was last committed that says when, as Unix time."""
+    times = [entry.at for entry in head.checkpoints] + [claim.at for claim in head.claims]
+    return max(times + [record.at for record in head.stages.values()], default=0.0)
+
+
+def _stage_status(stage: str, head: Head) -> dict[str, Any]:
+    record = head.stages.get(stage)
+    entries = [entry for entry in head.checkpoints if entry.stage == stage]
+    status: dict[str, Any] = {"state": "todo", "at": None, "digest": None, "step": None}
+    if entries:
+        newest = entries[0]
+        status |= {"state": "begun", "at": newest.at, "digest": newest.digest, "step": newest.step}
+    if record is not None:
+        status |= {"state": "done", "at": record.at, "digest": record.digest}
+    return status
