@@ -1,18 +1,16 @@
-"""Measures a decoder: held-out loss and bits per byte, responses, multiple choice.
+"""Measure a decoder on rows of token ids: held-out loss, bits per byte, and responses.
 
-Every measure uses the softmax over the ids that the tokenizer can produce; embedding rows beyond
-them take no probability, as in the exported model and in generation. Standard errors treat rows as
-the independent units, since the tokens of one row are not.
+Every measure uses the softmax over the ids that the tokenizer can produce; the embedding rows
+beyond them take no probability, as in the exported model and in generation. Standard errors treat
+rows as the independent units, because the tokens of one row are not independent.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,11 +19,22 @@ from torch import Tensor
 
 from pion.data.shards import IGNORED
 from pion.data.stream import Batch, RowStream, to_device
-from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pion.model.decoder import Decoder
 
-LOGITS_AT_ONCE = 2**25  # elements of a chunk of logits: 128 MiB in fp32
+# Elements in a chunk of logits: 128 MiB in fp32.
+LOGITS_AT_ONCE = 2**25
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that is measured, and how its predictions are computed."""
+
+    model: Decoder
+    vocab_size: int  # number of ids that share the probability: those the tokenizer can produce
+    micro_batch: int  # rows computed at once
+    dtype: torch.dtype = torch.float32  # of the hidden states; logits are always fp32
+    on_batch: Callable[[], None] = lambda: None  # called after each batch; may end the measurement
 
 
 @dataclass(frozen=True)
@@ -53,54 +62,27 @@ class Responses:
     false_stop_rate: float  # of the other learned tokens: how often end-of-text is the likeliest
 
 
-@dataclass(frozen=True)
-class MultipleChoice:
-    """Share of questions answered right; `chance` is what guessing gets."""
-
-    accuracy: float
-    accuracy_sem: float
-    chance: float
-    questions: int
-
-
-@dataclass(frozen=True)
-class Question:
-    """`context` is continued by each of `choices`; nothing is put between them."""
-
-    context: str
-    choices: tuple[str, ...]
-    answer: int
-
-
-# ---------------------------------------------------------------- text
-
-
 def held_out(
-    model: Decoder,
-    stream: RowStream,
-    rows: Sequence[int],
-    token_bytes: np.ndarray,
-    vocab_size: int,
-    micro_batch: int,
-    dtype: torch.dtype = torch.float32,
-    *,
-    on_batch: Callable[[], None] = lambda: None,
+    scorer: Scorer, stream: RowStream, rows: Sequence[int], token_bytes: np.ndarray
 ) -> HeldOut:
-    """Loss of `model` on rows of `stream`; see `summarize` for `token_bytes`.
+    """Return how well the scorer's model predicts the given rows of `stream`.
 
-    `micro_batch` rows are computed at once, fewer after running out of CUDA memory. `on_batch` is
-    called after each batch, and what it raises ends the measurement. Raises BadInput for no rows or
-    targets outside `vocab_size`, PionError when one row does not fit the memory.
+    `token_bytes` (vocab_size,) is the number of bytes that each id stands for; see `summarize`.
+    Fewer rows than `micro_batch` are computed at once after running out of CUDA memory.
+
+    Raises:
+        BadInput: there are no rows, or a target is outside `vocab_size`.
+        PionError: not even one row fits in the GPU's memory.
     """
-    nll, targets, _ = _score_rows(model, stream, rows, vocab_size, micro_batch, dtype, on_batch)
+    nll, targets, _ = _score_rows(scorer, stream, rows)
     return summarize(nll, targets, token_bytes)
 
 
 def summarize(nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray) -> HeldOut:
-    """Averages over the targets that are not ignored.
+    """Return the averages over the targets that are not ignored.
 
-    `nll` (R, T) is the negative log-likelihood in nats of `targets` (R, T); `token_bytes`
-    (vocab_size,) is how many bytes each id stands for, 0 for special ids: predicting an
+    `nll` (R, T) is the negative log-likelihood in nats of `targets` (R, T). `token_bytes`
+    (vocab_size,) is the number of bytes that each id stands for, 0 for special ids: predicting an
     end-of-text costs bits and adds no bytes.
     """
     counted = targets != IGNORED
@@ -122,7 +104,7 @@ def summarize(nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray) -> 
 
 
 def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """Σ amounts / Σ sizes over rows, and its standard error (NaN for a single row).
+    """Return Σ amounts / Σ sizes over rows, and its standard error (NaN for a single row).
 
     The rows are a sample of clusters of unequal size, so this is the ratio estimator and its
     linearised variance (Cochran, Sampling Techniques, 3rd ed., eq. 2.45 and 6.13).
@@ -137,27 +119,14 @@ def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     return value, math.sqrt(rows / (rows - 1) * float((residuals**2).sum())) / total
 
 
-# ---------------------------------------------------------------- conversations
-
-
 def responses(
-    model: Decoder,
-    stream: RowStream,
-    rows: Sequence[int],
-    end_of_text: int,
-    vocab_size: int,
-    micro_batch: int,
-    dtype: torch.dtype = torch.float32,
-    *,
-    on_batch: Callable[[], None] = lambda: None,
+    scorer: Scorer, stream: RowStream, rows: Sequence[int], end_of_text: int
 ) -> Responses:
-    """Loss and stops of `model` on the learned tokens of rows of packed conversations.
+    """Return how well the scorer's model predicts the learned tokens of packed conversations.
 
-    Calls `on_batch` and raises as `held_out` does.
+    Raises what `held_out` raises.
     """
-    nll, targets, likeliest = _score_rows(
-        model, stream, rows, vocab_size, micro_batch, dtype, on_batch
-    )
+    nll, targets, likeliest = _score_rows(scorer, stream, rows)
     learned, ends = targets != IGNORED, targets == end_of_text
     stops = likeliest == end_of_text
     loss, loss_sem = ratio(nll.sum(axis=1), learned.sum(axis=1))
@@ -167,146 +136,15 @@ def responses(
     return Responses(loss, loss_sem, accuracy, accuracy_sem, false_stops)
 
 
-# ---------------------------------------------------------------- multiple choice
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Questions of a JSON Lines file: {"context": str, "choices": [str, …], "answer": index}.
-
-    Raises BadInput naming file and line.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise BadInput(f"{path}: can't read these questions ({error.strerror})") from None
-    questions = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                questions.append(_question(json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise BadInput(
-                    f"{path}:{number}: broken JSON at column {error.colno}: {error.msg}"
-                ) from None
-            except ValueError as error:
-                raise BadInput(f"{path}:{number}: not a question: {error}") from None
-    if not questions:
-        raise BadInput(f"{path}: no question in it")
-    return questions
-
-
-def multiple_choice(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    questions: Sequence[Question],
-    micro_batch: int,
-    dtype: torch.dtype = torch.float32,
-    *,
-    on_batch: Callable[[], None] = lambda: None,
-) -> MultipleChoice:
-    """Answers with the choice of the highest log-likelihood per byte of its UTF-8 text.
-
-    A token that straddles the border counts to the choice. Contexts too long for the model lose
-    their beginning; an empty one stands for the start of a document. Choices that tie share the
-    credit, so a model that knows nothing scores `chance`. The standard error is binomial.
-    `micro_batch` counts rows of the model's full context; of shorter texts more are computed at
-    once. Raises BadInput for a choice longer than that context; calls `on_batch` and raises
-    PionError as `held_out` does.
-    """
-    choices = [
-        _ScoredChoice.of(q.context, choice, tokenizer, model.config.seq_len)
-        for q in questions
-        for choice in q.choices
-    ]
-    longest_first = sorted(range(len(choices)), key=lambda i: -len(choices[i].ids))
-    scores = np.zeros(len(choices))
-
-    def compute(part: range) -> None:
-        places = longest_first[part.start : part.stop]
-        nll, _ = token_nll(
-            model, _padded([choices[i] for i in places]), tokenizer.vocab_size, dtype
-        )
-        scores[places] = -nll.sum(dim=1).cpu().numpy() / [choices[i].bytes for i in places]
-
-    with _evaluating(model):
-        at_once = micro_batch * model.config.seq_len // len(choices[longest_first[0]].ids)
-        _in_batches(len(choices), max(1, at_once), compute, on_batch)
-    credit, first = [], 0
-    for question in questions:
-        own = scores[first : first + len(question.choices)]
-        best = own == own.max()
-        credit.append(float(best[question.answer]) / max(int(best.sum()), 1))
-        first += len(own)
-    accuracy = float(np.mean(credit))
-    return MultipleChoice(
-        accuracy=accuracy,
-        accuracy_sem=math.sqrt(accuracy * (1 - accuracy) / len(questions)),
-        chance=float(np.mean([1 / len(q.choices) for q in questions])),
-        questions=len(questions),
-    )
-
-
-@dataclass(frozen=True)
-class _ScoredChoice:
-    ids: list[int]
-    learned: int  # the last so many of `ids` are the choice
-    bytes: int
-
-    @classmethod
-    def of(cls, context: str, choice: str, tokenizer: Tokenizer, seq_len: int) -> _ScoredChoice:
-        ids, offsets = tokenizer.encode_with_offsets(context + choice)
-        learned = sum(end > len(context) for _, end in offsets)
-        if learned > seq_len:
-            raise BadInput(
-                f"the choice {choice[:60]!r}… has {learned:,} tokens, more than the model's "
-                f"context of {seq_len:,}: shorten it or take the question out"
-            )
-        if learned == len(ids):
-            ids = [tokenizer.end_of_text, *ids]
-        return cls(ids[-(seq_len + 1) :], learned, len(choice.encode()))
-
-
-def _padded(choices: Sequence[_ScoredChoice]) -> Batch:
-    """Padded on the right, where a causal model's other tokens don't see it."""
-    length = max(len(c.ids) for c in choices) - 1
-    tokens = torch.zeros(len(choices), length, dtype=torch.int64)
-    targets = torch.full_like(tokens, IGNORED)
-    for i, choice in enumerate(choices):
-        end = len(choice.ids) - 1
-        tokens[i, :end] = torch.tensor(choice.ids[:-1])
-        targets[i, end - choice.learned : end] = torch.tensor(choice.ids[-choice.learned :])
-    return Batch(tokens, targets, None, None)
-
-
-def _question(raw: object) -> Question:
-    """Raises ValueError saying what is wrong."""
-    if not isinstance(raw, dict):
-        raise ValueError('expected {"context", "choices", "answer"}')
-    missing = [key for key in ("context", "choices", "answer") if key not in raw]
-    if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    context, choices, answer = raw["context"], raw["choices"], raw["answer"]
-    if not isinstance(context, str):
-        raise ValueError(f"context is {context!r}; expected text")
-    if not isinstance(choices, list) or len(choices) < 2:
-        raise ValueError(f"choices is {choices!r}; expected a list of two or more texts")
-    if not all(isinstance(choice, str) and choice for choice in choices):
-        raise ValueError(f"choices is {choices!r}; every choice must be a text that is not empty")
-    if type(answer) is not int or not 0 <= answer < len(choices):
-        raise ValueError(f"answer is {answer!r}; expected an index from 0 to {len(choices) - 1}")
-    return Question(context, tuple(choices), answer)
-
-
-# ---------------------------------------------------------------- scoring
-
-
 def token_nll(
     model: Decoder, batch: Batch, vocab_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood (B, T) in fp32 nats of each target, and the likeliest id (B, T).
+    """Return the negative log-likelihood (B, T) of each target and the likeliest id (B, T).
 
-    0 and IGNORED where the target is ignored; no logits are computed there. Logits of one chunk of
-    positions exist at a time. Raises BadInput for targets outside `vocab_size`.
+    Likelihoods are fp32 nats. Where the target is ignored no logits are computed; the results are 0
+    and IGNORED there. Only one chunk of logits exists at a time.
+
+    Raises BadInput if a target is outside `vocab_size`.
     """
     if int(batch.targets.max()) >= vocab_size:
         raise BadInput(
@@ -325,7 +163,8 @@ def token_nll(
     for states, targets in zip(
         hidden[learned].split(chunk), batch.targets[learned].split(chunk), strict=True
     ):
-        # fp32 whatever `dtype` is: logits rounded to bf16 tie, and a tie goes to the lowest id
+        # The product is in fp32 even if `dtype` is bf16: rounded logits tie, and a tie goes to the
+        # lowest id.
         logits = F.linear(states, head[:vocab_size])
         scores.append(F.cross_entropy(logits, targets, reduction="none"))
         tops.append(logits.argmax(dim=-1))
@@ -334,34 +173,32 @@ def token_nll(
 
 
 def _score_rows(
-    model: Decoder,
-    stream: RowStream,
-    rows: Sequence[int],
-    vocab_size: int,
-    micro_batch: int,
-    dtype: torch.dtype,
-    on_batch: Callable[[], None],
+    scorer: Scorer, stream: RowStream, rows: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Negative log-likelihoods, targets and likeliest ids of the rows, each (R, T)."""
+    """Return the negative log-likelihoods, targets and likeliest ids of the rows, each (R, T)."""
     if not rows:
         raise BadInput("there are no held-out rows to evaluate on: raise the held_out share")
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def compute(part: range) -> None:
         batch = stream.batch([rows[i] for i in part])
-        nll, likeliest = token_nll(model, batch, vocab_size, dtype)
+        nll, likeliest = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
         parts.append((nll.cpu(), batch.targets, likeliest.cpu()))
 
-    with _evaluating(model):
-        _in_batches(len(rows), micro_batch, compute, on_batch)
+    with evaluating(scorer.model):
+        in_batches(len(rows), scorer.micro_batch, compute, scorer.on_batch)
     nll, targets, likeliest = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return nll.astype(np.float64), targets, likeliest
 
 
-def _in_batches(
+def in_batches(
     count: int, micro_batch: int, compute: Callable[[range], None], on_batch: Callable[[], None]
 ) -> None:
-    """Call `compute` on consecutive parts of range(count), smaller ones when memory runs out."""
+    """Call `compute` on consecutive parts of range(count), and `on_batch` after each.
+
+    Parts become smaller after running out of CUDA memory. Raises PionError if even a single item
+    does not fit.
+    """
     done = 0
     while done < count:
         part = range(done, min(done + micro_batch, count))
@@ -374,15 +211,15 @@ def _in_batches(
             if len(part) == 1:
                 raise PionError(
                     f"evaluation runs out of GPU memory on a single sequence ({error}). The "
-                    "checkpoints are safe; free the GPU or go on where there is more memory."
+                    "checkpoints are safe; free the GPU or continue on one with more memory."
                 ) from None
         micro_batch = len(part) // 2  # outside `except`: the traceback holds the tensors
         torch.cuda.empty_cache()
 
 
 @contextmanager
-def _evaluating(model: Decoder) -> Iterator[None]:
-    """No gradients, evaluation mode; the mode before is restored."""
+def evaluating(model: Decoder) -> Iterator[None]:
+    """Turn off gradients and turn on evaluation mode; restore the model's mode afterwards."""
     training = model.training
     model.eval()
     try:

@@ -1,8 +1,7 @@
-"""Held-out loss while training, with its standard error, shared out over ranks."""
+"""Measure the held-out loss while training, with its standard error, shared out over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,7 @@ import torch.distributed as dist
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput
-from pion.evaluate import ratio, token_nll
-from pion.model.decoder import Decoder
+from pion.evaluate import Scorer, ratio, token_nll
 from pion.model.loss import IGNORED
 
 
@@ -20,31 +18,21 @@ class Evaluation:
     """A mean over target tokens. Tokens of one row depend on each other, so rows are the sample."""
 
     loss: float  # nats per target token
-    sem: float  # standard error of `loss`; nan from a single row
+    sem: float  # standard error of `loss`; NaN for a single row
     tokens: int  # target tokens
     rows: int
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Decoder,
-    stream: RowStream,
-    rows: range,
-    micro_batch: int,
-    *,
-    vocab_size: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    rank: int = 0,
-    world_size: int = 1,
-    on_batch: Callable[[], None] = lambda: None,
+    scorer: Scorer, stream: RowStream, rows: range, *, rank: int = 0, world_size: int = 1
 ) -> Evaluation:
-    """Loss of `model` on the given rows of `stream`, `micro_batch` at a time, computed in `dtype`.
+    """Return the loss of the scorer's model on the given rows of `stream`.
 
-    The softmax is over the first `vocab_size` ids, those the tokenizer produces; all by default.
-    With several ranks each computes its share and all get the whole result. `on_batch` is called
-    after each micro-batch. The model's train or evaluation mode is left as it was. Raises BadInput
-    if the rows hold no target.
+    With several ranks each computes its share, and all get the whole result. The model's train or
+    evaluation mode is left as it was. Raises BadInput if the rows hold no target.
     """
+    model = scorer.model
     device = next(model.parameters()).device
     nll = torch.zeros(len(rows), dtype=torch.float64, device=device)
     tokens = torch.zeros_like(nll)
@@ -52,13 +40,13 @@ def evaluate(
     model.eval()
     try:
         mine = range(len(rows))[rank::world_size]
-        for start in range(0, len(mine), micro_batch):
-            part = list(mine[start : start + micro_batch])
+        for start in range(0, len(mine), scorer.micro_batch):
+            part = list(mine[start : start + scorer.micro_batch])
             batch = stream.batch([rows[i] for i in part])
-            scores, _ = token_nll(model, batch, vocab_size or model.config.vocab_size, dtype)
+            scores, _ = token_nll(model, batch, scorer.vocab_size, scorer.dtype)
             nll[part] = scores.double().sum(dim=1)
             tokens[part] = (batch.targets != IGNORED).sum(dim=1).double().to(device)
-            on_batch()
+            scorer.on_batch()
     finally:
         model.train(training)
     if world_size > 1:

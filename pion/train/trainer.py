@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput, Trouble
+from pion.evaluate import Scorer
 from pion.model.decoder import Decoder
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange
@@ -258,18 +259,16 @@ class Trainer:
         vocab_size: int | None = None,
         on_batch: Callable[[], None] = lambda: None,
     ) -> Evaluation:
-        """Held-out loss over `rows` of `stream`, shared out over ranks; see `heldout.evaluate`."""
-        return evaluate(
-            self.model,
-            stream,
-            rows,
-            micro_batch,
-            vocab_size=vocab_size,
-            dtype=self.dtype,
-            rank=self.rank,
-            world_size=self.plan.world_size,
-            on_batch=on_batch,
-        )
+        """Return the held-out loss over `rows` of `stream`, shared out over ranks.
+
+        The softmax is over the first `vocab_size` ids, those that the tokenizer produces; by
+        default over all ids. `on_batch` is called after each micro-batch. Raises BadInput if the
+        rows hold no target.
+        """
+        ids = vocab_size or self.model.config.vocab_size
+        scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)
+        world_size = self.plan.world_size
+        return evaluate(scorer, stream, rows, rank=self.rank, world_size=world_size)
 
     # ------------------------------------------------------------ state
 

@@ -15,8 +15,9 @@ from pion.data.shards import IGNORED
 from pion.data.stream import Batch
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.evaluate import HeldOut, multiple_choice, read_questions, summarize, token_nll
+from pion.evaluate import HeldOut, Scorer, summarize, token_nll
 from pion.model.decoder import Decoder
+from pion.multiple_choice import multiple_choice, read_questions
 
 TOKENS_AT_ONCE = 8192
 
@@ -47,8 +48,8 @@ def eval_files(
 def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
     rows_at_once = max(1, TOKENS_AT_ONCE // model.config.seq_len)
     if path.suffix == ".jsonl":
-        questions = read_questions(path)
-        return dataclasses.asdict(multiple_choice(model, tokenizer, questions, rows_at_once))
+        scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
+        return dataclasses.asdict(multiple_choice(scorer, tokenizer, read_questions(path)))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from pion.data.stream import RowStream
     from pion.data.tokenizer import Tokenizer
-    from pion.evaluate import Question
+    from pion.evaluate import Scorer
     from pion.model.decoder import Decoder
+    from pion.multiple_choice import Question
     from pipeline.data.prepared import PreparedData
     from pipeline.data.shard_cache import ShardCache
 
@@ -77,7 +78,7 @@ def read_packs(job: Job) -> dict[str, list[Question]]:
 
     Raises BadInput naming file and line of what isn't a question, or two packs of one name.
     """
-    from pion.evaluate import read_questions
+    from pion.multiple_choice import read_questions
 
     packs: dict[str, list[Question]] = {}
     for pack in job.evaluate.packs:
@@ -166,59 +167,40 @@ class _Evaluation:
         from pion.evaluate import held_out
 
         stream = self._stream(self.text, "held_out")
-        return dataclasses.asdict(
-            held_out(
-                model,
-                stream,
-                self._rows(stream),
-                self.tokenizer.token_bytes(),
-                self.tokenizer.vocab_size,
-                self._micro_batch(self.job.data.seq_len),
-                self.dtype,
-                on_batch=self._on_batch,
-            )
-        )
+        scorer = self._scorer(model, self.job.data.seq_len)
+        token_bytes = self.tokenizer.token_bytes()
+        return dataclasses.asdict(held_out(scorer, stream, self._rows(stream), token_bytes))
 
     def _responses(self) -> Result:
         from pion.evaluate import responses
 
         stream = self._stream(self.conversations, "held_out")
-        return dataclasses.asdict(
-            responses(
-                self._decoder("sft"),
-                stream,
-                self._rows(stream),
-                self.tokenizer.end_of_text,
-                self.tokenizer.vocab_size,
-                self._micro_batch(self.job.sft_seq_len),
-                self.dtype,
-                on_batch=self._on_batch,
-            )
-        )
+        scorer = self._scorer(self._decoder("sft"), self.job.sft_seq_len)
+        end_of_text = self.tokenizer.end_of_text
+        return dataclasses.asdict(responses(scorer, stream, self._rows(stream), end_of_text))
 
     def _continuations(self) -> list[Question]:
         """Questions that prepare cut from held-out text; none where the data came as ids."""
-        from pion.evaluate import read_questions
+        from pion.multiple_choice import read_questions
 
         if self.pretrain_data is None or not (self.pretrain_data / CHOICES).exists():
             return []
         return read_questions(self.pretrain_data / CHOICES)[: self.job.evaluate.continuations]
 
     def _multiple_choice(self, stage: str, questions: list[Question]) -> Result:
-        from pion.evaluate import multiple_choice
+        from pion.multiple_choice import multiple_choice
 
         model = self._decoder(stage)
-        micro_batch = self._micro_batch(model.config.seq_len)
-        return dataclasses.asdict(
-            multiple_choice(
-                model,
-                self.tokenizer,
-                questions,
-                micro_batch,
-                self.dtype,
-                on_batch=self._on_batch,
-            )
-        )
+        scorer = self._scorer(model, model.config.seq_len)
+        return dataclasses.asdict(multiple_choice(scorer, self.tokenizer, questions))
+
+    def _scorer(self, model: Decoder, seq_len: int) -> Scorer:
+        """Return how `model` is measured on rows of `seq_len` tokens."""
+        from pion.evaluate import Scorer
+
+        micro_batch = max(1, TOKENS_AT_ONCE[self.device.type] // seq_len)
+        vocab_size = self.tokenizer.vocab_size
+        return Scorer(model, vocab_size, micro_batch, self.dtype, self._on_batch)
 
     def _decoder(self, stage: str) -> Decoder:
         """The model of `stage`, on the device; one is kept at a time."""
@@ -351,9 +333,6 @@ class _Evaluation:
 
         name = pick_dtype(self.job.hardware.dtype, self.device)
         return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-    def _micro_batch(self, seq_len: int) -> int:
-        return max(1, TOKENS_AT_ONCE[self.device.type] // seq_len)
 
 
 def _open(folder: Path | None) -> PreparedData | None:
