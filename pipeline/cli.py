@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pion.errors import BadInput, PionError
-from pipeline.rent.commands import Add, Command, add_rent_commands
+from pipeline.rent.cli import Add, Command, add_rent_commands
 from pipeline.run.signals import early_sigterm
 
 if TYPE_CHECKING:

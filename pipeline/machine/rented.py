@@ -50,7 +50,7 @@ LONGEST_BOOT = 3600.0
 
 
 @dataclass(frozen=True)
-class Machine:
+class RentedMachine:
     """A rented machine. `gpu` is SkyPilot's name (None: none, or not known), `count` GPUs per node.
 
     `rented_at` (Unix seconds) is since when the run pays for it; `phases` maps each part of its
@@ -74,7 +74,7 @@ class Machine:
 
 def this_machine(
     started: float, environment: Mapping[str, str] = os.environ, proc: Path = PROC
-) -> Machine | None:
+) -> RentedMachine | None:
     """The rented machine that a `pion run` which began at `started` is on; None at home."""
     if not is_rented(environment):
         return None
@@ -83,7 +83,7 @@ def this_machine(
     pod = environment.get("RUNPOD_POD_ID")
     host, cluster = socket.gethostname(), info.get("cluster_name")
     since = rented_since(started, environment, proc)
-    return Machine(
+    return RentedMachine(
         id=pod or ":".join(filter(None, (cluster or host, _boot_id(proc)[:8]))),
         cloud=info.get("cloud") or ("RunPod" if pod else None),
         region=info.get("region") or environment.get("RUNPOD_DC_ID"),
@@ -101,7 +101,7 @@ def this_machine(
 
 
 def claim_event(
-    machine: Machine | None, price: float | None, *, session: str, started: float, reason: str
+    machine: RentedMachine | None, price: float | None, *, session: str, started: float, reason: str
 ) -> dict[str, Any]:
     """What a process that has claimed a run appends to its events, for whoever counts costs.
 

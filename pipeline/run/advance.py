@@ -35,7 +35,7 @@ from pipeline.cost.timeline import WAITED
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import Digests, digest_of
 from pipeline.machine.gpu_count import gpu_count
-from pipeline.machine.rented import Machine, claim_event, this_machine
+from pipeline.machine.rented import RentedMachine, claim_event, this_machine
 from pipeline.report.of_run import write_run_report
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.preflight import worker_count
@@ -224,7 +224,7 @@ class Advance:
         with contextlib.suppress(StoreError):  # kept, and written with what comes later
             self.events.flush()
 
-    def _say_paid_to_first_step(self, machine: Machine, seconds: float) -> None:
+    def _say_paid_to_first_step(self, machine: RentedMachine, seconds: float) -> None:
         """`seconds` is what `pion run` took; the machine was paid for before."""
         parts = {**machine.phases, "pion run": seconds}
         paid = Phase("paid to first step", sum(parts.values()), parts=parts)

@@ -22,9 +22,9 @@ from typing import Any
 from pipeline.rent.managed.managed_jobs import ENDED
 from pipeline.workers.reaper import start_reaper
 from tests.paths import REPOSITORY
-from tests.rental.catalog import PRICES, Price, write_catalog
 from tests.rental.pods import HOME, RUNTIME
 from tests.rental.runpod_api import API_KEY, RunPod, loopback_runpod
+from tests.support.sky_catalog import PRICES, Price, write_catalog
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

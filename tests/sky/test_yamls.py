@@ -15,7 +15,7 @@ import yaml
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from tests.paths import REPOSITORY
-from tests.rental.catalog import GPU_MEMORY_GIB, PRICES, Price, write_catalog
+from tests.support.sky_catalog import GPU_MEMORY_GIB, PRICES, Price, write_catalog
 
 SKY = REPOSITORY / "sky"
 YAMLS = sorted(path.name for path in SKY.glob("*.yaml"))

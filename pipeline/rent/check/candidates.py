@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, estimate, gpus_that_fit
-from pipeline.rent.plan.past_speeds import Speed, measured_speeds
+from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
-from pipeline.rent.rental import Candidate, Rental
+from pipeline.rent.sky_yaml import Candidate, SkyYaml
 
 LISTED = 6
 """The smallest GPUs that would do, named where a candidate does not."""
@@ -38,17 +38,19 @@ class Verdict:
         return isinstance(self.found, Offer) and self.problem is None
 
 
-def judge(job: Job, rental: Rental, speeds: list[Speed], *, force: bool) -> list[Verdict]:
+def judge(job: Job, sky_yaml: SkyYaml, speeds: list[Speed], *, force: bool) -> list[Verdict]:
     """What is to be said of each candidate. `force` lets a spot price pass that is above the
     on-demand price."""
     verdicts = []
-    for candidate in rental.candidates:
-        found = look_up(candidate, rental.num_nodes, job.prices)
+    for candidate in sky_yaml.candidates:
+        found = look_up(candidate, sky_yaml.num_nodes, job.prices)
         # What is sold out today may be had tomorrow, when the run needs another machine.
         offer = found if isinstance(found, Offer) else unpriced(candidate)
-        guess = estimate(job, offer, speeds, num_nodes=rental.num_nodes)
-        misnamed = isinstance(found, NotOffered) and found.misnamed  # to be mended, not left out
-        problem, advice = (None, "") if misnamed else _problem(job, guess, rental.num_nodes, force)
+        guess = estimate(job, offer, speeds, num_nodes=sky_yaml.num_nodes)
+        problem, advice = None, ""
+        # A name that nobody knows is for a person to fix, so such a candidate is not left out.
+        if not (isinstance(found, NotOffered) and found.misnamed):
+            problem, advice = _problem(job, guess, sky_yaml.num_nodes, force)
         verdicts.append(Verdict(candidate, found, guess, problem, advice))
     return verdicts
 
@@ -63,13 +65,13 @@ def staying(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [verdict for verdict in verdicts if verdict.problem is None]
 
 
-def fitting(job: Job, rental: Rental, *, force: bool) -> list[Candidate]:
+def fitting(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[Candidate]:
     """The rental's candidates that stay, in their order."""
-    if len(rental.candidates) == 1:
-        return list(rental.candidates)
+    if len(sky_yaml.candidates) == 1:
+        return list(sky_yaml.candidates)
     # Speed matters only where saves are counted in steps: a preemption may cost too much of them.
-    speeds = measured_speeds(job) if job.checkpoint.every_steps is not None else []
-    return [verdict.candidate for verdict in staying(judge(job, rental, speeds, force=force))]
+    speeds = past_speeds(job) if job.checkpoint.every_steps is not None else []
+    return [verdict.candidate for verdict in staying(judge(job, sky_yaml, speeds, force=force))]
 
 
 def dear_spot(offer: Offer, num_nodes: int) -> str | None:

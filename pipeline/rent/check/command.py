@@ -17,10 +17,10 @@ from pion.errors import BadInput, PionError
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.check import of_job, of_rental
-from pipeline.rent.check.of_controller import controller
-from pipeline.rent.check.of_machines import machines
+from pipeline.rent.check.of_controller import check_controller
+from pipeline.rent.check.of_machines import check_machines
 from pipeline.rent.check.row import CheckRow
-from pipeline.rent.rental import Rental, read_rental
+from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.rent.time_limit import begin, within
 from pipeline.state.stores import open_store
 
@@ -43,7 +43,7 @@ def show_check(
     """
     end = time.monotonic() + SECONDS
     rows: list[CheckRow] = []
-    loaded, rental = None, None
+    loaded, sky_yaml = None, None
     try:
         loaded = load_job(job, overrides)
     except BadInput as error:
@@ -51,7 +51,7 @@ def show_check(
     if on is not None:
         try:
             # SkyPilot may fetch its list of GPUs for it, and sets itself no limit.
-            rental = within(end - JOB_SECONDS - time.monotonic(), partial(read_rental, on))
+            sky_yaml = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
         except BadInput as error:
             rows.append(CheckRow("rental", False, str(error)))
         except TimeoutError:
@@ -62,7 +62,7 @@ def show_check(
             )
             rows.append(CheckRow("rental", False, words))
     if loaded is not None:
-        rows += run_checks(loaded, rental, path=job, force=force, end=end)
+        rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
@@ -72,7 +72,7 @@ def show_check(
 
 def run_checks(
     job: Job,
-    rental: Rental | None,
+    sky_yaml: SkyYaml | None,
     *,
     path: str | None = None,
     force: bool = False,
@@ -85,29 +85,29 @@ def run_checks(
     """
     end = time.monotonic() + SECONDS if end is None else end
     try:
-        within(end - time.monotonic(), partial(_import_first, job, rental))
+        within(end - time.monotonic(), partial(_import_first, job, sky_yaml))
     except TimeoutError:
         words = (
             f"nothing was found out within {SECONDS:.0f} s, and nothing was rented. Run it again"
         )
         return [CheckRow("checks", False, words)]
     checks: list[tuple[str, Check]] = [
-        ("model", partial(of_job.model, job, rented=rental is not None)),
-        ("tokenizer", partial(of_job.tokenizer, job)),
-        ("data", partial(of_job.data, job)),
-        ("store", partial(of_job.store, job)),
-        ("evaluate", partial(of_job.evaluate, job)),
-        ("publish", partial(of_job.publish, job)),
+        ("model", partial(of_job.check_model, job, rented=sky_yaml is not None)),
+        ("tokenizer", partial(of_job.check_tokenizer, job)),
+        ("data", partial(of_job.check_data, job)),
+        ("store", partial(of_job.check_store, job)),
+        ("evaluate", partial(of_job.check_evaluate, job)),
+        ("publish", partial(of_job.check_publish, job)),
     ]
-    if rental is not None:
+    if sky_yaml is not None:
         checks += [
-            ("store from there", partial(of_rental.store_in_reach, job)),
-            ("files", partial(of_rental.files, job, rental, path)),
-            ("credentials", partial(of_rental.credentials, job, rental)),
-            ("disk", partial(of_rental.disk, job, rental)),
-            ("recovery", partial(of_rental.recovery, rental)),
-            ("controller", controller),
-            ("machines", partial(machines, job, rental, force=force)),
+            ("store from there", partial(of_rental.check_reach, job)),
+            ("files", partial(of_rental.check_files, job, sky_yaml, path)),
+            ("credentials", partial(of_rental.check_credentials, job, sky_yaml)),
+            ("disk", partial(of_rental.check_disk, job, sky_yaml)),
+            ("recovery", partial(of_rental.check_recovery, sky_yaml)),
+            ("controller", check_controller),
+            ("machines", partial(check_machines, job, sky_yaml, force=force)),
         ]
     waiting = [(name, begin(check)) for name, check in checks]
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
@@ -128,14 +128,14 @@ def print_rows(rows: Sequence[CheckRow]) -> None:
     Console(highlight=False).print(table)
 
 
-def _import_first(job: Job, rental: Rental | None) -> None:
+def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
     """Load what several checks use: threads that import the same package at the same time can
     find it half loaded."""
     import huggingface_hub.hf_api  # noqa: F401
 
     with contextlib.suppress(BadInput):  # the store's own check says so
         open_store(job.store)
-    if rental is not None:
+    if sky_yaml is not None:
         import sky.clouds
         import sky.data.storage_utils
         import sky.server.common  # noqa: F401

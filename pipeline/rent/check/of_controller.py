@@ -11,7 +11,7 @@ NAME = "controller"
 SETTING = "jobs: {controller: {consolidation_mode: true}}"
 
 
-def controller() -> list[CheckRow]:
+def check_controller() -> list[CheckRow]:
     """That the controller needs no machine of its own, and that SkyPilot has read so."""
     sky_module()
     from sky import skypilot_config

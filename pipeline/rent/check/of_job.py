@@ -40,7 +40,7 @@ STORE_SECONDS = 8.0
 """A store that takes longer to answer would not do."""
 
 
-def model(job: Job, *, rented: bool = False) -> list[CheckRow]:
+def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
     """The model's size, and that the weights to start from exist and are of the same model.
 
     On a `rented` machine they have to be where it can get them.
@@ -133,7 +133,7 @@ def _config(content: bytes, where: str) -> ModelConfig:
         raise BadInput(f"{where}: {error}") from None
 
 
-def tokenizer(job: Job) -> list[CheckRow]:
+def check_tokenizer(job: Job) -> list[CheckRow]:
     """That the tokenizer can be loaded and fits the model's vocabulary."""
     from pion.data.tokenizer import Tokenizer
 
@@ -160,7 +160,7 @@ def tokenizer(job: Job) -> list[CheckRow]:
     return [CheckRow("tokenizer", True, f"{where}: {found.vocab_size:,} entries")]
 
 
-def data(job: Job) -> list[CheckRow]:
+def check_data(job: Job) -> list[CheckRow]:
     """That every source exists and its first record can be read as the job wants it.
 
     Prepared data that the store has already needs no source.
@@ -220,7 +220,7 @@ def is_prepared(job: Job) -> bool:
     return prepare.state == "done"
 
 
-def store(job: Job) -> list[CheckRow]:
+def check_store(job: Job) -> list[CheckRow]:
     """That the store can hold the run, and what is left to do there."""
     opened = open_store(job.store)
     run = RunState(opened, job.name)
@@ -269,7 +269,7 @@ def _left(job: Job, run: RunState, head: Head | None) -> str:
     )
 
 
-def evaluate(job: Job) -> list[CheckRow]:
+def check_evaluate(job: Job) -> list[CheckRow]:
     """That packs of questions can be read, and that what reports metrics is installed."""
     from pipeline.stages.evaluate import read_packs
     from pipeline.training.trackers import check_trackers
@@ -281,7 +281,7 @@ def evaluate(job: Job) -> list[CheckRow]:
     return [CheckRow("evaluate.packs", True, f"{len(job.evaluate.packs)} can be read")]
 
 
-def publish(job: Job) -> list[CheckRow]:
+def check_publish(job: Job) -> list[CheckRow]:
     """That the token may write to the target, which is free or ours."""
     from pipeline.stages.publish import check_target
 

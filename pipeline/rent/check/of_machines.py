@@ -14,9 +14,9 @@ from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.rent.check.candidates import Verdict, dear_spot, judge, staying
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.plan.estimate import Estimate
-from pipeline.rent.plan.past_speeds import SECONDS, measured_speeds
+from pipeline.rent.plan.past_speeds import SECONDS, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer
-from pipeline.rent.rental import Rental
+from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
 from pipeline.rent.time_limit import within
 from pipeline.run.stage_plan import plan_stages
@@ -24,22 +24,22 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 
 
-def machines(job: Job, rental: Rental, *, force: bool) -> list[CheckRow]:
+def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow]:
     """For each candidate: is it rented out, at what price, does the model fit; also the
     credentials and the budget. What will not do is left out where something else will, and speaks
     against nothing."""
-    verdicts = judge(job, rental, measured_speeds(job), force=force)
+    verdicts = judge(job, sky_yaml, past_speeds(job), force=force)
     others = any(verdict.will_do for verdict in verdicts)
     stay = staying(verdicts)
     rows = [_credentials_of(cloud) for cloud in dict.fromkeys(v.candidate.cloud for v in stay)]
     for verdict in verdicts:
         if verdict in stay:
-            rows.append(_candidate_row(rental, verdict, others=others))
+            rows.append(_candidate_row(sky_yaml, verdict, others=others))
         else:
             words = f"left out by pion launch: {verdict.problem}"
             rows.append(CheckRow(str(verdict.candidate), None, words))
     offered = [verdict.guess for verdict in stay if isinstance(verdict.found, Offer)]
-    return rows + _budget(job, rental, offered)
+    return rows + _budget(job, sky_yaml, offered)
 
 
 def _credentials_of(name: str | None) -> CheckRow:
@@ -73,7 +73,7 @@ def _credentials_of(name: str | None) -> CheckRow:
     return CheckRow(title, False, f"{first.partition('Credentials can be')[0].strip()} Run: {fix}")
 
 
-def _candidate_row(rental: Rental, verdict: Verdict, *, others: bool) -> CheckRow:
+def _candidate_row(sky_yaml: SkyYaml, verdict: Verdict, *, others: bool) -> CheckRow:
     """What is found of a candidate that SkyPilot may rent; `others` if one of them will do."""
     title, guess, found = str(verdict.candidate), verdict.guess, verdict.found
     if isinstance(found, NotOffered):
@@ -82,7 +82,7 @@ def _candidate_row(rental: Rental, verdict: Verdict, *, others: bool) -> CheckRo
     if verdict.problem is not None:
         words = f"{verdict.problem}. {verdict.advice}" if verdict.advice else verdict.problem
         return CheckRow(title, False, words)
-    nodes = rental.num_nodes
+    nodes = sky_yaml.num_nodes
     if found.gpu is None:
         return CheckRow(title, None, f"no GPU: memory and speed can't be told{_cost(guess, nodes)}")
     if found.gpu_memory is None:
@@ -114,11 +114,11 @@ def _cost(guess: Estimate, num_nodes: int) -> str:
     return words + ("" if guess.dollars is None else f", ${guess.dollars:.2f}")
 
 
-def _budget(job: Job, rental: Rental, estimates: Sequence[Estimate]) -> list[CheckRow]:
+def _budget(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -> list[CheckRow]:
     """Whether the run may begin there at all by its budget, and whether the cheapest and the
     fastest machine stay within it, as far as can be told."""
     dollars, hours = job.budget.dollars, job.budget.hours
-    stops = _already_spent(job) or _price_missing(job, rental, estimates)
+    stops = _already_spent(job) or _price_missing(job, sky_yaml, estimates)
     if stops is not None:
         return [CheckRow("budget", False, stops)]
     fitting = [e for e in estimates if e.fits]
@@ -156,13 +156,13 @@ def _already_spent(job: Job) -> str | None:
     return over
 
 
-def _price_missing(job: Job, rental: Rental, estimates: Iterable[Estimate]) -> str | None:
+def _price_missing(job: Job, sky_yaml: SkyYaml, estimates: Iterable[Estimate]) -> str | None:
     """Why the run would refuse a machine: `budget.dollars` can't be kept without its price.
 
     `pion launch` tells the machine one price for each type of GPU, spot or on demand.
     """
     budget = job.budget
-    told = budget.dollars_per_hour is not None or rental.envs.get(PRICE_VARIABLE)
+    told = budget.dollars_per_hour is not None or sky_yaml.envs.get(PRICE_VARIABLE)
     if budget.dollars is None or told:
         return None
     offers = [e.offer for e in estimates]

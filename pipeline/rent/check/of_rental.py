@@ -15,7 +15,7 @@ from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.rent.check.of_job import count_parameters, is_prepared
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.credentials import SESSION_TOKEN, hub_inputs, needed_secrets
-from pipeline.rent.rental import Rental
+from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore, open_store
 
@@ -33,7 +33,7 @@ RECOVER_CODE = 75
 # ---------------------------------------------------------------- what the machine can reach
 
 
-def store_in_reach(job: Job) -> list[CheckRow]:
+def check_reach(job: Job) -> list[CheckRow]:
     """That the store outlives the machine and is not this machine's loopback."""
     name, store = "store from there", open_store(job.store)
     if isinstance(store, FileStore):
@@ -77,23 +77,23 @@ def _is_local(host: str) -> bool:
         return "." not in host
 
 
-def credentials(
-    job: Job, rental: Rental, environment: Mapping[str, str] = os.environ
+def check_credentials(
+    job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str] = os.environ
 ) -> list[CheckRow]:
     """That every credential the run needs is set here, and declared so that it travels."""
     needed = needed_secrets(job, environment)
     mistakes = []
     for name, why in needed.items():
-        if name not in rental.secrets:
+        if name not in sky_yaml.secrets:
             # `envs:` are shown in SkyPilot's records, and not filled in with what is set here.
-            add = "move it from `envs:`" if name in rental.envs else "add it"
-            mistakes.append(f"{rental.path} does not pass {name} on ({why}): {add} to `secrets:`")
+            add = "move it from `envs:`" if name in sky_yaml.envs else "add it"
+            mistakes.append(f"{sky_yaml.path} does not pass {name} on ({why}): {add} to `secrets:`")
         if not environment.get(name):
             mistakes.append(f"{name} is not set here ({why}): export {name}=…")
-    for name, value in rental.secrets.items():
+    for name, value in sky_yaml.secrets.items():
         if value is None and name not in needed and not environment.get(name):
             mistakes.append(
-                f"{rental.path} requires {name}, which is not set here: export {name}=…"
+                f"{sky_yaml.path} requires {name}, which is not set here: export {name}=…"
             )
     if mistakes:
         raise BadInput("\n".join(mistakes))
@@ -105,10 +105,10 @@ def credentials(
             "can't save. Use lasting keys for it, and unset AWS_SESSION_TOKEN"
         )
         rows.append(CheckRow("temporary keys", None, words))
-    return rows + ([] if "HF_TOKEN" in needed else _hub_login(job, rental, environment))
+    return rows + ([] if "HF_TOKEN" in needed else _hub_login(job, sky_yaml, environment))
 
 
-def _hub_login(job: Job, rental: Rental, environment: Mapping[str, str]) -> list[CheckRow]:
+def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> list[CheckRow]:
     """That the rental reads from the Hub what this machine, which is logged in, may read."""
     from huggingface_hub import get_token
 
@@ -118,8 +118,8 @@ def _hub_login(job: Job, rental: Rental, environment: Mapping[str, str]) -> list
     missing = []
     if not environment.get("HF_TOKEN"):
         missing.append("export HF_TOKEN=…")
-    if "HF_TOKEN" not in rental.secrets:
-        missing.append(f"add HF_TOKEN to `secrets:` in {rental.path}")
+    if "HF_TOKEN" not in sky_yaml.secrets:
+        missing.append(f"add HF_TOKEN to `secrets:` in {sky_yaml.path}")
     if not missing:
         return []
     words = (
@@ -133,7 +133,7 @@ def _hub_login(job: Job, rental: Rental, environment: Mapping[str, str]) -> list
 # ---------------------------------------------------------------- what is on the machine
 
 
-def files(job: Job, rental: Rental, path: str | None) -> list[CheckRow]:
+def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> list[CheckRow]:
     """That the job file `path` and what it names are among what SkyPilot copies to the machine."""
     rows = []
     if job.publish is not None and "://" not in job.publish.to:
@@ -142,17 +142,17 @@ def files(job: Job, rental: Rental, path: str | None) -> list[CheckRow]:
             "hf://user/name, or fetch the model later: pion export"
         )
         rows.append(CheckRow("publish from there", None, words))
-    workdir = rental.config.get("workdir")
+    workdir = sky_yaml.config.get("workdir")
     local = _local_inputs(job, prepared=is_prepared(job))
     if path is not None:
         local.append(("the job file", Path(path).expanduser().resolve()))
     if not isinstance(workdir, str):
         keys = ", ".join(dict.fromkeys(key for key, _ in local))
-        words = f"{rental.path} has no local workdir: {keys} must be there otherwise"
+        words = f"{sky_yaml.path} has no local workdir: {keys} must be there otherwise"
         return [*rows, CheckRow("files", None, words)] if local else rows
     root = Path(workdir).expanduser().resolve()
     if not root.is_dir():
-        raise BadInput(f"{rental.path}: workdir {root} is not a folder")
+        raise BadInput(f"{sky_yaml.path}: workdir {root} is not a folder")
     left_out = _left_out(root) if local else set()
     for key, file in local:
         if not file.is_relative_to(root):
@@ -198,7 +198,7 @@ def _left_out(root: Path) -> set[Path]:
         return {root / path for path in get_excluded_files(str(root))}
 
 
-def disk(job: Job, rental: Rental) -> list[CheckRow]:
+def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     """That each candidate's disk holds packages, checkpoints and data."""
     checkpoints = CHECKPOINTS * BYTES_PER_PARAMETER * count_parameters(job) / 1e9
     sources = [source for _, source in job.sources()]
@@ -210,10 +210,10 @@ def disk(job: Job, rental: Rental) -> list[CheckRow]:
     parts = f"{BASE_GB:.0f} packages + {checkpoints:.1f} checkpoints + {data:.1f} data"
     if any(isinstance(source, HubDataset) for source in sources):
         parts += ", and what is downloaded from the Hub"
-    least = min(candidate.disk_gb for candidate in rental.candidates)
+    least = min(candidate.disk_gb for candidate in sky_yaml.candidates)
     words = f"{needed:.0f} GB needed ({parts}), {least} GB asked"
     if least < needed:
-        raise BadInput(f"{words}. Set disk_size: {needed * 1.2:.0f} in {rental.path}")
+        raise BadInput(f"{words}. Set disk_size: {needed * 1.2:.0f} in {sky_yaml.path}")
     endless = [s.repo for s in sources if isinstance(s, HubDataset) and s.max_documents is None]
     if endless and not is_prepared(job):
         words += (
@@ -230,15 +230,15 @@ def _bytes_below(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def recovery(rental: Rental) -> list[CheckRow]:
+def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
     """That SkyPilot replaces a machine that a run leaves with the exit code for it."""
-    for candidate in rental.candidates:
+    for candidate in sky_yaml.candidates:
         recovers = candidate.resources.job_recovery or {}
         codes = recovers.get("recover_on_exit_codes") or []
         if RECOVER_CODE not in (codes if isinstance(codes, list) else [codes]):
             words = (
-                f"{rental.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
-                "machine or a store that is down for long ends the job instead of moving it"
+                f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a "
+                "bad machine or a store that is down for long ends the job instead of moving it"
             )
             return [CheckRow("recovery", None, words)]
     return [CheckRow("recovery", True, "an interrupted run goes on on another machine")]

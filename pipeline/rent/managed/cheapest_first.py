@@ -11,36 +11,36 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.rent.plan.prices import Offer, Prices, look_up
-from pipeline.rent.rental import Candidate, Rental
+from pipeline.rent.sky_yaml import Candidate, SkyYaml
 
 WANTED = "PION_CHEAPEST_FIRST"
 """Among a YAML's envs, 1: the order of its list is that of usual prices, and no preference."""
 
 
-def only(rental: Rental, candidates: Sequence[Candidate]) -> Rental:
+def only(sky_yaml: SkyYaml, candidates: Sequence[Candidate]) -> SkyYaml:
     """The rental that accepts these of its candidates, in their order, and no other: its YAML
     says so too."""
-    if len(candidates) == len(rental.candidates):
-        return rental
+    if len(candidates) == len(sky_yaml.candidates):
+        return sky_yaml
     left = [candidate.resources.to_yaml_config() for candidate in candidates]
-    listed = {"ordered" if rental.in_order else "any_of": left}
-    config = {**rental.config, "resources": left[0] if len(left) == 1 else listed}
-    return replace(rental, candidates=tuple(candidates), config=config)
+    listed = {"ordered" if sky_yaml.in_order else "any_of": left}
+    config = {**sky_yaml.config, "resources": left[0] if len(left) == 1 else listed}
+    return replace(sky_yaml, candidates=tuple(candidates), config=config)
 
 
-def resources_by_price(rental: Rental, prices: Prices | None) -> Any:
+def resources_by_price(sky_yaml: SkyYaml, prices: Prices | None) -> Any:
     """The YAML's `resources`: as written, or its candidates spot first, the cheapest first.
 
     A list is somebody's order of preference and stays as it is, unless the YAML says otherwise.
     """
-    listed = rental.in_order and rental.envs.get(WANTED) != "1"
-    if listed or len(rental.candidates) == 1:
-        return rental.config.get("resources")
+    listed = sky_yaml.in_order and sky_yaml.envs.get(WANTED) != "1"
+    if listed or len(sky_yaml.candidates) == 1:
+        return sky_yaml.config.get("resources")
 
     def turn(candidate: Candidate) -> tuple[bool, bool, float]:
-        found = look_up(candidate, rental.num_nodes, prices)
+        found = look_up(candidate, sky_yaml.num_nodes, prices)
         price = found.price if isinstance(found, Offer) else None
         return candidate.use_spot is False, price is None, price or 0.0
 
-    candidates = sorted(rental.candidates, key=turn)
+    candidates = sorted(sky_yaml.candidates, key=turn)
     return {"ordered": [candidate.resources.to_yaml_config() for candidate in candidates]}

@@ -24,16 +24,15 @@ from pipeline.rent.managed.launch import (
 from pipeline.rent.managed.managed_jobs import (
     ManagedJob,
     cancel,
-    cluster_name,
     managed_jobs,
-    my_hash,
     start_api_server,
     submit,
 )
+from pipeline.rent.managed.names import cluster_name, my_hash, rental_name
 from pipeline.rent.managed.progress import how_to_come_back, say_now
 from pipeline.rent.managed.submission import announced, submitting_alone
-from pipeline.rent.managed.task import make_task, task_config, variables
-from pipeline.rent.rental import read_rental, rental_name
+from pipeline.rent.managed.task import make_task, task_config, task_variables
+from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.metrics import read_events
 from pipeline.state.recorded_job import find_job_file
@@ -72,14 +71,14 @@ def hop(
     if is_finished(state, head):
         say_now(f"{state.name} is finished: there is nothing to move.")
         return 0
-    rental = read_rental(on)
+    sky_yaml = read_sky_yaml(on)
     name = rental_name(state.store.url, state.name)
     path, recorded = (job, []) if job is not None else find_job_file(state, head)
     changed = [*recorded, *overrides]
     parsed = _the_same_run(load_job(path, changed), state)
-    rented = only(rental, fitting(parsed, rental, force=force))
-    secrets = secrets_for(rental.secrets, wanted=wanted_secrets(parsed))
-    check(parsed, rental, path=path, force=force)
+    rented = only(sky_yaml, fitting(parsed, sky_yaml, force=force))
+    secrets = secrets_for(sky_yaml.secrets, wanted=wanted_secrets(parsed))
+    check(parsed, sky_yaml, path=path, force=force)
     start_api_server(say_now)
     with submitting_alone(name):
         old = [known for known in managed_jobs(name) if known.live]
@@ -89,7 +88,7 @@ def hop(
                 f"To follow it: `pion watch {run}`. To call it off: `sky jobs cancel {old[0].id}`. "
                 "Nothing was rented."
             )
-        envs = variables(rented, parsed, path, changed, **{FROM_EPOCH: str(head.epoch)})
+        envs = task_variables(rented, parsed, path, changed, **{FROM_EPOCH: str(head.epoch)})
         launch_id = envs["PION_LAUNCH_ID"]
         with announced(state, head, launch_id, moving=True, force=force) as before:
             clear_stops(state)

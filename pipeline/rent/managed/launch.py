@@ -18,10 +18,11 @@ from pipeline.rent.managed.managed_jobs import (
     start_api_server,
     submit,
 )
+from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.progress import how_to_come_back, say_now
 from pipeline.rent.managed.submission import announced, submitting_alone
-from pipeline.rent.managed.task import make_task, task_config, task_yaml, variables
-from pipeline.rent.rental import Rental, read_rental, rental_name
+from pipeline.rent.managed.task import make_task, task_config, task_variables, task_yaml
+from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head
 from pipeline.state.requests import clear_stops
@@ -45,22 +46,22 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     from pipeline.rent.check.candidates import fitting
     from pipeline.rent.managed.watch import follow_or_leave
 
-    rental = read_rental(on)
+    sky_yaml = read_sky_yaml(on)
     parsed = load_job(job, overrides)
-    rented = only(rental, fitting(parsed, rental, force=force))
+    rented = only(sky_yaml, fitting(parsed, sky_yaml, force=force))
     state = RunState(open_store(parsed.store), parsed.name)
     name = rental_name(state.store.url, state.name)
-    envs = variables(rented, parsed, job, overrides)
+    envs = task_variables(rented, parsed, job, overrides)
     config = task_config(rented, name, envs, parsed.prices)
     if dry_run:
         print(task_yaml(config))
         return 0
-    check(parsed, rental, path=job, force=force)
+    check(parsed, sky_yaml, path=job, force=force)
     head = _read(state)
     if head is not None and _is_done(state, head, parsed):
         say_now(f"{state.name} is finished: nothing was rented. See: pion status {state.url}")
         return 0
-    secrets = secrets_for(rental.secrets, wanted=wanted_secrets(parsed))
+    secrets = secrets_for(sky_yaml.secrets, wanted=wanted_secrets(parsed))
     start_api_server(say_now)
     with submitting_alone(name):
         head = _read(state)  # the server may have taken its time to start
@@ -76,14 +77,14 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
     return follow_or_leave(state, name, job_id)
 
 
-def check(job: Job, rental: Rental, *, path: str, force: bool) -> None:
+def check(job: Job, sky_yaml: SkyYaml, *, path: str, force: bool) -> None:
     """Print what `pion check` finds of the job in the file `path`.
 
     Raises BadInput if the run would fail on that rental.
     """
     from pipeline.rent.check.command import print_rows, run_checks
 
-    rows = run_checks(job, rental, path=path, force=force)
+    rows = run_checks(job, sky_yaml, path=path, force=force)
     print_rows(rows)
     failed = [row.name for row in rows if row.ok is False]
     if failed:

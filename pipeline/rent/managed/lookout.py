@@ -12,7 +12,8 @@ from pion.errors import PionError
 from pipeline.cost.by_cause import RunLog, costs_of
 from pipeline.cost.lost import LostMachine, keep_lost, owners_of
 from pipeline.rent.managed.diagnose import Attempt, Place, RunView, SkyView
-from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.progress import Progress
 from pipeline.rent.managed.task import launch_id_of

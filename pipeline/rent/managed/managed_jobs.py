@@ -183,23 +183,6 @@ def controller_is_here() -> bool:
     return bool(consolidated) and common.is_api_server_local()
 
 
-def cluster_name(name: str, job_id: int) -> str:
-    """What SkyPilot calls the machine of a managed job; the cloud's name for it begins so."""
-    sky_module()
-    from sky.jobs import utils
-
-    with quiet():
-        return utils.generate_managed_job_cluster_name(name, job_id)
-
-
-def my_hash() -> str:
-    """What SkyPilot marks the machines with that are rented from here."""
-    sky_module()
-    from sky.utils import common_utils
-
-    return common_utils.get_user_hash()
-
-
 @contextlib.contextmanager
 def asking_skypilot(what: str) -> Iterator[None]:
     """Turn what SkyPilot raises into a message for a person, and keep its own words quiet."""

@@ -7,13 +7,8 @@ from typing import Any
 
 from pion.errors import PionError
 from pipeline.rent.managed.launch import owner_age
-from pipeline.rent.managed.managed_jobs import (
-    ManagedJob,
-    asking_skypilot,
-    cluster_name,
-    controller_is_here,
-    my_hash,
-)
+from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot, controller_is_here
+from pipeline.rent.managed.names import cluster_name, my_hash
 from pipeline.rent.managed.pods import Pod
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import PionError
+from pipeline.rent.managed.names import POD_NAME
 
-# <rental_name>-<job>-<who rented it>-head. A person's own cluster, such as pion-a40-2, is not ours.
-_POD_NAME = re.compile(
-    r"pion-(?:.+-)?[0-9a-f]{8}-(?P<job>\d+)-(?P<user>[0-9a-f]{8})-(?:head|worker)"
-)
 # What RunPod says a pod last went through: Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (…)
 _RENTED = re.compile(
     r"Rented by User: \w+ (?P<month>\w+) (?P<day>\d+) (?P<year>\d+) (?P<time>[\d:]+)"
@@ -47,13 +44,13 @@ class Pod:
     @property
     def job_id(self) -> int | None:
         """The managed job it was rented for; None if no rental of ours is named so."""
-        found = _POD_NAME.fullmatch(self.name)
+        found = POD_NAME.fullmatch(self.name)
         return int(found["job"]) if found else None
 
     @property
     def rented_from(self) -> str | None:
         """Which SkyPilot rented it, by its user's hash."""
-        found = _POD_NAME.fullmatch(self.name)
+        found = POD_NAME.fullmatch(self.name)
         return found["user"] if found else None
 
     def belongs_to(self, cluster: str) -> bool:

@@ -11,6 +11,7 @@ from pipeline.rent.managed import managed_jobs as sky
 from pipeline.rent.managed import pods as runpod
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.names import my_hash
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.task import make_again
 
@@ -33,7 +34,7 @@ class Provider:
     @classmethod
     def real(cls) -> Provider:
         """SkyPilot's API server, and RunPod if this machine has a key for it."""
-        list_pods = partial(runpod.list_pods, rented_from=sky.my_hash())
+        list_pods = partial(runpod.list_pods, rented_from=my_hash())
         return cls(
             managed_jobs=partial(sky.managed_jobs, with_task=True),
             list_pods=list_pods if runpod.runpod_configured() else None,

@@ -21,12 +21,8 @@ from pipeline.cost.lost import LOST
 from pipeline.machine.rented import RENTED
 from pipeline.models.find import read_run
 from pipeline.rent.managed import pods as runpod
-from pipeline.rent.managed.managed_jobs import (
-    ManagedJob,
-    cluster_name,
-    managed_jobs,
-    start_api_server,
-)
+from pipeline.rent.managed.managed_jobs import ManagedJob, managed_jobs, start_api_server
+from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.orphans import (
     cluster_standing,
     clusters_now,
@@ -36,7 +32,6 @@ from pipeline.rent.managed.orphans import (
 )
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.progress import say_now
-from pipeline.rent.rental import rental_name
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store, split_run
@@ -45,7 +40,7 @@ NAMED = "pion-"
 
 
 @dataclass(frozen=True)
-class RentedMachine:
+class ListedMachine:
     """One machine. Times are Unix seconds; None for what is not known.
 
     `state` is `running`, `gone`, `ending`, `orphan` (nobody needs it, and it is paid for) or
@@ -130,7 +125,7 @@ def _machines(
     jobs: Sequence[ManagedJob],
     now: float,
     at_work: bool | None,
-) -> list[RentedMachine]:
+) -> list[ListedMachine]:
     """The rented machines that have claimed the run, or come to nothing, from its store."""
     log = read_log(state)
     about = {str(e["id"]): e for e in log.events if e["event"] == LOST}
@@ -164,9 +159,9 @@ def _machines(
 
 def _rental(
     machine: MachineCost, event: Mapping[str, Any], state: str, words: str
-) -> RentedMachine:
+) -> ListedMachine:
     job = str(event.get("managed_job") or "")
-    return RentedMachine(
+    return ListedMachine(
         id=machine.id,
         job=int(job) if job.isdigit() else None,
         machine=machine.describe(),
@@ -180,15 +175,15 @@ def _rental(
 
 def _of_pod(
     pod: Pod, jobs: Sequence[ManagedJob], now: float, at_work: bool | None
-) -> RentedMachine:
+) -> ListedMachine:
     """A pod of which no store was read, or that has not got as far as claiming the run."""
     price = f", ${pod.price:.2f} an hour" if pod.price else ""
     state, words = pod_standing(pod, jobs, now, at_work)
     machine = f"{pod.gpu or 'pod'} on RunPod{price}"
     if pod.created is None or not pod.alive:
-        return RentedMachine(pod.id, pod.job_id, machine, None, None, None, state, words)
+        return ListedMachine(pod.id, pod.job_id, machine, None, None, None, state, words)
     dollars = None if pod.price is None else pod.price * max(0.0, now - pod.created) / 3600
-    return RentedMachine(pod.id, pod.job_id, machine, pod.created, now, dollars, state, words)
+    return ListedMachine(pod.id, pod.job_id, machine, pod.created, now, dollars, state, words)
 
 
 def _is_ours(pod: Pod, name: str | None) -> bool:
@@ -202,9 +197,9 @@ def _is_ours(pod: Pod, name: str | None) -> bool:
 
 
 def _reap(
-    rental: RentedMachine,
+    rental: ListedMachine,
     failed: Callable[[str], None],
-) -> RentedMachine:
+) -> ListedMachine:
     """End an orphan; one that can't be ended is told to `failed`."""
     if rental.state != "orphan":
         return rental
@@ -216,7 +211,7 @@ def _reap(
     return dataclasses.replace(rental, state="gone", words="terminated now")
 
 
-def _print(rentals: Sequence[RentedMachine], jobs: Sequence[ManagedJob], run: str | None) -> None:
+def _print(rentals: Sequence[ListedMachine], jobs: Sequence[ManagedJob], run: str | None) -> None:
     if not rentals and not jobs:
         print(f"nothing was ever rented for {run}" if run else "nothing is rented")
         return
@@ -243,7 +238,7 @@ def _print(rentals: Sequence[RentedMachine], jobs: Sequence[ManagedJob], run: st
             print(f"managed job {job.id} ({job.name}): {job.status}{place}")
 
 
-def _when(rental: RentedMachine) -> str:
+def _when(rental: ListedMachine) -> str:
     if rental.begin is None or rental.end is None:
         return "never claimed the run"
     return f"{moment(rental.begin)} for {duration(rental.end - rental.begin)}"

@@ -10,7 +10,7 @@ from pion.errors import BadInput
 from pipeline.console.formats import duration, moment
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
 from pipeline.rent.managed.lock import alone
-from pipeline.rent.managed.managed_jobs import my_hash
+from pipeline.rent.managed.names import my_hash
 from pipeline.state.records import Head
 from pipeline.state.rental_note import (
     RentalNote,

@@ -21,7 +21,7 @@ from pipeline.rent.managed.cheapest_first import resources_by_price
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
 from pipeline.rent.plan.prices import Offer, Prices, offers_for
-from pipeline.rent.rental import Rental
+from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.owner import code_version
 
@@ -29,21 +29,21 @@ PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
 """Variables that say where a store or the Hub is, and are no secrets."""
 
 
-def variables(
-    rental: Rental, job: Job, job_path: str, overrides: Sequence[str], **more: str
+def task_variables(
+    sky_yaml: SkyYaml, job: Job, job_path: str, overrides: Sequence[str], **more: str
 ) -> dict[str, str]:
     """The environment of the task, secrets apart."""
     code = code_version()
-    spot = {candidate.use_spot for candidate in rental.candidates}
+    spot = {candidate.use_spot for candidate in sky_yaml.candidates}
     found = {
-        "JOB": _travelling_path(job_path, rental),
+        "JOB": _travelling_path(job_path, sky_yaml),
         "OVERRIDES": shlex.join(overrides),
         "PION_LAUNCH_ID": uuid.uuid4().hex,
-        "PION_SECRETS": ",".join(names_given(rental.secrets, wanted_secrets(job))),
-        "PION_PRICES": json.dumps(_prices(offers_for(rental, job.prices))),
+        "PION_SECRETS": ",".join(names_given(sky_yaml.secrets, wanted_secrets(job))),
+        "PION_PRICES": json.dumps(_prices(offers_for(sky_yaml, job.prices))),
         "PION_COMMIT": code.commit or "",
         "PION_DIRTY": code.dirty or "",
-        "PION_DISK_GB": str(min(candidate.disk_gb for candidate in rental.candidates)),
+        "PION_DISK_GB": str(min(candidate.disk_gb for candidate in sky_yaml.candidates)),
     }
     if len(spot) == 1:
         found["PION_SPOT"] = "1" if spot.pop() else "0"
@@ -69,16 +69,16 @@ def _prices(offers: Iterable[Offer]) -> dict[str, float]:
 
 
 def task_config(
-    rental: Rental, name: str, envs: Mapping[str, str], prices: Prices | None = None
+    sky_yaml: SkyYaml, name: str, envs: Mapping[str, str], prices: Prices | None = None
 ) -> dict[str, Any]:
     """The rental's YAML with everything filled in but the secrets: enough to submit it again.
 
     `prices` are the job's own, for the order its machines are tried in.
     """
-    config = deepcopy(dict(rental.config))
-    config["resources"] = deepcopy(resources_by_price(rental, prices))
+    config = deepcopy(dict(sky_yaml.config))
+    config["resources"] = deepcopy(resources_by_price(sky_yaml, prices))
     config["name"] = name
-    config["envs"] = {**rental.envs, **envs}
+    config["envs"] = {**sky_yaml.envs, **envs}
     if isinstance(config.get("workdir"), str):
         config["workdir"] = str(Path(config["workdir"]).expanduser().resolve())
     return config
@@ -184,15 +184,15 @@ def _elsewhere(resources: Any, avoid: Collection[Place]) -> Any:
     return type(resources)(left)
 
 
-def _travelling_path(job_path: str, rental: Rental) -> str:
+def _travelling_path(job_path: str, sky_yaml: SkyYaml) -> str:
     """The job file's path on the machine, below the working directory that travels there."""
-    workdir = rental.config.get("workdir")
+    workdir = sky_yaml.config.get("workdir")
     if not isinstance(workdir, str):
         return job_path
     root, path = Path(workdir).expanduser().resolve(), Path(job_path).expanduser().resolve()
     if not path.is_relative_to(root):
         raise BadInput(
-            f"{job_path} is not below {root}, the `workdir` of {rental.path} that is copied to the "
-            "machine. Put the job file there. Nothing was rented."
+            f"{job_path} is not below {root}, the `workdir` of {sky_yaml.path} that is copied to "
+            "the machine. Put the job file there. Nothing was rented."
         )
     return path.relative_to(root).as_posix()

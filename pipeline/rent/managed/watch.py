@@ -16,6 +16,7 @@ from pipeline.rent.managed.diagnose import Finding, diagnose
 from pipeline.rent.managed.lock import alone
 from pipeline.rent.managed.lookout import Look, Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.progress import (
     Progress,
     changes,
@@ -26,7 +27,6 @@ from pipeline.rent.managed.progress import (
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.restart import CANCEL_SECONDS, Anew
 from pipeline.rent.managed.task import launch_id_of
-from pipeline.rent.rental import rental_name
 from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store, split_run

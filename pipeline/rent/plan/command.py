@@ -13,7 +13,7 @@ from rich.table import Table
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
-from pipeline.rent.plan.past_speeds import measured_speeds
+from pipeline.rent.plan.past_speeds import past_speeds
 from pipeline.rent.plan.prices import market
 
 
@@ -26,7 +26,7 @@ def show_plan(job: str, overrides: Sequence[str], *, gpus: Sequence[str], as_jso
     plan = load_job(job, overrides)
     count = max(1, plan.hardware.workers or 1)
     offers, notes = market(gpus, plan.prices, count=count)
-    speeds = measured_speeds(plan)
+    speeds = past_speeds(plan)
     estimates = ranked([estimate(plan, offer, speeds) for offer in offers])
     notes = [*notes, *_assumptions(plan, estimates)]
     if as_json:

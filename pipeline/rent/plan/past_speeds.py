@@ -39,7 +39,7 @@ class Speed:
     tokens_per_second: float
 
 
-def measured_speeds(job: Job) -> list[Speed]:
+def past_speeds(job: Job) -> list[Speed]:
     """What attempts at this job's model reached, in its store; the most recent run's first.
 
     Empty where the store can't be read in time: whoever asks goes on with an assumption.

@@ -17,7 +17,7 @@ from pion.errors import BadInput
 from pipeline.job import Price
 from pipeline.machine.rented import CPU
 from pipeline.rent.plan.gpus import GPU_TYPES, gpu_memory
-from pipeline.rent.rental import Candidate, Rental
+from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.rent.skypilot import close_names, enabled_clouds, quiet, sky_module
 from pipeline.rent.time_limit import within
 
@@ -72,9 +72,9 @@ class NotOffered:
         return self.candidate.gpu is not None and self.candidate.gpu not in GPU_TYPES
 
 
-def offers_for(rental: Rental, prices: Prices | None = None) -> list[Offer]:
+def offers_for(sky_yaml: SkyYaml, prices: Prices | None = None) -> list[Offer]:
     """What the rental's candidates cost, cheapest first; those nobody offers are left out."""
-    found = [look_up(candidate, rental.num_nodes, prices) for candidate in rental.candidates]
+    found = [look_up(candidate, sky_yaml.num_nodes, prices) for candidate in sky_yaml.candidates]
     return cheapest_first(offer for offer in found if isinstance(offer, Offer))
 
 

@@ -16,7 +16,7 @@ from pipeline.rent.replay.numbers import Numbers, job_numbers
 from pipeline.rent.replay.options import Given, Number
 from pipeline.rent.replay.simulate import Outcome, Replay
 from pipeline.rent.replay.summary import NAMES, Summary, summarise
-from pipeline.rent.replay.timed_training import Costs, Work
+from pipeline.rent.replay.timed_training import Overheads, StageWork
 from pipeline.rent.replay.traces import read_trace
 from pipeline.state.stores import open_store
 from pipeline.state.workspace import Workspace
@@ -82,8 +82,8 @@ def _write_png(png: str, summaries: Sequence[Summary], on_demand: Outcome) -> No
 def replay_of(job: Job, numbers: Numbers) -> Replay:
     """The replay of `job`'s training with these numbers."""
     return Replay(
-        [Work(s, job.section(s).steps, numbers.steps[s].value) for s in job.train_stages],
-        Costs(
+        [StageWork(s, job.section(s).steps, numbers.steps[s].value) for s in job.train_stages],
+        Overheads(
             boot=numbers.boot.value,
             restore=numbers.restore.value,
             stall=numbers.stall.value,

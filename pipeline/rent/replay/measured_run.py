@@ -26,7 +26,7 @@ UNUSUAL = {"prepare", WAITED}
 
 
 @dataclass
-class Measured:
+class MeasuredRun:
     """What the store has of this job's run; `missing` says why it has nothing.
 
     `tokens_per_second` is of all workers together, on `nodes` machines of `count` GPUs each.
@@ -42,27 +42,27 @@ class Measured:
     checkpoint_bytes: int | None = None
 
 
-def measure(job: Job) -> Measured:
+def measured_run(job: Job) -> MeasuredRun:
     """What the run of this job has measured, if it has run and its store can be read."""
     try:
         store = open_store(job.store)
         run = RunState(store, job.name)
         head = run.read()
         if head is None:
-            return Measured(f"there is no run {job.name} in {store.url}")
+            return MeasuredRun(f"there is no run {job.name} in {store.url}")
         then = recorded_job(run, head)
         if then is None:
-            return Measured(f"run {job.name} has no record of its job")
+            return MeasuredRun(f"run {job.name} has no record of its job")
         if then.model_config_resolved() != job.model_config_resolved():
-            return Measured(f"run {job.name} trained another model")
+            return MeasuredRun(f"run {job.name} trained another model")
         events = read_events(store, job.name)
         rows = {stage: read_metrics(store, job.name, head, stage) for stage in job.train_stages}
     except PionError as error:
-        return Measured(f"its run can't be read: {error}")
+        return MeasuredRun(f"its run can't be read: {error}")
     trained = [event for event in events if event["event"] == "training"]
     rented = [event for event in events if event["event"] == RENTED and event.get("gpu")]
     devices = {event["epoch"]: str(event["device"]) for event in trained}
-    found = Measured(
+    found = MeasuredRun(
         gpu=str(rented[-1]["gpu"]) if rented else None,
         starts=_starts(events),
         saves=[event for event in events if event["event"] == "saved"],

@@ -10,7 +10,7 @@ from pion.config import closest
 from pion.errors import BadInput
 from pipeline.console.formats import size
 from pipeline.job import Job
-from pipeline.rent.replay.measured_run import FIRST_STEP, PAID, Measured, measure
+from pipeline.rent.replay.measured_run import FIRST_STEP, PAID, MeasuredRun, measured_run
 from pipeline.rent.replay.options import Given, Number, option
 
 BOOT_SECONDS, RESTORE_SECONDS = 50.0, 10.0
@@ -43,7 +43,7 @@ def job_numbers(job: Job, given: Given) -> Numbers:
     """Everything a replay of `job` needs. Raises BadInput if nothing says how long a step takes,
     and for an amount or a GPU that is none."""
     given.check()
-    measured = measure(job)
+    measured = measured_run(job)
     steps = _steps(job, given, measured)
     boot, restore = _restart(measured, next(iter(steps.values())).value)
     stall, write = _save(job, given, measured)
@@ -60,7 +60,7 @@ def job_numbers(job: Job, given: Given) -> Numbers:
     )
 
 
-def _steps(job: Job, given: Given, measured: Measured) -> dict[str, Number]:
+def _steps(job: Job, given: Given, measured: MeasuredRun) -> dict[str, Number]:
     """Seconds of a step, by stage."""
     tokens = {stage: _tokens_per_step(job, stage) for stage in job.train_stages}
     first = job.train_stages[0]
@@ -90,7 +90,7 @@ def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number
     """What `pion plan` expects of one such GPU (or `hardware.workers` of them)."""
     from pipeline.rent.plan.estimate import estimate
     from pipeline.rent.plan.gpus import GPU_TYPES
-    from pipeline.rent.plan.past_speeds import measured_speeds
+    from pipeline.rent.plan.past_speeds import past_speeds
     from pipeline.rent.plan.prices import Offer
 
     if gpu not in GPU_TYPES:
@@ -98,7 +98,7 @@ def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number
             f"--gpu {gpu}: nothing is known of it{closest(gpu, GPU_TYPES)}. Give --step-seconds N."
         )
     offer = Offer(gpu, 1, None, None, True, None, None, GPU_TYPES[gpu].memory, 0)
-    expected = estimate(job, offer, measured_speeds(job))
+    expected = estimate(job, offer, past_speeds(job))
     if expected.problem is not None:
         raise BadInput(f"--gpu {gpu}: {expected.problem}.")
     steps = {}
@@ -110,7 +110,7 @@ def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number
     return steps
 
 
-def _restart(measured: Measured, step_seconds: float) -> tuple[Number, Number]:
+def _restart(measured: MeasuredRun, step_seconds: float) -> tuple[Number, Number]:
     """Seconds of boot and restore. The first step ends the start, and is not part of it."""
     rented = [start for start in measured.starts if PAID in start]
     starts = rented or measured.starts
@@ -148,7 +148,7 @@ def _phases_in_words(starts: Sequence[Mapping[str, float]]) -> str:
     return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in medians.items())
 
 
-def _save(job: Job, given: Given, measured: Measured) -> tuple[Number, Number]:
+def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number]:
     """Seconds that a save stalls training, and that it then takes until it is committed."""
     if measured.saves and given.upload_mb_per_second is None:
         stall = statistics.median(float(save["stall"]) for save in measured.saves)
@@ -176,7 +176,7 @@ def _parameters(job: Job) -> int:
     return embeddings + c.n_layers * block
 
 
-def _prices(job: Job, given: Given, measured: Measured) -> tuple[Number | None, Number | None]:
+def _prices(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number | None, Number | None]:
     """Dollars per hour of all GPUs, spot and on demand: by the job's `prices`, else by SkyPilot's
     catalog."""
     if given.price is not None and given.on_demand_price is not None:
@@ -202,7 +202,7 @@ def _prices(job: Job, given: Given, measured: Measured) -> tuple[Number | None, 
     return number("spot", prices[gpu].spot), number("on_demand", prices[gpu].on_demand)
 
 
-def _gpus(job: Job, given: Given, measured: Measured) -> tuple[int, int, str]:
+def _gpus(job: Job, given: Given, measured: MeasuredRun) -> tuple[int, int, str]:
     """The GPUs of a machine and the machines that the steps' seconds are of, and both in words."""
     if given.step_seconds is None and given.gpu is None:
         count, nodes = measured.count, measured.nodes

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline.job import Checkpoint
-from pipeline.rent.replay.timed_training import Costs, TimedTraining, Work
+from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedTraining
 from pipeline.rent.replay.traces import Trace
 from pipeline.state.records import CLAIMS_KEPT
 from pipeline.state.workspace import Workspace
@@ -75,7 +75,7 @@ class Replay:
     """Replays of one run. `policy` and the store of `workspace` say how often it saves."""
 
     def __init__(
-        self, work: Sequence[Work], costs: Costs, policy: Checkpoint, workspace: Workspace
+        self, work: Sequence[StageWork], costs: Overheads, policy: Checkpoint, workspace: Workspace
     ) -> None:
         self.work, self.costs, self.policy = work, costs, policy
         self._workspace = workspace
@@ -110,7 +110,7 @@ class Replay:
 
     def from_tick(self, trace: Trace, tick: int) -> Outcome:
         """The run when it is asked for at the start of `tick`."""
-        outcome, place = Outcome(), _Place(0, 0)
+        outcome, place = Outcome(), _Reached(0, 0)
         starts: deque[float] = deque(maxlen=STARTS_KEPT)
         assumed = self.policy.preemption_hours * 3600
         fruitless = too_short = 0  # machines in a row
@@ -137,7 +137,7 @@ class Replay:
                 fruitless = fruitless + 1 if place == before else 0
             tick = first + round(stay / trace.gap_seconds)
 
-    def _machine(self, outcome: Outcome, place: _Place, stay: float, between: float) -> _Place:
+    def _machine(self, outcome: Outcome, place: _Reached, stay: float, between: float) -> _Reached:
         """Go on from `place` on a machine lost after `stay` seconds; what is committed then."""
         costs, lost = self.costs, outcome.lost
         lost["boot"] += min(stay, costs.boot)
@@ -153,14 +153,14 @@ class Replay:
                 outcome.kept += committed * work.step_seconds
                 lost["recompute"] += trained - committed * work.step_seconds
                 lost["stall"] += left - trained
-                return _Place(place.stage, place.step + committed)
+                return _Reached(place.stage, place.step + committed)
             outcome.kept += steps * work.step_seconds
             lost["stall"] += seconds - steps * work.step_seconds
             left -= seconds
-            place = _Place(place.stage + 1, 0)
+            place = _Reached(place.stage + 1, 0)
         return place
 
-    def _training(self, place: _Place, between: float) -> TimedTraining:
+    def _training(self, place: _Reached, between: float) -> TimedTraining:
         """Training from `place` on; one for all machines that save alike."""
         every = self.policy.every_steps
         key = (place.stage, place.step % every if every else 0, between)
@@ -172,7 +172,7 @@ class Replay:
         return self._trainings[key]
 
 
-class _Place(NamedTuple):
+class _Reached(NamedTuple):
     """How far a run is: `step` steps of stage number `stage` are committed."""
 
     stage: int

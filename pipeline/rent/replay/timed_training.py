@@ -20,7 +20,7 @@ from pipeline.training.saving import Saving
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """A training stage: how many steps, and the seconds that each takes."""
 
     stage: str
@@ -29,7 +29,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Costs:
+class Overheads:
     """What takes time beside the steps, in seconds.
 
     Attributes:
@@ -54,7 +54,7 @@ class _TimedSaver:
     `steps[i]` steps.
     """
 
-    def __init__(self, costs: Costs) -> None:
+    def __init__(self, costs: Overheads) -> None:
         self.stall, self.write = costs.stall, costs.write
         self.now, self.step = 0.0, 0
         self.begun: list[float] = []
@@ -94,8 +94,8 @@ class TimedTraining:
 
     def __init__(
         self,
-        work: Work,
-        costs: Costs,
+        work: StageWork,
+        costs: Overheads,
         policy: Checkpoint,
         workspace: Workspace,
         preemption_seconds: float,

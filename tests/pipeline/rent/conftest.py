@@ -14,14 +14,14 @@ import pytest
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.rent.checked_job import Case
+from tests.pipeline.rent.check.checked_job import Case
 from tests.pipeline.rent.managed.test_diagnose import JOB
-from tests.pipeline.rent.managed.watched import Cloud
 from tests.pipeline.state.conftest import FakeClock
-from tests.rental.catalog import PRICES, Price, write_catalog
 from tests.support.http_body import read_body
 from tests.support.jobs import write_tiny_data
 from tests.support.light_run import light_run
+from tests.support.sky_catalog import PRICES, Price, write_catalog
+from tests.support.watched_rental import Cloud
 
 YAML = """
 resources:

@@ -17,7 +17,7 @@ from pion.qwen3 import to_qwen3
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
 from pipeline.state.stores import FileStore
-from tests.pipeline.rent.checked_job import Case, unknown, wrong
+from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
 from tests.support.finished_run import make_run
 from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
 from tests.support.light_run import JOB, light_run

@@ -18,17 +18,17 @@ from pipeline.rent.check.command import CheckRow, run_checks, show_check
 from pipeline.rent.check.of_controller import SETTING
 from pipeline.rent.check.of_rental import LOOPBACK_VARIABLE
 from pipeline.rent.plan.prices import Offer
-from pipeline.rent.rental import read_rental
+from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
-from tests.pipeline.rent.checked_job import Case, unknown, wrong
+from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
 from tests.pipeline.rent.conftest import YAML, SkyHome
-from tests.rental.catalog import Price
 from tests.support.finished_run import make_run
 from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.light_run import light_run
 from tests.support.s3_server import SECRET_KEY, S3Server
+from tests.support.sky_catalog import Price
 
 WORKDIR = "workdir: {folder}\n" + YAML
 HUGE = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
@@ -59,10 +59,10 @@ def on_runpod(
         **changes: Any,
     ) -> dict[str, CheckRow]:
         text = text.replace("{folder}", str(case.folder))
-        rental = read_rental(sky_home.yaml(resources, text))
+        sky_yaml = read_sky_yaml(sky_home.yaml(resources, text))
         job = case.job(**{"store": s3_store, **changes})
         path = path or case.folder / "job.yaml"
-        rows = run_checks(job, rental, path=str(path), force=force)
+        rows = run_checks(job, sky_yaml, path=str(path), force=force)
         return {row.name: row for row in rows}
 
     return find

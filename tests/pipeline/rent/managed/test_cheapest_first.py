@@ -12,11 +12,11 @@ import yaml
 from pipeline.rent.managed.cheapest_first import WANTED
 from pipeline.rent.managed.launch import launch
 from pipeline.rent.managed.task import make_task, task_config
-from pipeline.rent.rental import read_rental
+from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.paths import REPOSITORY
 from tests.pipeline.rent.conftest import YAML, SkyHome
-from tests.rental.catalog import Price
 from tests.support.jobs import tiny_dict
+from tests.support.sky_catalog import Price
 
 LISTED = """ordered:
   - {accelerators: A40, use_spot: true}
@@ -30,9 +30,9 @@ TODAY = {"A40": Price(0.5, 0.9), "RTXA4000": Price(0.3, 0.1), "RTXA5000": Price(
 
 def order(path: Path) -> list[tuple[str, bool]]:
     """GPU and whether spot, as SkyPilot's own loader reads the task that it is sent."""
-    rental = read_rental(path)
+    sky_yaml = read_sky_yaml(path)
     envs = {"JOB": "jobs/tiny.yaml"}
-    task = make_task(task_config(rental, "pion-tiny", envs), {})
+    task = make_task(task_config(sky_yaml, "pion-tiny", envs), {})
     assert isinstance(task.resources, list), "SkyPilot keeps no order of a set"
     return [(next(iter(found.accelerators)), found.use_spot) for found in task.resources]
 
@@ -60,8 +60,8 @@ def test_what_nobody_prices_or_offers_comes_last(sky_home: SkyHome) -> None:
 def test_our_lists_of_usual_prices_follow_todays(sky_home: SkyHome, name: str) -> None:
     prices = {"A40": Price(0.5, 0.9), "RTXA5000": Price(0.1, 0.4), "L40S": Price(0.3, 0.8)}
     sky_home.sell(prices)
-    rental = read_rental(REPOSITORY / "sky" / name)
-    assert rental.envs[WANTED] == "1"
+    sky_yaml = read_sky_yaml(REPOSITORY / "sky" / name)
+    assert sky_yaml.envs[WANTED] == "1"
     priced = [gpu for gpu, _ in order(REPOSITORY / "sky" / name) if gpu in prices]
     if name == "runpod-spot.yaml":
         assert priced == ["RTXA5000", "L40S", "A40"]
@@ -69,9 +69,9 @@ def test_our_lists_of_usual_prices_follow_todays(sky_home: SkyHome, name: str) -
 
 def test_everything_else_of_the_yaml_stays(sky_home: SkyHome) -> None:
     sky_home.sell(TODAY)
-    rental = read_rental(REPOSITORY / "sky" / "runpod-spot.yaml")
-    task = make_task(task_config(rental, "pion-tiny", {"JOB": "jobs/tiny.yaml"}), {})
-    assert len(task.resources) == len(rental.candidates)
+    sky_yaml = read_sky_yaml(REPOSITORY / "sky" / "runpod-spot.yaml")
+    task = make_task(task_config(sky_yaml, "pion-tiny", {"JOB": "jobs/tiny.yaml"}), {})
+    assert len(task.resources) == len(sky_yaml.candidates)
     for found in task.resources:
         assert str(found.cloud) == "RunPod"
         assert found.disk_size == 60

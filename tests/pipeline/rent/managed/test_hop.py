@@ -15,9 +15,9 @@ from pipeline.cli import main
 from pipeline.job.file import job_text
 from pipeline.rent.managed import hop as hopping
 from pipeline.rent.managed.hop import hop
-from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.pods import Pod
-from pipeline.rent.rental import rental_name
 from pipeline.run.handover import FROM_EPOCH, relieves
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog
@@ -26,9 +26,9 @@ from pipeline.state.recorded_job import find_job_file
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.requests import ask_stop, pending_stop
 from pipeline.state.run_state import RunState
-from tests.pipeline.rent.managed.two_launches import NEW, OLD, head_of
 from tests.pipeline.state.conftest import FakeClock
 from tests.support.light_run import JOB
+from tests.support.two_launches import NEW, OLD, head_of
 
 # ---------------------------------------------------------------- the job
 

@@ -20,16 +20,16 @@ from pipeline.rent.managed import managed_jobs
 from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.launch import launch, refuse_second
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
-from pipeline.rent.managed.task import make_again, make_task, task_config, variables
-from pipeline.rent.rental import read_rental
+from pipeline.rent.managed.task import make_again, make_task, task_config, task_variables
+from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML, SkyHome
-from tests.pipeline.rent.managed.two_launches import head_of
 from tests.pipeline.state.conftest import FakeClock, someone
-from tests.rental.catalog import Price
 from tests.support.jobs import tiny_dict
+from tests.support.sky_catalog import Price
+from tests.support.two_launches import head_of
 
 SECRET = "never-to-be-seen"
 WORKDIR = "workdir: .\n" + YAML
@@ -91,9 +91,9 @@ def test_no_secret_is_ever_printed_or_kept_with_the_task(
 ) -> None:
     path = sky_home.yaml(text=WORKDIR)
     assert SECRET not in dry_run(capsys, path)
-    rental = read_rental(path)
-    config = task_config(rental, "pion-tiny", {"JOB": "jobs/tiny.yaml"})
-    made = make_task(config, secrets_for(rental.secrets))
+    sky_yaml = read_sky_yaml(path)
+    config = task_config(sky_yaml, "pion-tiny", {"JOB": "jobs/tiny.yaml"})
+    made = make_task(config, secrets_for(sky_yaml.secrets))
     assert made.secrets["HF_TOKEN"].get_secret_value() == SECRET  # it does travel
     assert SECRET not in yaml.safe_dump(made.to_yaml_config(use_user_specified_yaml=True))
 
@@ -112,9 +112,9 @@ def test_the_machine_learns_what_it_costs_whichever_it_becomes(
     project: Path, sky_home: SkyHome
 ) -> None:
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4), "RTXA4000": Price(0.22, 0.25)})
-    rental = read_rental(sky_home.yaml(TWO_WAYS, WORKDIR))
+    sky_yaml = read_sky_yaml(sky_home.yaml(TWO_WAYS, WORKDIR))
     job = load_job("jobs/tiny.yaml")
-    envs = variables(rental, job, "jobs/tiny.yaml", [])
+    envs = task_variables(sky_yaml, job, "jobs/tiny.yaml", [])
     assert json.loads(envs["PION_PRICES"]) == {"A40": 0.2, "RTXA4000": 0.25}
     assert "PION_SPOT" not in envs  # it may be either
 
@@ -122,8 +122,8 @@ def test_the_machine_learns_what_it_costs_whichever_it_becomes(
 def test_the_machine_learns_where_it_costs_more(project: Path, sky_home: SkyHome) -> None:
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)}, {"CA": "CA-MTL-1", "SE": "SE-1"})
     sky_home.raise_prices("SE", 1.5)
-    rental = read_rental(sky_home.yaml("accelerators: A40\nuse_spot: true", WORKDIR))
-    envs = variables(rental, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    sky_yaml = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true", WORKDIR))
+    envs = task_variables(sky_yaml, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
     assert json.loads(envs["PION_PRICES"]) == {
         "A40": 0.2,
         "A40 on RunPod/SE": pytest.approx(0.3),
@@ -135,8 +135,8 @@ def test_a_gpu_that_may_be_either_spot_or_not_counts_at_the_higher_price(
 ) -> None:
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)})
     either = "accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]"
-    rental = read_rental(sky_home.yaml(either, WORKDIR))
-    envs = variables(rental, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    sky_yaml = read_sky_yaml(sky_home.yaml(either, WORKDIR))
+    envs = task_variables(sky_yaml, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
     assert json.loads(envs["PION_PRICES"]) == {"A40": 0.4}
 
 
@@ -146,8 +146,8 @@ def test_the_addresses_of_store_and_hub_travel_and_the_keys_are_secrets(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store.example")
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    rental = read_rental(sky_home.yaml(text=WORKDIR))
-    envs = variables(rental, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    sky_yaml = read_sky_yaml(sky_home.yaml(text=WORKDIR))
+    envs = task_variables(sky_yaml, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
     assert envs["AWS_ENDPOINT_URL"] == "https://store.example"
     assert envs["HF_ENDPOINT"] == "https://hub.example"
     assert SECRET not in envs.values()
@@ -178,9 +178,9 @@ def test_a_job_file_that_would_not_travel_is_refused(
 ) -> None:
     outside = tmp_path / "elsewhere.yaml"
     outside.write_text((project / "jobs" / "tiny.yaml").read_text())
-    rental = sky_home.yaml(text=WORKDIR)
+    sky_yaml = sky_home.yaml(text=WORKDIR)
     with pytest.raises(BadInput, match=r"elsewhere.yaml is not below .*project.* the `workdir`"):
-        launch(str(outside), [], on=str(rental), dry_run=True, force=False)
+        launch(str(outside), [], on=str(sky_yaml), dry_run=True, force=False)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -189,9 +189,9 @@ def test_a_job_file_that_would_not_travel_is_refused(
 def test_a_run_that_would_fail_is_not_rented_for(
     project: Path, sky_home: SkyHome, rents_nothing: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rental = sky_home.yaml(text=WORKDIR)
+    sky_yaml = sky_home.yaml(text=WORKDIR)
     with pytest.raises(BadInput, match=r"store from there.*Nothing was rented"):
-        launch("jobs/tiny.yaml", ["store=runs"], on=str(rental), dry_run=False, force=False)
+        launch("jobs/tiny.yaml", ["store=runs"], on=str(sky_yaml), dry_run=False, force=False)
     assert "is a folder: on a rented machine it is destroyed" in " ".join(
         capsys.readouterr().out.split()
     )
@@ -201,9 +201,9 @@ def test_a_job_file_that_is_left_out_of_the_copy_is_not_rented_for(
     project: Path, sky_home: SkyHome, rents_nothing: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / ".skyignore").write_text("jobs/tiny.yaml\n")
-    rental = sky_home.yaml(text=WORKDIR)
+    sky_yaml = sky_home.yaml(text=WORKDIR)
     with pytest.raises(BadInput, match=r"files.*Nothing was rented"):
-        launch("jobs/tiny.yaml", ["store=runs"], on=str(rental), dry_run=False, force=False)
+        launch("jobs/tiny.yaml", ["store=runs"], on=str(sky_yaml), dry_run=False, force=False)
     assert "the job file: " in capsys.readouterr().out
 
 
@@ -340,11 +340,11 @@ def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:
 # ---------------------------------------------------------------- once more
 
 
-def made_again(rental: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
+def made_again(sky_yaml: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
     """The task made again for a job that was submitted with that YAML, and the job."""
-    read = read_rental(rental)
+    read = read_sky_yaml(sky_yaml)
     job = load_job("jobs/tiny.yaml", ["store=hf://me/runs"])
-    envs = variables(read, job, "jobs/tiny.yaml", [])
+    envs = task_variables(read, job, "jobs/tiny.yaml", [])
     config = task_config(read, "pion-demo", envs | {"PION_LAUNCH_ID": "l"})
     first = make_task(config, {"HF_TOKEN": SECRET})
     record = yaml.safe_dump(first.to_yaml_config(use_user_specified_yaml=True))
@@ -410,6 +410,6 @@ def test_a_yaml_that_allows_nothing_but_the_bad_place_is_said_to_do_so(
     project: Path, sky_home: SkyHome
 ) -> None:
     one_place = WORKDIR.replace("infra: runpod", "infra: runpod/CA")
-    rental = sky_home.yaml("accelerators: A40\nuse_spot: true", one_place)
+    sky_yaml = sky_home.yaml("accelerators: A40\nuse_spot: true", one_place)
     with pytest.raises(BadInput, match="nothing but A40 spot on RunPod/CA; add other GPUs"):
-        made_again(rental, Place("RunPod", "CA", "A40", spot=True))
+        made_again(sky_yaml, Place("RunPod", "CA", "A40", spot=True))

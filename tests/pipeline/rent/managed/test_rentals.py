@@ -17,10 +17,10 @@ import pytest
 from pion.errors import BadInput, PionError
 from pipeline.cost.lost import LostMachine, keep_lost
 from pipeline.rent.managed import orphans, rentals
-from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.pods import Pod, list_pods, runpod_configured, terminate_pod
 from pipeline.rent.managed.rentals import show_rentals
-from pipeline.rent.rental import rental_name
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.run_state import RunState

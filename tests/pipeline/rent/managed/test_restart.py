@@ -23,7 +23,8 @@ from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog, read_events
 from pipeline.state.run_state import RunState
 from tests.pipeline.rent.managed.test_diagnose import A40, JOB
-from tests.pipeline.rent.managed.watched import (
+from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.watched_rental import (
     Cloud,
     beat,
     during,
@@ -33,7 +34,6 @@ from tests.pipeline.rent.managed.watched import (
     succeed_after,
     without_its_secrets,
 )
-from tests.pipeline.state.conftest import FakeClock, someone
 
 
 def test_a_place_where_machines_die_young_is_avoided_from_then_on(

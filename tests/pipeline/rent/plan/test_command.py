@@ -13,7 +13,7 @@ from pipeline.rent.plan.command import show_plan
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_prices import also_by_four
-from tests.rental.catalog import PRICES, Price
+from tests.support.sky_catalog import PRICES, Price
 
 SMALL, XL = (str(JOBS / f"pion-{size}.yaml") for size in ("small", "xl"))
 

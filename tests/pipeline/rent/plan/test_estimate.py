@@ -21,7 +21,7 @@ from pipeline.rent.plan.estimate import (
     gpus_that_fit,
 )
 from pipeline.rent.plan.gpus import GPU_TYPES
-from pipeline.rent.plan.past_speeds import Speed, measured_speeds, speed_on
+from pipeline.rent.plan.past_speeds import Speed, past_speeds, speed_on
 from pipeline.rent.plan.prices import Offer
 from pipeline.run.stage_plan import stage_inputs
 from pipeline.state.claim import claim_run
@@ -205,7 +205,7 @@ def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 5000.0)
     again = tiny_job(store=str(tmp_path), name="again", pretrain__lr=5e-3)
-    found = estimate(again, offer("A40"), measured_speeds(again))
+    found = estimate(again, offer("A40"), past_speeds(again))
     assert found.stages[0].tokens_per_second == 5000.0
     assert found.stages[0].speed_from == "measured in run tiny"
 
@@ -213,17 +213,17 @@ def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path
 def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path: Path) -> None:
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 5000.0)
-    speeds = measured_speeds(job)
+    speeds = past_speeds(job)
     assert speed_on(speeds, "A40", 32) is not None
     assert speed_on(speeds, "A40", 64) is None
     assert speed_on(speeds, "RTXA4000", 32) is None
-    assert measured_speeds(tiny_job(store=str(tmp_path), model__d_ff=64)) == []
+    assert past_speeds(tiny_job(store=str(tmp_path), model__d_ff=64)) == []
 
 
 def test_a_measured_speed_is_that_of_one_gpu(tmp_path: Path) -> None:
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 5000.0, workers=2)
-    found = estimate(job, offer("A40", count=4), measured_speeds(job))
+    found = estimate(job, offer("A40", count=4), past_speeds(job))
     assert found.stages[0].tokens_per_second == 10_000.0
 
 
@@ -235,4 +235,4 @@ def test_the_newest_run_counts_and_of_its_attempts_the_median() -> None:
 
 def test_a_store_that_cannot_be_read_measures_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert measured_speeds(tiny_job(store=str(tmp_path / "file"))) == []
+    assert past_speeds(tiny_job(store=str(tmp_path / "file"))) == []

@@ -14,16 +14,16 @@ from pipeline.job import Job, Price
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, market, offers_for
-from pipeline.rent.rental import read_rental
+from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.rent.time_limit import begin, within
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
-from tests.rental import catalog
+from tests.support import sky_catalog
 
 
 def asked(sky_home: SkyHome, resources: str, prices: dict[str, Price] | None = None) -> object:
     """What becomes of the one candidate of a YAML."""
-    (candidate,) = read_rental(sky_home.yaml(resources)).candidates
+    (candidate,) = read_sky_yaml(sky_home.yaml(resources)).candidates
     return look_up(candidate, 1, prices)
 
 
@@ -38,7 +38,7 @@ def test_offers_come_cheapest_first_as_they_would_be_rented(sky_home: SkyHome) -
   - {accelerators: A40, use_spot: false}
   - {accelerators: RTXA4000, use_spot: false}
   - {accelerators: A40, use_spot: true}"""
-    offers = offers_for(read_rental(sky_home.yaml(resources)))
+    offers = offers_for(read_sky_yaml(sky_home.yaml(resources)))
     assert [(str(offer), offer.price) for offer in offers] == [
         ("1 × A40 spot on RunPod/CA", 0.20),
         ("1 × RTXA4000 on demand on RunPod/CA", 0.25),
@@ -60,7 +60,7 @@ def test_an_offer_has_the_memory_that_cuda_reports_not_what_is_advertised(
 def test_a_gpu_unknown_here_has_the_memory_of_the_catalog_less_what_cuda_keeps(
     sky_home: SkyHome,
 ) -> None:
-    sky_home.sell({"RTXA2000": catalog.Price(0.1, 0.2)})
+    sky_home.sell({"RTXA2000": sky_catalog.Price(0.1, 0.2)})
     offer = asked(sky_home, "accelerators: RTXA2000")
     assert isinstance(offer, Offer)
     assert offer.gpu_memory == int(6 * 0.92 * 2**30)
@@ -88,14 +88,14 @@ def test_the_reason_names_what_the_cloud_lacks(sky_home: SkyHome) -> None:
     assert "has A40 in CA, not in SE" in why_not(
         sky_home, "any_of: [{infra: runpod/SE, accelerators: A40}]"
     )
-    sky_home.sell({"A40": catalog.Price(None, 0.4)})
+    sky_home.sell({"A40": sky_catalog.Price(None, 0.4)})
     assert "no spot price for A40" in why_not(sky_home, "accelerators: A40\nuse_spot: true")
 
 
 def test_several_nodes_are_refused_in_skypilots_words_where_the_cloud_has_none(
     sky_home: SkyHome,
 ) -> None:
-    (candidate,) = read_rental(sky_home.yaml()).candidates
+    (candidate,) = read_sky_yaml(sky_home.yaml()).candidates
     found = look_up(candidate, 2)
     assert isinstance(found, NotOffered)
     assert "Multi-node not supported" in found.why
@@ -128,7 +128,7 @@ def test_a_rental_on_any_cloud_says_that_none_is_enabled(sky_home: SkyHome) -> N
 def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(
     sky_home: SkyHome,
 ) -> None:
-    sky_home.sell({"A40": catalog.Price(0.2, 0.4), "L40S": catalog.Price(None, 0.9)})
+    sky_home.sell({"A40": sky_catalog.Price(0.2, 0.4), "L40S": sky_catalog.Price(None, 0.9)})
     offers, notes = market([])
     assert {(o.gpu, o.use_spot, o.price) for o in offers} == {
         ("A40", True, 0.2),
@@ -138,7 +138,7 @@ def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(
     assert "prices: the cheapest region in SkyPilot's catalog of runpod" in notes
 
 
-def also_by_four(sky_home: SkyHome, gpu: str, price: catalog.Price) -> None:
+def also_by_four(sky_home: SkyHome, gpu: str, price: sky_catalog.Price) -> None:
     """Let RunPod rent out machines of four such GPUs too, at `price` for all four."""
     import sky.catalog.runpod_catalog
     from sky.catalog import common
@@ -155,7 +155,7 @@ def also_by_four(sky_home: SkyHome, gpu: str, price: catalog.Price) -> None:
 
 
 def test_the_market_of_four_gpus_has_machines_of_four_at_their_own_price(sky_home: SkyHome) -> None:
-    also_by_four(sky_home, "A40", catalog.Price(0.7, 1.5))
+    also_by_four(sky_home, "A40", sky_catalog.Price(0.7, 1.5))
     offers, notes = market([], count=4)
     assert {(str(o), o.price) for o in offers} == {
         ("4 × A40 spot on RunPod/CA", 0.7),

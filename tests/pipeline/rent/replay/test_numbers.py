@@ -24,7 +24,7 @@ from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.pipeline.rent.replay.test_command import GIVEN, SPOT, write_job
-from tests.rental import catalog
+from tests.support import sky_catalog
 from tests.support.light_run import light_run
 
 
@@ -223,7 +223,7 @@ def test_without_prices_of_the_job_the_catalog_says_them(tmp_path: Path, sky_hom
     light_run(store_of(job))
     add_event(job, 1, "machine", gpu="A40", count=4, nodes=2)
     assert numbers(job).spot is None  # nobody rents out four
-    also_by_four(sky_home, "A40", catalog.Price(0.7, 1.5))
+    also_by_four(sky_home, "A40", sky_catalog.Price(0.7, 1.5))
     assert numbers(job).spot == Number(
         1.4, "SkyPilot's catalog: 4 × A40 spot on RunPod/CA × 2 nodes"
     )

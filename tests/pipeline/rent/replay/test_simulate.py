@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.job import Checkpoint
 from pipeline.rent.replay import simulate
 from pipeline.rent.replay.simulate import Outcome, Replay
-from pipeline.rent.replay.timed_training import Costs, TimedTraining, Work
+from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedTraining
 from pipeline.rent.replay.traces import Trace
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
@@ -26,11 +26,11 @@ from tests.pipeline.rent.replay.test_traces import SPOT, read_trace
 COSTS = {"boot": 30.0, "restore": 10.0, "stall": 1.0, "write": 3.0}
 NOWHERE = Workspace(FileStore("/nowhere"), "run")
 TEN = Checkpoint(every_steps=10)
-PRETRAIN = Work("pretrain", 100, 2.0)
+PRETRAIN = StageWork("pretrain", 100, 2.0)
 
 
-def replay(*work: Work, policy: Checkpoint = TEN, **costs: float) -> Replay:
-    return Replay(work or (PRETRAIN,), Costs(**{**COSTS, **costs}), policy, NOWHERE)
+def replay(*work: StageWork, policy: Checkpoint = TEN, **costs: float) -> Replay:
+    return Replay(work or (PRETRAIN,), Overheads(**{**COSTS, **costs}), policy, NOWHERE)
 
 
 def seconds(*spells: int) -> Trace:
@@ -97,7 +97,7 @@ def test_a_warning_waits_for_the_upload_under_way() -> None:
 
 
 def test_a_save_that_finds_the_uploader_busy_is_skipped() -> None:
-    costs = Costs(**{**COSTS, "write": 5.0})
+    costs = Overheads(**{**COSTS, "write": 5.0})
     training = TimedTraining(
         PRETRAIN, costs, Checkpoint(every_steps=1), NOWHERE, 7200.0, first_step=0
     )
@@ -120,7 +120,7 @@ def test_saves_are_those_that_the_cadence_decides_on_step_by_step(
 ) -> None:
     """The reference asks a SaveCadence after every single step."""
     ends = end.draw(st.lists(st.integers(1, 6000), min_size=1, max_size=3))
-    work, costs = Work("pretrain", 10**6, step), Costs(0.0, 0.0, stall, write)
+    work, costs = StageWork("pretrain", 10**6, step), Overheads(0.0, 0.0, stall, write)
     training = TimedTraining(work, costs, Checkpoint(), NOWHERE, hours * 3600, first_step=0)
     for seconds in ends:
         cadence = SaveCadence(None, None, hours * 3600, last_save=0.0)
@@ -155,21 +155,21 @@ def test_how_often_a_store_bears_saves_bounds_them() -> None:
     class Slow(FileStore):
         save_seconds = 90.0
 
-    replayed = Replay((PRETRAIN,), Costs(**COSTS), TEN, Workspace(Slow("/nowhere"), "run"))
+    replayed = Replay((PRETRAIN,), Overheads(**COSTS), TEN, Workspace(Slow("/nowhere"), "run"))
     assert replayed.on_demand().lost["stall"] == 1 + 1 + 3  # one after 100 s, and the last
 
 
 def test_it_learns_from_its_own_starts_how_often_machines_are_lost() -> None:
     # So rare a loss as is assumed asks for a save every half hour, and no machine lasts that long.
     rare = Checkpoint(preemption_hours=1000)
-    outcome = replay(Work("pretrain", 1000, 2.0), policy=rare).from_tick(seconds(600, 60), 0)
+    outcome = replay(StageWork("pretrain", 1000, 2.0), policy=rare).from_tick(seconds(600, 60), 0)
     assert outcome.stopped is None
     assert outcome.preemptions > 3
     assert outcome.lost["recompute"] < 4 * 560
 
 
 def test_a_stage_begins_where_the_one_before_it_was_committed() -> None:
-    work = (Work("pretrain", 20, 2.0), Work("sft", 20, 1.0))
+    work = (StageWork("pretrain", 20, 2.0), StageWork("sft", 20, 1.0))
     assert replay(*work).on_demand().kept == 60
     # 46 s of training finish and commit pretrain, 5 s go into sft.
     outcome = replay(*work).from_tick(seconds(40 + 46 + 4, 10, 1000), 0)
@@ -216,7 +216,7 @@ def test_every_second_paid_for_is_accounted_for(
 
 
 def test_a_sweep_replays_every_start() -> None:
-    spot, run = read_trace(SPOT), replay(Work("pretrain", 400, 2.0))
+    spot, run = read_trace(SPOT), replay(StageWork("pretrain", 400, 2.0))
     outcomes = run.sweep(spot)
     assert list(outcomes) == list(range(60))
     for tick, outcome in outcomes.items():
@@ -227,7 +227,7 @@ def test_a_sweep_of_a_very_long_run_takes_evenly_spaced_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(simulate, "MACHINES", 50)
-    outcomes = replay(Work("pretrain", 400, 2.0)).sweep(read_trace(SPOT))
+    outcomes = replay(StageWork("pretrain", 400, 2.0)).sweep(read_trace(SPOT))
     ticks = list(outcomes)
     assert len(ticks) < 30
     assert {b - a for a, b in itertools.pairwise(ticks)} == {ticks[1]}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.rent.rental import read_rental, rental_name
+from pipeline.rent.managed.names import rental_name
+from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.pipeline.rent.conftest import SkyHome
 
 
@@ -20,49 +21,49 @@ def test_every_machine_a_yaml_accepts_is_a_candidate(sky_home: SkyHome) -> None:
     use_spot: true
   - accelerators: {RTXA4000: 2}
     infra: runpod/CA"""
-    rental = read_rental(sky_home.yaml(resources))
-    assert [str(candidate) for candidate in rental.candidates] == [
+    sky_yaml = read_sky_yaml(sky_home.yaml(resources))
+    assert [str(candidate) for candidate in sky_yaml.candidates] == [
         "1 × A40 spot on RunPod",
         "2 × RTXA4000 on demand on RunPod/CA",
     ]
-    assert [candidate.disk_gb for candidate in rental.candidates] == [60, 60]
-    assert not rental.in_order
+    assert [candidate.disk_gb for candidate in sky_yaml.candidates] == [60, 60]
+    assert not sky_yaml.in_order
 
 
 def test_alternatives_in_order_stay_in_order(sky_home: SkyHome) -> None:
     ordered = "ordered:\n  - {accelerators: RTXA4000}\n  - {accelerators: A40}"
-    rental = read_rental(sky_home.yaml(ordered))
-    assert rental.in_order
-    assert [candidate.gpu for candidate in rental.candidates] == ["RTXA4000", "A40"]
+    sky_yaml = read_sky_yaml(sky_home.yaml(ordered))
+    assert sky_yaml.in_order
+    assert [candidate.gpu for candidate in sky_yaml.candidates] == ["RTXA4000", "A40"]
 
 
 def test_variables_without_a_value_must_be_given(sky_home: SkyHome) -> None:
-    rental = read_rental(sky_home.yaml())
-    assert rental.envs == {"JOB": None, "OVERRIDES": ""}
+    sky_yaml = read_sky_yaml(sky_home.yaml())
+    assert sky_yaml.envs == {"JOB": None, "OVERRIDES": ""}
     with pytest.raises(BadInput, match=r"envs\.JOB has no value"):
-        rental.task({})
-    task = rental.task({"JOB": "jobs/demo.yaml"}, {"HF_TOKEN": "hf_secret"})
+        sky_yaml.task({})
+    task = sky_yaml.task({"JOB": "jobs/demo.yaml"}, {"HF_TOKEN": "hf_secret"})
     assert task.envs["JOB"] == "jobs/demo.yaml"
     assert task.secrets["HF_TOKEN"].get_secret_value() == "hf_secret"
 
 
 def test_making_a_task_leaves_the_rental_as_it_was(sky_home: SkyHome) -> None:
-    rental = read_rental(sky_home.yaml())
-    rental.task({"JOB": "one.yaml"})
-    assert rental.task({"JOB": "two.yaml"}).envs["JOB"] == "two.yaml"
-    assert rental.config["envs"]["JOB"] is None
+    sky_yaml = read_sky_yaml(sky_home.yaml())
+    sky_yaml.task({"JOB": "one.yaml"})
+    assert sky_yaml.task({"JOB": "two.yaml"}).envs["JOB"] == "two.yaml"
+    assert sky_yaml.config["envs"]["JOB"] is None
 
 
 def test_a_yaml_without_job_is_refused(sky_home: SkyHome) -> None:
     path = sky_home.yaml(text="resources: {{accelerators: A40}}\nenvs: {{MODEL: x}}\nrun: train\n")
     with pytest.raises(BadInput, match="envs has no JOB, so the machine would not know what to"):
-        read_rental(path)
+        read_sky_yaml(path)
 
 
 def test_a_yaml_that_is_not_there_is_refused_naming_the_closest(sky_home: SkyHome) -> None:
     path = sky_home.yaml()
     with pytest.raises(BadInput, match=f"no SkyPilot YAML at .*did you mean {path}"):
-        read_rental(path.with_name("rentals.yaml"))
+        read_sky_yaml(path.with_name("rentals.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -84,14 +85,14 @@ def test_what_skypilot_does_not_accept_is_refused_naming_the_file(
 ) -> None:
     path = sky_home.yaml(text=text)
     with pytest.raises(BadInput, match=words) as refusal:
-        read_rental(path)
+        read_sky_yaml(path)
     assert str(path) in str(refusal.value)
 
 
 def test_a_misspelt_cloud_is_named_with_the_closest(sky_home: SkyHome) -> None:
     path = sky_home.yaml("any_of:\n  - {infra: runpd/CA, accelerators: A40}")
     with pytest.raises(BadInput, match="SkyPilot knows no cloud 'runpd'; did you mean RunPod"):
-        read_rental(path)
+        read_sky_yaml(path)
 
 
 def test_a_managed_job_is_named_for_its_run_alone() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +13,6 @@ from pion.errors import BadInput
 from pipeline.rent.skypilot import close_names, known_clouds, quiet, sky_module
 
 JOB_VARIABLE = "JOB"
-NAME_LENGTH = 11
-"""Characters of a run's name that a managed job's keeps: of one longer than 25 characters SkyPilot
-cuts the end for its machines, by which they are known as ours (managed/pods.py)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Rental:
+class SkyYaml:
     """A task YAML: the machines it accepts and the variables it takes (None = must be given)."""
 
     path: Path
@@ -65,7 +60,7 @@ class Rental:
             )
 
 
-def read_rental(path: str | Path) -> Rental:
+def read_sky_yaml(path: str | Path) -> SkyYaml:
     """The rental that a SkyPilot task YAML describes.
 
     Raises:
@@ -88,7 +83,7 @@ def read_rental(path: str | Path) -> Rental:
     if not in_order:
         # SkyPilot keeps alternatives as a set; show them in the same order every time.
         candidates.sort(key=str)
-    return Rental(
+    return SkyYaml(
         path=path,
         candidates=tuple(candidates),
         in_order=in_order,
@@ -97,13 +92,6 @@ def read_rental(path: str | Path) -> Rental:
         secrets=_variables(path, config, "secrets"),
         config=config,
     )
-
-
-def rental_name(store_url: str, run: str) -> str:
-    """The managed job's name for a run: the same from any machine, another for any other run."""
-    digest = hashlib.sha256(f"{store_url.rstrip('/')}/{run}".encode()).hexdigest()[:8]
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", run).strip("-")[:NAME_LENGTH].strip("-")
-    return "-".join(filter(None, ("pion", readable.lower(), digest)))
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.managed.diagnose import Place
-from pipeline.rent.managed.managed_jobs import ManagedJob, cluster_name
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.provider import Provider
 from pipeline.state.claim import Claim
