@@ -1,0 +1,192 @@
+"""A rental keeps the code it was launched with while the client is upgraded, and the reverse.
+
+A process of one version owns a run, while the other version looks at it, forks it, takes it over in
+a hop and is stopped in turn. Owners are real processes; the older one runs commit 0afbd30.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.run.handover import FROM_EPOCH
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import open_store
+from tests.paths import REPOSITORY
+from tests.runs.test_resume import write_job
+from tests.support.s3_server import S3Server
+
+OLDER = "0afbd30"
+# Long enough to be stopped whenever a test is ready for it.
+LONG: dict[str, Any] = {
+    "sft": None,
+    "pretrain__steps": 1_000_000,
+    "evaluate__every": 1_000_000,
+    "checkpoint__every_seconds": 1.0,
+    "hardware__threads": 1,
+    "log__every": 200,
+}
+LONGEST_WAIT = 120.0
+
+pytestmark = pytest.mark.soak
+
+
+@dataclass(frozen=True)
+class Pion:
+    """The `pion` of one version, on a machine of its own as far as its cache tells."""
+
+    checkout: Path
+    cache: Path
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        # The working directory and PYTHONPATH, which its own children read, come before packages.
+        own = {"PYTHONPATH": str(self.checkout), "XDG_CACHE_HOME": str(self.cache)}
+        return subprocess.Popen(
+            [sys.executable, "-c", _MAIN, str(self.checkout), *arguments],
+            cwd=self.checkout,
+            env=os.environ | own | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str) -> str:
+        """Run a command to its end; returns what it printed."""
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=LONGEST_WAIT)
+        assert process.returncode == 0, output
+        return output
+
+
+_MAIN = """
+import sys
+checkout = sys.argv.pop(1)
+import pion, pipeline.cli
+assert pion.__file__.startswith(checkout), pion.__file__
+assert pipeline.cli.__file__.startswith(checkout), pipeline.cli.__file__
+sys.exit(pipeline.cli.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def older_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("older")
+    archive = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "archive", OLDER], capture_output=True, check=False
+    )
+    if archive.returncode != 0:
+        why = archive.stderr.decode(errors="replace").strip()
+        pytest.skip(f"this clone has no commit {OLDER} ({why}); try git fetch --unshallow")
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    return folder
+
+
+@pytest.fixture(params=["file", "s3"])
+def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    store = str(tmp_path / "runs")
+    if request.param == "s3":
+        s3: S3Server = request.getfixturevalue("s3")
+        s3.use(monkeypatch)
+        store = f"s3://{s3.bucket()}/runs"
+    return write_job(tmp_path, store=store, **LONG)
+
+
+@pytest.fixture(params=["older owns first", "today's owns first"])
+def versions(request: pytest.FixtureRequest, older_checkout: Path, tmp_path: Path) -> list[Pion]:
+    """Whose process owns the run at first, and the other version."""
+    older = Pion(older_checkout, tmp_path / "cache-of-older")
+    today = Pion(REPOSITORY, tmp_path / "cache-of-today")
+    return [older, today] if request.param == "older owns first" else [today, older]
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes to end with the test, however it ends."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Read lines until one has `text`; returns them. Who prints none in time is killed."""
+    lines = []
+    too_late = threading.Timer(LONGEST_WAIT, process.kill)
+    too_late.start()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if text in line:
+                return "".join(lines)
+    finally:
+        too_late.cancel()
+    raise AssertionError(f"it ended before it printed {text!r}:\n{''.join(lines)}")
+
+
+def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
+    job: Path, versions: list[Pion], started: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    first, second = versions
+    run = RunState(open_store(_store_of(job)), "tiny")
+
+    owner = first.start("run", str(job), PION_LAUNCH_ID="launch-1")
+    started.append(owner)
+    read_until(owner, ": saved")
+    seen = json.loads(second("status", run.url, "--json"))
+    assert seen["owner"]["pid"] == owner.pid
+    assert seen["checkpoint"]["step"] > 0
+    second("fork", run.url, "copy")
+    for pion in versions:
+        rows = json.loads(pion("checkpoints", f"{run.store.url}/copy", "--verify", "--json"))
+        assert [row["verified"] for row in rows] == [True]
+
+    head = run.read()
+    assert head is not None
+    hop = {"PION_LAUNCH_ID": "launch-2", FROM_EPOCH: str(head.epoch)}
+    relief = second.start("run", str(job), **hop)
+    started.append(relief)
+    said, _ = owner.communicate(timeout=LONGEST_WAIT)
+    assert owner.returncode == 4, said
+    assert "pion hop" in said
+    resumed = read_until(relief, ": saved")
+    assert "to save its work and hand the run over" in resumed
+    assert "continues after step" in resumed
+    head = run.read()
+    assert head is not None
+    assert head.owner is not None
+    assert head.owner.pid == relief.pid
+
+    first("stop", run.url, "--wait")
+    said, _ = relief.communicate(timeout=LONGEST_WAIT)
+    assert relief.returncode == 4, said
+    assert "pion stop by" in said
+    for pion in versions:
+        assert json.loads(pion("status", run.url, "--json"))["stop"]["reason"] == "pion stop"
+
+    again = first.start("run", str(job))
+    started.append(again)
+    resumed = read_until(again, ": saved")
+    assert "continues after step" in resumed
+    assert "ALARM" not in resumed
+    again.send_signal(signal.SIGTERM)
+    said, _ = again.communicate(timeout=LONGEST_WAIT)
+    assert again.returncode == 75, said
+
+
+def _store_of(job: Path) -> str:
+    from pipeline.job.file import load_job
+
+    return load_job(job).store
