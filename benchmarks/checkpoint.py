@@ -29,7 +29,7 @@ from pion.model.decoder import Decoder
 from pion.train.hardware import device_name, pick_device, pick_dtype
 from pion.train.settings import Plan, TrainSettings
 from pion.train.trainer import Trainer
-from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -80,7 +80,7 @@ def measure(preset: str, micro_batch: int, seq_len: int, rounds: int) -> dict[st
     stalls, writes, added, ratios = [], [], [], []
     with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
         claim = claim_run(RunState(FileStore(folder), "benchmark"), Owner.me())
-        checkpointer = Checkpointer(claim, "pretrain", "benchmark", files={})
+        checkpointer = Checkpointer(claim, CheckpointSeries("pretrain", "benchmark", files={}))
         state = trainer.state()
         checkpointer.reserve(state.model, state.optimizer)
         train(3)

@@ -20,8 +20,8 @@ from pion.errors import BadInput, PionError
 from pipeline.console.formats import size
 from pipeline.job import STAGES
 from pipeline.models.find import read_run
+from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
-from pipeline.state.checkpoints.upload_worker import MANIFEST
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.records import CheckpointEntry, Head
@@ -205,7 +205,7 @@ class _Copy:
         copied = dataclasses.replace(
             entry,
             epoch=EPOCH,
-            key=f"checkpoints/{entry.stage}/{entry.step}-{EPOCH}",
+            key=checkpoint_key(entry.stage, entry.step, EPOCH),
             ancestor=None,
         )
         with scratch_workspace(Workspace(self.source.store, self.source.name)) as workspace:

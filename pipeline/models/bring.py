@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pion.errors import BadInput
-from pipeline.state.checkpoints.snapshot import OPTIMIZER
-from pipeline.state.checkpoints.upload_worker import MANIFEST
+from pipeline.state.checkpoints.layout import MANIFEST, OPTIMIZER
 from pipeline.state.records import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store

@@ -12,8 +12,7 @@ from typing import Any
 
 from pion.errors import PionError
 from pipeline.job import Job
-from pipeline.state.checkpoints.checkpointer import STATE
-from pipeline.state.checkpoints.snapshot import MODEL
+from pipeline.state.checkpoints.layout import MODEL, STATE
 from pipeline.state.metrics import Row, read_metrics
 from pipeline.state.records import SkippedRows
 from pipeline.state.run_state import RunState

@@ -122,13 +122,13 @@ class StageTraining:
         self.held_out_loss: float | None = None
 
     def _open_checkpointer(self, claim: Claim, setup: Setup) -> Checkpointer:
-        from pipeline.state.checkpoints.checkpointer import Checkpointer
+        from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
         from pipeline.state.checkpoints.retention import Keep
-        from pipeline.state.checkpoints.uploader import UploaderProcess
+        from pipeline.state.checkpoints.snapshot import Snapshot
+        from pipeline.state.checkpoints.uploader import Uploader
 
         keep = self.job.checkpoint.keep
-        return Checkpointer(
-            claim,
+        series = CheckpointSeries(
             self.stage,
             self.digest,
             files={
@@ -138,13 +138,14 @@ class StageTraining:
             keep=Keep(
                 last=keep.last, every=keep.every, best="held_out_loss" if keep.best else None
             ),
-            ancestor=setup.ancestor,
-            last=setup.listed,
-            copy=setup.copy,
-            before_commit=self.metrics.flush,
-            unwritten=self.metrics.unwritten,
+        )
+        return Checkpointer(
+            claim,
+            series,
+            resumed=setup.found,
+            metrics=self.metrics,
+            uploader=Uploader(Snapshot(), patience=self.job.checkpoint.max_undurable),
             workspace=self.context.workspace,
-            uploader=partial(UploaderProcess, patience=self.job.checkpoint.max_undurable),
         )
 
     def _loop(self) -> bool:

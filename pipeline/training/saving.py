@@ -12,7 +12,6 @@ from pipeline.console.formats import duration
 from pipeline.console.messages import CheckpointSaved, Note, Say
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.checkpointer import Checkpointer
-from pipeline.state.checkpoints.upload_worker import MANIFEST
 from pipeline.state.owner import launch_id
 from pipeline.state.patience import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from pipeline.state.workspace import Workspace
@@ -100,7 +99,7 @@ class Saving:
             outage = self.checkpointer.stats.outage
             if outage is None:
                 return
-            if self.checkpointer.deaths == 1:
+            if self.checkpointer.stats.deaths == 1:
                 continue  # the uploading process was killed, and the next one may live
             if self._now() + delay > end:
                 raise NotDurable(self._not_durable(outage, patience))
@@ -158,8 +157,8 @@ class Saving:
             f"{outage}{tried} Everything committed before is safe in {self._workspace.store.url}."
         )
         again = "When the store can be reached again, run the same command"
-        copy = self._workspace.folder(self.checkpointer.attempted or "")
-        if self._workspace.remote and (copy / MANIFEST).exists():
+        copy = self.checkpointer.local_copy()
+        if copy is not None:
             return (
                 f"{text} The last finished step is saved on this machine, in {copy}. {again} on "
                 "this machine: it goes on from that copy."

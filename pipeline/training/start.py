@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pion.train.settings import Plan
     from pion.train.trainer import Trainer
     from pipeline.state.checkpoints.restore import Found
-    from pipeline.state.records import CheckpointEntry, Head
+    from pipeline.state.records import Head
     from pipeline.state.run_state import RunState
     from pipeline.state.workspace import Workspace
     from pipeline.training.request import Group, TrainRequest
@@ -35,11 +35,8 @@ class Setup:
     tokenizer: Tokenizer
     tokenizer_file: Path
     why: str
-    ancestor: str | None = None
-    listed: CheckpointEntry | None = None
-    """The checkpoint it went back to, if HEAD lists it; `copy` is the key of one that only this
-    machine has."""
-    copy: str | None = None
+    found: Found | None = None
+    """The checkpoint that it continues from; None on ranks other than 0."""
     metrics: str = ""
     """JSON lines of steps before this one that the store may not have."""
     notes: list[str] = field(default_factory=list)
@@ -78,7 +75,7 @@ def start_stage(
     from pion.model.decoder import Decoder
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.prepared import open_data
-    from pipeline.state.checkpoints.checkpointer import METRICS
+    from pipeline.state.checkpoints.layout import METRICS
     from pipeline.state.checkpoints.restore import load_folder, newest_good
     from pipeline.training.rewind import rows_to_skip
 
@@ -140,9 +137,7 @@ def start_stage(
         Tokenizer.from_file(data.tokenizer_path),
         data.tokenizer_path,
         why,
-        ancestor=found.listed_key if found else None,
-        listed=found.entry if found and found.listed else None,
-        copy=found.entry.key if found and found.entry and not found.listed else None,
+        found=found,
         metrics=metrics,
         notes=notes,
         closers=closers,

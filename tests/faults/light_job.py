@@ -13,17 +13,17 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pion.data.order import step_rows
 from pion.errors import PionError, Trouble
-from pipeline.state.checkpoints.checkpointer import STATE, Checkpointer
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER, STATE
 from pipeline.state.checkpoints.restore import Found, check_entry, newest_good
 from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
-from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER, Snapshot, map_extents
-from pipeline.state.checkpoints.upload_worker import MANIFEST, Saved, SaveJob, save
+from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
+from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest, save
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog, MetricsLog, read_metrics
 from pipeline.state.owner import Owner
@@ -186,10 +186,10 @@ class _Uploader:
     """Uploads in this process: what it asks of the store is counted, and may be what breaks."""
 
     store: Store
-    fd: int
+    snapshot: Snapshot = field(default_factory=_Rows)
 
-    def save(self, job: SaveJob) -> Saved:
-        return save(self.store, job, map_extents(self.fd, job.extents))
+    def save(self, request: SaveRequest) -> Saved:
+        return save(self.store, request, map_extents(self.snapshot.fd, request.extents))
 
     def close(self) -> None:
         """Nothing to end."""
@@ -236,20 +236,15 @@ class _Training:
         return found
 
     def _open_checkpointer(self, found: Found) -> Checkpointer:
-        process, entry = self.process, found.entry
+        process = self.process
+        uploader: Any = _Uploader(process.store)
         return Checkpointer(
             self.claim,
-            self.stage,
-            self.digest,
-            files={},
-            keep=process.keep,
-            ancestor=found.listed_key,
-            last=entry if found.listed else None,
-            copy=entry.key if entry is not None and not found.listed else None,
-            before_commit=self.metrics.flush,
+            CheckpointSeries(self.stage, self.digest, files={}, keep=process.keep),
+            resumed=found,
+            metrics=self.metrics,
+            uploader=uploader,
             workspace=process.workspace,
-            uploader=partial(_Uploader, process.store),
-            snapshot=_Rows(),
         )
 
     def _loop(self, rows: list[str]) -> None:

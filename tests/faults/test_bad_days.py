@@ -17,10 +17,10 @@ import pytest
 from pion.errors import PionError
 from pion.train.trainer import TrainState
 from pipeline.job import Checkpoint
-from pipeline.state.checkpoints.restore import check_entry
+from pipeline.state.checkpoints.layout import MANIFEST, MODEL
+from pipeline.state.checkpoints.restore import Found, check_entry
 from pipeline.state.checkpoints.retention import Keep
-from pipeline.state.checkpoints.snapshot import MODEL
-from pipeline.state.checkpoints.upload_worker import MANIFEST, Saved, SaveJob
+from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import MetricsLog
 from pipeline.state.owner import Owner
@@ -41,6 +41,7 @@ from tests.pipeline.state.checkpoints.test_checkpointer import (
     some_tensors,
 )
 from tests.pipeline.state.conftest import FakeClock
+from tests.pipeline.state.test_claim import an_entry
 from tests.support.s3_server import FaultProxy, S3Server
 
 STEPS = 8
@@ -320,9 +321,8 @@ def test_a_checkpoint_whose_commit_landed_unheard_is_not_written_again(
     checkpointer = checkpointer_in_this_process(
         claim,
         workspace=workspace,
-        ancestor="checkpoints/pretrain/5-0",
-        before_commit=metrics.flush,
-        unwritten=metrics.unwritten,
+        resumed=Found(an_entry(5, epoch=0), folder=None, skipped=[]),
+        metrics=metrics,
     )
     model, optimizer = some_tensors()
     saving = Saving(
@@ -445,13 +445,13 @@ def test_a_checkpoint_dropped_after_a_slow_upload_has_its_hour_for_readers(
     tmp_path: Path, time: FakeClock
 ) -> None:
     class Slow(InThisProcess):
-        def save(self, job: SaveJob) -> Saved:
+        def save(self, request: SaveRequest) -> Saved:
             time.sleep(2 * TRASH_SECONDS)
-            return super().save(job)
+            return super().save(request)
 
     store = FileStore(tmp_path / "runs")
     claim = claim_run(RunState(store, RUN, time.clock()), Owner.me())
-    checkpointer = a_checkpointer(claim, uploader=lambda descriptor: Slow(store, descriptor))
+    checkpointer = a_checkpointer(claim, uploader=Slow(store))
     for step in (1, 2, 3):
         save(checkpointer, step)
     checkpointer.close()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pion.errors import NotDurable
+from pipeline.state.checkpoints.layout import MODEL
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
-from pipeline.state.checkpoints.snapshot import MODEL
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner

@@ -33,9 +33,8 @@ from hypothesis.stateful import (
 )
 
 from pion.errors import BadInput, Fenced
+from pipeline.state.checkpoints.layout import MANIFEST, MODEL
 from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
-from pipeline.state.checkpoints.snapshot import MODEL
-from pipeline.state.checkpoints.upload_worker import MANIFEST
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head

@@ -9,7 +9,7 @@ import torch
 from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.model.decoder import Decoder
-from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
@@ -57,9 +57,10 @@ def make_run(
     for seed, (stage, step) in enumerate(saves):
         model = tiny_model(tokenizer.vocab_size, seed=seed)
         config = json.dumps(model.config.to_dict()).encode()
-        saver = Checkpointer(
-            claim, stage, f"digest-{stage}", files={"config.json": config}, keep=Keep(last=9)
+        series = CheckpointSeries(
+            stage, f"digest-{stage}", files={"config.json": config}, keep=Keep(last=9)
         )
+        saver = Checkpointer(claim, series)
         state = {"step": step, "next_row": 0, "tokenizer": "data/1234/tokenizer.json"}
         saver.save(model.state_dict(), {"m": torch.zeros(2)}, state)
         saver.close()

@@ -10,8 +10,9 @@ import yaml
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.run.stage_plan import stage_inputs
-from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER
-from pipeline.state.checkpoints.upload_worker import SaveJob, save
+from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER, Provenance
+from pipeline.state.checkpoints.upload_worker import SaveRequest
+from pipeline.state.checkpoints.upload_worker import save as save_files
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
@@ -34,20 +35,13 @@ def save_checkpoint(
     texts: dict[str, str] | None = None,
 ) -> CheckpointEntry:
     """List a checkpoint; without a `model`, its tensors are mere bytes."""
-    key = f"checkpoints/{stage}/{step}-{claim.epoch}"
-    about = {
-        "stage": stage,
-        "step": step,
-        "epoch": claim.epoch,
-        "digest": digest,
-        "at": claim.state.clock.now(),
-        "ancestor": None,
-    }
+    save = Provenance(stage, step, claim.epoch, digest, claim.state.clock.now(), ancestor=None)
     files = {"state.json": json.dumps({"step": step, "next_row": ROWS * step, "stage": stage})}
-    job = SaveJob(claim.store.url, claim.state.key(key), None, {}, files | (texts or {}), about)
+    texts = files | (texts or {})
+    request = SaveRequest(claim.store.url, claim.state.key(save.key), None, {}, texts, save)
     memory = {MODEL: model or f"weights of {stage} {step}".encode(), OPTIMIZER: b"moments"}
-    entry = save(claim.store, job, memory).entry(about, key)
-    claim.add_checkpoint(entry)
+    entry = save.entry(save_files(claim.store, request, memory).files)
+    claim.commit(lambda head: head.with_checkpoint(entry))
     return entry
 
 

@@ -1,43 +1,63 @@
-"""Save training state durably while training goes on, under one claim.
+"""Save one stage's training state durably while training continues, under one claim.
 
-A checkpoint is a folder `checkpoints/<stage>/<step>-<epoch>/` holding `model.safetensors`,
-`optimizer.safetensors`, `state.json`, small files such as `config.json`, and, written last,
-`manifest.json` with every file's size and sha256. It counts once HEAD lists it.
+layout.py says what a checkpoint consists of.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from pipeline.state.checkpoints.layout import (
+    MANIFEST,
+    METRICS,
+    STATE,
+    Provenance,
+    checkpoint_key,
+)
+from pipeline.state.checkpoints.pending_commit import PendingCommit
+from pipeline.state.checkpoints.restore import Found
 from pipeline.state.checkpoints.retention import Keep, delete_due, forget, sweep_unused
 from pipeline.state.checkpoints.snapshot import Snapshot, Tensors
-from pipeline.state.checkpoints.upload_worker import SaveJob
-from pipeline.state.checkpoints.uploader import Uploader, UploaderDied, UploaderProcess
+from pipeline.state.checkpoints.upload_worker import SaveRequest
+from pipeline.state.checkpoints.uploader import Uploader, UploaderDied
 from pipeline.state.claim import Claim
+from pipeline.state.metrics import MetricsLog
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
 
-STATE = "state.json"
-METRICS = "metrics.jsonl"
 SAVES_PER_SWEEP = 20
+# Training stops when this many saves in a row have lost their uploader.
 UPLOADER_DEATHS = 3
-"""So many saves in a row may lose their uploader before training stops for it."""
+
+
+@dataclass(frozen=True)
+class CheckpointSeries:
+    """What all checkpoints of one stage have in common.
+
+    `files` are small files that each checkpoint includes, such as `config.json`. `keep` says which
+    checkpoints the run keeps.
+    """
+
+    stage: str
+    digest: str
+    files: Mapping[str, bytes]
+    keep: Keep = field(default_factory=Keep)
 
 
 @dataclass
 class SaveStats:
     """What saving costs and how far it has come. Times are in seconds.
 
-    `write_seconds` is from the snapshot to the commit. `outage` says why the last save did not
-    become durable though trying again may help; None when it did.
+    `write_seconds` is the time from the snapshot to the commit. `outage` says why the last save is
+    not durable, if another try may succeed. `deaths` counts the saves in a row whose uploader died.
     """
 
     stall_seconds: float = 0.0
@@ -46,77 +66,65 @@ class SaveStats:
     saved: int = 0
     durable_step: int | None = None
     outage: str | None = None
+    deaths: int = 0
 
 
 class Checkpointer:
     """Saves one stage's checkpoints under one claim.
 
-    A snapshot is the only stall. A process of its own writes and uploads it (uploader.py), and a
-    thread here then commits. `files` travel with every checkpoint (`config.json`,
-    `tokenizer.json`). `ancestor` is the key of the checkpoint that training goes on from, `last`
-    that checkpoint if HEAD lists it, `copy` the key of this machine's copy if it doesn't.
-    `before_commit` runs in that thread just before a checkpoint is listed: what it flushes is
-    durable when the checkpoint is. Should it never be listed, and this machine go on from its copy
-    all the same, `unwritten` metrics are in that copy. `snapshot`, empty yet, is closed with this;
-    `uploader` starts what uploads from its memory.
+    Training stalls only for the snapshot. The uploader's process then writes and uploads it, and a
+    thread of this process commits it. `resumed` is the checkpoint that training continues from.
+    `metrics` are flushed just before each commit, so they are durable when the checkpoint is; a
+    copy on this machine has the rows that are not written yet.
     """
 
     def __init__(
         self,
         claim: Claim,
-        stage: str,
-        digest: str,
+        series: CheckpointSeries,
         *,
-        files: Mapping[str, bytes],
-        keep: Keep | None = None,
-        ancestor: str | None = None,
-        last: CheckpointEntry | None = None,
-        copy: str | None = None,
-        before_commit: Callable[[], None] | None = None,
-        unwritten: Callable[[], str] | None = None,
+        resumed: Found | None = None,
+        metrics: MetricsLog | None = None,
+        uploader: Uploader | None = None,
         workspace: Workspace | None = None,
-        uploader: Callable[[int], Uploader] | None = None,
-        snapshot: Snapshot | None = None,
     ) -> None:
         self._claim = claim
-        self._stage = stage
-        self._digest = digest
-        self._files = {name: data.decode() for name, data in files.items()}
-        self._keep = keep or Keep()
-        self._ancestor = ancestor
-        self._before_commit = before_commit
-        self._unwritten = unwritten
+        self._series = series
+        self._metrics = metrics
+        self._uploader = uploader or Uploader(Snapshot())
         self._workspace = workspace or Workspace(claim.store, claim.state.name)
-        self._snapshot = snapshot or Snapshot()
-        self._uploader = (uploader or UploaderProcess)(self._snapshot.fd)
-        self.deaths = 0  # of the uploader, in a row
+        self._pending = PendingCommit(resumed)
         self._reserving: threading.Thread | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self.last = last
-        self.attempted = copy  # the key of the save begun last
-        self._uploaded: CheckpointEntry | None = None  # and not known to be listed
-        self._unlisted: set[str] = set()  # keys of saves begun since the last that was listed
         self.stats = SaveStats()
+
+    @property
+    def last(self) -> CheckpointEntry | None:
+        """The newest checkpoint that HEAD lists."""
+        return self._pending.last
+
+    def local_copy(self) -> Path | None:
+        """Return the folder of the newest save on this machine, if it is complete and the store is
+        elsewhere."""
+        if not self._workspace.remote or self._pending.newest_key is None:
+            return None
+        folder = self._workspace.folder(self._pending.newest_key)
+        return folder if (folder / MANIFEST).exists() else None
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
         """Allocate the snapshot's memory in the background: the first save is then a copy too."""
 
         def reserve() -> None:
-            with contextlib.suppress(StoreError):  # the first save meets it too, and says so
-                self._snapshot.reserve(model, optimizer)
+            with contextlib.suppress(StoreError):  # the first save meets it too, and reports it
+                self._uploader.snapshot.reserve(model, optimizer)
 
         self._reserving = threading.Thread(target=reserve, daemon=True)
         self._reserving.start()
 
-    def save(
-        self,
-        model: Tensors,
-        optimizer: Tensors,
-        state: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
-    ) -> bool:
-        """Snapshot now, write in the background; False if the previous save is still on its way.
+    def save(self, model: Tensors, optimizer: Tensors, state: Mapping[str, Any]) -> bool:
+        """Take a snapshot now and write it in the background; return False, and take none, while
+        the previous save is being written.
 
         `state` is JSON and has `step`. Raises what the previous save failed with, as `wait` does.
         """
@@ -130,19 +138,18 @@ class Checkpointer:
         if self._reserving is not None:
             self._reserving.join()
             self._reserving = None
-        self._snapshot.take(
-            model, optimizer, {**state, "stage": self._stage, "digest": self._digest}
-        )
+        identity = {"stage": self._series.stage, "digest": self._series.digest}
+        self._uploader.snapshot.take(model, optimizer, {**state, **identity})
         self.stats.stall_seconds = time.perf_counter() - started
-        self._thread = threading.Thread(
-            target=self._run, args=(dict(metrics or {}),), name="checkpoint", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
         return True
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write `metrics` into the entry of the checkpoint of `step`, in the background, when it is
-        listed; nothing, if it never is or the store is down then."""
+        """Write `metrics` into HEAD's entry for the checkpoint of `step`, in the background.
+
+        Does nothing if that checkpoint is never listed, or if the store is down by then.
+        """
         saving = self._thread
 
         def write() -> None:
@@ -162,14 +169,14 @@ class Checkpointer:
 
     @property
     def busy(self) -> bool:
-        """Whether a save or a note is on its way, so that `save` would skip."""
+        """Whether a save or a note is being written, so that `save` would skip."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until no save or note is on its way.
+        """Block until no save or note is being written.
 
-        Raises what it failed with, once: `Fenced`, or a `StoreError` that trying again won't mend.
-        An outage is only noted in `stats`: training goes on, and the next save tries again.
+        Raises what it failed with, once: `Fenced`, or a `StoreError` that is no outage. An outage
+        is only noted in `stats`: training continues, and the next save tries again.
         """
         if self._thread is not None:
             self._thread.join()
@@ -179,7 +186,7 @@ class Checkpointer:
             raise failure
 
     def close(self) -> None:
-        """`wait`, unless another process owns the run now; then end the uploader."""
+        """Block like `wait`, unless another process now owns the run. Then end the uploader."""
         try:
             self._claim.check()
             self.wait()
@@ -189,29 +196,28 @@ class Checkpointer:
                 self._reserving.join()
             with contextlib.suppress(BaseException):
                 self.wait()
-            self._snapshot.close()
+            self._uploader.snapshot.close()
 
-    def _run(self, metrics: dict[str, float]) -> None:
+    def _run(self) -> None:
         started = time.perf_counter()
+        stats = self.stats
         try:
-            entry, head = self._save(metrics)
+            entry, head = self._save()
         except UploaderDied as error:
-            self.deaths += 1
-            self.stats.outage = str(error)
-            if self.deaths >= UPLOADER_DEATHS:
+            stats.deaths += 1
+            stats.outage = str(error)
+            if stats.deaths >= UPLOADER_DEATHS:
                 self._failure = error
             return
         except BaseException as error:
             if isinstance(error, StoreError) and error.outage:
-                self.stats.outage = str(error)
+                stats.outage = str(error)
             else:
                 self._failure = error  # raised to the training thread by `wait`
             return
-        self._listed(entry)
-        self._uploaded = None
-        self._unlisted.clear()
-        self.deaths = 0
-        stats = self.stats
+        self._pending.acknowledged(entry)
+        stats.durable_step = entry.step
+        stats.deaths = 0
         stats.write_seconds = time.perf_counter() - started
         stats.saved += 1
         stats.outage = None
@@ -219,83 +225,87 @@ class Checkpointer:
         if self._claim.store.commits and stats.saved % SAVES_PER_SWEEP == 0:
             sweep_unused(self._claim)  # each commit keeps what it replaced
 
-    def _save(self, metrics: dict[str, float]) -> tuple[CheckpointEntry, Head]:
-        claim, step = self._claim, self._snapshot.state["step"]
+    def _save(self) -> tuple[CheckpointEntry, Head]:
+        """Upload the snapshot and list it in HEAD."""
+        claim, pending = self._claim, self._pending
         claim.check()
-        key = f"checkpoints/{self._stage}/{step}-{claim.epoch}"
-        # A commit that gave up may have landed: what HEAD may list is never written again.
-        if self._uploaded is None or self._uploaded.key != key:
-            self._find_out()
+        step = self._uploader.snapshot.state["step"]
+        key = checkpoint_key(self._series.stage, step, claim.epoch)
+        entry = pending.uploaded_as(key)
+        if entry is None:
+            self._look_for_landed()
             # While the store is down, saves of this machine pile up: the latest is enough.
             self._forget_copies(claim.head)
-            self.attempted = key
-            self._unlisted.add(key)
-            self._uploaded = self._upload(key, step)
-        entry = dataclasses.replace(self._uploaded, metrics=metrics)
-        if self._before_commit is not None:
-            self._before_commit()
+            pending.begin(key)
+            entry = self._upload(step)
+            pending.uploaded(entry)
+        if self._metrics is not None:
+            self._metrics.flush()
+        return entry, self._commit(entry)
+
+    def _commit(self, entry: CheckpointEntry) -> Head:
+        """List `entry` in HEAD; what is no longer kept goes with the same commit."""
+        claim = self._claim
         deleted = delete_due(claim)
-        # On the Hub, what these have staged goes along with this commit. Dropping it would empty
-        # a checkpoint whose own commit, given up as lost, lands after all.
-        failed = sorted(self._unlisted - {key})
+        # On the Hub, what the saves that were given up have staged goes along with this commit.
+        # Dropping it would empty a checkpoint whose own commit, given up as lost, lands after all.
+        given_up = self._pending.given_up(entry.key)
         clock = claim.state.clock  # the upload may have taken long, and readers have an hour
 
         def listed(head: Head) -> Head:
             now = clock.now()
-            head = head.with_checkpoint(entry).without_trash(deleted).with_trash(failed, now)
-            return forget(head, self._keep, now)
+            head = head.with_checkpoint(entry).without_trash(deleted).with_trash(given_up, now)
+            return forget(head, self._series.keep, now)
 
-        return entry, claim.commit(listed)
+        return claim.commit(listed)
 
-    def _find_out(self) -> None:
-        """Whether a commit that gave up has landed: what is saved next goes on from it then."""
-        if self._uploaded is None:
+    def _look_for_landed(self) -> None:
+        """Find out whether a commit that was given up has landed after all."""
+        if not self._pending.in_doubt:
             return
-        claim = self._claim
         try:
-            head = claim.state.read()
+            head = self._claim.state.read()
         except StoreError:
             return  # a copy on this machine can be made all the same
-        for entry in head.checkpoints if head else ():
-            if (entry.stage, entry.epoch) == (self._stage, claim.epoch):
-                self._listed(entry)
-                return
+        landed = self._pending.look_for_landed(head) if head is not None else None
+        if landed is not None:
+            self.stats.durable_step = landed.step
 
-    def _listed(self, entry: CheckpointEntry) -> None:
-        self.last, self._ancestor, self.stats.durable_step = entry, entry.key, entry.step
-
-    def _upload(self, key: str, step: int) -> CheckpointEntry:
-        """Have the snapshot in the store, verified; what is left to do is the commit."""
-        claim = self._claim
-        about = {
-            "stage": self._stage,
-            "step": step,
-            "epoch": claim.epoch,
-            "digest": self._digest,
-            "at": claim.state.clock.now(),
-            "ancestor": self._ancestor,
-        }
-        remote = self._workspace.remote
-        texts = {STATE: _json(self._snapshot.state), **self._files}
-        if remote and self._unwritten is not None:
-            texts[METRICS] = self._unwritten()
+    def _upload(self, step: int) -> CheckpointEntry:
+        """Bring the snapshot into the store, verified. Only its commit is then missing."""
+        claim, series, snapshot = self._claim, self._series, self._uploader.snapshot
+        provenance = Provenance(
+            stage=series.stage,
+            step=step,
+            epoch=claim.epoch,
+            digest=series.digest,
+            at=claim.state.clock.now(),
+            ancestor=self._pending.ancestor,
+        )
+        texts = {STATE: _json(snapshot.state)}
+        texts.update((name, data.decode()) for name, data in series.files.items())
+        folder = None
+        if self._workspace.remote:
+            folder = str(self._workspace.folder(provenance.key))
+            if self._metrics is not None:
+                texts[METRICS] = self._metrics.unwritten()
         saved = self._uploader.save(
-            SaveJob(
+            SaveRequest(
                 store=claim.store.url,
-                key=claim.state.key(key),
-                copy=str(self._workspace.folder(key)) if remote else None,
-                extents=self._snapshot.extents,
+                key=claim.state.key(provenance.key),
+                local_folder=folder,
+                extents=snapshot.extents,
                 texts=texts,
-                about=about,
+                provenance=provenance,
             )
         )
         claim.store.adopt(saved.staged)
-        return saved.entry(about, key)
+        return provenance.entry(saved.files)
 
     def _forget_copies(self, head: Head) -> None:
-        """Keep on this machine what a restart here would want, and no more."""
+        """Remove this machine's copies of checkpoints that a restart here would not want."""
         wanted = [entry.key for entry in head.checkpoints[:2]]
-        self._workspace.forget(keep=[*wanted, self.attempted or ""])
+        self._workspace.forget(keep=[*wanted, self._pending.newest_key or ""])
 
 
 def _json(value: Any) -> str:

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import PionError
-from pipeline.state.checkpoints.checkpointer import STATE
-from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER
-from pipeline.state.checkpoints.upload_worker import MANIFEST
+from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER, STATE, Provenance
 from pipeline.state.records import CheckpointEntry, Damaged, Head, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
@@ -45,9 +43,10 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Found:
-    """The good checkpoint to go on from, on this machine; what was skipped before it.
+    """The good checkpoint to resume from, on this machine, and the ones skipped before it.
 
-    `listed`: HEAD knows it. One that is not is a save this machine made and could not upload.
+    `listed` says whether HEAD lists the checkpoint. If not, it is a save that this machine made and
+    could not commit.
     """
 
     entry: CheckpointEntry | None
@@ -57,21 +56,23 @@ class Found:
 
     @property
     def listed_key(self) -> str | None:
-        """Key of the newest checkpoint that HEAD knows and this one goes back to."""
+        """The key of this checkpoint if HEAD lists it, else of the listed one it descends from."""
         if self.entry is None:
             return None
         return self.entry.key if self.listed else self.entry.ancestor
 
 
 def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Found:
-    """The stage's newest checkpoint of that digest whose sizes and hashes are right.
+    """Return the stage's newest checkpoint of that digest whose sizes and hashes are right.
 
-    What the store lists is brought to this machine unless it is there. A save of this machine that
-    HEAD doesn't list counts only if it went on from HEAD's newest and no later epoch went on from
-    an earlier step, so nobody has moved on since or begun the stage anew.
-    `Found(None, None, [])` if there is none. Raises `StoreError` when the store is down, `BadInput`
-    for a checkpoint of another format version, and `PionError` when checkpoints are listed but none
-    is good: starting over is for a person to decide.
+    A checkpoint that HEAD lists is downloaded unless it is here. A save of this machine that HEAD
+    does not list counts only if it descends from HEAD's newest, and no later epoch resumed from an
+    earlier step: then nobody has trained beyond it or restarted the stage. `Found(None, None, [])`
+    means that there is none.
+
+    Raises `StoreError` when the store is down, and `BadInput` for a checkpoint of another format
+    version. Raises `PionError` when checkpoints are listed but none is good: only a person decides
+    to start over.
     """
     listed = [e for e in head.checkpoints if (e.stage, e.digest) == (stage, digest)]
     newest = listed[0] if listed else None
@@ -96,7 +97,7 @@ def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Fo
 def refuse_other_formats(run: RunState, head: Head) -> None:
     """Raise BadInput if HEAD's newest checkpoint has another format version.
 
-    What else is wrong with it is found out when it is restored. Raises `StoreError`.
+    Other damage is found when the checkpoint is restored. Raises `StoreError`.
     """
     for entry in head.checkpoints[:1]:
         key = run.key(f"{entry.key}/{MANIFEST}")
@@ -105,8 +106,9 @@ def refuse_other_formats(run: RunState, head: Head) -> None:
 
 
 def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
-    """Why a listed checkpoint can't be used: a file missing, cut short or changed. None if good;
-    it is then in the workspace. Raises like `newest_good`.
+    """Return why a listed checkpoint can't be used (a file is missing, cut short or changed).
+
+    Returns None for a good one, which is then in the workspace. Raises like `newest_good`.
     """
     key = f"{workspace.run}/{entry.key}"
     url = f"{workspace.store.url}/{key}"
@@ -136,40 +138,31 @@ def load_folder(folder: Path) -> Loaded:
 def _unlisted(
     workspace: Workspace, head: Head, stage: str, digest: str, newest: CheckpointEntry | None
 ) -> Iterator[CheckpointEntry]:
-    """Good saves of this machine that went on from `newest` and were not rewound, the farthest
-    first."""
+    """Yield good saves of this machine that descend from `newest` and were not rewound, the
+    farthest first."""
     if not workspace.remote:
         return
     found: list[tuple[CheckpointEntry, Files]] = []
     for path in workspace.folder(f"checkpoints/{stage}").glob(f"*/{MANIFEST}"):
         try:
             data = path.read_bytes()
-            about, files = parse(data, str(path)), read_files(data, str(path))
+            save = Provenance.from_manifest(parse(data, str(path)))
+            files = read_files(data, str(path))
         except (OSError, PionError):
             continue
-        known = newest is None or about["step"] > newest.step
-        if about["digest"] != digest or not known or _rewound(head, about):
+        farther = newest is None or save.step > newest.step
+        if save.digest != digest or not farther or _rewound(head, save):
             continue
-        if about["ancestor"] == (newest.key if newest else None):
-            found.append((_entry_of(path.parent.name, about, files), files))
+        if save.ancestor == (newest.key if newest else None):
+            found.append((save.entry(files), files))
     for entry, files in sorted(found, key=lambda item: -item[0].step):
         if workspace.local_problem(entry.key, files) is None:
             yield entry
 
 
-def _rewound(head: Head, about: dict[str, Any]) -> bool:
-    """Whether a later epoch has gone on from a step before this save."""
+def _rewound(head: Head, save: Provenance) -> bool:
+    """Return whether a later epoch has resumed from a step before this save."""
     return any(
-        epoch > about["epoch"] and steps.get(about["stage"], about["step"]) < about["step"]
+        epoch > save.epoch and steps.get(save.stage, save.step) < save.step
         for epoch, steps in head.restores.items()
-    )
-
-
-def _entry_of(name: str, about: dict[str, Any], files: Files) -> CheckpointEntry:
-    names = ("stage", "step", "epoch", "digest", "at", "ancestor")
-    return CheckpointEntry(
-        **{name: about[name] for name in names},
-        key=f"checkpoints/{about['stage']}/{name}",
-        bytes=sum(size for size, _ in files.values()),
-        model_sha256=files[MODEL][1],
     )

@@ -11,17 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.stores.local import explained
 
 if TYPE_CHECKING:
     import torch
 
 Tensors = Mapping[str, "torch.Tensor"]
+# Where a file's content lies in the memory: offset and size in bytes.
 Extent = tuple[int, int]
-"""Where a file's content lies in the memory: offset and size in bytes."""
 
-MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
 _PAGE = 4096
 
 

@@ -1,12 +1,11 @@
-"""The process that brings checkpoints to disk and store while its driver trains on.
+"""The child process that writes and uploads checkpoints while its parent trains.
 
     python -m pipeline.state.checkpoints.upload_worker FD
 
-Jobs come on standard input, answers go to standard output.
-
-It maps the driver's snapshot, writes the files, uploads them, and says what is there now. It never
-commits: HEAD belongs to its driver, and when the driver's pipe closes, by whatever death, this
-process ends at once.
+Requests arrive on standard input, and answers go to standard output; uploader.py is the parent's
+end. This process maps the parent's snapshot, writes the files, uploads them, and reports what the
+store has now. It never commits: HEAD belongs to the parent. When the parent's pipe closes, however
+the parent died, this process ends at once.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,98 +26,104 @@ from typing import Any
 
 from pion.errors import PionError
 from pipeline.kill_points import mark
-from pipeline.state.checkpoints.snapshot import MODEL, Extent, map_extents
+from pipeline.state.checkpoints.layout import MANIFEST, Provenance
+from pipeline.state.checkpoints.snapshot import Extent, map_extents
 from pipeline.state.error_codec import error_to_json
-from pipeline.state.records import FORMAT, CheckpointEntry
 from pipeline.state.stores import FileStore, Store, StoreError, open_store
+from pipeline.state.stores.base import Staged
 from pipeline.state.stores.direct_io import read_directly
+from pipeline.state.workspace import Files
 
-MANIFEST = "manifest.json"
 COMPARED_AT_ONCE = 1 << 20
 Content = bytes | memoryview
 
 
 @dataclass(frozen=True)
-class SaveJob:
-    """What the driver wants saved, as plain JSON.
+class SaveRequest:
+    """What the parent wants saved, as plain JSON.
 
-    `key` is the checkpoint's folder in the store, run included; `copy` the workspace folder that
-    gets the same files first, None where the store itself is on this machine. `extents` say where
-    the large files lie in the snapshot; `texts` are small files. `about` is what the manifest says
-    besides the files.
+    Attributes:
+        store: the store's URL.
+        key: the checkpoint's folder in the store, run included.
+        local_folder: the folder on this machine that gets the same files first; None if the store
+            itself is on this machine.
+        extents: where the large files lie in the snapshot.
+        texts: the small files.
+        provenance: what the manifest says besides the files.
     """
 
     store: str
     key: str
-    copy: str | None
+    local_folder: str | None
     extents: Mapping[str, Extent]
     texts: Mapping[str, str]
-    about: Mapping[str, Any]
+    provenance: Provenance
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> SaveRequest:
+        fields = json.loads(line)
+        return cls(**{**fields, "provenance": Provenance(**fields["provenance"])})
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What is in the store now: sizes and hashes by name, and what waits for the commit."""
+    """The files that the store has now, and the writes that wait for the parent's commit."""
 
-    files: Mapping[str, Mapping[str, Any]]
-    staged: list[dict[str, Any]]
-    local_seconds: float
-    upload_seconds: float
+    files: Files
+    staged: list[Staged]
 
-    def entry(self, about: Mapping[str, Any], key: str) -> CheckpointEntry:
-        """How HEAD lists it; `key` relative to the run."""
-        names = ("stage", "step", "epoch", "digest", "at", "ancestor")
-        return CheckpointEntry(
-            **{name: about[name] for name in names},
-            key=key,
-            bytes=sum(file["size"] for file in self.files.values()),
-            model_sha256=str(self.files[MODEL]["sha256"]),
-        )
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Saved:
+        files = {name: (size, sha256) for name, (size, sha256) in raw["files"].items()}
+        return cls(files, raw["staged"])
 
 
-def save(store: Store, job: SaveJob, memory: Mapping[str, Content]) -> Saved:
+def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> Saved:
     """Write a checkpoint's files, the manifest last, and check what the store then holds.
 
     Raises `StoreError`.
     """
-    started = time.monotonic()
     contents: dict[str, Content] = {
         **memory,
-        **{name: text.encode() for name, text in job.texts.items()},
+        **{name: text.encode() for name, text in request.texts.items()},
     }
-    place: Store = store if job.copy is None else FileStore(job.copy)
-    prefix = f"{job.key}/" if job.copy is None else ""
+    folder = request.local_folder
+    place: Store = store if folder is None else FileStore(folder)
+    prefix = f"{request.key}/" if folder is None else ""
     with ThreadPoolExecutor(2) as pool:
         hashes = pool.map(lambda data: hashlib.sha256(data).hexdigest(), contents.values())
         for name, data in contents.items():
             mark("save")
             place.write(prefix + name, data)
         files = {
-            name: {"size": len(data), "sha256": sha256}
-            for (name, data), sha256 in zip(contents.items(), hashes)
+            name: (len(data), sha256) for (name, data), sha256 in zip(contents.items(), hashes)
         }
-    manifest = {**job.about, "format": FORMAT, "files": files}
-    text = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
-    place.write(prefix + MANIFEST, text)
-    written = time.monotonic()
-    if job.copy is not None:
+    manifest = request.provenance.manifest(files)
+    place.write(prefix + MANIFEST, manifest)
+    if folder is not None:
+        local = Path(folder)
         with ThreadPoolExecutor(2) as pool:
-            for _ in pool.map(lambda name: _upload(store, job, name), contents):
+            for _ in pool.map(lambda name: _upload(store, request.key, name, local), contents):
                 continue
-        store.write(f"{job.key}/{MANIFEST}", text)
-    _check(store, job.key, contents)
-    return Saved(files, store.staged(), written - started, time.monotonic() - written)
+        store.write(f"{request.key}/{MANIFEST}", manifest)
+    _check(store, request.key, contents)
+    return Saved(files, store.staged())
 
 
-def _upload(store: Store, job: SaveJob, name: str) -> None:
-    assert job.copy is not None
+def _upload(store: Store, key: str, name: str, folder: Path) -> None:
     mark("upload")
-    store.write(f"{job.key}/{name}", Path(job.copy) / name)
+    store.write(f"{key}/{name}", folder / name)
 
 
 def _check(store: Store, key: str, contents: Mapping[str, Content]) -> None:
-    """What the store holds is what was written: every byte where it is on this machine, else sizes,
-    as remote stores check the hashes of what they are sent."""
+    """Raise `StoreError` unless the store holds what was written.
+
+    A store on this machine is compared byte by byte. Of a remote store only the sizes are compared:
+    it checks the hashes of what it is sent.
+    """
     folder = store.local_path(key)
     if folder is not None:
         problems = (_difference(folder / name, data) for name, data in contents.items())
@@ -136,8 +140,10 @@ def _check(store: Store, key: str, contents: Mapping[str, Content]) -> None:
 
 
 def _difference(path: Path, written: Content) -> str | None:
-    """How a file differs from what was `written`: compared, which costs training far less of its
-    cores than a second hash would."""
+    """Return how a file differs from what was `written`, or None.
+
+    Comparing costs training far less of its cores than a second hash would.
+    """
     expected, position = memoryview(written), 0
     try:
         for piece in read_directly(path):
@@ -157,31 +163,31 @@ def _difference(path: Path, written: Content) -> str | None:
 
 
 def main() -> None:
-    """Answer one JSON line to each JSON line, until the input ends."""
+    """Answer each line of JSON with a line of JSON, until the input ends."""
     fd = int(sys.argv[1])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the driver decides what is still worth saving
-    # Training comes first. (At 19 a step beside a busy uploader would take 1.2 times as long on two
-    # cores, not 1.4 times; but saves would take so long there that many would be skipped.)
+        signal.signal(number, signal.SIG_IGN)  # the parent decides what is still worth saving
+    # Training comes first. (At niceness 19, a step next to a busy uploader would take 1.2 times as
+    # long on two cores instead of 1.4 times. But then saves take so long that many are skipped.)
     os.nice(5)
-    jobs: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    requests: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     store: Store | None = None
     while True:
-        job = SaveJob(**json.loads(jobs.get()))
+        request = SaveRequest.from_json(requests.get())
         try:
-            if store is None or store.commits:  # what it has staged is the driver's to commit
-                store = open_store(job.store)
-            saved = save(store, job, map_extents(fd, job.extents))
+            if store is None or store.commits:  # what it has staged is the parent's to commit
+                store = open_store(request.store)
+            saved = save(store, request, map_extents(fd, request.extents))
             answer: dict[str, Any] = {"saved": dataclasses.asdict(saved)}
         except PionError as error:
             answer = {"error": error_to_json(error)}
         print(json.dumps(answer), flush=True)
 
 
-def _listen(jobs: queue.Queue[str]) -> None:
+def _listen(requests: queue.Queue[str]) -> None:
     for line in sys.stdin:
-        jobs.put(line)
+        requests.put(line)
     os._exit(0)  # nobody is left to commit what is being written
 
 

@@ -1,20 +1,20 @@
-"""The driver's end of the uploading process (uploader.py): hand it a job, hear what it saved."""
+"""The training process's end of the uploading process (upload_worker.py): hand it a request, and
+hear what it saved."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import queue
 import subprocess
 import sys
 import threading
-from typing import Protocol
 
 from pion.errors import PionError
 from pipeline.console.formats import duration
-from pipeline.state.checkpoints.upload_worker import Saved, SaveJob
+from pipeline.state.checkpoints.snapshot import Snapshot
+from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
 from pipeline.state.error_codec import error_from_json
 from pipeline.state.stores import StoreError
 
@@ -25,38 +25,28 @@ class UploaderDied(PionError):
     """The uploading process ended before it answered."""
 
 
-class Uploader(Protocol):
-    """Brings what a job describes from the snapshot's memory into the store."""
+class Uploader:
+    """Uploads what `snapshot` holds in a separate process, and replaces one that died or hangs.
 
-    def save(self, job: SaveJob) -> Saved:
-        """Returns when it is there; raises `StoreError`, `UploaderDied`."""
-
-    def close(self) -> None:
-        """Give up whatever it is doing."""
-
-
-class UploaderProcess:
-    """A process of its own (uploader.py), started anew when it has died or hangs.
-
-    `fd` is the snapshot, `patience` the seconds that a save may take.
+    `patience` is the number of seconds that a save may take.
     """
 
-    def __init__(self, fd: int, patience: float = math.inf) -> None:
-        self._fd = fd
+    def __init__(self, snapshot: Snapshot, patience: float = math.inf) -> None:
+        self.snapshot = snapshot
         self.patience = patience
         self._closed = False
         self._hangs = False
         self._process = self._start()
 
-    def save(self, job: SaveJob) -> Saved:
-        """What the process saved. Raises what it failed with, or `UploaderDied`.
+    def save(self, request: SaveRequest) -> Saved:
+        """Return what the process saved. Raise the error it met, or `UploaderDied`.
 
-        One that has not answered within `patience` is killed, and that counts as an outage.
+        A process that has not answered within `patience` is killed, which counts as an outage.
         """
         if (self._hangs or self._process.poll() is not None) and not self._closed:
             self._process, self._hangs = self._start(), False
         process = self._process
-        line = self._ask(process, job)
+        line = self._ask(process, request)
         if line is None:
             self._hangs = True
             _end(process)
@@ -65,31 +55,31 @@ class UploaderProcess:
                 f"{duration(self.patience)} and was ended; if the store is only slow, allow for "
                 "more in checkpoint.max_undurable"
             )
-            raise StoreError("save", f"{job.store}/{job.key}", reason, outage=True)
+            raise StoreError("save", f"{request.store}/{request.key}", reason, outage=True)
         if not line:
             process.kill()
             raise UploaderDied(
                 f"The process that saves checkpoints ended (exit code {process.wait()}) before "
-                f"{job.key} was saved. Everything committed before is safe. If the machine was out "
-                "of memory, use a smaller hardware.micro_batch."
+                f"{request.key} was saved. Everything committed before is safe. If the machine ran "
+                "out of memory, use a smaller hardware.micro_batch."
             )
         answer = json.loads(line)
         if "error" in answer:
             raise error_from_json(answer["error"])
-        return Saved(**answer["saved"])
+        return Saved.from_dict(answer["saved"])
 
     def close(self) -> None:
-        """End it, whatever it is doing."""
+        """End the process, whatever it is doing."""
         self._closed = True
         _end(self._process)
 
-    def _ask(self, process: subprocess.Popen[str], job: SaveJob) -> str | None:
-        """The line it answers with: empty if it ended before, None if it took too long.
+    def _ask(self, process: subprocess.Popen[str], request: SaveRequest) -> str | None:
+        """Return the line it answers with: empty if it ended first, None if it took too long.
 
-        A thread of its own asks, since a pipe to a process that hangs may block both ways, and one
-        that hangs in the kernel keeps it open even when it is killed.
+        A separate thread asks: a pipe to a process that hangs may block both ways, and a process
+        that hangs in the kernel keeps its pipes open even when it is killed.
         """
-        question = json.dumps(dataclasses.asdict(job)) + "\n"
+        question = request.to_json() + "\n"
         answers: queue.SimpleQueue[str] = queue.SimpleQueue()
 
         def ask() -> None:
@@ -109,18 +99,19 @@ class UploaderProcess:
             return None
 
     def _start(self) -> subprocess.Popen[str]:
+        fd = self.snapshot.fd
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.state.checkpoints.upload_worker", str(self._fd)],
+            [sys.executable, "-m", "pipeline.state.checkpoints.upload_worker", str(fd)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            pass_fds=[self._fd],
+            pass_fds=[fd],
             start_new_session=True,
         )
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Kill it. One that the kernel holds, on a disk that hangs, is left behind with its pipes."""
+    """Kill the process. If the kernel holds it, on a disk that hangs, leave it and its pipes."""
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(KILL_SECONDS)

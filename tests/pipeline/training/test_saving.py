@@ -16,8 +16,9 @@ from pion.errors import Interrupted, PionError, Stopped
 from pion.train.trainer import TrainState
 from pipeline.console.messages import CheckpointSaved
 from pipeline.job import Checkpoint
-from pipeline.state.checkpoints.checkpointer import Checkpointer
-from pipeline.state.checkpoints.uploader import UploaderProcess
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.checkpoints.snapshot import Snapshot
+from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
@@ -38,9 +39,9 @@ class Stage:
         store = FileStore(folder)
         claim = claim_run(RunState(store, "demo"), Owner.me())
         self.step, self.now, self.said = 10, 0.0, list[str]()
-        self.uploaders: list[UploaderProcess] = []
+        self.uploader = Uploader(Snapshot(), patience=60.0)
         self.checkpointer = Checkpointer(
-            claim, "pretrain", "d1", files={}, uploader=self.start_uploader
+            claim, CheckpointSeries("pretrain", "d1", files={}), uploader=self.uploader
         )
         self.saving = Saving(
             self.checkpointer,
@@ -56,10 +57,6 @@ class Stage:
             now=lambda: self.now,
         )
 
-    def start_uploader(self, descriptor: int) -> UploaderProcess:
-        self.uploaders.append(UploaderProcess(descriptor, patience=60.0))
-        return self.uploaders[-1]
-
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
@@ -70,7 +67,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: Stage) -> None:
     stage.saving.complete()
-    (uploader,) = stage.uploaders
+    uploader = stage.uploader
     hanging = uploader._process
     os.kill(hanging.pid, signal.SIGSTOP)
     uploader.patience = 0.2

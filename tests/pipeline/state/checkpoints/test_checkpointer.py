@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ import torch
 from safetensors.torch import load_file
 
 from pion.errors import BadInput, Fenced, PionError
-from pipeline.state.checkpoints.checkpointer import Checkpointer
-from pipeline.state.checkpoints.restore import check_entry, load_folder, newest_good
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
+from pipeline.state.checkpoints.restore import Found, check_entry, load_folder, newest_good
 from pipeline.state.checkpoints.retention import Keep
-from pipeline.state.checkpoints.snapshot import MODEL, OPTIMIZER, Snapshot, map_extents
-from pipeline.state.checkpoints.upload_worker import Saved, SaveJob
+from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
+from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
 from pipeline.state.checkpoints.upload_worker import save as save_files
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import MetricsLog, read_metrics
@@ -34,6 +34,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, Store, StoreError
 from pipeline.state.workspace import Workspace
 from tests.pipeline.state.conftest import FakeClock, someone
+from tests.pipeline.state.test_claim import an_entry
 
 Tensors = dict[str, torch.Tensor]
 
@@ -59,8 +60,9 @@ def some_tensors(seed: int = 0) -> tuple[Tensors, Tensors]:
 made: list[Checkpointer] = []
 
 
-def a_checkpointer(claim: Claim, **options: Any) -> Checkpointer:
-    made.append(Checkpointer(claim, "pretrain", "d1", files={"config.json": b"{}"}, **options))
+def a_checkpointer(claim: Claim, keep: Keep | None = None, **options: Any) -> Checkpointer:
+    series = CheckpointSeries("pretrain", "d1", {"config.json": b"{}"}, keep or Keep())
+    made.append(Checkpointer(claim, series, **options))
     return made[-1]
 
 
@@ -84,18 +86,19 @@ def save(checkpointer: Checkpointer, step: int, seed: int | None = None) -> None
 class InThisProcess:
     """An uploader that writes to a store of the test's, which no other process has."""
 
-    def __init__(self, store: Store, fd: int) -> None:
-        self.store, self.fd = store, fd
+    def __init__(self, store: Store) -> None:
+        self.store, self.snapshot = store, Snapshot()
 
-    def save(self, job: SaveJob) -> Saved:
-        return save_files(self.store, job, map_extents(self.fd, job.extents))
+    def save(self, request: SaveRequest) -> Saved:
+        memory = map_extents(self.snapshot.fd, request.extents)
+        return save_files(self.store, request, memory)
 
     def close(self) -> None:
         """Nothing to end."""
 
 
 def checkpointer_in_this_process(claim: Claim, **options: Any) -> Checkpointer:
-    return a_checkpointer(claim, uploader=partial(InThisProcess, claim.store), **options)
+    return a_checkpointer(claim, uploader=InThisProcess(claim.store), **options)
 
 
 def newest(
@@ -142,9 +145,11 @@ class NoMapping(FileStore):
 
 def test_what_is_saved_comes_back_exactly(claim: Claim) -> None:
     model, optimizer = some_tensors()
-    checkpointer = a_checkpointer(claim, ancestor="checkpoints/pretrain/5-0")
+    before = an_entry(5, epoch=0)
+    resumed = Found(before, folder=None, skipped=[])
+    checkpointer = a_checkpointer(claim, resumed=resumed)
     state = {"step": 10, "next_row": 80, "rng": [1, 2**63, 0.1], "plan": {"threads": 2}}
-    assert checkpointer.save(model, optimizer, state, metrics={"loss": 2.5})
+    assert checkpointer.save(model, optimizer, state)
     checkpointer.close()
 
     entry, loaded, skipped = newest(claim)
@@ -154,8 +159,7 @@ def test_what_is_saved_comes_back_exactly(claim: Claim) -> None:
     assert loaded.state == {**state, "stage": "pretrain", "digest": "d1"}
     assert (entry.step, entry.epoch, entry.digest) == (10, 1, "d1")
     assert entry.key == "checkpoints/pretrain/10-1"
-    assert entry.ancestor == "checkpoints/pretrain/5-0"
-    assert entry.metrics == {"loss": 2.5}
+    assert entry.ancestor == before.key == "checkpoints/pretrain/5-0"
     assert checkpointer.last == entry
     assert checkpointer.stats.durable_step == 10
     names = [found.key.rpartition("/")[2] for found in claim.store.list(f"demo/{entry.key}/")]
@@ -527,7 +531,7 @@ def test_saving_forgets_old_checkpoints_in_the_same_commit_and_deletes_them_an_h
 
 def test_metrics_are_durable_when_the_checkpoint_that_covers_them_is(claim: Claim) -> None:
     metrics = MetricsLog(claim.store, "demo", "pretrain", claim.epoch)
-    checkpointer = a_checkpointer(claim, before_commit=metrics.flush)
+    checkpointer = a_checkpointer(claim, metrics=metrics)
     metrics.append({"step": 10, "loss": 3.0})
     save(checkpointer, 10)
     rows = read_metrics(claim.store, "demo", claim.head, "pretrain")
@@ -541,13 +545,13 @@ def test_state_that_is_not_json_is_refused_at_the_save(claim: Claim) -> None:
 
 KILLED_WHILE_SAVING = """
 import sys, torch
-from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
 claim = claim_run(RunState(FileStore(sys.argv[1]), "demo"), Owner.me())
-checkpointer = Checkpointer(claim, "pretrain", "d1", files={"config.json": b"{}"})
+checkpointer = Checkpointer(claim, CheckpointSeries("pretrain", "d1", {"config.json": b"{}"}))
 for step in range(1, 10_000):
     model = {"weight": torch.full((1_000_000,), float(step))}
     checkpointer.save(model, {}, {"step": step})

@@ -1,0 +1,66 @@
+"""What a checkpoint's folder holds, and what its manifest says about it.
+
+A checkpoint is the folder `checkpoints/<stage>/<step>-<epoch>/` of a run. It holds the files named
+here and small ones such as `config.json`. The manifest, written last, has every file's size and
+sha256. A checkpoint counts once HEAD lists it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.state.records import FORMAT, CheckpointEntry
+from pipeline.state.workspace import Files
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+# Rows of metrics that the store did not have when the checkpoint was written. Only checkpoints that
+# are first written to this machine have it.
+METRICS = "metrics.jsonl"
+MANIFEST = "manifest.json"
+
+
+def checkpoint_key(stage: str, step: int, epoch: int) -> str:
+    """Return the checkpoint's folder, relative to the run."""
+    return f"checkpoints/{stage}/{step}-{epoch}"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a checkpoint comes from. `ancestor` is the key of the checkpoint before it."""
+
+    stage: str
+    step: int
+    epoch: int
+    digest: str
+    at: float
+    ancestor: str | None
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> Provenance:
+        """Return what a manifest's JSON says besides the files."""
+        return cls(**{field.name: manifest[field.name] for field in dataclasses.fields(cls)})
+
+    @property
+    def key(self) -> str:
+        return checkpoint_key(self.stage, self.step, self.epoch)
+
+    def manifest(self, files: Files) -> bytes:
+        """Return the content of `manifest.json`."""
+        listed = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()}
+        manifest = {**dataclasses.asdict(self), "format": FORMAT, "files": listed}
+        return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+
+    def entry(self, files: Files) -> CheckpointEntry:
+        """Return the entry by which HEAD lists a checkpoint with these files."""
+        return CheckpointEntry(
+            **dataclasses.asdict(self),
+            key=self.key,
+            bytes=sum(size for size, _ in files.values()),
+            model_sha256=files[MODEL][1],
+        )
