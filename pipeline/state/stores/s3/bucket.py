@@ -52,6 +52,16 @@ class Bucket:
         except errors.ERRORS as error:
             raise self.explained(error, action, key) from error
 
+    def read_versioned(self, key: str) -> tuple[bytes, str]:
+        """Return the content of `key` and its version; raise `Missing`, `StoreError`."""
+        name = self.object_name(key)
+
+        def get(client: "S3Client") -> tuple[bytes, str]:
+            answer = client.get_object(Bucket=self.name, Key=name)
+            return answer["Body"].read(), answer["ETag"]
+
+        return self.request("read", key, get)
+
     def retry(self, call: Callable[[], T]) -> T:
         """What `call` returns, tried again while its errors are transient; raises the last."""
 

@@ -27,6 +27,7 @@ from pipeline.state.stores.base import (
 )
 from pipeline.state.stores.s3 import errors, upload
 from pipeline.state.stores.s3.bucket import Bucket
+from pipeline.state.stores.s3.compare_and_swap import compare_and_swap, require_compare_and_swap
 from pipeline.state.stores.transfer import PART_BYTES, download_parallel
 
 if TYPE_CHECKING:
@@ -78,31 +79,13 @@ class S3Store(WritesAtOnce):
         return self.read_versioned(key)[0]
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
-        bucket, name = self._bucket.name, self._bucket.object_name(key)
-
-        def get(client: "S3Client") -> tuple[bytes, str]:
-            answer = client.get_object(Bucket=bucket, Key=name)
-            return answer["Body"].read(), answer["ETag"]
-
-        return self._bucket.request("read", key, get)
+        return self._bucket.read_versioned(key)
 
     def write(self, key: str, data: Data) -> None:
         upload.write(self._bucket, key, data, self._upload_bytes)
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-        """See `Store`. Finding exactly `data` there is success: it is taken for an earlier try's
-        write whose acknowledgement was lost, so let `data` be unique. When another writer has
-        built upon such a write by then, it ends in `Conflict` all the same: HEAD's history of
-        `write_id`s tells."""
-        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
-        try:
-            return upload.put(self._bucket, key, data, **condition)
-        except (Conflict, Missing):
-            with contextlib.suppress(Missing):
-                present, version = self.read_versioned(key)
-                if present == data:
-                    return version
-        raise Conflict(key, self.url)
+        return compare_and_swap(self._bucket, key, data, expected)
 
     def delete(self, key: str) -> None:
         bucket, name = self._bucket.name, self._bucket.object_name(key)
@@ -175,9 +158,7 @@ class S3Store(WritesAtOnce):
         try:
             first = self.compare_and_swap(key, b"first", None)
             try:
-                self._must_refuse(key, None, "If-None-Match")
-                self.compare_and_swap(key, b"second", first)
-                self._must_refuse(key, first, "If-Match")
+                require_compare_and_swap(self._bucket, key, first, b"second")
                 if self.list(key) != [Entry(key, 6)] or self.read(key) != b"second":
                     raise StoreError("use", self.url, "what was written was not there afterwards")
                 self.sweep_unfinished(key, before=0.0)
@@ -192,18 +173,6 @@ class S3Store(WritesAtOnce):
             if error.outage:
                 raise
             raise BadInput(f"{error} Nothing was started.") from error
-
-    def _must_refuse(self, key: str, expected: str | None, condition: str) -> None:
-        try:
-            self.compare_and_swap(key, b"refuse this", expected)
-        except Conflict:
-            return
-        raise BadInput(
-            f"{self.url} can't hold a run: {self._bucket.endpoint} ignores {condition}, so two "
-            "machines could both believe that they own the run and undo each other's work. Nothing "
-            "was started. Use a store that honours conditional writes: AWS S3, Cloudflare R2, "
-            "hf://user/repo, or file:///abs/folder on one machine."
-        )
 
     def _look(self, client: "S3Client", name: str) -> tuple[int, str]:
         """An object's size and version. A GET of one byte: errors of a HEAD don't say why."""

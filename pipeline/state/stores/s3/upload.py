@@ -1,4 +1,4 @@
-"""Send objects to an S3 bucket with checksums; large ones in parallel parts, tried one by one."""
+"""Send objects to an S3 bucket with checksums; large ones in parallel parts, each with retries."""
 
 import base64
 import contextlib
@@ -23,11 +23,14 @@ PART_BYTES = 16 << 20
 _MOST_PARTS = 10_000
 _THREADS = 6
 
+# Copies the bytes from start up to stop; any thread may call it.
+ReadRange = Callable[[int, int], bytes]
+
 
 def put(bucket: Bucket, key: str, data: bytes, **condition: Any) -> str:
-    """Store `data` by one request and return its version.
+    """Store `data` with one request and return its version.
 
-    `condition`: IfMatch or IfNoneMatch; raises `Conflict` or `Missing` when it does not hold.
+    `condition` is IfMatch or IfNoneMatch. Raises `Conflict` or `Missing` when it does not hold.
     """
     name, checksum = bucket.object_name(key), _crc32(data)
 
@@ -46,17 +49,17 @@ def put(bucket: Bucket, key: str, data: bytes, **condition: Any) -> str:
 
 
 def write(bucket: Bucket, key: str, data: Data, part_bytes: int) -> None:
-    """Store `data`, in parts of `part_bytes` if it is that large. Copies 6 parts at a time."""
+    """Store `data`, in parts of `part_bytes` if it is that large. Holds 6 parts in memory."""
     bucket.object_name(key)
     with _open_ranges(data) as (size, read_range):
         if size < part_bytes:
             put(bucket, key, read_range(0, size))
         else:
-            _write_parts(bucket, key, size, read_range, part_bytes)
+            _PartsUpload(bucket, key, size, read_range, part_bytes).send()
 
 
 def abort(bucket: Bucket, name: str, upload_id: str) -> "Callable[[S3Client], None]":
-    """The request that drops an unfinished upload and its parts; none there is fine."""
+    """Return the request that drops an unfinished upload and its parts, if they exist."""
 
     def send(client: "S3Client") -> None:
         with contextlib.suppress(client.exceptions.NoSuchUpload):
@@ -65,33 +68,49 @@ def abort(bucket: Bucket, name: str, upload_id: str) -> "Callable[[S3Client], No
     return send
 
 
-def _write_parts(
-    bucket: Bucket,
-    key: str,
-    size: int,
-    read_range: Callable[[int, int], bytes],
-    part_bytes: int,
-) -> None:
-    name, mark = bucket.object_name(key), uuid.uuid4().hex
-    part_bytes = max(part_bytes, -(-size // _MOST_PARTS))
+class _PartsUpload:
+    """One large object on its way into the bucket, in parts of at least `part_bytes`."""
 
-    def begin(client: "S3Client") -> str:
+    def __init__(
+        self, bucket: Bucket, key: str, size: int, read_range: ReadRange, part_bytes: int
+    ) -> None:
+        self._bucket, self._key, self._name = bucket, key, bucket.object_name(key)
+        self._size, self._read_range = size, read_range
+        self._part_bytes = max(part_bytes, -(-size // _MOST_PARTS))
+        self._mark = uuid.uuid4().hex  # tells this upload's object from another's
+        self._upload_id = bucket.request("write", key, self._begin)
+
+    def send(self) -> None:
+        """Send the parts in parallel and put them together; drop them if that fails."""
+        bucket, key = self._bucket, self._key
+        try:
+            with ThreadPoolExecutor(_THREADS, "upload") as pool:
+                parts = list(pool.map(self._send_part, range(0, self._size, self._part_bytes)))
+            bucket.request("write", key, lambda client: self._complete(client, parts))
+        except BaseException:
+            with contextlib.suppress(*ERRORS):
+                abort(bucket, self._name, self._upload_id)(bucket.client)
+            raise
+
+    def _begin(self, client: "S3Client") -> str:
         answer = client.create_multipart_upload(
-            Bucket=bucket.name, Key=name, ChecksumAlgorithm="CRC32", Metadata={"upload": mark}
+            Bucket=self._bucket.name,
+            Key=self._name,
+            ChecksumAlgorithm="CRC32",
+            Metadata={"upload": self._mark},
         )
         return answer["UploadId"]
 
-    upload_id = bucket.request("write", key, begin)
-
-    def send_part(start: int) -> dict[str, Any]:
-        data = read_range(start, min(start + part_bytes, size))
-        number, checksum = start // part_bytes + 1, _crc32(data)
+    def _send_part(self, start: int) -> Any:
+        """Send the part that begins at `start`; return how `_complete` names it."""
+        data = self._read_range(start, min(start + self._part_bytes, self._size))
+        number, checksum = start // self._part_bytes + 1, _crc32(data)
 
         def send(client: "S3Client") -> dict[str, Any]:
             answer = client.upload_part(
-                Bucket=bucket.name,
-                Key=name,
-                UploadId=upload_id,
+                Bucket=self._bucket.name,
+                Key=self._name,
+                UploadId=self._upload_id,
                 PartNumber=number,
                 Body=data,
                 ChecksumAlgorithm="CRC32",
@@ -99,29 +118,20 @@ def _write_parts(
             )
             return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": checksum}
 
-        return bucket.request("write", key, send)
+        return self._bucket.request("write", self._key, send)
 
-    def complete(client: "S3Client") -> None:
+    def _complete(self, client: "S3Client", parts: list[Any]) -> None:
         try:
             client.complete_multipart_upload(
-                Bucket=bucket.name,
-                Key=name,
-                UploadId=upload_id,
+                Bucket=self._bucket.name,
+                Key=self._name,
+                UploadId=self._upload_id,
                 MultipartUpload={"Parts": parts},
             )
         except client.exceptions.NoSuchUpload:
-            # An earlier try may have completed it, its acknowledgement being lost.
-            if not _is_marked(client, bucket.name, name, mark):
+            # An earlier try may have completed it, and its acknowledgement was lost.
+            if not _is_marked(client, self._bucket.name, self._name, self._mark):
                 raise
-
-    try:
-        with ThreadPoolExecutor(_THREADS, "upload") as pool:
-            parts: Any = list(pool.map(send_part, range(0, size, part_bytes)))
-        bucket.request("write", key, complete)
-    except BaseException:
-        with contextlib.suppress(*ERRORS):
-            abort(bucket, name, upload_id)(bucket.client)
-        raise
 
 
 def _is_marked(client: "S3Client", bucket: str, name: str, mark: str) -> bool:
@@ -138,8 +148,8 @@ def _crc32(data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _open_ranges(data: Data) -> Iterator[tuple[int, Callable[[int, int], bytes]]]:
-    """The size of `data` and a function that copies a range of it; any thread may call it."""
+def _open_ranges(data: Data) -> Iterator[tuple[int, ReadRange]]:
+    """Yield the size of `data` and a function that copies a range of it."""
     if not isinstance(data, Path):
         view = memoryview(data).cast("B")
         yield len(view), lambda start, stop: bytes(view[start:stop])

@@ -1,6 +1,5 @@
 """The S3 store: what breaks is repeated and no more, what can't be mended is explained."""
 
-import hashlib
 import subprocess
 import threading
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.state.stores import (
-    Conflict,
     Entry,
     Missing,
     StoreError,
@@ -21,52 +19,16 @@ from pipeline.state.stores import (
 )
 from pipeline.state.stores.s3 import bucket as bucket_module
 from pipeline.state.stores.s3.store import S3Store
+from tests.pipeline.state.stores.s3.conftest import (
+    PART,
+    Patience,
+    content,
+    sha256,
+    unfinished_uploads,
+)
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, FaultProxy, S3Server
 
 Start = Callable[..., subprocess.Popen[str]]
-
-PART = 100_000
-
-
-@pytest.fixture
-def bucket(s3: S3Server) -> str:
-    return s3.bucket()
-
-
-class Patience:
-    """What a store sleeps with: passes no time, remembers, and lets `during` happen meanwhile."""
-
-    def __init__(self) -> None:
-        self.waits: list[float] = []
-        self.during: Callable[[], object] = lambda: None
-
-    def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        self.during()
-
-
-@pytest.fixture
-def patience() -> Patience:
-    return Patience()
-
-
-@pytest.fixture
-def store(proxy: FaultProxy, bucket: str, patience: Patience) -> S3Store:
-    """A store in an empty bucket, whose clients go through `proxy`."""
-    return S3Store(bucket, "runs", upload_bytes=PART, download_bytes=PART, sleep=patience.sleep)
-
-
-def content(size: int) -> bytes:
-    return hashlib.shake_128(b"content").digest(size)
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def unfinished_uploads(s3: S3Server, bucket: str) -> list[str]:
-    answer = s3.client().list_multipart_uploads(Bucket=bucket)
-    return [upload["Key"] for upload in answer.get("Uploads", [])]
 
 
 # Names
@@ -150,28 +112,7 @@ def test_a_list_of_several_pages_is_complete_though_one_breaks(
     assert proxy.count("GET") == 5
 
 
-# Sending
-
-
-def test_a_connection_that_breaks_on_the_way_up_repeats_one_part(
-    store: S3Store, proxy: FaultProxy
-) -> None:
-    proxy.fail("PUT .*partNumber=3", kind="drop_before", times=2)
-    data = content(5 * PART + 1)
-    store.write("demo/model", data)
-    assert store.read("demo/model") == data
-    assert proxy.count("POST .*[?]uploads") == 1
-    assert [proxy.count(f"PUT .*partNumber={n}$") for n in range(1, 7)] == [1, 1, 3, 1, 1, 1]
-    assert proxy.count("POST .*uploadId") == 1
-
-
-@pytest.mark.parametrize("size", [1000, 3 * PART])
-def test_what_is_damaged_on_the_way_up_is_refused_and_sent_again(
-    store: S3Store, proxy: FaultProxy, size: int
-) -> None:
-    proxy.fail("PUT", kind="flip")
-    store.write("demo/model", content(size))
-    assert store.read("demo/model") == content(size)
+# Fetching
 
 
 def test_a_small_value_damaged_on_the_way_down_is_read_again(
@@ -180,70 +121,6 @@ def test_a_small_value_damaged_on_the_way_down_is_read_again(
     store.write("demo/HEAD.json", content(1000))
     proxy.fail("GET", kind="flip")
     assert store.read("demo/HEAD.json") == content(1000)
-
-
-def test_an_upload_that_fails_for_good_leaves_no_parts_to_pay_for(
-    store: S3Store, proxy: FaultProxy, s3: S3Server, bucket: str
-) -> None:
-    store.write("demo/model", b"old")
-    proxy.deny("InternalError", 500, match="PUT .*partNumber=2")
-    with pytest.raises(StoreError, match="500 InternalError") as caught:
-        store.write("demo/model", content(4 * PART))
-    assert caught.value.outage
-    assert unfinished_uploads(s3, bucket) == []
-    assert store.read("demo/model") == b"old"
-
-
-def test_a_completed_upload_whose_acknowledgement_is_lost_is_complete(
-    store: S3Store, proxy: FaultProxy
-) -> None:
-    proxy.fail("POST .*uploadId", kind="drop_after")
-    proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")  # as S3 may say to the next try
-    store.write("demo/model", content(3 * PART))
-    assert store.read("demo/model") == content(3 * PART)
-
-
-@pytest.mark.parametrize("present", [None, b"of another writer"])
-def test_an_upload_that_vanished_before_it_was_complete_is_an_error(
-    store: S3Store, proxy: FaultProxy, present: bytes | None
-) -> None:
-    if present is not None:
-        store.write("demo/model", present)
-    proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")
-    with pytest.raises(StoreError, match="NoSuchUpload"):
-        store.write("demo/model", content(3 * PART))
-
-
-def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
-    store: S3Store, proxy: FaultProxy, patience: Patience, tmp_path: Path
-) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(content(20 * PART))
-    proxy.fail("POST .*[?]uploads")
-    patience.during = lambda: source.write_bytes(b"")
-    with pytest.raises(StoreError, match=f"Cannot read {source}: it became shorter"):
-        store.write("demo/model", source)
-    assert store.list() == []
-
-
-def test_a_file_that_cannot_be_read_is_named(store: S3Store, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=f"Cannot read {tmp_path}/nothing"):
-        store.write("demo/model", tmp_path / "nothing")
-
-
-def test_uploads_of_dead_writers_are_swept_when_old_enough(
-    store: S3Store, s3: S3Server, bucket: str
-) -> None:
-    client = s3.client()
-    for name in ("runs/demo/model", "runs/demo/optimizer", "runs/another/model"):
-        client.create_multipart_upload(Bucket=bucket, Key=name)
-    begun = client.list_multipart_uploads(Bucket=bucket)["Uploads"][0]["Initiated"].timestamp()
-    assert store.sweep_unfinished("demo/", before=begun - 60) == 0
-    assert store.sweep_unfinished("demo/", before=begun + 60) == 2
-    assert unfinished_uploads(s3, bucket) == ["runs/another/model"]
-
-
-# Fetching
 
 
 @pytest.mark.parametrize("how", ["reset", "truncate"])
@@ -289,43 +166,6 @@ def test_an_object_deleted_during_a_download_is_missing(
     with pytest.raises(Missing, match="demo/model"):
         store.download("demo/model", tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
-
-
-# Swapping
-
-
-def test_a_swap_whose_acknowledgement_is_lost_is_a_swap(store: S3Store, proxy: FaultProxy) -> None:
-    proxy.fail("PUT", kind="drop_after", times=2)
-    version = store.compare_and_swap("HEAD.json", b"1", None)
-    proxy.fail("PUT", kind="drop_after", times=2)
-    version = store.compare_and_swap("HEAD.json", b"2", version)
-    assert store.read_versioned("HEAD.json") == (b"2", version)
-
-
-def test_a_swap_that_another_writer_has_followed_is_a_conflict(
-    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server
-) -> None:
-    proxy.fail("PUT", kind="drop_after")
-    other = s3.client()
-    patience.during = lambda: other.put_object(Bucket=bucket, Key="runs/HEAD.json", Body=b"theirs")
-    with pytest.raises(Conflict):
-        store.compare_and_swap("HEAD.json", b"ours", None)
-    assert store.read("HEAD.json") == b"theirs"
-
-
-def test_a_swap_that_met_another_one_in_flight_is_tried_again(
-    store: S3Store, proxy: FaultProxy
-) -> None:
-    proxy.fail("PUT", status=409, code="ConditionalRequestConflict", times=2)
-    store.compare_and_swap("HEAD.json", b"1", None)
-    assert proxy.count("PUT") == 3
-
-
-def test_swapping_a_version_of_what_was_deleted_is_a_conflict(store: S3Store) -> None:
-    version = store.compare_and_swap("HEAD.json", b"1", None)
-    store.delete("HEAD.json")
-    with pytest.raises(Conflict):
-        store.compare_and_swap("HEAD.json", b"2", version)
 
 
 # What passes
@@ -499,6 +339,21 @@ def test_an_endpoint_that_is_no_url_is_refused(
         store.read("demo/HEAD.json")
 
 
+# Tidying up
+
+
+def test_uploads_of_dead_writers_are_swept_when_old_enough(
+    store: S3Store, s3: S3Server, bucket: str
+) -> None:
+    client = s3.client()
+    for name in ("runs/demo/model", "runs/demo/optimizer", "runs/another/model"):
+        client.create_multipart_upload(Bucket=bucket, Key=name)
+    begun = client.list_multipart_uploads(Bucket=bucket)["Uploads"][0]["Initiated"].timestamp()
+    assert store.sweep_unfinished("demo/", before=begun - 60) == 0
+    assert store.sweep_unfinished("demo/", before=begun + 60) == 2
+    assert unfinished_uploads(s3, bucket) == ["runs/another/model"]
+
+
 # Probing
 
 
@@ -506,25 +361,6 @@ def test_a_probe_takes_ten_requests_and_leaves_nothing(store: S3Store, proxy: Fa
     store.probe("demo/")
     assert len(proxy.requests) == 10
     assert store.list() == []
-
-
-@pytest.mark.parametrize("ignored", ["if-none-match", "if-match"])
-def test_a_store_that_ignores_conditions_is_refused_with_the_reason(
-    store: S3Store, proxy: FaultProxy, ignored: str
-) -> None:
-    proxy.ignored_headers = {ignored}
-    with pytest.raises(BadInput, match=f"(?i)127.0.0.1:.* ignores {ignored}.*two machines could"):
-        store.probe("demo/")
-    proxy.clear()
-    assert store.list() == []
-
-
-def test_a_store_that_does_not_know_conditions_is_refused(
-    store: S3Store, proxy: FaultProxy
-) -> None:
-    proxy.deny("NotImplemented", 501, match="PUT")
-    with pytest.raises(BadInput, match=r"the store can't do that .*Nothing was started"):
-        store.probe("demo/")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""The conditional write that decides between two writers, and the proof that a service honours it.
+
+`If-None-Match: *` makes S3 refuse a write where something exists, and `If-Match: <version>` where
+another version does. Of two machines that claim one run, only one write succeeds. Some services
+accept these headers and ignore them.
+"""
+
+import contextlib
+
+from pion.errors import BadInput
+from pipeline.state.stores.base import Conflict, Missing
+from pipeline.state.stores.s3 import upload
+from pipeline.state.stores.s3.bucket import Bucket
+
+
+def compare_and_swap(bucket: Bucket, key: str, data: bytes, expected: str | None) -> str:
+    """Replace version `expected` of `key` (None: nothing) and return the new version.
+
+    Finding exactly `data` there is success: an earlier try wrote it, and the acknowledgement was
+    lost. So `data` must be unique. Raises `Conflict` when another version is there, also if its
+    writer built upon such an unacknowledged write; HEAD's history of `write_id`s then tells.
+    """
+    condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+    try:
+        return upload.put(bucket, key, data, **condition)
+    except (Conflict, Missing):
+        with contextlib.suppress(Missing):
+            present, version = bucket.read_versioned(key)
+            if present == data:
+                return version
+    raise Conflict(key, bucket.url)
+
+
+def require_compare_and_swap(bucket: Bucket, key: str, version: str, data: bytes) -> None:
+    """Raise `BadInput` unless the service honours both conditions.
+
+    `key` holds `version` at first, and `data` at the end.
+    """
+    _must_refuse(bucket, key, None, "If-None-Match")
+    compare_and_swap(bucket, key, data, version)
+    _must_refuse(bucket, key, version, "If-Match")
+
+
+def _must_refuse(bucket: Bucket, key: str, expected: str | None, condition: str) -> None:
+    try:
+        compare_and_swap(bucket, key, b"refuse this", expected)
+    except Conflict:
+        return
+    raise BadInput(
+        f"{bucket.url} can't hold a run: {bucket.endpoint} ignores {condition}, so two machines "
+        "could both believe that they own the run and undo each other's work. Nothing was started. "
+        "Use a store that honours conditional writes: AWS S3, Cloudflare R2, hf://user/repo, or "
+        "file:///abs/folder on one machine."
+    )

@@ -1,0 +1,80 @@
+"""Sending objects to S3: what breaks on the way is sent again, and no more than that."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.state.stores import StoreError
+from pipeline.state.stores.s3.store import S3Store
+from tests.pipeline.state.stores.s3.conftest import PART, Patience, content, unfinished_uploads
+from tests.support.s3_server import FaultProxy, S3Server
+
+
+def test_a_connection_that_breaks_on_the_way_up_repeats_one_part(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.fail("PUT .*partNumber=3", kind="drop_before", times=2)
+    data = content(5 * PART + 1)
+    store.write("demo/model", data)
+    assert store.read("demo/model") == data
+    assert proxy.count("POST .*[?]uploads") == 1
+    assert [proxy.count(f"PUT .*partNumber={n}$") for n in range(1, 7)] == [1, 1, 3, 1, 1, 1]
+    assert proxy.count("POST .*uploadId") == 1
+
+
+@pytest.mark.parametrize("size", [1000, 3 * PART])
+def test_what_is_damaged_on_the_way_up_is_refused_and_sent_again(
+    store: S3Store, proxy: FaultProxy, size: int
+) -> None:
+    proxy.fail("PUT", kind="flip")
+    store.write("demo/model", content(size))
+    assert store.read("demo/model") == content(size)
+
+
+def test_an_upload_that_fails_for_good_leaves_no_parts_to_pay_for(
+    store: S3Store, proxy: FaultProxy, s3: S3Server, bucket: str
+) -> None:
+    store.write("demo/model", b"old")
+    proxy.deny("InternalError", 500, match="PUT .*partNumber=2")
+    with pytest.raises(StoreError, match="500 InternalError") as caught:
+        store.write("demo/model", content(4 * PART))
+    assert caught.value.outage
+    assert unfinished_uploads(s3, bucket) == []
+    assert store.read("demo/model") == b"old"
+
+
+def test_a_completed_upload_whose_acknowledgement_is_lost_is_complete(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.fail("POST .*uploadId", kind="drop_after")
+    proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")  # as S3 may say to the next try
+    store.write("demo/model", content(3 * PART))
+    assert store.read("demo/model") == content(3 * PART)
+
+
+@pytest.mark.parametrize("present", [None, b"of another writer"])
+def test_an_upload_that_vanished_before_it_was_complete_is_an_error(
+    store: S3Store, proxy: FaultProxy, present: bytes | None
+) -> None:
+    if present is not None:
+        store.write("demo/model", present)
+    proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")
+    with pytest.raises(StoreError, match="NoSuchUpload"):
+        store.write("demo/model", content(3 * PART))
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
+    store: S3Store, proxy: FaultProxy, patience: Patience, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(content(20 * PART))
+    proxy.fail("POST .*[?]uploads")
+    patience.during = lambda: source.write_bytes(b"")
+    with pytest.raises(StoreError, match=f"Cannot read {source}: it became shorter"):
+        store.write("demo/model", source)
+    assert store.list() == []
+
+
+def test_a_file_that_cannot_be_read_is_named(store: S3Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"Cannot read {tmp_path}/nothing"):
+        store.write("demo/model", tmp_path / "nothing")
