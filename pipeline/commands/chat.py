@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
@@ -226,6 +227,8 @@ def _typed_lines(say: Callable[[str], None]) -> Iterator[str]:
         return
     import readline  # noqa: F401  (arrow keys and history in input())
 
+    # Whatever started this program may have ignored Ctrl-C, but /help promises it to a person.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     while True:
         try:
             yield input("> ")

@@ -4,11 +4,12 @@ import io
 import itertools
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pipeline.commands.chat import Conversation, chat
 from pipeline.commands.sampling import GenerationSettings
 from pipeline.models.find import FoundModel
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(TOKENIZER.vocab_size, seq_len=128)
@@ -210,32 +212,65 @@ def test_a_piped_conversation_needs_no_terminal(tmp_path):
     make_run(tmp_path / "runs")
     command = [sys.executable, "-m", "pipeline.cli", "chat", "--max-tokens", "4"]
     result = subprocess.run(
-        command, input=b"hello \xff\n/quit\n", capture_output=True, cwd=tmp_path
+        command,
+        input=b"hello \xff\n/quit\n",
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=PATIENCE_SECONDS,
     )
     assert result.returncode == 0, result.stderr
     assert b"demo (sft, step 5)" in result.stdout
     assert result.stderr == b""
 
 
-def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends(tmp_path):
+def ignore_ctrl_c() -> None:
+    """Start as a shell starts a background job, which a child of such a job inherits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends_even_if_the_parent_ignores_ctrl_c(
+    tmp_path,
+):
     make_run(tmp_path / "runs")
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "pipeline.cli", "chat", "--max-tokens", "4"]
     process = subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path, start_new_session=True
+        command,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=tmp_path,
+        start_new_session=True,
+        preexec_fn=ignore_ctrl_c,
     )
     os.close(slave)
-    read_until(master, b"> ")
-    time.sleep(0.5)  # a signal between showing the prompt and waiting for keys waits for a key too
-    process.send_signal(signal.SIGINT)
-    read_until(master, b"(Ctrl-D or /quit ends)\r\n> ")
-    os.write(master, b"\x04")
-    assert process.wait() == 0
-    os.close(master)
+    try:
+        read_until(master, b"> ")
+        press = partial(process.send_signal, signal.SIGINT)
+        press()
+        # Again if nothing happens: a signal just before the program waits for keys waits for a key.
+        read_until(master, b"(Ctrl-D or /quit ends)\r\n> ", in_silence=press)
+        os.write(master, b"\x04")
+        assert process.wait(PATIENCE_SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
 
 
-def read_until(terminal: int, expected: bytes) -> None:
-    """Return once the terminal shows `expected`; fails when the program ends before."""
+def read_until(
+    terminal: int, expected: bytes, in_silence: Callable[[], None] = lambda: None
+) -> None:
+    """Return once the terminal shows `expected`; call `in_silence` when it shows nothing new."""
     shown = b""
-    while expected not in shown:
-        shown += os.read(terminal, 1024)
+
+    def seen() -> bool:
+        nonlocal shown
+        readable, _, _ = select.select([terminal], [], [], 2.0)
+        if readable:
+            shown += os.read(terminal, 1024)
+        else:
+            in_silence()
+        return expected in shown
+
+    wait_until(seen, lambda: f"{expected!r} on the terminal, which shows {shown!r}")
