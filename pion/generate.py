@@ -1,30 +1,37 @@
-"""Sampling from a decoder, token by token."""
+"""Sample from a decoder, token by token."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
 
+# The end-of-text id of the tokenizers trained here and of the seeds' own tokenizers.
 END_OF_TEXT = 0
-"""The end-of-text id of the tokenizers trained here and of the seeds' own."""
 
+# A tokenizer decodes bytes that are not a whole character to this.
 INCOMPLETE = "\ufffd"
-"""What a tokenizer decodes bytes to that are no whole character."""
+
+# Draws a token id from fp32 logits (vocab,), given the ids that are already present.
+Draw = Callable[[Tensor, Sequence[int]], int]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn from its logits; see `generate`. Raises BadInput if it can't."""
+    """How the next token is drawn from its logits; see `sample`.
+
+    Raises BadInput for values that make no sense.
+    """
 
     temperature: float = 0.8
     top_k: int = 50
@@ -40,7 +47,8 @@ class Sampling:
             raise BadInput(f"top_p is {self.top_p}; it must be above 0 and at most 1 (no limit)")
         if not 0 < self.repetition_penalty < math.inf:
             raise BadInput(
-                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 is none)"
+                f"repetition_penalty is {self.repetition_penalty}; "
+                "it must be above 0 (1 has no effect)"
             )
 
 
@@ -59,25 +67,35 @@ def generate(
 ) -> Iterator[int]:
     """Continue `ids`, yielding each new token id as it is drawn.
 
-    Logits of ids already present are divided by `repetition_penalty` where positive and multiplied
-    where negative; then divided by `temperature` (0 or less: the likeliest token, no drawing); then
-    only ids at least as likely as the `top_k`-th remain (0: all), and of those, likeliest first,
-    the ones whose cumulative probability stays within `top_p`, but always the first.
-
-    Ends before yielding one of `stop_ids`, after `max_tokens`, or when prompt and continuation fill
-    the model's context. An empty prompt starts from end-of-text. Ids of `vocab_size` and above,
-    embedding rows the tokenizer lacks, are never drawn. The same `seed` draws the same tokens;
+    `sample` says what `temperature`, `top_k`, `top_p` and `repetition_penalty` do. Generation ends
+    before a token of `stop_ids`, after `max_tokens`, or when prompt and continuation fill the
+    model's context. An empty prompt starts from end-of-text. Ids of `vocab_size` and above,
+    embedding rows that the tokenizer lacks, are never drawn. The same `seed` draws the same tokens;
     torch's global random state is neither read nor changed.
 
     Raises:
-        BadInput: settings that make no sense, a prompt longer than the context or with ids the
-            model has no embedding for. Raised by the call, before the first token is asked for.
+        BadInput: settings make no sense, or the prompt is longer than the context or has ids
+            without an embedding. The call itself raises it, before a token is asked for.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
-    config = model.config
-    prompt = [int(token) for token in ids] or [END_OF_TEXT]
+    prompt = _checked_prompt(ids, model.config)
     if max_tokens < 0:
         raise BadInput(f"max_tokens is {max_tokens}; it can't be negative")
+    rows = model.config.vocab_size if vocab_size is None else vocab_size
+    if not 0 < rows <= model.config.vocab_size:
+        raise BadInput(f"vocab_size is {rows}; the model's is {model.config.vocab_size}")
+    randomness = _randomness(seed)
+
+    def draw(logits: Tensor, present: Sequence[int]) -> int:
+        return sample(logits[:rows], sampling, present, randomness)
+
+    limit = min(max_tokens, model.config.seq_len - len(prompt))
+    return _generate(model, prompt, limit, draw, frozenset(stop_ids))
+
+
+def _checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
+    """Return the prompt's ids, end-of-text if there are none. Raises BadInput if they don't fit."""
+    prompt = [int(token) for token in ids] or [END_OF_TEXT]
     if len(prompt) > config.seq_len:
         raise BadInput(
             f"the prompt has {len(prompt)} tokens, more than the model's context of "
@@ -88,32 +106,26 @@ def generate(
             f"the prompt has an id outside 0 … {config.vocab_size - 1}, the model's vocabulary: "
             f"was it encoded by another tokenizer?"
         )
-    rows = config.vocab_size if vocab_size is None else vocab_size
-    if not 0 < rows <= config.vocab_size:
-        raise BadInput(f"vocab_size is {rows}; the model's is {config.vocab_size}")
-    limit = min(max_tokens, config.seq_len - len(prompt))
-    return _generate(model, prompt, limit, sampling, frozenset(stop_ids), rows, seed)
+    return prompt
 
 
-def _generate(
-    model: Decoder,
-    ids: list[int],
-    limit: int,
-    sampling: Sampling,
-    stop_ids: frozenset[int],
-    vocab_size: int,
-    seed: int | None,
-) -> Iterator[int]:
+def _randomness(seed: int | None) -> torch.Generator:
     randomness = torch.Generator()
     if seed is None:
         randomness.seed()
     else:
         randomness.manual_seed(seed)
+    return randomness
+
+
+def _generate(
+    model: Decoder, ids: list[int], limit: int, draw: Draw, stop_ids: frozenset[int]
+) -> Iterator[int]:
+    """Yield at most `limit` new ids, which are appended to `ids` too."""
     cache = KVCache(model.config, max_tokens=len(ids) + limit)
     new = ids
     for _ in range(limit):
-        logits = _next_logits(model, new, cache)[:vocab_size]
-        token = sample(logits, sampling, ids, randomness)
+        token = draw(_next_logits(model, new, cache), ids)
         if token in stop_ids:
             return
         yield token
@@ -123,9 +135,10 @@ def _generate(
 
 @torch.inference_mode()
 def _next_logits(model: Decoder, tokens: list[int], cache: KVCache) -> Tensor:
-    """fp32 logits (vocab,) on the CPU after the given tokens, which the cache then holds.
+    """Return fp32 logits (vocab,) on the CPU after the given tokens, and put these into the cache.
 
-    One call per token: a generator suspended inside inference mode would leave its caller in it.
+    This is one call per token because a generator that is suspended inside inference mode would
+    leave its caller in inference mode.
     """
     training = model.training
     model.eval()
@@ -140,7 +153,17 @@ def _next_logits(model: Decoder, tokens: list[int], cache: KVCache) -> Tensor:
 def sample(
     logits: Tensor, sampling: Sampling, present: Sequence[int], randomness: torch.Generator
 ) -> int:
-    """Draw one id from fp32 logits (vocab,) as `generate` describes."""
+    """Draw one id from fp32 logits (vocab,), where `present` holds the ids so far.
+
+    1. Logits of ids that are present are divided by `repetition_penalty` where positive and
+       multiplied by it where negative (Keskar et al. 2019, "CTRL").
+    2. All logits are divided by `temperature`. A temperature of 0 or less takes the likeliest id.
+    3. Ids less likely than the `top_k`-th are left out (Fan et al. 2018, "Hierarchical neural
+       story generation"); 0 leaves out none.
+    4. Likeliest first, ids are left out from the first whose cumulative probability exceeds `top_p`
+       (after Holtzman et al. 2020, "The curious case of neural text degeneration", who keep that
+       one too). The likeliest id always remains.
+    """
     if sampling.repetition_penalty != 1:
         seen = torch.tensor(list({token for token in present if token < len(logits)})).long()
         values = logits[seen]
@@ -149,7 +172,7 @@ def sample(
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if sampling.temperature <= 0:
         return int(logits.argmax())
-    # Shifted to a maximum of 0, logits stay finite however small the temperature.
+    # With a maximum of 0, logits stay finite however small the temperature is.
     logits = (logits - logits.max()) / sampling.temperature
     count = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
     kept = (logits >= logits.topk(count).values[-1]).nonzero().squeeze(1)
@@ -164,10 +187,11 @@ def sample(
 def generate_text(
     model: Decoder, tokenizer: Tokenizer, prompt: str, **settings: Any
 ) -> Iterator[str]:
-    """Continue a text, yielding pieces of whole characters; `settings` are those of `generate`.
+    """Continue a text, yielding pieces of whole characters.
 
-    Stops at the tokenizer's end-of-text, and draws only ids the tokenizer has, unless `settings`
-    say otherwise. Raises what `generate` raises.
+    `settings` are those of `generate`. Unless they say otherwise, generation stops at the
+    tokenizer's end-of-text and draws only ids that the tokenizer has. Raises what `generate`
+    raises.
     """
     ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
     defaults = {"stop_ids": (tokenizer.end_of_text,), "vocab_size": tokenizer.vocab_size}
@@ -177,7 +201,7 @@ def generate_text(
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """Decode ids as they come, holding back the bytes of a character that isn't whole yet.
 
-    Joined, the pieces are the decoded ids; bytes that never become a character are U+FFFD in them.
+    Joined, the pieces are the decoded text. Bytes that never become a character are U+FFFD.
     """
     pending: list[int] = []
     for token in ids:
