@@ -1,0 +1,79 @@
+"""Forward and backward passes over micro-batches, with gradients summed over ranks."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pion.data.stream import Batch, to_device
+from pion.model.decoder import Decoder
+
+
+class _ScaledLoss(nn.Module):
+    """The decoder's summed loss times a factor. It is a module because DDP wraps a forward."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, scale: Tensor) -> Tensor:
+        loss = self.model.loss(
+            batch.tokens,
+            batch.targets,
+            positions=batch.positions,
+            documents=batch.documents,
+            reduction="sum",
+        )
+        return loss * scale
+
+
+class Gradients:
+    """Computes the gradients of `model`'s summed loss, in `dtype`, on the device of its weights."""
+
+    def __init__(self, model: Decoder, dtype: torch.dtype, world_size: int) -> None:
+        self._model, self._dtype = model, dtype
+        self._device = model.embed.weight.device
+        self._loss: nn.Module = _ScaledLoss(model)
+        self._ddp: DistributedDataParallel | None = None
+        self._primed = False
+        if world_size > 1:
+            self._ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
+            self._loss = self._ddp
+
+    def add(self, batch: Batch, scale: Tensor, *, synchronise: bool) -> Tensor:
+        """Add the gradient of the loss times `scale`; return that loss, a scalar in fp32.
+
+        With `synchronise`, average over ranks what they have added since the last time.
+        """
+        alone = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
+        with alone:
+            loss = self._forward(batch, scale)
+            loss.backward()
+        return loss.detach()
+
+    def prime(self, batch: Batch) -> None:
+        """Let DDP arrange its buckets. Call this before the first step, with any micro-batch.
+
+        DDP arranges them once: in the forward pass that follows the first synchronised backward.
+        The arrangement decides the order in which the gradients of three or more ranks are added.
+        Done before the first step, it is the same in a resumed run and in one that never stopped.
+        All ranks do it at once, although not all of them begin a step with a micro-batch.
+        """
+        if self._ddp is None or self._primed:
+            return
+        nothing = torch.zeros((), device=self._device)
+        self._forward(batch, nothing).backward()
+        with self._ddp.no_sync():
+            self._forward(batch, nothing)
+        self._model.zero_grad()
+        self._primed = True
+
+    def _forward(self, batch: Batch, scale: Tensor) -> Tensor:
+        batch = to_device(batch, self._device)
+        bf16 = self._dtype == torch.bfloat16
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            loss: Tensor = self._loss(batch, scale)
+        return loss
