@@ -47,10 +47,10 @@ class _StoredParts:
             return None
 
     def save(self, name: str, result: Row) -> Row:
-        """Keep a part and return it, or the one that is there: an owner of before may have added
-        its own in the moment in which the run was taken over, and it is as good.
+        """Keep a part and return it; if the part is already stored, return the stored one.
 
-        Raises Fenced, with nothing stored, if another process owns the run.
+        The previous owner may have stored it just before the run was taken over. The two are
+        equivalent. Raises Fenced, with nothing stored, if another process owns the run.
         """
         return self.patiently(lambda: self._save(name, result))
 
@@ -68,8 +68,8 @@ class _StoredParts:
         return self.run.key(f"stages/evaluate/{self.digest}-parts/{name}.json")
 
 
-# Only what is asked of the store is repeated after an outage. No measure is taken twice for it, and
-# publishing, which asks nothing of the store, happens once.
+# After an outage of the store only the requests to the store are repeated. No measure is taken
+# twice, and publishing asks nothing of the store.
 
 
 def finish_evaluate(
@@ -77,17 +77,16 @@ def finish_evaluate(
 ) -> Row:
     """Measure the models of the finished training stages."""
     from pipeline.stages.evaluate import evaluate_run
+    from pipeline.stages.measures import TrainedRun
 
     head = patiently(lambda: _head(run))
-    return evaluate_run(
-        job,
-        models=patiently(lambda: {s: model_folder(run, head, s) for s in job.train_stages}),
-        pretrain_data=patiently(lambda: _data_folder(run, digests, "pretrain")),
-        sft_data=patiently(lambda: _data_folder(run, digests, "sft")),
-        parts=_StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently),
-        say=say,
-        sleep=run.clock.sleep,
+    trained = TrainedRun(
+        patiently(lambda: {s: model_folder(run, head, s) for s in job.train_stages}),
+        patiently(lambda: _data_folder(run, digests, "pretrain")),
+        patiently(lambda: _data_folder(run, digests, "sft")),
     )
+    parts = _StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently)
+    return evaluate_run(job, trained, parts, say, run.clock.sleep)
 
 
 def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience) -> Row:

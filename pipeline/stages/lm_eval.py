@@ -1,7 +1,7 @@
-"""Runs tasks of lm-evaluation-harness on an exported model, each in a process of its own.
+"""Runs tasks of lm-evaluation-harness on an exported model, each in a separate process.
 
-A task that can't run is a result too, {"skipped": reason}: neither missing data, nor a missing
-package, nor memory that runs out over there may cost the run anything.
+A task that can't run gives the result {"skipped": reason}. Missing data, a missing package or too
+little memory in that process must not fail the run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,38 +33,57 @@ BATCH_SIZE = 8
 INSTALL = "uv sync --group evaluate"
 
 
+@dataclass(frozen=True)
+class TaskOptions:
+    """How lm-eval runs its tasks.
+
+    Attributes:
+        include_path: a folder of the user's own task definitions.
+        working_folder: where the files are looked up that such definitions name.
+        limit: how many questions of a task are asked; None for all.
+        device: cpu or cuda.
+    """
+
+    include_path: Path | None = None
+    working_folder: Path | None = None
+    limit: int | None = None
+    device: str = "cpu"
+
+
 def run_task(
     task: str,
     model: Path,
-    *,
-    include_path: Path | None = None,
-    working_folder: Path | None = None,
-    limit: int | None = None,
-    device: str = "cpu",
+    options: TaskOptions = TaskOptions(),
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
-    """Metrics of one task on the exported model's folder `model`, or {"skipped": reason}.
+    """Return one task's metrics of the exported model `model`, or {"skipped": reason}.
 
     Metrics have lm-eval's names ("acc", "acc_stderr", …; "exact_match,strict-match" where a task
-    filters answers). `include_path` holds task definitions of the user's own; files they name are
-    looked up in `working_folder`. `sleep` passes the time; when it raises, and however this process
-    ends, all processes of the task are ended. Raises Interrupted if a signal ended the task.
+    filters answers). `sleep` passes the time. When `sleep` raises, and however this process ends,
+    all processes of the task are ended. Raises Interrupted if a signal ended the task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         return {"skipped": f"lm-eval is not installed here: {INSTALL}"}
     with _reaped_folder() as out:
         command = [PYTHON, "-m", "lm_eval", "run", "--model", "hf"]
         command += ["--model_args", f"pretrained={model.resolve()}", "--tasks", task]
-        command += ["--device", device, "--batch_size", str(BATCH_SIZE), "--output_path", str(out)]
-        if include_path is not None:
-            command += ["--include_path", str(include_path)]
-        if limit is not None:
-            command += ["--limit", str(limit)]
+        command += [
+            "--device",
+            options.device,
+            "--batch_size",
+            str(BATCH_SIZE),
+            "--output_path",
+            str(out),
+        ]
+        if options.include_path is not None:
+            command += ["--include_path", str(options.include_path)]
+        if options.limit is not None:
+            command += ["--limit", str(options.limit)]
         errors = out / "stderr"  # a file, since a pipe that nobody reads fills up
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
                 command,
-                cwd=working_folder,
+                cwd=options.working_folder,
                 env=_environment() | {SESSION_VARIABLE: str(out)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -362,7 +362,7 @@ if "pipeline.cli" in " ".join(sys.orig_argv):
     import_module("pion.train.heldout")  # measures with what is there now
     evaluate = import_module("pion.evaluate")
     # One row a batch: a part takes far longer than it takes to hear of a request.
-    import_module("pipeline.stages.evaluate").TOKENS_AT_ONCE["cpu"] = 1
+    import_module("pipeline.stages.measures").TOKENS_AT_ONCE["cpu"] = 1
     HERE = Path("{here}")
     claim.Claim.start_heartbeat.__defaults__ = ({beat},)
     over_budget = advance.over_budget

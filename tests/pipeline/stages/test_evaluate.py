@@ -1,6 +1,7 @@
+import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pion.errors import BadInput, Interrupted
 from pion.model.decoder import Decoder
 from pipeline.job import Job
 from pipeline.stages.evaluate import evaluate_run
+from pipeline.stages.measures import TrainedRun
 
 SEQ_LEN = 64
 TEXT = ["the cat sat on the mat. ", "a dog ate the bone. ", "return a new list of the items. "]
@@ -83,18 +85,18 @@ class World:
         job._folder = self.root
         return job
 
-    def run(self, job: Job, parts: Folder, **changed: Any) -> tuple[dict[str, Any], list[str]]:
-        """Results, and the parts that were computed."""
+    def run(
+        self,
+        job: Job,
+        parts: Folder,
+        sleep: Callable[[float], None] = lambda seconds: None,
+        **changed: Any,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Results, and the parts that were computed; `changed` is of what was trained."""
         said: list[str] = []
-        arguments = {
-            "models": self.models,
-            "pretrain_data": self.pretrain_data,
-            "sft_data": self.sft_data,
-            **changed,
-        }
-        results = evaluate_run(
-            job, parts=parts, say=lambda message: said.append(message.text), **arguments
-        )
+        trained = TrainedRun(self.models, self.pretrain_data, self.sft_data)
+        trained = dataclasses.replace(trained, **changed)
+        results = evaluate_run(job, trained, parts, lambda note: said.append(note.text), sleep)
         return results, said
 
     def _text(self, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from pion.data.tokenizer import train_bpe
 from pion.errors import Interrupted
 from pion.export import export_model
 from pion.model.decoder import Decoder
-from pipeline.stages.lm_eval import hub_is_reachable, run_task
+from pipeline.stages.lm_eval import TaskOptions, hub_is_reachable, run_task
 
 LOCAL_TASK = """
 task: local_sums
@@ -67,13 +67,8 @@ def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
     )
     export_model(model, tmp_path / "tokenizer.json", tmp_path / "model")
 
-    metrics = run_task(
-        "local_sums",
-        tmp_path / "model",
-        include_path=tmp_path / "tasks",
-        working_folder=tmp_path,
-        limit=4,
-    )
+    options = TaskOptions(include_path=tmp_path / "tasks", working_folder=tmp_path, limit=4)
+    metrics = run_task("local_sums", tmp_path / "model", options)
     assert set(metrics) == {"acc", "acc_stderr"}
     assert metrics["acc"] in (0, 0.25, 0.5, 0.75, 1)
 

@@ -1,0 +1,213 @@
+"""Takes one measure at a time of the models that a run has trained, and of two baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.job import Job
+
+if TYPE_CHECKING:
+    import torch
+
+    from pion.data.stream import RowStream
+    from pion.data.tokenizer import Tokenizer
+    from pion.evaluate import Scorer
+    from pion.model.decoder import Decoder
+    from pion.multiple_choice import Question
+    from pipeline.data.prepared import PreparedData
+    from pipeline.data.shard_cache import ShardCache
+
+Result = dict[str, Any]
+
+CHOICES = "choices.jsonl"
+TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
+NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run has trained, and on what.
+
+    Attributes:
+        models: training stage → checkpoint folder, in the order of the stages.
+        pretrain_data: the prepared text; None if the run has none.
+        sft_data: the prepared conversations; None if the run has none.
+    """
+
+    models: Mapping[str, Path]
+    pretrain_data: Path | None
+    sft_data: Path | None
+
+
+class Measures:
+    """Measures of a run's models. The same rows and questions are put to every model.
+
+    The held-out rows are the first `evaluate.final_rows` of the held-out stream with the job's
+    seed. `on_batch` is called after each batch; an error that it raises ends the measure.
+    """
+
+    def __init__(self, job: Job, trained: TrainedRun, on_batch: Callable[[], None]) -> None:
+        self.job, self.trained, self._on_batch = job, trained, on_batch
+        self._loaded: tuple[str, Decoder] | None = None
+        self._cache: ShardCache | None = None
+
+    def close(self) -> None:
+        """Free the model in memory and stop fetching shards."""
+        self._loaded = None
+        if self._cache is not None:
+            self._cache.close()
+
+    # ------------------------------------------------------------ models
+
+    def held_out(self, stage: str) -> Result:
+        """Measure the model of `stage` on held-out text."""
+        return self._held_out(self._decoder(stage))
+
+    def responses(self) -> Result:
+        """Measure the fine-tuned model on held-out conversations."""
+        from pion.evaluate import responses
+
+        stream = self._stream(self.conversations, "held_out")
+        scorer = self._scorer(self._decoder("sft"), self.job.sft_seq_len)
+        end_of_text = self.tokenizer.end_of_text
+        return dataclasses.asdict(responses(scorer, stream, self._rows(stream), end_of_text))
+
+    def multiple_choice(self, stage: str, questions: list[Question]) -> Result:
+        """Put `questions` to the model of `stage`."""
+        from pion.multiple_choice import multiple_choice
+
+        model = self._decoder(stage)
+        scorer = self._scorer(model, model.config.seq_len)
+        return dataclasses.asdict(multiple_choice(scorer, self.tokenizer, questions))
+
+    def continuations(self) -> list[Question]:
+        """Return the questions that prepare cut from held-out text; none if there was no text."""
+        from pion.multiple_choice import read_questions
+
+        folder = self.trained.pretrain_data
+        if folder is None or not (folder / CHOICES).exists():
+            return []
+        return read_questions(folder / CHOICES)[: self.job.evaluate.continuations]
+
+    def _held_out(self, model: Decoder) -> Result:
+        from pion.evaluate import held_out
+
+        stream = self._stream(self.text, "held_out")
+        scorer = self._scorer(model, self.job.data.seq_len)
+        token_bytes = self.tokenizer.token_bytes()
+        return dataclasses.asdict(held_out(scorer, stream, self._rows(stream), token_bytes))
+
+    def _scorer(self, model: Decoder, seq_len: int) -> Scorer:
+        """Return how `model` is measured on rows of `seq_len` tokens."""
+        from pion.evaluate import Scorer
+
+        micro_batch = max(1, TOKENS_AT_ONCE[self.device.type] // seq_len)
+        vocab_size = self.tokenizer.vocab_size
+        return Scorer(model, vocab_size, micro_batch, self.dtype, self._on_batch)
+
+    def _decoder(self, stage: str) -> Decoder:
+        """Return the model of `stage`, on the device. One model is kept at a time."""
+        from pion.load import load_decoder
+
+        if self._loaded is None or self._loaded[0] != stage:
+            self._loaded = None  # freed before the next one takes its memory
+            self._loaded = stage, load_decoder(self.trained.models[stage]).to(self.device)
+        return self._loaded[1]
+
+    # ------------------------------------------------------------ baselines
+
+    def untrained(self) -> Result:
+        """Measure the weights that pretraining starts from on held-out text."""
+        import torch
+
+        from pion.model.decoder import Decoder
+
+        self._loaded = None
+        torch.manual_seed(self.job.seed)
+        return self._held_out(Decoder(self.job.model_config_resolved()).to(self.device))
+
+    def ngram(self) -> Result:
+        """Measure counts of the first `evaluate.ngram_tokens` training tokens on held-out text."""
+        import numpy as np
+
+        from pion import ngram
+        from pion.evaluate import summarize
+
+        section = self.job.evaluate
+        train = self._stream(self.text, "train", window=NGRAM_WINDOW)
+        wanted = -(-section.ngram_tokens // self.job.data.seq_len)
+        rows = [train.row(i).tokens for i in range(min(wanted, train.total_rows))]
+        model = ngram.fit(np.stack(rows), self.tokenizer.vocab_size, section.ngram_order)
+        held_out = self._stream(self.text, "held_out")
+        measured = [held_out.row(i) for i in self._rows(held_out)]
+        targets = np.stack([row.targets for row in measured])
+        nll = np.zeros(targets.shape)  # the last target of a row is never counted
+        nll[:, :-1] = model.nll(np.stack([row.tokens for row in measured]))
+        result = dataclasses.asdict(summarize(nll, targets, self.tokenizer.token_bytes()))
+        return {"order": model.order, **result, "train_tokens": model.train_tokens}
+
+    # ------------------------------------------------------------ data and machine
+
+    @cached_property
+    def text(self) -> PreparedData | None:
+        return _open(self.trained.pretrain_data)
+
+    @cached_property
+    def conversations(self) -> PreparedData | None:
+        return _open(self.trained.sft_data)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        data = self.text or self.conversations
+        assert data is not None
+        return data.tokenizer_path
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from pion.data.tokenizer import Tokenizer
+
+        return Tokenizer.from_file(self.tokenizer_path)
+
+    @cached_property
+    def device(self) -> torch.device:
+        from pion.train.hardware import pick_device
+
+        return pick_device()
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        from pion.train.hardware import pick_dtype
+
+        name = pick_dtype(self.job.hardware.dtype, self.device)
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+    def _stream(
+        self, data: PreparedData | None, split: str, window: int | None = None
+    ) -> RowStream:
+        assert data is not None
+        window = window or self.job.data.window
+        return data.stream(split, self.job.seed, window, cache=self._shard_cache)
+
+    def _shard_cache(self) -> ShardCache:
+        from pipeline.data.shard_cache import ShardCache, default_folder
+
+        if self._cache is None:
+            budget = int(self.job.hardware.shard_cache_gb * 1e9)
+            self._cache = ShardCache(default_folder(), budget)
+        return self._cache
+
+    def _rows(self, stream: RowStream) -> range:
+        return range(min(self.job.evaluate.final_rows, stream.total_rows))
+
+
+def _open(folder: Path | None) -> PreparedData | None:
+    from pipeline.data.prepared import open_data
+
+    return None if folder is None else open_data(folder)
