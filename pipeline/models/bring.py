@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pion.errors import BadInput
 from pipeline.state.checkpoints.layout import MANIFEST, OPTIMIZER
-from pipeline.state.records import Damaged
+from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store
 from pipeline.state.workspace import Workspace, read_files

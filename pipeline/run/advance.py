@@ -141,7 +141,7 @@ class Advance:
         try:
             if self.owner.launch_id is None and clear_stops(self.run):  # a person wants it to go on
                 self.say(Note("cleared a request to stop this run"))
-            self.claim.start_heartbeat()  # which looks for requests
+            self.claim.heartbeat.start()  # which looks for requests
             self._record_job(raised)
             plans = self._plans()
             if plans["prepare"].state == "done":
@@ -188,7 +188,7 @@ class Advance:
             head = self.run.read()
             if head is not None and head.owner is not None:
                 if head.owner.session == self.owner.session and head.epoch != self.claim.epoch:
-                    self.claim.stop_heartbeat()
+                    self.claim.heartbeat.stop()
                     # A worker's claim stood last.
                     self.claim = claim_again(self.run, self.owner)
                 self.claim.release()
@@ -244,16 +244,16 @@ class Advance:
         themselves, and save first.
         """
         claim, grace = self.claim, self.job.checkpoint.grace
-        if not claim.beating:  # just released, or not owned yet
+        if not claim.heartbeat.running:  # just released, or not owned yet
             return
         try:
             claim.check()
         except Fenced as fenced:
             self.stopping.ask(str(fenced), grace, error=Fenced)
             return
-        if claim.lent:
+        if claim.heartbeat.lent:
             return
-        reason = claim.stop_request or over_budget(self.job.budget, claim.spent)
+        reason = claim.heartbeat.stop_request or over_budget(self.job.budget, claim.spent)
         if reason is not None:
             self.stopping.ask(reason, grace, error=Stopped)
 
@@ -359,9 +359,9 @@ class Advance:
             outcome = self._follow(workers)
         if outcome == "stopped":
             raise self.stopping.error("every finished step is saved")
-        self.claim.stop_heartbeat()
+        self.claim.heartbeat.stop()
         self.claim = self._patiently(lambda: claim_again(self.run, self.owner, price=self.price))
-        self.claim.start_heartbeat()
+        self.claim.heartbeat.start()
 
     def _train_here(self, training: list[str]) -> str:
         ahead = threading.Thread(target=self._fetch_ahead, args=(training[0],), daemon=True)
@@ -377,7 +377,7 @@ class Advance:
         )
         while ahead.is_alive() and not self.stopping.asked:
             ahead.join(0.1)
-        self.claim.stop_heartbeat()
+        self.claim.heartbeat.stop()
         return train_stages(request, Group(), self.say, lambda: self.stopping.asked)
 
     def _follow(self, workers: RayWorkers) -> str:

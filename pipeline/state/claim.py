@@ -7,8 +7,6 @@ believe they own a run can't undo each other's work.
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import threading
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -18,29 +16,22 @@ from pion.errors import BadInput, Fenced
 from pipeline.console.formats import moment
 from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.owner import Owner, is_running, may_take_over
-from pipeline.state.records import (
-    CheckpointEntry,
-    Head,
-    SkippedRows,
-    Spent,
-    StageRecord,
-    heartbeat_path,
-    signed,
-)
-from pipeline.state.requests import pending_stop
+from pipeline.state.records import Head, SkippedRows, Spent, StageRecord
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Missing, Store
+from pipeline.state.stores import Store
 
-_log = logging.getLogger(__name__)
-
-HEARTBEAT_SECONDS = 20.0
 _POLL_SECONDS = 2.0
 
 
 class Claim:
-    """A run owned under `epoch`. `before` is the HEAD that was taken over, `reason` why.
+    """A run owned under `epoch`.
 
     Any thread may commit; one lock makes sure that one at a time writes HEAD.
+
+    Attributes:
+        before: the HEAD that was taken over.
+        reason: why this process may own the run.
+        heartbeat: this owner's sign of life, which also hears of new owners and requests.
     """
 
     def __init__(
@@ -48,21 +39,14 @@ class Claim:
     ) -> None:
         self.state = state
         self.epoch = head.epoch
-        self.stop_request: str | None = None  # who asked for a stop and when, once a beat saw it
-        self.lent = False  # whether a worker of ours owns the run instead, as of the last beat
-        self._session = head.claims[0].owner.session
-        self._launch_id = head.claims[0].owner.launch_id
-        self._seen_beat: bytes | None = None
-        self._price, self._spent = price, head.spent
-        self._started = state.clock.monotonic()
         self.before = before
         self.reason = reason
+        self.heartbeat = Heartbeat(state, head.epoch, head.claims[0].owner, self._lose)
+        self._price, self._spent = price, head.spent
+        self._started = state.clock.monotonic()
         self._head = head
         self._lock = threading.Lock()
         self._fenced: Fenced | None = None
-        self._heartbeat: Heartbeat | None = None
-        self._beats = 0
-        self._status: Mapping[str, Any] = {}
 
     @property
     def store(self) -> Store:
@@ -94,7 +78,7 @@ class Claim:
                 if present is None or present.epoch != self.epoch:
                     self._fenced = taken_over(self.state, present, self.epoch)
                     raise self._fenced
-                head = signed(dataclasses.replace(change(present), spent=self.spent), write_id)
+                head = dataclasses.replace(change(present), spent=self.spent).signed(write_id)
                 if self.state.swap(head, version, write_id):
                     self._head = head
                     return head
@@ -104,10 +88,6 @@ class Claim:
         """What the run has cost until now."""
         clock = self.state.clock
         return self._spent.plus(clock.monotonic() - self._started, self._price, clock.now())
-
-    def add_checkpoint(self, entry: CheckpointEntry) -> Head:
-        """List a complete, verified checkpoint as the newest."""
-        return self.commit(lambda head: head.with_checkpoint(entry))
 
     def finish_stage(
         self,
@@ -147,7 +127,7 @@ class Claim:
         `forget_attempts` restarts the count of attempts without a commit. Does nothing when the
         claim is known to be fenced.
         """
-        self.stop_heartbeat()
+        self.heartbeat.stop()
         if self._fenced is not None:
             return
         change: dict[str, Any] = {"owner": None}
@@ -156,60 +136,9 @@ class Claim:
         self.commit(lambda head: dataclasses.replace(head, **change))
         self._fenced = Fenced(f"Run {self.state.name} was released by this process.")
 
-    def start_heartbeat(self, seconds: float = HEARTBEAT_SECONDS) -> None:
-        """Write `owner/<epoch>.json` and look for a new owner every `seconds`, from a thread."""
-        if self._heartbeat is None:
-            self._heartbeat = Heartbeat(self._beat, seconds)
-
-    def stop_heartbeat(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
-            self._heartbeat = None
-
-    @property
-    def beating(self) -> bool:
-        """Whether it looks for new owners and for requests now and then."""
-        return self._heartbeat is not None
-
-    def report(self, **status: Any) -> None:
-        """What `pion status` shows, sent with the next heartbeat: stage, step, loss, …"""
-        self._status = {**status, "at": self.state.clock.now()}
-
-    def _beat(self) -> None:
-        present = self.state.read()
-        if present is None or present.claims[0].owner.session != self._session:
-            self._fenced = self._fenced or taken_over(self.state, present, self.epoch)
-            return
-        self.lent = present.epoch != self.epoch  # before the request, which is then the worker's
-        self._look_for_requests()
-        if self.store.commits:
-            return  # commits are the sign of life where they are counted
-        key = self.state.key(heartbeat_path(present.epoch))
-        if self.lent and self._another_beats(key):
-            return  # a worker of ours owns the run, and says so itself
-        self._beats += 1
-        beat = {
-            "epoch": present.epoch,
-            "owner": dataclasses.asdict(present.owner) if present.owner else None,
-            "at": self.state.clock.now(),
-            "beat": self._beats,
-            "status": dict(self._status),
-        }
-        self._seen_beat = (json.dumps(beat, indent=1) + "\n").encode()
-        self.store.write(key, self._seen_beat)
-
-    def _another_beats(self, key: str) -> bool:
-        """Whether the heartbeat has changed since the last look, by another hand than ours."""
-        try:
-            beat = self.store.read(key)
-        except Missing:
-            return False  # still starting, or just restarted
-        changed, self._seen_beat = beat != self._seen_beat, beat
-        return changed
-
-    def _look_for_requests(self) -> None:
-        request = pending_stop(self.state, _log.warning, launch_id=self._launch_id)
-        self.stop_request = request.describe() if request else None
+    def _lose(self, head: Head | None) -> None:
+        """Commit nothing more: another process owns the run by now, as `head` shows."""
+        self._fenced = self._fenced or taken_over(self.state, head, self.epoch)
 
 
 def taken_over(state: RunState, head: Head | None, epoch: int | None = None) -> Fenced:
@@ -261,7 +190,7 @@ def claim_run(
             _wait_for_silence(state, before, version, me)
             silent_version = version
             continue
-        head = signed(before.claimed(me, state.clock.now(), price), write_id)
+        head = before.claimed(me, state.clock.now(), price).signed(write_id)
         if state.swap(head, version, write_id):
             return Claim(state, head, before, reason, price)
 
@@ -277,7 +206,7 @@ def claim_again(state: RunState, me: Owner, *, price: float | None = None) -> Cl
         before, version = _read(state)
         if not (before.claims and before.claims[0].owner.session == me.session):
             raise taken_over(state, before)
-        head = signed(before.claimed(me, state.clock.now(), price), write_id)
+        head = before.claimed(me, state.clock.now(), price).signed(write_id)
         if state.swap(head, version, write_id):
             reason = may_take_over(before.owner, me)
             assert reason is not None, "the owner, if there is one, is of this session"

@@ -7,23 +7,16 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from pion.errors import BadInput
 from pipeline.state.owner import Owner
+from pipeline.state.record_json import FORMAT, build, parse
 
-FORMAT = 1
 CLAIMS_KEPT = 64
 WRITE_IDS_KEPT = 64
 TRASH_SECONDS = 3600.0
+# No start of a process takes longer than this.
 UNCOUNTED_SECONDS = 3600.0
-"""No start of a process takes longer than this."""
-
-Record = TypeVar("Record")
-
-
-class Damaged(BadInput):
-    """A record can't be read, though not because a newer pion wrote it."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +228,11 @@ class Head:
         restores = {**self.restores, self.epoch: mine}
         return dataclasses.replace(self, restores=restores).without_checkpoints(rewound, now)
 
+    def signed(self, write_id: str) -> "Head":
+        """Return this HEAD with the sign by which its writer recognizes it if the acknowledgement
+        is lost."""
+        return dataclasses.replace(self, write_ids=(write_id, *self.write_ids)[:WRITE_IDS_KEPT])
+
     def listed(self) -> set[str]:
         """Keys of the checkpoints that must not be deleted."""
         finished = {record.checkpoint for record in self.stages.values() if record.checkpoint}
@@ -268,47 +266,3 @@ class Head:
         raw["trash"] = tuple(build(Trash, item, where) for item in raw.get("trash", ()))
         raw["write_ids"] = tuple(raw.get("write_ids", ()))
         return build(cls, raw, where)
-
-
-def parse(data: bytes, where: str) -> dict[str, Any]:
-    """A record's JSON object. Raises `Damaged`, or `BadInput` for another format version."""
-    try:
-        raw = json.loads(data)
-    except ValueError as error:
-        raise Damaged(
-            f"{where} is damaged, it is not JSON ({error}). Nothing was changed."
-        ) from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
-        raise Damaged(f"{where} is damaged, it names no format version. Nothing was changed.")
-    if raw["format"] != FORMAT:
-        raise BadInput(
-            f"{where} has format version {raw['format']}; this pion reads version {FORMAT}. "
-            "Nothing was changed. Use the pion that wrote it, or update this one."
-        )
-    return raw
-
-
-def build(kind: type[Record], raw: Mapping[str, Any], where: str) -> Record:
-    """One record from its JSON object. Raises `BadInput` for unknown fields, `Damaged` for
-    missing ones."""
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-    unknown = sorted(set(raw) - {item.name for item in fields})
-    if unknown:
-        raise BadInput(
-            f"{where}: this pion (format version {FORMAT}) does not know {', '.join(unknown)} in "
-            f"{kind.__name__}; a newer pion wrote it. Nothing was changed. Update this one."
-        )
-    try:
-        return kind(**raw)
-    except TypeError as error:
-        raise Damaged(f"{where} is damaged: {error}. Nothing was changed.") from error
-
-
-def heartbeat_path(epoch: int) -> str:
-    """Where the owner of that epoch says that it lives."""
-    return f"owner/{epoch}.json"
-
-
-def signed(head: Head, write_id: str) -> Head:
-    """`head` with the sign by which its writer knows it again, after a lost acknowledgement."""
-    return dataclasses.replace(head, write_ids=(write_id, *head.write_ids)[:WRITE_IDS_KEPT])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pion.errors import BadInput, Fenced, Interrupted, PionError
-from pipeline.state.records import FORMAT, build, parse
+from pipeline.state.record_json import FORMAT, build, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Missing
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, printable
-from pipeline.state.records import FORMAT, Damaged, parse
+from pipeline.state.record_json import FORMAT, Damaged, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
 

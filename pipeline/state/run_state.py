@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.kill_points import mark
-from pipeline.state.records import Head, heartbeat_path
+from pipeline.state.records import Head
 from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_once
 from pipeline.state.stores.base import check_run_name
 
 SILENCE_SECONDS = 60.0
+# On a store without heartbeats, where only commits show that an owner is alive.
 COMMIT_SILENCE_SECONDS = 1800.0
-"""On a store without heartbeats, where only commits show that an owner lives."""
 
 
 @dataclass(frozen=True)
@@ -112,3 +112,8 @@ class RunState:
             return self.store.read(self.key(path)).decode()
         except Missing:
             return None
+
+
+def heartbeat_path(epoch: int) -> str:
+    """Return where the owner of that epoch writes its heartbeat, relative to the run."""
+    return f"owner/{epoch}.json"

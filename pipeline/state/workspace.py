@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pion.errors import BadInput, PionError
-from pipeline.state.records import FORMAT, Damaged, parse
+from pipeline.state.record_json import FORMAT, Damaged, parse
 from pipeline.state.stores import Missing, Store, StoreError
 from pipeline.state.stores.base import check_key
 

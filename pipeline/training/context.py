@@ -71,8 +71,8 @@ class TrainingContext:
         claim = self._claim
         if claim is None:
             return None
-        if claim.stop_request is not None:
-            return f"Stopped by request ({claim.stop_request}). Every finished step is saved."
+        if claim.heartbeat.stop_request is not None:
+            return f"Stopped by request ({claim.heartbeat.stop_request}). Every finished step is saved."
         return over_budget(self.job.budget, claim.spent)
 
     def patiently(self, work: Callable[[], Result]) -> Result:
@@ -110,7 +110,7 @@ class TrainingContext:
                 "committed before is safe. Mend the cause (the last error is above, or in the "
                 "machine's log if it was out of memory), then run the same command again."
             )
-        claim.start_heartbeat()
+        claim.heartbeat.start()
         return claim
 
     def own(self, claim: Claim | None) -> None:

@@ -228,7 +228,7 @@ class StageTraining:
         eta = tokens_left / newest["tokens_per_second"]
         status = {"stage": self.stage, "steps": self.section.steps, "eta": eta, **newest}
         self.report(step_message(status, self.claim.spent.dollars or None))
-        self.claim.report(**status)
+        self.claim.heartbeat.report(**status)
         batched = self.context.run.store.commits  # a commit carries what was gathered
         due = not batched and time.monotonic() - self.last_flush > FLUSH_SECONDS
         if due and not self.flusher.is_alive():

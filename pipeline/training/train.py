@@ -71,7 +71,7 @@ def _attempt(context: TrainingContext) -> str:
         return "again"
     finally:
         if claim is not None and (done or again):
-            claim.stop_heartbeat()  # this process claims next, or the driver, to evaluate
+            claim.heartbeat.stop()  # this process claims next, or the driver, to evaluate
         elif claim is not None:
             with suppress(PionError):
                 claim.release()

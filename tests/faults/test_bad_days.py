@@ -40,8 +40,7 @@ from tests.pipeline.state.checkpoints.test_checkpointer import (
     save,
     some_tensors,
 )
-from tests.pipeline.state.conftest import FakeClock
-from tests.pipeline.state.test_claim import an_entry
+from tests.pipeline.state.conftest import FakeClock, an_entry
 from tests.support.s3_server import FaultProxy, S3Server
 
 STEPS = 8

@@ -357,14 +357,14 @@ if "pipeline.cli" in " ".join(sys.orig_argv):
     import time
     from importlib import import_module
     from pathlib import Path
-    claim = import_module("pipeline.state.claim")
+    heartbeat = import_module("pipeline.state.heartbeat")
     advance = import_module("pipeline.run.advance")
     import_module("pion.train.heldout")  # measures with what is there now
     evaluate = import_module("pion.evaluate")
     # One row a batch: a part takes far longer than it takes to hear of a request.
     import_module("pipeline.stages.measures").TOKENS_AT_ONCE["cpu"] = 1
     HERE = Path("{here}")
-    claim.Claim.start_heartbeat.__defaults__ = ({beat},)
+    heartbeat.Heartbeat.start.__defaults__ = ({beat},)
     over_budget = advance.over_budget
     advance.over_budget = lambda *a: "9 h" if (HERE / "spent").exists() else over_budget(*a)
     token_nll = evaluate.token_nll

@@ -143,8 +143,8 @@ def test_a_stop_request_reaches_the_owner_through_the_bucket(run: RunState, pion
     code, out, _ = pion("stop", url(run))
     assert code == 0
     assert "pid 7 on host-a" in out
-    claim._beat()
-    assert claim.stop_request is not None
+    claim.heartbeat.beat()
+    assert claim.heartbeat.stop_request is not None
     assert "asked to stop: pion stop by " in pion("status", url(run))[1]
 
 

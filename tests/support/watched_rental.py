@@ -94,8 +94,8 @@ def lost_controller(cloud: Cloud, submit: Callable[[Any, str], int]) -> Provider
 
 
 def beat(claim: Claim, **status: Any) -> None:
-    claim.report(**status)
-    claim._beat()
+    claim.heartbeat.report(**status)
+    claim.heartbeat.beat()
 
 
 def during(time: FakeClock, *events: Callable[[], None]) -> None:

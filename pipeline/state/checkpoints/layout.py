@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.state.records import FORMAT, CheckpointEntry
+from pipeline.state.record_json import FORMAT
+from pipeline.state.records import CheckpointEntry
 from pipeline.state.workspace import Files
 
 MODEL = "model.safetensors"

@@ -58,8 +58,8 @@ def test_the_old_owner_saves_and_releases_and_the_new_one_goes_on_from_there(
 
     def old_lives() -> None:
         if old._fenced is None:
-            old._beat()
-        if old.stop_request is not None and old._fenced is None:
+            old.heartbeat.beat()
+        if old.heartbeat.stop_request is not None and old._fenced is None:
             save_checkpoint(old, "sft", 9, "digest")
             old.release()
 
@@ -84,8 +84,8 @@ def test_the_new_launch_is_not_stopped_by_its_own_request_and_restarts_of_the_ol
     arrive(run, old.epoch)
     old.release()
     new = claim_run(run, NEW)
-    new._beat()
-    assert new.stop_request is None
+    new.heartbeat.beat()
+    assert new.heartbeat.stop_request is None
     assert pending_stop(run, launch_id="launch-new") is None
     asked = pending_stop(run, launch_id="launch-old")
     assert asked is not None
@@ -188,11 +188,11 @@ def test_pion_run_on_the_new_machine_asks_waits_and_goes_on_to_the_end(
     job = load_job(write_job(tmp_path, sft=None))
     run = RunState(open_store(job.store), job.name)
     old = claim_run(run, OLD)
-    old.start_heartbeat(0.1)
+    old.heartbeat.start(0.1)
     write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "launch-new", old.epoch), None)
 
     def hand_over_when_asked() -> None:
-        while old.stop_request is None:
+        while old.heartbeat.stop_request is None:
             threading.Event().wait(0.05)
         old.release()
 

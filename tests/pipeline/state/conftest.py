@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.state.claim import Claim
 from pipeline.state.owner import Owner
+from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import FileStore
 from tests.support.s3_server import FaultProxy, S3Server
@@ -84,3 +86,28 @@ def someone(**changes: Any) -> Owner:
         "launch_id": None,
     }
     return dataclasses.replace(Owner.me(), **{**elsewhere, **changes})
+
+
+def read(run: RunState) -> Head:
+    head = run.read()
+    assert head is not None
+    return head
+
+
+def an_entry(step: int, epoch: int = 1, stage: str = "pretrain", **changes: Any) -> CheckpointEntry:
+    entry = CheckpointEntry(
+        stage=stage,
+        step=step,
+        epoch=epoch,
+        digest="d",
+        key=f"checkpoints/{stage}/{step}-{epoch}",
+        at=1.0,
+        bytes=10,
+        model_sha256="0" * 64,
+    )
+    return dataclasses.replace(entry, **changes)
+
+
+def list_checkpoint(claim: Claim, entry: CheckpointEntry) -> None:
+    """List `entry` in HEAD, as if it had been saved."""
+    claim.commit(lambda head: head.with_checkpoint(entry))

@@ -1,44 +1,22 @@
 """Owning a run: epochs, fencing, lost acknowledgements, and who may take over when."""
 
 import dataclasses
-import json
 import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.errors import BadInput, Fenced
-from pipeline.state.claim import Claim, claim_again, claim_run
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import Owner
-from pipeline.state.records import CLAIMS_KEPT, WRITE_IDS_KEPT, CheckpointEntry, Head
+from pipeline.state.records import CLAIMS_KEPT, WRITE_IDS_KEPT, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, FileStore, StoreError
-from tests.pipeline.state.conftest import FakeClock, someone
+from tests.pipeline.state.conftest import FakeClock, an_entry, list_checkpoint, read, someone
 
 Start = Callable[..., subprocess.Popen[str]]
-
-
-def an_entry(step: int, epoch: int = 1, stage: str = "pretrain", **changes: Any) -> CheckpointEntry:
-    entry = CheckpointEntry(
-        stage=stage,
-        step=step,
-        epoch=epoch,
-        digest="d",
-        key=f"checkpoints/{stage}/{step}-{epoch}",
-        at=1.0,
-        bytes=10,
-        model_sha256="0" * 64,
-    )
-    return dataclasses.replace(entry, **changes)
-
-
-def read(run: RunState) -> Head:
-    head = run.read()
-    assert head is not None
-    return head
 
 
 class LosesAcknowledgements(FileStore):
@@ -169,7 +147,7 @@ def test_an_unattended_start_waits_on_while_the_owner_shows_signs_of_life(
     def live_for_five_minutes() -> None:
         if time.time < started + 300 and int(time.time) % 20 == 0:
             if sign == "heartbeat":
-                owner._beat()
+                owner.heartbeat.beat()
             else:
                 owner.set_job(str(time.time))
 
@@ -208,7 +186,7 @@ def test_attempts_without_progress_are_counted_until_something_is_committed(run:
         claim = claim_run(run, someone(), take_over=True)
         claim.set_restore("pretrain", 0)
     assert claim.head.epoch - claim.head.committed_epoch == 5
-    claim.add_checkpoint(an_entry(10, epoch=5))
+    list_checkpoint(claim, an_entry(10, epoch=5))
     assert claim.head.epoch - claim.head.committed_epoch == 0
     claim = claim_run(run, someone(), take_over=True)
     claim.release()
@@ -228,9 +206,9 @@ def test_two_owners_the_old_one_is_fenced_and_told_who_took_over_and_when(
     old = claim_run(run, someone())
     time.time += 100
     new = claim_run(run, someone(host="gpu-9", pid=99), take_over=True)
-    new.add_checkpoint(an_entry(20, epoch=2))
+    list_checkpoint(new, an_entry(20, epoch=2))
     with pytest.raises(Fenced) as fenced:
-        old.add_checkpoint(an_entry(10))
+        list_checkpoint(old, an_entry(10))
     assert fenced.value.exit_code == 3
     assert "taken over by pid 99 on gpu-9 at 1970-01-12 13:48:20 UTC (epoch 2" in str(fenced.value)
     assert [entry.step for entry in read(run).checkpoints] == [20]
@@ -307,10 +285,10 @@ def test_a_lost_acknowledgement_is_recognised_after_somebody_else_took_over(tmp_
     store = ThenIsTakenOver(tmp_path, Conflict("HEAD", ""), times=0)
     claim = claim_run(RunState(store, "demo"), someone())
     store.times = 1
-    claim.add_checkpoint(an_entry(10))  # it was listed before the new owner came
+    list_checkpoint(claim, an_entry(10))  # it was listed before the new owner came
     assert [entry.step for entry in read(claim.state).checkpoints] == [10]
     with pytest.raises(Fenced):
-        claim.add_checkpoint(an_entry(20))
+        list_checkpoint(claim, an_entry(20))
 
 
 def test_a_store_that_is_down_fails_the_commit_which_can_be_tried_again(tmp_path: Path) -> None:
@@ -330,7 +308,7 @@ def test_threads_of_one_claim_lose_no_commit(run: RunState) -> None:
 
     def add(first: int) -> None:
         for step in range(first, first + 5):
-            claim.add_checkpoint(an_entry(step))
+            list_checkpoint(claim, an_entry(step))
 
     threads = [threading.Thread(target=add, args=(first,)) for first in (0, 100, 200)]
     for thread in threads:
@@ -352,7 +330,7 @@ def test_a_commit_keeps_what_another_writer_of_the_same_epoch_wrote(
         def __call__(self, head: Head) -> Head:
             if not self.done:
                 self.done = True
-                twin.add_checkpoint(an_entry(1))
+                list_checkpoint(twin, an_entry(1))
             return head.with_checkpoint(an_entry(2))
 
     claim.commit(MeanwhileChanged())
@@ -372,171 +350,3 @@ def test_histories_stay_bounded(run: RunState) -> None:
     assert head.claims[0].owner.host == "newest"
     assert len(head.write_ids) == WRITE_IDS_KEPT
     assert head.write_ids[2] == "write-0"
-
-
-# What HEAD says
-
-
-def test_redoing_a_stage_forgets_it_and_what_follows_but_not_what_came_before(
-    run: RunState,
-) -> None:
-    claim = claim_run(run, someone())
-    for stage in ("pretrain", "sft"):
-        claim.add_checkpoint(an_entry(10, stage=stage))
-        claim.finish_stage(stage, "d", {"loss": 1.0}, f"checkpoints/{stage}/10-1")
-    claim.finish_stage("evaluate", "d", {})
-    head = claim.drop_stages(["sft", "evaluate"])
-    assert list(head.stages) == ["pretrain"]
-    assert [entry.stage for entry in head.checkpoints] == ["pretrain"]
-    assert [item.key for item in head.trash] == ["checkpoints/sft/10-1"]
-
-
-def test_going_back_to_an_earlier_step_unlists_the_later_checkpoints_of_that_stage(
-    run: RunState,
-) -> None:
-    claim = claim_run(run, someone())
-    claim.add_checkpoint(an_entry(50, stage="prior"))
-    for step in (10, 20, 30):
-        claim.add_checkpoint(an_entry(step))
-    claim = claim_run(run, someone(), take_over=True)
-    head = claim.set_restore("pretrain", 20)
-    assert [(entry.stage, entry.step) for entry in head.checkpoints] == [
-        ("pretrain", 20),
-        ("pretrain", 10),
-        ("prior", 50),
-    ]
-    assert head.restores == {2: {"pretrain": 20}}
-    assert [item.key for item in head.trash] == ["checkpoints/pretrain/30-1"]
-
-
-def test_head_survives_the_way_through_json(run: RunState) -> None:
-    claim = claim_run(run, someone(versions={"torch": "2.15"}))
-    claim.add_checkpoint(an_entry(10, ancestor="checkpoints/pretrain/5-1", metrics={"loss": 2.5}))
-    claim.add_checkpoint(an_entry(20))
-    claim.set_restore("pretrain", 10)
-    claim.finish_stage("prepare", "p", {"rows": 7})
-    claim.set_job("j")
-    assert read(run) == claim.head
-    assert claim.head.trash
-
-
-def test_a_head_of_a_newer_format_is_refused_with_its_version(run: RunState) -> None:
-    claim_run(run, someone()).release()
-    raw = json.loads(run.store.read("demo/HEAD.json"))
-    run.store.write("demo/HEAD.json", json.dumps({**raw, "format": 2}).encode())
-    with pytest.raises(BadInput, match=r"HEAD.json has format version 2; this pion reads .* 1"):
-        claim_run(run, someone())
-
-
-@pytest.mark.parametrize("where", ["head", "owner", "checkpoint"])
-def test_an_unknown_field_is_refused_and_named(run: RunState, where: str) -> None:
-    claim_run(run, someone()).add_checkpoint(an_entry(1))
-    raw = json.loads(run.store.read("demo/HEAD.json"))
-    place = {"head": raw, "owner": raw["owner"], "checkpoint": raw["checkpoints"][0]}[where]
-    place["colour"] = "blue"
-    run.store.write("demo/HEAD.json", json.dumps(raw).encode())
-    with pytest.raises(BadInput, match=r"format version 1\) does not know colour"):
-        run.read()
-
-
-@pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"format": 1, "checkpoints": [{}]}']
-)
-def test_a_damaged_head_is_named_and_not_touched(run: RunState, damage: bytes) -> None:
-    run.store.write("demo/HEAD.json", damage)
-    with pytest.raises(BadInput, match=r"demo/HEAD.json is damaged"):
-        claim_run(run, someone())
-    assert run.store.read("demo/HEAD.json") == damage
-
-
-def test_jobs_and_stage_descriptions_are_kept_by_digest(run: RunState) -> None:
-    assert run.read_job("abc") is None
-    assert run.read_stage("sft", "abc") is None
-    run.write_job("abc", "name: demo\n")
-    run.write_stage("sft", "abc", {"lr": 1e-3})
-    assert run.read_job("abc") == "name: demo\n"
-    assert run.read_stage("sft", "abc") == {"lr": 1e-3}
-
-
-# The heartbeat
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    tick = threading.Event()
-    while not condition():
-        tick.wait(0.01)
-
-
-def test_the_heartbeat_tells_who_is_at_which_step(run: RunState) -> None:
-    claim = claim_run(run, someone(host="gpu-1"))
-    assert run.heartbeat(1) is None
-    claim.report(stage="pretrain", step=30, steps=480, loss=4.5)
-    claim.start_heartbeat(seconds=0.01)
-    wait_until(lambda: (run.heartbeat(1) or {}).get("beat", 0) >= 3)
-    claim.release()
-    beat = run.heartbeat(1)
-    assert beat is not None
-    assert beat["owner"]["host"] == "gpu-1"
-    assert beat["status"] == {
-        "stage": "pretrain",
-        "step": 30,
-        "steps": 480,
-        "loss": 4.5,
-        "at": 1_000_000.0,
-    }
-
-
-def test_the_heartbeat_finds_out_that_somebody_took_over(run: RunState) -> None:
-    claim = claim_run(run, someone())
-    claim.start_heartbeat(seconds=0.01)
-    claim.check()
-    claim_run(run, someone(host="gpu-2"), take_over=True)
-
-    def fenced() -> bool:
-        try:
-            claim.check()
-        except Fenced as error:
-            return "gpu-2" in str(error)
-        return False
-
-    wait_until(fenced)
-    claim.stop_heartbeat()
-
-
-def test_the_heartbeat_finds_out_that_a_worker_of_ours_owns_the_run(run: RunState) -> None:
-    me = someone()
-    claim = claim_run(run, me)
-    claim.start_heartbeat(seconds=0.01)
-    wait_until(lambda: run.heartbeat(1) is not None)
-    assert claim.beating
-    assert not claim.lent
-    claim_again(run, me)
-    wait_until(lambda: claim.lent)
-    claim.check()
-    claim.stop_heartbeat()
-    assert not claim.beating
-
-
-def test_a_heartbeat_that_cannot_be_written_does_not_disturb_the_run(tmp_path: Path) -> None:
-    class NoHeartbeats(FileStore):
-        tried = 0
-
-        def write(self, key: str, data: Any) -> None:
-            self.tried += 1
-            raise StoreError("write", key, "the disk is full")
-
-    store = NoHeartbeats(tmp_path)
-    claim = claim_run(RunState(store, "demo"), someone())
-    claim.start_heartbeat(seconds=0.01)
-    wait_until(lambda: store.tried >= 3)
-    claim.check()
-    claim.release()
-
-
-def test_a_rented_machine_is_paid_for_from_its_start_and_once_for_all_its_processes() -> None:
-    head = Head().claimed(someone(started_at=100.0), at=160.0, price=36.0)
-    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((60.0, 0.6))
-    head = head.claimed(someone(started_at=100.0), at=200.0, price=36.0)  # the same machine's next
-    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((100.0, 1.0))
-    head = head.claimed(someone(started_at=150.0, boot_id="third"), at=210.0, price=72.0)
-    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((160.0, 2.2))

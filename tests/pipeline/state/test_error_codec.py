@@ -15,7 +15,7 @@ from pion.errors import (
 )
 from pipeline.state.checkpoints.uploader import UploaderDied
 from pipeline.state.error_codec import error_from_json, error_to_json
-from pipeline.state.records import Damaged
+from pipeline.state.record_json import Damaged
 from pipeline.state.stores import Conflict, Missing, StoreError
 
 ERRORS = [

@@ -17,7 +17,7 @@ from pipeline.state.records import CheckpointEntry, Head, SkippedRows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training.rewind import plan_rewind, rows_to_skip
-from tests.pipeline.state.conftest import someone
+from tests.pipeline.state.conftest import list_checkpoint, someone
 
 ROWS = 6  # in a step of the tests below
 DIGEST = "d"
@@ -259,7 +259,7 @@ def run(tmp_path: Path) -> RunState:
 def test_skipped_rows_are_in_head_for_whoever_goes_on(run: RunState) -> None:
     claim = claim_run(run, someone())
     claim.skip_rows("pretrain", skipped_at(3))
-    claim.add_checkpoint(entry(5))
+    list_checkpoint(claim, entry(5))
     claim.skip_rows("pretrain", skipped_at(8, "loss 9.1, above 3 × the median 2 of 64 steps"))
     claim.set_restore("pretrain", 5)
     claim.release()
@@ -282,7 +282,7 @@ def test_a_process_that_was_taken_over_skips_nothing(run: RunState) -> None:
 
 
 def test_a_head_from_before_there_were_skipped_rows_is_read(run: RunState) -> None:
-    claim_run(run, someone()).add_checkpoint(entry(5))
+    list_checkpoint(claim_run(run, someone()), entry(5))
     raw = json.loads(run.store.read("demo/HEAD.json"))
     del raw["skipped"]
     head = Head.from_json(json.dumps(raw).encode(), "HEAD.json")

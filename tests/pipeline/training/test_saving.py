@@ -195,7 +195,7 @@ def test_training_that_waits_for_its_store_obeys_a_stop(
     )
     context = TrainingContext(request, Group(), lambda message: None, lambda: asked is None)
     claim = claim_run(RunState(FileStore(Path(store)), "tiny"), Owner.me())
-    claim.stop_request = asked
+    claim.heartbeat.stop_request = asked
     context.own(claim)
     with pytest.raises(error):
         context.patiently(Down(seconds=math.inf, linger=0.0).read)

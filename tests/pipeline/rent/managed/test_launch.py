@@ -223,7 +223,7 @@ def test_a_second_launch_of_a_run_is_refused(run: RunState, status: str) -> None
 
 def test_a_run_that_works_elsewhere_is_not_rented_for(run: RunState, time: FakeClock) -> None:
     claim = claim_run(run, someone(host="desk", pid=77))
-    claim._beat()
+    claim.heartbeat.beat()
     time.time += 30
     with pytest.raises(BadInput, match=r"is being run by pid 77 on desk.*30 s old.*pion hop"):
         refuse_second(run, head_of(run), [])
@@ -235,7 +235,7 @@ def test_a_run_whose_owner_is_silent_or_gone_may_be_launched(
     ended = [dataclasses.replace(JOB, status=status) for status in managed_jobs.ENDED]
     refuse_second(run, None, ended)
     refuse_second(run, head_of(run), ended)
-    claim_run(run, someone())._beat()
+    claim_run(run, someone()).heartbeat.beat()
     time.time += 61
     refuse_second(run, head_of(run), [])
 

@@ -324,7 +324,7 @@ def test_a_pod_is_not_ended_because_skypilot_has_forgotten_its_job_while_its_run
 ) -> None:
     api.rent("one", pod_of(name, 1))
     claim = claim_run(run, someone())
-    claim._beat()
+    claim.heartbeat.beat()
     one = listing(reap=True)["one"]
     assert one["state"] == "unknown"
     assert "knows no managed job 1 of that name; the run is at work" in one["words"]

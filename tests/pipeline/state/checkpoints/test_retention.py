@@ -12,8 +12,7 @@ from pipeline.state.claim import Claim, claim_run
 from pipeline.state.records import CheckpointEntry, Head, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.state.conftest import FakeClock, someone
-from tests.pipeline.state.test_claim import an_entry
+from tests.pipeline.state.conftest import FakeClock, an_entry, list_checkpoint, someone
 
 HOUR = 3600.0
 
@@ -111,7 +110,7 @@ def test_files_stay_for_an_hour_after_their_entry_went(
     claim = claim_run(run, someone())
     for step in (10, 20, 30):
         store_checkpoint(claim, an_entry(step))
-        claim.add_checkpoint(an_entry(step))
+        list_checkpoint(claim, an_entry(step))
     claim.commit(lambda head: forget(head, Keep(), time.time))
     time.time += HOUR - 1
     assert sweep(claim) == []
@@ -146,7 +145,7 @@ def test_a_claim_sweeps_what_older_epochs_left_unlisted_an_hour_later(
     listed, finished, unlisted = an_entry(10), an_entry(20), an_entry(30)
     for entry in (listed, finished, unlisted):
         store_checkpoint(old, entry)
-    old.add_checkpoint(listed)
+    list_checkpoint(old, listed)
     old.finish_stage("pretrain", "d", {}, finished.key)
     claim = claim_run(run, someone(), take_over=True)
     store_checkpoint(claim, an_entry(40, epoch=2))  # being written right now

@@ -1,0 +1,50 @@
+"""Read records that are kept as JSON: the right format version, every field, and no unknown one."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pion.errors import BadInput
+
+FORMAT = 1
+
+Record = TypeVar("Record")
+
+
+class Damaged(BadInput):
+    """A record can't be read, and not because a newer pion wrote it."""
+
+
+def parse(data: bytes, where: str) -> dict[str, Any]:
+    """A record's JSON object. Raises `Damaged`, or `BadInput` for another format version."""
+    try:
+        raw = json.loads(data)
+    except ValueError as error:
+        raise Damaged(
+            f"{where} is damaged, it is not JSON ({error}). Nothing was changed."
+        ) from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
+        raise Damaged(f"{where} is damaged, it names no format version. Nothing was changed.")
+    if raw["format"] != FORMAT:
+        raise BadInput(
+            f"{where} has format version {raw['format']}; this pion reads version {FORMAT}. "
+            "Nothing was changed. Use the pion that wrote it, or update this one."
+        )
+    return raw
+
+
+def build(kind: type[Record], raw: Mapping[str, Any], where: str) -> Record:
+    """One record from its JSON object. Raises `BadInput` for unknown fields, `Damaged` for
+    missing ones."""
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    unknown = sorted(set(raw) - {item.name for item in fields})
+    if unknown:
+        raise BadInput(
+            f"{where}: this pion (format version {FORMAT}) does not know {', '.join(unknown)} in "
+            f"{kind.__name__}; a newer pion wrote it. Nothing was changed. Update this one."
+        )
+    try:
+        return kind(**raw)
+    except TypeError as error:
+        raise Damaged(f"{where} is damaged: {error}. Nothing was changed.") from error

@@ -1,0 +1,92 @@
+"""What HEAD says: its changes, its JSON, and what is refused."""
+
+import json
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.state.claim import claim_run
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+from tests.pipeline.state.conftest import an_entry, list_checkpoint, read, someone
+
+
+def test_redoing_a_stage_forgets_it_and_what_follows_but_not_what_came_before(
+    run: RunState,
+) -> None:
+    claim = claim_run(run, someone())
+    for stage in ("pretrain", "sft"):
+        list_checkpoint(claim, an_entry(10, stage=stage))
+        claim.finish_stage(stage, "d", {"loss": 1.0}, f"checkpoints/{stage}/10-1")
+    claim.finish_stage("evaluate", "d", {})
+    head = claim.drop_stages(["sft", "evaluate"])
+    assert list(head.stages) == ["pretrain"]
+    assert [entry.stage for entry in head.checkpoints] == ["pretrain"]
+    assert [item.key for item in head.trash] == ["checkpoints/sft/10-1"]
+
+
+def test_going_back_to_an_earlier_step_unlists_the_later_checkpoints_of_that_stage(
+    run: RunState,
+) -> None:
+    claim = claim_run(run, someone())
+    list_checkpoint(claim, an_entry(50, stage="prior"))
+    for step in (10, 20, 30):
+        list_checkpoint(claim, an_entry(step))
+    claim = claim_run(run, someone(), take_over=True)
+    head = claim.set_restore("pretrain", 20)
+    assert [(entry.stage, entry.step) for entry in head.checkpoints] == [
+        ("pretrain", 20),
+        ("pretrain", 10),
+        ("prior", 50),
+    ]
+    assert head.restores == {2: {"pretrain": 20}}
+    assert [item.key for item in head.trash] == ["checkpoints/pretrain/30-1"]
+
+
+def test_head_survives_the_way_through_json(run: RunState) -> None:
+    claim = claim_run(run, someone(versions={"torch": "2.15"}))
+    list_checkpoint(claim, an_entry(10, ancestor="checkpoints/pretrain/5-1", metrics={"loss": 2.5}))
+    list_checkpoint(claim, an_entry(20))
+    claim.set_restore("pretrain", 10)
+    claim.finish_stage("prepare", "p", {"rows": 7})
+    claim.set_job("j")
+    assert read(run) == claim.head
+    assert claim.head.trash
+
+
+def test_a_head_of_a_newer_format_is_refused_with_its_version(run: RunState) -> None:
+    claim_run(run, someone()).release()
+    raw = json.loads(run.store.read("demo/HEAD.json"))
+    run.store.write("demo/HEAD.json", json.dumps({**raw, "format": 2}).encode())
+    with pytest.raises(BadInput, match=r"HEAD.json has format version 2; this pion reads .* 1"):
+        claim_run(run, someone())
+
+
+@pytest.mark.parametrize("where", ["head", "owner", "checkpoint"])
+def test_an_unknown_field_is_refused_and_named(run: RunState, where: str) -> None:
+    list_checkpoint(claim_run(run, someone()), an_entry(1))
+    raw = json.loads(run.store.read("demo/HEAD.json"))
+    place = {"head": raw, "owner": raw["owner"], "checkpoint": raw["checkpoints"][0]}[where]
+    place["colour"] = "blue"
+    run.store.write("demo/HEAD.json", json.dumps(raw).encode())
+    with pytest.raises(BadInput, match=r"format version 1\) does not know colour"):
+        run.read()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"format": 1, "checkpoints": [{}]}']
+)
+def test_a_damaged_head_is_named_and_not_touched(run: RunState, damage: bytes) -> None:
+    run.store.write("demo/HEAD.json", damage)
+    with pytest.raises(BadInput, match=r"demo/HEAD.json is damaged"):
+        claim_run(run, someone())
+    assert run.store.read("demo/HEAD.json") == damage
+
+
+def test_a_rented_machine_is_paid_for_from_its_start_and_once_for_all_its_processes() -> None:
+    head = Head().claimed(someone(started_at=100.0), at=160.0, price=36.0)
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((60.0, 0.6))
+    head = head.claimed(someone(started_at=100.0), at=200.0, price=36.0)  # the same machine's next
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((100.0, 1.0))
+    head = head.claimed(someone(started_at=150.0, boot_id="third"), at=210.0, price=72.0)
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((160.0, 2.2))
