@@ -71,8 +71,9 @@ class TrainingContext:
         claim = self._claim
         if claim is None:
             return None
-        if claim.heartbeat.stop_request is not None:
-            return f"Stopped by request ({claim.heartbeat.stop_request}). Every finished step is saved."
+        request = claim.heartbeat.stop_request
+        if request is not None:
+            return f"Stopped by request ({request}). Every finished step is saved."
         return over_budget(self.job.budget, claim.spent)
 
     def patiently(self, work: Callable[[], Result]) -> Result:

@@ -16,7 +16,7 @@ def test_the_heartbeat_tells_who_is_at_which_step(run: RunState) -> None:
     assert run.heartbeat(1) is None
     claim.heartbeat.report(stage="pretrain", step=30, steps=480, loss=4.5)
     claim.heartbeat.start(seconds=0.01)
-    wait_until(lambda: (run.heartbeat(1) or {}).get("beat", 0) >= 3)
+    wait_until(lambda: (run.heartbeat(1) or {}).get("beat", 0) >= 3, "three beats")
     claim.release()
     beat = run.heartbeat(1)
     assert beat is not None
@@ -43,7 +43,7 @@ def test_the_heartbeat_finds_out_that_somebody_took_over(run: RunState) -> None:
             return "gpu-2" in str(error)
         return False
 
-    wait_until(fenced)
+    wait_until(fenced, "gpu-2 took over")
     claim.heartbeat.stop()
 
 
@@ -51,11 +51,11 @@ def test_the_heartbeat_finds_out_that_a_worker_of_ours_owns_the_run(run: RunStat
     me = someone()
     claim = claim_run(run, me)
     claim.heartbeat.start(seconds=0.01)
-    wait_until(lambda: run.heartbeat(1) is not None)
+    wait_until(lambda: run.heartbeat(1) is not None, "a beat")
     assert claim.heartbeat.running
     assert not claim.heartbeat.lent
     claim_again(run, me)
-    wait_until(lambda: claim.heartbeat.lent)
+    wait_until(lambda: claim.heartbeat.lent, "lent")
     claim.check()
     claim.heartbeat.stop()
     assert not claim.heartbeat.running
@@ -72,6 +72,6 @@ def test_a_heartbeat_that_cannot_be_written_does_not_disturb_the_run(tmp_path: P
     store = NoHeartbeats(tmp_path)
     claim = claim_run(RunState(store, "demo"), someone())
     claim.heartbeat.start(seconds=0.01)
-    wait_until(lambda: store.tried >= 3)
+    wait_until(lambda: store.tried >= 3, "three tries")
     claim.check()
     claim.release()

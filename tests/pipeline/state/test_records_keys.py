@@ -13,9 +13,10 @@ import pytest
 from pion.errors import BadInput
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
-from pipeline.state.records import FORMAT, CheckpointEntry, SkippedRows, heartbeat_path
+from pipeline.state.record_json import FORMAT
+from pipeline.state.records import CheckpointEntry, SkippedRows
 from pipeline.state.rental_note import NOTE, RentalNote, write_rental_note
-from pipeline.state.run_state import RunState
+from pipeline.state.run_state import RunState, heartbeat_path
 from tests.paths import OLDER_RUNS
 
 OWNER = {
@@ -91,7 +92,7 @@ def written(run: RunState) -> RunState:
         claim.commit(lambda head, entry=entry: head.with_checkpoint(entry))
     claim.skip_rows("pretrain", SkippedRows(0, 4, 2, 1, "digest", "a loss of nan", 0.0))
     claim.set_restore("pretrain", 1)  # the later checkpoint becomes trash
-    claim._beat()
+    claim.heartbeat.beat()
     return run
 
 
