@@ -27,7 +27,7 @@ from pion.config import ModelConfig
 from pion.data.stream import Batch, RowStream
 from pion.model.decoder import Decoder
 from pion.train.hardware import device_name, pick_device, pick_dtype
-from pion.train.settings import Plan, TrainSettings
+from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.claim import claim_run
@@ -58,7 +58,7 @@ def measure(preset: str, micro_batch: int, seq_len: int, rounds: int) -> dict[st
     torch.manual_seed(0)
     device = pick_device()
     config = ModelConfig.preset(preset, seq_len=seq_len)
-    plan = Plan(
+    plan = ComputePlan(
         device=str(device),
         dtype=pick_dtype("auto", device),
         micro_batch=micro_batch,

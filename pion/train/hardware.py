@@ -16,7 +16,7 @@ import torch
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.train.settings import Plan
+from pion.train.settings import ComputePlan
 
 # Dense TFLOP/s (bf16 tensor cores accumulating in fp32, fp32 without tensor cores) from NVIDIA's
 # data sheets and architecture white papers; None = no bf16. Data sheets often quote twice the
@@ -91,7 +91,7 @@ def pick_dtype(
     return name
 
 
-def configure(plan: Plan) -> None:
+def configure(plan: ComputePlan) -> None:
     """Put the plan's process-wide choices into force: thread count and determinism."""
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)

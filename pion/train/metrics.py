@@ -16,7 +16,7 @@ from pion.config import ModelConfig
 from pion.errors import Trouble
 from pion.train import hardware
 from pion.train.feed import RowRange
-from pion.train.settings import Plan
+from pion.train.settings import ComputePlan
 
 RECENT_STEPS = 64
 ENOUGH_STEPS = 16  # that the median is of, before a loss is called a spike
@@ -50,7 +50,7 @@ class StepMetrics:
     def __init__(
         self,
         config: ModelConfig,
-        plan: Plan,
+        plan: ComputePlan,
         clock: Callable[[], float],
         max_spike: float | None = None,
     ) -> None:

@@ -1,4 +1,4 @@
-"""What a training stage is (`TrainSettings`) and how one machine executes it (`Plan`).
+"""What a training stage is (`TrainSettings`) and how one machine executes it (`ComputePlan`).
 
 Settings decide the weights and never depend on hardware; a plan decides only who computes what, and
 is recorded beside a checkpoint because reusing it is what makes a resumed run bit-identical.
@@ -61,7 +61,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComputePlan:
     """How this machine computes a stage. None of it changes what is learned beyond rounding.
 
     Declare a field that you add with `later_field` (later_fields.py), so that checkpoints of before
@@ -88,7 +88,7 @@ class Plan:
         return to_record(self)
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Plan | None:
+    def from_dict(cls, record: dict[str, Any]) -> ComputePlan | None:
         """Return the plan that `to_dict` recorded; None if a newer version computed in a way that
         this version does not know."""
         known = {field.name for field in dataclasses.fields(cls)}

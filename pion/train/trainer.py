@@ -28,9 +28,9 @@ from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
 from pion.train.ranks import Ranks
 from pion.train.rng import rng_states, set_rng_states
 from pion.train.schedule import lr_at
-from pion.train.settings import Plan, TrainSettings
+from pion.train.settings import ComputePlan, TrainSettings
 
-__all__ = ["Evaluation", "Plan", "TrainSettings", "TrainState", "Trainer"]
+__all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Trainer:
         model: Decoder,
         stream: RowStream,
         settings: TrainSettings,
-        plan: Plan,
+        plan: ComputePlan,
         *,
         rank: int = 0,
         clock: Callable[[], float] = time.perf_counter,

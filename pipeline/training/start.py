@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
-    from pion.train.settings import Plan
+    from pion.train.settings import ComputePlan
     from pion.train.trainer import Trainer
     from pipeline.state.checkpoints.restore import Found
     from pipeline.state.records import Head
@@ -144,7 +144,7 @@ def start_stage(
     )
 
 
-def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | None) -> Plan:
+def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | None) -> ComputePlan:
     """How this machine computes the stage.
 
     The plan recorded in the checkpoint is used again where the hardware and the job allow, because
@@ -154,12 +154,12 @@ def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | N
 
     from pion.train.hardware import pick_device, pick_dtype, total_memory
     from pion.train.micro_batch import Workload, choose_micro_batch
-    from pion.train.settings import Plan
+    from pion.train.settings import ComputePlan
 
     section, hardware = job.section(stage), job.hardware
     device = pick_device()
     rows_per_rank = -(-section.global_batch // group.world_size)
-    plan = Plan(
+    plan = ComputePlan(
         device=str(device),
         dtype=pick_dtype(hardware.dtype, device),
         world_size=group.world_size,
@@ -169,7 +169,7 @@ def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | N
         micro_batch=min(hardware.micro_batch or rows_per_rank, rows_per_rank),
         recompute=bool(hardware.recompute),
     )
-    before = Plan.from_dict(recorded) if recorded is not None else None
+    before = ComputePlan.from_dict(recorded) if recorded is not None else None
     if before is not None:
         derived = {"micro_batch": hardware.micro_batch, "recompute": hardware.recompute}
         free = {name: getattr(before, name) for name, asked in derived.items() if asked is None}

@@ -9,7 +9,7 @@ import pytest
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.qwen3 import from_qwen3, to_qwen3
-from pion.train.settings import Plan
+from pion.train.settings import ComputePlan
 from tests.support import later_version
 from tests.support.later_version import ChangedConfig, LaterConfig, LaterPlan
 
@@ -50,10 +50,10 @@ def test_an_exported_model_stays_what_it_is(monkeypatch):
 
 
 def test_a_plan_recorded_before_a_field_existed_can_be_used_again():
-    plan = Plan(micro_batch=3, threads=2)
+    plan = ComputePlan(micro_batch=3, threads=2)
     assert LaterPlan.from_dict(plan.to_dict()) == LaterPlan(micro_batch=3, threads=2)
-    assert Plan.from_dict(LaterPlan(micro_batch=3).to_dict()) == Plan(micro_batch=3)
+    assert ComputePlan.from_dict(LaterPlan(micro_batch=3).to_dict()) == ComputePlan(micro_batch=3)
 
 
 def test_a_plan_that_this_version_can_not_carry_out_is_no_plan():
-    assert Plan.from_dict(LaterPlan(shards=2).to_dict()) is None
+    assert ComputePlan.from_dict(LaterPlan(shards=2).to_dict()) is None

@@ -13,7 +13,7 @@ import pytest
 
 from pion.config import ModelConfig
 from pion.later_fields import later_field
-from pion.train.settings import Plan
+from pion.train.settings import ComputePlan
 from pipeline.job import Job, Section
 from pipeline.job.fields import Data, Evaluate, Model, Pretrain, Publish, Sft
 from pipeline.job.section import identity, scheduled
@@ -27,7 +27,7 @@ class LaterConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class LaterPlan(Plan):
+class LaterPlan(ComputePlan):
     shards: int = later_field(1, before=1)
 
 
@@ -85,7 +85,7 @@ def install(
     """Let this process be that later version."""
     for module in ("pipeline.job.fields", "pion.load", "pion.qwen3", "pion.seeds"):
         monkeypatch.setattr(import_module(module), "ModelConfig", config)
-    monkeypatch.setattr("pion.train.settings.Plan", LaterPlan)
+    monkeypatch.setattr("pion.train.settings.ComputePlan", LaterPlan)
     for module in ("pipeline.job.file", "pipeline.training.request"):
         monkeypatch.setattr(import_module(module), "Job", job)
 

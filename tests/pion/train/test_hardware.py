@@ -6,7 +6,7 @@ import torch
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.train import hardware
-from pion.train.settings import Plan
+from pion.train.settings import ComputePlan
 
 CPU = torch.device("cpu")
 
@@ -74,9 +74,9 @@ def test_a_device_torch_trains_on_elsewhere_is_refused() -> None:
 
 
 def test_a_plan_puts_its_thread_count_into_force() -> None:
-    hardware.configure(Plan(threads=2))
+    hardware.configure(ComputePlan(threads=2))
     assert torch.get_num_threads() == 2
-    hardware.configure(Plan(threads=1))
+    hardware.configure(ComputePlan(threads=1))
     assert torch.get_num_threads() == 1
 
 

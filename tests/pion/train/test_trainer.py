@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
 from pion.model.decoder import Decoder
-from pion.train.trainer import Plan, Trainer, TrainSettings, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream, tiny_decoder
 
 
@@ -22,7 +22,9 @@ def settings(**fields: Any) -> TrainSettings:
 
 
 def trainer(stream: RowStream, *, seed: int = 0, plan: Any = None, **fields: Any) -> Trainer:
-    return Trainer(tiny_decoder(seed), stream, settings(**fields), plan or Plan(micro_batch=4))
+    return Trainer(
+        tiny_decoder(seed), stream, settings(**fields), plan or ComputePlan(micro_batch=4)
+    )
 
 
 def run(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
@@ -57,7 +59,7 @@ def assert_identical(a: TrainState, b: TrainState) -> None:
 def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(
     text: RowStream, optimizer: str, dtype: str
 ) -> None:
-    plan = Plan(micro_batch=4, dtype=dtype, threads=1)
+    plan = ComputePlan(micro_batch=4, dtype=dtype, threads=1)
     unbroken = trainer(text, plan=plan, optimizer=optimizer)
     losses = run(unbroken, 6)
 
@@ -113,14 +115,14 @@ def test_the_loss_is_the_mean_over_target_tokens_however_the_batch_is_cut(tmp_pa
     expected.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     for micro_batch in (1, 4, 6, 100):
-        (metrics,) = run(trainer(stream, plan=Plan(micro_batch=micro_batch)), 1)
+        (metrics,) = run(trainer(stream, plan=ComputePlan(micro_batch=micro_batch)), 1)
         assert metrics["loss"] == pytest.approx(expected.item(), rel=1e-5)
         assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
         assert metrics["tokens"] == int((batch.targets != -100).sum())
 
 
 def test_a_step_is_abandoned_between_micro_batches_with_nothing_changed(text: RowStream) -> None:
-    abandoned = trainer(text, plan=Plan(micro_batch=2))
+    abandoned = trainer(text, plan=ComputePlan(micro_batch=2))
     run(abandoned, 1)
     before = snapshot(abandoned)
     answers = iter([False, False, True])
@@ -130,14 +132,14 @@ def test_a_step_is_abandoned_between_micro_batches_with_nothing_changed(text: Ro
     assert_identical(snapshot(abandoned), before)
 
     run(abandoned, 1)
-    unbroken = trainer(text, plan=Plan(micro_batch=2))
+    unbroken = trainer(text, plan=ComputePlan(micro_batch=2))
     run(unbroken, 2)
     assert_identical(snapshot(abandoned), snapshot(unbroken))
 
 
 def test_recomputing_activations_changes_no_gradient(text: RowStream) -> None:
     (kept,) = run(trainer(text), 1)
-    (recomputed,) = run(trainer(text, plan=Plan(micro_batch=4, recompute=True)), 1)
+    (recomputed,) = run(trainer(text, plan=ComputePlan(micro_batch=4, recompute=True)), 1)
     assert recomputed["grad_norm"] == kept["grad_norm"]
 
 
@@ -155,7 +157,7 @@ def test_the_gradient_is_clipped_to_its_global_norm_unless_clip_is_zero(
 
 
 def test_weights_stay_fp32_under_bf16_and_learn(text: RowStream) -> None:
-    plan = Plan(micro_batch=4, dtype="bfloat16")
+    plan = ComputePlan(micro_batch=4, dtype="bfloat16")
     bf16 = trainer(text, plan=plan, steps=30, optimizer="muon")
     metrics = run(bf16, 30)
     assert all(tensor.dtype == torch.float32 for tensor in bf16.state().model.values())
@@ -179,7 +181,9 @@ def test_throughput_counts_the_time_of_the_steps_and_not_what_the_caller_does_be
     text: RowStream,
 ) -> None:
     now = [100.0]
-    timed = Trainer(tiny_decoder(), text, settings(), Plan(micro_batch=6), clock=lambda: now[0])
+    timed = Trainer(
+        tiny_decoder(), text, settings(), ComputePlan(micro_batch=6), clock=lambda: now[0]
+    )
 
     def slow_step() -> bool:
         now[0] += 2.0

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput
-from pion.train.trainer import Plan, Trainer, TrainSettings, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream, tiny_decoder
 
 WORLD_SIZES = (2, 3)
@@ -25,7 +25,9 @@ SETTINGS = {"steps": STEPS, "global_batch": 7, "lr": 1e-2, "warmup_steps": 2}
 def make(
     stream: RowStream, world_size: int, rank: int = 0, seed: int = 0, **fields: Any
 ) -> Trainer:
-    plan = Plan(micro_batch=1, world_size=world_size, threads=1, deterministic=world_size > 1)
+    plan = ComputePlan(
+        micro_batch=1, world_size=world_size, threads=1, deterministic=world_size > 1
+    )
     return Trainer(tiny_decoder(seed), stream, TrainSettings(**SETTINGS | fields), plan, rank=rank)
 
 

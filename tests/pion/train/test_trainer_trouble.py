@@ -20,7 +20,7 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput, Trouble
 from pion.model.decoder import Decoder
 from pion.train.metrics import StepMetrics, StepRecord
-from pion.train.trainer import Plan, Trainer, TrainSettings, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import CONFIG, open_stream
 
 INF, NAN = math.inf, math.nan
@@ -61,7 +61,7 @@ def trainer(
     loss: float = 1.0,
     gradient: float = 1.0,
     seed: int = 0,
-    plan: Plan | None = None,
+    plan: ComputePlan | None = None,
     rank: int = 0,
     **fields: Any,
 ) -> Trainer:
@@ -70,7 +70,7 @@ def trainer(
     model.bad_rows = tuple(torch.as_tensor(stream.row(i).tokens) for i in bad_rows)
     model.loss_factor, model.gradient_factor = loss, gradient
     chosen = TrainSettings(**{"steps": 60, "global_batch": 6, "lr": 1e-2, **fields})
-    return Trainer(model, stream, chosen, plan or Plan(micro_batch=6, threads=1), rank=rank)
+    return Trainer(model, stream, chosen, plan or ComputePlan(micro_batch=6, threads=1), rank=rank)
 
 
 def train(trainer: Trainer, steps: int) -> None:
@@ -297,7 +297,7 @@ def test_when_it_is_asked_changes_nothing_about_what_is_wrong_or_reported(
     """Ranks ask at different steps: rank 0 when it saves too."""
     if broken is not None and broken < len(losses):
         losses[broken] = NAN
-    collected = StepMetrics(CONFIG, Plan(threads=1), clock=lambda: 0.0, max_spike=2.0)
+    collected = StepMetrics(CONFIG, ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0)
     reported: list[int] = []
     for i, loss in enumerate(losses):
         collected.begin_step()
@@ -332,7 +332,7 @@ def record(step: int, loss: float, targets: float = 8.0) -> StepRecord:
 
 
 def test_a_spike_is_measured_by_the_last_64_steps() -> None:
-    collected = StepMetrics(CONFIG, Plan(threads=1), clock=lambda: 0.0)
+    collected = StepMetrics(CONFIG, ComputePlan(threads=1), clock=lambda: 0.0)
     for step in range(1, 81):
         collected.begin_step()
         collected.add(record(step, float(step)))
@@ -341,7 +341,7 @@ def test_a_spike_is_measured_by_the_last_64_steps() -> None:
 
 def test_a_step_with_nothing_to_learn_is_no_measure_of_a_spike() -> None:
     """Its loss is 0, and so would a median of such losses be, which any loss is above."""
-    collected = StepMetrics(CONFIG, Plan(threads=1), clock=lambda: 0.0, max_spike=2.0)
+    collected = StepMetrics(CONFIG, ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0)
     for step in range(1, 81):
         collected.begin_step()
         collected.add(record(step, 2.0, 8.0) if step % 4 == 0 else record(step, 0.0, 0.0))
@@ -366,7 +366,7 @@ def work(rank: int, folder: Path) -> None:
     results = []
     faults: list[dict[str, Any]] = [{"loss": NAN}, {"gradient": 1e30}]
     for fault in faults:
-        plan = Plan(micro_batch=2, world_size=2, threads=1)
+        plan = ComputePlan(micro_batch=2, world_size=2, threads=1)
         broken = trainer(stream, bad_rows=[19], plan=plan, rank=rank, **fault)
         train(broken, 2)
         if rank == 0:
