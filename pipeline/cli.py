@@ -368,18 +368,10 @@ def _fork(args: argparse.Namespace) -> int:
 
 
 def _prove(args: argparse.Namespace) -> int:
-    from pipeline.prove.proof import prove
+    from pipeline.prove.proof import ProofOptions, prove
 
-    return prove(
-        args.job,
-        args.overrides,
-        kills=args.kills,
-        store=args.store,
-        seed=args.seed,
-        json_path=args.json,
-        keep=args.keep,
-        say=partial(print, flush=True),
-    )
+    options = ProofOptions(args.kills, args.store, args.seed, args.json, args.keep)
+    return prove(args.job, args.overrides, options, say=partial(print, flush=True))
 
 
 def _report(args: argparse.Namespace) -> int:
