@@ -51,8 +51,8 @@ from pipeline.state.error_codec import error_from_json
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner, differences
 from pipeline.state.patience import Patience
-from pipeline.state.requests import clear_stops
 from pipeline.state.run_state import RunState
+from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
 from pipeline.training.saving import linger_seconds
@@ -292,7 +292,7 @@ class Advance:
             self.say(Note(text))
 
     def _start_workers(self, training: list[str]) -> RayWorkers:
-        from pipeline.training.request import TrainRequest
+        from pipeline.training.train_request import TrainRequest
         from pipeline.workers.ray_workers import RayWorkers
 
         count = worker_count(self.job)
@@ -369,8 +369,9 @@ class Advance:
             ahead.start()  # while torch is imported
         import torch  # noqa: F401
 
-        from pipeline.training.request import Group, TrainRequest
+        from pipeline.training.group import Group
         from pipeline.training.train import train_stages
+        from pipeline.training.train_request import TrainRequest
 
         request = TrainRequest.of(
             self.job, self.digests, self.owner, training, gpus=gpu_count(), started=self.started

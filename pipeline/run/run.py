@@ -31,8 +31,8 @@ from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import RELEASED, Owner, launch_id
 from pipeline.state.rental_note import over_unless_interrupted
-from pipeline.state.requests import pending_stop
 from pipeline.state.run_state import Clock, RunState
+from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.workspace import Workspace
 

@@ -23,7 +23,8 @@ from pipeline.state.patience import Patience
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, retry
 from pipeline.training.context import TrainingContext
-from pipeline.training.request import Group, TrainRequest
+from pipeline.training.group import Group
+from pipeline.training.train_request import TrainRequest
 from tests.faults.test_bad_days import CutOff
 from tests.pipeline.state.checkpoints.test_checkpointer import NoMapping
 from tests.runs.test_resume import finish, start, wait_for, write_job

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from pipeline.state.metrics import read_events
-from pipeline.state.requests import ask_stop
 from pipeline.state.run_state import RunState
+from pipeline.state.stop_requests import ask_stop
 from pipeline.state.stores import open_store
 from tests.runs.test_resume import (
     final_weights,

@@ -38,9 +38,9 @@ from pipeline.state.metrics import read_events
 from pipeline.state.recorded_job import find_job_file
 from pipeline.state.records import Head
 from pipeline.state.rental_note import RentalNote, withdraw_rental_note
-from pipeline.state.requests import clear_stops, withdraw_handover
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.run_status import is_finished
+from pipeline.state.stop_requests import clear_stops, withdraw_handover
 from pipeline.state.stores import StoreError, open_store
 
 POLL_SECONDS = 5.0

@@ -25,9 +25,9 @@ from pipeline.rent.managed.task import make_task, task_config, task_variables, t
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head
-from pipeline.state.requests import clear_stops
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished, last_change
+from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError, open_store
 
 SUBMITTING = "submitting the job; SkyPilot gets a copy of the checkout"

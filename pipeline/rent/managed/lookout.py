@@ -19,9 +19,9 @@ from pipeline.rent.managed.progress import Progress
 from pipeline.rent.managed.task import launch_id_of
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
-from pipeline.state.requests import pending_stop
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished, run_status
+from pipeline.state.stop_requests import pending_stop
 
 COST_SECONDS = 60.0
 """Between two times that a run's events are read for what its machines have cost."""

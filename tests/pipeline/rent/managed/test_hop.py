@@ -24,8 +24,8 @@ from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.recorded_job import find_job_file
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
-from pipeline.state.requests import ask_stop, pending_stop
 from pipeline.state.run_state import RunState
+from pipeline.state.stop_requests import ask_stop, pending_stop
 from tests.pipeline.state.conftest import FakeClock
 from tests.support.light_run import JOB
 from tests.support.two_launches import NEW, OLD, head_of

@@ -27,8 +27,8 @@ from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog, read_events
 from pipeline.state.records import Head
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
-from pipeline.state.requests import ask_stop
 from pipeline.state.run_state import RunState
+from pipeline.state.stop_requests import ask_stop
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.rent.managed.test_diagnose import A40, A4000, JOB, job
 from tests.pipeline.state.conftest import FakeClock, someone

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.state.requests import ask_stop, clear_stops, pending_stop
 from pipeline.state.run_state import RunState
+from pipeline.state.stop_requests import ask_stop, clear_stops, pending_stop
 from tests.pipeline.state.conftest import FakeClock
 
 
