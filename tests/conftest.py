@@ -6,12 +6,13 @@ of one file stay together, so those of test_ray.py share one Ray; the longest fi
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from pipeline.workers.ray_workers import RAY_ADDRESS
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.paths import REPOSITORY
 from tests.support.s3_server import S3Server, s3_server
+from tests.support.whole_runs import kill_what_still_runs, whole_run
 
 # Two processes whose threads spin while they wait for each other take ten times as long on the same
 # cores. Read when torch is first imported, here and in what tests start.
@@ -59,6 +61,21 @@ def _turn(item: pytest.Item) -> int:
 def s3() -> Iterator[S3Server]:
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`whole(**changes)`: the folder of a tiny job, so changed, that ran to its end unbroken."""
+    temporary = tmp_path_factory.getbasetemp()
+    # Each of xdist's processes has a folder of its own in the folder of the session.
+    session = temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
+    return functools.partial(whole_run, session / "whole_runs")
+
+
+@pytest.fixture(autouse=True)
+def _no_run_outlives_its_test() -> Iterator[None]:
+    yield
+    kill_what_still_runs()
 
 
 @pytest.fixture(scope="session")
