@@ -287,12 +287,11 @@ class _Proof:
 
 
 def _failed(name: str, done: Attempt) -> PionError:
-    error = PionError(
+    kind = BadInput if done.exit_code == BadInput.exit_code else PionError
+    return kind(
         f"pion run of {name} ended with exit code {done.exit_code}. Its last lines:\n"
         f"{done.last_lines}"
     )
-    error.exit_code = 2 if done.exit_code == 2 else 1
-    return error
 
 
 @contextmanager

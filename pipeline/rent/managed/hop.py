@@ -7,6 +7,7 @@ it is rented, seen to take the run over, and then the old rental is seen to end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import duration
@@ -42,6 +43,7 @@ from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.run_status import is_finished
 from pipeline.state.stop_requests import clear_stops, withdraw_handover
 from pipeline.state.stores import StoreError, open_store
+from pipeline.state.stores.verdict import before_work
 
 POLL_SECONDS = 5.0
 ARRIVE_SECONDS = 1800.0
@@ -65,12 +67,38 @@ def hop(
         PionError: the new machine did not come to take the run over. The old one works on, as far
             as it was not asked yet.
     """
+    with before_work("Nothing was rented."):
+        move = _begin(run, on=on, overrides=overrides, job=job, force=force)
+    return _see_through(move, run) if move is not None else 0
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A hop whose new machine is rented: managed job `new`, started as `launch_id`.
+
+    `head` is the run before it, `old` the managed jobs that live then, and `before` the word of
+    another rental that was replaced.
+    """
+
+    state: RunState
+    head: Head
+    name: str
+    old: Sequence[ManagedJob]
+    new: int
+    launch_id: str
+    before: RentalNote | None
+
+
+def _begin(
+    run: str, *, on: str, overrides: Sequence[str], job: str | None, force: bool
+) -> _Move | None:
+    """Rent the new machine; None if the run is finished."""
     from pipeline.rent.check.candidates import fitting
 
     state, head = read_run(run)
     if is_finished(state, head):
         say_now(f"{state.name} is finished: there is nothing to move.")
-        return 0
+        return None
     sky_yaml = read_sky_yaml(on)
     name = rental_name(state.store.url, state.name)
     path, recorded = (job, []) if job is not None else find_job_file(state, head)
@@ -96,27 +124,34 @@ def hop(
             task = make_task(task_config(rented, name, envs, parsed.prices), secrets)
             with telling_who_leaves(state, name):
                 new = submit(task, name)
-    say_now(f"managed job {new} is submitted; {_old_words(head, old)} until its machine is up")
+    return _Move(state, head, name, old, new, launch_id, before)
+
+
+def _see_through(move: _Move, run: str) -> int:
+    """See the new machine take the run over and the old rental end; return 0."""
+    state, launch_id = move.state, move.launch_id
+    words = _old_words(move.head, move.old)
+    say_now(f"managed job {move.new} is submitted; {words} until its machine is up")
     try:
         try:
-            if not _wait_for_arrival(state, name, new, launch_id):
+            if not _wait_for_arrival(state, move.name, move.new, launch_id):
                 withdraw_rental_note(state, launch_id)
                 return 0
         except PionError as error:
-            raise PionError(f"{error} {_call_off(state, launch_id, before)}") from error
-        for line in (*end_old(state, name, old), *others_left(name)):
+            raise PionError(f"{error} {_call_off(state, launch_id, move.before)}") from error
+        for line in (*end_old(state, move.name, move.old), *others_left(move.name)):
             say_now(line)
         for line in _receipt(state, launch_id):
             say_now(line)
     except KeyboardInterrupt:
         say_now(
             f"\nthe hop goes on without this window; to call it off before its machine is up: "
-            f"sky jobs cancel {new}\n"
+            f"sky jobs cancel {move.new}\n"
             f"see which machines there are: pion rentals {run}"
         )
     except StoreError as error:
         say_now(f"the run has moved; its receipt can't be read at the moment: {error}")
-    say_now(how_to_come_back(state, new))
+    say_now(how_to_come_back(state, move.new))
     return 0
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import duration
@@ -28,7 +29,8 @@ from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished, last_change
 from pipeline.state.stop_requests import clear_stops
-from pipeline.state.stores import StoreError, open_store
+from pipeline.state.stores import open_store
+from pipeline.state.stores.verdict import before_work
 
 SUBMITTING = "submitting the job; SkyPilot gets a copy of the checkout"
 
@@ -57,24 +59,33 @@ def launch(job: str, overrides: Sequence[str], *, on: str, dry_run: bool, force:
         print(task_yaml(config))
         return 0
     check(parsed, sky_yaml, path=job, force=force)
-    head = _read(state)
-    if head is not None and _is_done(state, head, parsed):
-        say_now(f"{state.name} is finished: nothing was rented. See: pion status {state.url}")
-        return 0
-    secrets = secrets_for(sky_yaml.secrets, wanted=wanted_secrets(parsed))
-    start_api_server(say_now)
+    with before_work("Nothing was rented."):
+        head = state.read()
+        if head is not None and _is_done(state, head, parsed):
+            say_now(f"{state.name} is finished: nothing was rented. See: pion status {state.url}")
+            return 0
+        secrets = secrets_for(sky_yaml.secrets, wanted=wanted_secrets(parsed))
+        start_api_server(say_now)
+        job_id = _submit(state, config, secrets, force=force)
+    announce(state, name, job_id)
+    return follow_or_leave(state, name, job_id)
+
+
+def _submit(
+    state: RunState, config: Mapping[str, Any], secrets: Mapping[str, str], *, force: bool
+) -> int:
+    """Rent a machine for the run with the task of `config`; return the managed job's number."""
+    name = config["name"]
     with submitting_alone(name):
-        head = _read(state)  # the server may have taken its time to start
+        head = state.read()  # the server may have taken its time to start
         refuse_second(state, head, managed_jobs(name))
-        with announced(state, head, envs["PION_LAUNCH_ID"], force=force):
+        with announced(state, head, config["envs"]["PION_LAUNCH_ID"], force=force):
             if clear_stops(state):
                 say_now("cleared a request to stop this run")
             say_now(SUBMITTING)
             task = make_task(config, secrets)
             with telling_who_leaves(state, name):
-                job_id = submit(task, name)
-    announce(state, name, job_id)
-    return follow_or_leave(state, name, job_id)
+                return submit(task, name)
 
 
 def check(job: Job, sky_yaml: SkyYaml, *, path: str, force: bool) -> None:
@@ -156,13 +167,6 @@ def announce(state: RunState, name: str, job_id: int) -> None:
 
 def _owner(head: Head | None) -> str:
     return head.owner.describe() if head is not None and head.owner is not None else "nobody"
-
-
-def _read(state: RunState) -> Head | None:
-    try:
-        return state.read()
-    except StoreError as error:
-        raise BadInput(f"{error} Nothing was rented.") from error
 
 
 def _is_done(state: RunState, head: Head, job: Job) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pion.errors import BadInput, PionError
+from pion.errors import PionError
 from pipeline.console.formats import duration, moment
 from pipeline.cost.by_cause import MachineCost, costs_of, read_log
 from pipeline.cost.lost import LOST
@@ -34,7 +34,7 @@ from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.progress import say_now
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import StoreError, open_store, split_run
+from pipeline.state.stores import open_store, split_run
 
 NAMED = "pion-"
 
@@ -112,10 +112,7 @@ def _run(run: str | None) -> tuple[RunState | None, Head | None]:
         return None, None
     url, name = split_run(run)
     state = RunState(open_store(url), name)
-    try:
-        return state, state.read()
-    except StoreError as error:
-        raise BadInput(str(error)) from error
+    return state, state.read()
 
 
 def _machines(

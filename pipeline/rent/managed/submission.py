@@ -20,6 +20,7 @@ from pipeline.state.rental_note import (
 )
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, StoreError
+from pipeline.state.stores.verdict import before_work
 
 
 @contextlib.contextmanager
@@ -70,18 +71,17 @@ def announce_rental(
         epoch=head.epoch if head is not None else 0,
     )
     try:
-        before, version = read_rental_note(state)
-        if not force and before is not None and before.rented_from != note.rented_from:
-            _refuse_second(state, before, note, moving=moving)
-        write_rental_note(state, note, version)
-        return before
+        with before_work("Nothing was rented."):
+            before, version = read_rental_note(state)
+            if not force and before is not None and before.rented_from != note.rented_from:
+                _refuse_second(state, before, note, moving=moving)
+            write_rental_note(state, note, version)
+            return before
     except Conflict as error:
         raise BadInput(
             f"a machine for {state.name} is being rented by another process at this moment, so "
             f"nothing was rented. See in a few minutes: pion status {state.url}"
         ) from error
-    except StoreError as error:
-        raise BadInput(f"{error} Nothing was rented.") from error
 
 
 def _refuse_second(state: RunState, before: RentalNote, note: RentalNote, *, moving: bool) -> None:

@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from pion.errors import BadInput, Fenced, Interrupted, PionError, Stopped
+from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from pipeline.commands.status import show_status
 from pipeline.rent.managed import submission
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
 from pipeline.rent.managed.submission import announce_rental, announced
 from pipeline.state.claim import claim_run
+from pipeline.state.error_codec import error_from_json, error_to_json
 from pipeline.state.rental_note import (
     NOTE,
     over_unless_interrupted,
@@ -38,11 +39,9 @@ def announced_by(run: RunState) -> str:
     return str(json.loads(run.store.read(run.key(NOTE)))["host"])
 
 
-def of_a_worker(exit_code: int) -> PionError:
-    """An error as it comes back from a Ray worker."""
-    error = PionError("from afar")
-    error.exit_code = exit_code
-    return error
+def of_a_worker(error: PionError) -> PionError:
+    """The error as it comes back from a Ray worker."""
+    return error_from_json(error_to_json(error))
 
 
 @pytest.fixture
@@ -138,7 +137,8 @@ def test_the_computer_that_rented_may_rent_again(run: RunState, typing_on) -> No
 
 
 @pytest.mark.parametrize(
-    "ending", [None, Stopped("asked to"), BadInput("no"), ValueError("a bug"), of_a_worker(74)]
+    "ending",
+    [None, Stopped("asked to"), BadInput("no"), ValueError("a bug"), of_a_worker(NotDurable("no"))],
 )
 def test_once_a_rental_is_over_anybody_may_rent(
     rented_from_desk: RunState, ending: Exception | None
@@ -155,7 +155,9 @@ def test_once_a_rental_is_over_anybody_may_rent(
 
 
 @pytest.mark.parametrize("launch_id", ["desk-1", "another", None])
-@pytest.mark.parametrize("ending", [Interrupted("preempted"), of_a_worker(75), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "ending", [Interrupted("preempted"), of_a_worker(Interrupted("preempted")), KeyboardInterrupt()]
+)
 def test_an_interrupted_run_is_not_over(
     rented_from_desk: RunState, launch_id: str | None, ending: BaseException
 ) -> None:
