@@ -16,7 +16,8 @@ from typing import Any
 
 from pion.errors import PionError
 from pipeline.console.formats import duration, moment
-from pipeline.cost.by_cause import MachineCost, costs_of, read_log
+from pipeline.cost.by_cause import costs_of, read_log
+from pipeline.cost.costs import MachineCost
 from pipeline.cost.lost import LOST
 from pipeline.machine.rented import RENTED
 from pipeline.models.find import read_run

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from pipeline.commands.report import rewrite_report
 from pipeline.commands.status import show_status
-from pipeline.cost.by_cause import CAUSES, Costs, costs, costs_of
+from pipeline.cost.by_cause import CAUSES, costs, costs_of
+from pipeline.cost.costs import Costs
 from pipeline.cost.lost import LostMachine, keep_lost
 from pipeline.job import Job
 from pipeline.models.find import read_run
