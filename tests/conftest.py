@@ -14,13 +14,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.paths import REPOSITORY
-from tests.support.s3_server import S3Server, s3_server
+from tests.support.clock import FakeClock
+from tests.support.s3_server import FaultProxy, S3Server, s3_server
 from tests.support.whole_runs import kill_what_still_runs, whole_run
 
 # Two processes whose threads spin while they wait for each other take ten times as long on the same
@@ -110,3 +112,37 @@ def s3_store(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of an empty store in a bucket of its own, which this process and its children reach."""
     s3.use(monkeypatch)
     return f"s3://{s3.bucket()}/runs"
+
+
+@pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """What stands between this process's S3 clients and the service, and may fail."""
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        yield proxy
+
+
+@pytest.fixture
+def time() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `python -c code arguments…`; whatever still lives after the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *arguments: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate(timeout=60)

@@ -41,8 +41,9 @@ from tests.pipeline.state.checkpoints.test_checkpointer import (
     save,
     some_tensors,
 )
-from tests.pipeline.state.conftest import FakeClock, an_entry
+from tests.support.clock import FakeClock
 from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.states import an_entry
 
 STEPS = 8
 NewOwner = Callable[[], Owner]

@@ -31,7 +31,7 @@ from tests.faults.light_job import (
     unbroken_weights,
     wrong_in,
 )
-from tests.pipeline.state.conftest import FakeClock
+from tests.support.clock import FakeClock
 from tests.support.s3_server import S3Server
 
 HOUR, STEP_SECONDS = 3600.0, 2000.0

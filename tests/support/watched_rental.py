@@ -14,7 +14,7 @@ from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.provider import Provider
 from pipeline.state.claim import Claim
 from tests.pipeline.rent.managed.test_diagnose import JOB
-from tests.pipeline.state.conftest import FakeClock
+from tests.support.clock import FakeClock
 
 
 class Cloud:

@@ -18,13 +18,9 @@ from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
 from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import FileStore
-from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.clock import FakeClock
 from tests.support.light_run import light_run
-
-
-@pytest.fixture
-def time() -> FakeClock:
-    return FakeClock()
+from tests.support.states import someone
 
 
 @pytest.fixture

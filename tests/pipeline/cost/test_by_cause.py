@@ -31,8 +31,8 @@ from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.records import CheckpointEntry, ClaimRecord, Head, Spent, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.state.conftest import someone
 from tests.support.light_run import JOB, light_run
+from tests.support.states import someone
 from tests.support.whole_runs import kill, start, wait_for, write_job
 
 Row = dict[str, Any]

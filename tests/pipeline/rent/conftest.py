@@ -16,7 +16,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.check.checked_job import Case
 from tests.pipeline.rent.managed.test_diagnose import JOB
-from tests.pipeline.state.conftest import FakeClock
+from tests.support.clock import FakeClock
 from tests.support.http_body import read_body
 from tests.support.jobs import write_tiny_data
 from tests.support.light_run import light_run
@@ -145,11 +145,6 @@ def case(tmp_path: Path) -> Case:
     """A tiny job, with its data, to check."""
     write_tiny_data(tmp_path)
     return Case(tmp_path)
-
-
-@pytest.fixture
-def time() -> FakeClock:
-    return FakeClock()
 
 
 @pytest.fixture

@@ -21,16 +21,12 @@ from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
 from pipeline.state.stop_requests import clear_stops, pending_stop
 from pipeline.state.stores import FileStore, open_store
-from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.clock import FakeClock
 from tests.support.jobs import SilentDisplay
 from tests.support.light_run import light_run, save_checkpoint
+from tests.support.states import someone
 from tests.support.two_launches import NEW, OLD, head_of
 from tests.support.whole_runs import write_job
-
-
-@pytest.fixture
-def time() -> FakeClock:
-    return FakeClock()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop, clear_stops, pending_stop
-from tests.pipeline.state.conftest import FakeClock
+from tests.support.clock import FakeClock
 
 
 def test_a_run_nobody_has_asked_to_stop_has_no_request(run: RunState) -> None:

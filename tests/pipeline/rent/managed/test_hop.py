@@ -26,7 +26,7 @@ from pipeline.state.recorded_job import find_job_file
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop, pending_stop
-from tests.pipeline.state.conftest import FakeClock
+from tests.support.clock import FakeClock
 from tests.support.light_run import JOB
 from tests.support.two_launches import NEW, OLD, head_of
 

@@ -26,9 +26,10 @@ from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML, SkyHome
-from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.clock import FakeClock
 from tests.support.jobs import tiny_dict
 from tests.support.sky_catalog import Price
+from tests.support.states import someone
 from tests.support.two_launches import head_of
 
 SECRET = "never-to-be-seen"

@@ -25,9 +25,9 @@ from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.state.conftest import someone
 from tests.support.http_body import read_body
 from tests.support.light_run import light_run
+from tests.support.states import someone
 
 MINE, OTHER = "0123abcd", "99999999"
 

@@ -23,7 +23,8 @@ from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog, read_events
 from pipeline.state.run_state import RunState
 from tests.pipeline.rent.managed.test_diagnose import A40, JOB
-from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.clock import FakeClock
+from tests.support.states import someone
 from tests.support.watched_rental import (
     Cloud,
     beat,

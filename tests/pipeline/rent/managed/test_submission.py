@@ -21,7 +21,8 @@ from pipeline.state.rental_note import (
 )
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing
-from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.clock import FakeClock
+from tests.support.states import someone
 
 
 @pytest.fixture

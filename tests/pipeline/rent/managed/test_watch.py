@@ -31,7 +31,8 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.rent.managed.test_diagnose import A40, A4000, JOB, job
-from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.clock import FakeClock
+from tests.support.states import someone
 from tests.support.watched_rental import Cloud, beat, during, succeed, succeed_after
 
 TASK = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: 0123abcd\nrun: pion run\n"
