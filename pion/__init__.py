@@ -35,11 +35,8 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps the names of functions for functions.
-
-    Importing pion.generate or pion.load would bind the submodule to the package under the name of
-    its main function.
-    """
+    """Importing pion.generate or pion.load binds the submodule to the package under the name of
+    its main function. Here the function keeps the name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

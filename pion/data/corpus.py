@@ -1,7 +1,7 @@
-"""Read documents and records from files: plain text, JSON Lines, parquet.
+"""Documents and records from files: plain text, JSON Lines, parquet.
 
-Files come in sorted order and documents in file order, so the same folder always gives the same
-documents. Errors name the file and line, or the job's key that named the file.
+Files come in sorted order and documents in file order, so the same folder always reads the same.
+Whatever is wrong with a file is said with its name, its line and the job's key that named it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from pion.errors import BadInput
 TEXT_SUFFIXES = (".txt", ".md")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 PARQUET_SUFFIXES = (".parquet",)
-# A text file is read in parts of this many bytes.
 PART_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it was found: a file, a file:line or a name in a data set."""
+    """A text, and where it was found: a file, a file:line or a name in a data set."""
 
     text: str
     origin: str
@@ -42,10 +41,9 @@ class Record:
 
 
 def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
-    """Return the files that `path` names, sorted.
+    """The files `path` names, sorted: a file, a folder's files with one of `suffixes`, or a glob.
 
-    `path` is a file, a folder whose files have one of `suffixes`, or a glob. `key` is the job's key
-    with the path, for the message. Raises BadInput if there is no file.
+    `key` is the job's key that holds the path, for the message. Raises BadInput when there is none.
     """
     if path.is_file():
         return [path]
@@ -64,11 +62,10 @@ def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
 
 
 def text_documents(path: Path, split: str, key: str) -> Iterator[Document]:
-    """Yield a document for each UTF-8 file, or with split="paragraph" for each paragraph.
+    """One document per UTF-8 file, or per blank-line-separated part with split="paragraph".
 
-    A file is read in parts of about 4 MB, cut at line breaks, and each part is a document.
-    Paragraphs are separated by blank lines. Raises BadInput for a missing path, text that is not
-    UTF-8, and a corpus without any text.
+    A file is read in parts of about 4 MB, cut at line breaks, and each part is a document. Raises
+    BadInput for a missing path, text that is not UTF-8, and a corpus without any text.
     """
     empty = True
     for file in list_files(path, TEXT_SUFFIXES, key):
@@ -84,10 +81,9 @@ def text_documents(path: Path, split: str, key: str) -> Iterator[Document]:
 
 
 def jsonl_records(path: Path, key: str) -> Iterator[Record]:
-    """Yield a record for each line of JSON Lines files, .gz too; blank lines are skipped.
+    """One record per line of JSON Lines files, .gz too; blank lines are skipped.
 
-    Raises BadInput naming the file and line of what is not a JSON object, for a damaged file, and
-    for a corpus without any line.
+    Raises BadInput naming file and line for a line that is not a JSON object.
     """
     empty = True
     for file in list_files(path, JSONL_SUFFIXES, key):
@@ -101,10 +97,7 @@ def jsonl_records(path: Path, key: str) -> Iterator[Record]:
 
 
 def parquet_records(path: Path, key: str) -> Iterator[Record]:
-    """Yield a record for each row of parquet files.
-
-    Raises BadInput for a file that is not parquet, and for a corpus without any row.
-    """
+    """One record per row of parquet files. Raises BadInput for a file that is not parquet."""
     import pyarrow
     import pyarrow.parquet
 
@@ -124,10 +117,9 @@ def parquet_records(path: Path, key: str) -> Iterator[Record]:
 
 
 def record_documents(records: Iterator[Record], field: str, key: str) -> Iterator[Document]:
-    """Yield the text under `field` of every record; blank texts are skipped.
+    """The text under `field` of every record; blank texts are skipped.
 
-    Raises BadInput if `field` is missing or is not text, naming the record and its fields, and if
-    every text is blank.
+    Raises BadInput naming the record and the fields it has when `field` is missing or not text.
     """
     empty = True
     for record in records:
@@ -158,7 +150,7 @@ def _lines(lines: BinaryIO, file: Path) -> Iterator[bytes]:
 
 
 def _parts(file: Path) -> Iterator[str]:
-    """Yield the text of a file in parts of PART_BYTES, cut between paragraphs or else lines."""
+    """The text of a file in parts of PART_BYTES, cut between paragraphs or else between lines."""
     rest, start = b"", 0
     with file.open("rb") as stream:
         while block := stream.read(PART_BYTES):
@@ -188,5 +180,5 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         raise BadInput(f"{where}: JSON nested too deeply") from None
     if not isinstance(value, dict):
-        raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
+        raise BadInput(f"{where}: a {type(value).__name__} where a JSON object should be")
     return value

@@ -1,6 +1,6 @@
-"""What each process that owned a run spent its time on, second by second, by the run's store.
+"""What each process that owned a run spent its time on, second by second, told by the run's store.
 
-by_cause.py says what the causes mean.
+See cost.py for what the causes mean.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
 )
 WAITED = "waited to own the run"
 _PHASES = {"prepare": STAGES, "evaluate": STAGES, "publish": STAGES, WAITED: IDLE}
-# Events that only the run's owner reports, so that they are signs that it lived.
 _OWNERS_EVENTS = (RENTED, AT_HOME, "phase", "training", "hop", "rewound", "changed", "saved")
-# Seconds: rows that are closer to each other were handed out at once.
+"""What only the run's owner reports: signs that it lived. Others may report on it later."""
 TOGETHER = 0.01
+"""Seconds: rows written closer to each other were handed out at once."""
 
 Row = Mapping[str, Any]
 
@@ -46,10 +46,7 @@ class Span:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows that were handed out at once, with `steps` steps that took `work` seconds.
-
-    No steps: an evaluation. `kept` counts the steps that were not repeated later.
-    """
+    """Rows handed out at once: when, how many steps and how long these took; 0: an evaluation."""
 
     at: float
     steps: int
@@ -59,7 +56,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The training of one stage under one claim, from its rows of metrics."""
+    """One claim's training of one stage, from its rows of metrics."""
 
     stage: str
     epoch: int
@@ -72,11 +69,11 @@ class Attempt:
 
     @property
     def rewound(self) -> bool:
-        """Whether a later attempt resumed before the last step of this attempt."""
+        """Whether a later attempt went back behind its last step."""
         return any(group.kept < group.steps for group in self.groups)
 
     def spans(self) -> Iterator[Span]:
-        """Yield what the rows tell: from the begin of the first step to the last row."""
+        """What its rows tell: from its first step's begin to its last row."""
         later = [g.work / g.steps for g in self.groups[1:] if g.steps and math.isfinite(g.work)]
         reached = self.begin
         for number, group in enumerate(self.groups):
@@ -97,7 +94,7 @@ class Attempt:
 def attempts_of(
     events: Iterable[Row], metrics: Mapping[str, Sequence[Row]], head: Head
 ) -> list[Attempt]:
-    """Return every attempt that wrote rows, by epoch. `metrics` has all rows of each stage."""
+    """Every attempt that wrote rows, by epoch. `metrics` has all rows of each stage."""
     began = {(e["stage"], e["epoch"]): e for e in events if e["event"] == "training"}
     attempts = []
     for stage, rows in metrics.items():
@@ -132,7 +129,7 @@ def _groups(rows: Sequence[Row], kept: set[int], seq_len: int | None) -> Iterato
 
 
 def _step_seconds(row: Row, seq_len: int | None) -> float:
-    """Return how long a step took; infinite (all the time there was) if its row can't tell."""
+    """How long a step took; infinite (all the time there was) if its row can't tell."""
     first, stop = row.get("rows") or (0, 0)
     tokens = (stop - first) * (seq_len or 0)
     speed = row.get("tokens_per_second") or 0.0
@@ -141,10 +138,9 @@ def _step_seconds(row: Row, seq_len: int | None) -> float:
 
 @dataclass(frozen=True)
 class Process:
-    """One process that owned the run under `epochs`.
+    """One process that owned the run under `epochs`; `about` is what it said when it claimed.
 
-    `about` is the event in which it described itself. `released` says whether it released the run
-    itself.
+    `released` says whether it let go of the run by itself.
     """
 
     epochs: range
@@ -155,7 +151,7 @@ class Process:
 
     @property
     def machine(self) -> str:
-        """The id of the rental, or the name of a machine of one's own."""
+        """What is paid for: the rental, or a machine of one's own."""
         return str(self.about["id"] if self.rented else self.about["host"])
 
     @property
@@ -165,13 +161,13 @@ class Process:
 
     @property
     def paid_from(self) -> float:
-        """Since when it is paid for. A clock that jumped is not paid for."""
+        """Since when it is paid for. A clock that jumped must not be."""
         since = self.about.get("rented_at" if self.rented else "started_at") or self.claimed_at
         return since if 0 <= self.claimed_at - since <= UNCOUNTED_SECONDS else self.claimed_at
 
     @property
     def begun(self) -> float:
-        """When the machine began to work for this process, and not for an earlier one."""
+        """When the machine began to work for this process and not for one before it."""
         phases = self.about.get("phases") or {}
         return self.paid_from + phases.get("machine up", 0.0)
 
@@ -183,7 +179,7 @@ class Process:
         heartbeats: Mapping[int, float],
         head: Head,
     ) -> float:
-        """Return when it last gave a sign of life, and at most `until`."""
+        """When it was last known to live, and at most `until`."""
         mine = self.epochs
         signs = [self.claimed_at, *(at for epoch, at in heartbeats.items() if epoch in mine)]
         signs += [e["at"] for e in events if e["epoch"] in mine and e["event"] in _OWNERS_EVENTS]
@@ -205,10 +201,7 @@ class Process:
         *,
         alive: bool,
     ) -> Iterator[Span]:
-        """Yield its time until `end` without gaps.
-
-        `since` is until when an earlier process worked on the same machine; None if none did.
-        """
+        """Its time until `end` without gaps, a machine's before it having worked until `since`."""
         reached = self.paid_from
         if since is not None:
             reached = max(since, self.begun)
@@ -243,7 +236,7 @@ class Process:
     def _after(
         self, attempt: Attempt, attempts: Sequence[Attempt], end: float, head: Head, alive: bool
     ) -> Span:
-        """Return what followed the last row of `attempt`, as far as this is known."""
+        """What followed the last row of `attempt`, as far as this is known."""
         last_of_stage = [a for a in attempts if a.stage == attempt.stage][-1] == attempt
         last_of_mine = [a for a in attempts if a.epoch in self.epochs][-1] == attempt
         record = head.stages.get(attempt.stage)
@@ -258,9 +251,9 @@ class Process:
 
 
 def processes_of(events: Iterable[Row], head: Head) -> list[Process]:
-    """Return every process that is known to have owned the run, by when it claimed.
+    """Every process that is known to have owned the run, by when it claimed.
 
-    Each process says so in an event. HEAD has the last claims, for those that died before that.
+    Each says so in an event. HEAD has the last claims, for those that died before they could.
     """
     found: dict[int, tuple[float, bool, Row]] = {}
     sessions = set()

@@ -1,4 +1,4 @@
-"""Turn a job's section into the settings of the trainer."""
+"""From a job's section to what the trainer takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def settings_of(section: Train) -> TrainSettings:
-    """Return the trainer's settings that a section of the job states."""
+    """The trainer's settings in a job's section."""
     from pion.train.settings import TrainSettings
 
     names = [f.name for f in dataclasses.fields(TrainSettings)]

@@ -1,4 +1,4 @@
-"""One `pion run` of a proof: read its log line by line, and kill it at the chosen instant."""
+"""One `pion run` of a proof: followed line by line, and killed at the instant chosen for it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ SAVED_LINE = re.compile(r"(?:pretrain|sft) step [\d,]+: saved")
 class Instant:
     """When a run is killed, and what dies with it.
 
-    With a `point`, the run is killed when one process reaches that mark (see kill_points.py) for
-    the `arrival`-th time. Without one, or once the mark can't be reached any more, the run is
-    killed `delay` seconds after `lines` lines of its log. With `after_commit` these lines count
-    from the first durable checkpoint.
+    At a mark: `point` (see marks.py) is come to for the `arrival`-th time in one process. Else, and
+    when `point` can't be come to any more: `delay` seconds after `lines` lines of its log, counted
+    from the first checkpoint that has become durable if `after_commit`.
 
-    With `machine`, all its processes die at once; otherwise only its driver dies. With `disk`, this
-    machine's copies of a remote run are lost too.
+    `machine`: all its processes die at once, not its driver alone. `disk`: and what this machine
+    kept of a remote run is gone too.
     """
 
     point: str | None = None
@@ -49,15 +48,12 @@ class Instant:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one `pion run`. Times are in seconds from its start.
+    """What became of one `pion run`.
 
-    Attributes:
-        at: the mark that the run stood still at when it was killed.
-        during: the part of the run, by its log: start-up, prepare, pretrain, sft or evaluate.
-        steps: stage → the last step that was reported.
-        line_times: when each line of the log came.
-        step_times: when each line about a step came.
-        last_lines: the end of the log.
+    `at` is the mark it stood still at when killed. `during` is the part of the run it was in, as
+    far as its log had said: start-up, prepare, pretrain, sft, evaluate. `steps` has the last step
+    it reported of each stage. Times are in seconds from its start; `line_times` are when each line
+    of its log came, `step_times` those of the lines about a step.
     """
 
     killed: bool
@@ -72,14 +68,14 @@ class Attempt:
 
     @property
     def first_step_seconds(self) -> float | None:
-        """How long it took to train the first step; None if the run did not get that far."""
+        """How long it took to train a step; None if it did not come to that."""
         return self.step_times[0] if self.step_times else None
 
 
 class Place:
-    """The folders of a proof on this machine, for all that its runs keep outside the store.
+    """Folders of one proof's own on this machine, for everything its runs put beside the store.
 
-    A context manager: at its end the runs' processes are killed and the folders are removed.
+    A context manager: at its end the runs' processes are ended and the folders removed.
     """
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
@@ -100,16 +96,16 @@ class Place:
 
     @property
     def log(self) -> Path:
-        """The output of the latest run."""
+        """What the latest run has printed."""
         return self.folder / "log.txt"
 
     @property
     def halted(self) -> Path:
-        """A file that a run makes when it stands still at its mark."""
+        """Made by a run that stands still at its mark."""
         return self.folder / "halted"
 
     def environment(self, instant: Instant | None) -> dict[str, str]:
-        """Return the environment of a run that will be killed at `instant`."""
+        """Variables for a run that is to die at `instant`."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         variables = {
             # Models and data sets that were downloaded before stay where they are.
@@ -123,9 +119,9 @@ class Place:
         return {**os.environ, **variables, **self._variables}
 
     def end_processes(self, pids: set[int]) -> None:
-        """Kill `pids`, their descendants and all processes of this place at the same instant."""
+        """SIGKILL `pids`, all below them and all of this place at one instant."""
         stopped: set[int] = set()
-        # Stopped first, so that none can notice that another is gone, or start a new one.
+        # Stopped first: none may notice that another is gone, or start a new one.
         while found := self._family(pids) - stopped:
             for pid in found:
                 _signal(pid, signal.SIGSTOP)
@@ -139,7 +135,7 @@ class Place:
         return children_of(alive | set(named)) - {os.getpid()}
 
     def lose_machine(self, pid: int, *, disk: bool) -> None:
-        """Kill the run of process `pid`; remove its temporary files and, with `disk`, its cache."""
+        """All that the run of process `pid` has on this machine is gone, bar what is on a disk."""
         self.end_processes({pid})
         lost = [self.temporary] + ([self.folder / "cache"] if disk else [])
         for folder in lost:
@@ -148,7 +144,7 @@ class Place:
 
 
 def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> Attempt:
-    """Run `command`, a `pion run`, and kill it at `instant`, unless the run ends before."""
+    """Run `command`, a `pion run`, and kill it at `instant`; to its end if that never comes."""
     place.halted.unlink(missing_ok=True)
     started = time.monotonic()
     with place.log.open("wb") as log:
@@ -192,7 +188,7 @@ def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> At
 
 
 class _Watch:
-    """Reads a run's log as it grows, and tells when the instant of the kill has come."""
+    """Reads a run's log as it grows and says when its instant has come."""
 
     def __init__(self, log: BinaryIO, started: float, instant: Instant | None) -> None:
         self._log, self._started, self._instant = log, started, instant
@@ -206,7 +202,7 @@ class _Watch:
         self.step_times: list[float] = []
 
     def due(self, place: Place) -> bool:
-        """Return whether the run must be killed now."""
+        """Whether the run is to be killed now."""
         self.read()
         instant, now = self._instant, time.monotonic()
         if instant is None:
@@ -228,7 +224,7 @@ class _Watch:
         return len(self.line_times) - since >= instant.lines
 
     def read(self) -> None:
-        """Read what has been printed since the last call."""
+        """Take in what has been printed since the last call."""
         *lines, self._rest = (self._rest + self._log.read()).split(b"\n")
         for line in lines:
             self._take(line.decode(errors="replace"), time.monotonic() - self._started)
