@@ -1,13 +1,12 @@
-"""What saving costs: the stall of each save, and the training throughput it takes.
+"""Measure what saving costs: the stall of each save, and the training throughput that is lost.
 
     uv run python benchmarks/checkpoint.py [--rounds 30] [--shapes PRESET:MICRO_BATCH:SEQ_LEN …]
 
-Windows of the same training steps are timed in pairs, one with a save at its beginning and one
-without, each kind first in turn. A window is hardly longer than a save, or the noise of the steps
-would hide what one adds; the median of that, divided by two minutes, is the throughput lost when
-saving every two minutes. State is real (model and AdamW moments), the store is a folder on this
-machine's disk.
-Writes benchmarks/results/checkpoint.json.
+Windows of the same training steps are timed in pairs: one with a save at its beginning and one
+without, in alternating order. A window is only a little longer than a save; in a longer window the
+noise of the steps would hide the cost of the save. The median of that cost, divided by two minutes,
+is the throughput lost when saving every two minutes. The state is real (model and AdamW moments),
+and the store is a folder on this machine's disk. Writes benchmarks/results/checkpoint.json.
 """
 
 from __future__ import annotations
@@ -37,13 +36,14 @@ from pipeline.state.stores import FileStore
 
 RESULT = Path(__file__).parent / "results" / "checkpoint.json"
 SAVE_EVERY_SECONDS = 120.0
+# The mean time between preemptions that the Young-Daly interval is computed for.
 PREEMPTION_SECONDS = 7200.0
+# The length of a window, as a multiple of the duration of the first save.
 LONGER_THAN_A_SAVE = 2.5
-"""A window, in durations of the first save."""
 
 
 class RandomRows:
-    """Rows of random ids, as many as are asked for."""
+    """Endless rows of random ids."""
 
     def __init__(self, vocab_size: int, seq_len: int) -> None:
         self._shape, self._vocab_size = (seq_len,), vocab_size
@@ -53,8 +53,8 @@ class RandomRows:
         return Batch(tokens, tokens.roll(-1, dims=1), None, None)
 
 
-def measure(preset: str, micro_batch: int, seq_len: int, rounds: int) -> dict[str, Any]:
-    """Stall, write time and slowdown of a save of `preset`, with `rounds` windows of each kind."""
+def make_trainer(preset: str, micro_batch: int, seq_len: int) -> Trainer:
+    """Return a trainer of `preset` on random rows, on this machine's best device."""
     torch.manual_seed(0)
     device = pick_device()
     config = ModelConfig.preset(preset, seq_len=seq_len)
@@ -66,45 +66,52 @@ def measure(preset: str, micro_batch: int, seq_len: int, rounds: int) -> dict[st
     )
     settings = TrainSettings(steps=10**9, global_batch=micro_batch, lr=1e-4, warmup_steps=1)
     rows = cast(RowStream, RandomRows(config.vocab_size, seq_len))
-    trainer = Trainer(Decoder(config), rows, settings, plan)
+    return Trainer(Decoder(config), rows, settings, plan)
 
-    def train(steps: int) -> float:
-        started = time.perf_counter()
-        for _ in range(steps):
-            trainer.train_step()
-        trainer.drain_metrics()  # waits for the device
-        return time.perf_counter() - started
 
-    train(3)
-    step = train(3) / 3
+def train(trainer: Trainer, steps: int) -> float:
+    """Return the seconds that `steps` steps take."""
+    started = time.perf_counter()
+    for _ in range(steps):
+        trainer.train_step()
+    trainer.drain_metrics()  # waits for the device
+    return time.perf_counter() - started
+
+
+def save_and_train(checkpointer: Checkpointer, trainer: Trainer, window: int) -> float:
+    """Return the seconds that a window of steps takes with a save at its beginning."""
+    state = trainer.state()
+    started = time.perf_counter()
+    checkpointer.save(state.model, state.optimizer, state.meta)
+    seconds = time.perf_counter() - started + train(trainer, window)
+    if checkpointer.busy:
+        raise SystemExit("A save took longer than its window: is the machine idle?")
+    return seconds
+
+
+def measure(preset: str, micro_batch: int, seq_len: int, rounds: int) -> dict[str, Any]:
+    """Return what a save of `preset` costs, from `rounds` windows of each kind."""
+    trainer = make_trainer(preset, micro_batch, seq_len)
+    train(trainer, 3)
+    step = train(trainer, 3) / 3
     stalls, writes, added, ratios = [], [], [], []
     with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
         claim = claim_run(RunState(FileStore(folder), "benchmark"), Owner.me())
         checkpointer = Checkpointer(claim, CheckpointSeries("pretrain", "benchmark", files={}))
         state = trainer.state()
         checkpointer.reserve(state.model, state.optimizer)
-        train(3)
+        train(trainer, 3)
         checkpointer.save(state.model, state.optimizer, state.meta)
         first_stall = checkpointer.stats.stall_seconds
-        train(3)
+        train(trainer, 3)
         checkpointer.wait()
         window = math.ceil(LONGER_THAN_A_SAVE * checkpointer.stats.write_seconds / step)
-
-        def train_with_a_save() -> float:
-            state = trainer.state()
-            started = time.perf_counter()
-            checkpointer.save(state.model, state.optimizer, state.meta)
-            seconds = time.perf_counter() - started + train(window)
-            if checkpointer.busy:
-                raise SystemExit("A save took longer than its window: is the machine idle?")
+        for number in range(rounds):
+            without = train(trainer, window) if number % 2 == 0 else 0.0
+            within = save_and_train(checkpointer, trainer, window)
             stalls.append(checkpointer.stats.stall_seconds)
             writes.append(checkpointer.stats.write_seconds)
-            return seconds
-
-        for number in range(rounds):
-            without = train(window) if number % 2 == 0 else 0.0
-            within = train_with_a_save()
-            without = without or train(window)
+            without = without or train(trainer, window)
             added.append(within - without)
             ratios.append(within / without)
         size = checkpointer.last.bytes if checkpointer.last else 0

@@ -1,10 +1,10 @@
-"""Seconds that replaying a trace from every start takes, and the work kept of the time paid for.
+"""Measure how long replaying a trace from every start takes, and how much paid time is kept work.
 
     uv run python benchmarks/replay.py TRACE.json …
 
-The job is jobs/pion-small.yaml at 4.3 s per step, which the published recipe took on an A40, with
-60 s from paid to first step and a checkpoint of 1.24 GB that is uploaded at 100 MB/s. Fails if a
-trace takes 5 s or more, or less than 97 % of what was paid for is kept work. Writes
+The job is jobs/pion-small.yaml at 4.3 s per step, the speed of the published recipe on an A40. The
+first step comes 60 s after paying starts, and a checkpoint of 1.24 GB is uploaded at 100 MB/s.
+Fails if a trace takes 5 s or more, or if less than 97 % of the paid time is kept work. Writes
 benchmarks/results/replay.json.
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("traces", metavar="TRACE.json", nargs="+")
     paths = parser.parse_args().traces
     traces: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as empty:  # no run there has measured anything
+    with tempfile.TemporaryDirectory() as empty:  # a store without past speeds
         job = load_job(ROOT / "jobs" / "pion-small.yaml", [f"store={empty}"])
         numbers = job_numbers(job, GIVEN)
         for path in paths:

@@ -1,10 +1,11 @@
-"""Seconds from `pion run` to the first step of a resumed run, by phase, its state being on S3.
+"""Measure the seconds from `pion run` to the first step of a run that resumes from S3, by phase.
 
     uv run python -m benchmarks.restore [--rounds 3]
 
-In turns on one machine: an empty disk, where prepared data and checkpoint come down while Ray
-starts, and the disk of the machine that was interrupted. S3 is moto's server on loopback, so what
-is seen is what the start adds, not a network. Writes benchmarks/results/restore.json.
+Two cases are measured in turn on one machine: an empty disk, where prepared data and checkpoint are
+downloaded while Ray starts, and the disk of the machine that was interrupted. S3 is moto's server
+on loopback, so the result is the cost of the start without a network. Writes
+benchmarks/results/restore.json.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PHASE = re.compile(r"([A-Za-z][\w ]*?)(?: after|:)? (\d+\.\d) s")
 
 
 def start(store: str, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """`pion run` of the demo on `store`."""
+    """Start `pion run` of the demo on `store`."""
     command = [sys.executable, "-m", "pipeline.cli", "run", "jobs/demo.yaml", f"store={store}"]
     return subprocess.Popen(
         [*command, "checkpoint.every_steps=10", "log.every=1"],
@@ -43,7 +44,7 @@ def start(store: str, environment: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def resume(store: str, environment: dict[str, str]) -> dict[str, float]:
-    """Seconds by phase until the first step, after which the run is killed."""
+    """Return the seconds by phase until the first step, and kill the run there."""
     log: list[str] = []
     process = start(store, environment)
     seconds_until(process, "first step after", log)

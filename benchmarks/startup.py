@@ -1,10 +1,10 @@
-"""Seconds to the first training step of a resumed demo, against a bare Ray Train loop.
+"""Measure the seconds to the first step of a resumed demo, and compare with a bare Ray Train loop.
 
     uv run python benchmarks/startup.py [--rounds 3]
 
-Both are fresh processes, started in turns on the same machine: the bare one is a TorchTrainer with
-one CPU worker whose loop does nothing. Then a shortened demo goes through all stages, to time what
-lies between them. Writes benchmarks/results/startup.json.
+Both are fresh processes, started in turn on the same machine. The bare loop is a TorchTrainer with
+one CPU worker that does nothing. Then a shortened demo goes through all stages, to time the gaps
+between them. Writes benchmarks/results/startup.json.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=1),
 
 
 def run_bare() -> float:
-    """Seconds from starting Python to the first line of an empty Ray Train loop."""
+    """Return the seconds from starting Python to the first line of an empty Ray Train loop."""
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(folder) / "first-line"
         started = time.monotonic()
@@ -61,6 +61,7 @@ def run_bare() -> float:
 
 
 def start_pion(store: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start `pion run` of the demo on `store`."""
     command = [sys.executable, "-m", "pipeline.cli", "run", "jobs/demo.yaml", f"store={store}"]
     return subprocess.Popen(
         [*command, f"publish.to={store}/model", *overrides],
@@ -72,7 +73,7 @@ def start_pion(store: Path, *overrides: str) -> subprocess.Popen[str]:
 
 
 def seconds_until(process: subprocess.Popen[str], text: str, log: list[str]) -> float:
-    """Seconds from now to the first line of output that holds `text`."""
+    """Return the seconds from now to the first line of output that contains `text`."""
     started = time.monotonic()
     assert process.stdout is not None
     for line in process.stdout:
@@ -90,7 +91,7 @@ BOUNDARIES = {
 
 
 def stage_boundaries(store: Path) -> dict[str, float]:
-    """Seconds from the end of one stage to the work of the next."""
+    """Return the seconds from the end of each stage to the work of the next."""
     short = ("pretrain.steps=12", "pretrain.warmup_steps=2", "sft.steps=6", "sft.warmup_steps=1")
     process = start_pion(store, *short, "log.every=1", "publish.require=[]")
     log: list[str] = []

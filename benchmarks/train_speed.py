@@ -1,16 +1,15 @@
-"""A training step of Pion-nano beside transformers' Qwen3ForCausalLM of the same shape.
+"""Compare a training step of Pion-nano with transformers' Qwen3ForCausalLM of the same shape.
 
     uv run python benchmarks/train_speed.py [--rounds 15] [--batch 4] [--seq-len 256]
 
-A step is forward, backward, clipping to norm 1 and fused AdamW, the same for both; Qwen3 computes
-its loss from `labels`. Both start from the same weights. Steps are timed in turn, one of each
-contender per round in one process, so that whatever else the machine does meets all alike; the
-speeds are medians, the ratio is the median over rounds. Run it on an idle machine: where other
-processes hold the cores, every small operation waits for them, and the ratio means little.
+A step is forward, backward, clipping to norm 1 and fused AdamW for both models; Qwen3 computes its
+loss from `labels`. Both start from the same weights. Steps are timed in turn in one process, one of
+each model per round, so that other load on the machine affects both alike. The speeds are medians,
+and the ratio is the median over rounds. Run this on an idle machine: if other processes use the
+cores, every small operation waits for them, and the ratio means little.
 
-Peak memory is each contender's own: a fresh process per contender, its resident peak minus what
-was resident after the imports (Linux). Prints a table and writes
-benchmarks/results/train_speed.json.
+Peak memory is measured in a fresh process for each model: its resident peak minus what was resident
+after the imports (Linux). Prints a table and writes benchmarks/results/train_speed.json.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "train_speed.json"
 
 
 def training_step(model_name: str, precision: str, batch: int, seq_len: int) -> Callable[[], None]:
-    """A closure that trains the named contender by one step."""
+    """Return a function that trains the named model by one step."""
     torch.manual_seed(0)
     config = ModelConfig.preset("pion-nano")
     decoder = Decoder(config)
@@ -78,7 +78,7 @@ def training_step(model_name: str, precision: str, batch: int, seq_len: int) -> 
 
 
 def time_all(rounds: int, batch: int, seq_len: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds per step, by precision and contender, measured in turn."""
+    """Return the seconds of each step by precision and model, measured in turn."""
     steps = {
         (precision, name): training_step(name, precision, batch, seq_len)
         for precision in PRECISIONS
@@ -97,7 +97,7 @@ def time_all(rounds: int, batch: int, seq_len: int) -> dict[str, dict[str, list[
 
 
 def resident(field: str) -> int:
-    """A memory field of this process in bytes: VmRSS now, or VmHWM at its highest."""
+    """Return a memory field of this process in bytes: VmRSS (now) or VmHWM (at its highest)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -105,33 +105,25 @@ def resident(field: str) -> int:
 
 
 def measure_memory(model_name: str, precision: str, batch: int, seq_len: int) -> int:
-    """Peak bytes above the imports' of a few steps, in a process of their own."""
+    """Return the peak bytes of a few steps, above those of the imports, in a separate process."""
     command = [sys.executable, __file__, "--memory-of", model_name, precision]
     command += ["--batch", str(batch), "--seq-len", str(seq_len)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--memory-of", nargs=2, metavar=("MODEL", "PRECISION"))
-    options = parser.parse_args()
-    batch, seq_len = options.batch, options.seq_len
+def print_own_memory(model_name: str, precision: str, batch: int, seq_len: int) -> None:
+    """Train a few steps in this process, and print the peak bytes above those of the imports."""
+    before = resident("VmRSS")
+    step = training_step(model_name, precision, batch, seq_len)
+    for _ in range(MEMORY_STEPS):
+        step()
+    print(resident("VmHWM") - before)
 
-    if options.memory_of:
-        before = resident("VmRSS")
-        model_name, precision = options.memory_of
-        step = training_step(model_name, precision, batch, seq_len)
-        for _ in range(MEMORY_STEPS):
-            step()
-        print(resident("VmHWM") - before)
-        return
 
-    load = round(os.getloadavg()[0], 2)
-    seconds = time_all(options.rounds, batch, seq_len)
+def compare(rounds: int, batch: int, seq_len: int) -> list[dict[str, Any]]:
+    """Return the speed and memory of both models, one row for each precision."""
+    seconds = time_all(rounds, batch, seq_len)
     tokens = batch * seq_len
     rows = []
     for precision in PRECISIONS:
@@ -148,6 +140,24 @@ def main() -> None:
                 "memory_ratio": round(memory[0] / memory[1], 3),
             }
         )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--memory-of", nargs=2, metavar=("MODEL", "PRECISION"))
+    options = parser.parse_args()
+    batch, seq_len = options.batch, options.seq_len
+
+    if options.memory_of:
+        print_own_memory(*options.memory_of, batch, seq_len)
+        return
+
+    load = round(os.getloadavg()[0], 2)
+    rows = compare(options.rounds, batch, seq_len)
     report = {
         "shape": "pion-nano, 28.7M parameters",
         "batch": batch,

@@ -2,9 +2,8 @@
 
     uv run --no-project python tools/pin_dependencies.py
 
-Resolves the newest versions the floors allow, and writes them between the two markers under
-[tool.uv] constraint-dependencies. A lock file would do the same but names the registry it was
-made from.
+Resolves the newest versions that the lower bounds allow, and writes them to constraint-dependencies
+under [tool.uv]. A lock file would do the same, but it names the registry that it was made from.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ BLOCK = re.compile(r"constraint-dependencies = \[\n(.*?)^\]\n", re.DOTALL | re.M
 
 
 def resolve(pyproject: str) -> list[dict[str, Any]]:
-    """The packages uv chooses for `pyproject` when nothing is constrained."""
+    """Return the packages that uv chooses for `pyproject` without constraints."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pyproject.toml").write_text(pyproject)
         (Path(folder) / "README.md").touch()
@@ -33,7 +32,7 @@ def resolve(pyproject: str) -> list[dict[str, Any]]:
 
 
 def pins(packages: list[dict[str, Any]]) -> list[str]:
-    """One requirement a package, with a marker where versions differ by platform or Python."""
+    """Return one requirement per package, with a marker if its version depends on the platform."""
     lines = []
     for package in packages:
         pin = f"{package['name']}=={package['version']}"
