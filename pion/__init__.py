@@ -35,8 +35,11 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Importing pion.generate or pion.load binds the submodule to the package under the name of
-    its main function. Here the function keeps the name."""
+    """Keeps the names of functions for functions.
+
+    Importing pion.generate or pion.load would bind the submodule to the package under the name of
+    its main function.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

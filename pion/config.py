@@ -1,4 +1,4 @@
-"""The settings that make a decoder: everything that decides its weights' shapes and its maths."""
+"""The settings of a decoder: everything that decides its weights' shapes and its maths."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pion.errors import BadInput
 from pion.later_fields import to_record, values_before
 from pion.presets import PRESETS
 
+# What `family` may say. It is a label for presets, importers and cards; no computation reads it.
 FAMILIES = ("pion",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder's settings. Raises BadInput for values that make no model.
+    """A decoder's settings. Raises BadInput for values that no model can have.
 
     Declare a field that you add with `later_field` (later_fields.py), so that runs stay valid.
     """
@@ -30,7 +31,7 @@ class ModelConfig:
     """Key/value heads; each serves n_heads / n_kv_heads consecutive query heads."""
     d_ff: int
     vocab_size: int
-    """Embedding rows; may exceed the ids the tokenizer produces."""
+    """Embedding rows; may exceed the number of ids that the tokenizer produces."""
     seq_len: int
     """The longest sequence the model reads, in tokens."""
     head_dim: int = None  # type: ignore[assignment]  # filled in by __post_init__
@@ -78,7 +79,10 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> ModelConfig:
-        """The named preset (pion/presets.py) with some fields replaced."""
+        """Return the named preset (pion/presets.py) with some fields replaced.
+
+        Raises BadInput for an unknown preset or field.
+        """
         if name not in PRESETS:
             raise BadInput(
                 f"unknown model preset {name!r}{closest(name, PRESETS)}; "
@@ -114,11 +118,11 @@ class ModelConfig:
             if field.default is dataclasses.MISSING and name not in fields
         ]
         if missing:
-            raise BadInput(f"the model lacks {', '.join(missing)}")
+            raise BadInput(f"the model lacks the settings {', '.join(missing)}")
         return cls(**fields)
 
 
 def closest(name: object, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of the choices, or nothing when none is near."""
+    """Return `; did you mean 'x'?` for the nearest choice, or "" if none is near."""
     near = difflib.get_close_matches(str(name), list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

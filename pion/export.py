@@ -1,7 +1,7 @@
-"""Export a decoder as a folder that stock transformers loads, and prove that it does.
+"""Export a decoder as a folder that stock transformers loads, and check that it does.
 
 Pion without softcap is exactly `Qwen3ForCausalLM`, so the folder needs no code of ours. Embedding
-rows the tokenizer can't produce are dropped: evaluation and generation use that softmax too.
+rows that the tokenizer can't produce are dropped; evaluation and generation don't use them either.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pion.load import load_decoder
 from pion.model.decoder import Decoder
 from pion.qwen3 import to_qwen3
 
+# The sampling defaults that are saved with a model.
 GENERATION = {
     "do_sample": True,
     "temperature": 0.8,
@@ -29,7 +30,7 @@ GENERATION = {
     "top_p": 0.9,
     "max_new_tokens": 128,
 }
-# The files of a published folder. `verify_export` reads the first six; the last two are the card's.
+# The files of a published folder. `verify_export` reads the first six; the card has the last two.
 EXPORT_FILES = (
     "config.json",
     "generation_config.json",
@@ -40,10 +41,13 @@ EXPORT_FILES = (
     "README.md",
     "loss.png",
 )
-PRODUCER = {"producer": "pion"}  # in config.json, for `is_export`; transformers passes over it
-MAX_LOGIT_DIFFERENCE = 1e-3  # fp32; two correct implementations differ by about 1e-5
+# Marks a config.json as ours, for `is_export`. Transformers ignores it.
+PRODUCER = {"producer": "pion"}
+# The allowed difference of fp32 logits. Two correct implementations differ by about 1e-5.
+MAX_LOGIT_DIFFERENCE = 1e-3
 SAFE = "Don't use this export; the checkpoint it was made from is safe."
-COMPARED_TOKENS = 512  # of each text: beyond that a mistake shows nothing new
+# How many tokens of each text are compared. A mistake shows in these or not at all.
+COMPARED_TOKENS = 512
 
 
 def export_model(
@@ -54,15 +58,15 @@ def export_model(
     generation: Mapping[str, Any] | None = None,
     chat: bool = True,
 ) -> None:
-    """Write `out`, a folder `transformers.AutoModelForCausalLM` loads as `Qwen3ForCausalLM`.
+    """Write `out`, a folder that `transformers.AutoModelForCausalLM` loads as `Qwen3ForCausalLM`.
 
-    Weights are float32, tied. `generation` overrides entries of `GENERATION`, the sampling defaults
-    saved with the model; `chat` says whether it knows our chat template, which is saved then. The
-    folder appears whole or not at all; an earlier export is replaced.
+    Weights are float32. `generation` overrides entries of `GENERATION`, the sampling defaults that
+    are saved with the model. If the model knows our chat template (`chat`), the template is saved
+    too. The folder appears whole or not at all, and replaces an earlier export.
 
     Raises:
-        BadInput: a capped model, a tokenizer with more ids than the model has rows, or an `out`
-            that holds something this function did not write.
+        BadInput: the model has a softcap, the tokenizer has more ids than the model has rows, or
+            `out` has files that this function did not write or can't be written.
     """
     out = Path(out)
     check_replaceable(out)
@@ -90,14 +94,14 @@ def export_model(
     except OSError as error:
         raise BadInput(
             f"{out}: can't write the export ({error.strerror or error}). The checkpoint is safe; "
-            "make room or name another folder."
+            "free some space or name another folder."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_export(folder: str | Path) -> bool:
-    """Whether every file of `folder` is one an export consists of, and we wrote its config."""
+    """Return whether we wrote the folder's config.json and an export has all of its files."""
     folder = Path(folder)
     if not {path.name for path in folder.iterdir()} <= set(EXPORT_FILES):
         return False
@@ -119,15 +123,15 @@ def check_replaceable(out: str | Path) -> None:
         foreign = sorted({path.name for path in out.iterdir()} - set(EXPORT_FILES))
         found = f" ({', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''})" if foreign else ""
         raise BadInput(
-            f"{out} holds files that no export of Pion consists of{found}; they stay as they are. "
-            "Name another folder, or move them away."
+            f"{out} holds files that are not part of an export of Pion{found}; nothing was "
+            "changed. Name another folder, or move these files away."
         )
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Rename `new` to `target`; what was at `target` is deleted last.
+    """Rename `new` to `target`; an existing `target` is deleted last.
 
-    Between the two renames only `.{name}.previous` exists; the next call puts it back first.
+    Between the two renames only `.{name}.previous` exists. The next call then first restores it.
     """
     previous = target.with_name(f".{target.name}.previous")
     if previous.exists() and not target.exists():
@@ -145,12 +149,13 @@ def verify_export(
 ) -> float:
     """Reload `out` with transformers and compare it with the checkpoint on real text.
 
-    Returns the largest absolute difference between the two models' logits over the tokenizer's
-    rows, in float32 on this machine.
+    Return the largest absolute difference between the two models' logits for the tokenizer's ids,
+    in float32 on this machine.
 
     Raises:
         PionError: the folder doesn't load, isn't stock `Qwen3ForCausalLM`, tokenises a text
-            differently, or gives logits that differ by more than `MAX_LOGIT_DIFFERENCE`.
+            differently, gives logits that differ by more than `MAX_LOGIT_DIFFERENCE`, or there is
+            no text to compare.
     """
     out = Path(out)
     ours = checkpoint if isinstance(checkpoint, Decoder) else load_decoder(checkpoint)
@@ -180,6 +185,7 @@ def verify_export(
 
 
 def _reload(out: Path) -> tuple[Any, Any]:
+    """Return the model and the tokenizer as transformers loads them. Raises PionError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -203,10 +209,10 @@ def _reload(out: Path) -> tuple[Any, Any]:
 
 
 def _same_ids(out: Path, tokenizer: Tokenizer, hf_tokenizer: Any, text: str) -> list[int]:
-    """Ids of `text`, by both tokenizers. Raises PionError where they differ."""
+    """Return the ids of `text`. Raises PionError where the two tokenizers differ."""
     ours = tokenizer.encode(text)
-    # In training, text that spells out a special token is only text. It may be longer than the
-    # model's context, of which a verbose tokenizer warns: no model is to read all of it.
+    # In training, text that spells out a special token is only text. A verbose tokenizer would warn
+    # of a text longer than the model's context; the models only read its beginning.
     theirs = hf_tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
     if ours != theirs:
         pairs = enumerate(zip(ours, theirs))
@@ -232,7 +238,7 @@ def _write_tokenizer(
     folder: Path, tokenizer_path: str | Path, tokenizer: Tokenizer, seq_len: int
 ) -> None:
     settings = json.loads(Path(tokenizer_path).read_text(encoding="utf-8"))
-    # What was trained on had no truncation, padding or tokens added around a text.
+    # In training nothing was truncated, padded or added around a text.
     settings |= {"truncation": None, "padding": None, "post_processor": None}
     _write_json(folder / "tokenizer.json", settings)
     names = {token["id"]: token["content"] for token in settings["added_tokens"]}

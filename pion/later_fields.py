@@ -1,4 +1,4 @@
-"""Fields that a settings class gained after runs had recorded their settings.
+"""Declare fields that a settings class gained after runs had recorded their settings.
 
 A run that is finished, a checkpoint and an exported model must stay what they are when the class
 gains a field. So the field is declared together with the value that computes what was computed

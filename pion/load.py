@@ -1,4 +1,4 @@
-"""Load a model from a folder: a checkpoint of ours, or an export that transformers reads too."""
+"""Load a model from a folder: a checkpoint, or an export that transformers reads too."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 
 
 def load(source: str | Path) -> tuple[Decoder, Tokenizer | None]:
-    """The model, in fp32 on the CPU, and its tokenizer.
+    """Return the model, in fp32 on the CPU, and its tokenizer.
 
     The source is a folder (see `load_decoder`) with a tokenizer.json, or a seed's `.pt` file, which
-    comes without a tokenizer. Raises BadInput for anything else.
+    has no tokenizer. Raises BadInput for anything else.
     """
     source = Path(source)
     if source.suffix == ".pt":
@@ -32,10 +32,10 @@ def load(source: str | Path) -> tuple[Decoder, Tokenizer | None]:
 
 
 def load_decoder(folder: str | Path) -> Decoder:
-    """The model of a folder with config.json and model.safetensors, in fp32 on the CPU.
+    """Return the model of a folder with config.json and model.safetensors, in fp32 on the CPU.
 
-    config.json holds either ModelConfig's fields or transformers' for a Qwen3 model. Raises
-    BadInput for a missing or damaged file, naming it, and for weights that don't fit the settings.
+    config.json has either ModelConfig's fields or transformers' for a Qwen3 model. Raises BadInput
+    for a missing or damaged file, naming it, and for weights that don't fit the settings.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -46,7 +46,7 @@ def load_decoder(folder: str | Path) -> Decoder:
     try:
         state = load_file(weights)
     except FileNotFoundError:
-        raise BadInput(f"{folder} is no model: it has no {WEIGHTS}") from None
+        raise BadInput(f"{folder} is not a model: it has no {WEIGHTS}") from None
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{weights} is damaged or can't be read ({error})") from None
     try:
@@ -63,9 +63,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except FileNotFoundError:
-        raise BadInput(f"{path.parent} is no model: it has no {path.name}") from None
+        raise BadInput(f"{path.parent} is not a model: it has no {path.name}") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} is damaged or can't be read ({error})") from None
     if not isinstance(settings, dict):
-        raise BadInput(f"{path} holds no settings: it should be a JSON object")
+        raise BadInput(f"{path} has no settings: it should be a JSON object")
     return settings

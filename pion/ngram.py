@@ -1,16 +1,16 @@
 """A token n-gram model: the baseline that a trained decoder has to beat.
 
-Interpolated absolute discounting (Ney, Essen and Kneser, "On structuring probabilistic dependences
-in stochastic language modelling", 1994; Chen and Goodman, "An empirical study of smoothing
-techniques for language modeling", 1999, §2.6). For a context h of n - 1 tokens, h' the same
-without its oldest token,
+It uses interpolated absolute discounting (Ney, Essen and Kneser, "On structuring probabilistic
+dependences in stochastic language modelling", 1994; Chen and Goodman, "An empirical study of
+smoothing techniques for language modeling", 1999, §2.6). Let h be a context of n - 1 tokens, and
+h' that context without its oldest token. Then
 
     p_n(w | h) = max(c(h w) - D_n, 0) / c(h) + D_n N(h) / c(h) · p_{n-1}(w | h')
 
-where c counts windows inside the training rows, c(h) = Σ_w c(h w), N(h) is how many different
-tokens follow h, and p_0 = 1 / vocab_size. After a context never seen p_n = p_{n-1}. Every order has
-the discount D_n = n1 / (n1 + 2 n2), n1 and n2 being the numbers of windows seen once and twice.
-In any context the probabilities of the vocabulary sum to one.
+where c counts windows inside the training rows, c(h) = Σ_w c(h w), N(h) is the number of different
+tokens that follow h, and p_0 = 1 / vocab_size. After a context that was never seen, p_n = p_{n-1}.
+Every order has the discount D_n = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of windows seen
+once and twice. In any context the probabilities of the vocabulary sum to one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import numpy as np
 
 from pion.errors import BadInput
 
+# The place of a window that training rows don't have.
 UNSEEN = -1
-DISCOUNT_WITHOUT_SINGLETONS = 0.5  # n1 = 0 would discount nothing and give unseen tokens p = 0
+# The discount where n1 = 0. A discount of 0 would give unseen tokens the probability 0.
+DISCOUNT_WITHOUT_SINGLETONS = 0.5
 
 
 @dataclass(frozen=True)
 class Level:
-    """Counts of one order: a window is its context, by its place one order down, and a token."""
+    """The counts of one order. A window is a context, by its place one order down, and a token."""
 
     keys: np.ndarray  # (windows,) int64, sorted: context · vocab_size + token
     counts: np.ndarray  # (windows,) c(h w)
@@ -46,13 +48,14 @@ class NGram:
 
     @property
     def order(self) -> int:
+        """The length of the longest windows, in tokens."""
         return len(self.levels)
 
     def nll(self, rows: np.ndarray) -> np.ndarray:
-        """Negative log-likelihood (nats) of every token that has one before it in its row.
+        """Return the negative log-likelihood in nats of every token but the first of each row.
 
-        `rows` is (R, T) ids, the result (R, T - 1) float64. A token with fewer than order - 1
-        tokens before it is predicted from those. Raises BadInput for ids outside the vocabulary.
+        `rows` is (R, T) ids, the result (R, T - 1) float64. A token that has fewer than order - 1
+        tokens before it is predicted from these. Raises BadInput for ids outside the vocabulary.
         """
         rows = _checked(rows, self.vocab_size)
         probability = np.full(rows.shape, 1.0 / self.vocab_size)
@@ -62,7 +65,8 @@ class NGram:
             windows = _lookup(level.keys, contexts, rows, self.vocab_size)
             count = np.where(windows == UNSEEN, 0, level.counts[windows])
             known = contexts != UNSEEN
-            known[known] = level.totals[contexts[known]] > 0  # h may only ever have ended a row
+            # A context that only occurred at the end of rows has no token after it.
+            known[known] = level.totals[contexts[known]] > 0
             h = contexts[known]
             backed_off = level.discount * level.kinds[h] * probability[known]
             kept = np.maximum(count[known] - level.discount, 0)
@@ -71,7 +75,7 @@ class NGram:
 
 
 def fit(rows: np.ndarray, vocab_size: int, order: int = 4) -> NGram:
-    """Count the windows of `rows` (R, T) up to `order` tokens, all inside one row.
+    """Return the model of all windows of up to `order` tokens inside the rows (R, T).
 
     Raises BadInput for an order outside 1–6, no tokens, or ids outside the vocabulary.
     """
@@ -106,7 +110,7 @@ def fit(rows: np.ndarray, vocab_size: int, order: int = 4) -> NGram:
 
 
 def _contexts(windows: np.ndarray, unigram: bool) -> np.ndarray:
-    """Context before each token: the window one order down that ends at the token to its left."""
+    """Return each token's context: the window one order down that ends at the token to its left."""
     contexts = np.empty_like(windows)
     contexts[:, 1:] = windows[:, :-1]
     contexts[:, 0] = 0 if unigram else UNSEEN
@@ -116,13 +120,14 @@ def _contexts(windows: np.ndarray, unigram: bool) -> np.ndarray:
 def _lookup(
     keys: np.ndarray, contexts: np.ndarray, tokens: np.ndarray, vocab_size: int
 ) -> np.ndarray:
-    """Places of windows in `keys`, UNSEEN for those that are not there."""
+    """Return the places of windows in `keys`, UNSEEN for windows that are not there."""
     wanted = contexts * vocab_size + tokens
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where((contexts != UNSEEN) & (keys[places] == wanted), places, UNSEEN)
 
 
 def _checked(rows: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Return the rows as int64. Raises BadInput unless they are ids of the vocabulary, (R, T)."""
     rows = np.asarray(rows)
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
         raise BadInput(f"expected (rows, seq_len) integer ids, got {rows.shape} {rows.dtype}")

@@ -1,4 +1,4 @@
-"""Named models. A preset is a set of ModelConfig fields and nothing more."""
+"""Name the models that ship with Pion. A preset is a set of ModelConfig fields, nothing more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 Preset = dict[str, Any]
 
-# Dense; the vocabulary is that of the published checkpoints, 258 rows more than their tokenizer's.
+# The vocabulary is that of the published checkpoints. It has 258 more rows than their tokenizer.
 _PION: Preset = {"family": "pion", "vocab_size": 50_258, "seq_len": 2048}
 
 

@@ -1,4 +1,7 @@
-"""Pion without softcap is the Qwen3 architecture: the mapping to transformers' names, both ways."""
+"""Translate between our names and transformers' for Qwen3, which a Pion without softcap is.
+
+The architecture is that of "Qwen3 technical report" (Qwen Team 2025).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pion.errors import BadInput
 
 State = dict[str, Tensor]
 
-# Ours to theirs; the names of a block's parts stand after "blocks.{i}." and "model.layers.{i}.".
+# Our names and theirs. Names of a block's parts follow "blocks.{i}." and "model.layers.{i}.".
 _NAMES = {
     "embed.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
@@ -36,15 +39,15 @@ _VOCABULARY_ROWS = ("embed.weight", "lm_head.weight")
 def to_qwen3(
     config: ModelConfig, state: State, vocab_size: int | None = None
 ) -> tuple[dict[str, Any], State]:
-    """Our config and state dict as transformers' Qwen3 config fields and state dict.
+    """Return transformers' Qwen3 config fields and state dict for ours.
 
-    `vocab_size` keeps only that many embedding rows: those the tokenizer can produce. Raises
-    BadInput for a model that stock Qwen3 doesn't compute.
+    `vocab_size` keeps only that many embedding rows, those of ids that the tokenizer can produce.
+    Raises BadInput for a model that stock Qwen3 doesn't compute, or for too large a `vocab_size`.
     """
     if config.softcap is not None:
         raise BadInput(
-            f"a model with softcap {config.softcap:g} can't be exported as stock Qwen3, which has "
-            f"none; train with softcap off to publish it"
+            f"a model with softcap {config.softcap:g} can't be exported as stock Qwen3, because "
+            f"Qwen3 has no softcap; train without softcap to publish the model"
         )
     rows = config.vocab_size if vocab_size is None else vocab_size
     if rows > config.vocab_size:
@@ -78,7 +81,11 @@ def to_qwen3(
 
 
 def from_qwen3(hf_config: dict[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
-    """The inverse of to_qwen3, for any Qwen3 folder. Raises BadInput for what we don't compute."""
+    """Return our config and state dict for transformers', of any Qwen3 model.
+
+    Raises BadInput for settings that we don't compute, and for a missing setting or an unexpected
+    tensor.
+    """
     rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
     for what, value, expected in (
         ("model_type", hf_config.get("model_type"), "qwen3"),
@@ -110,16 +117,18 @@ def from_qwen3(hf_config: dict[str, Any], hf_state: State) -> tuple[ModelConfig,
         raise BadInput(f"config.json lacks {missing}") from None
     ours = {theirs: name for name, theirs in _names(config).items()}
     if config.tie_embeddings:
-        # Some savers write the tied head a second time.
+        # Some programs save the tied head a second time.
         hf_state = {name: tensor for name, tensor in hf_state.items() if name != "lm_head.weight"}
     unknown = sorted(hf_state.keys() - ours.keys())
     if unknown:
-        raise BadInput(f"the weights hold {unknown[0]}, which a Qwen3 of this config has not")
+        raise BadInput(
+            f"unexpected tensor {unknown[0]}: a Qwen3 of this config has no parameter of that name"
+        )
     return config, {ours[name]: tensor for name, tensor in hf_state.items()}
 
 
 def _names(config: ModelConfig) -> dict[str, str]:
-    """Our name of every tensor in the model -> theirs."""
+    """Map our name of every tensor in the model to theirs."""
     names = {
         name: theirs
         for name, theirs in _NAMES.items()

@@ -1,7 +1,8 @@
-"""Read the checkpoints of the seed projects, `.pt` files with a pickle inside, running none of it.
+"""Read the checkpoints of the seed projects without running any code in them.
 
-A Pion checkpoint is {step, model, optimizer, config, tokens_seen}, or {step, model, config} after
-fine-tuning; `config` is a pickled object of the seed's own class.
+They are `.pt` files, which contain a pickle. A Pion checkpoint is {step, model, optimizer, config,
+tokens_seen}, or {step, model, config} after fine-tuning; `config` is a pickled object of a class
+that the seed defines.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 
+# The context of every size of Pion, for checkpoints that don't record it.
 PION_SEQ_LEN = 2048
-"""The context of every Pion size, for checkpoints that don't record it."""
 
+# Their names and ours. Names of a block's parts follow "layers.{i}." and "blocks.{i}.".
 _NAMES = {
     "embed.weight": "embed.weight",
     "norm.weight": "norm.weight",
@@ -42,10 +44,10 @@ _BLOCK_NAMES = {
 
 
 class _SeedConfig:
-    """Takes the place of the seed's `model.PionConfig`: holds its attributes, runs nothing."""
+    """Stands in for the seed's `model.PionConfig`. It has the attributes and runs nothing."""
 
 
-# What torch.load's restricted unpickler matches against the names in the file.
+# The restricted unpickler of torch.load compares these with the names in the file.
 _SeedConfig.__module__, _SeedConfig.__qualname__, _SeedConfig.__name__ = (
     "model",
     "PionConfig",
@@ -54,10 +56,10 @@ _SeedConfig.__module__, _SeedConfig.__qualname__, _SeedConfig.__name__ = (
 
 
 def import_seed(path: str | Path) -> Decoder:
-    """The model of a Pion seed's checkpoint, in fp32 on the CPU.
+    """Return the model of a Pion seed's checkpoint, in fp32 on the CPU.
 
-    The seed applied its softcap only while training; a model imported with one applies it always.
-    Raises BadInput for a file that is no such checkpoint, or holds anything but plain data.
+    The seed applied its softcap only while training; an imported model with a softcap applies it
+    always. Raises BadInput for a file that is not such a checkpoint or has more than plain data.
     """
     checkpoint = _read(Path(path))
     try:
@@ -83,22 +85,24 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, or is damaged. It was not run. "
             f"({_reason(error)})"
         ) from None
-    except Exception as error:  # garbage fails in whatever way it leads the unpickler
-        raise BadInput(f"{path} is no PyTorch checkpoint, or damaged ({_reason(error)})") from None
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise BadInput(
+            f"{path} is not a PyTorch checkpoint, or is damaged ({_reason(error)})"
+        ) from None
     model = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(model, dict) or not all(isinstance(t, Tensor) for t in model.values()):
-        raise BadInput(f"{path} is no seed's checkpoint: it has no tensors under 'model'")
+        raise BadInput(f"{path} is not a seed's checkpoint: it has no tensors under 'model'")
     return checkpoint
 
 
 def _reason(error: Exception) -> str:
-    """The sentence of torch's message that names the cause, without its advice to run the file."""
+    """Return the cause that torch's message names, without its advice to run the file."""
     global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f"it asks for {global_name[1]}" if global_name else type(error).__name__
 
 
 def _rename(model: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The seed's names, those of a compiled model too, as ours."""
+    """Return the tensors by our names. The names of a compiled model are accepted too."""
     state = {}
     for key, tensor in model.items():
         name = key.removeprefix("_orig_mod.")
@@ -108,14 +112,15 @@ def _rename(model: dict[str, Tensor]) -> dict[str, Tensor]:
         elif name in _NAMES:
             state[_NAMES[name]] = tensor
         else:
-            raise BadInput(f"{key} is in no Pion model")
+            raise BadInput(f"unexpected tensor {key}: no Pion model has a parameter of that name")
     return state
 
 
 def _config(seed: Any, state: dict[str, Tensor]) -> ModelConfig:
-    """The settings: shapes from the tensors themselves, the rest from the seed's config.
+    """Return the settings: shapes from the tensors, the rest from the seed's config.
 
-    Without a config: the values every Pion had, and no softcap, as the seed's own inference.
+    Without a config they are the values that every Pion had, and no softcap, as in the seed's own
+    inference.
     """
     for needed in ("embed.weight", "blocks.0.attention.q_norm.weight"):
         if needed not in state:
@@ -127,7 +132,7 @@ def _config(seed: Any, state: dict[str, Tensor]) -> ModelConfig:
         return len(state[name]) if name in state else 0
 
     recorded = vars(seed) if isinstance(seed, _SeedConfig) else {}
-    # Checkpoints older than the switch were trained with the cap always on.
+    # Checkpoints that are older than `use_soft_cap` were trained with the cap.
     capped = recorded.get("use_soft_cap", True) and "logit_cap" in recorded
     return ModelConfig.from_dict(
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ EXIT_CODES = """\
 exit codes:
   0   done
   1   failed, or a bug; what was committed is safe
-  2   bad input, or it would invalidate committed work; nothing committed is lost
+  2   bad input, no store, or it would invalidate committed work; nothing committed is lost
   3   another process took the run over
   4   stopped on request or by the budget, state saved
   74  work was done that could not be stored; the message says where it is
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a log in ASCII is no reason to die
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        arguments = sys.argv[1:] if argv is None else list(argv)
         if argv is None and arguments[:1] == ["run"]:
             early_sigterm()
         args = _parse(arguments)
@@ -58,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: --help, or arguments it refuses
         return int(stop.code or 0)
     except PionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        ending = _ending(error, arguments)
+        print(f"error: {ending}", file=sys.stderr)
+        return ending.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -71,6 +73,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(_bug(error), file=sys.stderr)
         return 1
+
+
+def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
+    """Return the error in which the command ends: the verdict on a StoreError, or `error` itself.
+
+    A command that can lose work gives its verdict itself, so this one only reads or asks.
+    """
+    from pipeline.state.stores import StoreError
+    from pipeline.state.stores.verdict import Moment, verdict
+
+    if not isinstance(error, StoreError):
+        return error
+    command = f"`pion {shlex.join(arguments)}`"
+    return verdict(error, Moment.NO_WORK, "Nothing was lost.", command=command)
 
 
 def _bug(error: Exception) -> str:
@@ -368,18 +384,10 @@ def _fork(args: argparse.Namespace) -> int:
 
 
 def _prove(args: argparse.Namespace) -> int:
-    from pipeline.prove.proof import prove
+    from pipeline.prove.proof import ProofOptions, prove
 
-    return prove(
-        args.job,
-        args.overrides,
-        kills=args.kills,
-        store=args.store,
-        seed=args.seed,
-        json_path=args.json,
-        keep=args.keep,
-        say=partial(print, flush=True),
-    )
+    options = ProofOptions(args.kills, args.store, args.seed, args.json, args.keep)
+    return prove(args.job, args.overrides, options, say=partial(print, flush=True))
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
-"""Arrays of token ids in files: mapped into memory, validated, hashed, and written whole or not
-at all.
+"""Arrays of token ids in files: map them into memory, validate and hash them.
+
+Files are written whole or not at all.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import numpy as np
 
 from pion.errors import BadInput
 
+# The header of Daisy's .bin shards has 256 int32: magic, version, number of tokens, and zeros.
 BIN_HEADER_BYTES = 1024
 BIN_MAGIC = 20240520
 BIN_VERSION = 1
@@ -21,7 +23,7 @@ def open_shard(path: str | Path, seq_len: int) -> np.ndarray:
     """Memory-map a shard of either format as ids ``(rows, seq_len)``.
 
     Raises:
-        BadInput: see ``open_npy`` and ``open_bin``.
+        BadInput: the file isn't such a shard; see ``open_npy`` and ``open_bin``.
     """
     return (open_bin if Path(path).suffix == ".bin" else open_npy)(path, seq_len)
 
@@ -32,8 +34,8 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
     Rows that are a multiple of ``seq_len`` long are split; nothing is ever cut off.
 
     Raises:
-        BadInput: missing, not ``.npy``, truncated, not integers, not 2-D, or rows whose length
-            isn't a multiple of ``seq_len``.
+        BadInput: the file is missing, isn't ``.npy``, is truncated, has no integers, isn't 2-D, or
+            has rows whose length isn't a multiple of ``seq_len``.
     """
     try:
         with open(path, "rb") as file:
@@ -67,11 +69,14 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
 
 
 def open_bin(path: str | Path, seq_len: int) -> np.ndarray:
-    """Memory-map a Daisy ``.bin`` shard (256 int32 header: magic, version, tokens; then uint16
-    ids) as rows ``(tokens // seq_len, seq_len)``; the last ``tokens % seq_len`` ids are left out.
+    """Memory-map a Daisy ``.bin`` shard as ids ``(tokens // seq_len, seq_len)``.
+
+    The file has a header of 256 int32 (magic, version, tokens) and then uint16 ids. The last
+    ``tokens % seq_len`` ids are left out.
 
     Raises:
-        BadInput: missing, another magic or version, or of another size than its header says.
+        BadInput: the file is missing, has another magic or version, or another size than its header
+            says.
     """
     try:
         with open(path, "rb") as file:
@@ -98,7 +103,7 @@ def check_ids(rows: np.ndarray, vocab_size: int, name: str) -> None:
     """Check that every id in ``rows`` ``(rows, seq_len)`` is below ``vocab_size``.
 
     Raises:
-        BadInput: one isn't; names the shard, its row and the id.
+        BadInput: an id isn't; the message names the shard, the row and the id.
     """
     step = max(1, 2**22 // rows.shape[1])
     for first in range(0, len(rows), step):
@@ -113,16 +118,16 @@ def check_ids(rows: np.ndarray, vocab_size: int, name: str) -> None:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex digest of a file's content."""
+    """Return the hex digest of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
-    """Write a file that, whatever happens, is there entirely or not at all.
+    """Write a file so that, whatever happens, it exists whole or not at all.
 
     Raises:
-        BadInput: the disk is full or the folder unwritable; nothing is left behind.
+        BadInput: the disk is full or the folder can't be written; nothing is left behind.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -134,7 +139,7 @@ def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # makes the rename itself durable
+            os.fsync(folder)  # makes the rename durable
         finally:
             os.close(folder)
     except OSError as error:
@@ -144,7 +149,7 @@ def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> BadInput:
-    """What to tell a person whose disk is full or whose folder can't be written."""
+    """Return the error for a file that can't be written: what is safe, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BadInput(
             f"{path}: the disk is full. Everything finished before it is safe and will be used: "
@@ -152,7 +157,7 @@ def unwritable(path: Path, error: OSError) -> BadInput:
         )
     return BadInput(
         f"{path}: can't be written ({error.strerror}). Everything finished before it is safe: "
-        f"make it writable and run the same command again."
+        f"make the path writable and run the same command again."
     )
 
 

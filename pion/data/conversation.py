@@ -1,13 +1,14 @@
-"""Conversations: one template for training, chatting and the published model.
+"""Turn a conversation into token ids and a mask of the learned ones.
 
-Each turn is ``<|system|>``, ``<|user|>`` or ``<|assistant|>``, a newline, the stripped text and a
-newline; an assistant's turn ends with the end-of-text token. Empty turns are dropped, and so are
-turns of any other role (tool calls and the like). The role markers are ordinary text; the end of
-a turn is the special id.
+Training, chatting and the published model use one template. Each turn is ``<|system|>``,
+``<|user|>`` or ``<|assistant|>``, a newline, the stripped text and a newline; an assistant's turn
+ends with the end-of-text token. Empty turns are dropped, and so are turns of any other role (tool
+calls, for example). The role markers are ordinary text, but the end of a turn is the special id.
 
-A text that spells out a special token, say "<|endoftext|>" quoted by a user, has a space put into
-it ("< |endoftext|>"). Our own tokenizer would keep it as text anyway, but whoever renders the
-published template and tokenises the result could not tell it from the end of a turn.
+If a text spells out a special token, because a user quotes "<|endoftext|>" for example, a space is
+put into it ("< |endoftext|>"). Our own tokenizer would keep it as text anyway. But other programs
+render the published template and tokenise the result, and they could not tell the quoted token from
+the end of a turn.
 """
 
 import json
@@ -22,6 +23,7 @@ from pion.errors import BadInput
 
 Role = Literal["system", "user", "assistant"]
 
+# The names of roles in data sets, and the role that each stands for.
 ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -33,28 +35,30 @@ ROLES: dict[str, Role] = {
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says, as written; ``render`` strips it."""
+    """What one side says, as it was written; ``render`` strips it."""
 
     role: Role
     text: str
 
 
 class Tokenized(NamedTuple):
-    """A conversation as ids, int32 ``(n,)``, and which of them are learned, bool ``(n,)``."""
+    """A conversation as ids, int32 ``(n,)``, and a mask of the learned ids, bool ``(n,)``."""
 
     ids: np.ndarray
     learned: np.ndarray
 
 
 def parse_conversation(record: Any, where: str) -> list[Turn]:
-    """Turns of a record in the OpenHermes (``conversations: [{from, value}]``) or the messages
-    (``messages: [{role, content}]``) layout; other keys of the record mean nothing here.
+    """Return the turns of a record in one of two layouts; other keys of the record are ignored.
+
+    The layouts are that of OpenHermes (``conversations: [{from, value}]``) and messages
+    (``messages: [{role, content}]``).
 
     Args:
-        where: file and line, for errors.
+        where: the record's file and line, for errors.
 
     Raises:
-        BadInput: another layout, or no assistant turn with a text to learn.
+        BadInput: the record has another layout, or no assistant turn with a text to learn.
     """
     if isinstance(record, dict) and "conversations" in record:
         turns, role_key, text_key = record["conversations"], "from", "value"
@@ -93,10 +97,10 @@ def parse_conversation(record: Any, where: str) -> list[Turn]:
 def render(
     tokenizer: Tokenizer, turns: Iterable[Turn], *, add_generation_prompt: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation and its learned ``[start, end)`` spans in characters: of each
-    assistant turn the text, its newline and its end-of-text.
+    """Return the text of a conversation and its learned ``[start, end)`` spans in characters.
 
-    ``add_generation_prompt`` ends the text where the assistant's next answer begins.
+    Of each assistant turn, the text, its newline and its end-of-text are learned. With
+    ``add_generation_prompt`` the text ends where the assistant's next answer begins.
     """
     text, spans = "", []
     for turn in turns:
@@ -120,10 +124,10 @@ def render(
 def tokenize(
     tokenizer: Tokenizer, turns: Iterable[Turn], *, add_generation_prompt: bool = False
 ) -> Tokenized:
-    """Ids of a conversation and its loss mask.
+    """Return the ids of a conversation and its mask of learned ids.
 
-    The prompt up to ``<|assistant|>\\n`` has the same ids with and without the answer after it:
-    contents are stripped, so no token reaches from the marker's newline into the answer.
+    The prompt up to ``<|assistant|>\\n`` has the same ids with and without an answer after it:
+    texts are stripped, so no token spans the marker's newline and the answer.
     """
     text, spans = render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
     return _tokenize_rendered(tokenizer, [(text, spans)])[0]
@@ -132,17 +136,16 @@ def tokenize(
 def tokenize_batch(
     tokenizer: Tokenizer, conversations: Iterable[Iterable[Turn]]
 ) -> list[Tokenized]:
-    """``tokenize`` of each conversation, on all cores."""
+    """Return ``tokenize`` of each conversation, using all cores."""
     return _tokenize_rendered(tokenizer, [render(tokenizer, turns) for turns in conversations])
 
 
 def chat_template(tokenizer: Tokenizer) -> str:
-    """The Jinja template that makes transformers' ``apply_chat_template`` agree with
-    ``tokenize``, id by id."""
+    """Return the Jinja template with which transformers gives the same ids as ``tokenize``."""
     roles: dict[str, list[str]] = {}
     for alias, role in ROLES.items():
         roles.setdefault(role, []).append(alias)
-    # A Jinja string literal reads the escapes of a JSON one (but not of surrogate pairs).
+    # A Jinja string literal understands the escapes of JSON, except those of surrogate pairs.
     defuse = "".join(
         f" | replace({_literal(special)}, {_literal(_defused(special))})"
         for special in tokenizer.specials
@@ -169,14 +172,15 @@ def _literal(text: str) -> str:
 
 
 def _defused(special: str) -> str:
+    """Return the text of a special token with a space in it, which makes it ordinary text."""
     return f"{special[0]} {special[1:]}"
 
 
 def _tokenize_rendered(
     tokenizer: Tokenizer, rendered: Sequence[tuple[str, list[tuple[int, int]]]]
 ) -> list[Tokenized]:
-    # Between end-of-text tokens the template is one string each. Contents can't spell the token,
-    # so piece number k ends with learned span number k; what follows the last is not learned.
+    # The text between two end-of-text tokens is encoded as one piece. Texts can't spell the token,
+    # so piece number k ends with learned span number k. What follows the last span is not learned.
     end = tokenizer.end_of_text_token
     pieces: list[str] = []
     learned_from: list[int] = []  # within each piece, in characters

@@ -1,7 +1,7 @@
-"""Documents and records from files: plain text, JSON Lines, parquet.
+"""Read documents and records from files: plain text, JSON Lines, parquet.
 
-Files come in sorted order and documents in file order, so the same folder always reads the same.
-Whatever is wrong with a file is said with its name, its line and the job's key that named it.
+Files come in sorted order and documents in file order, so the same folder always gives the same
+documents. Errors name the file and line, or the job's key that named the file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from pion.errors import BadInput
 TEXT_SUFFIXES = (".txt", ".md")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 PARQUET_SUFFIXES = (".parquet",)
+# A text file is read in parts of this many bytes.
 PART_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and where it was found: a file, a file:line or a name in a data set."""
+    """A text and where it was found: a file, a file:line or a name in a data set."""
 
     text: str
     origin: str
@@ -41,9 +42,10 @@ class Record:
 
 
 def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
-    """The files `path` names, sorted: a file, a folder's files with one of `suffixes`, or a glob.
+    """Return the files that `path` names, sorted.
 
-    `key` is the job's key that holds the path, for the message. Raises BadInput when there is none.
+    `path` is a file, a folder whose files have one of `suffixes`, or a glob. `key` is the job's key
+    with the path, for the message. Raises BadInput if there is no file.
     """
     if path.is_file():
         return [path]
@@ -62,10 +64,11 @@ def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
 
 
 def text_documents(path: Path, split: str, key: str) -> Iterator[Document]:
-    """One document per UTF-8 file, or per blank-line-separated part with split="paragraph".
+    """Yield a document for each UTF-8 file, or with split="paragraph" for each paragraph.
 
-    A file is read in parts of about 4 MB, cut at line breaks, and each part is a document. Raises
-    BadInput for a missing path, text that is not UTF-8, and a corpus without any text.
+    A file is read in parts of about 4 MB, cut at line breaks, and each part is a document.
+    Paragraphs are separated by blank lines. Raises BadInput for a missing path, text that is not
+    UTF-8, and a corpus without any text.
     """
     empty = True
     for file in list_files(path, TEXT_SUFFIXES, key):
@@ -81,9 +84,10 @@ def text_documents(path: Path, split: str, key: str) -> Iterator[Document]:
 
 
 def jsonl_records(path: Path, key: str) -> Iterator[Record]:
-    """One record per line of JSON Lines files, .gz too; blank lines are skipped.
+    """Yield a record for each line of JSON Lines files, .gz too; blank lines are skipped.
 
-    Raises BadInput naming file and line for a line that is not a JSON object.
+    Raises BadInput naming the file and line of what is not a JSON object, for a damaged file, and
+    for a corpus without any line.
     """
     empty = True
     for file in list_files(path, JSONL_SUFFIXES, key):
@@ -97,7 +101,10 @@ def jsonl_records(path: Path, key: str) -> Iterator[Record]:
 
 
 def parquet_records(path: Path, key: str) -> Iterator[Record]:
-    """One record per row of parquet files. Raises BadInput for a file that is not parquet."""
+    """Yield a record for each row of parquet files.
+
+    Raises BadInput for a file that is not parquet, and for a corpus without any row.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -117,9 +124,10 @@ def parquet_records(path: Path, key: str) -> Iterator[Record]:
 
 
 def record_documents(records: Iterator[Record], field: str, key: str) -> Iterator[Document]:
-    """The text under `field` of every record; blank texts are skipped.
+    """Yield the text under `field` of every record; blank texts are skipped.
 
-    Raises BadInput naming the record and the fields it has when `field` is missing or not text.
+    Raises BadInput if `field` is missing or is not text, naming the record and its fields, and if
+    every text is blank.
     """
     empty = True
     for record in records:
@@ -150,7 +158,7 @@ def _lines(lines: BinaryIO, file: Path) -> Iterator[bytes]:
 
 
 def _parts(file: Path) -> Iterator[str]:
-    """The text of a file in parts of PART_BYTES, cut between paragraphs or else between lines."""
+    """Yield the text of a file in parts of PART_BYTES, cut between paragraphs or else lines."""
     rest, start = b"", 0
     with file.open("rb") as stream:
         while block := stream.read(PART_BYTES):
@@ -180,5 +188,5 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         raise BadInput(f"{where}: JSON nested too deeply") from None
     if not isinstance(value, dict):
-        raise BadInput(f"{where}: a {type(value).__name__} where a JSON object should be")
+        raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
     return value

@@ -1,12 +1,12 @@
 """The order of training rows: a pure function of (data fingerprint, seed, row number).
 
-Any row of any epoch is found without walking to it, so a resumed, moved or rescaled run trains on
-exactly the rows an unbroken one would have. Everything is integer arithmetic keyed by BLAKE2b:
-the order never changes with a library's version.
+Any row of any epoch is found without visiting the rows before it. A resumed, moved or rescaled run
+therefore trains on exactly the same rows as an uninterrupted one. Everything is integer arithmetic
+keyed by BLAKE2b, so the order never changes with a library's version.
 
-Per epoch the shards are put into a seeded order and grouped into windows of ``window``; within a
-window the rows are permuted by a bijection of their indices. A reader thus needs only one
-window's shards at a time.
+In each epoch the shards are put into a seeded order and grouped into windows of ``window`` shards.
+Within a window the rows are permuted by a bijection of their indices. A reader therefore needs the
+shards of only one window at a time.
 """
 
 import hashlib
@@ -22,22 +22,26 @@ from math import inf, isqrt, lcm
 
 from pion.errors import BadInput
 
-BLOCK = 1024  # rows in which a mixture's quotas are exact
+# The quotas of a mixture are exact in every block of this many rows.
+BLOCK = 1024
+# The rounds of a permutation's Feistel network.
 ROUNDS = 8
-CACHED = 4  # epochs, or blocks of a mixture
+# How many epochs, or blocks of a mixture, are kept in memory.
+CACHED = 4
 
 
 def key_of(*parts: object) -> bytes:
-    """16 bytes that stand for ``parts`` (JSON values)."""
+    """Return 16 bytes that stand for ``parts`` (JSON values)."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 
 
 class Permutation:
     """A keyed bijection of ``range(size)``, computed index by index.
 
-    A Feistel network over pairs (a, b) in Z_width x Z_height, where width · height is the smallest
-    near-square product of at least ``size``; indices beyond ``size`` walk on along their cycle,
-    which takes less than two tries on average.
+    This is a Feistel network over pairs (a, b) in Z_width x Z_height, where width · height is the
+    smallest near-square product of at least ``size``. An index beyond ``size`` is permuted again
+    until it is within, which takes less than two tries on average (Black and Rogaway 2002, "Ciphers
+    with arbitrary finite domains").
     """
 
     def __init__(self, size: int, key: bytes) -> None:
@@ -62,7 +66,7 @@ class Permutation:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch's shards in their order, with the row each of them and each window starts at."""
+    """One epoch's shards in order, with the row at which each shard and each window starts."""
 
     shards: list[int]
     starts: list[int]
@@ -74,10 +78,10 @@ class RowOrder:
     """The order of one data set's rows.
 
     Args:
-        shard_rows: rows of each shard.
+        shard_rows: number of rows in each shard.
         fingerprint: of the data set.
-        window: shards that are mixed with each other. It is part of the order, so it belongs to
-            the job and never to the disk at hand.
+        window: number of shards that are mixed with each other. It is part of the order, so it
+            depends on the job and never on the size of a disk.
 
     Raises:
         BadInput: there are no rows, or ``window`` is below 1.
@@ -94,7 +98,10 @@ class RowOrder:
             raise BadInput(f"data window {window}: at least 1 shard must be read at a time.")
 
     def locate(self, i: int) -> tuple[int, int]:
-        """Shard and row within it of training row ``i`` >= 0; epochs follow without end."""
+        """Return the shard of training row ``i`` >= 0, and the row's number in that shard.
+
+        Epochs follow each other without end.
+        """
         number, offset = divmod(i, self.total_rows)
         epoch = self._epoch(number)
         w = bisect_right(epoch.window_starts, offset) - 1
@@ -104,12 +111,11 @@ class RowOrder:
         return epoch.shards[s], row - epoch.starts[s]
 
     def shards_ahead(self, i: int, n: int) -> list[int]:
-        """The first ``n`` distinct shards needed from row ``i`` on, those of row ``i``'s own
-        window first."""
+        """Return the first ``n`` distinct shards needed from row ``i`` on, its window's first."""
         return [shard for _, shard in self.needs_ahead(i, n)]
 
     def needs_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
-        """``shards_ahead`` with the first row, from ``i`` on, that may need each shard."""
+        """Return ``shards_ahead``, each with the first row from ``i`` on that may need it."""
         wanted = min(n, sum(rows > 0 for rows in self.shard_rows))
         needs: dict[int, int] = {}
         number, offset = divmod(i, self.total_rows)
@@ -143,12 +149,12 @@ class RowOrder:
 class MixtureOrder:
     """Rows of several data sets in exact proportion.
 
-    Every block of 1,024 rows has its quotas: after any number of blocks each source has given
-    weight · rows, rounded, never a whole row more or less. Within a block the sources take turns
-    in a seeded order, and each source goes through its own rows in its own order.
+    Every block of 1,024 rows has quotas. After any number of blocks each source has given
+    weight · rows, within less than one row. Within a block the sources take turns in a seeded
+    order, and each source gives its rows in the source's own order.
 
     Raises:
-        BadInput: a weight is not positive, or so small that whole blocks would go without.
+        BadInput: a weight is not positive, or so small that some blocks would have no such row.
     """
 
     def __init__(self, orders: Sequence[RowOrder], weights: Sequence[float], seed: int) -> None:
@@ -159,7 +165,7 @@ class MixtureOrder:
         if not positive or min(fractions) * BLOCK < sum(fractions):
             raise BadInput(
                 f"data weights {list(weights)}: each must be positive and at least 1/{BLOCK:,} of "
-                f"their sum. Raise the smallest or leave its source out."
+                f"their sum. Raise the smallest weight or remove its source."
             )
         self.orders = list(orders)
         self.total_rows = sum(order.total_rows for order in orders)
@@ -169,13 +175,13 @@ class MixtureOrder:
         self._block = lru_cache(maxsize=CACHED)(self._make_block)
 
     def locate(self, i: int) -> tuple[int, int, int]:
-        """Source, shard and row of training row ``i`` >= 0."""
+        """Return the source, the shard and the row's number in it of training row ``i`` >= 0."""
         block, slot = divmod(i, BLOCK)
         source, index = self._block(block)[slot]
         return source, *self.orders[source].locate(index)
 
     def shards_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
-        """The first ``n`` distinct (source, shard) needed from row ``i`` on."""
+        """Return the first ``n`` distinct (source, shard) needed from row ``i`` on."""
         taken = self._taken(i // BLOCK)
         needs = []
         for source, order in enumerate(self.orders):
@@ -185,7 +191,7 @@ class MixtureOrder:
         return [(source, shard) for _, source, shard in needs[:n]]
 
     def _make_block(self, block: int) -> list[tuple[int, int]]:
-        """Source and number of its row for each of a block's rows."""
+        """Return, for each row of a block, its source and its number in that source."""
         taken, after = self._taken(block), self._taken(block + 1)
         slots = [s for s, (a, b) in enumerate(zip(taken, after)) for _ in range(b - a)]
         permuted = Permutation(BLOCK, key_of("block", block, *self._key))
@@ -196,10 +202,11 @@ class MixtureOrder:
         return rows
 
     def _taken(self, blocks: int) -> list[int]:
-        """Rows each source has given after ``blocks`` blocks.
+        """Return how many rows each source has given after ``blocks`` blocks.
 
-        Differences of rounded-down cumulative shares: they add up to all rows, each is within one
-        row of its share, and, shares being at least a row per block, they never decrease.
+        These are differences of rounded-down cumulative shares. They add up to all rows, and each
+        is within one row of its share. They never decrease, because each share is at least one row
+        per block.
         """
         rows, total = blocks * BLOCK, sum(self._shares)
         ends = [rows * share // total for share in accumulate(self._shares, initial=0)]
@@ -209,11 +216,11 @@ class MixtureOrder:
 def step_rows(
     next_row: int, global_batch: int, skipped: Sequence[tuple[int, int]] = ()
 ) -> tuple[list[int], int]:
-    """Row numbers of one optimizer step, and the ``next_row`` after it.
+    """Return the row numbers of one optimizer step, and the ``next_row`` after it.
 
     Args:
         next_row: first row not yet trained on.
-        skipped: ``[start, end)`` ranges deliberately left out after a loss spike.
+        skipped: ``[start, end)`` ranges that are left out on purpose after a loss spike.
     """
     rows: list[int] = []
     ranges = sorted(skipped)

@@ -1,4 +1,4 @@
-"""Packing conversations into rows of ``seq_len``, none split over two rows."""
+"""Pack conversations into rows of ``seq_len`` ids, each conversation into one row."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +18,9 @@ class Packed:
     Attributes:
         ids: int32 ``(rows, seq_len)``.
         flags: uint8 ``(rows, seq_len)``, see ``pion.data.shards``.
-        conversations: how many of them the rows hold.
-        cut: how many of these lost their end because they were longer than a row.
-        dropped: how many were left out because nothing learned was left of them.
+        conversations: number of conversations in the rows.
+        cut: number of these that lost their end because they were longer than a row.
+        dropped: number of conversations left out because no learned token of them was left.
     """
 
     ids: np.ndarray
@@ -33,14 +33,14 @@ class Packed:
 def pack(
     conversations: Iterable[Tokenized], seq_len: int, pad: int, buffer: int = 65_536
 ) -> Iterator[Packed]:
-    """Pack best-fit decreasing, ``buffer`` conversations at a time.
+    """Pack by best-fit decreasing, ``buffer`` conversations at a time; yield the rows of each.
 
-    Conversations longer than a row are cut on the right; unused tails are filled with ``pad``.
+    Conversations that are longer than a row lose their end. Unused tails are filled with ``pad``.
     The result is a pure function of the arguments.
     """
     conversations = iter(conversations)
     while chunk := list(islice(conversations, buffer)):
-        # A row's first token is nobody's target, so a learned token there teaches nothing.
+        # The first token of a row is never a target, so a learned token there teaches nothing.
         kept = [c for c in chunk if c.learned[1:seq_len].any()]
         bins = best_fit_decreasing([min(len(c.ids), seq_len) for c in kept], seq_len)
         ids = np.full((len(bins), seq_len), pad, dtype=np.int32)
@@ -61,7 +61,8 @@ def pack(
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Assign items to bins, longest first, each to the fullest bin that still has room.
 
-    Takes O(n log n + n · distinct free spaces); ties keep their order.
+    This is best-fit decreasing (Johnson 1973, "Near-optimal bin packing algorithms"). It takes
+    O(n log n + n · distinct free spaces) steps. Items of equal length keep their order.
 
     Returns:
         For each bin the indices of its items.

@@ -1,8 +1,8 @@
-"""Text every machine has: the prose inside the installed Python standard library.
+"""Read the text that every machine has: the prose inside the installed Python standard library.
 
-Docstrings, comments, `pydoc` topics and the docstrings of compiled modules: about 3 MB of English
-about programming. The same Python gives the same documents in the same order; another version of
-Python gives slightly different ones.
+This is about 3 MB of English about programming: docstrings, comments, `pydoc` topics and the
+docstrings of compiled modules. The same Python gives the same documents in the same order; another
+version of Python gives slightly different documents.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from types import ModuleType
 from pion.data.corpus import Document
 from pion.errors import BadInput
 
+# Folders of the library that have tests, examples or other people's packages.
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo"}
-# readline changes the terminal when imported; the others exist to test the interpreter.
+# Importing readline changes the terminal; the other modules exist to test the interpreter.
 NOT_IMPORTED = re.compile(r"readline$|_?xx|_test|_ctypes_test")
+# A paragraph with fewer letters than this is too short to count as a repetition.
 RECOGNISED_LETTERS = 40
 LICENSE = re.compile(r"copyright|licen[sc]e|warrant|all rights reserved|permission to use", re.I)
 
@@ -44,35 +46,35 @@ class Definition:
     module: str  # "email.header"
     name: str  # "Header.append"; "" for the module itself
     kind: str  # "module" | "class" | "function" | "method" | "property"
-    signature: str  # "append(s, charset=None, errors='strict')"; "" where it can't be known
-    docstring: str  # as inspect.cleandoc leaves it
+    signature: str  # "append(s, charset=None, errors='strict')"; "" if it can't be known
+    docstring: str  # as inspect.cleandoc returns it
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """What is read from one file; its syntax tree, fifty times its size, is let go."""
+    """What is kept of one file. Its syntax tree, fifty times as large, is not kept."""
 
     origin: str
     text: str
-    groups: tuple[tuple[Definition, ...], ...]  # a class comes in one group with its methods
+    groups: tuple[tuple[Definition, ...], ...]  # a class is in one group with its methods
     comments: tuple[str, ...]
 
 
 def is_held_out(origin: str, share: float) -> bool:
-    """Whether a file's text is kept out of training, `share` of all files being so.
+    """Return whether a file's text is held out of training; a `share` of all files is.
 
-    A property of the file's name alone, so pretraining and fine-tuning hold out the same files.
+    This depends on the file's name alone, so pretraining and fine-tuning hold out the same files.
     """
     digest = hashlib.blake2b(origin.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
 def documents(code: bool = False) -> Iterator[Document]:
-    """The standard library's prose, file by file; with `code` its source as well.
+    """Yield the standard library's prose, file by file; with `code` also its source.
 
-    A class with its methods is one document, and so are the comments of a file. Paragraphs long
-    enough to be recognised come once, so none is both trained on and held out. Raises BadInput
-    where Python was installed without its library's source.
+    A class with its methods is one document, and so are the comments of a file. A paragraph that is
+    long enough to be recognised comes only once, so no paragraph is both trained on and held out.
+    Raises BadInput if Python was installed without its library's source.
     """
     seen: set[str] = set()
     for origin, parts in _texts():
@@ -85,10 +87,11 @@ def documents(code: bool = False) -> Iterator[Document]:
 
 
 def _unseen(text: str, seen: set[str]) -> str:
-    """The text without the paragraphs that came before; "" if the whole of it did.
+    """Return the text without the paragraphs that came before, or "" if the whole text did.
 
-    Paragraphs that differ in layout, case, digits or punctuation alone are the same one: topics
-    repeat docstrings with another indent, generated modules repeat each other with other numbers.
+    Paragraphs that differ only in layout, case, digits or punctuation count as the same paragraph:
+    topics repeat docstrings with another indent, and generated modules repeat each other with other
+    numbers.
     """
     paragraphs = []
     for paragraph in text.split("\n\n"):
@@ -104,12 +107,12 @@ def _unseen(text: str, seen: set[str]) -> str:
 
 
 def letters_of(text: str) -> str:
-    """The letters of a text, what is left of it when layout, case and numbers don't count."""
+    """Return the letters of a text, which are the same if only layout, case or numbers differ."""
     return re.sub(r"[\W\d_]+", "", text).lower()
 
 
 def definitions() -> Iterator[Definition]:
-    """Every documented definition of the standard library, each distinct docstring once."""
+    """Yield every documented definition of the standard library, each distinct docstring once."""
     seen: set[str] = set()
     for group in chain(_source_groups(), _compiled_groups()):
         for definition in group:
@@ -120,7 +123,7 @@ def definitions() -> Iterator[Definition]:
 
 
 def _texts() -> Iterator[tuple[str, list[str]]]:
-    """(origin, parts) of every document before duplicates are dropped."""
+    """Yield (origin, parts) of every document, before duplicates are dropped."""
     from pydoc_data.topics import topics
 
     for source in source_files():
@@ -141,7 +144,7 @@ def _source_groups() -> Iterator[tuple[Definition, ...]]:
 
 
 def prose(docstring: str) -> str:
-    """The English of a docstring: no examples, licences, tables or markup, paragraphs unwrapped."""
+    """Return a docstring's English: unwrapped, without examples, licenses, tables or markup."""
     text = re.sub(r":[a-z:]+:`~?([^`<]+?)(?:\s*<[^>]*>)?`", r"\1", docstring)  # :func:`name`
     text = re.sub(r"``([^`]+)``", r"\1", text)
     paragraphs = [_paragraph(lines) for lines in re.split(r"\n\s*\n", text)]
@@ -149,7 +152,7 @@ def prose(docstring: str) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """A paragraph ready to read, or "" for one that is no English."""
+    """Return a paragraph that is ready to read, or "" if it is not English."""
     lines = [line.rstrip() for line in text.split("\n") if re.search(r"\w", line)]
     text = "\n".join(lines)
     letters = sum(c.isalpha() or c in " ,.\n" for c in text)
@@ -162,7 +165,7 @@ def _paragraph(text: str) -> str:
 
 
 def _comments(text: str, tree: ast.Module) -> Iterator[str]:
-    """The comments of a file that are English, each run of `#` lines unwrapped to paragraphs."""
+    """Yield the English comments of a file, each run of `#` lines unwrapped into paragraphs."""
     inside_strings = {
         line
         for node in ast.walk(tree)
@@ -183,7 +186,7 @@ def _comments(text: str, tree: ast.Module) -> Iterator[str]:
 
 
 def _is_code(text: str) -> bool:
-    """Whether a text is a piece of program: an example, or code that was commented out."""
+    """Return whether a text is code: an example, or code that was commented out."""
     try:
         with warnings.catch_warnings(action="ignore"):
             ast.parse(textwrap.dedent(text))
@@ -197,7 +200,10 @@ def _is_code(text: str) -> bool:
 
 @lru_cache(maxsize=1)
 def source_files() -> tuple[SourceFile, ...]:
-    """Every non-test source file of the standard library, by path."""
+    """Return every source file of the standard library but its tests, by path.
+
+    Raises BadInput if there is none.
+    """
     library = Path(sysconfig.get_path("stdlib"))
     found = []
     for path in sorted(library.rglob("*.py"), key=lambda p: p.as_posix()):
@@ -209,7 +215,7 @@ def source_files() -> tuple[SourceFile, ...]:
                 text = file.read()
                 tree = ast.parse(text)
         except (SyntaxError, UnicodeDecodeError):
-            continue  # templates and examples of errors that the library carries
+            continue  # the library has templates, and examples of errors
         groups = tuple(_source_definitions(relative.as_posix(), tree))
         found.append(SourceFile(relative.as_posix(), text, groups, tuple(_comments(text, tree))))
     if not found:
@@ -221,7 +227,7 @@ def source_files() -> tuple[SourceFile, ...]:
 
 
 def _source_definitions(origin: str, tree: ast.Module) -> Iterator[tuple[Definition, ...]]:
-    """Documented definitions of a file, in groups."""
+    """Yield the documented definitions of a file, in groups."""
     module = origin.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def define(node: ast.AST, name: str, kind: str) -> list[Definition]:
@@ -265,7 +271,7 @@ def _compiled_groups() -> tuple[tuple[Definition, ...], ...]:
 
 
 def _compiled_modules() -> Iterator[ModuleType]:
-    """The standard library's modules written in C, imported, by name."""
+    """Import and yield the standard library's modules that are written in C, by name."""
     for name in sorted(sys.stdlib_module_names):
         if NOT_IMPORTED.match(name):
             continue
@@ -277,12 +283,12 @@ def _compiled_modules() -> Iterator[ModuleType]:
                     continue
                 module = importlib.import_module(name)
             except (ImportError, ValueError):
-                continue  # its shared library is not on this machine (Tk, for one)
+                continue  # its shared library is not on this machine (Tk, for example)
         yield module
 
 
 def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]]:
-    """Documented definitions of a compiled module, in groups."""
+    """Yield the documented definitions of a compiled module, in groups."""
 
     def define(thing: object, name: str, kind: str) -> list[Definition]:
         docstring = getattr(thing, "__doc__", None)
@@ -294,7 +300,7 @@ def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]
         signature = ""
         if isinstance(arguments, str):
             signature = short + re.sub(r"^\((\$\w+|self|cls)(, )?(/(, )?)?", "(", arguments)
-        else:  # the older way to document one: the call in the first line
+        else:  # the older way to document a signature: the call in the first line
             head, _, rest = docstring.partition("\n")
             if head.startswith(f"{short}(") and rest.strip():
                 signature, docstring = head.partition(" -> ")[0], inspect.cleandoc(rest)
@@ -303,10 +309,10 @@ def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]
     groups = [define(module, "", "module")]
     for name, thing in sorted(vars(module).items()):
         if name.startswith("__") or f"__{name}__" in vars(module):
-            continue  # the second: hooks that programs replace, such as sys.excepthook
+            continue  # the second kind are hooks that programs replace, such as sys.excepthook
         if inspect.isclass(thing):
             if thing.__module__.partition(".")[0] not in (module.__name__, name):
-                continue  # re-exported: documented where it is defined
+                continue  # re-exported from another module, which documents it
             group = define(thing, name, "class")
             for attribute, method in sorted(vars(thing).items()):
                 if inspect.isroutine(method):

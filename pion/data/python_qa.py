@@ -1,8 +1,8 @@
-"""Questions about the Python standard library, answered by its docstrings.
+"""Ask questions about the Python standard library, which its docstrings answer.
 
-One or two dialogues for every documented function, method, class and module: what it does, what
-it returns and takes, which one does a given thing, its docstring, and follow-up questions. The
-wording is drawn from the definition's name alone, so it is the same each time.
+There are one or two dialogues for every documented function, method, class and module: what it
+does, what it returns and takes, which one does a given thing, its docstring, and follow-up
+questions. The wording depends only on the definition's name, so it is the same each time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pion.data import python_qa_wording as wording
 from pion.data.conversation import Turn
 from pion.data.python_docs import Definition, definitions, prose
 
+# The longest answer and the longest docstring of a dialogue, in characters.
 ANSWER_CHARS = 280
 DOCSTRING_CHARS = 480
 
@@ -41,12 +42,12 @@ class Topic:
     module: str  # email.header
     kind: str  # module, class, exception, function, method, property
     call: str  # Header.append(s, charset=None, errors='strict')
-    answer: str  # its docstring's first sentences
-    summary: str  # the first of them
+    answer: str  # the first sentences of its docstring
+    summary: str  # the first sentence
     parameters: tuple[tuple[str, str | None], ...] | None  # (name, default); None = not known
 
     def ask(self, rng: random.Random, templates: tuple[str, ...], **more: str) -> str:
-        """One of the templates with this definition's words filled in."""
+        """Return one of the templates, with this definition's words filled in."""
         builtin = self.module == "builtins"
         template = rng.choice([t for t in templates if not (builtin and "{module}" in t)])
         words = {name: getattr(self, name) for name in ("full", "short", "module", "kind", "call")}
@@ -54,7 +55,7 @@ class Topic:
 
 
 def dialogues() -> Iterator[Dialogue]:
-    """All dialogues, file by file; no question is asked twice."""
+    """Yield all dialogues, file by file; no question is asked twice."""
     topics = [topic for definition in definitions() if (topic := _topic(definition))]
     named = Counter(topic.full for topic in topics)
     described = Counter((topic.module, topic.summary) for topic in topics)
@@ -79,7 +80,7 @@ def dialogues() -> Iterator[Dialogue]:
 
 
 def _about(topic: Topic, rng: random.Random) -> list[Turn]:
-    """What is it, sometimes with a second question about the same thing."""
+    """Ask what it is, and sometimes a second question about the same thing."""
     question = topic.ask(rng, wording.ABOUT.get(topic.kind, wording.ABOUT_CALLABLE))
     turns = _pair(question, topic.answer)
     if rng.random() < 0.25:
@@ -127,7 +128,7 @@ def _which(topic: Topic, rng: random.Random) -> list[Turn]:
 
 
 def _how_to(topic: Topic, rng: random.Random) -> list[Turn]:
-    """ "Convert x to y." → "How do I convert x to y?" """
+    """Ask how to do it: "Convert x to y." becomes "How do I convert x to y?"."""
     goal = _goal(topic.summary)
     if topic.kind not in ("function", "method") or not goal:
         return []
@@ -168,7 +169,7 @@ OTHER_KINDS: tuple[Callable[[Topic, random.Random], list[Turn]], ...] = (
 
 
 def _methods(topics: list[Topic]) -> Iterator[Dialogue]:
-    """What one can do with a class, from the names of its methods."""
+    """Yield dialogues about what one can do with a class: the names of its methods."""
     names: dict[str, list[str]] = {}
     for topic in topics:
         if topic.kind == "method":
@@ -194,7 +195,7 @@ def _pair(question: str, answer: str) -> list[Turn]:
 
 
 def _topic(definition: Definition) -> Topic | None:
-    """The definition in words; None where it is private or its docstring gives no answer."""
+    """Return the definition in words; None if it is private or its docstring gives no answer."""
     module, name = _public_module(definition.module), definition.name
     if any(part.startswith("_") for part in (*module.split("."), *name.split("."))):
         return None
@@ -219,13 +220,13 @@ def _topic(definition: Definition) -> Topic | None:
 
 
 def _public_module(module: str) -> str:
-    """The name people import: `_io` is `io`, `posix` is `os`."""
+    """Return the name that people import: `io` for `_io`, `os` for `posix`."""
     public = {"posix": "os", "nt": "os"}.get(module, module.lstrip("_"))
     return public if public in sys.stdlib_module_names else module
 
 
 def _sentences(docstring: str) -> list[str]:
-    """The whole sentences of a docstring's first paragraph of English."""
+    """Return the whole sentences of a docstring's first paragraph of English."""
     for paragraph in prose(docstring).split("\n\n"):
         if re.match(r"[\w.]+\(.*\)\s*(->.*|:)?$", paragraph):
             continue  # the signature
@@ -247,7 +248,7 @@ def _fits(sentence: str) -> bool:
 
 
 def _goal(summary: str) -> str:
-    """What someone wants for whom this first sentence is the answer; "" if that is not clear."""
+    """Return what somebody wants who gets this first sentence as an answer; "" if unclear."""
     text = summary.rstrip(".")
     if re.search(r"[.;:()]|self\b", text) or len(text) > 110:
         return ""
@@ -262,7 +263,7 @@ def _goal(summary: str) -> str:
 
 
 def _read_parameters(signature: str) -> tuple[tuple[str, str | None], ...] | None:
-    """Names and defaults of a signature's parameters; None if it is not written as Python."""
+    """Return the names and defaults of a signature's parameters; None if it is not Python."""
     if not signature:
         return None
     try:
@@ -304,7 +305,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _whole_paragraphs(text: str, limit: int) -> str:
-    """As many whole paragraphs as fit into `limit` characters."""
+    """Return as many whole paragraphs as fit into `limit` characters."""
     kept = ""
     for paragraph in text.split("\n\n"):
         longer = f"{kept}\n\n{paragraph}" if kept else paragraph

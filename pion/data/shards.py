@@ -1,9 +1,9 @@
 """Training rows on disk: shard files, the manifest that fingerprints them, and reading a row.
 
-A shard is an ``.npy`` array ``(rows, seq_len)`` of unsigned token ids. Shards of conversations
-have a second array of the same shape beside them, ``<name>.flags.npy`` (uint8), that says which
-tokens are learned, where a conversation starts and what is padding. Shards made elsewhere are
-read as they are: ``.npy`` of any integer type, and Daisy's ``.bin``.
+A shard is an ``.npy`` array ``(rows, seq_len)`` of unsigned token ids. A shard of conversations has
+a second array of the same shape next to it, ``<name>.flags.npy`` (uint8), which says which tokens
+are learned, where a conversation starts and what is padding. Shards made by other programs are read
+as they are: ``.npy`` of any integer type, and Daisy's ``.bin``.
 """
 
 import hashlib
@@ -21,12 +21,15 @@ import numpy as np
 from pion.data.arrays import open_npy, open_shard, sha256_file, write_atomically
 from pion.errors import BadInput
 
-IGNORED = -100  # a target that is not learned
+# A target that is not learned.
+IGNORED = -100
 
-LEARNED = 1  # flag: this token is learned as a target
-STARTS = 2  # flag: a conversation starts with this token
-PADDING = 4  # flag: this token only fills the row's tail
+# Flags of a token: it is learned as a target, it starts a conversation, it only fills the row.
+LEARNED = 1
+STARTS = 2
+PADDING = 4
 
+# The version of manifest.json that this version of Pion writes and reads.
 MANIFEST_FORMAT = 1
 
 
@@ -36,10 +39,10 @@ class Shard:
 
     Attributes:
         name: file name, unique within its data set; its ending tells the format.
-        sha256: of the whole file, also where only some of its rows belong to this data set.
+        sha256: of the whole file, even if only some of its rows belong to this data set.
         bytes: size of the whole file.
         dtype: numpy name of the ids' type.
-        flags_sha256: of the flags file beside it, for conversations.
+        flags_sha256: of the flags file next to it, for conversations.
         flags_bytes: size of the flags file.
         remote: where the file can be fetched (``repo``, ``revision``, ``path``), if it isn't local.
     """
@@ -64,7 +67,7 @@ class Manifest:
             (packed, with flags).
         seq_len: ids in a row.
         vocab_size: every id is below it.
-        pad: id that is never learned in rows of kind "tokens"; None where nothing is padded.
+        pad: id that is never learned in rows of kind "tokens"; None if nothing is padded.
         info: notes for people, such as where the data came from; not part of the fingerprint.
     """
 
@@ -77,26 +80,26 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over everything that decides a row's content, and nothing about where it is."""
+        """The sha256 of everything that decides a row's content, and of nothing else."""
         content = [self.kind, self.seq_len, self.vocab_size, self.pad]
         shards = [[s.name, s.start, s.rows, s.sha256, s.flags_sha256] for s in self.shards]
         return hashlib.sha256(json.dumps([content, shards]).encode()).hexdigest()
 
     @property
     def shard_rows(self) -> list[int]:
-        """Rows of each shard."""
+        """The number of rows in each shard."""
         return [shard.rows for shard in self.shards]
 
     @property
     def rows(self) -> int:
-        """Rows of all shards, one epoch."""
+        """The number of rows in all shards, which are one epoch."""
         return sum(self.shard_rows)
 
     def write(self, path: str | Path) -> None:
-        """Write as JSON, whole or not at all.
+        """Write the manifest as JSON, whole or not at all.
 
         Raises:
-            BadInput: the disk is full or the path unwritable.
+            BadInput: the disk is full or the path can't be written.
         """
         document = {"format": MANIFEST_FORMAT, "fingerprint": self.fingerprint, **asdict(self)}
         write_atomically(Path(path), json.dumps(document, indent=1).encode())
@@ -106,7 +109,8 @@ class Manifest:
         """Read what ``write`` wrote.
 
         Raises:
-            BadInput: missing, not a manifest of this format, or changed since it was written.
+            BadInput: the file is missing, isn't a manifest of this format, or has changed since it
+                was written.
         """
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -119,8 +123,8 @@ class Manifest:
             raise BadInput(f"{path}: can't read this data manifest ({error!r})") from None
         if manifest.fingerprint != fingerprint:
             raise BadInput(
-                f"{path}: changed since it was written: its fingerprint is {fingerprint[:12]}, "
-                f"its content's is {manifest.fingerprint[:12]}. Prepare the data again."
+                f"{path}: changed since it was written: it says fingerprint {fingerprint[:12]}, "
+                f"but its content has {manifest.fingerprint[:12]}. Prepare the data again."
             )
         return manifest
 
@@ -131,7 +135,7 @@ def split_tail(
     """Hold out the last ``fraction`` of the rows (at least one row where ``fraction`` > 0).
 
     Returns:
-        The shards to train on and the held-out ones: ranges of rows of the same files.
+        The shards to train on and the held-out shards; a file may have rows in both.
 
     Raises:
         BadInput: ``fraction`` isn't in [0, 1), or nothing would be left to train on.
@@ -156,10 +160,10 @@ def split_tail(
 
 
 def describe(path: str | Path, seq_len: int) -> Shard:
-    """The ``Shard`` of a file made elsewhere; reads it once for its sha256.
+    """Return the ``Shard`` of a file made by another program; reads it once for its sha256.
 
     Raises:
-        BadInput: see ``open_npy`` and ``open_bin``.
+        BadInput: the file isn't a shard; see ``open_npy`` and ``open_bin``.
     """
     path = Path(path)
     rows = open_shard(path, seq_len)
@@ -172,10 +176,10 @@ class Row:
     """One training row: int64 arrays ``(seq_len,)``.
 
     Attributes:
-        targets: the tokens shifted by one; -100 where nothing is learned, and last.
-        documents: number of the conversation each token belongs to, -1 for padding; None where
-            a row is one stretch of text.
-        positions: position within its conversation; None as for ``documents``.
+        targets: the next token of each; -100 where nothing is learned, and at the end.
+        documents: number of the conversation that each token belongs to, -1 for padding; None if
+            the row is not of conversations.
+        positions: position of each token in its conversation; None as for ``documents``.
     """
 
     tokens: np.ndarray
@@ -185,10 +189,10 @@ class Row:
 
 
 class Rows:
-    """Reads rows of a data set; safe to share between threads.
+    """Reads rows of a data set. Threads may share it.
 
-    ``path_of`` says where a shard's file is on this machine, and may wait until it has been
-    fetched. At most ``max_open`` shards stay mapped.
+    ``path_of`` returns where a shard's file is on this machine, and may wait until the file has
+    been fetched. At most ``max_open`` shards stay mapped.
     """
 
     def __init__(
@@ -201,7 +205,7 @@ class Rows:
         self._lock = threading.Lock()
 
     def row(self, shard: int, row: int) -> Row:
-        """Row ``row`` of shard number ``shard``, both counted from 0.
+        """Return row ``row`` of shard number ``shard``, both counted from 0.
 
         Raises:
             IndexError: the shard has no such row.
@@ -209,7 +213,7 @@ class Rows:
         """
         described = self.manifest.shards[shard]
         if not 0 <= row < described.rows:
-            raise IndexError(f"{described.name} has {described.rows} rows, not row {row}")
+            raise IndexError(f"{described.name} has {described.rows} rows; row {row} is not there")
         ids, flags = self._arrays(shard)
         tokens = ids[described.start + row].astype(np.int64)
         targets = np.full_like(tokens, IGNORED)
@@ -221,7 +225,7 @@ class Rows:
         return _conversation_row(tokens, targets, flags[described.start + row])
 
     def release(self, shard: int) -> None:
-        """Unmap a shard whose file is about to be deleted, so that its disk space is freed."""
+        """Unmap a shard whose file will be deleted, so that its disk space is freed."""
         with self._lock:
             self._open.pop(shard, None)
 
@@ -246,14 +250,14 @@ class Rows:
         needed = shard.start + shard.rows
         if len(ids) < needed or (flags is not None and len(flags) != len(ids)):
             raise BadInput(
-                f"{path}: has {len(ids):,} rows, but its manifest needs {needed:,}, and as many "
-                f"flags. Prepare the data again."
+                f"{path}: has {len(ids):,} rows, but its manifest needs {needed:,}, with flags for "
+                f"every row. Prepare the data again."
             )
         return ids, flags
 
 
 def flags_path(path: Path) -> Path:
-    """Where the flags of the conversations in shard ``path`` are."""
+    """Return where the flags of the conversations in shard ``path`` are."""
     return path.with_name(f"{path.stem}.flags.npy")
 
 
@@ -261,7 +265,7 @@ def _conversation_row(tokens: np.ndarray, targets: np.ndarray, flags: np.ndarray
     padding = (flags & PADDING) != 0
     starts = (flags & STARTS) != 0
     documents = np.where(padding, -1, np.cumsum(starts) - 1)
-    # The first token of a conversation is nothing its predecessor could know.
+    # The first token of a conversation can't be predicted from the conversation before it.
     targets[:-1][((flags & LEARNED) == 0)[1:] | (documents[1:] != documents[:-1])] = IGNORED
     index = np.arange(len(tokens))
     begins = np.concatenate(([True], documents[1:] != documents[:-1]))

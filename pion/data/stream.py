@@ -20,8 +20,8 @@ class Batch:
 
     Attributes:
         targets: next tokens; -100 where nothing is learned.
-        positions: position within the conversation; None where rows are one stretch of text.
-        documents: number of the conversation, -1 for padding; None as for ``positions``.
+        positions: position of each token in its conversation; None if there are no conversations.
+        documents: number of each token's conversation, -1 for padding; None as for ``positions``.
     """
 
     tokens: Tensor
@@ -31,7 +31,7 @@ class Batch:
 
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """The batch with `function` applied to each tensor it has."""
+    """Return the batch with ``function`` applied to each of its tensors."""
     return Batch(
         function(batch.tokens),
         function(batch.targets),
@@ -41,23 +41,26 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on ``device``. Copies from page-locked memory don't block."""
     return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
 class RowStream:
-    """``row(i)`` is a pure function of the sources' fingerprints, the weights, the seed and
-    ``i``. Safe to share between threads.
+    """The training rows of all sources, in their order. Threads may share it.
+
+    ``row(i)`` is a pure function of the sources' fingerprints, the weights, the seed and ``i``.
 
     Args:
-        sources: the rows of each data set and the order they come in.
-        weights: each source's share of the rows; a single source needs none.
+        sources: the rows of each data set and their order.
+        weights: each source's share of the rows; a single source needs no weight.
 
     Attributes:
-        total_rows: rows of one epoch, all sources together.
+        total_rows: number of rows in one epoch of all sources.
         fingerprint: sha256 of everything that decides which row ``i`` is.
 
     Raises:
-        BadInput: no source, rows of different length, or weights ``MixtureOrder`` refuses.
+        BadInput: there is no source, sources have rows of different length, or ``MixtureOrder``
+            refuses the weights.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class RowStream:
         mixed = len(orders) > 1
         shares = [1.0] * len(orders) if weights is None else [float(w) for w in weights]
         self._order = MixtureOrder(orders, shares, seed) if mixed else orders[0]
-        # One structure for every batch: plain text in a mixture with conversations is a document.
+        # Every batch has the same structure: mixed with conversations, a row of text is a document.
         self._has_documents = any(manifest.kind == "conversations" for manifest in manifests)
         self.total_rows = self._order.total_rows
         identity = [
@@ -90,16 +93,16 @@ class RowStream:
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def row(self, i: int) -> Row:
-        """Training row ``i`` >= 0; epochs follow each other without end.
+        """Return training row ``i`` >= 0; epochs follow each other without end.
 
         Raises:
-            BadInput: its shard can't be read.
+            BadInput: the row's shard can't be read.
         """
         source, shard, row = self._locate(i)
         return self._rows[source].row(shard, row)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The rows of these numbers, in this order.
+        """Return the rows with these numbers, in this order.
 
         Raises:
             BadInput: a shard can't be read.
@@ -120,7 +123,7 @@ class RowStream:
         )
 
     def upcoming_shards(self, i: int, n: int) -> list[tuple[int, int]]:
-        """The first ``n`` distinct (source, shard) needed from row ``i`` on, soonest first."""
+        """Return the first ``n`` distinct (source, shard) needed from row ``i`` on, in order."""
         if isinstance(self._order, MixtureOrder):
             return self._order.shards_ahead(i, n)
         return [(0, shard) for shard in self._order.shards_ahead(i, n)]

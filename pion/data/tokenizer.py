@@ -1,7 +1,7 @@
 """Byte-level BPE tokenizers: load, train, encode in parallel, and count bytes per token.
 
-Text is only ever text: a document that spells out ``<|endoftext|>`` is encoded character by
-character and never yields the special id. Special ids are placed by code alone.
+Text is always only text: a document that spells out ``<|endoftext|>`` is encoded like any other
+characters and never gives the special id. Only code places special ids.
 """
 
 import json
@@ -21,11 +21,11 @@ PAD = "<|pad|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|eos|>", "<|end_of_text|>", "<eos>", "</s>")
 PAD_NAMES = (PAD, "<pad>", "[PAD]")
 
-# The library encodes one long document on one core with long-range bookkeeping, at a quarter of
-# the speed it reaches on pieces of this many characters.
+# Long documents are encoded in pieces of this many characters. The library encodes a document on
+# one core and keeps track of all of it, which takes four times as long.
 PIECE_CHARS = 8192
-# Between a word character and a whitespace GPT-2's pre-tokenizer always starts a new piece, and
-# nothing before the cut looks past it: cutting there changes no id.
+# GPT-2's pre-tokenizer always starts a new piece between a word character and a whitespace, and
+# nothing before that place depends on what follows it. So cutting there changes no id.
 SAFE_CUT = re.compile(r"(?<=\w)[ \n]")
 # JSON can hold half a character (a lone surrogate), which has no bytes.
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -35,26 +35,27 @@ class Tokenizer:
     """A byte-level BPE tokenizer.
 
     Attributes:
-        vocab_size: rows an embedding needs for every id this tokenizer can produce (max id + 1).
+        vocab_size: rows that an embedding needs for all ids of this tokenizer (largest id + 1).
         end_of_text: id that separates documents and ends an assistant's turn.
-        end_of_text_token: its literal text.
-        pad: id that fills unused tails; ``end_of_text`` where the tokenizer has no pad token.
+        end_of_text_token: the literal text of that id.
+        pad: id that fills unused tails; ``end_of_text`` if the tokenizer has no pad token.
         specials: the literal texts of all special tokens.
     """
 
     def __init__(self, source: str, where: str = "tokenizer") -> None:
-        """``source`` is the text of a ``tokenizer.json``; ``where`` names it in errors.
+        """Build the tokenizer from the text of a ``tokenizer.json``, which errors call ``where``.
 
         Raises:
-            BadInput: not a tokenizer, not byte-level BPE, or without an end-of-text token.
+            BadInput: the text is not a tokenizer, or the tokenizer is not byte-level BPE or has no
+                end-of-text token.
         """
         self._source = source
         settings = _parse(source, where)
-        # Truncation, padding and templates that add tokens would change ids behind our back, and
-        # a byte-level post-processor trims the whitespace out of offsets.
+        # Truncation, padding and templates that add tokens would change the ids, and a byte-level
+        # post-processor removes whitespace from offsets.
         plain = {**settings, "truncation": None, "padding": None, "post_processor": None}
         self._plain = _build(plain, where)
-        self._plain.encode_special_tokens = True  # in texts, specials are spelled like other words
+        self._plain.encode_special_tokens = True  # encode specials in texts like other words
 
         special_ids = {t["content"]: t["id"] for t in settings["added_tokens"] if t["special"]}
         self.specials: tuple[str, ...] = tuple(special_ids)
@@ -81,20 +82,23 @@ class Tokenizer:
         return cls(source, where=str(path))
 
     def save(self, path: str | Path) -> None:
-        """Write the ``tokenizer.json`` this was made from, byte for byte.
+        """Write the ``tokenizer.json`` that this tokenizer was made from, byte for byte.
 
         Raises:
-            BadInput: the disk is full or the path unwritable.
+            BadInput: the disk is full or the path can't be written.
         """
         write_atomically(Path(path), self._source.encode())
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``; no special id is ever among them."""
+        """Return the ids of ``text``, none of which is ever a special id."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, on all cores (``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS``
-        are the caller's to set). A lone surrogate, which isn't text, becomes U+FFFD."""
+        """Return the ids of each text, using all cores.
+
+        The caller may set ``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS``. A lone surrogate,
+        which isn't text, becomes U+FFFD.
+        """
         pieces = [self._pieces(text) for text in texts]
         encoded = iter(
             _encode(self._plain.encode_batch_fast, [p for document in pieces for p in document])
@@ -102,9 +106,10 @@ class Tokenizer:
         return [[i for _ in document for i in next(encoded).ids] for document in pieces]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of ``text`` and each one's ``[start, end)`` in characters, whitespace included.
+        """Return the ids of ``text`` and the ``[start, end)`` of each in characters.
 
-        A character whose bytes are spread over several tokens belongs to all of them.
+        Offsets include whitespace. A character whose bytes are spread over several tokens belongs
+        to all of them.
         """
         (encoding,) = _encode(self._plain.encode_batch, [text])
         return encoding.ids, encoding.offsets
@@ -112,13 +117,15 @@ class Tokenizer:
     def encode_batch_from(
         self, texts: Sequence[str], starts: Sequence[int]
     ) -> list[tuple[list[int], int]]:
-        """Ids of each text, and how many of them begin before the text's character number
-        ``start``; on all cores, without the cost of listing every offset."""
+        """Return the ids of each text, and how many of them begin before character ``start``.
+
+        This uses all cores and avoids the cost of listing every offset.
+        """
         found = []
         encoded = _encode(self._plain.encode_batch, list(texts))
         for encoding, start in zip(encoded, starts, strict=True):
             ids = encoding.ids
-            before = encoding.char_to_token(start)  # None where the text has no such character
+            before = encoding.char_to_token(start)  # None if the text has no such character
             if before is None:
                 before = len(ids)
             elif (span := encoding.token_to_chars(before)) and span[0] < start:
@@ -127,38 +134,41 @@ class Tokenizer:
         return found
 
     def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
-        """Text of ``ids``, special tokens left out unless ``specials``; an incomplete UTF-8
-        sequence becomes U+FFFD."""
+        """Return the text of ``ids``, without special tokens unless ``specials``.
+
+        An incomplete UTF-8 sequence becomes U+FFFD.
+        """
         text: str = self._plain.decode([int(i) for i in ids], skip_special_tokens=not specials)
         return text
 
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes each id stands for, int32 ``(vocab_size,)``; 0 for special tokens.
+        """Return the number of UTF-8 bytes of each id, int32 ``(vocab_size,)``; 0 for specials.
 
-        Summed over the ids of a text they give the bytes of the text (after the tokenizer's own
-        normalizer, if it has one), which is what bits per byte divides by.
+        The sum over the ids of a text is the number of bytes in the text, after the tokenizer's
+        normalizer if it has one. Bits per byte are relative to this sum.
         """
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         for token, index in self._plain.get_vocab(with_added_tokens=False).items():
-            lengths[index] = len(token)  # the byte alphabet spells one byte with one character
+            lengths[index] = len(token)  # the byte alphabet spells each byte as one character
         for index, added in self._plain.get_added_tokens_decoder().items():
             lengths[index] = 0 if added.special else len(added.content.encode())
         return lengths
 
     def fits(self, model_vocab_size: int, where: str = "tokenizer") -> None:
-        """Check that a model with ``model_vocab_size`` embedding rows has one for every id.
+        """Check that a model with ``model_vocab_size`` embedding rows has a row for every id.
 
         Raises:
-            BadInput: it has fewer.
+            BadInput: the model has fewer rows.
         """
         if self.vocab_size > model_vocab_size:
             raise BadInput(
-                f"{where}: a tokenizer that doesn't fit the model: it produces ids up to "
+                f"{where}: the tokenizer doesn't fit the model: it produces ids up to "
                 f"{self.vocab_size - 1:,}, but model.vocab_size is {model_vocab_size:,}. "
                 f"Set model.vocab_size to {self.vocab_size:,} or more, or name another tokenizer."
             )
 
     def _pieces(self, text: str) -> list[str]:
+        """Cut a long text where cutting changes no id."""
         if not self._may_cut or len(text) <= 2 * PIECE_CHARS:
             return [text]
         pieces, start = [], 0
@@ -174,10 +184,12 @@ class Tokenizer:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE whose ids 0 and 1 are end-of-text and pad.
 
-    The result has fewer than ``vocab_size`` entries when the texts hold too few distinct pairs.
+    Byte-level BPE is from Radford et al. 2019, "Language models are unsupervised multitask
+    learners". The result has fewer than ``vocab_size`` entries if the texts have too few distinct
+    pairs.
 
     Raises:
-        BadInput: no text at all, or a vocabulary too small for 256 bytes and two specials.
+        BadInput: there is no text, or the vocabulary is too small for 256 bytes and two specials.
     """
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     smallest = len(alphabet) + 2
@@ -214,7 +226,7 @@ def _encode(
 ) -> list[tokenizers.Encoding]:
     try:
         return encode_batch(texts, add_special_tokens=False)
-    except TypeError:  # what the library says to a lone surrogate
+    except TypeError:  # the library raises this for a lone surrogate
         valid = [SURROGATE.sub("\ufffd", text) for text in texts]
         return encode_batch(valid, add_special_tokens=False)
 

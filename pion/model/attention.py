@@ -1,10 +1,13 @@
 """Grouped-query attention: who may see whom, and the kernels that compute it.
 
-One definition, and the kernel that suits the case: PyTorch's scaled_dot_product_attention wherever
-the scores stay as they are; with a softcap, plain tensor operations (exact, memory quadratic in the
-length); on CUDA, for whole sequences with a softcap or documents, flex attention, which needs no
-such memory and skips the blocks the documents rule out; and for short sequences in bf16 on a CPU
-plain matrix products, which are faster there.
+All kernels compute the same attention (Vaswani et al. 2017, "Attention is all you need"; Ainslie et
+al. 2023, "GQA"). `attend` picks the one that suits the case:
+
+  * PyTorch's scaled_dot_product_attention where scores are not capped;
+  * flex attention on CUDA for whole sequences with a softcap or documents; it skips the blocks that
+    the documents rule out;
+  * plain tensor operations elsewhere with a softcap; memory is quadratic in the length;
+  * plain matrix products for short sequences in bf16 on a CPU, where they are faster.
 """
 
 from __future__ import annotations
@@ -23,19 +26,19 @@ from pion.model.cache import LayerCache
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.rope import Rotation, rotate
 
+# Flex attention's CUDA kernels take no narrower heads than this.
 FLEX_MIN_HEAD_DIM = 16
-"""Flex attention's CUDA kernels take no narrower heads."""
 
+# In bf16 on a CPU, plain matrix products attend to sequences of up to this many tokens. At 256
+# tokens they take 7 ms forward and backward; PyTorch's fused kernel takes 17.
 CPU_BF16_TOKENS = 512
-"""Sequences up to this long are attended to by plain matrix products in bf16 on a CPU. With 256
-tokens they take 7 ms forward and backward where PyTorch's fused kernel takes 17."""
 
 
 @dataclass(frozen=True)
 class Mask:
     """Which keys each query sees; built once per forward pass and shared by all layers.
 
-    With nothing set every query sees every key, which is right for one new token after a cache.
+    With nothing set, every query sees every key. This is right for one new token after a cache.
     """
 
     causal: bool = False
@@ -43,7 +46,7 @@ class Mask:
     allowed: Tensor | None = None
     """Boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key."""
     blocks: Any = None
-    """The same as flex attention's BlockMask."""
+    """The same, as flex attention's BlockMask."""
 
 
 def build_mask(
@@ -53,9 +56,10 @@ def build_mask(
     documents: Tensor | None,
     device: torch.device,
 ) -> Mask:
-    """The last `queries` of `keys` tokens each see themselves and what came before.
+    """Return the mask for the last `queries` of `keys` tokens.
 
-    With documents (B, T), tokens see only their own document's.
+    Each token sees itself and the tokens before it; with documents (B, T), only those of its own
+    document.
     """
     if queries == 1:
         return Mask()
@@ -70,7 +74,7 @@ def build_mask(
 
 
 def block_mask(tokens: int, documents: Tensor | None, device: torch.device) -> Any:
-    """Causal, within documents (B, T) where given, as flex attention's BlockMask."""
+    """Return the causal mask, within documents (B, T) if given, as flex attention's BlockMask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -83,8 +87,9 @@ def block_mask(tokens: int, documents: Tensor | None, device: torch.device) -> A
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, softcap: float | None) -> Tensor:
-    """Softmax attention with scale head_dim^-½; all tensors are (B, heads, T, head_dim).
+    """Return softmax attention with scale head_dim^-½: (B, n_heads, T, head_dim).
 
+    `query` is (B, n_heads, T, head_dim); `key` and `value` are (B, n_kv_heads, keys, head_dim).
     Consecutive groups of n_heads / n_kv_heads query heads share a key/value head.
     """
     if mask.blocks is not None:
@@ -102,7 +107,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, softcap: float
 def attend_softcapped(
     query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, softcap: float
 ) -> Tensor:
-    """Attention over scores s bent to softcap · tanh(s / softcap), scores in fp32."""
+    """Return attention over the scores softcap · tanh(s / softcap), computed in fp32.
+
+    The cap is that of Gemma 2 (Gemma Team 2024). Shapes are those of `attend`.
+    """
     batch, heads, tokens, head_dim = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, tokens, head_dim)
     scores = (grouped @ key[:, :, None].transpose(-1, -2)).float() * head_dim**-0.5
@@ -115,10 +123,10 @@ def attend_softcapped(
 
 
 def attend_short(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """Attention of whole sequences, all scores at once in the tensors' dtype.
+    """Return the attention of whole sequences, computing all scores at once in the tensors' dtype.
 
-    The query heads that share a key/value head stand one after the other, so they are folded into
-    one longer query and nothing is repeated.
+    Query heads that share a key/value head are neighbors. They are folded into one longer query, so
+    that no key or value is repeated. Shapes are those of `attend`.
     """
     batch, heads, tokens, head_dim = query.shape
     kv_heads = key.shape[1]
@@ -137,7 +145,10 @@ def attend_short(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tenso
 def attend_flex(
     query: Tensor, key: Tensor, value: Tensor, blocks: Any, softcap: float | None
 ) -> Tensor:
-    """The same through flex attention, for whole sequences masked by a BlockMask."""
+    """Return the attention of whole sequences masked by a BlockMask, computed by flex attention.
+
+    Shapes are those of `attend`.
+    """
     score_mod = None
     if softcap is not None:
         cap = softcap
@@ -152,14 +163,17 @@ def attend_flex(
 
 @lru_cache(maxsize=1)
 def _flex_attention() -> Callable[..., Tensor]:
-    # Uncompiled, flex attention is a slow reference that forms all scores.
+    # Without compiling, flex attention is a slow reference that computes all scores.
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention)
 
 
 class Attention(nn.Module):
-    """Project, normalise each query and key head, rotate to positions, attend, project back."""
+    """Project, normalise each query and key head, rotate to positions, attend, project back.
+
+    Queries and keys are normalised per head as in Qwen3 (Qwen Team 2025, "Qwen3 technical report").
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -177,7 +191,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None
     ) -> Tensor:
-        """(B, T, d_model) -> (B, T, d_model); the cache, where given, holds the tokens before."""
+        """Map (B, T, d_model) to (B, T, d_model); the cache, if given, has the tokens before."""
         batch, tokens, _ = x.shape
         dtype = compute_dtype(x, self.q_proj.weight)
         x = x.to(dtype)

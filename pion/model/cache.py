@@ -1,4 +1,4 @@
-"""Keys and values of the tokens already read, kept for generation."""
+"""Keep the keys and values of the tokens already read, for generation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pion.config import ModelConfig
 class LayerCache:
     """One layer's keys and values, each in a buffer (B, n_kv_heads, max_tokens, head_dim).
 
-    The buffers are allocated whole at the first write, in the dtype and on the device of what is
-    written. No gradient flows through them.
+    The first write allocates the whole buffers, with the dtype and device of what is written. No
+    gradient flows through them.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -22,7 +22,10 @@ class LayerCache:
         self.values: Tensor | None = None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, n_kv_heads, T, head_dim); return all, new ones included."""
+        """Store new keys and values (B, n_kv_heads, T, head_dim); return all of them so far.
+
+        Raises ValueError if there are more tokens than the cache has room for.
+        """
         batch, heads, tokens, head_dim = keys.shape
         end = self.length + tokens
         if end > self.max_tokens:
@@ -38,12 +41,12 @@ class LayerCache:
 
 
 class KVCache:
-    """Room for `max_tokens` tokens in every layer, the whole context unless given."""
+    """Room for `max_tokens` tokens in every layer; by default for the model's whole context."""
 
     def __init__(self, config: ModelConfig, max_tokens: int | None = None) -> None:
         self.layers = [LayerCache(max_tokens or config.seq_len) for _ in range(config.n_layers)]
 
     @property
     def length(self) -> int:
-        """Tokens held, which is the position of the next one."""
+        """The number of tokens held, which is the position of the next token."""
         return self.layers[0].length

@@ -20,7 +20,7 @@ from pion.model.rope import Rotation, rotary_table
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feedforward(norm(x)); the residual stream stays fp32."""
+    """Computes x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, d_model) in fp32."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -37,21 +37,21 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal language model. The same forward serves training, evaluation and generation.
+    """A causal language model. The same forward pass serves training, evaluation and generation.
 
-    Tokens are (B, T) int64. `documents` (B, T) int64 numbers the document of each token: tokens
-    attend only within their own. `positions` (B, T) int64 replaces 0 … T − 1, so that packed
-    documents each start at 0. With a `cache`, tokens continue those it holds, however many there
-    are of either, and the cache holds them too afterwards.
+    Tokens are (B, T) int64. `documents` (B, T) int64 is the number of each token's document: tokens
+    attend only within their own document. `positions` (B, T) int64 replaces 0 … T − 1, so that
+    packed documents each start at 0. With a `cache`, the tokens continue those that the cache
+    holds, and are added to it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # Whether to keep only each block's input for the backward pass, and recompute the rest.
         self.recompute = False
-        """Keep only each block's input for the backward pass and recompute the rest there."""
-        # nn.Embedding(…) would draw weights of its own, which on the meta device makes torch import
-        # its compiler (4 s).
+        # nn.Embedding(…) would draw weights itself. On the meta device this makes torch import its
+        # compiler, which takes 4 s.
         self.embed = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.d_model), freeze=False
         )
@@ -65,27 +65,27 @@ class Decoder(nn.Module):
 
     @classmethod
     def from_state(cls, config: ModelConfig, state: dict[str, Tensor]) -> Decoder:
-        """A decoder with these weights, copied to fp32, without first drawing random ones.
+        """Return a decoder with these weights, copied to fp32, without drawing random ones first.
 
-        Raises BadInput naming the first tensor that is missing, unknown or of the wrong shape.
+        Raises BadInput naming the first tensor that is missing, unexpected or of the wrong shape.
         """
         with torch.device("meta"):
             decoder = cls(config)
         weights = {}
         for name, expected in decoder.state_dict().items():
             if name not in state:
-                raise BadInput(f"the weights lack {name}, {tuple(expected.shape)}")
+                raise BadInput(f"the weights lack {name} of shape {tuple(expected.shape)}")
             if state[name].shape != expected.shape:
                 raise BadInput(
                     f"{name} is {tuple(state[name].shape)}; "
                     f"the model's settings make it {tuple(expected.shape)}"
                 )
-            # A copy even of fp32: tensors mapped from a file lie at other alignments than our own,
-            # and matrix products may then differ in the last bit.
+            # Copy even what is fp32 already. A tensor mapped from a file has another alignment than
+            # our own tensors, and matrix products may then differ in the last bit.
             weights[name] = torch.empty(expected.shape).copy_(state[name])
         unknown = next((name for name in state if name not in weights), None)
         if unknown is not None:
-            raise BadInput(f"the weights hold {unknown}, which this model has not")
+            raise BadInput(f"unexpected tensor {unknown}: this model has no parameter of that name")
         decoder.load_state_dict(weights, assign=True)
         return decoder
 
@@ -97,12 +97,12 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Logits (B, T, vocab_size). Raises BadInput beyond the context length."""
+        """Return logits (B, T, vocab_size). Raises BadInput for more tokens than the context."""
         hidden = self.hidden(tokens, positions=positions, documents=documents, cache=cache)
         return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the head makes of hidden states: (…, d_model) -> (…, vocab_size)."""
+        """Apply the head to hidden states: (…, d_model) -> (…, vocab_size)."""
         head = self._head()
         return linear(hidden.to(compute_dtype(hidden, head)), head)
 
@@ -115,9 +115,10 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         reduction: Literal["mean", "sum"] = "mean",
     ) -> Tensor:
-        """Cross-entropy over targets (B, T), −100 where there is none: a scalar in fp32.
+        """Return the cross-entropy in nats over targets (B, T), a scalar in fp32.
 
-        The mean is over the targets there are (0 if there are none), not over B · T.
+        A target of −100 is ignored. The mean is over the other targets, and 0 if there are none.
+        Raises BadInput for more tokens than the context.
         """
         hidden = self.hidden(tokens, positions=positions, documents=documents)
         flat = targets.reshape(-1)
@@ -134,7 +135,10 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """What the head reads: (B, T, d_model), after the final norm, fp32."""
+        """Return what the head reads: hidden states (B, T, d_model) in fp32, after the last norm.
+
+        Raises BadInput for more tokens than the context, ValueError for a cache with documents.
+        """
         config = self.config
         length = tokens.shape[1]
         past = 0 if cache is None else cache.length
@@ -143,7 +147,7 @@ class Decoder(nn.Module):
                 f"{past + length} tokens are more than the model's context of {config.seq_len}"
             )
         if cache is not None and documents is not None:
-            raise ValueError("a cache holds one document per row: it can't be used with documents")
+            raise ValueError("a cache holds one document per row, so documents can't be given")
         rotation = self._rotation(past, length, positions, tokens.device)
         mask = build_mask(config, length, past + length, documents, tokens.device)
         x = embedding(tokens, self.embed.weight).float()
@@ -157,7 +161,10 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def num_params(self, active: bool = False) -> int:
-        """Weights in all, or with `active` those one token meets; in a dense model the same."""
+        """Return the number of weights; with `active`, of those that one token uses.
+
+        Every model so far is dense, so both numbers are the same.
+        """
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _head(self) -> Tensor:
@@ -166,6 +173,7 @@ class Decoder(nn.Module):
     def _rotation(
         self, past: int, length: int, positions: Tensor | None, device: torch.device
     ) -> Rotation:
+        """Return the rotation of each token: by `positions` if given, else by place in the row."""
         config = self.config
         cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_theta, device)
         if positions is None:

@@ -10,7 +10,7 @@ from pion.model.norm import compute_dtype
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) ⊙ up(x)), no biases."""
+    """Computes down(silu(gate(x)) ⊙ up(x)) without biases (Shazeer 2020, "GLU variants")."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -19,6 +19,6 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d_model) -> (B, T, d_model)."""
+        """Map (B, T, d_model) to (B, T, d_model)."""
         x = x.to(compute_dtype(x, self.gate_proj.weight))
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))

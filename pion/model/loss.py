@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary without ever holding the logits of a whole batch."""
+"""Compute the cross-entropy over a large vocabulary, one chunk of logits at a time."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from torch.autograd.function import once_differentiable
 
 from pion.model.norm import compute_dtype
 
+# The target of a position that nothing is learned from.
 IGNORED = -100
-"""The target of a position that is not learned from."""
 
+# Room for one chunk of fp32 logits. Larger chunks feed the matrix units better: a few hundred rows
+# are enough on a CPU, a GPU wants thousands.
 CPU_CHUNK_BYTES = 56 * 2**20
 CUDA_CHUNK_BYTES = 512 * 2**20
-"""Room for one chunk of fp32 logits. Larger chunks feed the matrix units better; a few hundred
-rows are enough on a CPU, a GPU wants thousands."""
 
+# Vocabulary columns per matrix product on a CPU. With so few, what is cast or added to the weight's
+# gradient is still in the processor's cache; in bf16 the gradient takes half as long.
 CPU_TILE = 4096
-"""Vocabulary columns per matrix product on a CPU, so that what is cast, or added to the weight's
-gradient, is still in the cache: twice as fast as a whole product for that gradient in bf16."""
 
+# On a CPU the number of computed rows is rounded up to a multiple of this. oneDNN compiles and
+# keeps code for every shape. With as many shapes as conversations have lengths, memory would grow
+# for hours.
 ROW_MULTIPLE = 256
-"""On a CPU the number of rows computed is rounded up to this. oneDNN compiles and keeps code for
-every shape it meets: with as many shapes as conversations have lengths, memory grows for hours."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum over rows of the cross-entropy of softmax(hidden @ weightᵀ), a scalar in fp32.
+    """Return the sum over rows of the cross-entropy of softmax(hidden @ weightᵀ), in nats.
 
-    hidden (N, d_model), weight (vocab, d_model), targets (N,) with IGNORED where there is none.
-    Each chunk's gradient is formed in the forward pass while its logits are at hand: one chunk of
-    logits is alive at a time, and the backward pass recomputes nothing. Products run in autocast's
-    dtype where it is on; softmax, the sum and the gradients' sums are fp32.
+    `hidden` is (N, d_model), `weight` (vocab, d_model) and `targets` (N,), IGNORED where there is
+    none. The result is a scalar in fp32. The gradient of each chunk is computed in the forward
+    pass, while its logits exist (as in Hsu et al. 2024, "Liger Kernel"). So only one chunk of
+    logits exists at a time, and the backward pass recomputes nothing. Products run in autocast's
+    dtype if autocast is on. Softmax and all sums are fp32.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets)
@@ -52,8 +54,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:
         if ctx.gradients is None:
-            raise RuntimeError("the loss's gradients are scaled in place: call backward once")
-        # Dropping our references lets autograd keep these very tensors as .grad.
+            raise RuntimeError("backward scales the loss's gradients in place: call it only once")
+        # Dropping our references lets autograd keep these tensors as .grad without a copy.
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
         hidden_dtype, weight_dtype = ctx.dtypes
         return (
@@ -66,14 +68,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _chunked(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, with_gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The summed loss and, where wanted, its fp32 gradients by hidden and by weight."""
+    """Return the summed loss and, if wanted, its fp32 gradients by `hidden` and by `weight`."""
     dtype = compute_dtype(hidden, weight)
     vocab = weight.shape[0]
     on_cpu = hidden.device.type == "cpu"
     loss = torch.zeros((), device=hidden.device)
     grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if with_gradients else None
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
-    # Rows without a target cost nothing where finding them needs no host sync.
+    # On a CPU, rows without a target are left out. On a GPU, finding them would wait for the GPU.
     learned = torch.arange(len(targets), device=targets.device)
     if on_cpu:
         learned = _learned_rows(targets)
@@ -98,8 +100,8 @@ def _chunked(
             loss += ((total.log() - target_logit) * valid).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            # The logits' gradient is softmax − one-hot. Here it stands multiplied by `total`, row
-            # by row; the d_model side of both products divides it out again, where that is cheap.
+            # The gradient of the logits is softmax − one-hot. Here it is multiplied by `total`, row
+            # by row. The d_model side of both products, where this is cheap, divides by it again.
             grad_logits = exp.scatter_add_(1, target, -total).to(dtype)
             scale = valid / total
             grad_hidden[learned[rows]] = (grad_logits @ weight) * scale
@@ -110,13 +112,13 @@ def _chunked(
 
 
 def _learned_rows(targets: Tensor) -> Tensor:
-    """Numbers of the rows with a target, filled up with others to a multiple of ROW_MULTIPLE."""
+    """Return the numbers of the rows with a target, and of others up to a ROW_MULTIPLE."""
     has_target = targets != IGNORED
     learned, others = has_target.nonzero().flatten(), (~has_target).nonzero().flatten()
     return torch.cat([learned, others[: -len(learned) % ROW_MULTIPLE]])
 
 
 def _rows_per_chunk(rows: int, vocab: int, limit: int) -> int:
-    """Rows of fp32 logits within `limit` bytes, so chosen that the chunks are of even size."""
+    """Return how many rows of fp32 logits make a chunk within `limit` bytes, in even chunks."""
     chunks = -(-rows * vocab * 4 // limit)
     return max(1, -(-rows // max(1, chunks)))

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation."""
+"""Normalise by the root mean square (Zhang and Sennrich 2019)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension: fp32 in whatever dtype x comes."""
+    """Computes x / sqrt(mean(x²) + eps) · weight over the last dimension, in fp32."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -15,13 +15,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (…, width) of any dtype to (…, width) in fp32."""
         return nn.functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype products of x with a weight run in: autocast's where it is on, else the weight's.
+    """Return the dtype of products of x with a weight: autocast's if it is on, else the weight's.
 
-    Casting to it once serves several projections of one input; autocast would cast for each.
+    Casting x to it once serves several projections; autocast would cast x for each of them.
     """
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -1,4 +1,7 @@
-"""Rotary positions, half-split layout: dimension i of a head turns together with i + head_dim/2."""
+"""Rotary positions (Su et al. 2021, "RoFormer") in the half-split layout.
+
+Dimension i of a head is rotated together with dimension i + head_dim / 2.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+# Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2)."""
 
 
 @lru_cache(maxsize=8)
 def rotary_table(
     seq_len: int, head_dim: int, theta: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of position · theta^(−2i / head_dim), each (seq_len, head_dim / 2)."""
-    # The table outlives the call, and tensors born in inference mode can't enter autograd later.
+    """Return cos and sin of position · theta^(−2i / head_dim), each (seq_len, head_dim / 2)."""
+    # The table outlives the call, and tensors made in inference mode can't enter autograd later.
     with torch.inference_mode(False):
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
         positions = torch.arange(seq_len, dtype=torch.float32, device=device)
@@ -25,7 +28,7 @@ def rotary_table(
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """x (B, T, heads, head_dim), fp32, turned to its positions."""
+    """Rotate x (B, T, heads, head_dim), fp32, to its positions."""
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,7 +1,7 @@
-"""Builds the next step's batch in a background thread while the current step computes.
+"""Build the next step's batch in a background thread while the current step computes.
 
-A step's batch is a pure function of the data position, so one built ahead is only ever a saving: if
-the position has moved (a restore, skipped rows), it is thrown away and built anew.
+A step's batch is a pure function of the data position. If the position has changed since a batch
+was built ahead (a restore, skipped rows), that batch is discarded and the right one is built.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RowRange = tuple[int, int]  # [first, stop)
 class StepBatch:
     """One rank's share of an optimizer step, in host memory."""
 
-    rows: RowRange  # of the whole step, over all ranks, with what is skipped
+    rows: RowRange  # of the whole step, over all ranks, including skipped rows
     micro_batches: list[Batch]
     targets: int  # target tokens in this rank's micro-batches
 
@@ -30,7 +30,7 @@ class StepBatch:
 class BatchFeed:
     """The batches of one rank, step after step.
 
-    `pin` puts them into page-locked memory, from which copies to a GPU don't wait.
+    `pin` puts them into page-locked memory, so that copying them to a GPU does not block.
     """
 
     def __init__(
@@ -50,7 +50,10 @@ class BatchFeed:
         self._ahead: tuple[object, Future[StepBatch]] | None = None
 
     def take(self, next_row: int, skipped: list[RowRange]) -> StepBatch:
-        """The batch of the step that begins at `next_row`, without the `skipped` row ranges."""
+        """Return the batch of the step at `next_row`, without the `skipped` row ranges.
+
+        Raises BadInput if there are fewer rows in a step than ranks, or a shard can't be read.
+        """
         position = (next_row, tuple(skipped))
         if self._ahead is not None and self._ahead[0] == position:
             batch = self._ahead[1].result()
@@ -64,6 +67,7 @@ class BatchFeed:
         self._ahead = (position, self._thread.submit(self._build, *position))
 
     def close(self) -> None:
+        """End the background thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _build(self, next_row: int, skipped: tuple[RowRange, ...]) -> StepBatch:

@@ -1,4 +1,4 @@
-"""What a machine can do (precision, arithmetic, memory), and putting a plan into force on it."""
+"""Tell what a machine can do (precision, arithmetic, memory), and apply a plan to it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.train.settings import ComputePlan
 
-# Dense TFLOP/s (bf16 tensor cores accumulating in fp32, fp32 without tensor cores) from NVIDIA's
-# data sheets and architecture white papers; None = no bf16. Data sheets often quote twice the
-# dense figure, for 2:4 sparsity. The first whose words are in the device's name wins.
+# Dense TFLOP/s from NVIDIA's data sheets and architecture white papers: in bf16 on tensor cores
+# that accumulate in fp32 (None: no bf16), and in fp32 without tensor cores. Data sheets often quote
+# twice the dense figure, for 2:4 sparsity. The first entry whose words are in the device's name
+# counts.
 GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
     ("B200", 2250.0, 75.0),
     ("H200 NVL", 835.0, 60.0),
@@ -50,7 +51,10 @@ GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device to train on: CUDA where there is one. Raises BadInput if `name` isn't there."""
+    """Return the device to train on; for "auto", CUDA if there is a CUDA device.
+
+    Raises BadInput if the named device does not exist or can't train.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -65,7 +69,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls the device: `NVIDIA A40`, `CPU, 2 cores (AMD EPYC …)`."""
+    """Return what a person calls the device: `NVIDIA A40`, `CPU, 2 cores (AMD EPYC …)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -76,7 +80,7 @@ def device_name(device: torch.device) -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 natively; emulation is slower than fp32."""
+    """Return whether the device multiplies bf16 natively; emulation is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
@@ -85,28 +89,28 @@ def has_bf16(device: torch.device) -> bool:
 def pick_dtype(
     name: Literal["auto", "bfloat16", "float32"], device: torch.device
 ) -> Literal["bfloat16", "float32"]:
-    """The precision to compute in: for "auto", bf16 where the hardware has it."""
+    """Return the precision to compute in; for "auto", bf16 if the hardware has it."""
     if name == "auto":
         return "bfloat16" if has_bf16(device) else "float32"
     return name
 
 
 def configure(plan: ComputePlan) -> None:
-    """Put the plan's process-wide choices into force: thread count and determinism."""
+    """Apply the plan's choices for the whole process: thread count and determinism."""
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     if plan.deterministic:
-        # cuBLAS reads this when its first handle is made; without it torch refuses to multiply.
+        # cuBLAS reads this variable once. Without it, torch refuses to multiply matrices.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if plan.deterministic != torch.are_deterministic_algorithms_enabled():
-        # Not called for nothing: it imports torch's compiler, which takes seconds.
+        # This imports torch's compiler, which takes seconds, so it is only called for a change.
         torch.use_deterministic_algorithms(plan.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes a training process may use: the card's, or what the machine or container has free."""
+    """Return the bytes that training may use: the GPU's, or what machine and container allow."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
@@ -114,14 +118,14 @@ def total_memory(device: torch.device) -> int:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Peak bytes allocated on a CUDA device so far, or this process's resident bytes."""
+    """Return the peak bytes allocated on a CUDA device, or this process's resident bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 
 def peak_flops(device: torch.device, dtype: str) -> float:
-    """FLOP/s that MFU is measured against: a known GPU's data sheet, else a short matmul's."""
+    """Return the FLOP/s that MFU is relative to: a known GPU's data sheet, else a measurement."""
     if device.type == "cuda":
         known = gpu_flops(torch.cuda.get_device_name(device), dtype)
         if known is not None:
@@ -130,7 +134,7 @@ def peak_flops(device: torch.device, dtype: str) -> float:
 
 
 def gpu_flops(name: str, dtype: str) -> float | None:
-    """Peak FLOP/s of the GPU that CUDA calls `name`, or None where it isn't in the table."""
+    """Return the peak FLOP/s of the GPU that CUDA calls `name`, or None if it isn't known."""
     for words, bf16, fp32 in GPU_TFLOPS:
         if re.search(rf"\b{words}\b", name):
             tflops = bf16 if dtype == "bfloat16" else fp32
@@ -139,11 +143,11 @@ def gpu_flops(name: str, dtype: str) -> float | None:
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Training FLOPs (forward and backward) a token costs in a row of `seq_len`.
+    """Return the FLOPs of training on a token (forward and backward) in a row of `seq_len` tokens.
 
-    6 per weight of every matrix multiplied with, the head included, plus causal attention, which
-    reads half the row on average (PaLM, Chowdhery et al. 2022, appendix B). Recomputation is not
-    counted: MFU is about useful work.
+    These are 6 for each weight of every matrix, including the head, plus causal attention, which
+    reads half the row on average (Chowdhery et al. 2022, "PaLM", appendix B). Recomputation is not
+    counted, because MFU is about useful work.
     """
     heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     block = config.d_model * (2 * heads + 2 * kv_heads + 3 * config.d_ff)
@@ -153,7 +157,7 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
 
 @functools.cache
 def _cpu_flags() -> set[str]:
-    """Instruction-set flags as Linux lists them (x86 "flags", Arm "Features")."""
+    """Return the instruction-set flags as Linux lists them (x86 "flags", Arm "Features")."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -166,7 +170,7 @@ def _cpu_flags() -> set[str]:
 
 
 def _cgroup_limits() -> list[int]:
-    """Memory limits of the container this runs in, if any."""
+    """Return the memory limits, in bytes, of the container that this process runs in."""
     limits = []
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -178,9 +182,9 @@ def _cgroup_limits() -> list[int]:
 
 @functools.cache
 def _measured_flops(device: torch.device, dtype: str, threads: int) -> float:
-    """FLOP/s of a square matmul: the best of many, so that a busy moment does not set the scale.
+    """Return the FLOP/s of a square matmul, the best of many because the machine may be busy.
 
-    `threads` is part of the cache's key: a CPU's peak depends on it.
+    `threads` is only a key of the cache: a CPU's peak depends on it.
     """
     size = 4096 if device.type == "cuda" else 1024
     a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))

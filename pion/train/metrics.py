@@ -1,4 +1,4 @@
-"""What each step measured, kept on the device until somebody asks; and whether it went wrong."""
+"""Keep each step's numbers on the device until somebody asks, and judge whether it went wrong."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from pion.train import hardware
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan
 
+# A loss is compared with the median over so many good steps before it.
 RECENT_STEPS = 64
-ENOUGH_STEPS = 16  # that the median is of, before a loss is called a spike
+# With fewer steps than this before it, no loss is called a spike.
+ENOUGH_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class StepMetrics:
     An interval begins with the first step after the last `drain`, so that what the caller does in
     between (an evaluation, a checkpoint) isn't counted.
 
-    A step is wrong if its loss or gradient norm isn't finite, or its loss is above `max_spike`
-    times the median of the 64 good steps before it, once there are 16. Steps are judged in their
-    order and by numbers that all ranks share: when each rank asks makes no difference.
+    A step is wrong if its loss or gradient norm isn't finite, or if its loss is above `max_spike`
+    times the median of the 64 good steps before it, once there are 16. Steps are judged in order
+    and by numbers that all ranks share, so it does not matter when each rank asks.
     """
 
     def __init__(
@@ -65,26 +67,31 @@ class StepMetrics:
         self._interval_steps: list[tuple[int, int]] = []  # rows and their length
 
     def begin_step(self) -> None:
+        """Start the interval's clock, if this is its first step."""
         if self._interval_start is None:
             self._interval_start = self._clock()
 
     def add(self, record: StepRecord) -> None:
+        """Keep a finished step. This does not wait for the device."""
         self._on_device.append(record)
         self._interval_steps.append((record.global_batch, record.seq_len))
 
     def restart(self, recent_losses: Iterable[float]) -> None:
-        """Drop what was collected: the trainer went back to a state with these recent losses."""
+        """Drop what was collected: the trainer has returned to a state with these recent losses."""
         self._on_device, self._wrong = [], None
         self._recent = deque(recent_losses, maxlen=RECENT_STEPS)
         self._begin_interval()
 
     def recent_losses(self) -> list[float]:
-        """Losses of the last good steps, which the next ones are judged by; at most 64."""
+        """Return the losses of the last good steps, at most 64; the next are judged by them."""
         self._judge()
         return list(self._recent)
 
     def trouble(self) -> Trouble | None:
-        """The first wrong step since the last `restart`, with the good ones not handed out."""
+        """Return the first wrong step since the last `restart`, or None.
+
+        The error has the metrics of the good steps that were not handed out yet.
+        """
         self._judge()
         if self._wrong is None:
             return None
@@ -92,7 +99,7 @@ class StepMetrics:
         return Trouble(record.step, record.rows, what, self._good_steps())
 
     def drain(self) -> list[dict[str, Any]]:
-        """The steps since the last call; see `Trainer.drain_metrics`."""
+        """Return the steps since the last call; see `Trainer.drain_metrics`."""
         trouble = self.trouble()
         if trouble is not None:
             raise trouble
@@ -121,7 +128,7 @@ class StepMetrics:
         }
 
     def _judge(self) -> None:
-        """Bring new steps' numbers here, in one transfer from the device, and judge them."""
+        """Copy the new steps' numbers from the device, in one transfer, and judge them."""
         records, self._on_device = self._on_device, []
         if not records or self._wrong is not None:
             return
@@ -133,7 +140,7 @@ class StepMetrics:
             if what is not None:
                 self._wrong = (record, what)
                 return
-            if targets:  # without any, the loss is 0 and says nothing
+            if targets:  # without targets the loss is 0, which says nothing
                 self._recent.append(loss)
             self._good.append(
                 {

@@ -2,8 +2,8 @@
 
     m ← βm + (1−β)g,  u = NS(βm + (1−β)g),  p ← p(1 − lr·wd) − lr·√max(1, rows/cols)·u
 
-NS drives every singular value of its argument towards 1. Jordan et al. 2024, "Muon: An optimizer
-for hidden layers in neural networks"; the coefficients per iteration are the Daisy seed's.
+NS drives every singular value of its argument towards 1 (Jordan et al. 2024, "Muon: An optimizer
+for hidden layers in neural networks").
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+# The coefficients (a, b, c) of each iteration x ← ax + b(xxᵀ)x + c(xxᵀ)²x, from the Daisy seed.
 NEWTON_SCHULZ = (
     (4.0848, -6.8946, 2.9270),
     (3.9505, -6.3029, 2.6377),
@@ -23,15 +24,16 @@ NEWTON_SCHULZ = (
     (2.8366, -3.0525, 1.2012),
 )
 
-# Matrices of one shape go through NS as one batch of at most so many elements: small matrices
-# fill the hardware, large ones do not double the optimizer's memory.
+# Matrices of one shape go through NS as one batch of at most this many elements. Small matrices
+# then fill the hardware, and large ones do not double the optimizer's memory.
 BATCH_ELEMENTS = 2**26
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly, by five quintic Newton–Schulz iterations.
+    """Return about the nearest semi-orthogonal matrices, by five quintic Newton–Schulz iterations.
 
-    `matrices` is (n, rows, cols); `dtype` is what the iterations compute in, and the result's.
+    `matrices` is (n, rows, cols), and so is the result. The iterations compute in `dtype`, which is
+    the result's too.
     """
     x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     tall = x.shape[-2] > x.shape[-1]
@@ -53,8 +55,8 @@ class _Batch:
 class Muon:
     """Muon over named 2-D parameters.
 
-    `momentum` holds each parameter's buffer by name: a view into the batch it is updated in.
-    `dtype` is the precision of the Newton–Schulz iterations.
+    `momentum` has each parameter's buffer by name, as a view into the batch that is updated at
+    once. `dtype` is the precision of the Newton–Schulz iterations.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """The optimizer of a decoder: which parameter is updated how, and its state by parameter name.
 
-Parameters of two or more dimensions, the embedding included, are decayed; gains are not. With
-`optimizer: muon` the matrices inside the blocks go to Muon and the rest stays with AdamW.
+Parameters of two or more dimensions, including the embedding, are decayed; gains are not. With
+`optimizer: muon`, Muon updates the matrices inside the blocks. AdamW (Loshchilov and Hutter 2019,
+"Decoupled weight decay regularization") updates everything else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pion.train.settings import TrainSettings
 
 @dataclass(frozen=True)
 class _AdamWGroup:
-    """Parameters that AdamW updates with one weight decay, and their moments, aligned."""
+    """Parameters that AdamW updates with one weight decay; the lists have the same order."""
 
     weight_decay: float
     params: list[Tensor] = field(default_factory=list)
@@ -37,8 +38,8 @@ class _AdamWGroup:
 class Optimizer:
     """AdamW, or Muon and AdamW, over a model's float32 parameters.
 
-    `dtype` is the precision of Muon's iterations. All state exists from the start, so a snapshot
-    can be laid out before the first step; none of it depends on the world size.
+    `dtype` is the precision of Muon's iterations. All state exists from the start, so that memory
+    for a snapshot can be reserved before the first step. None of it depends on the world size.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class Optimizer:
         """Update all parameters from their gradients at `lr_scale` times the peak rates."""
         settings = self.settings
         for group in self._adamw:
-            # The functional form: making an optimizer object imports torch's compiler, seconds
-            # that every start would wait for.
+            # The functional form is used because constructing an optimizer object imports torch's
+            # compiler, which would delay every start by seconds.
             adamw(
                 group.params,
                 [param.grad for param in group.params],  # type: ignore[misc]
@@ -90,15 +91,16 @@ class Optimizer:
         self.steps += 1
 
     def zero_grad(self) -> None:
+        """Drop all gradients."""
         for param in self.params:
             param.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Live references to all state, as `{parameter}.exp_avg`, `.exp_avg_sq`, `.momentum`."""
+        """Return live references to all state: `{name}.exp_avg`, `.exp_avg_sq` and `.momentum`."""
         return dict(self._moments)
 
     def set_steps(self, steps: int) -> None:
-        """Say how many updates led to the state tensors."""
+        """Set the number of updates that led to the state tensors."""
         self.steps = steps
         for group in self._adamw:
             for count in group.steps:
@@ -106,19 +108,19 @@ class Optimizer:
 
 
 def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
-    """Raise BadInput unless both hold tensors of the same names and shapes."""
+    """Raise BadInput unless both have tensors of the same names and shapes."""
     for kind, names in (
         ("lacks", target.keys() - source.keys()),
-        ("has the unknown", source.keys() - target.keys()),
+        ("has the unexpected tensor", source.keys() - target.keys()),
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise BadInput(f"the {what} {kind} {min(names)}{more}: it is another model's")
+            raise BadInput(f"the {what} {kind} {min(names)}{more}: it belongs to another model")
     for name, tensor in source.items():
         if tensor.shape != target[name].shape:
             raise BadInput(
-                f"the {what}'s {name} is {tuple(tensor.shape)}, here it is "
-                f"{tuple(target[name].shape)}: it is another model's"
+                f"the {what}'s {name} is {tuple(tensor.shape)}, but here it is "
+                f"{tuple(target[name].shape)}: it belongs to another model"
             )
 
 

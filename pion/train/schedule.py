@@ -1,8 +1,11 @@
 """Learning-rate schedules, in optimizer steps.
 
-`step` counts finished steps, so step 0 is the first one trained. The rate of a step is the
-schedule's value at its end: the first step of a warm-up already moves, the last step of a run
-reaches `min_lr` exactly. AdamW's and Muon's rates scale alike.
+`step` counts finished steps, so step 0 is the first step trained. A step uses the value of the
+schedule at its end: the first step of a warm-up has a rate above 0, and the last step of a run has
+`min_lr` exactly. AdamW's and Muon's rates scale alike.
+
+wsd (warm-up, stable, decay) is from Hu et al. 2024, "MiniCPM"; cosine from Loshchilov and Hutter
+2017, "SGDR".
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from pion.train.settings import TrainSettings
 
 
 def lr_at(settings: TrainSettings, step: int) -> float:
-    """Fraction of the peak learning rate, in [0, 1], that optimizer step `step` uses."""
+    """Return the fraction of the peak learning rate, in [0, 1], that optimizer step `step` uses."""
     finished = step + 1
     if finished <= settings.warmup_steps:
         return finished / settings.warmup_steps
@@ -30,10 +33,10 @@ def lr_at(settings: TrainSettings, step: int) -> float:
 
 
 def decay_start(settings: TrainSettings) -> int:
-    """Number of steps whose rate does not depend on `steps`.
+    """Return the number of steps whose rate does not depend on `steps`.
 
-    While no more than these are finished, `steps` can be raised without contradicting the past.
-    A decay longer than what the warm-up leaves begins where the warm-up ends.
+    While no more steps than these are finished, `steps` can be raised without contradicting the
+    past. A decay that is longer than the steps after the warm-up begins where the warm-up ends.
     """
     if settings.schedule == "constant":
         return settings.steps

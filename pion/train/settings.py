@@ -1,7 +1,7 @@
 """What a training stage is (`TrainSettings`) and how one machine executes it (`ComputePlan`).
 
-Settings decide the weights and never depend on hardware; a plan decides only who computes what, and
-is recorded beside a checkpoint because reusing it is what makes a resumed run bit-identical.
+Settings decide the weights and never depend on hardware. A plan decides only who computes what. It
+is recorded with a checkpoint, because a resumed run is bit-identical only if it has the same plan.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pion.later_fields import to_record, values_before
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One training stage. Steps are optimizer steps, batches are sequences.
+    """One training stage. Steps are optimizer steps, and a batch is a number of sequences.
 
-    Raises BadInput where a value makes no sense.
+    Raises BadInput for values that make no sense.
     """
 
     steps: int
@@ -28,11 +28,11 @@ class TrainSettings:
     warmup_steps: int = 0
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     decay_shape: Literal["cosine", "linear"] = "cosine"  # of wsd's decay
-    decay_fraction: float = 0.2  # the last part of the run, in which wsd decays
+    decay_fraction: float = 0.2  # of the steps, at the end, in which wsd decays
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_lr: float = 0.02
     muon_momentum: float = 0.95
-    weight_decay: float = 0.1  # decoupled: a step shrinks weights by its lr times this
+    weight_decay: float = 0.1  # decoupled: each step shrinks weights by its lr times this
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -47,10 +47,9 @@ class TrainSettings:
         for name in ("muon_momentum", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         _require(0 <= self.min_lr <= self.lr, "min_lr", self.min_lr, f"must be in [0, {self.lr}]")
-        _require(0 < self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "in (0, 1]")
-        _require(
-            self.max_spike is None or self.max_spike > 1, "max_spike", self.max_spike, "above 1"
-        )
+        share, spike = self.decay_fraction, self.max_spike
+        _require(0 < share <= 1, "decay_fraction", share, "must be in (0, 1]")
+        _require(spike is None or spike > 1, "max_spike", spike, "must be above 1")
         for name, known in (
             ("schedule", ("wsd", "cosine", "constant")),
             ("decay_shape", ("cosine", "linear")),
@@ -62,10 +61,10 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class ComputePlan:
-    """How this machine computes a stage. None of it changes what is learned beyond rounding.
+    """How this machine computes a stage. Nothing here changes what is learned, except by rounding.
 
-    Declare a field that you add with `later_field` (later_fields.py), so that checkpoints of before
-    still name a plan that can be used again.
+    Declare a field that you add with `later_field` (later_fields.py), so that the plan in an older
+    checkpoint can still be used.
     """
 
     device: str = "cpu"
@@ -74,8 +73,8 @@ class ComputePlan:
     world_size: int = 1
     recompute: bool = False  # recompute activations in the backward pass
     compile: bool = False
-    threads: int | None = None  # CPU threads of a rank; None leaves torch's number
-    deterministic: bool = False  # bit-identical on CUDA too; CPU always is
+    threads: int | None = None  # CPU threads of a rank; None leaves torch's default
+    deterministic: bool = False  # bit-identical on CUDA too; a CPU always is
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "world_size"):
@@ -89,12 +88,15 @@ class ComputePlan:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ComputePlan | None:
-        """Return the plan that `to_dict` recorded; None if a newer version computed in a way that
-        this version does not know."""
+        """Return the plan that `to_dict` recorded.
+
+        Return None if a newer version computed in a way that this version does not know.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**values_before(cls) | record) if record.keys() <= known else None
 
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    """Raise BadInput unless the condition holds."""
     if not condition:
         raise BadInput(f"{name} = {value!r}: {rule}")

@@ -28,6 +28,7 @@ from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.scratch import scratch_workspace
 from pipeline.state.stores import Missing, StoreError, open_store, split_run
+from pipeline.state.stores.verdict import Moment, before_work, verdict
 from pipeline.state.workspace import Workspace, read_files
 
 EPOCH = 1
@@ -41,7 +42,8 @@ def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
 
     `new` is a name in the store of `run`, or `<store-url>/<name>`.
     """
-    state, head = read_run(run)
+    with before_work("Nothing was forked."):
+        state, head = read_run(run)
     store, name = (state.store, new) if "/" not in new else _named(new)
     entry = fork_run(state, head, RunState(store, name), at=at, stage=stage, say=print)
     print(
@@ -69,14 +71,17 @@ def fork_run(
     and what describes them. Its own stage is not finished in `target`, even if `at` was its last
     step. Raises BadInput if there is no such checkpoint, if it is damaged, or if `target` exists.
     """
-    if _read(target) is not None:
+    with before_work("Nothing was forked."):
+        there = target.read()
+    if there is not None:
         raise BadInput(
             f"{target.store.url}/{target.name} exists already. Nothing was changed. Give the fork "
             "another name."
         )
     chosen = choose(source, head, at, stage)
     if target.store.url != source.store.url:
-        target.store.probe(target.key(""))
+        with before_work("Nothing was forked."):
+            target.store.probe(target.key(""))
     try:
         forked = _Copy(source, target, say).run(head, chosen)
         write_id = uuid.uuid4().hex
@@ -88,10 +93,11 @@ def fork_run(
             "the same command again."
         ) from error
     except StoreError as error:
-        raise PionError(
-            f"{error} What has been copied is no run yet, and {source.name} was only read. Mend "
-            "that and run the same command again: it completes the fork."
-        ) from error
+        safe = (
+            f"The copy is incomplete and not a run yet, and {source.name} was only read. A rerun "
+            "completes the copy."
+        )
+        raise verdict(error, Moment.NO_WORK, safe) from error
     raise BadInput(
         f"{target.store.url}/{target.name} was started by someone else meanwhile. Give the fork "
         "another name."
@@ -255,13 +261,6 @@ class _Copy:
         """The first segment of a log, the same one each time the fork is asked for."""
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         self.target.store.write(self.target.key(f"{log}/{EPOCH}/000000.jsonl"), data)
-
-
-def _read(run: RunState) -> Head | None:
-    try:
-        return run.read()
-    except StoreError as error:
-        raise BadInput(f"{error} Nothing was forked.") from error
 
 
 def _named(run: str) -> tuple[Any, str]:

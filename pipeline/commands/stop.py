@@ -10,9 +10,9 @@ from pipeline.models.find import read_run
 from pipeline.state.heartbeat import HEARTBEAT_SECONDS
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head
-from pipeline.state.requests import ask_stop, clear_stops
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
+from pipeline.state.stop_requests import ask_stop, clear_stops
 
 REASON = "pion stop"
 POLL_SECONDS = 2.0

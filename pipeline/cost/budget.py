@@ -1,4 +1,4 @@
-"""What a run may cost on all its machines together, and whether it may go on."""
+"""Whether a run may continue, given what it may cost on all its machines together."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from pipeline.job import Budget
 
 _FIX = (
-    f"Set {PRICE_VARIABLE} (0 for a machine of your own), budget.dollars_per_hour, or limit "
+    f"Set {PRICE_VARIABLE} (0 for your own machine) or budget.dollars_per_hour, or limit "
     "budget.hours instead. Nothing was started."
 )
 
 
 def price_per_hour(budget: Budget, environment: Mapping[str, str] = os.environ) -> float | None:
-    """This machine's price in dollars per hour: the rental's, else the job's, else unknown.
+    """Return this machine's price in dollars per hour: the rental's, else the job's, else None.
 
-    Raises BadInput if the rental's can't be read.
+    Raises BadInput if the rental's price can't be read.
     """
     rented = rental_price(environment)
     return budget.dollars_per_hour if rented is None else rented
 
 
 def check_budget(budget: Budget, price: float | None) -> None:
-    """Raise BadInput if dollars are limited though nothing says what this machine costs."""
+    """Raise BadInput if dollars are limited although this machine's price is not known."""
     if budget.dollars is not None and price is None:
         raise BadInput(
             f"budget.dollars is {budget.dollars:g}, but the price of this machine is not known. "
@@ -38,7 +38,7 @@ def check_budget(budget: Budget, price: float | None) -> None:
 
 
 def over_budget(budget: Budget, spent: Spent) -> str | None:
-    """Why the run stops now (exit code 4), or None while it may go on."""
+    """Return why the run stops now (exit code 4), or None while it may continue."""
     over = []
     if budget.dollars is not None and spent.dollars >= budget.dollars:
         over.append(("dollars", f"${spent.dollars:.2f} of ${budget.dollars:.2f}"))
@@ -49,6 +49,6 @@ def over_budget(budget: Budget, spent: Spent) -> str | None:
     fields = " and ".join(f"budget.{name}" for name, _ in over)
     return (
         f"The budget is spent: {' and '.join(words for _, words in over)} on all machines of this "
-        f"run. Every finished step is saved. To go on, raise {fields} and run the same command "
+        f"run. Every finished step is saved. To continue, raise {fields} and run the same command "
         "again."
     )

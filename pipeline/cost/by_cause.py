@@ -1,22 +1,22 @@
 """What a run has cost: the time paid for on each machine, by what it was spent on.
 
-Read from the run's store alone. A process that owned the run is paid for from when its machine was
-rented (at home: from when it began) until its last sign of life, and at most until the next owner's
-claim. Signs are rows of metrics, its events, heartbeats, checkpoints, finished stages, and the last
-change of HEAD; the process that owns the run now, if it gave one lately, is paid for until now.
-A machine that never got as far as a claim was all boot, for as long as `pion launch` or
-`pion watch` saw it. What one cost while nobody watched, or after its last sign, no store knows.
+Everything is read from the run's store. A process that owned the run is paid for from the moment
+its machine was rented (at home: from its own start) until its last sign of life, and at most until
+the next owner's claim. Signs of life are rows of metrics, events, heartbeats, checkpoints, finished
+stages, and the last change of HEAD. If the current owner gave a sign lately, it is paid for until
+now. A machine that never claimed the run was all boot, for as long as `pion launch` or `pion watch`
+saw it. No store knows what a machine cost while nobody watched it, or after its last sign.
 
 Each second counts once, as one of CAUSES:
 
     steps      optimizer steps that were kept
     stages     other work of the job: prepare, evaluations, publishing
-    boot       from the rental's start until the first step begins: the machine, installing,
-               imports, workers; and what the first step takes longer than a usual one (compiling)
-    restore    bringing a checkpoint back, and all else between two attempts of one process
-    recompute  steps that a later attempt went back behind, to be done again, and whatever else was
-               begun by a process that died
-    stall      training stood still between two steps, or to be saved when it was over
+    boot       from the start of the rental until the first step begins: the machine, installing,
+               imports, workers; and the extra time of the first step (compiling)
+    restore    bringing a checkpoint back, and everything else between two attempts of one process
+    recompute  steps repeated because a later attempt resumed from an earlier checkpoint, and other
+               work that was lost because its process died
+    stall      training stood still between two steps, or while the end of training was saved
     idle       nobody worked on a rented machine: between two processes, or waiting for the run
 
 Steps and stages are useful; the other five are badput.
@@ -24,18 +24,14 @@ Steps and stages are useful; the other five are badput.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipeline.console.formats import duration
+from pipeline.cost.costs import Costs, MachineCost
 from pipeline.cost.lost import LostMachine, lost_machines
 from pipeline.cost.timeline import (
     BOOT,
     CAUSES,
-    STAGES,
-    STEPS,
     Process,
     Row,
     Span,
@@ -46,131 +42,15 @@ from pipeline.state.metrics import read_all_metrics, read_events
 from pipeline.state.records import Head
 from pipeline.state.run_state import SILENCE_SECONDS, RunState
 
-USEFUL = (STEPS, STAGES)
 TRAINED = ("pretrain", "sft")
 
 
-@dataclass(frozen=True)
-class MachineCost:
-    """One machine's part, paid for from `begin` to `end` (Unix seconds); `seconds` is by cause.
+def costs_of(run: RunState, head: Head, now: float, log: RunLog | None = None) -> Costs:
+    """Return what `run` has cost until `now`; read what is missing from its store.
 
-    `dollars` is None if its price (dollars per hour) is not known; `unpriced_hours` are those of
-    its processes without one. `to_first_step` is None if it has not trained, and counts from
-    `begin`. `phases` are the seconds of what it did until then, by name; some overlap. `epochs` are
-    those under which it owned the run, none if it never did.
+    Raises StoreError.
     """
-
-    id: str
-    rented: bool
-    host: str
-    cloud: str | None
-    region: str | None
-    gpu: str | None
-    count: int
-    spot: bool | None
-    price: float | None
-    begin: float
-    end: float
-    seconds: Mapping[str, float]
-    dollars: float | None
-    unpriced_hours: float
-    to_first_step: float | None
-    phases: Mapping[str, float]
-    epochs: tuple[int, ...]
-
-    @property
-    def hours(self) -> float:
-        return sum(self.seconds.values()) / 3600
-
-    def phases_in_words(self) -> str:
-        """` (machine up 31 s, install 48 s, …)`: what its first step waited for; empty if that is
-        not known."""
-        parts = ", ".join(f"{name} {duration(s)}" for name, s in self.phases.items() if s >= 0.5)
-        return f" ({parts})" if parts else ""
-
-    def describe(self) -> str:
-        """`2 × A40 on RunPod/CA, spot`; the host's name for a machine of one's own."""
-        if not self.rented:
-            return self.host
-        gpu = self.gpu or ("unknown GPU" if self.count else "CPU")
-        what = f"{self.count} × {gpu}" if self.count > 1 else gpu
-        place = "/".join(filter(None, (self.cloud, self.region)))
-        way = {True: ", spot", False: ", on demand", None: ""}[self.spot]
-        never = "" if self.epochs else ", never trained"
-        return f"{what} on {place or self.host}{way}{never}"
-
-
-@dataclass(frozen=True)
-class Costs:
-    """All of a run's machines, by when they began, and the dollars known to have been paid."""
-
-    machines: tuple[MachineCost, ...]
-    dollars_by_cause: Mapping[str, float]
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds by cause, in the order of CAUSES."""
-        return {cause: sum(m.seconds[cause] for m in self.machines) for cause in CAUSES}
-
-    @property
-    def hours(self) -> float:
-        return sum(machine.hours for machine in self.machines)
-
-    @property
-    def dollars(self) -> float | None:
-        """What is known to have been paid; None if no machine's price is known."""
-        known = [m.dollars for m in self.machines if m.dollars is not None]
-        return sum(known) if known else None
-
-    @property
-    def unpriced_hours(self) -> float:
-        """Hours whose price is not known; `dollars` lacks them."""
-        return sum(machine.unpriced_hours for machine in self.machines)
-
-    @property
-    def goodput(self) -> float | None:
-        """The useful share of the time, 0 to 1; None before there was any."""
-        seconds = self.seconds
-        total = sum(seconds.values())
-        return sum(seconds[cause] for cause in USEFUL) / total if total else None
-
-    def machine_of(self, epoch: int) -> MachineCost | None:
-        """The machine that owned the run under `epoch`."""
-        return next((m for m in self.machines if epoch in m.epochs), None)
-
-    def describe(self) -> str:
-        """`3 h 10 min, $1.23 (87 % useful; boot 4 %, recompute 9 %)`."""
-        words = [duration(3600 * self.hours)]
-        if self.dollars is not None:
-            words.append(f"${self.dollars:.2f}")
-            if self.unpriced_hours:
-                words.append(f"{duration(3600 * self.unpriced_hours)} of it without a price")
-        return f"{', '.join(words)} ({self.shares()})" if self.goodput is not None else words[0]
-
-    def shares(self) -> str:
-        """`87 % useful; boot 4 %, recompute 9 %`, badput of at least half a percent."""
-        total = sum(self.seconds.values()) or 1.0
-        lost = {c: 100 * s / total for c, s in self.seconds.items() if c not in USEFUL}
-        shown = ", ".join(f"{cause} {share:.0f} %" for cause, share in lost.items() if share >= 0.5)
-        useful = f"{100 * (self.goodput or 0.0):.0f} % useful"
-        return f"{useful}; {shown}" if shown else useful
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {
-            "hours": self.hours,
-            "dollars": self.dollars,
-            "unpriced_hours": self.unpriced_hours,
-            "goodput": self.goodput,
-            "seconds": self.seconds,
-            "dollars_by_cause": dict(self.dollars_by_cause),
-            "machines": [dataclasses.asdict(m) | {"hours": m.hours} for m in self.machines],
-        }
-
-
-def costs_of(run: RunState, head: Head, now: float, history: RunLog | None = None) -> Costs:
-    """What `run` has cost until `now`, read from its store. Raises StoreError."""
-    events, metrics = history or read_log(run)
+    events, metrics = log or read_log(run)
     # The last claim of a process is the one whose owner spoke last.
     beats = {p.epochs[-1]: run.heartbeat(p.epochs[-1]) for p in processes_of(events, head)}
     return costs(
@@ -191,7 +71,7 @@ class RunLog(NamedTuple):
 
 
 def read_log(run: RunState) -> RunLog:
-    """Everything `run` has reported. Raises StoreError."""
+    """Read everything that `run` has reported. Raises StoreError."""
     return RunLog(
         read_events(run.store, run.name),
         {stage: read_all_metrics(run.store, run.name, stage) for stage in TRAINED},
@@ -207,12 +87,12 @@ def costs(
     heartbeats: Mapping[int, float] | None = None,
     silence: float = SILENCE_SECONDS,
 ) -> Costs:
-    """What a run has cost until `now`; all times are Unix seconds.
+    """Return what a run has cost until `now`. All times are Unix seconds.
 
     Args:
-        metrics: stage → all rows, those of steps that were done again too.
+        metrics: stage → all rows, including those of steps that were repeated.
         heartbeats: epoch → when its owner last said that it lives.
-        silence: an owner that gave no sign for so many seconds is dead.
+        silence: an owner without a sign of life for this many seconds is dead.
     """
     attempts = attempts_of(events, metrics, head)
     processes = processes_of(events, head)
@@ -274,7 +154,7 @@ def _machine_cost(
 
 
 def _until_first_step(events: Sequence[Row], epochs: Sequence[int]) -> dict[str, float]:
-    """Seconds of what `pion run` did first under these epochs, by name."""
+    """Return the seconds of everything that `pion run` did before its first step, by name."""
     found: dict[str, float] = {}
     for event in events:
         if event["event"] == "phase" and event["epoch"] in epochs:
@@ -286,7 +166,7 @@ def _until_first_step(events: Sequence[Row], epochs: Sequence[int]) -> dict[str,
 
 
 def _cost_of_lost(machine: LostMachine) -> MachineCost:
-    """Of one that never owned the run: all boot."""
+    """Return the part of a machine that never owned the run: all of it was boot."""
     hours, price = machine.seconds / 3600, machine.price
     return MachineCost(
         id=machine.id,

@@ -1,8 +1,9 @@
 """Rented machines that never owned the run: refused by the boot check, or lost while they booted.
 
-They were paid for and can't say so themselves, as a machine reports to a run once it owns it. So
-whoever watches the rental leaves a small object for each among the run's events, which needs no
-claim and no HEAD. It is named after the machine, so that it is one however many watch.
+They were paid for but can't report it, since a machine only reports to a run that it owns. So the
+command that watches the rental writes a small object for each of them among the run's events, which
+needs no claim and no HEAD. The object is named after the machine, so that it is written once
+however many commands watch.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from pipeline.machine.rented import RENTED
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict
 
+# The kind of the event.
 LOST = "lost"
-"""Kind of the event."""
+# The epoch of the events: before the first, since they are of no owner.
 _EPOCH = 0
-"""Before the first: of no owner."""
 
 
 @dataclass(frozen=True)
 class LostMachine:
-    """A machine that ended, or whose job did, before it owned the run.
+    """A machine that ended, or whose job ended, before it owned the run.
 
-    Seen to be paid for from `begin` to `end` (Unix seconds); `price` is in dollars per hour.
+    It was seen to be paid for from `begin` to `end` (Unix seconds). `price` is in dollars per hour.
     """
 
     id: str
@@ -46,7 +47,7 @@ class LostMachine:
 
 
 def keep_lost(run: RunState, machine: LostMachine) -> None:
-    """Note `machine` among the events of `run`, unless somebody has. Raises StoreError."""
+    """Write `machine` into the events of `run`, unless it is there already. Raises StoreError."""
     event = {"event": LOST, "epoch": _EPOCH, "at": machine.end, **dataclasses.asdict(machine)}
     key = run.key(f"events/{_EPOCH}/{LOST}-{machine.id}.jsonl")
     with contextlib.suppress(Conflict):
@@ -54,12 +55,12 @@ def keep_lost(run: RunState, machine: LostMachine) -> None:
 
 
 def owners_of(events: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Every rented machine that has owned the run, by its own word."""
+    """Return the ids of all rented machines that have owned the run."""
     return {str(event["id"]) for event in events if event["event"] == RENTED}
 
 
 def lost_machines(events: Sequence[Mapping[str, Any]]) -> list[LostMachine]:
-    """Those that came to nothing. One that owned the run after all speaks for itself."""
+    """Return the machines that never owned the run, by its events."""
     owners = owners_of(events)
     found = {str(e["id"]): e for e in events if e["event"] == LOST and str(e["id"]) not in owners}
     names = [field.name for field in dataclasses.fields(LostMachine)]

@@ -1,6 +1,6 @@
-"""What each process that owned a run spent its time on, second by second, told by the run's store.
+"""What each process that owned a run spent its time on, second by second, by the run's store.
 
-See cost.py for what the causes mean.
+by_cause.py says what the causes mean.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
 )
 WAITED = "waited to own the run"
 _PHASES = {"prepare": STAGES, "evaluate": STAGES, "publish": STAGES, WAITED: IDLE}
+# Events that only the run's owner reports, so that they are signs that it lived.
 _OWNERS_EVENTS = (RENTED, AT_HOME, "phase", "training", "hop", "rewound", "changed", "saved")
-"""What only the run's owner reports: signs that it lived. Others may report on it later."""
+# Seconds: rows that are closer to each other were handed out at once.
 TOGETHER = 0.01
-"""Seconds: rows written closer to each other were handed out at once."""
 
 Row = Mapping[str, Any]
 
@@ -46,7 +46,10 @@ class Span:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows handed out at once: when, how many steps and how long these took; 0: an evaluation."""
+    """Rows that were handed out at once, with `steps` steps that took `work` seconds.
+
+    No steps: an evaluation. `kept` counts the steps that were not repeated later.
+    """
 
     at: float
     steps: int
@@ -56,7 +59,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One claim's training of one stage, from its rows of metrics."""
+    """The training of one stage under one claim, from its rows of metrics."""
 
     stage: str
     epoch: int
@@ -69,11 +72,11 @@ class Attempt:
 
     @property
     def rewound(self) -> bool:
-        """Whether a later attempt went back behind its last step."""
+        """Whether a later attempt resumed before the last step of this attempt."""
         return any(group.kept < group.steps for group in self.groups)
 
     def spans(self) -> Iterator[Span]:
-        """What its rows tell: from its first step's begin to its last row."""
+        """Yield what the rows tell: from the begin of the first step to the last row."""
         later = [g.work / g.steps for g in self.groups[1:] if g.steps and math.isfinite(g.work)]
         reached = self.begin
         for number, group in enumerate(self.groups):
@@ -94,7 +97,7 @@ class Attempt:
 def attempts_of(
     events: Iterable[Row], metrics: Mapping[str, Sequence[Row]], head: Head
 ) -> list[Attempt]:
-    """Every attempt that wrote rows, by epoch. `metrics` has all rows of each stage."""
+    """Return every attempt that wrote rows, by epoch. `metrics` has all rows of each stage."""
     began = {(e["stage"], e["epoch"]): e for e in events if e["event"] == "training"}
     attempts = []
     for stage, rows in metrics.items():
@@ -129,7 +132,7 @@ def _groups(rows: Sequence[Row], kept: set[int], seq_len: int | None) -> Iterato
 
 
 def _step_seconds(row: Row, seq_len: int | None) -> float:
-    """How long a step took; infinite (all the time there was) if its row can't tell."""
+    """Return how long a step took; infinite (all the time there was) if its row can't tell."""
     first, stop = row.get("rows") or (0, 0)
     tokens = (stop - first) * (seq_len or 0)
     speed = row.get("tokens_per_second") or 0.0
@@ -138,9 +141,10 @@ def _step_seconds(row: Row, seq_len: int | None) -> float:
 
 @dataclass(frozen=True)
 class Process:
-    """One process that owned the run under `epochs`; `about` is what it said when it claimed.
+    """One process that owned the run under `epochs`.
 
-    `released` says whether it let go of the run by itself.
+    `about` is the event in which it described itself. `released` says whether it released the run
+    itself.
     """
 
     epochs: range
@@ -151,7 +155,7 @@ class Process:
 
     @property
     def machine(self) -> str:
-        """What is paid for: the rental, or a machine of one's own."""
+        """The id of the rental, or the name of a machine of one's own."""
         return str(self.about["id"] if self.rented else self.about["host"])
 
     @property
@@ -161,13 +165,13 @@ class Process:
 
     @property
     def paid_from(self) -> float:
-        """Since when it is paid for. A clock that jumped must not be."""
+        """Since when it is paid for. A clock that jumped is not paid for."""
         since = self.about.get("rented_at" if self.rented else "started_at") or self.claimed_at
         return since if 0 <= self.claimed_at - since <= UNCOUNTED_SECONDS else self.claimed_at
 
     @property
     def begun(self) -> float:
-        """When the machine began to work for this process and not for one before it."""
+        """When the machine began to work for this process, and not for an earlier one."""
         phases = self.about.get("phases") or {}
         return self.paid_from + phases.get("machine up", 0.0)
 
@@ -179,7 +183,7 @@ class Process:
         heartbeats: Mapping[int, float],
         head: Head,
     ) -> float:
-        """When it was last known to live, and at most `until`."""
+        """Return when it last gave a sign of life, and at most `until`."""
         mine = self.epochs
         signs = [self.claimed_at, *(at for epoch, at in heartbeats.items() if epoch in mine)]
         signs += [e["at"] for e in events if e["epoch"] in mine and e["event"] in _OWNERS_EVENTS]
@@ -201,7 +205,10 @@ class Process:
         *,
         alive: bool,
     ) -> Iterator[Span]:
-        """Its time until `end` without gaps, a machine's before it having worked until `since`."""
+        """Yield its time until `end` without gaps.
+
+        `since` is until when an earlier process worked on the same machine; None if none did.
+        """
         reached = self.paid_from
         if since is not None:
             reached = max(since, self.begun)
@@ -236,7 +243,7 @@ class Process:
     def _after(
         self, attempt: Attempt, attempts: Sequence[Attempt], end: float, head: Head, alive: bool
     ) -> Span:
-        """What followed the last row of `attempt`, as far as this is known."""
+        """Return what followed the last row of `attempt`, as far as this is known."""
         last_of_stage = [a for a in attempts if a.stage == attempt.stage][-1] == attempt
         last_of_mine = [a for a in attempts if a.epoch in self.epochs][-1] == attempt
         record = head.stages.get(attempt.stage)
@@ -251,9 +258,9 @@ class Process:
 
 
 def processes_of(events: Iterable[Row], head: Head) -> list[Process]:
-    """Every process that is known to have owned the run, by when it claimed.
+    """Return every process that is known to have owned the run, by when it claimed.
 
-    Each says so in an event. HEAD has the last claims, for those that died before they could.
+    Each process says so in an event. HEAD has the last claims, for those that died before that.
     """
     found: dict[int, tuple[float, bool, Row]] = {}
     sessions = set()

@@ -1,7 +1,8 @@
-"""Multiple-choice questions from held-out text: which of four texts goes on from here?
+"""Multiple-choice questions from held-out text: which of four continuations follows a context?
 
-The wrong choices go on from other documents of the same data, cut the same way and of about the
-same length, so that only what the context says tells them apart. Chance is one in four.
+The wrong choices are continuations from other documents of the same data. They are cut the same way
+and have about the same length, so that only the context tells which one is true. Chance is one in
+four.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ class Passage:
 def continuation_questions(
     held_out: list[Rows], tokenizer: Tokenizer, seed: int
 ) -> list[dict[str, object]]:
-    """Up to 1,000 questions {"context", "choices", "answer"} from the rows of all sources.
+    """Return up to 1,000 questions {"context", "choices", "answer"} from the rows of all sources.
 
-    The same rows give the same questions. There are none where the rows hold fewer than four
-    documents long enough to ask about.
+    The same rows give the same questions. There are none if the rows hold fewer than four documents
+    that are long enough.
     """
     passages = list(_passages(held_out, tokenizer))
     if len({passage.document for passage in passages}) < CHOICES:
@@ -60,7 +61,7 @@ def continuation_questions(
 
 
 def _passages(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[Passage]:
-    """Passages of all documents, the first of each before the second of any."""
+    """Yield the first passage of every document, then the second of every document, and so on."""
     cut_documents = [_cut(number, text) for number, text in enumerate(_texts(held_out, tokenizer))]
     found = 0
     for turn in range(max(map(len, cut_documents), default=0)):
@@ -71,7 +72,7 @@ def _passages(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[Passage]:
 
 
 def _texts(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[str]:
-    """The documents in the held-out rows; the first and last may be cut by the rows' edges."""
+    """Yield the documents in the held-out rows. The rows may cut the first and the last one."""
     for rows in held_out:
         document: list[int] = []
         for shard, count in enumerate(rows.manifest.shard_rows):
@@ -87,14 +88,14 @@ def _texts(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _cut(document: int, text: str) -> list[Passage]:
-    """Passages of a document, one after the other: context, then what follows it."""
+    """Return the passages of a document, in order: a context and what follows it."""
     passages = []
     position = 0
     while position + CONTEXT_CHARS + CHOICE_CHARS <= len(text):
         middle = _word_end(text, position + CONTEXT_CHARS)
         end = _word_end(text, middle + CHOICE_CHARS)
         context, continuation = text[position:middle].strip(), text[middle:end]
-        if "\n" in continuation:  # lists and tables: look further on
+        if "\n" in continuation:  # lists and tables: look further
             position = _word_end(text, position + 1)
             continue
         # A continuation begins with the space after the context's last word.
@@ -105,7 +106,7 @@ def _cut(document: int, text: str) -> list[Passage]:
 
 
 def _word_end(text: str, position: int) -> int:
-    """The end of the word at `position`."""
+    """Return where the word at `position` ends."""
     match = re.compile(r"\s").search(text, position)
     return match.start() if match else len(text)
 

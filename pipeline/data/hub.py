@@ -1,7 +1,7 @@
 """Data on the Hugging Face Hub: streamed data sets, `.npy` shards and tokenizers.
 
-Everything is read at a commit that is pinned first, so a run that goes on next week reads the same
-bytes. Whatever the Hub answers that a person can mend becomes a BadInput that says how.
+Everything is read at a commit that is pinned first, so a run that resumes next week reads the same
+bytes. When the Hub refuses something that a person can fix, a BadInput says how.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ BROKEN_TRANSFERS = 5
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn what the Hub's clients raise into a message that names `what` and the way on.
+    """Turn the errors of the Hub's clients into a message that names `what` and what to do.
 
-    Raises BadInput for what isn't there or may not be read, PionError for a Hub out of reach.
+    Raises BadInput for something that is missing or may not be read, PionError for a Hub that can't
+    be reached.
     """
     try:
         yield
@@ -48,7 +49,10 @@ def explained(what: str) -> Iterator[None]:
 
 
 def pin(repo: str, revision: str | None, repo_type: str = "dataset") -> str:
-    """The commit a branch or tag of a repository (its main branch if None) points to now."""
+    """Return the commit that a branch or tag of a repository points to now.
+
+    Without a `revision` this is the main branch.
+    """
     from huggingface_hub import HfApi
 
     with explained(_named(repo, revision, repo_type)):
@@ -58,7 +62,7 @@ def pin(repo: str, revision: str | None, repo_type: str = "dataset") -> str:
 
 
 def hub_records(source: HubDataset, commit: str) -> Iterator[Record]:
-    """The data set's rows at `commit`, streamed, at most `max_documents`."""
+    """Stream the data set's rows at `commit`, at most `max_documents`."""
     import datasets
 
     with explained(_named(source.repo, source.revision)):
@@ -70,7 +74,7 @@ def hub_records(source: HubDataset, commit: str) -> Iterator[Record]:
 
 
 def hub_tokenizer(repo: str, revision: str | None, file: str) -> Path:
-    """A local copy of a repository's tokenizer.json."""
+    """Return a local copy of a repository's tokenizer.json."""
     from huggingface_hub import hf_hub_download
 
     with explained(_named(repo, revision, "model", file)):
@@ -78,11 +82,11 @@ def hub_tokenizer(repo: str, revision: str | None, file: str) -> Path:
 
 
 def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
-    """The `.npy` shards of a data set repository, by name, without downloading them.
+    """Describe the `.npy` shards of a data set repository, by name, without downloading them.
 
-    The first one's header gives shape and type, the file sizes give the rows of the others, and
-    the Hub's own hashes are what a download is checked against later. Raises BadInput where no
-    file matches, or the first is no array of integers whose rows divide into `seq_len`.
+    The header of the first shard gives shape and type, and the file sizes give the rows of the
+    other shards. Downloads are checked against the Hub's hashes later. Raises BadInput if no file
+    matches, or if the first is no array of integers whose rows divide into `seq_len`.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -108,7 +112,7 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
             if rest or rows % (row_ids // seq_len):
                 raise BadInput(
                     f"{source.repo}/{file.path}: {file.size:,} bytes are no whole number of rows "
-                    f"of {row_ids:,} {dtype} ids, as {files[0].path} has them"
+                    f"of {row_ids:,} {dtype} ids, like those in {files[0].path}"
                 )
             remote = {"repo": source.repo, "revision": commit, "path": file.path}
             sha256 = file.lfs.sha256 if file.lfs else _sha256(source.repo, commit, file.path)
@@ -118,7 +122,7 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
 
 
 def read_hub_rows(shard: Shard, count: int, seq_len: int) -> np.ndarray:
-    """The first `count` rows (or all) of a remote shard as ids (rows, seq_len), by ranged reads."""
+    """Read the first `count` rows (or all) of a remote shard as ids (rows, seq_len), by ranges."""
     assert shard.remote is not None
     repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
     with explained(_named(repo, commit, file=path)):
@@ -132,7 +136,7 @@ def read_hub_rows(shard: Shard, count: int, seq_len: int) -> np.ndarray:
 
 
 def read_range(repo: str, commit: str, path: str, start: int, end: int) -> bytes:
-    """Bytes start … end of a file in a data set repository."""
+    """Read the bytes `start` to `end` of a file in a data set repository."""
     from huggingface_hub import HfFileSystem
 
     files = HfFileSystem()
@@ -143,7 +147,7 @@ def read_range(repo: str, commit: str, path: str, start: int, end: int) -> bytes
 
 
 def download_shard(shard: Shard, folder: Path) -> Path:
-    """Download a remote shard somewhere below `folder`; an interrupted download goes on."""
+    """Download a remote shard to somewhere below `folder`; resume an interrupted download."""
     from huggingface_hub import hf_hub_download
 
     assert shard.remote is not None
@@ -159,7 +163,7 @@ def download_shard(shard: Shard, folder: Path) -> Path:
 
 
 def _again_if_broken(download: Callable[[], str]) -> str:
-    """A transfer that breaks off goes on where it was, which huggingface_hub 1.16 leaves to us."""
+    """Resume a transfer that breaks off; huggingface_hub 1.16 does not do so by itself."""
     import httpx
 
     for _ in range(BROKEN_TRANSFERS):
@@ -169,7 +173,7 @@ def _again_if_broken(download: Callable[[], str]) -> str:
 
 
 def _sha256(repo: str, commit: str, path: str) -> str:
-    """Hash of a file too small for the Hub to keep one of."""
+    """Hash a file that is too small for the Hub to keep a hash of it."""
     from huggingface_hub import HfFileSystem
 
     content = HfFileSystem().cat_file(f"datasets/{repo}@{commit}/{path}")
@@ -177,7 +181,7 @@ def _sha256(repo: str, commit: str, path: str) -> str:
 
 
 def _read_header(content: bytes, where: str, seq_len: int) -> tuple[int, int, np.dtype]:
-    """(bytes before the data, ids in a row, type) of an `.npy` file's beginning."""
+    """Return (bytes before the data, ids in a row, type) from the beginning of an `.npy` file."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
@@ -212,7 +216,7 @@ def _named(
 
 
 def _explain(error: BaseException, what: str) -> PionError | None:
-    """The message for what a Hub client raised; None if it is not about the Hub."""
+    """Return the message for an error of a Hub client, or None if it is not about the Hub."""
     import huggingface_hub.errors as hub
 
     chain = list(_causes(error))
@@ -238,8 +242,8 @@ def _explain(error: BaseException, what: str) -> PionError | None:
     for cause in chain:
         if isinstance(cause, hub.HTTPError | hub.LocalEntryNotFoundError | ConnectionError):
             return PionError(
-                f"{what}: the Hub can't be reached or doesn't answer ({_first_line(cause)}). What "
-                "was done so far is kept: run the same command again when it does."
+                f"{what}: the Hub can't be reached or doesn't answer ({_first_line(cause)}). The "
+                "work done so far is kept: run the same command again once the Hub answers."
             )
         if isinstance(cause, ValueError | FileNotFoundError):
             # datasets' own complaints: unknown split or subset, no readable files
@@ -270,4 +274,4 @@ def _token_advice() -> str:
             "`export HF_TOKEN=hf_…` (or `hf auth login`)"
         )
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login of `hf auth login`"
-    return f"The token from {source} may not read it: ask for access on its page, or use another"
+    return f"The token from {source} can't read it: ask for access on its page, or use another one"

@@ -1,4 +1,4 @@
-"""What `prepare` leaves behind, opened for training and evaluation.
+"""Opens the data that `prepare` wrote, for training and evaluation. The files of a data folder:
 
 tokenizer.json
 dataset.json                  written last: a folder without it is unfinished
@@ -49,7 +49,7 @@ class PreparedData:
         return self.folder / "tokenizer.json"
 
     def manifest(self, source: PreparedSource, split: str) -> Manifest:
-        """Shards of a source's "train" or "held_out" split."""
+        """Return the shards of a source's "train" or "held_out" split."""
         return Manifest.read(self.folder / source.folder / split / "manifest.json")
 
     def stream(
@@ -59,11 +59,11 @@ class PreparedData:
         window: int,
         cache: Callable[[], ShardCache] | None = None,
     ) -> RowStream:
-        """The rows of "train" or "held_out", all sources mixed by weight.
+        """Return the rows of "train" or "held_out", all sources mixed by weight.
 
-        `cache` makes the place for shards that are elsewhere; it is called, and needed, only if
-        there are any. Held-out rows never are.
-        Raises BadInput for a manifest that was changed or a cache too small for one window.
+        `cache` makes the cache for remote shards. It is only called, and only needed, if there are
+        any; held-out rows are always local. Raises BadInput for a manifest that was changed and for
+        a cache that is too small for one window.
         """
         from pion.data.order import RowOrder
         from pion.data.stream import RowStream
@@ -78,7 +78,7 @@ class PreparedData:
 
         from pipeline.data.shard_cache import CachedStream
 
-        assert cache is not None, "shards that are elsewhere need a cache"
+        assert cache is not None, "remote shards need a cache"
         store = cache()
 
         def path_of(folder: Path, shard: Shard) -> Path:
@@ -89,7 +89,7 @@ class PreparedData:
 
 
 def open_data(folder: Path) -> PreparedData:
-    """The prepared data in `folder`. Raises BadInput if it is missing or unfinished."""
+    """Return the prepared data in `folder`. Raises BadInput if it is missing or unfinished."""
     try:
         described = json.loads((folder / DATASET).read_text(encoding="utf-8"))
         sources = tuple(PreparedSource(**source) for source in described["sources"])

@@ -1,7 +1,7 @@
-"""Shards that were tokenised elsewhere: checked, hashed and taken over as they are.
+"""Takes over shards that were tokenised elsewhere: checks and hashes them, and changes nothing.
 
-The last 1 % of the rows is held out. Local files are hard-linked (copied from another disk) into
-the data folder; files on the Hub stay there and are fetched while training.
+The last 1 % of the rows is held out. Local files are hard-linked into the data folder, or copied if
+they are on another disk. Files on the Hub stay there and are fetched during training.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from pipeline.job import HubNpyShards
 from pipeline.kill_points import mark
 
 HELD_OUT = 0.01
+# Held-out rows of a Hub data set that are downloaded for evaluation.
 REMOTE_HELD_OUT_ROWS = 2048
-"""Rows of a Hub data set's held-out part that are downloaded to evaluate on."""
 
 
 def take_local_shards(
     files: tuple[Path, ...], tokenizer: Tokenizer, folder: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
-    """Put `.npy` or `.bin` shards into `folder`, unchanged; returns what was counted.
+    """Put `.npy` or `.bin` shards into `folder`, unchanged; return what was counted.
 
-    Raises BadInput for a file that is truncated or holds no integers, and for ids beyond the
-    tokenizer's.
+    Raises BadInput for a truncated file, a file without integers, and ids that the tokenizer does
+    not have.
     """
     for path in files:
-        open_shard(path, rows.seq_len)  # what is wrong with the last file is said before any work
+        open_shard(path, rows.seq_len)  # reports a mistake in the last file before any work
     train_folder = folder / "train"
     _make(train_folder)
     shards = []
@@ -66,10 +66,10 @@ def take_local_shards(
 def take_hub_shards(
     found: Input, tokenizer: Tokenizer, folder: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
-    """Describe `.npy` shards on the Hub without downloading them; returns what was counted.
+    """Describe `.npy` shards on the Hub without downloading them; return what was counted.
 
     Only the first rows of the held-out part are downloaded. Raises BadInput as `hub_shards` does,
-    and for ids beyond the tokenizer's in those rows.
+    and if those rows have ids that the tokenizer does not have.
     """
     from pipeline.data.hub import hub_shards, read_hub_rows
 

@@ -1,7 +1,7 @@
 """Conversations to training rows: tokenised on all cores, packed, cut into shards.
 
-Packing works on buffers of conversations. What each buffer gave is written down, so that an
-interrupted call goes on with the buffer its last finished shard ends in.
+Packing works on buffers of conversations. The counts of each buffer are written to a file, so that
+an interrupted call resumes with the buffer in which its last finished shard ends.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def write_conversation_rows(
     what: str,
     say: Say,
 ) -> dict[str, Any]:
-    """Write the shards of both splits below `folder`; returns what was counted.
+    """Write the shards of both splits below `folder`; return what was counted.
 
-    Raises BadInput where a shard can't be written.
+    Raises BadInput if a shard can't be written.
     """
     packers = {split: _Packer(tokenizer, folder / split, rows) for split in SPLITS}
     for number, (held_out, turns) in enumerate(conversations, 1):
@@ -69,7 +69,7 @@ class _Packer:
         self._buffer: list[list[Turn]] = []
         self._done = self._finished_buffers()
         self._to_skip = BUFFER * len(self._done)
-        # Rows in finished shards that belong to the first buffer packed anew.
+        # Rows in finished shards that belong to the first buffer that is packed again.
         self._rows_written = self._writer.appended - sum(b["rows"] for b in self._done)
 
     def append(self, turns: list[Turn]) -> None:
@@ -81,7 +81,7 @@ class _Packer:
             self._pack()
 
     def finish(self) -> tuple[Manifest, dict[str, int]]:
-        """The manifest, and how many conversations, tokens … the rows hold."""
+        """Return the manifest, and how many conversations, tokens … the rows hold."""
         if self._buffer:
             self._pack()
         rows, vocab_size = self._rows, self._tokenizer.vocab_size
@@ -118,7 +118,7 @@ class _Packer:
         write_atomically(self._progress, json.dumps(progress).encode())
 
     def _finished_buffers(self) -> list[dict[str, int]]:
-        """Full buffers whose rows are all in finished shards."""
+        """Return the full buffers whose rows are all in finished shards."""
         try:
             progress = json.loads(self._progress.read_text(encoding="utf-8"))
         except (OSError, ValueError):

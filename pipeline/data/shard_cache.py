@@ -1,9 +1,8 @@
-"""Shards of a remote data set on a disk smaller than the data set.
+"""Keeps shards of a remote data set on a disk that is smaller than the data set.
 
-The shards needed next are fetched ahead in the order training will read them; used ones make room.
-A file appears under its name only when it is complete and has the manifest's sha256, so whatever
-interrupts a download, a shard is there entirely or not at all. Processes on one machine may share
-a folder.
+Shards are fetched ahead in the order in which training will read them. Used shards make room. A
+file gets its name only when it is complete and has the manifest's sha256, so a shard is there
+entirely or not at all, whatever interrupts a download. Processes on one machine may share a folder.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from pion.errors import BadInput, PionError
 from pipeline.data.hub import download_shard
 
 ATTEMPTS = 3
+# A file that another process has opened within this time is not deleted.
 IN_USE_SECONDS = 600.0
-"""A file that another process opened so recently is left alone."""
 
 
 def default_folder() -> Path:
-    """Where shards are cached on this machine."""
+    """Return where shards are cached on this machine."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "pion" / "shards"
 
@@ -39,8 +38,8 @@ def default_folder() -> Path:
 class ShardCache:
     """Remote shards in `folder`, at most `budget_bytes` of them.
 
-    `fetch(shard, folder)` downloads one somewhere below `folder` and returns the file. Raises
-    BadInput if the folder can't be made.
+    `fetch(shard, folder)` downloads a shard to somewhere below `folder` and returns the file.
+    Raises BadInput if the folder can't be made.
     """
 
     def __init__(
@@ -68,15 +67,15 @@ class ShardCache:
             raise unwritable(folder, error) from None
 
     def path_of(self, shard: Shard) -> Path:
-        """The local file of a shard; waits until it is fetched and verified.
+        """Return the local file of a shard; block until it is fetched and verified.
 
-        Raises PionError when it can't be fetched or does not have the manifest's hash.
+        Raises PionError if the shard can't be fetched or does not have the manifest's hash.
         """
         path = self._path(shard)
         with _locked(path):
             with self._changed:
                 self._in_hand = path.name
-                if self._starved:  # what was in hand before can make room now
+                if self._starved:  # the file in hand before can make room now
                     self._starved = False
                     self._plan += 1
                     self._changed.notify_all()
@@ -87,7 +86,7 @@ class ShardCache:
         return path
 
     def want(self, shards: Sequence[Shard]) -> None:
-        """Say which shards are needed next, soonest first; as many as fit are fetched ahead."""
+        """Fetch ahead as many of `shards`, which are needed next, soonest first, as fit."""
         wanted: dict[str, Shard] = {}
         room = self.budget_bytes
         for shard in shards:
@@ -109,11 +108,11 @@ class ShardCache:
             self._release(name)
 
     def on_evict(self, shard: Shard, release: Callable[[], None]) -> None:
-        """Have `release` called before a shard's file is deleted, to let go of its mapping."""
+        """Call `release` before a shard's file is deleted, so that its mapping is closed."""
         self._releases[self._path(shard).name] = release
 
     def close(self) -> None:
-        """Stop fetching ahead; a download under way goes on next time where it was."""
+        """Stop fetching ahead; the next fetch resumes a download that was interrupted."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -128,7 +127,7 @@ class ShardCache:
             for shard in wanted.values():
                 if self._closed or self._plan != followed:
                     break
-                # What fails here is tried again, and reported, when a row of it is needed.
+                # A shard that fails here is tried again, and reported, when a row of it is needed.
                 with suppress(PionError, OSError):
                     self._fetch_if_room(shard)
 
@@ -166,7 +165,7 @@ class ShardCache:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise PionError(
-                f"{self._folder}: the disk is full. Nothing that was saved is lost. Free some "
+                f"{self._folder}: the disk is full. Everything that was saved is safe. Free some "
                 "space or lower hardware.shard_cache_gb, then run the same command again."
             ) from None
         finally:
@@ -174,22 +173,22 @@ class ShardCache:
                 del self._incoming[path.name]
                 self._changed.notify_all()
         raise PionError(
-            f"{shard.name}: downloaded {ATTEMPTS} times, and never with the sha256 "
-            f"{shard.sha256[:12]}… its manifest names ({shard.remote}). Nothing that was saved is "
-            "lost; run the same command again, or prepare the data anew if its source was changed."
+            f"{shard.name} was downloaded {ATTEMPTS} times, but never had the sha256 "
+            f"{shard.sha256[:12]}… of its manifest ({shard.remote}). Everything that was saved is "
+            "safe. Run the same command again, or prepare the data again if its source was changed."
         )
 
     def _wait_for_room(self, path: Path, shard: Shard) -> None:
-        """Make room for a shard that is needed now; it is fetched even if there can't be any."""
+        """Make room for a shard that is needed now, and reserve it even if over the budget."""
         with self._changed:
             while not self._make_room(path, shard) and self._incoming:
-                self._changed.wait()  # what is on its way may be evicted when it is there
+                self._changed.wait()  # a shard on its way may be evicted once it is there
             self._incoming[path.name] = shard.bytes
 
     def _make_room(self, path: Path, shard: Shard) -> bool:
-        """Delete files nobody needs next, the longest unused first, until `shard` fits.
+        """Delete files that are not needed next, the longest unused first, until `shard` fits.
 
-        Returns whether it does, and then keeps the room for it until `_obtain` is done.
+        Returns whether it fits. If so, the room is reserved until `_obtain` is done.
         """
         with self._changed:
             files = self._files()
@@ -211,7 +210,7 @@ class ShardCache:
             return excess <= 0
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, file) of every cached shard, the longest unused first."""
+        """Return (last use, bytes, file) of every cached shard, the longest unused first."""
         files = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
@@ -228,7 +227,7 @@ class ShardCache:
 class CachedStream(RowStream):
     """A RowStream that tells a ShardCache which shards its next rows are in.
 
-    Raises BadInput when the cache is too small for one window of shards, which would have to be
+    Raises BadInput if the cache is too small for one window of shards: they would have to be
     fetched again and again.
     """
 
@@ -246,8 +245,8 @@ class CachedStream(RowStream):
         if window > cache.budget_bytes:
             raise BadInput(
                 f"hardware.shard_cache_gb is {cache.budget_bytes / 1e9:g}, but the shards whose "
-                f"rows are shuffled together take {window / 1e9:.3g} GB. Raise it or lower "
-                "data.window."
+                f"rows are shuffled together take {window / 1e9:.3g} GB. Raise "
+                "hardware.shard_cache_gb or lower data.window."
             )
         remote = [
             shard for manifest in self._manifests for shard in manifest.shards if shard.remote
@@ -258,7 +257,7 @@ class CachedStream(RowStream):
                 cache.on_evict(shard, partial(rows.release, index))
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The rows of these numbers; the shards of the rows after them are fetched meanwhile."""
+        """Return the rows of these numbers; fetch the shards of the following rows meanwhile."""
         upcoming = self.upcoming_shards(min(indices), self._ahead)
         shards = [self._manifests[source].shards[number] for source, number in upcoming]
         self._cache.want([shard for shard in shards if shard.remote])
@@ -266,14 +265,14 @@ class CachedStream(RowStream):
 
 
 def _largest(manifest: Manifest, count: int) -> int:
-    """Bytes of the `count` largest remote shards."""
+    """Return the bytes of the `count` largest remote shards."""
     sizes = sorted((shard.bytes for shard in manifest.shards if shard.remote), reverse=True)
     return sum(sizes[:count])
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep every other thread and process from fetching `path` too."""
+    """Prevent every other thread and process from fetching `path` too."""
     with path.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

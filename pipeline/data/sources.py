@@ -1,7 +1,7 @@
 """The job's data sources as streams of texts and conversations, each marked held out or not.
 
-What is held out is decided by the text itself (for the standard library by its file), so the same
-text is held out wherever and however often it appears.
+The text itself decides whether it is held out (for the standard library, its file does), so a text
+is held out wherever and however often it appears.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ SUFFIXES = {
 class Input:
     """A source of the job, found and pinned.
 
-    `key` is the job's key of it; `state` tells whether the input is still the same: files with
-    their sizes and times, a Hub commit, a Python version.
+    `key` is its key in the job. `state` changes when the input changes: it covers the files with
+    their sizes and times, a Hub commit, or a Python version.
     """
 
     source: Source
@@ -71,9 +71,9 @@ class Input:
 
 
 def find_input(job: Job, source: Source, key: str, commit: str | None = None) -> Input:
-    """Look for a source's files or repository; `commit` is the one pinned earlier, if any.
+    """Find a source's files or repository; `commit` is the commit pinned earlier, if any.
 
-    Raises BadInput where there is nothing to read.
+    Raises BadInput if there is nothing to read.
     """
     if isinstance(source, TextFiles | JsonlFiles | ParquetFiles | NpyShards | BinShards):
         files = list_files(job.input_path(source.path), SUFFIXES[source.kind], f"{key}.path")
@@ -89,10 +89,10 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
 
 
 def texts(job: Job, found: Input) -> Iterator[tuple[bool, str]]:
-    """(held out?, text) of every document of a text source.
+    """Yield (held out?, text) of every document of a text source.
 
-    A document longer than 64K characters is not held out as a whole: its end is, so that a corpus
-    of one long file has both parts. Raises BadInput for what can't be read and for an empty corpus.
+    Of a document longer than 64K characters only the end is held out, so that a corpus of one long
+    file has both parts. Raises BadInput for a file that can't be read and for an empty corpus.
     """
     share = job.data.held_out
     if isinstance(found.source, PythonDocs):
@@ -111,10 +111,10 @@ def texts(job: Job, found: Input) -> Iterator[tuple[bool, str]]:
 
 
 def conversations(job: Job, found: Input) -> Iterator[tuple[bool, list[Turn]]]:
-    """(held out?, turns) of every conversation of a source.
+    """Yield (held out?, turns) of every conversation of a source.
 
-    Questions about the standard library are held out with the files pretraining holds out. Raises
-    BadInput naming the record that is no conversation or has no assistant turn.
+    Questions about the standard library are held out with the files that pretraining holds out.
+    Raises BadInput naming the record that is no conversation or has no assistant turn.
     """
     assert job.sft is not None
     if isinstance(found.source, PythonDocsQA):
@@ -147,11 +147,11 @@ def _records(job: Job, found: Input) -> Iterator[Record]:
         from pipeline.data.hub import hub_records
 
         return hub_records(source, found.commit)
-    raise BadInput(f"{found.key}: a source of kind {found.key!r} has no records")
+    raise BadInput(f"{found.key}: this kind of source has no records")
 
 
 def _encodable(text: str) -> str:
-    """The text with `?` for the halves of surrogate pairs that broken JSON writers leave."""
+    """Replace the halves of surrogate pairs that broken JSON writers leave by `?`."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -21,7 +21,7 @@ BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How rows are cut; `key` names what they are made from (see ShardWriter)."""
+    """How rows are cut. `key` identifies the sources and the tokenizer (see ShardWriter)."""
 
     seq_len: int
     shard_rows: int
@@ -36,61 +36,78 @@ def write_text_rows(
     what: str,
     say: Say,
 ) -> dict[str, Any]:
-    """Write the shards of both splits below `folder`; returns what was counted.
+    """Write the shards of both splits below `folder` and return what was counted.
 
     Documents in shards that an interrupted call had finished are read but not encoded again.
-    Raises BadInput where a shard can't be written.
+    Raises BadInput if a shard can't be written.
     """
-    writers = {
-        split: ShardWriter(
-            folder / split,
-            seq_len=rows.seq_len,
-            vocab_size=tokenizer.vocab_size,
-            rows_per_shard=rows.shard_rows,
-            key=rows.key,
-        )
-        for split in SPLITS
-    }
-    to_skip = {split: writer.appended for split, writer in writers.items()}
-    counts = {"documents": 0, "bytes": 0}
+    splits = _Splits(tokenizer, folder, rows)
     encoded_bytes, seconds = 0, 0.0
-
-    def fresh() -> Iterator[tuple[str, str]]:
-        for held_out, text in texts:
-            split = "held_out" if held_out else "train"
-            counts["documents"] += 1
-            counts["bytes"] += len(text.encode())
-            if to_skip[split]:
-                to_skip[split] -= 1
-            else:
-                yield split, text
-
-    for batch, ids, size, took in _encoded(_batches(fresh()), tokenizer):
+    for batch, ids, size, took in _encoded(_batches(splits.not_yet_written(texts)), tokenizer):
         encoded_bytes, seconds = encoded_bytes + size, seconds + took
         for (split, _), document in zip(batch, ids, strict=True):
-            writer = writers[split]
-            finished = len(writer.shards)
-            writer.append_document(document, tokenizer.end_of_text)
-            if len(writer.shards) > finished:
-                mark("shard")
-        say(PrepareProgress(what, counts["bytes"] / 1e6, "MB"))
-
-    report: dict[str, Any] = dict(counts)
-    for split, writer in writers.items():
-        mark("shard")
-        shards = writer.finish()
-        mark("shard")
-        manifest = Manifest("tokens", rows.seq_len, tokenizer.vocab_size, shards)
-        manifest.write(folder / split / "manifest.json")
-        report[f"{split}_rows"] = manifest.rows
-        report[f"{split}_tokens"] = manifest.rows * rows.seq_len
+            splits.append(split, document)
+        say(PrepareProgress(what, splits.bytes / 1e6, "MB"))
+    report = splits.finish()
     if seconds:
         report["mb_per_second"] = round(encoded_bytes / 1e6 / seconds, 2)
     return report
 
 
+class _Splits:
+    """The shards of the training and the held-out rows of one source, and what is counted."""
+
+    def __init__(self, tokenizer: Tokenizer, folder: Path, rows: RowFormat) -> None:
+        self.documents = self.bytes = 0
+        self._tokenizer, self._folder, self._rows = tokenizer, folder, rows
+        self._writers = {
+            split: ShardWriter(
+                folder / split,
+                seq_len=rows.seq_len,
+                vocab_size=tokenizer.vocab_size,
+                rows_per_shard=rows.shard_rows,
+                key=rows.key,
+            )
+            for split in SPLITS
+        }
+
+    def not_yet_written(self, texts: Iterable[tuple[bool, str]]) -> Iterator[tuple[str, str]]:
+        """Count every document; yield the split and the text of those in no finished shard."""
+        to_skip = {split: writer.appended for split, writer in self._writers.items()}
+        for held_out, text in texts:
+            split = "held_out" if held_out else "train"
+            self.documents += 1
+            self.bytes += len(text.encode())
+            if to_skip[split]:
+                to_skip[split] -= 1
+            else:
+                yield split, text
+
+    def append(self, split: str, ids: list[int]) -> None:
+        """Write a document; a shard is written when it is full."""
+        writer = self._writers[split]
+        finished = len(writer.shards)
+        writer.append_document(ids, self._tokenizer.end_of_text)
+        if len(writer.shards) > finished:
+            mark("shard")
+
+    def finish(self) -> dict[str, Any]:
+        """Write the last shards and the manifests; return what was counted."""
+        report: dict[str, Any] = {"documents": self.documents, "bytes": self.bytes}
+        seq_len = self._rows.seq_len
+        for split, writer in self._writers.items():
+            mark("shard")
+            shards = writer.finish()
+            mark("shard")
+            manifest = Manifest("tokens", seq_len, self._tokenizer.vocab_size, shards)
+            manifest.write(self._folder / split / "manifest.json")
+            report[f"{split}_rows"] = manifest.rows
+            report[f"{split}_tokens"] = manifest.rows * seq_len
+        return report
+
+
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Documents in batches of about BATCH_BYTES characters."""
+    """Group documents into batches of about BATCH_BYTES characters."""
     batch, size = [], 0
     for split, text in documents:
         batch.append((split, text))
@@ -105,7 +122,7 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 def _encoded(
     batches: Iterable[list[tuple[str, str]]], tokenizer: Tokenizer
 ) -> Iterator[tuple[list[tuple[str, str]], list[list[int]], int, float]]:
-    """(batch, ids, bytes, seconds) of each batch; the next one is encoded while one is used."""
+    """Yield (batch, ids, bytes, seconds) of each batch; encode the next batch meanwhile."""
 
     def encode(batch: list[tuple[str, str]]) -> tuple[list[list[int]], int, float]:
         started = time.monotonic()

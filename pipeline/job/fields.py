@@ -16,6 +16,7 @@ from pydantic import PrivateAttr, field_validator, model_validator
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pion.presets import PRESETS
 from pipeline.job.section import Section, identity, refuse, runtime, scheduled
 from pipeline.job.sources import ConversationSource, DataSource, Source
 
@@ -26,22 +27,34 @@ STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 
 
 class Model(Section):
-    """A preset and/or fields; a field given here overrides the preset's."""
+    """The decoder: a preset, or fields, or a preset with some fields replaced."""
 
-    preset: str | None = identity(None, "a named model: pion-nano … pion-xl")
+    preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
     d_model: int | None = identity(None, "width of the residual stream", gt=0)
-    n_layers: int | None = identity(None, "number of blocks", gt=0)
-    n_heads: int | None = identity(None, "query heads", gt=0)
-    n_kv_heads: int | None = identity(None, "key/value heads", gt=0)
-    d_ff: int | None = identity(None, "width of the feed-forward layer", gt=0)
-    head_dim: int | None = identity(None, "width of one head; d_model / n_heads unless given", gt=0)
-    vocab_size: int | None = identity(
-        None, "embedding rows; the preset's, else the trained tokenizer's size", gt=0
+    n_layers: int | None = identity(None, "number of decoder blocks", gt=0)
+    n_heads: int | None = identity(None, "attention heads (queries)", gt=0)
+    n_kv_heads: int | None = identity(
+        None, "key/value heads; each serves n_heads / n_kv_heads query heads", gt=0
     )
-    seq_len: int | None = identity(None, "longest context; data.seq_len without a preset", gt=0)
-    rope_theta: float | None = identity(None, "base of the rotary frequencies", gt=0)
+    d_ff: int | None = identity(None, "width of the feed-forward layer", gt=0)
+    head_dim: int | None = identity(
+        None, "width of one attention head; unset: d_model / n_heads", gt=0
+    )
+    vocab_size: int | None = identity(
+        None, "embedding rows; unset: those of the preset, else of the trained tokenizer", gt=0
+    )
+    seq_len: int | None = identity(
+        None,
+        "longest context in tokens; unset: that of the preset, else the longest training row",
+        gt=0,
+    )
+    rope_theta: float | None = identity(
+        None, "base of the rotary frequencies; unset: that of the preset, else 10000", gt=0
+    )
     softcap: float | None = identity(
-        None, "cap attention scores at ±softcap (not publishable as stock Qwen3)", gt=0
+        None,
+        "limit attention scores to ±softcap; such a model cannot be published; unset: no limit",
+        gt=0,
     )
 
     @field_validator("preset")
@@ -56,20 +69,24 @@ class Model(Section):
 
 
 class TrainTokenizer(Section):
-    """Train a byte-level BPE on the training documents."""
+    """A byte-level BPE, trained on the training documents."""
 
-    vocab_size: int = identity(8192, "entries, the 256 bytes and 2 specials included", ge=258)
-    max_mb: float = identity(64.0, "text to learn merges from, in MB", gt=0)
+    vocab_size: int = identity(
+        8192, "tokens in the vocabulary, including 256 bytes and 2 special tokens", ge=258
+    )
+    max_mb: float = identity(64.0, "how much text to learn from, in MB", gt=0)
 
 
 class TokenizerSection(Section):
-    """Exactly one of train, file, hub."""
+    """The tokenizer, from exactly one of `train`, `file` and `hub`."""
 
     train: TrainTokenizer | None = identity(None, "train a byte-level BPE on data.sources")
-    file: str | None = identity(None, "a tokenizer.json")
-    hub: str | None = identity(None, "a Hub repository (user/name) holding a tokenizer.json")
-    revision: str | None = identity(None, "commit, branch or tag of `hub`")
-    hub_file: str = identity("tokenizer.json", "its path in the `hub` repository")
+    file: str | None = identity(None, "path of a tokenizer.json")
+    hub: str | None = identity(None, "Hub repository (user/name) that has a tokenizer.json")
+    revision: str | None = identity(
+        None, "commit, branch or tag of the `hub` repository; unset: its main branch"
+    )
+    hub_file: str = identity("tokenizer.json", "path of the tokenizer.json in the `hub` repository")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> TokenizerSection:
@@ -86,46 +103,55 @@ class TokenizerSection(Section):
 
 
 class Data(Section):
-    seq_len: int = identity(2048, "ids in a training row", ge=8)
+    seq_len: int = identity(2048, "tokens in a training row", ge=8)
     sources: list[DataSource] = identity([], "where the pretraining text comes from")
     held_out: float = identity(
-        0.02, "share of documents (files, for python-docs) kept out of training", gt=0, lt=0.5
+        0.02, "share of the documents (python-docs: of the files) kept for evaluation", gt=0, lt=0.5
     )
-    shard_rows: int = identity(10_000, "rows in a prepared shard", gt=0)
-    window: int = identity(8, "shards whose rows are shuffled together", gt=0)
+    shard_rows: int = identity(10_000, "rows in one file of prepared data (a shard)", gt=0)
+    window: int = identity(8, "number of shards whose rows are shuffled together", gt=0)
 
 
 # ---------------------------------------------------------------- training stages
 
 
 class Train(Section):
-    """Fields both training stages have."""
+    """The fields that both training stages have."""
 
     steps: int = scheduled(..., "optimizer steps", gt=0)
-    global_batch: int = identity(64, "sequences in an optimizer step, on any hardware", gt=0)
+    global_batch: int = identity(64, "sequences in one optimizer step, on any hardware", gt=0)
     lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0)
-    min_lr: float = scheduled(3e-5, "learning rate at the end", ge=0)
+    min_lr: float = scheduled(3e-5, "learning rate at the end of the schedule", ge=0)
     warmup_steps: int = scheduled(1000, "steps of linear warm-up", ge=0)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
-        "wsd", "warm-up–stable–decay, cosine, or constant after warm-up"
+        "wsd", "after the warm-up: wsd (stable, then decay), cosine, or constant"
     )
-    decay_shape: Literal["cosine", "linear"] = scheduled("cosine", "shape of wsd's decay")
-    decay_fraction: float = scheduled(0.2, "last part of the run that wsd decays in", gt=0, le=1)
-    optimizer: Literal["adamw", "muon"] = scheduled("adamw", "muon: for the blocks' matrices")
+    decay_shape: Literal["cosine", "linear"] = scheduled("cosine", "shape of the decay (wsd only)")
+    decay_fraction: float = scheduled(
+        0.2,
+        "share of the steps, at the end, in which the learning rate decays (wsd only)",
+        gt=0,
+        le=1,
+    )
+    optimizer: Literal["adamw", "muon"] = scheduled(
+        "adamw", "muon: for the matrices of the blocks, and AdamW for the rest"
+    )
     muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0)
     muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)
-    weight_decay: float = scheduled(0.1, "decoupled, on matrices and embeddings", ge=0)
-    beta1: float = scheduled(0.9, "AdamW's first moment", ge=0, lt=1)
-    beta2: float = scheduled(0.95, "AdamW's second moment", ge=0, lt=1)
+    weight_decay: float = scheduled(0.1, "decoupled weight decay of matrices and embeddings", ge=0)
+    beta1: float = scheduled(0.9, "decay rate of AdamW's first moment", ge=0, lt=1)
+    beta2: float = scheduled(0.95, "decay rate of AdamW's second moment", ge=0, lt=1)
     eps: float = scheduled(1e-8, "AdamW's epsilon", gt=0)
-    clip: float = scheduled(1.0, "gradient norm limit; 0 = none", ge=0)
+    clip: float = scheduled(1.0, "limit of the gradient's norm; 0: no limit", ge=0)
     max_spike: float | None = runtime(
         None,
-        "a step whose loss is more than so many times the recent median is undone; none: no limit",
+        "roll back a step whose loss exceeds this multiple of the recent median; unset: no limit",
         gt=1,
     )
     init_from: str | None = identity(
-        None, "start from a run, checkpoint, exported folder, Hub repository or .pt"
+        None,
+        "start from a run, checkpoint, exported folder, Hub repository or .pt file; unset: from "
+        "random weights, or in sft from the pretrained model",
     )
 
     @model_validator(mode="after")
@@ -144,15 +170,15 @@ class Pretrain(Train):
 
 class Sft(Train):
     lr: float = scheduled(2e-5, "peak learning rate of AdamW", gt=0)
-    min_lr: float = scheduled(2e-6, "learning rate at the end", ge=0)
+    min_lr: float = scheduled(2e-6, "learning rate at the end of the schedule", ge=0)
     warmup_steps: int = scheduled(100, "steps of linear warm-up", ge=0)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
-        "cosine", "warm-up–stable–decay, cosine, or constant after warm-up"
+        "cosine", "after the warm-up: wsd (stable, then decay), cosine, or constant"
     )
-    weight_decay: float = scheduled(0.01, "decoupled, on matrices and embeddings", ge=0)
+    weight_decay: float = scheduled(0.01, "decoupled weight decay of matrices and embeddings", ge=0)
     sources: list[ConversationSource] = identity(..., "where the conversations come from")
-    held_out: float = identity(0.01, "share of conversations kept out of training", gt=0, lt=0.5)
-    seq_len: int | None = identity(None, "ids in a packed row; data.seq_len unless given", ge=8)
+    held_out: float = identity(0.01, "share of the conversations kept for evaluation", gt=0, lt=0.5)
+    seq_len: int | None = identity(None, "tokens in a packed row; unset: data.seq_len", ge=8)
 
 
 # ---------------------------------------------------------------- evaluate and publish
@@ -161,22 +187,30 @@ class Sft(Train):
 class LmEval(Section):
     """Tasks of lm-evaluation-harness, run on the exported model."""
 
-    tasks: list[str] = identity([], "task names; one whose data can't be had is reported skipped")
-    include_path: str | None = identity(None, "folder with task definitions of your own")
-    limit: int | None = identity(None, "documents per task", gt=0)
+    tasks: list[str] = identity(
+        [], "names of tasks; a task whose data cannot be loaded is reported as skipped"
+    )
+    include_path: str | None = identity(None, "folder with your own task definitions")
+    limit: int | None = identity(None, "largest number of documents per task; unset: all", gt=0)
 
 
 class Evaluate(Section):
     every: int | None = runtime(
-        None, "steps between evaluations while training; a tenth of it", gt=0
+        None, "steps between two evaluations during training; unset: a tenth of the stage", gt=0
     )
-    rows: int = runtime(64, "held-out rows of an evaluation while training", gt=0)
-    prompts: list[str] = runtime(["The meaning of life is"], "sampled at each evaluation")
-    final_rows: int = identity(1024, "held-out rows of the final evaluation", gt=0)
-    ngram_order: int = identity(4, "order of the n-gram baseline; 0 = none", ge=0, le=6)
-    ngram_tokens: int = identity(2_000_000, "training tokens the n-gram baseline counts", gt=0)
-    continuations: int = identity(200, "'true continuation' questions from held-out text", ge=0)
-    packs: list[str] = identity([], "multiple-choice JSONL files {context, choices, answer}")
+    rows: int = runtime(64, "held-out rows in each evaluation during training", gt=0)
+    prompts: list[str] = runtime(
+        ["The meaning of life is"], "texts that the model continues at each evaluation"
+    )
+    final_rows: int = identity(1024, "held-out rows in the final evaluation", gt=0)
+    ngram_order: int = identity(4, "order of the n-gram model to compare with; 0: none", ge=0, le=6)
+    ngram_tokens: int = identity(2_000_000, "training tokens that the n-gram model counts", gt=0)
+    continuations: int = identity(
+        200, "number of questions from held-out text: which continuation is the true one?", ge=0
+    )
+    packs: list[str] = identity(
+        [], "JSONL files of multiple-choice questions {context, choices, answer}"
+    )
     lm_eval: LmEval = identity(LmEval(), "tasks of lm-evaluation-harness")
 
 
@@ -184,12 +218,16 @@ REQUIREMENT = re.compile(r"^\s*([a-z_]\w*(?:\.\w+)*)\s*(<=|>=|<|>)\s*([-+0-9.eE]
 
 
 class Publish(Section):
-    to: str = identity(..., "folder, or hf://user/name")
-    private: bool = identity(True, "a Hub repository is made private")
-    license: str | None = identity(None, "licence named in the model card (apache-2.0, mit …)")
+    to: str = identity(..., "a folder, or hf://user/name")
+    private: bool = identity(True, "make the Hub repository private")
+    license: str | None = identity(
+        None, "license named on the model card, such as apache-2.0 or mit"
+    )
     description: str | None = identity(None, "a sentence for the model card")
-    cost: bool = runtime(False, "the model card says what the run took and cost")
-    require: list[str] = identity([], "conditions on the results, such as bits_per_byte < 2.2")
+    cost: bool = runtime(False, "state on the model card what the run took and cost")
+    require: list[str] = identity(
+        [], "conditions without which nothing is published, such as bits_per_byte < 2.2"
+    )
 
     @field_validator("require")
     @classmethod
@@ -204,70 +242,97 @@ class Publish(Section):
 
 
 class Keep(Section):
-    last: int = runtime(2, "newest checkpoints kept", ge=2)
-    every: int | None = runtime(None, "keep each checkpoint at a multiple of so many steps", gt=0)
-    best: bool = runtime(False, "keep the one with the lowest held-out loss")
+    last: int = runtime(2, "number of newest checkpoints to keep", ge=2)
+    every: int | None = runtime(
+        None, "also keep each checkpoint whose step is a multiple of this number", gt=0
+    )
+    best: bool = runtime(False, "also keep the checkpoint with the lowest held-out loss")
 
 
 class Checkpoint(Section):
-    every_steps: int | None = runtime(None, "steps between checkpoints", gt=0)
+    every_steps: int | None = runtime(None, "steps between two checkpoints; unset: by time", gt=0)
     every_seconds: float | None = runtime(
         None,
-        "seconds between checkpoints; derived from stall and preemption rate unless given",
+        "seconds between two checkpoints; unset: derived from the cost of a save and the rate of "
+        "preemptions",
         gt=0,
     )
-    preemption_hours: float = runtime(2.0, "assumed mean time between preemptions", gt=0)
-    keep: Keep = runtime(Keep(), "which checkpoints stay")
-    grace: float = runtime(4.0, "seconds that SIGTERM leaves to save the last step", gt=0)
+    preemption_hours: float = runtime(2.0, "assumed hours between two preemptions", gt=0)
+    keep: Keep = runtime(Keep(), "which checkpoints are kept")
+    grace: float = runtime(4.0, "seconds to save the last step after SIGTERM", gt=0)
     max_undurable: float = runtime(
-        1800.0, "seconds without a save, its store being down, after which training pauses", gt=0
+        1800.0, "pause training when the store has been down for this many seconds", gt=0
     )
     linger: float | None = runtime(
         None,
-        "seconds to keep trying while the store is down at a stage's end; 1800 on a rental, else 0",
+        "seconds to retry when the store is down at the end of a stage; unset: 1800 on a rented "
+        "machine, else 0",
         ge=0,
     )
-    max_rewinds: int = runtime(3, "times in a row that training goes back after trouble", ge=0)
+    max_rewinds: int = runtime(3, "number of times in a row that training may roll back", ge=0)
 
 
 class Hardware(Section):
     workers: int | None = runtime(
-        None, "Ray Train workers: one per GPU, else 1; 0 = train in this process, without Ray", ge=0
+        None,
+        "Ray Train workers; unset: one per GPU, or 1; 0: train in this process, without Ray",
+        ge=0,
     )
-    micro_batch: int | None = runtime(None, "sequences a worker computes at once; derived", gt=0)
-    dtype: Literal["auto", "bfloat16", "float32"] = runtime("auto", "bfloat16 where it is fast")
-    threads: int | None = runtime(None, "CPU threads of a worker; the cores shared out", gt=0)
-    recompute: bool | None = runtime(None, "recompute activations to save memory; derived")
-    compile: bool = runtime(False, "torch.compile the blocks")
+    micro_batch: int | None = runtime(
+        None,
+        "sequences that a worker computes at once; unset: as many as fit into its memory",
+        gt=0,
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = runtime(
+        "auto", "precision of the computation; auto: bfloat16 where the hardware is fast at it"
+    )
+    threads: int | None = runtime(
+        None, "CPU threads of a worker; unset: the cores divided by the workers", gt=0
+    )
+    recompute: bool | None = runtime(
+        None,
+        "recompute activations to save memory; unset: only if one sequence does not fit otherwise",
+    )
+    compile: bool = runtime(False, "compile the blocks with torch.compile")
     hang_seconds: float | None = runtime(
-        None, "seconds without a step that count as a hang; 20 times the usual, at least 120", gt=0
+        None,
+        "seconds without a step that count as a hang; unset: 20 times the usual, at least 120",
+        gt=0,
     )
-    deterministic: bool = runtime(False, "bit-identical on CUDA too, slower")
-    shard_cache_gb: float = runtime(20.0, "disk for streamed Hub shards, in GB", gt=0)
+    deterministic: bool = runtime(False, "give bit-identical results on CUDA too, but more slowly")
+    shard_cache_gb: float = runtime(
+        20.0, "disk space for shards streamed from the Hub, in GB", gt=0
+    )
 
 
 class Budget(Section):
-    hours: float | None = runtime(None, "machine hours of all attempts together", gt=0)
-    dollars: float | None = runtime(None, "dollars of all attempts together", gt=0)
-    dollars_per_hour: float | None = runtime(None, "this machine's price, if not rented", ge=0)
+    hours: float | None = runtime(
+        None, "machine hours of all attempts together; unset: no limit", gt=0
+    )
+    dollars: float | None = runtime(None, "dollars of all attempts together; unset: no limit", gt=0)
+    dollars_per_hour: float | None = runtime(
+        None, "price of this machine, if it is not rented", ge=0
+    )
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a GPU costs to rent, in dollars per hour; None where it isn't offered that way."""
+    """What a GPU costs to rent, in dollars per hour; None if it is not offered that way."""
 
     spot: float | None = None
     on_demand: float | None = None
 
 
 class Log(Section):
-    every: int = runtime(10, "steps between metrics lines", gt=0)
-    tensorboard: str | None = runtime(None, "folder for TensorBoard event files")
-    wandb: str | None = runtime(None, "Weights & Biases project")
+    every: int = runtime(10, "steps between two lines of metrics", gt=0)
+    tensorboard: str | None = runtime(
+        None, "folder for TensorBoard's event files; unset: none are written"
+    )
+    wandb: str | None = runtime(None, "project in Weights & Biases; unset: nothing is sent there")
 
 
 def _price(gpu: str, value: Any) -> Price:
-    """A GPU's price as a job states it: one amount for both ways of renting, or each its own."""
+    """Return a GPU's price: a job states one amount for both ways of renting, or one for each."""
     if isinstance(value, Price):
         return value
     given = value if isinstance(value, dict) else {"spot": value, "on_demand": value}
@@ -288,32 +353,36 @@ class Job(Section):
 
     name: str = runtime(
         ...,
-        "name of the run in the store",
+        "name of the run in its store",
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]*$",
         max_length=100,
     )
-    seed: int = identity(42, "seeds initial weights and row order")
+    seed: int = identity(42, "seed of the initial weights and of the row order")
     store: str = runtime(
         "runs", "where state lives: a folder, file://, s3://bucket/prefix or hf://user/repo"
     )
-    model: Model = identity(..., "the decoder: a preset's name, or a preset and/or fields")
-    tokenizer: TokenizerSection = identity(..., "train one, or load one")
-    data: Data = identity(Data(), "pretraining text")
-    pretrain: Pretrain | None = identity(
-        None, "the pretraining stage; none: start from sft.init_from"
+    model: Model = identity(
+        ..., "the decoder: a preset, or fields, or a preset with some fields replaced"
     )
+    tokenizer: TokenizerSection = identity(..., "exactly one of `train`, `file` and `hub`")
+    data: Data = identity(Data(), "the pretraining text")
+    pretrain: Pretrain | None = identity(None, "the pretraining stage")
     sft: Sft | None = identity(None, "the fine-tuning stage")
-    evaluate: Evaluate = identity(Evaluate(), "evaluation while training and at the end")
+    evaluate: Evaluate = identity(Evaluate(), "evaluation during training and at the end")
     publish: Publish | None = identity(None, "where the finished model goes")
-    checkpoint: Checkpoint = runtime(Checkpoint(), "how often state is saved and what is kept")
+    checkpoint: Checkpoint = runtime(
+        Checkpoint(), "how often state is saved, and which checkpoints are kept"
+    )
     hardware: Hardware = runtime(Hardware(), "workers, precision, memory")
-    budget: Budget = runtime(Budget(), "what the run may cost; it then stops with exit code 4")
+    budget: Budget = runtime(
+        Budget(), "what the run may cost; beyond that it saves and stops with exit code 4"
+    )
     prices: dict[str, Price] | None = runtime(
         None,
-        "dollars per hour of one rented GPU, {A40: 0.4, L40S: {spot: 0.5, on_demand: 0.9}}; "
-        "SkyPilot's catalog unless given",
+        "dollars per hour of one rented GPU: {A40: 0.4, L40S: {spot: 0.5, on_demand: 0.9}}; "
+        "unset: the prices of SkyPilot's catalog",
     )
-    log: Log = runtime(Log(), "metrics")
+    log: Log = runtime(Log(), "where metrics go, and how often")
 
     _folder: Path = PrivateAttr(default=Path("."))
 
@@ -359,11 +428,11 @@ class Job(Section):
 
     @property
     def folder(self) -> Path:
-        """Folder of the job file, which input paths are relative to."""
+        """The folder of the job file. Input paths are relative to it."""
         return self._folder
 
     def input_path(self, path: str) -> Path:
-        """Absolute form of an input path of this job."""
+        """Return the absolute form of an input path of this job."""
         return (self._folder / Path(path).expanduser()).resolve()
 
     @property
@@ -381,7 +450,7 @@ class Job(Section):
         return ["prepare", *self.train_stages, "evaluate", *(["publish"] if self.publish else [])]
 
     def sources(self) -> list[tuple[str, Source]]:
-        """(key, source) of all data of the job, such as `data.sources.0`."""
+        """Return each data source of the job with its key, such as `data.sources.0`."""
         found: list[tuple[str, Source]] = []
         found += [(f"data.sources.{n}", source) for n, source in enumerate(self.data.sources)]
         if self.sft is not None:
@@ -389,13 +458,13 @@ class Job(Section):
         return found
 
     def section(self, stage: str) -> Train:
-        """The section of a training stage."""
+        """Return the section of a training stage."""
         section = getattr(self, stage)
         assert isinstance(section, Train)
         return section
 
     def model_config_resolved(self) -> ModelConfig:
-        """The decoder's settings: preset, then fields, then what data and tokenizer imply.
+        """Return the decoder's settings: preset, then fields, then what data and tokenizer imply.
 
         Raises BadInput for an unknown preset or a shape that does not fit together.
         """
@@ -408,5 +477,5 @@ class Job(Section):
         needed = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
         missing = [name for name in needed if name not in fields]
         if missing:
-            raise BadInput(f"give a preset, or also {', '.join(missing)}")
+            raise BadInput(f"give a preset, or these fields too: {', '.join(missing)}")
         return ModelConfig.of(fields)

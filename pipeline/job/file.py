@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` overrides to a valid Job, or to every mistake in it at once."""
+"""Read a YAML file and `key=value` overrides as a Job, or report every mistake at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JobLoader.add_implicit_resolver(
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """The job of a file, with `key=value` overrides applied.
+    """Return the job of a file, with `key=value` overrides applied.
 
     Raises:
         BadInput: the file can't be read or parsed, or any field is wrong; the message lists every
@@ -40,12 +40,12 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 
 def parse_job(text: str, where: str) -> Job:
-    """The job that `job_text` recorded; `where` names it in errors. Raises BadInput."""
+    """Return the job that `job_text` recorded; `where` names it in errors. Raises BadInput."""
     return _validated(_parse_text(text, Path(where)), Path(where))
 
 
 def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """What to keep as the record of a job: the file as written, or with the overrides merged in."""
+    """Return the record of a job: the file as written, or with the overrides merged in."""
     if not overrides:
         return _read(Path(path))
     values = _parse(Path(path), overrides).values
@@ -126,7 +126,7 @@ def _index(
             if name in first:
                 raise BadInput(
                     f"{file} line {line}: `{join(path, name)}` is given twice "
-                    f"(first on line {first[name]}); keep one"
+                    f"(first on line {first[name]}); keep one of the two"
                 )
             first[name] = line
             children.append((name, line, value))
@@ -138,7 +138,7 @@ def _index(
 
 
 def _apply(override: str, document: Document) -> None:
-    """Set one `dotted.path=value`; sections on the way are created, list items must exist."""
+    """Set one `dotted.path=value`. Missing sections are created; items of lists must exist."""
     path, equals, text = override.partition("=")
     path = path.strip()
     keys = path.split(".")
@@ -156,8 +156,7 @@ def _apply(override: str, document: Document) -> None:
         if isinstance(here, list):
             if not key.isdecimal() or int(key) >= len(here):
                 raise BadInput(
-                    f"override {override!r}: `{parent}` is a list of {len(here)}; "
-                    "its items are numbered from 0"
+                    f"override {override!r}: `{parent}` is a list of {len(here)}, numbered from 0"
                 )
         elif not isinstance(here, dict):
             raise BadInput(f"override {override!r}: `{parent}` is {shown(here)}, not a section")

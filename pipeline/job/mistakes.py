@@ -1,4 +1,4 @@
-"""What is wrong with a job, in the words of the job file: line, dotted path, value, way out."""
+"""What is wrong with a job: the line, the dotted path, the value, and how to fix it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.job import Job
-from pipeline.job.help import fields_at, find_field, homes_of, is_number
+from pipeline.job.schema import fields_at, find_field, homes_of, is_number
 
 
 @dataclass
 class Document:
-    """A parsed job file: its values, and the line each dotted path stands on."""
+    """A parsed job file: its values, and the line of each dotted path."""
 
     values: dict[str, Any]
     lines: dict[str, int] = field(default_factory=dict)
     overridden: set[str] = field(default_factory=set)
 
     def where(self, path: str) -> str:
-        """`line 12`, or `command line`; for an absent key that of the section it belongs in."""
+        """Return `line 12` or `command line`; for a missing key, the place of its section."""
         while True:
             if path in self.overridden:
                 return "command line"
@@ -50,7 +50,10 @@ class Mistake:
 
 
 def mistakes_in(document: Document, error: ValidationError | None) -> list[Mistake]:
-    """Every mistake of a job, in the order of the file; `error` is what validation raised."""
+    """Return every mistake of a job, in the order of the file.
+
+    `error` is what validation raised.
+    """
     mistakes = _truths_for_numbers(document)
     for details in error.errors() if error else ():
         mistakes += _reported(details, document)
@@ -58,7 +61,7 @@ def mistakes_in(document: Document, error: ValidationError | None) -> list[Mista
 
 
 def listing(path: Path, mistakes: list[Mistake]) -> str:
-    """The message for a job file with mistakes."""
+    """Return the message for a job file with mistakes."""
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     width = max(len(m.where) for m in mistakes)
     rows = [
@@ -82,7 +85,10 @@ EXPECTED = {
 
 
 def _reported(error: Any, document: Document) -> list[Mistake]:
-    """One pydantic error in the words of the job file; a validator may report several, by line."""
+    """Return one pydantic error in the words of the job file.
+
+    A validator of ours reports several mistakes in one error, one per line.
+    """
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     path = ".".join(_without_tags(error["loc"]))
     text = error["msg"].replace("Input should", "should", 1)
@@ -99,11 +105,11 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
         given = value.get("kind") if isinstance(value, dict) else None
         kinds = [f.strip("' ") for f in context.get("expected_tags", "").split(",") if f]
         kinds = kinds or fields_at(path.rpartition(".")[0], document.values, kinds=True)
-        text = "missing" if given is None else _not_one_of(given, kinds)
-        text += f"; the kinds are {', '.join(kinds)}"
+        text = "missing" if given is None else _not_one_of("kind", given, kinds)
+        text += f" (the kinds are {', '.join(kinds)})"
     elif kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
-        text = f"{_not_one_of(value, choices)}; expected {', '.join(choices)}"
+        text = f"{_not_one_of('value', value, choices)} (expected {', '.join(choices)})"
     elif kind == "invalid_key":
         text = f"the key {shown(value)} is not text"
     elif kind == "string_pattern_mismatch":
@@ -119,7 +125,7 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
 
 
 def _truths_for_numbers(document: Document) -> list[Mistake]:
-    """`steps: yes` is a slip, though Python (and so pydantic) takes True for 1."""
+    """Return the mistakes like `steps: yes`: Python, and so pydantic, accepts True as 1."""
     return [
         Mistake(document.where(path), path, f"{str(value).lower()} should be a number")
         for path, value in _leaves(document.values, "")
@@ -137,7 +143,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _stated(path: str, line: str, value: Any, document: Document) -> Mistake:
-    """A validator's own sentence; it may open with the dotted path it is about."""
+    """Return the mistake in a validator's own sentence, which may begin with a dotted path."""
     named, colon, rest = line.partition(": ")
     if colon and re.fullmatch(r"[a-z_0-9.]+", named):
         path, line = (join(path, named) if path else named), rest
@@ -147,7 +153,7 @@ def _stated(path: str, line: str, value: Any, document: Document) -> Mistake:
 
 
 def _without_tags(loc: tuple[int | str, ...]) -> list[str]:
-    """A pydantic location without the `kind` it inserts after an item of a list of sources."""
+    """Return a location without the `kind` that pydantic inserts after the number of a source."""
     return [
         str(part)
         for before, part in zip((None, *loc), loc)
@@ -164,12 +170,12 @@ def _closest_key(path: str, values: dict[str, Any]) -> str:
     homes = homes_of(key)
     if homes:
         return f"`{key}` belongs in " + " or ".join(f"`{home}`" for home in homes)
-    return f"the closest of this section's keys is `{_best(key, valid)}` ({', '.join(valid)})"
+    return f"the closest key in this section is `{_best(key, valid)}` ({', '.join(valid)})"
 
 
-def _not_one_of(given: Any, valid: list[str]) -> str:
+def _not_one_of(what: str, given: Any, valid: list[str]) -> str:
     close = difflib.get_close_matches(str(given), valid, 1, 0.4)
-    return f"there is no {shown(given)}" + (f"; did you mean {close[0]}?" if close else "")
+    return f"unknown {what} {shown(given)}" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def _best(given: str, valid: list[str]) -> str:
@@ -177,11 +183,11 @@ def _best(given: str, valid: list[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it, cut to a readable length."""
+    """Return a value as an error message shows it, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def join(path: str, key: str) -> str:
-    """The dotted path of `key` in the section at `path`."""
+    """Return the dotted path of `key` in the section at `path`."""
     return f"{path}.{key}" if path else key

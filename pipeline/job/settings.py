@@ -1,4 +1,4 @@
-"""From a job's section to what the trainer takes."""
+"""Turn a job's section into the settings of the trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def settings_of(section: Train) -> TrainSettings:
-    """The trainer's settings in a job's section."""
+    """Return the trainer's settings that a section of the job states."""
     from pion.train.settings import TrainSettings
 
     names = [f.name for f in dataclasses.fields(TrainSettings)]

@@ -10,89 +10,99 @@ from pipeline.job.section import Section, identity
 
 
 class Source(Section):
-    weight: float = identity(1.0, "share of the rows relative to the other sources", gt=0)
+    weight: float = identity(
+        1.0, "share of the rows, relative to the weights of the other sources", gt=0
+    )
 
 
 class PythonDocs(Source):
-    """Docstrings, comments and pydoc topics of the installed standard library."""
+    """Docstrings, comments and pydoc topics of the standard library of Python."""
 
     kind: Literal["python-docs"]
-    code: bool = identity(False, "the source code too")
+    code: bool = identity(False, "also read the source code")
 
 
 class TextFiles(Source):
-    """Plain text files, one document each (or one per blank-line-separated part)."""
+    """Plain text files. Each file is one document, or each of its paragraphs is."""
 
     kind: Literal["text"]
-    path: str = identity(..., "file, folder (its *.txt and *.md) or glob")
-    split: Literal["file", "paragraph"] = identity("file", "what is one document")
+    path: str = identity(..., "a file, a folder (its *.txt and *.md) or a glob")
+    split: Literal["file", "paragraph"] = identity(
+        "file", "what counts as a document; paragraphs are separated by blank lines"
+    )
 
 
 class JsonlFiles(Source):
-    """JSON Lines, one conversation a line (.gz too)."""
+    """JSON Lines (.gz too). Each line is a conversation."""
 
     kind: Literal["jsonl"]
-    path: str = identity(..., "file, folder or glob")
+    path: str = identity(..., "a file, a folder or a glob")
 
 
 class JsonlTexts(JsonlFiles):
-    """JSON Lines, one document a line (.gz too)."""
+    """JSON Lines (.gz too). Each line is a document."""
 
-    field: str = identity("text", "key holding the text")
+    field: str = identity("text", "key that holds the text")
 
 
 class ParquetFiles(Source):
-    """Parquet files, one conversation a row."""
+    """Parquet files. Each row is a conversation."""
 
     kind: Literal["parquet"]
-    path: str = identity(..., "file, folder or glob")
+    path: str = identity(..., "a file, a folder or a glob")
 
 
 class ParquetTexts(ParquetFiles):
-    """Parquet files, one document a row."""
+    """Parquet files. Each row is a document."""
 
-    field: str = identity("text", "column holding the text")
+    field: str = identity("text", "column that holds the text")
 
 
 class NpyShards(Source):
-    """Tokenised `.npy` shards (rows, seq_len) of integer ids; the last 1 % of rows is held out."""
+    """Tokenized `.npy` arrays (rows, seq_len) of integers. The last 1 % of the rows is held out."""
 
     kind: Literal["npy"]
-    path: str = identity(..., "folder or glob")
+    path: str = identity(..., "a folder or a glob")
 
 
 class BinShards(Source):
-    """Tokenised `.bin` shards with Daisy's header (magic 20240520, version 1, uint16 ids)."""
+    """Tokenized `.bin` files with Daisy's header (magic 20240520, version 1, uint16 tokens)."""
 
     kind: Literal["bin"]
-    path: str = identity(..., "folder or glob")
+    path: str = identity(..., "a folder or a glob")
 
 
 class HubDataset(Source):
-    """A Hub data set read through `datasets`, streamed: one conversation a row."""
+    """A Hub data set, streamed through `datasets`. Each row is a conversation."""
 
     kind: Literal["hub"]
-    repo: str = identity(..., "user/name")
-    subset: str | None = identity(None, "configuration of the data set")
-    split: str = identity("train", "split to read")
-    revision: str | None = identity(None, "commit, branch or tag")
-    max_documents: int | None = identity(None, "read at most so many", gt=0)
+    repo: str = identity(..., "the data set on the Hub, user/name")
+    subset: str | None = identity(None, "configuration of the data set; unset: its default")
+    split: str = identity("train", "split of the data set")
+    revision: str | None = identity(None, "commit, branch or tag; unset: the main branch")
+    max_documents: int | None = identity(
+        None, "largest number of documents to read; unset: all", gt=0
+    )
 
 
 class HubTexts(HubDataset):
-    """A Hub data set read through `datasets`, streamed: one document a row."""
+    """A Hub data set, streamed through `datasets`. Each row is a document."""
 
-    field: str = identity("text", "column holding the text")
+    field: str = identity("text", "column that holds the text")
 
 
 class HubNpyShards(Source):
-    """Tokenised `.npy` shards in a Hub data set repository, fetched ahead and evicted."""
+    """Tokenized `.npy` arrays in a Hub data set, downloaded and deleted as training needs them."""
 
     kind: Literal["hub-npy"]
-    repo: str = identity(..., "user/name")
-    revision: str | None = identity(None, "commit, branch or tag; pinned to a commit by prepare")
-    pattern: str = identity("shard_*.npy", "which files")
-    max_shards: int | None = identity(None, "use at most so many, in name order", gt=0)
+    repo: str = identity(..., "the data set on the Hub, user/name")
+    revision: str | None = identity(
+        None, "commit, branch or tag; unset: the main branch. `prepare` records the commit"
+    )
+    pattern: str = identity("shard_*.npy", "glob of the files to use")
+    max_shards: int | None = identity(
+        None, "largest number of files to use, in the order of their names; unset: all", gt=0
+    )
 
 
 class PythonDocsQA(Source):

@@ -13,7 +13,7 @@ from pipeline.models.bring import bring_model
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import last_change
-from pipeline.state.stores import DEFAULT_STORE, Store, StoreError, open_store, split_run
+from pipeline.state.stores import DEFAULT_STORE, Store, open_store, split_run
 
 if TYPE_CHECKING:
     from pion.data.tokenizer import Tokenizer
@@ -62,6 +62,7 @@ def find_model(text: str | None) -> FoundModel:
 
     Raises:
         BadInput: there is nothing of that name; the message lists what was looked at.
+        StoreError: the store that would have it can't be read.
     """
     found = _latest() if text is None else locate_model(text)
     if isinstance(found, Listed):
@@ -150,22 +151,15 @@ def runs_in(store: Store) -> dict[str, Head]:
 def read_run(run: str) -> tuple[RunState, Head]:
     """A run by `<store>/<name>`, a name in the default store, or the path of its folder.
 
-    Raises BadInput if it does not exist, naming those that do.
+    Raises BadInput if it does not exist, naming those that do, and StoreError.
     """
     url, name = split_run(run)
     store = open_store(url)
     state = RunState(store, name)
-    head = _read(state)
+    head = state.read()
     if head is None:
         raise BadInput(_no_run(store, name))
     return state, head
-
-
-def _read(state: RunState) -> Head | None:
-    try:
-        return state.read()
-    except StoreError as error:  # no such bucket, no permission, no network
-        raise BadInput(str(error)) from error
 
 
 def _no_run(store: Store, name: str) -> str:
@@ -204,7 +198,7 @@ def _in_run(text: str) -> Listed | None:
             state = RunState(*_store_and_name(run))
         except BadInput:  # no name a run can have
             continue
-        head = _read(state)
+        head = state.read()
         if head is not None:
             return _listed(state, head, which)
     return None

@@ -1,4 +1,4 @@
-"""One `pion run` of a proof: followed line by line, and killed at the instant chosen for it."""
+"""One `pion run` of a proof: read its log line by line, and kill it at the chosen instant."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ SAVED_LINE = re.compile(r"(?:pretrain|sft) step [\d,]+: saved")
 class Instant:
     """When a run is killed, and what dies with it.
 
-    At a mark: `point` (see marks.py) is come to for the `arrival`-th time in one process. Else, and
-    when `point` can't be come to any more: `delay` seconds after `lines` lines of its log, counted
-    from the first checkpoint that has become durable if `after_commit`.
+    With a `point`, the run is killed when one process reaches that mark (see kill_points.py) for
+    the `arrival`-th time. Without one, or once the mark can't be reached any more, the run is
+    killed `delay` seconds after `lines` lines of its log. With `after_commit` these lines count
+    from the first durable checkpoint.
 
-    `machine`: all its processes die at once, not its driver alone. `disk`: and what this machine
-    kept of a remote run is gone too.
+    With `machine`, all its processes die at once; otherwise only its driver dies. With `disk`, this
+    machine's copies of a remote run are lost too.
     """
 
     point: str | None = None
@@ -48,12 +49,15 @@ class Instant:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one `pion run`.
+    """What became of one `pion run`. Times are in seconds from its start.
 
-    `at` is the mark it stood still at when killed. `during` is the part of the run it was in, as
-    far as its log had said: start-up, prepare, pretrain, sft, evaluate. `steps` has the last step
-    it reported of each stage. Times are in seconds from its start; `line_times` are when each line
-    of its log came, `step_times` those of the lines about a step.
+    Attributes:
+        at: the mark that the run stood still at when it was killed.
+        during: the part of the run, by its log: start-up, prepare, pretrain, sft or evaluate.
+        steps: stage → the last step that was reported.
+        line_times: when each line of the log came.
+        step_times: when each line about a step came.
+        last_lines: the end of the log.
     """
 
     killed: bool
@@ -68,14 +72,14 @@ class Attempt:
 
     @property
     def first_step_seconds(self) -> float | None:
-        """How long it took to train a step; None if it did not come to that."""
+        """How long it took to train the first step; None if the run did not get that far."""
         return self.step_times[0] if self.step_times else None
 
 
 class Place:
-    """Folders of one proof's own on this machine, for everything its runs put beside the store.
+    """The folders of a proof on this machine, for all that its runs keep outside the store.
 
-    A context manager: at its end the runs' processes are ended and the folders removed.
+    A context manager: at its end the runs' processes are killed and the folders are removed.
     """
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
@@ -96,16 +100,16 @@ class Place:
 
     @property
     def log(self) -> Path:
-        """What the latest run has printed."""
+        """The output of the latest run."""
         return self.folder / "log.txt"
 
     @property
     def halted(self) -> Path:
-        """Made by a run that stands still at its mark."""
+        """A file that a run makes when it stands still at its mark."""
         return self.folder / "halted"
 
     def environment(self, instant: Instant | None) -> dict[str, str]:
-        """Variables for a run that is to die at `instant`."""
+        """Return the environment of a run that will be killed at `instant`."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         variables = {
             # Models and data sets that were downloaded before stay where they are.
@@ -119,9 +123,9 @@ class Place:
         return {**os.environ, **variables, **self._variables}
 
     def end_processes(self, pids: set[int]) -> None:
-        """SIGKILL `pids`, all below them and all of this place at one instant."""
+        """Kill `pids`, their descendants and all processes of this place at the same instant."""
         stopped: set[int] = set()
-        # Stopped first: none may notice that another is gone, or start a new one.
+        # Stopped first, so that none can notice that another is gone, or start a new one.
         while found := self._family(pids) - stopped:
             for pid in found:
                 _signal(pid, signal.SIGSTOP)
@@ -135,7 +139,7 @@ class Place:
         return children_of(alive | set(named)) - {os.getpid()}
 
     def lose_machine(self, pid: int, *, disk: bool) -> None:
-        """All that the run of process `pid` has on this machine is gone, bar what is on a disk."""
+        """Kill the run of process `pid`; remove its temporary files and, with `disk`, its cache."""
         self.end_processes({pid})
         lost = [self.temporary] + ([self.folder / "cache"] if disk else [])
         for folder in lost:
@@ -144,7 +148,7 @@ class Place:
 
 
 def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> Attempt:
-    """Run `command`, a `pion run`, and kill it at `instant`; to its end if that never comes."""
+    """Run `command`, a `pion run`, and kill it at `instant`, unless the run ends before."""
     place.halted.unlink(missing_ok=True)
     started = time.monotonic()
     with place.log.open("wb") as log:
@@ -188,7 +192,7 @@ def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> At
 
 
 class _Watch:
-    """Reads a run's log as it grows and says when its instant has come."""
+    """Reads a run's log as it grows, and tells when the instant of the kill has come."""
 
     def __init__(self, log: BinaryIO, started: float, instant: Instant | None) -> None:
         self._log, self._started, self._instant = log, started, instant
@@ -202,7 +206,7 @@ class _Watch:
         self.step_times: list[float] = []
 
     def due(self, place: Place) -> bool:
-        """Whether the run is to be killed now."""
+        """Return whether the run must be killed now."""
         self.read()
         instant, now = self._instant, time.monotonic()
         if instant is None:
@@ -224,7 +228,7 @@ class _Watch:
         return len(self.line_times) - since >= instant.lines
 
     def read(self) -> None:
-        """Take in what has been printed since the last call."""
+        """Read what has been printed since the last call."""
         *lines, self._rest = (self._rest + self._log.read()).split(b"\n")
         for line in lines:
             self._take(line.decode(errors="replace"), time.monotonic() - self._started)

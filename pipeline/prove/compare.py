@@ -1,4 +1,4 @@
-"""What a run made of its training stages, and where two runs of one job first differ."""
+"""How a run's training stages ended, and where two runs of the same job first differ."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from pipeline.state.metrics import Row, read_metrics
 from pipeline.state.records import SkippedRows
 from pipeline.state.run_state import RunState
 
+# Differing tensors or settings that a message names; it counts the rest.
 NAMED = 5
-"""So many tensors or settings are named; the rest is counted."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training stage: its weights, the rows [first, stop) of each step, the losses.
+    """A finished training stage.
 
-    `checkpoint` is the last one's key, `plan` how it was computed, `problem` what is wrong with the
-    order of its rows by itself.
+    Attributes:
+        checkpoint: the key of its last checkpoint.
+        model_sha256: the hash of its weights.
+        rows: the rows [first, stop) that each step trained on.
+        losses: the loss of each step.
+        plan: how the steps were computed.
+        problem: what is wrong with the order of the rows; None if it is right.
     """
 
     checkpoint: str
@@ -41,7 +46,7 @@ class Trained:
         return hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """What identifies it, as plain JSON."""
+        """Return what identifies the result, as plain JSON."""
         return {
             "steps": len(self.rows),
             "model_sha256": self.model_sha256,
@@ -52,8 +57,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where a run first differs from the unbroken one. `step` is the first whose loss or rows do;
-    None: only the weights after the last step."""
+    """Where a run first differs from the unbroken run.
+
+    `step` is the first step with another loss or other rows. It is None if only the weights after
+    the last step differ.
+    """
 
     stage: str
     step: int | None
@@ -72,7 +80,7 @@ class Difference:
 
 
 def read_trained(run: RunState, job: Job) -> dict[str, Trained]:
-    """Each training stage of a finished run. Raises `PionError` for one that isn't finished."""
+    """Return each training stage of a finished run. Raises PionError for an unfinished stage."""
     head = run.read()
     trained = {}
     for stage in job.train_stages:
@@ -99,7 +107,7 @@ def read_trained(run: RunState, job: Job) -> dict[str, Trained]:
 def first_difference(
     unbroken: RunState, whole: Mapping[str, Trained], killed: RunState, found: Mapping[str, Trained]
 ) -> Difference | None:
-    """Where `killed`, whose stages are `found`, first departs from `unbroken`; None if nowhere."""
+    """Return where `killed`, with the stages `found`, first differs from `unbroken`, or None."""
     for stage, wanted in whole.items():
         got = found[stage]
         same = (got.model_sha256, got.rows) == (wanted.model_sha256, wanted.rows)
@@ -121,7 +129,7 @@ def first_difference(
 
 
 def differing_tensors(run: RunState, key: str, other: RunState, other_key: str) -> list[str]:
-    """Names of the weights that two checkpoints don't have in common bit by bit."""
+    """Return the names of the weights that are not bit for bit the same in two checkpoints."""
     with tempfile.TemporaryDirectory(prefix="pion-prove-") as folder:
         first = _tensor_hashes(_weights(run, key, Path(folder) / "0"))
         second = _tensor_hashes(_weights(other, other_key, Path(folder) / "1"))
@@ -137,7 +145,10 @@ def _weights(run: RunState, key: str, scratch: Path) -> Path:
 
 
 def _tensor_hashes(path: Path) -> dict[str, str]:
-    """What each tensor of a safetensors file is, read without torch: a length, JSON, bytes."""
+    """Return type, shape and hash of each tensor in a safetensors file, read without torch.
+
+    The file holds the length of a JSON header, the header, and the bytes of the tensors.
+    """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -167,7 +178,10 @@ def _first_step(wanted: Trained, got: Trained) -> tuple[int | None, str]:
 def _row_problem(
     rows: Sequence[Row], steps: int, batch: int, skipped: Sequence[SkippedRows]
 ) -> str | None:
-    """Why these are not `steps` steps, each on the `batch` rows after those of the one before."""
+    """Return what is wrong with the rows of a stage; None if each step follows the one before.
+
+    There must be `steps` steps, each on the next `batch` rows.
+    """
     numbers = [row["step"] for row in rows]
     if numbers != list(range(1, steps + 1)):
         twice = sorted({n for n in numbers if numbers.count(n) > 1})

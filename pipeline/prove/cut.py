@@ -1,4 +1,4 @@
-"""The job that `pion prove` runs: the one it was given, cut short, as overrides of its file."""
+"""Overrides that shorten the user's job to the job that `pion prove` runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pipeline.machine.gpu_count import gpu_count
 
 MAX_STEPS, MIN_STAGE_STEPS = 60, 6
 SAVE_EVERY, EVALUATE_EVERY = 3, 10
+# Documents that are read from a Hub data set. Each killed run reads them again.
 HUB_DOCUMENTS = 4000
-"""So many documents of a Hub data set are read: each killed run reads them anew."""
 
 
 def cut_overrides(job: Job, name: str, store: str) -> list[str]:
-    """Fewer steps, little evaluation, no publishing, saves all the time; `name` in `store`."""
+    """Return overrides for a run `name` in `store` with few steps and many saves.
+
+    The run is hardly evaluated and not published.
+    """
     changes: dict[str, Any] = {
         "name": name,
         "store": store,
@@ -52,7 +55,7 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
 
 
 def cut_steps(job: Job) -> Mapping[str, int]:
-    """Steps of each training stage, at most MAX_STEPS in all and otherwise in proportion."""
+    """Return the steps of each training stage: at most MAX_STEPS, in the job's proportion."""
     steps = {stage: job.section(stage).steps for stage in job.train_stages}
     total = sum(steps.values())
     if total <= MAX_STEPS:

@@ -1,4 +1,7 @@
-"""When to kill the runs of a proof: half at marks, half at random, but letting them get on."""
+"""When to kill the runs of a proof: half the kills at marks, half at random instants.
+
+Runs are killed such that they still make progress.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ from pipeline.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant
 from pipeline.state.records import Head
 
+# Kills in a row that may land before anything is committed: `pion run` gives up after five.
 FAILURES_BEFORE_COMMIT = 3
-"""So many kills in a row may land before anything is committed: `pion run` gives up after five."""
+# Files of a checkpoint, which are written, and uploaded, one after the other.
 MARKS_PER_SAVE = 5
-"""Files of a checkpoint that are written, and uploaded, one after the other."""
 COMMITS_PER_START = 6
+# The share of the random kills that land before the first step.
 START_SHARE = 0.3
-"""Of the random kills: those before the first step."""
+# Kills of a run that has only its evaluation left. Without a limit it would never end.
 AFTER_TRAINING = 1
-"""So many kills a run gets that has only its evaluation left; they would go on for ever."""
 
 
 class Instants:
-    """Draws the next instant. `whole` is how the unbroken run went, whose times are a measure."""
+    """Draws the next instant, in proportion to the times of `whole`, the unbroken run."""
 
     def __init__(
         self, draw: random.Random, whole: Attempt, stages: Sequence[str], *, remote: bool
@@ -39,8 +42,11 @@ class Instants:
         self._drawn = 0
 
     def next(self, head: Head | None, saves_left: int) -> Instant | None:
-        """The instant to kill the next attempt at, given what the run has committed; None to let it
-        finish. `saves_left` is how many checkpoints it will surely still make."""
+        """Return the instant at which to kill the next attempt, or None to let it finish.
+
+        `head` is what the run has committed, `saves_left` how many checkpoints it will certainly
+        still make.
+        """
         trained = head is not None and all(stage in head.stages for stage in self._stages)
         if trained:
             self._after_training += 1
@@ -60,12 +66,12 @@ class Instants:
         return self._dying(dataclasses.replace(instant, delay=delay))
 
     def _dying(self, instant: Instant) -> Instant:
-        """With what dies, drawn too: half of the time the machine, and half of these its disk."""
+        """Draw what dies: half of the time the machine, and half of these times its disk too."""
         machine, disk = self._draw.random() < 0.5, self._draw.random() < 0.5
         return dataclasses.replace(instant, machine=machine, disk=machine and disk)
 
     def _at_mark(self, head: Head | None, trained: bool, saves_left: int) -> Instant:
-        """At the mark that was used least, of those that can still be come to."""
+        """Return an instant at the least used mark of those that can still be reached."""
         can = {
             "shard": head is None or "prepare" not in head.stages,
             "save": saves_left > 0,
@@ -86,5 +92,5 @@ class Instants:
 
 
 def _failures(head: Head) -> int:
-    """Failed attempts that the next `pion run` will count: the present claim's is one of them."""
+    """Return how many failed attempts the next `pion run` will count, the current one included."""
     return head.failed_attempts + 1

@@ -1,8 +1,9 @@
-"""`pion prove`: the same weights and rows, however often a run is killed, or where they differ.
+"""`pion prove`: does a run that is killed again and again end with the same weights and rows?
 
-One run of the job, cut short, goes through unbroken. Others, of the same cut job, are killed with
-SIGKILL at chosen and at random instants until enough kills have landed; each ends with the same
-`pion run` that started it and is compared with the unbroken one.
+One run of a shortened copy of the job is left alone: the unbroken run. Other runs of the same copy
+are killed with SIGKILL, at marks in the code and at random instants, until enough kills have
+landed. The `pion run` that started each of them resumes it and finishes it. The result is compared
+with the unbroken run.
 """
 
 from __future__ import annotations
@@ -36,13 +37,38 @@ from pipeline.state.stores import StoreError, open_store
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class ProofOptions:
+    """What a user asks of `pion prove`.
+
+    Attributes:
+        kills: how many kills must land.
+        store: where the runs go; None: the job's store.
+        seed: draws the instants of the kills; None: a random seed.
+        json_path: where the result is written; None: NAME-prove.json.
+        keep: whether the runs stay in the store.
+    """
+
+    kills: int = 20
+    store: str | None = None
+    seed: int | None = None
+    json_path: str | None = None
+    keep: bool = False
+
+
 @dataclass
 class Kill:
-    """One SIGKILL that landed. `at`: the mark it landed at, None if it was at random.
+    """One SIGKILL that landed.
 
-    `lost` counts the steps that were reported but not committed when it came, of the stage then
-    under way; `first_step_seconds` is how long the next attempt took to train a step (None: it
-    was killed before, or had none to train).
+    Attributes:
+        at: the mark that it landed at; None for a random instant.
+        died: what was killed: the driver, the machine, or the machine and its disk.
+        stage: the stage that was being trained, None before training.
+        step: the last step that was reported.
+        committed: the last step that was committed.
+        lost: how many reported steps were not committed.
+        first_step_seconds: how long the next attempt took to train a step. None if it was killed
+            before that, or had no step to train.
     """
 
     run: str
@@ -58,7 +84,7 @@ class Kill:
 
 @dataclass
 class Round:
-    """One killed run and how it compares."""
+    """One killed run, and where it differs from the unbroken run."""
 
     run: str
     kills: int = 0
@@ -67,34 +93,23 @@ class Round:
     difference: str | None = None
 
 
-def prove(
-    job_path: str,
-    overrides: Sequence[str] = (),
-    *,
-    kills: int = 20,
-    store: str | None = None,
-    seed: int | None = None,
-    json_path: str | None = None,
-    keep: bool = False,
-    say: Say = print,
-) -> int:
-    """Kill runs of a job `kills` times; 0 if all ended like the unbroken one, else 1.
+def prove(job_path: str, overrides: Sequence[str], options: ProofOptions, say: Say = print) -> int:
+    """Kill runs of a job; return 0 if all ended like the unbroken run, 1 if one did not.
 
     Raises BadInput for a job that can't run, and PionError when the unbroken run fails.
     """
-    if kills < 1:
-        raise BadInput(f"--kills {kills}: give at least 1")
+    if options.kills < 1:
+        raise BadInput(f"--kills {options.kills}: give at least 1")
     job = load_job(job_path, overrides)
-    path = Path(json_path or f"{job.name}-prove.json")
+    path = Path(options.json_path or f"{job.name}-prove.json")
     if not path.parent.is_dir():
         raise BadInput(f"--json {path}: there is no folder {path.parent}")
-    seed = random.randrange(2**31) if seed is None else seed
     with _ended_by_sigterm(), Place() as place:
-        proof = _Proof(job, [job_path, *overrides], store or job.store, kills, seed, place, say)
+        proof = _Proof(job, [job_path, *overrides], options, place, say)
         try:
             proof.go()
         finally:
-            proof.tidy(keep)
+            proof.tidy()
     result = proof.result()
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for line in verdict_lines(result):
@@ -107,19 +122,13 @@ class _Proof:
     """The runs of one `pion prove`."""
 
     def __init__(
-        self,
-        job: Job,
-        arguments: list[str],
-        store: str,
-        kills: int,
-        seed: int,
-        place: Place,
-        say: Say,
+        self, job: Job, arguments: list[str], options: ProofOptions, place: Place, say: Say
     ) -> None:
         self.job, self.arguments, self.place, self.say = job, arguments, place, say
-        self.wanted, self.seed = kills, seed
+        self.wanted, self.keep = options.kills, options.keep
+        self.seed = random.randrange(2**31) if options.seed is None else options.seed
         self.name = f"{job.name[:80]}-prove-{uuid.uuid4().hex[:6]}"
-        self.store = open_store(store)
+        self.store = open_store(options.store or job.store)
         cut = cut_overrides(job, self.name, self.store.url)
         self.cut = load_job(arguments[0], [*arguments[1:], *cut])
         self.remote = self.store.local_path(self.name) is None
@@ -131,7 +140,7 @@ class _Proof:
         self.started = time.monotonic()
 
     def go(self) -> None:
-        """The unbroken run, then killed ones until enough kills have landed or one differs."""
+        """Do the unbroken run, then killed runs until enough kills have landed or one differs."""
         steps = ", ".join(f"{s} {self.cut.section(s).steps}" for s in self.cut.train_stages)
         where = f"{self.store.url}/{self.name}"
         self.say(f"{where}: {steps} steps, saved every {SAVE_EVERY}; seed {self.seed}")
@@ -143,7 +152,7 @@ class _Proof:
         self.whole = read_trained(self.unbroken, self.cut)
         for stage, trained in self.whole.items():
             if trained.problem is not None:
-                raise PionError(f"the unbroken run itself is wrong: {stage}: {trained.problem}")
+                raise PionError(f"The unbroken run is wrong by itself: {stage}: {trained.problem}")
         self.say(f"unbroken run: {duration(whole.seconds)}")
         instants = Instants(
             random.Random(self.seed), whole, self.cut.train_stages, remote=self.remote
@@ -154,7 +163,7 @@ class _Proof:
                 return
 
     def _round(self, instants: Instants) -> bool:
-        """One killed run, to its end. False if it differs from the unbroken one."""
+        """Do one killed run until it is done; return whether it ends like the unbroken run."""
         run = RunState(self.store, f"{self.name}-{len(self.rounds) + 1}")
         this = Round(run.name)
         self.rounds.append(this)
@@ -180,7 +189,7 @@ class _Proof:
             assert self.unbroken is not None
             difference = first_difference(self.unbroken, self.whole, run, found)
             this.difference = str(difference) if difference is not None else None
-        verdict = "as the unbroken run" if this.difference is None else this.difference
+        verdict = "like the unbroken run" if this.difference is None else this.difference
         self.say(f"run {len(self.rounds)}, killed {this.kills} times: {verdict}")
         return this.difference is None
 
@@ -212,7 +221,7 @@ class _Proof:
         left = duration(per_kill * (self.wanted - len(self.kills)))
         self.say(
             f"kill {len(self.kills)}/{self.wanted} {here} in {kill.during}{reached}; "
-            f"{kill.died}; ETA {left}"
+            f"killed: {kill.died}; ETA {left}"
         )
         return kill
 
@@ -224,16 +233,19 @@ class _Proof:
         return max((e.step for e in head.checkpoints if e.stage == stage), default=0)
 
     def _saves_left(self, head: Head | None) -> int:
-        """Checkpoints that will surely still be made: half of those that are due, since a save that
-        finds the one before on its way is left out, and every stage's last."""
+        """Return how many checkpoints will certainly still be made.
+
+        These are half of those that are due, since a save is left out while the previous one is
+        being written, and the last one of every stage.
+        """
         stages = self.cut.train_stages
         left = [self.cut.section(s).steps - self._committed(head, s) for s in stages]
         return sum(max(1, steps // (2 * SAVE_EVERY)) for steps in left if steps > 0)
 
-    def tidy(self, keep: bool) -> None:
-        """Remove the runs from the store, unless they are evidence or wanted."""
+    def tidy(self) -> None:
+        """Remove the runs from the store, unless they are evidence or the user keeps them."""
         differs = any(this.difference for this in self.rounds)
-        if keep or differs or len(self.kills) < self.wanted:
+        if self.keep or differs or len(self.kills) < self.wanted:
             if self.unbroken is not None:
                 self.say(f"kept in {self.store.url}: the runs named {self.name}-…")
             return
@@ -249,7 +261,7 @@ class _Proof:
                 self.say(f"left in the store: {name} ({error})")
 
     def result(self) -> dict[str, Any]:
-        """Everything that was found, as plain JSON."""
+        """Return everything that was found, as plain JSON."""
         seconds = time.monotonic() - self.started
         differences = [f"{r.run}: {r.difference}" for r in self.rounds if r.difference is not None]
         return {
@@ -275,17 +287,16 @@ class _Proof:
 
 
 def _failed(name: str, done: Attempt) -> PionError:
-    error = PionError(
+    kind = BadInput if done.exit_code == BadInput.exit_code else PionError
+    return kind(
         f"pion run of {name} ended with exit code {done.exit_code}. Its last lines:\n"
         f"{done.last_lines}"
     )
-    error.exit_code = 2 if done.exit_code == 2 else 1
-    return error
 
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the runs too, not this process alone."""
+    """Make SIGTERM end the runs too, not only this process."""
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from pipeline.console.formats import duration
 
 
 def verdict_lines(result: Mapping[str, Any]) -> list[str]:
-    """A table of where the kills landed, and the verdict."""
+    """Return a table of where the kills landed, and the verdict."""
     kills = result["kills"]
     lines = ["", *_kills_table(kills), ""]
     runs = len(result["rounds"])
@@ -31,7 +31,7 @@ def verdict_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _kills_table(kills: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How many kills landed where, what they cost in steps, and seconds to train again."""
+    """Return how many kills landed where, how many steps were lost, and when training resumed."""
     places: dict[str, list[Mapping[str, Any]]] = {}
     for kill in kills:
         where = f"at {kill['at']}" if kill["at"] else f"random, in {kill['during']}"

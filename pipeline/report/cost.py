@@ -1,9 +1,9 @@
-"""The report's section on cost: where time and money went, by cause and by machine."""
+"""The report's section on cost: what time and money were spent on, by cause and by machine."""
 
 from __future__ import annotations
 
 from pipeline.console.formats import duration, moment
-from pipeline.cost.by_cause import USEFUL, Costs, MachineCost
+from pipeline.cost.costs import USEFUL, Costs, MachineCost
 from pipeline.report.html import bars, section, table, text
 
 MEANS = {
@@ -11,14 +11,14 @@ MEANS = {
     "stages": "preparing, evaluating, publishing",
     "boot": "boot, until the first step",
     "restore": "bringing a checkpoint back",
-    "recompute": "steps done again",
+    "recompute": "repeated steps",
     "stall": "standing still to save",
     "idle": "nobody worked on a rented machine",
 }
 
 
 def cost_section(costs: Costs) -> str:
-    """What the run took and cost; without prices hours only. Empty if nothing is known."""
+    """Return the section: time and dollars, or only time without prices; empty without time."""
     total = 3600 * costs.hours
     if not total:
         return ""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.console.formats import moment, printable
-from pipeline.cost.by_cause import Costs, MachineCost, costs_of, read_log
+from pipeline.cost.by_cause import costs_of, read_log
+from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import Job
 from pipeline.state.metrics import kept_rows
 from pipeline.state.records import Head

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
+from pion.errors import Fenced, PionError, Stopped
 from pipeline.console.display import Display
 from pipeline.console.messages import (
     CheckpointSaved,
@@ -51,9 +51,10 @@ from pipeline.state.error_codec import error_from_json
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner, differences
 from pipeline.state.patience import Patience
-from pipeline.state.requests import clear_stops
 from pipeline.state.run_state import RunState
+from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError
+from pipeline.state.stores.verdict import Moment, verdict
 from pipeline.state.workspace import Workspace
 from pipeline.training.saving import linger_seconds
 
@@ -176,7 +177,7 @@ class Advance:
             rows = self._patiently(lambda: summary_rows(self.job, self.run))
             self.say(Summary(rows))
         except StoreError as error:
-            raise self._not_durable(error) from error
+            raise self._verdict(error) from error
         finally:
             if workers is not None:
                 workers.close()
@@ -292,7 +293,7 @@ class Advance:
             self.say(Note(text))
 
     def _start_workers(self, training: list[str]) -> RayWorkers:
-        from pipeline.training.request import TrainRequest
+        from pipeline.training.train_request import TrainRequest
         from pipeline.workers.ray_workers import RayWorkers
 
         count = worker_count(self.job)
@@ -369,8 +370,9 @@ class Advance:
             ahead.start()  # while torch is imported
         import torch  # noqa: F401
 
-        from pipeline.training.request import Group, TrainRequest
+        from pipeline.training.group import Group
         from pipeline.training.train import train_stages
+        from pipeline.training.train_request import TrainRequest
 
         request = TrainRequest.of(
             self.job, self.digests, self.owner, training, gpus=gpu_count(), started=self.started
@@ -443,15 +445,12 @@ class Advance:
         self.say(Phase(stage, time.monotonic() - started))
         self.say(StageState(stage, "done"))
 
-    def _not_durable(self, error: StoreError) -> PionError:
+    def _verdict(self, error: StoreError) -> PionError:
         if self.work_done:
-            return NotDurable(
-                f"{error} Everything committed before is safe in {self.run.store.url}. "
-                "Mend that and run the same command again."
-            )
-        if error.outage and self.owner.launch_id is not None:
-            return Interrupted(f"{error} Nothing was lost; run the same command again.")
-        return BadInput(f"{error} Nothing was started.")
+            safe = f"Everything committed before is safe in {self.run.store.url}."
+            return verdict(error, Moment.WORK_DONE, safe)
+        managed = self.owner.launch_id is not None
+        return verdict(error, Moment.BEFORE_WORK, "Nothing was started.", managed=managed)
 
 
 @contextlib.contextmanager

@@ -5,126 +5,114 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from pion.errors import BadInput, Interrupted, PionError, Stopped
+from pion.errors import Stopped
 from pipeline.console.display import Display
 from pipeline.console.messages import Note, StageState, Summary
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
-from pipeline.job.digest import Digests, Inputs, digest_job
 from pipeline.machine.preemption import watch_for_notices
 from pipeline.run.advance import Advance, Options
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.preflight import preflight
 from pipeline.run.signals import StoppingOnSignals
-from pipeline.run.stage_plan import (
-    Refusal,
-    StagePlan,
-    check_redo,
-    first_stale,
-    goes_on_under_another_digest,
-    plan_stages,
-)
+from pipeline.run.stage_plan import StagePlan, WorkLeft, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import RELEASED, Owner, launch_id
+from pipeline.state.records import Head
 from pipeline.state.rental_note import over_unless_interrupted
-from pipeline.state.requests import pending_stop
 from pipeline.state.run_state import Clock, RunState
-from pipeline.state.stores import StoreError, open_store
+from pipeline.state.stop_requests import pending_stop
+from pipeline.state.stores import open_store
+from pipeline.state.stores.verdict import before_work
 from pipeline.state.workspace import Workspace
 
+# Between two looks at what the heartbeat has found, which reads nothing.
 LOOK_SECONDS = 0.5
-"""Between two looks at what the heartbeat has found, which reads nothing."""
 
 
 def run_job(job: Job, options: Options, display: Display) -> int:
-    """Do what is left of `job` and return 0; raises PionError with the exit code otherwise."""
+    """Do what is left of `job` and return 0; raise PionError with the exit code otherwise."""
+    started = time.time()
     stopping = StoppingOnSignals(display, grace=job.checkpoint.grace)
     run = RunState(open_store(job.store), job.name, Clock(sleep=stopping.sleep))
     with over_unless_interrupted(run, launch_id()):
-        _do_what_is_left(job, options, display, run, stopping)
+        with _nothing_started():
+            left = work_left(job, run, redo=options.redo, job_path=options.job_path)
+            if left.finished:
+                _show_finished(job, run, left.plans, display)
+                return 0
+            price = _check_before_claiming(job, run, left.head, display)
+        with stopping, _watching_for_notices(stopping, display):
+            owner = Owner.me()
+            asked = time.monotonic()
+            with _nothing_started():
+                if owner.launch_id is not None:
+                    _take_the_place_of_another(job, run, owner, left, display)
+                claim = claim_run(
+                    run,
+                    owner,
+                    take_over=options.take_over,
+                    unattended=options.unattended,
+                    price=price,
+                    say=lambda text: display.say(Note(text)),
+                )
+            if claim.before.claims and claim.reason != RELEASED:
+                display.say(Note(f"taking the run over: {claim.reason}"))
+            waited = time.monotonic() - asked
+            advance = Advance(
+                job, options, display, left.digests, run, owner, claim, started, stopping
+            )
+            with _obeying_in_time(advance):
+                advance.introduce(waited)
+                advance.go(left.raised)
     return 0
 
 
-def _do_what_is_left(
-    job: Job, options: Options, display: Display, run: RunState, stopping: StoppingOnSignals
-) -> None:
-    started = time.time()
-    digests = digest_job(job)
-    try:
-        head = run.read()
-    except StoreError as error:
-        raise _not_started(error) from error
+def _nothing_started() -> contextlib.AbstractContextManager[None]:
+    """Raise the verdict on a store that fails before this run begins."""
+    return before_work("Nothing was started.", managed=launch_id() is not None)
 
-    def read_inputs(stage: str, digest: str) -> Inputs | None:
-        kept = run.read_stage(stage, digest)
-        return kept["inputs"] if kept else None
 
-    plans = plan_stages(job, digests, head)
-    raised = None
-    stale = first_stale(plans)
-    if stale and head and goes_on_under_another_digest(job, stale, digests, head, read_inputs):
-        raised = stale
-    else:
-        refusal = Refusal(job, options.job_path, digests, read_inputs)
-        check_redo(job, plans, options.redo, refusal)
-    if options.redo is None and all(plan.state == "done" for plan in plans):
-        for plan in plans:
-            display.say(StageState(plan.stage, "done", plan.why))
-        display.say(Summary(summary_rows(job, run)))
-        return
+def _show_finished(job: Job, run: RunState, plans: Sequence[StagePlan], display: Display) -> None:
+    for plan in plans:
+        display.say(StageState(plan.stage, "done", plan.why))
+    display.say(Summary(summary_rows(job, run)))
 
+
+def _check_before_claiming(
+    job: Job, run: RunState, head: Head | None, display: Display
+) -> float | None:
+    """Find now what would fail later; return the dollars that this machine costs an hour.
+
+    Raises BadInput, and Stopped if the budget is spent.
+    """
     for note in preflight(job):
         display.say(Note(note))
-    try:
-        run.store.probe(run.key(""))
-        if head is not None:
-            refuse_other_formats(run, head)
-    except StoreError as error:
-        raise _not_started(error) from error
+    run.store.probe(run.key(""))
+    if head is not None:
+        refuse_other_formats(run, head)
     price = price_per_hour(job.budget)
     check_budget(job.budget, price)
     if head is not None and (over := over_budget(job.budget, head.spent)):
         raise Stopped(over)
-    with stopping, _watching_for_notices(stopping, display):
-        owner = Owner.me()
-        asked = time.monotonic()
-        try:
-            if owner.launch_id is not None:
-                _obey_stop_request(run, owner)
-                ask_for_handover(
-                    run,
-                    owner,
-                    say=lambda text: display.say(Note(text)),
-                    fetch=lambda: _bring_data(job, run, digests, plans),
-                )
-            claim = claim_run(
-                run,
-                owner,
-                take_over=options.take_over,
-                unattended=options.unattended,
-                price=price,
-                say=lambda text: display.say(Note(text)),
-            )
-        except StoreError as error:
-            raise _not_started(error) from error
-        if claim.before.claims and claim.reason != RELEASED:
-            display.say(Note(f"taking the run over: {claim.reason}"))
-        waited = time.monotonic() - asked
-        advance = Advance(job, options, display, digests, run, owner, claim, started, stopping)
-        with _obeying_in_time(advance):
-            advance.introduce(waited)
-            advance.go(raised)
+    return price
 
 
-def _not_started(error: StoreError) -> PionError:
-    """Why nothing was started; a manager shall try again when the store is merely down."""
-    if error.outage and Owner.me().launch_id is not None:
-        return Interrupted(f"{error} Nothing was started; run the same command again.")
-    return BadInput(f"{error} Nothing was started.")
+def _take_the_place_of_another(
+    job: Job, run: RunState, owner: Owner, left: WorkLeft, display: Display
+) -> None:
+    """Obey a request to stop, and ask the owner that this machine was rented to relieve."""
+    _obey_stop_request(run, owner)
+    ask_for_handover(
+        run,
+        owner,
+        say=lambda text: display.say(Note(text)),
+        fetch=lambda: _bring_data(job, run, left),
+    )
 
 
 @contextlib.contextmanager
@@ -154,11 +142,11 @@ def _obeying_in_time(advance: Advance) -> Iterator[None]:
         over.set()
 
 
-def _bring_data(job: Job, run: RunState, digests: Digests, plans: list[StagePlan]) -> None:
-    """Have the data of the stage to be trained on this machine. Raises `PionError`."""
-    for plan in plans:
+def _bring_data(job: Job, run: RunState, left: WorkLeft) -> None:
+    """Have the data of the stage to be trained on this machine. Raises PionError."""
+    for plan in left.plans:
         if plan.stage in job.train_stages and plan.state != "done":
-            Workspace(run.store, run.name).bring_data(digests.data[plan.stage])
+            Workspace(run.store, run.name).bring_data(left.digests.data[plan.stage])
             return
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,15 @@ from pion.errors import BadInput
 from pion.train.schedule import decay_start
 from pipeline.console.formats import moment
 from pipeline.job import STAGES, Job
-from pipeline.job.digest import Difference, Digests, Inputs, differences
+from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
 from pipeline.job.section import part_of
 from pipeline.job.settings import settings_of
 from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE
 
+# (stage, digest) → the inputs that digest was computed from, if they were kept.
 ReadInputs = Callable[[str, str], Inputs | None]
-"""(stage, digest) → the inputs that digest was computed from, if they were kept."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,48 @@ class StagePlan:
     why: str
     old_digest: str | None = None
     steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkLeft:
+    """What a `pion run` of a job has to do.
+
+    `head` is the run as it is; `raised` the stage that continues under another digest.
+    """
+
+    digests: Digests
+    head: Head | None
+    plans: Sequence[StagePlan]
+    redo: str | None
+    raised: StagePlan | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done, and none is to be redone."""
+        return self.redo is None and all(plan.state == "done" for plan in self.plans)
+
+
+def work_left(
+    job: Job, run: RunState, *, redo: str | None = None, job_path: str = "JOB"
+) -> WorkLeft:
+    """Return what is left to do of `job` in `run`.
+
+    Raises StoreError, and BadInput if going on would invalidate committed work that `redo` does
+    not name. `job_path` is what a person calls the job.
+    """
+    digests = digest_job(job)
+    head = run.read()
+    plans = plan_stages(job, digests, head)
+    stale = first_stale(plans)
+
+    def read_inputs(stage: str, digest: str) -> Inputs | None:
+        kept = run.read_stage(stage, digest)
+        return kept["inputs"] if kept else None
+
+    if stale and head and goes_on_under_another_digest(job, stale, digests, head, read_inputs):
+        return WorkLeft(digests, head, plans, redo, raised=stale)
+    check_redo(job, plans, redo, Refusal(job, job_path, digests, read_inputs))
+    return WorkLeft(digests, head, plans, redo, raised=None)
 
 
 def plan_stages(job: Job, digests: Digests, head: Head | None) -> list[StagePlan]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
-from pipeline.state.requests import pending_stop
 from pipeline.state.run_state import RunState, heartbeat_path
+from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import Missing
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pipeline.job import STAGES
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.recorded_job import recorded_stages
 from pipeline.state.records import Head
-from pipeline.state.requests import pending_stop
 from pipeline.state.run_state import RunState
+from pipeline.state.stop_requests import pending_stop
 
 
 def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pipeline.state.records import Head
     from pipeline.state.run_state import RunState
     from pipeline.state.workspace import Workspace
-    from pipeline.training.request import Group, TrainRequest
+    from pipeline.training.group import Group
+    from pipeline.training.train_request import TrainRequest
 
 
 @dataclass
@@ -82,7 +83,7 @@ def start_stage(
     def fetch(work: Callable[[], Result]) -> Result:
         def bring() -> Result:
             brought = work()
-            _wait_for_all(group)
+            group.wait_for_all()
             return brought
 
         return patiently(bring)
@@ -204,14 +205,6 @@ def _shard_cache(job: Job, closers: list[Callable[[], None]]) -> Any:
         return cache
 
     return make
-
-
-def _wait_for_all(group: Group) -> None:
-    """Return once all ranks are here: another machine's download may take long after ours."""
-    if group.distributed:
-        import torch.distributed as dist
-
-        dist.all_gather_object([None] * group.world_size, None)
 
 
 def _starting_model(job: Job, run: RunState, stage: str, fetch: Fetch) -> tuple[Decoder, str]:

@@ -16,8 +16,9 @@ from pion.errors import PionError, Trouble
 from pipeline.console.messages import Say, Shown
 from pipeline.job import Job
 from pipeline.training.context import TrainingContext, phase
+from pipeline.training.group import Group
 from pipeline.training.loop import StageTraining
-from pipeline.training.request import Group, TrainRequest
+from pipeline.training.train_request import TrainRequest
 
 
 def train_stages(

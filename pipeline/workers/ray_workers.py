@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.console.messages import FitEnded, FromWorker
-from pipeline.training.request import TrainRequest
+from pipeline.training.train_request import TrainRequest
 from pipeline.workers.lifeline import LifelineServer
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 

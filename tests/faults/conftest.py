@@ -8,20 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.state.owner import Owner
-from tests.pipeline.state.conftest import FakeClock, proxy, start
-
-__all__ = ["proxy", "start"]
 
 
 @pytest.fixture
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies takes no disk cache along; only a power cut does."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def time() -> FakeClock:
-    return FakeClock()
 
 
 @pytest.fixture

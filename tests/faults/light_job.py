@@ -28,8 +28,8 @@ from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog, MetricsLog, read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
-from pipeline.state.requests import clear_stops, pending_stop
 from pipeline.state.run_state import Clock, RunState
+from pipeline.state.stop_requests import clear_stops, pending_stop
 from pipeline.state.stores import Store, StoreError
 from pipeline.state.workspace import Workspace
 from pipeline.training.rewind import plan_rewind, rows_to_skip

@@ -28,6 +28,7 @@ from pipeline.state.records import TRASH_SECONDS
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.stores.s3.store import S3Store
+from pipeline.state.stores.verdict import Moment, verdict
 from pipeline.state.workspace import Workspace
 from pipeline.training.saving import Saving
 from tests.faults.faulty_store import Crash, FaultyStore, fail
@@ -40,8 +41,9 @@ from tests.pipeline.state.checkpoints.test_checkpointer import (
     save,
     some_tensors,
 )
-from tests.pipeline.state.conftest import FakeClock, an_entry
+from tests.support.clock import FakeClock
 from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.states import an_entry
 
 STEPS = 8
 NewOwner = Callable[[], Owner]
@@ -233,7 +235,7 @@ def test_a_run_that_ends_undurable_goes_on_from_the_copy_on_its_machine(
     with pytest.raises(StoreError, match="credentials have expired") as ended:
         bucket.go({3: expire(proxy)})
     assert ended.value.outage
-    assert ended.value.exit_code == 74
+    assert verdict(ended.value, Moment.WORK_DONE, "").exit_code == 74
     proxy.clear()
     assert [key.split("/")[-1][0] for key in bucket.listed()] == ["2"]
     assert bucket.go().restored["pretrain"] == STEPS

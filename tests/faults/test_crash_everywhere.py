@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pion.errors import NotDurable
 from pipeline.state.checkpoints.layout import MODEL
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, Store
+from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.stores.s3.store import S3Store
 from tests.faults.faulty_store import Crash, FaultyStore, When, can_be_torn, crash, fail
 from tests.faults.light_job import (
@@ -32,7 +31,7 @@ from tests.faults.light_job import (
     unbroken_weights,
     wrong_in,
 )
-from tests.pipeline.state.conftest import FakeClock
+from tests.support.clock import FakeClock
 from tests.support.s3_server import S3Server
 
 HOUR, STEP_SECONDS = 3600.0, 2000.0
@@ -129,7 +128,7 @@ def break_at(world: World, k: int, when: When, happen: Happen, training: tuple[s
     Returns the operation.
     """
     broken = FaultyStore(world.store, k, when, happen)
-    with contextlib.suppress(Crash, NotDurable):
+    with contextlib.suppress(Crash, StoreError):
         world.process(broken, training).go()
     world.check_safe()
     committed = {stage: newest_step(world, stage) for stage in training}

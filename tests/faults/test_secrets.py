@@ -19,9 +19,9 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from tests.runs.test_resume import write_job
 from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
 from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.whole_runs import write_job
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "secretaccesskey0123456789/unmistakable",

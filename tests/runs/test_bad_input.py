@@ -12,7 +12,7 @@ import pytest
 
 from pion.data.tokenizer import train_bpe
 from pipeline.cli import main
-from tests.runs.test_resume import write_job
+from tests.support.whole_runs import write_job
 
 Case = Callable[[Path], dict[str, Any]]
 

@@ -23,20 +23,29 @@ from pipeline.state.patience import Patience
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, retry
 from pipeline.training.context import TrainingContext
-from pipeline.training.request import Group, TrainRequest
+from pipeline.training.group import Group
+from pipeline.training.train_request import TrainRequest
 from tests.faults.test_bad_days import CutOff
 from tests.pipeline.state.checkpoints.test_checkpointer import NoMapping
-from tests.runs.test_resume import finish, start, wait_for, write_job
 from tests.support.hub_server import READ_TOKEN, USER, hub_server
 from tests.support.jobs import SilentDisplay, tiny_job
 from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.whole_runs import (
+    copy_run,
+    ends_with,
+    kill,
+    newest,
+    start,
+    wait_for,
+    write_job,
+)
+
+Whole = Callable[..., Path]
 
 
 def refusal(folder: Path, store: str, *overrides: str) -> str:
     """What `pion run` says when it refuses to start."""
-    process = start(write_job(folder, store=store, sft=None), *overrides)
-    output, _ = process.communicate()
-    assert process.returncode == 2, output
+    output = ends_with(2, start(write_job(folder, store=store, sft=None), *overrides))
     assert "Traceback" not in output
     assert "prepare: starts" not in output
     return output
@@ -102,9 +111,9 @@ def test_a_run_name_no_store_can_hold_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_job_that_contradicts_the_stored_one_shows_the_difference_and_the_fork(
-    tmp_path: Path,
+    tmp_path: Path, whole: Whole
 ) -> None:
-    finish(write_job(tmp_path, sft=None))
+    copy_run(whole(sft=None), tmp_path)
     head = tmp_path / "runs/tiny/HEAD.json"
     before = head.read_bytes()
     output = refusal(tmp_path, str(tmp_path / "runs"), "pretrain.lr=5e-3")
@@ -113,8 +122,8 @@ def test_a_job_that_contradicts_the_stored_one_shows_the_difference_and_the_fork
     assert head.read_bytes() == before
 
 
-def test_a_run_of_a_newer_format_is_left_alone(tmp_path: Path) -> None:
-    finish(write_job(tmp_path, sft=None))
+def test_a_run_of_a_newer_format_is_left_alone(tmp_path: Path, whole: Whole) -> None:
+    copy_run(whole(sft=None), tmp_path)
     head = tmp_path / "runs/tiny/HEAD.json"
     head.write_text(head.read_text().replace('"format": 1', '"format": 2'))
     before = head.read_bytes()
@@ -126,20 +135,16 @@ def test_a_checkpoint_of_a_newer_format_is_refused_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
     killed = start(write_job(tmp_path, sft=None), "pretrain.steps=4000")
-    wait_for(killed, ": saved", lines=1)
-    killed.kill()
-    killed.communicate()
+    wait_for(killed, ": saved")
+    kill(killed)
     run = tmp_path / "runs/tiny"
-    manifest = max(run.glob("checkpoints/pretrain/*/manifest.json"), key=checkpoint_step)
+    # The newest that is committed: a later one may have been on its way.
+    manifest = run / newest(tmp_path).key / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     output = refusal(tmp_path, str(tmp_path / "runs"), "pretrain.steps=4000")
     assert "format version 2" in output
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-
-
-def checkpoint_step(manifest: Path) -> int:
-    return int(manifest.parent.name.partition("-")[0])
 
 
 # ---------------------------------------------------------------- down at a boundary

@@ -23,8 +23,8 @@ from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.paths import REPOSITORY
-from tests.runs.test_resume import write_job
 from tests.support.s3_server import S3Server
+from tests.support.whole_runs import write_job
 
 OLDER = "0afbd30"
 # Long enough to be stopped whenever a test is ready for it.

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.runs.test_resume import finish, head_of, start, write_job
+from tests.support.whole_runs import RUN_SECONDS, ends_with, finish, head_of, start, write_job
 
 
 def run_with_room_for(bytes_per_file: int, job: Path) -> tuple[int, str]:
@@ -19,6 +19,7 @@ def run_with_room_for(bytes_per_file: int, job: Path) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=RUN_SECONDS,
         # Python would keep the beginning of a module that it compiled, and stumble over it later.
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
@@ -47,8 +48,6 @@ def test_a_disk_that_is_full_from_the_start_is_bad_input(tmp_path: Path) -> None
 
 def test_a_store_below_a_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    process = start(write_job(tmp_path, store=str(tmp_path / "file" / "runs")))
-    output, _ = process.communicate()
-    assert process.returncode == 2, output
+    output = ends_with(2, start(write_job(tmp_path, store=str(tmp_path / "file" / "runs"))))
     assert "Nothing was started" in output
     assert "Traceback" not in output

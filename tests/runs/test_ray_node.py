@@ -17,7 +17,7 @@ from pipeline.state.stores import open_store
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
-from tests.runs.test_resume import head_of, rows_trained, start, wait_for, write_job
+from tests.support.whole_runs import ends_with, head_of, rows_trained, start, wait_for, write_job
 
 CLUSTER = """
 import sys
@@ -82,8 +82,7 @@ def test_a_lost_node_costs_no_committed_step(
     assert cluster.stdin is not None
     cluster.stdin.write("replace\n")
     cluster.stdin.flush()
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    ends_with(0, process)
     assert rows_trained(tmp_path, "pretrain") == [[4 * s, 4 * s + 4] for s in range(400)]
     events = read_events(open_store(str(tmp_path / "runs")), "tiny")
     starts = [event["from_step"] for event in events if event["event"] == "training"]

@@ -15,10 +15,10 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
-from tests.pipeline.state.conftest import someone
 from tests.support.finished_run import tiny_model, tiny_tokenizer
 from tests.support.light_run import light_run, save_checkpoint
 from tests.support.s3_server import S3Server
+from tests.support.states import someone
 
 ANSWER = ("--prompt", "Return a", "--max-tokens", "4", "--seed", "1")
 Pion = Callable[..., tuple[int, str, str]]

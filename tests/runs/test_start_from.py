@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs.test_resume import finish, head_of, start, write_job
+from tests.support.whole_runs import ends_with, finish, head_of, start, write_job
 
 
 def first_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -17,19 +18,29 @@ def first_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     return load_file(folder / "runs/tiny" / entry.key / "model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrained")
-    finish(write_job(folder, sft=None))
-    return folder
+@pytest.fixture
+def pretrained(whole: Callable[..., Path]) -> Path:
+    return whole(sft=None)
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def test_a_run_continues_another_runs_model_with_a_fresh_schedule(
-    tmp_path: Path, pretrained: Path
+def a_run(pretrained: Path, folder: Path) -> str:
+    return str(pretrained / "runs" / "tiny")
+
+
+def a_seeds_checkpoint(pretrained: Path, folder: Path) -> str:
+    weights = first_weights(pretrained, "pretrain")
+    seed = {"step": 20, "model": {seeds_name(n): w for n, w in weights.items()}, "config": None}
+    torch.save(seed, folder / "seed.pt")
+    return "seed.pt"
+
+
+@pytest.mark.parametrize("model", [a_run, a_seeds_checkpoint])
+def test_a_run_continues_another_model_with_a_fresh_schedule(
+    tmp_path: Path, pretrained: Path, model: Callable[[Path, Path], str]
 ) -> None:
     job = write_job(
         tmp_path,
@@ -38,7 +49,7 @@ def test_a_run_continues_another_runs_model_with_a_fresh_schedule(
         pretrain__warmup_steps=0,
         pretrain__lr=1e-6,
         pretrain__min_lr=1e-6,
-        pretrain__init_from=str(pretrained / "runs" / "tiny"),
+        pretrain__init_from=model(pretrained, tmp_path),
     )
     assert "starts from" in finish(job)
     moved = distance(first_weights(tmp_path, "pretrain"), first_weights(pretrained, "pretrain"))
@@ -73,27 +84,8 @@ def test_a_model_of_another_shape_is_refused_with_both_shapes(
         model__d_ff=64,
         pretrain__init_from=str(pretrained / "runs" / "tiny"),
     )
-    process = start(job)
-    output, _ = process.communicate()
-    assert process.returncode == 2
+    output = ends_with(2, start(job))
     assert "d_ff: job 64, model 48" in output
-
-
-def test_a_seeds_checkpoint_is_a_start_too(tmp_path: Path, pretrained: Path) -> None:
-    weights = first_weights(pretrained, "pretrain")
-    seed = {"step": 20, "model": {seeds_name(n): w for n, w in weights.items()}, "config": None}
-    torch.save(seed, tmp_path / "seed.pt")
-    job = write_job(
-        tmp_path,
-        sft=None,
-        pretrain__steps=1,
-        pretrain__warmup_steps=0,
-        pretrain__lr=1e-6,
-        pretrain__min_lr=1e-6,
-        pretrain__init_from="seed.pt",
-    )
-    finish(job)
-    assert 0 < distance(first_weights(tmp_path, "pretrain"), weights) < 1e-5
 
 
 def seeds_name(name: str) -> str:
@@ -112,8 +104,7 @@ def seeds_name(name: str) -> str:
 
 
 def test_a_start_that_is_not_there_is_found_out_before_anything_begins(tmp_path: Path) -> None:
-    process = start(write_job(tmp_path, sft=None, pretrain__init_from="no/such/model.pt"))
-    output, _ = process.communicate()
-    assert process.returncode == 2
+    job = write_job(tmp_path, sft=None, pretrain__init_from="no/such/model.pt")
+    output = ends_with(2, start(job))
     assert "no/such/model.pt" in output
     assert not (tmp_path / "runs").exists()

@@ -86,7 +86,7 @@ def install(
     for module in ("pipeline.job.fields", "pion.load", "pion.qwen3", "pion.seeds"):
         monkeypatch.setattr(import_module(module), "ModelConfig", config)
     monkeypatch.setattr("pion.train.settings.ComputePlan", LaterPlan)
-    for module in ("pipeline.job.file", "pipeline.training.request"):
+    for module in ("pipeline.job.file", "pipeline.training.train_request"):
         monkeypatch.setattr(import_module(module), "Job", job)
 
 

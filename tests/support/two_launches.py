@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
-from tests.pipeline.state.conftest import someone
+from tests.support.states import someone
 
 OLD = someone(host="pod-old", launch_id="launch-old")
 NEW = someone(host="pod-new", launch_id="launch-new")

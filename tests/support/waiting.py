@@ -1,9 +1,13 @@
-"""Wait until something is so, and say what was waited for if it never is."""
+"""Wait until something is so, and say what was waited for, or seen instead, if it never is."""
 
 from __future__ import annotations
 
+import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import psutil
 
 # Far above what anything takes on a busy machine of two cores.
 PATIENCE_SECONDS = 60.0
@@ -26,3 +30,73 @@ def wait_until(
             words = what() if callable(what) else what
             raise AssertionError(f"waited {seconds:g} s for this, and it never came: {words}")
         time.sleep(every)
+
+
+def read_until(
+    process: subprocess.Popen[str],
+    text: str,
+    *,
+    lines: int = 1,
+    seconds: float = PATIENCE_SECONDS,
+) -> str:
+    """Read what `process` prints until that many lines held `text`; return what was read."""
+    seen = []
+    for line in lines_of(process, seconds):
+        seen.append(line)
+        lines -= text in line
+        if lines == 0:
+            return "".join(seen)
+    raise AssertionError(f"{process.args} ended, and never said {text!r}:\n{''.join(seen)}")
+
+
+def rest_of(process: subprocess.Popen[str], *, seconds: float = PATIENCE_SECONDS) -> str:
+    """Wait until `process` ends; return what it printed until then and nobody read."""
+    if process.stdin is not None:
+        process.stdin.close()
+    rest = "".join(lines_of(process, seconds))
+    process.wait(seconds)
+    return rest
+
+
+def lines_of(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
+    """Give the lines that `process` prints until it ends; after `seconds` kill it, and fail."""
+    assert process.stdout is not None
+    assert process.stderr is None, "a full pipe that nobody reads would stop it"
+    too_late = threading.Event()
+
+    def give_up() -> None:
+        too_late.set()
+        kill_tree(process.pid)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.start()
+    seen = []
+    try:
+        while line := process.stdout.readline():
+            seen.append(line)
+            yield line
+    finally:
+        timer.cancel()
+    if too_late.is_set():
+        said = "".join(seen)
+        raise AssertionError(f"{process.args} did not end in {seconds:g} s. It said:\n{said}")
+
+
+def kill_tree(pid: int) -> None:
+    """Kill this process and whatever it started, which may hold its output open."""
+    try:
+        top = psutil.Process(pid)
+        processes = [*top.children(recursive=True), top]
+    except psutil.NoSuchProcess:
+        return
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def join(thread: threading.Thread, *, seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait until `thread` ends."""
+    thread.join(seconds)
+    assert not thread.is_alive(), f"the thread {thread.name} did not end in {seconds:g} s"

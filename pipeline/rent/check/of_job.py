@@ -19,19 +19,14 @@ from pipeline.job import (
     PythonDocsQA,
     Source,
 )
-from pipeline.job.digest import Inputs, digest_job
+from pipeline.job.digest import digest_job
 from pipeline.models.find import CONFIG, Listed, find_model, locate_model
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.time_limit import within
-from pipeline.run.stage_plan import (
-    Refusal,
-    first_stale,
-    goes_on_under_another_digest,
-    plan_stages,
-)
-from pipeline.state.records import Head
+from pipeline.run.stage_plan import plan_stages, work_left
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, Missing, Store, StoreError, open_store
+from pipeline.state.stores import FileStore, Missing, Store, open_store
+from pipeline.state.stores.verdict import before_work
 
 if TYPE_CHECKING:
     from pion.config import ModelConfig
@@ -73,7 +68,8 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
     from pipeline.training.start import require_same_model
 
     path = job.input_path(source)
-    found = locate_model(str(path) if path.exists() else source)
+    with before_work("Nothing was started."):
+        found = locate_model(str(path) if path.exists() else source)
     # What lies beside the job file may travel with it; the check of the files says so.
     here = isinstance(found, Path) or (
         isinstance(found, Listed) and isinstance(found.state.store, FileStore)
@@ -225,18 +221,17 @@ def check_store(job: Job) -> list[CheckRow]:
     opened = open_store(job.store)
     run = RunState(opened, job.name)
 
-    def ask() -> Head | None:
+    def ask() -> str:
         opened.probe(run.key(""))
-        return run.read()
+        return _left(job, run)
 
     try:
-        head = within(STORE_SECONDS, ask)
-    except StoreError as error:  # down, or nothing there: the run could not start either
-        raise BadInput(str(error)) from error
+        with before_work("The run could not start."):  # the store is down, or nothing is there
+            left = within(STORE_SECONDS, ask)
     except TimeoutError as error:
         raise BadInput(f"{opened.url}: {error}; it is down, or can't be reached") from None
     rows = [CheckRow("store", True, f"{opened.url}: {_probed(opened)}")]
-    return [*rows, CheckRow("run", True, _left(job, run, head))]
+    return [*rows, CheckRow("run", True, left)]
 
 
 def _probed(opened: Store) -> str:
@@ -245,25 +240,16 @@ def _probed(opened: Store) -> str:
     return "read, written, compared and swapped, deleted"
 
 
-def _left(job: Job, run: RunState, head: Head | None) -> str:
+def _left(job: Job, run: RunState) -> str:
     """What the run has still to do. Raises BadInput if going on would invalidate work."""
-    if head is None:
+    left = work_left(job, run)
+    if left.head is None:
         return f"{job.name} is new"
-    digests = digest_job(job)
-    plans = plan_stages(job, digests, head)
-    stale = first_stale(plans)
-
-    def read_inputs(stage: str, digest: str) -> Inputs | None:
-        kept = run.read_stage(stage, digest)
-        return kept["inputs"] if kept else None
-
-    if stale and not goes_on_under_another_digest(job, stale, digests, head, read_inputs):
-        raise BadInput(Refusal(job, "JOB", digests, read_inputs).text(stale, plans))
-    if all(plan.state == "done" for plan in plans):
+    if left.finished:
         return f"{job.name} is finished already"
-    begun = [f"{p.stage} {p.why}" for p in plans if p.state == "resume"]
-    done = [p.stage for p in plans if p.state == "done"]
-    owner = f"; owned by {head.owner.describe()}" if head.owner else ""
+    begun = [f"{p.stage} {p.why}" for p in left.plans if p.state == "resume"]
+    done = [p.stage for p in left.plans if p.state == "done"]
+    owner = f"; owned by {left.head.owner.describe()}" if left.head.owner else ""
     return (
         f"{job.name}: done {', '.join(done) or 'nothing'}; {', '.join(begun) or 'goes on'}{owner}"
     )

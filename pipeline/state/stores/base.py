@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pion.errors import BadInput, NotDurable, PionError
+from pion.errors import BadInput, PionError
 
 Data = bytes | memoryview | Path
 
@@ -35,11 +35,12 @@ class Conflict(PionError):
         self.key, self.url = key, url
 
 
-class StoreError(NotDurable):
+class StoreError(PionError):
     """The store could not do what was asked: `where` (path or key) and `reason` say why.
 
-    A write that raised this may still have happened (a lost acknowledgement). `outage`: trying
-    again later may help (a network or a service that is down), although retries have not.
+    What the failure means for the command, verdict.py decides. A write that raised this may still
+    have happened (a lost acknowledgement). `outage`: trying again later may help (a network or a
+    service that is down), although retries have not.
     """
 
     def __init__(self, action: str, where: str, reason: str, *, outage: bool = False) -> None:

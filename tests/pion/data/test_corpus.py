@@ -106,7 +106,7 @@ def test_jsonl_is_read_line_by_line_and_gzip_too(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         (b'{"text": "cut of', "broken JSON"),
-        (b"[1, 2]", "a list where a JSON object should be"),
+        (b"[1, 2]", "found a list instead of a JSON object"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
     ],

@@ -14,17 +14,13 @@ from pipeline.commands.stop import stop_run
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
-from pipeline.state.requests import pending_stop
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
+from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import FileStore
-from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.clock import FakeClock
 from tests.support.light_run import light_run
-
-
-@pytest.fixture
-def time() -> FakeClock:
-    return FakeClock()
+from tests.support.states import someone
 
 
 @pytest.fixture

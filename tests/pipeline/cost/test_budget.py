@@ -10,7 +10,7 @@ from pion.errors import BadInput
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Budget
 from pipeline.state.records import Spent
-from tests.runs.test_resume import start, write_job
+from tests.support.whole_runs import ends_with, start, write_job
 
 
 def test_a_job_without_a_budget_never_stops_for_it() -> None:
@@ -66,9 +66,7 @@ def test_dollars_can_only_be_limited_where_the_price_is_known() -> None:
 
 
 def test_a_budget_that_is_spent_outside_training_stops_there_with_4(tmp_path: Path) -> None:
-    process = start(write_job(tmp_path, sft=None), "budget.hours=1e-9")
-    output, _ = process.communicate()
-    assert process.returncode == 4, output
+    output = ends_with(4, start(write_job(tmp_path, sft=None), "budget.hours=1e-9"))
     assert "The budget is spent" in output
     assert "raise budget.hours" in output
     assert "prepare: done" not in output

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from pipeline.commands.report import rewrite_report
 from pipeline.commands.status import show_status
-from pipeline.cost.by_cause import CAUSES, Costs, costs, costs_of
+from pipeline.cost.by_cause import CAUSES, costs, costs_of
+from pipeline.cost.costs import Costs
 from pipeline.cost.lost import LostMachine, keep_lost
 from pipeline.job import Job
 from pipeline.models.find import read_run
@@ -30,9 +31,9 @@ from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.records import CheckpointEntry, ClaimRecord, Head, Spent, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.state.conftest import someone
-from tests.runs.test_resume import start, write_job
 from tests.support.light_run import JOB, light_run
+from tests.support.states import someone
+from tests.support.whole_runs import kill, start, wait_for, write_job
 
 Row = dict[str, Any]
 T = 1_000_000.0  # when the first machine is rented
@@ -524,19 +525,14 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     claim_run(RunState(FileStore(tmp_path / "runs"), "tiny"), before).release()
     be_rented(monkeypatch, PION_PRICES='{"A40": 36.0, "L4": 9}', PION_SPOT="1")
     process = start(job, "pretrain.steps=2000")
-    assert process.stdout is not None
-    output: list[str] = []
     # Until a save has brought the first steps' metrics to the store, and a step after it.
-    while not any(": saved" in line for line in output) or " at $36.00/h" not in output[-1]:
-        output.append(process.stdout.readline())
-    process.kill()
-    process.communicate()
-    text = "".join(output)
+    text = wait_for(process, ": saved") + wait_for(process, " at $36.00/h")
+    kill(process)
     # From where this container began, if that was within the hour, else a minute before.
     assert re.search(r"boot: [\d,.]+ (s|min) ", text)
     assert "checks 2.0 s, install 48.0 s, pion started " in text
     assert "paid to first step: " in text
-    assert " at $36.00/h  " in output[-1]
+    assert " at $36.00/h  " in text.splitlines()[-1]
     assert "changed since this run was last worked on: commit cccccccccc → " in text
 
     run, head = read_run(f"{tmp_path}/runs/tiny")

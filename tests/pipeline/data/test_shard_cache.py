@@ -189,7 +189,7 @@ def test_a_shard_that_never_has_the_right_hash_is_an_error_that_names_it(
     source = HubNpyShards(kind="hub-npy", repo="user/shards")
     shard = hub_shards(source, pin(source.repo, None), SEQ_LEN)[3]
     hub.corrupt("GET .*/resolve/.*shard_03", times=99)
-    with pytest.raises(PionError, match=r"shard_03\.npy: downloaded 3 times, and never with"):
+    with pytest.raises(PionError, match=r"shard_03\.npy was downloaded 3 times, but never had"):
         cache.path_of(shard)
     assert not list((tmp_path / "cache").glob("*.npy"))
 

@@ -18,9 +18,9 @@ from pipeline.machine.preemption import (
     cloud_here,
     watch_for_notices,
 )
-from tests.runs.test_resume import head_of, start, write_job
 from tests.support.metadata_server import Metadata, metadata_server
 from tests.support.waiting import wait_until
+from tests.support.whole_runs import ends_with, newest, start, wait_for, write_job
 
 ACTION = "/latest/meta-data/spot/instance-action"
 
@@ -247,15 +247,8 @@ def test_a_run_that_is_given_notice_saves_the_step_it_is_at_and_ends_with_exit_7
         monkeypatch.setenv(name, value)
     job = write_job(tmp_path, sft=None, pretrain__steps=5000, log__every=20)
     process = start(job, "checkpoint.every_steps=1000000")  # so that only the notice saves
-    assert process.stdout is not None
-    seen = 0
-    for line in process.stdout:
-        if step := re.search(r"pretrain step ([\d,]+)/", line):
-            seen = int(step[1].replace(",", ""))
-        if seen >= 40:
-            break
+    wait_for(process, "pretrain step 40/")
     cloud.interrupt("terminate", seconds=100)
-    output, _ = process.communicate()
-    assert process.returncode == 75, output
+    output = ends_with(75, process)
     assert re.search(r"Interrupted \(AWS will take this machine in \d+ s \(terminate\)\)", output)
-    assert head_of(tmp_path).checkpoints[0].step >= seen
+    assert newest(tmp_path).step >= 40

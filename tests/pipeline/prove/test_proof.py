@@ -25,7 +25,7 @@ from pipeline.prove.attempt import Attempt, Instant, Place, attempt
 from pipeline.prove.compare import Trained, differing_tensors, first_difference, read_trained
 from pipeline.prove.cut import MAX_STEPS, cut_overrides, cut_steps
 from pipeline.prove.instants import FAILURES_BEFORE_COMMIT, Instants
-from pipeline.prove.proof import prove
+from pipeline.prove.proof import ProofOptions, prove
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head, StageRecord
@@ -112,7 +112,8 @@ def test_a_run_that_trains_on_other_data_is_found_out_and_kept(here: Path) -> No
             text = here / "text" / "all.txt"
             text.write_text("\n\n".join(reversed(text.read_text().split("\n\n"))))
 
-    assert prove(job, kills=1, seed=0, json_path="proof.json", say=say) == 1
+    options = ProofOptions(kills=1, seed=0, json_path="proof.json")
+    assert prove(job, [], options, say) == 1
     result = json.loads((here / "proof.json").read_text())
     assert not result["equal"]
     assert "pretrain differs from step 1: the loss is " in result["difference"]

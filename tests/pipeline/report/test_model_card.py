@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from pipeline.cost.by_cause import CAUSES, Costs, MachineCost
+from pipeline.cost.by_cause import CAUSES
+from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import model_card

@@ -17,20 +17,16 @@ from pipeline.run.run import Options, run_job
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
-from pipeline.state.requests import clear_stops, pending_stop
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
+from pipeline.state.stop_requests import clear_stops, pending_stop
 from pipeline.state.stores import FileStore, open_store
-from tests.pipeline.state.conftest import FakeClock, someone
-from tests.runs.test_resume import write_job
+from tests.support.clock import FakeClock
 from tests.support.jobs import SilentDisplay
 from tests.support.light_run import light_run, save_checkpoint
+from tests.support.states import someone
 from tests.support.two_launches import NEW, OLD, head_of
-
-
-@pytest.fixture
-def time() -> FakeClock:
-    return FakeClock()
+from tests.support.whole_runs import write_job
 
 
 @pytest.fixture

@@ -274,7 +274,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused_before_anything_is_t
     write_corpus(tmp_path / "corpus.jsonl")
     save_tokenizer(tmp_path / "tokenizer.json")
     job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(300))
-    with pytest.raises(BadInput, match=r"tokenizer\.json: a tokenizer that doesn't fit the model"):
+    with pytest.raises(BadInput, match=r"tokenizer\.json: the tokenizer doesn't fit the model"):
         prepared(job, tmp_path / "data")
     assert not list((tmp_path / "data").rglob("*.npy"))
 

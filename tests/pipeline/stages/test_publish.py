@@ -15,7 +15,7 @@ from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted, PionError
 from pion.model.decoder import Decoder
 from pipeline.console.messages import Note
-from pipeline.cost.by_cause import Costs
+from pipeline.cost.costs import Costs
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.stages.publish import check_target, publish_run

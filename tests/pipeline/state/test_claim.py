@@ -14,7 +14,8 @@ from pipeline.state.owner import Owner
 from pipeline.state.records import CLAIMS_KEPT, WRITE_IDS_KEPT, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, FileStore, StoreError
-from tests.pipeline.state.conftest import FakeClock, an_entry, list_checkpoint, read, someone
+from tests.support.clock import FakeClock
+from tests.support.states import an_entry, list_checkpoint, read, someone
 
 Start = Callable[..., subprocess.Popen[str]]
 

@@ -7,7 +7,7 @@ from pion.errors import Fenced
 from pipeline.state.claim import claim_again, claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
-from tests.pipeline.state.conftest import someone
+from tests.support.states import someone
 from tests.support.waiting import wait_until
 
 

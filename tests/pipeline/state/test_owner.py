@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.state.owner import Owner, checkout, differences, is_running, may_take_over
-from tests.pipeline.state.conftest import someone
+from tests.support.states import someone
 
 Start = Callable[..., subprocess.Popen[str]]
 

@@ -8,7 +8,7 @@ from pion.errors import BadInput
 from pipeline.state.claim import claim_run
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
-from tests.pipeline.state.conftest import an_entry, list_checkpoint, read, someone
+from tests.support.states import an_entry, list_checkpoint, read, someone
 
 
 def test_redoing_a_stage_forgets_it_and_what_follows_but_not_what_came_before(

@@ -6,7 +6,7 @@ import math
 
 from pipeline.state.records import ClaimRecord
 from pipeline.training.cadence import MIN_SECONDS, SaveCadence, seconds_between_interruptions
-from tests.pipeline.state.conftest import someone
+from tests.support.states import someone
 
 
 def cadence(**changes: object) -> SaveCadence:

@@ -17,7 +17,7 @@ from pipeline.state.records import CheckpointEntry, Head, SkippedRows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training.rewind import plan_rewind, rows_to_skip
-from tests.pipeline.state.conftest import list_checkpoint, someone
+from tests.support.states import list_checkpoint, someone
 
 ROWS = 6  # in a step of the tests below
 DIGEST = "d"

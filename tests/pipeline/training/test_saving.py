@@ -26,9 +26,10 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.workspace import Workspace
 from pipeline.training.context import TrainingContext
+from pipeline.training.group import Group
 from pipeline.training.loop import StageTraining
-from pipeline.training.request import Group, TrainRequest
 from pipeline.training.saving import Saving
+from pipeline.training.train_request import TrainRequest
 from tests.support.jobs import tiny_job
 
 

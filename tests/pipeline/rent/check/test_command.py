@@ -31,14 +31,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-@pytest.fixture
-def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The way to the S3 service, on which things go wrong."""
-    with FaultProxy(s3.url) as proxy:
-        proxy.use(monkeypatch)
-        yield proxy
-
-
 def test_a_good_job_passes_every_check(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -33,7 +33,8 @@ from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, Store, StoreError
 from pipeline.state.workspace import Workspace
-from tests.pipeline.state.conftest import FakeClock, an_entry, someone
+from tests.support.clock import FakeClock
+from tests.support.states import an_entry, someone
 
 Tensors = dict[str, torch.Tensor]
 

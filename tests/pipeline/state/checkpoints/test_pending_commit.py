@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.state.checkpoints.pending_commit import PendingCommit
 from pipeline.state.checkpoints.restore import Found
 from pipeline.state.records import Head
-from tests.pipeline.state.conftest import an_entry
+from tests.support.states import an_entry
 
 
 def upload(pending: PendingCommit, step: int) -> None:

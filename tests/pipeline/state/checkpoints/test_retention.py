@@ -12,7 +12,8 @@ from pipeline.state.claim import Claim, claim_run
 from pipeline.state.records import CheckpointEntry, Head, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.state.conftest import FakeClock, an_entry, list_checkpoint, someone
+from tests.support.clock import FakeClock
+from tests.support.states import an_entry, list_checkpoint, someone
 
 HOUR = 3600.0
 

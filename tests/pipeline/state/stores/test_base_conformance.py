@@ -15,7 +15,8 @@ from pion.errors import BadInput, Fenced, PionError
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, FileStore, Missing, Store, StoreError, write_once
-from tests.pipeline.state.conftest import FakeClock, someone
+from tests.support.clock import FakeClock
+from tests.support.states import someone
 
 PLACES = ["file", "s3", "s3 in bad weather", "hf"]
 

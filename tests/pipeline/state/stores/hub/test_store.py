@@ -23,7 +23,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
 from pipeline.state.stores.hub import client
 from pipeline.state.stores.hub.store import COMMITS_KEPT, HubStore
-from tests.pipeline.state.conftest import FakeClock
+from tests.support.clock import FakeClock
 from tests.support.hub_server import (
     FINE_GRAINED_TOKEN,
     READ_TOKEN,

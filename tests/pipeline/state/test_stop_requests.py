@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from pipeline.state.requests import ask_stop, clear_stops, pending_stop
 from pipeline.state.run_state import RunState
-from tests.pipeline.state.conftest import FakeClock
+from pipeline.state.stop_requests import ask_stop, clear_stops, pending_stop
+from tests.support.clock import FakeClock
 
 
 def test_a_run_nobody_has_asked_to_stop_has_no_request(run: RunState) -> None:

@@ -1,4 +1,4 @@
-"""What the driver asks of the workers that train, and who they are."""
+"""What the driver asks of the workers that train."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ from pipeline.state.stores import open_store
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What the driver asks of its workers; plain JSON, since it crosses processes and nodes."""
+    """What the driver asks of its workers, as plain JSON: it crosses processes and nodes.
+
+    Attributes:
+        job: the whole job file.
+        job_folder: the folder of the job file; paths in the job are relative to it.
+        store: the store's URL.
+        owner: the driver's `Owner`; the workers claim the run in its name.
+        stages: the training stages that may have to be trained, in order.
+        digests: the digest of each stage of the job.
+        data: the digest of each training stage's prepared data.
+        gpus: the number of GPUs to train on; 0 for CPUs.
+        by_ray: whether Ray restarts a worker that has ended.
+        started: the Unix time at which `pion run` began, for seconds-to-first-step.
+    """
 
     job: dict[str, Any]
     job_folder: str
@@ -26,15 +39,13 @@ class TrainRequest:
     data: dict[str, str]
     gpus: int = 0
     by_ray: bool = False
-    """Whether Ray starts a worker anew that has ended."""
     started: float = 0.0
-    """Unix time at which `pion run` began, for seconds-to-first-step."""
 
     @classmethod
     def of(
         cls, job: Job, digests: Digests, owner: Owner, stages: list[str], **rest: Any
     ) -> TrainRequest:
-        """The request for `stages` of `job`."""
+        """Return the request for `stages` of `job`."""
         return cls(
             job=job.model_dump(mode="json"),
             job_folder=str(job.folder),
@@ -47,7 +58,7 @@ class TrainRequest:
         )
 
     def load_job(self) -> Job:
-        """The job as it was validated by the driver."""
+        """Return the job that the driver validated."""
         job = Job.model_validate(self.job)
         job._folder = Path(self.job_folder)
         return job
@@ -58,22 +69,3 @@ class TrainRequest:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> TrainRequest:
         return cls(**raw)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The processes that train together."""
-
-    rank: int = 0
-    world_size: int = 1
-    distributed: bool = False
-
-    def from_rank_0(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        if not self.distributed:
-            return value
-        import torch.distributed as dist
-
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]

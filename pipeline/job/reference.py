@@ -1,0 +1,172 @@
+"""docs/jobs.md: every field of a job file, with an example for each section.
+
+python -m pipeline.job.reference > docs/jobs.md
+"""
+
+from __future__ import annotations
+
+from pipeline.job.schema import Chapter, JobField, chapters
+
+HEAD = """\
+<!-- Written by `python -m pipeline.job.reference > docs/jobs.md`. Change pipeline/job/, not this file. -->
+
+# The job file
+
+A job is one YAML file. It says what to train, on what, how, and where the run's state lives.
+`pion run JOB` advances the run until everything that the file asks for is done.
+
+```yaml
+{whole}```
+
+Every other field has a default. `jobs/` has more examples, and `pion run --help-job` prints this
+reference in a terminal.
+
+* On the command line, `key=value` replaces any field: `pion run job.yaml pretrain.lr=1e-3`.
+  The sources in a list are numbered from 0: `data.sources.0.weight=2`. The tables below write `N`
+  for this number. The value `null` unsets a field.
+* Paths of inputs are relative to the job file. Paths of outputs (`store`, `publish.to`) are relative
+  to the working directory.
+* Numbers may be written as `22_500` or `3e-4`.
+* `pion check JOB` finds mistakes without starting anything. A misspelled key, a wrong type or an
+  impossible value is reported with its line and the nearest valid key.
+
+The last column of each table says what happens to finished work when you change the field:
+
+| | a change of the field |
+|---|---|
+| identity | makes the stages that depend on the field stale: the change affects what is learned, or from what. `pion run` shows the difference and asks for `--redo` |
+| schedule | makes these stages stale too: the change affects how the model is trained. But a fork may continue under another schedule, and `steps` may be raised until the learning rate decays |
+| runtime | makes nothing stale: the change affects no result |
+
+Sections: {sections}.
+"""  # noqa: E501
+
+WHOLE = """\
+name: my-run
+model: pion-nano
+tokenizer: {train: {vocab_size: 8192}}
+data:
+  sources: [{kind: text, path: my-texts}]
+pretrain:
+  steps: 5000
+"""
+
+# By the section's path, or the path of the list of sources and the kind.
+EXAMPLES = {
+    "": """\
+name: my-run
+seed: 7
+store: s3://my-bucket/runs
+prices: {A40: 0.4, L40S: {spot: 0.5, on_demand: 0.9}}
+""",
+    "model": """\
+model: {preset: pion-small, seq_len: 4096}   # or only the name: `model: pion-small`
+""",
+    "tokenizer": """\
+tokenizer: {file: tokenizer.json}
+""",
+    "data": """\
+data:
+  seq_len: 1024
+  sources:
+    - {kind: text, path: my-texts, weight: 3}
+    - {kind: hub, repo: user/web-texts}
+""",
+    "data.sources/python-docs": "{kind: python-docs, code: true}",
+    "data.sources/text": "{kind: text, path: notes/*.txt, split: paragraph}",
+    "data.sources/jsonl": "{kind: jsonl, path: crawl.jsonl.gz, field: body}",
+    "data.sources/parquet": "{kind: parquet, path: crawl/, field: body}",
+    "data.sources/npy": "{kind: npy, path: shards/}",
+    "data.sources/bin": "{kind: bin, path: shards/*.bin}",
+    "data.sources/hub": "{kind: hub, repo: user/texts, split: train, max_documents: 100000}",
+    "data.sources/hub-npy": "{kind: hub-npy, repo: user/shards, max_shards: 20}",
+    "pretrain": """\
+pretrain:
+  steps: 22_500
+  global_batch: 64
+  optimizer: muon
+  lr: 1e-3
+""",
+    "sft": """\
+sft:
+  steps: 3000
+  global_batch: 16
+  sources: [{kind: jsonl, path: talks.jsonl}]
+""",
+    "sft.sources/python-docs-qa": "{kind: python-docs-qa}",
+    "sft.sources/jsonl": "{kind: jsonl, path: talks/*.jsonl, weight: 2}",
+    "sft.sources/parquet": "{kind: parquet, path: talks.parquet}",
+    "sft.sources/hub": "{kind: hub, repo: teknium/OpenHermes-2.5, revision: main}",
+    "evaluate": """\
+evaluate:
+  prompts: ["The meaning of life is", "Once upon a time"]
+  packs: [questions.jsonl]
+  lm_eval: {tasks: [arc_easy, hellaswag], limit: 500}
+""",
+    "publish": """\
+publish:
+  to: hf://user/my-model
+  license: apache-2.0
+  require: ["bits_per_byte < 1.2"]
+""",
+    "checkpoint": """\
+checkpoint:
+  every_seconds: 120
+  keep: {last: 3, every: 1000, best: true}
+""",
+    "hardware": """\
+hardware: {workers: 2, micro_batch: 8, deterministic: true}
+""",
+    "budget": """\
+budget: {dollars: 5}
+""",
+    "log": """\
+log: {every: 50, tensorboard: logs}
+""",
+}
+
+
+PRESENCE = {
+    "": "These keys stand outside of all sections.",
+    "required section": "This section is required.",
+    "optional section": "This section is optional: without it there is no such stage.",
+}
+
+
+def reference() -> str:
+    """Return the text of docs/jobs.md."""
+    sections = [c.path for c in chapters() if c.path and c.kind is None]
+    links = ", ".join(f"[`{path}`](#{path})" for path in sections)
+    head = HEAD.replace("{whole}", WHOLE).replace("{sections}", links)
+    return "\n".join([head, *(_chapter(chapter) for chapter in chapters())])
+
+
+def _chapter(chapter: Chapter) -> str:
+    if chapter.kind is not None:
+        heading = f"### `kind: {chapter.kind}` in `{chapter.path}`"
+        example = f"- {EXAMPLES[f'{chapter.path}/{chapter.kind}']}\n"
+        meaning = f"{chapter.meaning}."
+    else:
+        heading = f"## `{chapter.path}`" if chapter.path else "## The top of the file"
+        example = EXAMPLES[chapter.path]
+        meaning = f"{chapter.meaning[0].upper()}{chapter.meaning[1:]}."
+        if chapter.presence != "section":
+            meaning += f" {PRESENCE[chapter.presence]}"
+    rows = "".join(map(_row, chapter.fields))
+    return (
+        f"{heading}\n\n{meaning}\n\n```yaml\n{example}```\n\n"
+        f"| key | type | default | meaning | |\n|---|---|---|---|---|\n{rows}"
+    )
+
+
+def _row(field: JobField) -> str:
+    choices = field.type.split(" | ")
+    kind = " or ".join(f"`{c}`" for c in choices) if len(choices) > 1 else field.type
+    plain = field.default in ("required", "unset", "empty")
+    default = field.default if plain else f"`{field.default}`"
+    cells = (f"`{field.path}`", kind, default, field.meaning.replace("|", "\\|"), field.part)
+    return f"| {' | '.join(cells)} |\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,191 @@
+"""What a job file may contain: its sections and fields in order, and what stands at a path."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from pipeline.job import Job, Section
+from pipeline.job.section import part_of
+
+
+@dataclass(frozen=True)
+class JobField:
+    """One key of a job file, in words. `part` is identity, schedule or runtime."""
+
+    path: str
+    type: str
+    default: str
+    meaning: str
+    part: str
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Fields that are explained together: a section of the job, or a kind of source.
+
+    `path` is the section's, or that of the list of sources; "" stands for the top of the job.
+    `presence` tells whether the section must be given.
+    """
+
+    path: str
+    kind: str | None
+    meaning: str
+    presence: str
+    fields: list[JobField]
+
+    @property
+    def title(self) -> str:
+        """Return the line above the fields."""
+        if self.kind is not None:
+            return f"{self.path}: kind {self.kind} — {self.meaning}"
+        return f"{self.path or 'job'} — {self.meaning}" + (
+            f" ({self.presence})" if self.presence else ""
+        )
+
+
+# ---------------------------------------------------------------- everything, in order
+
+
+def chapters() -> Iterator[Chapter]:
+    """Yield the sections in the order of the job file, each with its kinds of sources."""
+    top = {n: f for n, f in Job.model_fields.items() if not sections_of(f.annotation)}
+    fields = [_described(name, field) for name, field in top.items()]
+    yield Chapter("", None, "one run, in one YAML file", "", fields)
+    for name, field in Job.model_fields.items():
+        if name not in top:
+            yield from _section_chapters(name, field)
+
+
+def _section_chapters(path: str, field: FieldInfo) -> Iterator[Chapter]:
+    (section,) = sections_of(field.annotation)
+    fields: list[JobField] = []
+    kinds: list[Chapter] = []
+    for name, inner in section.model_fields.items():
+        here = f"{path}.{name}"
+        sections = sections_of(inner.annotation)
+        if len(sections) > 1:  # a list of sources, told apart by `kind`
+            fields.append(_described(here, inner))
+            kinds += [_kind_chapter(here, source) for source in sections]
+        elif sections:
+            (below,) = sections
+            fields += [_described(f"{here}.{n}", f) for n, f in below.model_fields.items()]
+        else:
+            fields.append(_described(here, inner))
+    presence = "optional section" if field.default is None else "section"
+    if field.is_required():
+        presence = "required section"
+    yield Chapter(path, None, field.description or "", presence, fields)
+    yield from kinds
+
+
+def _kind_chapter(path: str, source: type[Section]) -> Chapter:
+    fields = [
+        _described(f"{path}.N.{name}", field)
+        for name, field in source.model_fields.items()
+        if name != "kind"
+    ]
+    return Chapter(path, kind_of(source), (source.__doc__ or "").strip().rstrip("."), "", fields)
+
+
+def _described(path: str, field: FieldInfo) -> JobField:
+    if field.is_required():
+        default = "required"
+    elif field.default is None or field.default is PydanticUndefined:
+        default = "unset"
+    elif field.default == []:
+        default = "empty"
+    else:
+        default = _value_in_words(field.default)
+    meaning = field.description or ""
+    return JobField(path, _type_in_words(field.annotation), default, meaning, part_of(field))
+
+
+def _value_in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(str(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _type_in_words(annotation: Any) -> str:
+    words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+    if annotation in words:
+        return words[annotation]
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(str(choice) for choice in inside)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_in_words(a) for a in inside if a is not type(None))
+    if origin is list:
+        return "list of sources" if sections_of(annotation) else "list of texts"
+    return "a price for each GPU"  # Job.prices, the only mapping with free keys
+
+
+# ---------------------------------------------------------------- what stands at a path
+
+
+def fields_at(path: str, values: Any, *, kinds: bool = False) -> list[str]:
+    """Return the valid keys of the section at a dotted path, or the kinds a source can have.
+
+    `values` is the job as parsed; it tells which kind of source stands at a list index.
+    """
+    sections = _sections_at(path, values)
+    if kinds:
+        return [kind for section in sections if (kind := kind_of(section))]
+    return list(dict.fromkeys(key for section in sections for key in section.model_fields))
+
+
+def find_field(path: str, values: Any) -> FieldInfo | None:
+    """Return the field at a dotted path, or None where the job has no such key."""
+    section, _, key = path.rpartition(".")
+    for candidate in _sections_at(section, values):
+        if key in candidate.model_fields:
+            return candidate.model_fields[key]
+    return None
+
+
+def is_number(field: FieldInfo | None) -> bool:
+    """Return whether a field holds a number, and so neither `true` nor `false`."""
+    if field is None:
+        return False
+    return bool({int, float} & {field.annotation, *get_args(field.annotation)})
+
+
+def homes_of(key: str) -> list[str]:
+    """Return the dotted paths of all fields of this name."""
+    paths = {field.path for chapter in chapters() for field in chapter.fields}
+    return sorted(path for path in paths if path.endswith("." + key))
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """Return the section classes inside `X | None`, `list[…]`, `Annotated[…]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in sections_of(inner)]
+
+
+def kind_of(section: type[Section]) -> str | None:
+    """Return the `kind` by which a source is told apart; None for other sections."""
+    field = section.model_fields.get("kind")
+    return str(get_args(field.annotation)[0]) if field else None
+
+
+def _sections_at(path: str, values: Any) -> list[type[Section]]:
+    sections: list[type[Section]] = [Job]
+    for part in path.split(".") if path else []:
+        if isinstance(values, list):
+            values = values[int(part)] if part.isdecimal() and int(part) < len(values) else None
+            kind = values.get("kind") if isinstance(values, dict) else None
+            sections = [s for s in sections if kind_of(s) == kind] or sections
+        else:
+            values = values.get(part) if isinstance(values, dict) else None
+            found = [s.model_fields[part] for s in sections if part in s.model_fields]
+            sections = [inner for f in found for inner in sections_of(f.annotation)]
+    return sections

@@ -1,0 +1,263 @@
+"""Every command that uses a store, with a store that fails at its first, second, … request.
+
+The table says in which exit code each command then ends. Whatever the code, the message says what
+failed, what is safe, and what to run again.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.cli import main
+from pipeline.job import Job
+from pipeline.job.digest import digest_job
+from pipeline.state.claim import Claim, claim_run
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, StoreError
+from tests.support.finished_run import make_run
+from tests.support.jobs import tiny_dict, write_tiny_data
+from tests.support.light_run import light_run, save_checkpoint, write_data
+
+REQUESTS = (
+    "read",
+    "read_versioned",
+    "write",
+    "compare_and_swap",
+    "delete",
+    "download",
+    "list",
+    "probe",
+    "sweep_unfinished",
+)
+REASON = "the test says so"
+
+
+class Store:
+    """Counts what all folder stores of this process are asked; from the `down_from`-th on fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked, self.down_from, self.outage = 0, 0, True
+        self._lock, self._inside = threading.Lock(), threading.local()
+        for name in REQUESTS:
+            monkeypatch.setattr(FileStore, name, self._counted(name, getattr(FileStore, name)))
+
+    def fail_from(self, request: int, *, outage: bool) -> None:
+        self.asked, self.down_from, self.outage = 0, request, outage
+
+    @property
+    def has_failed(self) -> bool:
+        return 0 < self.down_from <= self.asked
+
+    def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(store: FileStore, *arguments: Any) -> Any:
+            if getattr(self._inside, "a_request", False):  # which one request makes of itself
+                return method(store, *arguments)
+            with self._lock:
+                self.asked += 1
+                if self.has_failed:
+                    raise StoreError("reach", f"{name} {arguments[:1]}", REASON, outage=self.outage)
+            self._inside.a_request = True
+            try:
+                return method(store, *arguments)
+            finally:
+                self._inside.a_request = False
+
+        return ask
+
+
+@dataclass(frozen=True)
+class Row:
+    """A command, and a pattern of the exit codes for a failure at request 1, 2, …, one letter each.
+
+    n: 1, no work; b: 2, before work; r: 75, to be run again; w: 74, work done; 0: done all the same
+    `ends`: the exit code with a store that works.
+    """
+
+    command: str
+    codes: str
+    managed: bool = False
+    ends: int = 0
+
+    @property
+    def name(self) -> str:
+        words = [word for word in self.command.split() if not word.startswith("/")]
+        return " ".join(words) + (" (managed)" if self.managed else "")
+
+
+LETTERS = {0: "0", 1: "n", 2: "b", 74: "w", 75: "r"}
+SAFE = {
+    "n": "Nothing was lost|and not a run yet",
+    "b": "Nothing was (started|forked|rented)|could not start",
+    "r": "Nothing was started",
+    "w": "Everything committed before is safe",
+}
+
+TABLE = [
+    # These read or ask, and do no work.
+    Row("status", "n+0*"),
+    Row("status demo", "n+"),
+    Row("checkpoints demo", "n+"),
+    Row("checkpoints demo --verify", "n+"),
+    Row("report demo", "n+"),
+    Row("stop demo", "n+"),
+    Row("export model out", "n+"),
+    Row("generate model --prompt a --max-tokens 1", "n+"),
+    Row("chat model", "n+"),
+    Row("eval model text/all.txt", "n+"),
+    Row("prove job.yaml --kills 1", "n", ends=1),
+    # This one copies. Its first requests only find out whether it may.
+    Row("fork demo demo-2", "b+n+"),
+    # These start work, or rent for it.
+    Row("run job.yaml", "b+w+0*"),
+    Row("run job.yaml", "r+w+0*", managed=True),
+    Row("run finished.yaml", "b+0*"),
+    Row("run finished.yaml", "r+0*", managed=True),
+    Row("check job.yaml", "b+0*"),
+    Row("launch job.yaml --on sky.yaml", "b+0*"),
+    Row("hop demo --on sky.yaml --job demo.yaml", "b+0*"),
+    # These ask the store for what was measured, and go on without it.
+    Row("plan job.yaml --gpu A40", "0+"),
+    Row("replay job.yaml --trace trace.json --step-seconds 1 --price 1", "0+"),
+    # These ask SkyPilot too.
+    Row("watch demo", "n+", ends=2),
+    Row("rentals demo", "n+"),
+]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with runs: `demo`, `model` with weights, one to evaluate and a finished one."""
+    folder = tmp_path_factory.mktemp("project")
+    write_tiny_data(folder)
+    store = FileStore(folder / "runs")
+    light_run(store, "demo")
+    make_run(folder / "runs", "model")
+    job = tiny_dict(hardware={"workers": 0}, prices={"A40": 0.2})
+    (folder / "demo.yaml").write_text(yaml.safe_dump(job | {"name": "demo"}))
+    for name in ("job", "finished"):
+        fields = job | {"name": name}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(fields))
+        trained_run(store, Job.model_validate(fields), evaluated=name == "finished")
+    trace = '{"metadata": {"gap_seconds": 300}, "data": [1, 1, 1, 1, 1, 1]}'
+    (folder / "trace.json").write_text(trace)
+    sky = {"resources": {"infra": "runpod", "accelerators": "A40"}, "run": 'pion run "$JOB"'}
+    (folder / "sky.yaml").write_text(yaml.safe_dump(sky | {"envs": {"JOB": None}}))
+    return folder
+
+
+def trained_run(store: FileStore, job: Job, *, evaluated: bool) -> None:
+    """A released run of `job` with everything but `evaluate` done."""
+    run, digests = RunState(store, job.name), digest_job(job)
+    claim = claim_run(run, Owner.me())
+    for digest in digests.data.values():
+        write_data(run, digest)
+    claim.finish_stage("prepare", digests.stages["prepare"], {})
+    for stage in job.train_stages:
+        last = save_checkpoint(claim, stage, job.section(stage).steps, digests.stages[stage])
+        claim.finish_stage(stage, last.digest, {}, last.key)
+    if evaluated:
+        claim.finish_stage("evaluate", digests.stages["evaluate"], {})
+    claim.release()
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Puts the template, as new, under the working directory; nothing is evaluated or rented."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "project"
+
+    def renew() -> None:
+        monkeypatch.chdir(tmp_path)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(template, place)
+        monkeypatch.chdir(place)
+
+    return renew
+
+
+def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace what takes long and asks no store."""
+    import pipeline.prove.proof
+    import pipeline.stages.evaluate
+    import pipeline.training.saving
+    from pipeline.prove.attempt import Attempt
+
+    def evaluate(job: Job, *, parts: Any, **rest: Any) -> dict[str, Any]:
+        return {"pretrain": parts.save("pretrain", {"loss": 1.0})}
+
+    monkeypatch.setattr(pipeline.stages.evaluate, "evaluate_run", evaluate)
+    # A run whose store is down leaves the thread behind, which ends with its process.
+    monkeypatch.setattr(Claim, "start_heartbeat", lambda claim: None)
+    done = Attempt(False, 0, None, "evaluate", {}, [0.0], [0.0], 1.0, "")
+    monkeypatch.setattr(pipeline.prove.proof, "attempt", lambda *_: done)
+    monkeypatch.setattr(pipeline.training.saving, "RENTAL_LINGER", 0.0)
+
+
+def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SkyPilot without jobs that submits whatever it is given."""
+    import pipeline.rent.check.candidates
+    from pipeline.rent.managed import hop, launch, managed_jobs, rentals, watch
+    from pipeline.rent.plan import command
+
+    monkeypatch.setattr(pipeline.rent.check.candidates, "fitting", lambda *_, **__: [])
+    for module in (launch, hop, rentals):
+        monkeypatch.setattr(module, "start_api_server", lambda say: None)
+        monkeypatch.setattr(module, "managed_jobs", lambda name: [])
+    for module in (launch, hop):
+        monkeypatch.setattr(module, "only", lambda sky_yaml, candidates: sky_yaml)
+        monkeypatch.setattr(module, "check", lambda *_, **__: None)
+        monkeypatch.setattr(module, "submit", lambda task, name: 1)
+        monkeypatch.setattr(module, "make_task", lambda config, secrets: None)
+    monkeypatch.setattr(managed_jobs, "start_api_server", lambda say: None)
+    monkeypatch.setattr(managed_jobs, "managed_jobs", lambda name: [])
+    monkeypatch.setattr(watch, "follow_or_leave", lambda *_: 0)
+    monkeypatch.setattr(hop, "_see_through", lambda *_: 0)
+    monkeypatch.setattr(command, "market", lambda *_, **__: ([], []))
+
+
+@pytest.mark.parametrize("outage", [True, False], ids=["outage", "forbidden"])
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_the_table(
+    row: Row,
+    outage: bool,
+    project: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cheaply(monkeypatch)
+    rent_nothing(monkeypatch)
+    store = Store(monkeypatch)
+    if row.managed:
+        monkeypatch.setenv("PION_LAUNCH_ID", "launch-1")
+    letters = ""
+    while True:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        store.fail_from(0, outage=outage)
+        project()
+        store.fail_from(len(letters) + 1, outage=outage)
+        code = main(row.command.split())
+        text = " ".join("".join(capsys.readouterr()).split())
+        if not store.has_failed:
+            assert code == row.ends, text
+            break
+        letters += LETTERS[code]
+        words = f"{row.command}, request {len(letters)}: exit code {code}\n{text}"
+        assert "bug" not in text, words
+        if code:
+            assert REASON in text, words
+            assert re.search(SAFE[letters[-1]], text), words
+            assert re.search(r"run .* again\.", " ".join(text.split())), words
+    expected = row.codes if outage else row.codes.replace("r", "b")
+    assert re.fullmatch(expected, letters), letters

@@ -1,0 +1,118 @@
+"""A run that is asked for something else than it did, and what else it may be asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.job.file import load_job
+from pipeline.run.run import Options, run_job
+from tests.support.jobs import SilentDisplay
+from tests.support.whole_runs import (
+    copy_run,
+    ends_with,
+    final_weights,
+    finish,
+    head_of,
+    interrupt,
+    newest,
+    start,
+    wait_for,
+    write_job,
+)
+
+Whole = Callable[..., Path]
+
+
+@pytest.fixture
+def unbroken(whole: Whole) -> Path:
+    return whole()
+
+
+def test_a_finished_run_says_so_without_training_anything(tmp_path: Path, unbroken: Path) -> None:
+    job = copy_run(unbroken, tmp_path)
+    before = (tmp_path / "runs/tiny/HEAD.json").read_bytes()
+    output = finish(job)
+    for stage in ("prepare", "pretrain", "sft", "evaluate"):
+        assert f"{stage}: done (finished " in output
+    assert (tmp_path / "runs/tiny/HEAD.json").read_bytes() == before
+
+
+def test_a_finished_run_needs_neither_torch_nor_ray(tmp_path: Path, unbroken: Path) -> None:
+    code = (
+        "import sys; from pipeline.cli import main; code = main(sys.argv[1:]); "
+        "assert not {'torch', 'ray', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "run", str(copy_run(unbroken, tmp_path))]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=120).returncode == 0
+
+
+def test_a_changed_sft_setting_is_shown_and_redo_keeps_pretraining(
+    tmp_path: Path, unbroken: Path
+) -> None:
+    job = copy_run(unbroken, tmp_path)
+    output = ends_with(2, start(job, "sft.lr=2e-3"))
+    assert "sft.lr: 0.001 → 0.002" in output
+    assert "--redo sft" in output
+    assert final_weights(tmp_path) == final_weights(unbroken)
+
+    finish(job, "sft.lr=2e-3", "--redo", "sft")
+    after, before = final_weights(tmp_path), final_weights(unbroken)
+    assert after["pretrain"] == before["pretrain"]
+    assert after["sft"] != before["sft"]
+
+
+def test_redo_with_bad_input_loses_nothing_that_was_finished(
+    tmp_path: Path, unbroken: Path
+) -> None:
+    job = copy_run(unbroken, tmp_path)
+    output = ends_with(2, start(job, "data.sources.0.path=typo", "--redo", "pretrain"))
+    assert "typo" in output
+    assert final_weights(tmp_path) == final_weights(unbroken)
+    assert "sft: done" in finish(job)
+
+
+def test_redo_prepare_reads_the_text_again_and_keeps_the_old_data_if_it_cannot(
+    tmp_path: Path, whole: Whole
+) -> None:
+    unbroken = whole(sft=None)
+    job = copy_run(unbroken, tmp_path, sft=None)
+    text = tmp_path / "text" / "all.txt"
+    before = text.read_text()
+    text.unlink()
+    ends_with(2, start(job, "--redo", "prepare"))
+    assert "pretrain: done" in finish(job)
+    assert final_weights(tmp_path) == final_weights(unbroken)
+
+    text.write_text("\n\n".join(reversed(before.split("\n\n"))))
+    finish(job, "--redo", "prepare")
+    assert final_weights(tmp_path) != final_weights(unbroken)
+
+
+def test_more_steps_may_be_asked_for_before_the_decay(tmp_path: Path, whole: Whole) -> None:
+    longer = whole(pretrain__steps=400, sft=None)
+    job = write_job(tmp_path, log__every=1, sft=None)
+    process = start(job, "checkpoint.every_steps=4")
+    wait_for(process, "pretrain step 8")
+    interrupt(process)
+    finish(job, "pretrain.steps=400", "log.every=100")
+    assert final_weights(tmp_path) == final_weights(longer)
+
+
+def test_training_that_diverges_is_not_saved_as_good(tmp_path: Path) -> None:
+    job = write_job(tmp_path, pretrain__lr=1e30, pretrain__min_lr=1e29, pretrain__clip=0, sft=None)
+    assert "Traceback" not in ends_with(1, start(job, "log.every=1"))
+    assert not head_of(tmp_path).checkpoints
+
+
+def test_run_job_can_be_called_from_python(tmp_path: Path) -> None:
+    job = load_job(write_job(tmp_path, pretrain__steps=4, sft=None), [])
+    assert run_job(job, Options(), SilentDisplay()) == 0
+    manifest = tmp_path / "runs/tiny" / newest(tmp_path).key / "manifest.json"
+    files = json.loads(manifest.read_text())["files"]
+    assert {"model.safetensors", "optimizer.safetensors"} <= set(files)

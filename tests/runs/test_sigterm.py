@@ -1,0 +1,161 @@
+"""SIGTERM at any time: what is done is saved, the process ends in time, and the next continues."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.waiting import wait_until
+from tests.support.whole_runs import (
+    Process,
+    finish,
+    interrupt,
+    kill,
+    newest,
+    rows_trained,
+    start,
+    wait_for,
+    write_job,
+)
+
+GRACE = 4.0
+# What a busy machine may take to end a process whose time is up.
+SLACK = 3.0
+
+LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None, "log__every": 1}
+
+
+def ended_by_sigterm(process: Process, grace: float) -> str:
+    """Return what is still printed; the process ends with 75, and in time."""
+    asked = time.monotonic()
+    output = interrupt(process, signal.SIGTERM)
+    assert time.monotonic() - asked < grace + SLACK
+    return output
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prepare: to do",
+        "training a BPE",
+        "prepare: done",
+        "pretrain: starts",
+        "pretrain step 3",
+        "evaluate: pretrain model",
+        "publish: starts",
+    ],
+)
+def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_goes_on(
+    tmp_path: Path, line: str
+) -> None:
+    changes: dict[str, Any] = {}
+    if "publish" in line:
+        changes = {"publish": {"to": "model"}}
+    elif "evaluate" in line:
+        changes = {"evaluate__final_rows": 100_000}  # of much text: seconds of work
+    job = write_job(tmp_path, log__every=1, **changes)
+    if "evaluate" in line:
+        text = tmp_path / "text" / "all.txt"
+        text.write_text("\n\n".join([text.read_text()] * 20))
+    process = start(job)
+    wait_for(process, line)
+    assert "Traceback" not in ended_by_sigterm(process, GRACE)
+    finish(job)
+    for stage, steps in (("pretrain", 20), ("sft", 10)):
+        assert rows_trained(tmp_path, stage) == [[4 * s, 4 * s + 4] for s in range(steps)]
+
+
+def test_sigterm_while_ray_starts_ends_within_the_grace_and_leaves_no_process(
+    tmp_path: Path,
+) -> None:
+    job = write_job(tmp_path, hardware__workers=1)
+    process = start(job)
+    wait_for(process, "prepare: done")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("ray_fit" in " ".join(child.cmdline()) for child in children)
+    ended_by_sigterm(process, GRACE)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_sigterm_while_a_checkpoint_comes_down_ends_within_the_grace(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+        job = write_job(tmp_path, **LONG, store=f"s3://{s3.bucket()}/runs")
+        first = start(job, "checkpoint.every_steps=5")
+        wait_for(first, ": saved")
+        kill(first)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+        proxy.fail("GET .*safetensors", kind="delay", times=1000, seconds=60)
+        process = start(job)
+        wait_for(process, "pretrain: to be continued")
+        # It comes down while torch is imported, and for long after.
+        wait_until(lambda: proxy.count("GET .*safetensors"), "the checkpoint to be asked for")
+        wait_until(lambda: idle(process), "the run to wait for nothing but the checkpoint")
+        assert "continues after step" not in ended_by_sigterm(process, GRACE)
+        proxy.clear()
+        again = start(job)
+        wait_for(again, "continues after step")
+        kill(again)
+
+
+def idle(process: Process) -> bool:
+    """It does hardly anything for half a second."""
+    before = sum(psutil.Process(process.pid).cpu_times()[:2])
+    time.sleep(0.5)
+    return sum(psutil.Process(process.pid).cpu_times()[:2]) - before < 0.1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = tmp_path / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    job = write_job(tmp_path, **LONG, hardware__compile=True)
+    process = start(job)
+    wait_for(process, "pretrain: starts")
+    wait_until(lambda: list(compiled.rglob("*.cpp")), "torch to compile something")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert "pretrain step 1/" not in ended_by_sigterm(process, GRACE)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_sigterm_saves_the_last_finished_step(tmp_path: Path) -> None:
+    job = write_job(tmp_path, **LONG, checkpoint__every_steps=10_000)
+    process = start(job)
+    wait_for(process, "pretrain step 15")
+    interrupt(process, signal.SIGTERM)
+    assert newest(tmp_path).step >= 15
+
+
+def test_a_save_that_cannot_end_within_the_grace_leaves_the_last_durable_state(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3.url) as proxy:
+        proxy.use(monkeypatch)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        store = f"s3://{s3.bucket()}/runs"
+        job = write_job(tmp_path, **LONG, store=store, checkpoint__grace=2.0)
+        process = start(job, "checkpoint.every_steps=5")
+        wait_for(process, ": saved")
+        proxy.fail("PUT .*safetensors", kind="delay", times=1000, seconds=60)
+        durable = newest(store).step
+        wait_for(process, "pretrain step", lines=10)
+        assert "time is up" in ended_by_sigterm(process, 2.0)
+        assert newest(store).step >= durable
+        proxy.clear()
+        again = start(job)
+        wait_for(again, "continues after step")
+        kill(again)

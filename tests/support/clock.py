@@ -1,0 +1,22 @@
+"""A clock that only moves when told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.state.run_state import Clock
+
+
+class FakeClock:
+    """Time that passes only while somebody sleeps; `during_sleep` runs after each sleep."""
+
+    def __init__(self) -> None:
+        self.time = 1_000_000.0
+        self.during_sleep: Callable[[], None] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        self.during_sleep()
+
+    def clock(self) -> Clock:
+        return Clock(now=lambda: self.time, monotonic=lambda: self.time, sleep=self.sleep)

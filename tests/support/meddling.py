@@ -1,0 +1,90 @@
+"""Replace functions of Pion in the processes that a test starts, and be sure that it was done.
+
+meddling = Meddling(tmp_path)
+meddling.wrap("pion.train.feed:BatchFeed.take", '''
+    def wrapper(original, self, next_row, skipped):
+        return original(self, next_row, skipped)
+''')
+start(job, env=meddling.environment())
+…
+meddling.check()
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Python runs a `sitecustomize` on PYTHONPATH before anything else, and would go on if it failed.
+_SITECUSTOMIZE = """
+import sys
+if {inside!r} in " ".join(sys.orig_argv):
+    import os, time, traceback
+    from importlib import import_module
+    from pathlib import Path
+    HERE = Path({here!r})
+
+    def wrap(target, wrapper):
+        module, _, path = target.partition(":")
+        *parents, name = path.split(".")
+        owner = import_module(module)
+        for parent in parents:
+            owner = getattr(owner, parent)
+        original = getattr(owner, name)
+        def wrapped(*arguments, **options):
+            (HERE / ("called " + target)).touch()
+            return wrapper(original, *arguments, **options)
+        setattr(owner, name, wrapped)
+
+    try:
+{code}
+    except BaseException:
+        traceback.print_exc()
+        os._exit(99)
+"""
+
+
+@dataclass
+class Meddling:
+    """What to replace in processes whose command line contains `inside`; notes lie in `folder`.
+
+    The code may use `HERE`, which is `folder`, `time` and `import_module`.
+    """
+
+    folder: Path
+    inside: str = "pipeline.cli"
+    code: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+
+    def run(self, code: str) -> None:
+        """Run `code` when the process starts."""
+        self.code.append(textwrap.dedent(code))
+
+    def wrap(self, target: str, code: str) -> None:
+        """Call `wrapper(original, *arguments)`, which `code` defines, for `module:name`."""
+        self.run(code)
+        self.run(f"wrap({json.dumps(target)}, wrapper)")
+        self.targets.append(target)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment for a process that is to be meddled with."""
+        folder = self.folder / "meddling"
+        folder.mkdir(exist_ok=True)
+        code = textwrap.indent("\n".join(self.code), " " * 8)
+        text = _SITECUSTOMIZE.format(inside=self.inside, here=str(self.folder), code=code)
+        (folder / "sitecustomize.py").write_text(text)
+        before = os.environ.get("PYTHONPATH")
+        path = f"{folder}{os.pathsep}{before}" if before else str(folder)
+        return os.environ | {"PYTHONPATH": path}
+
+    def called(self, target: str) -> bool:
+        """Whether a process has called what stands for `target`."""
+        return (self.folder / f"called {target}").exists()
+
+    def check(self) -> None:
+        """Fail unless each function that was to be replaced was called in its new form."""
+        for target in self.targets:
+            assert self.called(target), f"nothing called {target}, so the test tested nothing"

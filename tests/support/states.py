@@ -1,0 +1,48 @@
+"""Owners and checkpoints that a test needs only as entries of a run's state."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from typing import Any
+
+from pipeline.state.claim import Claim
+from pipeline.state.owner import Owner
+from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.run_state import RunState
+
+
+def someone(**changes: Any) -> Owner:
+    """An owner on another machine, of which nothing can be told from here."""
+    elsewhere = {
+        "session": uuid.uuid4().hex,
+        "host": "elsewhere",
+        "boot_id": "another-boot",
+        "launch_id": None,
+    }
+    return dataclasses.replace(Owner.me(), **{**elsewhere, **changes})
+
+
+def read(run: RunState) -> Head:
+    head = run.read()
+    assert head is not None
+    return head
+
+
+def an_entry(step: int, epoch: int = 1, stage: str = "pretrain", **changes: Any) -> CheckpointEntry:
+    entry = CheckpointEntry(
+        stage=stage,
+        step=step,
+        epoch=epoch,
+        digest="d",
+        key=f"checkpoints/{stage}/{step}-{epoch}",
+        at=1.0,
+        bytes=10,
+        model_sha256="0" * 64,
+    )
+    return dataclasses.replace(entry, **changes)
+
+
+def list_checkpoint(claim: Claim, entry: CheckpointEntry) -> None:
+    """List `entry` in HEAD, as if it had been saved."""
+    claim.commit(lambda head: head.with_checkpoint(entry))

@@ -1,0 +1,157 @@
+"""Whole runs of a tiny job: `pion run` as a process, and what it left in its store."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.state.metrics import read_metrics
+from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Store, open_store
+from tests.support.jobs import tiny_dict, write_tiny_data
+from tests.support.waiting import kill_tree, read_until, rest_of
+
+# What a run may take on a machine that is busy with others, Ray's start included.
+RUN_SECONDS = 300.0
+
+Process = subprocess.Popen[str]
+_started: list[Process] = []
+
+
+def write_job(folder: Path, **changes: Any) -> Path:
+    """Write a tiny job and its data into `folder`; its store is `folder/runs`."""
+    write_tiny_data(folder)
+    changes = {"store": str(folder / "runs"), "hardware__workers": 0, **changes}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_dict(**changes)))
+    return path
+
+
+# ---------------------------------------------------------------- the process
+
+
+def start(job: Path, *overrides: str, env: Mapping[str, str] | None = None) -> Process:
+    """Start `pion run job overrides…` in the job's folder."""
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(job), *overrides]
+    process = subprocess.Popen(
+        command,
+        cwd=job.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+    )
+    _started.append(process)
+    return process
+
+
+def kill_what_still_runs() -> None:
+    """After a test that failed half-way, end its runs."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            kill_tree(process.pid)
+            process.wait(60)
+
+
+def wait_for(process: Process, text: str, lines: int = 1) -> str:
+    """Read until `lines` lines with `text` were printed; return what was read."""
+    return read_until(process, text, lines=lines, seconds=RUN_SECONDS)
+
+
+def ends_with(code: int, process: Process) -> str:
+    """Wait until the run ends with this exit code; return what it still printed."""
+    output = rest_of(process, seconds=RUN_SECONDS)
+    assert process.returncode == code, output
+    return output
+
+
+def interrupt(process: Process, number: int = signal.SIGINT) -> str:
+    """Ask the run to stop as Ctrl-C does; it ends with 75. Return what it still printed."""
+    process.send_signal(number)
+    return ends_with(75, process)
+
+
+def kill(process: Process) -> str:
+    """Kill the run without warning; return what it had printed that nobody read."""
+    process.kill()
+    return rest_of(process)
+
+
+def finish(job: Path, *overrides: str) -> str:
+    """Run to the end; return what was printed."""
+    return ends_with(0, start(job, *overrides))
+
+
+def whole_run(cache: Path, **changes: Any) -> Path:
+    """The folder of a job that ran to its end without a break: the first who asks runs it.
+
+    Tests of all processes share it, so nobody may change it. See the fixture `whole`.
+    """
+    name = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:12]
+    folder = cache / name
+    cache.mkdir(exist_ok=True)
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            finish(write_job(folder, **changes))
+            (folder / "finished").touch()
+    return folder
+
+
+def copy_run(whole: Path, folder: Path, **changes: Any) -> Path:
+    """Copy a whole run into `folder`; return the job, which is `whole`'s but for its store."""
+    shutil.copytree(whole / "runs", folder / "runs")
+    return write_job(folder, **changes)
+
+
+# ---------------------------------------------------------------- what it left
+
+
+def head_of(where: Path | str) -> Head:
+    """HEAD of the run in this store, or in the store of the job in this folder."""
+    head = RunState(_store(where), "tiny").read()
+    assert head is not None
+    return head
+
+
+def final_weights(where: Path | str) -> dict[str, str]:
+    """sha256 of the last weights of each training stage that is finished."""
+    head = head_of(where)
+    shas = {entry.key: entry.model_sha256 for entry in head.checkpoints}
+    stages = [stage for stage in ("pretrain", "sft") if stage in head.stages]
+    return {stage: shas[head.stages[stage].checkpoint or ""] for stage in stages}
+
+
+def newest(where: Path | str) -> CheckpointEntry:
+    return head_of(where).checkpoints[0]
+
+
+def rows_trained(where: Path | str, stage: str = "pretrain") -> list[list[int]]:
+    """[first, stop) of each step's rows, rewound steps left out."""
+    rows = read_metrics(_store(where), "tiny", head_of(where), stage)
+    return [row["rows"] for row in rows if "rows" in row]
+
+
+def losses(where: Path | str, stage: str = "pretrain") -> list[float]:
+    """The loss of each step, rewound steps left out."""
+    rows = read_metrics(_store(where), "tiny", head_of(where), stage)
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def _store(where: Path | str) -> Store:
+    return open_store(str(where / "runs") if isinstance(where, Path) else where)
