@@ -54,6 +54,7 @@ class TrainingContext:
             if limit is not None
             else Watchdog(self._end_hang)
         )
+        self.watchdog.start()
         self._asked = should_stop
         self._claim: Claim | None = None
         self._patience = Patience(

@@ -22,13 +22,14 @@ REMEMBERED = 64
 
 
 class Watchdog:
-    """Calls `on_hang` once, from its own thread, when neither `beat` nor `progress` was called for
-    too long.
+    """Calls `on_hang` once, when neither `beat` nor `progress` was called for too long.
+
+    It looks every `period` seconds, from a thread that `start` starts.
 
     Too long is `factor` times the usual interval, and at least `at_least` seconds. Before the first
     two beats, while things are read and compiled, it is `start_limit` seconds. Time is `now`'s,
-    which must not jump. A process that was suspended was not hanging: when the watchdog's own
-    thread did not run either, counting starts again.
+    which must not jump. A process that was suspended was not hanging: when the watchdog itself did
+    not look in time either, counting starts again.
 
     `on_hang` is given a text: how long, the stack of every thread, and a file that has it too.
     """
@@ -49,9 +50,14 @@ class Watchdog:
         self._last_beat: float | None = None  # None: what comes next is no usual interval
         self._since = now()
         self._pauses = 0
+        self.period = min(1.0, at_least / 10, start_limit / 10)
+        self._checked = self._since
+        self._reported = False
         self._over = threading.Event()
-        self._period = min(1.0, at_least / 10, start_limit / 10)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Start to look."""
         self._thread.start()
 
     def beat(self) -> None:
@@ -88,23 +94,26 @@ class Watchdog:
     def close(self) -> None:
         """Stop watching."""
         self._over.set()
-        if threading.current_thread() is not self._thread:
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def check(self) -> None:
+        """Look once whether training hangs, and report it if so."""
+        with self._lock:
+            at = self._now()
+            if at - self._checked > 3 * self.period:
+                self._last_beat, self._since = None, at
+            self._checked = at
+            silent, limit = at - self._since, self._limit()
+            hangs = self._pauses == 0 and silent > limit and not self._reported
+            self._reported = self._reported or hangs
+            usual = statistics.median(self._intervals) if self._intervals else None
+        if hangs:
+            self._on_hang(_describe(silent, usual))
+
     def _watch(self) -> None:
-        ticked = self._now()
-        while not self._over.wait(self._period):
-            with self._lock:
-                at = self._now()
-                if at - ticked > 3 * self._period:
-                    self._last_beat, self._since = None, at
-                ticked = at
-                silent, limit = at - self._since, self._limit()
-                hangs = self._pauses == 0 and silent > limit
-                usual = statistics.median(self._intervals) if self._intervals else None
-            if hangs:
-                self._on_hang(_describe(silent, usual))
-                return
+        while not self._reported and not self._over.wait(self.period):
+            self.check()
 
     def _limit(self) -> float:
         if not self._intervals:

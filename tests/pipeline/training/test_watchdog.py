@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import re
 import signal
 import subprocess
@@ -17,78 +16,67 @@ from typing import Any
 import pytest
 
 from pipeline.training.watchdog import Watchdog
-
-
-class Clock:
-    """A clock that runs on its own, and can be put forward."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead
+from tests.support.waiting import join, read_until, rest_of, wait_until
 
 
 class Watched:
-    """Watchdogs whose reports are kept, and which end with the test."""
+    """A watchdog on a clock that moves when told, and what it reported."""
 
-    def __init__(self) -> None:
-        self.hangs: queue.Queue[str] = queue.Queue()
-        self.made: list[Watchdog] = []
+    def __init__(self, **limits: Any) -> None:
+        self.time = 1000.0
+        self.hangs: list[str] = []
+        self.dog = Watchdog(self.hangs.append, now=lambda: self.time, **limits)
 
-    def __call__(self, **limits: Any) -> Watchdog:
-        self.made.append(Watchdog(self.hangs.put, **limits))
-        return self.made[-1]
+    def work(self, *steps: float) -> None:
+        """Take so many seconds for each step."""
+        for seconds in steps:
+            self.wait(seconds)
+            self.dog.beat()
 
-    def hang(self) -> str:
-        return self.hangs.get(timeout=60)
+    def wait(self, seconds: float) -> None:
+        """Let time pass, in which the watchdog looks as often as it does."""
+        end = self.time + seconds
+        while self.time < end:
+            self.time = min(end, self.time + self.dog.period)
+            self.dog.check()
 
 
-@pytest.fixture
-def watchdog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+@pytest.fixture(autouse=True)
+def _files_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    watched = Watched()
-    yield watched
-    for dog in watched.made:
-        dog.close()
 
 
-def beat(dog: Watchdog, times: int, every: float) -> None:
-    for _ in range(times):
-        time.sleep(every)
-        dog.beat()
+def test_silence_after_some_steps_is_a_hang() -> None:
+    watched = Watched(factor=2, at_least=60)
+    watched.work(1, 1, 1, 1, 1)
+    watched.wait(60)
+    assert watched.hangs == []
+    watched.wait(2)
+    assert watched.hangs[0].startswith("No step or batch for 61 s (one usually takes 1.0 s)")
 
 
-def test_silence_after_some_steps_is_a_hang(watchdog: Watched) -> None:
-    dog = watchdog(factor=2, at_least=0.2)
-    beat(dog, times=5, every=0.01)
-    assert watchdog.hang().startswith("No step or batch for ")
-
-
-def test_a_hang_is_reported_once(watchdog: Watched) -> None:
-    dog = watchdog(factor=2, at_least=0.1)
-    beat(dog, times=3, every=0.01)
-    watchdog.hang()
-    dog.beat()
-    time.sleep(0.5)
-    assert watchdog.hangs.empty()
+def test_a_hang_is_reported_once() -> None:
+    watched = Watched(factor=2, at_least=60)
+    watched.work(1, 1, 1)
+    watched.wait(100)
+    watched.dog.beat()
+    watched.wait(100)
+    assert len(watched.hangs) == 1
 
 
 def wait_for_a_rank_that_never_comes(never: threading.Event) -> None:
-    never.wait()
+    never.wait(60)
 
 
-def test_the_report_shows_where_every_thread_is_and_a_file_has_it_too(
-    watchdog: Watched, tmp_path: Path
-) -> None:
+def test_the_report_shows_where_every_thread_is_and_a_file_has_it_too(tmp_path: Path) -> None:
     never = threading.Event()
     stuck = threading.Thread(target=wait_for_a_rank_that_never_comes, args=(never,))
     stuck.start()
-    dog = watchdog(factor=2, at_least=0.1)
-    beat(dog, times=3, every=0.01)
-    text = watchdog.hang()
+    watched = Watched(start_limit=60)
+    watched.wait(70)
     never.set()
-    stuck.join()
+    join(stuck)
+    (text,) = watched.hangs
     assert "in wait_for_a_rank_that_never_comes" in text
     assert re.search(r"test_watchdog\.py\", line \d+ in test_the_report_shows", text)
     [file] = tmp_path.glob("pion-hang-*.txt")
@@ -97,121 +85,130 @@ def test_the_report_shows_where_every_thread_is_and_a_file_has_it_too(
 
 
 def test_a_hang_is_reported_when_no_file_can_be_written(
-    watchdog: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    dog = watchdog(factor=2, at_least=0.1)
-    beat(dog, times=3, every=0.01)
-    text = watchdog.hang()
+    watched = Watched(start_limit=60)
+    watched.wait(70)
+    (text,) = watched.hangs
     assert "in test_a_hang_is_reported_when_no_file_can_be_written" in text
     assert "(not written to a file: " in text
 
 
-def test_a_start_may_take_longer_than_a_step(watchdog: Watched) -> None:
-    dog = watchdog(factor=2, at_least=0.05, start_limit=600)
-    time.sleep(0.5)
-    dog.beat()  # the first step, compiled
-    time.sleep(0.5)
-    assert watchdog.hangs.empty()
+def test_a_start_may_take_longer_than_a_step() -> None:
+    watched = Watched(factor=2, at_least=5, start_limit=600)
+    watched.wait(500)
+    watched.dog.beat()  # the first step, compiled
+    watched.wait(500)
+    assert watched.hangs == []
 
 
-def test_a_start_that_never_ends_is_a_hang(watchdog: Watched) -> None:
-    watchdog(start_limit=0.2)
-    assert "since the start" in watchdog.hang()
+def test_a_start_that_never_ends_is_a_hang() -> None:
+    watched = Watched(start_limit=600)
+    watched.wait(602)
+    assert "since the start" in watched.hangs[0]
 
 
-def test_the_limit_grows_with_the_usual_step(watchdog: Watched) -> None:
-    dog = watchdog(factor=100, at_least=0.05)
-    beat(dog, times=4, every=0.1)
-    time.sleep(1)  # ten steps' time
-    assert watchdog.hangs.empty()
+def test_the_limit_grows_with_the_usual_step() -> None:
+    watched = Watched(factor=100, at_least=5)
+    watched.work(10, 10, 10, 10)
+    watched.wait(1000)
+    assert watched.hangs == []
+    watched.wait(2)
+    assert len(watched.hangs) == 1
 
 
-def test_one_slow_step_does_not_change_what_is_usual(watchdog: Watched) -> None:
-    dog = watchdog(factor=2, at_least=1.0)
-    beat(dog, times=5, every=0.01)
-    beat(dog, times=1, every=0.8)  # makes the mean of the intervals 0.2 s
-    assert re.search(r"one usually takes 0\.[01] s", watchdog.hang())
+def test_one_slow_step_does_not_change_what_is_usual() -> None:
+    watched = Watched(factor=2, at_least=100)
+    watched.work(1, 1, 1, 1, 1, 80)  # a mean of 14 s
+    watched.wait(102)
+    assert "one usually takes 1.0 s" in watched.hangs[0]
 
 
-def test_what_gets_on_without_a_step_is_no_hang_until_it_stops(watchdog: Watched) -> None:
-    dog = watchdog(factor=2, at_least=0.5)
-    beat(dog, times=5, every=0.01)
+def test_what_gets_on_without_a_step_is_no_hang_until_it_stops() -> None:
+    watched = Watched(factor=2, at_least=50)
+    watched.work(1, 1, 1, 1, 1)
     for _ in range(15):
-        time.sleep(0.1)
-        dog.progress()
-    assert watchdog.hangs.empty()
-    assert watchdog.hang().startswith("No step or batch for ")
+        watched.wait(40)
+        watched.dog.progress()
+    assert watched.hangs == []
+    watched.wait(52)
+    assert watched.hangs[0].startswith("No step or batch for 51 s")
 
 
-def test_what_gets_on_without_a_step_does_not_change_what_is_usual(watchdog: Watched) -> None:
-    dog = watchdog(factor=2, at_least=1.0)
-    beat(dog, times=5, every=0.01)
+def test_what_gets_on_without_a_step_does_not_change_what_is_usual() -> None:
+    watched = Watched(factor=2, at_least=100)
+    watched.work(1, 1, 1, 1, 1)
     for _ in range(6):
-        time.sleep(0.3)
-        dog.progress()
-        dog.beat()
-    assert re.search(r"one usually takes 0\.[01] s", watchdog.hang())
+        watched.wait(30)
+        watched.dog.progress()
+        watched.dog.beat()
+    watched.wait(102)
+    assert "one usually takes 1.0 s" in watched.hangs[0]
 
 
-def test_progress_before_the_first_steps_leaves_them_the_time_of_a_start(
-    watchdog: Watched,
-) -> None:
-    dog = watchdog(factor=2, at_least=0.05, start_limit=600)
-    dog.progress()
-    dog.progress()
-    time.sleep(0.5)
-    assert watchdog.hangs.empty()
+def test_progress_before_the_first_steps_leaves_them_the_time_of_a_start() -> None:
+    watched = Watched(factor=2, at_least=5, start_limit=600)
+    watched.dog.progress()
+    watched.dog.progress()
+    watched.wait(500)
+    assert watched.hangs == []
 
 
-def test_nothing_is_expected_during_a_pause_and_counting_restarts_after_it(
-    watchdog: Watched,
-) -> None:
-    dog = watchdog(factor=2, at_least=0.2)
-    beat(dog, times=5, every=0.01)
-    with dog.paused():
-        with dog.paused():
-            time.sleep(0.5)
-        time.sleep(0.5)
-        assert watchdog.hangs.empty()
-    assert watchdog.hang().startswith("No step or batch for 0 s")
+def test_nothing_is_expected_during_a_pause_and_counting_restarts_after_it() -> None:
+    watched = Watched(factor=2, at_least=50)
+    watched.work(1, 1, 1, 1, 1)
+    with watched.dog.paused():
+        with watched.dog.paused():
+            watched.wait(100)
+        watched.wait(100)
+    watched.wait(50)
+    assert watched.hangs == []
+    watched.wait(2)
+    assert watched.hangs[0].startswith("No step or batch for 51 s")
 
 
-def test_a_pause_that_raises_is_over(watchdog: Watched) -> None:
-    dog = watchdog(factor=2, at_least=0.1)
-    beat(dog, times=3, every=0.01)
-    with pytest.raises(OSError, match="the store is down"), dog.paused():
+def test_a_pause_that_raises_is_over() -> None:
+    watched = Watched(factor=2, at_least=50)
+    watched.work(1, 1, 1)
+    with pytest.raises(OSError, match="the store is down"), watched.dog.paused():
         raise OSError("the store is down")
-    watchdog.hang()
+    watched.wait(52)
+    assert len(watched.hangs) == 1
 
 
-def test_a_pause_is_no_usual_interval(watchdog: Watched) -> None:
-    dog = watchdog(factor=2, at_least=0.05, start_limit=600)
-    dog.beat()
-    with dog.paused():
-        time.sleep(0.3)
-    dog.beat()  # still no interval between two beats: the start's limit holds
-    time.sleep(0.5)
-    assert watchdog.hangs.empty()
+def test_a_pause_is_no_usual_interval() -> None:
+    watched = Watched(factor=2, at_least=5, start_limit=600)
+    watched.dog.beat()
+    with watched.dog.paused():
+        watched.wait(30)
+    watched.dog.beat()  # still no interval between two beats: the start's limit holds
+    watched.wait(500)
+    assert watched.hangs == []
 
 
-def test_time_in_which_the_watchdog_itself_did_not_run_is_no_hang(watchdog: Watched) -> None:
-    clock = Clock()
-    dog = watchdog(factor=2, at_least=0.5, now=clock)
-    beat(dog, times=5, every=0.01)
-    clock.ahead += 3600  # a laptop's lid was closed
-    assert watchdog.hang().startswith("No step or batch for 1 s")
+def test_time_in_which_the_watchdog_itself_did_not_look_is_no_hang() -> None:
+    watched = Watched(factor=2, at_least=50)
+    watched.work(1, 1, 1, 1, 1)
+    watched.time += 3600  # a laptop's lid was closed
+    watched.wait(50)
+    assert watched.hangs == []
+    watched.wait(2)
+    assert watched.hangs[0].startswith("No step or batch for 51 s")
 
+
+# ---------------------------------------------------------------- its thread
 
 SUSPENDED = """
-import os, sys, time
+import os, sys
 from pipeline.training.watchdog import Watchdog
-dog = Watchdog(lambda text: os._exit(70), factor=2, at_least=1.0)
-for _ in range(5):
-    time.sleep(0.01)
-    dog.beat()
+dog = Watchdog(lambda text: os._exit(70), start_limit=2.0)
+dog.start()
 print("ready", flush=True)
-sys.stdin.readline()
+for _ in range(3):
+    sys.stdin.readline()
+    dog.beat()
+    print("beaten", flush=True)
 """
 
 
@@ -222,27 +219,39 @@ def test_a_process_stopped_for_longer_than_the_limit_goes_on() -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    read_until(process, "ready")
     process.send_signal(signal.SIGSTOP)
-    time.sleep(2)
+    time.sleep(3)  # longer than the limit
     process.send_signal(signal.SIGCONT)
-    process.communicate("done\n")
+    assert "beaten" in rest_of(process)
     assert process.returncode == 0
 
 
-def test_a_closed_watchdog_reports_nothing(watchdog: Watched) -> None:
-    dog = watchdog(factor=2, at_least=0.1)
-    beat(dog, times=3, every=0.01)
+@pytest.fixture
+def reports() -> Iterator[list[str]]:
+    """What a watchdog reports that looks from its own thread."""
+    reports: list[str] = []
+    dog = Watchdog(reports.append, start_limit=0.1)
+    dog.start()
+    yield reports
     dog.close()
-    time.sleep(0.5)
-    assert watchdog.hangs.empty()
 
 
-def test_whoever_is_told_of_a_hang_may_close_the_watchdog(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_its_thread_notices_a_hang_by_itself(reports: list[str]) -> None:
+    wait_until(lambda: reports, "the watchdog to report")
+    assert "in test_its_thread_notices_a_hang_by_itself" in reports[0]
+
+
+def test_a_closed_watchdog_looks_no_more() -> None:
+    reports: list[str] = []
+    dog = Watchdog(reports.append, start_limit=60)
+    dog.start()
+    dog.close()
+    assert not any(thread.name == "watchdog" for thread in threading.enumerate())
+    assert reports == []
+
+
+def test_whoever_is_told_of_a_hang_may_close_the_watchdog() -> None:
     closed = threading.Event()
 
     def close(_: str) -> None:
@@ -250,4 +259,5 @@ def test_whoever_is_told_of_a_hang_may_close_the_watchdog(
         closed.set()
 
     dog = Watchdog(close, start_limit=0.1)
-    assert closed.wait(10)
+    dog.start()
+    assert closed.wait(60)
