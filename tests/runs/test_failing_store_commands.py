@@ -22,7 +22,8 @@ import yaml
 from pipeline.cli import main
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import claim_run
+from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
@@ -194,12 +195,12 @@ def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
     import pipeline.training.saving
     from pipeline.prove.attempt import Attempt
 
-    def evaluate(job: Job, *, parts: Any, **rest: Any) -> dict[str, Any]:
+    def evaluate(job: Job, trained: Any, parts: Any, *rest: Any) -> dict[str, Any]:
         return {"pretrain": parts.save("pretrain", {"loss": 1.0})}
 
     monkeypatch.setattr(pipeline.stages.evaluate, "evaluate_run", evaluate)
     # A run whose store is down leaves the thread behind, which ends with its process.
-    monkeypatch.setattr(Claim, "start_heartbeat", lambda claim: None)
+    monkeypatch.setattr(Heartbeat, "start", lambda heartbeat: None)
     done = Attempt(False, 0, None, "evaluate", {}, [0.0], [0.0], 1.0, "")
     monkeypatch.setattr(pipeline.prove.proof, "attempt", lambda *_: done)
     monkeypatch.setattr(pipeline.training.saving, "RENTAL_LINGER", 0.0)
