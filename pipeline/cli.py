@@ -398,7 +398,8 @@ def _report(args: argparse.Namespace) -> int:
 
 def _load(name: str | None) -> tuple[FoundModel, Decoder, Tokenizer]:
     """The model of that name, on the accelerator if there is one."""
-    from pipeline.models.find import find_model, load_found
+    from pipeline.models.find import find_model
+    from pipeline.models.load import load_found
 
     found = find_model(name)  # before torch is imported: a wrong name is answered at once
     from pion.train.hardware import pick_device

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from pipeline.console.formats import moment, size
-from pipeline.models.find import read_run
 from pipeline.state.checkpoints.restore import check_entry
+from pipeline.state.find_run import read_run
 from pipeline.state.records import CheckpointEntry
 from pipeline.state.run_state import RunState
 from pipeline.state.scratch import scratch_workspace

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from pipeline.models.find import find_model, load_model, load_tokenizer
+from pipeline.models.find import find_model
+from pipeline.models.load import load_model, load_tokenizer
 
 # Any English text will do to compare logits on; these come with Python.
 _TEXTS = [text for text in (argparse.__doc__, json.__doc__) if text]

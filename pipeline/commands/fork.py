@@ -19,9 +19,9 @@ from typing import Any
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import size
 from pipeline.job import STAGES
-from pipeline.models.find import read_run
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
+from pipeline.state.find_run import read_run
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.records import CheckpointEntry, Head

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from pion.errors import BadInput
-from pipeline.models.find import CONFIG, WEIGHTS, find_model, load_model
+from pipeline.models.find import CONFIG, WEIGHTS, find_model
+from pipeline.models.load import load_model
 
 
 def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) -> str:

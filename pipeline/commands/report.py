@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from pion.errors import BadInput
-from pipeline.models.find import read_run
 from pipeline.report.of_run import write_run_report
+from pipeline.state.find_run import read_run
 from pipeline.state.recorded_job import recorded_job
 
 

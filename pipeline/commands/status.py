@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.console.formats import duration, moment, printable, size
 from pipeline.cost.by_cause import costs_of
 from pipeline.cost.costs import Costs, MachineCost
-from pipeline.models.find import read_run, runs_in
+from pipeline.state.find_run import read_run, runs_in
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import duration, printable
-from pipeline.models.find import read_run
+from pipeline.state.find_run import read_run
 from pipeline.state.heartbeat import HEARTBEAT_SECONDS
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head

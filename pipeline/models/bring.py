@@ -1,4 +1,4 @@
-"""The model of a checkpoint on this machine, without the optimizer's state, which is most of it."""
+"""Brings the model of a checkpoint to this machine, without the optimizer's state."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from pipeline.state.workspace import Workspace, read_files
 
 
 def bring_model(run: RunState, key: str) -> Path:
-    """The folder of the listed checkpoint `key`, verified, and downloaded unless it is here.
+    """Return the verified folder of the listed checkpoint `key`; download it unless it is here.
 
-    Raises BadInput, naming the command that checks them all, if its files are missing or damaged.
+    Raises BadInput, which names the command that checks all of them, if files are missing or
+    damaged.
     """
     workspace = Workspace(run.store, run.name)
     problem = _fetch(workspace, key)
     if problem is not None:
         raise BadInput(
             f"The checkpoint {key} of run {run.name} is listed, but its files in {run.store.url} "
-            f"can't be used: {problem}. Check them all: "
+            f"can't be used: {problem}. Check all checkpoints: "
             f"pion checkpoints {run_reference(run.store, run.name)} --verify"
         )
     return workspace.folder(key)
 
 
 def run_reference(store: Store, name: str) -> str:
-    """What to call a run on the command line: its name alone if it is in the default store."""
+    """Return what to call a run on the command line: in the default store, its name alone."""
     return name if store.url == open_store(DEFAULT_STORE).url else f"{store.url}/{name}"
 
 

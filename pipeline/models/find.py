@@ -1,4 +1,4 @@
-"""From what a person calls a model (or nothing) to a folder that can be loaded."""
+"""From what a user calls a model (or nothing) to a folder that can be loaded."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal
 
 from pion.errors import BadInput
 from pipeline.models.bring import bring_model
+from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
-from pipeline.state.run_status import last_change
-from pipeline.state.stores import DEFAULT_STORE, Store, open_store, split_run
-
-if TYPE_CHECKING:
-    from pion.data.tokenizer import Tokenizer
-    from pion.model.decoder import Decoder
+from pipeline.state.stores import DEFAULT_STORE, open_store
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
@@ -31,9 +27,9 @@ class FoundModel:
     Attributes:
         folder: the folder with the weights, or a seed's `.pt` file.
         kind: how they are stored.
-        label: what to call the model when talking to a person.
+        label: what to call the model in messages.
         chat: whether it was fine-tuned on conversations.
-        tokenizer: its `tokenizer.json`; None where there is none (a seed's `.pt` carries none).
+        tokenizer: its `tokenizer.json`; None if there is none (a seed's `.pt` file has none).
     """
 
     folder: Path
@@ -53,15 +49,17 @@ class Listed:
 
 
 def find_model(text: str | None) -> FoundModel:
-    """The model called `text`; None is the final model of the latest run in the default store.
+    """Return the model called `text`; None is the final model of the latest run in `runs/`.
 
-    `text` is a run (`demo`, `<store>/demo`, with `@pretrain`, `@sft` or `@STEP` for another than
-    its last checkpoint), a checkpoint's or an exported folder, a seed's `.pt` file, or a Hub
-    repository (`user/name` or `hf://user/name`, with `@REVISION`). `s3://bucket/prefix/demo` and
-    `hf://user/name/demo` are runs, whose weights are downloaded unless this machine has them.
+    `text` is one of these:
+      * a run: `demo` or `<store>/demo`, with `@pretrain`, `@sft` or `@STEP` for another checkpoint
+        than its last one. The weights of a run in a remote store (`s3://bucket/prefix/demo`,
+        `hf://user/name/demo`) are downloaded unless this machine has them.
+      * the folder of a checkpoint or of an exported model, or a seed's `.pt` file.
+      * a Hub repository: `user/name` or `hf://user/name`, with `@REVISION`.
 
     Raises:
-        BadInput: there is nothing of that name; the message lists what was looked at.
+        BadInput: there is nothing of that name; the message lists what was searched.
         StoreError: the store that would have it can't be read.
     """
     found = _latest() if text is None else locate_model(text)
@@ -73,16 +71,22 @@ def find_model(text: str | None) -> FoundModel:
 
 
 def locate_model(text: str) -> Path | Listed | str:
-    """Where `find_model` finds `text`, of which nothing is downloaded yet: a file or folder, a
-    checkpoint of a run, or a Hub repository (`user/name` or `user/name@REVISION`).
+    """Return where `find_model` finds `text`, and download nothing.
+
+    The result is a file or folder, a checkpoint of a run, or a Hub repository (`user/name` or
+    `user/name@REVISION`). The Hub is not asked whether it has the repository.
 
     Raises:
-        BadInput: there is nothing of that name. Whether the Hub has the repository is not asked.
+        BadInput: there is nothing of that name.
+        StoreError: the store that would have it can't be read.
     """
     if HUB_MODEL.fullmatch(text):
         return text.removeprefix("hf://")
     if "://" in text:
-        return _in_run(text) or _no_such_run(text)
+        found = _in_run(text)
+        if found is None:
+            raise BadInput(no_such_run(open_run(text)))
+        return found
     path = Path(text).expanduser()
     if path.is_file() or (path.is_dir() and (path / WEIGHTS).is_file()):
         return path
@@ -91,93 +95,18 @@ def locate_model(text: str) -> Path | Listed | str:
         return found
     if path.exists():
         raise BadInput(
-            f"{text}: a folder, but no model: it has no {WEIGHTS} (a checkpoint, an exported "
-            f"model) and no HEAD.json (a run). {_known_runs(open_store(DEFAULT_STORE))}"
+            f"{text} is a folder, but not a model: it has neither {WEIGHTS} (a checkpoint or an "
+            f"exported model) nor HEAD.json (a run). {known_runs(open_store(DEFAULT_STORE))}"
         )
     if HUB_REPO.fullmatch(text):
         return text
     raise BadInput(
-        f"no model {text!r}: no such file or folder, no such run. "
-        f"{_known_runs(open_store(DEFAULT_STORE))} A Hub repository is written user/name."
+        f"no model {text!r}: there is no such file, folder or run. "
+        f"{known_runs(open_store(DEFAULT_STORE))} A Hub repository is written user/name."
     )
 
 
-def load_model(found: FoundModel) -> Decoder:
-    """Its weights in a Decoder, in float32 on the CPU. Raises BadInput for files that are none."""
-    if found.kind == "seed":
-        from pion.seeds import import_seed
-
-        return import_seed(found.folder)
-    from pion.load import load_decoder
-
-    return load_decoder(found.folder)
-
-
-def load_tokenizer(found: FoundModel) -> Tokenizer:
-    """Its tokenizer. Raises BadInput where it has none."""
-    from pion.data.tokenizer import Tokenizer
-
-    if found.tokenizer is None:
-        raise BadInput(
-            f"{found.label} comes without a tokenizer. Put its tokenizer.json into "
-            f"{found.folder if found.folder.is_dir() else found.folder.parent}"
-            + (
-                f", or make a folder of both: pion import-seed {found.folder} DIR --tokenizer FILE"
-                if found.kind == "seed"
-                else ""
-            )
-        )
-    return Tokenizer.from_file(found.tokenizer)
-
-
-def load_found(found: FoundModel) -> tuple[Decoder, Tokenizer]:
-    """Both, checked to fit each other."""
-    tokenizer = load_tokenizer(found)
-    model = load_model(found)
-    tokenizer.fits(model.config.vocab_size, where=str(found.tokenizer))
-    return model, tokenizer
-
-
 # ---------------------------------------------------------------- runs
-
-
-def runs_in(store: Store) -> dict[str, Head]:
-    """Every run of a store, by name, most recently saved last."""
-    heads = {name: RunState(store, name).read() for name in _run_names(store)}
-    present = {name: head for name, head in heads.items() if head is not None}
-    return dict(sorted(present.items(), key=lambda item: (last_change(item[1]), item[0])))
-
-
-def read_run(run: str) -> tuple[RunState, Head]:
-    """A run by `<store>/<name>`, a name in the default store, or the path of its folder.
-
-    Raises BadInput if it does not exist, naming those that do, and StoreError.
-    """
-    url, name = split_run(run)
-    store = open_store(url)
-    state = RunState(store, name)
-    head = state.read()
-    if head is None:
-        raise BadInput(_no_run(store, name))
-    return state, head
-
-
-def _no_run(store: Store, name: str) -> str:
-    return f"no run {name!r} in the store {store.url}. {_known_runs(store)}"
-
-
-def _no_such_run(text: str) -> NoReturn:
-    raise BadInput(_no_run(*_store_and_name(text)))
-
-
-def _run_names(store: Store) -> list[str]:
-    keys = (entry.key.split("/") for entry in store.list())
-    return sorted(name for name, *rest in keys if rest == ["HEAD.json"])
-
-
-def _known_runs(store: Store) -> str:
-    names = _run_names(store)
-    return f"Runs in {store.url}: {', '.join(names)}." if names else f"No runs in {store.url}."
 
 
 def _latest() -> Listed:
@@ -195,18 +124,13 @@ def _in_run(text: str) -> Listed | None:
     whole, _, suffix = text.rpartition("@")
     for run, which in ((text, None), (whole, suffix)):
         try:
-            state = RunState(*_store_and_name(run))
-        except BadInput:  # no name a run can have
+            state = open_run(run)
+        except BadInput:  # not the name of a run
             continue
         head = state.read()
         if head is not None:
             return _listed(state, head, which)
     return None
-
-
-def _store_and_name(run: str) -> tuple[Store, str]:
-    url, name = split_run(run)
-    return open_store(url), name
 
 
 def _of_run(found: Listed) -> FoundModel:
@@ -219,7 +143,7 @@ def _of_run(found: Listed) -> FoundModel:
 
 
 def _listed(state: RunState, head: Head, which: str | None) -> Listed:
-    """The checkpoint asked for: of a stage, of a step, or the last stage's last."""
+    """Return the checkpoint of a stage or step; without `which`, the last stage's last one."""
     entries = list(head.checkpoints)  # newest first
     if which is None:
         last = [head.stages[s].checkpoint for s in ("sft", "pretrain") if s in head.stages]
@@ -241,7 +165,7 @@ def _listed(state: RunState, head: Head, which: str | None) -> Listed:
 def _from_file(path: Path) -> FoundModel:
     if path.suffix != ".pt":
         raise BadInput(
-            f"{path}: not a model: expected a seed's .pt file or a folder with {WEIGHTS}"
+            f"{path} is not a model: expected a seed's .pt file or a folder with {WEIGHTS}"
         )
     beside = [path.with_name("tokenizer.json"), *sorted(path.parent.glob("*tokenizer.json"))]
     tokenizer = next((candidate for candidate in beside if candidate.is_file()), None)
@@ -252,7 +176,7 @@ def _from_file(path: Path) -> FoundModel:
 
 def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
     if not (folder / CONFIG).is_file():
-        raise BadInput(f"{folder}: not a model: {WEIGHTS} is there, but no {CONFIG}")
+        raise BadInput(f"{folder} is not a model: it has {WEIGHTS}, but no {CONFIG}")
     tokenizer: Path | None = folder / "tokenizer.json"
     if not (folder / "state.json").is_file():
         chat = (folder / "chat_template.jinja").is_file()
@@ -297,15 +221,16 @@ def _from_hub(text: str) -> FoundModel:
         ) from None
     except NotThere:
         raise BadInput(
-            f"no model {text!r}: no such folder, no such run, and no such repository on the Hub "
-            "(a private one needs a login: hf auth login)"
+            f"no model {text!r}: there is no such folder, no such run, and no such repository on "
+            "the Hub (a private repository needs a login: hf auth login)"
         ) from None
     except LocalEntryNotFoundError as error:
         raise BadInput(
-            f"no model {text!r}: no such folder, no such run, and the Hub can't be reached: {error}"
+            f"no model {text!r}: there is no such folder, no such run, and the Hub can't be "
+            f"reached: {error}"
         ) from None
     except (OSError, ValueError) as error:
         raise BadInput(f"can't get {repo} from the Hub: {error}") from None
     if not (folder / WEIGHTS).is_file():
-        raise BadInput(f"the Hub repository {repo} holds no {WEIGHTS}: not a model Pion can load")
+        raise BadInput(f"the Hub repository {repo} has no {WEIGHTS}: Pion can't load it")
     return _from_folder(folder, label=f"hf://{text}")

@@ -237,7 +237,8 @@ def _pretrained(run: RunState) -> Path:
 def _model_from(job: Job, source: str, fetch: Fetch) -> Decoder:
     """The job's decoder with the weights `init_from` names; BadInput if it is another model."""
     from pion.model.decoder import Decoder
-    from pipeline.models.find import find_model, load_model
+    from pipeline.models.find import find_model
+    from pipeline.models.load import load_model
 
     path = job.input_path(source)
     found = load_model(fetch(lambda: find_model(str(path) if path.exists() else source)))

@@ -13,7 +13,6 @@ from pion.errors import BadInput, PionError
 from pipeline.console.formats import duration
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.models.find import read_run
 from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.managed import pods
 from pipeline.rent.managed.cheapest_first import only
@@ -35,6 +34,7 @@ from pipeline.rent.managed.submission import announced, submitting_alone
 from pipeline.rent.managed.task import make_task, task_config, task_variables
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.run.handover import FROM_EPOCH
+from pipeline.state.find_run import read_run
 from pipeline.state.metrics import read_events
 from pipeline.state.recorded_job import find_job_file
 from pipeline.state.records import Head

@@ -20,7 +20,6 @@ from pipeline.cost.by_cause import costs_of, read_log
 from pipeline.cost.costs import MachineCost
 from pipeline.cost.lost import LOST
 from pipeline.machine.rented import RENTED
-from pipeline.models.find import read_run
 from pipeline.rent.managed import pods as runpod
 from pipeline.rent.managed.managed_jobs import ManagedJob, managed_jobs, start_api_server
 from pipeline.rent.managed.names import cluster_name, rental_name
@@ -33,6 +32,7 @@ from pipeline.rent.managed.orphans import (
 )
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.progress import say_now
+from pipeline.state.find_run import read_run
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, split_run

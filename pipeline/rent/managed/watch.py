@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import printable
-from pipeline.models.find import read_run
 from pipeline.rent.managed import managed_jobs as sky
 from pipeline.rent.managed.diagnose import Finding, diagnose
 from pipeline.rent.managed.lock import alone
@@ -27,6 +26,7 @@ from pipeline.rent.managed.progress import (
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.restart import CANCEL_SECONDS, Anew
 from pipeline.rent.managed.task import launch_id_of
+from pipeline.state.find_run import read_run
 from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store, split_run

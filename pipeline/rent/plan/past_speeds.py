@@ -12,8 +12,8 @@ from typing import Any
 from pion.errors import PionError
 from pipeline.job import Job
 from pipeline.machine.gpu_names import sky_names
-from pipeline.models.find import runs_in
 from pipeline.rent.time_limit import within
+from pipeline.state.find_run import runs_in
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState

@@ -23,9 +23,9 @@ from pipeline.cost.by_cause import CAUSES, costs, costs_of
 from pipeline.cost.costs import Costs
 from pipeline.cost.lost import LostMachine, keep_lost
 from pipeline.job import Job
-from pipeline.models.find import read_run
 from pipeline.report.of_run import write_run_report
 from pipeline.state.claim import claim_run
+from pipeline.state.find_run import read_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.records import CheckpointEntry, ClaimRecord, Head, Spent, StageRecord

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pion.errors import BadInput
-from pipeline.models.find import find_model, load_found, load_model
+from pipeline.models.find import find_model
+from pipeline.models.load import load_found, load_model
 from tests.paths import SEEDS
 from tests.support.finished_run import make_run, tiny_model
 from tests.support.hub_server import hub_server
@@ -105,7 +106,7 @@ def test_an_unknown_name_is_answered_with_the_runs_there_are(here):
     assert "No runs in" in complaint("nothing")
     make_run(here / "runs")
     message = complaint("dmeo")
-    assert "no such file or folder, no such run" in message
+    assert "there is no such file, folder or run" in message
     assert "demo." in message
     assert "no run in" in complaint_without_models(here)
 
@@ -150,7 +151,7 @@ def test_a_file_or_folder_that_is_no_model_says_what_one_looks_like(here):
     Path("notes.txt").write_text("hello")
     assert "not a model: expected a seed's .pt file or a folder" in complaint("notes.txt")
     Path("folder").mkdir()
-    assert "it has no model.safetensors" in complaint("./folder")
+    assert "it has neither model.safetensors" in complaint("./folder")
     Path("folder/model.safetensors").write_bytes(b"")
     assert "but no config.json" in complaint("folder")
 

@@ -1,0 +1,51 @@
+"""From what a user calls a run to its state in a store, and all runs of a store."""
+
+from __future__ import annotations
+
+from pion.errors import BadInput
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+from pipeline.state.run_status import last_change
+from pipeline.state.stores import Store, open_store, split_run
+
+
+def read_run(run: str) -> tuple[RunState, Head]:
+    """Return a run and its HEAD.
+
+    `run` is `<store>/<name>`, a name in the default store, or the path of the run's folder. Raises
+    BadInput, naming the existing runs, if there is no such run, and StoreError.
+    """
+    state = open_run(run)
+    head = state.read()
+    if head is None:
+        raise BadInput(no_such_run(state))
+    return state, head
+
+
+def open_run(run: str) -> RunState:
+    """Return the run of that name, which may not exist. Raises BadInput for an illegal name."""
+    url, name = split_run(run)
+    return RunState(open_store(url), name)
+
+
+def runs_in(store: Store) -> dict[str, Head]:
+    """Return the HEAD of every run in a store, by name, the most recently saved last."""
+    heads = {name: RunState(store, name).read() for name in _run_names(store)}
+    present = {name: head for name, head in heads.items() if head is not None}
+    return dict(sorted(present.items(), key=lambda item: (last_change(item[1]), item[0])))
+
+
+def no_such_run(state: RunState) -> str:
+    """Return the message that there is no such run; it names the existing runs."""
+    return f"no run {state.name!r} in the store {state.store.url}. {known_runs(state.store)}"
+
+
+def known_runs(store: Store) -> str:
+    """Return a sentence that names the runs in a store."""
+    names = _run_names(store)
+    return f"Runs in {store.url}: {', '.join(names)}." if names else f"No runs in {store.url}."
+
+
+def _run_names(store: Store) -> list[str]:
+    keys = (entry.key.split("/") for entry in store.list())
+    return sorted(name for name, *rest in keys if rest == ["HEAD.json"])
