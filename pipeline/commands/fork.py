@@ -31,8 +31,8 @@ from pipeline.state.stores import Missing, StoreError, open_store, split_run
 from pipeline.state.stores.verdict import Moment, before_work, verdict
 from pipeline.state.workspace import Workspace, read_files
 
+# The epoch in which the fork itself owns the new run. It is released before anybody else owns it.
 EPOCH = 1
-"""Under which the fork itself owns the new run; it is released before anybody else's."""
 
 Say = Callable[[str], None]
 

@@ -18,15 +18,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+# Environment variables of the clouds' own clients.
 AWS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 AWS_DISABLED = "AWS_EC2_METADATA_DISABLED"
 GCP_HOST = "GCE_METADATA_HOST"
-"""Environment variables of the clouds' own clients."""
 
 AWS_SECONDS = 120.0
 GCP_SECONDS = 30.0
+# Seconds that are assumed to be left if the notice's time has passed: this machine's clock may be
+# off.
 AT_LEAST = 5.0
-"""Seconds assumed to be left when the notice's time has passed: this machine's clock may be off."""
 TIMEOUT = 2.0
 DMI = Path("/sys/class/dmi/id")
 ERRORS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError)

@@ -35,18 +35,19 @@ SIGNS = ("SKYPILOT_TASK_ID", "SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_CLUSTER_INFO",
 PRICE_VARIABLE = "PION_DOLLARS_PER_HOUR"
 PRICES_VARIABLE = "PION_PRICES"
 _AT = " on "
+# What a machine without a GPU is called among prices.
 CPU = "CPU"
-"""What a machine without a GPU is called among prices."""
+# The phases of a boot, in order. Each ends at the time in its variable.
 BOOT_PHASES = (
     ("machine up", "PION_BOOT_STARTED"),
     ("checks", "PION_BOOT_CHECKED"),
     ("install", "PION_BOOT_SYNCED"),
 )
-"""What ends at the moment that each variable holds, in order."""
+# The kinds of the event that a process appends after it has claimed a run; see `claim_event`.
 RENTED, AT_HOME = "machine", "process"
-"""Kinds of the event that a process appends when it has claimed a run; see `claim_event`."""
+# Seconds. A machine that was up for longer before the run script began was rented for something
+# else.
 LONGEST_BOOT = 3600.0
-"""A machine that was up for longer when the run script began was rented for something else."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pion.errors import BadInput
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.models.find import HUB_REPO
 
+# Only temporary keys have this token.
 SESSION_TOKEN = "AWS_SESSION_TOKEN"
-"""Belongs to temporary keys, and only to them."""
 
 
 def needed_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -28,8 +28,8 @@ def sky_module() -> ModuleType:
 _INSTALL = "Install it on the machine you rent from: `uv sync` in the project's folder."
 
 
+# Silencing affects the whole process, so only one thread at a time may do it.
 _quiet = threading.RLock()
-"""What is silenced belongs to the process, so only one thread at a time may do it."""
 
 
 @contextlib.contextmanager

@@ -61,14 +61,16 @@ from pipeline.training.saving import linger_seconds
 if TYPE_CHECKING:
     from pipeline.workers.ray_workers import RayWorkers
 
+# How long workers may take to save after they are asked to stop, if the store can be reached.
 STOP_SECONDS = 30.0
-"""How long workers may take to save when asked to stop, with a store that can be reached."""
+# How long to wait after a worker has hung up. Its last messages may still be on their way, or those
+# of another worker.
 GONE_SECONDS = 2.0
-"""A worker that has hung up may still have said something, and another may be on its way."""
+# The number of the first save whose time is typical. Earlier saves of a process also allocate
+# memory and open connections.
 TYPICAL_SAVE = 3
-"""The first saves of a process also allocate memory and open connections."""
+# A wait for another owner that is longer than these seconds is reported.
 WORTH_NOTING = 1.0
-"""Seconds of waiting for another owner."""
 
 
 @dataclass

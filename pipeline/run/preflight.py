@@ -13,8 +13,8 @@ from pipeline.machine.rented import is_rented
 from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.ray_workers import RAY_ADDRESS
 
+# SkyPilot sets this on a machine that it ends itself when the job is done, or replaces.
 MANAGED = "SKYPILOT_MANAGED_JOB_ID"
-"""Set by SkyPilot on a machine that it ends by itself when the job is done, or replaces."""
 
 
 def preflight(job: Job) -> list[str]:

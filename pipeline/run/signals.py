@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GO_ON = "Run the same command again to go on."
+# The errors that a stop is raised as. If two stops were asked for, the later in this list wins.
 GRAVITY: tuple[type[PionError], ...] = (Interrupted, Stopped, Fenced)
-"""What a stop can be raised as; of two that were asked, the later of these wins."""
+# Seconds before the deadline that are kept for saying why, and for ending other processes.
 LAST_WORDS = 0.3
-"""Seconds before the deadline kept for saying why and for ending other processes."""
+# Within these seconds, the same signal again is an echo of the first: `uv run` and `timeout` pass
+# on a signal that the whole process group has already received.
 DOUBLED = 0.5
-"""Seconds in which the same signal again is an echo of the first: `uv run` and `timeout` pass on
-what the process group got already."""
 
 
 class StoppingOnSignals:

@@ -14,8 +14,8 @@ from pipeline.state.records import Head, SkippedRows
 
 RowRange = tuple[int, int]  # [first, stop)
 
+# A rewind is forgiven once a checkpoint this many steps after its trouble is committed.
 SETTLED_STEPS = 100
-"""A rewind is forgiven once a checkpoint so many steps beyond its trouble is committed."""
 
 
 def plan_rewind(

@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+# The usual interval between beats is the median of this many intervals.
 REMEMBERED = 64
-"""Intervals between beats whose median is the usual one."""
 
 
 class Watchdog:

@@ -27,8 +27,9 @@ from pipeline.workers.lifeline import LifelineServer
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 LOOPBACK = "127.0.0.1"
+# The environment variable with the address (host:port) of a running Ray to use instead of starting
+# one.
 RAY_ADDRESS = "PION_RAY_ADDRESS"
-"""Environment variable: a running Ray to use (host:port) instead of starting one."""
 
 
 class RayWorkers:

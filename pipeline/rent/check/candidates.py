@@ -14,8 +14,8 @@ from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 
+# How many GPUs are suggested when a candidate is too small, the smallest that fit first.
 LISTED = 6
-"""The smallest GPUs that would do, named where a candidate does not."""
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.rent.time_limit import begin, within
 from pipeline.state.stores import open_store
 
+# A check that has not answered this long after the command's start counts as not found out.
 SECONDS = 16.0
-"""What has not answered after so long, from the command's start, counts as not found out."""
+# The part of these seconds that is left to the checks of the job if the rental can't be read.
 JOB_SECONDS = 4.0
-"""Of them, left to the checks of the job where the rental can't be read."""
 MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("?", "yellow")}
 
 Check = Callable[[], list[CheckRow]]

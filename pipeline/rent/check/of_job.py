@@ -31,8 +31,8 @@ from pipeline.state.stores.verdict import before_work
 if TYPE_CHECKING:
     from pion.config import ModelConfig
 
+# A store that takes longer than this to answer is too slow to use.
 STORE_SECONDS = 8.0
-"""A store that takes longer to answer would not do."""
 
 
 def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:

@@ -19,14 +19,15 @@ from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore, open_store
 
+# Tests set this to 1, because the machine that they rent is this one.
 LOOPBACK_VARIABLE = "PION_ALLOW_LOOPBACK"
-"""Set to 1 where the rented machine is this one, as in tests."""
+# The disk that packages, their cache, and logs need.
 BASE_GB = 15.0
-"""Packages, their cache, and logs."""
+# How many checkpoints the machine's disk has at a time: the two that are kept, and the one being
+# written.
 CHECKPOINTS = 3
-"""On the machine's disk at a time: the two kept, and the one being written."""
+# The size of a checkpoint: a float32 weight and AdamW's two moments for each parameter.
 BYTES_PER_PARAMETER = 12
-"""Of a checkpoint: float32 weights and AdamW's two moments."""
 RECOVER_CODE = 75
 
 

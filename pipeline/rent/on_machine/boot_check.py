@@ -29,18 +29,18 @@ from typing import Any, Mapping, Optional, Sequence, Tuple  # noqa: UP035  (Pyth
 
 ANOTHER_MACHINE = 75
 
+# The oldest driver for all programs of a CUDA major version:
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 LEAST_DRIVER = {12: 525, 13: 580}
-"""The oldest driver that runs programs of a CUDA major version, whatever the minor:
-https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"""
 
+# Sellers' GB are smaller than those of file systems, which also reserve a part of the disk.
 DISK_TOLERANCE = 0.9
-"""Sellers' GB are smaller than file systems', which keep a part for themselves."""
 
 PROBE = (sys.executable, __file__, "--probe")
 PROBE_BYTES = 64 * 2**20
 PROBE_SECONDS = 20
+# Seconds more for each further GPU. A driver that is not kept awake wakes them one by one.
 PROBE_SECONDS_MORE = 5
-"""The second, for each further GPU: a driver that is not kept awake wakes them one by one."""
 
 Version = Tuple[int, ...]  # noqa: UP006  (Python 3.8)
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pion.train.hardware import gpu_flops
 
+# The share of a GPU's memory in the catalog that CUDA can use, where the GPU reserves most (ECC).
 CATALOG_SHARE = 0.92
-"""Of the memory a catalog quotes, what CUDA leaves where it keeps most for itself (ECC)."""
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 
+# The fields of a model that its speed depends on.
 SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "head_dim", "vocab_size")
-"""The fields of a model that its speed depends on."""
+# How many of an attempt's newest metrics files are read. Its speed hardly changes.
 SEGMENTS = 3
-"""How many of an attempt's newest metrics files are read: speed hardly changes."""
+# How long reading a store may take.
 SECONDS = 4.0
-"""How long a store may take to be read."""
+# How many of the store's runs are read, the most recent first.
 RUNS = 10
-"""How many of the store's runs are looked at, the most recent ones."""
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.rent.skypilot import close_names, enabled_clouds, quiet, sky_module
 from pipeline.rent.time_limit import within
 
+# These are clusters that the user owns, so they have no prices.
 NO_CATALOG = ("kubernetes", "ssh", "slurm")
-"""Clusters of one's own, which have no prices."""
 
+# A catalog that takes longer to fetch is not used.
 CATALOG_SECONDS = 10.0
-"""A catalog that takes longer to fetch is done without."""
 
 Prices = Mapping[str, Price]
 

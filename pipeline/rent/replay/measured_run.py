@@ -20,8 +20,8 @@ from pipeline.state.recorded_job import recorded_job
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 
+# Phases that are measured from the start of `pion run`, and from the start of a rental.
 FIRST_STEP, PAID = "first step", "paid to first step"
-"""Phases that count from the start: of `pion run`, and of a rental."""
 UNUSUAL = {"prepare", WAITED}
 
 

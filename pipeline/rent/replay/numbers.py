@@ -13,15 +13,15 @@ from pipeline.job import Job
 from pipeline.rent.replay.measured_run import FIRST_STEP, PAID, MeasuredRun, measured_run
 from pipeline.rent.replay.options import Given, Number, option
 
+# Together a minute from when a machine is paid for to its first step.
 BOOT_SECONDS, RESTORE_SECONDS = 50.0, 10.0
-"""A minute from paid to first step."""
+# Seconds from when a rental is paid for to `pion run`, if only runs at home were measured.
 MACHINE_SECONDS = 30.0
-"""From paid to `pion run`, on a rental, where only runs at home were measured."""
+# Bytes per second: copying a snapshot from a GPU's memory, hashing a checkpoint and writing it to
+# disk, and sending it to a store over a gigabit line.
 COPY_BYTES, WRITE_BYTES, UPLOAD_BYTES = 4e9, 250e6, 100e6
-"""Per second: a snapshot from a GPU's memory, a checkpoint hashed and written to disk, and sent to
-a store over a gigabit line."""
+# Bytes of a parameter in a checkpoint: a float32 weight and two moments.
 STATE_BYTES = 12
-"""Of a parameter in a checkpoint: float32 weight and two moments."""
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import seconds_between_starts
 from pipeline.training.context import MAX_ATTEMPTS
 
+# A process claims once for itself and once for its workers.
 STARTS_KEPT = CLAIMS_KEPT // 2
-"""A process claims once for itself and once for its workers."""
 CAUSES = ("boot", "restore", "recompute", "stall")
 
 
@@ -67,8 +67,8 @@ class Outcome:
         return self.kept / self.paid if self.paid else 0.0
 
 
+# The largest number of machines that a sweep simulates, which takes a few seconds.
 MACHINES = 500_000
-"""How many machines a sweep simulates at most: a few seconds' work."""
 
 
 class Replay:

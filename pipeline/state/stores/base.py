@@ -62,8 +62,8 @@ class Entry:
 Entries = list[Entry]
 
 
+# A write that waits for its commit, as plain JSON.
 Staged = dict[str, Any]
-"""A write that waits for its commit, as plain JSON."""
 
 
 class Store(Protocol):

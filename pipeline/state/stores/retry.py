@@ -14,8 +14,9 @@ TRIES = 8
 BASE_SECONDS = 0.25
 CAP_SECONDS = 20.0
 TOTAL_SECONDS = 90.0
+# A wait that the server asks for is obeyed up to this many seconds, even if it exceeds the bounds
+# above.
 LONGEST_RETRY_AFTER = 120.0
-"""What a server asks for is waited out, up to this long, even if it exceeds the bounds above."""
 
 T = TypeVar("T")
 
