@@ -1,6 +1,6 @@
 """The receipt of a hop: what changed with the machine, and proof that the run did not.
 
-It compares two "training" events, which an attempt records when it begins (stages/machine.py). Of
+It compares two "training" events, which an attempt records when it begins (machine_note.py). Of
 their fields it uses: stage, from_step, host, device, workers, micro_batch, grad_accum, dtype,
 python, seq_len, global_batch, lr (the schedule's for step `from_step`, the last one finished) and
 next_row (the first row this attempt trains on).

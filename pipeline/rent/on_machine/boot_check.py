@@ -1,17 +1,17 @@
-"""The first thing that runs on a rented machine: is it the machine that was paid for?
+"""Check, before anything else runs on a rented machine, that it is the machine that was paid for.
 
     python3 pipeline/rent/on_machine/boot_check.py     exit 0: fine · exit 75: rent another
 
-Hosts differ, and a bad one should cost seconds: this runs before anything is installed or
-downloaded, with the standard library alone and any Python from 3.8. What it found goes to standard
-error. On standard output goes the folder of packages of the image's own torch, where that satisfies
-this project (3 GB not to be downloaded), and nothing otherwise.
+Hosts differ, and a bad host should cost only seconds. So this runs before anything is installed or
+downloaded, and needs only the standard library and any Python from 3.8. Findings go to standard
+error. If the image's torch satisfies this project, its folder of packages goes to standard output,
+which saves a download of 3 GB; otherwise standard output stays empty.
 
-With GPUs, it has a process of its own (`boot_check.py --probe`) write and read back memory of each,
-through the driver alone. Whether they compute is for torch to say, once there is one (gpu_test.py).
+If there are GPUs, a separate process (`boot_check.py --probe`) writes and reads back memory of each
+GPU, using only the driver. Whether the GPUs compute is checked later, with torch (gpu_check.py).
 
-Environment: SKYPILOT_NUM_GPUS_PER_NODE, the GPUs that were asked for (an image made for a machine
-without GPUs says PION_EXPECT_GPUS=0); PION_DISK_GB, the disk that was.
+Environment: SKYPILOT_NUM_GPUS_PER_NODE is the number of GPUs that were asked for (an image for a
+machine without GPUs sets PION_EXPECT_GPUS=0), and PION_DISK_GB is the disk that was asked for.
 """
 
 from __future__ import annotations

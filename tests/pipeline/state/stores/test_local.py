@@ -1,6 +1,6 @@
 """The local store in particular: dying writers, disks that refuse, and names of stores.
 
-What it has in common with all stores is in test_store_conformance.py.
+What it has in common with all stores is in test_base_conformance.py.
 """
 
 import os
