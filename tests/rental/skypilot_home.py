@@ -22,8 +22,9 @@ from typing import Any
 from pipeline.rent.managed.managed_jobs import ENDED
 from pipeline.workers.reaper import start_reaper
 from tests.paths import REPOSITORY
+from tests.rental.loopback_runpod import RunPod, loopback_runpod
 from tests.rental.pods import HOME, RUNTIME
-from tests.rental.runpod_api import API_KEY, RunPod, loopback_runpod
+from tests.support.runpod_api import CONFIG
 from tests.support.sky_catalog import PRICES, Price, write_catalog
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -95,7 +96,7 @@ def loopback_skypilot(ports: list[int]) -> Iterator[Loopback]:
     try:
         home, image = folder / "home", folder / "image"
         (home / ".runpod").mkdir(parents=True)
-        (home / ".runpod" / "config.toml").write_text(f'[default]\napi_key = "{API_KEY}"\n')
+        (home / ".runpod" / "config.toml").write_text(CONFIG)
         write_catalog(home)
         (home / ".sky" / "config.yaml").write_text(_CONFIG)
         environment = build_image(folder, image)

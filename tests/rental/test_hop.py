@@ -22,8 +22,8 @@ def test_a_run_hops_to_another_gpu_and_only_then_is_the_old_machine_ended(rented
             assert old.alive, "the old machine was ended before the new one was up"
             hop.ends_with(0)
             for words in (
-                f"managed job {launch.job} works on until its machine is up",
-                "has taken the run over",
+                f"managed job {launch.job} continues until its machine is up",
+                "has taken over the run",
                 f"managed job {launch.job} has ended, and its pod ",  # is gone, or was terminated
                 "micro_batch × grad_accum × workers: 8×1×1 → 2×4×1, 512 tokens per step as before",
                 "= last + 1",
@@ -52,8 +52,8 @@ def test_a_hop_that_finds_no_machine_leaves_the_old_one_training(rented: Rented)
             wait_until(lambda: old.job_log().count(": saved") > saves + 1, "more saves")
             rented.loopback.sky("jobs", "cancel", "-y", str(hop.job))
             hop.ends_with(1)
-            assert "ended before it had taken the run over" in hop.text
-            assert "which was left alone" in hop.text
+            assert "ended before it took over the run" in hop.text
+            assert "and was left alone" in hop.text
         assert rented.machines == [old]
         assert old.alive
         assert launch.process.poll() is None

@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.workers.reaper import session_processes
 from tests.rental.conftest import why_impossible
+from tests.rental.loopback_runpod import RunPod, loopback_runpod, rent
 from tests.rental.pods import RUNTIME, Pod
 from tests.rental.rented import wait_until
-from tests.rental.runpod_api import RunPod, loopback_runpod, rent
 from tests.rental.skypilot_home import REPOSITORY
 
 pytestmark = [

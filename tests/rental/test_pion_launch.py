@@ -10,8 +10,8 @@ from pipeline.rent.managed.names import rental_name
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
+from tests.rental.loopback_runpod import rent
 from tests.rental.rented import ENDLESS, JOB, OVERRIDES, RUN, Rented, wait_until
-from tests.rental.runpod_api import rent
 from tests.rental.window import window
 
 pytestmark = pytest.mark.rental
@@ -92,8 +92,9 @@ def test_a_pod_that_nobody_needs_is_found_and_ended_and_a_strangers_is_let_be(
         rentals.ends_with(0)
         assert "SkyPilot knows no managed job 999 of that name" in rentals.text
         assert "rented from another machine; ask there" in rentals.text
-        assert f"1 orphan paid for by nobody's wish: pion rentals {rented.run} --reap" in (
-            rentals.text
+        assert (
+            f"1 orphaned machine is still billing. End it with: pion rentals {rented.run} --reap"
+            in (rentals.text)
         )
     with window(rented, "rentals", rented.run, "--reap") as rentals:
         rentals.ends_with(0)

@@ -88,7 +88,7 @@ def test_a_place_whose_machines_all_die_young_is_left_for_another(
     # The boot check refuses three machines in a row; SkyPilot would go on renting there.
     rented.loopback.runpod.small_disks = 3
     with watched(rented, two) as watch:
-        watch.wait_for("submitted the run anew as managed job ")
+        watch.wait_for("restarted the run as managed job ")
         first, *_ = rented.machines
         gpu = first.gpu.removeprefix("NVIDIA ").replace(" ", "")
         assert f"bad place: the last 3 machines were {gpu} spot on RunPod" in watch.text

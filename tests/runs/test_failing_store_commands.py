@@ -27,6 +27,7 @@ from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
+from tests.support.fake_provider import FakeProvider
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.light_run import light_run, save_checkpoint, write_data
@@ -208,23 +209,20 @@ def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A SkyPilot without jobs that submits whatever it is given."""
-    import pipeline.rent.check.candidates
-    from pipeline.rent.managed import hop, launch, managed_jobs, rentals, watch
+    from pipeline.rent.managed import hop, launch, order, rentals, watch
     from pipeline.rent.plan import command
 
-    monkeypatch.setattr(pipeline.rent.check.candidates, "fitting", lambda *_, **__: [])
-    for module in (launch, hop, rentals):
-        monkeypatch.setattr(module, "start_api_server", lambda say: None)
-        monkeypatch.setattr(module, "managed_jobs", lambda name: [])
+    provider = FakeProvider()
+    provider.submit = lambda task, name: 1
+    for module in (launch, hop, rentals, watch):
+        monkeypatch.setattr(module, "Provider", lambda: provider)
     for module in (launch, hop):
-        monkeypatch.setattr(module, "only", lambda sky_yaml, candidates: sky_yaml)
-        monkeypatch.setattr(module, "check", lambda *_, **__: None)
-        monkeypatch.setattr(module, "submit", lambda task, name: 1)
-        monkeypatch.setattr(module, "make_task", lambda config, secrets: None)
-    monkeypatch.setattr(managed_jobs, "start_api_server", lambda say: None)
-    monkeypatch.setattr(managed_jobs, "managed_jobs", lambda name: [])
-    monkeypatch.setattr(watch, "follow_or_leave", lambda *_: 0)
-    monkeypatch.setattr(hop, "_see_through", lambda *_: 0)
+        monkeypatch.setattr(module, "require_checks", lambda *_, **__: None)
+    monkeypatch.setattr(order, "fitting", lambda *_, **__: [])
+    monkeypatch.setattr(order, "with_candidates", lambda sky_yaml, candidates: sky_yaml)
+    monkeypatch.setattr(order, "make_task", lambda config, secrets: None)
+    monkeypatch.setattr(launch, "follow_or_leave", lambda *_: 0)
+    monkeypatch.setattr(hop, "_see_it_through", lambda *_: True)
     monkeypatch.setattr(command, "market", lambda *_, **__: ([], []))
 
 

@@ -1,7 +1,7 @@
-"""The machines a rental accepts, in the order that SkyPilot shall try them in: by today's price.
+"""Put the machines that a YAML accepts in the order of today's prices, the cheapest first.
 
-SkyPilot compares prices itself for `sky launch`, but of a managed job it tries the entries of
-`any_of` in an arbitrary order (0.14: $0.30 was rented over $0.20), and a list in the list's.
+SkyPilot compares prices itself for `sky launch`. For a managed job, it tries the entries of
+`any_of` in an arbitrary order (0.14 rented for $0.30 instead of $0.20), and a list in its order.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 from pipeline.rent.plan.prices import Offer, Prices, look_up
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 
+# If a YAML sets it to 1 in `envs`, the order of its list is no preference and may be changed.
 WANTED = "PION_CHEAPEST_FIRST"
-"""Among a YAML's envs, 1: the order of its list is that of usual prices, and no preference."""
 
 
-def only(sky_yaml: SkyYaml, candidates: Sequence[Candidate]) -> SkyYaml:
-    """The rental that accepts these of its candidates, in their order, and no other: its YAML
-    says so too."""
+def with_candidates(sky_yaml: SkyYaml, candidates: Sequence[Candidate]) -> SkyYaml:
+    """Return a YAML that accepts only these of its candidates, in their order."""
     if len(candidates) == len(sky_yaml.candidates):
         return sky_yaml
     left = [candidate.resources.to_yaml_config() for candidate in candidates]
@@ -29,7 +28,7 @@ def only(sky_yaml: SkyYaml, candidates: Sequence[Candidate]) -> SkyYaml:
 
 
 def resources_by_price(sky_yaml: SkyYaml, prices: Prices | None) -> Any:
-    """The YAML's `resources`: as written, or its candidates spot first, the cheapest first.
+    """Return the YAML's `resources`: as written, or sorted, spot before on demand, by price.
 
     A list is somebody's order of preference and stays as it is, unless the YAML says otherwise.
     """

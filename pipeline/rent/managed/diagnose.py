@@ -11,52 +11,32 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.console.formats import duration
+from pipeline.rent.managed.attempts import Attempt
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.pods import Pod
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS
 
+# From asking for a machine until it has claimed the run. Pulling an image of 10 GB and installing
+# take minutes; a host that takes longer is paid for nothing. On a store where only commits are a
+# sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more before it takes over.
 BOOT_SECONDS = 1200.0
-"""From a machine that is asked for to one that has claimed the run: pulling an image of 10 GB and
-installing take minutes, and a host that takes longer is paid for nothing. Where only commits are a
-sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more before it takes over."""
+# Without a step although the heartbeat continues. The run's own watchdog acts earlier.
 HANG_SECONDS = 900.0
-"""Without a step though the heartbeat goes on. The run's own watchdog comes first."""
+# Without a heartbeat although the machine lives. A run tries to reach its store for a shorter time
+# before it gives up; until then, ending the machine would lose what is not stored yet.
 SILENT_SECONDS = 2700.0
-"""Without a heartbeat though the machine lives: longer than a run goes on trying to reach its
-store before it gives up, since what it has not stored yet would be lost with it."""
+# SkyPilot notices within 60 to 70 s that a machine is gone.
 UNNOTICED_SECONDS = 300.0
-"""SkyPilot sees within 60 to 70 s that a machine has gone."""
+# SkyPilot waits forever for a pod that is lost while it boots; a later pod is found sooner.
 LOST_BOOT_SECONDS = 600.0
-"""A pod that is lost while it boots SkyPilot waits for without end; a next one it finds sooner."""
+# If SHORT_LIVES machines in a row in one place live no longer than this, the place is to blame.
 SHORT_LIFE_SECONDS = 900.0
 SHORT_LIVES = 3
-"""So many machines in a row that lived so briefly in one place: it is the place."""
-VAIN_LIVES = 5
-"""So many in a row that never came to own the run, wherever they were: it is the job."""
+# If so many machines in a row never claim the run, wherever they are, the job is to blame.
+FUTILE_LIVES = 5
 
 Action = Literal["note", "terminate", "relaunch", "cancel"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where machines of one kind come from, in SkyPilot's words."""
-
-    cloud: str | None
-    region: str | None
-    gpu: str | None
-    spot: bool
-
-    def __str__(self) -> str:
-        machine = f"{self.gpu or 'CPU'} {'spot' if self.spot else 'on demand'}"
-        return f"{machine} on {'/'.join(filter(None, (self.cloud, self.region))) or 'any cloud'}"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A machine that was rented at `began` (Unix seconds)."""
-
-    place: Place
-    began: float
 
 
 @dataclass(frozen=True)
@@ -66,10 +46,10 @@ class SkyView:
     Attributes:
         job: the newest managed job of the run; None if SkyPilot knows none.
         pods: RunPod's pods of that job; None if RunPod is not its cloud, or can't be asked.
-        gone_since: since when no pod is listed of a job that is RUNNING, or that has had one
-            in the status it has now.
-        pod_since: when the watcher first saw the newest of those pods that lives.
-        attempts: the machines that this job had so far, oldest first.
+        gone_since: since when the job lacks a pod, although it is RUNNING or had a pod before in
+            its present status.
+        pod_since: when the watcher first saw the newest living pod.
+        attempts: the machines that this job has had so far, oldest first.
         place: where its machine is, or was last; None before SkyPilot has said so.
     """
 
@@ -83,7 +63,7 @@ class SkyView:
 
 @dataclass(frozen=True)
 class RunView:
-    """What the run's store says. Times are Unix seconds, by the clock of who wrote them.
+    """What the run's store says. Times are Unix seconds, by the clock of whoever wrote them.
 
     Attributes:
         finished: whether every stage of its job is done.
@@ -91,7 +71,7 @@ class RunView:
         claimed_at: when its owner claimed it; None if nobody owns it.
         beat_at: the owner's last heartbeat.
         stalled_since: since when, by the watcher's clock, heartbeats have come without a new
-            step; None while steps come, before the first, and while there is no heartbeat.
+            step; None while steps come, before the first step, and without heartbeats.
         last_sign: the newest time at which any owner showed life.
         heartbeats: False on a store where only commits are a sign of life.
     """
@@ -107,9 +87,9 @@ class RunView:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong: what, why it is thought so, and what is to be done.
+    """Something is wrong: what, why we think so, and what to do about it.
 
-    `pods` are to be terminated first; `avoid` is a place not to rent from again.
+    `pods` are terminated first; `avoid` is a place not to rent from again.
     """
 
     what: str
@@ -119,16 +99,16 @@ class Finding:
     avoid: Place | None = None
 
     @property
-    def why_key(self) -> str:
-        """The same while the same thing is wrong, though `why` counts the minutes."""
+    def key(self) -> str:
+        """The same while the same thing is wrong, although `why` counts the minutes."""
         return " ".join((self.what, *self.pods))
 
 
 def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
-    """What is wrong at Unix time `now`, the most certain first.
+    """Return what is wrong at Unix time `now`, the most certain finding first.
 
-    A run that is finished, or was asked to stop, is left to end, as long as it can: a machine that
-    never comes so far is ended with its job, and none is rented for it.
+    A run that is finished, or was asked to stop, ends by itself. Only a machine that cannot do so
+    is terminated with its job, and not replaced.
     """
     job, ending = sky.job, run.finished or run.stop is not None
     if job is None or job.status == "CANCELLING":
@@ -140,12 +120,13 @@ def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
     if ending and job.status in _WAITING and sky.pods == ():
         waits = Finding("not needed", f"SkyPilot says {job.status}", "cancel")
         return [_end_instead(waits, run)]
-    here = _boot(sky, run, job, alive, now) if _is_booting(run, job) else _stuck(run, alive, now)
+    booting = _is_booting(run, job)
+    here = _slow_boot(sky, run, job, alive, now) if booting else _stuck(run, alive, now)
     if ending:
         return [_end_instead(here, run)] if here is not None and here.what in _NEVER_ENDS else []
     found = [
         _dead_pods(sky, job),
-        _unnoticed(sky, job, now),
+        _unnoticed_loss(sky, job, now),
         _never_starts(sky, run, job) or _bad_place(sky, job, now),
         here,
     ]
@@ -153,19 +134,19 @@ def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
 
 
 _WAITING = ("PENDING", "STARTING", "RECOVERING")
+# What keeps a machine from ever seeing that it should end.
 _NEVER_ENDS = ("boot not finished", "silent")
-"""What keeps a machine from ever seeing that it is to end."""
 
 
 def _end_instead(finding: Finding, run: RunView) -> Finding:
-    """The same, of a run that needs no other machine."""
+    """Return the finding for a run that needs no other machine."""
     reason = "the run is finished" if run.finished else f"the run was asked to stop ({run.stop})"
     why = f"{finding.why}; {reason}, so no other machine is needed"
     return replace(finding, why=why, action="cancel", avoid=None)
 
 
 def _dead_pods(sky: SkyView, job: ManagedJob) -> Finding | None:
-    """A stopped pod left in the list: SkyPilot fails to read its status, and tries for minutes."""
+    """Find stopped pods in the list: SkyPilot can't read their status, and retries for minutes."""
     dead = tuple(pod for pod in sky.pods or () if not pod.alive)
     if not dead:
         return None
@@ -174,7 +155,8 @@ def _dead_pods(sky: SkyView, job: ManagedJob) -> Finding | None:
     return Finding("dead pod", why, "terminate", tuple(pod.id for pod in dead))
 
 
-def _unnoticed(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
+def _unnoticed_loss(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
+    """Find a pod that is gone while SkyPilot still counts on it."""
     if sky.gone_since is None or sky.pods:
         return None
     gone = now - sky.gone_since
@@ -185,22 +167,23 @@ def _unnoticed(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
 
 
 def _never_starts(sky: SkyView, run: RunView, job: ManagedJob) -> Finding | None:
-    """Machines that all go before they own the run, wherever they are: it is not the place."""
+    """Find machines that all end before they own the run, wherever they are."""
     if job.status not in ("RECOVERING", "STARTING"):
         return None
     claimed = run.last_sign or 0.0
-    vain = [attempt for attempt in sky.attempts if attempt.began > claimed]
-    if len(vain) < VAIN_LIVES:
+    futile = [attempt for attempt in sky.attempts if attempt.began > claimed]
+    if len(futile) < FUTILE_LIVES:
         return None
+    places = ", ".join(sorted({str(attempt.place) for attempt in futile}))
     why = (
-        f"the last {len(vain)} machines, {', '.join(sorted({str(a.place) for a in vain}))}, went "
-        "before they owned the run, which all of them are paid for; why is in the job's output"
+        f"the last {len(futile)} machines ({places}) ended before they owned the run, and each of "
+        "them cost money. The job's output says why they ended"
     )
-    return Finding("it starts nowhere", why, "cancel")
+    return Finding("it never starts", why, "cancel")
 
 
 def _bad_place(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
-    """Machines that die young, one after the other, in one place; not while the newest works."""
+    """Find machines that die young in one place, one after the other; the newest is gone, too."""
     if job.status not in ("RECOVERING", "STARTING"):
         return None
     attempts = sky.attempts
@@ -222,16 +205,17 @@ def _bad_place(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
 
 
 def _is_booting(run: RunView, job: ManagedJob) -> bool:
-    """Whether the run is still to be claimed from the machine that the job has, or waits for."""
+    """Whether the machine that the job has, or waits for, has yet to claim the run."""
     if job.status != "RUNNING":
         return True
     running_since = job.recovered_at or job.started_at or job.submitted_at or 0.0
     return run.claimed_at is None or max(run.claimed_at, run.beat_at or 0.0) < running_since
 
 
-def _boot(
+def _slow_boot(
     sky: SkyView, run: RunView, job: ManagedJob, alive: tuple[str, ...], now: float
 ) -> Finding | None:
+    """Find a machine that takes too long to start the run, or that SkyPilot can't find at all."""
     running = job.status == "RUNNING"
     # A pod may come long after it was asked for. Once it runs, SkyPilot says since when.
     pod_since = None if running else sky.pod_since
@@ -243,38 +227,40 @@ def _boot(
     waits_for_owner = running and not run.heartbeats
     if waited < BOOT_SECONDS + (COMMIT_SILENCE_SECONDS if waits_for_owner else 0.0):
         return None
-    since = f"for {duration(waited)} nothing was heard of the run"
+    since = f"nothing was heard of the run for {duration(waited)}"
     if running:
-        why = f"{since}, and SkyPilot says RUNNING: the machine does not come to start it"
+        why = f"{since} although SkyPilot says RUNNING: the machine does not start the run"
         return _give_up_machine("boot not finished", why, alive)
     if alive:
-        # SkyPilot waits for this very pod, and would for ever, even if it were terminated.
-        why = f"{since}, and pod {alive[0]} is up but not reachable: its boot has not finished"
+        # SkyPilot waits for this very pod, and would wait forever even if it were terminated.
+        why = f"{since}, and pod {alive[0]} is up but can't be reached: its boot has not finished"
         return Finding("boot not finished", why, "relaunch", alive, avoid=sky.place)
     why = (
-        f"{since}: SkyPilot says {job.status} and has found no machine. Nothing is paid meanwhile; "
-        "more kinds of GPU, or on-demand ones, are found sooner (`pion hop RUN --on SKY`)"
+        f"{since}: SkyPilot says {job.status} and has found no machine. Waiting costs nothing. "
+        "Allow more kinds of GPU, or on-demand machines, to find one sooner (`pion hop RUN --on "
+        "SKY`)"
     )
-    return Finding("no machine to be had", why, "note")
+    return Finding("no machine available", why, "note")
 
 
 def _stuck(run: RunView, alive: tuple[str, ...], now: float) -> Finding | None:
-    """A machine that runs, and a run on it that does not."""
+    """Find a run that does not advance although its machine runs."""
     if run.beat_at is None or not run.heartbeats:
-        return None  # nothing but commits can be seen, and those may be an hour apart
+        return None  # only commits can be seen, and there may be an hour between two of them
     silent = now - run.beat_at
     if silent >= SILENT_SECONDS:
-        why = f"no heartbeat for {duration(silent)} though the machine lives"
+        why = f"no heartbeat for {duration(silent)} although the machine lives"
         return _give_up_machine("silent", why, alive)
     if run.stalled_since is not None and now - run.stalled_since >= HANG_SECONDS:
         stalled = duration(now - run.stalled_since)
-        why = f"the heartbeat goes on, but there was no step for {stalled}"
+        why = f"the heartbeat continues, but there was no step for {stalled}"
         return _give_up_machine("hang", why, alive)
     return None
 
 
 def _give_up_machine(what: str, why: str, alive: Sequence[str]) -> Finding:
-    """Without its pod SkyPilot recovers the job by itself; elsewhere it is started anew."""
+    """Return a finding that ends the machine; without a pod to end, its job is restarted."""
+    # SkyPilot recovers a job by itself once its pod is gone.
     action: Action = "terminate" if alive else "relaunch"
     return Finding(what, why, action, tuple(alive))
 
@@ -282,19 +268,20 @@ def _give_up_machine(what: str, why: str, alive: Sequence[str]) -> Finding:
 def _lost_controller(
     job: ManagedJob, run: RunView, alive: tuple[str, ...], now: float, *, ending: bool
 ) -> list[Finding]:
-    """Nobody looks after the job, though the run may go on: on its machine, or on another's."""
+    """Find what to do when nobody looks after the job, although the run may still be at work."""
     if "Failed to clean up" in (job.failure or ""):
-        # So SkyPilot calls any job whose machine it could not end, one that was cancelled too.
+        # SkyPilot says so of any job whose machine it could not end, a cancelled one included.
         why = f"SkyPilot could not end the machine of a job that is over ({job.failure})"
         return [Finding("left behind", why, "terminate" if alive else "note", alive)]
-    why = f"SkyPilot's controller failed, so nobody recovers the run ({job.failure or 'unsaid'})"
+    reason = job.failure or "no reason given"
+    why = f"SkyPilot's controller failed, so nobody recovers the run ({reason})"
     if _at_work(run, alive, now):
-        return [Finding("controller lost", f"{why}; it is at work still", "note")]
+        return [Finding("controller lost", f"{why}; the run is still at work", "note")]
     if not ending:
         return [Finding("controller lost", why, "relaunch", alive)]
-    return [Finding("left behind", f"{why}, nor ends its machine", "terminate", alive)] * bool(
-        alive
-    )
+    if not alive:
+        return []
+    return [Finding("left behind", f"{why} or ends its machine", "terminate", alive)]
 
 
 def _at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:

@@ -1,4 +1,4 @@
-"""One process of this machine at a time: to keep a rental going, to submit one."""
+"""Let one process of this machine at a time keep a rental going, or submit one."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pipeline.state.workspace import default_root
 
 
 @contextlib.contextmanager
-def alone(name: str, to: str = "watch") -> Iterator[Callable[[], bool]]:
-    """What tells whether no other process of this machine does that with the rental `name`.
+def rental_lock(name: str, purpose: str = "watch") -> Iterator[Callable[[], bool]]:
+    """Yield a function that tries to lock the rental `name` for `purpose`, until the block ends.
 
-    Once it has said so none will, until the block ends.
+    It returns False while another process of this machine holds the lock, and may be called again.
     """
-    path = default_root().parent / f"{to}-{name}.lock"
+    path = default_root().parent / f"{purpose}-{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
 
-        def nobody_else() -> bool:
+        def try_lock() -> bool:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
             return True
 
-        yield nobody_else
+        yield try_lock

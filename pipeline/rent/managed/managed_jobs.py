@@ -11,6 +11,7 @@ from typing import Any
 from pion.errors import BadInput, PionError
 from pipeline.rent.skypilot import quiet, sky_module
 
+# Statuses that a managed job never leaves; its machine was ended, or is being ended.
 ENDED = frozenset(
     {
         "SUCCEEDED",
@@ -22,7 +23,6 @@ ENDED = frozenset(
         "FAILED_CONTROLLER",
     }
 )
-"""Statuses that a managed job never leaves; its machine has been, or is being, given back."""
 _EXIT_CODE = re.compile(r"exit(?:ed with)? (?:exit )?codes? \[?(\d+)")
 _FIELDS = (
     "job_id",
@@ -45,10 +45,10 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class ManagedJob:
-    """What SkyPilot says of a managed job. Times are Unix seconds, None before they come.
+    """What SkyPilot says about a managed job. Times are Unix seconds, None before they come.
 
-    `resources` is the machine as SkyPilot words it, `1x(A40:1, …)`; `recovered_at` when it last
-    began to run after a recovery; `task` the YAML it was submitted with, without secrets, where
+    `resources` is the machine in SkyPilot's words, `1x(A40:1, …)`; `recovered_at` is when it last
+    began to run after a recovery; `task` is the YAML it was submitted with, without secrets, if
     that was asked for.
     """
 
@@ -73,7 +73,7 @@ class ManagedJob:
 
     @property
     def exit_code(self) -> int | None:
-        """What the task exited with, where SkyPilot says it."""
+        """What the task exited with, if SkyPilot says so."""
         if self.status == "SUCCEEDED":
             return 0
         found = _EXIT_CODE.search(self.failure or "")
@@ -87,9 +87,9 @@ class ManagedJob:
 
 
 def managed_jobs(name: str | None = None, *, with_task: bool = False) -> list[ManagedJob]:
-    """Every managed job SkyPilot knows, or those called `name`; the newest first.
+    """Return every managed job that SkyPilot knows, or those called `name`, the newest first.
 
-    Raises PionError where it can't be asked.
+    Raises PionError if SkyPilot can't be asked.
     """
     with asking_skypilot("list the managed jobs"):
         from sky import exceptions
@@ -105,7 +105,7 @@ def managed_jobs(name: str | None = None, *, with_task: bool = False) -> list[Ma
                 return []  # no controller was ever needed, or it had nothing left to do
             raise PionError(
                 f"SkyPilot's jobs controller is {status} and can't be reached, so nothing is known "
-                f"of the managed jobs ({_first_line(error)}). Nothing was changed. See: sky status"
+                f"about managed jobs ({_first_line(error)}). Nothing was changed. See: sky status"
             ) from error
     found = [_managed_job(record) for record in records]
     return sorted(
@@ -116,7 +116,7 @@ def managed_jobs(name: str | None = None, *, with_task: bool = False) -> list[Ma
 def submit(task: Any, name: str) -> int:
     """Submit a sky.Task as a managed job and return its number.
 
-    Raises BadInput if SkyPilot refuses it, and PionError where it may have been taken.
+    Raises BadInput if SkyPilot refuses it, and PionError if SkyPilot may have accepted it.
     """
     with asking_skypilot("submit the managed job"):
         from sky import exceptions
@@ -135,23 +135,23 @@ def submit(task: Any, name: str) -> int:
             raise _refused(name, error) from error
         except exceptions.ApiServerConnectionError as error:
             raise PionError(
-                f"SkyPilot's API server took {name}, and then did not answer any more "
+                f"SkyPilot's API server accepted {name}, and then stopped answering "
                 f"({_first_line(error)})."
             ) from error
     if not ids:
-        raise PionError(f"SkyPilot took {name} but gave it no number; see: sky jobs queue")
+        raise PionError(f"SkyPilot accepted {name} but gave it no number; see: sky jobs queue")
     return int(ids[0] if isinstance(ids, Sequence) else ids)
 
 
 def _refused(name: str, error: Exception) -> BadInput:
     return BadInput(
-        f"SkyPilot does not take {name}: {type(error).__name__}: {_first_line(error)}. Nothing was "
+        f"SkyPilot refuses {name}: {type(error).__name__}: {_first_line(error)}. Nothing was "
         "rented."
     )
 
 
 def cancel(job_ids: Sequence[int]) -> None:
-    """Ask SkyPilot to end these managed jobs and give their machines back."""
+    """Ask SkyPilot to end these managed jobs and their machines."""
     with asking_skypilot("cancel the managed job"):
         from sky.client import sdk
         from sky.jobs.client import sdk as jobs
@@ -160,15 +160,15 @@ def cancel(job_ids: Sequence[int]) -> None:
 
 
 def start_api_server(say: Callable[[str], None]) -> None:
-    """Have SkyPilot's API server running, which takes 20 s where it is not."""
+    """Start SkyPilot's API server, which takes 20 s, unless it runs already."""
     sky_module()
     from sky.server import common
 
     try:
         common.check_server_healthy()
-    except Exception:  # not running, or one that asking it will complain about
+    except Exception:  # not running, or a server that the next call complains about
         if common.is_api_server_local():
-            say("Starting SkyPilot's API server on this machine, about 20 s.")
+            say("Starting SkyPilot's API server on this machine takes about 20 s.")
     with asking_skypilot("start its API server"):
         common.check_server_healthy_or_start_fn()
 
@@ -185,7 +185,7 @@ def controller_is_here() -> bool:
 
 @contextlib.contextmanager
 def asking_skypilot(what: str) -> Iterator[None]:
-    """Turn what SkyPilot raises into a message for a person, and keep its own words quiet."""
+    """Turn what SkyPilot raises into a message for a person, and hide what SkyPilot prints."""
     sky_module()
     from sky import exceptions
 
@@ -197,14 +197,15 @@ def asking_skypilot(what: str) -> Iterator[None]:
     except exceptions.ApiServerConnectionError as error:
         raise BadInput(
             f"SkyPilot's API server does not answer, so it can't {what} ({_first_line(error)}). "
-            "Start it: `sky api start`; why it does not start is in ~/.sky/api_server/server.log."
+            "Start it: `sky api start`. If it does not start, ~/.sky/api_server/server.log says "
+            "why."
         ) from error
     except exceptions.NoCloudAccessError as error:
         raise BadInput(
-            f"SkyPilot has no credentials for any cloud it could use ({_first_line(error)}). "
+            f"SkyPilot has no credentials for any suitable cloud ({_first_line(error)}). "
             "`sky check` says what each cloud lacks."
         ) from error
-    except Exception as error:  # SkyPilot raises many kinds, and those of its server by name
+    except Exception as error:  # SkyPilot raises many kinds
         raise PionError(
             f"SkyPilot could not {what}: {type(error).__name__}: {_first_line(error)}"
         ) from error
@@ -238,5 +239,5 @@ def _managed_job(record: Mapping[str, Any]) -> ManagedJob:
 
 
 def _positive(at: float | None) -> float | None:
-    """SkyPilot writes -1 for a time that has not come."""
+    """Return a time, or None for the -1 that SkyPilot writes before the time has come."""
     return at if at is not None and at > 0 else None

@@ -1,120 +1,102 @@
-"""Whether a rented machine is needed, gone, or paid for by nobody's wish, and how that is known."""
+"""Judge whether a rented machine is needed, gone, or an orphan: billed although nobody needs it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from pion.errors import PionError
-from pipeline.rent.managed.launch import owner_age
-from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot, controller_is_here
-from pipeline.rent.managed.names import cluster_name, my_hash
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.pods import Pod
-from pipeline.state.records import Head
-from pipeline.state.run_state import RunState
 
+# In which SkyPilot ends the machine of an ended job by itself.
 CLEAN_UP_SECONDS = 300.0
-"""In which SkyPilot gives the machine of an ended job back by itself."""
 
 
-def is_at_work(state: RunState, head: Head | None) -> bool:
-    """Whether the run's owner has shown life of late, wherever it is."""
-    age = owner_age(state, head)
-    return age is not None and age < state.silence
+class Verdict(NamedTuple):
+    """`running`, `ending`, `gone`, `orphan` or `unknown`, and how that is known."""
+
+    state: str
+    words: str
 
 
-def pod_standing(
-    pod: Pod, jobs: Sequence[ManagedJob], now: float, at_work: bool | None
-) -> tuple[str, str]:
-    """Whether a listed pod is needed by a managed job that lives.
+@dataclass(frozen=True)
+class Evidence:
+    """What machines are judged by.
 
-    SkyPilot may have forgotten its jobs, as where `consolidation_mode` was switched; their pods
-    train on. `at_work`: whether the run is; None if it is not known which run it is.
+    Attributes:
+        now: Unix seconds.
+        jobs: the managed jobs that SkyPilot knows.
+        my_hash: what SkyPilot marks the machines with that are rented from here.
+        at_work: whether the run's owner has shown life lately; None if the run is not known.
+        clusters: the status of SkyPilot's clusters, by their clouds' word; None if they can't be
+            asked. Clusters of managed jobs are left out.
+        recorded: the status of clusters in SkyPilot's records, None for those that have ended.
+            Clusters of managed jobs are there too, but every machine that a job has had shares one
+            name.
     """
-    job = next((known for known in jobs if known.id == pod.job_id), None)
-    if pod.rented_from != my_hash():
-        return "unknown", "rented from another machine; ask there"
+
+    now: float
+    jobs: Sequence[ManagedJob]
+    my_hash: str
+    at_work: bool | None
+    clusters: Mapping[str, str] | None = None
+    recorded: Mapping[str, str | None] = field(default_factory=dict)
+
+    def has_just_ended(self, job: ManagedJob | None) -> bool:
+        """Whether SkyPilot may still be ending the job's machine."""
+        ended_at = job.ended_at if job is not None else None
+        return ended_at is not None and self.now - ended_at < CLEAN_UP_SECONDS
+
+
+def judge_pod(pod: Pod, evidence: Evidence) -> Verdict:
+    """Judge a pod that RunPod lists.
+
+    SkyPilot may have forgotten the pod's job, for example because `consolidation_mode` was changed;
+    such a pod continues to train.
+    """
+    job = next((known for known in evidence.jobs if known.id == pod.job_id), None)
+    if pod.rented_from != evidence.my_hash:
+        return Verdict("unknown", "rented from another machine; ask there")
     if job is not None and pod.belongs_to(cluster_name(job.name, job.id)):
         if job.live and pod.alive:
-            return "running", f"managed job {job.id} is {job.status}"
+            return Verdict("running", f"managed job {job.id} is {job.status}")
         if job.live:
-            return "ending", f"{pod.status}; managed job {job.id} is {job.status}"
-        if job.ended_at is not None and now - job.ended_at < CLEAN_UP_SECONDS:
-            return "ending", f"managed job {job.id} {job.status} just now"
-        return "orphan", f"{pod.status}, though managed job {job.id} is {job.status}"
+            return Verdict("ending", f"{pod.status}; managed job {job.id} is {job.status}")
+        if evidence.has_just_ended(job):
+            return Verdict("ending", f"managed job {job.id} has just ended as {job.status}")
+        return Verdict("orphan", f"{pod.status}, although managed job {job.id} is {job.status}")
     forgotten = f"{pod.status}, and SkyPilot knows no managed job {pod.job_id} of that name"
-    if pod.alive and at_work is not False:
-        doubt = "the run is at work, there or elsewhere" if at_work else "ask: pion rentals RUN"
-        return "unknown", f"{forgotten}; {doubt}"
-    return "orphan", forgotten
+    if pod.alive and evidence.at_work is not False:
+        at_work = "the run is at work, on this machine or another"
+        doubt = at_work if evidence.at_work else "to find out: pion rentals RUN"
+        return Verdict("unknown", f"{forgotten}; {doubt}")
+    return Verdict("orphan", forgotten)
 
 
-def clusters_now() -> Mapping[str, str] | None:
-    """The status of every cluster, asked of its cloud; None if SkyPilot can't say."""
-    try:
-        with asking_skypilot("ask the clouds for its machines"):
-            from sky.client import sdk
-            from sky.utils.common import StatusRefreshMode
+def judge_cluster(event: Mapping[str, Any], evidence: Evidence, *, newest: bool) -> Verdict:
+    """Judge a machine of another cloud than RunPod, from the event that it left in the run's store.
 
-            records = sdk.get(sdk.status(refresh=StatusRefreshMode.FORCE, all_users=True))
-    except PionError:
-        return None
-    return {record["name"]: str(record["status"].value) for record in records}
-
-
-def clusters_recorded(clusters: Collection[str]) -> Mapping[str, str | None]:
-    """The status of these clusters in SkyPilot's own records; None for those that have ended.
-
-    Unlike its list, the records have the clusters of managed jobs too, where their controller is on
-    this machine. One ends there only when the cloud has been asked and has no machine of it up.
-    What was never recorded here is left out.
-    """
-    if not controller_is_here():
-        return {}
-    try:
-        with asking_skypilot("read its records"):
-            from sky import global_user_state
-
-            records = global_user_state.get_clusters_from_history(cluster_names=sorted(clusters))
-    except PionError:
-        return {}
-    found: dict[str, str | None] = {}
-    for record in records:  # one for each time that a cluster of the name was made
-        status = record["status"]
-        found[record["name"]] = str(status.value) if status else found.get(record["name"])
-    return found
-
-
-def cluster_standing(
-    event: Mapping[str, Any],
-    clusters: Mapping[str, str] | None,
-    recorded: Mapping[str, str | None],
-    jobs: Sequence[ManagedJob],
-    now: float,
-    *,
-    newest: bool,
-) -> tuple[str, str]:
-    """Whether a machine outside RunPod is needed by one of these jobs, or known to SkyPilot.
-
-    SkyPilot's list leaves out the clusters of managed jobs, so not to be in it proves nothing; its
-    records have them, but by name, which every machine of a job shares while it lives. `newest`: no
-    later machine of its job has claimed the run.
+    `newest`: no later machine of its job has claimed the run.
     """
     cluster, job_id = str(event.get("cluster")), str(event.get("managed_job"))
-    job = next((known for known in jobs if str(known.id) == job_id), None)
+    job = next((known for known in evidence.jobs if str(known.id) == job_id), None)
     live = job is not None and job.live
     if job is not None and live and newest:
-        return "running", f"managed job {job.id} is {job.status}"
-    if not live and cluster in recorded:
-        status = recorded[cluster]
-        if status is None:
-            return "gone", f"SkyPilot says that its cluster {cluster} has ended"
-        if job is not None and job.ended_at is not None and now - job.ended_at < CLEAN_UP_SECONDS:
-            return "ending", f"managed job {job.id} {job.status} just now"
-    if clusters is None:
-        return "unknown", "its cloud could not be asked"
-    if cluster in clusters:
-        return "running", f"SkyPilot's cluster {cluster} is {clusters[cluster]}"
-    if not live and cluster in recorded:
-        return "unknown", f"SkyPilot still has its cluster as {recorded[cluster]}: ask its cloud"
-    return "unknown", "SkyPilot does not list it, which it does for no managed job: ask its cloud"
+        return Verdict("running", f"managed job {job.id} is {job.status}")
+    if not live and cluster in evidence.recorded:
+        if evidence.recorded[cluster] is None:
+            return Verdict("gone", f"SkyPilot says that its cluster {cluster} has ended")
+        if job is not None and evidence.has_just_ended(job):
+            return Verdict("ending", f"managed job {job.id} has just ended as {job.status}")
+    if evidence.clusters is None:
+        return Verdict("unknown", "its cloud could not be asked")
+    if cluster in evidence.clusters:
+        words = f"SkyPilot's cluster {cluster} is {evidence.clusters[cluster]}"
+        return Verdict("running", words)
+    if not live and cluster in evidence.recorded:
+        status = evidence.recorded[cluster]
+        return Verdict("unknown", f"SkyPilot still has its cluster as {status}: ask its cloud")
+    words = "SkyPilot does not list it, nor the machine of any managed job: ask its cloud"
+    return Verdict("unknown", words)

@@ -1,9 +1,10 @@
-"""The pods that RunPod bills for, asked of RunPod itself: SkyPilot may believe otherwise."""
+"""List the pods that RunPod bills for. RunPod itself is asked: SkyPilot may believe otherwise."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from pion.errors import PionError
 from pipeline.rent.managed.names import POD_NAME
 
-# What RunPod says a pod last went through: Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (…)
+# RunPod's words for the last change of a pod: Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (…)
 _RENTED = re.compile(
     r"Rented by User: \w+ (?P<month>\w+) (?P<day>\d+) (?P<year>\d+) (?P<time>[\d:]+)"
     r" GMT(?P<zone>[+-]\d{4})"
@@ -22,10 +23,9 @@ _ALIVE = frozenset({"CREATED", "RUNNING", "RESTARTING", "PAUSED"})
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod in RunPod's list. `status` is RunPod's; `price` in dollars per hour while it runs.
+    """A pod in RunPod's list. `status` is RunPod's; `price` is in dollars per hour while it runs.
 
-    `created` (Unix seconds) is when it was rented, which RunPod says until something else happens
-    to it.
+    `created` (Unix seconds) is when the pod was rented. RunPod only says so until the pod changes.
     """
 
     id: str
@@ -38,23 +38,23 @@ class Pod:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs, or is about to. Others stay listed, their disks billed."""
+        """Whether it runs, or is about to. Other pods stay listed, and their disks are billed."""
         return self.status in _ALIVE
 
     @property
     def job_id(self) -> int | None:
-        """The managed job it was rented for; None if no rental of ours is named so."""
+        """The managed job it was rented for; None if its name is not one of ours."""
         found = POD_NAME.fullmatch(self.name)
         return int(found["job"]) if found else None
 
     @property
     def rented_from(self) -> str | None:
-        """Which SkyPilot rented it, by its user's hash."""
+        """The hash of the user whose SkyPilot rented it."""
         found = POD_NAME.fullmatch(self.name)
         return found["user"] if found else None
 
     def belongs_to(self, cluster: str) -> bool:
-        """Whether it is a machine of SkyPilot's cluster of that name."""
+        """Whether it is a machine of the SkyPilot cluster of that name."""
         return self.name.startswith(f"{cluster}-")
 
 
@@ -64,10 +64,10 @@ def runpod_configured() -> bool:
 
 
 def list_pods(rented_from: str | None = None) -> list[Pod]:
-    """Every pod of the account, or those that one SkyPilot rented.
+    """Return every pod of the account, or only the pods that one SkyPilot rented.
 
-    Job numbers, and so the names of clusters, are the same on every computer. Raises PionError if
-    RunPod can't be asked.
+    Two computers may use the same job number, and so the same name of a cluster. Raises PionError
+    if RunPod can't be asked.
     """
     found = [
         Pod(
@@ -79,21 +79,13 @@ def list_pods(rented_from: str | None = None) -> list[Pod]:
             count=int(pod.get("gpuCount") or 0),
             created=_created(str(pod.get("lastStatusChange") or "")),
         )
-        for pod in _ask("list the pods", lambda runpod: runpod.get_pods())
+        for pod in ask_runpod("list the pods", lambda runpod: runpod.get_pods())
     ]
     return [pod for pod in found if rented_from is None or pod.rented_from == rented_from]
 
 
-def terminate_pod(pod_id: str) -> None:
-    """End a pod and its bill; one that is gone already is no error. Raises PionError."""
-    try:
-        _ask(f"terminate pod {pod_id}", lambda runpod: runpod.terminate_pod(pod_id))
-    except PionError:
-        if any(pod.id == pod_id for pod in list_pods()):
-            raise
-
-
-def _ask(what: str, question: Any) -> Any:
+def ask_runpod(what: str, question: Callable[[Any], Any]) -> Any:
+    """Return RunPod's answer to `question`; `what` is asked, in words. Raises PionError."""
     import runpod
     from requests import RequestException
     from runpod.error import AuthenticationError, QueryError
@@ -102,7 +94,7 @@ def _ask(what: str, question: Any) -> Any:
         return question(runpod)
     except AuthenticationError:
         raise PionError(
-            f"RunPod does not accept this machine's key, so it can't {what}. Put a valid one into "
+            f"RunPod does not accept this machine's key, so it can't {what}. Put a valid key into "
             f"{_config_file()}: `runpod config`."
         ) from None
     except (
@@ -117,7 +109,7 @@ def _ask(what: str, question: Any) -> Any:
 
 
 def _created(change: str) -> float | None:
-    """When a pod was rented, from RunPod's words for the last thing that happened to it."""
+    """Return when a pod was rented, from RunPod's words for its last change."""
     found = _RENTED.match(change)
     if found is None:
         return None

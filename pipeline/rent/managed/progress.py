@@ -1,10 +1,9 @@
-"""What a person who follows a rented run is told: one line for everything that changes."""
+"""The lines that a person reads who follows a rented run: what changes, how it ended, what next."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from pion.errors import Stopped
@@ -12,20 +11,16 @@ from pipeline.console.formats import duration, printable
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.state.run_state import RunState
 
+# Between two lines that only differ in the step.
 STEP_LINE_SECONDS = 60.0
-"""Between two lines that differ in nothing but the step."""
-
-
-Say = Callable[[str], None]
-say_now: Say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
 class Progress:
     """What SkyPilot and the store say at the moment `at` (Unix seconds).
 
-    `status` is what `pipeline.state.run_status` tells, None before the run is first claimed;
-    `dollars` what all of its machines have cost, None where no price is known.
+    `status` is that of `pipeline.state.run_status.run_status`, None before the run is first
+    claimed; `dollars` is what all of its machines have cost, None if no price is known.
     """
 
     at: float
@@ -35,9 +30,9 @@ class Progress:
 
 
 def changes(before: Progress | None, now: Progress) -> list[str]:
-    """A line for each thing that is different from `before`: job, owner, stages, steps, requests.
+    """Return a line for each difference from `before`: job, owner, stages, steps, requests.
 
-    The caller keeps as `before` the progress it last printed a line for.
+    The caller keeps as `before` the progress for which it last printed a line.
     """
     lines = []
     if now.job is not None and job_line(before.job if before else None) != job_line(now.job):
@@ -62,7 +57,7 @@ def changes(before: Progress | None, now: Progress) -> list[str]:
 
 
 def how_it_ended(job: ManagedJob, dollars: float | None) -> tuple[int, str]:
-    """The exit code for a managed job that has ended, and what to tell the person."""
+    """Return the exit code for a managed job that has ended, and what to tell the person."""
     cost = _cost(dollars)
     logs = f"Its output: sky jobs logs {job.id}"
     if job.status == "SUCCEEDED":
@@ -77,7 +72,7 @@ def how_it_ended(job: ManagedJob, dollars: float | None) -> tuple[int, str]:
 
 
 def job_line(job: ManagedJob | None) -> str:
-    """`managed job 7: RUNNING on RunPod CA, 1x(A40:1, …), recovered 2 times`."""
+    """Return `managed job 7: RUNNING on RunPod CA, 1x(A40:1, …), recovered 2 times`."""
     if job is None:
         return ""
     words = f"managed job {job.id}: {job.status}"
@@ -89,7 +84,7 @@ def job_line(job: ManagedJob | None) -> str:
 
 
 def how_to_come_back(state: RunState, job_id: int) -> str:
-    """The three commands a person needs who has closed the window."""
+    """Return the three commands that a person needs who has closed the window."""
     run = state.url
     return (
         f"  follow it:  pion watch {run}\n"
@@ -117,7 +112,7 @@ def _step_line(status: Mapping[str, Any]) -> str:
 
 
 def _cost(dollars: float | None) -> str:
-    """` ($0.12 so far)`; nothing where no price is known."""
+    """Return ` ($0.12 so far)`; nothing if no price is known."""
     return f" (${dollars:.2f} so far)" if dollars else ""
 
 

@@ -1,51 +1,67 @@
-"""What a watcher asks of SkyPilot and RunPod, and orders from them."""
+"""All that renting asks of SkyPilot and RunPod, and orders from them, in one place to replace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pipeline.rent.managed import managed_jobs as sky
-from pipeline.rent.managed import pods as runpod
-from pipeline.rent.managed.diagnose import Place
+from pipeline.rent.managed import clusters, managed_jobs, names, pods, recorded_task, terminate
 from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.names import my_hash
+from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.pods import Pod
-from pipeline.rent.managed.task import make_again
+from pipeline.rent.managed.say import Say
 
 
-@dataclass(frozen=True)
 class Provider:
-    """What is asked of SkyPilot and RunPod, and ordered from them.
+    """SkyPilot's API server, and RunPod if this machine has a key for it."""
 
-    `list_pods` gives those rented from here, and is None where RunPod can't be asked; `make_again`
-    gives a job's task once more, for any place but those it is given, and `submit` takes it.
-    """
+    def start(self, say: Say) -> None:
+        """Start SkyPilot's API server if it does not run yet."""
+        managed_jobs.start_api_server(say)
 
-    managed_jobs: Callable[[str], Sequence[ManagedJob]]
-    list_pods: Callable[[], Sequence[Pod]] | None
-    terminate_pod: Callable[[str], None]
-    cancel: Callable[[Sequence[int]], None]
-    make_again: Callable[[ManagedJob, Collection[Place]], Any]
-    submit: Callable[[Any, str], int]
+    def managed_jobs(
+        self, name: str | None = None, *, with_task: bool = False
+    ) -> Sequence[ManagedJob]:
+        """Return the managed jobs of that name, or all, the newest first."""
+        return managed_jobs.managed_jobs(name, with_task=with_task)
 
-    @classmethod
-    def real(cls) -> Provider:
-        """SkyPilot's API server, and RunPod if this machine has a key for it."""
-        list_pods = partial(runpod.list_pods, rented_from=my_hash())
-        return cls(
-            managed_jobs=partial(sky.managed_jobs, with_task=True),
-            list_pods=list_pods if runpod.runpod_configured() else None,
-            terminate_pod=runpod.terminate_pod,
-            cancel=sky.cancel,
-            make_again=make_again,
-            submit=sky.submit,
-        )
+    def submit(self, task: Any, name: str) -> int:
+        """Submit a sky.Task as a managed job; return its number."""
+        return managed_jobs.submit(task, name)
 
-    def terminate(self, pods: Sequence[str]) -> list[str]:
-        """End these pods; what was done."""
-        for pod in pods:
-            self.terminate_pod(pod)
-        return [f"terminated pod {pod}" for pod in pods]
+    def task_again(self, job: ManagedJob, avoid: Collection[Place]) -> Any:
+        """Return a managed job's task once more, for any place that is not in `avoid`."""
+        return recorded_task.task_again(job, avoid)
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        """Ask SkyPilot to end these managed jobs and their machines."""
+        managed_jobs.cancel(job_ids)
+
+    def controller_is_here(self) -> bool:
+        """Whether the jobs controller, which recovers preempted jobs, runs on this machine."""
+        return managed_jobs.controller_is_here()
+
+    def my_hash(self) -> str:
+        """Return what SkyPilot marks the machines with that are rented from here."""
+        return names.my_hash()
+
+    def list_pods(self, *, of_everybody: bool = False) -> Sequence[Pod] | None:
+        """Return the pods that were rented from here, or all of the account.
+
+        None if RunPod can't be asked: this machine has no key for it.
+        """
+        if not pods.runpod_configured():
+            return None
+        return pods.list_pods(rented_from=None if of_everybody else self.my_hash())
+
+    def terminate_pod(self, pod_id: str) -> None:
+        """End a pod and its bill."""
+        terminate.terminate_pod(pod_id)
+
+    def clusters_now(self) -> Mapping[str, str] | None:
+        """Return the status of every cluster, by its cloud's word; None if nobody can tell."""
+        return clusters.clusters_now()
+
+    def clusters_recorded(self, names: Collection[str]) -> Mapping[str, str | None]:
+        """Return the status of these clusters in SkyPilot's own records."""
+        return clusters.clusters_recorded(names)

@@ -1,114 +1,115 @@
 """`pion rentals`: every machine ever rented for a run, what it cost, and whether it is truly gone.
 
-The run's store says which machines worked on it and for how long, and which were seen to come to
-nothing; SkyPilot says what it has rented, and RunPod what it bills for now. A machine that nobody
-needs and somebody bills for is an orphan.
+The run's store knows which machines worked on it and for how long, and which ones were lost before
+they could. SkyPilot knows what it has rented, and RunPod what it bills for now.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import PionError
-from pipeline.console.formats import duration, moment
 from pipeline.cost.by_cause import costs_of, read_log
 from pipeline.cost.costs import MachineCost
 from pipeline.cost.lost import LOST
 from pipeline.machine.rented import RENTED
-from pipeline.rent.managed import pods as runpod
-from pipeline.rent.managed.managed_jobs import ManagedJob, managed_jobs, start_api_server
+from pipeline.rent.managed.at_work import is_at_work
 from pipeline.rent.managed.names import cluster_name, rental_name
-from pipeline.rent.managed.orphans import (
-    cluster_standing,
-    clusters_now,
-    clusters_recorded,
-    is_at_work,
-    pod_standing,
-)
+from pipeline.rent.managed.orphans import Evidence, Verdict, judge_cluster, judge_pod
 from pipeline.rent.managed.pods import Pod
-from pipeline.rent.managed.progress import say_now
+from pipeline.rent.managed.provider import Provider
+from pipeline.rent.managed.rentals_table import ListedMachine, print_json, print_table
+from pipeline.rent.managed.say import say_now
 from pipeline.state.find_run import read_run
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, split_run
 
+# How the name of every rental begins.
 NAMED = "pion-"
 
 
 @dataclass(frozen=True)
-class ListedMachine:
-    """One machine. Times are Unix seconds; None for what is not known.
+class StoreSays:
+    """The rented machines that a run's store knows, and the event that tells most of each."""
 
-    `state` is `running`, `gone`, `ending`, `orphan` (nobody needs it, and it is paid for) or
-    `unknown`, and `words` says how that is known. `dollars` are what it cost while it worked on the
-    run, or while it was seen to be rented for it.
+    machines: Sequence[MachineCost] = ()
+    events: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the run's store, SkyPilot and RunPod say at one moment.
+
+    `pods` are all that RunPod lists, None if it was not asked; `our_pods` those that `pion launch`
+    rented, for the run if one was named.
     """
 
-    id: str
-    job: int | None
-    machine: str
-    begin: float | None
-    end: float | None
-    dollars: float | None
-    state: str
-    words: str
+    store: StoreSays
+    pods: Sequence[Pod] | None
+    our_pods: Sequence[Pod]
+    evidence: Evidence
 
 
-def show_rentals(run: str | None, *, reap: bool, as_json: bool) -> int:
-    """Print every machine rented for `run`, or what is rented now for any; `reap` ends orphans."""
-    state, head = _run(run)
-    name = rental_name(state.store.url, state.name) if state is not None else None
-    start_api_server(say_now if not as_json else lambda text: None)
-    # Pods before jobs: the job of a pod that is listed is known by then.
-    pods = runpod.list_pods() if runpod.runpod_configured() else None
-    jobs = [job for job in managed_jobs(name) if job.name.startswith(NAMED)]
-    now = time.time()
-    at_work = is_at_work(state, head) if state is not None else None
-    rentals = _machines(state, head or Head(), pods, jobs, now, at_work) if state else []
-    ours = [pod for pod in pods or () if _is_ours(pod, name)]
-    if run is not None and head is None and not (jobs or rentals or ours):
-        read_run(run)  # says which runs there are
-    known = {rental.id for rental in rentals}
-    rentals += [_of_pod(pod, jobs, now, at_work) for pod in ours if pod.id not in known]
+def show_rentals(
+    run: str | None, *, reap: bool, as_json: bool, provider: Provider | None = None
+) -> int:
+    """Print every machine rented for `run`, or what is rented now for any; `reap` ends orphans.
+
+    Returns 1 if an orphan could not be ended.
+    """
+    provider = provider or Provider()
+    provider.start(say_now if not as_json else lambda text: None)
+    facts = fetch(run, provider)
+    machines = judge(facts)
     failed: list[str] = []
     if reap:
-        rentals = [_reap(rental, failed.append) for rental in rentals]
-    orphans = [rental for rental in rentals if rental.state == "orphan"]
+        machines = [end_orphan(machine, provider, failed.append) for machine in machines]
+    jobs, runpod_asked = facts.evidence.jobs, facts.pods is not None
     if as_json:
-        about = {
-            "rentals": [dataclasses.asdict(rental) for rental in rentals],
-            "jobs": [
-                {"id": job.id, "name": job.name, "status": job.status, "place": job.place}
-                for job in jobs
-            ],
-            "dollars": sum(rental.dollars or 0.0 for rental in rentals),
-            "runpod_asked": pods is not None,
-        }
-        print(json.dumps(about, indent=1))
-        return int(bool(failed))
-    _print(rentals, jobs, run)
-    if pods is None:
-        say_now("RunPod was not asked: this machine has no key for it (runpod config)")
-    if orphans:
-        say_now(
-            f"{len(orphans)} orphan{'s' if len(orphans) > 1 else ''} paid for by nobody's wish: "
-            f"pion rentals {f'{run} ' if run else ''}--reap"
-        )
-    for words in failed:
-        say_now(words)
+        print_json(machines, jobs, runpod_asked=runpod_asked)
+    else:
+        print_table(machines, jobs, run, runpod_asked=runpod_asked)
+        for words in failed:
+            say_now(words)
     return int(bool(failed))
 
 
-# ---------------------------------------------------------------- what is where
+def fetch(run: str | None, provider: Provider) -> Facts:
+    """Ask the run's store, SkyPilot and RunPod.
+
+    Raises BadInput for a run that does not exist, and PionError if SkyPilot or RunPod can't be
+    asked.
+    """
+    state, head = _read(run)
+    name = rental_name(state.store.url, state.name) if state is not None else None
+    # Pods before jobs: the job of every pod that is listed is known by then.
+    pods = provider.list_pods(of_everybody=True)
+    jobs = [job for job in provider.managed_jobs(name) if job.name.startswith(NAMED)]
+    now = time.time()
+    store = _read_machines(state, head or Head(), now) if state is not None else StoreSays()
+    our_pods = [pod for pod in pods or () if _is_ours(pod, name)]
+    if run is not None and head is None and not (jobs or store.machines or our_pods):
+        read_run(run)  # raises BadInput, and says which runs there are
+    elsewhere = [m.id for m in store.machines if not _is_on_runpod(m)]
+    clusters = {str(store.events[id].get("cluster")) for id in elsewhere if id in store.events}
+    evidence = Evidence(
+        now,
+        jobs,
+        provider.my_hash(),
+        at_work=is_at_work(state, head) if state is not None else None,
+        clusters=provider.clusters_now() if elsewhere else None,
+        recorded=provider.clusters_recorded(clusters) if elsewhere else {},
+    )
+    return Facts(store, pods, our_pods, evidence)
 
 
-def _run(run: str | None) -> tuple[RunState | None, Head | None]:
-    """The run that is asked about, and its HEAD if any machine has claimed it yet."""
+def _read(run: str | None) -> tuple[RunState | None, Head | None]:
+    """Return the run that is asked about, and its HEAD if any machine has claimed it yet."""
     if run is None:
         return None, None
     url, name = split_run(run)
@@ -116,48 +117,61 @@ def _run(run: str | None) -> tuple[RunState | None, Head | None]:
     return state, state.read()
 
 
-def _machines(
-    state: RunState,
-    head: Head,
-    pods: Sequence[Pod] | None,
-    jobs: Sequence[ManagedJob],
-    now: float,
-    at_work: bool | None,
-) -> list[ListedMachine]:
-    """The rented machines that have claimed the run, or come to nothing, from its store."""
+def _read_machines(state: RunState, head: Head, now: float) -> StoreSays:
     log = read_log(state)
-    about = {str(e["id"]): e for e in log.events if e["event"] == LOST}
-    about |= {str(e["id"]): e for e in log.events if e["event"] == RENTED}
+    # What a machine said of itself tells more than what a watcher saw of it.
+    events = {str(e["id"]): e for e in log.events if e["event"] == LOST}
+    events |= {str(e["id"]): e for e in log.events if e["event"] == RENTED}
     costs = costs_of(state, head, now, log)
-    rented = [machine for machine in costs.machines if machine.rented]
-    elsewhere = {m.id for m in rented if (m.cloud or "").lower() != "runpod"}
-    clusters = clusters_now() if elsewhere else None
-    names = {str(about[id].get("cluster")) for id in elsewhere if id in about}
-    recorded = clusters_recorded(names) if elsewhere else {}
-    listed = {pod.id: pod for pod in pods or ()}
-    # A managed job has one machine at a time: of several, the newest may still be there.
-    last = {about.get(m.id, {}).get("managed_job"): m.id for m in rented}
+    return StoreSays([machine for machine in costs.machines if machine.rented], events)
+
+
+def _is_ours(pod: Pod, name: str | None) -> bool:
+    """Whether `pion launch` rented a pod: for the run with that rental's name, or for any."""
+    if pod.job_id is None:
+        return False
+    return name is None or pod.belongs_to(cluster_name(name, pod.job_id))
+
+
+def _is_on_runpod(machine: MachineCost) -> bool:
+    return (machine.cloud or "").lower() == "runpod"
+
+
+# ---------------------------------------------------------------- judging
+
+
+def judge(facts: Facts) -> list[ListedMachine]:
+    """Return every machine that the run's store or RunPod knows, and whether it is needed."""
+    known = {machine.id for machine in facts.store.machines}
+    return [
+        *_judge_machines(facts),
+        *(_judge_pod(pod, facts.evidence) for pod in facts.our_pods if pod.id not in known),
+    ]
+
+
+def _judge_machines(facts: Facts) -> list[ListedMachine]:
+    """Judge the machines that the store knows."""
+    pods = None if facts.pods is None else {pod.id: pod for pod in facts.pods}
+    events, machines = facts.store.events, facts.store.machines
+    # A managed job has one machine at a time: of several, only the newest may still be there.
+    last = {events.get(m.id, {}).get("managed_job"): m.id for m in machines}
     found = []
-    for machine in rented:
-        event = about.get(machine.id, {})
-        if (machine.cloud or "").lower() == "runpod":
-            pod = listed.get(machine.id)
-            if pods is None:
-                standing = ("unknown", "RunPod was not asked")
-            elif pod is None:
-                standing = ("gone", "RunPod lists it no more")
-            else:
-                standing = pod_standing(pod, jobs, now, at_work)
+    for machine in machines:
+        event = events.get(machine.id, {})
+        if not _is_on_runpod(machine):
+            newest = last[event.get("managed_job")] == machine.id
+            verdict = judge_cluster(event, facts.evidence, newest=newest)
+        elif pods is None:
+            verdict = Verdict("unknown", "RunPod was not asked")
+        elif machine.id in pods:
+            verdict = judge_pod(pods[machine.id], facts.evidence)
         else:
-            newest = last.get(event.get("managed_job")) == machine.id
-            standing = cluster_standing(event, clusters, recorded, jobs, now, newest=newest)
-        found.append(_rental(machine, event, *standing))
+            verdict = Verdict("gone", "RunPod no longer lists it")
+        found.append(_listed(machine, event, verdict))
     return found
 
 
-def _rental(
-    machine: MachineCost, event: Mapping[str, Any], state: str, words: str
-) -> ListedMachine:
+def _listed(machine: MachineCost, event: Mapping[str, Any], verdict: Verdict) -> ListedMachine:
     job = str(event.get("managed_job") or "")
     return ListedMachine(
         id=machine.id,
@@ -166,77 +180,36 @@ def _rental(
         begin=machine.begin,
         end=machine.end,
         dollars=machine.dollars,
-        state=state,
-        words=words,
+        state=verdict.state,
+        words=verdict.words,
     )
 
 
-def _of_pod(
-    pod: Pod, jobs: Sequence[ManagedJob], now: float, at_work: bool | None
-) -> ListedMachine:
-    """A pod of which no store was read, or that has not got as far as claiming the run."""
+def _judge_pod(pod: Pod, evidence: Evidence) -> ListedMachine:
+    """Judge a pod that has not claimed the run yet, or whose run's store was not read."""
     price = f", ${pod.price:.2f} an hour" if pod.price else ""
-    state, words = pod_standing(pod, jobs, now, at_work)
     machine = f"{pod.gpu or 'pod'} on RunPod{price}"
+    verdict = judge_pod(pod, evidence)
+    listed = ListedMachine(pod.id, pod.job_id, machine, None, None, None, *verdict)
     if pod.created is None or not pod.alive:
-        return ListedMachine(pod.id, pod.job_id, machine, None, None, None, state, words)
-    dollars = None if pod.price is None else pod.price * max(0.0, now - pod.created) / 3600
-    return ListedMachine(pod.id, pod.job_id, machine, pod.created, now, dollars, state, words)
+        return listed
+    hours = max(0.0, evidence.now - pod.created) / 3600
+    dollars = None if pod.price is None else pod.price * hours
+    return dataclasses.replace(listed, begin=pod.created, end=evidence.now, dollars=dollars)
 
 
-def _is_ours(pod: Pod, name: str | None) -> bool:
-    """Whether a pod was rented by `pion launch`: for the run with that rental's name, or any."""
-    if pod.job_id is None:
-        return False
-    return name is None or pod.belongs_to(cluster_name(name, pod.job_id))
+# ---------------------------------------------------------------- ending
 
 
-# ---------------------------------------------------------------- acting and showing
-
-
-def _reap(
-    rental: ListedMachine,
-    failed: Callable[[str], None],
+def end_orphan(
+    machine: ListedMachine, provider: Provider, failed: Callable[[str], None]
 ) -> ListedMachine:
-    """End an orphan; one that can't be ended is told to `failed`."""
-    if rental.state != "orphan":
-        return rental
+    """End a machine if it is an orphan; tell `failed` why if that is not possible."""
+    if machine.state != "orphan":
+        return machine
     try:
-        runpod.terminate_pod(rental.id)
+        provider.terminate_pod(machine.id)
     except PionError as error:
         failed(str(error))
-        return rental
-    return dataclasses.replace(rental, state="gone", words="terminated now")
-
-
-def _print(rentals: Sequence[ListedMachine], jobs: Sequence[ManagedJob], run: str | None) -> None:
-    if not rentals and not jobs:
-        print(f"nothing was ever rented for {run}" if run else "nothing is rented")
-        return
-    rows = [
-        (
-            rental.machine,
-            rental.id,
-            f"job {rental.job}" if rental.job is not None else "",
-            _when(rental),
-            f"${rental.dollars:.2f}" if rental.dollars is not None else "$?",
-            f"{rental.state}: {rental.words}",
-        )
-        for rental in rentals
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    known = [rental.dollars for rental in rentals if rental.dollars is not None]
-    if known:
-        print(f"in all ${sum(known):.2f}, each until it was last heard of")
-    for job in jobs:
-        if job.live:
-            place = f" on {job.place}" if job.place else ""
-            print(f"managed job {job.id} ({job.name}): {job.status}{place}")
-
-
-def _when(rental: ListedMachine) -> str:
-    if rental.begin is None or rental.end is None:
-        return "never claimed the run"
-    return f"{moment(rental.begin)} for {duration(rental.end - rental.begin)}"
+        return machine
+    return dataclasses.replace(machine, state="gone", words="terminated now")

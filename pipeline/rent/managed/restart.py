@@ -1,111 +1,128 @@
-"""Start a rented run anew: end the managed job that comes to nothing, and submit its task again."""
+"""Restart a rental: end a managed job that makes no progress, and submit its task again."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pion.errors import BadInput, PionError
-from pipeline.rent.managed.diagnose import Finding, Place
+from pipeline.rent.managed.diagnose import Finding
 from pipeline.rent.managed.lookout import Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.submission import submitting_alone
+from pipeline.rent.managed.terminate import terminate_each
 from pipeline.state.records import Head
 from pipeline.state.run_state import Clock
 
+# How long SkyPilot may take to cancel a job and end its machine.
 CANCEL_SECONDS = 300.0
-"""How long SkyPilot may take to cancel a job and give its machine back."""
 POLL_SECONDS = 5.0
-TIMES_IN_VAIN = 3
-"""How often a run is submitted anew before one of its machines has come to own it."""
+# How often a run is restarted without any machine coming to own it.
+FUTILE_RESTARTS = 3
 
-_ENDED_FOR_IT = ("CANCELLED", "FAILED_CONTROLLER")
-"""How a job ends that is submitted anew; one that ended otherwise did so by itself."""
+# How a job ends that the restart has cancelled; a job with another status ended by itself.
+_CANCELLED = ("CANCELLED", "FAILED_CONTROLLER")
 
 
 @dataclass(frozen=True)
-class Owed:
-    """A task that is to be submitted in place of the managed job that is cancelled for it."""
+class Pending:
+    """A restart that has begun: the old job is to be cancelled, and its task submitted again."""
 
     task: Any
     old: ManagedJob
     avoid: Collection[Place]
 
 
-class Anew:
-    """Starts the rental `name` anew: elsewhere where it must be, and not without end.
+class _Futile(NamedTuple):
+    """How often the run was restarted under one epoch: no machine has owned it since."""
 
-    `owed` is what is to be submitted still, after SkyPilot has failed to answer half-way.
+    epoch: int
+    restarts: int
+
+
+class Restarter:
+    """Restarts the rental `name`, in another place if need be, but not forever.
+
+    `pending` is a restart that SkyPilot has failed to complete.
     """
 
     def __init__(self, name: str, lookout: Lookout, clock: Clock) -> None:
-        self.owed: Owed | None = None
+        self.pending: Pending | None = None
         self._name, self._lookout, self._clock = name, lookout, clock
         self._avoid: set[Place] = set()
-        self._in_vain = (0, 0)  # epoch, and how often the run was submitted anew under it
+        self._futile = _Futile(0, 0)
 
-    def start(
+    def restart(
         self, provider: Provider, finding: Finding, job: ManagedJob, head: Head | None
     ) -> list[str]:
-        """End the job, and what pods it has, and submit it anew; what was done.
+        """End the job and its pods, and submit it again; return what was done, in words.
 
-        It is left as it is if it can't be submitted, and ended for good if that never helps.
-        Raises PionError if SkyPilot fails.
+        The job is left alone if it can't be submitted again, and ended for good if restarting never
+        helps. Raises PionError if SkyPilot fails.
         """
         epoch = head.epoch if head is not None else 0
-        times = 1 + (self._in_vain[1] if self._in_vain[0] == epoch else 0)
-        if times > TIMES_IN_VAIN:
-            done = provider.terminate(finding.pods)
+        before = self._futile.restarts if self._futile.epoch == epoch else 0
+        if before >= FUTILE_RESTARTS:
+            done = terminate_each(finding.pods, provider.terminate_pod)
             if job.live:
                 provider.cancel([job.id])
                 done.append(f"cancelled managed job {job.id}")
-            return [*done, f"submitted anew {times - 1} times, no machine came to own the run"]
-        owed = self._make_again(provider, finding, job)
-        if isinstance(owed, str):
-            return [owed]
-        done = provider.terminate(finding.pods)
-        self._in_vain, self._avoid = (epoch, times), set(owed.avoid)
-        self.owed = owed  # before the job is cancelled, as that may half fail
-        return [*done, self.submit(provider, owed)]
+            return [*done, f"after {before} restarts, no machine came to own the run"]
+        pending = self._make_task(provider, finding, job)
+        if isinstance(pending, str):
+            return [pending]
+        done = terminate_each(finding.pods, provider.terminate_pod)
+        self._futile, self._avoid = _Futile(epoch, before + 1), set(pending.avoid)
+        self.pending = pending  # before the job is cancelled, since that may half fail
+        return [*done, self.complete(provider, pending)]
 
-    def submit(self, provider: Provider, owed: Owed) -> str:
-        """End the old job and submit the new one, however often that takes; what was done."""
+    def complete(self, provider: Provider, pending: Pending) -> str:
+        """End the old job and submit the new one; return what was done, in words.
+
+        May be called again after a PionError.
+        """
         with submitting_alone(self._name):
-            old, jobs = self._end(provider, owed.old.id)
-            # A submission given up as failed may have been taken after all.
-            new = next((job.id for job in jobs if job.live and job.id > owed.old.id), None)
-            if new is None and old is not None and old.status not in _ENDED_FOR_IT:
-                self.owed = None
-                return f"managed job {old.id} has ended by itself meanwhile, as {old.status}"
-            self._lookout.job_id = new or provider.submit(owed.task, self._name)
-        self._lookout.forget_machines()
-        self.owed = None
-        elsewhere = f", not on {' or '.join(sorted(map(str, owed.avoid)))}" if owed.avoid else ""
-        return f"submitted the run anew as managed job {self._lookout.job_id}{elsewhere}"
+            old, jobs = self._end(provider, pending.old.id)
+            # A submission that seemed to fail may have succeeded.
+            new = next((job.id for job in jobs if job.live and job.id > pending.old.id), None)
+            if new is None and old is not None and old.status not in _CANCELLED:
+                self.pending = None
+                return f"managed job {old.id} has meanwhile ended by itself, as {old.status}"
+            self._lookout.job_id = new or provider.submit(pending.task, self._name)
+        self._lookout.attempts.forget()
+        self.pending = None
+        avoid = sorted(map(str, pending.avoid))
+        elsewhere = f", not on {' or '.join(avoid)}" if avoid else ""
+        return f"restarted the run as managed job {self._lookout.job_id}{elsewhere}"
 
-    def _make_again(self, provider: Provider, finding: Finding, job: ManagedJob) -> Owed | str:
-        """The task to submit anew; words why there is none."""
-        places = [self._avoid | ({finding.avoid} if finding.avoid else set())]
+    def _make_task(self, provider: Provider, finding: Finding, job: ManagedJob) -> Pending | str:
+        """Return what to submit again, or why there is nothing to submit."""
+        avoid = [self._avoid | ({finding.avoid} if finding.avoid else set())]
         if finding.pods:
-            places.append(self._avoid)  # nobody ends that pod otherwise, and it is paid for
-        words = ""
-        for avoid in places:
+            # Nobody else would end that pod, so the same place is better than no restart.
+            avoid.append(self._avoid)
+        why_not = ""
+        for places in avoid:
             try:
-                return Owed(provider.make_again(job, avoid), job, avoid)
+                return Pending(provider.task_again(job, places), job, places)
             except BadInput as error:
-                words = words or str(error)
-        self._lookout.forget_machines()  # ask again after as many more
-        return f"left as it is, as it can't be submitted anew: {words}"
+                why_not = why_not or str(error)
+        self._lookout.attempts.forget()  # ask again after as many more machines
+        return f"left the job alone, since it can't be submitted again: {why_not}"
 
     def _end(
         self, provider: Provider, job_id: int
     ) -> tuple[ManagedJob | None, Sequence[ManagedJob]]:
-        """Cancel a managed job that lives and see it end; what SkyPilot says of it then."""
+        """Cancel a managed job that lives, and wait until it has ended.
+
+        Returns what SkyPilot then says of that job, and of all jobs of the rental.
+        """
         end, cancelled = self._clock.monotonic() + CANCEL_SECONDS, False
         while True:
-            jobs = provider.managed_jobs(self._name)
+            jobs = provider.managed_jobs(self._name, with_task=True)
             job = next((known for known in jobs if known.id == job_id), None)
             if job is None or not job.live:
                 return job, jobs

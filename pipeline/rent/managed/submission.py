@@ -1,4 +1,4 @@
-"""One rental of a run at a time, wherever it is submitted from."""
+"""Keep a run from being rented for twice: from this machine, and from any other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pion.errors import BadInput
 from pipeline.console.formats import duration, moment
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
-from pipeline.rent.managed.lock import alone
-from pipeline.rent.managed.names import my_hash
+from pipeline.rent.managed.lock import rental_lock
 from pipeline.state.records import Head
 from pipeline.state.rental_note import (
     RentalNote,
@@ -25,51 +24,58 @@ from pipeline.state.stores.verdict import before_work
 
 @contextlib.contextmanager
 def submitting_alone(name: str) -> Iterator[None]:
-    """Raises BadInput if `name` is being submitted by another process of this machine: both would
-    find no job yet, and each rent a machine."""
-    with alone(name, "submit") as nobody_else:
-        if not nobody_else():
+    """Raise BadInput if another process of this machine is submitting the rental `name`.
+
+    Neither process would find a job yet, and each would rent a machine.
+    """
+    with rental_lock(name, "submit") as try_lock:
+        if not try_lock():
             raise BadInput(
-                f"{name} is being submitted by another process here, so nothing was rented. See "
-                "in a minute: pion rentals"
+                f"another process here is submitting {name}, so nothing was rented. Look again in "
+                "a minute: pion rentals"
             )
         yield
 
 
+def note_of(state: RunState, head: Head | None, *, launch_id: str, rented_from: str) -> RentalNote:
+    """Return the note that machines for a run are now rented from here, as `launch_id`."""
+    return RentalNote(
+        at=state.clock.now(),
+        host=socket.gethostname(),
+        rented_from=rented_from,
+        launch_id=launch_id,
+        epoch=head.epoch if head is not None else 0,
+    )
+
+
 @contextlib.contextmanager
 def announced(
-    state: RunState, head: Head | None, launch_id: str, *, moving: bool = False, force: bool = False
+    state: RunState, note: RentalNote, *, moving: bool = False, force: bool = False
 ) -> Iterator[RentalNote | None]:
-    """`announce_rental`, taken back if the block raises BadInput or StoreError: then nothing was
-    rented."""
-    before = announce_rental(state, head, launch_id, moving=moving, force=force)
+    """Announce a rental, and take that back if the block raises BadInput or StoreError.
+
+    These two say that nothing was rented. Yields and raises what `announce_rental` does.
+    """
+    before = announce_rental(state, note, moving=moving, force=force)
     try:
         yield before
     except (BadInput, StoreError):
         with contextlib.suppress(StoreError):
-            withdraw_rental_note(state, launch_id, before)
+            withdraw_rental_note(state, note.launch_id, before)
         raise
 
 
 def announce_rental(
-    state: RunState, head: Head | None, launch_id: str, *, moving: bool = False, force: bool = False
+    state: RunState, note: RentalNote, *, moving: bool = False, force: bool = False
 ) -> RentalNote | None:
-    """Leave word in the store that machines for the run are rented from here, as `launch_id`.
-
-    Returns the word that it replaces, if that is not over.
+    """Leave `note` in the store; return the note that it replaces, if that rental is not over.
 
     Raises:
-        BadInput: they are rented from elsewhere already, and it is not `force`d. Where the run is
-            `moving`, which ends that rental, only while no machine of it has claimed the run. What
-            was submitted here is known to SkyPilot, and does not count.
+        BadInput: another machine has rented for the run, and the rental is not forced. If the run
+            is `moving`, which ends the other rental, only as long as no machine of the other
+            rental has claimed the run. What this machine has submitted is known to its SkyPilot,
+            and does not count.
     """
-    note = RentalNote(
-        at=state.clock.now(),
-        host=socket.gethostname(),
-        rented_from=my_hash(),
-        launch_id=launch_id,
-        epoch=head.epoch if head is not None else 0,
-    )
     try:
         with before_work("Nothing was rented."):
             before, version = read_rental_note(state)
@@ -79,26 +85,27 @@ def announce_rental(
             return before
     except Conflict as error:
         raise BadInput(
-            f"a machine for {state.name} is being rented by another process at this moment, so "
-            f"nothing was rented. See in a few minutes: pion status {state.url}"
+            f"another process is renting a machine for {state.name} at this moment, so nothing "
+            f"was rented. Look again in a few minutes: pion status {state.url}"
         ) from error
 
 
 def _refuse_second(state: RunState, before: RentalNote, note: RentalNote, *, moving: bool) -> None:
-    """Raise BadInput if a machine that was rented elsewhere may be on its way, or come again."""
+    """Raise BadInput if a machine that was rented elsewhere may still come, or come back."""
     ago = f"{duration(note.at - before.at)} ago"
     if before.epoch == note.epoch and note.at < before.at + BOOT_SECONDS:
         raise BadInput(
             f"a machine for {state.name} was rented from {before.host} {ago}, and has not claimed "
-            "the run yet. Another one would be paid for too, so nothing was rented. See in a few "
-            f"minutes: pion status {state.url}. If that was called off on {before.host}: "
-            f"--force{f', or wait until {moment(before.at + BOOT_SECONDS)}' if moving else ''}."
+            "the run yet. You would pay for both machines, so nothing was rented. Look again in a "
+            f"few minutes: pion status {state.url}. If you have called that rental off on "
+            f"{before.host}: --force"
+            f"{f', or wait until {moment(before.at + BOOT_SECONDS)}' if moving else ''}."
         )
     if not moving:
         raise BadInput(
-            f"{state.name} was rented from {before.host} {ago}, and that is not over: SkyPilot "
-            "there waits for a machine, or replaces one that was lost. Another one would be paid "
-            f"for too, so nothing was rented. Move it to a machine rented from here: pion hop "
-            f"{state.url} --on SKY. If it was called off on {before.host} (sky jobs cancel): "
-            "--force"
+            f"{state.name} was rented from {before.host} {ago}, and that rental is not over: "
+            "SkyPilot there waits for a machine, or replaces a lost machine. You would pay for "
+            "both machines, so nothing was rented. To move the run to a machine rented from here: "
+            f"pion hop {state.url} --on SKY. If you have called that rental off on {before.host} "
+            "(sky jobs cancel): --force"
         )

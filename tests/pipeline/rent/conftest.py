@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,11 @@ import pytest
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.rent.check.checked_job import Case
-from tests.pipeline.rent.managed.test_diagnose import JOB
 from tests.support.clock import FakeClock
-from tests.support.http_body import read_body
-from tests.support.jobs import write_tiny_data
+from tests.support.fake_provider import JOB, FakeProvider, watched_rental
 from tests.support.light_run import light_run
+from tests.support.runpod_api import API_KEY, CONFIG, RunPodApi, serve_runpod
 from tests.support.sky_catalog import PRICES, Price, write_catalog
-from tests.support.watched_rental import Cloud
 
 YAML = """
 resources:
@@ -109,42 +104,17 @@ def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
 
 
 @pytest.fixture
-def runpod_account(
-    sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[int], None]]:
-    """A RunPod account without pods, set up here; call it with a status that its API then gives."""
+def runpod_api(sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPodApi]:
+    """A RunPod account without pods, whose key is set up here."""
     import runpod
 
-    answers = [200]
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            read_body(self)
-            body = b'{"data": {"myself": {"pods": []}}}'
-            self.send_response(answers[0])
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    api = RunPodApi()
     (sky_home.folder / ".runpod").mkdir()
-    (sky_home.folder / ".runpod/config.toml").write_text('[default]\napi_key = "rpa_TEST"\n')
-    monkeypatch.setenv("RUNPOD_API_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(runpod, "api_key", "rpa_TEST")
-    yield lambda status: answers.__setitem__(0, status)
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def case(tmp_path: Path) -> Case:
-    """A tiny job, with its data, to check."""
-    write_tiny_data(tmp_path)
-    return Case(tmp_path)
+    (sky_home.folder / ".runpod/config.toml").write_text(CONFIG)
+    monkeypatch.setattr(runpod, "api_key", API_KEY)
+    with serve_runpod(api) as url:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", url)
+        yield api
 
 
 @pytest.fixture
@@ -154,8 +124,9 @@ def run(tmp_path: Path, time: FakeClock) -> RunState:
 
 
 @pytest.fixture
-def cloud() -> Cloud:
-    return Cloud()
+def provider() -> FakeProvider:
+    """A rental that runs, of whose machines a test decides."""
+    return watched_rental()
 
 
 @pytest.fixture
@@ -164,5 +135,5 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def watcher(run: RunState, cloud: Cloud, said: list[str]) -> Watcher:
-    return Watcher(run, JOB.name, JOB.id, said.append, provider=cloud.provider())
+def watcher(run: RunState, provider: FakeProvider, said: list[str]) -> Watcher:
+    return Watcher(run, JOB.name, JOB.id, said.append, provider)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.rent.managed.names import rental_name
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.pipeline.rent.conftest import SkyHome
 
@@ -93,23 +92,6 @@ def test_a_misspelt_cloud_is_named_with_the_closest(sky_home: SkyHome) -> None:
     path = sky_home.yaml("any_of:\n  - {infra: runpd/CA, accelerators: A40}")
     with pytest.raises(BadInput, match="SkyPilot knows no cloud 'runpd'; did you mean RunPod"):
         read_sky_yaml(path)
-
-
-def test_a_managed_job_is_named_for_its_run_alone() -> None:
-    name = rental_name("s3://bucket/runs", "pion-small")
-    assert name.startswith("pion-pion-small-")
-    assert rental_name("s3://bucket/runs/", "pion-small") == name
-    assert rental_name("s3://bucket/other", "pion-small") != name
-    assert rental_name("s3://bucket/runs", "pion-Small") != name
-
-
-def test_any_run_name_makes_a_name_that_skypilot_takes() -> None:
-    from sky.utils.common_utils import check_cluster_name_is_valid
-
-    for run in ("a", "a+b@c=d", "_", "x" * 100, "Größe"):
-        name = rental_name("s3://bucket", run)
-        check_cluster_name_is_valid(name)
-        assert len(name) <= 54
 
 
 def test_without_skypilot_a_folder_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:

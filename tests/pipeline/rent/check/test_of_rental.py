@@ -27,6 +27,7 @@ from tests.pipeline.rent.conftest import YAML, SkyHome
 from tests.support.finished_run import make_run
 from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.light_run import light_run
+from tests.support.runpod_api import RunPodApi
 from tests.support.s3_server import SECRET_KEY, S3Server
 from tests.support.sky_catalog import Price
 
@@ -42,7 +43,7 @@ Checks = Callable[..., dict[str, CheckRow]]
 def on_runpod(
     case: Case,
     sky_home: SkyHome,
-    runpod_account: Callable[[int], None],
+    runpod_api: RunPodApi,
     s3: S3Server,
     s3_store: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -218,10 +219,8 @@ def test_a_cloud_without_credentials(on_runpod: Checks, sky_home: SkyHome) -> No
     wrong(on_runpod()["RunPod"], "config.toml does not exist", "Run: runpod config")
 
 
-def test_a_key_that_the_cloud_refuses(
-    on_runpod: Checks, runpod_account: Callable[[int], None]
-) -> None:
-    runpod_account(401)
+def test_a_key_that_the_cloud_refuses(on_runpod: Checks, runpod_api: RunPodApi) -> None:
+    runpod_api.status = 401
     wrong(on_runpod()["RunPod"], "nauthorized", "Run: runpod config")
 
 

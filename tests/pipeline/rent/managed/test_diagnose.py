@@ -7,35 +7,25 @@ from typing import Any
 
 import pytest
 
+from pipeline.rent.managed.attempts import Attempt
 from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     HANG_SECONDS,
     LOST_BOOT_SECONDS,
     SILENT_SECONDS,
     UNNOTICED_SECONDS,
-    Attempt,
-    Place,
     RunView,
     SkyView,
     diagnose,
 )
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.pods import Pod
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS
+from tests.support.fake_provider import JOB, NOW
 
-NOW = 1_000_000.0
 A40 = Place("RunPod", "CA", "A40", spot=True)
 A4000 = Place("RunPod", "CA", "RTXA4000", spot=True)
-JOB = ManagedJob(
-    id=7,
-    name="pion-demo-0123abcd",
-    status="RUNNING",
-    submitted_at=NOW - 9000,
-    started_at=NOW - 8000,
-    cloud="RunPod",
-    region="CA",
-    resources="1x[spot](A40:1, cpus=9, mem=50)",
-)
 ALIVE, EXITED = Pod("a", "", "RUNNING"), Pod("x", "", "EXITED")
 AT_WORK = RunView(claimed_at=NOW - 7000, beat_at=NOW - 5, last_sign=NOW - 60)
 
@@ -146,7 +136,7 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             ("a",),
         ),
         # No machine costs nothing.
-        (SkyView(job("RECOVERING"), ()), WAITING, "no machine to be had", "note", ()),
+        (SkyView(job("RECOVERING"), ()), WAITING, "no machine available", "note", ()),
         (
             SkyView(JOB, (ALIVE,)),
             run(stalled_since=NOW - HANG_SECONDS),
@@ -194,7 +184,7 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
         (
             SkyView(job("RECOVERING"), (), attempts=EVERYWHERE),
             run(claimed_at=None, last_sign=NOW - 9000),
-            "it starts nowhere",
+            "it never starts",
             "cancel",
             (),
         ),

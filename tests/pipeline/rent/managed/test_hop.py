@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from pion.errors import BadInput, PionError
 from pipeline.cli import main
 from pipeline.job.file import job_text
 from pipeline.rent.managed import hop as hopping
+from pipeline.rent.managed.arrival import Move
+from pipeline.rent.managed.end_old import others_left
 from pipeline.rent.managed.hop import hop
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.names import cluster_name, rental_name
@@ -27,6 +28,7 @@ from pipeline.state.rental_note import RentalNote, read_rental_note, write_renta
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop, pending_stop
 from tests.support.clock import FakeClock
+from tests.support.fake_provider import ANOTHER, ME, FakeProvider
 from tests.support.light_run import JOB
 from tests.support.two_launches import NEW, OLD, head_of
 
@@ -75,35 +77,21 @@ def test_a_job_that_was_changed_since_must_be_named(run: RunState, project: Path
 # ---------------------------------------------------------------- the command
 
 
-class Sky:
-    """SkyPilot as `hop` sees it: the old job, the new one, and what was cancelled."""
+class Sky(FakeProvider):
+    """SkyPilot as `hop` sees it: the old job, and the new one. RunPod has no key here."""
 
     def __init__(self, run: RunState) -> None:
-        self.run = run
-        self.jobs = [ManagedJob(1, "pion-demo", "RUNNING", cloud="RunPod", region="CA")]
-        self.cancelled: list[int] = []
+        self.run, self.name = run, rental_name(run.store.url, run.name)
+        super().__init__(ManagedJob(1, self.name, "RUNNING", cloud="RunPod", region="CA"))
+        self.listed = None
         self.launch_id = ""
         self.old: Claim | None = None
-
-    def managed_jobs(self, name: str) -> list[ManagedJob]:
-        return list(self.jobs)
 
     def submit(self, task: Any, name: str) -> int:
         self.launch_id = task.envs["PION_LAUNCH_ID"]
         self.from_epoch = task.envs.get(FROM_EPOCH)
         self.jobs.append(ManagedJob(2, name, "STARTING"))
         return 2
-
-    def cancel(self, ids: Sequence[int]) -> None:
-        self.cancelled += ids
-        for job_id in ids:
-            self.now(job_id, "CANCELLED")
-
-    def now(self, job_id: int, status: str, failure: str | None = None) -> None:
-        self.jobs = [
-            dataclasses.replace(job, status=status, failure=failure) if job.id == job_id else job
-            for job in self.jobs
-        ]
 
     def takes_over(self) -> Claim:
         """The new machine is up, and claims the run the old one has released."""
@@ -120,10 +108,8 @@ def sky(
     """The run is being worked on by managed job 1; what is checked before renting is fine."""
     fake = Sky(run)
     fake.old = claim_run(run, OLD)
-    for name in ("managed_jobs", "submit", "cancel"):
-        monkeypatch.setattr(hopping, name, getattr(fake, name))
-    monkeypatch.setattr(hopping, "start_api_server", lambda say: None)
-    monkeypatch.setattr(hopping, "check", lambda *job, **more: None)
+    monkeypatch.setattr(hopping, "Provider", lambda: fake)
+    monkeypatch.setattr(hopping, "require_checks", lambda order, **more: None)
     monkeypatch.setattr(hopping, "read_run", lambda text: (run, head_of(run)))
     return fake
 
@@ -137,13 +123,13 @@ def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_rec
             events = EventLog(run.store, run.name, claim.epoch)
             events.append("hop", receipt=["hop: A40 → A4000", "first row 36 = last + 1"])
             events.flush()
-            sky.now(1, "FAILED", "Job exited with exit code 4")
+            sky.change(1, status="FAILED", failure="Job exited with exit code 4")
 
     time.during_sleep = live
     assert hop("demo", on=str(sky_home.yaml()), overrides=["hardware.micro_batch=2"]) == 0
     out = capsys.readouterr().out
-    assert "managed job 2 is submitted; managed job 1 works on until its machine is up" in out
-    assert "on pod-new has taken the run over (epoch 5)" in out
+    assert "managed job 2 is submitted; managed job 1 continues until its machine is up" in out
+    assert "on pod-new has taken over the run (epoch 5)" in out
     assert "managed job 1 has ended" in out
     assert "first row 36 = last + 1" in out
     assert sky.from_epoch == "4"
@@ -166,13 +152,15 @@ def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(
 def test_a_launch_that_fails_leaves_the_old_one_running(
     sky: Sky, run: RunState, sky_home: Any, time: FakeClock
 ) -> None:
-    time.during_sleep = lambda: sky.now(2, "FAILED_NO_RESOURCE", "no RTX A4000 anywhere")
+    time.during_sleep = lambda: sky.change(
+        2, status="FAILED_NO_RESOURCE", failure="no RTX A4000 anywhere"
+    )
     with pytest.raises(PionError) as failed:
         hop("demo", on=str(sky_home.yaml()), overrides=[])
     message = str(failed.value)
-    assert "managed job 2 ended before it had taken the run over" in message
+    assert "managed job 2 ended before it took over the run" in message
     assert "no RTX A4000 anywhere" in message
-    assert f"demo is still {OLD.describe()}'s, which was left alone" in message
+    assert f"{OLD.describe()} still owns demo, and was left alone" in message
     assert sky.cancelled == []
     assert pending_stop(run) is None
 
@@ -182,12 +170,12 @@ def test_what_a_new_machine_has_asked_is_taken_back_if_it_does_not_take_over(
 ) -> None:
     def ask_and_die() -> None:
         ask_stop(run, "pion hop to pod-new", except_launch=sky.launch_id)
-        sky.now(2, "FAILED", "out of memory")
+        sky.change(2, status="FAILED", failure="out of memory")
 
     time.during_sleep = ask_and_die
     with pytest.raises(PionError) as failed:
         hop("demo", on=str(sky_home.yaml()), overrides=[])
-    assert f"{OLD.describe()} had been asked already to hand demo over" in str(failed.value)
+    assert f"{OLD.describe()} had already been asked to hand over demo" in str(failed.value)
     assert "left alone" not in str(failed.value)
     assert pending_stop(run) is None
 
@@ -197,28 +185,27 @@ def test_a_hop_that_comes_to_nothing_leaves_word_of_the_old_rental_as_it_was(
 ) -> None:
     old = RentalNote(0.0, "desk", "1a2b3c4d", "launch-old", 1)
     write_rental_note(run, old, None)
-    time.during_sleep = lambda: sky.now(2, "FAILED_NO_RESOURCE", "no RTX A4000 anywhere")
+    time.during_sleep = lambda: sky.change(
+        2, status="FAILED_NO_RESOURCE", failure="no RTX A4000 anywhere"
+    )
     with pytest.raises(PionError):
         hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert read_rental_note(run)[0] == old
 
 
-def test_a_machine_that_another_computer_has_rented_is_named(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = rental_name(run.store.url, run.name)
-    theirs = Pod("theirs", f"{cluster_name(name, 1)}-99999999-head", "RUNNING")
-    strangers = Pod("strangers", "pion-other-01234567-1-99999999-head", "RUNNING")
-    monkeypatch.setattr(hopping.pods, "runpod_configured", lambda: True)
-    monkeypatch.setattr(hopping.pods, "list_pods", lambda: [theirs, strangers])
-    (line,) = hopping.others_left(name)
+def test_a_machine_that_another_computer_has_rented_is_named(sky: Sky, run: RunState) -> None:
+    theirs = Pod("theirs", f"{cluster_name(sky.name, 1)}-{ANOTHER}-head", "RUNNING")
+    ours = Pod("ours", f"{cluster_name(sky.name, 1)}-{ME}-head", "RUNNING")
+    strangers = Pod("strangers", f"pion-other-01234567-1-{ANOTHER}-head", "RUNNING")
+    sky.listed = [theirs, ours, strangers]
+    (line,) = others_left(Move(run, sky.name, "launch-new", 2, sky.jobs, None, sky))
     assert "pod theirs was rented from another computer" in line
 
 
 def test_a_machine_that_never_comes_is_given_up_and_the_old_one_runs_on(
     sky: Sky, run: RunState, sky_home: Any, time: FakeClock
 ) -> None:
-    with pytest.raises(PionError, match=r"has not taken the run over in 30 min 00 s.*left alone"):
+    with pytest.raises(PionError, match=r"has not taken over the run in 30 min 00 s.*left alone"):
         hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert sky.cancelled == [2]
     assert head_of(run).owner == OLD
@@ -228,7 +215,7 @@ def test_on_a_store_without_heartbeats_the_new_machine_may_wait_for_a_silent_own
     sky: Sky, run: RunState, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(run.store), "commits", True)
-    with pytest.raises(PionError, match=r"has not taken the run over in 1 h 00 min"):
+    with pytest.raises(PionError, match=r"has not taken over the run in 1 h 00 min"):
         hop("demo", on=str(sky_home.yaml()), overrides=[])
 
 
@@ -237,7 +224,7 @@ def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_i
 ) -> None:
     assert sky.old is not None
     sky.old.release()  # its pod was preempted
-    sky.now(1, "RECOVERING")
+    sky.change(1, status="RECOVERING")
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -254,7 +241,7 @@ def test_a_run_that_nobody_works_on_may_be_about_to_come_back_from_another_compu
 ) -> None:
     assert sky.old is not None
     sky.old.release()
-    sky.now(1, "CANCELLED")
+    sky.change(1, status="CANCELLED")
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -272,7 +259,7 @@ def test_a_hop_may_be_forced(
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hopping, "check", lambda *job, force, **more: forced.append(force))
+    monkeypatch.setattr(hopping, "require_checks", lambda order, force: forced.append(force))
     time.during_sleep = interrupt
     on = str(sky_home.yaml())
     assert main(["hop", "demo", "--on", on, "--force"]) == 0
@@ -282,16 +269,12 @@ def test_a_hop_may_be_forced(
 
 
 def test_ctrl_c_while_submitting_says_what_may_come_of_it(
-    sky: Sky,
-    run: RunState,
-    sky_home: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    sky: Sky, run: RunState, sky_home: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def submit(task: Any, name: str) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hopping, "submit", submit)
+    sky.submit = submit
     assert main(["hop", "demo", "--on", str(sky_home.yaml())]) == 130
     assert f"is it rented: pion rentals {run.store.url}/demo" in capsys.readouterr().out
 
@@ -313,27 +296,26 @@ def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(
 
 
 def test_a_second_hop_of_a_run_on_its_way_is_refused(sky: Sky, sky_home: Any) -> None:
-    sky.jobs.insert(0, ManagedJob(2, "pion-demo", "STARTING"))
-    with pytest.raises(BadInput, match=r"on its way already: managed jobs 1 and 2.*cancel 2"):
+    sky.jobs.append(ManagedJob(2, sky.name, "STARTING"))
+    with pytest.raises(BadInput, match=r"is being moved already: managed jobs 1 and 2.*cancel 2"):
         hop("demo", on=str(sky_home.yaml()), overrides=[])
 
 
 def test_skypilot_being_down_for_a_moment_ends_no_hop(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
 ) -> None:
-    def down(name: str) -> list[ManagedJob]:
-        raise PionError("SkyPilot could not list the managed jobs")
+    really_submit = sky.submit
 
     def live() -> None:
-        monkeypatch.setattr(hopping, "managed_jobs", sky.managed_jobs)
+        sky.down = False
         if head_of(run).owner == OLD:
             sky.takes_over()
 
     def submit(task: Any, name: str) -> int:
-        monkeypatch.setattr(hopping, "managed_jobs", down)
-        return sky.submit(task, name)
+        sky.down = True
+        return really_submit(task, name)
 
-    monkeypatch.setattr(hopping, "submit", submit)
+    sky.submit = submit
     time.during_sleep = live
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
 

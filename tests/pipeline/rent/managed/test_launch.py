@@ -17,16 +17,18 @@ from pipeline.job.file import load_job
 from pipeline.rent.credentials import names_given, secrets_for
 from pipeline.rent.managed import launch as launching
 from pipeline.rent.managed import managed_jobs
-from pipeline.rent.managed.diagnose import Place
 from pipeline.rent.managed.launch import launch, refuse_second
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
-from pipeline.rent.managed.task import make_again, make_task, task_config, task_variables
+from pipeline.rent.managed.place import Place
+from pipeline.rent.managed.recorded_task import task_again
+from pipeline.rent.managed.task import make_task, task_config, task_variables
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML, SkyHome
 from tests.support.clock import FakeClock
+from tests.support.fake_provider import FakeProvider
 from tests.support.jobs import tiny_dict
 from tests.support.sky_catalog import Price
 from tests.support.states import someone
@@ -53,15 +55,17 @@ def rents_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def rented(*args: Any) -> int:
         raise AssertionError("something was rented")
 
-    monkeypatch.setattr(launching, "submit", rented)
+    provider = FakeProvider()
+    provider.submit = rented
+    monkeypatch.setattr(launching, "Provider", lambda: provider)
 
 
 def submit_by(monkeypatch: pytest.MonkeyPatch, submit: Callable[[Any, str], int]) -> None:
     """Nothing speaks against renting, and that is how SkyPilot is told."""
-    monkeypatch.setattr(launching, "submit", submit)
-    monkeypatch.setattr(launching, "check", lambda *job, **more: None)
-    monkeypatch.setattr(launching, "start_api_server", lambda say: None)
-    monkeypatch.setattr(launching, "managed_jobs", lambda name: [])
+    provider = FakeProvider()
+    provider.submit = submit
+    monkeypatch.setattr(launching, "Provider", lambda: provider)
+    monkeypatch.setattr(launching, "require_checks", lambda order, **more: None)
 
 
 def dry_run(capsys: pytest.CaptureFixture[str], on: Path, *overrides: str) -> str:
@@ -273,7 +277,7 @@ def test_ctrl_c_while_submitting_says_what_may_come_of_it(
     on = str(sky_home.yaml(text=WORKDIR))
     assert main(["launch", "jobs/tiny.yaml", store, "--on", on]) == 130
     out = capsys.readouterr().out
-    assert "SkyPilot may go on, and rent a machine" in out
+    assert "SkyPilot may continue, and rent a machine" in out
     run = f"{FileStore(tmp_path / 'runs').url}/tiny"
     assert f"pion watch {run}\n" in out
     assert f"pion rentals {run}\n" in out
@@ -299,7 +303,7 @@ def test_of_two_launches_at_the_same_moment_one_rents(
     submit_by(monkeypatch, submit)
     main(["launch", "jobs/tiny.yaml", store, "--on", on])
     assert rented == 1
-    assert "is being submitted by another process here, so nothing was" in capsys.readouterr().err
+    assert "another process here is submitting" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", ["UP", "INIT"])
@@ -351,7 +355,7 @@ def made_again(sky_yaml: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
     record = yaml.safe_dump(first.to_yaml_config(use_user_specified_yaml=True))
     record = f"name: pion-demo\n---\n{record}"  # as SkyPilot keeps it
     submitted = dataclasses.replace(JOB, task=record)
-    return make_again(submitted, avoid), submitted
+    return task_again(submitted, avoid), submitted
 
 
 def candidates(made: Any) -> set[tuple[str, str | None, bool]]:
@@ -378,13 +382,13 @@ def test_a_secret_that_was_given_then_must_be_given_again_and_no_other(
     assert not made.secrets["AWS_SECRET_ACCESS_KEY"].get_secret_value()
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(BadInput, match="HF_TOKEN must be set in the environment"):
-        make_again(job, [])
+        task_again(job, [])
 
 
 @pytest.mark.parametrize("record", [None, "", "name: pion-demo\n", "a: [\n"])
 def test_a_job_without_a_record_of_its_task_can_not_be_submitted_again(record: str | None) -> None:
     with pytest.raises(BadInput, match="no record of the task of managed job 7"):
-        make_again(dataclasses.replace(JOB, task=record), [])
+        task_again(dataclasses.replace(JOB, task=record), [])
 
 
 def test_a_bad_place_is_left_out_and_other_regions_of_the_same_gpu_stay(
@@ -412,5 +416,5 @@ def test_a_yaml_that_allows_nothing_but_the_bad_place_is_said_to_do_so(
 ) -> None:
     one_place = WORKDIR.replace("infra: runpod", "infra: runpod/CA")
     sky_yaml = sky_home.yaml("accelerators: A40\nuse_spot: true", one_place)
-    with pytest.raises(BadInput, match="nothing but A40 spot on RunPod/CA; add other GPUs"):
+    with pytest.raises(BadInput, match="only allows A40 spot on RunPod/CA; add other GPUs"):
         made_again(sky_yaml, Place("RunPod", "CA", "A40", spot=True))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from pipeline.commands.status import show_status
-from pipeline.rent.managed import submission
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
-from pipeline.rent.managed.submission import announce_rental, announced
+from pipeline.rent.managed.submission import announce_rental, announced, note_of
 from pipeline.state.claim import claim_run
 from pipeline.state.error_codec import error_from_json, error_to_json
 from pipeline.state.rental_note import (
     NOTE,
+    RentalNote,
     over_unless_interrupted,
     read_rental_note,
     withdraw_rental_note,
@@ -25,15 +27,10 @@ from tests.support.clock import FakeClock
 from tests.support.states import someone
 
 
-@pytest.fixture
-def typing_on(monkeypatch: pytest.MonkeyPatch):
-    """Which machine the next command is typed on."""
-
-    def sit_down(host: str) -> None:
-        monkeypatch.setattr(submission.socket, "gethostname", lambda: host)
-        monkeypatch.setattr(submission, "my_hash", lambda: f"hash of {host}")
-
-    return sit_down
+def from_host(host: str, run: RunState, launch_id: str) -> RentalNote:
+    """The note of a rental that is submitted now, on the computer called `host`."""
+    note = note_of(run, run.read(), launch_id=launch_id, rented_from=f"hash of {host}")
+    return dataclasses.replace(note, host=host)
 
 
 def announced_by(run: RunState) -> str:
@@ -46,11 +43,9 @@ def of_a_worker(error: PionError) -> PionError:
 
 
 @pytest.fixture
-def rented_from_desk(run: RunState, typing_on) -> RunState:
-    """The run, rented from the desk as `desk-1`, while the next command is typed on the laptop."""
-    typing_on("desk")
-    announce_rental(run, run.read(), "desk-1")
-    typing_on("laptop")
+def rented_from_desk(run: RunState) -> RunState:
+    """The run, rented from the desk as `desk-1`."""
+    announce_rental(run, from_host("desk", run, "desk-1"))
     return run
 
 
@@ -61,7 +56,7 @@ def test_while_a_machine_boots_no_other_computer_rents_one(
     run = rented_from_desk
     time.time += 120
     with pytest.raises(BadInput) as refused:
-        announce_rental(run, run.read(), "laptop-1", moving=moving)
+        announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving)
     message = str(refused.value)
     assert "was rented from desk 2 min" in message
     assert "has not claimed the run yet" in message
@@ -77,9 +72,9 @@ def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
     claim_run(run, someone()).release()  # as a machine does that is about to be taken away
     time.time += 3 * 24 * 3600.0  # there may be none to be had for days
     with pytest.raises(BadInput) as refused:
-        announce_rental(run, run.read(), "laptop-1")
+        announce_rental(run, from_host("laptop", run, "laptop-1"))
     message = str(refused.value)
-    assert "was rented from desk 3 d 0 h ago, and that is not over" in message
+    assert "was rented from desk 3 d 0 h ago, and that rental is not over" in message
     assert f"pion hop {run.store.url}/{run.name} --on SKY" in message
     assert "--force" in message
     assert announced_by(run) == "desk"
@@ -87,11 +82,10 @@ def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
 
 @pytest.mark.parametrize("error", [BadInput("the task is refused"), PionError("timed out")])
 def test_word_of_a_rental_is_taken_back_only_if_nothing_was_rented_for_sure(
-    rented_from_desk: RunState, typing_on, error: PionError
+    rented_from_desk: RunState, error: PionError
 ) -> None:
     run = rented_from_desk
-    typing_on("desk")
-    with pytest.raises(type(error)), announced(run, run.read(), "desk-2"):
+    with pytest.raises(type(error)), announced(run, from_host("desk", run, "desk-2")):
         raise error
     note, _ = read_rental_note(run)
     assert note is not None
@@ -114,27 +108,27 @@ def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(
 ) -> None:
     run = rented_from_desk
     claim_run(run, someone()).release()
-    announce_rental(run, run.read(), "laptop-1", moving=True)
+    announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
     assert announced_by(run) == "laptop"
     withdraw_rental_note(run, "desk-1")  # the machine that handed over ends, and its rental with it
     assert announced_by(run) == "laptop"
     assert not json.loads(run.store.read(run.key(NOTE)))["over"]
 
 
-def test_the_note_of_a_run_that_does_not_exist_yet_makes_no_run(tmp_path, typing_on) -> None:
+def test_the_note_of_a_run_that_does_not_exist_yet_makes_no_run(tmp_path: Path) -> None:
     new = RunState(FileStore(tmp_path / "runs"), "new")
-    typing_on("desk")
-    announce_rental(new, None, "desk-1")
+    announce_rental(new, from_host("desk", new, "desk-1"))
     assert new.read() is None
-    typing_on("laptop")
     with pytest.raises(BadInput, match="was rented from desk"):
-        announce_rental(new, None, "laptop-1")
+        announce_rental(new, from_host("laptop", new, "laptop-1"))
 
 
-def test_the_computer_that_rented_may_rent_again(run: RunState, typing_on) -> None:
-    typing_on("desk")
-    announce_rental(run, run.read(), "desk-1")
-    announce_rental(run, run.read(), "desk-2")  # its SkyPilot knows what became of the first
+def test_the_computer_that_rented_may_rent_again(rented_from_desk: RunState) -> None:
+    run = rented_from_desk
+    announce_rental(run, from_host("desk", run, "desk-2"))  # its SkyPilot knows the first one
+    note, _ = read_rental_note(run)
+    assert note is not None
+    assert note.launch_id == "desk-2"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +145,7 @@ def test_once_a_rental_is_over_anybody_may_rent(
                 raise ending
     except type(ending or ValueError):
         pass
-    announce_rental(run, run.read(), "laptop-1")
+    announce_rental(run, from_host("laptop", run, "laptop-1"))
     assert announced_by(run) == "laptop"
 
 
@@ -166,7 +160,7 @@ def test_an_interrupted_run_is_not_over(
     with pytest.raises(type(ending)), over_unless_interrupted(run, launch_id):
         raise ending
     with pytest.raises(BadInput, match="was rented from desk"):
-        announce_rental(run, run.read(), "laptop-1")
+        announce_rental(run, from_host("laptop", run, "laptop-1"))
 
 
 @pytest.mark.parametrize("by", ["desk-1", "a stranger's"])
@@ -189,7 +183,7 @@ def test_what_else_runs_does_not_end_a_rental(
     with over_unless_interrupted(run, launch_id):
         pass
     with pytest.raises(BadInput, match="was rented from desk"):
-        announce_rental(run, run.read(), "laptop-1")
+        announce_rental(run, from_host("laptop", run, "laptop-1"))
 
 
 def test_a_machine_that_never_came_is_not_waited_for_without_end_by_a_hop(
@@ -197,7 +191,7 @@ def test_a_machine_that_never_came_is_not_waited_for_without_end_by_a_hop(
 ) -> None:
     run = rented_from_desk
     time.time += BOOT_SECONDS
-    announce_rental(run, run.read(), "laptop-1", moving=True)
+    announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
@@ -205,20 +199,17 @@ def test_a_person_who_called_it_off_there_can_say_so(
     rented_from_desk: RunState, moving: bool
 ) -> None:
     run = rented_from_desk
-    announce_rental(run, run.read(), "laptop-1", moving=moving, force=True)
+    announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving, force=True)
     assert announced_by(run) == "laptop"
 
 
 @pytest.mark.parametrize(
     "text", [b"", b"{}", b'{"format": 1, "at": "soon", "host": 3}', b'{"format": 1, "at": 3.5}']
 )
-def test_a_note_that_can_not_be_read_is_in_nobodys_way(
-    run: RunState, typing_on, text: bytes
-) -> None:
-    typing_on("laptop")
+def test_a_note_that_can_not_be_read_is_in_nobodys_way(run: RunState, text: bytes) -> None:
     run.store.write(run.key(NOTE), text)
     withdraw_rental_note(run, "desk-1")
-    announce_rental(run, run.read(), "laptop-1")
+    announce_rental(run, from_host("laptop", run, "laptop-1"))
     assert announced_by(run) == "laptop"
 
 
@@ -230,7 +221,8 @@ def test_of_two_at_the_same_instant_one_rents(
     def as_before(store: FileStore, key: str) -> tuple[bytes, str]:
         raise Missing(key, store.url)
 
+    note = from_host("laptop", run, "laptop-1")
     monkeypatch.setattr(FileStore, "read_versioned", as_before)
-    with pytest.raises(BadInput, match="is being rented by another process at this moment"):
-        announce_rental(run, None, "laptop-1")
+    with pytest.raises(BadInput, match="another process is renting a machine for demo at this"):
+        announce_rental(run, note)
     assert announced_by(run) == "desk"

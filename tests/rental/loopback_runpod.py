@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
 from tests.rental.pods import Pod
-from tests.support.http_body import read_body
+from tests.support.runpod_api import RunPodApi, argument, serve_runpod
 
-API_KEY = "rpa_LOOPBACK"
 SOLD_OUT = "There are no longer any instances available with the requested specifications."
 
 
-@dataclass
-class RunPod:
+class RunPod(RunPodApi):
     """The account of one user: its pods, and every request made of the API."""
 
-    folder: Path
-    image: Path
-    environment: dict[str, str]
-    ports: list[int]
-    url: str = ""
-    sold_out: set[str] = field(default_factory=set)
-    """GPUs, by RunPod's names ("NVIDIA A40"), of which there is none to rent."""
-    small_disks: int = 0
-    """How many of the next pods get a tenth of the disk that was asked for."""
-    requests: list[tuple[float, str]] = field(default_factory=list)
-    """When, and the GraphQL of everything asked that is not a list of pods."""
-    all_pods: list[Pod] = field(default_factory=list)
-    """Every pod ever rented, the gone ones too."""
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    def __init__(
+        self, folder: Path, image: Path, environment: dict[str, str], ports: list[int]
+    ) -> None:
+        super().__init__()
+        self.url = ""
+        # GPUs, by RunPod's names ("NVIDIA A40"), of which there is none to rent.
+        self.sold_out: set[str] = set()
+        # How many of the next pods get a tenth of the disk that was asked for.
+        self.small_disks = 0
+        # Every pod ever rented, the gone ones too.
+        self.all_pods: list[Pod] = []
+        self._folder, self._image = folder, image
+        self._environment, self._ports = environment, ports
+        self._lock = threading.RLock()
 
     def pods(self, status: str | None = "RUNNING") -> list[Pod]:
         """The pods that the API lists with `status` (None: with any), the oldest first."""
@@ -72,55 +66,53 @@ class RunPod:
             pod.end()
         self.all_pods, self.requests, self.sold_out, self.small_disks = [], [], set(), 0
 
-    def answer(self, query: str) -> dict[str, Any]:
-        """The `data` of the answer. Raises ValueError with what RunPod would say."""
-        query = " ".join(query.split())
-        if "myPods" in query:
-            return {"myself": {"pods": [_listed(pod) for pod in self.pods(None)]}}
-        self.requests.append((time.time(), query))
+    def list_pods(self) -> list[dict[str, Any]]:
+        return [_listed(pod) for pod in self.pods(None)]
+
+    def terminate(self, pod_id: str) -> None:
+        for pod in self.pods(None):
+            if pod.id == pod_id:
+                pod.end()
+                pod.status = "TERMINATED"
+
+    def answer_other(self, query: str) -> dict[str, Any]:
         for mutation in ("podRentInterruptable", "podFindAndDeployOnDemand"):
             if mutation in query:
-                pod = self._rent(query, use_spot=mutation == "podRentInterruptable")
+                pod = self.rent_pod(query, use_spot=mutation == "podRentInterruptable")
                 return {mutation: {"id": pod.id, "desiredStatus": pod.status}}
-        if "podTerminate" in query:
-            for pod in self.pods(None):
-                if pod.id == _argument(query, "podId"):
-                    pod.end()
-                    pod.status = "TERMINATED"
-            return {"podTerminate": None}
         if "gpuTypes" in query:
-            gpu = {"id": _argument(query, "id"), "memoryInGb": 1, "maxGpuCount": 8}
+            gpu = {"id": argument(query, "id"), "memoryInGb": 1, "maxGpuCount": 8}
             return {"gpuTypes": [gpu]}
         if "podTemplates" in query:
             return {"myself": {"podTemplates": []}}
         if "updateUserSettings" in query:
-            return {"updateUserSettings": {"id": "user", "pubKey": _argument(query, "pubKey")}}
+            return {"updateUserSettings": {"id": "user", "pubKey": argument(query, "pubKey")}}
         if "myself" in query:
             return {"myself": {"id": "user", "pubKey": "", "networkVolumes": []}}
-        raise ValueError(f"Cannot query this: {query}")
+        return super().answer_other(query)
 
-    def _rent(self, query: str, use_spot: bool) -> Pod:
-        gpu = _argument(query, "gpuTypeId")
+    def rent_pod(self, query: str, *, use_spot: bool) -> Pod:
+        gpu = argument(query, "gpuTypeId")
         if gpu in self.sold_out:
             raise ValueError(SOLD_OUT)
-        bid = _argument(query, "bidPerGpu")
-        disk_gb = int(_argument(query, "containerDiskInGb") or 10)
+        bid = argument(query, "bidPerGpu")
+        disk_gb = int(argument(query, "containerDiskInGb") or 10)
         if self.small_disks:
             self.small_disks, disk_gb = self.small_disks - 1, disk_gb // 10
         pod = Pod(
-            name=_argument(query, "name"),
+            name=argument(query, "name"),
             gpu=gpu,
             use_spot=use_spot,
             bid=float(bid) if bid else None,
             disk_gb=disk_gb,
-            image=_argument(query, "imageName"),
+            image=argument(query, "imageName"),
         )
         # SkyPilot sends its start script as: bash -c 'echo BASE64 | base64 --decode > …'
-        encoded = re.search(r"echo (\S+) \| base64", _argument(query, "dockerArgs"))
+        encoded = re.search(r"echo (\S+) \| base64", argument(query, "dockerArgs"))
         if encoded is None:
             raise ValueError(f"no start script in dockerArgs: {query}")
         init = base64.b64decode(encoded[1]).decode()
-        pod.boot(self.folder, self.image, init, self.environment, self.ports)
+        pod.boot(self._folder, self._image, init, self._environment, self._ports)
         with self._lock:
             self.all_pods.append(pod)
         return pod
@@ -132,43 +124,12 @@ def loopback_runpod(
 ) -> Iterator[RunPod]:
     """Serve until the block ends, and with it every pod."""
     runpod = RunPod(folder, image, environment, ports)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(read_body(self))
-            if self.headers.get("Authorization") != f"Bearer {API_KEY}":
-                return self._send(401, {"errors": [{"message": "Unauthorized"}]})
-            try:
-                self._send(200, {"data": runpod.answer(body["query"])})
-            except ValueError as error:
-                self._send(200, {"errors": [{"message": str(error)}], "data": None})
-
-        def do_HEAD(self) -> None:
-            """SkyPilot's question whether there is a network at all."""
-            self._send(200, {})
-
-        def _send(self, status: int, answer: dict[str, Any]) -> None:
-            body = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Nothing on standard error."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    runpod.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield runpod
-    finally:
-        server.shutdown()
-        server.server_close()
-        runpod.forget()
+    with serve_runpod(runpod) as url:
+        runpod.url = url
+        try:
+            yield runpod
+        finally:
+            runpod.forget()
 
 
 _RENT = """mutation {{ podRentInterruptable( input: {{ name: "{name}", imageName: "an/image",
@@ -179,14 +140,6 @@ gpuTypeId: "NVIDIA A40", bidPerGpu: 0.2, containerDiskInGb: 1, dockerArgs:
 def rent(init: str, name: str = "test-head") -> str:
     """The request that rents a pod of that name with this start script."""
     return _RENT.format(name=name, init=base64.b64encode(init.encode()).decode())
-
-
-def _argument(query: str, name: str) -> str:
-    """The value of argument `name` of a GraphQL query; empty if it has none."""
-    found = re.search(rf'\b{name}: (?:"((?:[^"\\]|\\.)*)"|([^\s,}}]+))', query)
-    if found is None:
-        return ""
-    return found[1] if found[1] is not None else found[2]
 
 
 def _listed(pod: Pod) -> dict[str, Any]:

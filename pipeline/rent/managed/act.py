@@ -1,0 +1,54 @@
+"""Do something about what is wrong with a rental, and keep in the run's events what was done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Sequence
+
+from pipeline.rent.managed.diagnose import Finding
+from pipeline.rent.managed.lookout import Look
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.provider import Provider
+from pipeline.rent.managed.restart import Restarter
+from pipeline.rent.managed.terminate import terminate_each
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import StoreError
+
+
+def act(
+    finding: Finding, job: ManagedJob, look: Look, provider: Provider, restarter: Restarter
+) -> list[str]:
+    """End pods, cancel or restart the job, as the finding says; return what was done, in words.
+
+    Raises PionError if SkyPilot or RunPod fails.
+    """
+    if finding.action == "note":
+        return []
+    if finding.action == "relaunch":
+        return restarter.restart(provider, finding, job, look.head)
+    done = terminate_each(finding.pods, provider.terminate_pod)
+    if finding.action == "cancel":
+        provider.cancel([job.id])
+        done.append(f"cancelled managed job {job.id}")
+    return done
+
+
+def log_finding(state: RunState, look: Look, finding: Finding, done: Sequence[str]) -> None:
+    """Add to the run's events what was done and why; a store that is down is left out."""
+    if look.head is None:
+        return
+    event = {
+        "event": "watch",
+        "epoch": look.head.epoch,
+        "at": look.progress.at,
+        "what": finding.what,
+        "why": finding.why,
+        "done": list(done),
+    }
+    # The owner of that epoch numbers its own events, so this one needs another name.
+    key = state.key(f"events/{look.head.epoch}/watch-{uuid.uuid4().hex}.jsonl")
+    with contextlib.suppress(StoreError):
+        state.store.write(key, (json.dumps(event) + "\n").encode())
+        state.store.flush()

@@ -1,0 +1,147 @@
+"""What a lookout remembers between looks of pods, of heartbeats and steps, and of costs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from pipeline.cost.by_cause import RunLog, costs_of
+from pipeline.cost.lost import LostMachine
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.pods import Pod
+from pipeline.state.metrics import read_events
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+
+# How long the costs that were read from a run's events are good for.
+COST_SECONDS = 60.0
+# Heartbeats further apart than this have paused.
+BEAT_PAUSE_SECONDS = 60.0
+
+
+class _Phase(NamedTuple):
+    """A managed job in one status."""
+
+    job_id: int
+    status: str
+
+
+class PodMemory:
+    """Since when a job has each of its pods, and since when it lacks the pod it should have."""
+
+    def __init__(self) -> None:
+        # None while no pod is missing.
+        self.gone_since: float | None = None
+        self._first_seen: dict[str, float] = {}
+        self._phase: _Phase | None = None
+        self._had_pod = False
+
+    def note(self, job: ManagedJob | None, pods: Sequence[Pod] | None, now: float) -> None:
+        """Compare the job's pods with what was seen before; `pods` is None if nobody can tell."""
+        for pod in pods or ():
+            if pod.alive:
+                self._first_seen.setdefault(pod.id, now)
+        phase = _Phase(job.id, job.status) if job is not None else None
+        if phase != self._phase:
+            self._phase, self._had_pod, self.gone_since = phase, False, None
+        self._had_pod = self._had_pod or bool(pods)
+        expected = self._had_pod or (job is not None and job.status == "RUNNING")
+        is_gone = expected and pods is not None and not pods
+        self.gone_since = (self.gone_since or now) if is_gone else None
+
+    def newest_since(self, pods: Sequence[Pod] | None) -> float | None:
+        """Return when the newest living pod was first seen."""
+        seen = [self._first_seen[pod.id] for pod in pods or () if pod.alive]
+        return max(seen, default=None)
+
+
+class StepKey(NamedTuple):
+    """How far a run is, as its heartbeat says; `step` is None before the first step."""
+
+    epoch: int
+    stage: str | None
+    step: int | None
+
+
+class _SeenBeat(NamedTuple):
+    """A heartbeat, by the owner's clock, and when it was first seen, by the watcher's."""
+
+    at: float | None
+    seen: float
+
+
+class _SeenStep(NamedTuple):
+    """A step, and since when no later one was seen."""
+
+    step: StepKey
+    since: float
+
+
+class StepMemory:
+    """Since when a run's heartbeats have come without a new step."""
+
+    def __init__(self) -> None:
+        self._beat: _SeenBeat | None = None
+        self._step: _SeenStep | None = None
+
+    def stalled_since(self, beat_at: float | None, step: StepKey, now: float) -> float | None:
+        """Note a look; return since when the step stands still although heartbeats come."""
+        beat = self._beat
+        if beat is None or not _same_beat(beat.at, beat_at):
+            # After a pause, such as while its store was down, a run may first catch up.
+            paused = beat is None or now - beat.seen > BEAT_PAUSE_SECONDS
+            if self._step is None or self._step.step != step or paused:
+                self._step = _SeenStep(step, now)
+            self._beat = beat = _SeenBeat(beat_at, now)
+        beats = beat_at is not None and now - beat.seen <= BEAT_PAUSE_SECONDS
+        if self._step is None or step.step is None or not beats:
+            return None
+        return self._step.since
+
+
+def _same_beat(before: float | None, at: float | None) -> bool:
+    """Whether both are one heartbeat: its age was rounded, so its time may differ a little."""
+    return before is not None and at is not None and abs(at - before) <= 0.001
+
+
+class _Counted(NamedTuple):
+    """What all machines had cost when their costs were added up at `at`."""
+
+    at: float
+    dollars: float | None
+    machines: frozenset[str]
+
+
+class CostMemory:
+    """What all machines of a run have cost, added up again every COST_SECONDS."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+        self._counted: _Counted | None = None
+        self._ended_job: int | None = None
+
+    def dollars(
+        self,
+        head: Head | None,
+        job: ManagedJob | None,
+        booting: Collection[LostMachine],
+        now: float,
+    ) -> float | None:
+        """Return the dollars of all machines, those that still boot included."""
+        ended_job = job.id if job is not None and not job.live else None
+        has_just_ended = ended_job not in (None, self._ended_job)
+        self._ended_job = ended_job
+        counted = self._counted
+        if head is not None and (
+            has_just_ended or counted is None or now - counted.at >= COST_SECONDS
+        ):
+            events = read_events(self._state.store, self._state.name)
+            costs = costs_of(self._state, head, now, RunLog(events, {}))
+            ids = frozenset(machine.id for machine in costs.machines)
+            self._counted = counted = _Counted(now, costs.dollars, ids)
+        dollars = counted.dollars if counted else None
+        known = counted.machines if counted else frozenset()
+        for pod in booting:
+            if pod.id not in known and pod.price is not None:
+                dollars = (dollars or 0.0) + pod.price * pod.seconds / 3600
+        return dollars

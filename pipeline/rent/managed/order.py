@@ -1,0 +1,120 @@
+"""What `pion launch` and `pion hop` submit: a job and the machines for it, checked and complete."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pion.errors import BadInput, PionError
+from pipeline.job import Job
+from pipeline.job.file import load_job
+from pipeline.rent.check.candidates import fitting
+from pipeline.rent.credentials import secrets_for, wanted_secrets
+from pipeline.rent.managed.cheapest_first import with_candidates
+from pipeline.rent.managed.names import rental_name
+from pipeline.rent.managed.provider import Provider
+from pipeline.rent.managed.say import say_now
+from pipeline.rent.managed.task import make_task, task_config, task_variables
+from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.state.run_state import RunState
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A job, and what it was read from."""
+
+    path: str
+    overrides: Sequence[str]
+    job: Job
+
+    @classmethod
+    def load(cls, path: str, overrides: Sequence[str]) -> JobFile:
+        """Read a job file. Raises BadInput for a job with mistakes."""
+        return cls(path, overrides, load_job(path, overrides))
+
+
+@dataclass(frozen=True)
+class Order:
+    """A run and the machines to rent for it.
+
+    `config` is SkyPilot's task, complete but for the values of its secrets. It only allows the
+    machines of `sky_yaml` that will do for the job, if there are any.
+    """
+
+    state: RunState
+    name: str
+    launch_id: str
+    job_file: JobFile
+    sky_yaml: SkyYaml
+    config: Mapping[str, Any] = field(repr=False)
+
+    def secrets(self) -> dict[str, str]:
+        """Return the values of the task's secrets. Raises BadInput if one is not set here."""
+        wanted = wanted_secrets(self.job_file.job)
+        return secrets_for(self.sky_yaml.secrets, wanted=wanted)
+
+
+def make_order(
+    state: RunState,
+    job_file: JobFile,
+    sky_yaml: SkyYaml,
+    *,
+    force: bool,
+    variables: Mapping[str, str] | None = None,
+) -> Order:
+    """Return the order to run a job on the machines of `sky_yaml`.
+
+    `force` accepts spot prices above the on-demand price; `variables` are passed to the task, too.
+    Raises BadInput if the job file would not be copied to the machine.
+    """
+    job = job_file.job
+    accepted = with_candidates(sky_yaml, fitting(job, sky_yaml, force=force))
+    envs = task_variables(accepted, job, job_file.path, job_file.overrides)
+    envs.update(variables or {})
+    name = rental_name(state.store.url, state.name)
+    config = task_config(accepted, name, envs, job.prices)
+    return Order(state, name, envs["PION_LAUNCH_ID"], job_file, sky_yaml, config)
+
+
+def require_checks(order: Order, *, force: bool) -> None:
+    """Print what `pion check` finds. Raises BadInput if the run would fail on those machines."""
+    from pipeline.rent.check.command import print_rows, run_checks
+
+    job_file = order.job_file
+    rows = run_checks(job_file.job, order.sky_yaml, path=job_file.path, force=force)
+    print_rows(rows)
+    failed = [row.name for row in rows if row.ok is False]
+    if failed:
+        raise BadInput(f"{', '.join(failed)}: see above. Nothing was rented.")
+
+
+def submit_order(order: Order, secrets: Mapping[str, str], provider: Provider) -> int:
+    """Submit the task; return the number of its managed job.
+
+    Raises BadInput if SkyPilot refuses it, and PionError if it may have been accepted.
+    """
+    say_now("submitting the job; SkyPilot gets a copy of the checkout")
+    task = make_task(order.config, secrets)
+    with _warning_who_leaves(order):
+        return provider.submit(task, order.name)
+
+
+@contextlib.contextmanager
+def _warning_who_leaves(order: Order) -> Iterator[None]:
+    """Say that a machine may still be rented, after Ctrl-C or if SkyPilot's answer was lost."""
+    try:
+        yield
+    except BadInput:
+        raise  # SkyPilot has refused the job
+    except (KeyboardInterrupt, PionError) as error:
+        run = order.state.url
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else "something failed"
+        say_now(
+            f"\n{what} while submitting {order.name}: SkyPilot may continue, and rent a machine\n"
+            f"  in a minute:  pion watch {run}\n"
+            f"  is it rented: pion rentals {run}\n"
+            "  call it off:  sky jobs queue, then sky jobs cancel NUMBER"
+        )
+        raise

@@ -1,0 +1,176 @@
+"""Pods that end before they own the run are kept in its events, with what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cost.by_cause import costs_of
+from pipeline.rent.managed.watch import Watcher
+from pipeline.state.claim import claim_run
+from pipeline.state.metrics import EventLog, read_events
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, StoreError
+from tests.support.clock import FakeClock
+from tests.support.fake_provider import JOB, FakeProvider, beat, during, succeed
+from tests.support.states import someone
+
+
+def lost_pods(run: RunState) -> list[dict[str, Any]]:
+    """What the run's store says of pods that never owned it."""
+    return [e for e in read_events(run.store, run.name) if e["event"] == "lost"]
+
+
+def lose(provider: FakeProvider) -> Callable[[], None]:
+    """RunPod lists no pod of it any more, and SkyPilot is after another."""
+
+    def gone() -> None:
+        provider.listed = []
+        provider.now("RECOVERING")
+
+    return gone
+
+
+def owns_the_run(run: RunState, pod: str) -> None:
+    """The pod has claimed the run, and said so."""
+    events = EventLog(run.store, run.name, claim_run(run, someone(host=pod)).epoch)
+    about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True}
+    times = {"rented_at": run.clock.now(), "phases": {}, "price": 0.36, "host": pod}
+    events.append("machine", id=pod, managed_job="7", **about, **times)
+    events.flush()
+
+
+def test_a_pod_that_goes_before_it_owns_the_run_is_kept_with_what_it_cost(
+    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
+) -> None:
+    start = time.time
+    provider.now("STARTING", submitted_at=start)
+    during(time, lambda: None, lose(provider), succeed(provider))
+    watcher.follow()
+    (event,) = lost_pods(run)
+    assert (event["id"], event["gpu"], event["managed_job"]) == ("a", "A40", "7")
+    assert (event["begin"], event["end"], event["price"]) == (start, start + 10, 0.36)
+
+
+def test_what_a_machine_costs_that_never_owned_the_run_is_in_what_a_person_is_told(
+    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
+) -> None:
+    claim = claim_run(run, someone(host="desk"))
+    beat(claim, stage="sft", step=6)
+    provider.listed = [provider.pod("a", "RUNNING", created=time.time - 3600)]
+    during(time, lambda: provider.now("FAILED"))
+    watcher.follow()
+    assert "sft step 6, saved: sft step 5 ($0.36 so far)" in "\n".join(said)
+    assert "ended as FAILED ($0.36 so far)" in said[-1]
+
+
+@pytest.mark.parametrize("status", ["EXITED", "TERMINATED"])
+def test_a_pod_that_has_exited_costs_no_more_though_it_is_listed(
+    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, status: str
+) -> None:
+    start = time.time
+
+    def exits() -> None:
+        provider.listed = [provider.pod("a", status)]
+
+    during(time, exits, lambda: None, succeed(provider))
+    watcher.follow()
+    (event,) = lost_pods(run)
+    assert (event["begin"], event["end"]) == (start, start)
+
+
+def test_a_pod_costs_from_when_runpod_says_that_it_was_rented(
+    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
+) -> None:
+    provider.listed = [provider.pod("a", "RUNNING", created=time.time - 90)]
+    during(time, lose(provider), succeed(provider))
+    watcher.follow()
+    (event,) = lost_pods(run)
+    assert event["end"] - event["begin"] == 90
+
+
+def test_the_pod_of_a_job_that_has_ended_is_kept_too_as_nobody_looks_again(
+    watcher: Watcher, provider: FakeProvider, run: RunState
+) -> None:
+    provider.now("FAILED_SETUP")
+    assert watcher.look_once() == 1
+    assert [event["id"] for event in lost_pods(run)] == ["a"]
+
+
+def test_a_pod_that_owned_the_run_speaks_for_itself(
+    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
+) -> None:
+    during(time, lambda: owns_the_run(run, "a"), lose(provider), succeed(provider))
+    watcher.follow()
+    assert lost_pods(run) == []
+
+
+def test_every_lost_pod_is_kept_and_those_of_other_runs_are_not(
+    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
+) -> None:
+    other = dataclasses.replace(provider.pod("x", "RUNNING"), name="pion-other-7-0123abcd-head")
+    provider.listed.append(other)
+
+    def another() -> None:
+        provider.listed = [provider.pod("b", "RUNNING")]
+
+    during(time, another, lose(provider), succeed(provider))
+    watcher.follow()
+    assert {event["id"] for event in lost_pods(run)} == {"a", "b"}
+
+
+def test_two_windows_keep_a_lost_pod_once(
+    run: RunState, provider: FakeProvider, time: FakeClock, said: list[str]
+) -> None:
+    windows = [
+        Watcher(run, JOB.name, JOB.id, said.append, provider, acting=acting)
+        for acting in (True, False)
+    ]
+    for window in windows:
+        window.lookout.look()
+        time.time += 5
+    lose(provider)()
+    for window in windows:
+        window.lookout.look()
+    assert len(lost_pods(run)) == 1
+
+
+def test_a_pod_lost_before_any_machine_owned_the_run_is_kept_too(
+    tmp_path: Path, provider: FakeProvider, time: FakeClock, said: list[str]
+) -> None:
+    new = RunState(FileStore(tmp_path / "new"), "demo", time.clock())
+    provider.now("STARTING", submitted_at=time.time)
+    during(time, lambda: None, lose(provider), succeed(provider))
+    Watcher(new, JOB.name, JOB.id, said.append, provider).follow()
+    assert new.read() is None
+    assert costs_of(new, Head(), time.time).dollars == pytest.approx(0.001)  # 10 s at $0.36
+    claim_run(new, someone()).release()
+    head = new.read()
+    assert head is not None
+    assert costs_of(new, head, time.time).dollars == pytest.approx(0.001)
+
+
+def test_a_store_that_is_down_is_told_of_a_lost_pod_later(
+    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, monkeypatch: Any
+) -> None:
+    swap = run.store.compare_and_swap
+
+    def down(*arguments: Any) -> Any:
+        raise StoreError("write", "events", "no route to host")
+
+    def fails() -> None:
+        lose(provider)()
+        monkeypatch.setattr(run.store, "compare_and_swap", down)
+
+    start = time.time
+    up = partial(monkeypatch.setattr, run.store, "compare_and_swap", swap)
+    during(time, fails, lambda: None, up, lambda: None, succeed(provider))
+    watcher.follow()
+    (event,) = lost_pods(run)
+    assert event["end"] == start

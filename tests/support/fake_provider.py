@@ -1,0 +1,165 @@
+"""A provider that rents nothing: its SkyPilot and RunPod say what a test wants, and note orders."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from pion.errors import BadInput, PionError
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.names import cluster_name
+from pipeline.rent.managed.place import Place
+from pipeline.rent.managed.pods import Pod
+from pipeline.rent.managed.provider import Provider
+from pipeline.rent.managed.say import Say
+from pipeline.state.claim import Claim
+from tests.support.clock import FakeClock
+
+NOW = 1_000_000.0
+JOB = ManagedJob(
+    id=7,
+    name="pion-demo-0123abcd",
+    status="RUNNING",
+    submitted_at=NOW - 9000,
+    started_at=NOW - 8000,
+    cloud="RunPod",
+    region="CA",
+    resources="1x[spot](A40:1, cpus=9, mem=50)",
+)
+ME, ANOTHER = "0123abcd", "99999999"
+
+
+class FakeProvider(Provider):
+    """SkyPilot with some jobs, RunPod with some pods, and a note of every order.
+
+    To begin with, nothing is rented. A test may replace a method of it.
+    """
+
+    def __init__(self, *jobs: ManagedJob) -> None:
+        self.jobs = list(jobs)
+        self.listed: list[Pod] | None = []
+        self.terminated: list[str] = []
+        self.cancelled: list[int] = []
+        self.submitted: list[Any] = []
+        # The only place that the YAML allows.
+        self.only: Place | None = None
+        self.down = False
+        self.here = True
+        self.clusters: dict[str, str] | None = {}
+        self.recorded: dict[str, str | None] = {}
+
+    def start(self, say: Say) -> None:
+        """Nothing to start."""
+
+    def managed_jobs(
+        self, name: str | None = None, *, with_task: bool = False
+    ) -> Sequence[ManagedJob]:
+        if self.down:
+            raise PionError("SkyPilot could not list the managed jobs.")
+        found = [job for job in self.jobs if name in (None, job.name)]
+        return sorted(found, key=lambda job: -job.id)
+
+    def submit(self, task: Any, name: str) -> int:
+        assert not any(job.live for job in self.jobs)  # never two machines at a time
+        self.submitted.append(task)
+        new = max(job.id for job in self.jobs) + 1
+        self.jobs.append(dataclasses.replace(JOB, id=new))
+        self.listed = [self.pod("b", "RUNNING", new)]
+        return new
+
+    def task_again(self, job: ManagedJob, avoid: Collection[Place]) -> Any:
+        if self.only is not None and self.only in avoid:
+            raise BadInput("the YAML allows nothing but that")
+        return job.id, set(avoid)
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        self.cancelled += job_ids
+        for job_id in job_ids:
+            self.change(job_id, status="CANCELLED")
+
+    def controller_is_here(self) -> bool:
+        return self.here
+
+    def my_hash(self) -> str:
+        return ME
+
+    def list_pods(self, *, of_everybody: bool = False) -> Sequence[Pod] | None:
+        return self.listed
+
+    def terminate_pod(self, pod_id: str) -> None:
+        self.terminated.append(pod_id)
+        self.listed = [pod for pod in self.listed or () if pod.id != pod_id]
+
+    def clusters_now(self) -> Mapping[str, str] | None:
+        return self.clusters
+
+    def clusters_recorded(self, names: Collection[str]) -> Mapping[str, str | None]:
+        return {name: status for name, status in self.recorded.items() if name in names}
+
+    # What a test does to it.
+
+    def pod(self, name: str, status: str, job_id: int = 7, created: float | None = None) -> Pod:
+        """A pod of JOB, or of a job that replaced it."""
+        named = f"{cluster_name(JOB.name, job_id)}-{ME}-head"
+        return Pod(name, named, status, "A40", 0.36, created=created)
+
+    def now(self, status: str, **changes: Any) -> None:
+        """The newest job is the only one, and in this status."""
+        self.jobs = [dataclasses.replace(self.jobs[-1], status=status, **changes)]
+
+    def change(self, job_id: int, **changes: Any) -> None:
+        """Something of one job changes."""
+        self.jobs = [
+            dataclasses.replace(job, **changes) if job.id == job_id else job for job in self.jobs
+        ]
+
+
+def watched_rental() -> FakeProvider:
+    """JOB, which runs on one pod."""
+    provider = FakeProvider(JOB)
+    provider.listed = [provider.pod("a", "RUNNING")]
+    return provider
+
+
+def fail_to_submit(provider: FakeProvider, times: int) -> None:
+    """The next submissions fail."""
+    submit = provider.submit
+    failures = [PionError("SkyPilot could not submit: timed out") for _ in range(times)]
+
+    def submit_at_last(task: Any, name: str) -> int:
+        if failures:
+            raise failures.pop()
+        return submit(task, name)
+
+    provider.submit = submit_at_last
+
+
+def lose_secrets(provider: FakeProvider) -> None:
+    """A job's secrets are not set here, so the job can't be submitted again."""
+
+    def task_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
+        raise BadInput("HF_TOKEN must be set in the environment")
+
+    provider.task_again = task_again
+
+
+def beat(claim: Claim, **status: Any) -> None:
+    claim.heartbeat.report(**status)
+    claim.heartbeat.beat()
+
+
+def during(time: FakeClock, *events: Callable[[], None]) -> None:
+    """After each look one of the events happens; after the last, nothing more does."""
+    left = list(events)
+    time.during_sleep = lambda: left.pop(0)() if left else None
+
+
+def succeed(provider: FakeProvider) -> Callable[[], None]:
+    return lambda: provider.now("SUCCEEDED")
+
+
+def succeed_after(provider: FakeProvider, time: FakeClock, seconds: float) -> None:
+    """The job is done that long from now, whatever happens to it."""
+    start = time.time
+    time.during_sleep = lambda: provider.now("SUCCEEDED") if time.time - start > seconds else None

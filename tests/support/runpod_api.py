@@ -1,0 +1,129 @@
+"""RunPod's GraphQL API on loopback: lists the pods of one account, and ends them.
+
+with serve_runpod(RunPodApi()) as url: …
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.support.http_body import read_body
+
+API_KEY = "rpa_LOOPBACK"
+CONFIG = f'[default]\napi_key = "{API_KEY}"\n'
+
+
+class RunPodApi:
+    """An account whose pods are nothing but lines of the list; see `rent`.
+
+    tests/rental/loopback_runpod.py has an account whose pods are real.
+    """
+
+    def __init__(self) -> None:
+        self.listed: list[dict[str, Any]] = []
+        # When, and the GraphQL of everything asked that is not a list of pods.
+        self.requests: list[tuple[float, str]] = []
+        # What the API answers everything with, if a test says so.
+        self.status = 200
+        self.error: str | None = None
+
+    def rent(self, pod: str, name: str, status: str = "RUNNING", change: str = "") -> None:
+        """Add a pod; `change` is what it last went through, in RunPod's words."""
+        self.listed.append(
+            {
+                "id": pod,
+                "name": name,
+                "desiredStatus": status,
+                "costPerHr": 0.2,
+                "gpuCount": 1,
+                "lastStatusChange": change,
+                "machine": {"gpuDisplayName": "A40"},
+            }
+        )
+
+    @property
+    def ids(self) -> list[str]:
+        """The pods that are listed."""
+        return [pod["id"] for pod in self.list_pods()]
+
+    def list_pods(self) -> list[dict[str, Any]]:
+        """Return every pod as the API words it."""
+        return self.listed
+
+    def terminate(self, pod_id: str) -> None:
+        """End a pod. Raises ValueError with what RunPod would say."""
+        if pod_id not in self.ids:
+            raise ValueError("pod not found")
+        self.listed = [pod for pod in self.listed if pod["id"] != pod_id]
+
+    def answer(self, query: str) -> dict[str, Any]:
+        """Return the `data` of the answer. Raises ValueError with what RunPod would say."""
+        query = " ".join(query.split())
+        if self.error is not None:
+            raise ValueError(self.error)
+        if "myPods" in query:
+            return {"myself": {"pods": self.list_pods()}}
+        self.requests.append((time.time(), query))
+        if "podTerminate" in query:
+            self.terminate(argument(query, "podId"))
+            return {"podTerminate": None}
+        return self.answer_other(query)
+
+    def answer_other(self, query: str) -> dict[str, Any]:
+        """Answer what is not about listing and ending pods."""
+        raise ValueError(f"Cannot query this: {query}")
+
+
+def argument(query: str, name: str) -> str:
+    """Return the value of argument `name` of a GraphQL query; empty if it has none."""
+    found = re.search(rf'\b{name}: (?:"((?:[^"\\]|\\.)*)"|([^\s,}}]+))', query)
+    if found is None:
+        return ""
+    return found[1] if found[1] is not None else found[2]
+
+
+@contextmanager
+def serve_runpod(api: RunPodApi) -> Iterator[str]:
+    """Serve until the block ends; yields the URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(read_body(self))
+            if self.headers.get("Authorization") != f"Bearer {API_KEY}":
+                return self._send(401, {"errors": [{"message": "Unauthorized"}]})
+            try:
+                self._send(api.status, {"data": api.answer(body["query"])})
+            except ValueError as error:
+                self._send(api.status, {"errors": [{"message": str(error)}], "data": None})
+
+        def do_HEAD(self) -> None:
+            """SkyPilot's question whether there is a network at all."""
+            self._send(200, {})
+
+        def _send(self, status: int, answer: dict[str, Any]) -> None:
+            body = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on standard error."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
