@@ -34,12 +34,12 @@ TRACEBACK_LIMIT = 100
 EXIT_CODES = """\
 exit codes:
   0   done
-  1   failed, or a bug; what was committed is safe
-  2   bad input, no store, or it would invalidate committed work; nothing committed is lost
+  1   failed, or a bug in Pion; what was committed is safe
+  2   the request is invalid, would invalidate committed work, or has no store that works
   3   another process took the run over
-  4   stopped on request or by the budget, state saved
+  4   stopped on request or by the budget; state is saved
   74  work was done that could not be stored; the message says where it is
-  75  interrupted, state saved: run it again (130: before there was anything to save)
+  75  interrupted; state is saved: run it again (130: there was nothing to save yet)
 """
 
 
