@@ -21,7 +21,8 @@ import pytest
 
 from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
 from tests.support.s3_server import FaultProxy, S3Server
-from tests.support.whole_runs import write_job
+from tests.support.waiting import kill_tree
+from tests.support.whole_runs import RUN_SECONDS, write_job
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "secretaccesskey0123456789/unmistakable",
@@ -61,7 +62,11 @@ class Traces:
         output = bytearray()
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
+        end = time.monotonic() + RUN_SECONDS
         while process.poll() is None:
+            if time.monotonic() > end:
+                kill_tree(process.pid)
+                raise AssertionError(f"{name} did not end in {RUN_SECONDS:g} s:\n{output.decode()}")
             output += process.stdout.read() or b""
             listed |= set(_command_lines(process.pid))
             _keep_files_of_ray(Path(environment["TMPDIR"]), links)

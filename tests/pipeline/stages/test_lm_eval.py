@@ -17,6 +17,7 @@ from pion.errors import Interrupted
 from pion.export import export_model
 from pion.model.decoder import Decoder
 from pipeline.stages.lm_eval import TaskOptions, hub_is_reachable, run_task
+from tests.support.waiting import wait_until
 
 LOCAL_TASK = """
 task: local_sums
@@ -171,12 +172,11 @@ tasks.run_task("arc_easy", Path(sys.argv[2]))
 def test_a_task_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
     python = python_that(HOLDS_THE_CARD.format(here=tmp_path), tmp_path)
     runs = subprocess.Popen([sys.executable, "-c", RUN_TASK, python, str(tmp_path)])
-    while not (tmp_path / "begun").exists():
-        assert runs.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: (tmp_path / "begun").exists() or runs.poll() is not None, "the task to run")
+    assert runs.poll() is None
     started = psutil.Process(runs.pid).children(recursive=True)
     runs.kill()  # as at a deadline that passes
-    runs.wait()
+    runs.wait(60)
     _, alive = psutil.wait_procs(started, timeout=20)
     assert not alive
 

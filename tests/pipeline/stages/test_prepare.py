@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from tests.support.corpora import (
     texts_of,
     write_corpus,
 )
+from tests.support.waiting import wait_until
 
 # ---------------------------------------------------------------- text
 
@@ -155,10 +155,10 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes_and_keeps_finished_sh
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "job.yaml"), str(tmp_path / "data")]
     process = subprocess.Popen(command)
     third = tmp_path / "data" / "0" / "train" / "shard_00002.json"
-    while not third.exists() and process.poll() is None:
-        time.sleep(0.001)
+    reached = "the third shard to be written"
+    wait_until(lambda: third.exists() or process.poll() is not None, reached, every=0.001)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.wait(60)
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     assert not (tmp_path / "data" / "dataset.json").exists()
     with pytest.raises(BadInput, match="no finished data here"):

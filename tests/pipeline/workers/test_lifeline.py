@@ -7,7 +7,6 @@ import queue
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from pipeline.console.messages import FromWorker, Hello, Note, Trained, to_json
 from pipeline.workers.lifeline import LOST_DRIVER_EXIT, Lifeline, LifelineServer
+from tests.support.waiting import wait_until
 
 WORKER = """
 import json, sys, time
@@ -79,5 +79,4 @@ def test_the_server_counts_who_is_on_the_line(server: Any) -> None:
     assert server.messages.get(timeout=30)[0] == 3
     assert server.connected == 1
     line.close()
-    while server.connected:
-        time.sleep(0.01)
+    wait_until(lambda: server.connected == 0, "the server to notice that the line is closed")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
+
 from pipeline.workers.reaper import session_processes
+from tests.support.waiting import read_until, wait_until
 
 DRIVER = """
 import os, subprocess, sys, time
@@ -22,7 +24,6 @@ subprocess.Popen(sleeper, start_new_session=True)
 # A child that shows neither command line nor environment, as Ray's renamed workers do.
 hidden = "import subprocess, sys, time; subprocess.Popen(['sleep', '600'], env={}); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", hidden], start_new_session=True)
-time.sleep(1)
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -34,13 +35,20 @@ def test_every_process_of_a_sigkilled_drivers_session_ends(tmp_path: Path) -> No
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(folder)], stdout=subprocess.PIPE, text=True
     )
-    assert driver.stdout is not None
-    assert driver.stdout.readline() == "ready\n"
-    assert len(session_processes(str(folder))) >= 3  # the driver, its reaper, its children
+    read_until(driver, "ready")
+
+    def below() -> list[psutil.Process]:
+        return psutil.Process(driver.pid).children(recursive=True)
+
+    # Its reaper, its two children, and the one that shows nothing.
+    wait_until(lambda: len(below()) == 4, "all of them to run")
+    processes = below()
+    assert len(session_processes(str(folder))) >= 3
     driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    while session_processes(str(folder)):
-        time.sleep(0.05)
+    driver.wait(60)
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert not alive
+    assert not session_processes(str(folder))
     assert not folder.exists()
 
 
@@ -52,9 +60,8 @@ def test_processes_of_another_session_are_left_alone(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from pipeline.workers.reaper import start_reaper; "
     )
     code += "start_reaper(Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
-    while folder.exists():
-        time.sleep(0.05)
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=60)
+    wait_until(lambda: not folder.exists(), "the reaper to be done")
     assert bystander.poll() is None
     bystander.kill()
-    bystander.wait()
+    bystander.wait(60)
