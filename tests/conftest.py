@@ -6,6 +6,7 @@ of one file stay together, so those of test_ray.py share one Ray; the longest fi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import secrets
@@ -145,4 +146,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield start
     for process in started:
         process.kill()
-        process.communicate(timeout=60)
+        process.wait(60)
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()

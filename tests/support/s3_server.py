@@ -34,6 +34,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from tests.support.http_body import read_body
+from tests.support.waiting import join
 
 ACCESS_KEY = "AKIATESTTESTTESTTEST"
 SECRET_KEY = "secret-that-no-output-may-contain"
@@ -126,7 +127,7 @@ def s3_server() -> Iterator[S3Server]:
         yield S3Server(f"http://127.0.0.1:{int(process.stdout.readline())}")
     finally:
         process.stdin.close()
-        process.wait()
+        process.wait(60)
         process.stdout.close()
 
 
@@ -209,7 +210,7 @@ class FaultProxy(_Endpoint):
         self._closing.set()
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
+        join(self._thread)
 
     def fail(
         self,

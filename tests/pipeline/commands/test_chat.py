@@ -254,7 +254,7 @@ def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends_even_if_the_parent
         assert process.wait(PATIENCE_SECONDS) == 0
     finally:
         process.kill()
-        process.wait()
+        process.wait(PATIENCE_SECONDS)
         os.close(master)
 
 

@@ -45,7 +45,7 @@ def finish(run: RunState) -> None:
 def dead_owner() -> Owner:
     """A process of this machine that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
+    process.wait(60)
     return dataclasses.replace(Owner.me(), session="another", pid=process.pid, pid_start=1)
 
 
@@ -146,7 +146,7 @@ def test_waiting_for_an_owner_that_dies_fails_and_says_what_is_safe(
 
     def dies() -> None:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
 
     time.during_sleep = dies
     with pytest.raises(PionError, match=r"died before it had released demo\. Its newest"):

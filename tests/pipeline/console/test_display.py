@@ -23,6 +23,7 @@ from pipeline.console.messages import (
     Step,
     Summary,
 )
+from tests.support.waiting import join
 
 STEP = Step(
     stage="pretrain",
@@ -235,7 +236,7 @@ def test_messages_from_many_threads_never_mix_within_a_line():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        join(thread)
     lines = file.getvalue().splitlines()
     assert len(lines) == 200
     assert all(re.fullmatch(r"\S+ \S+  thread \d says \d+\.", line) for line in lines)

@@ -17,6 +17,7 @@ from pipeline.data.hub import hub_shards, pin
 from pipeline.data.shard_cache import CachedStream, ShardCache
 from pipeline.job import HubNpyShards
 from tests.support.hub_server import HubServer, hub_server
+from tests.support.waiting import join
 
 SEQ_LEN = 64
 ROWS = 50
@@ -224,7 +225,7 @@ def test_what_is_there_from_an_earlier_start_is_not_fetched_again(tmp_path: Path
 
 
 def test_two_readers_of_one_folder_download_a_shard_once(tmp_path: Path) -> None:
-    meeting = threading.Barrier(2)
+    meeting = threading.Barrier(2, timeout=60)
     downloads = Downloads()
     caches = [ShardCache(tmp_path, 4 * BYTES, downloads) for _ in range(2)]
 
@@ -236,7 +237,7 @@ def test_two_readers_of_one_folder_download_a_shard_once(tmp_path: Path) -> None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        join(thread)
     assert downloads.names == ["shard_00.npy"]
 
 

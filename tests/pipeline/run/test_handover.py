@@ -26,6 +26,7 @@ from tests.support.jobs import SilentDisplay
 from tests.support.light_run import light_run, save_checkpoint
 from tests.support.states import someone
 from tests.support.two_launches import NEW, OLD, head_of
+from tests.support.waiting import join
 from tests.support.whole_runs import write_job
 
 
@@ -198,7 +199,7 @@ def test_pion_run_on_the_new_machine_asks_waits_and_goes_on_to_the_end(
     monkeypatch.setenv(FROM_EPOCH, str(old.epoch))
     display = SilentDisplay()
     assert run_job(job, Options(unattended=True), display) == 0
-    worker.join()
+    join(worker)
     notes = [m.text for m in display.messages if isinstance(m, Note)]
     assert f"asked {OLD.describe()} to save its work and hand the run over" in notes
     assert head_of(run).claims[1].owner.launch_id == "launch-new"

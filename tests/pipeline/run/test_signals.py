@@ -6,20 +6,25 @@ it back after a while is below.
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
-import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
+from typing import IO
 
 import pytest
 
 from pion.errors import Fenced, Interrupted, PionError, Stopped
 from pipeline.run.signals import DOUBLED, StoppingOnSignals, early_sigterm
 from tests.support.jobs import SilentDisplay
+from tests.support.waiting import join, wait_until
 
 SLACK = 1.5
 """Seconds a busy machine may take to schedule threads and reap a process."""
@@ -149,6 +154,11 @@ orderly(work, grace=0.1)
     assert process.end()[0] == 75
 
 
+def unread_bytes(pipe: IO[str]) -> int:
+    (unread,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return unread
+
+
 def test_the_deadline_holds_when_nobody_reads_the_output(start: type[Process]) -> None:
     process = start("""
 def work(stopping):
@@ -156,8 +166,9 @@ def work(stopping):
         print("x" * 100_000, flush=True)  # blocks, with the lock of standard output held
 orderly(work, grace=1.0)
 """)
-    select.select([process.output], [], [])
-    time.sleep(0.3)
+    # The pipe counts by pages, and the one that "ready" was read from may be in part free.
+    full = fcntl.fcntl(process.output, fcntl.F_GETPIPE_SZ) - mmap.PAGESIZE
+    wait_until(lambda: unread_bytes(process.output) > full, "its output to fill the pipe")
     process.signal(signal.SIGTERM)
     assert process.wait() == 75
     assert process.since_signal < 1.0 + SLACK
@@ -266,7 +277,7 @@ def test_a_second_signal_ends_the_process_at_once_even_in_c(
     process = start("orderly(lambda stopping: hash_for_minutes(), grace=600.0)")
     process.signal(first)
     process.wait_for_line("again ends at once without saving")
-    time.sleep(DOUBLED + 0.1)
+    time.sleep(DOUBLED + 0.1)  # sooner it would be taken for an echo of the first
     process.signal(second)
     code, _ = process.end()
     assert code == 128 + second
@@ -525,6 +536,6 @@ def test_in_another_thread_handlers_are_left_alone_and_ask_works() -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join()
+    join(thread)
     assert seen == [before, 4]
     assert signal.getsignal(signal.SIGTERM) == before

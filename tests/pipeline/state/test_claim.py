@@ -16,6 +16,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, FileStore, StoreError
 from tests.support.clock import FakeClock
 from tests.support.states import an_entry, list_checkpoint, read, someone
+from tests.support.waiting import join, read_until
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -90,8 +91,7 @@ def test_a_living_owner_on_this_machine_is_refused_as_running(
     run: RunState, start: Start, store: FileStore
 ) -> None:
     owner = start(CLAIM_AND_WAIT, store.folder)
-    assert owner.stdout is not None
-    assert owner.stdout.readline() == "1\n"
+    read_until(owner, "1")
     with pytest.raises(BadInput, match=f"pid {owner.pid} .* That process is running"):
         claim_run(run, Owner.me())
 
@@ -100,10 +100,9 @@ def test_an_owner_killed_on_this_machine_is_replaced_at_once(
     run: RunState, start: Start, store: FileStore
 ) -> None:
     owner = start(CLAIM_AND_WAIT, store.folder)
-    assert owner.stdout is not None
-    owner.stdout.readline()
+    read_until(owner, "1")
     owner.kill()
-    owner.wait()
+    owner.wait(60)
     claim = claim_run(run, Owner.me())
     assert claim.epoch == 2
     assert "is dead" in claim.reason
@@ -177,7 +176,7 @@ def test_racing_claims_get_different_epochs(run: RunState) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        join(thread)
     assert sorted(epochs) == list(range(1, 9))
     assert read(run).epoch == 8
 
@@ -315,7 +314,7 @@ def test_threads_of_one_claim_lose_no_commit(run: RunState) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        join(thread)
     assert len(read(run).checkpoints) == 15
 
 

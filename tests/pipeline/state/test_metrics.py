@@ -18,6 +18,7 @@ from pipeline.state.metrics import (
 )
 from pipeline.state.records import Head
 from pipeline.state.stores import FileStore, StoreError
+from tests.support.waiting import join
 
 
 def log_steps(store: FileStore, epoch: int, steps: range, stage: str = "pretrain") -> MetricsLog:
@@ -147,7 +148,7 @@ def test_rows_can_be_appended_while_others_are_being_written(store: FileStore) -
 
         def write(self, key: str, data: Any) -> None:
             self.writing.set()
-            self.go_on.wait()
+            assert self.go_on.wait(60)
             super().write(key, data)
 
     slow = Slow(store.folder)
@@ -155,10 +156,10 @@ def test_rows_can_be_appended_while_others_are_being_written(store: FileStore) -
     log.append({"step": 1})
     flush = threading.Thread(target=log.flush)
     flush.start()
-    slow.writing.wait()
+    assert slow.writing.wait(60)
     log.append({"step": 2})
     slow.go_on.set()
-    flush.join()
+    join(flush)
     assert read(store, {}) == [(1, 1)]
     log.flush()
     assert read(store, {}) == [(1, 1), (2, 1)]

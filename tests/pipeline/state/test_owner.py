@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.state.owner import Owner, checkout, differences, is_running, may_take_over
 from tests.support.states import someone
+from tests.support.waiting import read_until
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -26,8 +27,7 @@ sys.stdin.readline()
 
 
 def owner_of(process: subprocess.Popen[str]) -> Owner:
-    assert process.stdout is not None
-    return Owner(**json.loads(process.stdout.readline()))
+    return Owner(**json.loads(read_until(process, "{")))
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_a_killed_process_is_taken_over_even_before_its_parent_has_noticed(start
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still a zombie
     assert Path(f"/proc/{process.pid}").exists()
     assert is_running(other, Owner.me()) is False
-    process.wait()
+    process.wait(60)
     assert may_take_over(other, Owner.me()) == f"its owner, {other.describe()}, is dead"
 
 

@@ -23,6 +23,7 @@ from tests.support.hub_server.hub import (
     WRITE_TOKEN,
     HubServer,
 )
+from tests.support.waiting import join
 
 __all__ = [
     "FINE_GRAINED_TOKEN",
@@ -52,4 +53,4 @@ def hub_server() -> Iterator[HubServer]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        join(thread)

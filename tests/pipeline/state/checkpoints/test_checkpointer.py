@@ -35,6 +35,7 @@ from pipeline.state.stores import FileStore, Missing, Store, StoreError
 from pipeline.state.workspace import Workspace
 from tests.support.clock import FakeClock
 from tests.support.states import an_entry, someone
+from tests.support.waiting import read_until
 
 Tensors = dict[str, torch.Tensor]
 
@@ -132,7 +133,7 @@ class Gate(FileStore):
 
     def write(self, key: str, data: Any) -> None:
         if key.endswith("model.safetensors"):
-            self.open.wait()
+            assert self.open.wait(60)
         super().write(key, data)
 
 
@@ -564,12 +565,10 @@ def test_killed_while_saving_the_last_listed_checkpoint_is_whole(
     store: FileStore, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start(KILLED_WHILE_SAVING, store.folder)
-    assert process.stdout is not None
-    while process.stdout.readline() != "3\n":
-        pass
+    read_until(process, "3")
     threading.Event().wait(random.uniform(0, 0.03))
     process.kill()
-    process.wait()
+    process.wait(60)
     claim = claim_run(RunState(store, "demo"), Owner.me())
     entry, loaded, skipped = newest(claim)
     assert skipped == []

@@ -283,7 +283,7 @@ def test_compare_and_swap_refuses_any_version_but_the_present_one(store: Store) 
 
 
 def test_of_eight_racing_writers_one_creates_the_key(place: Place) -> None:
-    together = threading.Barrier(8)
+    together = threading.Barrier(8, timeout=60)
 
     def race(number: int) -> bool:
         store = place.open()
@@ -362,7 +362,7 @@ def test_a_run_is_claimed_committed_to_and_fenced_by_the_next_owner(
 def test_of_four_that_claim_at_once_the_last_epoch_alone_may_commit(
     place: Place, time: FakeClock
 ) -> None:
-    together = threading.Barrier(4)
+    together = threading.Barrier(4, timeout=60)
 
     def claim(number: int) -> tuple[int, Callable[[], Any]]:
         state = RunState(place.open(), "demo", time.clock())

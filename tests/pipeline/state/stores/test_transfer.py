@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.retry import retrying
 from pipeline.state.stores.transfer import THREADS, download_parallel
+from tests.support.waiting import rest_of
 
 T = TypeVar("T")
 Start = Callable[..., subprocess.Popen[str]]
@@ -279,7 +280,7 @@ try:
 except StoreError as error:
     print(error)
 """
-    output, _ = start(code, tmp_path / "file").communicate()
+    output = rest_of(start(code, tmp_path / "file"))
     assert output.startswith(f"Cannot write {tmp_path}/file: the file would be larger")
     assert list(tmp_path.iterdir()) == []
 

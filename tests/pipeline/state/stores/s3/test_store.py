@@ -27,6 +27,7 @@ from tests.pipeline.state.stores.s3.conftest import (
     unfinished_uploads,
 )
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, FaultProxy, S3Server
+from tests.support.waiting import rest_of
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -83,7 +84,7 @@ from pipeline.state.stores import open_store
 open_store("runs")
 print([name for name in ("boto3", "botocore", "huggingface_hub") if name in sys.modules])
 """
-    assert start(code).communicate()[0] == "[]\n"
+    assert rest_of(start(code)) == "[]\n"
 
 
 def test_stores_side_by_side_in_a_bucket_do_not_see_each_other(
@@ -394,7 +395,7 @@ def test_a_store_that_is_down_is_not_called_bad_input(store: S3Store, proxy: Fau
 def test_one_store_sends_and_fetches_large_objects_from_several_threads(
     store: S3Store, tmp_path: Path
 ) -> None:
-    together = threading.Barrier(4)
+    together = threading.Barrier(4, timeout=60)
 
     def use(number: int) -> None:
         data = content(5 * PART + number)
