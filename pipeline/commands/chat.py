@@ -28,21 +28,21 @@ SETTINGS = {
 }
 COMMANDS = (*SETTINGS, "/system", "/reset", "/help", "/quit")
 HELP = """\
-/temp X     temperature: 0 takes the likeliest token, above 1 is wilder
-/topk N     choose among the N likeliest tokens (0: all)
-/topp X     choose among the likeliest tokens that make up probability X
-/tokens N   longest answer, in tokens
-/penalty X  above 1, tokens that have been used get less likely
-/system T   what the model is told before the conversation (empty: nothing)
+/temp X     temperature: 0 takes the most likely token, above 1 is wilder
+/topk N     choose among the N most likely tokens (0: all)
+/topp X     choose among the most likely tokens that add up to probability X
+/tokens N   maximum length of an answer, in tokens
+/penalty X  above 1, tokens that were already used become less likely
+/system T   instructions for the model before the conversation (empty: none)
 /reset      forget the conversation
-/quit       end (also Ctrl-D); Ctrl-C stops an answer
-A command without its value shows the present one."""
+/quit       quit (also Ctrl-D); Ctrl-C stops an answer
+A command without a value shows the current value."""
 
 
 class Conversation:
-    """The turns so far, and their ids as the model saw such turns in training.
+    """The turns so far, and their ids in the form in which the model saw turns in training.
 
-    A base model (`template` False) knows no turns: it continues the last text alone.
+    A base model (`template` False) knows no turns: it only continues the last text.
     """
 
     def __init__(self, tokenizer: Tokenizer, seq_len: int, *, template: bool) -> None:
@@ -53,10 +53,10 @@ class Conversation:
         self.turns: list[Turn] = []
 
     def ask(self, text: str, answer_tokens: int) -> tuple[list[int], int]:
-        """Add the user's turn; returns the prompt's ids and how many old turns were dropped.
+        """Add the user's turn; return the prompt's ids and how many old turns were dropped.
 
         The oldest turns are dropped to leave room for `answer_tokens`, or for half the context if
-        that is less. Raises BadInput, adding nothing, when the text alone leaves no room at all.
+        that is less. Raises BadInput, and adds nothing, if the text alone fills the context.
         """
         turns = [*self.turns, Turn("user", text)] if self.template else [Turn("user", text)]
         room = min(answer_tokens, self.seq_len // 2)
@@ -67,7 +67,7 @@ class Conversation:
             turns = turns[keep:]
         if len(ids) >= self.seq_len:
             raise BadInput(
-                f"that is {len(ids):,} tokens, and the model's context is {self.seq_len:,}: "
+                f"this text has {len(ids):,} tokens, and the model's context is {self.seq_len:,}: "
                 "send a shorter text"
             )
         self.turns = turns
@@ -93,7 +93,7 @@ def answer_once(
     as_chat: bool,
     out: TextIO | None = None,
 ) -> int:
-    """Print `prompt` and its continuation, or with `as_chat` the answer to it alone."""
+    """Print `prompt` and its continuation, or with `as_chat` only the answer to it."""
     out = out or sys.stdout
     conversation = Conversation(tokenizer, model.config.seq_len, template=as_chat)
     if not prompt.strip():
@@ -122,7 +122,7 @@ def chat(
     session = _Session(model, tokenizer, settings, found.chat, out or sys.stdout)
     session.say(
         f"{found.label}: {model.num_params() / 1e6:.4g}M parameters, context "
-        f"{model.config.seq_len:,} tokens. /help lists the commands, Ctrl-D ends."
+        f"{model.config.seq_len:,} tokens. /help lists the commands, Ctrl-D quits."
     )
     if not found.chat:
         session.say("This model was not fine-tuned on conversations: it continues your text.")
@@ -148,7 +148,7 @@ class _Session:
         print(printable(text), end=end, file=self.out, flush=True)
 
     def take(self, line: str) -> bool:
-        """Act on one line; False ends the session."""
+        """Act on one line; return False to end the session."""
         text = line.strip()
         if text == "/quit":
             return False
@@ -188,7 +188,7 @@ class _Session:
             self.say(f"{setting.replace('_', ' ')} is {getattr(self.settings, setting):g}")
         elif name == "/system":
             if not self.conversation.template:
-                raise BadInput("this model knows no system turn: it was not fine-tuned")
+                raise BadInput("this model takes no system turn: it was not fine-tuned")
             self.conversation.system = value
             self.say(f"system: {value}" if value else "no system turn")
         elif name == "/reset":
@@ -205,7 +205,7 @@ class _Session:
 def _pieces(
     model: Decoder, tokenizer: Tokenizer, ids: list[int], settings: GenerationSettings
 ) -> Iterator[str]:
-    """The continuation of `ids`, as text, piece by piece, up to the end of the turn or text."""
+    """Yield the continuation of `ids` as pieces of text, up to the end of the turn or text."""
     from pion.generate import generate, stream_text
 
     tokens = generate(
@@ -219,7 +219,7 @@ def _pieces(
 
 
 def _typed_lines(say: Callable[[str], None]) -> Iterator[str]:
-    """Lines from standard input; on a terminal with a prompt and line editing."""
+    """Yield lines from standard input; on a terminal with a prompt and line editing."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
@@ -236,4 +236,4 @@ def _typed_lines(say: Callable[[str], None]) -> Iterator[str]:
             say("")
             return
         except KeyboardInterrupt:
-            say("\n(Ctrl-D or /quit ends)")
+            say("\n(Ctrl-D or /quit to quit)")

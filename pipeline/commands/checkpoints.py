@@ -14,7 +14,7 @@ from pipeline.state.workspace import Workspace
 
 
 def show_checkpoints(run: str, *, verify: bool, as_json: bool) -> int:
-    """Print a run's checkpoints, newest first; exit code 1 if one turns out to be damaged."""
+    """Print a run's checkpoints, newest first; return 1 if `verify` finds a damaged one, else 0."""
     state, head = read_run(run)
     problems = {entry.key: _problem(state, entry) if verify else None for entry in head.checkpoints}
     rows = [

@@ -1,4 +1,4 @@
-"""`pion eval`: measure a model on text files and multiple-choice packs of one's own."""
+"""`pion eval`: measure a model on the user's own text files and multiple-choice packs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKENS_AT_ONCE = 8192
 def eval_files(
     model: Decoder, tokenizer: Tokenizer, files: Sequence[Path], *, as_json: bool
 ) -> int:
-    """Print each file's results: of a `.jsonl` its accuracy, of any other its loss as text."""
+    """Print each file's results: the accuracy on a `.jsonl`, the loss on any other text."""
     results = {str(path): _eval_file(model, tokenizer, path) for path in files}
     if as_json:
         print(json.dumps(results, indent=1))
@@ -53,17 +53,17 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: can't read this as text ({error})") from None
+        raise BadInput(f"{path}: can't read this file as text ({error})") from None
     if not text.strip():
-        raise BadInput(f"{path}: there is no text in it")
+        raise BadInput(f"{path}: the file has no text")
     return dataclasses.asdict(text_loss(model, tokenizer, text, rows_at_once))
 
 
 def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, rows_at_once: int = 1) -> HeldOut:
-    """Loss on one document, cut into rows of the model's context that don't see each other.
+    """Return the loss on one document.
 
-    The document follows an end-of-text, as documents do in training, so that each of its tokens is
-    predicted once.
+    The document is cut into rows of the model's context, which don't see each other. It follows an
+    end-of-text token, as documents do in training, so that each of its tokens is predicted once.
     """
     seq_len = model.config.seq_len
     ids = np.array([tokenizer.end_of_text, *tokenizer.encode(text)], np.int64)

@@ -1,7 +1,7 @@
-"""`pion fork`: a new run that goes on from a checkpoint of another one.
+"""`pion fork`: make a new run that continues from a checkpoint of another run.
 
-Everything the new run needs is copied, nothing is shared, so either may be deleted. HEAD comes
-last: a fork that is interrupted leaves no run behind, and asking for it again completes it.
+Everything that the new run needs is copied and nothing is shared, so either run may be deleted.
+HEAD is written last: an interrupted fork leaves no run behind, and the same command completes it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.state.stores import Missing, StoreError, open_store, split_run
 from pipeline.state.stores.verdict import Moment, before_work, verdict
 from pipeline.state.workspace import Workspace, read_files
 
-# The epoch in which the fork itself owns the new run. It is released before anybody else owns it.
+# The epoch under which the fork itself owns the new run, until it releases the run.
 EPOCH = 1
 
 Say = Callable[[str], None]
@@ -47,7 +47,7 @@ def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
     store, name = (state.store, new) if "/" not in new else _named(new)
     entry = fork_run(state, head, RunState(store, name), at=at, stage=stage, say=print)
     print(
-        f"{store.url}/{name} goes on from {entry.stage} step {entry.step:,} of {state.name}: "
+        f"{store.url}/{name} continues from {entry.stage} step {entry.step:,} of {state.name}: "
         f"pion run JOB name={name}"
         + ("" if store.url == state.store.url else f" store={store.url}")
         + " [key=value …]"
@@ -64,12 +64,13 @@ def fork_run(
     stage: str | None = None,
     say: Say = lambda text: None,
 ) -> CheckpointEntry:
-    """Make `target` a run of its own that goes on from a checkpoint of `source`; returns it.
+    """Make `target` a separate run that continues from a checkpoint of `source`, and return it.
 
-    The checkpoint is that of step `at` (default: the newest) of `stage` (default: of whichever has
-    it). With it come its stage's metrics so far, the finished stages before it, the prepared data,
-    and what describes them. Its own stage is not finished in `target`, even if `at` was its last
-    step. Raises BadInput if there is no such checkpoint, if it is damaged, or if `target` exists.
+    The checkpoint is the one of step `at` (default: the newest) of `stage` (default: the stage that
+    has it). The metrics of its stage up to that step, the finished stages before it, the prepared
+    data and their descriptions are copied too. The checkpoint's stage is unfinished in `target`,
+    even if `at` was its last step. Raises BadInput if there is no such checkpoint, if it is
+    damaged, or if `target` exists.
     """
     with before_work("Nothing was forked."):
         there = target.read()
@@ -89,7 +90,7 @@ def fork_run(
             return forked.checkpoints[0]
     except Missing as error:
         raise PionError(
-            f"{error} {source.name} goes on meanwhile and has removed it. Nothing was forked; run "
+            f"{error} {source.name} is running and has just removed it. Nothing was forked; run "
             "the same command again."
         ) from error
     except StoreError as error:
@@ -99,13 +100,13 @@ def fork_run(
         )
         raise verdict(error, Moment.NO_WORK, safe) from error
     raise BadInput(
-        f"{target.store.url}/{target.name} was started by someone else meanwhile. Give the fork "
+        f"{target.store.url}/{target.name} has just been started by someone else. Give the fork "
         "another name."
     )
 
 
 def choose(source: RunState, head: Head, at: int | None, stage: str | None) -> CheckpointEntry:
-    """The checkpoint to fork at. Raises BadInput, listing those there are."""
+    """Return the checkpoint to fork at. Raises BadInput, which lists the existing checkpoints."""
     entries = [
         entry
         for entry in head.checkpoints  # newest first
@@ -126,13 +127,14 @@ def choose(source: RunState, head: Head, at: int | None, stage: str | None) -> C
 
 @dataclass(frozen=True)
 class _Copy:
-    """Copies what a fork needs, and says what the new run's HEAD then is."""
+    """Copies what a fork needs."""
 
     source: RunState
     target: RunState
     say: Say
 
     def run(self, head: Head, chosen: CheckpointEntry) -> Head:
+        """Copy everything and return the HEAD of the new run."""
         before = [s for s in STAGES[: STAGES.index(chosen.stage)] if s in head.stages]
         self._copy_descriptions()
         for digest in self._data_digests(head):
@@ -167,7 +169,7 @@ class _Copy:
         return self.source.store, self.source.name
 
     def _copy_descriptions(self) -> None:
-        """The job files, and what the stages' digests were computed from."""
+        """Copy the job files, and what the stages' digests were computed from."""
         store = self.source.store
         found = [*store.list(self.source.key("jobs/")), *store.list(self.source.key("stages/"))]
         for entry in found:
@@ -176,7 +178,7 @@ class _Copy:
                 self.target.store.write(self.target.key(path), store.read(entry.key))
 
     def _data_digests(self, head: Head) -> list[str]:
-        """The data sets that the finished `prepare` made."""
+        """Return the digests of the data sets that the finished `prepare` made."""
         record = head.stages.get("prepare")
         kept = self.source.read_stage("prepare", record.digest) if record else None
         inputs: Mapping[str, str] = kept["inputs"] if kept else {}
@@ -186,7 +188,7 @@ class _Copy:
         source = Workspace(self.source.store, self.source.name)
         target = Workspace(self.target.store, self.target.name)
         folder = source.bring_data(digest)
-        # dataset.json says that the rest is there.
+        # dataset.json comes last: it says that the other files are there.
         paths = sorted(_files_below(folder), key=lambda path: path.name == "dataset.json")
         if not paths or paths[-1].name != "dataset.json":
             raise PionError(
@@ -206,7 +208,7 @@ class _Copy:
         target.keep_data(digest)
 
     def _copy_checkpoint(self, entry: CheckpointEntry) -> CheckpointEntry:
-        """The checkpoint in the new run, verified, under the fork's own epoch."""
+        """Verify the checkpoint and copy it into the new run, under the fork's epoch."""
         self.say(f"copying {entry.stage} step {entry.step:,}: {size(entry.bytes)}")
         copied = dataclasses.replace(
             entry,
@@ -219,7 +221,7 @@ class _Copy:
             if problem is not None:
                 raise BadInput(
                     f"The checkpoint {entry.key} of {self.source.name} can't be forked: {problem}. "
-                    f"Nothing was forked. Fork at another: pion checkpoints {self.source.name} "
+                    f"Nothing was forked. Fork at another one: pion checkpoints {self.source.name} "
                     "--verify shows which are good."
                 )
             where = self.source.key(f"{entry.key}/{MANIFEST}")
@@ -234,13 +236,13 @@ class _Copy:
         wrong = [n for n, (length, _) in files.items() if sizes.get(f"{key}/{n}") != length]
         if wrong:
             raise PionError(
-                f"{self.target.store.url}/{key}: {', '.join(wrong)} did not arrive whole. Nothing "
-                "was forked; run the same command again."
+                f"{self.target.store.url}/{key}: {', '.join(wrong)} did not arrive completely. "
+                "Nothing was forked; run the same command again."
             )
         return copied
 
     def _write_metrics(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rows that are kept, as if trained under the fork's epoch: later ones may rewind them."""
+        """Write kept rows under the fork's epoch, so that a later epoch can rewind them."""
         lines = [{**row, "epoch": EPOCH} for row in rows]
         self._write_rows(f"metrics/{stage}", lines)
 
@@ -258,7 +260,7 @@ class _Copy:
         self._write_rows("events", [event])
 
     def _write_rows(self, log: str, rows: list[dict[str, Any]]) -> None:
-        """The first segment of a log, the same one each time the fork is asked for."""
+        """Write the first segment of a log. A repeated fork writes the same segment again."""
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         self.target.store.write(self.target.key(f"{log}/{EPOCH}/000000.jsonl"), data)
 
@@ -273,7 +275,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _link(path: Path, to: Path) -> None:
-    """The file at another place too, without a copy where the disk can do that."""
+    """Put a file at a second place; copy it only if the disk can't link it."""
     to.parent.mkdir(parents=True, exist_ok=True)
     to.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""`pion import-seed`: a seed's checkpoint as a folder that Pion loads and starts from."""
+"""`pion import-seed`: convert a seed's checkpoint to a folder that Pion can load and train from."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from pipeline.models.load import load_model
 def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) -> str:
     """Write `folder` from a seed's `.pt` file and return a sentence about it.
 
-    The tokenizer is the given one, else one that lies beside the file. A fine-tuned model also gets
+    Without a `tokenizer_file`, a tokenizer next to the file is used. A fine-tuned model also gets
     the chat template. Nothing pickled is executed.
 
     Raises:
-        BadInput: no seed's checkpoint, a tokenizer that does not fit it, or a folder in use.
+        BadInput: the file is no seed's checkpoint, the tokenizer does not fit it, or `folder` is in
+            use.
     """
     from safetensors.torch import save_file
 
@@ -27,9 +28,9 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
 
     found = find_model(str(file))
     if found.kind != "seed":
-        raise BadInput(f"{file}: not a seed's .pt file; Pion loads this as it is")
+        raise BadInput(f"{file} is not a seed's .pt file; Pion can load it as it is")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} exists and is not empty; name another folder")
+        raise BadInput(f"{folder} exists and is not empty; choose another folder")
     source = tokenizer_file or found.tokenizer
     tokenizer = Tokenizer.from_file(source) if source else None
     model = load_model(found)
@@ -56,5 +57,5 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
         raise BadInput(f"can't write {folder}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    note = "" if tokenizer else "; without a tokenizer, which pion chat and generate need"
+    note = "" if tokenizer else "; without a tokenizer (pion chat and pion generate need one)"
     return f"{folder}: {file.name}, {model.num_params():,} parameters{note}"

@@ -13,9 +13,9 @@ from pipeline.state.recorded_job import recorded_job
 
 
 def rewrite_report(run: str, *, as_json: bool) -> int:
-    """Write report.html of a run again from what its store holds, and print where it is.
+    """Write report.html of a run again from what its store holds, and print its path.
 
-    That of a remote run is put into the working directory too.
+    The report of a remote run is also written to the working directory.
     """
     state, head = read_run(run)
     job = recorded_job(state, head)

@@ -1,4 +1,4 @@
-"""How text is drawn from a model: the settings that `pion generate` and `pion chat` share."""
+"""The sampling settings that `pion generate` and `pion chat` share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pion.errors import BadInput
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """`temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 restrict nothing."""
+    """How text is sampled.
+
+    With `temperature` 0 the most likely token is taken. `top_k` 0 and `top_p` 1 restrict nothing.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.8
@@ -22,30 +25,30 @@ class GenerationSettings:
 
 
 HELP = {
-    "max_tokens": "longest answer, in tokens",
-    "temperature": "0 is the likeliest token, above 1 is wilder",
-    "top_k": "choose among so many likeliest tokens, 0 for all",
-    "top_p": "choose among the likeliest tokens that make up this probability",
-    "repetition_penalty": "above 1, tokens that have been used get less likely",
+    "max_tokens": "maximum length of an answer, in tokens",
+    "temperature": "0 takes the most likely token, above 1 is wilder",
+    "top_k": "choose among this many of the most likely tokens, 0 for all",
+    "top_p": "choose among the most likely tokens that add up to this probability",
+    "repetition_penalty": "above 1, tokens that were already used become less likely",
 }
 DEFAULTS: dict[str, Any] = {name: getattr(GenerationSettings, name) for name in HELP}
 
 _RULES = {
-    "max_tokens": (int, lambda x: x >= 1, "a whole number from 1"),
-    "temperature": (float, lambda x: 0 <= x < math.inf, "a number from 0"),
-    "top_k": (int, lambda x: x >= 0, "a whole number from 0"),
-    "top_p": (float, lambda x: 0 < x <= 1, "a number above 0 and up to 1"),
+    "max_tokens": (int, lambda x: x >= 1, "a whole number of at least 1"),
+    "temperature": (float, lambda x: 0 <= x < math.inf, "a number of at least 0"),
+    "top_k": (int, lambda x: x >= 0, "a whole number of at least 0"),
+    "top_p": (float, lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
     "repetition_penalty": (float, lambda x: 0 < x < math.inf, "a number above 0"),
 }
 
 
 def convert(name: str, text: str) -> float:
-    """The value a person typed for a setting. Raises BadInput saying what is expected."""
+    """Return the value that a user typed for a setting. Raises BadInput for an invalid value."""
     kind, valid, expected = _RULES[name]
     try:
         value = kind(text)
     except ValueError:
         value = None
     if value is None or not valid(value):
-        raise BadInput(f"{name.replace('_', ' ')} is {expected}, not {text!r}")
+        raise BadInput(f"{name.replace('_', ' ')} must be {expected}, not {text!r}")
     return value

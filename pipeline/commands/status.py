@@ -19,7 +19,7 @@ from pipeline.state.stores import DEFAULT_STORE, open_store
 
 
 def show_status(run: str, *, as_json: bool) -> int:
-    """Print a run's stages, newest checkpoint, owner and what the owner last said."""
+    """Print a run's stages, newest checkpoint and owner, and what the owner last reported."""
     state, head = read_run(run)
     now = time.time()
     status, costs = run_status(state, head, now), costs_of(state, head, now)
@@ -65,9 +65,10 @@ def show_runs(*, as_json: bool) -> int:
 
 def _stage_in_words(about: dict[str, Any]) -> str:
     if about["state"] == "todo":
-        return "not begun"
+        return "not started"
     step = f" at step {about['step']:,}" if about["step"] is not None else ""
-    return f"{about['state']}{step}, {moment(about['at'])}, digest {about['digest']}"
+    state = "done" if about["state"] == "done" else "in progress"
+    return f"{state}{step}, {moment(about['at'])}, digest {about['digest']}"
 
 
 def _checkpoint_in_words(entry: dict[str, Any] | None) -> str:
@@ -105,7 +106,7 @@ def _owner_in_words(status: dict[str, Any]) -> str:
 
 
 def _cost_lines(costs: Costs) -> list[str]:
-    """What the run took, and each rented machine's part of it."""
+    """Return lines about the cost of the run, and each rented machine's part of it."""
     if not costs.machines:
         return []
     lines = [f"{'time' if costs.dollars is None else 'cost'}: {costs.describe()}"]
@@ -120,13 +121,13 @@ def _machine_in_words(machine: MachineCost) -> str:
     if machine.dollars is not None:
         words.append(f"${machine.dollars:.2f} at ${machine.price or 0.0:.2f}/h")
     if machine.to_first_step is not None:
-        waited = f"first step {duration(machine.to_first_step)} after it was paid for"
+        waited = f"first step {duration(machine.to_first_step)} after billing began"
         words.append(waited + machine.phases_in_words())
     return ", ".join(words)
 
 
 def _remarks(status: dict[str, Any]) -> list[str]:
-    """What not every run has: a request to stop, rows left out."""
+    """Return lines about what only some runs have: a request to stop, rows left out."""
     lines = []
     if status["stop"]:
         lines.append(f"asked to stop: {StopRequest(**status['stop']).describe()}")

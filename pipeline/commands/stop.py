@@ -1,4 +1,4 @@
-"""`pion stop`: ask a run's owner, wherever it is, to save and stop, and see it through."""
+"""`pion stop`: ask a run's owner, wherever it is, to save and stop, and wait for it if asked."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ Say = Callable[[str], None]
 
 
 def stop(run: str, *, wait: bool) -> int:
-    """Ask `run` to stop and return 0; with `wait`, once it has. Raises BadInput, PionError."""
+    """Ask `run` to stop and return 0; with `wait`, return when it has stopped.
+
+    Raises BadInput if there is no such run, and PionError as `stop_run` does.
+    """
     state, head = read_run(run)
     return stop_run(state, head, wait=wait, say=lambda text: print(text, flush=True))
 
 
 def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
-    """Leave a request to stop for the owner in `head`, now and after any managed restart.
+    """Leave a request to stop that the owner in `head` and every managed restart obey.
 
-    A finished run gets none. With `wait`, returns when the run is released; raises PionError if its
-    owner dies or shows no sign of life before.
+    A finished run gets no request. With `wait`, return when the run is released. Raises PionError
+    if the owner dies before that or shows no sign of life.
     """
     name = state.name
     alive = is_running(head.owner, Owner.me()) if head.owner else False
@@ -40,16 +43,16 @@ def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
     ask_stop(state, REASON)
     if head.owner is None:
         say(
-            f"Nobody owns {name}, so nothing runs now; but a rental of it may be booting, or wait "
-            "for a machine, and obeys the request when it comes up "
+            f"Nobody owns {name}, so nothing is running now. A rental may still be booting or "
+            "waiting for a machine; it obeys the request when it comes up "
             f"(`pion rentals {state.url}`). {_STAYS}"
         )
     elif alive is False:
-        say(f"{_owner(head)} is dead, so nothing runs now. {_STAYS}")
+        say(f"{_owner(head)} is dead, so nothing is running now. {_STAYS}")
     else:
         say(
-            f"Asked {name} to stop. {_owner(head)} looks for requests every "
-            f"{HEARTBEAT_SECONDS:.0f} s ({_last_sign(state, head)}), saves, and exits with "
+            f"Asked {name} to stop. {_owner(head)} checks for requests every "
+            f"{HEARTBEAT_SECONDS:.0f} s ({_last_sign(state, head)}). It will save and exit with "
             f"code {Stopped.exit_code}. {_STAYS}"
         )
         if wait:
@@ -58,12 +61,13 @@ def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
 
 
 _STAYS = (
-    "The request stays in the store: managed restarts obey it, a person's `pion run` clears it."
+    "The request stays in the store: managed restarts obey it, and a `pion run` that you start "
+    "yourself clears it."
 )
 
 
 def _wait(state: RunState, say: Say) -> None:
-    """Until nobody owns the run."""
+    """Block until nobody owns the run."""
     clock, store = state.clock, state.store
     patience = state.silence
     seen: object = None
@@ -71,13 +75,13 @@ def _wait(state: RunState, say: Say) -> None:
     while True:
         head = state.read()
         if head is None:
-            raise BadInput(f"Run {state.name} was deleted from {store.url} meanwhile.")
+            raise BadInput(f"Run {state.name} has just been deleted from {store.url}.")
         if head.owner is None:
             say(_how_it_ended(state, head))
             return
         if is_running(head.owner, Owner.me()) is False:
             raise PionError(
-                f"{_owner(head)} died before it had released {state.name}. {_saved(state, head)}"
+                f"{_owner(head)} died before it released {state.name}. {_saved(state, head)}"
             )
         sign = (head.epoch, head.write_ids[:1], state.heartbeat(head.epoch))
         if sign != seen:
@@ -85,8 +89,8 @@ def _wait(state: RunState, say: Say) -> None:
         elif clock.monotonic() - since >= patience:
             raise PionError(
                 f"{_owner(head)} has shown no sign of life for {duration(patience)}. "
-                f"{_saved(state, head)} If its machine is gone, that is all; if it is only cut "
-                "off, it stops once it reaches the store."
+                f"{_saved(state, head)} If its machine is gone, there is nothing left to stop. If "
+                "the machine is only cut off, the run stops once it reaches the store."
             )
         clock.sleep(POLL_SECONDS)
 
@@ -94,7 +98,10 @@ def _wait(state: RunState, say: Say) -> None:
 def _how_it_ended(state: RunState, head: Head) -> str:
     if is_finished(state, head):
         clear_stops(state)
-        return f"{state.name} finished its last stage before it saw the request, which is removed."
+        return (
+            f"{state.name} finished its last stage before it saw the request. The request is "
+            "removed."
+        )
     return f"{state.name} has stopped. {_saved(state, head)}"
 
 

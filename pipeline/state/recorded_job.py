@@ -1,4 +1,4 @@
-"""The job that a run was last started with, as its store records it."""
+"""The job that a run was last started with, as its store has recorded it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _HEADER = re.compile(r"# (?P<name>.+) with these overrides merged in:")
 
 
 def recorded_text(state: RunState, head: Head) -> str | None:
-    """The job file that HEAD names, overrides merged in; None if there is no record of it."""
+    """Return the text of HEAD's job with its overrides merged in; None if it was not recorded."""
     return state.read_job(head.job) if head.job else None
 
 
 def recorded_job(state: RunState, head: Head) -> Job | None:
-    """The job that HEAD names; None if there is no record of it. Raises BadInput if it is one of
-    another version of pion."""
+    """Return HEAD's job; None if it was not recorded.
+
+    Raises BadInput if another version of pion recorded it and this version can't read it.
+    """
     text = recorded_text(state, head)
     if text is None:
         return None
@@ -35,7 +37,7 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
 
 
 def recorded_stages(state: RunState, head: Head) -> list[str] | None:
-    """The stages of the job that HEAD names, in order; None if the job can't be read here."""
+    """Return the stages of HEAD's job, in order; None if the job can't be read here."""
     try:
         job = recorded_job(state, head)
     except BadInput:
@@ -44,9 +46,10 @@ def recorded_stages(state: RunState, head: Head) -> list[str] | None:
 
 
 def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
-    """The job file and overrides that the run was last started with, as they are here.
+    """Return the job file and overrides that the run was last started with.
 
-    Raises BadInput if no file below the working directory says what the store records.
+    The file is searched for below the working directory. Raises BadInput if none matches what the
+    store has recorded.
     """
     from pipeline.job.file import job_text
 
@@ -68,13 +71,14 @@ def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
             continue
     named = f"{header['name']} with {' '.join(overrides)}" if header else "its job"
     raise BadInput(
-        f"no file below {Path.cwd()} says what {state.name} records as {named}: it was changed, or "
-        "lies elsewhere. Go where it is, or name the file: --job FILE. Nothing was rented."
+        f"no file below {Path.cwd()} matches what {state.name} has recorded as {named}: the file "
+        "was changed or is elsewhere. Change to its folder, or name the file: --job FILE. Nothing "
+        "was rented."
     )
 
 
 def _job_files(name: str | None) -> Iterator[Path]:
-    """YAML files below the working directory, of that name if one is known; jobs/ first."""
+    """Yield YAML files below the working directory, jobs/ first; with a `name`, only these."""
     for folder, below, files in os.walk("."):
         below[:] = sorted(
             (b for b in below if not b.startswith(".")), key=lambda b: (b != "jobs", b)

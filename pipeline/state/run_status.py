@@ -14,7 +14,7 @@ from pipeline.state.stop_requests import pending_stop
 
 
 def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
-    """What the store says about a run, as plain JSON; times are Unix seconds."""
+    """Return what the store tells about a run, as plain JSON; times are Unix seconds."""
     beat = state.heartbeat(head.epoch) or {}
     notes: list[str] = []
     launch_id = head.owner.launch_id if head.owner else None
@@ -45,13 +45,13 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
 
 
 def is_finished(state: RunState, head: Head) -> bool:
-    """Whether every stage of the job that HEAD names is done; False if the job can't be read."""
+    """Return whether every stage of HEAD's job is done; False if the job can't be read."""
     stages = recorded_stages(state, head)
     return stages is not None and all(stage in head.stages for stage in stages)
 
 
 def last_change(head: Head) -> float:
-    """When something was last committed that says when, as Unix time."""
+    """Return the time of the last dated commit, in Unix seconds."""
     times = [entry.at for entry in head.checkpoints] + [claim.at for claim in head.claims]
     return max(times + [record.at for record in head.stages.values()], default=0.0)
 

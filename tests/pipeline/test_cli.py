@@ -109,10 +109,16 @@ def test_what_a_command_does_is_one_sentence(pion, command):
     [
         (["rnu"], "there is no command 'rnu'; did you mean run?"),
         (["generate", "--temprature", "1"], "unrecognized arguments: --temprature"),
-        (["generate", "--temperature", "-1"], "temperature is a number from 0, not '-1'"),
-        (["generate", "--top-p", "0"], "top p is a number above 0 and up to 1, not '0'"),
-        (["generate", "--max-tokens", "many"], "max tokens is a whole number from 1, not 'many'"),
-        (["chat", "--temperature", "nan"], "temperature is a number from 0, not 'nan'"),
+        (
+            ["generate", "--temperature", "-1"],
+            "temperature must be a number of at least 0, not '-1'",
+        ),
+        (["generate", "--top-p", "0"], "top p must be a number above 0 and at most 1, not '0'"),
+        (
+            ["generate", "--max-tokens", "many"],
+            "max tokens must be a whole number of at least 1, not 'many'",
+        ),
+        (["chat", "--temperature", "nan"], "temperature must be a number of at least 0, not 'nan'"),
         (["checkpoints"], "RUN"),
         (["run"], "name a job file"),
     ],
@@ -211,21 +217,21 @@ def test_status_of_a_run_is_read_from_its_store_alone(here, pion):
     assert code == 0
     assert "pretrain  done at step 20" in out
     assert "digest digest-pretrain" in out
-    assert "evaluate  not begun" in out
+    assert "evaluate  not started" in out
     assert "newest checkpoint: sft step 5" in out
     assert "owner: nobody (released)" in out
 
 
 def test_status_shows_the_stages_that_the_runs_job_has(here, pion):
     run = make_run(here / "runs", saves=[("pretrain", 10)], finished=[])
-    assert "sft       not begun" in pion("status", "demo")[1]  # nothing says what job it is
+    assert "sft       not started" in pion("status", "demo")[1]  # nothing says what job it is
     run.write_job("d1", yaml.safe_dump(tiny_dict(sft=None)))
     claim = claim_run(run, Owner.me())
     claim.set_job("d1")
     claim.release()
     _, out, _ = pion("status", "demo")
-    assert "pretrain  begun at step 10" in out
-    assert "evaluate  not begun" in out
+    assert "pretrain  in progress at step 10" in out
+    assert "evaluate  not started" in out
     assert "sft" not in out
     assert "publish" not in out
 
@@ -347,7 +353,7 @@ def test_a_fork_is_listed_beside_its_source_and_can_be_used(here, pion):
     code, out, _ = pion("fork", "demo", "new", "--at", "20")
     assert code == 0
     assert "copying pretrain step 20" in out
-    assert "new goes on from pretrain step 20 of demo: pion run JOB name=new [key=value" in out
+    assert "new continues from pretrain step 20 of demo: pion run JOB name=new [key=value" in out
     (only,) = json.loads(pion("checkpoints", "new", "--json", "--verify")[1])
     assert (only["stage"], only["step"], only["verified"]) == ("pretrain", 20, True)
     code, out, _ = pion("fork", "new", f"{here}/elsewhere/third")
@@ -421,7 +427,9 @@ def test_eval_measures_text_and_multiple_choice(here, pion):
     assert "pack.jsonl: accuracy " in out
 
 
-@pytest.mark.parametrize(("content", "expected"), [(b"", "no text"), (b"\xff", "can't read this")])
+@pytest.mark.parametrize(
+    ("content", "expected"), [(b"", "has no text"), (b"\xff", "can't read this")]
+)
 def test_eval_of_a_file_that_is_no_text_is_refused(here, pion, content, expected):
     make_run(here / "runs")
     Path("text.txt").write_bytes(content)

@@ -139,11 +139,11 @@ def test_the_greeting_names_the_model_and_its_context():
         ("/topp 0.5", "top p is 0.5"),
         ("/tokens 9", "max tokens is 9"),
         ("/penalty 1.2", "repetition penalty is 1.2"),
-        ("/temp hot", "temperature is a number from 0, not 'hot'"),
-        ("/temp -1", "temperature is a number from 0, not '-1'"),
-        ("/topk 2.5", "top k is a whole number from 0, not '2.5'"),
-        ("/topp 2", "top p is a number above 0 and up to 1, not '2'"),
-        ("/tokens 0", "max tokens is a whole number from 1, not '0'"),
+        ("/temp hot", "temperature must be a number of at least 0, not 'hot'"),
+        ("/temp -1", "temperature must be a number of at least 0, not '-1'"),
+        ("/topk 2.5", "top k must be a whole number of at least 0, not '2.5'"),
+        ("/topp 2", "top p must be a number above 0 and at most 1, not '2'"),
+        ("/tokens 0", "max tokens must be a whole number of at least 1, not '0'"),
         ("/tpok 3", "there is no command /tpok; did you mean /topk?"),
         ("/", "there is no command /; /help lists the commands"),
         ("/system Be brief.", "system: Be brief."),
@@ -249,7 +249,7 @@ def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends_even_if_the_parent
         press = partial(process.send_signal, signal.SIGINT)
         press()
         # Again if nothing happens: a signal just before the program waits for keys waits for a key.
-        read_until(master, b"(Ctrl-D or /quit ends)\r\n> ", in_silence=press)
+        read_until(master, b"(Ctrl-D or /quit to quit)\r\n> ", in_silence=press)
         os.write(master, b"\x04")
         assert process.wait(PATIENCE_SECONDS) == 0
     finally:

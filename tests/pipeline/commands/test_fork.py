@@ -1,4 +1,4 @@
-"""A fork is a run of its own that goes on from another's checkpoint, or it is not there at all."""
+"""A fork is a separate run that continues from another's checkpoint, or it is not there."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source: RunState) -> 
             return super().compare_and_swap(key, data, expected)
 
     raced = Raced(source.store.folder)  # type: ignore[attr-defined]
-    with pytest.raises(BadInput, match="was started by someone else meanwhile"):
+    with pytest.raises(BadInput, match="has just been started by someone else"):
         fork(source, store=raced, at=10)
 
 

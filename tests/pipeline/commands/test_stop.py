@@ -59,22 +59,25 @@ def test_the_owner_is_named_with_what_it_will_do(run: RunState) -> None:
     claim_run(run, someone(host="host-a", pid=77))
     said = ask(run)
     assert "pid 77 on host-a" in said
-    assert "looks for requests every 20 s (no heartbeat yet), saves, and exits with code 4" in said
-    assert "managed restarts obey it, a person's `pion run` clears it" in said
+    assert (
+        "checks for requests every 20 s (no heartbeat yet). It will save and exit with code 4"
+        in said
+    )
+    assert "managed restarts obey it, and a `pion run` that you start yourself clears it" in said
     assert pending_stop(run) is not None
 
 
 def test_a_run_nobody_owns_is_said_to_be_so_and_stays_stopped(run: RunState) -> None:
     said = ask(run, wait=True)
-    assert "Nobody owns demo, so nothing runs now" in said
-    assert "a rental of it may be booting" in said
+    assert "Nobody owns demo, so nothing is running now" in said
+    assert "A rental may still be booting" in said
     assert f"(`pion rentals {run.store.url}/demo`). The request stays" in said
     assert pending_stop(run) is not None
 
 
 def test_a_dead_owner_is_not_waited_for(run: RunState) -> None:
     claim_run(run, dead_owner())
-    assert "is dead, so nothing runs now" in ask(run, wait=True)
+    assert "is dead, so nothing is running now" in ask(run, wait=True)
     assert pending_stop(run) is not None
 
 
@@ -149,7 +152,7 @@ def test_waiting_for_an_owner_that_dies_fails_and_says_what_is_safe(
         process.communicate(timeout=60)
 
     time.during_sleep = dies
-    with pytest.raises(PionError, match=r"died before it had released demo\. Its newest"):
+    with pytest.raises(PionError, match=r"died before it released demo\. Its newest"):
         ask(run, wait=True)
     assert pending_stop(run) is not None
 
