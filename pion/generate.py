@@ -52,6 +52,7 @@ class Sampling:
             )
 
 
+# Users call this function with the settings as keywords, so it has more parameters than most.
 def generate(
     model: Decoder,
     ids: Sequence[int],

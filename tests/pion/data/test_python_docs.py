@@ -13,7 +13,6 @@ from pion.data.python_docs import (
     documents,
     is_held_out,
     letters_of,
-    prose,
 )
 
 
@@ -88,21 +87,6 @@ def test_no_paragraph_of_a_held_out_file_is_in_a_training_file(docs: list[Docume
     held_out = {part for part in parts[True] if len(part) >= RECOGNISED_LETTERS}
     assert len(held_out) > 100
     assert not held_out & parts[False]
-
-
-def test_prose_unwraps_paragraphs_and_keeps_lists() -> None:
-    docstring = "Do it.\n\nA paragraph that\nwas wrapped.\n\n- one thing\n- another thing"
-    assert prose(docstring) == (
-        "Do it.\n\nA paragraph that was wrapped.\n\n- one thing\n- another thing"
-    )
-
-
-def test_prose_drops_doctests_tables_and_markup() -> None:
-    docstring = (
-        "See :func:`os.path.join` and ``x``.\n\n>>> 1 + 1\n2\n\n"
-        "=====  =====\n1 0 1  0 0 1\n=====  =====\n\nThe end."
-    )
-    assert prose(docstring) == "See os.path.join and x.\n\nThe end."
 
 
 def test_definitions_know_kind_and_signature() -> None:
