@@ -307,7 +307,8 @@ def _run(args: argparse.Namespace) -> int:
 
     job = load_job(args.job, args.overrides)
     from pipeline.console.display import Display
-    from pipeline.run.run import Options, run_job
+    from pipeline.run.run import run_job
+    from pipeline.run.start import Options
 
     options = Options(
         job_path=" ".join([args.job, *args.overrides]),

@@ -13,14 +13,16 @@ from pipeline.console.messages import Note, StageState, Summary
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.machine.preemption import watch_for_notices
-from pipeline.run.advance import Advance, Options
+from pipeline.run.advance import Advance
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
+from pipeline.run.journal import Journal
 from pipeline.run.preflight import preflight
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import StagePlan, WorkLeft, work_left
+from pipeline.run.start import Options, Start
 from pipeline.state.checkpoints.restore import refuse_other_formats
-from pipeline.state.claim import claim_run
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import RELEASED, Owner, launch_id
 from pipeline.state.records import Head
 from pipeline.state.rental_note import over_unless_interrupted
@@ -28,7 +30,6 @@ from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import open_store
 from pipeline.state.stores.verdict import before_work
-from pipeline.state.workspace import Workspace
 
 # Between two looks at what the heartbeat has found, which reads nothing.
 LOOK_SECONDS = 0.5
@@ -48,26 +49,15 @@ def run_job(job: Job, options: Options, display: Display) -> int:
             price = _check_before_claiming(job, run, left.head, display)
         with stopping, _watching_for_notices(stopping, display):
             owner = Owner.me()
+            start = Start(job, options, left.digests, run, owner, stopping, started, price)
             asked = time.monotonic()
-            with _nothing_started():
-                if owner.launch_id is not None:
-                    _take_the_place_of_another(job, run, owner, left, display)
-                claim = claim_run(
-                    run,
-                    owner,
-                    take_over=options.take_over,
-                    unattended=options.unattended,
-                    price=price,
-                    say=lambda text: display.say(Note(text)),
-                )
+            claim = _claim(start, left, display)
             if claim.before.claims and claim.reason != RELEASED:
                 display.say(Note(f"taking the run over: {claim.reason}"))
-            waited = time.monotonic() - asked
-            advance = Advance(
-                job, options, display, left.digests, run, owner, claim, started, stopping
-            )
+            journal = Journal(start, claim, display)
+            advance = Advance(start, claim, journal)
             with _obeying_in_time(advance):
-                advance.introduce(waited)
+                journal.introduce(waited=time.monotonic() - asked)
                 advance.go(left.raised)
     return 0
 
@@ -102,17 +92,25 @@ def _check_before_claiming(
     return price
 
 
-def _take_the_place_of_another(
-    job: Job, run: RunState, owner: Owner, left: WorkLeft, display: Display
-) -> None:
-    """Obey a request to stop, and ask the owner that this machine was rented to relieve."""
-    _obey_stop_request(run, owner)
-    ask_for_handover(
-        run,
-        owner,
-        say=lambda text: display.say(Note(text)),
-        fetch=lambda: _bring_data(job, run, left),
-    )
+def _claim(start: Start, left: WorkLeft, display: Display) -> Claim:
+    """Own the run, once its owner is gone or has handed it over."""
+
+    def say(text: str) -> None:
+        display.say(Note(text))
+
+    run, owner = start.run, start.owner
+    with _nothing_started():
+        if owner.launch_id is not None:
+            _obey_stop_request(run, owner)
+            ask_for_handover(run, owner, say=say, fetch=lambda: _bring_data(start, left))
+        return claim_run(
+            run,
+            owner,
+            take_over=start.options.take_over,
+            unattended=start.options.unattended,
+            price=start.price,
+            say=say,
+        )
 
 
 @contextlib.contextmanager
@@ -142,11 +140,11 @@ def _obeying_in_time(advance: Advance) -> Iterator[None]:
         over.set()
 
 
-def _bring_data(job: Job, run: RunState, left: WorkLeft) -> None:
+def _bring_data(start: Start, left: WorkLeft) -> None:
     """Have the data of the stage to be trained on this machine. Raises PionError."""
     for plan in left.plans:
-        if plan.stage in job.train_stages and plan.state != "done":
-            Workspace(run.store, run.name).bring_data(left.digests.data[plan.stage])
+        if plan.stage in start.job.train_stages and plan.state != "done":
+            start.workspace.bring_data(start.digests.data[plan.stage])
             return
 
 

@@ -49,13 +49,14 @@ class RayWorkers:
         # Not under the session's name: whoever reads it is no process of Ray's.
         self.log = Path(tempfile.mkstemp(prefix="pion-workers-", suffix=".log")[1])
         self._closing = self._ended_by_itself = False
-
-    def start(self) -> None:
-        """Begin starting Ray; returns at once."""
         self.started = time.monotonic()
         self._reaper = start_reaper(self._session)
+        self._process = self._start_ray_fit()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _start_ray_fit(self) -> subprocess.Popen[bytes]:
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.workers.ray_fit"],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -63,7 +64,7 @@ class RayWorkers:
                 env=os.environ | {SESSION_VARIABLE: str(self._session)},
                 start_new_session=True,
             )
-        assert self._process.stdin is not None
+        assert process.stdin is not None
         task = {
             "session": str(self._session),
             "address": os.environ.get(RAY_ADDRESS),
@@ -71,9 +72,9 @@ class RayWorkers:
             "request": self._request.to_dict(),
             "lifeline": asdict(self._lifeline.address),
         }
-        self._process.stdin.write(json.dumps(task).encode())
-        self._process.stdin.close()
-        threading.Thread(target=self._watch, daemon=True).start()
+        process.stdin.write(json.dumps(task).encode())
+        process.stdin.close()
+        return process
 
     @property
     def connected(self) -> int:

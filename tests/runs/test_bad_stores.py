@@ -13,8 +13,8 @@ import pion.export
 from pion.errors import NotDurable, Trouble
 from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, StageState
 from pipeline.job.file import load_job
-from pipeline.run.advance import Options
 from pipeline.run.run import run_job
+from pipeline.run.start import Options
 from pipeline.state import patience
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_events

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.job.file import load_job
-from pipeline.run.run import Options, run_job
+from pipeline.run.run import run_job
+from pipeline.run.start import Options
 from tests.support.jobs import SilentDisplay
 from tests.support.whole_runs import (
     copy_run,

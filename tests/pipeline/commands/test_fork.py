@@ -14,7 +14,7 @@ from pion.errors import BadInput, PionError
 from pipeline.commands.fork import fork_run
 from pipeline.job import Job
 from pipeline.job.digest import Inputs, digest_job
-from pipeline.run.run import Options, run_job
+from pipeline.run.run import run_job
 from pipeline.run.stage_plan import (
     check_redo,
     first_stale,
@@ -22,6 +22,7 @@ from pipeline.run.stage_plan import (
     plan_stages,
     stage_inputs,
 )
+from pipeline.run.start import Options
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.checkpoints.retention import sweep_abandoned

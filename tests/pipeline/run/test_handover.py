@@ -13,7 +13,8 @@ from pion.errors import BadInput, PionError
 from pipeline.console.messages import Note
 from pipeline.job.file import load_job
 from pipeline.run.handover import FROM_EPOCH, ask_for_handover
-from pipeline.run.run import Options, run_job
+from pipeline.run.run import run_job
+from pipeline.run.start import Options
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note

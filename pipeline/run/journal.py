@@ -1,0 +1,107 @@
+"""Shows what a `pion run` does, and keeps what its start-up cost as events of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+
+from pipeline.console.display import Display
+from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, Step
+from pipeline.cost.timeline import WAITED
+from pipeline.machine.rented import claim_event, this_machine
+from pipeline.run.start import Start
+from pipeline.state.claim import Claim
+from pipeline.state.metrics import EventLog
+from pipeline.state.owner import differences
+from pipeline.state.stores import StoreError
+
+# The number of the first save whose time is typical. Earlier saves of a process also allocate
+# memory and open connections.
+TYPICAL_SAVE = 3
+# A wait for another owner that is longer than these seconds is reported.
+WORTH_NOTING = 1.0
+
+
+class Journal:
+    """What one start of `pion run` shows and notes, under the epoch of `claim`.
+
+    The driver may write events of that epoch while a worker owns the run.
+    """
+
+    def __init__(self, start: Start, claim: Claim, display: Display) -> None:
+        self._start, self._claim, self._display = start, claim, display
+        self._machine = this_machine(start.at)
+        self._events = EventLog(start.run.store, start.run.name, claim.epoch)
+
+    def introduce(self, waited: float) -> None:
+        """Say and note what is new in this run: where it is, what it cost to get here, other code.
+
+        `waited` is how many seconds the run had another owner.
+        """
+        owner, before = self._start.owner, self._claim.before
+        about = claim_event(
+            self._machine,
+            self._start.price,
+            session=owner.session,
+            started=owner.started_at,
+            reason=self._claim.reason,
+        )
+        self._events.append(about.pop("event"), **about)
+        if self._machine is not None and self._machine.phases:
+            parts = dict(self._machine.phases)
+            self.say(Phase("boot", sum(parts.values()), parts=parts))
+        if waited >= WORTH_NOTING:
+            self.say(Phase(WAITED, waited))
+        changes = differences(before.claims[0].owner, owner) if before.claims else []
+        for change in changes:
+            self.note(f"changed since this run was last worked on: {change}")
+        if changes:
+            self._events.append("changed", changes=changes)
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        self.say(Note(text))
+
+    def say(self, message: Shown) -> None:
+        """Show progress, and keep what the start-up cost by phase."""
+        if isinstance(message, Step):
+            message = dataclasses.replace(message, dollars_per_hour=self._start.price)
+        self._display.say(message)
+        if isinstance(message, Phase):
+            self._keep_phase(message)
+            if message.total:
+                self._say_paid_to_first_step(message.seconds)
+                # Training does not wait for the store, nor end because of it.
+                threading.Thread(target=self._flush_if_possible, daemon=True).start()
+        elif isinstance(message, CheckpointSaved) and message.saved == TYPICAL_SAVE:
+            self._events.append(
+                "saved",
+                stage=message.stage,
+                step=message.step,
+                stall=message.stall,
+                write=message.write,
+            )
+
+    def flush(self) -> None:
+        """Write the events noted so far. Raises StoreError."""
+        self._events.flush()
+
+    def _keep_phase(self, phase: Phase) -> None:
+        """Note the phase as an event, with `total` and `parts` only where they say something."""
+        total = {"total": True} if phase.total else {}
+        parts = {"parts": phase.parts} if phase.parts is not None else {}
+        self._events.append("phase", name=phase.name, seconds=phase.seconds, **total, **parts)
+
+    def _say_paid_to_first_step(self, seconds: float) -> None:
+        """Add to the `seconds` that `pion run` took what the rented machine was paid for before."""
+        if self._machine is None:
+            return
+        parts = {**self._machine.phases, "pion run": seconds}
+        paid = Phase("paid to first step", sum(parts.values()), parts=parts)
+        self._display.say(paid)
+        self._keep_phase(paid)
+
+    def _flush_if_possible(self) -> None:
+        with contextlib.suppress(StoreError):  # kept, and written with what comes later
+            self.flush()

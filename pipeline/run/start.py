@@ -1,0 +1,50 @@
+"""What one start of `pion run` has to work with."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from pipeline.job import Job
+from pipeline.job.digest import Digests
+from pipeline.run.signals import StoppingOnSignals
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.workspace import Workspace
+
+
+@dataclass
+class Options:
+    """What the command line adds to the job."""
+
+    job_path: str = "JOB"
+    job_text: str = ""
+    redo: str | None = None
+    take_over: bool = False
+    unattended: bool = field(default_factory=lambda: not sys.stdin.isatty())
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of `pion run` that has something to do.
+
+    Attributes:
+        run: the run in its store.
+        owner: this process, as an owner of the run.
+        at: when the command began, in Unix time.
+        price: what this machine costs, in dollars per hour; None if that is not known.
+    """
+
+    job: Job
+    options: Options
+    digests: Digests
+    run: RunState
+    owner: Owner
+    stopping: StoppingOnSignals
+    at: float
+    price: float | None
+
+    @property
+    def workspace(self) -> Workspace:
+        """The run's folder on this machine."""
+        return Workspace(self.run.store, self.run.name)

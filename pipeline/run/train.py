@@ -1,0 +1,171 @@
+"""Have the training stages of a run trained: by workers of Ray, or in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pion.errors import PionError
+from pipeline.console.messages import (
+    FitEnded,
+    FromWorker,
+    Phase,
+    Say,
+    Step,
+    Trained,
+    WorkerFailed,
+    WorkerStarted,
+)
+from pipeline.machine.gpu_count import gpu_count
+from pipeline.run.preflight import worker_count
+from pipeline.run.start import Start
+from pipeline.state.claim import Claim
+from pipeline.state.error_codec import error_from_json
+from pipeline.training.saving import linger_seconds
+
+if TYPE_CHECKING:
+    from pipeline.workers.ray_workers import RayWorkers
+
+# How long workers may take to save after they are asked to stop, if the store can be reached.
+STOP_SECONDS = 30.0
+# How long to wait after a worker has hung up. Its last messages may still be on their way, or those
+# of another worker.
+GONE_SECONDS = 2.0
+# How long to wait for a worker's next message before looking around.
+LOOK_SECONDS = 0.2
+
+
+def start_workers(start: Start, stages: Sequence[str]) -> RayWorkers:
+    """Begin starting workers of Ray that train `stages` once the data is there."""
+    from pipeline.training.train_request import TrainRequest
+    from pipeline.workers.ray_workers import RayWorkers
+
+    count = worker_count(start.job)
+    request = TrainRequest.of(
+        start.job,
+        start.digests,
+        start.owner,
+        list(stages),
+        gpus=min(count, gpu_count()),
+        by_ray=True,
+        started=start.at,
+    )
+    return RayWorkers(request, count)
+
+
+def train_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -> str:
+    """Train `stages` in this process; return "done" or "stopped"."""
+    ahead = threading.Thread(target=fetch_ahead, args=(start, claim, stages[0], say), daemon=True)
+    if start.workspace.remote:
+        ahead.start()  # while torch is imported
+    import torch  # noqa: F401
+
+    from pipeline.training.group import Group
+    from pipeline.training.train import train_stages
+    from pipeline.training.train_request import TrainRequest
+
+    request = TrainRequest.of(
+        start.job, start.digests, start.owner, list(stages), gpus=gpu_count(), started=start.at
+    )
+    while ahead.is_alive() and not start.stopping.asked:
+        ahead.join(0.1)
+    claim.heartbeat.stop()
+    return train_stages(request, Group(), say, lambda: start.stopping.asked)
+
+
+def fetch_ahead(start: Start, claim: Claim, stage: str, say: Say) -> None:
+    """Bring data and the newest checkpoint of `stage` to this machine; workers look again."""
+    from pipeline.state.checkpoints.restore import newest_good
+
+    started, workspace = time.monotonic(), start.workspace
+    with contextlib.suppress(PionError):  # a worker meets it too, where it can be reported
+        workspace.bring_data(start.digests.data[stage])
+        newest_good(workspace, claim.head, stage, start.digests.stages[stage])
+        say(Phase("fetched", time.monotonic() - started))
+
+
+class WorkersTraining:
+    """The driver's side of training by workers: shows what they say, and passes on a stop."""
+
+    def __init__(self, start: Start, claim: Claim, workers: RayWorkers, say: Say) -> None:
+        self._start, self._claim, self._workers, self._say = start, claim, workers, say
+        # Without a deadline of its own a stop waits as long as the last save may take.
+        self._patience = linger_seconds(start.job.checkpoint) + STOP_SECONDS
+        self._asked_at: float | None = None
+        self._connected = self._imported = False
+
+    def follow(self) -> str:
+        """Block until rank 0 has trained; return "done" or "stopped". Raises what it reports."""
+        while True:
+            self._claim.check()  # also while no worker has claimed the run
+            self._pass_on_a_stop()
+            try:
+                rank, message = self._workers.messages.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                if self._ended_in_silence():
+                    return "stopped"
+                continue
+            outcome = self._hear(rank, message)
+            if outcome is not None:
+                return outcome
+
+    def _pass_on_a_stop(self) -> None:
+        if self._start.stopping.asked and self._asked_at is None:
+            self._asked_at = time.monotonic()
+            self._workers.ask_to_stop()
+
+    def _ended_in_silence(self) -> bool:
+        """Return whether a stop was asked for before any worker had something to save.
+
+        Raises Interrupted, Stopped or Fenced if the workers ended, or take too long, before they
+        have saved.
+        """
+        stopping, connected = self._start.stopping, self._workers.connected
+        self._connected = self._connected or bool(connected)
+        if self._asked_at is None:
+            return False
+        if not self._connected:
+            return True  # the workers are still starting
+        waited = time.monotonic() - self._asked_at
+        late = stopping.deadline is None and waited > self._patience
+        if late or (not connected and waited > GONE_SECONDS):
+            raise stopping.error(
+                "the workers ended before they could save, so steps after the last checkpoint are "
+                "done again"
+            )
+        return False
+
+    def _hear(self, rank: int, message: FromWorker | FitEnded) -> str | None:
+        """Do what a message asks for; return the outcome if rank 0 has trained."""
+        match message:
+            case Trained():
+                return message.outcome if rank == 0 else None
+            case WorkerFailed():
+                raise error_from_json(message.error)
+            case FitEnded():
+                raise PionError(
+                    f"The training workers ended: {message.last_words}. What was committed is "
+                    "safe. To resume from there, run the same command again, or with "
+                    "hardware.workers=0 to train without Ray. The workers' log is "
+                    f"{self._workers.log}."
+                )
+            case WorkerStarted():
+                if rank == 0:
+                    seconds = time.monotonic() - self._workers.started
+                    self._say(Phase("Ray and workers", seconds))
+            case _:
+                self._say(message)
+                if isinstance(message, Step) and not self._imported:
+                    # Evaluation follows in this process; its imports would cost seconds then.
+                    self._imported = True
+                    threading.Thread(target=_import_evaluation, daemon=True).start()
+        return None
+
+
+def _import_evaluation() -> None:
+    import pion.evaluate
+    import pion.model.decoder  # noqa: F401
