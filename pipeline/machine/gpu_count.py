@@ -1,4 +1,4 @@
-"""How many GPUs this machine has, without importing torch: `pion run` must answer at once."""
+"""Count this machine's GPUs without importing torch, so that `pion run` answers at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import subprocess
 
 
 def gpu_count() -> int:
-    """NVIDIA GPUs this process may use."""
+    """Return how many NVIDIA GPUs this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         named = [d for d in visible.split(",") if d.strip() not in ("", "-1")]
-        # An image for GPUs, or a scheduler, may have set it on a machine that has none.
+        # An image for GPUs, or a scheduler, may set the variable on a machine without GPUs.
         return len(named) if named and has_driver() else 0
     try:
         listed = subprocess.run(
@@ -24,7 +24,7 @@ def gpu_count() -> int:
 
 
 def has_driver() -> bool:
-    """Whether NVIDIA's driver library is here, without which torch sees no GPU."""
+    """Return whether this machine has NVIDIA's driver library, without which torch sees no GPU."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

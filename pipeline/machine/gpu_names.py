@@ -1,10 +1,11 @@
-"""What SkyPilot calls the GPU that a driver names: light, for machines that only train."""
+"""Translate the driver's name of a GPU to SkyPilot's, without importing SkyPilot."""
 
 from __future__ import annotations
 
 import re
 
-_NAMES = {  # what differs from the driver's first word; RunPod's name first, other clouds' last
+# Names that differ from the driver's first word: RunPod's name first, that of other clouds last.
+_NAMES = {
     "A100 80GB PCIe": ("A100-80GB",),
     "A100-SXM4-80GB": ("A100-80GB-SXM", "A100-80GB"),
     "H100 80GB HBM3": ("H100-SXM", "H100"),
@@ -19,9 +20,10 @@ _NAMES = {  # what differs from the driver's first word; RunPod's name first, ot
 
 
 def sky_names(name: str) -> tuple[str, ...]:
-    """SkyPilot's names of the GPU that NVIDIA's driver calls `name`.
+    """Return SkyPilot's names of the GPU that NVIDIA's driver calls `name`.
 
-    Clouds differ: `NVIDIA H100 80GB HBM3` is H100-SXM on RunPod (first) and H100 elsewhere (last).
+    The first is the name on RunPod and the last that on other clouds: `NVIDIA H100 80GB HBM3` is
+    H100-SXM on RunPod and H100 elsewhere.
     """
     words = re.sub(r"^((NVIDIA|AMD|GeForce|Tesla|Quadro) )+", "", name.strip())
     rtx = re.match(r"RTX (PRO )?(A?\d+)( SFF)?( Ti)?( SUPER)?( Ada)?", words)

@@ -1,7 +1,7 @@
-"""Notices that a cloud is about to take this machine, from its metadata service.
+"""Read the preemption notices of a cloud's metadata service: the cloud will take this machine.
 
-AWS gives two minutes, Google Cloud thirty seconds. Elsewhere there is no such service, and SIGTERM
-or nothing at all is what arrives.
+AWS gives two minutes of notice and Google Cloud thirty seconds. Other clouds have no such service;
+there, a process gets SIGTERM or nothing at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-# Environment variables of the clouds' own clients.
+# Environment variables that the clouds' own clients read too.
 AWS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 AWS_DISABLED = "AWS_EC2_METADATA_DISABLED"
 GCP_HOST = "GCE_METADATA_HOST"
@@ -34,7 +34,7 @@ ERRORS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError)
 
 
 class Notice(NamedTuple):
-    """What the cloud will do, and in how many seconds at most."""
+    """What the cloud will do, and in how many seconds at the latest."""
 
     text: str
     seconds: float
@@ -47,11 +47,11 @@ def watch_for_notices(
     every: float = 5.0,
     dmi: Path = DMI,
 ) -> Callable[[], None] | None:
-    """Watch the metadata service of the cloud this machine belongs to; None if it is in no cloud.
+    """Watch the metadata service of this machine's cloud; return a function that ends the watch.
 
-    `on_notice` is called once, in a thread of its own, with a sentence and the seconds left. Errors
-    of the service are no reason to stop: the first one is given to `say`, and asking goes on
-    `every` so many seconds. Returns what ends the watching.
+    Return None if this machine is in no cloud. `on_notice` is called once, in a separate thread,
+    with a sentence and the seconds left. The service is asked `every` so many seconds, even after
+    errors; `say` gets the first error.
     """
     cloud = cloud_here(dmi)
     if cloud is None:
@@ -68,8 +68,8 @@ def watch_for_notices(
                 if not said and say is not None:
                     said = True
                     say(
-                        f"{cloud.name}'s metadata service can't be asked whether this machine is "
-                        f"about to be taken ({error}); a notice may be missed, and no state is lost"
+                        f"{cloud.name}'s metadata service can't be asked whether this machine will "
+                        f"be taken ({error}). A notice may be missed, but no state is lost"
                     )
             if notice is not None and not over.is_set():
                 on_notice(*notice)
@@ -86,13 +86,16 @@ class Cloud(Protocol):
     name: str
 
     def notice(self) -> Notice | None:
-        """Ask once. Raises one of ERRORS when there is no answer or it makes no sense."""
+        """Return the notice, or None if there is none.
+
+        Raises one of ERRORS if there is no answer, or an answer that makes no sense.
+        """
 
 
 def cloud_here(dmi: Path = DMI) -> Cloud | None:
-    """The cloud this machine is in, by the variables of its own clients or what the firmware says.
+    """Return the cloud of this machine, from environment variables and firmware alone, or None.
 
-    Asks nothing of the network.
+    This does not use the network.
     """
     environ = os.environ
     on_aws = "Amazon EC2" in _firmware(dmi, "sys_vendor", "board_vendor")
@@ -117,10 +120,10 @@ def _firmware(dmi: Path, *names: str) -> list[str]:
 
 
 class _Aws:
-    """The instance metadata service, version 2: every question carries a token that expires.
+    """The instance metadata service, version 2: every request has a token that expires.
 
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
-    A rebalance recommendation is no notice: most are followed by nothing.
+    A rebalance recommendation does not count as a notice: nothing follows most of them.
     """
 
     name = "AWS"
@@ -182,8 +185,8 @@ class _Gcp:
 
 
 def _open(request: urllib.request.Request) -> str:
-    """The body of the answer. Raises OSError or HTTPException."""
-    # The service is on this machine's own link: never through a proxy.
+    """Return the body of the answer. Raises OSError or HTTPException."""
+    # The service is on this machine's own link, so no proxy is used.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=TIMEOUT) as answer:
         body: bytes = answer.read(65536)

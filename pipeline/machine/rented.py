@@ -1,14 +1,14 @@
-"""The rented machine this process runs on: what it is, what it costs, how long it took to get here.
+"""Describe the rented machine of this process: what it is, what it costs, how long it took to boot.
 
 Everything comes from variables that SkyPilot, the provider and the rental's run script set:
 
     SKYPILOT_TASK_ID, SKYPILOT_MANAGED_JOB_ID, SKYPILOT_CLUSTER_INFO, RUNPOD_POD_ID
-                                        any of them: this machine is rented
-    PION_DOLLARS_PER_HOUR, PION_PRICES  its price, or a JSON object with that of each GPU it may be
-    PION_SPOT                           1 if it may be taken away, 0 if not
+                                        if any of them is set, this machine is rented
+    PION_DOLLARS_PER_HOUR, PION_PRICES  the price, or a JSON object with the price of each GPU
+    PION_SPOT                           1 if the machine may be taken away, 0 if not
     PION_BOOT_STARTED, PION_BOOT_CHECKED, PION_BOOT_SYNCED
-                                        Unix seconds: the run script's first line, after its checks,
-                                        after installing
+                                        Unix seconds: at the run script's first line, after its
+                                        checks, after installing
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ LONGEST_BOOT = 3600.0
 
 @dataclass(frozen=True)
 class RentedMachine:
-    """A rented machine. `gpu` is SkyPilot's name (None: none, or not known), `count` GPUs per node.
+    """A rented machine.
 
-    `rented_at` (Unix seconds) is since when the run pays for it; `phases` maps each part of its
-    boot to seconds, from then until `pion run` began.
+    `gpu` is SkyPilot's name of its GPUs (None if there are none, or it is not known), and `count`
+    their number per node. The run pays for the machine from `rented_at` (Unix seconds). `phases`
+    maps each part of the time from then until `pion run` began to its seconds.
     """
 
     id: str
@@ -76,7 +77,7 @@ class RentedMachine:
 def this_machine(
     started: float, environment: Mapping[str, str] = os.environ, proc: Path = PROC
 ) -> RentedMachine | None:
-    """The rented machine that a `pion run` which began at `started` is on; None at home."""
+    """Return the rented machine of a `pion run` that began at `started`; None at home."""
     if not is_rented(environment):
         return None
     environment = with_providers(environment, proc)
@@ -104,11 +105,11 @@ def this_machine(
 def claim_event(
     machine: RentedMachine | None, price: float | None, *, session: str, started: float, reason: str
 ) -> dict[str, Any]:
-    """What a process that has claimed a run appends to its events, for whoever counts costs.
+    """Return the event, for counting costs, that a process appends after it has claimed a run.
 
     `event` is "machine" on a rental and "process" at home. `price` is in dollars per hour, None if
-    unknown; `session` is the owner's, `started` when it began to cost (Unix seconds), and `reason`
-    why it could claim the run: whether the owner before had released it.
+    unknown. `session` is the owner's, and `started` (Unix seconds) is when it began to cost.
+    `reason` is why it could claim the run: whether the previous owner had released it.
     """
     about = {"price": price, "session": session, "started_at": started, "reason": reason}
     if machine is None:
@@ -117,17 +118,17 @@ def claim_event(
 
 
 def is_rented(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a manager or provider of rented machines has left its sign."""
+    """Return whether a manager or provider of rented machines has set one of its variables."""
     return any(environment.get(name) for name in SIGNS)
 
 
 def rented_since(
     started: float, environment: Mapping[str, str] = os.environ, proc: Path = PROC
 ) -> float:
-    """Since when a run that began at `started` pays for this machine, in Unix seconds.
+    """Return since when a run that began at `started` pays for this machine, in Unix seconds.
 
-    Since process 1 of this container or machine started; but not before the run, if the machine
-    had been up for so long that it was rented for something else.
+    This is when process 1 of the container or machine started. But if the machine had been up for
+    longer than LONGEST_BOOT, it was rented for something else, and the run pays from its beginning.
     """
     first_line = _moment(environment, "PION_BOOT_STARTED")
     begun = started if first_line is None else min(first_line, started)
@@ -136,17 +137,17 @@ def rented_since(
 
 
 def rental_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC) -> float | None:
-    """What the rental costs in dollars per hour, all its nodes; None if nothing says so.
+    """Return what the rental costs in dollars per hour, for all nodes; None if it is not known.
 
-    Raises BadInput if what says so can't be read.
+    Raises BadInput if the variable with the price can't be read.
     """
     text = environment.get(PRICE_VARIABLE)
     if text is not None:
         price = _amount(text)
         if price is None:
             raise BadInput(
-                f"{PRICE_VARIABLE} is {text!r}, which is not an amount in dollars per hour, such "
-                "as 0.44. Nothing was started."
+                f"{PRICE_VARIABLE} is {text!r}; it must be an amount in dollars per hour, such as "
+                "0.44. Nothing was started."
             )
         return price
     prices = _prices(environment)
@@ -165,12 +166,12 @@ def rental_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC)
 
 
 def priced_at(gpu: str, place: str) -> str:
-    """The key of a price that holds in one place (`cloud/region`), where a GPU costs more."""
+    """Return the key of a GPU's price that holds only in one place (`cloud/region`)."""
     return f"{gpu}{_AT}{place}"
 
 
 def with_providers(environment: Mapping[str, str], proc: Path = PROC) -> Mapping[str, str]:
-    """`environment` and what RunPod told process 1, which a shell over ssh doesn't inherit."""
+    """Return `environment` with RunPod's variables of process 1, which an ssh shell lacks."""
     if "RUNPOD_POD_ID" in environment or not is_rented(environment):
         return environment
     try:
@@ -182,7 +183,7 @@ def with_providers(environment: Mapping[str, str], proc: Path = PROC) -> Mapping
 
 
 def _gpu(environment: Mapping[str, str]) -> str | None:
-    """SkyPilot's name of this machine's GPU, as the prices have it; None if there is none."""
+    """Return SkyPilot's name of this machine's GPU, as the prices have it; None without a GPU."""
     told = unquote_plus(environment.get("RUNPOD_GPU_NAME", ""))
     name = told or next(iter(_nvidia_smi()), None)
     if name is None:
@@ -206,7 +207,7 @@ def _nodes(environment: Mapping[str, str]) -> int:
 
 @functools.cache
 def _nvidia_smi() -> tuple[str, ...]:
-    """The driver's name of each GPU."""
+    """Return the driver's name of each GPU."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, timeout=10, check=True, text=True)
@@ -216,7 +217,7 @@ def _nvidia_smi() -> tuple[str, ...]:
 
 
 def _prices(environment: Mapping[str, str]) -> dict[str, float]:
-    """Dollars per hour of one machine, by SkyPilot's name of its GPU, or that and a place."""
+    """Return dollars per hour of one machine, by its GPU or by its GPU and a place."""
     text = environment.get(PRICES_VARIABLE)
     if not text:
         return {}
@@ -227,15 +228,15 @@ def _prices(environment: Mapping[str, str]) -> dict[str, float]:
     prices = {k: _amount(v) for k, v in raw.items()} if isinstance(raw, dict) else {}
     if not isinstance(raw, dict) or None in prices.values():
         raise BadInput(
-            f"{PRICES_VARIABLE} is {text!r}, which is not a JSON object of dollars per hour by "
-            f'GPU, such as {{"A40": 0.2}}. Nothing was started. Set {PRICE_VARIABLE} instead if '
-            "all these machines cost the same."
+            f"{PRICES_VARIABLE} is {text!r}; it must be a JSON object of dollars per hour by GPU, "
+            f'such as {{"A40": 0.2}}. Nothing was started. If all these machines cost the same, '
+            f"set {PRICE_VARIABLE} instead."
         )
     return {gpu: price for gpu, price in prices.items() if price is not None}
 
 
 def _amount(value: Any) -> float | None:
-    """A number that is a price, from text or JSON; None if it is none."""
+    """Return the price in text or a JSON value; None if it is not a price."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
@@ -246,7 +247,7 @@ def _amount(value: Any) -> float | None:
 
 
 def _phases(since: float, started: float, environment: Mapping[str, str]) -> dict[str, float]:
-    """Seconds of each part of the boot; a moment that is missing or out of order ends none."""
+    """Return the seconds of each part of the boot, skipping times missing or out of order."""
     phases: dict[str, float] = {}
     reached = since
     moments = [(name, _moment(environment, variable)) for name, variable in BOOT_PHASES]
@@ -258,12 +259,12 @@ def _phases(since: float, started: float, environment: Mapping[str, str]) -> dic
 
 
 def _moment(environment: Mapping[str, str], name: str) -> float | None:
-    """Unix seconds; None for what is no number: a wrong clock is no reason to end a paid run."""
+    """Return a variable's Unix seconds. A value that is not a number counts as missing."""
     return _amount(environment.get(name))
 
 
 def _cluster_info(environment: Mapping[str, str]) -> dict[str, str | None]:
-    """cluster_name, cloud, region and zone, as far as SkyPilot says them."""
+    """Return cluster_name, cloud, region and zone, as far as SkyPilot names them."""
     try:
         info = json.loads(environment.get("SKYPILOT_CLUSTER_INFO") or "{}")
     except ValueError:
@@ -272,7 +273,7 @@ def _cluster_info(environment: Mapping[str, str]) -> dict[str, str | None]:
 
 
 def _start_of_process_1(proc: Path) -> float | None:
-    """When this container or machine started, in Unix seconds."""
+    """Return when this container or machine started, in Unix seconds."""
     try:
         after_name = (proc / "1" / "stat").read_text().rpartition(")")[2]
         (booted,) = re.findall(r"^btime (\d+)", (proc / "stat").read_text(), re.MULTILINE)
