@@ -463,6 +463,10 @@ class Job(Section):
         assert isinstance(section, Train)
         return section
 
+    def seq_len(self, stage: str) -> int:
+        """Return the tokens in a row of a training stage."""
+        return self.sft_seq_len if stage == "sft" else self.data.seq_len
+
     def model_config_resolved(self) -> ModelConfig:
         """Return the decoder's settings: preset, then fields, then what data and tokenizer imply.
 

@@ -74,7 +74,7 @@ def source_lines(job: Job) -> list[str]:
 def trained_tokens(job: Job, stage: str) -> int:
     """Positions a finished stage has trained on: steps × sequences × length."""
     section: Train = job.section(stage)
-    seq_len = job.data.seq_len if stage == "pretrain" else job.sft_seq_len
+    seq_len = job.seq_len(stage)
     return section.steps * section.global_batch * seq_len
 
 
@@ -214,7 +214,7 @@ def _training(history: RunHistory) -> str:
     rows = []
     for stage in job.train_stages:
         section = job.section(stage)
-        seq_len = job.data.seq_len if stage == "pretrain" else job.sft_seq_len
+        seq_len = job.seq_len(stage)
         optimizer = "AdamW"
         if section.optimizer == "muon":
             optimizer = f"Muon {section.muon_lr:g}, AdamW"

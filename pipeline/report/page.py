@@ -80,7 +80,7 @@ def _figures(history: RunHistory) -> list[tuple[str, str]]:
     last = [(stage, rows[-1]) for stage in job.train_stages if (rows := history.steps(stage))]
     tokens = 0
     for stage, row in last:
-        seq_len = job.data.seq_len if stage == "pretrain" else job.sft_seq_len
+        seq_len = job.seq_len(stage)
         tokens += row["step"] * job.section(stage).global_batch * seq_len
     if tokens:
         figures.append(("tokens trained on", human_count(tokens)))

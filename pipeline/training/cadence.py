@@ -8,18 +8,22 @@ from dataclasses import dataclass
 
 from pipeline.state.records import ClaimRecord
 
+# Shorter intervals gain nothing: a restart takes longer than the work that they would save.
 MIN_SECONDS = 10.0
-"""Shorter intervals gain nothing: restarting takes longer than the work they would save."""
+
+# Fewer interruptions than this say little about how long the next machine will last.
+SESSIONS_TO_TRUST = 4
 
 
 @dataclass
 class SaveCadence:
     """Decides when the next checkpoint is due. Clock readings are passed in, in seconds.
 
-    The optimal interval between saves that each stall training for C seconds, on machines that
-    last M seconds on average, is √(2·C·M) (Young 1974, Daly 2006), but at least MIN_SECONDS and as
-    long as the previous save took to become durable. A job that asks for `every_steps` or
-    `every_seconds` gets that instead. What the store bears (`floor_seconds`) bounds them all.
+    The best interval between saves that each stall training for C seconds, on machines that last M
+    seconds on average, is √(2·C·M) (Young 1974, Daly 2006). It is at least MIN_SECONDS, and at
+    least as long as the previous save took to become durable. A job that asks for `every_steps` or
+    `every_seconds` gets that instead. No interval is shorter than the store allows
+    (`floor_seconds`). `on_cpu` says that training and the uploader share their cores.
     """
 
     every_steps: int | None
@@ -27,6 +31,7 @@ class SaveCadence:
     preemption_seconds: float
     last_save: float
     floor_seconds: float = 0.0
+    on_cpu: bool = False
     stall: float = 0.05
     write_seconds: float = 0.0
 
@@ -38,32 +43,34 @@ class SaveCadence:
         young_daly = math.sqrt(2 * max(self.stall, 1e-3) * self.preemption_seconds)
         return max(young_daly, self.write_seconds, self.floor_seconds, MIN_SECONDS)
 
+    @property
+    def by_steps_alone(self) -> bool:
+        """Whether the job fixes the steps between saves, and no seconds."""
+        return self.every_steps is not None and self.every_seconds is None
+
     def due(self, step: int, now: float) -> bool:
-        """Whether the state after `step` should be saved."""
+        """Return whether the state after `step` should be saved."""
         if self.too_soon(now):
             return False
         if self.every_steps is not None and step % self.every_steps == 0:
             return True
-        if self.every_steps is not None and self.every_seconds is None:
-            return False
-        return now - self.last_save >= self.interval
+        return not self.by_steps_alone and now - self.last_save >= self.interval
 
     def too_soon(self, now: float) -> bool:
-        """Whether the store does not bear another save yet."""
+        """Return whether the store does not allow another save yet."""
         return now - self.last_save < self.floor_seconds
 
     def saved(self, now: float, stall: float, write_seconds: float) -> None:
-        """Note a save that was started at `now`, and what the last one cost."""
-        self.last_save, self.stall, self.write_seconds = now, stall, write_seconds
-
-
-SESSIONS_TO_TRUST = 4
-"""Fewer interruptions than this say little about how long the next machine will last."""
+        """Note a save that began at `now` and stalled training, and how long the last one took to
+        become durable."""
+        # On a CPU, writing takes cores from training: measured, half of its time.
+        slowed = write_seconds / 2 if self.on_cpu else 0.0
+        self.last_save, self.stall, self.write_seconds = now, stall + slowed, write_seconds
 
 
 def seconds_between_interruptions(claims: Sequence[ClaimRecord], assumed: float) -> float:
-    """The mean time between the starts of this run's processes, once there were a few; `assumed`
-    until then. `claims` are newest first."""
+    """Return the mean time between the starts of this run's processes, once there were a few, and
+    `assumed` until then. `claims` are newest first."""
     starts: dict[str, float] = {}
     for claim in claims:
         starts[claim.owner.session] = claim.at  # the earliest claim of each session stays
@@ -71,8 +78,8 @@ def seconds_between_interruptions(claims: Sequence[ClaimRecord], assumed: float)
 
 
 def seconds_between_starts(starts: Sequence[float], assumed: float) -> float:
-    """The mean time between `starts` (seconds, in any order), once there were a few; `assumed`
-    until then."""
+    """Return the mean time between `starts` (seconds, in any order), once there were a few, and
+    `assumed` until then."""
     if len(starts) < SESSIONS_TO_TRUST:
         return assumed
     return max((max(starts) - min(starts)) / (len(starts) - 1), 60.0)

@@ -46,7 +46,6 @@ class TrainingContext:
         self.job = request.load_job()
         self.run = RunState(open_store(request.store), self.job.name)
         self.workspace = Workspace(self.run.store, self.run.name)
-        self.stage = ""
         self.first_step_seen = False
         limit = self.job.hardware.hang_seconds
         self.watchdog = (
@@ -85,6 +84,17 @@ class TrainingContext:
         """
         with self.watchdog.paused():
             return self._patience(work)
+
+    def fetch(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` brings from a store, once every rank has brought its own: another
+        machine's download may take long after this one's."""
+
+        def bring() -> Result:
+            brought = work()
+            self.group.wait_for_all()
+            return brought
+
+        return self.patiently(bring)
 
     def wait_for_prepare(self) -> bool:
         """Return once the prepared data is committed; False if asked to stop before."""
@@ -129,9 +139,9 @@ class TrainingContext:
             if stage not in head.stages or head.stages[stage].digest != digests[stage]
         ]
 
-    def leave_out(self, trouble: Trouble, claim: Claim) -> str | None:
+    def leave_out(self, stage: str, trouble: Trouble, claim: Claim) -> str | None:
         """Record that the offending rows are left out from now on; why not, if it is hopeless."""
-        stage, now = self.stage, self.run.clock.now()
+        now = self.run.clock.now()
         digest, limit = self.request.digests[stage], self.job.checkpoint.max_rewinds
         try:
             rows = plan_rewind(claim.head, stage, digest, trouble, limit, now)

@@ -33,7 +33,7 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
         "micro_batch": plan.micro_batch,
         "grad_accum": trainer.grad_accum,
         "dtype": plan.dtype,
-        "seq_len": job.sft_seq_len if stage == "sft" else job.data.seq_len,
+        "seq_len": job.seq_len(stage),
         "global_batch": settings.global_batch,
         # The schedule's rate for the last finished step, to be compared with what it was.
         "lr": settings.lr * lr_at(settings, trainer.step - 1) if trainer.step else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pion.errors import BadInput
@@ -39,7 +40,7 @@ class Trackers:
                 config=job.model_dump(mode="json"),
             )
 
-    def log(self, rows: list[dict[str, Any]]) -> None:
+    def log(self, rows: Sequence[dict[str, Any]]) -> None:
         """Pass on the numbers of `rows`, each with its `step`."""
         for row in rows:
             numbers = {

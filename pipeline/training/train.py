@@ -17,7 +17,7 @@ from pipeline.console.messages import Say, Shown
 from pipeline.job import Job
 from pipeline.training.context import TrainingContext, phase
 from pipeline.training.group import Group
-from pipeline.training.loop import StageTraining
+from pipeline.training.loop import train_stage
 from pipeline.training.train_request import TrainRequest
 
 
@@ -58,14 +58,14 @@ def _attempt(context: TrainingContext) -> str:
     try:
         todo = group.from_rank_0(context.unfinished(claim.head) if claim else None)
         for stage in todo:
-            done = StageTraining(context, claim, stage).run()
+            done = train_stage(context, claim, stage)
             gc.collect()  # its trainer, before the next stage's needs the memory
             if not done:
                 break
         done = done or not todo
         return "done" if done else "stopped"
     except Trouble as trouble:  # on every rank, at the same step
-        refusal = group.from_rank_0(context.leave_out(trouble, claim) if claim else None)
+        refusal = group.from_rank_0(context.leave_out(stage, trouble, claim) if claim else None)
         if refusal is not None:
             raise PionError(refusal) from None
         again = True

@@ -30,6 +30,7 @@ from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.stores.s3.store import S3Store
 from pipeline.state.stores.verdict import Moment, verdict
 from pipeline.state.workspace import Workspace
+from pipeline.training.cadence import SaveCadence
 from pipeline.training.saving import Saving
 from tests.faults.faulty_store import Crash, FaultyStore, fail
 from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
@@ -328,18 +329,13 @@ def test_a_checkpoint_whose_commit_landed_unheard_is_not_written_again(
     model, optimizer = some_tensors()
     saving = Saving(
         checkpointer,
-        "pretrain",
         Checkpoint(),
-        workspace,
-        preemption_seconds=7200.0,
-        on_cpu=True,
-        state=lambda: TrainState(model, optimizer, {"step": 10}),
-        prepare=lambda: None,
+        SaveCadence(None, None, preemption_seconds=7200.0, last_save=0.0),
         report=lambda message: None,
-        sleep=lambda seconds: cut_off.come_back(),
+        clock=Clock(sleep=lambda seconds: cut_off.come_back()),
     )
     cut_off.cut = True
-    saving.complete(patience=60.0)
+    saving.complete(TrainState(model, optimizer, {"step": 10}), patience=60.0)
     manifest = f"write demo/checkpoints/pretrain/10-1/{MANIFEST}"
     assert cut_off.operations.count(manifest) == 1
     (entry,) = claim.head.checkpoints

@@ -266,11 +266,11 @@ def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path: Path) -
     )
     context = TrainingContext(request, Group(), lambda message: None, lambda: False)
     far = CutOff(NoMapping(tmp_path / "far"))
-    context.stage, context.run = "pretrain", RunState(far, "tiny")
+    context.run = RunState(far, "tiny")
     context._patience = Patience(60.0, lambda text: None, lambda seconds: far.come_back())
     claim = claim_run(context.run, Owner(**request.owner))
     far.cut = True
-    assert context.leave_out(Trouble(8, (28, 32), "loss nan"), claim) is None
+    assert context.leave_out("pretrain", Trouble(8, (28, 32), "loss nan"), claim) is None
     claim.release()
     context.watchdog.close()
     head = context.run.read()

@@ -65,7 +65,7 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
 
     Raises BadInput if it is nowhere, out of a rented machine's reach, or another model.
     """
-    from pipeline.training.start import require_same_model
+    from pipeline.training.first_weights import require_same_model
 
     path = job.input_path(source)
     with before_work("Nothing was started."):

@@ -140,7 +140,7 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]
     assert offer.gpu is not None
     assert offer.gpu_memory is not None
     section, hardware, config = job.section(stage), job.hardware, job.model_config_resolved()
-    seq_len = job.sft_seq_len if stage == "sft" else job.data.seq_len
+    seq_len = job.seq_len(stage)
     kind = GPU_TYPES.get(offer.gpu)
     dtype = kind.dtype(hardware.dtype) if kind else "bfloat16"
     rows = -(-section.global_batch // workers)

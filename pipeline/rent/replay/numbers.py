@@ -82,7 +82,7 @@ def _steps(job: Job, given: Given, measured: MeasuredRun) -> dict[str, Number]:
 
 
 def _tokens_per_step(job: Job, stage: str) -> int:
-    seq_len = job.sft_seq_len if stage == "sft" else job.data.seq_len
+    seq_len = job.seq_len(stage)
     return job.section(stage).global_batch * seq_len
 
 

@@ -1,22 +1,18 @@
 """What training on one machine comes to, second by second, without training.
 
-A run's `Saving` and its `SaveCadence` decide about every save. They are given a clock that moves by
-the time of a step, and a Checkpointer that writes nothing but takes as long.
+A run's `SaveCadence` decides about every save. Its clock moves by the time of a step. Saves take as
+long as they would, but write nothing.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, cast
 
 from pipeline.job import Checkpoint
-from pipeline.state.checkpoints.checkpointer import Checkpointer, SaveStats
 from pipeline.state.workspace import Workspace
-from pipeline.training.saving import Saving
+from pipeline.training.cadence import SaveCadence
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Overheads:
 
 
 class _TimedSaver:
-    """What `Saving` needs of a Checkpointer, on a clock that it moves; nothing is written.
+    """The saves of one machine, on a clock that they move; nothing is written.
 
     Seconds and steps count from where training was restored. Save i began at `begun[i]`, after
     `steps[i]` steps.
@@ -59,22 +55,16 @@ class _TimedSaver:
         self.now, self.step = 0.0, 0
         self.begun: list[float] = []
         self.steps: list[int] = []
-        self.stats = SaveStats()
 
-    def state(self) -> Any:
-        return SimpleNamespace(model={}, optimizer={}, meta={"step": self.step})
-
-    def save(self, model: Any, optimizer: Any, state: Mapping[str, int]) -> bool:
+    def save(self, cadence: SaveCadence) -> None:
+        """Begin a save and tell `cadence`, unless the save before is still being written."""
         if self.now < self.committed(len(self.begun) - 1):
-            self.stats.skipped += 1
-            return False
-        if self.begun:  # the save before this one has told by now how long it took
-            self.stats.write_seconds = self.write
-        self.stats.stall_seconds = self.stall
+            return
+        # The save before this one has told by now how long it took.
+        cadence.saved(self.now, self.stall, self.write if self.begun else 0.0)
         self.begun.append(self.now)
-        self.steps.append(state["step"])
+        self.steps.append(self.step)
         self.now += self.stall
-        return True
 
     def resumed(self, save: int) -> tuple[float, int]:
         """When training went on after that save (-1: began), and how many steps were done."""
@@ -104,17 +94,12 @@ class TimedTraining:
     ) -> None:
         saver = _TimedSaver(costs)
         self._saver = saver
-        self._saving = Saving(
-            cast(Checkpointer, saver),
-            work.stage,
-            policy,
-            workspace,
+        self._cadence = SaveCadence(
+            every_steps=policy.every_steps,
+            every_seconds=policy.every_seconds,
             preemption_seconds=preemption_seconds,
-            on_cpu=False,
-            state=saver.state,
-            prepare=lambda: None,
-            report=lambda message: None,
-            now=lambda: saver.now,
+            last_save=saver.now,
+            floor_seconds=workspace.store.save_seconds,
         )
         self._first_step, self._step_seconds = first_step, work.step_seconds
         self._warning = costs.warning
@@ -175,11 +160,11 @@ class TimedTraining:
                 step = usual  # what is not due by the clock was not due before
             if self._due_after(step):
                 self._usual_steps = step - before
-                self._saving.begin()
+                saver.save(self._cadence)
 
     def _due_after(self, step: int) -> bool:
         """Whether to save after that step, the clock being where it then is."""
         resumed, before = self._saver.resumed(len(self._saver.begun) - 1)
         self._saver.step = step
         self._saver.now = resumed + (step - before) * self._step_seconds
-        return self._saving.due(self._first_step + step)
+        return self._cadence.due(self._first_step + step, self._saver.now)

@@ -89,7 +89,7 @@ class Checkpointer:
         workspace: Workspace | None = None,
     ) -> None:
         self._claim = claim
-        self._series = series
+        self.series = series
         self._metrics = metrics
         self._uploader = uploader or Uploader(Snapshot())
         self._workspace = workspace or Workspace(claim.store, claim.state.name)
@@ -98,6 +98,11 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.stats = SaveStats()
+
+    @property
+    def store_url(self) -> str:
+        """The store that checkpoints go to."""
+        return self._claim.store.url
 
     @property
     def last(self) -> CheckpointEntry | None:
@@ -138,7 +143,7 @@ class Checkpointer:
         if self._reserving is not None:
             self._reserving.join()
             self._reserving = None
-        identity = {"stage": self._series.stage, "digest": self._series.digest}
+        identity = {"stage": self.series.stage, "digest": self.series.digest}
         self._uploader.snapshot.take(model, optimizer, {**state, **identity})
         self.stats.stall_seconds = time.perf_counter() - started
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
@@ -230,7 +235,7 @@ class Checkpointer:
         claim, pending = self._claim, self._pending
         claim.check()
         step = self._uploader.snapshot.state["step"]
-        key = checkpoint_key(self._series.stage, step, claim.epoch)
+        key = checkpoint_key(self.series.stage, step, claim.epoch)
         entry = pending.uploaded_as(key)
         if entry is None:
             self._look_for_landed()
@@ -255,7 +260,7 @@ class Checkpointer:
         def listed(head: Head) -> Head:
             now = clock.now()
             head = head.with_checkpoint(entry).without_trash(deleted).with_trash(given_up, now)
-            return forget(head, self._series.keep, now)
+            return forget(head, self.series.keep, now)
 
         return claim.commit(listed)
 
@@ -273,7 +278,7 @@ class Checkpointer:
 
     def _upload(self, step: int) -> CheckpointEntry:
         """Bring the snapshot into the store, verified. Only its commit is then missing."""
-        claim, series, snapshot = self._claim, self._series, self._uploader.snapshot
+        claim, series, snapshot = self._claim, self.series, self._uploader.snapshot
         provenance = Provenance(
             stage=series.stage,
             step=step,

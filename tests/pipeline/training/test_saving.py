@@ -6,8 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -22,12 +20,11 @@ from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
-from pipeline.state.run_state import RunState
+from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import FileStore, StoreError
-from pipeline.state.workspace import Workspace
+from pipeline.training.cadence import SaveCadence
 from pipeline.training.context import TrainingContext
 from pipeline.training.group import Group
-from pipeline.training.loop import StageTraining
 from pipeline.training.saving import Saving
 from pipeline.training.train_request import TrainRequest
 from tests.support.jobs import tiny_job
@@ -44,19 +41,17 @@ class Stage:
         self.checkpointer = Checkpointer(
             claim, CheckpointSeries("pretrain", "d1", files={}), uploader=self.uploader
         )
+        self.cadence = SaveCadence(None, None, preemption_seconds=7200.0, last_save=0.0)
         self.saving = Saving(
             self.checkpointer,
-            "pretrain",
             Checkpoint(max_undurable=1800.0),
-            Workspace(store, "demo"),
-            preemption_seconds=7200.0,
-            on_cpu=True,
-            state=lambda: TrainState({"weight": torch.ones(8)}, {}, {"step": self.step}),
-            prepare=lambda: None,
+            self.cadence,
             report=lambda message: self.said.append(getattr(message, "text", "")),
-            sleep=lambda seconds: None,
-            now=lambda: self.now,
+            clock=Clock(monotonic=lambda: self.now, sleep=lambda seconds: None),
         )
+
+    def state(self) -> TrainState:
+        return TrainState({"weight": torch.ones(8)}, {}, {"step": self.step})
 
 
 @pytest.fixture
@@ -67,13 +62,13 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: Stage) -> None:
-    stage.saving.complete()
+    stage.saving.complete(stage.state())
     uploader = stage.uploader
     hanging = uploader._process
     os.kill(hanging.pid, signal.SIGSTOP)
     uploader.patience = 0.2
     stage.step, stage.now = 20, 1801.0
-    stage.saving.begin()
+    stage.saving.begin(stage.state())
     stage.checkpointer.wait()
     stage.saving.follow()
     assert "gave no answer within 0.2 s and was ended" in stage.said[-1]
@@ -81,7 +76,7 @@ def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: S
     assert stage.saving.too_long_undurable()
     assert hanging.returncode == -signal.SIGKILL
     uploader.patience = 60.0
-    stage.saving.hold(lambda: False)
+    stage.saving.hold(stage.state(), lambda: False)
     assert stage.checkpointer.stats.durable_step == 20
     assert stage.said[-1] == "saving works again"
     assert not stage.saving.too_long_undurable()
@@ -94,15 +89,10 @@ def test_evaluating_saves_first_as_often_as_the_store_bears_it(
     stage: Stage, age: float, best: bool, saved: bool
 ) -> None:
     """With `keep.best` always: the loss belongs to a checkpoint of that very step."""
-    stage.saving.cadence.floor_seconds = 120.0
+    stage.cadence.floor_seconds = 120.0
     stage.now = age
-    training: Any = StageTraining.__new__(StageTraining)
-    training.saving, training.checkpointer = stage.saving, stage.checkpointer
-    training.trainer = SimpleNamespace(trouble=lambda: None)
-    training.job = SimpleNamespace(checkpoint=Checkpoint.model_validate({"keep": {"best": best}}))
-    training._save_before_evaluating(last=False)
-    stage.checkpointer.wait()
-    assert (stage.checkpointer.last is not None) == saved
+    stage.saving.settings = Checkpoint.model_validate({"keep": {"best": best}})
+    assert stage.saving.due_before_evaluating() == saved
 
 
 @pytest.mark.parametrize(
@@ -117,9 +107,9 @@ def test_a_save_reports_the_seconds_between_two_of_them_where_time_decides(
     stage: Stage, checkpoint: Checkpoint, interval: float | None
 ) -> None:
     saving, reported = stage.saving, list[CheckpointSaved]()
-    saving.settings, saving._report = checkpoint, reported.append
-    saving.cadence.every_steps = checkpoint.every_steps
-    saving.cadence.every_seconds = checkpoint.every_seconds
+    saving._report = reported.append
+    stage.cadence.every_steps = checkpoint.every_steps
+    stage.cadence.every_seconds = checkpoint.every_seconds
     stage.checkpointer.stats.durable_step = 10
     saving.follow()
     assert reported[0].interval == pytest.approx(interval, abs=0.1)

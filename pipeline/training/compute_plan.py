@@ -1,0 +1,97 @@
+"""Choose how this machine computes a stage: device, dtype, micro-batch, recomputation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from pipeline.job import Job
+from pipeline.training.group import Group
+
+if TYPE_CHECKING:
+    import torch
+
+    from pion.train.settings import ComputePlan
+
+
+def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | None) -> ComputePlan:
+    """Return the plan of `stage` on this machine; all ranks get the same micro-batch.
+
+    The plan `recorded` in the checkpoint is used again where hardware and job allow: only then is
+    the resumed run bit-identical to an unbroken one.
+    """
+    plan = _choose_alone(job, stage, group.world_size, recorded)
+    # The machines of a cluster may differ, and all ranks must compute alike.
+    micro_batch, recompute = group.from_rank_0((plan.micro_batch, plan.recompute))
+    return dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute)
+
+
+def _choose_alone(
+    job: Job, stage: str, world_size: int, recorded: dict[str, Any] | None
+) -> ComputePlan:
+    from pion.train.hardware import pick_device
+    from pion.train.settings import ComputePlan
+
+    device = pick_device()
+    asked = _asked_plan(job, stage, world_size, device)
+    before = ComputePlan.from_dict(recorded) if recorded is not None else None
+    if before is not None and before == _left_open_as_in(before, asked, job):
+        return before
+    micro_batch, recompute = _fitting_micro_batch(job, stage, asked, device)
+    if job.hardware.micro_batch is None:
+        asked = dataclasses.replace(asked, micro_batch=micro_batch)
+    return dataclasses.replace(asked, recompute=recompute)
+
+
+def _asked_plan(job: Job, stage: str, world_size: int, device: torch.device) -> ComputePlan:
+    """Return the plan that job and hardware ask for, with guesses for what they leave open."""
+    import torch
+
+    from pion.train.hardware import pick_dtype
+    from pion.train.settings import ComputePlan
+
+    hardware, rows = job.hardware, _rows_per_rank(job, stage, world_size)
+    return ComputePlan(
+        device=str(device),
+        dtype=pick_dtype(hardware.dtype, device),
+        world_size=world_size,
+        compile=hardware.compile,
+        threads=torch.get_num_threads(),
+        deterministic=hardware.deterministic,
+        micro_batch=min(hardware.micro_batch or rows, rows),
+        recompute=bool(hardware.recompute),
+    )
+
+
+def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> ComputePlan:
+    """Return `asked` with what the job leaves open as it was `before`."""
+    in_job = {"micro_batch": job.hardware.micro_batch, "recompute": job.hardware.recompute}
+    left_open = {name: getattr(before, name) for name, value in in_job.items() if value is None}
+    return dataclasses.replace(asked, **left_open)
+
+
+def _fitting_micro_batch(
+    job: Job, stage: str, plan: ComputePlan, device: torch.device
+) -> tuple[int, bool]:
+    """Return the micro-batch that fits into memory, and whether activations are recomputed."""
+    from pion.train.hardware import total_memory
+    from pion.train.micro_batch import Workload, choose_micro_batch
+
+    work = Workload(
+        job.model_config_resolved(),
+        seq_len=job.seq_len(stage),
+        dtype=plan.dtype,
+        optimizer=job.section(stage).optimizer,
+        device=device.type,
+    )
+    sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory
+    return choose_micro_batch(
+        work,
+        rows_per_rank=_rows_per_rank(job, stage, plan.world_size),
+        memory_bytes=total_memory(device) // sharing,
+        recompute=job.hardware.recompute,
+    )
+
+
+def _rows_per_rank(job: Job, stage: str, world_size: int) -> int:
+    return -(-job.section(stage).global_batch // world_size)

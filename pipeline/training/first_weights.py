@@ -1,0 +1,72 @@
+"""The weights of a stage's first step: another model's, those of the stage before, or random."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pion.errors import BadInput
+from pipeline.state.run_state import RunState
+
+if TYPE_CHECKING:
+    from pion.config import ModelConfig
+    from pion.model.decoder import Decoder
+    from pipeline.training.context import TrainingContext
+
+
+def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
+    """Return the model that `stage` starts from, the same on every rank, and where it comes from.
+
+    Raises BadInput if `init_from` names a model that does not fit the job.
+    """
+    import torch
+
+    from pion.load import load_decoder
+    from pion.model.decoder import Decoder
+
+    job, source = context.job, context.job.section(stage).init_from
+    if source is not None:
+        return _model_from(context, source), f"starts from {source}"
+    if stage == "sft":
+        folder = context.fetch(lambda: _bring_pretrained(context.run))
+        return load_decoder(folder), "starts from the pretrained model"
+    torch.manual_seed(job.seed)
+    return Decoder(job.model_config_resolved()), "starts from random weights"
+
+
+def _bring_pretrained(run: RunState) -> Path:
+    """Return the folder with the weights that pretraining ended with."""
+    from pipeline.models.bring import bring_model
+
+    head = run.read()
+    assert head is not None
+    key = head.stages["pretrain"].checkpoint
+    assert key is not None
+    return bring_model(run, key)
+
+
+def _model_from(context: TrainingContext, source: str) -> Decoder:
+    """Return the job's decoder with the weights that `init_from: source` names."""
+    from pion.model.decoder import Decoder
+    from pipeline.models.find import find_model
+    from pipeline.models.load import load_model
+
+    path = context.job.input_path(source)
+    found = load_model(context.fetch(lambda: find_model(str(path) if path.exists() else source)))
+    config = context.job.model_config_resolved()
+    require_same_model(config, found.config, source)
+    return Decoder.from_state(config, found.state_dict())
+
+
+def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
+    """Raise BadInput if the job's model is not the one that `init_from: source` names."""
+    wanted, given = dataclasses.asdict(job), dataclasses.asdict(model)
+    # Everything but the context's length and how random weights are drawn.
+    names = sorted(wanted.keys() - {"seq_len", "init_std", "family"})
+    wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in names if wanted[n] != given[n]]
+    if wrong:
+        raise BadInput(
+            f"init_from {source}: the model there is another one ({'; '.join(wrong)}). Nothing "
+            "was lost. Make the job's `model` section fit it."
+        )

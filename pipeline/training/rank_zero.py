@@ -1,0 +1,267 @@
+"""What a rank does with its training besides computing: rank 0 saves, logs and reports for all."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pion.errors import BadInput, Trouble
+from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
+from pipeline.kill_points import mark
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.checkpoints.retention import Keep
+from pipeline.state.checkpoints.snapshot import Snapshot
+from pipeline.state.checkpoints.uploader import Uploader
+from pipeline.state.claim import Claim
+from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
+from pipeline.training.context import TrainingContext
+from pipeline.training.samples import sample_text
+from pipeline.training.saving import Saving
+from pipeline.training.stage_metrics import StageMetrics
+from pipeline.training.trackers import Trackers
+
+if TYPE_CHECKING:
+    from pion.train.heldout import Evaluation as HeldOutLoss
+    from pion.train.trainer import Trainer, TrainState
+    from pipeline.training.start import Setup
+
+
+class Rank:
+    """A rank that computes and does nothing else: every rank but rank 0."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def check(self) -> None:
+        """Raise `Fenced` if another process owns the run by now."""
+
+    def before_step(self) -> None:
+        """See what the saves come to; stand still if nothing could be saved for too long."""
+
+    def log(self) -> None:
+        """Keep and report the steps since the last call. Raises `Trouble`, on all ranks that ask.
+
+        Every rank asks at the same steps.
+        """
+        self._trainer.drain_metrics()
+
+    def save_if_due(self) -> None:
+        """Begin a save, if it is time for one."""
+
+    def save_before_evaluating(self, *, last: bool) -> None:
+        """Save the step before an evaluation, which may run out of memory."""
+
+    def evaluated(self, result: HeldOutLoss) -> None:
+        """Keep and report the held-out loss, and what the model writes after the job's prompts."""
+
+    def finish(self) -> None:
+        """Make the last step durable and record the stage as finished."""
+
+    def stop(self) -> None:
+        """Make the last finished step durable, as far as it is sound."""
+
+    def close(self) -> None:
+        """End the uploader, and write what is left of the metrics."""
+
+
+class RankZero(Rank):
+    """Rank 0, which owns the run under `claim` and does all of this."""
+
+    def __init__(self, context: TrainingContext, claim: Claim, stage: str, setup: Setup) -> None:
+        super().__init__(setup.trainer)
+        self._context, self._claim, self._stage = context, claim, stage
+        self._steps = context.job.section(stage).steps
+        self._tokenizer = setup.data.tokenizer
+        self._held_out_loss: float | None = None
+        self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage))
+        self._metrics.log.adopt(setup.restored.unwritten_metrics)
+        self._checkpointer = _open_checkpointer(context, claim, stage, setup, self._metrics)
+        state = setup.trainer.state()
+        self._checkpointer.reserve(state.model, state.optimizer)
+        self._saving = Saving(
+            self._checkpointer,
+            context.job.checkpoint,
+            _cadence(context, claim, on_cpu=setup.trainer.device.type == "cpu"),
+            context.report,
+        )
+
+    def check(self) -> None:
+        self._claim.check()
+
+    def before_step(self) -> None:
+        self._claim.check()
+        self._saving.follow()
+        if self._saving.too_long_undurable() and self._sound:
+            with self._context.watchdog.paused():
+                self._saving.hold(self._state(), self._context.should_stop)
+
+    def log(self) -> None:
+        try:
+            rows = self._trainer.drain_metrics()
+        except Trouble as trouble:
+            self._metrics.append(trouble.metrics)
+            raise
+        if rows:
+            self._metrics.append(rows)
+            self._report_step(rows[-1])
+            self._metrics.flush_if_due()
+
+    def save_if_due(self) -> None:
+        if self._saving.due(self._trainer.step):
+            self._save()
+
+    def save_before_evaluating(self, *, last: bool) -> None:
+        with self._context.watchdog.paused():
+            if last:
+                self._saving.complete(self._state())
+            elif self._saving.due_before_evaluating():
+                self._save()
+
+    def evaluated(self, result: HeldOutLoss) -> None:
+        step = self._trainer.step
+        self._held_out_loss = result.loss
+        if self._context.job.checkpoint.keep.best:
+            # The checkpoint was listed before this was measured, or is yet to be: no step waits.
+            self._checkpointer.note(step, {"held_out_loss": result.loss})
+        self._metrics.append(
+            [{"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}]
+        )
+        self._context.report(Evaluation(self._stage, step, result.loss, result.sem))
+        for prompt in self._context.job.evaluate.prompts:
+            self._sample(step, prompt)
+
+    def finish(self) -> None:
+        with self._context.watchdog.paused():
+            self._saving.complete(self._state())
+            self._metrics.flush()  # the commit that ends the stage carries its last rows
+        saved = self._checkpointer.last
+        assert saved is not None
+        result: dict[str, Any] = {"steps": self._trainer.step, "rows": self._trainer.next_row}
+        if self._held_out_loss is not None:
+            result["held_out_loss"] = self._held_out_loss
+        digest = self._context.request.digests[self._stage]
+        self._context.patiently(
+            partial(self._claim.finish_stage, self._stage, digest, result, saved.key)
+        )
+        self._context.report(StageState(self._stage, "done"))
+        mark("boundary")
+
+    def stop(self) -> None:
+        with self._context.watchdog.paused():
+            if self._sound:
+                self._saving.complete(self._state())
+
+    def close(self) -> None:
+        with ExitStack() as closing:  # each is closed, whatever closing another raises
+            closing.callback(self._metrics.close)
+            closing.callback(self._checkpointer.close)
+
+    # ------------------------------------------------------------
+
+    @property
+    def _sound(self) -> bool:
+        """Whether no step has gone wrong. Trouble comes out on all ranks at once, at the next line
+        of the log; until then nothing is saved."""
+        return self._trainer.trouble() is None
+
+    def _state(self) -> TrainState:
+        """Return the state after the last finished step, whose metrics are saved with it."""
+        self.log()
+        return self._trainer.state()
+
+    def _save(self) -> None:
+        """Begin a save, unless another one is being written or a step has gone wrong."""
+        if self._checkpointer.busy:
+            self._checkpointer.stats.skipped += 1
+        elif self._sound:
+            self._saving.begin(self._state())
+
+    def _report_step(self, newest: dict[str, Any]) -> None:
+        job, section = self._context.job, self._context.job.section(self._stage)
+        tokens_left = (
+            (self._steps - newest["step"]) * section.global_batch * job.seq_len(self._stage)
+        )
+        eta = tokens_left / newest["tokens_per_second"]
+        status = {"stage": self._stage, "steps": self._steps, "eta": eta, **newest}
+        self._context.report(step_message(status, self._claim.spent.dollars or None))
+        self._claim.heartbeat.report(**status)
+
+    def _sample(self, step: int, prompt: str) -> None:
+        try:
+            text = sample_text(
+                self._trainer.model,
+                self._tokenizer,
+                prompt,
+                chat=self._stage == "sft",
+                on_piece=self._progress,
+            )
+        except BadInput as error:  # a prompt longer than the context, say
+            self._context.report(Note(f"no sample for {prompt[:40]!r}: {error}"))
+            return
+        self._metrics.append_sample(step, prompt, text)
+        self._context.report(Sample(self._stage, step, prompt, text))
+
+    def _progress(self) -> None:
+        self._context.watchdog.progress()
+        self._claim.check()
+
+
+def _open_checkpointer(
+    context: TrainingContext, claim: Claim, stage: str, setup: Setup, metrics: StageMetrics
+) -> Checkpointer:
+    settings = context.job.checkpoint
+    keep = Keep(
+        last=settings.keep.last,
+        every=settings.keep.every,
+        best="held_out_loss" if settings.keep.best else None,
+    )
+    files = {
+        "config.json": to_json(setup.trainer.model.config.to_dict()),
+        "tokenizer.json": setup.data.tokenizer_file.read_bytes(),
+    }
+    return Checkpointer(
+        claim,
+        CheckpointSeries(stage, context.request.digests[stage], files, keep),
+        resumed=setup.restored.found,
+        metrics=metrics.log,
+        uploader=Uploader(Snapshot(), patience=settings.max_undurable),
+        workspace=context.workspace,
+    )
+
+
+def _cadence(context: TrainingContext, claim: Claim, *, on_cpu: bool) -> SaveCadence:
+    settings = context.job.checkpoint
+    assumed = settings.preemption_hours * 3600
+    return SaveCadence(
+        every_steps=settings.every_steps,
+        every_seconds=settings.every_seconds,
+        preemption_seconds=seconds_between_interruptions(claim.head.claims, assumed),
+        last_save=time.monotonic(),
+        floor_seconds=context.workspace.store.save_seconds,
+        on_cpu=on_cpu,
+    )
+
+
+def step_message(status: dict[str, Any], dollars: float | None) -> Step:
+    """Return what is said of a step with this `status`, when the run has cost `dollars`."""
+    return Step(
+        stage=status["stage"],
+        step=status["step"],
+        steps=status["steps"],
+        loss=status["loss"],
+        lr=status["lr"],
+        tokens_per_second=status["tokens_per_second"],
+        grad_norm=status["grad_norm"],
+        mfu=status["mfu"],
+        memory=status["memory"],
+        eta=status["eta"],
+        dollars=dollars,
+    )
+
+
+def to_json(value: Any) -> bytes:
+    """Return readable JSON, the same bytes for the same value."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
