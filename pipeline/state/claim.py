@@ -1,7 +1,7 @@
 """Own a run: commit to its HEAD under one epoch, and find out who took over.
 
-Each claim raises the epoch; a commit under an older epoch is refused, so two processes that both
-believe they own a run can't undo each other's work.
+Each claim raises the epoch, and a commit under an older epoch is refused. So two processes that
+both believe they own a run can't undo each other's work.
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ class Claim:
         return self._head
 
     def check(self) -> None:
-        """Raise `Fenced` if the heartbeat or a commit has found another owner. Costs nothing."""
+        """Raise `Fenced` if the heartbeat or a commit has found another owner. This asks no
+        store."""
         if self._fenced is not None:
             raise self._fenced
 
     def commit(self, change: Callable[[Head], Head]) -> Head:
         """Apply `change` to HEAD under this epoch and return the new HEAD.
 
-        `change` is called again on the newer HEAD after a conflict. Raises `Fenced`, now and ever
-        after, once another process has claimed the run; `StoreError` when the store is down.
+        After a conflict, `change` is called again on the newer HEAD. Raises `Fenced`, from then on,
+        once another process has claimed the run, and `StoreError` when the store is down.
         """
         with self._lock:
             self.check()
@@ -74,7 +75,7 @@ class Claim:
             while True:
                 present, version = self.state.read_versioned()
                 if present is not None and write_id in present.write_ids:
-                    return present  # a write given up as lost has landed after all
+                    return present  # a write that was given up has landed after all
                 if present is None or present.epoch != self.epoch:
                     self._fenced = taken_over(self.state, present, self.epoch)
                     raise self._fenced
@@ -85,7 +86,7 @@ class Claim:
 
     @property
     def spent(self) -> Spent:
-        """What the run has cost until now."""
+        """What the run has cost so far."""
         clock = self.state.clock
         return self._spent.plus(clock.monotonic() - self._started, self._price, clock.now())
 
@@ -106,9 +107,10 @@ class Claim:
         return self.commit(lambda head: head.without_stages(stages, now))
 
     def set_restore(self, stage: str, step: int) -> Head:
-        """Record that `stage` goes on from `step` (0: afresh) under this epoch.
+        """Record that `stage` continues from `step` (0: its start) under this epoch.
 
-        Its checkpoints of later steps are unlisted, and readers of metrics drop its later rows.
+        Checkpoints of later steps are unlisted, and readers of metrics drop the rows of later
+        steps.
         """
         now = self.state.clock.now()
         return self.commit(lambda head: head.restored(stage, step, now))
@@ -118,13 +120,13 @@ class Claim:
         return self.commit(lambda head: head.with_skipped(stage, rows))
 
     def set_job(self, digest: str) -> Head:
-        """Record the job file this run now follows."""
+        """Record the job file that this run now follows."""
         return self.commit(lambda head: dataclasses.replace(head, job=digest))
 
     def release(self, *, forget_attempts: bool = False) -> None:
-        """Let anyone claim the run at once; nothing can be committed after it.
+        """Let anyone claim the run at once; after this, nothing can be committed.
 
-        `forget_attempts` restarts the count of attempts without a commit. Does nothing when the
+        `forget_attempts` restarts the count of attempts without a commit. Does nothing when this
         claim is known to be fenced.
         """
         self.heartbeat.stop()
@@ -137,12 +139,12 @@ class Claim:
         self._fenced = Fenced(f"Run {self.state.name} was released by this process.")
 
     def _lose(self, head: Head | None) -> None:
-        """Commit nothing more: another process owns the run by now, as `head` shows."""
+        """Refuse every further commit: another process owns the run by now, as `head` shows."""
         self._fenced = self._fenced or taken_over(self.state, head, self.epoch)
 
 
 def taken_over(state: RunState, head: Head | None, epoch: int | None = None) -> Fenced:
-    """The error of a process whose run another one owns by now, as `head` shows."""
+    """Return the error of a process whose run another process owns by now, as `head` shows."""
     where = f"Run {state.name}"
     if head is None or not head.claims:
         return Fenced(f"{where} was deleted from {state.store.url}; this process has stopped.")
@@ -166,10 +168,10 @@ def claim_run(
 ) -> Claim:
     """Own the run under the next epoch, and create it if it does not exist.
 
-    This happens at once when `may_take_over` finds a reason or a person says `take_over`.
+    This succeeds at once when `may_take_over` finds a reason or a person says `take_over`.
     Otherwise an `unattended` start waits until the owner has shown no sign of life for
-    `state.silence` seconds of its own clock. The start of a person raises `BadInput`, which says
-    who owns the run. `price` is what this machine costs, in dollars per hour.
+    `state.silence` seconds, by this machine's clock. A person's start raises `BadInput` instead,
+    which says who owns the run. `price` is what this machine costs, in dollars per hour.
     """
     write_id = uuid.uuid4().hex
     silent_version: str | None = None
@@ -186,7 +188,7 @@ def claim_run(
                 raise BadInput(_refusal(state, before, me))
             if before.epoch != waited_for:
                 waited_for = before.epoch
-                say(f"{_owned_by(state, before)}; waiting until it shows no sign of life.")
+                say(f"{_owned_by(state, before)}; waiting until the owner shows no sign of life.")
             _wait_for_silence(state, before, version, me)
             silent_version = version
             continue
@@ -198,8 +200,8 @@ def claim_run(
 def claim_again(state: RunState, me: Owner, *, price: float | None = None) -> Claim:
     """Own the run under the next epoch, because a process of this session owned it last.
 
-    Raises `Fenced` if somebody else has claimed the run since. `price` is what this machine costs,
-    in dollars per hour.
+    Raises `Fenced` if another session has claimed the run since. `price` is what this machine
+    costs, in dollars per hour.
     """
     write_id = uuid.uuid4().hex
     while True:
@@ -242,9 +244,9 @@ def _refusal(state: RunState, head: Head, me: Owner) -> str:
     if is_running(head.owner, me):
         alive = "That process is running."
     else:
-        alive = "Whether it still runs can't be told from this machine."
+        alive = "This machine can't tell whether that process still runs."
     return (
-        f"{_owned_by(state, head)}. {alive} Nothing was started. Stop it there "
-        "first, or run the same command with --take-over: it will then stop by itself, and "
-        "what it has committed is kept."
+        f"{_owned_by(state, head)}. {alive} Nothing was started. Stop that process there first, or "
+        "run the same command with --take-over: the process then stops by itself, and everything "
+        "it has committed is kept."
     )

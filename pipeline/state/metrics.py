@@ -1,4 +1,5 @@
-"""Rows a run reports: metrics per stage, and events. Written in segments, each written once."""
+"""Rows that a run reports: metrics by stage, and events. They are written in segments, each
+once."""
 
 import json
 import threading
@@ -12,12 +13,12 @@ from pipeline.state.stores import Store
 
 Row = dict[str, Any]
 
+# Segments read at once.
 READERS = 16
-"""Segments read at once."""
 
 
 class MetricsLog:
-    """Metrics of one stage under one epoch. A row has a `step`; it gets `epoch` and `at`."""
+    """The metrics of one stage under one epoch. A row has a `step`, and gets `epoch` and `at`."""
 
     def __init__(
         self,
@@ -38,15 +39,15 @@ class MetricsLog:
         self._segments.append({**row, "epoch": self._epoch, "at": self._now()})
 
     def flush(self) -> None:
-        """Write the rows not yet written, if any; they stay in memory if that fails."""
+        """Write the rows that are not yet written; if that fails, they stay in memory."""
         self._segments.flush()
 
     def unwritten(self) -> str:
-        """The rows that a flush would write, as JSON lines."""
+        """Return the rows that a flush would write, as JSON lines."""
         return self._segments.unwritten()
 
     def adopt(self, lines: str) -> None:
-        """Keep rows of an earlier attempt as they are, to be written with the next flush."""
+        """Keep rows of an earlier attempt unchanged, to be written with the next flush."""
         for line in lines.splitlines():
             self._segments.append(json.loads(line))
 
@@ -66,38 +67,38 @@ class EventLog:
         self._segments.append({**fields, "event": kind, "epoch": self._epoch, "at": self._now()})
 
     def flush(self) -> None:
-        """Write the events not yet written, if any; they stay in memory if that fails."""
+        """Write the events that are not yet written; if that fails, they stay in memory."""
         self._segments.flush()
 
 
 def read_metrics(store: Store, run: str, head: Head, stage: str) -> list[Row]:
-    """The stage's rows that lead to its present state, by step.
+    """Return the stage's rows that lead to its present state, by step.
 
-    A row is dropped when a later epoch went on from an earlier step: that work was done again.
+    A row is dropped when a later epoch resumed from an earlier step: that work was repeated.
     """
     return kept_rows(read_all_metrics(store, run, stage), head, stage)
 
 
 def read_all_metrics(store: Store, run: str, stage: str) -> list[Row]:
-    """The stage's rows, those of work done again too, by epoch.
+    """Return all of the stage's rows by epoch, including those of repeated work.
 
-    A row that two attempts wrote, one of them for the other, counts once.
+    A row that was written twice, once by a later attempt for an earlier one, counts once.
     """
     lines = dict.fromkeys(_lines(store, f"{run}/metrics/{stage}/"))
     return [json.loads(line) for line in lines]
 
 
 def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
-    """Those of the stage's `rows` that lead to its present state, by step."""
+    """Return those of the stage's `rows` that lead to its present state, by step."""
     restores = [(epoch, steps[stage]) for epoch, steps in head.restores.items() if stage in steps]
     current = [row for row in rows if not _rewound(row, restores)]
     return sorted(current, key=lambda row: (row["step"], row["epoch"]))
 
 
 def read_events(store: Store, run: str) -> list[Row]:
-    """Every event of the run, by epoch and then in the order they were reported.
+    """Return every event of the run, by epoch and then in the order they were reported.
 
-    Once each: a segment whose acknowledgement was lost was written again.
+    An event that was written twice, because an acknowledgement was lost, counts once.
     """
     return [json.loads(line) for line in dict.fromkeys(_lines(store, f"{run}/events/"))]
 
@@ -138,7 +139,7 @@ class _Segments:
                 self._next = len(self._store.list(self._folder + "/"))
             data = "".join(json.dumps(row) + "\n" for row in rows).encode()
             key = f"{self._folder}/{self._next:06d}.jsonl"
-            # One more, even if this fails: a write given up as lost may land after its repetition.
+            # One more even if this fails: a write that was given up may land after its repetition.
             self._next += 1
             self._store.write(key, data)
             with self._lock:
@@ -150,6 +151,6 @@ def _lines(store: Store, prefix: str) -> list[bytes]:
         (entry.key for entry in store.list(prefix) if entry.key.endswith(".jsonl")),
         key=lambda key: (int(key.split("/")[-2]), key),
     )
-    # A long run has thousands of them, and each costs a remote store's round trip.
+    # A long run has thousands of segments, and each costs a round trip to a remote store.
     with ThreadPoolExecutor(READERS) as pool:
         return [line for data in pool.map(store.read, segments) for line in data.splitlines()]

@@ -1,4 +1,4 @@
-"""Who runs a run: one process on one machine, with the code it runs, and when to take over."""
+"""Who owns a run: one process on one machine, with the code it runs. When may another take over?"""
 
 import functools
 import hashlib
@@ -21,9 +21,12 @@ _SESSION = uuid.uuid4().hex
 
 @dataclass(frozen=True)
 class Owner:
-    """One process. `pid_start` (clock ticks since boot) tells it from a later one of that pid;
-    `boot_id` and `pid_namespace` say where `pid` means anything. `started_at` (Unix seconds) is
-    when it began to cost: when the machine was rented, at home when the process began."""
+    """One process.
+
+    `pid_start` (clock ticks since boot) tells it from a later process with that pid. `boot_id` and
+    `pid_namespace` say where `pid` means anything. `started_at` (Unix seconds) is when it began to
+    cost: when the machine was rented, or, at home, when the process began.
+    """
 
     session: str
     pid: int
@@ -39,7 +42,7 @@ class Owner:
 
     @classmethod
     def me(cls) -> "Owner":
-        """This process."""
+        """Return this process."""
         pid = os.getpid()
         code = code_version()
         return cls(
@@ -57,11 +60,11 @@ class Owner:
         )
 
     def describe(self) -> str:
-        """`pid 123 on host`."""
+        """Return `pid 123 on host`."""
         return f"pid {self.pid} on {self.host}"
 
     def same_machine(self, other: "Owner") -> bool:
-        """Whether both are processes of one container in one boot of one machine."""
+        """Return whether both are processes of one container in one boot of one machine."""
         here = (self.boot_id, self.pid_namespace)
         return all(here) and here == (other.boot_id, other.pid_namespace)
 
@@ -71,7 +74,7 @@ _STARTED_AT = round(time.time(), 3)
 
 @dataclass(frozen=True)
 class CodeVersion:
-    """The commit and a hash of uncommitted changes (None: not known, none), and packages."""
+    """A commit, a hash of uncommitted changes (each None if not known or none), and packages."""
 
     commit: str | None
     dirty: str | None
@@ -82,12 +85,13 @@ RELEASED = "it was released"
 
 
 def launch_id() -> str | None:
-    """What starts of one launch have in common, where a manager started this process."""
+    """Return what all starts of one launch share, if a manager started this process."""
     return os.environ.get("PION_LAUNCH_ID") or os.environ.get("SKYPILOT_TASK_ID")
 
 
 def may_take_over(other: Owner | None, me: Owner) -> str | None:
-    """Why `me` may claim at once from `other`; None if only a person or silence can decide."""
+    """Return why `me` may claim at once from `other`; None if only a person or silence can
+    decide."""
     if other is None:
         return RELEASED
     if other.session == me.session:
@@ -100,14 +104,14 @@ def may_take_over(other: Owner | None, me: Owner) -> str | None:
 
 
 def is_running(other: Owner, me: Owner) -> bool | None:
-    """Whether `other` lives; None if it can't be told from `me`'s place."""
+    """Return whether `other` is alive; None if this machine can't tell."""
     if not me.same_machine(other):
         return None
     return _running(other.pid) == other.pid_start
 
 
 def differences(before: Owner, after: Owner) -> list[str]:
-    """What changed in the code between two owners, one line each: `torch 2.14 → 2.15`."""
+    """Return what changed in the code between two owners, one line each: `torch 2.14 → 2.15`."""
     lines = []
     if before.commit != after.commit:
         lines.append(f"commit {(before.commit or '?')[:10]} → {(after.commit or '?')[:10]}")
@@ -122,7 +126,8 @@ def differences(before: Owner, after: Owner) -> list[str]:
 
 @functools.cache
 def code_version() -> CodeVersion:
-    """The running code: its checkout, or the launcher's that it was copied from, and packages."""
+    """Return the running code and packages. The code is the checkout here, or the one that the
+    launcher copied it from."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -135,12 +140,13 @@ def code_version() -> CodeVersion:
     return CodeVersion(commit, dirty, versions)
 
 
+# Of an untracked file with more bytes, only the size counts.
 LARGEST_CODE = 1 << 20
-"""Bytes of an untracked file whose content is looked at."""
 
 
 def checkout(root: Path) -> tuple[str | None, str | None]:
-    """Commit and dirty-diff hash of the git checkout at `root`; (None, None) if there is none."""
+    """Return the commit and dirty-diff hash of the git checkout at `root`; (None, None) if there is
+    none."""
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top.decode().strip()) != root.resolve():
         return None, None  # installed, perhaps inside somebody else's checkout
@@ -154,8 +160,10 @@ def checkout(root: Path) -> tuple[str | None, str | None]:
 
 
 def _content(path: Path) -> bytes:
-    """What tells an untracked file from another of its name. Data may lie there: no code is large,
-    so that of a large file only the size counts."""
+    """Return what tells an untracked file from another of its name.
+
+    The file may be data. No code is large, so of a large file only the size counts.
+    """
     try:
         size = path.stat().st_size
         return path.read_bytes() if size <= LARGEST_CODE else str(size).encode()
@@ -174,7 +182,8 @@ def _git(root: Path, *arguments: str) -> bytes | None:
 
 
 def _running(pid: int) -> int | None:
-    """When process `pid` started, in clock ticks since boot; None if it is gone or a zombie."""
+    """Return when process `pid` started, in clock ticks since boot; None if it is gone or a
+    zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -190,7 +199,7 @@ def _paid_since() -> float:
 
 @functools.cache
 def _boot_id() -> str:
-    """This boot of this machine; empty where the kernel doesn't say."""
+    """Return the id of this boot of this machine; empty if the kernel doesn't say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -198,7 +207,8 @@ def _boot_id() -> str:
 
 
 def _pid_namespace() -> str:
-    """Two containers of one machine share its boot, but not what a pid means."""
+    """Return where a pid means anything: two containers of one machine share its boot, but not its
+    pids."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

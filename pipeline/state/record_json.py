@@ -17,15 +17,15 @@ class Damaged(BadInput):
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
-    """A record's JSON object. Raises `Damaged`, or `BadInput` for another format version."""
+    """Return a record's JSON object. Raises `Damaged`, or `BadInput` for another format version."""
     try:
         raw = json.loads(data)
     except ValueError as error:
         raise Damaged(
-            f"{where} is damaged, it is not JSON ({error}). Nothing was changed."
+            f"{where} is damaged: it is not JSON ({error}). Nothing was changed."
         ) from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
-        raise Damaged(f"{where} is damaged, it names no format version. Nothing was changed.")
+        raise Damaged(f"{where} is damaged: it names no format version. Nothing was changed.")
     if raw["format"] != FORMAT:
         raise BadInput(
             f"{where} has format version {raw['format']}; this pion reads version {FORMAT}. "
@@ -35,8 +35,8 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 
 def build(kind: type[Record], raw: Mapping[str, Any], where: str) -> Record:
-    """One record from its JSON object. Raises `BadInput` for unknown fields, `Damaged` for
-    missing ones."""
+    """Return one record from its JSON object. Raises `BadInput` for unknown fields, and `Damaged`
+    for missing ones."""
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
     unknown = sorted(set(raw) - {item.name for item in fields})
     if unknown:

@@ -1,4 +1,4 @@
-"""What HEAD.json says: plain frozen records, their JSON, and the changes a commit can make.
+"""What HEAD.json says: plain frozen records, their JSON, and the changes that a commit can make.
 
 Times are Unix seconds. Keys are relative to the run's folder in the store.
 """
@@ -21,7 +21,7 @@ UNCOUNTED_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class ClaimRecord:
-    """Who claimed the run under which epoch, and when."""
+    """Who claimed the run, under which epoch, and when."""
 
     epoch: int
     at: float
@@ -30,7 +30,8 @@ class ClaimRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A finished stage: its digest, its last checkpoint's key (if it trains), what it reports."""
+    """A finished stage: its digest, the key of its last checkpoint (if it trains), and its
+    results."""
 
     digest: str
     at: float
@@ -56,10 +57,10 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class SkippedRows:
-    """Rows [first, stop) of a stage that are left out since `step` went wrong on them.
+    """Rows [first, stop) of a stage that are left out because `step` went wrong on them.
 
-    `digest` is the stage's, under another the numbers may mean other rows. `why` says what the step
-    gave, `epoch` who found it.
+    `digest` is the stage's: under another digest the numbers may mean other rows. `why` says what
+    went wrong, and `epoch` is the attempt that found it.
     """
 
     first: int
@@ -73,7 +74,7 @@ class SkippedRows:
 
 @dataclass(frozen=True)
 class Spent:
-    """Hours that processes owned the run and what they cost, as far as prices were known.
+    """How long processes owned the run and what that cost, as far as prices were known.
 
     `until` (Unix seconds) is when it was last counted.
     """
@@ -83,14 +84,14 @@ class Spent:
     until: float = 0.0
 
     def plus(self, seconds: float, price: float | None, until: float) -> "Spent":
-        """With `seconds` more at `price` dollars per hour (None: unknown)."""
+        """Return this with `seconds` more, at `price` dollars per hour (None: unknown)."""
         hours = max(0.0, seconds) / 3600
         return Spent(self.hours + hours, self.dollars + hours * (price or 0.0), until)
 
 
 @dataclass(frozen=True)
 class Trash:
-    """A folder no longer listed; its files may be deleted from `not_before` on."""
+    """A folder that is no longer listed. Its files may be deleted from `not_before` on."""
 
     key: str
     not_before: float
@@ -98,13 +99,15 @@ class Trash:
 
 @dataclass(frozen=True)
 class Head:
-    """The one decision-maker of a run. `checkpoints` and `claims` are newest first.
+    """What decides everything about a run. `checkpoints` and `claims` are newest first.
 
-    `restores` maps an epoch to the step each stage went on from under it. `skipped` has each
-    stage's rows to leave out, oldest first. `committed_epoch` is the last epoch that committed
-    progress: a checkpoint, a finished stage, or rows that the next attempt leaves out. `spent` is
-    what owning the run has cost on all machines, by the last commit; `forked` the key of the
-    checkpoint that this run, a fork, was copied up to.
+    Attributes:
+        restores: by epoch, the step that each stage continued from.
+        committed_epoch: the last epoch that committed progress: a checkpoint, a finished stage, or
+            rows that the next attempt leaves out.
+        spent: what owning the run has cost on all machines, as of the last commit.
+        forked: the key of the checkpoint that this run, a fork, was copied up to.
+        skipped: each stage's rows to leave out, oldest first.
     """
 
     epoch: int = 0
@@ -124,7 +127,7 @@ class Head:
 
     @property
     def failed_attempts(self) -> int:
-        """Attempts to train, before the present claim, since progress was last committed.
+        """The attempts to train, before the present claim, since progress was last committed.
 
         A `pion run` claims once for itself and once for each start of its workers.
         """
@@ -132,25 +135,26 @@ class Head:
         return len(claims) - len({claim.owner.session for claim in claims}) - 1
 
     def without_trash(self, keys: Collection[str]) -> "Head":
-        """Trash `keys` forgotten, their files being deleted."""
+        """Return HEAD without the trash `keys`, whose files are deleted."""
         return dataclasses.replace(
             self, trash=tuple(item for item in self.trash if item.key not in keys)
         )
 
     def claimed(self, me: Owner, at: float, price: float | None = None) -> "Head":
-        """The next epoch, owned by `me`, on a machine that costs `price` dollars per hour."""
+        """Return the HEAD of the next epoch, owned by `me` on a machine that costs `price` dollars
+        per hour."""
         epoch = self.epoch + 1
         mine = bool(self.claims) and self.claims[0].owner.session == me.session
         since = self.spent.until if mine else me.started_at
         if self.claims and me.same_machine(self.claims[0].owner):
-            since = max(since, self.spent.until)  # what its process before this one cost is counted
+            since = max(since, self.spent.until)  # its process before this one is counted
         # A clock that jumped must not be paid for.
         spent = self.spent.plus(min(at - since, UNCOUNTED_SECONDS), price, at)
         claims = (ClaimRecord(epoch, at, me), *self.claims)[:CLAIMS_KEPT]
         return dataclasses.replace(self, epoch=epoch, owner=me, claims=claims, spent=spent)
 
     def with_checkpoint(self, entry: CheckpointEntry) -> "Head":
-        """`entry` listed as the newest checkpoint."""
+        """Return HEAD with `entry` listed as the newest checkpoint."""
         others = tuple(other for other in self.checkpoints if other.key != entry.key)
         return dataclasses.replace(
             self,
@@ -160,12 +164,12 @@ class Head:
         )
 
     def with_stage(self, stage: str, record: StageRecord) -> "Head":
-        """`stage` finished."""
+        """Return HEAD with `stage` finished."""
         stages = {**self.stages, stage: record}
         return dataclasses.replace(self, stages=stages, committed_epoch=self.epoch)
 
     def with_metrics(self, key: str, metrics: Mapping[str, float]) -> "Head":
-        """Checkpoint `key` listed with these results."""
+        """Return HEAD with these results of the checkpoint `key`."""
         checkpoints = tuple(
             dataclasses.replace(entry, metrics=metrics) if entry.key == key else entry
             for entry in self.checkpoints
@@ -173,16 +177,22 @@ class Head:
         return dataclasses.replace(self, checkpoints=checkpoints)
 
     def with_skipped(self, stage: str, rows: SkippedRows) -> "Head":
-        """`rows` of `stage` left out from now on. Recorded once: a commit that was given up as lost
-        and is repeated may have landed."""
+        """Return HEAD with `rows` of `stage` left out from now on.
+
+        The rows are recorded once: a commit that is repeated, because its acknowledgement was lost,
+        may have landed.
+        """
         if rows in self.skipped.get(stage, ()):
             return self
         skipped = {**self.skipped, stage: (*self.skipped.get(stage, ()), rows)}
         return dataclasses.replace(self, skipped=skipped, committed_epoch=self.epoch)
 
     def with_digest(self, stage: str, old: str, new: str) -> "Head":
-        """Checkpoints and skipped rows of `stage` under digest `old` count under `new`: both lead
-        to them."""
+        """Return HEAD with the checkpoints and skipped rows of `stage` under digest `old` moved to
+        `new`.
+
+        Both digests must lead to them.
+        """
         checkpoints = tuple(
             dataclasses.replace(entry, digest=new)
             if (entry.stage, entry.digest) == (stage, old)
@@ -198,29 +208,34 @@ class Head:
         return dataclasses.replace(self, checkpoints=checkpoints, skipped=skipped)
 
     def without_stages(self, stages: Collection[str], now: float) -> "Head":
-        """`stages` not begun: neither their results, checkpoints nor skipped rows are listed, and
-        saves of theirs that only some machine has don't count."""
+        """Return HEAD with `stages` not begun: their results, checkpoints and skipped rows are
+        dropped.
+
+        Saves of these stages that only one machine has no longer count either.
+        """
         kept = {stage: record for stage, record in self.stages.items() if stage not in stages}
         skipped = {stage: rows for stage, rows in self.skipped.items() if stage not in stages}
         dropped = [entry.key for entry in self.checkpoints if entry.stage in stages]
-        anew = {**self.restores.get(self.epoch, {}), **dict.fromkeys(stages, 0)}
-        restores = {**self.restores, self.epoch: anew}
+        from_start = {**self.restores.get(self.epoch, {}), **dict.fromkeys(stages, 0)}
+        restores = {**self.restores, self.epoch: from_start}
         head = dataclasses.replace(self, stages=kept, skipped=skipped, restores=restores)
         return head.without_checkpoints(dropped, now)
 
     def without_checkpoints(self, keys: Collection[str], now: float) -> "Head":
-        """`keys` unlisted now, their files to be deleted an hour later."""
+        """Return HEAD without the checkpoints `keys`; their files are deleted an hour later."""
         kept = tuple(entry for entry in self.checkpoints if entry.key not in keys)
         return dataclasses.replace(self, checkpoints=kept).with_trash(keys, now)
 
     def with_trash(self, keys: Collection[str], now: float) -> "Head":
-        """Folders `keys` noted for deletion an hour later, those that nothing lists any more."""
+        """Return HEAD with those of the folders `keys` that nothing lists noted for deletion in an
+        hour."""
         known = {item.key for item in self.trash} | self.listed()
         new = (Trash(key, now + TRASH_SECONDS) for key in keys if key not in known)
         return dataclasses.replace(self, trash=(*self.trash, *new))
 
     def restored(self, stage: str, step: int, now: float) -> "Head":
-        """`stage` goes on from `step` under this epoch; its later checkpoints are rewound."""
+        """Return HEAD with `stage` continuing from `step` under this epoch, and later checkpoints
+        unlisted."""
         mine = {**self.restores.get(self.epoch, {}), stage: step}
         rewound = [
             entry.key for entry in self.checkpoints if entry.stage == stage and entry.step > step
@@ -229,12 +244,12 @@ class Head:
         return dataclasses.replace(self, restores=restores).without_checkpoints(rewound, now)
 
     def signed(self, write_id: str) -> "Head":
-        """Return this HEAD with the sign by which its writer recognizes it if the acknowledgement
-        is lost."""
+        """Return HEAD with the sign by which its writer recognizes it if the acknowledgement is
+        lost."""
         return dataclasses.replace(self, write_ids=(write_id, *self.write_ids)[:WRITE_IDS_KEPT])
 
     def listed(self) -> set[str]:
-        """Keys of the checkpoints that must not be deleted."""
+        """Return the keys of the checkpoints that must not be deleted."""
         finished = {record.checkpoint for record in self.stages.values() if record.checkpoint}
         return finished | {entry.key for entry in self.checkpoints}
 

@@ -1,8 +1,8 @@
-"""Word in a run's store that machines are rented for it, and who sees to that.
+"""A note in a run's store that machines are rented for the run, and who manages them.
 
-A machine's SkyPilot knows nothing of what was rented from another one, and nobody owns the run
-while a machine boots, or while one that was lost is replaced. The note stays until the rental is
-over: its run ends for good, or whoever rented sees that it did.
+A machine's SkyPilot knows nothing of machines rented from another computer. Nobody owns the run
+while a machine boots, or while a lost one is replaced. The note stays until the rental is over: the
+run ends for good, or whoever rented sees that it did.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class RentalNote:
     """Who rents machines for a run.
 
     Attributes:
-        at: when it was submitted, in Unix seconds.
-        host: where, for a person.
-        rented_from: where, as SkyPilot tells its users apart.
+        at: when the rental was submitted, in Unix seconds.
+        host: the computer it was submitted from, for a person.
+        rented_from: that computer, as SkyPilot tells its users apart.
         launch_id: what the starts of the run on those machines have in common.
-        epoch: the run's when it was submitted.
-        over: whether nobody rents for it any more.
+        epoch: the run's epoch when the rental was submitted.
+        over: whether nobody rents for the run any more.
     """
 
     at: float
@@ -44,9 +44,10 @@ class RentalNote:
 
 
 def read_rental_note(state: RunState) -> tuple[RentalNote | None, str | None]:
-    """The note of a rental that is not over, and the version of what is there in its place.
+    """Return the note of a rental that is not over, and the version of whatever the store has
+    there.
 
-    One that can't be read is in nobody's way. Raises StoreError.
+    A note that can't be read is treated as absent. Raises StoreError.
     """
     key = state.key(NOTE)
     try:
@@ -63,7 +64,8 @@ def read_rental_note(state: RunState) -> tuple[RentalNote | None, str | None]:
 
 
 def write_rental_note(state: RunState, note: RentalNote, version: str | None) -> None:
-    """Leave `note` in place of that version. Raises Conflict if it is another one; StoreError."""
+    """Replace that version of the note by `note`. Raises Conflict if the store has another version;
+    StoreError."""
     text = json.dumps(dataclasses.asdict(note), indent=1) + "\n"
     state.store.compare_and_swap(state.key(NOTE), text.encode(), version)
 
@@ -71,9 +73,9 @@ def write_rental_note(state: RunState, note: RentalNote, version: str | None) ->
 def withdraw_rental_note(
     state: RunState, launch_id: str | None, before: RentalNote | None = None
 ) -> None:
-    """The rental `launch_id` is over, or has come to nothing and `before` counts again.
+    """End the rental `launch_id`: mark its note as over, or put the note `before` back.
 
-    Does nothing if the note is another's; raises StoreError.
+    Does nothing if the note is another rental's. Raises StoreError.
     """
     note, version = read_rental_note(state)
     if note is None or note.launch_id != launch_id:
@@ -85,10 +87,10 @@ def withdraw_rental_note(
 
 @contextlib.contextmanager
 def over_unless_interrupted(state: RunState, launch_id: str | None) -> Iterator[None]:
-    """Withdraw the note when the run on this machine ends in a way that no other one takes up.
+    """Withdraw the note when the run on this machine ends and no other machine continues it.
 
-    An interrupted run goes on elsewhere (exit code 75, `recover_on_exit_codes` in sky/); a fenced
-    one does already where the same rental replaced this machine by another.
+    An interrupted run continues elsewhere (exit code 75, `recover_on_exit_codes` in sky/). A fenced
+    run already does, if the same rental replaced this machine by another.
     """
     try:
         yield

@@ -1,6 +1,6 @@
 """A run in a store: read its HEAD, and swap it.
 
-HEAD.json is the only decision-maker and changes only by compare-and-swap.
+HEAD.json decides everything, and it changes only by compare-and-swap.
 """
 
 import json
@@ -29,7 +29,7 @@ class Clock:
 
 
 class RunState:
-    """The run called `name` in `store`: read it, or claim it (claim.py) to change it."""
+    """The run called `name` in `store`. Read it here; claim it (claim.py) to change it."""
 
     def __init__(self, store: Store, name: str, clock: Clock | None = None) -> None:
         self.store = store
@@ -42,18 +42,18 @@ class RunState:
         return f"{self.store.url}/{self.name}"
 
     def key(self, path: str) -> str:
-        """The store's key of `path` in this run's folder."""
+        """Return the store's key of `path` in this run's folder."""
         return f"{self.name}/{path}"
 
     def read(self) -> Head | None:
-        """HEAD as it is now, or None if the run does not exist.
+        """Return HEAD as it is now, or None if the run does not exist.
 
-        Raises `BadInput` if it is damaged or of another format version.
+        Raises `BadInput` if HEAD is damaged or of another format version.
         """
         return self.read_versioned()[0]
 
     def read_versioned(self) -> tuple[Head | None, str | None]:
-        """HEAD and its version in the store."""
+        """Return HEAD and its version in the store."""
         key = self.key("HEAD.json")
         try:
             data, version = self.store.read_versioned(key)
@@ -62,7 +62,7 @@ class RunState:
         return Head.from_json(data, f"{self.store.url}/{key}"), version
 
     def swap(self, head: Head, version: str | None, write_id: str) -> bool:
-        """Replace that version of HEAD; False if it was another version.
+        """Replace that version of HEAD; return False if the store has another version.
 
         `write_id`, in `head`'s history, tells a lost acknowledgement from a lost race.
         """
@@ -80,7 +80,7 @@ class RunState:
         return True
 
     def heartbeat(self, epoch: int) -> dict[str, Any] | None:
-        """What that epoch's owner last said: `{epoch, owner, at, beat, status}`."""
+        """Return what that epoch's owner last said: `{epoch, owner, at, beat, status}`."""
         text = self._read_text(heartbeat_path(epoch))
         return None if text is None else json.loads(text)
 
@@ -89,7 +89,7 @@ class RunState:
         write_once(self.store, self.key(f"jobs/{digest}.yaml"), text.encode())
 
     def read_job(self, digest: str) -> str | None:
-        """The job file that `digest` names."""
+        """Return the job file that `digest` names."""
         return self._read_text(f"jobs/{digest}.yaml")
 
     def write_stage(self, stage: str, digest: str, description: Mapping[str, Any]) -> None:
@@ -98,13 +98,13 @@ class RunState:
         write_once(self.store, self.key(f"stages/{stage}/{digest}.json"), text.encode())
 
     def read_stage(self, stage: str, digest: str) -> dict[str, Any] | None:
-        """What that digest of the stage was computed from."""
+        """Return what that digest of the stage was computed from."""
         text = self._read_text(f"stages/{stage}/{digest}.json")
         return None if text is None else json.loads(text)
 
     @property
     def silence(self) -> float:
-        """Seconds after which an owner that has shown no sign of life is taken for dead."""
+        """The seconds without a sign of life after which an owner is presumed dead."""
         return COMMIT_SILENCE_SECONDS if self.store.commits else SILENCE_SECONDS
 
     def _read_text(self, path: str) -> str | None:

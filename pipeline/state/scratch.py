@@ -1,4 +1,4 @@
-"""Copies of a run's files that are only looked at: verified, passed on, and gone again."""
+"""Temporary copies of a run's files, to look at or pass on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.state.workspace import Workspace, default_root
 
 @contextlib.contextmanager
 def scratch_workspace(run_workspace: Workspace) -> Iterator[Workspace]:
-    """A workspace of the same run that is removed afterwards; the store's own if it is here.
+    """Yield a workspace of the same run that is removed afterwards; the store's own if it is here.
 
-    On the disk that keeps copies of remote runs: /tmp may be memory.
+    It is on the disk that keeps copies of remote runs, because /tmp may be memory.
     """
     if not run_workspace.remote:
         yield run_workspace

@@ -1,8 +1,8 @@
-"""Requests to whoever owns a run, left in its store: to stop, or to hand the run to a launch.
+"""Requests to whoever owns a run, left in its store: to stop, or to hand the run over to a launch.
 
-A request stays until a person clears it, so that managed restarts of the run obey it too. To hand a
-run over is to ask everybody but one launch to stop: restarts of what it left obey, and restarts of
-the new one needn't.
+A request stays until a person clears it, so that managed restarts of the run obey it too. A
+handover asks everybody but one launch to stop: restarts of the old launch obey, and restarts of the
+new one don't have to.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StopRequest:
-    """Somebody wants the run to save and stop. `at` is Unix time.
+    """A person or program wants the run to save and stop. `at` is Unix time.
 
-    `except_launch` is the launch (`PION_LAUNCH_ID`) that the run is handed to, which is not asked.
+    `except_launch` is the launch (`PION_LAUNCH_ID`) that the run is handed over to; it is not
+    asked.
     """
 
     at: float
@@ -43,7 +44,7 @@ class StopRequest:
     except_launch: str | None = None
 
     def describe(self) -> str:
-        """`pion stop by ann on host-a at 2026-11-20 07:33:12 UTC`."""
+        """Return `pion stop by ann on host-a at 2026-11-20 07:33:12 UTC`."""
         return printable(f"{self.reason} by {self.user} on {self.host} at {moment(self.at)}")
 
 
@@ -77,10 +78,10 @@ def ask_stop(run: RunState, reason: str, *, except_launch: str | None = None) ->
 def pending_stop(
     run: RunState, note: Note = lambda text: None, *, launch_id: str | None = None
 ) -> StopRequest | None:
-    """The newest request to stop that a process of the launch `launch_id` should obey, or None.
+    """Return the newest request that a process of the launch `launch_id` should obey, or None.
 
-    What can't be read as a request is told to `note` and ignored: it must not end a run. Raises
-    `StoreError`.
+    `note` is told of files that can't be read as requests. They are ignored: they must not end a
+    run. Raises `StoreError`.
     """
     newest: StopRequest | None = None
     for key in _keys(run):
@@ -93,7 +94,8 @@ def pending_stop(
 
 
 def clear_stops(run: RunState) -> int:
-    """Remove every request, readable or not; how many there were. Raises `StoreError`."""
+    """Remove every request, readable or not, and return how many there were. Raises
+    `StoreError`."""
     keys = _keys(run)
     for key in keys:
         run.store.delete(key)
@@ -103,7 +105,8 @@ def clear_stops(run: RunState) -> int:
 
 
 def withdraw_handover(run: RunState, launch_id: str) -> int:
-    """Remove the requests to hand the run to that launch; how many. Raises `StoreError`."""
+    """Remove the requests to hand the run over to that launch, and return how many there were.
+    Raises `StoreError`."""
     keys = []
     for key in _keys(run):
         request = _read(run, key, lambda text: None)
@@ -151,7 +154,7 @@ def _parse(data: bytes, where: str) -> StopRequest:
 
 
 def _user() -> str:
-    """Who is asking; a container may run under a number that has no name."""
+    """Return who is asking; in a container, the user may be a number without a name."""
     with contextlib.suppress(KeyError, OSError, ImportError):
         return getpass.getuser()
     return f"user {os.getuid()}"

@@ -1,7 +1,8 @@
-"""Where a run's files lie on this machine: in the store's own folder, or in a copy of it.
+"""Where a run's files are on this machine: in the store's own folder, or in a copy of it.
 
-A store that can be memory-mapped is its own workspace. For any other, what this machine has made or
-downloaded lies below a cache folder, at the same keys as in the store; losing it costs a download.
+A store that can be memory-mapped is its own workspace. For any other store, the files that this
+machine has made or downloaded are below a cache folder, under the same keys as in the store. Losing
+them costs a download.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from pipeline.state.record_json import FORMAT, Damaged, parse
 from pipeline.state.stores import Missing, Store, StoreError
 from pipeline.state.stores.base import check_key
 
+# In the store, next to prepared data: name, size and sha256 of each file. It is written last.
 FILES = "files.json"
-"""In the store, beside prepared data: name, size and sha256 of each file; written last."""
 _KEPT = ".kept.json"
 _TRANSFERS = 4
 
+# What a folder must hold: name below it → (bytes, sha256).
 Files = Mapping[str, tuple[int, str]]
-"""What a folder must hold: name below it → (bytes, sha256)."""
 Progress = Callable[[int, int], None]
 
 
 def default_root() -> Path:
-    """Where copies of remote runs lie on this machine."""
+    """Return the folder of this machine's copies of remote runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pion" / "runs"
 
 
@@ -46,15 +47,15 @@ class Workspace:
         self._root = (root or default_root()) / name / run
 
     def folder(self, key: str) -> Path:
-        """Where the files under `key` are, or would be, on this machine."""
+        """Return where the files under `key` are, or would be, on this machine."""
         local = self.store.local_path(f"{self.run}/{key}")
         return local if local is not None else self._root / key
 
     def fetch(self, key: str, files: Files) -> str | None:
-        """Have `files` in `folder(key)`, downloading what is missing there or wrong.
+        """Have `files` in `folder(key)`: download those that are missing there or wrong.
 
-        Returns what is wrong with the store's files, or None. One process of this machine fetches
-        a folder at a time. Raises `StoreError` when the store is down.
+        Returns what is wrong with the store's files, or None. Processes of this machine fetch a
+        folder one at a time. Raises `StoreError` when the store is down.
         """
         if not self.remote:
             with ThreadPoolExecutor() as pool:
@@ -64,7 +65,8 @@ class Workspace:
             return _first(pool.map(lambda item: self._fetch_file(key, *item), files.items()))
 
     def local_problem(self, key: str, files: Files) -> str | None:
-        """What keeps this machine's copy of `key` from being used, without asking the store."""
+        """Return what keeps this machine's copy of `key` from being used, without asking the
+        store."""
         folder = self.folder(key)
         with ThreadPoolExecutor() as pool:
             return _first(
@@ -72,7 +74,7 @@ class Workspace:
             )
 
     def bring_data(self, digest: str) -> Path:
-        """The prepared data `digest` on this machine, downloaded if it is not there.
+        """Return the folder of the prepared data `digest`, downloaded if it is not on this machine.
 
         Raises `PionError` if the store's copy is missing or damaged.
         """
@@ -89,15 +91,15 @@ class Workspace:
         if problem is not None:
             raise PionError(
                 f"The prepared data at {where} can't be used: {problem}. Nothing was changed. "
-                "To prepare it again and train on it again, use --redo prepare."
+                "To prepare the data again and train on it again, use --redo prepare."
             )
         return folder
 
     def keep_data(self, digest: str, progress: Progress = lambda done, total: None) -> None:
-        """Bring the prepared data `digest` of this machine into the store; its list comes last.
+        """Bring this machine's prepared data `digest` into the store; the list of files comes last.
 
-        Called again after an interruption, it sends what is not there yet. `progress` is told
-        bytes sent and bytes in all.
+        After an interruption, another call sends only what is not there yet. `progress` is told the
+        bytes sent and the bytes in all.
         """
         if not self.remote:
             return
@@ -129,7 +131,8 @@ class Workspace:
         self.store.write(f"{self.run}/{key}/{FILES}", text.encode())
 
     def forget(self, keep: Iterable[str], folder: str = "checkpoints") -> None:
-        """Remove this machine's copies of checkpoints that are not in `keep`, to save its disk."""
+        """Remove this machine's copies of checkpoints that are not in `keep`, to save disk
+        space."""
         if not self.remote:
             return
         kept = set(keep)
@@ -175,7 +178,8 @@ class Workspace:
 
 
 def read_files(data: bytes, where: str) -> Files:
-    """The `files` of a manifest. Raises `Damaged`, or `BadInput` for another format version."""
+    """Return the `files` of a manifest. Raises `Damaged`, or `BadInput` for another format
+    version."""
     raw = parse(data, where)
     try:
         return {check_key(n): (f["size"], f["sha256"]) for n, f in raw["files"].items()}
@@ -184,7 +188,7 @@ def read_files(data: bytes, where: str) -> Files:
 
 
 def file_problem(path: Path, size: int, sha256: str) -> str | None:
-    """Why a file is not the one of that size and hash; None if it is."""
+    """Return why a file does not have that size and hash; None if it does."""
     try:
         found = path.stat().st_size
         if found != size:

@@ -1,1 +1,1 @@
-"""A checkpoint's way: snapshot, upload, verify, restore, delete."""
+"""The path of a checkpoint: snapshot, upload, verify, restore, delete."""

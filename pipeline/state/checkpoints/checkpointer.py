@@ -118,7 +118,8 @@ class Checkpointer:
         return folder if (folder / MANIFEST).exists() else None
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
-        """Allocate the snapshot's memory in the background: the first save is then a copy too."""
+        """Allocate the snapshot's memory in the background, so that the first save is only a copy
+        too."""
 
         def reserve() -> None:
             with contextlib.suppress(StoreError):  # the first save meets it too, and reports it

@@ -7,12 +7,12 @@ from pipeline.state.records import CheckpointEntry, Head
 
 
 class PendingCommit:
-    """The saves of one attempt at a stage, from begun over uploaded to listed by HEAD.
+    """The saves of one attempt at a stage: each is begun, then uploaded, then listed by HEAD.
 
-    A save is begun when something may exist under its key, uploaded when all of it is in the store
-    and verified, and listed when HEAD names it. A commit may land although the store never
-    acknowledged it. So an uploaded save that is not known to be listed is never uploaded again
-    under the same key: HEAD may list it already.
+    A save is begun when files may exist under its key. It is uploaded when the store has all of it,
+    verified. It is listed when HEAD names it. A commit may land although the store never
+    acknowledged it, so HEAD may already list an uploaded save. Such a save is never uploaded again
+    under the same key.
 
     Attributes:
         last: the newest checkpoint that HEAD is known to list.
@@ -50,8 +50,10 @@ class PendingCommit:
         return self._uploaded is not None
 
     def look_for_landed(self, head: Head) -> CheckpointEntry | None:
-        """Return the newest save of this attempt in a HEAD that was just read, and take it as
-        listed. The next save then descends from it."""
+        """Return the newest save of this attempt that `head`, just read, lists.
+
+        That save counts as listed from now on, and the next save descends from it.
+        """
         assert self._uploaded is not None
         attempt = (self._uploaded.stage, self._uploaded.epoch)
         for entry in head.checkpoints:

@@ -1,7 +1,7 @@
-"""Which checkpoints a run keeps, and how the others go without ever vanishing under a reader.
+"""Which checkpoints a run keeps, and how the others are deleted without vanishing under a reader.
 
-A checkpoint is first unlisted in HEAD and its folder noted as trash; an hour later its files are
-deleted. Nothing that HEAD lists is ever deleted.
+A checkpoint is first unlisted in HEAD, and its folder is noted as trash. Its files are deleted an
+hour later. Nothing that HEAD lists is ever deleted.
 """
 
 import logging
@@ -18,10 +18,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Keep:
-    """What to keep besides the newest two checkpoints and every finished stage's last.
+    """What to keep besides the newest two checkpoints and the last one of every finished stage.
 
-    `last`: the newest so many. `every`: steps divisible by it. `best`: each stage's lowest value
-    of that metric.
+    `last` keeps so many of the newest. `every` keeps the steps divisible by it. `best` keeps each
+    stage's lowest value of that metric.
     """
 
     last: int = 2
@@ -30,7 +30,7 @@ class Keep:
 
 
 def kept(head: Head, keep: Keep) -> set[str]:
-    """Keys of the checkpoints in `head` that stay listed."""
+    """Return the keys of the checkpoints in `head` that stay listed."""
     entries = head.checkpoints  # newest first
     keys = {entry.key for entry in entries[: max(2, keep.last)]}
     keys |= {record.checkpoint for record in head.stages.values() if record.checkpoint}
@@ -42,13 +42,14 @@ def kept(head: Head, keep: Keep) -> set[str]:
 
 
 def forget(head: Head, keep: Keep, now: float) -> Head:
-    """`head` listing only what is kept; the rest is deleted an hour after `now`."""
+    """Return `head` with only the checkpoints that are kept; the others are deleted an hour after
+    `now`."""
     keys = kept(head, keep)
     return head.without_checkpoints([e.key for e in head.checkpoints if e.key not in keys], now)
 
 
 def sweep(claim: Claim) -> list[str]:
-    """Delete trash that is due and return its keys. Does nothing to HEAD when there is none."""
+    """Delete trash that is due and return its keys. Without such trash, HEAD is not changed."""
     deleted = delete_due(claim)
     if deleted:
         claim.commit(lambda head: head.without_trash(deleted))
@@ -56,9 +57,9 @@ def sweep(claim: Claim) -> list[str]:
 
 
 def delete_due(claim: Claim) -> list[str]:
-    """Delete trash that is due; its keys, for the caller's next commit to forget.
+    """Delete trash that is due, and return its keys, for the caller's next commit to forget.
 
-    A store that doesn't let us is no reason to stop: it only costs space.
+    A store that refuses is no reason to stop: that only costs space.
     """
     now = claim.state.clock.now()
     listed = claim.head.listed()
@@ -76,10 +77,10 @@ def delete_due(claim: Claim) -> list[str]:
 
 
 def sweep_abandoned(claim: Claim) -> list[str]:
-    """Once per claim: note checkpoint folders that older epochs left unlisted as trash.
+    """Note the checkpoint folders that older epochs left unlisted as trash, once per claim.
 
-    They are deleted an hour later by `sweep`; temporary files of dead writers that are already
-    that old go at once. Returns the folders' keys.
+    `sweep` deletes them an hour later. Temporary files of dead writers that are already that old
+    are deleted at once. Returns the folders' keys.
     """
     now = claim.state.clock.now()
     sweep_unused(claim)
@@ -96,9 +97,9 @@ def sweep_abandoned(claim: Claim) -> list[str]:
 
 
 def sweep_unused(claim: Claim) -> None:
-    """Remove what dead writers left unfinished and what no key uses any more, an hour later.
+    """Remove what dead writers left unfinished, and what no key uses any more, an hour later.
 
-    A store that doesn't let us is no reason to stop: it only costs space.
+    A store that refuses is no reason to stop: that only costs space.
     """
     before = claim.state.clock.now() - TRASH_SECONDS
     try:
@@ -119,13 +120,13 @@ def _best(entries: Iterable[CheckpointEntry], metric: str) -> Iterable[Checkpoin
 
 
 def _epoch_of(folder: str) -> float:
-    """The epoch in `checkpoints/<stage>/<step>-<epoch>`; what isn't named so is never old."""
+    """Return the epoch in `checkpoints/<stage>/<step>-<epoch>`; other names are never old."""
     epoch = folder.rpartition("-")[2]
     return int(epoch) if epoch.isdigit() else math.inf
 
 
 def _delete_folder(claim: Claim, key: str) -> None:
-    """The manifest first: a checkpoint without one is seen to be incomplete."""
+    """Delete the manifest first: readers see that a checkpoint without one is incomplete."""
     files = [entry.key for entry in claim.store.list(claim.state.key(key + "/"))]
     for file in sorted(files, key=lambda name: not name.endswith("/manifest.json")):
         claim.store.delete(file)

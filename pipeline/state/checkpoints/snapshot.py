@@ -1,7 +1,7 @@
 """Copies of training state in host memory, laid out as the safetensors files they will become.
 
-The memory is an anonymous file (memfd), which another process can map to write it out: no copy, no
-fork, and none of /dev/shm, which containers keep tiny.
+The memory is an anonymous file (memfd). Another process can map it to write it out: that needs no
+copy, no fork, and none of /dev/shm, which is tiny in containers.
 """
 
 import json
@@ -25,11 +25,11 @@ _PAGE = 4096
 
 
 class Snapshot:
-    """Model and optimizer tensors as two safetensors images, and the JSON state beside them.
+    """Model and optimizer tensors as two safetensors images, and the JSON state that belongs to
+    them.
 
-    The memory is allocated by `reserve`, or else the first `take`, and used again by each later one
-    of the same names, shapes and dtypes, so that taking a snapshot is one copy and memory stays
-    flat.
+    `reserve`, or else the first `take`, allocates the memory. Each later `take` of the same names,
+    shapes and dtypes reuses it, so a snapshot is one copy and memory stays flat.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Snapshot:
         self._pinned: int | None = None  # address of page-locked memory
 
     def take(self, model: Tensors, optimizer: Tensors, state: Mapping[str, Any]) -> None:
-        """Copy everything; when this returns the tensors may change again."""
+        """Copy everything. When this returns, the tensors may change again."""
         import torch
 
         tensors = self.reserve(model, optimizer)
@@ -52,9 +52,9 @@ class Snapshot:
             torch.cuda.synchronize()
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> list["torch.Tensor"]:
-        """Have memory for tensors like these; returns them in the order they lie in it.
+        """Allocate memory for tensors like these, and return them in their order in memory.
 
-        Raises `StoreError` if the machine has not got so much.
+        Raises `StoreError` if the machine does not have that much.
         """
         images = {MODEL: _ordered(model), OPTIMIZER: _ordered(optimizer)}
         tensors = [tensor for image in images.values() for tensor in image.values()]
@@ -65,11 +65,11 @@ class Snapshot:
         return tensors
 
     def content(self, name: str) -> memoryview:
-        """The bytes of one of the two files, valid until the next `take`."""
+        """Return the bytes of one of the two files, valid until the next `take`."""
         return map_extents(self.fd, self.extents)[name]
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Free the memory."""
         self._unpin()
         self._views = []
         if self.fd >= 0:
@@ -87,7 +87,7 @@ class Snapshot:
             self.extents[name] = (offset, len(header) + size)
             offset += -(-(len(header) + size) // _PAGE) * _PAGE
         os.ftruncate(self.fd, 0)
-        # Reserved now: a machine that has not got the memory says so here, not by a SIGBUS later.
+        # Reserved now: a machine without that much memory says so here, not by a SIGBUS later.
         with explained("reserve", Path(f"{offset / 1e9:.1f} GB of memory to save from")):
             os.posix_fallocate(self.fd, 0, offset)
         memory = mmap.mmap(self.fd, offset)
@@ -107,7 +107,7 @@ class Snapshot:
     def _pin(self, buffer: "torch.Tensor") -> None:
         """Lock the memory's pages: a GPU copies straight into such memory, several times as fast.
 
-        Where that is refused (a limit on locked memory), copies are slower and nothing else.
+        If that is refused (there is a limit on locked memory), copies are only slower.
         """
         import torch
 
@@ -115,7 +115,8 @@ class Snapshot:
             self._pinned = buffer.data_ptr()
 
     def _unpin(self) -> None:
-        """Before the memory goes: CUDA would take what comes to lie at its address for it."""
+        """Unlock the pages before the memory goes: CUDA would mistake whatever comes to its address
+        for it."""
         import torch
 
         if self._pinned is not None:
@@ -124,19 +125,19 @@ class Snapshot:
 
 
 def map_extents(fd: int, extents: Mapping[str, Extent]) -> dict[str, memoryview]:
-    """The contents in the memory behind `fd`, mapped, not copied."""
+    """Return the contents in the memory behind `fd`, mapped, not copied."""
     memory = memoryview(mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ))
     return {name: memory[offset : offset + size] for name, (offset, size) in extents.items()}
 
 
 def _ordered(tensors: Tensors) -> dict[str, "torch.Tensor"]:
-    """By falling element size, which keeps every tensor aligned, and then by name: equal tensors
-    give equal bytes."""
+    """Sort by falling element size, which keeps every tensor aligned, and then by name: equal
+    tensors give equal bytes."""
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
 def _header(tensors: Tensors) -> tuple[bytes, int]:
-    """What begins a safetensors file, nothing but names, dtypes, shapes and offsets; and how many
+    """Return the header of a safetensors file (only names, dtypes, shapes and offsets) and how many
     bytes follow it."""
     names = _dtype_names()
     header: dict[str, dict[str, Any]] = {}

@@ -31,10 +31,11 @@ DEFAULT_STORE = "runs"
 
 
 def open_store(url: str) -> Store:
-    """The store at `s3://bucket/prefix`, `hf://user/repo`, `file:///abs/folder` or a plain path.
+    """Return the store at `s3://bucket/prefix`, `hf://user/repo`, `file:///abs/folder` or a plain
+    path.
 
-    Nothing is asked of it, or created, before the first read or write. Raises `BadInput` for
-    other forms and for a path that is not a folder.
+    Nothing is requested or created before the first read or write. Raises `BadInput` for other
+    forms and for a path that is not a folder.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -68,7 +69,7 @@ def open_store(url: str) -> Store:
 
 
 def split_run(run: str) -> tuple[str, str]:
-    """`<store-url>/<name>`, or a bare name in the default store, as (store url, run name).
+    """Split `<store-url>/<name>`, or a bare name in the default store, into (store url, run name).
 
     Raises `BadInput` if the name is not legal in every store.
     """

@@ -1,8 +1,8 @@
-"""Large files written and read past the page cache.
+"""Write and read large files past the page cache.
 
-Through the cache a checkpoint costs several times the processor time, which training wants, and
-pushes out the data that training reads. Where a file system has no direct access (O_DIRECT), the
-cache is used.
+Through the cache, a checkpoint takes several times the processor time, which training needs, and
+pushes out the data that training reads. File systems without direct access (O_DIRECT) use the
+cache.
 """
 
 import errno
@@ -17,10 +17,10 @@ _AT_ONCE = 16 << 20
 
 
 def write_directly(descriptor: int, data: memoryview) -> int:
-    """Write the whole pages that `data` begins with to a new, empty file; returns their bytes.
+    """Write the whole pages that `data` begins with to a new, empty file, and return their bytes.
 
-    Fewer where direct access is refused: the caller writes the rest in the usual way. Raises
-    `OSError`.
+    The result is smaller where direct access is refused; the caller writes the rest in the usual
+    way. Raises `OSError`.
     """
     size, position = len(data) // _PAGE * _PAGE, 0
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
@@ -37,7 +37,7 @@ def write_directly(descriptor: int, data: memoryview) -> int:
 
 
 def read_directly(path: Path) -> Iterator[memoryview]:
-    """The file's content, piece by piece; a piece is valid until the next. Raises `OSError`."""
+    """Yield the file's content in pieces; a piece is valid until the next. Raises `OSError`."""
     flags = os.O_RDONLY | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags | os.O_DIRECT)

@@ -26,8 +26,8 @@ from pipeline.state.stores.direct_io import write_directly
 
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock-"
+# Files of at least this size are written past the page cache.
 _LARGE_BYTES = 32 << 20
-"""From this size on a file is written past the page cache."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -43,7 +43,7 @@ _NOTHING_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 @contextlib.contextmanager
 def explained(action: str, path: Path) -> Iterator[None]:
-    """Raise `StoreError` with a reason a person understands where the system says an errno."""
+    """Turn the system's errors into `StoreError`s whose reason a person understands."""
     try:
         yield
     except OSError as error:
@@ -54,7 +54,7 @@ def explained(action: str, path: Path) -> Iterator[None]:
 class FileStore(WritesAtOnce):
     """Keys are files below `folder`. Safe with any number of processes on one machine.
 
-    Names starting with a dot are the store's own: temporary files of writes in progress, and the
+    Names that start with a dot are the store's own: temporary files of writes in progress, and the
     lock files of keys that are swapped.
     """
 
@@ -150,7 +150,7 @@ class FileStore(WritesAtOnce):
         return self.folder / check_key(key)
 
     def _walk(self, prefix: str) -> Iterator[Path]:
-        """Every file in the folder that holds `prefix`, and below."""
+        """Yield every file in the folder that holds `prefix`, and below."""
         parent = prefix.rpartition("/")[0]
         pending = [self._path(parent) if parent else self.folder]
         while pending:
@@ -173,9 +173,9 @@ def _version(data: bytes) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold `path`'s lock, against threads and processes; a dead holder's lock is free.
+    """Hold `path`'s lock, against threads and processes. The lock of a dead holder is free.
 
-    The lock file stays: removing it would let two holders lock two different files.
+    The lock file stays: if it were removed, two holders could lock two different files.
     """
     with create(path.with_name(_LOCK + path.name), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -183,7 +183,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write_atomically(path: Path, data: Data) -> None:
-    """The new content is on disk under a temporary name before it replaces the old one."""
+    """Write the new content to disk under a temporary name, then replace the old content."""
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     try:
         with create(temporary, "xb") as file:
@@ -206,7 +206,8 @@ def _write_atomically(path: Path, data: Data) -> None:
 
 
 def create(path: Path, mode: Literal["ab", "xb"]) -> BinaryIO:
-    """Open a file, making its folder; again if a `delete` just removed the empty folder."""
+    """Open a file and make its folder; try again if a `delete` has just removed the empty
+    folder."""
     for _ in range(10):
         with contextlib.suppress(FileNotFoundError):
             _make_folder(path.parent)
@@ -224,7 +225,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names in the folder survive a power cut; some file systems can't, and say so."""
+    """Make names in the folder survive a power cut, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,5 @@
-"""Bring a large object from a remote store into a file: parallel ranges, hashed as they arrive."""
+"""Download a large object from a remote store into a file: parallel ranges, hashed as they
+arrive."""
 
 import contextlib
 import errno
@@ -16,11 +17,11 @@ from pipeline.state.stores.retry import Retry
 
 PART_BYTES = 8 << 20
 THREADS = 6
+# Parts that may wait in memory for an earlier one to be hashed, besides those being fetched.
 _AHEAD = 2
-"""Parts beyond those on their way that may wait in memory for an earlier one to be hashed."""
 
+# `fetch(start, stop)` yields the object's bytes from `start` up to `stop`, in pieces.
 Fetch = Callable[[int, int], Iterable[bytes]]
-"""`fetch(start, stop)` yields the object's bytes from `start` up to `stop`, in pieces."""
 
 
 def download_parallel(
@@ -29,7 +30,7 @@ def download_parallel(
     """Put an object of `size` bytes into the file `path`, all or nothing, and return its sha256.
 
     A range that raises an error, or ends early (a `ConnectionError`), is given to `retry`, which
-    decides whether to go on from the byte it had reached. Holds up to 8 parts in memory. Raises
+    decides whether to continue from the byte it had reached. Holds up to 8 parts in memory. Raises
     what `retry` raises, and `StoreError` when the file can't be written.
     """
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
@@ -53,7 +54,7 @@ def download_parallel(
 
 
 class _Download:
-    """One object on its way into an open file."""
+    """One object that is being fetched into an open file."""
 
     def __init__(
         self, fetch: Fetch, size: int, path: Path, retry: Retry, part_bytes: int, descriptor: int
@@ -63,7 +64,7 @@ class _Download:
         self._given_up = threading.Event()
 
     def run(self) -> str:
-        """Fetch every part, and hash them in order while later ones are on their way."""
+        """Fetch every part; hash the parts in order while later ones are being fetched."""
         digest = hashlib.sha256()
         parts: deque[Future[bytearray]] = deque()
         with ThreadPoolExecutor(THREADS, "download") as pool:
@@ -82,11 +83,11 @@ class _Download:
         return digest.hexdigest()
 
     def _part(self, start: int) -> bytearray:
-        """The part that begins at `start`, which is then in the file too."""
+        """Return the part that begins at `start`, after writing it to the file."""
         part = bytearray(min(self._part_bytes, self._size - start))
         reached = 0
 
-        def go_on() -> None:
+        def fetch_rest() -> None:
             nonlocal reached
             if reached == len(part):  # the connection broke after the last byte
                 return
@@ -100,7 +101,7 @@ class _Download:
             if reached < len(part):
                 raise ConnectionError(f"{reached:,} of {len(part):,} bytes arrived")
 
-        self._retry(go_on)
+        self._retry(fetch_rest)
         with explained("write", self._path):
             written = 0
             while written < len(part):

@@ -8,15 +8,15 @@ from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory
 
+# Seconds without a byte, not for the whole request. A commit of many files takes a while.
 TIMEOUT = httpx.Timeout(120.0, connect=10.0)
-"""Seconds without a byte, not for the whole request. A commit of many files takes a while."""
 
 
 @functools.cache
 def set_up_client() -> None:
-    """Once per process: requests end when nothing moves, and only errors are logged.
+    """Let requests end when nothing moves, and log only errors. Works once per process.
 
-    The client by itself waits for ever, and warns of each request that it repeats, with the signed
+    Left alone, the client waits forever, and its warning about a repeated request shows the signed
     address of an upload.
     """
     set_client_factory(_client)
@@ -25,7 +25,7 @@ def set_up_client() -> None:
 
 
 def _client() -> httpx.Client:
-    """The client's own, with limits where a request comes without."""
+    """Return the client's own, with time limits for requests that have none."""
 
     def limit(request: httpx.Request) -> None:
         asked = request.extensions.get("timeout", {})

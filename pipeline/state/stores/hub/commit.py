@@ -1,8 +1,8 @@
 """Changes to a Hub repository that wait for a commit, and the one commit that makes them.
 
-A commit is refused unless main is at the commit that was looked at before: this is what decides
-between writers. Changes that main has already are left out, so that a commit whose acknowledgement
-was lost can be tried again.
+A commit is refused unless main is still at the commit that was looked at: this decides between
+writers. Changes that main already has are left out, so a commit whose acknowledgement was lost can
+be tried again.
 """
 
 import base64
@@ -28,7 +28,7 @@ _PAUSE_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Put:
-    """`key` is to hold these bytes."""
+    """`key` shall hold these bytes."""
 
     key: str
     content: bytes
@@ -50,7 +50,7 @@ class Put:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """`key` is to hold an LFS object that the Hub has already."""
+    """`key` shall hold an LFS object that the Hub already has."""
 
     key: str
     size: int
@@ -60,7 +60,7 @@ class Uploaded:
         return present is not None and present.lfs is not None and self.sha256 == present.lfs.sha256
 
     def operation(self) -> CommitOperationAdd:
-        """As the client leaves an addition behind after sending its content."""
+        """Return an addition as the client leaves it behind after sending its content."""
         addition = CommitOperationAdd(self.key, b"")
         sha256 = bytes.fromhex(self.sha256)
         addition.upload_info = UploadInfo(size=self.size, sample=b"", sha256=sha256)
@@ -72,7 +72,7 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class Delete:
-    """`key` is to be gone."""
+    """`key` shall be gone."""
 
     key: str
 
@@ -106,29 +106,29 @@ def from_json(raw: dict[str, Any]) -> Change:
 
 @dataclass(frozen=True)
 class Swap:
-    """`put`, if its key has version `expected` (None: is not there)."""
+    """`put`, if its key has version `expected` (None: it does not exist)."""
 
     put: Put
     expected: str | None
 
 
 def version_of(content: bytes) -> str:
-    """The version of a swapped key: its git blob id."""
+    """Return the version of a swapped key: its git blob id."""
     return str(git_hash(content))
 
 
 def commit(repo: HubRepo, changes: Sequence[Change], swap: Swap | None = None) -> None:
-    """Make all `changes`, and the `swap`, with one commit; with none if main has them already.
+    """Make all `changes`, and the `swap`, with one commit; make none if main already has them.
 
-    Raises `Conflict` when the swapped key has another version, `StoreError` when the Hub fails.
-    Nothing was changed then, unless the error left it open whether the commit was made.
+    Raises `Conflict` when the swapped key has another version, and `StoreError` when the Hub fails.
+    Then nothing was changed, unless the error leaves open whether the commit was made.
     """
     making = _Commit(repo, changes, swap)
     repo.request("write", swap.put.key if swap else "", making.try_once)
 
 
 class _Commit:
-    """One commit on its way, through as many tries as it takes."""
+    """One commit, through as many tries as it takes."""
 
     def __init__(self, repo: HubRepo, changes: Sequence[Change], swap: Swap | None) -> None:
         self._repo, self._changes, self._swap = repo, changes, swap
@@ -139,7 +139,8 @@ class _Commit:
         self._unanswered = False
 
     def try_once(self) -> None:
-        """Until the commit is made or refused for good; `retry` calls it again after an outage."""
+        """Try until the commit is made or refused for good. `retry` calls this again after an
+        outage."""
         for number in range(1, TRIES + 1):
             parent = self._repo.main()
             try:
@@ -162,7 +163,7 @@ class _Commit:
         raise StoreError("write to", self._repo.url, reason, outage=True)
 
     def _made(self, changes: Sequence[Change], parent: str) -> bool:
-        """Commit on `parent`; False if main has moved on."""
+        """Commit on `parent`; return False if main has moved on."""
         self._prepare(changes)
         operations = [self._additions.get(change.key) or change.operation() for change in changes]
         named = self._swap.put.key if self._swap else changes[0].key
@@ -181,7 +182,8 @@ class _Commit:
         return True
 
     def _prepare(self, changes: Sequence[Change]) -> None:
-        """Additions, their contents sent ahead where the Hub wants that; each of them once."""
+        """Make the additions, each of them once, and send their contents ahead if the Hub wants
+        that."""
         additions = {
             change.key: change.operation()
             for change in changes

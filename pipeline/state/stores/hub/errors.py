@@ -1,4 +1,5 @@
-"""What goes wrong with the Hub: which errors pass, and what to tell a person about each."""
+"""What goes wrong with the Hub: which errors are transient, and what to tell a person about
+each."""
 
 import os
 
@@ -14,13 +15,13 @@ from huggingface_hub.errors import (
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
+# Everything that a request can raise. An `HfHubHTTPError` is an `OSError`. A `RuntimeError` (LFS,
+# Xet) wraps or tells what stopped an upload; a `ValueError` tells what the LFS service says.
 ERRORS = (OSError, httpx.TransportError, RuntimeError, ValueError)
-"""Everything that a request can raise: an `HfHubHTTPError` is an `OSError`, what stopped an upload
-is wrapped in or told by `RuntimeError` (LFS, Xet), what the LFS service says by `ValueError`."""
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error behind what the client wraps it in."""
+    """Return the error behind the client's wrappers."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, HfHubHTTPError | httpx.TransportError | OfflineModeIsEnabled):
@@ -30,13 +31,13 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status of the answer; 0 if the error is not an answer of the Hub."""
+    """Return the HTTP status of the answer; 0 if the error is not an answer of the Hub."""
     found = cause_of(error)
     return found.response.status_code if isinstance(found, HfHubHTTPError) else 0
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     if status := status_of(error):
         return status in (408, 409, 429) or status >= 500
     found = cause_of(error)
@@ -46,7 +47,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the error passes by itself or with a new token, if not as soon as that."""
+    """Return whether the error passes by itself or with a new token, though perhaps not soon."""
     found = cause_of(error)
     if isinstance(found, RepositoryNotFoundError):
         return False
@@ -54,15 +55,16 @@ def is_outage(error: Exception) -> bool:
 
 
 def retry_after(error: Exception) -> str | None:
-    """The Retry-After header of the answer."""
+    """Return the Retry-After header of the answer."""
     found = cause_of(error)
     return found.response.headers.get("Retry-After") if isinstance(found, HfHubHTTPError) else None
 
 
 def explain(error: Exception, url: str, create: str) -> str:
-    """The reason, in words that name the fix; `create` is the command that makes the repository.
+    """Return the reason, in words that name the fix; `create` is the command that makes the
+    repository.
 
-    Holds nothing that was sent to the Hub, and no addresses, which may be signed.
+    It holds nothing that was sent to the Hub, and no addresses, which may be signed.
     """
     found = cause_of(error)
     match found:
@@ -86,7 +88,7 @@ def explain(error: Exception, url: str, create: str) -> str:
         case httpx.TransportError() | ConnectionError():
             return f"no complete answer from the Hub ({type(found).__name__}); check the network"
         case RuntimeError():  # its text may hold an address
-            return "the upload broke off; check the network"
+            return "the upload was cut off; check the network"
         case OSError() if found.strerror:
             return found.strerror
     return str(found).strip().partition("\n")[0] or type(found).__name__
@@ -97,8 +99,8 @@ def _explain_answer(error: HfHubHTTPError) -> str:
     message = (error.server_message or "no reason given").strip().partition("\n")[0].rstrip(". ")
     if status == 401:
         return (
-            f"the Hub does not accept {_token()}; run `hf auth login`, which a run that goes on "
-            f"notices unless HF_TOKEN is set, or set HF_TOKEN to a new one ({TOKENS_PAGE})"
+            f"the Hub does not accept {_token()}; run `hf auth login` (a running job notices that, "
+            f"unless HF_TOKEN is set), or set HF_TOKEN to a new token ({TOKENS_PAGE})"
         )
     if status == 403:
         return (
@@ -106,7 +108,7 @@ def _explain_answer(error: HfHubHTTPError) -> str:
             f"({TOKENS_PAGE})"
         )
     if status == 429:
-        return f"the Hub takes no more for now ({message}); it does again within the hour"
+        return f"the Hub accepts no more requests for now ({message}); it will within the hour"
     if status >= 500 or status == 408:
         return f"the Hub answered {status} ({message})"
     return f"the Hub refuses ({status}: {message})"

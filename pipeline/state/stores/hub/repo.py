@@ -1,6 +1,6 @@
-"""One repository on the Hub, asked and changed through the huggingface_hub client.
+"""One repository on the Hub, read and changed through the huggingface_hub client.
 
-What passes is tried again, and what remains becomes a `StoreError`.
+Transient errors are tried again, and what remains becomes a `StoreError`.
 """
 
 import functools
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Located:
-    """Where the bytes of a file at `commit` are to be had; `etag` names its content."""
+    """Where the bytes of a file at `commit` can be fetched; `etag` names its content."""
 
     location: str
     commit: str
@@ -64,9 +64,9 @@ class HubRepo:
         )
 
     def request(self, action: str, key: str, call: Callable[[], T]) -> T:
-        """`call()`, tried again while its errors are transient.
+        """Return `call()`, tried again while its errors are transient.
 
-        Raises `Missing` for a file that is not there, else `StoreError`.
+        Raises `Missing` for a file that does not exist, else `StoreError`.
         """
         try:
             return self.retry(call)
@@ -76,7 +76,7 @@ class HubRepo:
             raise self.explained(error, action, key) from None  # the cause may hold signed URLs
 
     def explained(self, error: Exception, action: str, key: str) -> Missing | StoreError:
-        """What to raise instead of the client's error."""
+        """Return what to raise instead of the client's error."""
         if isinstance(error, EntryNotFoundError):
             return Missing(key, self.url)
         reason = errors.explain(error, self.url, self.create_command)
@@ -86,19 +86,19 @@ class HubRepo:
     # ------------------------------------------------------------ reading
 
     def refs(self) -> dict[str, str]:
-        """Commit ids of all branches and tags."""
+        """Return the commit ids of all branches and tags."""
         found = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type)
         return {ref.name: ref.target_commit for ref in [*found.tags, *found.branches]}
 
     def main(self) -> str:
-        """The commit that main is at."""
+        """Return the commit that main is at."""
         commit = self.refs().get(BRANCH)
         if commit is None:
             raise StoreError("use", self.url, "it has no branch main; use a new repository")
         return commit
 
     def files(self, commit: str, folder: str = "") -> list[RepoFile]:
-        """Every file below `folder` at that commit."""
+        """Return every file below `folder` at that commit."""
         try:
             tree = self.api.list_repo_tree(
                 self.repo_id,
@@ -112,7 +112,7 @@ class HubRepo:
             return []
 
     def entries(self, commit: str, paths: Sequence[str]) -> dict[str, RepoFile]:
-        """Those of the `paths` that are files at that commit."""
+        """Return those of the `paths` that are files at that commit."""
         found = {}
         for start in range(0, len(paths), _PATHS_PER_REQUEST):
             some = list(paths[start : start + _PATHS_PER_REQUEST])
@@ -124,7 +124,7 @@ class HubRepo:
         return found
 
     def read(self, path: str) -> bytes:
-        """A file's bytes on main."""
+        """Return a file's bytes on main."""
         response = get_session().get(self.file_url(path, BRANCH), headers=_headers())
         hf_raise_for_status(response)
         return response.content
@@ -139,7 +139,7 @@ class HubRepo:
         )
 
     def locate(self, path: str, revision: str) -> Located:
-        """Where a file's bytes are to be had, which stay the same whatever is committed."""
+        """Return where a file's bytes can be fetched. They stay the same whatever is committed."""
         found = self.api.get_hf_file_metadata(url=self.file_url(path, revision))
         assert found.commit_hash is not None
         assert found.etag is not None
@@ -150,7 +150,7 @@ class HubRepo:
         return Located(location, found.commit_hash, found.etag, found.size)
 
     def locate_again(self, path: str, before: Located) -> Located:
-        """The same bytes at a fresh address. Raises `StoreError` if they are gone."""
+        """Return a fresh address of the same bytes. Raises `StoreError` if they are gone."""
         try:
             found = self.locate(path, before.commit)
         except RevisionNotFoundError:  # squashed away
@@ -161,9 +161,9 @@ class HubRepo:
         return found
 
     def fetch(self, location: str, start: int, stop: int) -> Iterator[bytes]:
-        """Bytes `start` up to `stop` from where the Hub says that a file lies.
+        """Yield bytes `start` up to `stop` from where the Hub says that a file is.
 
-        The token is sent to the Hub only, not to the host that holds its large files.
+        The token is sent to the Hub only, not to the host of its large files.
         """
         token = None if self._is_at_the_hub(location) else False
         headers = _headers(token) | {"Range": f"bytes={start}-{stop - 1}"}
@@ -182,9 +182,10 @@ class HubRepo:
     # ------------------------------------------------------------ writing
 
     def prepare(self, additions: Sequence[CommitOperationAdd]) -> None:
-        """Send the content of those that the Hub keeps as LFS objects, ahead of their commit.
+        """Send the content of the additions that the Hub keeps as LFS objects, ahead of their
+        commit.
 
-        Raises `StoreError` for one that the repository's .gitignore would keep out of it.
+        Raises `StoreError` for an addition that the repository's .gitignore would leave out.
         """
         self.api.preupload_lfs_files(self.repo_id, additions, repo_type=self.repo_type)
         for addition in additions:
@@ -195,7 +196,7 @@ class HubRepo:
             addition._remote_oid = None
 
     def commit(self, operations: Iterable[Operation], parent: str, message: str) -> None:
-        """One commit on main, which must be at `parent`: else a 412."""
+        """Make one commit on main, which must be at `parent`; otherwise the Hub answers 412."""
         self.api.create_commit(
             self.repo_id,
             list(operations),
@@ -205,7 +206,7 @@ class HubRepo:
         )
 
     def takes_any_parent(self, path: str) -> bool:
-        """Whether the Hub commits although the parent is no commit at all; `path` is not kept."""
+        """Return whether the Hub commits although the parent does not exist; `path` is not kept."""
         try:
             self.commit([CommitOperationAdd(path, b"refuse this")], "0" * 40, "Refuse this")
         except HfHubHTTPError as error:
@@ -227,18 +228,21 @@ class HubRepo:
         )
 
     def lfs_objects(self) -> list[LFSFileInfo]:
-        """Every LFS object that was ever pushed and not deleted, whether a path uses it or not."""
+        """Return every LFS object that was pushed and not deleted, whether a path uses it or
+        not."""
         return list(self.api.list_lfs_files(self.repo_id, repo_type=self.repo_type))
 
     def delete_lfs_objects(self, objects: Iterable[LFSFileInfo]) -> None:
-        """For ever, also where old commits name them; commits stay as they are."""
+        """Delete the objects forever, also where old commits name them. Commits stay as they
+        are."""
         self.api.permanently_delete_lfs_files(
             self.repo_id, objects, rewrite_history=False, repo_type=self.repo_type
         )
 
 
 def at_main(repo: HubRepo, look: Callable[[str], T]) -> T:
-    """`look(commit)` at main's commit; again if that was squashed away meanwhile."""
+    """Return `look(commit)` at main's commit; look again if that commit was squashed away
+    meanwhile."""
     for _ in range(3):
         try:
             return look(repo.main())
@@ -248,5 +252,6 @@ def at_main(repo: HubRepo, look: Callable[[str], T]) -> T:
 
 
 def _headers(token: bool | None = None) -> dict[str, str]:
-    """Of a request for a file: as it is stored, with the token unless `token` is False."""
+    """Return the headers of a request for a file as it is stored; without the token if `token` is
+    False."""
     return build_hf_headers(token=token) | {"Accept-Encoding": "identity"}

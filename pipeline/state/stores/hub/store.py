@@ -1,9 +1,9 @@
 """A store in a repository on the Hugging Face Hub.
 
-A commit is the only thing that can decide between writers there, and only about 128 an hour are
-allowed. So writes and deletes wait: small contents in memory, large ones sent ahead as LFS
-objects. The next `compare_and_swap` or `flush` makes them all, with HEAD, in one commit whose
-parent has to be what was looked at. Old commits keep what is deleted, so the history is squashed
+Only a commit can decide between writers there, and only about 128 an hour are allowed. So writes
+and deletes wait: small contents in memory, large ones sent ahead as LFS objects. The next
+`compare_and_swap` or `flush` makes them all, with HEAD, in one commit. The parent of that commit
+must be the commit that was looked at. Old commits keep what is deleted, so the history is squashed,
 and LFS objects that no path uses any more are deleted.
 """
 
@@ -47,9 +47,9 @@ class HubStore:
     """
 
     commits = True
+    # 30 commits an hour, of 128: claims, ends of stages and other runs in the repository need some
+    # too.
     save_seconds = 120.0
-    """30 commits an hour, of 128: claims, ends of stages and other runs in the repository need
-    some too."""
 
     def __init__(
         self,
@@ -61,15 +61,14 @@ class HubStore:
         self._repo = HubRepo(repo_id, repo_type, sleep)
         self.url = self._repo.url
         self._staged: dict[str, Change] = {}
-        self._guard = threading.Lock()
-        """Of `_staged`."""
+        self._guard = threading.Lock()  # of `_staged`
         self._committing = threading.RLock()
+        # The commit listed last, and its files by the folder asked for.
         self._listed: tuple[str, dict[str, Sequence[RepoFile]]] = ("", {})
-        """The commit listed last, and its files by the folder asked for."""
 
     @classmethod
     def open(cls, rest: str) -> "HubStore":
-        """The store that `user/repo` or `datasets/user/repo` names; nothing is requested.
+        """Return the store that `user/repo` or `datasets/user/repo` names; nothing is requested.
 
         Raises `BadInput` for other forms.
         """
@@ -178,21 +177,21 @@ class HubStore:
                 sizes[change.key] = change.size
         return [Entry(k, sizes[k]) for k in sorted(sizes) if k.startswith(prefix) and _is_key(k)]
 
-    # ------------------------------------------------------------ keeping house
+    # ------------------------------------------------------------ tidying up
 
     def sweep_unfinished(self, prefix: str, before: float) -> int:
         """See `Store`. Squashes the history of the whole repository when it has grown long.
 
-        Deletes only LFS objects that no branch or tag uses and whose name, as far as the Hub knows
-        one, starts with `prefix`. One that was sent and waits in another process for its commit is
-        safe for as long as `before` reaches back, unless the same bytes were sent earlier already:
-        so let nothing be uploaded to the same run meanwhile.
+        Deletes only LFS objects that no branch or tag uses, and whose name, if the Hub knows it,
+        starts with `prefix`. Another process may have sent an object that waits for its commit.
+        Such an object is safe if it was sent after `before`, unless the same bytes had been sent
+        earlier. So let nothing be uploaded to the same run meanwhile.
         """
         with self._committing:
             return self._repo.request("clean up", prefix, lambda: self._sweep(prefix, before))
 
     def probe(self, prefix: str) -> None:
-        """See `Store`. Makes no commit, but one that has to be refused. A Hub that is down raises
+        """See `Store`. Makes no commit, except one that must be refused. A Hub that is down raises
         `StoreError`, not `BadInput`."""
         repo = self._repo
         if get_token() is None:
@@ -225,9 +224,9 @@ class HubStore:
             return tuple(self._staged.values())
 
     def _own(self, key: str) -> Change | None:
-        """What waits for a commit under `key`, but for a large file, which is committed.
+        """Return the change of `key` that waits for a commit, after committing a large file.
 
-        Raises `Missing` if it is to be deleted.
+        Raises `Missing` if the key is to be deleted.
         """
         with self._guard:
             change = self._staged.get(check_key(key))
@@ -248,7 +247,7 @@ class HubStore:
         return Put(key, content.read_bytes() if isinstance(content, Path) else content)
 
     def _commit(self, swap: Swap | None = None) -> None:
-        """Make every staged change; they stay staged if that fails."""
+        """Make every staged change; if that fails, the changes stay staged."""
         changes = self._changes()
         commit(self._repo, changes, swap)
         with self._guard:
@@ -286,7 +285,8 @@ class HubStore:
 
 
 def _is_key(path: str) -> bool:
-    """The repository's own files, such as .gitattributes, are no keys."""
+    """Return whether a path is a key. The repository's own files, such as .gitattributes, are
+    not."""
     try:
         check_key(path)
     except BadInput:

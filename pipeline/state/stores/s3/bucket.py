@@ -1,4 +1,4 @@
-"""Requests to one S3 bucket: the client, tries again, and errors in a store's words."""
+"""Requests to one S3 bucket: the client, retries, and errors in a store's words."""
 
 import functools
 import os
@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 
 class Bucket:
-    """The part of bucket `name` below `prefix`. Any thread may use it; connects when first used."""
+    """The part of bucket `name` below `prefix`. Any thread may use it. It connects when first
+    used."""
 
     def __init__(self, name: str, prefix: str, sleep: Callable[[float], None]) -> None:
         self.name = name
@@ -39,11 +40,11 @@ class Bucket:
         self._client: S3Client | None = None
 
     def object_name(self, key: str) -> str:
-        """What the bucket calls `key`. Raises `BadInput` if it is not a legal key."""
+        """Return what the bucket calls `key`. Raises `BadInput` if it is not a legal key."""
         return self.root + check_key(key)
 
     def request(self, action: str, key: str, call: "Callable[[S3Client], T]") -> T:
-        """What `call` returns, after as many tries as that takes.
+        """Return what `call` returns, with retries.
 
         Raises `Missing`, `Conflict` when a condition does not hold, and `StoreError`.
         """
@@ -53,7 +54,7 @@ class Bucket:
             raise self.explained(error, action, key) from error
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
-        """Return the content of `key` and its version; raise `Missing`, `StoreError`."""
+        """Return the content of `key` and its version. Raises `Missing` and `StoreError`."""
         name = self.object_name(key)
 
         def get(client: "S3Client") -> tuple[bytes, str]:
@@ -63,7 +64,8 @@ class Bucket:
         return self.request("read", key, get)
 
     def retry(self, call: Callable[[], T]) -> T:
-        """What `call` returns, tried again while its errors are transient; raises the last."""
+        """Return what `call` returns, tried again while its errors are transient. Raises the last
+        error."""
 
         def attempt() -> T:
             try:
@@ -81,7 +83,7 @@ class Bucket:
         )
 
     def explained(self, error: Exception, action: str, key: str) -> PionError:
-        """What `request` raises for that error."""
+        """Return what `request` raises for that error."""
         if errors.code_of(error) == "NoSuchKey":
             return Missing(key, self.url)
         if errors.status_of(error) == 412:
@@ -99,7 +101,7 @@ class Bucket:
 
     @property
     def endpoint(self) -> str:
-        """Whom requests go to, as host and port."""
+        """The host and port that requests go to."""
         client = self._client
         url = urlsplit(client.meta.endpoint_url if client else "")
         return url.netloc.rpartition("@")[2] or "the store"
@@ -107,12 +109,12 @@ class Bucket:
 
 @functools.cache
 def _descriptions() -> Loader:
-    """The SDK's descriptions of services, which take longer to read than a client to make."""
+    """Return the SDK's descriptions of services. Reading them takes longer than making a client."""
     return Loader()
 
 
 def _connect() -> "S3Client":
-    """A client that never tries again by itself: `retrying` is the one policy."""
+    """Return a client that never retries by itself: `retrying` is the one policy."""
     core = botocore.session.get_session()
     core.register_component("data_loader", _descriptions())
     session = boto3.Session(botocore_session=core)
@@ -121,7 +123,7 @@ def _connect() -> "S3Client":
         read_timeout=READ_SECONDS,
         max_pool_connections=_CONNECTIONS,
         retries={"total_max_attempts": 1},
-        # Ours are sent as headers; the client's would be trailers, which some servers don't know.
+        # Ours are sent as headers. The client would send trailers, which some servers don't know.
         request_checksum_calculation="when_required",
         tcp_keepalive=True,
     )

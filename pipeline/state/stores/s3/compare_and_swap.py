@@ -1,8 +1,8 @@
-"""The conditional write that decides between two writers, and the proof that a service honours it.
+"""The conditional write that decides between two writers, and the proof that a service honors it.
 
-`If-None-Match: *` makes S3 refuse a write where something exists, and `If-Match: <version>` where
-another version does. Of two machines that claim one run, only one write succeeds. Some services
-accept these headers and ignore them.
+With `If-None-Match: *`, S3 refuses to write where something exists. With `If-Match: <version>`, it
+refuses where another version exists. So of two machines that claim one run, only one succeeds. Some
+services accept these headers and ignore them.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from pipeline.state.stores.s3.bucket import Bucket
 def compare_and_swap(bucket: Bucket, key: str, data: bytes, expected: str | None) -> str:
     """Replace version `expected` of `key` (None: nothing) and return the new version.
 
-    Finding exactly `data` there is success: an earlier try wrote it, and the acknowledgement was
-    lost. So `data` must be unique. Raises `Conflict` when another version is there, also if its
-    writer built upon such an unacknowledged write; HEAD's history of `write_id`s then tells.
+    Finding exactly `data` there is success: an earlier try wrote it, and its acknowledgement was
+    lost. So `data` must be unique. Raises `Conflict` when another version is there. If that version
+    was built upon such an unacknowledged write, HEAD's history of `write_id`s tells.
     """
     condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
     try:
@@ -32,7 +32,7 @@ def compare_and_swap(bucket: Bucket, key: str, data: bytes, expected: str | None
 
 
 def require_compare_and_swap(bucket: Bucket, key: str, version: str, data: bytes) -> None:
-    """Raise `BadInput` unless the service honours both conditions.
+    """Raise `BadInput` unless the service honors both conditions.
 
     `key` holds `version` at first, and `data` at the end.
     """
@@ -49,6 +49,6 @@ def _must_refuse(bucket: Bucket, key: str, expected: str | None, condition: str)
     raise BadInput(
         f"{bucket.url} can't hold a run: {bucket.endpoint} ignores {condition}, so two machines "
         "could both believe that they own the run and undo each other's work. Nothing was started. "
-        "Use a store that honours conditional writes: AWS S3, Cloudflare R2, hf://user/repo, or "
+        "Use a store that honors conditional writes: AWS S3, Cloudflare R2, hf://user/repo, or "
         "file:///abs/folder on one machine."
     )

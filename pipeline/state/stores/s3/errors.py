@@ -1,4 +1,4 @@
-"""What goes wrong with S3: which errors pass, and what to tell a person about each."""
+"""What goes wrong with S3: which errors are transient, and what to tell a person about each."""
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -20,8 +20,8 @@ from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
+# Everything that a request can raise.
 ERRORS = (BotoCoreError, ClientError, ResponseParserError, HTTPError, ConnectionError)
-"""Everything that a request can raise."""
 
 _NETWORK = (HTTPClientError, NoConnection, HTTPError, ConnectionError)
 _DAMAGED_ON_THE_WAY = (IncompleteReadError, FlexibleChecksumError, ResponseParserError)
@@ -61,26 +61,28 @@ _RIGHTS = (
 
 
 def code_of(error: Exception) -> str:
-    """S3's name for the error, such as `NoSuchKey`; empty if it is not an answer of the store."""
+    """Return S3's name for the error, such as `NoSuchKey`; empty if it is not an answer of the
+    store."""
     if not isinstance(error, ClientError):
         return ""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status of the answer; 0 if the error is not an answer of the store."""
+    """Return the HTTP status of the answer; 0 if the error is not an answer of the store."""
     if not isinstance(error, ClientError):
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _is_unreadable(code: str, status: int) -> bool:
-    """Whether the answer refuses without saying why: its body was cut off, or not S3's."""
+    """Return whether the answer refuses without saying why: its body was cut off, or is not
+    S3's."""
     return 400 <= status < 500 and code == str(status)
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later, with credentials read again."""
+    """Return whether the same request may succeed later, with credentials read again."""
     code, status = code_of(error), status_of(error)
     if code or status:
         if _is_unreadable(code, status) or status in (408, 429):
@@ -90,14 +92,15 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the error passes by itself or with new credentials, if not as soon as that."""
+    """Return whether the error passes by itself or with new credentials, though perhaps not
+    soon."""
     if _is_unreadable(code_of(error), status_of(error)):
         return False
     return is_transient(error) or isinstance(error, _LOGIN_EXPIRED)
 
 
 def retry_after(error: Exception) -> str | None:
-    """The Retry-After header of the answer."""
+    """Return the Retry-After header of the answer."""
     if not isinstance(error, ClientError):
         return None
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
@@ -105,7 +108,8 @@ def retry_after(error: Exception) -> str | None:
 
 
 def explain(error: Exception, bucket: str, endpoint: str) -> str:
-    """The reason, in words that name the fix. Holds nothing that was sent to the store."""
+    """Return the reason, in words that name the fix. It holds nothing that was sent to the
+    store."""
     if isinstance(error, ClientError):
         return _explain_answer(error, bucket)
     name = type(error).__name__
@@ -120,7 +124,7 @@ def explain(error: Exception, bucket: str, endpoint: str) -> str:
     if isinstance(error, _WRONG_CONFIGURATION):
         return f"{error}; check AWS_PROFILE and ~/.aws/config, or run `aws configure`"
     if isinstance(error, _DAMAGED_ON_THE_WAY):
-        return f"what {endpoint} sent arrived damaged, again and again ({name})"
+        return f"the answers of {endpoint} arrived damaged, again and again ({name})"
     if isinstance(error, _NETWORK):
         return f"no complete answer from {endpoint} ({name}); check the network and the endpoint"
     return f"{name}: {error}"
@@ -135,15 +139,15 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
         case "InvalidAccessKeyId":
             return f"the store does not know the access key; {_KEYS}"
         case "SignatureDoesNotMatch":
-            return f"the secret key is not the access key's; {_KEYS}"
+            return f"the secret key does not belong to the access key; {_KEYS}"
         case "InvalidToken":
             return f"the session token is not valid (AWS_SESSION_TOKEN); {_KEYS}"
         case "NotImplemented":
             return f"the store can't do that ({message})"
     if code in EXPIRED:
         return (
-            "the credentials have expired; put new ones into ~/.aws/credentials, which is read "
-            "again while the run goes on, or set them and run the same command again"
+            "the credentials have expired; put new ones into ~/.aws/credentials, which a running "
+            "job reads again, or set them and run the same command again"
         )
     if code in _CLOCK:
         return "this machine's clock is wrong; set it (timedatectl set-ntp true)"

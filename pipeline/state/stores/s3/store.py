@@ -1,9 +1,9 @@
 """A store in an S3 bucket, of AWS or of any compatible service.
 
-Conditional writes decide between writers. Large objects go up in parallel parts with checksums
-and come down in parallel ranges; whatever is transient is tried again, part by part. Credentials,
-region and endpoint are the standard AWS ones: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION,
-AWS_ENDPOINT_URL, …
+Conditional writes decide between writers (compare_and_swap.py). Large objects go up in parallel
+parts with checksums and come down in parallel ranges; a part or range that fails is tried again
+alone. Credentials, region and endpoint are the standard AWS ones: AWS_ACCESS_KEY_ID, AWS_PROFILE,
+AWS_REGION, AWS_ENDPOINT_URL, …
 """
 
 import contextlib
@@ -40,8 +40,8 @@ _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 class S3Store(WritesAtOnce):
     """Keys are objects below `prefix` in `bucket`. Safe with any number of processes and threads.
 
-    Objects of `upload_bytes` or more are sent in parts of that size, and all are fetched in ranges
-    of `download_bytes`. `sleep` passes the time before a failed request is tried again.
+    Objects of `upload_bytes` or more are sent in parts of that size. All objects are fetched in
+    ranges of `download_bytes`. `sleep` passes the time before a failed request is tried again.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class S3Store(WritesAtOnce):
 
     @classmethod
     def open(cls, rest: str) -> "S3Store":
-        """The store that `bucket` or `bucket/prefix` names; nothing is requested.
+        """Return the store that `bucket` or `bucket/prefix` names; nothing is requested.
 
         Raises `BadInput` for names that S3 or stores don't allow.
         """
@@ -153,7 +153,8 @@ class S3Store(WritesAtOnce):
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def probe(self, prefix: str) -> None:
-        """See `Store`; ten requests. A store that is down raises `StoreError`, not `BadInput`."""
+        """See `Store`. Takes ten requests. A store that is down raises `StoreError`, not
+        `BadInput`."""
         key = f"{prefix}probe-{uuid.uuid4().hex}"
         try:
             first = self.compare_and_swap(key, b"first", None)
@@ -175,7 +176,8 @@ class S3Store(WritesAtOnce):
             raise BadInput(f"{error} Nothing was started.") from error
 
     def _look(self, client: "S3Client", name: str) -> tuple[int, str]:
-        """An object's size and version. A GET of one byte: errors of a HEAD don't say why."""
+        """Return an object's size and version, by a GET of one byte: the errors of a HEAD don't say
+        why."""
         try:
             answer = client.get_object(Bucket=self._bucket.name, Key=name, Range="bytes=0-0")
         except client.exceptions.ClientError as error:
