@@ -63,12 +63,13 @@ class TrainingContext:
         )
 
     def should_stop(self) -> bool:
-        """Whether anything asks this rank to stop: the driver, a request, the budget."""
+        """Return whether the driver, a request or the budget asks this rank to stop."""
         return self._asked() or self.stop_reason is not None
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the run is to stay stopped, though nobody interrupts this process."""
+        """Why the run must stay stopped, though nobody interrupts this process; None if nothing
+        says so."""
         claim = self._claim
         if claim is None:
             return None
@@ -78,16 +79,18 @@ class TrainingContext:
         return over_budget(self.job.budget, claim.spent)
 
     def patiently(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns, tried again for `checkpoint.linger` while the store is down.
+        """Return what `work` returns, tried again for `checkpoint.linger` while the store is down.
 
-        `work` must bear being repeated. Raises Interrupted or Stopped if asked to stop meanwhile.
+        `work` must be idempotent. Raises Interrupted or Stopped if asked to stop meanwhile.
         """
         with self.watchdog.paused():
             return self._patience(work)
 
     def fetch(self, work: Callable[[], Result]) -> Result:
-        """Return what `work` brings from a store, once every rank has brought its own: another
-        machine's download may take long after this one's."""
+        """Return what `work` brings from a store, once every rank has brought its own.
+
+        The download of another machine may take long after this one's.
+        """
 
         def bring() -> Result:
             brought = work()
@@ -97,7 +100,7 @@ class TrainingContext:
         return self.patiently(bring)
 
     def wait_for_prepare(self) -> bool:
-        """Return once the prepared data is committed; False if asked to stop before."""
+        """Return True once the prepared data is committed, or False if asked to stop first."""
         wanted = self.request.digests["prepare"]
         with self.watchdog.paused():  # data may take hours
             while not self._asked():
@@ -120,18 +123,19 @@ class TrainingContext:
             claim.release(forget_attempts=True)
             raise PionError(
                 f"{MAX_ATTEMPTS} attempts in a row ended before anything was committed. What was "
-                "committed before is safe. Mend the cause (the last error is above, or in the "
-                "machine's log if it was out of memory), then run the same command again."
+                "committed before is safe. Fix the cause (the last error is above, or in the "
+                "machine's log if memory ran out), then run the same command again."
             )
         claim.heartbeat.start()
         return claim
 
     def own(self, claim: Claim | None) -> None:
-        """Listen to what `claim` is asked from now on."""
+        """Obey what `claim` is asked from now on."""
         self._claim = claim
 
     def unfinished(self, head: Head) -> list[str]:
-        """The stages that `head` doesn't record as finished: an attempt may come after others."""
+        """Return the stages that `head` does not record as finished: earlier attempts may have
+        finished some."""
         digests = self.request.digests
         return [
             stage
@@ -140,7 +144,8 @@ class TrainingContext:
         ]
 
     def leave_out(self, stage: str, trouble: Trouble, claim: Claim) -> str | None:
-        """Record that the offending rows are left out from now on; why not, if it is hopeless."""
+        """Record that the offending rows are left out from now on; if that is hopeless, return
+        why."""
         now = self.run.clock.now()
         digest, limit = self.request.digests[stage], self.job.checkpoint.max_rewinds
         try:
@@ -172,14 +177,14 @@ class TrainingContext:
             raise Stopped(self.stop_reason)
         raise Interrupted(
             "Interrupted while the store was down; everything committed before is safe. Run the "
-            "same command again to go on."
+            "same command again to continue."
         )
 
     def _end_hang(self, text: str) -> None:
-        """End this process: Ray starts the workers anew, and without Ray exit 75 asks for it.
+        """End this process: Ray restarts the workers, and without Ray exit 75 asks for a restart.
 
-        Whatever rank hangs, rank 0 soon waits for it: the others leave it to rank 0, which may also
-        be waiting for its store with good reason.
+        Whatever rank hangs, rank 0 soon waits for it. So other ranks leave it to rank 0, which may
+        also be waiting for its store with good reason.
         """
         if self.group.rank > 0:
             return
@@ -191,5 +196,5 @@ class TrainingContext:
 
 
 def phase(name: str, started: float) -> Phase:
-    """The message that a part of the start, begun at `started` (monotonic), is over."""
+    """Return the message that a part of the start, begun at `started` (monotonic), is over."""
     return Phase(name, time.monotonic() - started)

@@ -1,4 +1,5 @@
-"""Notes on what machine, and how, an attempt trains: for the lineage, and the receipt of a hop."""
+"""What machine an attempt trains on, and how: noted for the lineage and for the receipt of a
+hop."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Trainer) -> list[str]:
-    """Append the "training" event of the attempt that begins under `epoch`; what it reaches is in
-    the metrics. Returns the receipt (also kept) if the attempt before was on another machine, or
-    computed another way; empty otherwise.
+    """Append the "training" event of the attempt that begins under `epoch`, and return its receipt.
+
+    The receipt is empty unless the previous attempt was on another machine or computed another way.
+    It is kept as an event too.
     """
     from pion.train.hardware import device_name
     from pion.train.schedule import lr_at

@@ -1,9 +1,9 @@
-"""The receipt of a hop: what changed with the machine, and proof that the run did not.
+"""The receipt of a hop: what changed with the machine, and proof that the run did not change.
 
 It compares two "training" events, which an attempt records when it begins (machine_note.py). Of
 their fields it uses: stage, from_step, host, device, workers, micro_batch, grad_accum, dtype,
 python, seq_len, global_batch, lr (the schedule's for step `from_step`, the last one finished) and
-next_row (the first row this attempt trains on).
+next_row (the first row that this attempt trains on).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PLAN = ("host", "device", "workers", "micro_batch", "grad_accum", "dtype", "pyth
 
 
 def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
-    """The receipt of the attempt `now` that begins under `epoch`; empty if nothing changed.
+    """Return the receipt of the attempt `now` that begins under `epoch`; empty if nothing changed.
 
     Compares with the attempt before it and with the metrics of the last step that is kept. Reads
-    few objects, since it lies on the way to the first step.
+    only a few objects, because the first step waits for it.
     """
     before = _attempt_before(run, epoch)
     if before is None or not plan_changed(before, now):
@@ -38,16 +38,17 @@ def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
 
 
 def plan_changed(before: Row, now: Row) -> bool:
-    """Whether the machine, or how it computes, is another one."""
+    """Return whether the machine changed, or how it computes."""
     return any(before.get(name) != now.get(name) for name in PLAN)
 
 
 def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
-    """What to print and keep about a hop; lines that start with ALARM say what must not be.
+    """Return the lines to print and keep about a hop. Lines that start with ALARM name what is
+    wrong.
 
     Args:
         before: the attempt that trained last.
-        now: the one that begins.
+        now: the attempt that begins.
         last: the metrics of step `from_step` of `now` (`lr`, `rows`); None if there are none.
     """
     if not plan_changed(before, now):
@@ -71,7 +72,7 @@ def _machines(before: Row, now: Row) -> str:
 
 
 def _batch(before: Row, now: Row, same_stage: bool) -> list[str]:
-    """Who computes how much of a step, and that the step is as large as before."""
+    """Return who computes how much of a step, and whether the step is as large as before."""
     old, new = (_shape(row) for row in (before, now))
     shape = f"{new} as before" if old == new else f"{old} → {new}"
     line = f"micro_batch × grad_accum × workers: {shape}"
@@ -80,8 +81,8 @@ def _batch(before: Row, now: Row, same_stage: bool) -> list[str]:
     lines = [f"{line}, {tokens:,} tokens per step"]
     if same_stage and tokens != old_tokens:
         lines.append(
-            f"{ALARM}{tokens:,} tokens per step instead of {old_tokens:,}: this is another run's "
-            f"batch. {_STOP}"
+            f"{ALARM}{tokens:,} tokens per step instead of {old_tokens:,}: this is the batch of "
+            f"another run. {_STOP}"
         )
     elif same_stage:
         lines[0] += " as before"
@@ -98,24 +99,24 @@ def _shape(row: Row) -> str:
 
 
 def _learning_rate(before: Row, now: Row, last: Row | None) -> str:
-    """The schedule here gives what the last kept step was trained with, or says it can't tell."""
+    """Return whether the schedule here gives the rate that the last kept step was trained with."""
     step, rate = now["from_step"], now.get("lr")
     if step == 0 or rate is None:
         return "learning rate: from the start of the schedule, no step is kept"
-    # A fork may go on under another schedule than the step it was forked at was trained with.
+    # A fork may continue under another schedule than its last step was trained with.
     known = before if before["from_step"] == step else last
     if known is None or known.get("lr") is None:
         return f"learning rate {rate:.6g}; can't be compared, step {step:,} has no metrics"
     if not math.isclose(rate, known["lr"], rel_tol=LR_TOLERANCE):
         return (
             f"{ALARM}learning rate {rate!r} at step {step:,}, but {known['lr']!r} before: the "
-            f"schedule is another one. {_STOP}"
+            f"schedule has changed. {_STOP}"
         )
     return f"learning rate {rate:.6g} as before"
 
 
 def _first_row(now: Row, last: Row | None) -> str:
-    """Training goes on with the row after the last one that is kept."""
+    """Return whether training continues with the row after the last one that is kept."""
     first = now["next_row"]
     if now["from_step"] == 0:
         expected: int | None = 0
@@ -138,7 +139,7 @@ _STOP = "Stop this run (Ctrl-C); what is committed is safe."
 
 
 def _attempt_before(run: RunState, epoch: int) -> Row | None:
-    """The newest "training" event of an older epoch than `epoch`."""
+    """Return the newest "training" event of an epoch before `epoch`."""
     for segment_epoch, key in _segments_backwards(run, "events/"):
         if segment_epoch < epoch:
             for row in _rows_backwards(run, key):
@@ -148,7 +149,7 @@ def _attempt_before(run: RunState, epoch: int) -> Row | None:
 
 
 def _metrics_of_step(run: RunState, stage: str, step: int) -> Row | None:
-    """The row of that step's training, of the newest epoch that has one."""
+    """Return the row of that step's training, of the newest epoch that has one."""
     before_step: set[int] = set()  # epochs seen to have come to an earlier step only
     for epoch, key in _segments_backwards(run, f"metrics/{stage}/"):
         if epoch in before_step:
@@ -163,7 +164,7 @@ def _metrics_of_step(run: RunState, stage: str, step: int) -> Row | None:
 
 
 def _segments_backwards(run: RunState, folder: str) -> Iterator[tuple[int, str]]:
-    """(epoch, key) of a log's segments, the newest first."""
+    """Yield (epoch, key) of a log's segments, the newest first."""
     keys = [e.key for e in run.store.list(run.key(folder)) if e.key.endswith(".jsonl")]
     segments = [(int(key.split("/")[-2]), key) for key in keys]
     return iter(sorted(segments, reverse=True))

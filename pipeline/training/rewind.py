@@ -1,7 +1,7 @@
 """What to do when a training step goes wrong: which rows to leave out, and when to give up.
 
-Nothing of a wrong step is saved, so the stage goes back to its newest checkpoint by starting again,
-under a new epoch. What changes is recorded in HEAD beforehand: the rows of that step are left out.
+Nothing of a wrong step is saved. The stage restarts from its newest checkpoint, under a new epoch.
+Before that, HEAD records the change: the rows of that step are left out.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SETTLED_STEPS = 100
 def plan_rewind(
     head: Head, stage: str, digest: str, trouble: Trouble, max_rewinds: int, now: float
 ) -> SkippedRows:
-    """The rows to record as skipped in `head` before `stage` goes back, `now` in Unix seconds.
+    """Return the rows to record as skipped in `head` before `stage` goes back; `now` is Unix time.
 
-    A rewind counts until a checkpoint at least 100 steps beyond its trouble is committed; one more
-    trouble while `max_rewinds` of them count raises PionError. Isolated spikes thus never stop a
-    run, and a run that goes wrong wherever it looks stops soon.
+    A rewind counts until a checkpoint at least 100 steps beyond its trouble is committed. If
+    `max_rewinds` of them count already, raise PionError. So isolated spikes never stop a run, and a
+    run that goes wrong everywhere stops soon.
     """
     known = _skipped(head, stage, digest)
     (first,), _ = step_rows(trouble.rows[0], 1, [(rows.first, rows.stop) for rows in known])
@@ -48,10 +48,11 @@ def plan_rewind(
 def rows_to_skip(
     head: Head, stage: str, digest: str, next_row: int, skipped: Iterable[RowRange] = ()
 ) -> list[RowRange]:
-    """What a trainer restored at `next_row`, which has left out `skipped`, is to leave out.
+    """Return what a trainer restored at `next_row` must leave out, as sorted ranges that don't
+    touch.
 
-    That and whatever `head` records from `next_row` on, as sorted ranges that don't touch. A record
-    of rows before `next_row` adds nothing: the checkpoint itself says what became of them.
+    These are the ranges it has `skipped` already, and those that `head` records from `next_row` on.
+    A record of rows before `next_row` adds nothing: the checkpoint itself says what became of them.
     """
     ahead = [
         (max(rows.first, next_row), rows.stop)
@@ -72,7 +73,7 @@ def _skipped(head: Head, stage: str, digest: str) -> list[SkippedRows]:
 
 
 def _newest_step(head: Head, stage: str, digest: str) -> int:
-    """Step of the stage's newest checkpoint, 0 if none is committed."""
+    """Return the step of the stage's newest checkpoint; 0 if none is committed."""
     steps = [e.step for e in head.checkpoints if (e.stage, e.digest) == (stage, digest)]
     return max(steps, default=0)
 
@@ -89,16 +90,17 @@ def _gives_up(stage: str, troubles: list[SkippedRows], max_rewinds: int, saved: 
     else:
         safe = "There is no checkpoint of this stage yet; stages before it are safe"
         change = "in the job, and run the same command again"
+    more = 2 * max_rewinds or 1
     return "\n".join(
         [
             f"{stage} went wrong {times} without getting {SETTLED_STEPS} saved steps past it "
             f"(checkpoint.max_rewinds is {max_rewinds}), and has stopped:",
             *what,
-            f"{safe}; nothing of these steps was saved. Ways on:",
+            f"{safe}; nothing of these steps was saved. What you can do:",
             f"  wrong at one batch after another: lower {stage}.lr, lengthen {stage}.warmup_steps "
             f"or tighten {stage}.clip, {change};",
             "  wrong at some batches only: look at those rows of the data;",
-            f"  go on regardless: `pion run JOB checkpoint.max_rewinds={2 * max_rewinds or 1}` "
-            f"leaves out more rows, and a higher {stage}.max_spike lets greater spikes pass.",
+            f"  to continue regardless: `pion run JOB checkpoint.max_rewinds={more}` leaves out "
+            f"more rows, and a higher {stage}.max_spike lets greater spikes pass.",
         ]
     )

@@ -1,4 +1,4 @@
-"""Optional second homes of the metrics: TensorBoard and Weights & Biases, where the job asks."""
+"""Metrics for TensorBoard and Weights & Biases too, where the job asks for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NOT_A_METRIC = {"step", "epoch", "stage"}
 
 
 def check_trackers(job: Job) -> None:
-    """Raise BadInput before work starts if a tracker the job asks for is not installed."""
+    """Raise BadInput if a tracker that the job asks for is not installed, before any work."""
     for name, wanted in (("tensorboard", job.log.tensorboard), ("wandb", job.log.wandb)):
         if wanted:
             _load(name)

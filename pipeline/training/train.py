@@ -1,7 +1,7 @@
 """Train the stages of a run: claim it, train, go back after trouble, until done or stopped.
 
-One function serves a Ray worker and a process without Ray. Rank 0 owns the run's state and decides
-what to restore; the other ranks are told.
+The same function serves a Ray worker and a process without Ray. Rank 0 owns the run's state and
+decides what to restore; it tells the other ranks.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def train_stages(
 ) -> str:
     """Advance the training stages until they are done ("done") or a stop is asked ("stopped").
 
-    Raises `Stopped` when a request in the store or the budget asked for it, and PionError for what
-    a person must decide; then nothing committed is lost.
+    Raises `Stopped` when a request in the store or the budget asks for the stop, and PionError when
+    a person must decide. Nothing committed is lost then.
     """
     started = time.monotonic()
     import torch
@@ -50,7 +50,7 @@ def train_stages(
 
 
 def _attempt(context: TrainingContext) -> str:
-    """One claim and what is trained under it: "done", "stopped", or "again" after trouble."""
+    """Claim the run and train under that claim: "done", "stopped", or "again" after trouble."""
     group = context.group
     claim = context.claim() if group.rank == 0 else None
     context.own(claim)
@@ -79,7 +79,7 @@ def _attempt(context: TrainingContext) -> str:
 
 
 def _say_nothing(message: Shown) -> None:
-    """Rank 0 reports for all."""
+    """Do nothing: rank 0 reports for all."""
 
 
 def _threads(job: Job, group: Group) -> int:

@@ -1,8 +1,8 @@
-"""Notices that training hangs: no step for many times as long as a step usually takes.
+"""Notice that training hangs: no step for many times as long as a step usually takes.
 
-A collective operation that one rank never joins, a driver of the GPU or a file system that does not
-answer: nothing raises, and a rented machine goes on costing. The watchdog writes down where every
-thread is and lets its owner end the process. A call that keeps the GIL stops the watchdog too.
+A rank may never join a collective operation; the GPU's driver or a file system may not answer. Then
+nothing raises, and a rented machine continues to cost. The watchdog writes down where every thread
+is and lets its owner end the process. A call that keeps the GIL stops the watchdog too.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ class Watchdog:
     It looks every `period` seconds, from a thread that `start` starts.
 
     Too long is `factor` times the usual interval, and at least `at_least` seconds. Before the first
-    two beats, while things are read and compiled, it is `start_limit` seconds. Time is `now`'s,
-    which must not jump. A process that was suspended was not hanging: when the watchdog itself did
-    not look in time either, counting starts again.
+    two beats, while things are read and compiled, it is `start_limit` seconds. `now` is a clock
+    that must not jump. A suspended process does not hang: if the watchdog itself did not look in
+    time either, counting starts again.
 
-    `on_hang` is given a text: how long, the stack of every thread, and a file that has it too.
+    `on_hang` gets a text: how long training hangs, the stack of every thread, and the name of a
+    file that has the text too.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Start to look."""
+        """Start to look, from a thread."""
         self._thread.start()
 
     def beat(self) -> None:
-        """A step or a batch is done."""
+        """Note that a step or a batch is done."""
         with self._lock:
             at = self._now()
             if self._last_beat is not None:
@@ -69,19 +70,21 @@ class Watchdog:
             self._last_beat = self._since = at
 
     def progress(self) -> None:
-        """What is no step gets on. Says nothing about how long a step takes."""
+        """Note that work that is no step progresses. This says nothing about how long a step
+        takes."""
         with self._lock:
             self._last_beat, self._since = None, self._now()
 
     def restart(self) -> None:
-        """What follows is compiled and timed anew: `start_limit` holds until two more beats."""
+        """Expect new compilation and a new usual interval: `start_limit` holds until two more
+        beats."""
         with self._lock:
             self._intervals.clear()
             self._last_beat, self._since = None, self._now()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is expected meanwhile, because something else limits it; may be nested."""
+        """Expect nothing while inside, because something else limits the time. May be nested."""
         with self._lock:
             self._pauses += 1
         try:
@@ -122,7 +125,7 @@ class Watchdog:
 
 
 def _describe(silent: float, usual: float | None) -> str:
-    """How long it hangs and where; also written to a file that stays, if one can be written."""
+    """Return how long training hangs and where; keep it in a file too, if one can be written."""
     often = f"one usually takes {usual:.1f} s" if usual is not None else "since the start"
     # In memory first, and by faulthandler, which reads no source: what hangs may be a disk.
     with os.fdopen(os.memfd_create("stacks"), "w+", errors="replace") as file:

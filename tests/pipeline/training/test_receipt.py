@@ -75,7 +75,7 @@ def test_another_python_or_precision_is_shown_too() -> None:
         ({"next_row": 88_449}, "first row 88,449, but the one after the last is 88,448: rows"),
         ({"next_row": 88_384}, "would be repeated"),
         ({"next_row": 90_000}, "would be left out"),
-        ({"lr": 3e-4 * (1 + 1e-11)}, "the schedule is another one"),
+        ({"lr": 3e-4 * (1 + 1e-11)}, "the schedule has changed"),
         ({"from_step": 0}, "first row 88,448, but the one after the last is 0"),
     ],
 )

@@ -1,7 +1,5 @@
-"""When a stage is saved, what happens when a save hangs, and how long an outage is waited for."""
+"""When a stage is saved, and what happens when a save hangs."""
 
-import dataclasses
-import math
 import os
 import signal
 from collections.abc import Iterator
@@ -10,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pion.errors import Interrupted, PionError, Stopped
 from pion.train.trainer import TrainState
 from pipeline.console.messages import CheckpointSaved
 from pipeline.job import Checkpoint
@@ -19,15 +16,10 @@ from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
-from pipeline.state.patience import Patience
 from pipeline.state.run_state import Clock, RunState
-from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.stores import FileStore
 from pipeline.training.cadence import SaveCadence
-from pipeline.training.context import TrainingContext
-from pipeline.training.group import Group
 from pipeline.training.saving import Saving
-from pipeline.training.train_request import TrainRequest
-from tests.support.jobs import tiny_job
 
 
 class Stage:
@@ -113,81 +105,3 @@ def test_a_save_reports_the_seconds_between_two_of_them_where_time_decides(
     stage.checkpointer.stats.durable_step = 10
     saving.follow()
     assert reported[0].interval == pytest.approx(interval, abs=0.1)
-
-
-# ---------------------------------------------------------------- waiting for a store
-
-
-class Down:
-    """A store that is down for so many seconds, and who waits for it."""
-
-    def __init__(self, seconds: float, linger: float) -> None:
-        self.seconds, self.now, self.calls = seconds, 0.0, 0
-        self.said = list[str]()
-        self.patiently = Patience(linger, self.said.append, self.sleep, now=lambda: self.now)
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-    def read(self) -> str:
-        self.calls += 1
-        if self.now < self.seconds:
-            raise StoreError("read", "HEAD.json", "the test says so", outage=True)
-        return "content"
-
-
-def test_an_outage_is_said_once_with_the_end_of_trying_and_when_it_is_over() -> None:
-    down = Down(seconds=500.0, linger=600.0)
-    assert down.patiently(down.read) == "content"
-    began, over = down.said
-    assert began.startswith("Cannot read HEAD.json: the test says so. Trying again until 20")
-    assert over == "the store can be reached again"
-
-
-@pytest.mark.parametrize("linger", [0.0, 1.0, 600.0])
-def test_trying_goes_on_for_exactly_as_long_as_the_job_says(linger: float) -> None:
-    down = Down(seconds=math.inf, linger=linger)
-    with pytest.raises(StoreError):
-        down.patiently(down.read)
-    assert down.now == linger
-    assert len(down.said) == (1 if linger else 0)
-
-
-def test_a_job_may_wait_for_ever() -> None:
-    down = Down(seconds=1e6, linger=math.inf)
-    assert down.patiently(down.read) == "content"
-    assert down.said[0].endswith("Trying again for as long as it takes.")
-
-
-def test_what_trying_again_does_not_mend_is_raised_at_once() -> None:
-    down = Down(seconds=0.0, linger=600.0)
-
-    def refuse() -> None:
-        raise StoreError("read", "HEAD.json", "access was denied")
-
-    with pytest.raises(StoreError):
-        down.patiently(refuse)
-    assert (down.now, down.said) == (0.0, [])
-
-
-@pytest.mark.parametrize(("asked", "error"), [(None, Interrupted), ("pion stop", Stopped)])
-def test_training_that_waits_for_its_store_obeys_a_stop(
-    tmp_path: Path, asked: str | None, error: type[PionError]
-) -> None:
-    store = str(tmp_path / "runs")
-    request = TrainRequest(
-        job=tiny_job(sft=None, checkpoint__linger=600.0).model_dump(mode="json"),
-        job_folder=str(tmp_path),
-        store=store,
-        owner=dataclasses.asdict(Owner.me()),
-        stages=["pretrain"],
-        digests={"pretrain": "d1"},
-        data={},
-    )
-    context = TrainingContext(request, Group(), lambda message: None, lambda: asked is None)
-    claim = claim_run(RunState(FileStore(Path(store)), "tiny"), Owner.me())
-    claim.heartbeat.stop_request = asked
-    context.own(claim)
-    with pytest.raises(error):
-        context.patiently(Down(seconds=math.inf, linger=0.0).read)
-    context.watchdog.close()

@@ -1,0 +1,60 @@
+"""How long an outage of the store is waited for."""
+
+import math
+
+import pytest
+
+from pipeline.state.patience import Patience
+from pipeline.state.stores import StoreError
+
+
+class Down:
+    """A store that is down for so many seconds, and who waits for it."""
+
+    def __init__(self, seconds: float, linger: float) -> None:
+        self.seconds, self.now, self.calls = seconds, 0.0, 0
+        self.said = list[str]()
+        self.patiently = Patience(linger, self.said.append, self.sleep, now=lambda: self.now)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def read(self) -> str:
+        self.calls += 1
+        if self.now < self.seconds:
+            raise StoreError("read", "HEAD.json", "the test says so", outage=True)
+        return "content"
+
+
+def test_an_outage_is_said_once_with_the_end_of_trying_and_when_it_is_over() -> None:
+    down = Down(seconds=500.0, linger=600.0)
+    assert down.patiently(down.read) == "content"
+    began, over = down.said
+    assert began.startswith("Cannot read HEAD.json: the test says so. Trying again until 20")
+    assert over == "the store can be reached again"
+
+
+@pytest.mark.parametrize("linger", [0.0, 1.0, 600.0])
+def test_trying_goes_on_for_exactly_as_long_as_the_job_says(linger: float) -> None:
+    down = Down(seconds=math.inf, linger=linger)
+    with pytest.raises(StoreError):
+        down.patiently(down.read)
+    assert down.now == linger
+    assert len(down.said) == (1 if linger else 0)
+
+
+def test_a_job_may_wait_for_ever() -> None:
+    down = Down(seconds=1e6, linger=math.inf)
+    assert down.patiently(down.read) == "content"
+    assert down.said[0].endswith("Trying again for as long as it takes.")
+
+
+def test_what_trying_again_does_not_mend_is_raised_at_once() -> None:
+    down = Down(seconds=0.0, linger=600.0)
+
+    def refuse() -> None:
+        raise StoreError("read", "HEAD.json", "access was denied")
+
+    with pytest.raises(StoreError):
+        down.patiently(refuse)
+    assert (down.now, down.said) == (0.0, [])

@@ -1,0 +1,9 @@
+"""What rank 0 does besides computing, and the other ranks don't."""
+
+from pipeline.training.rank_zero import Rank, RankZero
+
+
+def test_rank_zero_does_all_that_other_ranks_leave_to_it() -> None:
+    left = {name for name in vars(Rank) if not name.startswith("_")}
+    assert left
+    assert left <= vars(RankZero).keys()
