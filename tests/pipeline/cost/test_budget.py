@@ -54,7 +54,7 @@ def test_the_rentals_price_wins_over_the_jobs() -> None:
 
 @pytest.mark.parametrize("text", ["", "cheap", "-1", "nan", "inf", "$2"])
 def test_a_price_that_is_no_amount_is_refused(text: str) -> None:
-    with pytest.raises(BadInput, match=r"PION_DOLLARS_PER_HOUR is .* not an amount"):
+    with pytest.raises(BadInput, match=r"PION_DOLLARS_PER_HOUR is .*must be an amount"):
         price_per_hour(Budget(), {"PION_DOLLARS_PER_HOUR": text})
 
 

@@ -281,7 +281,7 @@ def test_an_unknown_gpu_costs_the_only_price_there_is_or_an_unknown_one(proc: Pa
     "text", ["cheap", "{", "[0.4]", '{"A40": -1}', '{"A40": "free"}', '{"A40": true}', "0.4"]
 )
 def test_prices_that_are_no_amounts_by_gpu_are_refused(proc: Path, text: str) -> None:
-    with pytest.raises(BadInput, match=r"PION_PRICES is .*not a JSON object.*Nothing was started"):
+    with pytest.raises(BadInput, match=r"PION_PRICES is .*must be a JSON object.*Nothing was"):
         rental_price({**RENTED, "PION_PRICES": text}, proc)
 
 
