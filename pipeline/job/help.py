@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from pipeline.job.schema import chapters
+from pipeline.job.every_field import chapters
 
 COLUMNS = (("key", 5), ("type", 3), ("default", 3), ("meaning", 7), ("part", 2))
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.job import Job
-from pipeline.job.schema import fields_at, find_field, homes_of, is_number
+from pipeline.job.every_field import fields_at, find_field, homes_of, is_number
 
 
 @dataclass

@@ -5,7 +5,7 @@ python -m pipeline.job.reference > docs/jobs.md
 
 from __future__ import annotations
 
-from pipeline.job.schema import Chapter, JobField, chapters
+from pipeline.job.every_field import Chapter, JobField, chapters
 
 HEAD = """\
 <!-- Written by `python -m pipeline.job.reference > docs/jobs.md`. Change pipeline/job/, not this file. -->

@@ -12,7 +12,7 @@ from pipeline.rent.managed.lookout import Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.restart import Restarter
-from pipeline.rent.managed.terminate import terminate_each
+from pipeline.rent.managed.terminate_pods import terminate_each
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 

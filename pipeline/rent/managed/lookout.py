@@ -8,7 +8,6 @@ from typing import Any
 
 from pipeline.rent.managed.attempts import AttemptMemory
 from pipeline.rent.managed.diagnose import RunView, SkyView
-from pipeline.rent.managed.lost_pods import LostPods
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.memory import CostMemory, PodMemory, StepKey, StepMemory
 from pipeline.rent.managed.names import cluster_name
@@ -17,6 +16,7 @@ from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.progress import Progress
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.recorded_task import launch_id_of
+from pipeline.rent.managed.unclaimed_costs import LostPods
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished, run_status

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pipeline.rent.managed import clusters, managed_jobs, names, pods, recorded_task, terminate
+from pipeline.rent.managed import clusters, managed_jobs, names, pods, recorded_task, terminate_pods
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.pods import Pod
@@ -56,7 +56,7 @@ class Provider:
 
     def terminate_pod(self, pod_id: str) -> None:
         """End a pod and its bill."""
-        terminate.terminate_pod(pod_id)
+        terminate_pods.terminate_pod(pod_id)
 
     def clusters_now(self) -> Mapping[str, str] | None:
         """Return the status of every cluster, by its cloud's word; None if nobody can tell."""

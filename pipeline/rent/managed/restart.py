@@ -13,7 +13,7 @@ from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.submission import submitting_alone
-from pipeline.rent.managed.terminate import terminate_each
+from pipeline.rent.managed.terminate_pods import terminate_each
 from pipeline.state.records import Head
 from pipeline.state.run_state import Clock
 

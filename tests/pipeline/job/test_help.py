@@ -3,8 +3,8 @@
 import re
 
 from pipeline.job import Job
+from pipeline.job.every_field import sections_of
 from pipeline.job.help import help_job
-from pipeline.job.schema import sections_of
 
 
 def every_path(section: type, prefix: str = "") -> set[str]:

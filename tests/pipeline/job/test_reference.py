@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from pipeline.job import Job
+from pipeline.job.every_field import chapters
 from pipeline.job.file import JobLoader
 from pipeline.job.reference import EXAMPLES, WHOLE, reference
-from pipeline.job.schema import chapters
 from tests.paths import REPOSITORY
 
 COMMAND = "uv run python -m pipeline.job.reference > docs/jobs.md"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pion.errors import PionError
-from pipeline.rent.managed.terminate import terminate_pod
+from pipeline.rent.managed.terminate_pods import terminate_pod
 from tests.support.runpod_api import RunPodApi
 
 
