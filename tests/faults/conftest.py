@@ -14,6 +14,8 @@ from pipeline.state.owner import Owner
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies takes no disk cache along; only a power cut does."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    # A read past the cache waits until the disk has what was written.
+    monkeypatch.setattr(os, "O_DIRECT", 0)
 
 
 @pytest.fixture
