@@ -38,7 +38,20 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(CACHE / "bytecode"))
 os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
 
-LONGEST_FIRST = ("test_ray", "test_resume", "test_interruptions", "test_hops")
+# As measured; a long file that comes last would leave one of the two processes idle.
+LONGEST_FIRST = (
+    "test_ray",
+    "test_resume",
+    "test_sigterm",
+    "test_stops",
+    "test_crash_everywhere",
+    "test_hops",
+    "test_redo",
+    "test_proof",
+    "test_hangs",
+    "test_secrets",
+    "test_trouble",
+)
 
 
 SHARED_RAY = """

@@ -1,0 +1,139 @@
+"""The shape of the code: tests lie where their module does, and what is read is not too large."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import LONGEST_FIRST
+from tests.paths import REPOSITORY, TESTS
+
+PACKAGES = ("pion", "pipeline")
+MOST_LINES, MOST_PARAMETERS = 50, 6
+
+# By "path name", each with its reason.
+LONG_FUNCTIONS = {
+    # A list of commands with their options, which nothing is gained by cutting in two.
+    "pipeline/rent/cli.py add_rent_commands",
+}
+MANY_PARAMETERS = {
+    # The library's public function, whose users name each setting.
+    "pion/generate.py generate",
+    # Four of the seven are clocks and chance, which only tests replace.
+    "pipeline/state/stores/retry.py retrying",
+}
+# By "path Class.attribute", five at most.
+SET_OUTSIDE_INIT: set[str] = set()
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for package in PACKAGES:
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            yield str(path.relative_to(REPOSITORY)), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def functions() -> Iterator[tuple[str, Function]]:
+    for path, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, Function):
+                yield f"{path} {node.name}", node
+
+
+def parameters(function: Function) -> int:
+    arguments = function.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in every)
+
+
+def lines(function: Function) -> int:
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+def test_no_function_is_longer_than_a_page() -> None:
+    assert {name for name, node in functions() if lines(node) > MOST_LINES} == LONG_FUNCTIONS
+
+
+def test_no_function_takes_more_than_six_parameters() -> None:
+    many = {name for name, node in functions() if parameters(node) > MOST_PARAMETERS}
+    assert many == MANY_PARAMETERS
+
+
+def set_outside_init(class_: ast.ClassDef) -> set[str]:
+    """Attributes that a method other than `__init__` is the first to set."""
+    declared: set[str] = set()
+    elsewhere: set[str] = set()
+    for statement in class_.body:
+        targets: list[ast.expr] = []
+        if isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        elif isinstance(statement, ast.Assign):
+            targets = statement.targets
+        declared |= {target.id for target in targets if isinstance(target, ast.Name)}
+    for method in class_.body:
+        if not isinstance(method, Function) or not method.args.args or _bound_to_class(method):
+            continue
+        found = declared if method.name in ("__init__", "__post_init__") else elsewhere
+        found |= _assigned(method, method.args.args[0].arg)
+    return elsewhere - declared
+
+
+def _bound_to_class(method: Function) -> bool:
+    names = {node.id for node in method.decorator_list if isinstance(node, ast.Name)}
+    return bool(names & {"classmethod", "staticmethod"})
+
+
+def _assigned(method: Function, me: str) -> set[str]:
+    return {
+        node.attr
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == me
+    }
+
+
+def test_an_object_is_complete_once_it_is_made() -> None:
+    found = {
+        f"{path} {node.name}.{attribute}"
+        for path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for attribute in set_outside_init(node)
+    }
+    assert found == SET_OUTSIDE_INIT
+    assert len(SET_OUTSIDE_INIT) <= 5
+
+
+def test_an_attribute_set_outside_init_is_found() -> None:
+    code = "class A:\n def __init__(self): self.a = 1\n def f(self): self.b = 1"
+    (class_,) = ast.parse(code).body
+    assert isinstance(class_, ast.ClassDef)
+    assert set_outside_init(class_) == {"b"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_test_lies_where_its_module_does(package: str) -> None:
+    files = sorted((TESTS / package).rglob("test_*.py"))
+    assert files
+    astray = [path for path in files if not _has_module(path)]
+    assert not astray
+
+
+def _has_module(test: Path) -> bool:
+    """Whether test_X.py is beside module X, or beside a module that X continues after "_"."""
+    folder = REPOSITORY / test.parent.relative_to(TESTS)
+    name = test.stem.removeprefix("test_")
+    names = [path.stem for path in folder.glob("*.py")]
+    return any(name == module or name.startswith(f"{module}_") for module in names)
+
+
+def test_the_files_that_come_first_are_there() -> None:
+    stems = {path.stem for path in TESTS.rglob("test_*.py")}
+    assert set(LONGEST_FIRST) <= stems
