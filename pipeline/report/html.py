@@ -1,4 +1,4 @@
-"""Parts of an HTML page: sections, tables, bars. What they are given is escaped."""
+"""Parts of an HTML page: sections, tables, bars and lists. They escape the texts they are given."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pipeline.console.formats import printable
 
 
 def text(words: object) -> str:
-    """Words that came from outside, as text and nothing else."""
+    """Return words from outside as HTML that is nothing but text."""
     return escape(printable(str(words)))
 
 
 def section(title: str, body: str) -> str:
-    """A section; `body` is HTML already."""
+    """Return a section; `body` is HTML already."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> str:
-    """A table of texts; columns from `numbers_from` on are aligned right."""
+    """Return a table of texts. Columns from `numbers_from` are aligned right."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         kinds = ["" if i < numbers_from else ' class="number"' for i in range(len(row))]
@@ -31,7 +31,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from:
 
 
 def bars(rows: Sequence[tuple[str, float, Sequence[str]]]) -> str:
-    """A table of (name, length, numbers): the numbers as text, the length as a bar beside them."""
+    """Return a table of (name, length, numbers): numbers as text, then a bar of the length."""
     longest = max((length for _, length, _ in rows), default=0.0) or 1.0
     lines = [
         f"<tr><td>{text(name)}</td>"
@@ -43,6 +43,6 @@ def bars(rows: Sequence[tuple[str, float, Sequence[str]]]) -> str:
 
 
 def items(entries: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A list of (heading, lines)."""
+    """Return a list of (heading, lines)."""
     shown = ["<br>".join(text(line) for line in (heading, *lines)) for heading, lines in entries]
     return f"<ul>{''.join(f'<li>{item}</li>' for item in shown)}</ul>"

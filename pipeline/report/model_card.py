@@ -1,4 +1,4 @@
-"""The model card: a README.md for the published folder that a person likes to read."""
+"""The text of the model card: the README.md of the published folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def model_card(
 
 
 def source_lines(job: Job) -> list[str]:
-    """One line for each data source, by stage; a local path is named without its folders."""
+    """Return one line for each data source, by stage. Of a local path only the name is shown."""
     lines = []
     sources: list[tuple[str, Any]] = []
     if job.pretrain:
@@ -72,14 +72,14 @@ def source_lines(job: Job) -> list[str]:
 
 
 def trained_tokens(job: Job, stage: str) -> int:
-    """Positions a finished stage has trained on: steps × sequences × length."""
+    """Return the tokens that a finished stage has trained on: steps × sequences × length."""
     section: Train = job.section(stage)
     seq_len = job.seq_len(stage)
     return section.steps * section.global_batch * seq_len
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> str:
-    """A Markdown table; columns from `numbers_from` on are aligned right."""
+    """Return a Markdown table. Columns from `numbers_from` are aligned right."""
     rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
@@ -96,7 +96,7 @@ def hardware_lines(attempts: Sequence[Row]) -> list[str]:
 
 
 def front_matter(job: Job) -> str:
-    """The YAML block the Hub reads."""
+    """Return the YAML block that the Hub reads."""
     from huggingface_hub import ModelCardData
 
     assert job.publish is not None

@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file that needs nothing else, in light and dark.
+"""The report of a run as HTML: one file with everything in it, for light and dark screens.
 
-Every text that came from outside (samples, names, reasons) is escaped; plots are embedded.
+Every text from outside (samples, names, reasons) is escaped. The plots are embedded.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _stages(history: RunHistory) -> str:
 
 
 def _phases(phases: Sequence[Row]) -> str:
-    """One line for each phase; a total counts from the start of the command, the rest overlap."""
+    """Show one line for each phase. A total counts from the command's start; others overlap."""
     rows = [
         (
             f"from the start to the {phase['name']}" if phase.get("total") else phase["name"],
@@ -200,7 +200,7 @@ def _phases(phases: Sequence[Row]) -> str:
 
 
 def _attempts(rows: Sequence[Row]) -> str:
-    """A table of whatever plain values the rows hold, columns in the order they first appear."""
+    """Show a table of all plain values in the rows, with columns in order of first appearance."""
     if not rows:
         return ""
     columns = list(
@@ -225,7 +225,7 @@ def _cell(column: str, value: Any) -> str:
 
 
 def _dated(title: str, entries: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A list of (when, lines); empty if there are none."""
+    """Show a list of (when, lines); nothing if there are none."""
     return section(title, items(entries)) if entries else ""
 
 

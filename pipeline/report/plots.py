@@ -1,7 +1,7 @@
 """Plots of a run as PNG bytes: loss and throughput, one panel per training stage.
 
-`metrics` maps a stage to its metrics rows in step order: `step`, `epoch`, and what was measured of
-`loss`, `held_out_loss` (nats per token) and `tokens_per_second`.
+`metrics` maps a stage to its rows of metrics in step order: `step`, `epoch`, and any of `loss`,
+`held_out_loss` (nats per token) and `tokens_per_second`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SMOOTHED_PARTS = 25  # the mean runs over 1/25 of the curve: calm, yet it shows 
 
 
 def loss_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
-    """Training and held-out loss over optimizer steps, as PNG."""
+    """Plot training and held-out loss over optimizer steps, as PNG."""
     stages = [stage for stage in TITLES if metrics.get(stage)]
 
     def draw(axes: Axes, stage: str) -> None:
@@ -38,7 +38,7 @@ def loss_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
         if held:
             axes.plot(held_steps, held, color=HELD_OUT, marker="o", ms=4, lw=1.2, label="held out")
         _mark_restarts(axes, metrics[stage])
-        # The first steps' fall from ln(vocabulary) would squeeze everything worth seeing.
+        # The fall from ln(vocabulary) in the first steps would squeeze everything that follows.
         values = [*smooth[len(smooth) // 50 :], *held]
         if values:
             low, high = min(values), max(values)
@@ -50,7 +50,7 @@ def loss_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
 
 
 def throughput_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
-    """Tokens per second over optimizer steps, as PNG."""
+    """Plot tokens per second over optimizer steps, as PNG."""
     stages = [stage for stage in TITLES if metrics.get(stage)]
 
     def draw(axes: Axes, stage: str) -> None:
@@ -63,9 +63,9 @@ def throughput_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of each value and `window // 2` neighbours on either side, as far as there are any.
+    """Return the mean of each value and up to `window // 2` neighbors on either side.
 
-    A mean over the past alone would lag behind a falling curve.
+    A mean over past values only would lag behind a falling curve.
     """
     sums = list(itertools.accumulate(values, initial=0.0))
     means = []
@@ -76,7 +76,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the rows that have a finite `key`, in step order."""
+    """Return the steps and values of the rows with a finite `key`, in step order."""
     points = sorted(
         (int(row["step"]), float(row[key]))
         for row in rows
@@ -86,7 +86,7 @@ def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
 
 
 def _mark_restarts(axes: Axes, rows: Rows) -> None:
-    """A faint vertical line where another epoch (a restart, another machine) took over."""
+    """Draw a faint vertical line where another epoch (a restart, another machine) took over."""
     known = [row for row in rows if row.get("epoch") is not None]
     for before, row in itertools.pairwise(known):
         if row["epoch"] != before["epoch"]:
@@ -117,7 +117,7 @@ def _panels(stages: list[str], draw: Any, y_label: str, dark: bool) -> bytes:
 
 
 def _dress(axes: Axes, colours: Mapping[str, str]) -> None:
-    """Light horizontal grid, no box, thousands separators."""
+    """Style the axes: a light horizontal grid, no box, thousands separators."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_facecolor(colours["paper"])

@@ -1,6 +1,6 @@
 """Evaluation results as rows of text, for the model card and the report.
 
-A value with a standard error reads `2.081 ± 0.012`; one that was not measured is an en dash.
+A value with a standard error reads `2.081 ± 0.012`. An en dash stands for an unmeasured value.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MODELS = (("sft", "fine-tuned"), ("pretrain", "base"), ("untrained", "untrained"
 
 
 def human_count(count: float) -> str:
-    """1234567 as `1.23M`."""
+    """Return 1234567 as `1.23M`."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if count >= size:
             return f"{count / size:.3g}{suffix}"
@@ -21,7 +21,7 @@ def human_count(count: float) -> str:
 
 
 def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> str:
-    """`2.081 ± 0.012`, `2.081` without a standard error, an en dash where it wasn't measured."""
+    """Return `2.081 ± 0.012`; without a standard error `2.081`; an en dash if unmeasured."""
     value, error = result.get(name), result.get(f"{name}_sem")
     if value is None or not math.isfinite(value):
         return "–"
@@ -30,7 +30,7 @@ def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> s
 
 
 def percent_with_error(result: Mapping[str, Any], name: str) -> str:
-    """`63.5 % ± 3.4`, an en dash where it wasn't measured."""
+    """Return `63.5 % ± 3.4`, or an en dash if unmeasured."""
     value, error = result.get(name), result.get(f"{name}_sem")
     if value is None or not math.isfinite(value):
         return "–"
@@ -39,7 +39,7 @@ def percent_with_error(result: Mapping[str, Any], name: str) -> str:
 
 
 def language_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(model, loss, perplexity, bits per byte) of every model measured on the held-out text."""
+    """Return (model, loss, perplexity, bits per byte) of each model measured on held-out text."""
     rows = [(title, results[key]) for key, title in MODELS if results.get(key)]
     if ngram := results.get("ngram"):
         rows.insert(len(rows) - ("untrained" in results), (f"{ngram['order']}-gram", ngram))
@@ -55,7 +55,7 @@ def language_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
 
 
 def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """(task, model, accuracy, chance, questions) of the multiple-choice tasks."""
+    """Return (task, model, accuracy, chance, questions) of the multiple-choice tasks."""
     rows = []
     for key, title in MODELS:
         measured = results.get(key) or {}
@@ -69,7 +69,7 @@ def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, st
 
 
 def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(task, metric, value) of lm-evaluation-harness; a skipped task gives its reason."""
+    """Return (task, metric, value) of lm-evaluation-harness; for a skipped task, the reason."""
     rows = []
     for task, metrics in (results.get("lm_eval") or {}).items():
         if "skipped" in metrics:
@@ -86,6 +86,6 @@ def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _error_name(metric: str) -> str:
-    """lm-eval keeps the error of `acc,none` under `acc_stderr,none`."""
+    """Return the name of a metric's error: for `acc,none` it is `acc_stderr,none`."""
     name, comma, filter_name = metric.partition(",")
     return f"{name}_stderr{comma}{filter_name}"

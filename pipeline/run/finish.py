@@ -99,7 +99,7 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patientl
 
 
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:
-    """[label, value] pairs that close a `pion run`: where everything is, and how to use it."""
+    """Return the [label, value] pairs that end a `pion run`: where everything is, how to use it."""
     head = _head(run)
     rows = [["run", run.url]]
     local = run.store.local_path(run.key(REPORT))
@@ -125,7 +125,7 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
 
 
 def model_folder(run: RunState, head: Head, stage: str) -> Path:
-    """The folder of a finished training stage's last checkpoint, on this machine."""
+    """Return the folder of a finished training stage's last checkpoint, on this machine."""
     key = head.stages[stage].checkpoint
     assert key is not None
     return bring_model(run, key)
@@ -144,7 +144,7 @@ def _data_folder(run: RunState, digests: Digests, part: str) -> Path | None:
 
 
 def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
-    """A few held-out rows as text: real input to compare the exported model on."""
+    """Return a few held-out rows as text: real input to compare the exported model on."""
     from pion.data.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
@@ -158,7 +158,7 @@ def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
 
 
 def _shown(path: Path) -> str:
-    """A path as short as it can be said from here."""
+    """Return a path relative to the working directory if it is below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

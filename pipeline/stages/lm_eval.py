@@ -104,8 +104,10 @@ def run_task(
 
 @contextmanager
 def _reaped_folder() -> Iterator[Path]:
-    """A temporary folder; it and every process that was started with its name go with the context,
-    or with this process if that is killed: lm-eval would hold the card that is needed again."""
+    """Make a temporary folder, and kill every process started with its name when the context ends.
+
+    This also happens if this process is killed: lm-eval would keep using the card.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pion-lm-eval-"))
     reaper = start_reaper(folder)
     assert reaper.stdin is not None
@@ -118,7 +120,7 @@ def _reaped_folder() -> Iterator[Path]:
 
 
 def hub_is_reachable() -> bool:
-    """Whether the Hub, or the mirror HF_ENDPOINT names, answers at all."""
+    """Return whether the Hub, or the mirror that HF_ENDPOINT names, answers at all."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(endpoint, timeout=HUB_TIMEOUT).close()
@@ -130,8 +132,11 @@ def hub_is_reachable() -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, set to offline where the Hub does not answer: cached data still serves, and a task
-    without any fails at once instead of waiting for time-outs."""
+    """Return this process's environment, set to offline if the Hub does not answer.
+
+    Offline, cached data still works, and a task without cached data fails at once instead of
+    waiting for timeouts.
+    """
     environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
     if "HF_HUB_OFFLINE" not in environment and not hub_is_reachable():
         environment["HF_HUB_OFFLINE"] = "1"
@@ -150,13 +155,16 @@ def _metrics(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(stderr: str, returncode: int) -> str:
-    """The last line of a traceback: the exception. Raises Interrupted if a signal ended it."""
+    """Return the last line of a traceback: the exception.
+
+    Raises Interrupted if a signal ended the task.
+    """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else "no message"
     if returncode in (-signal.SIGINT, -signal.SIGTERM) or last.startswith("KeyboardInterrupt"):
         raise Interrupted(
             "Interrupted while lm-eval ran; the parts of the evaluation that are done are saved. "
-            "Run the same command again to go on."
+            "Run the same command again to continue."
         )
     if returncode < 0:
         return f"lm-eval was ended by {signal.Signals(-returncode).name}; out of memory? ({last})"

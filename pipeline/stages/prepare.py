@@ -1,7 +1,7 @@
 """prepare: from the job's sources to a tokenizer and fingerprinted shards of training rows.
 
-Each part of the data has its own folder (layout: pipeline/data/prepared.py). Called again after an
-interruption it goes on after the last finished shard; called on a finished folder it only reports.
+Each part of the data has its own folder (layout: pipeline/data/prepared.py). After an interruption
+the work resumes after the last finished shard. For a finished folder only the report is read.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ PINNED = "commit.json"
 
 
 def prepare_pretrain(job: Job, folder: Path, say: Say) -> dict[str, Any]:
-    """Prepare the pretraining data in `folder`; returns what was counted and how fast.
+    """Prepare the pretraining data in `folder`; return what was counted and how fast.
 
-    Raises BadInput for every input that can't be used, before anything is tokenised where that can
-    be known, and for a corpus smaller than one global batch.
+    Raises BadInput for every input that can't be used, if possible before anything is tokenised,
+    and for a corpus smaller than one global batch.
     """
     with _writing(folder):
         if not (folder / DATASET).exists():
@@ -113,7 +113,7 @@ def _prepare_sft(job: Job, folder: Path, tokenizer_path: Path | None, say: Say) 
 
 
 def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path) -> list[Input]:
-    """All sources, found before anything is done; Hub commits are pinned in the folder."""
+    """Find all sources, before any other work; pin Hub commits in the folder."""
     path = folder / PINNED
     pinned = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     inputs = [
@@ -129,7 +129,7 @@ def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path
 def _tokenizer(
     job: Job, inputs: list[Input], folder: Path, say: Say
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """The job's tokenizer, kept in the folder. Raises BadInput if it doesn't fit the model."""
+    """Put the job's tokenizer into the folder. Raises BadInput if it doesn't fit the model."""
     path, section = folder / "tokenizer.json", job.tokenizer
     started = time.monotonic()
     if section.train is not None:
@@ -162,13 +162,13 @@ def _save(tokenizer: Tokenizer, path: Path) -> None:
 
 
 def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
-    """Text to learn merges from: training documents only, the same share of every source."""
+    """Yield text to learn merges from: training documents, the same amount from every source."""
     assert job.tokenizer.train is not None
     readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
     if not readable:
         raise BadInput(
             "tokenizer.train: every data source is tokenised already, so there is no text to train "
-            "on; name the tokenizer they were made with as tokenizer.file or tokenizer.hub"
+            "on; set tokenizer.file or tokenizer.hub to the tokenizer that they were made with"
         )
     share = job.tokenizer.train.max_mb * 1e6 / len(readable)
     for found in readable:
@@ -199,12 +199,12 @@ def _name(source: Source) -> str:
 
 
 def _check_splits(report: dict[str, Any], found: Input, seq_len: int, share: float) -> None:
-    """Raise BadInput where there is nothing to train or to evaluate on."""
+    """Raise BadInput if there is nothing to train or to evaluate on."""
     for split, wish in (("train", "lower held_out"), ("held_out", "raise held_out")):
         if not report[f"{split}_rows"]:
             raise BadInput(
-                f"{found.key} ({_name(found.source)}): too little text: the {split} split has not "
-                f"one row of {seq_len:,} ids. Give it more, lower seq_len, or {wish} (now {share})."
+                f"{found.key} ({_name(found.source)}): too little text: the {split} split does not "
+                f"fill a row of {seq_len:,} ids. Add text, lower seq_len, or {wish} (now {share})."
             )
 
 
@@ -212,8 +212,8 @@ def _check_rows(data: PreparedData, global_batch: int, stage: str, seq_len: int)
     rows = data.report["train_rows"]
     if rows < global_batch:
         raise BadInput(
-            f"{stage}: a corpus smaller than one batch: {rows:,} rows of {seq_len:,} ids were "
-            f"found, but {stage}.global_batch needs {global_batch:,}. Add data, or lower "
+            f"{stage}: the corpus is smaller than one batch: it has {rows:,} rows of {seq_len:,} "
+            f"ids, but {stage}.global_batch needs {global_batch:,}. Add data, or lower "
             f"{stage}.global_batch or seq_len."
         )
 
@@ -282,5 +282,5 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise BadInput(
             f"{error.filename or folder}: {error.strerror or error}. The shards finished so far "
-            "are kept: mend that and run the same command again."
+            "are kept: fix the problem and run the same command again."
         ) from None

@@ -30,7 +30,7 @@ COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">": lambda measured, limit: measured > limit,
     ">=": lambda measured, limit: measured >= limit,
 }
-# What a bare name in publish.require can begin with: results of the published model.
+# Names in publish.require without a model: results of the published model.
 MEASURES = (
     "loss",
     "perplexity",
@@ -45,10 +45,10 @@ SFT_MEASURES = ("response_loss", "stop_accuracy")
 
 
 def check_target(job: Job) -> list[str]:
-    """Find out before training what would stop publishing after it; returns notes for the user.
+    """Check before training that publishing can work after it; return notes for the user.
 
     Raises BadInput for an unknown name in publish.require, a folder that can't be written or holds
-    something else, and a Hub repository this token may not publish to.
+    something else, and a Hub repository that this token may not publish to.
     """
     if job.publish is None:
         return []
@@ -79,7 +79,7 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
 
     Raises:
         BadInput: a condition of publish.require is not met, or the target refuses.
-        PionError: the exported folder does not give the model back; nothing was published.
+        PionError: the exported folder does not load as the same model; nothing was published.
         Interrupted: the Hub stayed unreachable.
     """
     from pion.export import replace_folder
@@ -109,8 +109,9 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
                 where["card"] = where["url"]
         except OSError as error:
             raise BadInput(
-                f"publish.to: {to}: can't write ({error.strerror or error}). {safe} Make room, or "
-                "change publish.to, and run the same command again: only publishing is left."
+                f"publish.to: {to}: can't write ({error.strerror or error}). {safe} Free some "
+                "space or change publish.to, then run the same command again: only publishing is "
+                "left."
             ) from error
     return {"target": to, **where, **exported}
 
@@ -150,7 +151,7 @@ def _export(
 def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:
     """Raise BadInput unless every condition of publish.require is met.
 
-    A name is looked up in the published model's results, then in all of them
+    A name is looked up first in the published model's results, then in all results
     (`ngram.bits_per_byte`). `safe` says what is not lost.
     """
     assert job.publish is not None
@@ -169,9 +170,9 @@ def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:
             missed.append(f"{condition.strip()} (measured: {measured[name]:.4g})")
     if missed:
         raise BadInput(
-            f"publish.require is not met: {'; '.join(missed)}. Nothing was published; "
-            f"{job.publish.to} is as it was. {safe} Train longer, or change publish.require, and "
-            "run the same command again."
+            f"publish.require is not met: {'; '.join(missed)}. Nothing was published, and "
+            f"{job.publish.to} was not changed. {safe} Train longer or change publish.require, "
+            "then run the same command again."
         )
 
 
@@ -229,7 +230,7 @@ def _check_folder(to: str) -> None:
 
 @contextmanager
 def _staging(target: Path, repo: str | None) -> Iterator[Path]:
-    """Where the folder is built: beside a folder target, so that it only has to be renamed."""
+    """Make the place where the folder is built: next to a folder target, to be renamed to it."""
     if repo is not None:
         with tempfile.TemporaryDirectory(prefix="pion-publish-") as folder:
             yield Path(folder) / "model"

@@ -1,6 +1,7 @@
 """A Hub repository as the place to publish to: check it before training, commit to it after.
 
-Private unless the job says otherwise, one commit for all files, none if nothing has changed.
+The repository is private unless the job says otherwise. All files go into one commit. If nothing
+has changed, there is no commit.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ Result = TypeVar("Result")
 
 
 class Unreachable(Exception):
-    """The Hub can't be reached or is out of order; trying again later may help."""
+    """The Hub can't be reached or does not work; trying again later may help."""
 
 
 def repo_of(to: str) -> str | None:
-    """The repository `publish.to` names as `hf://user/name`; None for a folder.
+    """Return the repository that `publish.to` names as `hf://user/name`; None for a folder.
 
-    Raises BadInput for what is neither.
+    Raises BadInput if it is neither.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -49,11 +50,12 @@ def repo_of(to: str) -> str | None:
 
 
 def check_repo(repo: str, *, private: bool, card: str) -> None:
-    """Check that this token may publish to `repo`, and that the Hub takes the card's metadata.
+    """Check that this token may publish to `repo`, and that the Hub accepts the card's metadata.
 
     Raises:
-        BadInput: no token, one that may not write there, a repository that is public although the
-            job wants it private, or metadata the Hub refuses (such as an unknown licence).
+        BadInput: there is no token, the token may not write there, the repository is public
+            although the job wants it private, or the Hub refuses the metadata (such as an unknown
+            license).
         Unreachable: nothing could be checked.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -63,8 +65,8 @@ def check_repo(repo: str, *, private: bool, card: str) -> None:
     token = me.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise BadInput(
-            f"publish.to: hf://{repo}: the Hub token of {me['name']} may only read. Make one that "
-            f"may write at {TOKENS_PAGE} and set HF_TOKEN, or run `hf auth login`."
+            f"publish.to: hf://{repo}: the Hub token of {me['name']} can only read. Create one "
+            f"with write access at {TOKENS_PAGE} and set HF_TOKEN, or run `hf auth login`."
         )
     owner = repo.split("/")[0]
     mine = [me["name"], *(org["name"] for org in me.get("orgs", ()))]
@@ -75,9 +77,9 @@ def check_repo(repo: str, *, private: bool, card: str) -> None:
         )
     if token.get("role") == "fineGrained" and not _may_write(token.get("fineGrained") or {}, repo):
         raise BadInput(
-            f"publish.to: hf://{repo}: the fine-grained Hub token of {me['name']} may not write "
+            f"publish.to: hf://{repo}: the fine-grained Hub token of {me['name']} can't write "
             f"there. Give it write access to the repositories of {owner} at {TOKENS_PAGE}, or set "
-            "HF_TOKEN to one that has it."
+            "HF_TOKEN to a token that has write access."
         )
     with suppress(RepositoryNotFoundError):  # then it will be created
         _check_visibility(repo, _call(repo, lambda: api.repo_info(repo)).private, private)
@@ -85,7 +87,7 @@ def check_repo(repo: str, *, private: bool, card: str) -> None:
 
 
 def _may_write(rights: dict[str, Any], repo: str) -> bool:
-    """Whether a fine-grained token's `rights` let it write to the model repository."""
+    """Return whether a fine-grained token's `rights` let it write to the model repository."""
     places = [("user", repo.split("/")[0]), ("org", repo.split("/")[0]), ("model", repo)]
     within = {(kind, name.lower()) for kind, name in places}
     granted = set(rights.get("global", ()))
@@ -97,13 +99,13 @@ def _may_write(rights: dict[str, Any], repo: str) -> bool:
 
 
 def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> dict[str, str]:
-    """Commit every file of `folder` to `repo`; returns its `url` and the `commit` it is now at.
+    """Commit every file of `folder` to `repo`; return its `url` and its new `commit`.
 
-    `safe` says what is not lost, for the errors.
+    `safe` says in the errors what is not lost.
 
     Raises:
         BadInput: the Hub refuses; the message says what to change.
-        Interrupted: the Hub stayed unreachable; running again goes on from there.
+        Interrupted: the Hub stayed unreachable; the same command resumes publishing.
     """
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -123,8 +125,9 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
             return _call(repo, commit)
         except RepositoryNotFoundError:
             raise BadInput(
-                f"publish.to: hf://{repo}: the Hub says there is no such repository for this token "
-                f"(404). {safe} Use a token that may write there ({TOKENS_PAGE}), or name another."
+                f"publish.to: hf://{repo}: the Hub says that this token has no such repository "
+                f"(404). {safe} Use a token with write access ({TOKENS_PAGE}), or another "
+                "repository."
             ) from None
         except Unreachable as error:
             if attempt == ATTEMPTS - 1:
@@ -142,14 +145,14 @@ def _api(repo: str) -> HfApi:
     token = get_token()
     if token is None:
         raise BadInput(
-            f"publish.to: hf://{repo}: there is no Hub token. Set HF_TOKEN or run `hf auth login`, "
-            f"with a token that may write ({TOKENS_PAGE}), or publish to a folder."
+            f"publish.to: hf://{repo}: there is no Hub token. Set HF_TOKEN or run `hf auth login` "
+            f"with a token that has write access ({TOKENS_PAGE}), or publish to a folder."
         )
     return HfApi(token=token)
 
 
 def _check_card(api: HfApi, card: str) -> None:
-    """Raise ValueError if the Hub refuses the card's YAML, as it will when it is committed."""
+    """Raise ValueError if the Hub refuses the card's YAML, as it would refuse it in a commit."""
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
     asked = {"repoType": "model", "content": card}
@@ -164,12 +167,13 @@ def _check_visibility(repo: str, is_private: bool | None, wanted_private: bool) 
     if wanted_private and is_private is False:
         raise BadInput(
             f"publish.to: hf://{repo} exists and is public, and publish.private is true (the "
-            "default). Set publish.private to false, make it private on the Hub, or name another."
+            "default). Set publish.private to false, make the repository private on the Hub, or "
+            "use another one."
         )
 
 
 def _call(repo: str, ask: Callable[[], Result]) -> Result:
-    """`ask()`, with the Hub's refusals as BadInput and its outages as Unreachable.
+    """Return `ask()`; turn the Hub's refusals into BadInput and its outages into Unreachable.
 
     RepositoryNotFoundError passes: before training it only means "not yet".
     """
@@ -193,21 +197,21 @@ def _call(repo: str, ask: Callable[[], Result]) -> Result:
         status = _status(error)
         if status == 401:
             raise BadInput(
-                f"{where}: the Hub does not accept this token (401). Make one that may write at "
-                f"{TOKENS_PAGE} and set HF_TOKEN, or run `hf auth login`."
+                f"{where}: the Hub does not accept this token (401). Create one with write access "
+                f"at {TOKENS_PAGE} and set HF_TOKEN, or run `hf auth login`."
             ) from None
         if status == 403:
             raise BadInput(
-                f"{where}: the Hub forbids it (403): {_reason(error)}. Use a token that may write "
-                f"there ({TOKENS_PAGE}), or publish somewhere else."
+                f"{where}: the Hub forbids this (403): {_reason(error)}. Use a token with write "
+                f"access ({TOKENS_PAGE}), or publish somewhere else."
             ) from None
         if status in (408, 429) or status >= 500:
             raise Unreachable(f"the Hub answered {status}") from None
         raise BadInput(f"{where}: the Hub refuses ({status}): {_reason(error)}") from None
-    except ValueError as error:  # of the card's YAML, here and when the client commits it
+    except ValueError as error:  # about the card's YAML, from here and from the client's commit
         raise BadInput(
-            f"{where}: the Hub refuses the model card's metadata (is publish.license a licence it "
-            f"knows?): {error}"
+            f"{where}: the Hub refuses the model card's metadata (is publish.license a license "
+            f"that it knows?): {error}"
         ) from None
     except (HTTPError, ConnectionError, TimeoutError) as error:
         raise Unreachable(f"the Hub can't be reached ({type(error).__name__})") from None
@@ -218,5 +222,5 @@ def _status(error: Any) -> int:
 
 
 def _reason(error: Any) -> str:
-    """The Hub's own words, without URLs and request ids."""
+    """Return the Hub's words without URLs and request ids."""
     return str(getattr(error, "server_message", None) or "no reason given").splitlines()[0]

@@ -241,7 +241,7 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
 def test_a_corpus_smaller_than_one_batch_is_refused_with_both_numbers(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     pretrain = {"steps": 10, "global_batch": 5000, "warmup_steps": 1}
-    with pytest.raises(BadInput, match=r"[\d,]+ rows of 32 ids were found, .* needs 5,000"):
+    with pytest.raises(BadInput, match=r"[\d,]+ rows of 32 ids, .* needs 5,000"):
         prepared(make_job(tmp_path, pretrain=pretrain), tmp_path / "data")
 
 
@@ -256,7 +256,7 @@ def test_it_is_refused_again_when_only_the_batch_was_raised_since(tmp_path: Path
 def test_too_little_text_to_hold_any_out_is_refused(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl", documents=20)
     job = make_job(tmp_path, data={"held_out": 0.0001})
-    with pytest.raises(BadInput, match=r"the held_out split has not one row of 32 ids.*raise held"):
+    with pytest.raises(BadInput, match=r"held_out split does not fill a row of 32 ids.*raise held"):
         prepared(job, tmp_path / "data")
 
 
