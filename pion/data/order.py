@@ -234,9 +234,14 @@ def step_rows(
     return rows, next_row
 
 
+def rows_per_rank(global_batch: int, world_size: int) -> int:
+    """Return the number of a step's rows on the rank that has the most."""
+    return -(-global_batch // world_size)
+
+
 def rank_rows(rows: Sequence[int], rank: int, world_size: int, micro_batch: int) -> list[list[int]]:
-    """The micro-batches of rank ``rank``: its contiguous share of a step's rows, cut into
-    ``micro_batch``; shares differ by at most one row and the last micro-batch may be smaller.
+    """Return the micro-batches of rank ``rank``: its contiguous share of a step's rows, cut into
+    pieces of ``micro_batch``. Shares differ by at most one row; the last piece may be smaller.
 
     Raises:
         BadInput: there are fewer rows than ranks.

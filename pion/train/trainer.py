@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, Trouble
 from pion.evaluate import Scorer
@@ -97,7 +98,7 @@ class Trainer:
     @property
     def grad_accum(self) -> int:
         """The number of micro-batches in an optimizer step, on the rank that has the most."""
-        rows = math.ceil(self.settings.global_batch / self.plan.world_size)
+        rows = rows_per_rank(self.settings.global_batch, self.plan.world_size)
         return math.ceil(rows / self.plan.micro_batch)
 
     # ------------------------------------------------------------ one step

@@ -1,9 +1,9 @@
-"""A hop, seen from the new machine: once it is up it asks the old owner to save and hand over.
+"""The new machine's part in a hop: once it is up, it asks the old owner to save and hand over.
 
-`pion hop` rents the new machine with the epoch that owned the run in its environment. Until the
-new one has come this far nobody is asked anything, so a launch that fails leaves the old owner
-training. What follows is an ordinary claim: the old owner saves, releases the run, and the new one,
-which waits, takes it; or the old one is silent, and then its last checkpoint is gone on from.
+`pion hop` puts the epoch that owns the run into the new machine's environment. The old owner is
+asked only when the new machine has come this far, so if a launch fails, the old owner keeps
+training. An ordinary claim follows: the old owner saves and releases the run, and the new machine
+takes it. If the old owner is silent, the new machine resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def ask_for_handover(
     fetch: Callable[[], object],
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Ask the owner that this machine was rented to relieve to save and stop, if it owns the run.
+    """Ask the owner that this machine replaces to save and stop, if it still owns the run.
 
-    `fetch` brings here, while the old owner still works, what is known to be needed; it may fail.
-    An owner that has come since, a person's or this launch's own, is not asked. Where nobody owns
-    the run, a machine of the old rental may be on its way, and is told to leave the run alone.
-    Raises `BadInput` for a variable that is no epoch, `StoreError`.
+    Before that, `fetch` downloads what is needed, while the old owner still works; it may fail. An
+    owner that has claimed the run since is not asked. If nobody owns the run, a machine of the old
+    rental may still be booting, and is asked to leave the run alone.
+    Raises BadInput for a variable that is not an epoch, and StoreError.
     """
     text = environment.get(FROM_EPOCH)
     if not text:
         return
     if not text.isdigit():
-        raise BadInput(f"{FROM_EPOCH} is {text!r}, which is no epoch. Nothing was started.")
+        raise BadInput(f"{FROM_EPOCH} is {text!r}, but it must be an epoch. Nothing was started.")
     head = run.read()
     if head is not None and head.owner is None and relieves(head, int(text), me):
         if pending_stop(run) is None:
@@ -48,7 +48,7 @@ def ask_for_handover(
         return
     if head is None or not relieves(head, int(text), me):
         return
-    with contextlib.suppress(PionError):  # the claim meets it again, where it can be said
+    with contextlib.suppress(PionError):  # the claim fails on it again and reports it
         fetch()
     assert head.owner is not None
     if pending_stop(run, launch_id=head.owner.launch_id) is None:
@@ -61,7 +61,7 @@ def _reason(me: Owner) -> str:
 
 
 def relieves(head: Head, epoch: int, me: Owner) -> bool:
-    """Whether who owned `head` under `epoch`, that process or its launch, had it last."""
+    """Return whether the owner of `epoch`, or another process of its launch, was the last owner."""
     if any(claim.owner.launch_id == me.launch_id for claim in head.claims):
         return False
     for claim in head.claims:

@@ -1,4 +1,4 @@
-"""What would fail later, found before anything is started."""
+"""Checks before anything is started, for what would fail later."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pipeline.machine.rented import is_rented
 from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.ray_workers import RAY_ADDRESS
 
-# SkyPilot sets this on a machine that it ends itself when the job is done, or replaces.
+# SkyPilot sets this on a machine that it terminates itself when the job ends or is moved.
 MANAGED = "SKYPILOT_MANAGED_JOB_ID"
 
 
 def preflight(job: Job) -> list[str]:
-    """Find now what would fail later; returns what could not be found out. Raises BadInput."""
+    """Raise BadInput for what would fail later; return warnings and what could not be checked."""
     from pipeline.training.trackers import check_trackers
 
     check_trackers(job)
     workers = worker_count(job)
     gpus = gpu_count()
-    if 0 < gpus < workers and RAY_ADDRESS not in os.environ:  # whose nodes have GPUs of their own
+    if 0 < gpus < workers and RAY_ADDRESS not in os.environ:  # its nodes have GPUs
         raise BadInput(
             f"hardware.workers {workers}: this machine has {gpus} GPUs, and each worker needs one. "
             f"Nothing was started. Set hardware.workers={gpus}, or leave it out."
@@ -33,8 +33,8 @@ def preflight(job: Job) -> list[str]:
         batch = job.section(stage).global_batch
         if batch < workers:
             raise BadInput(
-                f"{stage}.global_batch {batch} is smaller than the {workers} workers, which would "
-                f"leave some without a row. Nothing was started. Set hardware.workers={batch}."
+                f"{stage}.global_batch {batch} is less than one row for each of the {workers} "
+                f"workers. Nothing was started. Set hardware.workers={batch}."
             )
     if job.tokenizer.file is not None and not job.input_path(job.tokenizer.file).is_file():
         path = job.input_path(job.tokenizer.file)
@@ -61,9 +61,9 @@ def preflight(job: Job) -> list[str]:
 def store_that_goes_with_the_machine(
     url: str, environment: Mapping[str, str] = os.environ
 ) -> list[str]:
-    """A warning if the store is a folder on a rented machine's own disk, which ends with it.
+    """Return a warning if the store is a folder on a rented machine's own disk.
 
-    Raises BadInput if SkyPilot will end the machine without asking anybody.
+    Raises BadInput if SkyPilot will terminate the machine without asking.
     """
     remote = "://" in url and not url.startswith("file://")
     if remote or not is_rented(environment):
@@ -73,11 +73,11 @@ def store_that_goes_with_the_machine(
     folder = store.folder
     while not folder.exists():
         folder = folder.parent
-    if folder.stat().st_dev != Path("/").stat().st_dev:  # a volume, which may outlive the machine
+    if folder.stat().st_dev != Path("/").stat().st_dev:  # a volume may outlive the machine
         return []
     if environment.get(MANAGED):
         raise BadInput(
-            f"store {url}: a folder on this rented machine, lost with it. Nothing was started. "
+            f"store {url} is a folder on this rented machine and lost with it. Nothing was started. "
             "Launch with a store that outlives machines: store=s3://bucket/prefix or "
             'store=hf://user/repo (bare: --env OVERRIDES="store=…").'
         )
@@ -88,7 +88,7 @@ def store_that_goes_with_the_machine(
 
 
 def worker_count(job: Job) -> int:
-    """Ray workers of this machine: the job's, else one per GPU, else one. 0 = no Ray."""
+    """Return the number of Ray workers: the job's, else one per GPU, else one. 0 = no Ray."""
     if job.hardware.workers is not None:
         return job.hardware.workers
     return max(1, gpu_count())

@@ -1,4 +1,4 @@
-"""What a `pion run` has to do: which stages are done, go on, begin, or would be invalidated."""
+"""What a `pion run` has to do: which stages are done, resume, begin, or would be invalidated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE
 
-# (stage, digest) → the inputs that digest was computed from, if they were kept.
+# (stage, digest) → the inputs from which the digest was computed, if they were kept.
 ReadInputs = Callable[[str, str], Inputs | None]
 
 
@@ -26,7 +26,8 @@ ReadInputs = Callable[[str, str], Inputs | None]
 class StagePlan:
     """One stage: `state` is done, resume, todo or stale (committed work under other settings).
 
-    A stale one has that work's digest, and the steps of its checkpoints, newest first.
+    For a stale stage, `old_digest` is the digest of the committed work, and `steps` are the steps
+    of its checkpoints, newest first.
     """
 
     stage: str
@@ -51,7 +52,7 @@ class WorkLeft:
 
     @property
     def finished(self) -> bool:
-        """Whether every stage is done, and none is to be redone."""
+        """Whether every stage is done and no stage is to be redone."""
         return self.redo is None and all(plan.state == "done" for plan in self.plans)
 
 
@@ -60,8 +61,8 @@ def work_left(
 ) -> WorkLeft:
     """Return what is left to do of `job` in `run`.
 
-    Raises StoreError, and BadInput if going on would invalidate committed work that `redo` does
-    not name. `job_path` is what a person calls the job.
+    Raises StoreError, and BadInput if continuing would invalidate committed work that `redo` does
+    not name. `job_path` is the job file as the user typed it.
     """
     digests = digest_job(job)
     head = run.read()
@@ -79,7 +80,7 @@ def work_left(
 
 
 def plan_stages(job: Job, digests: Digests, head: Head | None) -> list[StagePlan]:
-    """The state of every stage of `job`, in order."""
+    """Return the plan of every stage of `job`, in order."""
     return [_plan_stage(stage, digests.stages[stage], head or Head()) for stage in job.stages]
 
 
@@ -106,7 +107,7 @@ def _steps(entries: list[CheckpointEntry], digest: str) -> tuple[int, ...]:
 
 
 def check_redo(job: Job, plans: list[StagePlan], redo: str | None, refusal: Refusal) -> None:
-    """Raise BadInput if going on would invalidate committed work that `redo` does not name."""
+    """Raise BadInput if continuing would invalidate committed work that `redo` does not name."""
     if redo is not None and redo not in job.stages:
         raise BadInput(
             f"--redo {redo}: this job has no such stage. Its stages: {', '.join(job.stages)}."
@@ -119,17 +120,17 @@ def check_redo(job: Job, plans: list[StagePlan], redo: str | None, refusal: Refu
 
 
 def first_stale(plans: list[StagePlan]) -> StagePlan | None:
-    """The first stage whose committed work the job would invalidate.
+    """Return the first stage whose committed work the job would invalidate.
 
-    Prepared data is kept under its own digest and made again for free, so `prepare` alone never
-    asks; what was trained on it does.
+    `prepare` does not count: its data is kept under its own digest and costs nothing to prepare
+    again. The stages that were trained on the data do count.
     """
     return next((p for p in plans if p.state == "stale" and p.stage != "prepare"), None)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Explains why a run does not go on, and the ways on."""
+    """Explains why a run can't continue, and lists the options."""
 
     job: Job
     job_path: str
@@ -137,7 +138,7 @@ class Refusal:
     read_inputs: ReadInputs
 
     def text(self, stale: StagePlan, plans: list[StagePlan]) -> str:
-        """The exact difference and the ways on."""
+        """Return the exact difference and the options."""
         stage = stale.stage
         changed = [f"    {difference}" for difference in self.changes(stale)]
         follows = self.job.stages[self.job.stages.index(stage) :]
@@ -145,21 +146,21 @@ class Refusal:
         return "\n".join(
             [
                 f"{stage} was {stale.why}, and this job changes what it depends on:",
-                *(changed or ["    (what it was computed from is not known any more)"]),
-                "Nothing was changed. Ways on:",
+                *(changed or ["    (its old settings were not kept)"]),
+                "Nothing was changed. Your options:",
                 "  put the old values back;",
                 f"  pion run {self.job_path} --redo {stage}    redo {', '.join(follows)}"
                 + (f" (keeps {', '.join(kept)});" if kept else ";"),
                 *self._fork(stale, plans),
-                f"  pion run {self.job_path} name={self.job.name}-2    a new run beside this one.",
+                f"  pion run {self.job_path} name={self.job.name}-2    a separate new run.",
             ]
         )
 
     def _fork(self, stale: StagePlan, plans: list[StagePlan]) -> list[str]:
-        """The way on that keeps this run and goes on from it in a copy, if there is one.
+        """Return the option to keep this run and continue in a fork of it, if it is possible.
 
-        From the stage's newest checkpoint where it may be trained on, as `fork_may_go_on` says;
-        else from the finished stage before it; else from an earlier checkpoint of its own.
+        Forks at the stage's newest checkpoint if `fork_may_go_on` allows that, else at the finished
+        stage before it, else at an earlier checkpoint of the stage.
         """
         stage, job = stale.stage, self.job
         assert stale.old_digest is not None
@@ -171,9 +172,9 @@ class Refusal:
         before = [s for s in job.train_stages if s in done and s in earlier]
         if steps and (steps[0] == stale.steps[0] or not before):
             where = f"--stage {stage} --at {steps[0]}"
-            what = f"go on from step {steps[0]:,} of {stage} in a copy;"
+            what = f"continue from step {steps[0]:,} of {stage} in a copy;"
         elif before:
-            where, what = f"--stage {before[-1]}", f"go on from {before[-1]} in a copy;"
+            where, what = f"--stage {before[-1]}", f"continue from {before[-1]} in a copy;"
         else:
             return []
         run = job.name if job.store == DEFAULT_STORE else f"{job.store}/{job.name}"
@@ -181,7 +182,7 @@ class Refusal:
         return [f"  {fork}    {what}"]
 
     def changes(self, stale: StagePlan) -> list[Difference]:
-        """Fields that differ between the stale stage's settings and the job, data included."""
+        """Return the fields, data included, in which the job differs from the stale stage."""
         assert stale.old_digest is not None
         old = self.read_inputs(stale.stage, stale.old_digest)
         if old is None:
@@ -193,16 +194,16 @@ class Refusal:
 
 
 def stage_inputs(stage: str, digests: Digests) -> dict[str, Any]:
-    """What is kept beside a stage's digest to show differences later: its own and its data's."""
+    """Return the inputs of a stage and of its data, kept to show differences later."""
     return digests.inputs.get(f"data.{stage}", {}) | digests.inputs[stage]
 
 
 def steps_may_be_raised(
     job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
 ) -> bool:
-    """Whether the only change is more steps, asked for before the decay of either schedule began.
+    """Return whether the only change is more steps, made before either schedule begins to decay.
 
-    Up to there both schedules give the same learning rates, so the work done stays valid.
+    Until then both schedules give the same learning rates, so the work done stays valid.
     """
     if stale.stage not in job.train_stages or stale.stage in head.stages:
         return False
@@ -222,7 +223,7 @@ def steps_may_be_raised(
 def goes_on_under_another_digest(
     job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
 ) -> bool:
-    """Whether the stage's checkpoints hold under this job too, though its digest is another."""
+    """Return whether the stage's checkpoints are valid for this job, although its digest differs."""
     question = (job, stale, digests, head, read_inputs)
     return steps_may_be_raised(*question) or fork_may_go_on(*question)
 
@@ -230,11 +231,11 @@ def goes_on_under_another_digest(
 def fork_may_go_on(
     job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
 ) -> bool:
-    """Whether a fork's stage goes on, under this job, from the checkpoint it was forked at.
+    """Return whether a fork's stage can continue, under this job, from the checkpoint it forked at.
 
-    Only while it has trained nothing of its own, and only if nothing but the stage's schedule is
-    another: the weights, the optimizer's state and the rows to come are then still the right ones.
-    Steps must be left: weights of the old schedule alone are no result of this job's.
+    The fork must not have trained yet, and only the stage's schedule may differ: then the weights,
+    the optimizer's state and the coming rows are still right. Steps must be left, because weights
+    that were trained only under the old schedule are not a result of this job.
     """
     newest = next((e for e in head.checkpoints if e.stage == stale.stage), None)
     if newest is None or newest.key != head.forked or stale.stage in head.stages:
@@ -247,12 +248,12 @@ def fork_may_go_on(
 
 
 def _only_schedule_differs(job: Job, stage: str, old: Inputs, digests: Digests) -> bool:
-    """Whether a checkpoint made under `old` can be trained on under this job."""
+    """Return whether training can continue under this job from a checkpoint made under `old`."""
     if stage not in job.train_stages:
         return False
     fields = type(job.section(stage)).model_fields.items()
     may = {f"{stage}.{name}" for name, field in fields if part_of(field) == "schedule"}
-    may.discard(f"{stage}.optimizer")  # another one has other state
+    may.discard(f"{stage}.optimizer")  # another optimizer has other state
     new = stage_inputs(stage, digests)
     inputs = {p for p in old.keys() | new.keys() if p.startswith("input.")}
     changed = {difference.path for difference in differences(old, new, digests.before)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from pion.data.order import rows_per_rank
 from pipeline.job import Job
 from pipeline.training.group import Group
 
@@ -50,7 +51,8 @@ def _asked_plan(job: Job, stage: str, world_size: int, device: torch.device) -> 
     from pion.train.hardware import pick_dtype
     from pion.train.settings import ComputePlan
 
-    hardware, rows = job.hardware, _rows_per_rank(job, stage, world_size)
+    hardware = job.hardware
+    rows = rows_per_rank(job.section(stage).global_batch, world_size)
     return ComputePlan(
         device=str(device),
         dtype=pick_dtype(hardware.dtype, device),
@@ -87,11 +89,7 @@ def _fitting_micro_batch(
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory
     return choose_micro_batch(
         work,
-        rows_per_rank=_rows_per_rank(job, stage, plan.world_size),
+        rows_per_rank=rows_per_rank(job.section(stage).global_batch, plan.world_size),
         memory_bytes=total_memory(device) // sharing,
         recompute=job.hardware.recompute,
     )
-
-
-def _rows_per_rank(job: Job, stage: str, world_size: int) -> int:
-    return -(-job.section(stage).global_batch // world_size)

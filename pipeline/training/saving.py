@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pion.errors import NotDurable
+from pion.errors import PionError
 from pipeline.console.formats import duration
 from pipeline.console.messages import CheckpointSaved, Note, Say
 from pipeline.job import Checkpoint
@@ -14,6 +14,8 @@ from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.owner import launch_id
 from pipeline.state.patience import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from pipeline.state.run_state import Clock
+from pipeline.state.stores import StoreError
+from pipeline.state.stores.verdict import Moment, verdict
 from pipeline.training.cadence import SaveCadence
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Saving:
         self._clock = clock or Clock()
         self._durable_step: int | None = None
         self._durable_since = self._clock.monotonic()
-        self._outage: str | None = None
+        self._outage: StoreError | None = None
 
     def due(self, step: int) -> bool:
         """Return whether the state after `step` should be saved."""
@@ -92,7 +94,7 @@ class Saving:
             if stats.deaths == 1:
                 continue  # the uploading process was killed, and the next one may live
             if self._clock.monotonic() + delay > end:
-                raise NotDurable(self._not_durable(stats.outage, patience))
+                raise self._verdict(stats.outage, patience) from stats.outage
             self._wait(delay)
             if give_up():
                 return
@@ -123,7 +125,7 @@ class Saving:
         if stats.outage != self._outage:
             self._outage = stats.outage
             text = f"nothing can be saved now: {stats.outage} Training continues and tries again."
-            self._report(Note(text if stats.outage else "saving works again"))
+            self._report(Note("saving works again" if stats.outage is None else text))
 
     def too_long_undurable(self) -> bool:
         """Return whether nothing has become durable for `checkpoint.max_undurable` seconds: work
@@ -141,17 +143,18 @@ class Saving:
         self._report(Note(text))
         self.complete(state, patience=math.inf, give_up=asked)
 
-    def _not_durable(self, outage: str, patience: float) -> str:
-        tried = f" Tried for {duration(patience)}." if patience else ""
+    def _verdict(self, outage: StoreError, patience: float) -> PionError:
         safe = f"Everything committed before is safe in {self.checkpointer.store_url}."
-        again = "When the store can be reached again, run the same command"
+        if patience:
+            safe = f"Tried for {duration(patience)}. {safe}"
         copy = self.checkpointer.local_copy()
         if copy is None:
-            return f"{outage}{tried} {safe} {again}."
-        return (
-            f"{outage}{tried} {safe} The last finished step is saved on this machine, in {copy}. "
-            f"{again} on this machine: it continues from that copy."
+            return verdict(outage, Moment.WORK_DONE, safe)
+        safe += (
+            f" The last finished step is saved on this machine, in {copy}, and a run on this "
+            "machine resumes from there."
         )
+        return verdict(outage, Moment.WORK_DONE, safe, command="the same command on this machine")
 
 
 def linger_seconds(settings: Checkpoint) -> float:

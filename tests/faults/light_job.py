@@ -266,12 +266,12 @@ class _Training:
     def _finish(self) -> None:
         outage = self._save()
         if outage is not None:
-            raise StoreError("save", f"the last step of {self.stage}", outage, outage=True)
+            raise outage
         last = self.checkpointer.last
         assert last is not None
         self.claim.finish_stage(self.stage, self.digest, {"steps": self.step}, last.key)
 
-    def _save(self) -> str | None:
+    def _save(self) -> StoreError | None:
         """Save the last finished step before another begins; why that is not durable, or None."""
         optimizer: Any = {"step": self.step, "epoch": self.claim.epoch}
         weights: Any = self.weights

@@ -65,7 +65,7 @@ class SaveStats:
     skipped: int = 0
     saved: int = 0
     durable_step: int | None = None
-    outage: str | None = None
+    outage: StoreError | None = None
     deaths: int = 0
 
 
@@ -211,13 +211,13 @@ class Checkpointer:
             entry, head = self._save()
         except UploaderDied as error:
             stats.deaths += 1
-            stats.outage = str(error)
+            stats.outage = error
             if stats.deaths >= UPLOADER_DEATHS:
                 self._failure = error
             return
         except BaseException as error:
             if isinstance(error, StoreError) and error.outage:
-                stats.outage = str(error)
+                stats.outage = error
             else:
                 self._failure = error  # raised to the training thread by `wait`
             return

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 
-from pion.errors import PionError
 from pipeline.console.formats import duration
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
@@ -21,7 +20,7 @@ from pipeline.state.stores import StoreError
 KILL_SECONDS = 5.0
 
 
-class UploaderDied(PionError):
+class UploaderDied(StoreError):
     """The uploading process ended before it answered."""
 
 
@@ -58,11 +57,11 @@ class Uploader:
             raise StoreError("save", f"{request.store}/{request.key}", reason, outage=True)
         if not line:
             process.kill()
-            raise UploaderDied(
-                f"The process that saves checkpoints ended (exit code {process.wait()}) before "
-                f"{request.key} was saved. Everything committed before is safe. If the machine ran "
-                "out of memory, use a smaller hardware.micro_batch."
+            reason = (
+                f"the process that saves checkpoints ended (exit code {process.wait()}); if the "
+                "machine ran out of memory, use a smaller hardware.micro_batch"
             )
+            raise UploaderDied("save", f"{request.store}/{request.key}", reason)
         answer = json.loads(line)
         if "error" in answer:
             raise error_from_json(answer["error"])

@@ -409,7 +409,7 @@ def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_t
     entry = save_checkpoint(claim, "sft", 10, digest)
     claim.finish_stage("sft", digest, {}, entry.key)
     message = refusal(source, tiny_job(sft__lr=5e-4))
-    assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    go on from pre" in message
+    assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    continue from pre" in message
     assert may_go_on(fork(source, stage="pretrain"), sft__lr=5e-4)
     # The first stage has none before, but earlier checkpoints of its own.
     assert "demo-2 --stage pretrain --at 10 && " in refusal(source, tiny_job(pretrain__lr=2e-2))
@@ -419,7 +419,7 @@ def test_a_refused_change_of_fine_tuning_data_may_fork_what_was_pretrained(
     source: RunState,
 ) -> None:
     message = refusal(source, tiny_job(sft__held_out=0.1))
-    assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    go on from pre" in message
+    assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    continue from pre" in message
     assert "pion fork" not in refusal(source, tiny_job(seed=43))
 
 

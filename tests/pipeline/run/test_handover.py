@@ -165,7 +165,7 @@ def test_asking_twice_leaves_one_request(run: RunState) -> None:
 
 
 def test_an_epoch_that_is_none_is_refused(run: RunState) -> None:
-    with pytest.raises(BadInput, match=f"{FROM_EPOCH} is 'two', which is no epoch"):
+    with pytest.raises(BadInput, match=f"{FROM_EPOCH} is 'two', but it must be an epoch"):
         ask_for_handover(run, NEW, say=print, fetch=lambda: None, environment={FROM_EPOCH: "two"})
 
 

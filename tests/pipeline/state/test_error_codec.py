@@ -57,7 +57,8 @@ def test_a_store_error_still_says_whether_waiting_may_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "base"), [(UploaderDied("it ended"), PionError), (Damaged("torn"), BadInput)]
+    ("error", "base"),
+    [(UploaderDied("save", "pretrain/10-1", "it ended"), StoreError), (Damaged("torn"), BadInput)],
 )
 def test_an_unlisted_class_arrives_as_its_nearest_base(
     error: PionError, base: type[PionError]
