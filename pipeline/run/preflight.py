@@ -77,7 +77,7 @@ def store_that_goes_with_the_machine(
         return []
     if environment.get(MANAGED):
         raise BadInput(
-            f"store {url} is a folder on this rented machine and lost with it. Nothing was started. "
+            f"store {url} is on this rented machine and lost with it. Nothing was started. "
             "Launch with a store that outlives machines: store=s3://bucket/prefix or "
             'store=hf://user/repo (bare: --env OVERRIDES="store=…").'
         )

@@ -223,7 +223,7 @@ def steps_may_be_raised(
 def goes_on_under_another_digest(
     job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
 ) -> bool:
-    """Return whether the stage's checkpoints are valid for this job, although its digest differs."""
+    """Return whether the stage's checkpoints are valid for this job despite another digest."""
     question = (job, stale, digests, head, read_inputs)
     return steps_may_be_raised(*question) or fork_may_go_on(*question)
 

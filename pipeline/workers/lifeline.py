@@ -1,8 +1,8 @@
-"""The line between the driver and its workers: progress one way, "stop" the other.
+"""The connection between the driver and its workers: progress one way, "stop" the other.
 
-A worker that hears nothing but a closed line has lost its driver and exits at once, so a killed
-driver leaves no worker training on. Plain TCP, because it must work between nodes, answer within
-milliseconds (a preemption leaves seconds) and need no further process.
+If the connection closes, the worker has lost its driver and exits at once, so no worker keeps
+training after its driver was killed. The connection is plain TCP: it works between nodes, answers
+within milliseconds (a preemption leaves seconds) and needs no other process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOST_DRIVER_EXIT = 75
 
 @dataclass(frozen=True)
 class LifelineAddress:
-    """Where the driver listens, and the word a worker must say first."""
+    """Where the driver listens, and the token that a worker must send first."""
 
     host: str
     port: int
@@ -37,7 +37,7 @@ class LifelineAddress:
 
 
 class LifelineServer:
-    """Driver's end: receives every worker's messages, can ask them all to stop."""
+    """The driver's end: receives every worker's messages, and can ask all workers to stop."""
 
     def __init__(self, host: str, on_message: Callable[[int, FromWorker], None]) -> None:
         self._on_message = on_message
@@ -50,19 +50,19 @@ class LifelineServer:
 
     @property
     def connected(self) -> int:
-        """Workers on the line now."""
+        """The number of connected workers."""
         with self._lock:
             return len(self._workers)
 
     def ask_to_stop(self) -> None:
-        """Ask every worker, present or yet to come, to save its last finished step and end."""
+        """Ask every worker, now or when it connects, to save its last finished step and end."""
         with self._lock:
             self._stopping = True
             for worker in self._workers.values():
                 _send(worker, SaveAndStop())
 
     def close(self) -> None:
-        """Hang up; workers still on the line exit."""
+        """Hang up; workers that are still connected exit."""
         self._listener.close()
         with self._lock:
             for worker in self._workers.values():
@@ -103,7 +103,11 @@ class LifelineServer:
 
 
 class Lifeline:
-    """Worker's end: `stop_requested` tells what the driver asked; losing it ends the process."""
+    """A worker's end. If the driver hangs up or dies, the process exits.
+
+    Attributes:
+        stop_requested: whether the driver asked for a stop.
+    """
 
     def __init__(self, address: LifelineAddress, rank: int) -> None:
         self.stop_requested = False
@@ -115,12 +119,12 @@ class Lifeline:
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
 
     def send(self, message: FromWorker) -> None:
-        """Tell the driver; if it is gone, the listening thread ends this process."""
+        """Send a message; if the driver is gone, the listening thread ends this process."""
         with self._lock:
             _send(self._connection, message)
 
     def close(self) -> None:
-        """Hang up in an orderly way."""
+        """Hang up without ending this process."""
         self._closing = True
         _hang_up(self._connection)
 
@@ -140,12 +144,12 @@ def _send(connection: socket.socket, message: Message) -> None:
     try:
         connection.sendall((to_json(message) + "\n").encode())
     except OSError:
-        # A broken line is noticed where it is read, once.
+        # The thread that reads notices a broken connection.
         return
 
 
 def _hang_up(connection: socket.socket) -> None:
-    """End both directions: closing alone waits for the thread that reads."""
+    """Shut down both directions: `close` without it waits for the thread that reads."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()

@@ -1,6 +1,6 @@
 """The process that runs Ray Train for one `pion run`: read the task, start Ray, `fit()`.
 
-Ray owns processes, placement, rendezvous and the restart of dead workers; checkpoints are ours.
+Ray owns processes, placement, rendezvous and the restart of dead workers. Checkpoints are Pion's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Workers share the driver's environment; without this Ray rebuilds it when run by uv.
+    # Workers share the driver's environment. Without this, Ray rebuilds it when uv runs it.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -63,22 +63,22 @@ def fit(task: dict[str, Any]) -> None:
     TorchTrainer(
         worker_loop,
         train_loop_config={"request": task["request"], "lifeline": task["lifeline"]},
-        # Ranks wait for rank 0, which may wait long for its store; the watchdog sees real hangs.
+        # Rank 0 may wait long for its store, and the others for it. The watchdog finds real hangs.
         torch_config=TorchConfig(backend="nccl" if cuda else "gloo", timeout_s=WAIT_SECONDS),
         scaling_config=ScalingConfig(num_workers=task["workers"], use_gpu=cuda),
         run_config=RunConfig(
-            # Fresh scratch space each time: Ray's own run state is never resumed from.
+            # Scratch space, new each time: nothing resumes from Ray's own run state.
             name="train",
             storage_path=f"{task['session']}/storage",
-            # A worker that dies is restarted; the train loop counts attempts without progress, and
-            # this bounds those that do not even get there.
+            # Restarts dead workers. The training loop limits attempts without progress; this limits
+            # attempts that don't reach the loop.
             failure_config=FailureConfig(max_failures=100),
         ),
     ).fit()
 
 
 def worker_loop(config: dict[str, Any]) -> None:
-    """What each Ray worker runs: connect to the driver and train until done or told to stop."""
+    """Connect to the driver and train until done or told to stop. Every Ray worker runs this."""
     import ray.train
     import torch.distributed as dist
 
@@ -95,7 +95,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     try:
         line = Lifeline(LifelineAddress(**config["lifeline"]), rank)
     except OSError:
-        return  # restarted after the driver hung up: there is nobody to train for
+        return  # restarted after the driver hung up: nothing to do
     request = TrainRequest.from_dict(config["request"])
     group = Group(rank, world_size, distributed=dist.is_initialized() and world_size > 1)
     try:
@@ -103,10 +103,10 @@ def worker_loop(config: dict[str, Any]) -> None:
         outcome = train_stages(request, group, line.send, lambda: line.stop_requested)
         line.send(Trained(outcome))
     except PionError as error:
-        # Returned, not raised: Ray would restart the workers to meet the same error again.
+        # Not raised: Ray would restart the workers, and they would fail again.
         line.send(WorkerFailed(error_to_json(error)))
     except Exception:
-        # Ray restarts the workers; what happened must still reach the person.
+        # Ray restarts the workers, but the user must still see what happened.
         line.send(Note(f"worker {rank} failed:\n{traceback.format_exc()}"))
         raise
     finally:
@@ -114,7 +114,7 @@ def worker_loop(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # Workers unpickle worker_loop by name; `__main__` would be another module there.
+    # Workers unpickle worker_loop by name, and their `__main__` is another module.
     from pipeline.workers.ray_fit import main as main_by_name
 
     main_by_name()

@@ -1,9 +1,9 @@
 """The training workers of one `pion run`: started in the background, followed, and all ended.
 
-Ray lives in a process of its own (ray_fit.py), so that `pion run` imports none of it, a Ctrl-C on
-the terminal does not reach it, and ending it is ending processes. It is started before the data is
-ready, because it takes half a minute to reach the first line of the training loop; the workers wait
-there for `prepare` to be committed.
+Ray runs in a separate process (ray_fit.py), so `pion run` does not import it, a Ctrl-C on the
+terminal does not reach it, and killing processes ends it. It starts before the data is ready,
+because it takes half a minute to reach the first line of the training loop. There the workers wait
+for `prepare` to be committed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from pipeline.workers.lifeline import LifelineServer
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 LOOPBACK = "127.0.0.1"
-# The environment variable with the address (host:port) of a running Ray to use instead of starting
-# one.
+# Environment variable: the address (host:port) of a running Ray to use instead of starting one.
 RAY_ADDRESS = "PION_RAY_ADDRESS"
 
 
@@ -44,9 +43,9 @@ class RayWorkers:
         self._request, self._count = request, count
         host = _own_address(os.environ.get(RAY_ADDRESS))
         self._lifeline = LifelineServer(host, lambda r, m: self.messages.put((r, m)))
-        # A short path: Ray puts Unix sockets in it, whose names are limited to 107 bytes.
+        # A short path: Ray puts Unix sockets in it, and their names are limited to 107 bytes.
         self._session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir=_short_temp_dir()))
-        # Not under the session's name: whoever reads it is no process of Ray's.
+        # Not in the session's folder: the reaper would kill a `tail` on it.
         self.log = Path(tempfile.mkstemp(prefix="pion-workers-", suffix=".log")[1])
         self._closing = self._ended_by_itself = False
         self.started = time.monotonic()
@@ -78,7 +77,7 @@ class RayWorkers:
 
     @property
     def connected(self) -> int:
-        """Workers that have reached the training loop."""
+        """The number of workers that have reached the training loop."""
         return self._lifeline.connected
 
     def ask_to_stop(self) -> None:
@@ -86,11 +85,11 @@ class RayWorkers:
         self._lifeline.ask_to_stop()
 
     def close(self) -> None:
-        """End the workers, and every process of Ray if it is ours."""
+        """End the workers, and all processes of Ray if we started it."""
         self._closing = True
         self._lifeline.close()
         assert self._reaper.stdin is not None
-        # A fraction of a second, where Ray's own way of ending takes several.
+        # This takes a fraction of a second; Ray's own shutdown takes several seconds.
         self._reaper.stdin.close()
         self._reaper.wait()
         self._process.wait()
@@ -109,10 +108,10 @@ class RayWorkers:
 
 
 def _own_address(ray: str | None) -> str:
-    """This machine's address as seen from where Ray runs (host:port; None: here)."""
+    """Return this machine's address as the Ray at `ray` sees it (host:port; None: here)."""
     host = ray.rpartition(":")[0] if ray else LOOPBACK
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing, but chooses the interface
+        probe.connect((host, 9))  # sends nothing; it only chooses the interface
         return str(probe.getsockname()[0])
 
 

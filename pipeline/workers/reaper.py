@@ -1,9 +1,9 @@
-"""Ends what Ray leaves behind when the driver dies, however it dies.
+"""Kills what Ray leaves behind when the driver ends, for any reason.
 
-The driver starts this file as a process of its own and keeps a pipe to it. When the pipe closes,
-whether by a clean exit or SIGKILL, every process of that driver's Ray session is ended by id and
-the session's folder removed. Ray's own clean-up takes 20-30 s after a SIGKILL. Standard library
-only and started with -S -I, so that it costs milliseconds.
+The driver starts this file as a separate process and keeps a pipe to it. When the pipe closes,
+after a clean exit or SIGKILL, this process kills every process of the driver's Ray session and
+removes the session's folder. Ray's own clean-up takes 20-30 s after a SIGKILL. The file imports
+only the standard library and is started with -S -I, so that it starts within milliseconds.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ SESSION_VARIABLE = "PION_RAY_SESSION"
 
 
 def start_reaper(session_folder: Path) -> subprocess.Popen[bytes]:
-    """Start watching; close the returned process's stdin to have everything ended."""
+    """Start the reaper; to kill the session, close the returned process's stdin."""
     return subprocess.Popen(
         [sys.executable, "-S", "-I", __file__, str(session_folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C on the terminal is for the driver
+        start_new_session=True,  # so that a Ctrl-C reaches only the driver
     )
 
 
 def session_processes(session_folder: str) -> list[int]:
-    """Ids of the processes whose command line or environment names the session's folder."""
+    """Return the ids of processes that name the session's folder in command line or environment."""
     found = []
     needle = session_folder.encode()
     for entry in os.scandir("/proc"):
@@ -49,7 +49,7 @@ def session_processes(session_folder: str) -> list[int]:
 
 
 def children_of(pids: set[int]) -> set[int]:
-    """`pids` and every process below them: a renamed child shows neither name nor environment."""
+    """Return `pids` and all their descendants: renamed ones don't name the session's folder."""
     parents: dict[int, int] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -67,7 +67,7 @@ def children_of(pids: set[int]) -> set[int]:
 
 
 def end_session(session_folder: str, rounds: int = 50) -> None:
-    """Kill the session's processes until none is left."""
+    """Kill the session's processes until none is left, then remove its folder."""
     for _ in range(rounds):
         found = children_of(set(session_processes(session_folder))) - {os.getpid()}
         if not found:
@@ -82,7 +82,7 @@ def end_session(session_folder: str, rounds: int = 50) -> None:
 
 
 def main() -> None:
-    """Wait for the driver's end of the pipe to close, then end its session."""
+    """Block until the driver's end of the pipe closes, then end its session."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
