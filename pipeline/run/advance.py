@@ -34,8 +34,8 @@ class Advance:
     """Advances one claimed run from where it is to its end.
 
     Attributes:
-        claim: ours, if no worker's stands now.
-        work_done: whether there may be work that no commit contains.
+        claim: this process's claim. While workers train, rank 0 holds a later one.
+        work_done: whether there may be work that is not committed.
     """
 
     def __init__(self, start: Start, claim: Claim, journal: Journal) -> None:
@@ -63,10 +63,10 @@ class Advance:
             self._release()
 
     def obey(self) -> None:
-        """Ask for a stop in time, as SIGTERM does, if the claim has heard of a new owner or a stop
-        request, or the budget is spent. From any thread.
+        """Ask for a stop, with SIGTERM's deadline, if the run has a new owner or a stop request, or
+        the budget is spent. From any thread.
 
-        While workers of ours own the run only a new owner counts: the workers obey the rest by
+        While our workers own the run, only a new owner counts here. The workers obey the other two
         themselves, and save first.
         """
         claim, stopping = self.claim, self.start.stopping
@@ -87,18 +87,18 @@ class Advance:
     # ------------------------------------------------------------ one method per part
 
     def _begin(self, raised: StagePlan | None) -> Plans:
-        """Record what this run follows from now on, and return what is to do."""
+        """Record the job that this run follows from now on, and return its plans."""
         start = self.start
         if start.owner.launch_id is None and clear_stops(start.run):  # a person wants it to resume
             self.journal.note("cleared a request to stop this run")
-        self.claim.heartbeat.start()  # which looks for requests
+        self.claim.heartbeat.start()  # it also looks for requests
         self._record_job(raised)
         head = self.claim.head.without_stages(self._redone, 0.0)
         plans = {p.stage: p for p in plan_stages(start.job, start.digests, head)}
         if plans["prepare"].state == "done":
             self._drop_redone()
         elif start.options.redo == "prepare":
-            # Workers wait for `prepare` to be committed: it must not look as if it were.
+            # Workers wait until `prepare` is committed, so forget the old commit.
             self.claim.drop_stages(["prepare"])
         for plan in plans.values():
             self.journal.say(StageState(plan.stage, plan.state, plan.why))
@@ -116,7 +116,7 @@ class Advance:
                 self.work_done = True
                 self._prepare()
             elif workers is not None and start.workspace.remote:
-                # While Ray starts, which takes half a minute, what it will need comes down.
+                # Ray takes half a minute to start. Download what it will need meanwhile.
                 ahead = (start, self.claim, training[0], say)
                 threading.Thread(target=fetch_ahead, args=ahead, daemon=True).start()
             self.work_done = True
@@ -140,7 +140,7 @@ class Advance:
         self.journal.say(StageState("prepare", "done"))
 
     def _claim_after_training(self) -> None:
-        """Own the run again: the claim of whoever trained stood last."""
+        """Own the run again: rank 0 claimed it to train."""
         start = self.start
         self.claim.heartbeat.stop()
         self.claim = self._patiently(lambda: claim_again(start.run, start.owner, price=start.price))
@@ -159,7 +159,7 @@ class Advance:
         self.journal.say(StageState(stage, "done"))
 
     def _end(self) -> None:
-        """Release the finished run, report and sum up."""
+        """Release the finished run, write its report and print the summary."""
         job, run = self.start.job, self.start.run
         self._patiently(self.journal.flush)
         self._patiently(lambda: sweep(self.claim))
@@ -168,14 +168,14 @@ class Advance:
         self.journal.say(Summary(self._patiently(lambda: summary_rows(job, run))))
 
     def _release(self) -> None:
-        """Let anyone claim the run, unless somebody else already has."""
+        """Release the run, unless another process owns it now."""
         run, owner = self.start.run, self.start.owner
         with contextlib.suppress(PionError):
             head = run.read()
             if head is not None and head.owner is not None:
                 if head.owner.session == owner.session and head.epoch != self.claim.epoch:
                     self.claim.heartbeat.stop()
-                    # A worker's claim stood last.
+                    # The last claim is a worker's.
                     self.claim = claim_again(run, owner)
                 self.claim.release()
 
@@ -192,7 +192,7 @@ class Advance:
         return () if redo is None else STAGES[STAGES.index(redo) :]
 
     def _drop_redone(self) -> None:
-        """Forget the stages to redo. After `prepare`, so that bad input there costs nothing."""
+        """Forget the stages to redo. Called after `prepare`, so bad input there loses nothing."""
         if self._redone:
             self.claim.drop_stages(self._redone)
 
@@ -211,7 +211,7 @@ class Advance:
             self.claim.commit(lambda head: head.with_digest(raised.stage, old, new))
             steps = start.job.section(raised.stage).steps
             self.journal.note(
-                f"{raised.stage} continues with the schedule of this job, to step {steps:,}"
+                f"{raised.stage} continues with this job's schedule, to step {steps:,}"
             )
 
     def _verdict(self, error: StoreError) -> PionError:

@@ -32,7 +32,7 @@ COMPARED_TEXTS = 4
 class _StoredParts:
     """Finished parts of an evaluation, one write-once object each under its digest.
 
-    Only the owner of the run adds to them: `session` is this process's.
+    Only the owner of the run adds parts. `session` identifies this process.
     """
 
     run: RunState
@@ -55,7 +55,7 @@ class _StoredParts:
         return self.patiently(lambda: self._save(name, result))
 
     def _save(self, name: str, result: Row) -> Row:
-        head = self.run.read()  # a heartbeat tells of a new owner only seconds later
+        head = self.run.read()  # the heartbeat notices a new owner only seconds later
         if head is None or head.claims[0].owner.session != self.session:
             raise taken_over(self.run, head)
         try:
@@ -68,8 +68,8 @@ class _StoredParts:
         return self.run.key(f"stages/evaluate/{self.digest}-parts/{name}.json")
 
 
-# After an outage of the store only the requests to the store are repeated. No measure is taken
-# twice, and publishing asks nothing of the store.
+# After an outage, only requests to the store are repeated: nothing is measured twice. Publishing
+# does not use the store.
 
 
 def finish_evaluate(
@@ -99,7 +99,7 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patientl
 
 
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:
-    """Return the [label, value] pairs that end a `pion run`: where everything is, how to use it."""
+    """Return the closing summary's [label, value] pairs: where everything is, how to use it."""
     head = _head(run)
     rows = [["run", run.url]]
     local = run.store.local_path(run.key(REPORT))
@@ -158,7 +158,7 @@ def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
 
 
 def _shown(path: Path) -> str:
-    """Return a path relative to the working directory if it is below it."""
+    """Return the path, relative to the working directory if it is inside."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

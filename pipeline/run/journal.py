@@ -1,4 +1,4 @@
-"""Shows what a `pion run` does, and keeps what its start-up cost as events of the run."""
+"""Shows what a `pion run` does, and records what its start-up cost as events of the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORTH_NOTING = 1.0
 
 
 class Journal:
-    """What one start of `pion run` shows and notes, under the epoch of `claim`.
+    """What one start of `pion run` shows and records, under the epoch of `claim`.
 
     The driver may write events of that epoch while a worker owns the run.
     """
@@ -35,9 +35,9 @@ class Journal:
         self._events = EventLog(start.run.store, start.run.name, claim.epoch)
 
     def introduce(self, waited: float) -> None:
-        """Say and note what is new in this run: where it is, what it cost to get here, other code.
+        """Show and record where the run is now, what the start-up cost so far, and other code.
 
-        `waited` is how many seconds the run had another owner.
+        `waited` is how many seconds this process waited for another owner.
         """
         owner, before = self._start.owner, self._claim.before
         about = claim_event(
@@ -64,7 +64,7 @@ class Journal:
         self.say(Note(text))
 
     def say(self, message: Shown) -> None:
-        """Show progress, and keep what the start-up cost by phase."""
+        """Show a message, and record what the start-up cost by phase."""
         if isinstance(message, Step):
             message = dataclasses.replace(message, dollars_per_hour=self._start.price)
         self._display.say(message)
@@ -72,7 +72,7 @@ class Journal:
             self._keep_phase(message)
             if message.total:
                 self._say_paid_to_first_step(message.seconds)
-                # Training does not wait for the store, nor end because of it.
+                # In a thread: training neither waits for the store nor fails with it.
                 threading.Thread(target=self._flush_if_possible, daemon=True).start()
         elif isinstance(message, CheckpointSaved) and message.saved == TYPICAL_SAVE:
             self._events.append(
@@ -84,17 +84,17 @@ class Journal:
             )
 
     def flush(self) -> None:
-        """Write the events noted so far. Raises StoreError."""
+        """Write the events recorded so far. Raises StoreError."""
         self._events.flush()
 
     def _keep_phase(self, phase: Phase) -> None:
-        """Note the phase as an event, with `total` and `parts` only where they say something."""
+        """Record the phase as an event, without an empty `total` or `parts`."""
         total = {"total": True} if phase.total else {}
         parts = {"parts": phase.parts} if phase.parts is not None else {}
         self._events.append("phase", name=phase.name, seconds=phase.seconds, **total, **parts)
 
     def _say_paid_to_first_step(self, seconds: float) -> None:
-        """Add to the `seconds` that `pion run` took what the rented machine was paid for before."""
+        """Show `seconds` of `pion run` plus the paid seconds of the rented machine before it."""
         if self._machine is None:
             return
         parts = {**self._machine.phases, "pion run": seconds}
@@ -103,5 +103,5 @@ class Journal:
         self._keep_phase(paid)
 
     def _flush_if_possible(self) -> None:
-        with contextlib.suppress(StoreError):  # kept, and written with what comes later
+        with contextlib.suppress(StoreError):  # the events are kept for the next flush
             self.flush()

@@ -17,7 +17,7 @@ from pipeline.state.patience import Patience
 def prepare_data(start: Start, say: Say, patiently: Patience) -> dict[str, Any]:
     """Prepare the data of every training stage; return a report of each part.
 
-    Prepared data counts once the store has it: the next machine trains on the same bytes.
+    Prepared data counts once the store has it, so the next machine trains on the same bytes.
     """
     from pipeline.stages.prepare import prepare_pretrain, prepare_sft
 
@@ -47,7 +47,7 @@ def _keep(start: Start, part: str, say: Say) -> None:
 
 @contextlib.contextmanager
 def _made_again(folders: list[Path]) -> Iterator[None]:
-    """Put the prepared data in `folders` aside; it comes back if making it again fails."""
+    """Move the prepared data in `folders` aside; restore it if preparing it again fails."""
     aside = {folder: folder.with_name(f"{folder.name}.old") for folder in folders}
     for folder, old in aside.items():
         if folder.exists():

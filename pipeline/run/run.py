@@ -1,4 +1,4 @@
-"""Advance a run until it is done: see what is left, refuse what can't work, claim, do it."""
+"""Advance a run until it is done: plan what is left, check it, claim the run, do the work."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import open_store
 from pipeline.state.stores.verdict import before_work
 
-# Between two looks at what the heartbeat has found, which reads nothing.
+# Seconds between two looks at what the heartbeat has found. A look reads nothing from the store.
 LOOK_SECONDS = 0.5
 
 
 def run_job(job: Job, options: Options, display: Display) -> int:
-    """Do what is left of `job` and return 0; raise PionError with the exit code otherwise."""
+    """Do what is left of `job` and return 0. Raises PionError, which has the exit code."""
     started = time.time()
     stopping = StoppingOnSignals(display, grace=job.checkpoint.grace)
     run = RunState(open_store(job.store), job.name, Clock(sleep=stopping.sleep))
@@ -63,7 +63,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
 
 
 def _nothing_started() -> contextlib.AbstractContextManager[None]:
-    """Raise the verdict on a store that fails before this run begins."""
+    """Return a context that raises the verdict on a store that fails before this run begins."""
     return before_work("Nothing was started.", managed=launch_id() is not None)
 
 
@@ -93,7 +93,7 @@ def _check_before_claiming(
 
 
 def _claim(start: Start, left: WorkLeft, display: Display) -> Claim:
-    """Own the run, once its owner is gone or has handed it over."""
+    """Claim the run, once its owner is gone or has handed it over."""
 
     def say(text: str) -> None:
         display.say(Note(text))
@@ -115,7 +115,7 @@ def _claim(start: Start, left: WorkLeft, display: Display) -> Claim:
 
 @contextlib.contextmanager
 def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iterator[None]:
-    """A cloud's notice that it will take this machine is a request to stop in time."""
+    """Ask for a stop in time if the cloud gives notice that it will take this machine."""
     end = watch_for_notices(stopping.ask, lambda text: display.say(Note(text)))
     try:
         yield
@@ -126,7 +126,7 @@ def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iter
 
 @contextlib.contextmanager
 def _obeying_in_time(advance: Advance) -> Iterator[None]:
-    """What the claim hears of is obeyed, whatever long work the main thread is in."""
+    """Obey what the claim has found even while the main thread is in a long call."""
     over = threading.Event()
 
     def watch() -> None:
@@ -141,7 +141,7 @@ def _obeying_in_time(advance: Advance) -> Iterator[None]:
 
 
 def _bring_data(start: Start, left: WorkLeft) -> None:
-    """Have the data of the stage to be trained on this machine. Raises PionError."""
+    """Bring the data of the next training stage to this machine. Raises PionError."""
     for plan in left.plans:
         if plan.stage in start.job.train_stages and plan.state != "done":
             start.workspace.bring_data(start.digests.data[plan.stage])
@@ -149,10 +149,10 @@ def _bring_data(start: Start, left: WorkLeft) -> None:
 
 
 def _obey_stop_request(run: RunState, owner: Owner) -> None:
-    """A run that was asked to stop stays stopped, whatever manager starts it again."""
+    """Raise Stopped if the run was asked to stop: restarting it is up to a person."""
     request = pending_stop(run, launch_id=owner.launch_id)
     if request is not None:
         raise Stopped(
-            f"Stopped by request ({request.describe()}); nothing was started. To go on, start it "
-            "yourself with `pion run`, which clears the request."
+            f"Stopped by request ({request.describe()}); nothing was started. To continue, run "
+            "`pion run` yourself: it clears the request."
         )

@@ -1,8 +1,7 @@
-"""SIGINT and SIGTERM as bytes in a pipe, which any thread can wait for.
+"""SIGINT and SIGTERM as bytes in a pipe, so that any thread can wait for them.
 
-Python's own signal handlers run in the main thread between two bytecodes, not while that thread
-sits in a long call into C or Rust. A handler in C writes to this pipe at once
-(signal.set_wakeup_fd), whatever the main thread does.
+Python runs signal handlers in the main thread between two bytecodes, so not during a long call
+into C or Rust. With signal.set_wakeup_fd, a handler in C writes to this pipe at once.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class SignalPipe:
-    """The signals that came since `listen`, until `restore`."""
+    """The signals that arrive between `listen` and `restore`."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -35,23 +34,23 @@ class SignalPipe:
                 self._before[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._before:
             signal.set_wakeup_fd(self._fd_before)
 
     def wait(self, seconds: float | None) -> list[int]:
-        """Return the signals that came, after waiting at most `seconds` for one (None: forever)."""
+        """Return the signals that arrived; if none, wait for one, at most `seconds` (None: forever)."""
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
-        # An hour at most, as poll counts milliseconds in a C int; waiting again does no harm.
+        # At most an hour, because poll counts milliseconds in a C int. The caller waits again.
         if not poll.poll(None if seconds is None else 1000 * min(seconds, 3600.0)):
             return []
         return [number for number in os.read(self._read, 512) if number in SIGNALS]
 
     def wake(self) -> None:
-        """Let `wait` return."""
+        """Make `wait` return."""
         with contextlib.suppress(BlockingIOError):  # the pipe is full, so `wait` returns anyway
             os.write(self._write, b"\0")
 
@@ -60,15 +59,15 @@ class SignalPipe:
         os.close(self._write)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        """Do nothing, unless a library has set a wakeup fd of its own since."""
+        """Do nothing, unless a library has replaced the wakeup fd: then write to the pipe here."""
         if signal.set_wakeup_fd(self._write, warn_on_full_buffer=False) != self._write:
             os.write(self._write, bytes([number]))
 
 
 # ---------------------------------------------------------------- forked children
 
-# A forked child shares the pipe, and its signals must not look like its parent's. The child gets
-# the default handlers, and no signal reaches it before.
+# A forked child shares the pipe, so its signals would look like its parent's. The child gets the
+# default handlers, and signals are blocked until it has them.
 _forking = threading.local()
 
 

@@ -1,12 +1,12 @@
 """An orderly stop: on SIGINT and SIGTERM, a cloud's notice, a stop request, a spent budget, or when
 another process has taken the run over.
 
-Clouds send SIGTERM before they take a machine. From then on the process has a deadline, whatever
-its main thread does. So a separate thread reads the signals (signal_pipe.py), and that thread ends
-the process.
+Clouds send SIGTERM before they take a machine. From then on the process has a deadline, even if
+its main thread is busy. So a separate thread reads the signals (signal_pipe.py) and ends the
+process.
 
-Not covered: a call that keeps the GIL all the while stops every thread of Python, this one too. The
-process then ends as soon as the call gives the GIL back.
+Not covered: a call that holds the GIL blocks this thread too. The process then ends as soon as the
+call releases the GIL.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RESUME = "Run the same command again to resume."
 # The errors that a stop is raised as. If two stops were asked for, the later in this list wins.
 GRAVITY: tuple[type[PionError], ...] = (Interrupted, Stopped, Fenced)
-# Seconds before the deadline that are kept for saying why.
+# How many seconds before the deadline to start printing the reason.
 LAST_WORDS = 0.3
 # Within these seconds, the same signal again is an echo of the first: `uv run` and `timeout` pass
 # on a signal that the whole process group has already received.
@@ -40,10 +40,12 @@ DOUBLED = 0.5
 
 @dataclass(frozen=True)
 class AskedStop:
-    """A stop that was asked for: `error` is what to raise.
+    """A stop that was asked for.
 
-    Interrupted; Stopped for a run that only a person should start again; or Fenced, with `reason`
-    as its whole message, for a run that another process owns by now.
+    Attributes:
+        reason: who or what asked for the stop; with Fenced, the whole message.
+        error: what to raise: Interrupted; Stopped if only a person should start the run again; or
+            Fenced if another process owns the run now.
     """
 
     reason: str
@@ -57,7 +59,7 @@ class AskedStop:
         return self.error(f"{what} ({self.reason}); {saved}. {RESUME}")
 
     def last_words(self, hurry: str) -> str:
-        """Return what to say when the time is up that `hurry` set."""
+        """Return what to say when the deadline that `hurry` set has passed."""
         if self.error is Fenced:
             return self.reason
         return (
@@ -68,7 +70,7 @@ class AskedStop:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When the process is gone, by time.monotonic(), and the reason for the hurry."""
+    """When the process has to be gone, by time.monotonic(), and why."""
 
     at: float
     last_words_at: float
@@ -78,9 +80,9 @@ class Deadline:
 class StoppingOnSignals:
     """SIGINT, SIGTERM or `ask` ask for an orderly stop; a second signal ends the process at once.
 
-    A context manager. SIGINT, a person's, has no deadline; SIGTERM's is `grace` seconds away. When
-    a deadline passes the process is gone. Only the main thread can hear signals; entered in another
-    thread, only `ask` stops it.
+    A context manager. SIGINT comes from a person and sets no deadline; SIGTERM sets one in `grace`
+    seconds. A deadline that passes ends the process. If another thread than the main thread enters
+    it, it receives no signals, and only `ask` asks for a stop.
     """
 
     def __init__(self, display: Display, *, grace: float = 4.0) -> None:
@@ -98,21 +100,21 @@ class StoppingOnSignals:
 
     @property
     def asked_stop(self) -> AskedStop:
-        """The stop that was asked for; an interruption while none was."""
+        """The stop that was asked for, or an interruption without a reason."""
         return self._stop or AskedStop("", Interrupted)
 
     @property
     def deadline(self) -> Deadline | None:
-        """The earliest deadline of those that were asked for."""
+        """The earliest deadline that was asked for."""
         return self._deadline
 
     def ask(
         self, reason: str, seconds: float | None = None, *, error: type[PionError] = Interrupted
     ) -> None:
-        """Ask for a stop, from any thread; the process is gone in `seconds` if given.
+        """Ask for a stop, from any thread. If `seconds` is given, the process is gone by then.
 
         `error` is what `check` raises. Stopped wins over Interrupted, and Fenced over both. The
-        earliest deadline holds.
+        earliest deadline counts.
         """
         with self._lock:
             if self._stop is None or GRAVITY.index(error) > GRAVITY.index(self._stop.error):
@@ -135,7 +137,7 @@ class StoppingOnSignals:
             raise self.error()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but not past a request to stop. Raises what `check` raises."""
+        """Sleep until `seconds` are over or a stop is asked for; then do as `check` does."""
         self._asked.wait(seconds)
         self.check()
 
@@ -146,7 +148,7 @@ class StoppingOnSignals:
 
     def __exit__(self, *_: object) -> None:
         if self._deadline is not None and _early is not None:
-            return  # the deadline holds for ending the interpreter too: threads, libraries
+            return  # the deadline also covers the interpreter's shutdown: threads, libraries
         with self._lock:
             watcher, self._watcher = self._watcher, None
         assert watcher is not None
@@ -154,7 +156,7 @@ class StoppingOnSignals:
 
 
 class _Watcher:
-    """The thread that hears the signals, and that ends the process when it has to."""
+    """The thread that receives the signals and, at the deadline, ends the process."""
 
     def __init__(self, stopping: StoppingOnSignals, display: Display, grace: float) -> None:
         self._stopping, self._display, self._grace = stopping, display, grace
@@ -203,11 +205,11 @@ class _Watcher:
         name = signal.Signals(number).name
         if number == signal.SIGTERM:
             self._stopping.ask(name, self._grace)
-            text = f"{name}: saving what is finished, and gone in {self._grace:g} s at the latest"
+            text = f"{name}: saving finished work, then stopping, within {self._grace:g} s"
         else:
             self._stopping.ask(name)
-            text = f"{name}: stopping, with what is finished saved"
-        _aside(self._display.say, Note(f"{text}; again ends at once without saving"))
+            text = f"{name}: saving finished work, then stopping"
+        _aside(self._display.say, Note(f"{text}; a second signal ends at once, without saving"))
 
     def _time_is_up(self) -> None:
         deadline = self._stopping.deadline
@@ -226,9 +228,9 @@ class _Watcher:
 def early_sigterm() -> None:
     """End at once, without a traceback, on SIGTERM (75) and SIGINT (130).
 
-    The first thing `pion run` calls, before its imports: while no StoppingOnSignals listens there
-    is nothing to save. Holds until the process ends, and lets a deadline that passes while the
-    interpreter is shutting down end the process too.
+    `pion run` calls this first, before its imports. There is nothing to save while no
+    StoppingOnSignals listens. The effect lasts until the process ends, so a deadline also ends a
+    process whose interpreter is shutting down.
     """
     global _early
     if _early is not None or threading.current_thread() is not threading.main_thread():
@@ -243,7 +245,7 @@ def _leave_at_once(signals: SignalPipe) -> None:
         continue
     if heard[0] == signal.SIGINT:
         os._exit(128 + signal.SIGINT)
-    text = "SIGTERM: ended at once, as there was nothing to save. Run the same command again."
+    text = "SIGTERM: ended at once; there was nothing to save. Run the same command again."
     _aside(lambda: print(text, file=sys.stderr, flush=True)).join(LAST_WORDS)
     os._exit(Interrupted.exit_code)
 
@@ -252,10 +254,7 @@ _early: SignalPipe | None = None
 
 
 def _aside(function: Callable[..., object], *arguments: object) -> threading.Thread:
-    """Call the function in another thread, whatever it raises.
-
-    The function may wait for a reader that never comes.
-    """
+    """Call the function in another thread, because it may block forever; ignore its exceptions."""
 
     def call() -> None:
         with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""What one start of `pion run` has to work with."""
+"""The inputs of one start of `pion run`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Start:
         run: the run in its store.
         owner: this process, as an owner of the run.
         at: when the command began, in Unix time.
-        price: what this machine costs, in dollars per hour; None if that is not known.
+        price: of this machine, in dollars per hour; None if it is not known.
     """
 
     job: Job

@@ -1,4 +1,4 @@
-"""Have the training stages of a run trained: by workers of Ray, or in this process."""
+"""Train the training stages of a run, in workers of Ray or in this process."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ if TYPE_CHECKING:
 
 # How long workers may take to save after they are asked to stop, if the store can be reached.
 STOP_SECONDS = 30.0
-# How long to wait after a worker has hung up. Its last messages may still be on their way, or those
-# of another worker.
+# How long to wait after a worker has hung up. Messages of this or another worker may still arrive.
 GONE_SECONDS = 2.0
-# How long to wait for a worker's next message before looking around.
+# How long to wait for a worker's next message before checking for a stop.
 LOOK_SECONDS = 0.2
 
 
 def start_workers(start: Start, stages: Sequence[str]) -> RayWorkers:
-    """Begin starting workers of Ray that train `stages` once the data is there."""
+    """Start workers of Ray, which train `stages` once the data is there; don't wait for them."""
     from pipeline.training.train_request import TrainRequest
     from pipeline.workers.ray_workers import RayWorkers
 
@@ -78,22 +77,22 @@ def train_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -> s
 
 
 def fetch_ahead(start: Start, claim: Claim, stage: str, say: Say) -> None:
-    """Bring data and the newest checkpoint of `stage` to this machine; workers look again."""
+    """Bring data and the newest checkpoint of `stage` to this machine; workers check both again."""
     from pipeline.state.checkpoints.restore import newest_good
 
     started, workspace = time.monotonic(), start.workspace
-    with contextlib.suppress(PionError):  # a worker meets it too, where it can be reported
+    with contextlib.suppress(PionError):  # a worker fails on it too and reports it
         workspace.bring_data(start.digests.data[stage])
         newest_good(workspace, claim.head, stage, start.digests.stages[stage])
         say(Phase("fetched", time.monotonic() - started))
 
 
 class WorkersTraining:
-    """The driver's side of training by workers: shows what they say, and passes on a stop."""
+    """The driver's side of training by workers: shows their messages, and passes on a stop."""
 
     def __init__(self, start: Start, claim: Claim, workers: RayWorkers, say: Say) -> None:
         self._start, self._claim, self._workers, self._say = start, claim, workers, say
-        # Without a deadline of its own a stop waits as long as the last save may take.
+        # A stop without a deadline waits as long as the last save may take.
         self._patience = linger_seconds(start.job.checkpoint) + STOP_SECONDS
         self._asked_at: float | None = None
         self._connected = self._imported = False
@@ -134,13 +133,13 @@ class WorkersTraining:
         late = stopping.deadline is None and waited > self._patience
         if late or (not connected and waited > GONE_SECONDS):
             raise stopping.error(
-                "the workers ended before they could save, so steps after the last checkpoint are "
-                "done again"
+                "the workers ended before they could save, so steps after the last checkpoint will "
+                "be repeated"
             )
         return False
 
     def _hear(self, rank: int, message: FromWorker | FitEnded) -> str | None:
-        """Do what a message asks for; return the outcome if rank 0 has trained."""
+        """Handle a message; return the outcome if rank 0 has trained."""
         match message:
             case Trained():
                 return message.outcome if rank == 0 else None
@@ -148,8 +147,8 @@ class WorkersTraining:
                 raise error_from_json(message.error)
             case FitEnded():
                 raise PionError(
-                    f"The training workers ended: {message.last_words}. What was committed is "
-                    "safe. To resume from there, run the same command again, or with "
+                    f"The training workers ended: {message.last_words}. Everything committed "
+                    "is safe. To resume from there, run the same command again, or with "
                     "hardware.workers=0 to train without Ray. The workers' log is "
                     f"{self._workers.log}."
                 )
@@ -160,7 +159,7 @@ class WorkersTraining:
             case _:
                 self._say(message)
                 if isinstance(message, Step) and not self._imported:
-                    # Evaluation follows in this process; its imports would cost seconds then.
+                    # Import early what evaluation needs later in this process: it takes seconds.
                     self._imported = True
                     threading.Thread(target=_import_evaluation, daemon=True).start()
         return None

@@ -24,7 +24,7 @@ import pytest
 from pion.errors import Fenced, Interrupted, PionError, Stopped
 from pipeline.run.signals import DOUBLED, StoppingOnSignals, early_sigterm
 from tests.support.jobs import SilentDisplay
-from tests.support.waiting import join, wait_until
+from tests.support.waiting import PATIENCE_SECONDS, join, wait_until
 
 SLACK = 1.5
 """Seconds a busy machine may take to schedule threads and reap a process."""
@@ -62,7 +62,7 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self._limit = threading.Timer(60, self._process.kill)  # a failure, not a hang
+        self._limit = threading.Timer(PATIENCE_SECONDS, self._process.kill)  # a failure, not a hang
         self._limit.start()
         assert self._process.stdout is not None
         self.output = self._process.stdout
@@ -79,11 +79,11 @@ class Process:
     def end(self) -> tuple[int, str]:
         """Exit code and what is left of the output."""
         rest = self.output.read()
-        return self._process.wait(), rest
+        return self.wait(), rest
 
     def wait(self) -> int:
         """Exit code, with the output left unread."""
-        return self._process.wait()
+        return self._process.wait(PATIENCE_SECONDS)
 
     @property
     def since_signal(self) -> float:
@@ -92,7 +92,7 @@ class Process:
     def kill(self) -> None:
         self._limit.cancel()
         self._process.kill()
-        self._process.wait()
+        self._process.wait(PATIENCE_SECONDS)
         self.output.close()
 
 
@@ -251,7 +251,7 @@ def test_a_second_signal_ends_the_process_at_once_even_in_c(
 ) -> None:
     process = start("orderly(lambda stopping: hash_for_minutes(), grace=600.0)")
     process.signal(first)
-    process.wait_for_line("again ends at once without saving")
+    process.wait_for_line("a second signal ends at once, without saving")
     time.sleep(DOUBLED + 0.1)  # sooner it would be taken for an echo of the first
     process.signal(second)
     code, _ = process.end()
