@@ -24,6 +24,7 @@ from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.paths import REPOSITORY
 from tests.support.clock import FakeClock
 from tests.support.s3_server import FaultProxy, S3Server, s3_server
+from tests.support.waiting import PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import kill_what_still_runs, whole_run
 
 # Two processes whose threads spin while they wait for each other take ten times as long on the same
@@ -106,13 +107,12 @@ def shared_ray() -> Iterator[dict[str, str]]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
+    address = read_until(process, "address").split()[-1]
     yield access | {RAY_ADDRESS: address}
     assert reaper.stdin is not None
     reaper.stdin.close()
-    reaper.wait()
-    process.wait()
+    reaper.wait(PATIENCE_SECONDS)
+    process.wait(PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield start
     for process in started:
         process.kill()
-        process.wait(60)
+        process.wait(PATIENCE_SECONDS)
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()

@@ -17,6 +17,7 @@ from pion.errors import PionError
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
 from pipeline.state.stores.base import Data, Entries, WritesAtOnce
 from tests.faults.faulty_store import Crash
+from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS
 
 T = TypeVar("T")
 Fate = Literal["done", "outage", "lost", "late", "dies", "dies after", "dies late"]
@@ -105,14 +106,14 @@ class SteppedStore(WritesAtOnce):
             self._paused.release()
 
         threading.Thread(target=run, daemon=True).start()
-        self._paused.acquire()
+        assert self._paused.acquire(timeout=PATIENCE_SECONDS), self.pending
 
     def step(self, fate: Fate = "done") -> None:
         """Let the process meet `fate` with its next operation, and go on to the one after."""
         if not self.ended:
             self._fate = fate
             self._resume.release()
-            self._paused.acquire()
+            assert self._paused.acquire(timeout=PATIENCE_SECONDS), self.pending
 
     def read(self, key: str) -> bytes:
         return self.do(key, lambda: self.inner.read(key))
@@ -152,7 +153,7 @@ class SteppedStore(WritesAtOnce):
             raise Crash(key)
         self.pending = key
         self._paused.release()
-        self._resume.acquire()
+        assert self._resume.acquire(timeout=LONG_SECONDS), key
         fate = self._fate
         self._dead = fate.startswith("dies")
         if fate in ("late", "dies late") and changes:

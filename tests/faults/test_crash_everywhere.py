@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +32,7 @@ from tests.faults.light_job import (
 )
 from tests.support.clock import FakeClock
 from tests.support.s3_server import S3Server
+from tests.support.waiting import run_to_end
 
 HOUR, STEP_SECONDS = 3600.0, 2000.0
 NewOwner = Callable[[], Owner]
@@ -283,7 +283,7 @@ Process(FaultyStore(open_store(url), int(at), when, kill), Path(cache)).go()
 def kill_at(k: int, when: str, folder: Path) -> int:
     """The exit code of a process that kills itself at its k-th operation."""
     arguments = [f"file://{folder}/runs", str(folder / "cache"), str(k), when]
-    return subprocess.run([sys.executable, "-c", _KILLED, *arguments]).returncode
+    return run_to_end([sys.executable, "-c", _KILLED, *arguments]).returncode
 
 
 def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewOwner) -> int:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from pipeline.state.records import SkippedRows
 from tests.paths import JOBS, SEEDS
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
 from tests.support.jobs import tiny_dict
+from tests.support.waiting import run_to_end
 
 COMMANDS = ("run", "chat", "generate", "eval", "export", "import-seed", "status", "checkpoints")
 COMMANDS += ("report", "stop", "fork", "prove")
@@ -50,7 +50,7 @@ def pion(capsys):
 
 def test_starting_the_command_imports_nothing_heavy():
     code = "import sys, pipeline.cli; print(*sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    loaded = run_to_end([sys.executable, "-c", code]).stdout
     heavy = {"torch", "ray", "transformers", "pydantic", "numpy", "rich", "huggingface_hub"}
     assert not heavy & set(loaded.split())
 
@@ -58,7 +58,7 @@ def test_starting_the_command_imports_nothing_heavy():
 def test_the_module_runs_like_the_command_and_exits_with_its_code(here):
     def exit_code(*arguments: str) -> int:
         command = [sys.executable, "-m", "pipeline.cli", *arguments]
-        return subprocess.run(command, capture_output=True).returncode
+        return run_to_end(command).returncode
 
     assert exit_code("--help") == 0
     assert exit_code("status") == 0
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_a_command_with_130(pion, monkeypatch):
 def test_a_reader_that_goes_away_is_no_error_message(here):
     make_run(here / "runs")
     command = f"{sys.executable} -m pipeline.cli run --help-job | head -1"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    result = run_to_end(["bash", "-c", command])
     assert len(result.stdout.splitlines()) == 1
     assert result.stderr == ""
 
@@ -179,9 +179,9 @@ def test_a_reader_that_goes_away_is_no_error_message(here):
 def test_a_log_that_only_takes_ascii_is_written_nevertheless(here):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "pipeline.cli", "run", "--help-job"]
-    result = subprocess.run(command, capture_output=True, env=environment)
+    result = run_to_end(command, env=environment)
     assert result.returncode == 0
-    assert b"pretrain.lr" in result.stdout
+    assert "pretrain.lr" in result.stdout
 
 
 # ---------------------------------------------------------------- run

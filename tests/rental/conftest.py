@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -35,6 +34,7 @@ import pytest
 from tests.rental.rented import Rented, wait_until
 from tests.rental.skypilot_home import Loopback, NoRuntime, find_python, loopback_skypilot
 from tests.support.s3_server import S3Server
+from tests.support.waiting import run_to_end
 
 OVERLAY = """
 mount -t tmpfs pod /mnt
@@ -53,9 +53,7 @@ def why_impossible() -> str | None:
         if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin") is None:
             return f"{tool} is not installed (Debian: openssh-server, rsync, util-linux; pip: uv)"
     namespaces = ["--mount", "--pid", "--net", "--uts", "--fork", "--propagation", "private"]
-    tried = subprocess.run(
-        ["unshare", *namespaces, "sh", "-ec", OVERLAY], capture_output=True, text=True
-    )
+    tried = run_to_end(["unshare", *namespaces, "sh", "-ec", OVERLAY])
     if tried.returncode:
         return f"no namespaces or overlays here: {tried.stderr.strip()}"
     if find_python() is None:

@@ -14,6 +14,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from tests.support.waiting import PATIENCE_SECONDS
+
 # Entered with the namespace joined. Brings its loopback up (SIOCSIFFLAGS: IFF_UP | IFF_RUNNING),
 # then answers each port number with a listening socket, and 0 with one not yet connected.
 _SOCKETS = """
@@ -60,7 +62,7 @@ class Namespace:
 
     def close(self) -> None:
         self._line.close()
-        self._process.wait()
+        self._process.wait(PATIENCE_SECONDS)
 
     def _make(self, port: int) -> socket.socket:
         with self._lock:

@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 from tests.rental.netns import Bridge, Namespace, separate_network
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 HOME = "/pod"
 """The home folder in a pod: not this machine's, whose keys and configuration are no pod's."""
@@ -198,7 +198,7 @@ class Pod:
             time.sleep(notice)
         if self._unshare is not None:
             self._unshare.kill()
-            self._unshare.wait()
+            self._unshare.wait(PATIENCE_SECONDS)
         for bridge in [*self._passed_in, *([self._ssh] if self._ssh else [])]:
             bridge.cut()
         if self._network is not None:

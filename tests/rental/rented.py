@@ -20,6 +20,7 @@ from tests.rental.pods import Pod
 from tests.rental.skypilot_home import REPOSITORY, Loopback
 from tests.support import waiting
 from tests.support.s3_server import S3Server
+from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, run_to_end
 
 JOB = "jobs/rental-test.yaml"
 RUN = "rental-test"
@@ -29,8 +30,7 @@ OVERRIDES = ("hardware.workers=0",)
 # Longer than any test takes, even where SkyPilot hesitates for minutes.
 ENDLESS = "pretrain.steps=200000"
 # Far above what SkyPilot takes on the slowest machine.
-PATIENCE_SECONDS = 900.0
-wait_until = functools.partial(waiting.wait_until, seconds=PATIENCE_SECONDS, every=0.5)
+wait_until = functools.partial(waiting.wait_until, seconds=900.0, every=0.5)
 
 
 @dataclass
@@ -115,24 +115,20 @@ def unbroken_run(folder: Path, steps: int = STEPS) -> Iterator[Callable[[], str]
 
     @functools.cache
     def weights() -> str:
-        assert process.wait() == 0, (folder / "log").read_text()
+        assert process.wait(LONG_SECONDS) == 0, (folder / "log").read_text()
         return final_model(f"{folder}/runs/{RUN}", steps)
 
     try:
         yield weights
     finally:
         process.kill()
-        process.wait()
+        process.wait(PATIENCE_SECONDS)
 
 
 def final_model(run: str, steps: int, environment: Mapping[str, str] = os.environ) -> str:
     """sha256 of the weights that `pion checkpoints` lists last, which are those of that step."""
-    listed = subprocess.run(
-        [f"{sys.prefix}/bin/pion", "checkpoints", run, "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+    listed = run_to_end(
+        [f"{sys.prefix}/bin/pion", "checkpoints", run, "--json"], env=environment, check=True
     )
     newest = max(json.loads(listed.stdout), key=lambda entry: (entry["step"], entry["epoch"]))
     assert newest["step"] == steps, "the run has not come to its end"

@@ -26,6 +26,7 @@ from tests.rental.loopback_runpod import RunPod, loopback_runpod
 from tests.rental.pods import HOME, RUNTIME
 from tests.support.runpod_api import CONFIG
 from tests.support.sky_catalog import PRICES, Price, write_catalog
+from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, run_to_end
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -58,6 +59,7 @@ class Loopback:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            timeout=LONG_SECONDS,
         )
         if done.returncode:
             raise RuntimeError(f"sky {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}")
@@ -107,7 +109,7 @@ def loopback_skypilot(ports: list[int]) -> Iterator[Loopback]:
     finally:
         assert reaper.stdin is not None
         reaper.stdin.close()
-        reaper.wait()
+        reaper.wait(PATIENCE_SECONDS)
 
 
 def build_image(folder: Path, image: Path) -> dict[str, str]:
@@ -126,7 +128,7 @@ def build_image(folder: Path, image: Path) -> dict[str, str]:
     (pod_home / ".local/bin").mkdir(parents=True)
     shutil.copy2(uv, pod_home / ".local/bin/uv")
     build_runtime(uv, image / RUNTIME.lstrip("/"))
-    cache = subprocess.run([uv, "cache", "dir"], capture_output=True, text=True, check=True)
+    cache = run_to_end([uv, "cache", "dir"], check=True)
     return {
         # Its python3 is the one that has torch.
         "PATH": f"{sys.prefix}/bin:{HOME}/.local/bin:{SYSTEM_PATH}",
@@ -147,7 +149,7 @@ def build_runtime(uv: str, runtime: Path) -> None:
     assert python is not None
     # Relocatable: in a pod it lies elsewhere than where it is made.
     create = [uv, "venv", "-q", "--seed", "--relocatable", "--python", python, str(runtime)]
-    subprocess.run(create, check=True)
+    run_to_end(create, check=True)
     packages = [
         f"ray[default]=={constants.SKY_REMOTE_RAY_VERSION}",
         f"skypilot[runpod,remote]=={sky.__version__}",
@@ -157,7 +159,7 @@ def build_runtime(uv: str, runtime: Path) -> None:
     ]
     install = [uv, "pip", "install", "-q", "--python", str(runtime / "bin/python"), *packages]
     # Away from our pyproject.toml's pins.
-    done = subprocess.run(install, cwd=runtime, stderr=subprocess.PIPE, text=True)
+    done = run_to_end(install, cwd=runtime)
     if done.returncode:
         raise NoRuntime(f"SkyPilot's own runtime can't be installed here: {done.stderr.strip()}")
 
@@ -172,7 +174,7 @@ def find_python() -> str | None:
     folders = [str(path.parent) for path in pyenv.glob("3.10.*/bin/python3.10")]
     environment = os.environ | {"PATH": ":".join([*folders, os.environ["PATH"]])}
     command = [find_uv(), "python", "find", "--no-python-downloads", "--no-project", "3.10"]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    found = run_to_end(command, env=environment)
     return found.stdout.strip() if found.returncode == 0 else None
 
 
@@ -181,7 +183,7 @@ def find_uv() -> str:
     if "UV" in os.environ:  # set by `uv run`
         return os.environ["UV"]
     command = ["uv", "run", "--no-project", "-q", "sh", "-c", "echo $UV"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return run_to_end(command, check=True).stdout.strip()
 
 
 def _environment(home: Path, api: str) -> dict[str, str]:

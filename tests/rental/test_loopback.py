@@ -16,6 +16,7 @@ from tests.rental.loopback_runpod import RunPod, loopback_runpod, rent
 from tests.rental.pods import RUNTIME, Pod
 from tests.rental.rented import wait_until
 from tests.rental.skypilot_home import REPOSITORY
+from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, read_until
 
 pytestmark = [
     pytest.mark.rental,
@@ -81,10 +82,9 @@ def test_a_notice_is_a_sigterm_to_everything_in_the_pod(runpod: RunPod) -> None:
 def test_nothing_outlives_the_tests_even_when_they_are_killed() -> None:
     script = KILLED.format(repository=str(REPOSITORY), rent=rent("sleep 1000"))
     tests = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert tests.stdout is not None
-    folder = next(line.strip() for line in tests.stdout if line.startswith("/"))
+    folder = read_until(tests, "/", seconds=LONG_SECONDS).splitlines()[-1]
     assert session_processes(folder), "an API server, at least"
     tests.kill()
-    tests.wait()
+    tests.wait(PATIENCE_SECONDS)
     wait_until(lambda: not Path(folder).exists(), "the end of its folder")
     assert session_processes(folder) == []

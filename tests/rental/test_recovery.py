@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from tests.rental.rented import JOB, OVERRIDES, Rented, unbroken_run, wait_until
 from tests.rental.window import Window, window
 from tests.support.s3_server import SECRET_KEY
+from tests.support.waiting import run_to_end
 
 pytestmark = pytest.mark.rental
 
@@ -106,5 +106,5 @@ def test_no_secret_is_written_down_where_a_rental_leaves_files(rented: Rented) -
         assert SECRET_KEY not in query
     # The checkout that goes along has it too, where these tests make it up.
     command = ["grep", "-rlF", "--exclude=s3_server.py", SECRET_KEY, str(pod.home / "sky_workdir")]
-    found = subprocess.run(command, capture_output=True, text=True)
+    found = run_to_end(command)
     assert found.stdout == ""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.rental.rented import Rented, wait_until
 from tests.rental.skypilot_home import REPOSITORY
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 class Window:
@@ -77,4 +78,4 @@ def window(rented: Rented, *arguments: str, **environment: str) -> Iterator[Wind
             yield Window(process, output)
         finally:
             process.kill()
-            process.wait()
+            process.wait(PATIENCE_SECONDS)

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.paths import REPOSITORY
 from tests.support.s3_server import S3Server
+from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import write_job
 
 OLDER = "0afbd30"
@@ -83,12 +83,13 @@ sys.exit(pipeline.cli.main())
 def older_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("older")
     archive = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "archive", OLDER], capture_output=True, check=False
+        ["git", "-C", str(REPOSITORY), "archive", OLDER], capture_output=True, timeout=LONG_SECONDS
     )
     if archive.returncode != 0:
         why = archive.stderr.decode(errors="replace").strip()
         pytest.skip(f"this clone has no commit {OLDER} ({why}); try git fetch --unshallow")
-    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    untar = ["tar", "-x", "-C", str(folder)]
+    subprocess.run(untar, input=archive.stdout, check=True, timeout=LONG_SECONDS)
     return folder
 
 
@@ -117,23 +118,7 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
     yield processes
     for process in processes:
         process.kill()
-        process.communicate()
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """Read lines until one has `text`; returns them. Who prints none in time is killed."""
-    lines = []
-    too_late = threading.Timer(LONGEST_WAIT, process.kill)
-    too_late.start()
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if text in line:
-                return "".join(lines)
-    finally:
-        too_late.cancel()
-    raise AssertionError(f"it ended before it printed {text!r}:\n{''.join(lines)}")
+        process.communicate(timeout=PATIENCE_SECONDS)
 
 
 def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
@@ -144,7 +129,7 @@ def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
 
     owner = first.start("run", str(job), PION_LAUNCH_ID="launch-1")
     started.append(owner)
-    read_until(owner, ": saved")
+    read_until(owner, ": saved", seconds=LONGEST_WAIT)
     seen = json.loads(second("status", run.url, "--json"))
     assert seen["owner"]["pid"] == owner.pid
     assert seen["checkpoint"]["step"] > 0
@@ -161,7 +146,7 @@ def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
     said, _ = owner.communicate(timeout=LONGEST_WAIT)
     assert owner.returncode == 4, said
     assert "pion hop" in said
-    resumed = read_until(relief, ": saved")
+    resumed = read_until(relief, ": saved", seconds=LONGEST_WAIT)
     assert "to save its work and hand the run over" in resumed
     assert "continues after step" in resumed
     head = run.read()
@@ -178,7 +163,7 @@ def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
 
     again = first.start("run", str(job))
     started.append(again)
-    resumed = read_until(again, ": saved")
+    resumed = read_until(again, ": saved", seconds=LONGEST_WAIT)
     assert "continues after step" in resumed
     assert "ALARM" not in resumed
     again.send_signal(signal.SIGTERM)

@@ -17,6 +17,7 @@ from pipeline.state.stores import open_store
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
+from tests.support.waiting import PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import ends_with, head_of, rows_trained, start, wait_for, write_job
 
 CLUSTER = """
@@ -52,15 +53,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
+    address = read_until(process, "address").split()[-1]
     for name, value in {**access, **loopback, RAY_ADDRESS: address}.items():
         monkeypatch.setenv(name, value)
     yield process
     assert reaper.stdin is not None
     reaper.stdin.close()
-    reaper.wait()
-    process.wait()
+    reaper.wait(PATIENCE_SECONDS)
+    process.wait(PATIENCE_SECONDS)
 
 
 @pytest.mark.soak

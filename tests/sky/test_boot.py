@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import REPOSITORY
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 FORMER_SCRIPT = REPOSITORY / "tests/fixtures/rentals/boot-0afbd30.sh"
 BOOT_SECONDS = 120  # far above what a boot with stand-ins takes
@@ -78,7 +78,8 @@ class Machine:
             output, _ = process.communicate(timeout=BOOT_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise AssertionError(f"it still boots: {process.communicate()[0]}") from None
+            output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+            raise AssertionError(f"it still boots: {output}") from None
         return process.returncode, output
 
     @property
@@ -172,7 +173,7 @@ def test_the_exit_code_of_pion_is_the_jobs(machine: Machine, code: int) -> None:
 def test_sigterm_reaches_pion(machine: Machine) -> None:
     process = machine.start(PION_WAITS="1")
     wait_until(lambda: machine.ran("ready") or process.poll() is not None, "pion run to start")
-    assert process.poll() is None, process.communicate()[0]
+    assert process.poll() is None, process.communicate(timeout=PATIENCE_SECONDS)[0]
     process.send_signal(signal.SIGTERM)
     assert process.wait(BOOT_SECONDS) == 75
     assert machine.pion()[-1] == "stopped"

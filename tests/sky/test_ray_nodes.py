@@ -21,6 +21,7 @@ from pipeline.state.stores import open_store
 from tests.paths import REPOSITORY
 from tests.support import waiting
 from tests.support.jobs import tiny_dict, write_tiny_data
+from tests.support.waiting import PATIENCE_SECONDS, run_to_end
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Nodes:
     def lose(self, process: subprocess.Popen[bytes]) -> None:
         """Take a node without warning; its reaper ends what there is of its Ray."""
         process.kill()
-        process.wait()
+        process.wait(PATIENCE_SECONDS)
 
     def log(self, rank: int) -> str:
         path = self.folder / f"node-{rank}.log"
@@ -132,10 +133,8 @@ def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes: Nodes) 
 
     wait_until(lambda: again.poll() is not None)
     assert again.returncode == 0, "a node whose head is done has done its part"
-    left = subprocess.run(
-        ["pgrep", "-f", str(nodes.environment["PION_RAY_PORT"])], capture_output=True
-    )
-    assert left.stdout == b"", "Ray's processes outlive the job"
+    left = run_to_end(["pgrep", "-f", str(nodes.environment["PION_RAY_PORT"])])
+    assert left.stdout == "", "Ray's processes outlive the job"
 
 
 @pytest.mark.soak

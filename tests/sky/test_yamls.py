@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from tests.paths import REPOSITORY
 from tests.support.sky_catalog import GPU_MEMORY_GIB, PRICES, Price, write_catalog
+from tests.support.waiting import run_to_end
 
 SKY = REPOSITORY / "sky"
 YAMLS = sorted(path.name for path in SKY.glob("*.yaml"))
@@ -35,7 +35,7 @@ def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
         home = tmp_path_factory.mktemp("home")
         for cloud in clouds:
             write_catalog(home, prices, cloud=cloud)
-        done = subprocess.run(
+        done = run_to_end(
             [
                 sys.executable,
                 str(Path(__file__).with_name("dryrun.py")),
@@ -44,8 +44,6 @@ def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
             ],
             env=os.environ | {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
             cwd=SKY.parent,
-            capture_output=True,
-            text=True,
         )
         assert done.returncode == 0, done.stderr
         answers = json.loads(done.stdout.splitlines()[-1])

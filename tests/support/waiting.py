@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 # Far above what anything takes on a busy machine of two cores.
 PATIENCE_SECONDS = 60.0
+# For what starts a whole program, such as a run or a build.
+LONG_SECONDS = 600.0
 
 
 def wait_until(
@@ -100,3 +104,25 @@ def join(thread: threading.Thread, *, seconds: float = PATIENCE_SECONDS) -> None
     """Wait until `thread` ends."""
     thread.join(seconds)
     assert not thread.is_alive(), f"the thread {thread.name} did not end in {seconds:g} s"
+
+
+def run_to_end(
+    command: Sequence[str | Path],
+    *,
+    check: bool = False,
+    seconds: float = LONG_SECONDS,
+    **options: Any,
+) -> subprocess.CompletedProcess[str]:
+    """Run `command` and capture what it prints; after `seconds` kill it, and fail."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, **options)
+    except subprocess.TimeoutExpired as error:
+        said = f"{_text(error.stdout)}{_text(error.stderr)}"
+        raise AssertionError(f"{command} did not end in {seconds:g} s. It said:\n{said}") from error
+    said = f"{done.stdout}{done.stderr}"
+    assert not check or done.returncode == 0, f"{command}: exit code {done.returncode}:\n{said}"
+    return done
+
+
+def _text(output: bytes | str | None) -> str:
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""

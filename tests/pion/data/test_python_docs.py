@@ -1,7 +1,6 @@
 """The standard library's prose: what is in it, what is not, and what is held out."""
 
 import hashlib
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +13,7 @@ from pion.data.python_docs import (
     is_held_out,
     letters_of,
 )
+from tests.support.waiting import run_to_end
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_another_process_reads_the_same_documents_in_the_same_order(docs: list[D
         ".hexdigest())"
     )
     here = hashlib.sha256(repr([(d.origin, d.text) for d in docs]).encode()).hexdigest()
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    there = run_to_end([sys.executable, "-c", code], check=True)
     assert there.stdout.strip() == here
 
 

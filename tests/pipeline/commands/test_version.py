@@ -3,13 +3,13 @@
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.paths import REPOSITORY
+from tests.support.waiting import run_to_end
 
 VERSION = f"pion {importlib.metadata.version('pion')}"
 
@@ -28,16 +28,14 @@ def version_of(folder: Path, **variables: str) -> str:
     names = ("PION_COMMIT", "PION_DIRTY")
     environment = {k: v for k, v in os.environ.items() if k not in names} | variables
     command = [sys.executable, "-m", "pipeline.cli", "--version"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=True
-    )
+    done = run_to_end(command, cwd=folder, env=environment, check=True)
     return done.stdout
 
 
 def git(folder: Path, *arguments: str) -> str:
     me = ["-c", "user.name=someone", "-c", "user.email=someone@example.com"]
     command = ["git", "-C", str(folder), *me, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return run_to_end(command, check=True).stdout
 
 
 def test_code_outside_of_a_checkout_has_a_version_and_no_commit(copy: Path) -> None:

@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from pipeline.machine.rented import (
     this_machine,
 )
 from tests.paths import REPOSITORY
+from tests.support.waiting import run_to_end
 
 BOOTED = 1_700_000_000
 POD_UP = BOOTED + 500.0  # when process 1 of the container started
@@ -190,7 +190,7 @@ def test_an_owner_on_a_rental_costs_since_then_and_at_home_since_it_began() -> N
 
     def started_at(**variables: str) -> float:
         environment = {k: v for k, v in os.environ.items() if k not in machines.SIGNS} | variables
-        output = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+        output = run_to_end([sys.executable, "-c", code], env=environment, check=True).stdout
         return float(output)
 
     before = time.time()
@@ -210,7 +210,7 @@ def test_code_without_a_checkout_is_the_commit_it_was_launched_from(tmp_path: Pa
     def version(**variables: str) -> str:
         command = [sys.executable, "-c", code]
         environment = os.environ | {"PYTHONPATH": str(tmp_path)} | variables
-        output = subprocess.check_output(command, env=environment, cwd=tmp_path, text=True)
+        output = run_to_end(command, env=environment, cwd=tmp_path, check=True).stdout
         return output.strip()
 
     assert version(PION_COMMIT="c" * 40, PION_DIRTY="0123") == f"{'c' * 40} 0123"
@@ -222,10 +222,10 @@ def test_a_checkout_says_its_own_commit_whatever_it_was_launched_from(tmp_path: 
     root = REPOSITORY
     code = "from pipeline.state.owner import Owner; print(Owner.me().commit)"
     environment = os.environ | {"PION_COMMIT": "c" * 40, "PATH": os.defpath}
-    output = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=root)
+    output = run_to_end([sys.executable, "-c", code], env=environment, cwd=root, check=True).stdout
     if not (root / ".git").exists():
         pytest.skip("these tests don't run from a checkout")
-    assert output.strip() != b"c" * 40
+    assert output.strip() != "c" * 40
 
 
 # ---------------------------------------------------------------- price

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.pipeline.rent.conftest import SkyHome
+from tests.support.waiting import run_to_end
 
 
 def test_every_machine_a_yaml_accepts_is_a_candidate(sky_home: SkyHome) -> None:
@@ -106,8 +106,6 @@ def test_without_skypilot_a_folder_of_that_name_is_not_taken_for_it(tmp_path: Pa
         "try: sky_module()\n"
         "except BadInput as error: print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=os.environ
-    )
+    done = run_to_end([sys.executable, "-c", code, str(tmp_path)], env=os.environ)
     assert "SkyPilot is not installed here" in done.stdout, done.stderr
     assert "uv sync" in done.stdout

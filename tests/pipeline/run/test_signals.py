@@ -79,9 +79,9 @@ class Process:
     def end(self) -> tuple[int, str]:
         """Exit code and what is left of the output."""
         rest = self.output.read()
-        return self.wait(), rest
+        return self.exit_code(), rest
 
-    def wait(self) -> int:
+    def exit_code(self) -> int:
         """Exit code, with the output left unread."""
         return self._process.wait(PATIENCE_SECONDS)
 
@@ -170,7 +170,7 @@ orderly(work, grace=1.0)
     full = fcntl.fcntl(process.output, fcntl.F_GETPIPE_SZ) - mmap.PAGESIZE
     wait_until(lambda: unread_bytes(process.output) > full, "its output to fill the pipe")
     process.signal(signal.SIGTERM)
-    assert process.wait() == 75
+    assert process.exit_code() == 75
     assert process.since_signal < 1.0 + SLACK
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.state.owner import Owner, checkout, differences, is_running, may_take_over
 from tests.support.states import someone
-from tests.support.waiting import read_until
+from tests.support.waiting import read_until, run_to_end
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -100,7 +100,7 @@ def test_package_versions_are_read_without_importing_the_packages() -> None:
         "import sys; from pipeline.state.owner import Owner; versions = Owner.me().versions;"
         "print(sorted(versions), 'torch' in sys.modules or 'ray' in sys.modules)"
     )
-    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    output = run_to_end([sys.executable, "-c", code], check=True).stdout
     assert "'torch'" in output
     assert "'python'" in output
     assert output.endswith("False\n")
@@ -109,7 +109,7 @@ def test_package_versions_are_read_without_importing_the_packages() -> None:
 def test_the_commit_and_uncommitted_changes_of_a_checkout_are_told(tmp_path: Path) -> None:
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, stdout=-3)
+        run_to_end(["git", "-C", tmp_path, *identity, *arguments], check=True)
 
     assert checkout(tmp_path) == (None, None)
     git("init", "-q")

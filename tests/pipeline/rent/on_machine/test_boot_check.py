@@ -28,6 +28,7 @@ from pipeline.rent.on_machine.boot_check import (
     try_gpus,
 )
 from tests.paths import REPOSITORY
+from tests.support.waiting import PATIENCE_SECONDS, run_to_end
 
 SCRIPT = REPOSITORY / "pipeline" / "rent" / "on_machine" / "boot_check.py"
 PROJECT = """
@@ -155,9 +156,7 @@ class Driver:
 
 def boot(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """What the boot script runs, by a Python that has no torch."""
-    return subprocess.run(
-        [sys.executable, "-I", "-S", str(SCRIPT)], env=environment, capture_output=True, text=True
-    )
+    return run_to_end([sys.executable, "-I", "-S", str(SCRIPT)], env=environment)
 
 
 def test_a_machine_as_asked_for_goes_on(machine: Machine) -> None:
@@ -294,7 +293,7 @@ def test_a_probe_that_cannot_even_be_killed_is_not_waited_for(
             try_gpus(["sleep", "600"], 0.1)
     assert stuck[0].poll() is None
     stuck[0].kill()
-    stuck[0].communicate()
+    stuck[0].communicate(timeout=PATIENCE_SECONDS)
 
 
 def test_a_machine_whose_gpu_fails_the_probe_is_left_before_anything_is_installed(

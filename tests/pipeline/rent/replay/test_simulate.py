@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
 import sys
 from typing import Any
 
@@ -22,6 +21,7 @@ from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import SaveCadence
 from tests.paths import REPOSITORY
 from tests.pipeline.rent.replay.test_traces import SPOT, read_trace
+from tests.support.waiting import run_to_end
 
 COSTS = {"boot": 30.0, "restore": 10.0, "stall": 1.0, "write": 3.0}
 NOWHERE = Workspace(FileStore("/nowhere"), "run")
@@ -236,4 +236,4 @@ def test_a_sweep_of_a_very_long_run_takes_evenly_spaced_starts(
 def test_no_torch_is_imported() -> None:
     code = "import sys, pipeline.rent.replay.command; sys.exit('torch' in sys.modules)"
     root = REPOSITORY
-    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+    assert run_to_end([sys.executable, "-c", code], cwd=root).returncode == 0

@@ -35,7 +35,7 @@ from pipeline.state.stores import FileStore, Missing, Store, StoreError
 from pipeline.state.workspace import Workspace
 from tests.support.clock import FakeClock
 from tests.support.states import an_entry, someone
-from tests.support.waiting import read_until
+from tests.support.waiting import read_until, run_to_end
 
 Tensors = dict[str, torch.Tensor]
 
@@ -582,7 +582,7 @@ def test_reading_head_and_status_needs_no_torch() -> None:
         "import pipeline.state.stores;"
         "print([m for m in ('torch', 'numpy', 'ray', 'pydantic') if m in sys.modules])"
     )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+    assert run_to_end([sys.executable, "-c", code], check=True).stdout == "[]\n"
 
 
 def test_an_entry_knows_its_size(claim: Claim) -> None:

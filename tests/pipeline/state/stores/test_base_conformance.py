@@ -17,6 +17,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, FileStore, Missing, Store, StoreError, write_once
 from tests.support.clock import FakeClock
 from tests.support.states import someone
+from tests.support.waiting import PATIENCE_SECONDS
 
 PLACES = ["file", "s3", "s3 in bad weather", "hf"]
 
@@ -259,7 +260,7 @@ def test_illegal_keys_are_refused_by_everything(store: Store, tmp_path: Path) ->
 def test_write_once_accepts_the_same_and_refuses_another_content(store: Store) -> None:
     write_once(store, "demo/jobs/abc.yaml", b"steps: 1")
     write_once(store, "demo/jobs/abc.yaml", b"steps: 1")
-    with pytest.raises(PionError, match=r"jobs/abc.yaml already holds something else"):
+    with pytest.raises(PionError, match=r"jobs/abc.yaml already has different content"):
         write_once(store, "demo/jobs/abc.yaml", b"steps: 2")
     assert store.read("demo/jobs/abc.yaml") == b"steps: 1"
 
@@ -335,7 +336,7 @@ def test_a_read_and_its_version_belong_together_while_others_write(place: Place)
             versions[data] = writer.compare_and_swap("HEAD", data, versions[last])
             last = data
         stop.set()
-        reading.result()
+        reading.result(PATIENCE_SECONDS)
     seen.add(reader.read_versioned("HEAD"))
     assert (last, versions[last]) in seen
     assert seen <= set(versions.items())

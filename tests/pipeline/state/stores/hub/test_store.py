@@ -6,7 +6,6 @@ The real huggingface_hub client talks to a Hub on loopback.
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time as real_time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from tests.support.hub_server import (
     HubServer,
     hub_server,
 )
+from tests.support.waiting import run_to_end
 
 REPO = "user/runs"
 HOUR = 3600.0
@@ -413,12 +413,8 @@ print(json.dumps(store.staged()))
     store.flush()
     model = tmp_path / "model"
     model.write_bytes(large("model", 3 * MIB))
-    child = subprocess.run(
-        [sys.executable, "-c", upload, str(model)],
-        env=os.environ | hub.environment(tmp_path / "child"),
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    environment = os.environ | hub.environment(tmp_path / "child")
+    child = run_to_end([sys.executable, "-c", upload, str(model)], env=environment, check=True)
     model.unlink()
     before, sent = commits(hub), hub.count("/lfs/")
 
