@@ -1,7 +1,7 @@
-"""Errors a person can act on, each with the process exit code it ends in.
+"""Errors that a person can act on, each with the exit code of the process.
 
-The message says what failed, where, what is safe and how to go on; the command line prints it
-without a traceback. Anything else that escapes is a bug and exits with 1.
+The message says what failed, where, what is safe and how to continue. The command line prints the
+message without a traceback. Any other uncaught exception is a bug and exits with 1.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ class Stopped(PionError):
 
 
 class Trouble(PionError):
-    """A training step went wrong numerically; nothing from it on is fit to be saved.
+    """A training step went wrong numerically; the weights from that step on must not be saved.
 
-    `rows` is that step's [first, stop), `what` says what it gave, and `metrics` has those of the
-    good steps before it that had not been handed out (see `Trainer.drain_metrics`).
+    `rows` is the step's [first, stop), and `what` is its bad loss or gradient. `metrics` has the
+    good steps before it that `Trainer.drain_metrics` has not returned yet.
     """
 
     def __init__(
@@ -46,25 +46,25 @@ class Trouble(PionError):
         what: str,
         metrics: Sequence[dict[str, Any]] = (),
     ) -> None:
-        super().__init__(step, rows, what, metrics)  # what unpickling calls this with
+        super().__init__(step, rows, what, metrics)  # unpickling passes these arguments
         self.step, self.rows, self.what, self.metrics = step, rows, what, list(metrics)
 
     def __str__(self) -> str:
         first, stop = self.rows
         return (
-            f"step {self.step} (rows {first} to {stop - 1}) gave {self.what}; the weights since "
-            "then are unusable and have not been saved. The last checkpoint is from before. Go on "
-            "from there without those rows, or with a lower lr or clip"
+            f"step {self.step} (rows {first} to {stop - 1}) gave {self.what}; the weights after "
+            "that step are unusable and were not saved. The last checkpoint is older than the "
+            "step: resume from it without those rows, or with a lower lr or clip"
         )
 
 
 class NotDurable(PionError):
-    """Work was done that could not be stored; the message says where the local copy is."""
+    """Finished work could not be stored; the message says where the local copy is."""
 
     exit_code = 74
 
 
 class Interrupted(PionError):
-    """Interrupted with state saved: the same command goes on from there."""
+    """Interrupted with state saved: the same command resumes from there."""
 
     exit_code = 75

@@ -1,4 +1,4 @@
-"""Go on trying while a store is down: what is paid for is not given up for half a minute of it."""
+"""Keep retrying while a store is down, so that a short outage does not waste paid work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 
 
 class Patience:
-    """Repeats what failed because the store was down, for up to `seconds` from then on.
+    """Retries work that failed because the store was down, for up to `seconds` per outage.
 
-    `say` hears of each outage once, and that it is over; `sleep` passes the time between two tries
-    and raises if the process is asked to stop.
+    `say` gets one message when an outage begins and one when it ends. `sleep` waits between two
+    tries and raises if the process is asked to stop.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class Patience:
         self._seconds, self._say, self._sleep, self._now = seconds, say, sleep, now
 
     def __call__(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns. It must bear being repeated, even if it was done and only the
-        acknowledgement was lost.
+        """Return what `work` returns.
 
-        Raises what `work` does: the StoreError of an outage once `seconds` have passed, all else at
-        once.
+        `work` must be idempotent: it may run again although the first call succeeded and only its
+        response was lost. Raises the StoreError of an outage once `seconds` have passed, and any
+        other error of `work` at once.
         """
         try:
             return work()

@@ -1,4 +1,4 @@
-"""Stores: where runs live, and how one is named on the command line."""
+"""Stores: where runs live, and how the command line names a store."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def open_store(url: str) -> Store:
         if not rest.startswith("/"):
             raise BadInput(
                 f"store {url!r}: file:// needs an absolute path (file:///home/me/runs); "
-                "write a relative one without a scheme (runs)."
+                "write a relative path without a scheme (runs)."
             )
         path = rest
     elif scheme == "s3":

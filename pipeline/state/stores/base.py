@@ -1,7 +1,7 @@
 """What every store can do, the errors it raises, and the names it accepts.
 
-A store maps keys (`demo/HEAD.json`) to bytes. Keys are written whole or not at all, and only
-`compare_and_swap` decides between writers; everything else in a run is written once.
+A store maps keys (`demo/HEAD.json`) to bytes. A key is written whole or not at all. Only
+`compare_and_swap` decides between writers; every other key of a run is written once.
 """
 
 import re
@@ -17,7 +17,7 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*")
 
 
 class Missing(PionError):
-    """The store holds nothing under `key`."""
+    """The store has nothing under `key`."""
 
     def __init__(self, key: str, url: str) -> None:
         super().__init__(f"{url}/{key} does not exist.")
@@ -25,22 +25,23 @@ class Missing(PionError):
 
 
 class Conflict(PionError):
-    """A compare-and-swap found another version than the expected one.
+    """A compare-and-swap found a version other than the expected one.
 
-    Nothing was written, or, after a lost acknowledgement, somebody has built upon it already.
+    Nothing was written. Or the write succeeded, its acknowledgement was lost, and another process
+    has replaced it since.
     """
 
     def __init__(self, key: str, url: str) -> None:
-        super().__init__(f"{url}/{key} was changed by someone else meanwhile.")
+        super().__init__(f"{url}/{key} was changed by another process in the meantime.")
         self.key, self.url = key, url
 
 
 class StoreError(PionError):
-    """The store could not do what was asked: `where` (path or key) and `reason` say why.
+    """The store could not do `action` at `where` (path or key), because of `reason`.
 
-    What the failure means for the command, verdict.py decides. A write that raised this may still
-    have happened (a lost acknowledgement). `outage`: trying again later may help (a network or a
-    service that is down), although retries have not.
+    verdict.py decides what the failure means for the command. A write that raised this error may
+    still have happened (a lost acknowledgement). `outage` means that trying again later may help (a
+    network or a service that is down), although the retries so far did not.
     """
 
     def __init__(self, action: str, where: str, reason: str, *, outage: bool = False) -> None:
@@ -69,22 +70,23 @@ Staged = dict[str, Any]
 class Store(Protocol):
     """Keys to bytes. Every method raises `StoreError` when the store itself fails.
 
-    A store may gather writes and deletes into commits (`commits` is true). They are then seen by
-    this object's own reads at once, and by everybody from the next `compare_and_swap` or `flush`
-    on, which carries them all.
+    A store may collect writes and deletes into commits (`commits` is true). This object's own reads
+    see such changes at once. The next `compare_and_swap` or `flush` commits them all, and then
+    everybody sees them.
     """
 
     url: str
     commits: bool
-    """Whether writes wait for a commit, of which there are only so many an hour."""
+    """Whether writes wait for a commit. The number of commits per hour is limited."""
     save_seconds: float
-    """The shortest interval between checkpoints that the store bears."""
+    """The shortest interval between checkpoints that the store allows."""
 
     def read(self, key: str) -> bytes:
-        """The bytes under `key`; raises `Missing`."""
+        """Return the bytes under `key`. Raises `Missing`."""
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
-        """The bytes under `key` and their version for `compare_and_swap`; raises `Missing`."""
+        """Return the bytes under `key` and their version for `compare_and_swap`. Raises
+        `Missing`."""
 
     def write(self, key: str, data: Data) -> None:
         """Store bytes or a file's content under `key`, all or nothing."""
@@ -92,64 +94,64 @@ class Store(Protocol):
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
         """Replace version `expected` (None: nothing there yet) and return the new version.
 
-        Raises `Conflict` when another version is there; nothing is written then.
+        Raises `Conflict`, and writes nothing, when another version is there.
         """
 
     def flush(self) -> None:
         """Make everything written so far durable and seen by all."""
 
     def staged(self) -> list[Staged]:
-        """The writes that wait for a commit, to be handed to another process's `adopt`."""
+        """Return the writes that wait for a commit, for another process's `adopt`."""
 
     def adopt(self, staged: list[Staged]) -> None:
-        """Take over writes whose bytes another process has brought to the store already."""
+        """Take over writes whose bytes another process has already sent to the store."""
 
     def delete(self, key: str) -> None:
-        """Remove `key`; nothing there is fine."""
+        """Remove `key`; do nothing if it does not exist."""
 
     def download(self, key: str, path: Path) -> str:
-        """Put the bytes under `key` into the file `path`, all or nothing, and return their sha256,
-        computed from what arrived. Raises `Missing`."""
+        """Put the bytes under `key` into the file `path`, all or nothing. Return the sha256 of the
+        bytes that arrived. Raises `Missing`."""
 
     def local_path(self, key: str) -> Path | None:
-        """Where `key` can be memory-mapped on this machine, or None if it must be downloaded."""
+        """Return where `key` can be memory-mapped here, or None if it must be downloaded."""
 
     def sweep_unfinished(self, prefix: str, before: float) -> int:
         """Remove what writers that died before `before` (Unix time) left unfinished, and what no
-        key uses any more; how many."""
+        key uses any more. Return how many objects were removed."""
 
     def list(self, prefix: str = "") -> Entries:
-        """Every object whose key starts with `prefix`, sorted by key."""
+        """Return every object whose key starts with `prefix`, sorted by key."""
 
     def probe(self, prefix: str) -> None:
-        """Find out whether this store can be read, written and deleted below `prefix`, and whether
-        `compare_and_swap` really compares. Raises `BadInput` saying what is wrong and what to do;
-        leaves nothing behind."""
+        """Check that keys below `prefix` can be read, written and deleted, and that
+        `compare_and_swap` really compares. Leaves nothing behind. Raises `BadInput` saying what is
+        wrong and what to do."""
 
 
 class WritesAtOnce:
-    """What a store does about commits if its writes wait for none: nothing."""
+    """The commit methods of a store whose writes wait for no commit: they do nothing."""
 
     commits = False
     save_seconds = 0.0
 
     def flush(self) -> None:
-        """Every write is durable, and seen by all, when it returns."""
+        """Do nothing: every write is durable and visible to all when it returns."""
 
     def staged(self) -> list[Staged]:
-        """No write waits."""
+        """Return no writes: none waits."""
         return []
 
     def adopt(self, staged: list[Staged]) -> None:
-        """No write waits in another process either."""
+        """Do nothing: no write waits in another process either."""
         assert not staged
 
 
 def check_key(key: str) -> str:
-    """The key itself, if it is one every store can hold.
+    """Return the key if every store can hold it. Raises `BadInput`.
 
-    Parts are letters, digits and `_.+=@-`, and don't start with a dot or a dash, which also keeps
-    `..`, absolute paths and stores' own hidden files out. Raises `BadInput`.
+    Parts are letters, digits and `_.+=@-`, and don't start with a dot or a dash. This rule also
+    excludes `..`, absolute paths and the hidden files of stores.
     """
     for part in key.split("/"):
         if not _PART.fullmatch(part):
@@ -161,7 +163,7 @@ def check_key(key: str) -> str:
 
 
 def check_run_name(name: str) -> str:
-    """The run name itself, if it is legal in every store; raises `BadInput`."""
+    """Return the run name if it is legal in every store. Raises `BadInput`."""
     if not _PART.fullmatch(name) or len(name) > 100:
         raise BadInput(
             f"{name!r} can't be the name of a run: use at most 100 letters, digits and "
@@ -173,8 +175,8 @@ def check_run_name(name: str) -> str:
 def write_once(store: Store, key: str, data: bytes) -> None:
     """Write `key` unless it already holds exactly `data`.
 
-    Raises `PionError` when it holds something else: such keys name their content by digest, so
-    either the store was edited by hand or the digest has a bug.
+    Raises `PionError` when it holds other content. Such keys name their content by digest, so
+    either somebody edited the store or the digest has a bug.
     """
     try:
         present = store.read(key)
@@ -183,6 +185,6 @@ def write_once(store: Store, key: str, data: bytes) -> None:
         return
     if present != data:
         raise PionError(
-            f"{store.url}/{key} already holds something else. It is written once and was left as "
-            "it is; if it was edited by hand, restore it or start the run under a new name."
+            f"{store.url}/{key} already has different content. This file is written only once and "
+            "was not changed. If somebody edited it, restore it or start the run under a new name."
         )

@@ -1,8 +1,8 @@
 """Write and read large files past the page cache.
 
-Through the cache, a checkpoint takes several times the processor time, which training needs, and
-pushes out the data that training reads. File systems without direct access (O_DIRECT) use the
-cache.
+Through the cache, writing a checkpoint takes several times as much CPU time, which training needs.
+It also pushes the training data out of the cache. File systems without direct access (O_DIRECT) use
+the cache.
 """
 
 import errno
@@ -17,9 +17,9 @@ _AT_ONCE = 16 << 20
 
 
 def write_directly(descriptor: int, data: memoryview) -> int:
-    """Write the whole pages that `data` begins with to a new, empty file, and return their bytes.
+    """Write the whole pages at the start of `data` to a new, empty file. Return the bytes written.
 
-    The result is smaller where direct access is refused; the caller writes the rest in the usual
+    Fewer bytes are written if direct access is refused. The caller writes the rest in the usual
     way. Raises `OSError`.
     """
     size, position = len(data) // _PAGE * _PAGE, 0
@@ -29,7 +29,7 @@ def write_directly(descriptor: int, data: memoryview) -> int:
         while position < size:
             position += os.write(descriptor, data[position : min(position + _AT_ONCE, size)])
     except OSError as error:
-        if error.errno != errno.EINVAL:  # no such access here, or `data` is not aligned to pages
+        if error.errno != errno.EINVAL:  # no direct access here, or `data` is not page-aligned
             raise
     finally:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
@@ -37,7 +37,8 @@ def write_directly(descriptor: int, data: memoryview) -> int:
 
 
 def read_directly(path: Path) -> Iterator[memoryview]:
-    """Yield the file's content in pieces; a piece is valid until the next. Raises `OSError`."""
+    """Yield the file's content in pieces. Each piece is valid until the next one. Raises
+    `OSError`."""
     flags = os.O_RDONLY | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags | os.O_DIRECT)

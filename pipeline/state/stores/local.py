@@ -43,7 +43,7 @@ _NOTHING_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 @contextlib.contextmanager
 def explained(action: str, path: Path) -> Iterator[None]:
-    """Turn the system's errors into `StoreError`s whose reason a person understands."""
+    """Turn an `OSError` into a `StoreError` with a reason that a person understands."""
     try:
         yield
     except OSError as error:
@@ -54,8 +54,8 @@ def explained(action: str, path: Path) -> Iterator[None]:
 class FileStore(WritesAtOnce):
     """Keys are files below `folder`. Safe with any number of processes on one machine.
 
-    Names that start with a dot are the store's own: temporary files of writes in progress, and the
-    lock files of keys that are swapped.
+    Files whose names start with a dot are not keys: they are temporary files of writes in progress,
+    and lock files for `compare_and_swap`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -98,7 +98,7 @@ class FileStore(WritesAtOnce):
                 path.unlink()
             except _NOTHING_THERE:
                 return
-        # Empty folders mean nothing in a store; leave none behind.
+        # A store has keys, not folders, so leave no empty folder behind.
         for parent in path.parents:
             if parent == self.folder:
                 break
@@ -173,9 +173,9 @@ def _version(data: bytes) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold `path`'s lock, against threads and processes. The lock of a dead holder is free.
+    """Hold `path`'s lock against other threads and processes. The lock of a dead process is free.
 
-    The lock file stays: if it were removed, two holders could lock two different files.
+    The lock file stays: if it were removed, two processes could lock two different files.
     """
     with create(path.with_name(_LOCK + path.name), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -206,7 +206,7 @@ def _write_atomically(path: Path, data: Data) -> None:
 
 
 def create(path: Path, mode: Literal["ab", "xb"]) -> BinaryIO:
-    """Open a file and make its folder; try again if a `delete` has just removed the empty
+    """Create the folder and open the file in it; retry if a `delete` just removed the empty
     folder."""
     for _ in range(10):
         with contextlib.suppress(FileNotFoundError):
@@ -225,7 +225,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names in the folder survive a power cut, where the file system can."""
+    """Make the folder's file names survive a power cut, if the file system supports this."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Try a request to a remote store again when trying again can help.
+"""Retry a request to a remote store if its error may be temporary.
 
-Full-jitter exponential backoff: before the n-th repetition, wait a random time of up to
-0.25 s × 2ⁿ, so that many machines that failed together don't come back together.
+Full-jitter exponential backoff: before the n-th retry, wait a random time of up to 0.25 s × 2ⁿ, so
+that many machines that failed at the same time don't retry at the same time.
 """
 
 import random
@@ -14,8 +14,7 @@ TRIES = 8
 BASE_SECONDS = 0.25
 CAP_SECONDS = 20.0
 TOTAL_SECONDS = 90.0
-# A wait that the server asks for is obeyed up to this many seconds, even if it exceeds the bounds
-# above.
+# If the server asks for a longer wait than the limits above allow, wait up to this many seconds.
 LONGEST_RETRY_AFTER = 120.0
 
 T = TypeVar("T")
@@ -37,10 +36,11 @@ def retrying(
     now: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> T:
-    """`call()`'s result, after at most 8 tries that begin within 90 s.
+    """Return `call()`'s result, after at most 8 tries that begin within 90 s.
 
-    `retry_after` finds the value of the answer's Retry-After header in an error; tries never come
-    sooner than it says. Raises what the last try raised; other than transient errors at once.
+    `retry_after` returns the value of the response's Retry-After header for an error. The next try
+    waits at least that long, up to 120 s. Raises the last try's error; raises an error that is not
+    transient at once.
     """
     started = monotonic()
     for failures in range(1, TRIES + 1):
@@ -57,7 +57,8 @@ def retrying(
 
 
 def parse_retry_after(value: str | None, now: float) -> float:
-    """Seconds that a Retry-After header (seconds, or an HTTP date) asks to wait; 0 if none."""
+    """Return the seconds that a Retry-After header (seconds or an HTTP date) asks for; 0 if
+    none."""
     if value is None:
         return 0.0
     try:

@@ -17,7 +17,7 @@ from pipeline.state.stores.retry import Retry
 
 PART_BYTES = 8 << 20
 THREADS = 6
-# Parts that may wait in memory for an earlier one to be hashed, besides those being fetched.
+# Fetched parts that may wait in memory for an earlier part to be hashed.
 _AHEAD = 2
 
 # `fetch(start, stop)` yields the object's bytes from `start` up to `stop`, in pieces.
@@ -29,9 +29,9 @@ def download_parallel(
 ) -> str:
     """Put an object of `size` bytes into the file `path`, all or nothing, and return its sha256.
 
-    A range that raises an error, or ends early (a `ConnectionError`), is given to `retry`, which
-    decides whether to continue from the byte it had reached. Holds up to 8 parts in memory. Raises
-    what `retry` raises, and `StoreError` when the file can't be written.
+    If fetching a range fails, or ends early (a `ConnectionError`), `retry` decides whether to
+    continue from the last byte that arrived. Up to 8 parts are in memory at once. Raises what
+    `retry` raises, and `StoreError` when the file can't be written.
     """
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
@@ -76,7 +76,8 @@ class _Download:
                 while parts:
                     digest.update(parts.popleft().result())
             except BaseException:
-                # Wait for the threads all the same: they write to a file that is closed next.
+                # Leaving `with` still waits for the threads: they write to a file that is closed
+                # next.
                 self._given_up.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -115,7 +116,7 @@ class _Download:
 
 
 def _preallocate(descriptor: int, size: int) -> None:
-    """Find out that the disk is too full before the download, not at its end."""
+    """Reserve the space, so that a full disk is an error before the download and not at its end."""
     if size == 0:
         return
     try:

@@ -1,4 +1,4 @@
-"""What a store's failure means for the command that met it: the exit code, and the advice."""
+"""Decide what a store's failure means for the command: the exit code, and the advice."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.state.stores.base import StoreError
 
 
 class Moment(Enum):
-    """How far a command had come when its store failed.
+    """How far a command was when its store failed.
 
     NO_WORK: the command only reads, asks or copies, so there is no work to lose.
-    BEFORE_WORK: the command would start work, and has not begun.
-    WORK_DONE: there is work that no commit contains yet.
+    BEFORE_WORK: the command does work, but has not started it.
+    WORK_DONE: some finished work is in no commit yet.
     """
 
     NO_WORK = "no work"
@@ -31,14 +31,14 @@ def verdict(
     managed: bool = False,
     command: str = "the same command",
 ) -> PionError:
-    """Return the error in which a command ends when its store fails with `error`.
+    """Return the error that ends a command whose store failed with `error`.
 
-    Its class has the exit code: 74 once work is done; before any work 2, or 75 if a manager
-    started the command (`managed`) and will start it again after an outage; 1 for a command that
-    does no work. `safe` says what is not lost, and `command` is what to run again.
+    Its class has the exit code. Once work is done, the code is 74. Before any work it is 2, or 75
+    if a manager started the command (`managed`) and restarts it after an outage. For a command that
+    does no work it is 1. `safe` says what is not lost, and `command` is what to run again.
     """
-    remedy = "When the store can be reached again, run" if error.outage else "Fix that and run"
-    text = f"{error} {safe} {remedy} {command} again."
+    fix = "When the store can be reached again, run" if error.outage else "Fix the problem and run"
+    text = f"{error} {safe} {fix} {command} again."
     match moment:
         case Moment.WORK_DONE:
             return NotDurable(text)
@@ -50,7 +50,7 @@ def verdict(
 
 @contextlib.contextmanager
 def before_work(safe: str, *, managed: bool = False) -> Iterator[None]:
-    """Raise the verdict on a StoreError in the block, during which no work begins."""
+    """Raise the verdict on a StoreError in the block. The block starts no work."""
     try:
         yield
     except StoreError as error:
