@@ -1,4 +1,4 @@
-"""How this process talks to the Hub: with time limits, and without progress bars."""
+"""Set up the Hub's client: with time limits, and without progress bars."""
 
 import functools
 
@@ -8,15 +8,15 @@ from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory
 
-# Seconds without a byte, not for the whole request. A commit of many files takes a while.
+# Seconds without a byte, not seconds for the whole request: a commit of many files takes a while.
 TIMEOUT = httpx.Timeout(120.0, connect=10.0)
 
 
 @functools.cache
 def set_up_client() -> None:
-    """Let requests end when nothing moves, and log only errors. Works once per process.
+    """Let requests time out when no byte arrives, and log only errors. Works once per process.
 
-    Left alone, the client waits forever, and its warning about a repeated request shows the signed
+    By default the client waits forever, and its warning about a retried request shows the signed
     address of an upload.
     """
     set_client_factory(_client)
@@ -25,7 +25,7 @@ def set_up_client() -> None:
 
 
 def _client() -> httpx.Client:
-    """Return the client's own, with time limits for requests that have none."""
+    """Return the default client, with time limits for requests that have none."""
 
     def limit(request: httpx.Request) -> None:
         asked = request.extensions.get("timeout", {})

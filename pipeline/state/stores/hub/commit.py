@@ -1,8 +1,8 @@
 """Changes to a Hub repository that wait for a commit, and the one commit that makes them.
 
-A commit is refused unless main is still at the commit that was looked at: this decides between
+The Hub refuses a commit unless main is still at the commit that we read. This decides between
 writers. Changes that main already has are left out, so a commit whose acknowledgement was lost can
-be tried again.
+be retried.
 """
 
 import base64
@@ -28,7 +28,7 @@ _PAUSE_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Put:
-    """`key` shall hold these bytes."""
+    """Write these bytes under `key`."""
 
     key: str
     content: bytes
@@ -50,7 +50,7 @@ class Put:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """`key` shall hold an LFS object that the Hub already has."""
+    """Put an LFS object that the Hub already has under `key`."""
 
     key: str
     size: int
@@ -60,7 +60,7 @@ class Uploaded:
         return present is not None and present.lfs is not None and self.sha256 == present.lfs.sha256
 
     def operation(self) -> CommitOperationAdd:
-        """Return an addition as the client leaves it behind after sending its content."""
+        """Return the addition as the client marks it after sending its content."""
         addition = CommitOperationAdd(self.key, b"")
         sha256 = bytes.fromhex(self.sha256)
         addition.upload_info = UploadInfo(size=self.size, sample=b"", sha256=sha256)
@@ -72,7 +72,7 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class Delete:
-    """`key` shall be gone."""
+    """Delete `key`."""
 
     key: str
 
@@ -106,7 +106,7 @@ def from_json(raw: dict[str, Any]) -> Change:
 
 @dataclass(frozen=True)
 class Swap:
-    """`put`, if its key has version `expected` (None: it does not exist)."""
+    """Make `put` if its key has version `expected` (None: the key does not exist)."""
 
     put: Put
     expected: str | None
@@ -118,10 +118,10 @@ def version_of(content: bytes) -> str:
 
 
 def commit(repo: HubRepo, changes: Sequence[Change], swap: Swap | None = None) -> None:
-    """Make all `changes`, and the `swap`, with one commit; make none if main already has them.
+    """Make all `changes`, and the `swap`, with one commit. Commit nothing if main has them already.
 
     Raises `Conflict` when the swapped key has another version, and `StoreError` when the Hub fails.
-    Then nothing was changed, unless the error leaves open whether the commit was made.
+    After an error nothing was changed, unless the commit's answer was lost.
     """
     making = _Commit(repo, changes, swap)
     repo.request("write", swap.put.key if swap else "", making.try_once)
@@ -151,7 +151,7 @@ class _Commit:
             if self._swap is not None:
                 put, found = self._swap.put, present.get(self._swap.put.key)
                 if self._unanswered and not missing and put.is_made(found):
-                    return  # only the acknowledgement was lost
+                    return  # an earlier try was made; only its acknowledgement was lost
                 if (found.blob_id if found else None) != self._swap.expected:
                     raise Conflict(put.key, self._repo.url)
                 if not put.is_made(found):
@@ -163,27 +163,27 @@ class _Commit:
         raise StoreError("write to", self._repo.url, reason, outage=True)
 
     def _made(self, changes: Sequence[Change], parent: str) -> bool:
-        """Commit on `parent`; return False if main has moved on."""
+        """Commit on `parent`; return False if main is no longer there."""
         self._prepare(changes)
         operations = [self._additions.get(change.key) or change.operation() for change in changes]
         named = self._swap.put.key if self._swap else changes[0].key
         others = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
         try:
             self._repo.commit(operations, parent, named + others)
-        except EntryNotFoundError:  # what is to be deleted is gone already
+        except EntryNotFoundError:  # a file to delete is gone already
             return False
         except errors.ERRORS as error:
             status = errors.status_of(error)
             if status == 412:
                 return False
             if status == 408 or not 400 <= status < 500:
-                self._unanswered = True  # it may have been made all the same
+                self._unanswered = True  # the Hub may have made the commit
             raise
         return True
 
     def _prepare(self, changes: Sequence[Change]) -> None:
-        """Make the additions, each of them once, and send their contents ahead if the Hub wants
-        that."""
+        """Create each addition once, and upload the contents that the Hub wants before the
+        commit."""
         additions = {
             change.key: change.operation()
             for change in changes
@@ -196,5 +196,5 @@ class _Commit:
         swapped = self._additions.get(self._swap.put.key)
         if swapped is not None and swapped._upload_mode == "lfs":
             where = f"{self._repo.url}/{self._swap.put.key}"
-            reason = "the repository's .gitattributes makes it an LFS file; remove that line"
+            reason = "the repository's .gitattributes makes this an LFS file; remove that line"
             raise StoreError("write", where, reason)

@@ -1,5 +1,4 @@
-"""What goes wrong with the Hub: which errors are transient, and what to tell a person about
-each."""
+"""Errors of the Hub: which are transient, and what to tell a person about each."""
 
 import os
 
@@ -16,7 +15,7 @@ from huggingface_hub.errors import (
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 # Everything that a request can raise. An `HfHubHTTPError` is an `OSError`. A `RuntimeError` (LFS,
-# Xet) wraps or tells what stopped an upload; a `ValueError` tells what the LFS service says.
+# Xet) says why an upload stopped. A `ValueError` has the LFS service's message.
 ERRORS = (OSError, httpx.TransportError, RuntimeError, ValueError)
 
 
@@ -61,33 +60,36 @@ def retry_after(error: Exception) -> str | None:
 
 
 def explain(error: Exception, url: str, create: str) -> str:
-    """Return the reason, in words that name the fix; `create` is the command that makes the
-    repository.
+    """Return the reason, with the fix. `create` is the command that creates the repository.
 
-    It holds nothing that was sent to the Hub, and no addresses, which may be signed.
+    The reason contains nothing that was sent to the Hub, and no addresses, because they may be
+    signed.
     """
     found = cause_of(error)
     match found:
         case OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set; unset it"
         case GatedRepoError():
-            return f"access to {url} has to be granted first; ask for it on its page on the Hub"
+            return f"access to {url} has to be granted first; request access on its page on the Hub"
         case DisabledRepoError():
             return f"the Hub has disabled {url}; its page on the Hub says why"
         case RepositoryNotFoundError():
             return (
-                f"there is no such repository, or {_token()} may not see it; make it with "
-                f"`{create}`, or set HF_TOKEN to a token that may write there ({TOKENS_PAGE})"
+                f"there is no such repository, or {_token()} has no access to it; create it with "
+                f"`{create}`, or set HF_TOKEN to a token with write access ({TOKENS_PAGE})"
             )
         case RevisionNotFoundError():
-            return "it has no branch main; make it on the Hub, or use a new repository"
+            return (
+                "the repository has no branch main; create the branch on the Hub, or use a new "
+                "repository"
+            )
         case HfHubHTTPError():
             return _explain_answer(found)
         case httpx.TimeoutException():
             return f"the Hub does not answer ({type(found).__name__}); check the network"
         case httpx.TransportError() | ConnectionError():
             return f"no complete answer from the Hub ({type(found).__name__}); check the network"
-        case RuntimeError():  # its text may hold an address
+        case RuntimeError():  # its text may contain a signed address
             return "the upload was cut off; check the network"
         case OSError() if found.strerror:
             return found.strerror
@@ -99,24 +101,24 @@ def _explain_answer(error: HfHubHTTPError) -> str:
     message = (error.server_message or "no reason given").strip().partition("\n")[0].rstrip(". ")
     if status == 401:
         return (
-            f"the Hub does not accept {_token()}; run `hf auth login` (a running job notices that, "
-            f"unless HF_TOKEN is set), or set HF_TOKEN to a new token ({TOKENS_PAGE})"
+            f"the Hub does not accept {_token()}; run `hf auth login` (a running job picks up the "
+            f"new login unless HF_TOKEN is set), or set HF_TOKEN to a new token ({TOKENS_PAGE})"
         )
     if status == 403:
         return (
-            f"the Hub forbids it ({message}); set HF_TOKEN to a token that may write there "
+            f"the Hub denied access ({message}); set HF_TOKEN to a token with write access "
             f"({TOKENS_PAGE})"
         )
     if status == 429:
-        return f"the Hub accepts no more requests for now ({message}); it will within the hour"
+        return f"the Hub's rate limit is reached ({message}); it resets within the hour"
     if status >= 500 or status == 408:
         return f"the Hub answered {status} ({message})"
-    return f"the Hub refuses ({status}: {message})"
+    return f"the Hub refused the request ({status}: {message})"
 
 
 def _token() -> str:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        return "an anonymous visitor"
+        return "a request without a token"
     return "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token of `hf auth login`"

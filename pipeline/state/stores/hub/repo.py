@@ -1,6 +1,6 @@
 """One repository on the Hub, read and changed through the huggingface_hub client.
 
-Transient errors are tried again, and what remains becomes a `StoreError`.
+Requests that fail with transient errors are retried. Other errors become a `StoreError`.
 """
 
 import functools
@@ -40,10 +40,10 @@ class Located:
 
 
 class HubRepo:
-    """The repository `repo_id`. `sleep` passes the time before a failed request is tried again.
+    """The repository `repo_id`. `sleep` waits before a failed request is retried.
 
-    Its methods raise the client's errors; `request` runs them with retries and a reason for a
-    person.
+    The methods raise the client's errors. `request` runs a method with retries, and explains its
+    errors.
     """
 
     def __init__(self, repo_id: str, repo_type: str, sleep: Callable[[float], None]) -> None:
@@ -64,7 +64,7 @@ class HubRepo:
         )
 
     def request(self, action: str, key: str, call: Callable[[], T]) -> T:
-        """Return `call()`, tried again while its errors are transient.
+        """Return `call()`, with retries while its errors are transient.
 
         Raises `Missing` for a file that does not exist, else `StoreError`.
         """
@@ -94,7 +94,7 @@ class HubRepo:
         """Return the commit that main is at."""
         commit = self.refs().get(BRANCH)
         if commit is None:
-            raise StoreError("use", self.url, "it has no branch main; use a new repository")
+            raise StoreError("use", self.url, "there is no branch main; use a new repository")
         return commit
 
     def files(self, commit: str, folder: str = "") -> list[RepoFile]:
@@ -112,7 +112,7 @@ class HubRepo:
             return []
 
     def entries(self, commit: str, paths: Sequence[str]) -> dict[str, RepoFile]:
-        """Return those of the `paths` that are files at that commit."""
+        """Return the files among `paths` at that commit, by path."""
         found = {}
         for start in range(0, len(paths), _PATHS_PER_REQUEST):
             some = list(paths[start : start + _PATHS_PER_REQUEST])
@@ -139,7 +139,7 @@ class HubRepo:
         )
 
     def locate(self, path: str, revision: str) -> Located:
-        """Return where a file's bytes can be fetched. They stay the same whatever is committed."""
+        """Return where a file's bytes can be fetched. Later commits don't change these bytes."""
         found = self.api.get_hf_file_metadata(url=self.file_url(path, revision))
         assert found.commit_hash is not None
         assert found.etag is not None
@@ -156,14 +156,14 @@ class HubRepo:
         except RevisionNotFoundError:  # squashed away
             found = self.locate(path, BRANCH)
         if found.etag != before.etag:
-            reason = "it was replaced meanwhile; run the same command again"
+            reason = "the file was replaced during the download; run the same command again"
             raise StoreError("read", f"{self.url}/{path}", reason, outage=True)
         return found
 
     def fetch(self, location: str, start: int, stop: int) -> Iterator[bytes]:
-        """Yield bytes `start` up to `stop` from where the Hub says that a file is.
+        """Yield bytes `start` up to `stop` of the file at `location`.
 
-        The token is sent to the Hub only, not to the host of its large files.
+        The token is sent only to the Hub, not to the host of its large files.
         """
         token = None if self._is_at_the_hub(location) else False
         headers = _headers(token) | {"Range": f"bytes={start}-{stop - 1}"}
@@ -172,7 +172,7 @@ class HubRepo:
             if response.status_code == 206:
                 yield from response.iter_bytes(_PIECE_BYTES)
             elif int(response.headers.get("Content-Length", 0)) <= _WHOLE_BYTES:
-                yield response.read()[start:stop]  # small files may come whole
+                yield response.read()[start:stop]  # the Hub may send a small file whole
             else:
                 raise ConnectionError("the whole file came instead of a range")
 
@@ -182,21 +182,21 @@ class HubRepo:
     # ------------------------------------------------------------ writing
 
     def prepare(self, additions: Sequence[CommitOperationAdd]) -> None:
-        """Send the content of the additions that the Hub keeps as LFS objects, ahead of their
-        commit.
+        """Upload the additions that the Hub keeps as LFS objects, before their commit.
 
-        Raises `StoreError` for an addition that the repository's .gitignore would leave out.
+        Raises `StoreError` for an addition that the repository's .gitignore excludes.
         """
         self.api.preupload_lfs_files(self.repo_id, additions, repo_type=self.repo_type)
         for addition in additions:
             if addition._should_ignore:
-                reason = "the repository's .gitignore excludes it; remove that line"
+                reason = "the repository's .gitignore excludes this file; remove that line"
                 raise StoreError("write", f"{self.url}/{addition.path_in_repo}", reason)
-            # The client would leave out what looked unchanged a moment ago, whatever the parent.
+            # Without this the client leaves out a file that looked unchanged a moment ago, although
+            # the parent may differ.
             addition._remote_oid = None
 
     def commit(self, operations: Iterable[Operation], parent: str, message: str) -> None:
-        """Make one commit on main, which must be at `parent`; otherwise the Hub answers 412."""
+        """Make one commit on main. If main is not at `parent`, the Hub answers 412."""
         self.api.create_commit(
             self.repo_id,
             list(operations),
@@ -206,7 +206,7 @@ class HubRepo:
         )
 
     def takes_any_parent(self, path: str) -> bool:
-        """Return whether the Hub commits although the parent does not exist; `path` is not kept."""
+        """Return whether the Hub commits on a parent that does not exist. `path` is not kept."""
         try:
             self.commit([CommitOperationAdd(path, b"refuse this")], "0" * 40, "Refuse this")
         except HfHubHTTPError as error:
@@ -222,27 +222,25 @@ class HubRepo:
         return len(self.api.list_repo_commits(self.repo_id, repo_type=self.repo_type))
 
     def squash(self) -> None:
-        """Make main one commit with the files it has."""
+        """Replace main's history with one commit of its present files."""
         self.api.super_squash_history(
             self.repo_id, commit_message="History squashed", repo_type=self.repo_type
         )
 
     def lfs_objects(self) -> list[LFSFileInfo]:
-        """Return every LFS object that was pushed and not deleted, whether a path uses it or
-        not."""
+        """Return every LFS object that was pushed and not deleted, used by a path or not."""
         return list(self.api.list_lfs_files(self.repo_id, repo_type=self.repo_type))
 
     def delete_lfs_objects(self, objects: Iterable[LFSFileInfo]) -> None:
-        """Delete the objects forever, also where old commits name them. Commits stay as they
-        are."""
+        """Delete the objects forever, even if old commits name them. The commits don't change."""
         self.api.permanently_delete_lfs_files(
             self.repo_id, objects, rewrite_history=False, repo_type=self.repo_type
         )
 
 
 def at_main(repo: HubRepo, look: Callable[[str], T]) -> T:
-    """Return `look(commit)` at main's commit; look again if that commit was squashed away
-    meanwhile."""
+    """Return `look(commit)` at main's commit. Retry if the commit was squashed away in the
+    meantime."""
     for _ in range(3):
         try:
             return look(repo.main())
@@ -252,6 +250,6 @@ def at_main(repo: HubRepo, look: Callable[[str], T]) -> T:
 
 
 def _headers(token: bool | None = None) -> dict[str, str]:
-    """Return the headers of a request for a file as it is stored; without the token if `token` is
-    False."""
+    """Return the headers of a request for a file's stored bytes. If `token` is False, leave the
+    token out."""
     return build_hf_headers(token=token) | {"Accept-Encoding": "identity"}

@@ -1,9 +1,9 @@
 """A store in a repository on the Hugging Face Hub.
 
-Only a commit can decide between writers there, and only about 128 an hour are allowed. So writes
-and deletes wait: small contents in memory, large ones sent ahead as LFS objects. The next
-`compare_and_swap` or `flush` makes them all, with HEAD, in one commit. The parent of that commit
-must be the commit that was looked at. Old commits keep what is deleted, so the history is squashed,
+On the Hub only a commit can decide between writers, and only about 128 commits an hour are allowed.
+So writes and deletes wait: small contents in memory, large contents uploaded as LFS objects. The
+next `compare_and_swap` or `flush` makes all of them, with HEAD, in one commit. The parent of that
+commit must be the commit that we read. Old commits keep deleted files, so the history is squashed,
 and LFS objects that no path uses any more are deleted.
 """
 
@@ -42,13 +42,13 @@ COMMITS_KEPT = 50
 class HubStore:
     """Keys are files in the repository `repo_id`. Safe with any number of processes and threads.
 
-    Reading back a large file before its commit makes the commit. `sleep` passes the time before a
-    failed request is tried again.
+    Reading a large file before its commit makes the commit. `sleep` waits before a failed request
+    is retried.
     """
 
     commits = True
-    # 30 commits an hour, of 128: claims, ends of stages and other runs in the repository need some
-    # too.
+    # This is 30 of the 128 commits an hour. Claims, ends of stages and other runs in the repository
+    # need some too.
     save_seconds = 120.0
 
     def __init__(
@@ -63,7 +63,7 @@ class HubStore:
         self._staged: dict[str, Change] = {}
         self._guard = threading.Lock()  # of `_staged`
         self._committing = threading.RLock()
-        # The commit listed last, and its files by the folder asked for.
+        # The commit listed last, and its files by folder.
         self._listed: tuple[str, dict[str, Sequence[RepoFile]]] = ("", {})
 
     @classmethod
@@ -180,37 +180,38 @@ class HubStore:
     # ------------------------------------------------------------ tidying up
 
     def sweep_unfinished(self, prefix: str, before: float) -> int:
-        """See `Store`. Squashes the history of the whole repository when it has grown long.
+        """See `Store`. Squashes the history of the whole repository once it is long.
 
         Deletes only LFS objects that no branch or tag uses, and whose name, if the Hub knows it,
-        starts with `prefix`. Another process may have sent an object that waits for its commit.
-        Such an object is safe if it was sent after `before`, unless the same bytes had been sent
-        earlier. So let nothing be uploaded to the same run meanwhile.
+        starts with `prefix`. Another process may have uploaded an object that waits for its commit.
+        Such an object is safe if it was uploaded after `before`, unless the same bytes were
+        uploaded earlier. So don't upload to the same run during the sweep.
         """
         with self._committing:
             return self._repo.request("clean up", prefix, lambda: self._sweep(prefix, before))
 
     def probe(self, prefix: str) -> None:
-        """See `Store`. Makes no commit, except one that must be refused. A Hub that is down raises
-        `StoreError`, not `BadInput`."""
+        """See `Store`. Makes no commit except one that the Hub must refuse. Raises `StoreError`,
+        not `BadInput`, if the Hub is down."""
         repo = self._repo
         if get_token() is None:
             raise BadInput(
-                f"store {self.url}: there is no Hub token. Set HF_TOKEN to one that may write "
-                f"({errors.TOKENS_PAGE}), or run `hf auth login`. Nothing was started."
+                f"store {self.url}: there is no Hub token. Set HF_TOKEN to a token with write "
+                f"access ({errors.TOKENS_PAGE}), or run `hf auth login`. Nothing was started."
             )
         key = f"{prefix}probe-{uuid.uuid4().hex}"
         try:
             me = repo.request("use", "", lambda: repo.api.whoami(cache=True))
             if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
-                reason = f"the token of {me['name']} may only read; set HF_TOKEN to one that may"
-                raise StoreError("write to", self.url, f"{reason} write ({errors.TOKENS_PAGE})")
+                reason = f"the token of {me['name']} can only read; set HF_TOKEN to a token with"
+                reason += f" write access ({errors.TOKENS_PAGE})"
+                raise StoreError("write to", self.url, reason)
             repo.request("read", "", repo.main)
             if repo.request("write to", "", lambda: repo.takes_any_parent(key)):
                 raise BadInput(
-                    f"{self.url} can't hold a run: it ignores the parent that a commit has to "
-                    "have, so two machines could both believe that they own the run. Nothing was "
-                    "started. Use hf://user/repo on huggingface.co, or s3://bucket/prefix."
+                    f"{self.url} can't hold a run: it ignores the parent that a commit names, so "
+                    "two machines could both believe that they own the run. Nothing was started. "
+                    "Use hf://user/repo on huggingface.co, or s3://bucket/prefix."
                 )
         except StoreError as error:
             if error.outage:
@@ -224,9 +225,9 @@ class HubStore:
             return tuple(self._staged.values())
 
     def _own(self, key: str) -> Change | None:
-        """Return the change of `key` that waits for a commit, after committing a large file.
+        """Return the change of `key` that waits for a commit; commit the change of a large file.
 
-        Raises `Missing` if the key is to be deleted.
+        Raises `Missing` if the change deletes the key.
         """
         with self._guard:
             change = self._staged.get(check_key(key))
@@ -268,7 +269,7 @@ class HubStore:
         repo = self._repo
         if repo.count_commits() > COMMITS_KEPT:
             repo.squash()
-        # The objects first: what is committed after that is seen to be in use.
+        # List the objects first. Then an object that is committed after this counts as used below.
         objects = repo.lfs_objects()
         used = {change.sha256 for change in self._changes() if isinstance(change, Uploaded)}
         for tip in set(repo.refs().values()):
@@ -285,8 +286,7 @@ class HubStore:
 
 
 def _is_key(path: str) -> bool:
-    """Return whether a path is a key. The repository's own files, such as .gitattributes, are
-    not."""
+    """Return whether a path is a key. Files such as .gitattributes are not."""
     try:
         check_key(path)
     except BadInput:

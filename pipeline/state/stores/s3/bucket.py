@@ -1,4 +1,4 @@
-"""Requests to one S3 bucket: the client, retries, and errors in a store's words."""
+"""Requests to one S3 bucket: the client, retries, and errors as `StoreError`s."""
 
 import functools
 import os
@@ -28,8 +28,7 @@ T = TypeVar("T")
 
 
 class Bucket:
-    """The part of bucket `name` below `prefix`. Any thread may use it. It connects when first
-    used."""
+    """The part of bucket `name` below `prefix`. Threads may share it. It connects on first use."""
 
     def __init__(self, name: str, prefix: str, sleep: Callable[[float], None]) -> None:
         self.name = name
@@ -40,7 +39,7 @@ class Bucket:
         self._client: S3Client | None = None
 
     def object_name(self, key: str) -> str:
-        """Return what the bucket calls `key`. Raises `BadInput` if it is not a legal key."""
+        """Return the object name of `key` in the bucket. Raises `BadInput` for an illegal key."""
         return self.root + check_key(key)
 
     def request(self, action: str, key: str, call: "Callable[[S3Client], T]") -> T:
@@ -64,7 +63,7 @@ class Bucket:
         return self.request("read", key, get)
 
     def retry(self, call: Callable[[], T]) -> T:
-        """Return what `call` returns, tried again while its errors are transient. Raises the last
+        """Return what `call` returns, with retries while its errors are transient. Raises the last
         error."""
 
         def attempt() -> T:
@@ -83,7 +82,7 @@ class Bucket:
         )
 
     def explained(self, error: Exception, action: str, key: str) -> PionError:
-        """Return what `request` raises for that error."""
+        """Return the exception that `request` raises for that error."""
         if errors.code_of(error) == "NoSuchKey":
             return Missing(key, self.url)
         if errors.status_of(error) == 412:
@@ -109,12 +108,12 @@ class Bucket:
 
 @functools.cache
 def _descriptions() -> Loader:
-    """Return the SDK's descriptions of services. Reading them takes longer than making a client."""
+    """Return the SDK's service descriptions. Reading them takes longer than creating a client."""
     return Loader()
 
 
 def _connect() -> "S3Client":
-    """Return a client that never retries by itself: `retrying` is the one policy."""
+    """Return a client that never retries by itself: only `retrying` does."""
     core = botocore.session.get_session()
     core.register_component("data_loader", _descriptions())
     session = boto3.Session(botocore_session=core)
@@ -123,7 +122,8 @@ def _connect() -> "S3Client":
         read_timeout=READ_SECONDS,
         max_pool_connections=_CONNECTIONS,
         retries={"total_max_attempts": 1},
-        # Ours are sent as headers. The client would send trailers, which some servers don't know.
+        # We send checksums as headers. The client would send trailers, and some servers don't
+        # support trailers.
         request_checksum_calculation="when_required",
         tcp_keepalive=True,
     )

@@ -1,8 +1,8 @@
 """The conditional write that decides between two writers, and the proof that a service honors it.
 
-With `If-None-Match: *`, S3 refuses to write where something exists. With `If-Match: <version>`, it
-refuses where another version exists. So of two machines that claim one run, only one succeeds. Some
-services accept these headers and ignore them.
+With `If-None-Match: *`, S3 refuses the write if the object exists. With `If-Match: <version>`, S3
+refuses the write if the object has another version. So if two machines claim one run, only one of
+them succeeds. Some services accept these headers and ignore them.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from pipeline.state.stores.s3.bucket import Bucket
 def compare_and_swap(bucket: Bucket, key: str, data: bytes, expected: str | None) -> str:
     """Replace version `expected` of `key` (None: nothing) and return the new version.
 
-    Finding exactly `data` there is success: an earlier try wrote it, and its acknowledgement was
-    lost. So `data` must be unique. Raises `Conflict` when another version is there. If that version
-    was built upon such an unacknowledged write, HEAD's history of `write_id`s tells.
+    If the object already has exactly `data`, this is success: an earlier try wrote it, and its
+    acknowledgement was lost. So `data` must be unique. Raises `Conflict` when another version is
+    there. HEAD's history of `write_id`s tells whether that version came after such a write.
     """
     condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
     try:
@@ -34,7 +34,7 @@ def compare_and_swap(bucket: Bucket, key: str, data: bytes, expected: str | None
 def require_compare_and_swap(bucket: Bucket, key: str, version: str, data: bytes) -> None:
     """Raise `BadInput` unless the service honors both conditions.
 
-    `key` holds `version` at first, and `data` at the end.
+    `key` must have `version`. At the end it has `data`.
     """
     _must_refuse(bucket, key, None, "If-None-Match")
     compare_and_swap(bucket, key, data, version)

@@ -1,4 +1,4 @@
-"""What goes wrong with S3: which errors are transient, and what to tell a person about each."""
+"""Errors of S3: which are transient, and what to tell a person about each."""
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -76,8 +76,7 @@ def status_of(error: Exception) -> int:
 
 
 def _is_unreadable(code: str, status: int) -> bool:
-    """Return whether the answer refuses without saying why: its body was cut off, or is not
-    S3's."""
+    """Return whether the answer gives no reason: its body was cut off, or is not from S3."""
     return 400 <= status < 500 and code == str(status)
 
 
@@ -108,8 +107,7 @@ def retry_after(error: Exception) -> str | None:
 
 
 def explain(error: Exception, bucket: str, endpoint: str) -> str:
-    """Return the reason, in words that name the fix. It holds nothing that was sent to the
-    store."""
+    """Return the reason, with the fix. The reason contains nothing that was sent to the store."""
     if isinstance(error, ClientError):
         return _explain_answer(error, bucket)
     name = type(error).__name__
@@ -124,7 +122,7 @@ def explain(error: Exception, bucket: str, endpoint: str) -> str:
     if isinstance(error, _WRONG_CONFIGURATION):
         return f"{error}; check AWS_PROFILE and ~/.aws/config, or run `aws configure`"
     if isinstance(error, _DAMAGED_ON_THE_WAY):
-        return f"the answers of {endpoint} arrived damaged, again and again ({name})"
+        return f"the answers of {endpoint} repeatedly arrived damaged ({name})"
     if isinstance(error, _NETWORK):
         return f"no complete answer from {endpoint} ({name}); check the network and the endpoint"
     return f"{name}: {error}"
@@ -135,7 +133,7 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
     message = str(error.response.get("Error", {}).get("Message") or "no reason given").rstrip(". ")
     match code:
         case "NoSuchBucket":
-            return f"bucket {bucket} does not exist; make it with `aws s3 mb s3://{bucket}`"
+            return f"bucket {bucket} does not exist; create it with `aws s3 mb s3://{bucket}`"
         case "InvalidAccessKeyId":
             return f"the store does not know the access key; {_KEYS}"
         case "SignatureDoesNotMatch":
@@ -146,8 +144,8 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
             return f"the store can't do that ({message})"
     if code in EXPIRED:
         return (
-            "the credentials have expired; put new ones into ~/.aws/credentials, which a running "
-            "job reads again, or set them and run the same command again"
+            "the credentials have expired; put new ones into ~/.aws/credentials (a running job "
+            "reads this file again), or set them and run the same command again"
         )
     if code in _CLOCK:
         return "this machine's clock is wrong; set it (timedatectl set-ntp true)"
@@ -159,5 +157,5 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
             f"on bucket {bucket}"
         )
     if _is_unreadable(code, status):
-        return f"it answered {status} without a reason, again and again; is AWS_ENDPOINT_URL right?"
+        return f"the store repeatedly answered {status} without a reason; check AWS_ENDPOINT_URL"
     return f"the store answered {status} {code} ({message})"

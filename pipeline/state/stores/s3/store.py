@@ -1,9 +1,9 @@
-"""A store in an S3 bucket, of AWS or of any compatible service.
+"""A store in an S3 bucket, on AWS or any compatible service.
 
-Conditional writes decide between writers (compare_and_swap.py). Large objects go up in parallel
-parts with checksums and come down in parallel ranges; a part or range that fails is tried again
-alone. Credentials, region and endpoint are the standard AWS ones: AWS_ACCESS_KEY_ID, AWS_PROFILE,
-AWS_REGION, AWS_ENDPOINT_URL, …
+Conditional writes decide between writers (compare_and_swap.py). Large objects are uploaded in
+parallel parts with checksums and downloaded in parallel ranges. Only the part or range that fails
+is retried. Credentials, region and endpoint are the standard AWS ones: AWS_ACCESS_KEY_ID,
+AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …
 """
 
 import contextlib
@@ -40,8 +40,8 @@ _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 class S3Store(WritesAtOnce):
     """Keys are objects below `prefix` in `bucket`. Safe with any number of processes and threads.
 
-    Objects of `upload_bytes` or more are sent in parts of that size. All objects are fetched in
-    ranges of `download_bytes`. `sleep` passes the time before a failed request is tried again.
+    Objects of `upload_bytes` or more are uploaded in parts of that size. All objects are downloaded
+    in ranges of `download_bytes`. `sleep` waits before a failed request is retried.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class S3Store(WritesAtOnce):
         if not _BUCKET_NAME.fullmatch(bucket) or ".." in bucket:
             raise BadInput(
                 f"store {'s3://' + rest!r}: {bucket!r} can't be a bucket's name. Use "
-                "s3://bucket/prefix, the bucket named by 3 to 63 lower-case letters, digits, "
-                "dots and dashes."
+                "s3://bucket/prefix, where the bucket's name is 3 to 63 lower-case letters, "
+                "digits, dots and dashes."
             )
         try:
             return cls(bucket, check_key(prefix) if prefix else "")
@@ -111,7 +111,7 @@ class S3Store(WritesAtOnce):
         except errors.ERRORS as error:
             explained = self._bucket.explained(error, "read", key)
             if isinstance(explained, Conflict):
-                reason = "it was replaced meanwhile; run the same command again"
+                reason = "the file was replaced during the download; run the same command again"
                 explained = StoreError("read", f"{self.url}/{key}", reason, outage=True)
             raise explained from error
 
@@ -146,22 +146,22 @@ class S3Store(WritesAtOnce):
             page = self._bucket.request("list", prefix, self._list_page(prefix, more))
             for item in page.get("Contents", []):
                 key = item["Key"].removeprefix(self._bucket.root)
-                if key and not key.endswith("/"):  # consoles mark folders by empty objects
+                if key and not key.endswith("/"):  # consoles mark folders with empty objects
                     entries.append(Entry(key, item["Size"]))
             if not page["IsTruncated"]:
                 return sorted(entries, key=lambda entry: entry.key)
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def probe(self, prefix: str) -> None:
-        """See `Store`. Takes ten requests. A store that is down raises `StoreError`, not
-        `BadInput`."""
+        """See `Store`. Makes ten requests. Raises `StoreError`, not `BadInput`, if the store is
+        down."""
         key = f"{prefix}probe-{uuid.uuid4().hex}"
         try:
             first = self.compare_and_swap(key, b"first", None)
             try:
                 require_compare_and_swap(self._bucket, key, first, b"second")
                 if self.list(key) != [Entry(key, 6)] or self.read(key) != b"second":
-                    raise StoreError("use", self.url, "what was written was not there afterwards")
+                    raise StoreError("use", self.url, "a written object could not be read back")
                 self.sweep_unfinished(key, before=0.0)
             except BaseException:
                 with contextlib.suppress(PionError):
@@ -169,15 +169,15 @@ class S3Store(WritesAtOnce):
                 raise
             self.delete(key)
         except (Conflict, Missing) as error:
-            raise BadInput(f"{self.url} forgets what was written: {error}") from error
+            raise BadInput(f"{self.url} loses written objects: {error}") from error
         except StoreError as error:
             if error.outage:
                 raise
             raise BadInput(f"{error} Nothing was started.") from error
 
     def _look(self, client: "S3Client", name: str) -> tuple[int, str]:
-        """Return an object's size and version, by a GET of one byte: the errors of a HEAD don't say
-        why."""
+        """Return an object's size and version, from a GET of one byte: errors of a HEAD request
+        give no reason."""
         try:
             answer = client.get_object(Bucket=self._bucket.name, Key=name, Range="bytes=0-0")
         except client.exceptions.ClientError as error:

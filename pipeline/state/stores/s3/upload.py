@@ -1,4 +1,5 @@
-"""Send objects to an S3 bucket with checksums; large ones in parallel parts, each with retries."""
+"""Upload objects to an S3 bucket with checksums. Large objects go in parallel parts, each with
+retries."""
 
 import base64
 import contextlib
@@ -49,7 +50,7 @@ def put(bucket: Bucket, key: str, data: bytes, **condition: Any) -> str:
 
 
 def write(bucket: Bucket, key: str, data: Data, part_bytes: int) -> None:
-    """Store `data`, in parts of `part_bytes` if it is that large. Holds 6 parts in memory."""
+    """Store `data`, in parts of `part_bytes` if it is that large. Keeps 6 parts in memory."""
     bucket.object_name(key)
     with _open_ranges(data) as (size, read_range):
         if size < part_bytes:
@@ -59,7 +60,7 @@ def write(bucket: Bucket, key: str, data: Data, part_bytes: int) -> None:
 
 
 def abort(bucket: Bucket, name: str, upload_id: str) -> "Callable[[S3Client], None]":
-    """Return the request that drops an unfinished upload and its parts, if they exist."""
+    """Return the request that deletes an unfinished upload and its parts, if they exist."""
 
     def send(client: "S3Client") -> None:
         with contextlib.suppress(client.exceptions.NoSuchUpload):
@@ -69,7 +70,7 @@ def abort(bucket: Bucket, name: str, upload_id: str) -> "Callable[[S3Client], No
 
 
 class _PartsUpload:
-    """One large object on its way into the bucket, in parts of at least `part_bytes`."""
+    """The upload of one large object in parts of at least `part_bytes`."""
 
     def __init__(
         self, bucket: Bucket, key: str, size: int, read_range: ReadRange, part_bytes: int
@@ -77,11 +78,11 @@ class _PartsUpload:
         self._bucket, self._key, self._name = bucket, key, bucket.object_name(key)
         self._size, self._read_range = size, read_range
         self._part_bytes = max(part_bytes, -(-size // _MOST_PARTS))
-        self._mark = uuid.uuid4().hex  # tells this upload's object from another's
+        self._mark = uuid.uuid4().hex  # identifies the object of this upload
         self._upload_id = bucket.request("write", key, self._begin)
 
     def send(self) -> None:
-        """Send the parts in parallel and put them together; drop them if that fails."""
+        """Upload the parts in parallel and join them; delete them if an error occurs."""
         bucket, key = self._bucket, self._key
         try:
             with ThreadPoolExecutor(_THREADS, "upload") as pool:
@@ -102,7 +103,7 @@ class _PartsUpload:
         return answer["UploadId"]
 
     def _send_part(self, start: int) -> Any:
-        """Send the part that begins at `start`; return how `_complete` names it."""
+        """Upload the part that begins at `start`; return the part's entry for `_complete`."""
         data = self._read_range(start, min(start + self._part_bytes, self._size))
         number, checksum = start // self._part_bytes + 1, _crc32(data)
 
@@ -129,7 +130,7 @@ class _PartsUpload:
                 MultipartUpload={"Parts": parts},
             )
         except client.exceptions.NoSuchUpload:
-            # An earlier try may have completed it, and its acknowledgement was lost.
+            # An earlier try may have completed the upload, and its acknowledgement was lost.
             if not _is_marked(client, self._bucket.name, self._name, self._mark):
                 raise
 
@@ -167,7 +168,7 @@ def _read_range(path: Path, descriptor: int, start: int, stop: int) -> bytes:
         while start < stop:
             piece = os.pread(descriptor, stop - start, start)
             if not piece:
-                raise StoreError("read", str(path), "it became shorter while it was being sent")
+                raise StoreError("read", str(path), "the file became shorter during its upload")
             pieces.append(piece)
             start += len(piece)
     return b"".join(pieces)

@@ -182,9 +182,9 @@ def test_a_file_that_gitignore_keeps_out_is_refused_rather_than_lost(
 ) -> None:
     hub.add_repo(REPO, files={".gitignore": b"checkpoints\n"})
     store.write("demo/checkpoints/state.json", b"{}")
-    with pytest.raises(StoreError, match=r"state.json: the repository's .gitignore excludes it"):
+    with pytest.raises(StoreError, match=r"state.json: the repository's .gitignore excludes this"):
         store.compare_and_swap("demo/HEAD.json", b"{}", None)
-    with pytest.raises(StoreError, match=r"model: the repository's .gitignore excludes it"):
+    with pytest.raises(StoreError, match=r"model: the repository's .gitignore excludes this"):
         store.write("demo/checkpoints/model", large("model"))
     assert "demo/HEAD.json" not in hub.files(REPO)
 
@@ -476,7 +476,7 @@ def test_a_file_replaced_during_its_download_is_not_mixed(
     hub.fail("GET /cdn/", status=403)
     hub.before("HEAD .*/resolve/", lambda: None)
     hub.before("HEAD .*/resolve/", replace)
-    with pytest.raises(StoreError, match="it was replaced meanwhile"):
+    with pytest.raises(StoreError, match="the file was replaced during the download"):
         store.download("demo/model.safetensors", tmp_path / "model")
     assert list(tmp_path.glob("model")) == []
 
@@ -604,8 +604,8 @@ def test_a_good_store_is_probed_without_a_commit(hub: HubServer, store: HubStore
     ("token", "message"),
     [
         (None, "there is no Hub token"),
-        (READ_TOKEN, "the token of tester may only read"),
-        (FINE_GRAINED_TOKEN, "the Hub forbids it"),
+        (READ_TOKEN, "the token of tester can only read"),
+        (FINE_GRAINED_TOKEN, "the Hub denied access"),
     ],
 )
 def test_a_token_that_may_not_write_is_refused(

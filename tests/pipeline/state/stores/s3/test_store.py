@@ -150,7 +150,7 @@ def test_an_object_replaced_during_a_download_is_never_mixed(
     patience.during = lambda: other.put_object(
         Bucket=bucket, Key="runs/demo/model", Body=bytes(4 * PART)
     )
-    with pytest.raises(StoreError, match="replaced meanwhile") as caught:
+    with pytest.raises(StoreError, match="replaced during the download") as caught:
         store.download("demo/model", target)
     assert caught.value.outage
     assert target.read_bytes() == b"old file"

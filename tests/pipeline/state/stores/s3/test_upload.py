@@ -70,7 +70,7 @@ def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
     source.write_bytes(content(20 * PART))
     proxy.fail("POST .*[?]uploads")
     patience.during = lambda: source.write_bytes(b"")
-    with pytest.raises(StoreError, match=f"Cannot read {source}: it became shorter"):
+    with pytest.raises(StoreError, match=f"Cannot read {source}: the file became shorter"):
         store.write("demo/model", source)
     assert store.list() == []
 
