@@ -41,7 +41,7 @@ class SignalPipe:
             signal.set_wakeup_fd(self._fd_before)
 
     def wait(self, seconds: float | None) -> list[int]:
-        """Return the signals that arrived; if none, wait for one, at most `seconds` (None: forever)."""
+        """Return the signals that arrived; wait for one at most `seconds` (None: forever)."""
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
         # At most an hour, because poll counts milliseconds in a C int. The caller waits again.

@@ -1,4 +1,4 @@
-"""When to save: the Young–Daly interval, from what a save costs and how often machines vanish."""
+"""When to save: the Young–Daly interval, from the cost of a save and how long machines last."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from pipeline.state.records import ClaimRecord
 
-# Shorter intervals gain nothing: a restart takes longer than the work that they would save.
+# Shorter intervals gain nothing: they would save less work than a restart takes.
 MIN_SECONDS = 10.0
 
-# Fewer interruptions than this say little about how long the next machine will last.
+# With fewer interruptions than this, their mean says little about the next machine.
 SESSIONS_TO_TRUST = 4
 
 
@@ -19,11 +19,11 @@ SESSIONS_TO_TRUST = 4
 class SaveCadence:
     """Decides when the next checkpoint is due. Clock readings are passed in, in seconds.
 
-    The best interval between saves that each stall training for C seconds, on machines that last M
-    seconds on average, is √(2·C·M) (Young 1974, Daly 2006). It is at least MIN_SECONDS, and at
-    least as long as the previous save took to become durable. A job that asks for `every_steps` or
-    `every_seconds` gets that instead. No interval is shorter than the store allows
-    (`floor_seconds`). `on_cpu` says that training and the uploader share their cores.
+    If a save stalls training for C seconds and machines last M seconds on average, the best
+    interval is √(2·C·M) (Young 1974, Daly 2006). It is at least MIN_SECONDS, and at least as long as the
+    previous save took to become durable. A job with `every_steps` or `every_seconds` gets that
+    instead. No interval is shorter than the store allows (`floor_seconds`). `on_cpu`: training and
+    the uploader share their cores.
     """
 
     every_steps: int | None
@@ -37,7 +37,7 @@ class SaveCadence:
 
     @property
     def interval(self) -> float:
-        """Seconds between saves, unless the job fixes steps."""
+        """Seconds between saves, unless the job sets steps."""
         if self.every_seconds is not None:
             return max(self.every_seconds, self.floor_seconds)
         young_daly = math.sqrt(2 * max(self.stall, 1e-3) * self.preemption_seconds)
@@ -45,7 +45,7 @@ class SaveCadence:
 
     @property
     def by_steps_alone(self) -> bool:
-        """Whether the job fixes the steps between saves, and no seconds."""
+        """Whether the job sets the steps between saves and no seconds."""
         return self.every_steps is not None and self.every_seconds is None
 
     def due(self, step: int, now: float) -> bool:
@@ -61,25 +61,25 @@ class SaveCadence:
         return now - self.last_save < self.floor_seconds
 
     def saved(self, now: float, stall: float, write_seconds: float) -> None:
-        """Note a save that began at `now` and stalled training, and how long the last one took to
-        become durable."""
-        # On a CPU, writing takes cores from training: measured, half of its time.
+        """Note a save that began at `now`: its `stall` of training, and how long the previous save
+        took to become durable."""
+        # On a CPU, writing takes cores from training: half of its time, as measured.
         slowed = write_seconds / 2 if self.on_cpu else 0.0
         self.last_save, self.stall, self.write_seconds = now, stall + slowed, write_seconds
 
 
 def seconds_between_interruptions(claims: Sequence[ClaimRecord], assumed: float) -> float:
-    """Return the mean time between the starts of this run's processes, once there were a few, and
-    `assumed` until then. `claims` are newest first."""
+    """Return the mean time between the starts of this run's processes, or `assumed` until there
+    were a few. `claims` are newest first."""
     starts: dict[str, float] = {}
     for claim in claims:
-        starts[claim.owner.session] = claim.at  # the earliest claim of each session stays
+        starts[claim.owner.session] = claim.at  # keeps the earliest claim of each session
     return seconds_between_starts(list(starts.values()), assumed)
 
 
 def seconds_between_starts(starts: Sequence[float], assumed: float) -> float:
-    """Return the mean time between `starts` (seconds, in any order), once there were a few, and
-    `assumed` until then."""
+    """Return the mean time between `starts` (seconds, in any order), or `assumed` until there were
+    a few."""
     if len(starts) < SESSIONS_TO_TRUST:
         return assumed
     return max((max(starts) - min(starts)) / (len(starts) - 1), 60.0)

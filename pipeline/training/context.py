@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 class TrainingContext:
-    """What all stages and attempts of one process share."""
+    """What all stages and attempts of one training process share."""
 
     def __init__(
         self, request: TrainRequest, group: Group, report: Say, should_stop: Callable[[], bool]
@@ -68,8 +68,8 @@ class TrainingContext:
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the run must stay stopped, though nobody interrupts this process; None if nothing
-        says so."""
+        """Why the run must stop and stay stopped, by a request or the budget; None if it may
+        continue."""
         claim = self._claim
         if claim is None:
             return None
@@ -79,7 +79,7 @@ class TrainingContext:
         return over_budget(self.job.budget, claim.spent)
 
     def patiently(self, work: Callable[[], Result]) -> Result:
-        """Return what `work` returns, tried again for `checkpoint.linger` while the store is down.
+        """Return what `work` returns; while the store is down, retry for `checkpoint.linger`.
 
         `work` must be idempotent. Raises Interrupted or Stopped if asked to stop meanwhile.
         """
@@ -87,9 +87,9 @@ class TrainingContext:
             return self._patience(work)
 
     def fetch(self, work: Callable[[], Result]) -> Result:
-        """Return what `work` brings from a store, once every rank has brought its own.
+        """Return what `work` downloads from a store, once every rank has finished its download.
 
-        The download of another machine may take long after this one's.
+        Another machine's download may take much longer than this one's.
         """
 
         def bring() -> Result:
@@ -102,9 +102,9 @@ class TrainingContext:
     def wait_for_prepare(self) -> bool:
         """Return True once the prepared data is committed, or False if asked to stop first."""
         wanted = self.request.digests["prepare"]
-        with self.watchdog.paused():  # data may take hours
+        with self.watchdog.paused():  # preparing data may take hours
             while not self._asked():
-                with suppress(StoreError):  # the driver meets it too, and decides
+                with suppress(StoreError):  # the driver gets the same error, and decides
                     head = self.run.read()
                     done = head.stages.get("prepare") if head else None
                     if done is not None and done.digest == wanted:
@@ -113,7 +113,7 @@ class TrainingContext:
         return False
 
     def claim(self) -> Claim:
-        """Own the run under a new epoch; give up when attempts keep failing without a commit."""
+        """Claim the run under a new epoch; give up if attempts keep failing without a commit."""
         price = price_per_hour(self.job.budget)
         owner = Owner(**self.request.owner)
         claim = self.patiently(lambda: claim_again(self.run, owner, price=price))
@@ -122,20 +122,19 @@ class TrainingContext:
         if claim.head.failed_attempts >= MAX_ATTEMPTS:
             claim.release(forget_attempts=True)
             raise PionError(
-                f"{MAX_ATTEMPTS} attempts in a row ended before anything was committed. What was "
-                "committed before is safe. Fix the cause (the last error is above, or in the "
+                f"{MAX_ATTEMPTS} attempts in a row ended before anything was committed. Everything "
+                "committed earlier is safe. Fix the cause (the last error is above, or in the "
                 "machine's log if memory ran out), then run the same command again."
             )
         claim.heartbeat.start()
         return claim
 
     def own(self, claim: Claim | None) -> None:
-        """Obey what `claim` is asked from now on."""
+        """From now on, obey the stop requests and spending of `claim` (None except on rank 0)."""
         self._claim = claim
 
     def unfinished(self, head: Head) -> list[str]:
-        """Return the stages that `head` does not record as finished: earlier attempts may have
-        finished some."""
+        """Return the stages that `head` does not record as finished."""
         digests = self.request.digests
         return [
             stage
@@ -144,8 +143,8 @@ class TrainingContext:
         ]
 
     def leave_out(self, stage: str, trouble: Trouble, claim: Claim) -> str | None:
-        """Record that the offending rows are left out from now on; if that is hopeless, return
-        why."""
+        """Record that the offending rows are left out from now on, and return None; or return why
+        the run has to give up."""
         now = self.run.clock.now()
         digest, limit = self.request.digests[stage], self.job.checkpoint.max_rewinds
         try:
@@ -166,7 +165,7 @@ class TrainingContext:
         return None
 
     def _sleep(self, seconds: float) -> None:
-        """Sleep, but not past a request to stop. Raises Interrupted or Stopped."""
+        """Sleep until `seconds` are over. Raises Interrupted or Stopped if asked to stop."""
         end = time.monotonic() + seconds
         while not self.should_stop():
             left = end - time.monotonic()
@@ -176,25 +175,25 @@ class TrainingContext:
         if self.stop_reason is not None:
             raise Stopped(self.stop_reason)
         raise Interrupted(
-            "Interrupted while the store was down; everything committed before is safe. Run the "
+            "Interrupted while the store was down; everything committed earlier is safe. Run the "
             "same command again to continue."
         )
 
     def _end_hang(self, text: str) -> None:
-        """End this process: Ray restarts the workers, and without Ray exit 75 asks for a restart.
+        """End this process. Ray restarts the workers; without Ray, exit code 75 asks for a restart.
 
-        Whatever rank hangs, rank 0 soon waits for it. So other ranks leave it to rank 0, which may
-        also be waiting for its store with good reason.
+        Only rank 0 does so. It soon waits for any rank that hangs, and the others can't tell a
+        hang from rank 0 waiting for its store.
         """
         if self.group.rank > 0:
             return
         note = Note(f"training hangs. {text}")
         saying = threading.Thread(target=self.report, args=(note,), daemon=True)
         saying.start()
-        saying.join(1.0)  # the line to the driver may hang as well
+        saying.join(1.0)  # the connection to the driver may hang too
         os._exit(HANG_EXIT if self.request.by_ray else 75)
 
 
 def phase(name: str, started: float) -> Phase:
-    """Return the message that a part of the start, begun at `started` (monotonic), is over."""
+    """Return the message that a part of the start-up, begun at `started` (monotonic), is over."""
     return Phase(name, time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""The weights of a stage's first step: another model's, those of the stage before, or random."""
+"""The weights that a stage starts with: another model's, the previous stage's, or random."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
-    """Return the model that `stage` starts from, the same on every rank, and where it comes from.
+    """Return the model that `stage` starts from, the same on every rank, and its origin in words.
 
     Raises BadInput if `init_from` names a model that does not fit the job.
     """
@@ -36,7 +36,7 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
 
 
 def _bring_pretrained(run: RunState) -> Path:
-    """Return the folder with the weights that pretraining ended with."""
+    """Return the folder with the final weights of pretraining."""
     from pipeline.models.bring import bring_model
 
     head = run.read()
@@ -60,13 +60,13 @@ def _model_from(context: TrainingContext, source: str) -> Decoder:
 
 
 def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
-    """Raise BadInput if the job's model is not the one that `init_from: source` names."""
+    """Raise BadInput if the job's model and the model of `init_from: source` differ."""
     wanted, given = dataclasses.asdict(job), dataclasses.asdict(model)
-    # Everything but the context's length and how random weights are drawn.
+    # The context's length and the distribution of random weights may differ.
     names = sorted(wanted.keys() - {"seq_len", "init_std", "family"})
     wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in names if wanted[n] != given[n]]
     if wrong:
         raise BadInput(
-            f"init_from {source}: the model there is another one ({'; '.join(wrong)}). Nothing "
-            "was lost. Make the job's `model` section fit it."
+            f"init_from {source}: that model differs from the job's ({'; '.join(wrong)}). Nothing "
+            "was lost. Change the job's `model` section to match."
         )

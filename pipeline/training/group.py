@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train together, as one of them sees them."""
+    """This process among the processes that train together."""
 
     rank: int = 0
     world_size: int = 1

@@ -16,15 +16,15 @@ from pipeline.training.start import Setup, start_stage
 
 
 def train_stage(context: TrainingContext, claim: Claim | None, stage: str) -> bool:
-    """Train until the stage is finished (True) or a stop is asked (False).
+    """Train until the stage is finished (True) or somebody asks for a stop (False).
 
-    `claim` is rank 0's; other ranks have none. Raises `Stopped` if a request or the budget asks for
-    the stop.
+    `claim` is rank 0's, and None on other ranks. Raises `Stopped` if the stop comes from a request
+    in the store or the budget.
     """
     started = time.monotonic()
     context.watchdog.restart()
     setup = start_stage(context, stage)
-    with ExitStack() as closing:  # each is closed, whatever closing another raises
+    with ExitStack() as closing:  # closes both, even if the first raises
         closing.callback(setup.close)
         for note in setup.restored.notes:
             context.report(Note(note))
@@ -58,9 +58,9 @@ class StageTraining:
         self.evaluated = False
 
     def run(self) -> bool:
-        """Train until all steps are done (True) or a stop is asked (False)."""
+        """Train until all steps are done (True) or somebody asks for a stop (False)."""
         trainer, watchdog = self.trainer, self.context.watchdog
-        if trainer.step == self.section.steps:  # it ended after its last save, before measuring
+        if trainer.step == self.section.steps:  # the last attempt ended before this evaluation
             self._evaluate()
             return True
         while trainer.step < self.section.steps:
@@ -72,7 +72,7 @@ class StageTraining:
         return True
 
     def _after_step(self, *, last: bool) -> None:
-        """Log, evaluate and save, as far as each is due."""
+        """Log, evaluate and save, if they are due."""
         job, step = self.context.job, self.trainer.step
         first = not self.context.first_step_seen
         if first:
@@ -82,7 +82,7 @@ class StageTraining:
             self.rank.log()
         evaluate_every = job.evaluate.every or max(1, self.section.steps // 10)
         if last or step % evaluate_every == 0:
-            # Evaluation may run out of memory: what it may cost is safe before.
+            # Evaluation may run out of memory, so save first.
             self.rank.log()
             self.rank.save_before_evaluating(last=last)
             self._evaluate()
@@ -97,7 +97,7 @@ class StageTraining:
     def _evaluate(self) -> None:
         trainer, held_out = self.trainer, self.data.held_out
         if trainer.plan.compile and not self.evaluated:
-            self.context.watchdog.restart()  # without gradients the model is compiled once more
+            self.context.watchdog.restart()  # the model is compiled again, without gradients
         self.evaluated = True
         rows = range(min(self.context.job.evaluate.rows, held_out.total_rows))
         vocab_size = self.data.tokenizer.vocab_size
@@ -107,7 +107,7 @@ class StageTraining:
         self.rank.evaluated(result)
 
     def _progress(self) -> None:
-        """Called again and again while a model is measured, which may take longer than many steps.
+        """Tell the watchdog that an evaluation progresses: it may take longer than many steps.
         Raises Fenced."""
         self.context.watchdog.progress()
         self.rank.check()

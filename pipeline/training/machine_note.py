@@ -1,5 +1,4 @@
-"""What machine an attempt trains on, and how: noted for the lineage and for the receipt of a
-hop."""
+"""Record which machine an attempt trains on, and how: for the lineage and the receipt of a hop."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
 def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Trainer) -> list[str]:
     """Append the "training" event of the attempt that begins under `epoch`, and return its receipt.
 
-    The receipt is empty unless the previous attempt was on another machine or computed another way.
-    It is kept as an event too.
+    The receipt is empty if machine and plan are the same as in the previous attempt. It is also
+    kept as an event.
     """
     from pion.train.hardware import device_name
     from pion.train.schedule import lr_at
@@ -37,7 +36,7 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
         "dtype": plan.dtype,
         "seq_len": job.seq_len(stage),
         "global_batch": settings.global_batch,
-        # The schedule's rate for the last finished step, to be compared with what it was.
+        # The schedule's rate for the last finished step, to compare with the rate that was used.
         "lr": settings.lr * lr_at(settings, trainer.step - 1) if trainer.step else None,
         "next_row": trainer.next_row,
     }

@@ -1,4 +1,4 @@
-"""What a rank does with its training besides computing: rank 0 saves, logs and reports for all."""
+"""What ranks do in addition to computing: rank 0 saves, logs and reports for all ranks."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ if TYPE_CHECKING:
 
 
 class Rank:
-    """A rank that computes and does nothing else: every rank but rank 0."""
+    """A rank that only computes: every rank but rank 0."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
 
     def check(self) -> None:
-        """Raise `Fenced` if another process owns the run by now."""
+        """Raise `Fenced` if another process owns the run now."""
 
     def before_step(self) -> None:
-        """See what the saves come to; stand still if nothing could be saved for too long."""
+        """Check on the saves; pause training if nothing could be saved for too long."""
 
     def log(self) -> None:
-        """Keep and report the steps since the last call. Raises `Trouble`, on all ranks that ask.
+        """Keep and report the steps since the last call. Every rank calls it at the same steps.
 
-        Every rank asks at the same steps.
+        Raises `Trouble` on all ranks if a step went wrong.
         """
         self._trainer.drain_metrics()
 
     def save_if_due(self) -> None:
-        """Begin a save, if it is time for one."""
+        """Begin a save if it is due."""
 
     def save_before_evaluating(self, *, last: bool) -> None:
-        """Save the step before an evaluation, which may run out of memory."""
+        """Save before an evaluation, because it may run out of memory."""
 
     def evaluated(self, result: HeldOutLoss) -> None:
         """Keep and report the held-out loss, and what the model writes after the job's prompts."""
@@ -61,14 +61,14 @@ class Rank:
         """Make the last step durable and record the stage as finished."""
 
     def stop(self) -> None:
-        """Make the last finished step durable, as far as it is sound."""
+        """Make the last finished step durable, unless a step went wrong."""
 
     def close(self) -> None:
-        """End the uploader, and write what is left of the metrics."""
+        """End the uploader, and write the remaining metrics."""
 
 
 class RankZero(Rank):
-    """Rank 0, which owns the run under `claim` and does all of this."""
+    """Rank 0, which owns the run under `claim`."""
 
     def __init__(self, context: TrainingContext, claim: Claim, stage: str, setup: Setup) -> None:
         super().__init__(setup.trainer)
@@ -124,7 +124,7 @@ class RankZero(Rank):
         step = self._trainer.step
         self._held_out_loss = result.loss
         if self._context.job.checkpoint.keep.best:
-            # The checkpoint was listed before this was measured, or is yet to be: no step waits.
+            # Works before and after the step's checkpoint is committed, so training does not wait.
             self._checkpointer.note(step, {"held_out_loss": result.loss})
         self._metrics.append(
             [{"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}]
@@ -136,7 +136,7 @@ class RankZero(Rank):
     def finish(self) -> None:
         with self._context.watchdog.paused():
             self._saving.complete(self._state())
-            self._metrics.flush()  # the commit that ends the stage carries its last rows
+            self._metrics.flush()  # the stage's last commit carries them
         saved = self._checkpointer.last
         assert saved is not None
         result: dict[str, Any] = {"steps": self._trainer.step, "rows": self._trainer.next_row}
@@ -155,7 +155,7 @@ class RankZero(Rank):
                 self._saving.complete(self._state())
 
     def close(self) -> None:
-        with ExitStack() as closing:  # each is closed, whatever closing another raises
+        with ExitStack() as closing:  # closes both, even if the first raises
             closing.callback(self._metrics.close)
             closing.callback(self._checkpointer.close)
 
@@ -163,12 +163,12 @@ class RankZero(Rank):
 
     @property
     def _sound(self) -> bool:
-        """Whether no step has gone wrong. Trouble comes out on all ranks at once, at the next line
-        of the log; until then nothing is saved."""
+        """Whether no step has gone wrong. `log` raises the trouble on all ranks at once; until then
+        nothing is saved."""
         return self._trainer.trouble() is None
 
     def _state(self) -> TrainState:
-        """Return the state after the last finished step, whose metrics are saved with it."""
+        """Log, so that the metrics are saved too, and return the state after the last step."""
         self.log()
         return self._trainer.state()
 
@@ -198,7 +198,7 @@ class RankZero(Rank):
                 chat=self._stage == "sft",
                 on_piece=self._progress,
             )
-        except BadInput as error:  # a prompt longer than the context, say
+        except BadInput as error:  # for example, a prompt longer than the context
             self._context.report(Note(f"no sample for {prompt[:40]!r}: {error}"))
             return
         self._metrics.append_sample(step, prompt, text)
@@ -246,7 +246,7 @@ def _cadence(context: TrainingContext, claim: Claim, *, on_cpu: bool) -> SaveCad
 
 
 def step_message(status: dict[str, Any], dollars: float | None) -> Step:
-    """Return what is said of a step with this `status`, when the run has cost `dollars`."""
+    """Return the message about a step with this `status`, when the run has cost `dollars`."""
     return Step(
         stage=status["stage"],
         step=status["step"],

@@ -1,9 +1,9 @@
 """The receipt of a hop: what changed with the machine, and proof that the run did not change.
 
-It compares two "training" events, which an attempt records when it begins (machine_note.py). Of
+It compares two "training" events; an attempt records one when it begins (machine_note.py). Of
 their fields it uses: stage, from_step, host, device, workers, micro_batch, grad_accum, dtype,
-python, seq_len, global_batch, lr (the schedule's for step `from_step`, the last one finished) and
-next_row (the first row that this attempt trains on).
+python, seq_len, global_batch, lr (the schedule's rate for step `from_step`, the last finished step)
+and next_row (the first row that this attempt trains on).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PLAN = ("host", "device", "workers", "micro_batch", "grad_accum", "dtype", "pyth
 def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
     """Return the receipt of the attempt `now` that begins under `epoch`; empty if nothing changed.
 
-    Compares with the attempt before it and with the metrics of the last step that is kept. Reads
-    only a few objects, because the first step waits for it.
+    Compares with the previous attempt and with the metrics of the last kept step. Reads only a few
+    objects, because the first step waits for it.
     """
     before = _attempt_before(run, epoch)
     if before is None or not plan_changed(before, now):
@@ -43,11 +43,10 @@ def plan_changed(before: Row, now: Row) -> bool:
 
 
 def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
-    """Return the lines to print and keep about a hop. Lines that start with ALARM name what is
-    wrong.
+    """Return the lines to print and keep about a hop. A line that starts with ALARM names an error.
 
     Args:
-        before: the attempt that trained last.
+        before: the previous attempt.
         now: the attempt that begins.
         last: the metrics of step `from_step` of `now` (`lr`, `rows`); None if there are none.
     """
@@ -72,7 +71,7 @@ def _machines(before: Row, now: Row) -> str:
 
 
 def _batch(before: Row, now: Row, same_stage: bool) -> list[str]:
-    """Return who computes how much of a step, and whether the step is as large as before."""
+    """Return how the workers share a step, and whether the step is as large as before."""
     old, new = (_shape(row) for row in (before, now))
     shape = f"{new} as before" if old == new else f"{old} → {new}"
     line = f"micro_batch × grad_accum × workers: {shape}"
@@ -99,11 +98,11 @@ def _shape(row: Row) -> str:
 
 
 def _learning_rate(before: Row, now: Row, last: Row | None) -> str:
-    """Return whether the schedule here gives the rate that the last kept step was trained with."""
+    """Return whether the schedule gives the rate at which the last kept step was trained."""
     step, rate = now["from_step"], now.get("lr")
     if step == 0 or rate is None:
-        return "learning rate: from the start of the schedule, no step is kept"
-    # A fork may continue under another schedule than its last step was trained with.
+        return "learning rate: from the start of the schedule, because no step was kept"
+    # A fork may continue under another schedule than the one of its last step.
     known = before if before["from_step"] == step else last
     if known is None or known.get("lr") is None:
         return f"learning rate {rate:.6g}; can't be compared, step {step:,} has no metrics"
@@ -116,7 +115,7 @@ def _learning_rate(before: Row, now: Row, last: Row | None) -> str:
 
 
 def _first_row(now: Row, last: Row | None) -> str:
-    """Return whether training continues with the row after the last one that is kept."""
+    """Return whether training continues with the row after the last kept row."""
     first = now["next_row"]
     if now["from_step"] == 0:
         expected: int | None = 0
@@ -126,13 +125,13 @@ def _first_row(now: Row, last: Row | None) -> str:
         return f"first row {first:,}; can't be compared, step {now['from_step']:,} has no metrics"
     if first != expected:
         return (
-            f"{ALARM}first row {first:,}, but the one after the last is {expected:,}: rows would "
+            f"{ALARM}first row {first:,}, but the row after the last is {expected:,}: rows would "
             f"be {'repeated' if first < expected else 'left out'}. {_STOP}"
         )
-    return f"first row {first:,} = last + 1" if expected else "first row 0, no step is kept"
+    return f"first row {first:,} = last + 1" if expected else "first row 0, no step was kept"
 
 
-_STOP = "Stop this run (Ctrl-C); what is committed is safe."
+_STOP = "Stop this run (Ctrl-C); everything committed is safe."
 
 
 # ---------------------------------------------------------------- reading
@@ -149,8 +148,8 @@ def _attempt_before(run: RunState, epoch: int) -> Row | None:
 
 
 def _metrics_of_step(run: RunState, stage: str, step: int) -> Row | None:
-    """Return the row of that step's training, of the newest epoch that has one."""
-    before_step: set[int] = set()  # epochs seen to have come to an earlier step only
+    """Return the metrics of that step's training, from the newest epoch that trained it."""
+    before_step: set[int] = set()  # epochs that only reached an earlier step
     for epoch, key in _segments_backwards(run, f"metrics/{stage}/"):
         if epoch in before_step:
             continue
@@ -164,7 +163,7 @@ def _metrics_of_step(run: RunState, stage: str, step: int) -> Row | None:
 
 
 def _segments_backwards(run: RunState, folder: str) -> Iterator[tuple[int, str]]:
-    """Yield (epoch, key) of a log's segments, the newest first."""
+    """Yield (epoch, key) of a log's segments, newest first."""
     keys = [e.key for e in run.store.list(run.key(folder)) if e.key.endswith(".jsonl")]
     segments = [(int(key.split("/")[-2]), key) for key in keys]
     return iter(sorted(segments, reverse=True))

@@ -1,7 +1,7 @@
 """What to do when a training step goes wrong: which rows to leave out, and when to give up.
 
-Nothing of a wrong step is saved. The stage restarts from its newest checkpoint, under a new epoch.
-Before that, HEAD records the change: the rows of that step are left out.
+Nothing of a wrong step is saved. HEAD records that the step's rows are left out. Then the stage
+restarts from its newest checkpoint, under a new epoch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.state.records import Head, SkippedRows
 
 RowRange = tuple[int, int]  # [first, stop)
 
-# A rewind is forgiven once a checkpoint this many steps after its trouble is committed.
+# A rewind no longer counts once a checkpoint this many steps after its trouble is committed.
 SETTLED_STEPS = 100
 
 
@@ -23,9 +23,9 @@ def plan_rewind(
 ) -> SkippedRows:
     """Return the rows to record as skipped in `head` before `stage` goes back; `now` is Unix time.
 
-    A rewind counts until a checkpoint at least 100 steps beyond its trouble is committed. If
-    `max_rewinds` of them count already, raise PionError. So isolated spikes never stop a run, and a
-    run that goes wrong everywhere stops soon.
+    A rewind counts until a checkpoint at least 100 steps after its trouble is committed. Raises
+    PionError if `max_rewinds` of them already count. So isolated spikes never stop a run, and a run
+    that goes wrong everywhere stops soon.
     """
     known = _skipped(head, stage, digest)
     (first,), _ = step_rows(trouble.rows[0], 1, [(rows.first, rows.stop) for rows in known])
@@ -48,11 +48,11 @@ def plan_rewind(
 def rows_to_skip(
     head: Head, stage: str, digest: str, next_row: int, skipped: Iterable[RowRange] = ()
 ) -> list[RowRange]:
-    """Return what a trainer restored at `next_row` must leave out, as sorted ranges that don't
-    touch.
+    """Return the rows that a trainer restored at `next_row` must leave out, as sorted ranges that
+    don't touch.
 
-    These are the ranges it has `skipped` already, and those that `head` records from `next_row` on.
-    A record of rows before `next_row` adds nothing: the checkpoint itself says what became of them.
+    These are the ranges that it has `skipped` already, and the ranges in `head` from `next_row` on.
+    The checkpoint itself records what happened to rows before `next_row`.
     """
     ahead = [
         (max(rows.first, next_row), rows.stop)
@@ -96,11 +96,11 @@ def _gives_up(stage: str, troubles: list[SkippedRows], max_rewinds: int, saved: 
             f"{stage} went wrong {times} without getting {SETTLED_STEPS} saved steps past it "
             f"(checkpoint.max_rewinds is {max_rewinds}), and has stopped:",
             *what,
-            f"{safe}; nothing of these steps was saved. What you can do:",
-            f"  wrong at one batch after another: lower {stage}.lr, lengthen {stage}.warmup_steps "
-            f"or tighten {stage}.clip, {change};",
-            "  wrong at some batches only: look at those rows of the data;",
-            f"  to continue regardless: `pion run JOB checkpoint.max_rewinds={more}` leaves out "
-            f"more rows, and a higher {stage}.max_spike lets greater spikes pass.",
+            f"{safe}; nothing of these steps was saved. Your options:",
+            f"  if batch after batch went wrong, lower {stage}.lr, raise {stage}.warmup_steps or "
+            f"lower {stage}.clip, {change};",
+            "  if only some batches went wrong, look at their rows in the data;",
+            f"  to continue anyway, `pion run JOB checkpoint.max_rewinds={more}` leaves out more "
+            f"rows, and a higher {stage}.max_spike accepts larger spikes.",
         ]
     )

@@ -1,4 +1,4 @@
-"""What the model in training writes after a prompt, as a person would see it."""
+"""Text that the model in training writes after a prompt."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ FLUSH_SECONDS = 10.0
 
 
 class StageMetrics:
-    """Rank 0's metrics of one stage under `claim`. `log` has the rows that are not written yet."""
+    """Rank 0's metrics of one stage under `claim`. `log` has the rows not written yet."""
 
     def __init__(self, claim: Claim, stage: str, trackers: Trackers) -> None:
         self._claim = claim
@@ -43,8 +43,8 @@ class StageMetrics:
     def flush_if_due(self) -> None:
         """Write the rows from a thread, every few seconds.
 
-        No step waits for a store, which may take long to say that it is down. Where writes wait for
-        a commit, the next commit carries the rows.
+        No step waits for the store, because a store that is down may take long to fail. If the
+        store writes only in commits, the next commit carries the rows.
         """
         due = time.monotonic() - self._last_flush > FLUSH_SECONDS
         if due and not self._claim.store.commits and not self._flusher.is_alive():
@@ -53,7 +53,7 @@ class StageMetrics:
             self._last_flush = time.monotonic()
 
     def flush(self) -> None:
-        """Write the rows; if that fails they stay in memory, for the next save to write."""
+        """Write the rows. If that fails, they stay in memory, and the next save writes them."""
         try:
             self._claim.check()
             self.log.flush()
@@ -61,7 +61,7 @@ class StageMetrics:
             _log.warning("Metrics were not written: %s", error)
 
     def close(self) -> None:
-        """Write what is left, and end the trackers."""
+        """Write the remaining rows, and close the trackers."""
         try:
             self.flush()
         finally:

@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard and Weights & Biases too, where the job asks for them."""
+"""Metrics for TensorBoard and Weights & Biases, if the job asks for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_trackers(job: Job) -> None:
 
 
 class Trackers:
-    """Writes metrics rows of one stage to the trackers of `job.log`; to none by default."""
+    """Writes metrics rows of one stage to the trackers in `job.log` (default: none)."""
 
     def __init__(self, job: Job, stage: str) -> None:
         self._stage = stage
@@ -31,7 +31,7 @@ class Trackers:
 
             self._board = SummaryWriter(f"{job.log.tensorboard}/{job.name}")
         if job.log.wandb:
-            # One W&B run for all attempts: the id is the run's name, and it is resumed.
+            # All attempts resume one W&B run: its id is the run's name.
             self._wandb = _load("wandb").init(
                 project=job.log.wandb,
                 id=job.name,

@@ -1,7 +1,7 @@
 """Train the stages of a run: claim it, train, go back after trouble, until done or stopped.
 
-The same function serves a Ray worker and a process without Ray. Rank 0 owns the run's state and
-decides what to restore; it tells the other ranks.
+Ray workers and a process without Ray call the same function. Rank 0 owns the run's state, decides
+what to restore, and tells the other ranks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pipeline.training.train_request import TrainRequest
 def train_stages(
     request: TrainRequest, group: Group, report: Say, should_stop: Callable[[], bool]
 ) -> str:
-    """Advance the training stages until they are done ("done") or a stop is asked ("stopped").
+    """Advance the training stages; return "done", or "stopped" if somebody asked for a stop.
 
-    Raises `Stopped` when a request in the store or the budget asks for the stop, and PionError when
-    a person must decide. Nothing committed is lost then.
+    Raises `Stopped` if a request in the store or the budget asks for the stop, and PionError if a
+    person must decide. Nothing committed is lost then.
     """
     started = time.monotonic()
     import torch
@@ -43,14 +43,14 @@ def train_stages(
     report(phase("waited for data", started))
     try:
         while (outcome := _attempt(context)) == "again":
-            gc.collect()  # the trainer that went wrong, before the next one needs its memory
+            gc.collect()  # frees the old trainer's memory for the next trainer
         return outcome
     finally:
         context.watchdog.close()
 
 
 def _attempt(context: TrainingContext) -> str:
-    """Claim the run and train under that claim: "done", "stopped", or "again" after trouble."""
+    """Claim the run, train, and return "done", "stopped", or "again" after trouble."""
     group = context.group
     claim = context.claim() if group.rank == 0 else None
     context.own(claim)
@@ -59,12 +59,12 @@ def _attempt(context: TrainingContext) -> str:
         todo = group.from_rank_0(context.unfinished(claim.head) if claim else None)
         for stage in todo:
             done = train_stage(context, claim, stage)
-            gc.collect()  # its trainer, before the next stage's needs the memory
+            gc.collect()  # frees the trainer's memory for the next stage
             if not done:
                 break
         done = done or not todo
         return "done" if done else "stopped"
-    except Trouble as trouble:  # on every rank, at the same step
+    except Trouble as trouble:  # on all ranks, at the same step
         refusal = group.from_rank_0(context.leave_out(stage, trouble, claim) if claim else None)
         if refusal is not None:
             raise PionError(refusal) from None
@@ -72,7 +72,7 @@ def _attempt(context: TrainingContext) -> str:
         return "again"
     finally:
         if claim is not None and (done or again):
-            claim.heartbeat.stop()  # this process claims next, or the driver, to evaluate
+            claim.heartbeat.stop()  # the next claim is the driver's or this process's
         elif claim is not None:
             with suppress(PionError):
                 claim.release()

@@ -1,4 +1,4 @@
-"""What the driver asks of the workers that train."""
+"""What the driver tells the workers to train."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pipeline.state.stores import open_store
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What the driver asks of its workers, as plain JSON: it crosses processes and nodes.
+    """What the driver tells its workers to train, as plain JSON, for other processes and nodes.
 
     Attributes:
         job: the whole job file.
         job_folder: the folder of the job file; paths in the job are relative to it.
         store: the store's URL.
         owner: the driver's `Owner`; the workers claim the run in its name.
-        stages: the training stages that may have to be trained, in order.
+        stages: the training stages that may still need training, in order.
         digests: the digest of each stage of the job.
         data: the digest of each training stage's prepared data.
         gpus: the number of GPUs to train on; 0 for CPUs.
-        by_ray: whether Ray restarts a worker that has ended.
-        started: the Unix time at which `pion run` began, for seconds-to-first-step.
+        by_ray: whether Ray restarts dead workers.
+        started: when `pion run` began (Unix time), for the seconds until the first step.
     """
 
     job: dict[str, Any]

@@ -1,8 +1,8 @@
-"""Notice that training hangs: no step for many times as long as a step usually takes.
+"""Notice that training hangs: no step for many times the duration of a usual step.
 
-A rank may never join a collective operation; the GPU's driver or a file system may not answer. Then
-nothing raises, and a rented machine continues to cost. The watchdog writes down where every thread
-is and lets its owner end the process. A call that keeps the GIL stops the watchdog too.
+A rank may never join a collective operation, or the GPU's driver or a file system may not answer.
+Then nothing raises, and a rented machine keeps costing money. The watchdog records where every
+thread is and lets its owner end the process. A call that holds the GIL blocks the watchdog too.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ REMEMBERED = 64
 class Watchdog:
     """Calls `on_hang` once, when neither `beat` nor `progress` was called for too long.
 
-    It looks every `period` seconds, from a thread that `start` starts.
+    A thread checks every `period` seconds, once `start` was called.
 
-    Too long is `factor` times the usual interval, and at least `at_least` seconds. Before the first
-    two beats, while things are read and compiled, it is `start_limit` seconds. `now` is a clock
-    that must not jump. A suspended process does not hang: if the watchdog itself did not look in
-    time either, counting starts again.
+    The limit is `factor` times the usual interval, and at least `at_least` seconds. Before the
+    first two beats, while things are read and compiled, it is `start_limit` seconds. `now` is a
+    clock that must not jump. A suspended process does not hang: if the watchdog itself was late to
+    check, counting starts again.
 
-    `on_hang` gets a text: how long training hangs, the stack of every thread, and the name of a
-    file that has the text too.
+    `on_hang` gets a text: how long training has hung, the stack of every thread, and the name of a
+    file with the same text.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Watchdog:
         self._now = now
         self._lock = threading.Lock()
         self._intervals: deque[float] = deque(maxlen=REMEMBERED)
-        self._last_beat: float | None = None  # None: what comes next is no usual interval
+        self._last_beat: float | None = None  # None: the next interval does not count as usual
         self._since = now()
         self._pauses = 0
         self.period = min(1.0, at_least / 10, start_limit / 10)
@@ -58,7 +58,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Start to look, from a thread."""
+        """Start the thread that checks."""
         self._thread.start()
 
     def beat(self) -> None:
@@ -70,21 +70,19 @@ class Watchdog:
             self._last_beat = self._since = at
 
     def progress(self) -> None:
-        """Note that work that is no step progresses. This says nothing about how long a step
-        takes."""
+        """Note progress in work other than steps. The usual interval stays as it is."""
         with self._lock:
             self._last_beat, self._since = None, self._now()
 
     def restart(self) -> None:
-        """Expect new compilation and a new usual interval: `start_limit` holds until two more
-        beats."""
+        """Expect compilation and a new usual interval: use `start_limit` until two more beats."""
         with self._lock:
             self._intervals.clear()
             self._last_beat, self._since = None, self._now()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Expect nothing while inside, because something else limits the time. May be nested."""
+        """Ignore the time spent inside, because something else limits it. May be nested."""
         with self._lock:
             self._pauses += 1
         try:
@@ -101,7 +99,7 @@ class Watchdog:
             self._thread.join()
 
     def check(self) -> None:
-        """Look once whether training hangs, and report it if so."""
+        """Check once whether training hangs, and report it if so."""
         with self._lock:
             at = self._now()
             if at - self._checked > 3 * self.period:
@@ -125,9 +123,9 @@ class Watchdog:
 
 
 def _describe(silent: float, usual: float | None) -> str:
-    """Return how long training hangs and where; keep it in a file too, if one can be written."""
+    """Return how long training has hung and where; also write that to a file, if possible."""
     often = f"one usually takes {usual:.1f} s" if usual is not None else "since the start"
-    # In memory first, and by faulthandler, which reads no source: what hangs may be a disk.
+    # A disk may be what hangs. So write to memory first, and use faulthandler: it reads no source.
     with os.fdopen(os.memfd_create("stacks"), "w+", errors="replace") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

@@ -85,7 +85,7 @@ def test_what_a_hop_must_not_change_is_an_alarm_and_never_as_before(
     lines = receipt(A40, A4000 | change, LAST)
     (found,) = alarms(lines)
     assert alarm in found
-    assert "what is committed is safe" in found
+    assert "everything committed is safe" in found
     subject = found.removeprefix("ALARM: ").split()[0]  # learning, first, or a number
     assert not any(line.startswith(subject) and "as before" in line for line in lines)
 
@@ -105,7 +105,7 @@ def test_what_can_not_be_compared_is_said_to_be_so() -> None:
 def test_a_hop_before_anything_was_kept_starts_at_row_0() -> None:
     now = A4000 | {"from_step": 0, "next_row": 0, "lr": None}
     lines = receipt(A40, now, None)
-    assert lines[-1] == "first row 0, no step is kept"
+    assert lines[-1] == "first row 0, no step was kept"
     assert not alarms(lines)
 
 
