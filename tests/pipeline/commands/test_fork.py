@@ -33,6 +33,8 @@ from pipeline.state.records import Head, SkippedRows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.workspace import Workspace
+from tests.pipeline.conftest import Pion
+from tests.support.finished_run import make_run
 from tests.support.jobs import SilentDisplay, tiny_dict, tiny_job, write_tiny_data
 from tests.support.light_run import JOB, light_run, save_checkpoint, write_metrics
 
@@ -505,3 +507,41 @@ def test_a_fork_trains_on_under_another_learning_rate(trained: Path) -> None:
     assert rates[11] == pytest.approx(3e-2)
     assert max(rates) == 24
     assert json.loads(json.dumps(head_of(source).stages["pretrain"].result))["steps"] == 20
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_a_fork_is_listed_beside_its_source_and_can_be_used(here: Path, pion: Pion) -> None:
+    make_run(here / "runs")
+    code, out, _ = pion("fork", "demo", "new", "--at", "20")
+    assert code == 0
+    assert "copying pretrain step 20" in out
+    assert "new continues from pretrain step 20 of demo: pion run JOB name=new [key=value" in out
+    (only,) = json.loads(pion("checkpoints", "new", "--json", "--verify")[1])
+    assert (only["stage"], only["step"], only["verified"]) == ("pretrain", 20, True)
+    code, out, _ = pion("fork", "new", f"{here}/elsewhere/third")
+    assert code == 0
+    assert f"name=third store=file://{here}/elsewhere" in out
+    assert pion("status", f"{here}/elsewhere/third")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["demo", "new", "--at", "7"], "Its checkpoints are: sft 5, pretrain 20, pretrain 10."),
+        (["demo", "demo"], "demo exists already"),
+        (["demo", "a b"], "can't be the name of a run"),
+        (["dmeo", "new"], "no run 'dmeo'"),
+        (["demo", "new", "--at", "ten"], "--at"),
+        (["demo", "gs://bucket/new"], "unknown scheme 'gs'"),
+    ],
+)
+def test_a_fork_that_can_not_be_made_exits_with_2_and_leaves_nothing(
+    here: Path, pion: Pion, arguments: list[str], expected: str
+) -> None:
+    make_run(here / "runs")
+    code, _, err = pion("fork", *arguments)
+    assert code == 2
+    assert expected in err
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["demo"]

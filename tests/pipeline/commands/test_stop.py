@@ -15,10 +15,11 @@ from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
-from pipeline.state.run_status import is_finished
 from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import FileStore
+from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
+from tests.support.finished_run import make_run
 from tests.support.light_run import light_run
 from tests.support.states import someone
 
@@ -85,14 +86,6 @@ def test_a_finished_run_is_left_alone(run: RunState) -> None:
     finish(run)
     assert ask(run) == "demo is finished: there is nothing to stop."
     assert pending_stop(run) is None
-
-
-def test_a_run_whose_job_is_not_known_counts_as_unfinished(run: RunState) -> None:
-    finish(run)
-    assert is_finished(run, head_of(run))
-    assert not is_finished(run, dataclasses.replace(head_of(run), job=None))
-    run.write_job("broken", "name: [")
-    assert not is_finished(run, dataclasses.replace(head_of(run), job="broken"))
 
 
 def test_waiting_ends_when_the_run_is_released_and_says_what_is_saved(
@@ -165,3 +158,13 @@ def test_waiting_for_an_owner_without_a_sign_of_life_ends_after_a_minute(
     with pytest.raises(PionError, match=r"on gone, has shown no sign of life for 1 min 00 s"):
         ask(run, wait=True)
     assert 60 <= time.time - start < 65
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_stop_of_a_run_nobody_owns_says_so(here: Path, pion: Pion) -> None:
+    make_run(here / "runs")
+    code, out, _ = pion("stop", "demo", "--wait")
+    assert code == 0
+    assert "Nobody owns demo" in out

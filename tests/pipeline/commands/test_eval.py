@@ -1,0 +1,57 @@
+"""`pion eval`: bits per byte of a text, accuracy of multiple choice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import Pion
+from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
+
+
+def test_eval_measures_text_and_multiple_choice(here: Path, pion: Pion) -> None:
+    make_run(here / "runs")
+    Path("text.txt").write_text("Return a new header with string. " * 20)
+    question = {"context": "Return a", "choices": [" new", " jumps"], "answer": 0}
+    Path("pack.jsonl").write_text(json.dumps(question) + "\n")
+    code, out, _ = pion("eval", "demo", "text.txt", "pack.jsonl", "--json")
+    assert code == 0
+    text, pack = json.loads(out).values()
+    assert text["bytes"] == len(Path("text.txt").read_bytes())
+    assert text["bits_per_byte"] > 0
+    assert (pack["questions"], pack["chance"]) == (1, 0.5)
+    _, out, _ = pion("eval", "demo", "text.txt", "pack.jsonl")
+    assert out.startswith("text.txt: bits per byte ")
+    assert "pack.jsonl: accuracy " in out
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(b"", "has no text"), (b"\xff", "can't read this")]
+)
+def test_eval_of_a_file_that_is_no_text_is_refused(
+    here: Path, pion: Pion, content: bytes, expected: str
+) -> None:
+    make_run(here / "runs")
+    Path("text.txt").write_bytes(content)
+    code, _, err = pion("eval", "demo", "text.txt")
+    assert code == 2
+    assert expected in err
+
+
+def test_text_is_scored_token_by_token_like_a_full_forward(here: Path) -> None:
+    import torch
+
+    from pipeline.commands.eval import text_loss
+
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer.vocab_size)
+    text = "Return a new header."
+    ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(text)]])
+    expected = model.loss(ids[:, :-1], ids[:, 1:]).item()
+    result = text_loss(model, tokenizer, text)
+    assert result.loss == pytest.approx(expected, rel=1e-5)
+    assert result.tokens == ids.shape[1] - 1
+    long = text_loss(model, tokenizer, text * 20, rows_at_once=2)
+    assert long.rows == -(-long.tokens // model.config.seq_len)

@@ -1,0 +1,30 @@
+"""`pion import-seed`: a seed's checkpoint becomes a folder that Pion loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.paths import SEEDS
+from tests.pipeline.conftest import Pion
+from tests.support.finished_run import tiny_tokenizer
+
+
+def test_a_seeds_checkpoint_becomes_a_folder_that_pion_loads(here: Path, pion: Pion) -> None:
+    tiny_tokenizer().save("tokenizer.json")
+    seed = str(SEEDS / "pion_nocap_ckpt.pt")
+    code, out, _ = pion("import-seed", seed, "imported")
+    assert code == 0
+    assert "without a tokenizer" in out
+    code, _, err = pion("import-seed", seed, "imported")
+    assert code == 2
+    assert "imported exists and is not empty" in err
+    code, _, err = pion("import-seed", seed, "other", "--tokenizer", "tokenizer.json")
+    assert (code, Path("other").exists()) in {(0, True), (2, False)}
+
+
+def test_importing_what_is_no_seeds_checkpoint_is_refused(here: Path, pion: Pion) -> None:
+    Path("x.pt").write_bytes(b"not a checkpoint")
+    code, _, err = pion("import-seed", "x.pt", "out")
+    assert code == 2
+    assert "x.pt" in err
+    assert not Path("out").exists()
