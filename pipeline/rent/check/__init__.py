@@ -1,1 +1,1 @@
-"""pion check: everything that can fail later, before it costs."""
+"""pion check: find what would fail later, before it costs anything."""

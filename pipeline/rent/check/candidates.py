@@ -1,6 +1,6 @@
-"""Which of the machines a SkyPilot YAML accepts will do for a job: one rule, for all who ask.
+"""Which machines of a SkyPilot YAML are good enough for a job: one rule for check and launch.
 
-`pion check` says what will not do, and `pion launch` leaves it out of what SkyPilot may rent.
+`pion check` reports the others, and `pion launch` does not let SkyPilot rent them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 
-# How many GPUs are suggested when a candidate is too small, the smallest that fit first.
+# How many GPUs are suggested when a candidate is too small, the smallest first.
 LISTED = 6
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A candidate: what is asked for it, what the job takes on it, and why it will not do.
+    """A candidate: its price, what the job takes on it, and why it will not do.
 
-    `problem` is None where nothing is known against it, offered or not; `advice` is what to do
-    about a problem, as far as can be told.
+    `problem` is None if nothing is known against the candidate, even if nobody offers it. `advice`
+    says what to do about the problem; it may be empty.
     """
 
     candidate: Candidate
@@ -34,21 +34,21 @@ class Verdict:
 
     @property
     def will_do(self) -> bool:
-        """Whether it is rented out, and nothing is known against it."""
+        """Whether somebody offers the candidate and nothing is known against it."""
         return isinstance(self.found, Offer) and self.problem is None
 
 
 def judge(job: Job, sky_yaml: SkyYaml, speeds: list[Speed], *, force: bool) -> list[Verdict]:
-    """What is to be said of each candidate. `force` lets a spot price pass that is above the
-    on-demand price."""
+    """Return the verdict on each candidate. `force` accepts a spot price above the on-demand
+    price."""
     verdicts = []
     for candidate in sky_yaml.candidates:
         found = look_up(candidate, sky_yaml.num_nodes, job.prices)
-        # What is sold out today may be had tomorrow, when the run needs another machine.
+        # A GPU that is sold out today may be free tomorrow, when the run needs another machine.
         offer = found if isinstance(found, Offer) else unpriced(candidate)
         guess = estimate(job, offer, speeds, num_nodes=sky_yaml.num_nodes)
         problem, advice = None, ""
-        # A name that nobody knows is for a person to fix, so such a candidate is not left out.
+        # Only a person can fix an unknown name, so the check must refuse it, not leave it out.
         if not (isinstance(found, NotOffered) and found.misnamed):
             problem, advice = _problem(job, guess, sky_yaml.num_nodes, force)
         verdicts.append(Verdict(candidate, found, guess, problem, advice))
@@ -56,9 +56,9 @@ def judge(job: Job, sky_yaml: SkyYaml, speeds: list[Speed], *, force: bool) -> l
 
 
 def staying(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """What `pion launch` lets SkyPilot rent: nothing that will not do, if something else will.
+    """Return what `pion launch` lets SkyPilot rent: the candidates without a problem.
 
-    Where nothing will do, all: there is nothing to choose, and the check refuses it.
+    If no candidate will do, return all of them: the check then refuses the rental.
     """
     if not any(verdict.will_do for verdict in verdicts):
         return list(verdicts)
@@ -66,26 +66,27 @@ def staying(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def fitting(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[Candidate]:
-    """The rental's candidates that stay, in their order."""
+    """Return the rental's candidates that SkyPilot may rent, in their order."""
     if len(sky_yaml.candidates) == 1:
         return list(sky_yaml.candidates)
-    # Speed matters only where saves are counted in steps: a preemption may cost too much of them.
+    # Speed matters only if saves are counted in steps: a preemption may then cost too much time.
     speeds = past_speeds(job) if job.checkpoint.every_steps is not None else []
     return [verdict.candidate for verdict in staying(judge(job, sky_yaml, speeds, force=force))]
 
 
 def dear_spot(offer: Offer, num_nodes: int) -> str | None:
-    """What is to be said of a spot price above the on-demand price; None if it is not."""
+    """Return a message if the spot price is above the on-demand price, else None."""
     if not (offer.use_spot and offer.spot and offer.on_demand and offer.spot > offer.on_demand):
         return None
     return (
-        f"spot is ${num_nodes * offer.spot:.2f}/h, dearer than on demand at "
-        f"${num_nodes * offer.on_demand:.2f}/h"
+        f"spot costs ${num_nodes * offer.spot:.2f}/h, more than on demand "
+        f"(${num_nodes * offer.on_demand:.2f}/h)"
     )
 
 
 def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> tuple[str | None, str]:
-    """Why the machine will not do, and what would; unknown memory or price is no reason."""
+    """Return why the machine will not do, and what to do about it. An unknown memory or price is
+    no reason."""
     offer = guess.offer
     problem = _worker_problem(job, offer, num_nodes)
     if problem is not None:
@@ -99,11 +100,11 @@ def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> tuple[st
 
 
 def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
-    """Why the machine's GPUs and the job's workers do not go together."""
+    """Return why the job's workers can't run on the machine's GPUs; None if they can."""
     gpus = offer.count * num_nodes
     workers = gpus if job.hardware.workers is None else job.hardware.workers
     if gpus and workers > gpus:
-        return f"hardware.workers {workers}: it has {gpus} GPUs, and each worker needs one"
+        return f"hardware.workers is {workers}, with {gpus} GPU(s); each worker needs one"
     for stage in job.train_stages:
         batch = job.section(stage).global_batch
         if batch < workers:

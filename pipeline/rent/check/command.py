@@ -1,4 +1,4 @@
-"""`pion check`: everything that can fail later, found before it costs anything."""
+"""`pion check`: find what would fail later, before it costs anything."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.rent.time_limit import begin, within
 from pipeline.state.stores import open_store
 
-# A check that has not answered this long after the command's start counts as not found out.
+# Seconds after the command's start when a check without an answer counts as not found out.
 SECONDS = 16.0
-# The part of these seconds that is left to the checks of the job if the rental can't be read.
+# The part of these seconds that is reserved for the job's checks if the rental can't be read.
 JOB_SECONDS = 4.0
 MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("?", "yellow")}
 
@@ -36,10 +36,10 @@ Check = Callable[[], list[CheckRow]]
 def show_check(
     job: str, overrides: Sequence[str], *, on: str | None, force: bool, as_json: bool
 ) -> int:
-    """Print what is found; returns 0 if nothing speaks against the run, else 2.
+    """Print what the checks find. Return 0 if nothing would fail, else 2.
 
-    `on` is a SkyPilot YAML; without it only what no machine changes is checked. Returns in time,
-    whatever the network does.
+    `on` is a SkyPilot YAML; without it, only the checks that are the same for every machine run.
+    A network that hangs can't hold this up.
     """
     end = time.monotonic() + SECONDS
     rows: list[CheckRow] = []
@@ -50,15 +50,15 @@ def show_check(
         rows.append(CheckRow("job", False, str(error)))
     if on is not None:
         try:
-            # SkyPilot may fetch its list of GPUs for it, and sets itself no limit.
+            # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
             sky_yaml = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
         except BadInput as error:
             rows.append(CheckRow("rental", False, str(error)))
         except TimeoutError:
             words = (
-                f"SkyPilot could not read {on} in time: its list of GPUs does not come, or this "
-                "machine is busy. No machine was looked at, and nothing was rented. Look at the "
-                "network, and run it again"
+                f"SkyPilot could not read {on} in time: its list of GPUs could not be fetched, or "
+                "this machine is busy. No machine was checked, and nothing was rented. Check the "
+                "network, then run the same command again"
             )
             rows.append(CheckRow("rental", False, words))
     if loaded is not None:
@@ -78,17 +78,18 @@ def run_checks(
     force: bool = False,
     end: float | None = None,
 ) -> list[CheckRow]:
-    """Every check of a job, and of the rental it shall run on; all at the same time.
+    """Run every check of a job, and of its rental if there is one, all at the same time.
 
-    `path` is the job file, which has to travel to the rental. `force` lets a spot price pass that
-    is above the on-demand price. At `end`, of the monotonic clock, nothing is waited for any more.
+    `path` is the job file, which must be copied to the rental. `force` accepts a spot price above
+    the on-demand price. `end`, a time of the monotonic clock, is when waiting ends.
     """
     end = time.monotonic() + SECONDS if end is None else end
     try:
         within(end - time.monotonic(), partial(_import_first, job, sky_yaml))
     except TimeoutError:
         words = (
-            f"nothing was found out within {SECONDS:.0f} s, and nothing was rented. Run it again"
+            f"no check could start within {SECONDS:.0f} s, and nothing was rented. Run the same "
+            "command again"
         )
         return [CheckRow("checks", False, words)]
     checks: list[tuple[str, Check]] = [
@@ -118,7 +119,7 @@ def run_checks(
 
 
 def print_rows(rows: Sequence[CheckRow]) -> None:
-    """Print rows as one table: ✓ fine, ✗ would fail, ? not known or to be considered."""
+    """Print rows as one table: ✓ fine, ✗ would fail, ? not known, or a warning."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(style="bold")
@@ -129,8 +130,8 @@ def print_rows(rows: Sequence[CheckRow]) -> None:
 
 
 def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
-    """Load what several checks use: threads that import the same package at the same time can
-    find it half loaded."""
+    """Import what several checks use. Threads that import the same package at the same time can
+    see it half loaded."""
     import huggingface_hub.hf_api  # noqa: F401
 
     with contextlib.suppress(BadInput):  # the store's own check says so
@@ -142,7 +143,7 @@ def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
 
 
 def _outcome(name: str, wait: Callable[[float], list[CheckRow]], end: float) -> list[CheckRow]:
-    """A check's rows, or the one that says why there are none."""
+    """Return a check's rows, or one row that says why it failed."""
     try:
         return wait(end - time.monotonic())
     except BadInput as error:
@@ -151,5 +152,5 @@ def _outcome(name: str, wait: Callable[[float], list[CheckRow]], end: float) -> 
         return [CheckRow(name, None, f"no answer within {SECONDS:.0f} s")]
     except PionError as error:  # the network, or a service that is down
         return [CheckRow(name, None, str(error))]
-    except Exception as error:  # of a library: not known to be the job's fault
+    except Exception as error:  # of a library; the job may be fine
         return [CheckRow(name, None, f"can't be checked: {type(error).__name__}: {error}")]

@@ -1,4 +1,4 @@
-"""Check of SkyPilot's controller, which recovers rentals that are taken away: where it will run."""
+"""Check where SkyPilot's controller will run. It replaces rented machines that are taken away."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SETTING = "jobs: {controller: {consolidation_mode: true}}"
 
 
 def check_controller() -> list[CheckRow]:
-    """That the controller needs no machine of its own, and that SkyPilot has read so."""
+    """Check that the controller needs no extra machine, and that SkyPilot has read this setting."""
     sky_module()
     from sky import skypilot_config
     from sky.jobs import constants
@@ -23,15 +23,16 @@ def check_controller() -> list[CheckRow]:
     key = ("jobs", "controller", "consolidation_mode")
     if not skypilot_config.get_nested(key, False):
         words = (
-            "SkyPilot will rent a machine for it too, and send this checkout by way of a bucket. "
-            f"To have it here, put `{SETTING}` into ~/.sky/config.yaml, then: sky api stop"
+            "SkyPilot will rent another machine for its controller, and send this checkout through "
+            f"a bucket. To run it here, put `{SETTING}` into ~/.sky/config.yaml, then run: sky api "
+            "stop"
         )
         return [CheckRow(NAME, None, words)]
     read = Path(constants.JOBS_CONSOLIDATION_RELOADED_SIGNAL_FILE).expanduser().exists()
     if not read and _server_runs():
         words = (
-            "the SkyPilot server that runs here has not read ~/.sky/config.yaml since it asks for "
-            "consolidation_mode. Run: sky api stop"
+            "the SkyPilot server on this machine has not read consolidation_mode from "
+            "~/.sky/config.yaml yet. Run: sky api stop"
         )
         return [CheckRow(NAME, False, words)]
     return [CheckRow(NAME, True, "on this machine, which must stay awake and online")]
@@ -43,6 +44,6 @@ def _server_runs() -> bool:
     try:
         with quiet():
             common.check_server_healthy()
-    except Exception:  # not running, or not one that could be asked
+    except Exception:  # not running, or it does not answer
         return False
     return True

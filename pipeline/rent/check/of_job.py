@@ -1,4 +1,4 @@
-"""Checks of a job that hold on any machine: model, tokenizer, data, store, publishing."""
+"""Checks that are the same on every machine: model, tokenizer, data, store, publishing."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from pipeline.state.stores.verdict import before_work
 if TYPE_CHECKING:
     from pion.config import ModelConfig
 
-# A store that takes longer than this to answer is too slow to use.
+# A store that needs more seconds to answer is too slow to use.
 STORE_SECONDS = 8.0
 
 
 def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
-    """The model's size, and that the weights to start from exist and are of the same model.
+    """Check that the weights to start from exist and are of the same model; show the model's size.
 
-    On a `rented` machine they have to be where it can get them.
+    If the machine is `rented`, the weights must be where it can read them.
     """
     name, millions = job.model.preset or "the job's own shape", count_parameters(job) / 1e6
     rows = [CheckRow("model", True, f"{name}: {millions:,.1f} million parameters")]
@@ -51,7 +51,7 @@ def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
 
 
 def count_parameters(job: Job) -> int:
-    """How many the job's model has."""
+    """Return how many parameters the job's model has."""
     import torch
 
     from pion.model.decoder import Decoder
@@ -61,24 +61,25 @@ def count_parameters(job: Job) -> int:
 
 
 def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
-    """Where a model to start from is, without downloading it.
+    """Return where a model to start from is, without downloading it.
 
-    Raises BadInput if it is nowhere, out of a rented machine's reach, or another model.
+    Raises BadInput if the model does not exist, a rented machine can't read it, or its settings
+    differ from the job's.
     """
     from pipeline.training.first_weights import require_same_model
 
     path = job.input_path(source)
     with before_work("Nothing was started."):
         found = locate_model(str(path) if path.exists() else source)
-    # What lies beside the job file may travel with it; the check of the files says so.
+    # A path relative to the job file may be copied with it; `check_files` finds out.
     here = isinstance(found, Path) or (
         isinstance(found, Listed) and isinstance(found.state.store, FileStore)
     )
     if rented and here and not path.exists():
         raise BadInput(
-            f"{key}: {source} is on this machine only. Use a run in a store that both reach "
-            "(s3://bucket/prefix/run), a Hub repository (hf://user/name), or a folder below the "
-            "rental's workdir, by its path from the job file."
+            f"{key}: {source} is on this machine only. Use a run in a store that both machines can "
+            "read (s3://bucket/prefix/run), a Hub repository (hf://user/name), or a folder below "
+            "the rental's workdir, as a path relative to the job file."
         )
     config, label = _config_of(found)
     if config is not None:
@@ -87,8 +88,8 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
 
 
 def _config_of(found: Path | Listed | str) -> tuple[ModelConfig | None, str]:
-    """A model's settings and what to call it. None for a seed's .pt file, which has none apart
-    from its weights."""
+    """Return a model's settings and a label. The settings are None for a seed's .pt file, which
+    has them only together with its weights."""
     from pipeline.data.hub import explained, pin
 
     if isinstance(found, Path):
@@ -114,14 +115,15 @@ def _config_of(found: Path | Listed | str) -> tuple[ModelConfig | None, str]:
 
 
 def _config(content: bytes, where: str) -> ModelConfig:
-    """The settings in a config.json, ours or transformers'. Raises BadInput for what is none."""
+    """Return the settings in a config.json, ours or transformers'. Raises BadInput if it has
+    none."""
     from pion.config import ModelConfig
     from pion.qwen3 import from_qwen3
 
     try:
         settings = json.loads(content)
         if not isinstance(settings, dict):
-            raise BadInput("it holds no settings")
+            raise BadInput("it is not a JSON object of settings")
         if "model_type" in settings:
             return from_qwen3(settings, {})[0]
         return ModelConfig.from_dict(settings)
@@ -130,15 +132,18 @@ def _config(content: bytes, where: str) -> ModelConfig:
 
 
 def check_tokenizer(job: Job) -> list[CheckRow]:
-    """That the tokenizer can be loaded and fits the model's vocabulary."""
+    """Check that the tokenizer can be loaded and fits the model's vocabulary."""
     from pion.data.tokenizer import Tokenizer
 
     section = job.tokenizer
     if section.train is not None:
-        words = f"a BPE of {section.train.vocab_size:,} entries is trained on data.sources"
+        words = f"a BPE of {section.train.vocab_size:,} entries will be trained on data.sources"
         readable = [s for s in job.data.sources if not _is_tokenised(s)]
         if not readable:
-            raise BadInput("tokenizer.train: every data source is tokenised already; name theirs")
+            raise BadInput(
+                "tokenizer.train: every data source is already tokenised. Name its tokenizer with "
+                "tokenizer.file or tokenizer.hub"
+            )
         return [CheckRow("tokenizer", True, words)]
     if section.file is not None:
         path = job.input_path(section.file)
@@ -157,12 +162,12 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
 
 
 def check_data(job: Job) -> list[CheckRow]:
-    """That every source exists and its first record can be read as the job wants it.
+    """Check that every source exists and that its first record can be read as the job asks.
 
-    Prepared data that the store has already needs no source.
+    If the store already has the prepared data, no source is needed.
     """
     if is_prepared(job):
-        return [CheckRow("data", True, "prepared already; the store has it")]
+        return [CheckRow("data", True, "already prepared, in the store")]
     rows = []
     for key, source in job.sources():
         try:
@@ -175,7 +180,8 @@ def check_data(job: Job) -> list[CheckRow]:
 
 
 def _first_record(job: Job, source: Source, key: str) -> str:
-    """Look at a source as `prepare` will. Raises BadInput for what it could not read."""
+    """Read the start of a source as `prepare` will, and describe it. Raises BadInput if that
+    fails."""
     from pion.data.shards import open_shard
     from pipeline.data.hub import hub_shards
     from pipeline.data.sources import conversations, find_input, texts
@@ -194,7 +200,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
         read: Iterable[object]
         read = conversations(job, found) if key.startswith("sft.") else texts(job, found)
         if next(iter(read), None) is None:
-            raise BadInput(f"{key}: there is nothing in it")
+            raise BadInput(f"{key}: it has no records")
     if isinstance(source, HubDataset):
         return f"{source.repo} at {found.commit[:12]}: the first record can be read"
     total = sum(path.stat().st_size for path in found.files)
@@ -207,17 +213,17 @@ def _is_tokenised(source: Source) -> bool:
 
 
 def is_prepared(job: Job) -> bool:
-    """Whether the store has the job's data already, as far as it can be asked."""
+    """Return whether the store already has the job's prepared data; False if it does not answer."""
     try:
         head = within(STORE_SECONDS, RunState(open_store(job.store), job.name).read)
-    except (PionError, TimeoutError):  # the store's own check says so
+    except (PionError, TimeoutError):  # the store's check reports it
         return False
     (prepare, *_) = plan_stages(job, digest_job(job), head)
     return prepare.state == "done"
 
 
 def check_store(job: Job) -> list[CheckRow]:
-    """That the store can hold the run, and what is left to do there."""
+    """Check that the store can hold the run, and show what the run still has to do."""
     opened = open_store(job.store)
     run = RunState(opened, job.name)
 
@@ -226,37 +232,39 @@ def check_store(job: Job) -> list[CheckRow]:
         return _left(job, run)
 
     try:
-        with before_work("The run could not start."):  # the store is down, or nothing is there
+        with before_work("The run could not start."):  # the store is down or does not exist
             left = within(STORE_SECONDS, ask)
     except TimeoutError as error:
-        raise BadInput(f"{opened.url}: {error}; it is down, or can't be reached") from None
+        raise BadInput(f"{opened.url}: {error}; the store is down or can't be reached") from None
     rows = [CheckRow("store", True, f"{opened.url}: {_probed(opened)}")]
     return [*rows, CheckRow("run", True, left)]
 
 
 def _probed(opened: Store) -> str:
     if opened.commits:
-        return "can be read and written, and refuses a commit upon an outdated one"
-    return "read, written, compared and swapped, deleted"
+        return "can be read and written, and refuses a commit based on an outdated one"
+    return "reading, writing, compare-and-swap and deleting work"
 
 
 def _left(job: Job, run: RunState) -> str:
-    """What the run has still to do. Raises BadInput if going on would invalidate work."""
+    """Describe what the run still has to do. Raises BadInput if the job would invalidate committed
+    work."""
     left = work_left(job, run)
     if left.head is None:
         return f"{job.name} is new"
     if left.finished:
-        return f"{job.name} is finished already"
+        return f"{job.name} is already finished"
     begun = [f"{p.stage} {p.why}" for p in left.plans if p.state == "resume"]
     done = [p.stage for p in left.plans if p.state == "done"]
     owner = f"; owned by {left.head.owner.describe()}" if left.head.owner else ""
     return (
-        f"{job.name}: done {', '.join(done) or 'nothing'}; {', '.join(begun) or 'goes on'}{owner}"
+        f"{job.name}: done {', '.join(done) or 'nothing'}; {', '.join(begun) or 'continues'}{owner}"
     )
 
 
 def check_evaluate(job: Job) -> list[CheckRow]:
-    """That packs of questions can be read, and that what reports metrics is installed."""
+    """Check that packs of questions can be read, and that the job's metric trackers are
+    installed."""
     from pipeline.stages.evaluate import read_packs
     from pipeline.training.trackers import check_trackers
 
@@ -268,7 +276,7 @@ def check_evaluate(job: Job) -> list[CheckRow]:
 
 
 def check_publish(job: Job) -> list[CheckRow]:
-    """That the token may write to the target, which is free or ours."""
+    """Check that the token may write to the target, and that the target is new or ours."""
     from pipeline.stages.publish import check_target
 
     if job.publish is None:
@@ -276,4 +284,4 @@ def check_publish(job: Job) -> list[CheckRow]:
     notes = check_target(job)
     if notes:
         return [CheckRow("publish", None, "; ".join(notes))]
-    return [CheckRow("publish", True, f"{job.publish.to} may be written")]
+    return [CheckRow("publish", True, f"{job.publish.to} can be written")]

@@ -1,4 +1,4 @@
-"""Checks of the machines a SkyPilot YAML accepts: rented out, at what price, large enough."""
+"""Check the machines of a SkyPilot YAML: are they offered, at what price, are they large enough?"""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ from pipeline.state.stores import open_store
 
 
 def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow]:
-    """For each candidate: is it rented out, at what price, does the model fit; also the
-    credentials and the budget. What will not do is left out where something else will, and speaks
-    against nothing."""
+    """Check each candidate (is it offered, at what price, does the model fit), the credentials and
+    the budget. A candidate that will not do is only a warning if another one will."""
     verdicts = judge(job, sky_yaml, past_speeds(job), force=force)
     others = any(verdict.will_do for verdict in verdicts)
     stay = staying(verdicts)
@@ -36,14 +35,14 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
         if verdict in stay:
             rows.append(_candidate_row(sky_yaml, verdict, others=others))
         else:
-            words = f"left out by pion launch: {verdict.problem}"
+            words = f"pion launch leaves it out: {verdict.problem}"
             rows.append(CheckRow(str(verdict.candidate), None, words))
     offered = [verdict.guess for verdict in stay if isinstance(verdict.found, Offer)]
     return rows + _budget(job, sky_yaml, offered)
 
 
 def _credentials_of(name: str | None) -> CheckRow:
-    """Whether machines can be rented from a cloud with what is set up here."""
+    """Check that machines can be rented from a cloud with the credentials on this machine."""
     sky_module()
     from sky.clouds import CloudCapability
     from sky.server import common
@@ -52,7 +51,7 @@ def _credentials_of(name: str | None) -> CheckRow:
     if not common.is_api_server_local():
         where = common.get_server_url()
         return CheckRow(
-            title, None, f"the SkyPilot server {where} holds the credentials: sky check"
+            title, None, f"the SkyPilot server {where} has the credentials. Run: sky check"
         )
     if name is None:
         enabled = [str(cloud) for cloud in enabled_clouds()]
@@ -62,7 +61,7 @@ def _credentials_of(name: str | None) -> CheckRow:
     try:
         with quiet():
             ok, reason = cloud_named(name).check_credentials(CloudCapability.COMPUTE)
-    except Exception as error:  # SkyPilot's clouds raise whatever they like
+    except Exception as error:  # SkyPilot's clouds raise all kinds of errors
         return CheckRow(title, None, f"can't be checked: {type(error).__name__}: {error}")
     if ok:
         return CheckRow(title, True, "credentials are set up")
@@ -74,17 +73,17 @@ def _credentials_of(name: str | None) -> CheckRow:
 
 
 def _candidate_row(sky_yaml: SkyYaml, verdict: Verdict, *, others: bool) -> CheckRow:
-    """What is found of a candidate that SkyPilot may rent; `others` if one of them will do."""
+    """Return the row of a candidate that SkyPilot may rent. `others`: some candidate will do."""
     title, guess, found = str(verdict.candidate), verdict.guess, verdict.found
     if isinstance(found, NotOffered):
-        # SkyPilot takes another one, if there is any.
+        # SkyPilot rents another candidate if there is one.
         return CheckRow(title, None if others and not found.misnamed else False, found.why)
     if verdict.problem is not None:
         words = f"{verdict.problem}. {verdict.advice}" if verdict.advice else verdict.problem
         return CheckRow(title, False, words)
     nodes = sky_yaml.num_nodes
     if found.gpu is None:
-        return CheckRow(title, None, f"no GPU: memory and speed can't be told{_cost(guess, nodes)}")
+        return CheckRow(title, None, f"no GPU: memory and speed are unknown{_cost(guess, nodes)}")
     if found.gpu_memory is None:
         return CheckRow(title, None, found.note or guess.problem or "")
     words = f"{_memory(guess)}{_cost(guess, nodes)}"
@@ -93,7 +92,7 @@ def _candidate_row(sky_yaml: SkyYaml, verdict: Verdict, *, others: bool) -> Chec
         return CheckRow(title, True, f"{words}; {dear}")
     if found.price is None:
         note = found.note or "SkyPilot lists no price"
-        return CheckRow(title, None, f"{words}; {note}: state it as prices.{found.gpu} in the job")
+        return CheckRow(title, None, f"{words}; {note}. Set prices.{found.gpu} in the job")
     return CheckRow(title, True, words)
 
 
@@ -105,7 +104,7 @@ def _memory(guess: Estimate) -> str:
 
 
 def _cost(guess: Estimate, num_nodes: int) -> str:
-    """The price of all nodes together, and what the job takes on them."""
+    """Return the price of all nodes together, and the job's estimated time and dollars."""
     price = guess.offer.price
     of_all = f" for {num_nodes} nodes" if num_nodes > 1 else ""
     words = "" if price is None else f", ${num_nodes * price:.2f}/h{of_all}"
@@ -115,8 +114,8 @@ def _cost(guess: Estimate, num_nodes: int) -> str:
 
 
 def _budget(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -> list[CheckRow]:
-    """Whether the run may begin there at all by its budget, and whether the cheapest and the
-    fastest machine stay within it, as far as can be told."""
+    """Check that the budget lets the run begin there, and compare the lowest estimates of dollars
+    and hours with it."""
     dollars, hours = job.budget.dollars, job.budget.hours
     stops = _already_spent(job) or _price_missing(job, sky_yaml, estimates)
     if stops is not None:
@@ -136,28 +135,28 @@ def _budget(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -> list[
             above.append(f"the estimate, {words(least)}, is above budget.{name} {limit:g}")
         within_it.append(f"{words(least)} estimated of {words(limit)}")
     if above:
-        return [CheckRow("budget", None, f"{'; '.join(above)}: it stops there")]
+        return [CheckRow("budget", None, f"{'; '.join(above)}: the run would stop there")]
     return [CheckRow("budget", True, "; ".join(within_it))] if within_it else []
 
 
 def _already_spent(job: Job) -> str | None:
-    """Why the run would stop as soon as it came up: what it cost so far has reached its budget."""
+    """Return why the run would stop at once, if its cost so far has reached its budget."""
     if job.budget.dollars is None and job.budget.hours is None:
         return None
     try:
         head = within(SECONDS, RunState(open_store(job.store), job.name).read)
-    except (PionError, TimeoutError):  # the store's own check says so
+    except (PionError, TimeoutError):  # the store's check reports it
         return None
     over = None if head is None else over_budget(job.budget, head.spent)
     if over is None or all(
         plan.state == "done" for plan in plan_stages(job, digest_job(job), head)
     ):
-        return None  # a finished run says so, and ends with 0
+        return None  # a finished run ends with 0
     return over
 
 
 def _price_missing(job: Job, sky_yaml: SkyYaml, estimates: Iterable[Estimate]) -> str | None:
-    """Why the run would refuse a machine: `budget.dollars` can't be kept without its price.
+    """Return why the run would refuse a machine: `budget.dollars` needs the machine's price.
 
     `pion launch` tells the machine one price for each type of GPU, spot or on demand.
     """
@@ -173,6 +172,6 @@ def _price_missing(job: Job, sky_yaml: SkyYaml, estimates: Iterable[Estimate]) -
     keys = " and ".join(f"prices.{gpu}" for gpu in missing)
     return (
         f"budget.dollars is {budget.dollars:g}, but the price of {', '.join(missing)} is not "
-        f"known, so the run would end there before it began. Set {keys} in the job, or "
+        f"known, so the run would refuse to start there. Set {keys} in the job, or "
         "budget.dollars_per_hour"
     )

@@ -1,4 +1,4 @@
-"""Checks of a job on a rented machine: what it reaches, what it is given, what it has room for."""
+"""Checks of a job on a rented machine: store, credentials, files, disk, and recovery."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore, open_store
 
-# Tests set this to 1, because the machine that they rent is this one.
+# Tests set this to 1, because they "rent" this same machine.
 LOOPBACK_VARIABLE = "PION_ALLOW_LOOPBACK"
-# The disk that packages, their cache, and logs need.
+# Disk for packages, their cache, and logs.
 BASE_GB = 15.0
-# How many checkpoints the machine's disk has at a time: the two that are kept, and the one being
-# written.
+# How many checkpoints are on the machine's disk at a time: two that are kept, one being written.
 CHECKPOINTS = 3
 # The size of a checkpoint: a float32 weight and AdamW's two moments for each parameter.
 BYTES_PER_PARAMETER = 12
@@ -35,31 +34,32 @@ RECOVER_CODE = 75
 
 
 def check_reach(job: Job) -> list[CheckRow]:
-    """That the store outlives the machine and is not this machine's loopback."""
+    """Check that the store outlives the machine, and that the machine can reach it."""
     name, store = "store from there", open_store(job.store)
     if isinstance(store, FileStore):
         raise BadInput(
-            f"{store.url} is a folder: on a rented machine it is destroyed with it. Use "
+            f"{store.url} is a folder, which would be lost with the rented machine. Use "
             "store=s3://bucket/prefix or store=hf://user/repo."
         )
     endpoint = _endpoint(job.store)
     host = urlsplit(endpoint).hostname or ""
     if _is_local(host) and os.environ.get(LOOPBACK_VARIABLE) != "1":
         raise BadInput(
-            f"{endpoint} is an address of this machine or its network, which a rented one can't "
-            "reach. Use a store with a public address."
+            f"{endpoint} is an address of this machine or its network. A rented machine can't "
+            "reach it. Use a store with a public address."
         )
     variable = "HF_ENDPOINT" if job.store.startswith("hf://") else "AWS_ENDPOINT_URL"
     standard = host.endswith(("amazonaws.com", "huggingface.co"))
     if not standard and os.environ.get(variable, "").rstrip("/") != endpoint.rstrip("/"):
         raise BadInput(
-            f"{endpoint} is set up on this machine only. Pass it on: export {variable}={endpoint}"
+            f"only this machine is configured to use {endpoint}. Pass it on: export "
+            f"{variable}={endpoint}"
         )
     return [CheckRow(name, True, f"{host} can be reached from anywhere")]
 
 
 def _endpoint(store: str) -> str:
-    """The URL that this machine reaches a remote store at."""
+    """Return the URL at which this machine reaches a remote store."""
     if store.startswith("hf://"):
         from huggingface_hub import HfApi
 
@@ -81,12 +81,12 @@ def _is_local(host: str) -> bool:
 def check_credentials(
     job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str] = os.environ
 ) -> list[CheckRow]:
-    """That every credential the run needs is set here, and declared so that it travels."""
+    """Check that every credential the run needs is set here, and that the YAML passes it on."""
     needed = needed_secrets(job, environment)
     mistakes = []
     for name, why in needed.items():
         if name not in sky_yaml.secrets:
-            # `envs:` are shown in SkyPilot's records, and not filled in with what is set here.
+            # SkyPilot shows `envs:` in its records, and does not fill them in from this machine.
             add = "move it from `envs:`" if name in sky_yaml.envs else "add it"
             mistakes.append(f"{sky_yaml.path} does not pass {name} on ({why}): {add} to `secrets:`")
         if not environment.get(name):
@@ -98,19 +98,19 @@ def check_credentials(
             )
     if mistakes:
         raise BadInput("\n".join(mistakes))
-    words = f"{', '.join(needed)} are set and passed on" if needed else "none is needed"
+    words = f"{', '.join(needed)}: set and passed on" if needed else "none needed"
     rows = [CheckRow("credentials", True, words)]
     if SESSION_TOKEN in needed:
         words = (
-            f"{SESSION_TOKEN} is set, so these keys expire: a run longer than they live stops and "
-            "can't save. Use lasting keys for it, and unset AWS_SESSION_TOKEN"
+            f"{SESSION_TOKEN} is set, so these keys expire. A run that is still going then can't "
+            "save, and stops. Use permanent keys, and unset AWS_SESSION_TOKEN"
         )
         rows.append(CheckRow("temporary keys", None, words))
     return rows + ([] if "HF_TOKEN" in needed else _hub_login(job, sky_yaml, environment))
 
 
 def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> list[CheckRow]:
-    """That the rental reads from the Hub what this machine, which is logged in, may read."""
+    """Warn if this machine may read the job's inputs from the Hub, but the rental may not."""
     from huggingface_hub import get_token
 
     inputs = hub_inputs(job)
@@ -124,8 +124,8 @@ def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> l
     if not missing:
         return []
     words = (
-        "this machine is logged in to the Hub, and the rental may not be (SkyPilot brings the "
-        f"login along, other starters do not): if {' or '.join(inputs)} is private or gated, "
+        "this machine is logged in to the Hub, but the rental may not be (SkyPilot copies the "
+        f"login, other tools do not). If {' or '.join(inputs)} is private or gated: "
         f"{' and '.join(missing)}"
     )
     return [CheckRow("Hub login", None, words)]
@@ -135,12 +135,12 @@ def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> l
 
 
 def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> list[CheckRow]:
-    """That the job file `path` and what it names are among what SkyPilot copies to the machine."""
+    """Check that SkyPilot copies the job file `path`, and the files it names, to the machine."""
     rows = []
     if job.publish is not None and "://" not in job.publish.to:
         words = (
-            f"publish.to: {job.publish.to} is a folder, which goes with the machine. Publish to "
-            "hf://user/name, or fetch the model later: pion export"
+            f"publish.to: {job.publish.to} is a folder, which will be lost with the machine. "
+            "Publish to hf://user/name, or fetch the model later: pion export"
         )
         rows.append(CheckRow("publish from there", None, words))
     workdir = sky_yaml.config.get("workdir")
@@ -149,7 +149,7 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> list[CheckRow]
         local.append(("the job file", Path(path).expanduser().resolve()))
     if not isinstance(workdir, str):
         keys = ", ".join(dict.fromkeys(key for key, _ in local))
-        words = f"{sky_yaml.path} has no local workdir: {keys} must be there otherwise"
+        words = f"{sky_yaml.path} has no local workdir. Get these to the machine yourself: {keys}"
         return [*rows, CheckRow("files", None, words)] if local else rows
     root = Path(workdir).expanduser().resolve()
     if not root.is_dir():
@@ -160,16 +160,16 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> list[CheckRow]
             raise BadInput(f"{key}: {file} is outside {root}, so it is not copied to the machine")
         if not left_out.isdisjoint((file, *file.parents)):
             raise BadInput(
-                f"{key}: {file} is left out by .skyignore or .gitignore, so it is not copied to "
-                "the machine. Put it elsewhere, or list it in neither."
+                f"{key}: .skyignore or .gitignore excludes {file}, so it is not copied to the "
+                "machine. Move it, or change that file."
             )
     return [*rows, CheckRow("files", True, f"{root} is copied to the machine")]
 
 
 def _local_inputs(job: Job, *, prepared: bool) -> list[tuple[str, Path]]:
-    """(key, path) of every file, and of folders that are read whole, that the job reads here.
+    """Return (key, path) of every local file or folder that the job reads.
 
-    Of data that is `prepared` and the tokenizer with it the store has what is needed.
+    If the data is `prepared`, the store has it and its tokenizer, so they are left out.
     """
     asked: dict[str, str | None] = {
         f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)
@@ -184,14 +184,14 @@ def _local_inputs(job: Job, *, prepared: bool) -> list[tuple[str, Path]]:
     found = [(key, job.input_path(path)) for key, path in asked.items() if path is not None]
     for key, source in job.sources():
         if not prepared and hasattr(source, "path"):
-            with contextlib.suppress(BadInput):  # the check of the data says so
+            with contextlib.suppress(BadInput):  # `check_data` reports it
                 files = find_input(job, source, key).files
                 found += [(f"{key}.path", path.resolve()) for path in files]
     return found
 
 
 def _left_out(root: Path) -> set[Path]:
-    """What SkyPilot does not copy, by its own reading of .skyignore or .gitignore."""
+    """Return what SkyPilot does not copy, as its own code reads .skyignore or .gitignore."""
     sky_module()
     from sky.data.storage_utils import get_excluded_files
 
@@ -200,26 +200,26 @@ def _left_out(root: Path) -> set[Path]:
 
 
 def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
-    """That each candidate's disk holds packages, checkpoints and data."""
+    """Check that each candidate's disk is large enough for packages, checkpoints and data."""
     checkpoints = CHECKPOINTS * BYTES_PER_PARAMETER * count_parameters(job) / 1e9
     sources = [source for _, source in job.sources()]
     streamed = any(isinstance(source, HubNpyShards) for source in sources)
     data = job.hardware.shard_cache_gb if streamed else 0.0
-    # Copied there, and prepared beside it.
+    # The copied sources, and the prepared data.
     data += 2 * sum(_bytes_below(path) for _, path in _local_inputs(job, prepared=False)) / 1e9
     needed = BASE_GB + checkpoints + data
     parts = f"{BASE_GB:.0f} packages + {checkpoints:.1f} checkpoints + {data:.1f} data"
     if any(isinstance(source, HubDataset) for source in sources):
         parts += ", and what is downloaded from the Hub"
     least = min(candidate.disk_gb for candidate in sky_yaml.candidates)
-    words = f"{needed:.0f} GB needed ({parts}), {least} GB asked"
+    words = f"{needed:.0f} GB needed ({parts}), disk_size is {least} GB"
     if least < needed:
         raise BadInput(f"{words}. Set disk_size: {needed * 1.2:.0f} in {sky_yaml.path}")
     endless = [s.repo for s in sources if isinstance(s, HubDataset) and s.max_documents is None]
     if endless and not is_prepared(job):
         words += (
-            f". How much {' and '.join(endless)} come to is not known here: all of it is prepared "
-            "on that disk, at 2 to 4 bytes a token, unless its max_documents says otherwise"
+            f". The size of {' and '.join(endless)} is unknown: all of it is prepared on that "
+            "disk, at 2 to 4 bytes per token. Set max_documents to limit it"
         )
         return [CheckRow("disk", None, words)]
     return [CheckRow("disk", True, words)]
@@ -232,14 +232,14 @@ def _bytes_below(path: Path) -> int:
 
 
 def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
-    """That SkyPilot replaces a machine that a run leaves with the exit code for it."""
+    """Check that SkyPilot replaces a machine when the run ends with the exit code for that."""
     for candidate in sky_yaml.candidates:
         recovers = candidate.resources.job_recovery or {}
         codes = recovers.get("recover_on_exit_codes") or []
         if RECOVER_CODE not in (codes if isinstance(codes, list) else [codes]):
             words = (
                 f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a "
-                "bad machine or a store that is down for long ends the job instead of moving it"
+                "bad machine or a long outage of the store ends the job instead of moving it"
             )
             return [CheckRow("recovery", None, words)]
-    return [CheckRow("recovery", True, "an interrupted run goes on on another machine")]
+    return [CheckRow("recovery", True, "an interrupted run continues on another machine")]

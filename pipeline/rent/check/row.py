@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CheckRow:
-    """`ok` is None for what could not be found out, or is only to be considered."""
+    """A row of the table. `ok` is None if nothing could be found out, and for a mere warning."""
 
     name: str
     ok: bool | None

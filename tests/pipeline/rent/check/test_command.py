@@ -171,7 +171,7 @@ def test_prepared_data_needs_no_source_any_more(case: Case) -> None:
     for path in (case.folder / "text").iterdir():
         path.unlink()
     rows = case.rows()
-    assert rows["data"] == CheckRow("data", True, "prepared already; the store has it")
+    assert rows["data"] == CheckRow("data", True, "already prepared, in the store")
     assert "done prepare, pretrain; sft at step 5" in rows["run"].words
 
 
@@ -227,7 +227,7 @@ def test_a_store_that_can_not_even_be_opened_in_time_is_not_waited_for(
     forever = threading.Event()
     monkeypatch.setattr(command, "SECONDS", 0.1)
     monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
-    wrong(case.rows()["checks"], "nothing was found out", "nothing was rented")
+    wrong(case.rows()["checks"], "no check could start", "nothing was rented")
     forever.set()
 
 

@@ -87,14 +87,14 @@ def test_a_good_rental_passes_every_check(on_runpod: Checks, sky_home: SkyHome) 
 
 def test_a_folder_as_the_store_goes_with_the_machine(on_runpod: Checks, case: Case) -> None:
     rows = on_runpod(store=str(case.folder / "runs"))
-    wrong(rows["store from there"], "destroyed with it", "store=s3://")
+    wrong(rows["store from there"], "lost with the rented machine", "store=s3://")
 
 
 def test_a_store_at_an_address_of_this_machine(
     on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(LOOPBACK_VARIABLE)
-    wrong(on_runpod()["store from there"], "http://127.0.0.1", "a rented one can't reach")
+    wrong(on_runpod()["store from there"], "http://127.0.0.1", "A rented machine can't reach it")
 
 
 def test_an_endpoint_that_is_known_on_this_machine_only(
@@ -128,7 +128,7 @@ def test_temporary_keys_travel_whole_and_expire(
     wrong(on_runpod()["credentials"], "does not pass AWS_SESSION_TOKEN on", "add it to `secrets:`")
     rows = on_runpod(text=WORKDIR.replace("secrets: {{", 'secrets: {{AWS_SESSION_TOKEN: "", '))
     assert rows["credentials"].ok
-    unknown(rows["temporary keys"], "expire", "lasting keys")
+    unknown(rows["temporary keys"], "expire", "permanent keys")
     assert "never-to-be-seen" not in repr(rows)
 
 
@@ -200,7 +200,7 @@ def test_no_value_of_a_credential_is_shown(
 def test_a_controller_that_would_need_a_machine_of_its_own(
     on_runpod: Checks, sky_home: SkyHome
 ) -> None:
-    unknown(on_runpod()["controller"], "rent a machine for it too", "consolidation_mode: true")
+    unknown(on_runpod()["controller"], "rent another machine", "consolidation_mode: true")
 
 
 def test_a_controller_on_this_machine_and_a_server_that_has_not_heard_of_it(
@@ -259,7 +259,7 @@ def test_a_machine_too_small_is_left_out_where_another_will_do(
     two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
     room = WORKDIR.replace("disk_size: 60", "disk_size: 200")
     rows = on_runpod(two, text=room, model=LARGE)
-    unknown(rows["1 × RTXA4000 on demand on RunPod"], "left out by pion launch", "does not fit")
+    unknown(rows["1 × RTXA4000 on demand on RunPod"], "pion launch leaves it out", "does not fit")
     assert rows["1 × A40 on demand on RunPod"].ok
     job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"  # as checked just now
     assert show_check(str(job), [], on=str(on), force=False, as_json=True) == 0
@@ -284,7 +284,7 @@ def test_a_machine_too_small_is_left_out_though_nobody_has_it_today(
 ) -> None:
     sky_home.sell({"A40": Price(0.2, 0.4)})
     rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: RTXA4000}]", model=LARGE)
-    unknown(rows["1 × RTXA4000 on demand on RunPod"], "left out by pion launch", "does not fit")
+    unknown(rows["1 × RTXA4000 on demand on RunPod"], "pion launch leaves it out", "does not fit")
 
 
 def test_the_price_of_what_is_left_out_need_not_be_known(
@@ -299,13 +299,13 @@ def test_the_price_of_what_is_left_out_need_not_be_known(
 
 def test_more_workers_than_gpus(on_runpod: Checks) -> None:
     row = on_runpod(hardware={"workers": 2})["1 × A40 on demand on RunPod"]
-    wrong(row, "hardware.workers 2", "1 GPUs")
+    wrong(row, "hardware.workers is 2", "1 GPU(s)")
 
 
 def test_spot_dearer_than_on_demand_unless_forced(on_runpod: Checks, sky_home: SkyHome) -> None:
     sky_home.sell({"A40": Price(0.5, 0.4)})
     spot, name = "accelerators: A40\nuse_spot: true", "1 × A40 spot on RunPod"
-    wrong(on_runpod(spot)[name], "spot is $0.50/h", "$0.40/h", "use_spot: false", "--force")
+    wrong(on_runpod(spot)[name], "spot costs $0.50/h", "$0.40/h", "use_spot: false", "--force")
     assert on_runpod(spot, force=True)[name].ok
 
 
@@ -316,18 +316,18 @@ def test_spot_dearer_than_on_demand_is_left_out_where_another_will_do(
     two = "use_spot: true\nordered: [{accelerators: A40}, {accelerators: RTXA4000}]"
     dear, other = "1 × A40 spot on RunPod", "1 × RTXA4000 spot on RunPod"
     rows = on_runpod(two)
-    unknown(rows[dear], "left out by pion launch", "spot is $0.50/h", "$0.40/h")
+    unknown(rows[dear], "pion launch leaves it out", "spot costs $0.50/h", "$0.40/h")
     assert rows[other].ok
     assert on_runpod(two, force=True)[dear].ok
     sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.3, 0.2)})
     rows = on_runpod(two)
     for name in (dear, other):
-        wrong(rows[name], "dearer than on demand", "pass --force")
+        wrong(rows[name], "more than on demand", "pass --force")
 
 
 def test_a_disk_too_small(on_runpod: Checks) -> None:
     text = WORKDIR.replace("disk_size: 60", "disk_size: 12")
-    wrong(on_runpod(text=text)["disk"], "15 GB needed", "12 GB asked", "Set disk_size: 18")
+    wrong(on_runpod(text=text)["disk"], "15 GB needed", "disk_size is 12 GB", "Set disk_size: 18")
 
 
 def test_data_outside_what_is_copied_to_the_machine(on_runpod: Checks, case: Case) -> None:
@@ -354,7 +354,7 @@ def test_a_job_file_that_is_not_copied(on_runpod: Checks, case: Case, tmp_path: 
 
 def test_a_published_folder_would_go_with_the_machine(on_runpod: Checks, case: Case) -> None:
     row = on_runpod(publish={"to": str(case.folder / "model")})["publish from there"]
-    unknown(row, "goes with the machine", "hf://")
+    unknown(row, "lost with the machine", "hf://")
 
 
 def test_a_rental_that_is_not_recovered(on_runpod: Checks) -> None:

@@ -197,7 +197,7 @@ def test_a_run_that_would_fail_is_not_rented_for(
     sky_yaml = sky_home.yaml(text=WORKDIR)
     with pytest.raises(BadInput, match=r"store from there.*Nothing was rented"):
         launch("jobs/tiny.yaml", ["store=runs"], on=str(sky_yaml), dry_run=False, force=False)
-    assert "is a folder: on a rented machine it is destroyed" in " ".join(
+    assert "is a folder, which would be lost with the rented" in " ".join(
         capsys.readouterr().out.split()
     )
 
