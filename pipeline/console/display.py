@@ -1,6 +1,6 @@
 """What `pion run` shows: a live panel on a terminal, plain timestamped lines in a log.
 
-The messages are those of console/messages.py.
+The messages are defined in console/messages.py.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ PREPARE_SECONDS = 5.0
 class Display:
     """Shows messages as they come, from any thread.
 
-    A context manager; `live` is chosen by whether `file` is a terminal. When nobody can be written
-    to any more (a closed pipe) it falls silent: that is no reason to stop a run.
+    A context manager. By default, `live` depends on whether `file` is a terminal. If `file` can no
+    longer be written (a closed pipe), the display falls silent, because the run should continue.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Display:
             self._silent = True
 
     def _facts(self, step: Step) -> list[str]:
-        """The numbers of a step, each with its name."""
+        """Return the numbers of a step, each with its name."""
         facts = [f"loss {step.loss:.4f}", f"lr {step.lr:.2e}"]
         if step.grad_norm is not None:
             facts.append(f"grad norm {step.grad_norm:.3f}")
@@ -213,14 +213,14 @@ class Display:
         if self._saved is not None:
             saved, at = self._saved
             facts.append(f"saved step {saved:,} ({duration(self._now() - at)} ago)")
-            if self._interval is not None and self._console is not None:  # logs say it at each save
+            if self._interval is not None and self._console is not None:  # logs show it when saving
                 facts.append(f"saving every {duration(self._interval)}")
         else:
             facts.append("not saved yet")
         return facts
 
     def _panel(self) -> RenderableType:
-        """The live part: a bar, and below it the numbers."""
+        """Return the live part: a bar, and the numbers below it."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

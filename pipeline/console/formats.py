@@ -1,21 +1,21 @@
-"""How durations, sizes, times and text from outside are shown to a person."""
+"""Format durations, sizes, times and text from outside for people."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
 
-# Everything that moves the cursor, rings or recolours; newline and tab are left alone.
+# Everything that moves the cursor, rings or recolors, except newline and tab.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """`text` with control characters made visible, so that a model can't drive the terminal."""
+    """Return `text` with control characters replaced, so a model can't control the terminal."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 20 s`, `5 h 02 min`, `3 d 4 h`."""
+    """Return `0.4 s`, `12 s`, `3 min 20 s`, `5 h 02 min` or `3 d 4 h`."""
     if seconds < 10:
         return f"{max(seconds, 0):.1f} s"
     whole = round(seconds)
@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as `812 B`, `3.1 MB`, `1.24 GB`."""
+    """Return bytes as `812 B`, `3.1 MB`, `1.24 GB`."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {unit}"
@@ -37,5 +37,5 @@ def size(count: float) -> str:
 
 
 def moment(at: float) -> str:
-    """Unix time as `2026-11-20 07:33:12 UTC`."""
+    """Return Unix time as `2026-11-20 07:33:12 UTC`."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

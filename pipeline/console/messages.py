@@ -1,7 +1,7 @@
 """What the driver, its workers and the display say to each other.
 
-Inside a process these are the objects below. Between processes they are lines of JSON, which
-`to_json` and `from_json` write and read; only workers/lifeline.py calls them.
+Inside a process, messages are the objects below. Between processes they are lines of JSON, written
+by `to_json` and read by `from_json`. Only workers/lifeline.py calls these two.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, get_args
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the start is over, after `seconds`.
+    """A part of the start-up is over, after `seconds`.
 
-    `total` marks the end of the whole start. `parts` are what the seconds consist of, by name.
+    `total` marks the end of the whole start-up. `parts` splits the seconds by name.
     """
 
     name: str
@@ -40,7 +40,7 @@ class PrepareProgress:
 
 @dataclass(frozen=True)
 class StageState:
-    """Where a stage stands: `state` is done, resume, todo, stale or started.
+    """The state of a stage: done, resume, todo, stale or started.
 
     `steps` is the length of a training stage that has started.
     """
@@ -97,8 +97,8 @@ class Sample:
 class CheckpointSaved:
     """The checkpoint of `step` is durable, the `saved`-th of this process.
 
-    Training stood still for `stall` seconds; writing took `write` seconds. `interval` is the time
-    between two saves if time decides when to save.
+    Training waited `stall` seconds; writing took `write` seconds. `interval` is the number of
+    seconds between saves, or None if the job counts steps.
     """
 
     stage: str
@@ -118,7 +118,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Summary:
-    """Pairs of label and value that close a run: its model, card, report …"""
+    """The closing summary of a run, as [label, value] pairs: its model, card, report …"""
 
     rows: Sequence[Sequence[str]]
 
@@ -141,7 +141,7 @@ Say = Callable[[Shown], None]
 
 @dataclass(frozen=True)
 class Hello:
-    """A worker's first words: the token that it was given, and its rank."""
+    """A worker's first message: the token that it was given, and its rank."""
 
     token: str
     rank: int
@@ -163,7 +163,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class WorkerFailed:
-    """A worker met an error that a restart would only meet again.
+    """A worker failed with an error that a restart would not fix.
 
     `error` is the error as pipeline/state/error_codec.py writes it.
     """
@@ -197,7 +197,7 @@ def to_json(message: Message) -> str:
 
 
 def from_json(line: str) -> Message:
-    """Return the message that `to_json` wrote; raise ValueError for anything else."""
+    """Return the message that `to_json` wrote. Raises ValueError for anything else."""
     fields = json.loads(line)
     name = fields.pop("type", None) if isinstance(fields, dict) else None
     if not isinstance(name, str) or name not in _BY_NAME:

@@ -1,1 +1,1 @@
-"""What a run cost, by cause, and whether it may go on."""
+"""What a run cost, by cause, and whether it may continue."""

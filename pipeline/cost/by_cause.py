@@ -3,9 +3,10 @@
 Everything is read from the run's store. A process that owned the run is paid for from the moment
 its machine was rented (at home: from its own start) until its last sign of life, and at most until
 the next owner's claim. Signs of life are rows of metrics, events, heartbeats, checkpoints, finished
-stages, and the last change of HEAD. If the current owner gave a sign lately, it is paid for until
-now. A machine that never claimed the run was all boot, for as long as `pion launch` or `pion watch`
-saw it. No store knows what a machine cost while nobody watched it, or after its last sign.
+stages, and the last change of HEAD. If the current owner gave a recent sign, it is paid for until
+now. A machine that never claimed the run counts as boot, from the first to the last time that
+`pion launch` or `pion watch` saw it. The store does not know what a machine cost while nobody
+watched it, or after its last sign.
 
 Each second counts once, as one of CAUSES:
 
@@ -13,11 +14,11 @@ Each second counts once, as one of CAUSES:
     stages     other work of the job: prepare, evaluations, publishing
     boot       from the start of the rental until the first step begins: the machine, installing,
                imports, workers; and the extra time of the first step (compiling)
-    restore    bringing a checkpoint back, and everything else between two attempts of one process
+    restore    reading a checkpoint back, and everything else between two attempts of one process
     recompute  steps repeated because a later attempt resumed from an earlier checkpoint, and other
                work that was lost because its process died
-    stall      training stood still between two steps, or while the end of training was saved
-    idle       nobody worked on a rented machine: between two processes, or waiting for the run
+    stall      training waited between two steps, or for the last save
+    idle       a rented machine did nothing: between two processes, or waiting for the run
 
 Steps and stages are useful; the other five are badput.
 """
@@ -46,12 +47,12 @@ TRAINED = ("pretrain", "sft")
 
 
 def costs_of(run: RunState, head: Head, now: float, log: RunLog | None = None) -> Costs:
-    """Return what `run` has cost until `now`; read what is missing from its store.
+    """Return what `run` has cost until `now`; without a `log`, read it from the store.
 
     Raises StoreError.
     """
     events, metrics = log or read_log(run)
-    # The last claim of a process is the one whose owner spoke last.
+    # The owner under a process's last claim sent its last heartbeat.
     beats = {p.epochs[-1]: run.heartbeat(p.epochs[-1]) for p in processes_of(events, head)}
     return costs(
         events,
@@ -91,7 +92,7 @@ def costs(
 
     Args:
         metrics: stage → all rows, including those of steps that were repeated.
-        heartbeats: epoch → when its owner last said that it lives.
+        heartbeats: epoch → the time of its owner's last heartbeat.
         silence: an owner without a sign of life for this many seconds is dead.
     """
     attempts = attempts_of(events, metrics, head)
@@ -159,14 +160,14 @@ def _until_first_step(events: Sequence[Row], epochs: Sequence[int]) -> dict[str,
     for event in events:
         if event["event"] == "phase" and event["epoch"] in epochs:
             if event.get("total"):
-                break  # the first step, and what follows it
-            if "parts" not in event:  # a sum of others
+                break  # the first step
+            if "parts" not in event:  # with parts, it is a sum of other phases
                 found.setdefault(event["name"], event["seconds"])
     return found
 
 
 def _cost_of_lost(machine: LostMachine) -> MachineCost:
-    """Return the part of a machine that never owned the run: all of it was boot."""
+    """Return the cost of a machine that never owned the run: all of it was boot."""
     hours, price = machine.seconds / 3600, machine.price
     return MachineCost(
         id=machine.id,

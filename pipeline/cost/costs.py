@@ -18,16 +18,16 @@ class MachineCost:
     """One machine's part of the cost.
 
     Attributes:
-        id: of the rental; the host's name for a machine of one's own.
+        id: of the rental; for a machine at home, its host name.
         count: how many GPUs it has.
-        price: dollars per hour, None if not known.
-        begin, end: since when and until when it was paid for (Unix seconds).
+        price: dollars per hour; None if not known.
+        begin, end: when paying for it began and ended (Unix seconds).
         seconds: by cause.
         dollars: None if its price is not known.
         unpriced_hours: the hours of its processes whose price is not known.
-        to_first_step: seconds from `begin` until it trained; None if it has not.
-        phases: the seconds of everything that it did until then, by name; some overlap.
-        epochs: under which it owned the run; none if it never did.
+        to_first_step: seconds from `begin` to its first step; None if it never trained.
+        phases: the seconds of each part of that time, by name; some overlap.
+        epochs: under which it owned the run; empty if it never did.
     """
 
     id: str
@@ -55,13 +55,13 @@ class MachineCost:
     def phases_in_words(self) -> str:
         """Return ` (machine up 31 s, install 48 s, …)`: what the first step waited for.
 
-        Empty if that is not known.
+        Empty if not known.
         """
         parts = ", ".join(f"{name} {duration(s)}" for name, s in self.phases.items() if s >= 0.5)
         return f" ({parts})" if parts else ""
 
     def describe(self) -> str:
-        """Return `2 × A40 on RunPod/CA, spot`; the host's name for a machine of one's own."""
+        """Return `2 × A40 on RunPod/CA, spot`; for a machine at home, its host name."""
         if not self.rented:
             return self.host
         gpu = self.gpu or ("unknown GPU" if self.count else "CPU")
@@ -96,7 +96,7 @@ class Costs:
 
     @property
     def unpriced_hours(self) -> float:
-        """Hours whose price is not known, which are missing from `dollars`."""
+        """Hours whose price is not known. They are missing from `dollars`."""
         return sum(machine.unpriced_hours for machine in self.machines)
 
     @property

@@ -1,9 +1,9 @@
 """Rented machines that never owned the run: refused by the boot check, or lost while they booted.
 
-They were paid for but can't report it, since a machine only reports to a run that it owns. So the
-command that watches the rental writes a small object for each of them among the run's events, which
-needs no claim and no HEAD. The object is named after the machine, so that it is written once
-however many commands watch.
+They cost money but can't report it, because a machine only reports to a run that it owns. So the
+command that watches the rental writes a small object for each of them among the run's events. This
+needs no claim and no HEAD. The object is named after the machine, so several watching commands
+write it only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.state.stores import Conflict
 
 # The kind of the event.
 LOST = "lost"
-# The epoch of the events: before the first, since they are of no owner.
+# The epoch of these events: they have no owner, so it is before the first epoch.
 _EPOCH = 0
 
 
@@ -29,7 +29,8 @@ _EPOCH = 0
 class LostMachine:
     """A machine that ended, or whose job ended, before it owned the run.
 
-    It was seen to be paid for from `begin` to `end` (Unix seconds). `price` is in dollars per hour.
+    The watching command saw it billing from `begin` to `end` (Unix seconds). `price` is in dollars
+    per hour.
     """
 
     id: str
@@ -60,7 +61,7 @@ def owners_of(events: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def lost_machines(events: Sequence[Mapping[str, Any]]) -> list[LostMachine]:
-    """Return the machines that never owned the run, by its events."""
+    """Return the machines that never owned the run, from its events."""
     owners = owners_of(events)
     found = {str(e["id"]): e for e in events if e["event"] == LOST and str(e["id"]) not in owners}
     names = [field.name for field in dataclasses.fields(LostMachine)]

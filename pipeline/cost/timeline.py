@@ -1,6 +1,6 @@
-"""What each process that owned a run spent its time on, second by second, by the run's store.
+"""What each process that owned a run spent its time on, second by second, from the run's store.
 
-by_cause.py says what the causes mean.
+by_cause.py explains the causes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
 )
 WAITED = "waited to own the run"
 _PHASES = {"prepare": STAGES, "evaluate": STAGES, "publish": STAGES, WAITED: IDLE}
-# Events that only the run's owner reports, so that they are signs that it lived.
+# Events that only the run's owner reports, so they are signs of life.
 _OWNERS_EVENTS = (RENTED, AT_HOME, "phase", "training", "hop", "rewound", "changed", "saved")
-# Seconds: rows that are closer to each other were handed out at once.
+# Rows written within this many seconds of each other were reported together.
 TOGETHER = 0.01
 
 Row = Mapping[str, Any]
@@ -37,7 +37,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Span:
-    """Unix seconds [begin, end) that went into one cause."""
+    """Unix seconds [begin, end) spent on one cause."""
 
     begin: float
     end: float
@@ -46,9 +46,10 @@ class Span:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows that were handed out at once, with `steps` steps that took `work` seconds.
+    """Rows that were reported together, at the time `at`.
 
-    No steps: an evaluation. `kept` counts the steps that were not repeated later.
+    They have `steps` steps, which took `work` seconds; an evaluation has none. `kept` counts the
+    steps that were not repeated later.
     """
 
     at: float
@@ -76,7 +77,7 @@ class Attempt:
         return any(group.kept < group.steps for group in self.groups)
 
     def spans(self) -> Iterator[Span]:
-        """Yield what the rows tell: from the begin of the first step to the last row."""
+        """Yield the spans from the start of the first step to the last row."""
         later = [g.work / g.steps for g in self.groups[1:] if g.steps and math.isfinite(g.work)]
         reached = self.begin
         for number, group in enumerate(self.groups):
@@ -97,7 +98,7 @@ class Attempt:
 def attempts_of(
     events: Iterable[Row], metrics: Mapping[str, Sequence[Row]], head: Head
 ) -> list[Attempt]:
-    """Return every attempt that wrote rows, by epoch. `metrics` has all rows of each stage."""
+    """Return every attempt that wrote rows, in order of epoch. `metrics`: stage → all its rows."""
     began = {(e["stage"], e["epoch"]): e for e in events if e["event"] == "training"}
     attempts = []
     for stage, rows in metrics.items():
@@ -132,7 +133,7 @@ def _groups(rows: Sequence[Row], kept: set[int], seq_len: int | None) -> Iterato
 
 
 def _step_seconds(row: Row, seq_len: int | None) -> float:
-    """Return how long a step took; infinite (all the time there was) if its row can't tell."""
+    """Return how long a step took; infinite (all available time) if its row does not say."""
     first, stop = row.get("rows") or (0, 0)
     tokens = (stop - first) * (seq_len or 0)
     speed = row.get("tokens_per_second") or 0.0
@@ -143,7 +144,7 @@ def _step_seconds(row: Row, seq_len: int | None) -> float:
 class Process:
     """One process that owned the run under `epochs`.
 
-    `about` is the event in which it described itself. `released` says whether it released the run
+    `about` is the event in which it described itself. `released`: whether it released the run
     itself.
     """
 
@@ -155,7 +156,7 @@ class Process:
 
     @property
     def machine(self) -> str:
-        """The id of the rental, or the name of a machine of one's own."""
+        """The id of the rental; for a machine at home, its host name."""
         return str(self.about["id"] if self.rented else self.about["host"])
 
     @property
@@ -165,13 +166,13 @@ class Process:
 
     @property
     def paid_from(self) -> float:
-        """Since when it is paid for. A clock that jumped is not paid for."""
+        """When paying for it began. An implausible time (a clock jumped) counts as the claim's."""
         since = self.about.get("rented_at" if self.rented else "started_at") or self.claimed_at
         return since if 0 <= self.claimed_at - since <= UNCOUNTED_SECONDS else self.claimed_at
 
     @property
     def begun(self) -> float:
-        """When the machine began to work for this process, and not for an earlier one."""
+        """When the machine was up and began to work for this process."""
         phases = self.about.get("phases") or {}
         return self.paid_from + phases.get("machine up", 0.0)
 
@@ -183,7 +184,7 @@ class Process:
         heartbeats: Mapping[int, float],
         head: Head,
     ) -> float:
-        """Return when it last gave a sign of life, and at most `until`."""
+        """Return the time of its last sign of life, at most `until`."""
         mine = self.epochs
         signs = [self.claimed_at, *(at for epoch, at in heartbeats.items() if epoch in mine)]
         signs += [e["at"] for e in events if e["epoch"] in mine and e["event"] in _OWNERS_EVENTS]
@@ -207,7 +208,7 @@ class Process:
     ) -> Iterator[Span]:
         """Yield its time until `end` without gaps.
 
-        `since` is until when an earlier process worked on the same machine; None if none did.
+        `since` is when an earlier process on the same machine ended; None if there was none.
         """
         reached = self.paid_from
         if since is not None:
@@ -243,7 +244,7 @@ class Process:
     def _after(
         self, attempt: Attempt, attempts: Sequence[Attempt], end: float, head: Head, alive: bool
     ) -> Span:
-        """Return what followed the last row of `attempt`, as far as this is known."""
+        """Return the time after the last row of `attempt`, with its cause."""
         last_of_stage = [a for a in attempts if a.stage == attempt.stage][-1] == attempt
         last_of_mine = [a for a in attempts if a.epoch in self.epochs][-1] == attempt
         record = head.stages.get(attempt.stage)
@@ -258,9 +259,10 @@ class Process:
 
 
 def processes_of(events: Iterable[Row], head: Head) -> list[Process]:
-    """Return every process that is known to have owned the run, by when it claimed.
+    """Return every process that is known to have owned the run, in order of claims.
 
-    Each process says so in an event. HEAD has the last claims, for those that died before that.
+    Each process writes an event about itself. For processes that died before that, HEAD has the
+    last claims.
     """
     found: dict[int, tuple[float, bool, Row]] = {}
     sessions = set()

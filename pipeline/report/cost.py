@@ -10,15 +10,15 @@ MEANS = {
     "steps": "training steps that were kept",
     "stages": "preparing, evaluating, publishing",
     "boot": "boot, until the first step",
-    "restore": "bringing a checkpoint back",
+    "restore": "reading a checkpoint back",
     "recompute": "repeated steps",
-    "stall": "standing still to save",
-    "idle": "nobody worked on a rented machine",
+    "stall": "waiting for saves",
+    "idle": "a rented machine did nothing",
 }
 
 
 def cost_section(costs: Costs) -> str:
-    """Return the section: time and dollars, or only time without prices; empty without time."""
+    """Return the section on time and, if prices are known, dollars; empty if no time has passed."""
     total = 3600 * costs.hours
     if not total:
         return ""

@@ -17,7 +17,7 @@ from pipeline.state.run_state import RunState
 
 Row = Mapping[str, Any]
 
-# Fields of a "training" event that say when it was written, and not how the attempt trained.
+# Fields of a "training" event that don't describe how the attempt trained.
 _NOT_ABOUT_TRAINING = ("event", "at")
 
 
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class RunHistory:
-    """A run, as its store tells it.
+    """A run, as recorded in its store.
 
     Attributes:
         job: the job that the run was last started with.
@@ -66,7 +66,7 @@ class RunHistory:
         return [row for row in self.metrics.get(stage, ()) if "loss" in row]
 
     def curves(self) -> dict[str, list[Row]]:
-        """Return the rows of each of the job's training stages that have a loss, in order."""
+        """Return, for each training stage of the job, its rows with a loss, in order."""
         return {
             stage: [r for r in self.metrics.get(stage, ()) if "loss" in r or "held_out_loss" in r]
             for stage in self.job.train_stages
@@ -103,7 +103,7 @@ class RunHistory:
     def left_out(self) -> list[tuple[str, str]]:
         """Return (when, which rows and why) of each range of rows that is not trained on.
 
-        A fork has the ranges of the run it was forked from, although not its attempts.
+        A fork has the ranges of the run it was forked from, but not its attempts.
         """
         found = []
         for stage, skipped in self.head.skipped.items():
@@ -127,7 +127,7 @@ class RunHistory:
         return found
 
     def code_changes(self) -> list[tuple[str, list[str]]]:
-        """Return (when, lines) of each start of the run with other code than before."""
+        """Return (when, lines) of each start of the run with changed code."""
         return [(moment(event["at"]), event["changes"]) for event in self.of_kind("changed")]
 
     def latest_phases(self) -> list[Row]:
@@ -137,7 +137,7 @@ class RunHistory:
         return [phase for phase in phases if phase["epoch"] == newest]
 
     def seconds_of(self, stage: str) -> float | None:
-        """Return how long the work took that `stage` consists of now; None if that is not known.
+        """Return how long the current work of `stage` took; None if that is not known.
 
         A training stage took what its attempts took. Another stage took what the `pion run` that
         finished it spent on it.

@@ -1,4 +1,4 @@
-"""Parts of an HTML page: sections, tables, bars and lists. They escape the texts they are given."""
+"""Parts of an HTML page: sections, tables, bars and lists. All texts are escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.console.formats import printable
 
 
 def text(words: object) -> str:
-    """Return words from outside as HTML that is nothing but text."""
+    """Return words from outside, escaped for HTML."""
     return escape(printable(str(words)))
 
 

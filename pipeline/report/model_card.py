@@ -49,7 +49,7 @@ def model_card(
 
 
 def source_lines(job: Job) -> list[str]:
-    """Return one line for each data source, by stage. Of a local path only the name is shown."""
+    """Return one line for each data source, by stage. Local paths are cut to the file name."""
     lines = []
     sources: list[tuple[str, Any]] = []
     if job.pretrain:
@@ -167,7 +167,7 @@ def _results(results: Mapping[str, Any]) -> str:
         baseline = results.get("ngram")
         if baseline and baseline.get("train_tokens"):
             note += (
-                f", beside {baseline['order']}-gram counts over "
+                f", next to {baseline['order']}-gram counts over "
                 f"{human_count(baseline['train_tokens'])} training tokens"
             )
         columns = table(("model", "loss (nats per token)", "perplexity", "bits per byte"), language)
@@ -178,7 +178,7 @@ def _results(results: Mapping[str, Any]) -> str:
         stops = percent_with_error(response, "stop_accuracy")
         parts.append(
             f"On held-out conversations the loss of the responses is {loss} nats per token, and "
-            f"the end of a response is predicted where it belongs in {stops} of the cases."
+            f"the model predicts the end of a response where it belongs in {stops} of the cases."
         )
     if choices := choice_rows(results):
         header = ("task", "model", "accuracy", "chance", "questions")
@@ -246,12 +246,12 @@ def _training(history: RunHistory) -> str:
 
 def _limitations(job: Job, config: ModelConfig) -> str:
     items = [
-        "A small model: it writes fluent text about what it has read, and invents facts readily. "
+        "It is a small model: it writes fluent text about what it has read, and invents facts. "
         "Don't rely on what it says.",
-        "It has been through no safety training; it repeats the biases and errors of its data.",
-        f"It knows the language and subjects of its training data only, and at most "
+        "It has had no safety training, so it repeats the biases and errors of its data.",
+        f"It only knows the language and subjects of its training data, and sees at most "
         f"{config.seq_len:,} tokens of context.",
     ]
     if not job.sft:
-        items.insert(1, "A base model: it continues text and does not follow instructions.")
+        items.insert(1, "It is a base model: it continues text and does not follow instructions.")
     return "## Limitations\n\n" + "\n".join(f"- {item}" for item in items)

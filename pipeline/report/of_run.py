@@ -1,4 +1,4 @@
-"""Writes a run's report.html from what the run's store holds."""
+"""Writes a run's report.html from the run's store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPORT = "report.html"
 def write_run_report(job: Job, run: RunState) -> Path:
     """Write `report.html` into the folder of `run` and return its path on this machine.
 
-    A remote store gets it too. Raises StoreError.
+    A remote store gets a copy. Raises StoreError.
     """
     workspace = Workspace(run.store, run.name)
     path = write_report(workspace.folder(REPORT), read_history(job, run))

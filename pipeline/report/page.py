@@ -28,7 +28,7 @@ from pipeline.report.result_tables import (
 )
 
 TEMPLATE = Path(__file__).with_name("templates") / "report.html"
-SAMPLED_STEPS = 6  # of each prompt, evenly spread from the first to the last
+SAMPLED_STEPS = 6  # for each prompt, evenly spread from the first to the last
 
 
 def write_report(path: str | Path, history: RunHistory) -> Path:
@@ -187,7 +187,7 @@ def _stages(history: RunHistory) -> str:
 
 
 def _phases(phases: Sequence[Row]) -> str:
-    """Show one line for each phase. A total counts from the command's start; others overlap."""
+    """Show one line for each phase. A total counts from the command's start. Phases may overlap."""
     rows = [
         (
             f"from the start to the {phase['name']}" if phase.get("total") else phase["name"],

@@ -22,7 +22,7 @@ TITLES = {"pretrain": "Pretraining", "sft": "Fine-tuning"}
 LIGHT = {"ink": "#57606a", "title": "#1f2328", "grid": "#d8dee4", "paper": "#ffffff"}
 DARK = {"ink": "#9198a1", "title": "#e6edf3", "grid": "#2d333b", "paper": "#0d1117"}
 TRAIN, HELD_OUT = "#3b82c4", "#e8853a"
-SMOOTHED_PARTS = 25  # the mean runs over 1/25 of the curve: calm, yet it shows a loss spike
+SMOOTHED_PARTS = 25  # the mean covers 1/25 of the curve: smooth, but spikes stay visible
 
 
 def loss_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
@@ -38,7 +38,7 @@ def loss_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
         if held:
             axes.plot(held_steps, held, color=HELD_OUT, marker="o", ms=4, lw=1.2, label="held out")
         _mark_restarts(axes, metrics[stage])
-        # The fall from ln(vocabulary) in the first steps would squeeze everything that follows.
+        # The first steps fall from ln(vocabulary). With them, all later steps would look flat.
         values = [*smooth[len(smooth) // 50 :], *held]
         if values:
             low, high = min(values), max(values)

@@ -1,6 +1,6 @@
 """Evaluation results as rows of text, for the model card and the report.
 
-A value with a standard error reads `2.081 ± 0.012`. An en dash stands for an unmeasured value.
+A value with a standard error reads `2.081 ± 0.012`. An en dash marks an unmeasured value.
 """
 
 from __future__ import annotations

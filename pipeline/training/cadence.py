@@ -20,10 +20,10 @@ class SaveCadence:
     """Decides when the next checkpoint is due. Clock readings are passed in, in seconds.
 
     If a save stalls training for C seconds and machines last M seconds on average, the best
-    interval is √(2·C·M) (Young 1974, Daly 2006). It is at least MIN_SECONDS, and at least as long as the
-    previous save took to become durable. A job with `every_steps` or `every_seconds` gets that
-    instead. No interval is shorter than the store allows (`floor_seconds`). `on_cpu`: training and
-    the uploader share their cores.
+    interval is √(2·C·M) (Young 1974, Daly 2006). It is at least MIN_SECONDS, and at least as long
+    as the previous save took to become durable. A job with `every_steps` or `every_seconds` gets
+    that instead. No interval is shorter than the store allows (`floor_seconds`). `on_cpu`: training
+    and the uploader share their cores.
     """
 
     every_steps: int | None
