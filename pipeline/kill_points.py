@@ -1,7 +1,7 @@
-"""Named instants inside saving, committing and preparing, at which `pion prove` can kill a run.
+"""Named points inside saving, committing and preparing, at which `pion prove` can kill a run.
 
 A mark costs a dictionary look-up and does nothing unless PION_HALT_AT is set to `POINT:N:FILE`.
-Then the process makes FILE and stands still when it reaches POINT for the N-th time, to be killed.
+Then, when the process reaches POINT for the N-th time, it creates FILE and waits to be killed.
 """
 
 import os
@@ -16,7 +16,7 @@ _seen: Counter[str] = Counter()
 
 
 def mark(point: str) -> None:
-    """Stand still here if PION_HALT_AT names this arrival at `point`."""
+    """Wait here to be killed if PION_HALT_AT names this arrival at `point`."""
     wanted = os.environ.get(HALT_AT)
     if wanted is None:
         return

@@ -1,4 +1,4 @@
-"""Own a run: commit to its HEAD under one epoch, and find out who took over.
+"""Own a run: commit to its HEAD under one epoch, and find out who took the run over.
 
 Each claim raises the epoch, and a commit under an older epoch is refused. So two processes that
 both believe they own a run can't undo each other's work.
@@ -26,12 +26,12 @@ _POLL_SECONDS = 2.0
 class Claim:
     """A run owned under `epoch`.
 
-    Any thread may commit; one lock makes sure that one at a time writes HEAD.
+    Any thread may commit. A lock lets only one thread at a time write HEAD.
 
     Attributes:
-        before: the HEAD that was taken over.
+        before: HEAD before this claim.
         reason: why this process may own the run.
-        heartbeat: this owner's sign of life, which also hears of new owners and requests.
+        heartbeat: this owner's heartbeat; it also looks for new owners and requests.
     """
 
     def __init__(
@@ -58,16 +58,17 @@ class Claim:
         return self._head
 
     def check(self) -> None:
-        """Raise `Fenced` if the heartbeat or a commit has found another owner. This asks no
-        store."""
+        """Raise `Fenced` if the heartbeat or a commit has found another owner. This makes no
+        request."""
         if self._fenced is not None:
             raise self._fenced
 
     def commit(self, change: Callable[[Head], Head]) -> Head:
         """Apply `change` to HEAD under this epoch and return the new HEAD.
 
-        After a conflict, `change` is called again on the newer HEAD. Raises `Fenced`, from then on,
-        once another process has claimed the run, and `StoreError` when the store is down.
+        After a conflict, `change` is called again on the newer HEAD. Once another process has
+        claimed the run, this and every later call raise `Fenced`. Raises `StoreError` when the
+        store is down.
         """
         with self._lock:
             self.check()
@@ -75,7 +76,7 @@ class Claim:
             while True:
                 present, version = self.state.read_versioned()
                 if present is not None and write_id in present.write_ids:
-                    return present  # a write that was given up has landed after all
+                    return present  # a write that looked failed has landed
                 if present is None or present.epoch != self.epoch:
                     self._fenced = taken_over(self.state, present, self.epoch)
                     raise self._fenced
@@ -102,21 +103,22 @@ class Claim:
         return self.commit(lambda head: head.with_stage(stage, record))
 
     def drop_stages(self, stages: Collection[str]) -> Head:
-        """Forget that `stages` were done or begun; their files are deleted an hour later."""
+        """Record `stages` as not begun. Their files are deleted an hour later."""
         now = self.state.clock.now()
         return self.commit(lambda head: head.without_stages(stages, now))
 
     def set_restore(self, stage: str, step: int) -> Head:
         """Record that `stage` continues from `step` (0: its start) under this epoch.
 
-        Checkpoints of later steps are unlisted, and readers of metrics drop the rows of later
-        steps.
+        Checkpoints of later steps are no longer listed, and readers of metrics ignore the rows of
+        later steps.
         """
         now = self.state.clock.now()
         return self.commit(lambda head: head.restored(stage, step, now))
 
     def skip_rows(self, stage: str, rows: SkippedRows) -> Head:
-        """Record that `stage` leaves `rows` out, before it goes back to train without them."""
+        """Record that `stage` leaves `rows` out, before the stage rolls back to train without
+        them."""
         return self.commit(lambda head: head.with_skipped(stage, rows))
 
     def set_job(self, digest: str) -> Head:
@@ -124,10 +126,10 @@ class Claim:
         return self.commit(lambda head: dataclasses.replace(head, job=digest))
 
     def release(self, *, forget_attempts: bool = False) -> None:
-        """Let anyone claim the run at once; after this, nothing can be committed.
+        """Release the run, so that any process may claim it at once. After this, `commit` fails.
 
-        `forget_attempts` restarts the count of attempts without a commit. Does nothing when this
-        claim is known to be fenced.
+        `forget_attempts` resets the count of attempts without a commit. Does nothing if another
+        process is known to own the run.
         """
         self.heartbeat.stop()
         if self._fenced is not None:
@@ -139,12 +141,12 @@ class Claim:
         self._fenced = Fenced(f"Run {self.state.name} was released by this process.")
 
     def _lose(self, head: Head | None) -> None:
-        """Refuse every further commit: another process owns the run by now, as `head` shows."""
+        """Refuse every further commit: `head` shows that another process owns the run."""
         self._fenced = self._fenced or taken_over(self.state, head, self.epoch)
 
 
 def taken_over(state: RunState, head: Head | None, epoch: int | None = None) -> Fenced:
-    """Return the error of a process whose run another process owns by now, as `head` shows."""
+    """Return the error for a process whose run another process took over, as `head` shows."""
     where = f"Run {state.name}"
     if head is None or not head.claims:
         return Fenced(f"{where} was deleted from {state.store.url}; this process has stopped.")
@@ -152,8 +154,8 @@ def taken_over(state: RunState, head: Head | None, epoch: int | None = None) -> 
     mine = f"; this process had epoch {epoch}" if epoch is not None else ""
     return Fenced(
         f"{where} was taken over by {newest.owner.describe()} at {moment(newest.at)} (epoch "
-        f"{newest.epoch}{mine}). This process has stopped and writes nothing more; everything it "
-        "had committed is kept. To bring the run back here, run the same command with --take-over."
+        f"{newest.epoch}{mine}). This process has stopped and will write nothing more; everything "
+        "it committed is kept. To bring the run back here, run the same command with --take-over."
     )
 
 
@@ -166,12 +168,12 @@ def claim_run(
     price: float | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Claim:
-    """Own the run under the next epoch, and create it if it does not exist.
+    """Claim the run under the next epoch. Create the run if it does not exist.
 
-    This succeeds at once when `may_take_over` finds a reason or a person says `take_over`.
+    This succeeds at once when `may_take_over` finds a reason or a person gave `take_over`.
     Otherwise an `unattended` start waits until the owner has shown no sign of life for
-    `state.silence` seconds, by this machine's clock. A person's start raises `BadInput` instead,
-    which says who owns the run. `price` is what this machine costs, in dollars per hour.
+    `state.silence` seconds, by this machine's clock. A start by a person raises `BadInput` instead,
+    with the owner of the run. `price` is what this machine costs, in dollars per hour.
     """
     write_id = uuid.uuid4().hex
     silent_version: str | None = None
@@ -198,7 +200,7 @@ def claim_run(
 
 
 def claim_again(state: RunState, me: Owner, *, price: float | None = None) -> Claim:
-    """Own the run under the next epoch, because a process of this session owned it last.
+    """Claim the run under the next epoch, because a process of this session owned it last.
 
     Raises `Fenced` if another session has claimed the run since. `price` is what this machine
     costs, in dollars per hour.
@@ -211,7 +213,7 @@ def claim_again(state: RunState, me: Owner, *, price: float | None = None) -> Cl
         head = before.claimed(me, state.clock.now(), price).signed(write_id)
         if state.swap(head, version, write_id):
             reason = may_take_over(before.owner, me)
-            assert reason is not None, "the owner, if there is one, is of this session"
+            assert reason is not None, "if there is an owner, the owner is in this session"
             return Claim(state, head, before, reason, price)
 
 

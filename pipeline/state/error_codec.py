@@ -1,4 +1,4 @@
-"""Errors as plain JSON and back, for the pipes between processes: the class and its fields stay."""
+"""Errors as plain JSON and back, for the pipes between processes. Class and fields are kept."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from pion.errors import (
 )
 from pipeline.state.stores import Conflict, Missing, StoreError
 
-# The classes that cross, each with the attributes that its constructor takes. A class without any
-# is built from its text. A subclass that is not listed arrives as its nearest listed base.
+# The classes that cross a pipe, each with the attributes that its constructor takes. A class
+# without attributes is built from its text. A subclass that is not listed arrives as its nearest
+# listed base class.
 _FIELDS: Mapping[type[PionError], tuple[str, ...]] = {
     PionError: (),
     BadInput: (),

@@ -1,4 +1,4 @@
-"""From what a user calls a run to its state in a store, and all runs of a store."""
+"""Find a run by the name that a user gives, and list all runs of a store."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The owner's sign of life: write `owner/<epoch>.json` now and then, and look around while there.
+"""The owner's sign of life: write `owner/<epoch>.json` every few seconds.
 
-Each beat also looks for a new owner of the run and for requests to stop. A heartbeat never fails:
-a store that is down must not end the run from here.
+Each beat also looks for a new owner of the run and for requests to stop. A heartbeat never raises
+an error, because a store that is down must not end the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ HEARTBEAT_SECONDS = 20.0
 class Heartbeat:
     """The heartbeat of `owner`, who claimed the run under `epoch`.
 
-    `on_taken_over` is told HEAD when another process owns the run (None: the run was deleted).
+    `on_taken_over` is called with HEAD when another process owns the run (None: the run was
+    deleted).
 
     Attributes:
         stop_request: who asked for a stop and when, as of the last beat.
@@ -52,7 +53,7 @@ class Heartbeat:
         self._stopped = threading.Event()
 
     def start(self, seconds: float = HEARTBEAT_SECONDS) -> None:
-        """Beat now and then every `seconds`, from a thread; do nothing if that thread runs."""
+        """Beat every `seconds` in a thread. Do nothing if the thread already runs."""
         if self._thread is None:
             self._stopped.clear()
             self._thread = threading.Thread(
@@ -61,7 +62,7 @@ class Heartbeat:
             self._thread.start()
 
     def stop(self) -> None:
-        """Let no further beat begin; block until a beat in progress has ended."""
+        """Start no further beat, and block until a beat in progress has ended."""
         if self._thread is not None:
             self._stopped.set()
             self._thread.join()
@@ -69,7 +70,7 @@ class Heartbeat:
 
     @property
     def running(self) -> bool:
-        """Whether new owners and requests are looked for."""
+        """Whether the heartbeat looks for new owners and requests."""
         return self._thread is not None
 
     def report(self, **status: Any) -> None:
@@ -83,15 +84,15 @@ class Heartbeat:
         if present is None or present.claims[0].owner.session != self._owner.session:
             self._on_taken_over(present)
             return
-        # Before the request is read: a request is the worker's to obey, if the run is lent.
+        # Set `lent` before reading the request: if the run is lent, the worker obeys the request.
         self.lent = present.epoch != self._epoch
         request = pending_stop(state, _log.warning, launch_id=self._owner.launch_id)
         self.stop_request = request.describe() if request else None
         if state.store.commits:
-            return  # where commits are counted, they are the sign of life
+            return  # the store limits commits, so commits are the sign of life
         key = state.key(heartbeat_path(present.epoch))
         if self.lent and self._another_beats(key):
-            return  # the worker that owns the run says so itself
+            return  # the worker that owns the run writes the heartbeat itself
         self._beats += 1
         beat = {
             "epoch": present.epoch,

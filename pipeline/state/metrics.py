@@ -1,5 +1,5 @@
-"""Rows that a run reports: metrics by stage, and events. They are written in segments, each
-once."""
+"""Rows that a run reports: metrics by stage, and events. Rows are written in segments, and each
+segment is written once."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from pipeline.state.stores import Store
 
 Row = dict[str, Any]
 
-# Segments read at once.
+# Segments read in parallel.
 READERS = 16
 
 
@@ -33,7 +33,7 @@ class MetricsLog:
         self._now = now
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Keep a row in memory until `flush`. Raises `ValueError` if it names no step."""
+        """Keep a row in memory until `flush`. Raises `ValueError` if the row has no step."""
         if "step" not in row:
             raise ValueError(f"a metrics row needs a step: {dict(row)}")
         self._segments.append({**row, "epoch": self._epoch, "at": self._now()})
@@ -47,7 +47,7 @@ class MetricsLog:
         return self._segments.unwritten()
 
     def adopt(self, lines: str) -> None:
-        """Keep rows of an earlier attempt unchanged, to be written with the next flush."""
+        """Keep the rows of an earlier attempt unchanged, and write them with the next flush."""
         for line in lines.splitlines():
             self._segments.append(json.loads(line))
 
@@ -72,31 +72,31 @@ class EventLog:
 
 
 def read_metrics(store: Store, run: str, head: Head, stage: str) -> list[Row]:
-    """Return the stage's rows that lead to its present state, by step.
+    """Return the stage's rows that lead to its present state, sorted by step.
 
-    A row is dropped when a later epoch resumed from an earlier step: that work was repeated.
+    A row is dropped when a later epoch resumed from an earlier step: its work was repeated.
     """
     return kept_rows(read_all_metrics(store, run, stage), head, stage)
 
 
 def read_all_metrics(store: Store, run: str, stage: str) -> list[Row]:
-    """Return all of the stage's rows by epoch, including those of repeated work.
+    """Return all of the stage's rows by epoch, including the rows of repeated work.
 
-    A row that was written twice, once by a later attempt for an earlier one, counts once.
+    A later attempt may write a row of an earlier attempt again. Such a row counts once.
     """
     lines = dict.fromkeys(_lines(store, f"{run}/metrics/{stage}/"))
     return [json.loads(line) for line in lines]
 
 
 def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
-    """Return those of the stage's `rows` that lead to its present state, by step."""
+    """Return the stage's `rows` that lead to its present state, sorted by step."""
     restores = [(epoch, steps[stage]) for epoch, steps in head.restores.items() if stage in steps]
     current = [row for row in rows if not _rewound(row, restores)]
     return sorted(current, key=lambda row: (row["step"], row["epoch"]))
 
 
 def read_events(store: Store, run: str) -> list[Row]:
-    """Return every event of the run, by epoch and then in the order they were reported.
+    """Return every event of the run, by epoch and then in the order of the reports.
 
     An event that was written twice, because an acknowledgement was lost, counts once.
     """
@@ -104,7 +104,7 @@ def read_events(store: Store, run: str) -> list[Row]:
 
 
 def _rewound(row: Row, restores: Iterable[tuple[int, int]]) -> bool:
-    # Step 0 is a fresh start: whatever was reported at step 0 is reported again.
+    # Step 0 is a fresh start: all rows of step 0 are reported again.
     return any(
         epoch > row["epoch"] and (row["step"] > step or step == 0) for epoch, step in restores
     )
@@ -139,7 +139,7 @@ class _Segments:
                 self._next = len(self._store.list(self._folder + "/"))
             data = "".join(json.dumps(row) + "\n" for row in rows).encode()
             key = f"{self._folder}/{self._next:06d}.jsonl"
-            # One more even if this fails: a write that was given up may land after its repetition.
+            # Use a new number even if this write fails: the failed write may still land later.
             self._next += 1
             self._store.write(key, data)
             with self._lock:

@@ -1,4 +1,4 @@
-"""Who owns a run: one process on one machine, with the code it runs. When may another take over?"""
+"""The owner of a run: one process on one machine, and its code; who may take over, and when."""
 
 import functools
 import hashlib
@@ -23,9 +23,10 @@ _SESSION = uuid.uuid4().hex
 class Owner:
     """One process.
 
-    `pid_start` (clock ticks since boot) tells it from a later process with that pid. `boot_id` and
-    `pid_namespace` say where `pid` means anything. `started_at` (Unix seconds) is when it began to
-    cost: when the machine was rented, or, at home, when the process began.
+    `pid_start` (clock ticks since boot) distinguishes the process from a later process with the
+    same pid. `pid` is valid only in this `boot_id` and `pid_namespace`. `started_at` (Unix seconds)
+    is when the process began to cost money: when the machine was rented or, on your own machine,
+    when the process started.
     """
 
     session: str
@@ -74,7 +75,7 @@ _STARTED_AT = round(time.time(), 3)
 
 @dataclass(frozen=True)
 class CodeVersion:
-    """A commit, a hash of uncommitted changes (each None if not known or none), and packages."""
+    """A commit, a hash of uncommitted changes (None if unknown or none), and package versions."""
 
     commit: str | None
     dirty: str | None
@@ -85,7 +86,8 @@ RELEASED = "it was released"
 
 
 def launch_id() -> str | None:
-    """Return what all starts of one launch share, if a manager started this process."""
+    """Return the id that all starts of one launch share; None if no manager started this
+    process."""
     return os.environ.get("PION_LAUNCH_ID") or os.environ.get("SKYPILOT_TASK_ID")
 
 
@@ -126,8 +128,8 @@ def differences(before: Owner, after: Owner) -> list[str]:
 
 @functools.cache
 def code_version() -> CodeVersion:
-    """Return the running code and packages. The code is the checkout here, or the one that the
-    launcher copied it from."""
+    """Return the running code and packages. The code is this checkout, or the checkout that the
+    launcher copied."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -149,7 +151,7 @@ def checkout(root: Path) -> tuple[str | None, str | None]:
     none."""
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top.decode().strip()) != root.resolve():
-        return None, None  # installed, perhaps inside somebody else's checkout
+        return None, None  # an installed package, perhaps inside another project's checkout
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "diff", "HEAD") or b""
     others = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or b""
@@ -160,14 +162,14 @@ def checkout(root: Path) -> tuple[str | None, str | None]:
 
 
 def _content(path: Path) -> bytes:
-    """Return what tells an untracked file from another of its name.
+    """Return bytes that differ between two versions of an untracked file.
 
-    The file may be data. No code is large, so of a large file only the size counts.
+    A large file is data, not code, so only its size counts.
     """
     try:
         size = path.stat().st_size
         return path.read_bytes() if size <= LARGEST_CODE else str(size).encode()
-    except OSError:  # a link to nothing
+    except OSError:  # a broken link
         return b""
 
 
@@ -188,7 +190,7 @@ def _running(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    state, *rest = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    state, *rest = stat.rpartition(")")[2].split()  # the process name may contain anything
     return None if state in "ZX" else int(rest[18])
 
 
@@ -207,7 +209,7 @@ def _boot_id() -> str:
 
 
 def _pid_namespace() -> str:
-    """Return where a pid means anything: two containers of one machine share its boot, but not its
+    """Return the pid namespace: two containers of one machine share a boot id, but not their
     pids."""
     try:
         return os.readlink("/proc/self/ns/pid")

@@ -1,4 +1,4 @@
-"""Read records that are kept as JSON: the right format version, every field, and no unknown one."""
+"""Read JSON records. Check the format version, and that no field is missing or unknown."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ Record = TypeVar("Record")
 
 
 class Damaged(BadInput):
-    """A record can't be read, and not because a newer pion wrote it."""
+    """A record can't be read, for a reason other than a newer pion."""
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
@@ -25,11 +25,11 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
             f"{where} is damaged: it is not JSON ({error}). Nothing was changed."
         ) from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
-        raise Damaged(f"{where} is damaged: it names no format version. Nothing was changed.")
+        raise Damaged(f"{where} is damaged: it has no format version. Nothing was changed.")
     if raw["format"] != FORMAT:
         raise BadInput(
             f"{where} has format version {raw['format']}; this pion reads version {FORMAT}. "
-            "Nothing was changed. Use the pion that wrote it, or update this one."
+            "Nothing was changed. Use the pion that wrote this file, or update this pion."
         )
     return raw
 
@@ -42,7 +42,7 @@ def build(kind: type[Record], raw: Mapping[str, Any], where: str) -> Record:
     if unknown:
         raise BadInput(
             f"{where}: this pion (format version {FORMAT}) does not know {', '.join(unknown)} in "
-            f"{kind.__name__}; a newer pion wrote it. Nothing was changed. Update this one."
+            f"{kind.__name__}; a newer pion wrote it. Nothing was changed. Update this pion."
         )
     try:
         return kind(**raw)

@@ -1,4 +1,4 @@
-"""The job that a run was last started with, as its store has recorded it."""
+"""Read the job that a run was last started with from the run's store."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
 
 
 def recorded_stages(state: RunState, head: Head) -> list[str] | None:
-    """Return the stages of HEAD's job, in order; None if the job can't be read here."""
+    """Return the stages of HEAD's job, in order; None if this pion can't read the job."""
     try:
         job = recorded_job(state, head)
     except BadInput:
@@ -48,14 +48,14 @@ def recorded_stages(state: RunState, head: Head) -> list[str] | None:
 def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
     """Return the job file and overrides that the run was last started with.
 
-    The file is searched for below the working directory. Raises BadInput if none matches what the
-    store has recorded.
+    Searches for the file below the working directory. Raises BadInput if no file matches the record
+    in the store.
     """
     from pipeline.job.file import job_text
 
     text = recorded_text(state, head)
     if text is None:
-        raise BadInput(f"{state.name} has no record of its job. Give it: --job FILE.")
+        raise BadInput(f"{state.name} has no record of its job. Name the job file: --job FILE.")
     overrides = []
     header = _HEADER.match(text)
     if header is not None:
@@ -69,16 +69,17 @@ def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
                 return str(path), overrides
         except BadInput:
             continue
-    named = f"{header['name']} with {' '.join(overrides)}" if header else "its job"
+    named = f"{header['name']} with {' '.join(overrides)}" if header else "the job"
     raise BadInput(
-        f"no file below {Path.cwd()} matches what {state.name} has recorded as {named}: the file "
-        "was changed or is elsewhere. Change to its folder, or name the file: --job FILE. Nothing "
-        "was rented."
+        f"no file below {Path.cwd()} matches {named}, as recorded for {state.name}: the file was "
+        "changed or is elsewhere. Change to the file's folder, or name the file: --job FILE. "
+        "Nothing was rented."
     )
 
 
 def _job_files(name: str | None) -> Iterator[Path]:
-    """Yield YAML files below the working directory, jobs/ first; with a `name`, only these."""
+    """Yield YAML files below the working directory, jobs/ first. With a `name`, yield only files of
+    that name."""
     for folder, below, files in os.walk("."):
         below[:] = sorted(
             (b for b in below if not b.startswith(".")), key=lambda b: (b != "jobs", b)

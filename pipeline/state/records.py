@@ -1,4 +1,4 @@
-"""What HEAD.json says: plain frozen records, their JSON, and the changes that a commit can make.
+"""The content of HEAD.json: plain frozen records, their JSON, and the changes a commit can make.
 
 Times are Unix seconds. Keys are relative to the run's folder in the store.
 """
@@ -15,7 +15,7 @@ from pipeline.state.record_json import FORMAT, build, parse
 CLAIMS_KEPT = 64
 WRITE_IDS_KEPT = 64
 TRASH_SECONDS = 3600.0
-# No start of a process takes longer than this.
+# The start of a process takes less than this.
 UNCOUNTED_SECONDS = 3600.0
 
 
@@ -59,8 +59,8 @@ class CheckpointEntry:
 class SkippedRows:
     """Rows [first, stop) of a stage that are left out because `step` went wrong on them.
 
-    `digest` is the stage's: under another digest the numbers may mean other rows. `why` says what
-    went wrong, and `epoch` is the attempt that found it.
+    `digest` is the stage's digest: under another digest these numbers may name other rows. `why`
+    says what went wrong, and `epoch` is the attempt in which it happened.
     """
 
     first: int
@@ -74,9 +74,9 @@ class SkippedRows:
 
 @dataclass(frozen=True)
 class Spent:
-    """How long processes owned the run and what that cost, as far as prices were known.
+    """How long processes owned the run, and what that cost as far as prices are known.
 
-    `until` (Unix seconds) is when it was last counted.
+    `until` (Unix seconds) is the time of the last count.
     """
 
     hours: float = 0.0
@@ -84,14 +84,14 @@ class Spent:
     until: float = 0.0
 
     def plus(self, seconds: float, price: float | None, until: float) -> "Spent":
-        """Return this with `seconds` more, at `price` dollars per hour (None: unknown)."""
+        """Add `seconds` at `price` dollars per hour (None: unknown), and return the sum."""
         hours = max(0.0, seconds) / 3600
         return Spent(self.hours + hours, self.dollars + hours * (price or 0.0), until)
 
 
 @dataclass(frozen=True)
 class Trash:
-    """A folder that is no longer listed. Its files may be deleted from `not_before` on."""
+    """A folder that HEAD no longer lists. Its files may be deleted from `not_before` on."""
 
     key: str
     not_before: float
@@ -99,14 +99,14 @@ class Trash:
 
 @dataclass(frozen=True)
 class Head:
-    """What decides everything about a run. `checkpoints` and `claims` are newest first.
+    """The whole state of a run. `checkpoints` and `claims` are newest first.
 
     Attributes:
         restores: by epoch, the step that each stage continued from.
         committed_epoch: the last epoch that committed progress: a checkpoint, a finished stage, or
             rows that the next attempt leaves out.
         spent: what owning the run has cost on all machines, as of the last commit.
-        forked: the key of the checkpoint that this run, a fork, was copied up to.
+        forked: if this run is a fork, the key of the last checkpoint that was copied.
         skipped: each stage's rows to leave out, oldest first.
     """
 
@@ -127,7 +127,7 @@ class Head:
 
     @property
     def failed_attempts(self) -> int:
-        """The attempts to train, before the present claim, since progress was last committed.
+        """The number of attempts to train before the present claim, since the last progress.
 
         A `pion run` claims once for itself and once for each start of its workers.
         """
@@ -135,7 +135,7 @@ class Head:
         return len(claims) - len({claim.owner.session for claim in claims}) - 1
 
     def without_trash(self, keys: Collection[str]) -> "Head":
-        """Return HEAD without the trash `keys`, whose files are deleted."""
+        """Return HEAD without the trash `keys`. Their files have been deleted."""
         return dataclasses.replace(
             self, trash=tuple(item for item in self.trash if item.key not in keys)
         )
@@ -147,8 +147,8 @@ class Head:
         mine = bool(self.claims) and self.claims[0].owner.session == me.session
         since = self.spent.until if mine else me.started_at
         if self.claims and me.same_machine(self.claims[0].owner):
-            since = max(since, self.spent.until)  # its process before this one is counted
-        # A clock that jumped must not be paid for.
+            since = max(since, self.spent.until)  # this machine's previous process is counted
+        # A jump of the clock must not count as cost.
         spent = self.spent.plus(min(at - since, UNCOUNTED_SECONDS), price, at)
         claims = (ClaimRecord(epoch, at, me), *self.claims)[:CLAIMS_KEPT]
         return dataclasses.replace(self, epoch=epoch, owner=me, claims=claims, spent=spent)
@@ -169,7 +169,7 @@ class Head:
         return dataclasses.replace(self, stages=stages, committed_epoch=self.epoch)
 
     def with_metrics(self, key: str, metrics: Mapping[str, float]) -> "Head":
-        """Return HEAD with these results of the checkpoint `key`."""
+        """Return HEAD with these metrics for the checkpoint `key`."""
         checkpoints = tuple(
             dataclasses.replace(entry, metrics=metrics) if entry.key == key else entry
             for entry in self.checkpoints
@@ -179,8 +179,8 @@ class Head:
     def with_skipped(self, stage: str, rows: SkippedRows) -> "Head":
         """Return HEAD with `rows` of `stage` left out from now on.
 
-        The rows are recorded once: a commit that is repeated, because its acknowledgement was lost,
-        may have landed.
+        The rows are recorded only once, although a commit whose acknowledgement was lost is
+        repeated.
         """
         if rows in self.skipped.get(stage, ()):
             return self
@@ -188,10 +188,10 @@ class Head:
         return dataclasses.replace(self, skipped=skipped, committed_epoch=self.epoch)
 
     def with_digest(self, stage: str, old: str, new: str) -> "Head":
-        """Return HEAD with the checkpoints and skipped rows of `stage` under digest `old` moved to
+        """Return HEAD with the checkpoints and skipped rows of `stage` moved from digest `old` to
         `new`.
 
-        Both digests must lead to them.
+        Both digests must describe the same training.
         """
         checkpoints = tuple(
             dataclasses.replace(entry, digest=new)
@@ -208,10 +208,9 @@ class Head:
         return dataclasses.replace(self, checkpoints=checkpoints, skipped=skipped)
 
     def without_stages(self, stages: Collection[str], now: float) -> "Head":
-        """Return HEAD with `stages` not begun: their results, checkpoints and skipped rows are
-        dropped.
+        """Return HEAD without the results, checkpoints and skipped rows of `stages`.
 
-        Saves of these stages that only one machine has no longer count either.
+        Saves of these stages that exist only on one machine no longer count either.
         """
         kept = {stage: record for stage, record in self.stages.items() if stage not in stages}
         skipped = {stage: rows for stage, rows in self.skipped.items() if stage not in stages}
@@ -227,15 +226,14 @@ class Head:
         return dataclasses.replace(self, checkpoints=kept).with_trash(keys, now)
 
     def with_trash(self, keys: Collection[str], now: float) -> "Head":
-        """Return HEAD with those of the folders `keys` that nothing lists noted for deletion in an
-        hour."""
+        """Return HEAD with the unlisted folders among `keys` marked for deletion in an hour."""
         known = {item.key for item in self.trash} | self.listed()
         new = (Trash(key, now + TRASH_SECONDS) for key in keys if key not in known)
         return dataclasses.replace(self, trash=(*self.trash, *new))
 
     def restored(self, stage: str, step: int, now: float) -> "Head":
-        """Return HEAD with `stage` continuing from `step` under this epoch, and later checkpoints
-        unlisted."""
+        """Return HEAD with `stage` continuing from `step` under this epoch, and without its later
+        checkpoints."""
         mine = {**self.restores.get(self.epoch, {}), stage: step}
         rewound = [
             entry.key for entry in self.checkpoints if entry.stage == stage and entry.step > step
@@ -244,7 +242,7 @@ class Head:
         return dataclasses.replace(self, restores=restores).without_checkpoints(rewound, now)
 
     def signed(self, write_id: str) -> "Head":
-        """Return HEAD with the sign by which its writer recognizes it if the acknowledgement is
+        """Return HEAD with an id by which its writer recognizes it if the acknowledgement is
         lost."""
         return dataclasses.replace(self, write_ids=(write_id, *self.write_ids)[:WRITE_IDS_KEPT])
 

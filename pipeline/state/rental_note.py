@@ -1,8 +1,8 @@
 """A note in a run's store that machines are rented for the run, and who manages them.
 
-A machine's SkyPilot knows nothing of machines rented from another computer. Nobody owns the run
-while a machine boots, or while a lost one is replaced. The note stays until the rental is over: the
-run ends for good, or whoever rented sees that it did.
+The SkyPilot of one computer does not know about machines rented from another computer. And nobody
+owns the run while a machine boots, or while a lost machine is replaced. The note stays until the
+rental is over: the run ends for good, or the computer that rented the machines sees the end.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class RentalNote:
 
     Attributes:
         at: when the rental was submitted, in Unix seconds.
-        host: the computer it was submitted from, for a person.
-        rented_from: that computer, as SkyPilot tells its users apart.
-        launch_id: what the starts of the run on those machines have in common.
+        host: the name of the computer that submitted the rental, for people.
+        rented_from: SkyPilot's user id of that computer.
+        launch_id: the id that all starts of the run on these machines share.
         epoch: the run's epoch when the rental was submitted.
-        over: whether nobody rents for the run any more.
+        over: whether the rental has ended.
     """
 
     at: float
@@ -44,10 +44,9 @@ class RentalNote:
 
 
 def read_rental_note(state: RunState) -> tuple[RentalNote | None, str | None]:
-    """Return the note of a rental that is not over, and the version of whatever the store has
-    there.
+    """Return the note of a rental that is not over, and the version of the store's note.
 
-    A note that can't be read is treated as absent. Raises StoreError.
+    A note that can't be read is treated as absent, but its version is returned. Raises StoreError.
     """
     key = state.key(NOTE)
     try:
@@ -64,8 +63,8 @@ def read_rental_note(state: RunState) -> tuple[RentalNote | None, str | None]:
 
 
 def write_rental_note(state: RunState, note: RentalNote, version: str | None) -> None:
-    """Replace that version of the note by `note`. Raises Conflict if the store has another version;
-    StoreError."""
+    """Replace `version` of the note by `note`. Raises Conflict if the store has another version,
+    and StoreError."""
     text = json.dumps(dataclasses.asdict(note), indent=1) + "\n"
     state.store.compare_and_swap(state.key(NOTE), text.encode(), version)
 
@@ -73,14 +72,14 @@ def write_rental_note(state: RunState, note: RentalNote, version: str | None) ->
 def withdraw_rental_note(
     state: RunState, launch_id: str | None, before: RentalNote | None = None
 ) -> None:
-    """End the rental `launch_id`: mark its note as over, or put the note `before` back.
+    """End the rental `launch_id`: mark its note as over, or restore the note `before`.
 
-    Does nothing if the note is another rental's. Raises StoreError.
+    Does nothing if the note belongs to another rental. Raises StoreError.
     """
     note, version = read_rental_note(state)
     if note is None or note.launch_id != launch_id:
         return
-    with contextlib.suppress(Conflict):  # rented once more meanwhile
+    with contextlib.suppress(Conflict):  # somebody rented again in the meantime
         write_rental_note(state, before or dataclasses.replace(note, over=True), version)
         state.store.flush()
 
@@ -89,8 +88,8 @@ def withdraw_rental_note(
 def over_unless_interrupted(state: RunState, launch_id: str | None) -> Iterator[None]:
     """Withdraw the note when the run on this machine ends and no other machine continues it.
 
-    An interrupted run continues elsewhere (exit code 75, `recover_on_exit_codes` in sky/). A fenced
-    run already does, if the same rental replaced this machine by another.
+    An interrupted run continues on another machine (exit code 75, `recover_on_exit_codes` in sky/).
+    A fenced run already runs on another machine if the same rental replaced this machine.
     """
     try:
         yield
@@ -105,7 +104,7 @@ def over_unless_interrupted(state: RunState, launch_id: str | None) -> Iterator[
 def _withdraw(state: RunState, launch_id: str | None, *, fenced: bool = False) -> None:
     if launch_id is None:
         return
-    with contextlib.suppress(PionError):  # it only spares a person a --force
+    with contextlib.suppress(PionError):  # a note that stays only makes a person add --force
         head = state.read() if fenced else None
         newest = head.claims[0].owner.launch_id if head is not None and head.claims else None
         if newest != launch_id:

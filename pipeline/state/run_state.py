@@ -15,13 +15,13 @@ from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_on
 from pipeline.state.stores.base import check_run_name
 
 SILENCE_SECONDS = 60.0
-# On a store without heartbeats, where only commits show that an owner is alive.
+# The same on a store without heartbeats, where only commits show that an owner is alive.
 COMMIT_SILENCE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Time, passed in so that tests need not wait. `monotonic` never jumps; `now` is Unix time."""
+    """Time, so that tests can replace it. `monotonic` never jumps; `now` is Unix time."""
 
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
@@ -38,7 +38,7 @@ class RunState:
 
     @property
     def url(self) -> str:
-        """What a person calls this run from anywhere: `s3://bucket/runs/demo`."""
+        """The run's full name, which works on any machine: `s3://bucket/runs/demo`."""
         return f"{self.store.url}/{self.name}"
 
     def key(self, path: str) -> str:
@@ -62,9 +62,9 @@ class RunState:
         return Head.from_json(data, f"{self.store.url}/{key}"), version
 
     def swap(self, head: Head, version: str | None, write_id: str) -> bool:
-        """Replace that version of HEAD; return False if the store has another version.
+        """Replace `version` of HEAD; return False if the store has another version.
 
-        `write_id`, in `head`'s history, tells a lost acknowledgement from a lost race.
+        `write_id`, in `head`'s history, distinguishes a lost acknowledgement from a lost race.
         """
         mark("commit")
         try:
@@ -80,25 +80,25 @@ class RunState:
         return True
 
     def heartbeat(self, epoch: int) -> dict[str, Any] | None:
-        """Return what that epoch's owner last said: `{epoch, owner, at, beat, status}`."""
+        """Return the last heartbeat of that epoch's owner: `{epoch, owner, at, beat, status}`."""
         text = self._read_text(heartbeat_path(epoch))
         return None if text is None else json.loads(text)
 
     def write_job(self, digest: str, text: str) -> None:
-        """Keep the job file that `digest` names."""
+        """Store the job file under its `digest`."""
         write_once(self.store, self.key(f"jobs/{digest}.yaml"), text.encode())
 
     def read_job(self, digest: str) -> str | None:
-        """Return the job file that `digest` names."""
+        """Return the job file with that digest; None if the store does not have it."""
         return self._read_text(f"jobs/{digest}.yaml")
 
     def write_stage(self, stage: str, digest: str, description: Mapping[str, Any]) -> None:
-        """Keep what a stage's digest was computed from, to show differences later."""
+        """Store the data that a stage's digest was computed from, to show differences later."""
         text = json.dumps(description, indent=1, sort_keys=True) + "\n"
         write_once(self.store, self.key(f"stages/{stage}/{digest}.json"), text.encode())
 
     def read_stage(self, stage: str, digest: str) -> dict[str, Any] | None:
-        """Return what that digest of the stage was computed from."""
+        """Return the data that the stage's digest was computed from; None if it is not stored."""
         text = self._read_text(f"stages/{stage}/{digest}.json")
         return None if text is None else json.loads(text)
 

@@ -1,4 +1,4 @@
-"""What a run has done and who owns it: the facts that its store alone tells."""
+"""What a run has done and who owns it, as far as its store knows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.state.stop_requests import pending_stop
 
 
 def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
-    """Return what the store tells about a run, as plain JSON; times are Unix seconds."""
+    """Return what the store knows about a run, as plain JSON. Times are Unix seconds."""
     beat = state.heartbeat(head.epoch) or {}
     notes: list[str] = []
     launch_id = head.owner.launch_id if head.owner else None

@@ -1,4 +1,4 @@
-"""Temporary copies of a run's files, to look at or pass on."""
+"""Temporary copies of a run's files, to inspect or pass on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pipeline.state.workspace import Workspace, default_root
 
 @contextlib.contextmanager
 def scratch_workspace(run_workspace: Workspace) -> Iterator[Workspace]:
-    """Yield a workspace of the same run that is removed afterwards; the store's own if it is here.
+    """Yield a temporary workspace of the same run. If the store is on this machine, yield its own.
 
-    It is on the disk that keeps copies of remote runs, because /tmp may be memory.
+    The temporary workspace is on the disk with the copies of remote runs, because /tmp may be
+    memory.
     """
     if not run_workspace.remote:
         yield run_workspace

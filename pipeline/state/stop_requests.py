@@ -1,8 +1,8 @@
-"""Requests to whoever owns a run, left in its store: to stop, or to hand the run over to a launch.
+"""Requests to the owner of a run, kept in its store: stop, or hand the run over to a launch.
 
 A request stays until a person clears it, so that managed restarts of the run obey it too. A
-handover asks everybody but one launch to stop: restarts of the old launch obey, and restarts of the
-new one don't have to.
+handover asks every launch but one to stop: restarts of the old launch stop, and restarts of the new
+launch don't.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StopRequest:
-    """A person or program wants the run to save and stop. `at` is Unix time.
+    """A request by a person or program that the run save and stop. `at` is Unix time.
 
-    `except_launch` is the launch (`PION_LAUNCH_ID`) that the run is handed over to; it is not
-    asked.
+    `except_launch` is the launch (`PION_LAUNCH_ID`) that the run is handed over to. The request
+    does not apply to that launch.
     """
 
     at: float
@@ -49,9 +49,9 @@ class StopRequest:
 
 
 def ask_stop(run: RunState, reason: str, *, except_launch: str | None = None) -> StopRequest:
-    """Ask whoever owns `run`, now or later, to save and stop. Raises `StoreError`.
+    """Ask the present and any later owner of `run` to save and stop. Raises `StoreError`.
 
-    Processes of `except_launch` are not asked: the run is handed over to them.
+    The request does not apply to `except_launch`: the run is handed over to that launch.
     """
     request = StopRequest(
         run.clock.now(),
@@ -80,8 +80,8 @@ def pending_stop(
 ) -> StopRequest | None:
     """Return the newest request that a process of the launch `launch_id` should obey, or None.
 
-    `note` is told of files that can't be read as requests. They are ignored: they must not end a
-    run. Raises `StoreError`.
+    Files that can't be read as requests are reported to `note` and ignored, because they must not
+    end a run. Raises `StoreError`.
     """
     newest: StopRequest | None = None
     for key in _keys(run):
@@ -137,7 +137,7 @@ def _read(run: RunState, key: str, note: Note) -> StopRequest | None:
 def _parse(data: bytes, where: str) -> StopRequest:
     raw = parse(data, where)
     if raw.get("kind") != STOP:
-        raise BadInput(f"{where} asks for {raw.get('kind')!r}, which this pion does not know.")
+        raise BadInput(f"{where} has the kind {raw.get('kind')!r}; this pion only knows {STOP!r}.")
     try:
         by: dict[str, Any] = raw["by"]
         launch = raw.get("except_launch")
@@ -154,7 +154,7 @@ def _parse(data: bytes, where: str) -> StopRequest:
 
 
 def _user() -> str:
-    """Return who is asking; in a container, the user may be a number without a name."""
+    """Return the name of this user. In a container, the user may be a number without a name."""
     with contextlib.suppress(KeyError, OSError, ImportError):
         return getpass.getuser()
     return f"user {os.getuid()}"

@@ -1,8 +1,8 @@
-"""Where a run's files are on this machine: in the store's own folder, or in a copy of it.
+"""A run's files on this machine: in the store's own folder, or in a copy.
 
 A store that can be memory-mapped is its own workspace. For any other store, the files that this
-machine has made or downloaded are below a cache folder, under the same keys as in the store. Losing
-them costs a download.
+machine wrote or downloaded are below a cache folder, under the same keys as in the store. If these
+copies are lost, they are downloaded again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from pipeline.state.record_json import FORMAT, Damaged, parse
 from pipeline.state.stores import Missing, Store, StoreError
 from pipeline.state.stores.base import check_key
 
-# In the store, next to prepared data: name, size and sha256 of each file. It is written last.
+# The name, size and sha256 of each file of prepared data; in the store, next to the data. It is
+# written last.
 FILES = "files.json"
 _KEPT = ".kept.json"
 _TRANSFERS = 4
 
-# What a folder must hold: name below it → (bytes, sha256).
+# The files that a folder must have: name below the folder → (bytes, sha256).
 Files = Mapping[str, tuple[int, str]]
 Progress = Callable[[int, int], None]
 
@@ -52,10 +53,10 @@ class Workspace:
         return local if local is not None else self._root / key
 
     def fetch(self, key: str, files: Files) -> str | None:
-        """Have `files` in `folder(key)`: download those that are missing there or wrong.
+        """Download the `files` that are missing or wrong in `folder(key)`.
 
-        Returns what is wrong with the store's files, or None. Processes of this machine fetch a
-        folder one at a time. Raises `StoreError` when the store is down.
+        Returns what is wrong with the store's files, or None. Only one process of this machine
+        fetches a folder at a time. Raises `StoreError` when the store is down.
         """
         if not self.remote:
             with ThreadPoolExecutor() as pool:
@@ -65,7 +66,7 @@ class Workspace:
             return _first(pool.map(lambda item: self._fetch_file(key, *item), files.items()))
 
     def local_problem(self, key: str, files: Files) -> str | None:
-        """Return what keeps this machine's copy of `key` from being used, without asking the
+        """Return why this machine's copy of `key` can't be used, or None. This does not read the
         store."""
         folder = self.folder(key)
         with ThreadPoolExecutor() as pool:
@@ -96,10 +97,10 @@ class Workspace:
         return folder
 
     def keep_data(self, digest: str, progress: Progress = lambda done, total: None) -> None:
-        """Bring this machine's prepared data `digest` into the store; the list of files comes last.
+        """Upload this machine's prepared data `digest`. The list of files is written last.
 
-        After an interruption, another call sends only what is not there yet. `progress` is told the
-        bytes sent and the bytes in all.
+        After an interruption, another call uploads only the missing files. `progress` gets the
+        bytes uploaded so far and the total bytes.
         """
         if not self.remote:
             return
@@ -122,7 +123,7 @@ class Workspace:
             sent = pool.map(lambda n: self._keep_file(key, n, files[n][1], kept), names)
             for name, _ in zip(names, sent):
                 kept[name] = files[name][1]
-                if not self.store.commits:  # a staged write is lost with this process
+                if not self.store.commits:  # if this process ends, its staged writes are lost
                     (folder / _KEPT).write_text(json.dumps(kept))
                 done += files[name][0]
                 progress(done, total)
@@ -131,7 +132,7 @@ class Workspace:
         self.store.write(f"{self.run}/{key}/{FILES}", text.encode())
 
     def forget(self, keep: Iterable[str], folder: str = "checkpoints") -> None:
-        """Remove this machine's copies of checkpoints that are not in `keep`, to save disk
+        """Delete this machine's copies of checkpoints that are not in `keep`, to free disk
         space."""
         if not self.remote:
             return

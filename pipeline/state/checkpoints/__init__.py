@@ -1,1 +1,1 @@
-"""The path of a checkpoint: snapshot, upload, verify, restore, delete."""
+"""The life of a checkpoint: snapshot, upload, verify, restore, delete."""

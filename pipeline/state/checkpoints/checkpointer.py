@@ -1,6 +1,6 @@
 """Save one stage's training state durably while training continues, under one claim.
 
-layout.py says what a checkpoint consists of.
+layout.py lists the files of a checkpoint.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
 
 SAVES_PER_SWEEP = 20
-# Training stops when this many saves in a row have lost their uploader.
+# Training stops when the uploader has died in this many saves in a row.
 UPLOADER_DEATHS = 3
 
 
 @dataclass(frozen=True)
 class CheckpointSeries:
-    """What all checkpoints of one stage have in common.
+    """The settings that all checkpoints of one stage share.
 
     `files` are small files that each checkpoint includes, such as `config.json`. `keep` says which
     checkpoints the run keeps.
@@ -54,7 +54,7 @@ class CheckpointSeries:
 
 @dataclass
 class SaveStats:
-    """What saving costs and how far it has come. Times are in seconds.
+    """The cost and progress of saving. Times are in seconds.
 
     `write_seconds` is the time from the snapshot to the commit. `outage` says why the last save is
     not durable, if another try may succeed. `deaths` counts the saves in a row whose uploader died.
@@ -72,10 +72,10 @@ class SaveStats:
 class Checkpointer:
     """Saves one stage's checkpoints under one claim.
 
-    Training stalls only for the snapshot. The uploader's process then writes and uploads it, and a
-    thread of this process commits it. `resumed` is the checkpoint that training continues from.
-    `metrics` are flushed just before each commit, so they are durable when the checkpoint is; a
-    copy on this machine has the rows that are not written yet.
+    Training waits only for the snapshot. Then the uploader's process writes and uploads the
+    checkpoint, and a thread of this process commits it. `resumed` is the checkpoint that training
+    continues from. `metrics` are flushed just before each commit, so they are durable when the
+    checkpoint is. A copy on this machine includes the rows that are not flushed yet.
     """
 
     def __init__(
@@ -110,29 +110,28 @@ class Checkpointer:
         return self._pending.last
 
     def local_copy(self) -> Path | None:
-        """Return the folder of the newest save on this machine, if it is complete and the store is
-        elsewhere."""
+        """Return the folder of this machine's copy of the newest save; None if there is no complete
+        copy, or the store itself is on this machine."""
         if not self._workspace.remote or self._pending.newest_key is None:
             return None
         folder = self._workspace.folder(self._pending.newest_key)
         return folder if (folder / MANIFEST).exists() else None
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> None:
-        """Allocate the snapshot's memory in the background, so that the first save is only a copy
-        too."""
+        """Allocate the snapshot's memory in the background, so that the first save only copies."""
 
         def reserve() -> None:
-            with contextlib.suppress(StoreError):  # the first save meets it too, and reports it
+            with contextlib.suppress(StoreError):  # the first save fails too, and reports it
                 self._uploader.snapshot.reserve(model, optimizer)
 
         self._reserving = threading.Thread(target=reserve, daemon=True)
         self._reserving.start()
 
     def save(self, model: Tensors, optimizer: Tensors, state: Mapping[str, Any]) -> bool:
-        """Take a snapshot now and write it in the background; return False, and take none, while
-        the previous save is being written.
+        """Take a snapshot now and write it in the background. While the previous save is still
+        being written, take no snapshot and return False.
 
-        `state` is JSON and has `step`. Raises what the previous save failed with, as `wait` does.
+        `state` is JSON and has `step`. Raises the previous save's error, as `wait` does.
         """
         if self.busy:
             self.stats.skipped += 1
@@ -154,7 +153,7 @@ class Checkpointer:
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write `metrics` into HEAD's entry for the checkpoint of `step`, in the background.
 
-        Does nothing if that checkpoint is never listed, or if the store is down by then.
+        Does nothing if the save of that checkpoint fails, or if the store is down.
         """
         saving = self._thread
 
@@ -181,8 +180,9 @@ class Checkpointer:
     def wait(self) -> None:
         """Block until no save or note is being written.
 
-        Raises what it failed with, once: `Fenced`, or a `StoreError` that is no outage. An outage
-        is only noted in `stats`: training continues, and the next save tries again.
+        Raises the error of the save or note, once: `Fenced`, or a `StoreError` that is not an
+        outage. An outage is only noted in `stats`: training continues, and the next save tries
+        again.
         """
         if self._thread is not None:
             self._thread.join()
@@ -229,7 +229,7 @@ class Checkpointer:
         stats.outage = None
         self._forget_copies(head)
         if self._claim.store.commits and stats.saved % SAVES_PER_SWEEP == 0:
-            sweep_unused(self._claim)  # each commit keeps what it replaced
+            sweep_unused(self._claim)  # the repository keeps the files that commits replaced
 
     def _save(self) -> tuple[CheckpointEntry, Head]:
         """Upload the snapshot and list it in HEAD."""
@@ -240,7 +240,7 @@ class Checkpointer:
         entry = pending.uploaded_as(key)
         if entry is None:
             self._look_for_landed()
-            # While the store is down, saves of this machine pile up: the latest is enough.
+            # While the store is down, saves accumulate on this disk. Only the latest is needed.
             self._forget_copies(claim.head)
             pending.begin(key)
             entry = self._upload(step)
@@ -250,13 +250,14 @@ class Checkpointer:
         return entry, self._commit(entry)
 
     def _commit(self, entry: CheckpointEntry) -> Head:
-        """List `entry` in HEAD; what is no longer kept goes with the same commit."""
+        """List `entry` in HEAD, and unlist the checkpoints that are no longer kept."""
         claim = self._claim
         deleted = delete_due(claim)
-        # On the Hub, what the saves that were given up have staged goes along with this commit.
-        # Dropping it would empty a checkpoint whose own commit, given up as lost, lands after all.
+        # On the Hub, this commit includes the staged files of saves that were given up. If we
+        # dropped these files and the commit of such a save landed later, its checkpoint would be
+        # empty.
         given_up = self._pending.given_up(entry.key)
-        clock = claim.state.clock  # the upload may have taken long, and readers have an hour
+        clock = claim.state.clock  # readers have an hour from the commit, not from the upload
 
         def listed(head: Head) -> Head:
             now = clock.now()
@@ -266,19 +267,19 @@ class Checkpointer:
         return claim.commit(listed)
 
     def _look_for_landed(self) -> None:
-        """Find out whether a commit that was given up has landed after all."""
+        """Check whether a commit that seemed to fail has landed."""
         if not self._pending.in_doubt:
             return
         try:
             head = self._claim.state.read()
         except StoreError:
-            return  # a copy on this machine can be made all the same
+            return  # the copy on this machine can still be written
         landed = self._pending.look_for_landed(head) if head is not None else None
         if landed is not None:
             self.stats.durable_step = landed.step
 
     def _upload(self, step: int) -> CheckpointEntry:
-        """Bring the snapshot into the store, verified. Only its commit is then missing."""
+        """Upload the snapshot to the store and verify it there. Only its commit is then missing."""
         claim, series, snapshot = self._claim, self.series, self._uploader.snapshot
         provenance = Provenance(
             stage=series.stage,
@@ -309,7 +310,7 @@ class Checkpointer:
         return provenance.entry(saved.files)
 
     def _forget_copies(self, head: Head) -> None:
-        """Remove this machine's copies of checkpoints that a restart here would not want."""
+        """Delete this machine's copies of checkpoints that a restart here would not need."""
         wanted = [entry.key for entry in head.checkpoints[:2]]
         self._workspace.forget(keep=[*wanted, self._pending.newest_key or ""])
 

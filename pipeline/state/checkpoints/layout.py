@@ -1,7 +1,7 @@
-"""What a checkpoint's folder holds, and what its manifest says about it.
+"""The files in a checkpoint's folder, and the manifest that describes them.
 
-A checkpoint is the folder `checkpoints/<stage>/<step>-<epoch>/` of a run. It holds the files named
-here and small ones such as `config.json`. The manifest, written last, has every file's size and
+A checkpoint is the folder `checkpoints/<stage>/<step>-<epoch>/` of a run. It has the files named
+here and small files such as `config.json`. The manifest, written last, has every file's size and
 sha256. A checkpoint counts once HEAD lists it.
 """
 
@@ -21,7 +21,7 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 # Rows of metrics that the store did not have when the checkpoint was written. Only checkpoints that
-# are first written to this machine have it.
+# are written to this machine first have this file.
 METRICS = "metrics.jsonl"
 MANIFEST = "manifest.json"
 
@@ -44,7 +44,7 @@ class Provenance:
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Provenance:
-        """Return what a manifest's JSON says besides the files."""
+        """Return a manifest's fields other than the files."""
         return cls(**{field.name: manifest[field.name] for field in dataclasses.fields(cls)})
 
     @property

@@ -1,4 +1,4 @@
-"""Follow a save on its way to HEAD: was it uploaded, and did its commit land?"""
+"""Track a save until HEAD lists it: was it uploaded, and did its commit land?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PendingCommit:
         last: the newest checkpoint that HEAD is known to list.
         ancestor: the key of the listed checkpoint that the next save descends from.
         newest_key: the key of the save that was begun last, listed or not. This machine may have a
-            copy of it.
+            copy of that save.
     """
 
     def __init__(self, resumed: Found | None = None) -> None:
@@ -27,7 +27,7 @@ class PendingCommit:
         self.last: CheckpointEntry | None = entry if listed else None
         self.ancestor: str | None = resumed.listed_key if resumed is not None else None
         self.newest_key: str | None = entry.key if entry is not None and not listed else None
-        self._uploaded: CheckpointEntry | None = None  # and not known to be listed
+        self._uploaded: CheckpointEntry | None = None  # not known to be listed
         self._unlisted: set[str] = set()  # keys begun since a commit was last acknowledged
 
     def begin(self, key: str) -> None:

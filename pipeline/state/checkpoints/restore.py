@@ -33,7 +33,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A listed checkpoint that was not used, and why."""
+    """A listed checkpoint that was not used, and the reason."""
 
     entry: CheckpointEntry
     why: str
@@ -44,10 +44,10 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Found:
-    """The good checkpoint to resume from, on this machine, and the ones skipped before it.
+    """The good checkpoint to resume from, on this machine, and the newer checkpoints skipped.
 
-    `listed` says whether HEAD lists the checkpoint. If not, it is a save that this machine made and
-    could not commit.
+    `listed` says whether HEAD lists the checkpoint. An unlisted checkpoint is a save that this
+    machine made and could not commit.
     """
 
     entry: CheckpointEntry | None
@@ -57,7 +57,8 @@ class Found:
 
     @property
     def listed_key(self) -> str | None:
-        """The key of this checkpoint if HEAD lists it, else of the listed one it descends from."""
+        """The key of this checkpoint if HEAD lists it, else of the listed checkpoint that it
+        descends from."""
         if self.entry is None:
             return None
         return self.entry.key if self.listed else self.entry.ancestor
@@ -67,13 +68,13 @@ def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Fo
     """Return the stage's newest checkpoint of that digest whose sizes and hashes are right.
 
     A checkpoint that HEAD lists is downloaded unless it is here. A save of this machine that HEAD
-    does not list counts only if it descends from HEAD's newest, and no later epoch resumed from an
-    earlier step: then nobody has trained beyond it or restarted the stage. `Found(None, None, [])`
-    means that there is none.
+    does not list counts only if it descends from HEAD's newest checkpoint, and no later epoch
+    resumed from an earlier step: then nobody has trained further or restarted the stage. Returns
+    `Found(None, None, [])` if the stage has no checkpoint.
 
     Raises `StoreError` when the store is down, and `BadInput` for a checkpoint of another format
-    version. Raises `PionError` when checkpoints are listed but none is good: only a person decides
-    to start over.
+    version. Raises `PionError` when checkpoints are listed but none is good: only a person may
+    decide to start over.
     """
     listed = [e for e in head.checkpoints if (e.stage, e.digest) == (stage, digest)]
     newest = listed[0] if listed else None
@@ -98,7 +99,7 @@ def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Fo
 def refuse_other_formats(run: RunState, head: Head) -> None:
     """Raise BadInput if HEAD's newest checkpoint has another format version.
 
-    Other damage is found when the checkpoint is restored. Raises `StoreError`.
+    Other damage is reported when the checkpoint is restored. Raises `StoreError`.
     """
     for entry in head.checkpoints[:1]:
         key = run.key(f"{entry.key}/{MANIFEST}")
@@ -109,7 +110,8 @@ def refuse_other_formats(run: RunState, head: Head) -> None:
 def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
     """Return why a listed checkpoint can't be used (a file is missing, cut short or changed).
 
-    Returns None for a good one, which is then in the workspace. Raises like `newest_good`.
+    Returns None for a good checkpoint. Its files are then in the workspace. Raises like
+    `newest_good`.
     """
     key = f"{workspace.run}/{entry.key}"
     url = f"{workspace.store.url}/{key}"
@@ -125,7 +127,8 @@ def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
 
 
 def load_folder(folder: Path) -> Loaded:
-    """Read a checkpoint's folder, unverified. Raises `PionError` if it isn't one."""
+    """Read a checkpoint's folder without verifying it. Raises `PionError` if a file can't be
+    read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -139,8 +142,8 @@ def load_folder(folder: Path) -> Loaded:
 def _unlisted(
     workspace: Workspace, head: Head, stage: str, digest: str, newest: CheckpointEntry | None
 ) -> Iterator[CheckpointEntry]:
-    """Yield good saves of this machine that descend from `newest` and were not rewound, the
-    farthest first."""
+    """Yield good saves of this machine that descend from `newest` and were not rolled back, the
+    latest step first."""
     if not workspace.remote:
         return
     found: list[tuple[CheckpointEntry, Files]] = []

@@ -1,7 +1,7 @@
-"""Which checkpoints a run keeps, and how the others are deleted without vanishing under a reader.
+"""Decide which checkpoints a run keeps, and delete the others without disturbing readers.
 
-A checkpoint is first unlisted in HEAD, and its folder is noted as trash. Its files are deleted an
-hour later. Nothing that HEAD lists is ever deleted.
+A checkpoint is first removed from HEAD's list, and its folder is marked as trash. Its files are
+deleted an hour later. A checkpoint that HEAD lists is never deleted.
 """
 
 import logging
@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 class Keep:
     """What to keep besides the newest two checkpoints and the last one of every finished stage.
 
-    `last` keeps so many of the newest. `every` keeps the steps divisible by it. `best` keeps each
-    stage's lowest value of that metric.
+    `last` keeps that many of the newest checkpoints. `every` keeps the steps that it divides.
+    `best` keeps each stage's checkpoint with the lowest value of that metric.
     """
 
     last: int = 2
@@ -42,14 +42,14 @@ def kept(head: Head, keep: Keep) -> set[str]:
 
 
 def forget(head: Head, keep: Keep, now: float) -> Head:
-    """Return `head` with only the checkpoints that are kept; the others are deleted an hour after
+    """Return `head` with only the checkpoints to keep. The others are deleted an hour after
     `now`."""
     keys = kept(head, keep)
     return head.without_checkpoints([e.key for e in head.checkpoints if e.key not in keys], now)
 
 
 def sweep(claim: Claim) -> list[str]:
-    """Delete trash that is due and return its keys. Without such trash, HEAD is not changed."""
+    """Delete the trash that is due and return its keys. If none is due, HEAD is not changed."""
     deleted = delete_due(claim)
     if deleted:
         claim.commit(lambda head: head.without_trash(deleted))
@@ -57,9 +57,9 @@ def sweep(claim: Claim) -> list[str]:
 
 
 def delete_due(claim: Claim) -> list[str]:
-    """Delete trash that is due, and return its keys, for the caller's next commit to forget.
+    """Delete the trash that is due, and return its keys. The caller's next commit removes them.
 
-    A store that refuses is no reason to stop: that only costs space.
+    A StoreError is only logged: trash that stays only costs space.
     """
     now = claim.state.clock.now()
     listed = claim.head.listed()
@@ -77,9 +77,9 @@ def delete_due(claim: Claim) -> list[str]:
 
 
 def sweep_abandoned(claim: Claim) -> list[str]:
-    """Note the checkpoint folders that older epochs left unlisted as trash, once per claim.
+    """Mark the unlisted checkpoint folders of older epochs as trash, once per claim.
 
-    `sweep` deletes them an hour later. Temporary files of dead writers that are already that old
+    `sweep` deletes them an hour later. Temporary files of dead writers that are already an hour old
     are deleted at once. Returns the folders' keys.
     """
     now = claim.state.clock.now()
@@ -97,9 +97,9 @@ def sweep_abandoned(claim: Claim) -> list[str]:
 
 
 def sweep_unused(claim: Claim) -> None:
-    """Remove what dead writers left unfinished, and what no key uses any more, an hour later.
+    """Remove files that dead writers left unfinished or that no key uses, once an hour old.
 
-    A store that refuses is no reason to stop: that only costs space.
+    A StoreError is only logged: files that stay only cost space.
     """
     before = claim.state.clock.now() - TRASH_SECONDS
     try:
@@ -120,13 +120,13 @@ def _best(entries: Iterable[CheckpointEntry], metric: str) -> Iterable[Checkpoin
 
 
 def _epoch_of(folder: str) -> float:
-    """Return the epoch in `checkpoints/<stage>/<step>-<epoch>`; other names are never old."""
+    """Return the epoch in `checkpoints/<stage>/<step>-<epoch>`; for other names, infinity."""
     epoch = folder.rpartition("-")[2]
     return int(epoch) if epoch.isdigit() else math.inf
 
 
 def _delete_folder(claim: Claim, key: str) -> None:
-    """Delete the manifest first: readers see that a checkpoint without one is incomplete."""
+    """Delete the manifest first: a checkpoint without a manifest is visibly incomplete."""
     files = [entry.key for entry in claim.store.list(claim.state.key(key + "/"))]
     for file in sorted(files, key=lambda name: not name.endswith("/manifest.json")):
         claim.store.delete(file)

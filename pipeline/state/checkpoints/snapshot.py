@@ -1,7 +1,7 @@
-"""Copies of training state in host memory, laid out as the safetensors files they will become.
+"""Copies of training state in host memory, in the layout of the safetensors files.
 
-The memory is an anonymous file (memfd). Another process can map it to write it out: that needs no
-copy, no fork, and none of /dev/shm, which is tiny in containers.
+The memory is an anonymous file (memfd). Another process can map it and write it to disk. This needs
+no copy, no fork, and no space in /dev/shm, which is tiny in containers.
 """
 
 import json
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = Mapping[str, "torch.Tensor"]
-# Where a file's content lies in the memory: offset and size in bytes.
+# The place of a file's content in the memory: offset and size in bytes.
 Extent = tuple[int, int]
 
 _PAGE = 4096
 
 
 class Snapshot:
-    """Model and optimizer tensors as two safetensors images, and the JSON state that belongs to
-    them.
+    """Model and optimizer tensors as two safetensors images, with the JSON state.
 
-    `reserve`, or else the first `take`, allocates the memory. Each later `take` of the same names,
-    shapes and dtypes reuses it, so a snapshot is one copy and memory stays flat.
+    `reserve` or the first `take` allocates the memory. Each later `take` of the same names, shapes
+    and dtypes reuses the memory, so a snapshot is one copy and memory does not grow.
     """
 
     def __init__(self) -> None:
@@ -41,7 +40,7 @@ class Snapshot:
         self._pinned: int | None = None  # address of page-locked memory
 
     def take(self, model: Tensors, optimizer: Tensors, state: Mapping[str, Any]) -> None:
-        """Copy everything. When this returns, the tensors may change again."""
+        """Copy the tensors and the state. After this returns, the tensors may change again."""
         import torch
 
         tensors = self.reserve(model, optimizer)
@@ -52,9 +51,9 @@ class Snapshot:
             torch.cuda.synchronize()
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> list["torch.Tensor"]:
-        """Allocate memory for tensors like these, and return them in their order in memory.
+        """Allocate memory for tensors of these shapes, and return the tensors in memory order.
 
-        Raises `StoreError` if the machine does not have that much.
+        Raises `StoreError` if the machine does not have enough memory.
         """
         images = {MODEL: _ordered(model), OPTIMIZER: _ordered(optimizer)}
         tensors = [tensor for image in images.values() for tensor in image.values()]
@@ -81,13 +80,13 @@ class Snapshot:
 
         headers = {name: _header(image) for name, image in images.items()}
         self._unpin()
-        self._views, self.extents = [], {}  # let the old memory go first
+        self._views, self.extents = [], {}  # free the old memory first
         offset = 0
         for name, (header, size) in headers.items():
             self.extents[name] = (offset, len(header) + size)
             offset += -(-(len(header) + size) // _PAGE) * _PAGE
         os.ftruncate(self.fd, 0)
-        # Reserved now: a machine without that much memory says so here, not by a SIGBUS later.
+        # Reserve the pages now: too little memory is then an error here, not a SIGBUS later.
         with explained("reserve", Path(f"{offset / 1e9:.1f} GB of memory to save from")):
             os.posix_fallocate(self.fd, 0, offset)
         memory = mmap.mmap(self.fd, offset)
@@ -105,9 +104,9 @@ class Snapshot:
                 begin = end
 
     def _pin(self, buffer: "torch.Tensor") -> None:
-        """Lock the memory's pages: a GPU copies straight into such memory, several times as fast.
+        """Lock the memory's pages: a GPU copies into locked memory directly, several times as fast.
 
-        If that is refused (there is a limit on locked memory), copies are only slower.
+        If the system refuses (locked memory is limited), copies are only slower.
         """
         import torch
 
@@ -115,8 +114,8 @@ class Snapshot:
             self._pinned = buffer.data_ptr()
 
     def _unpin(self) -> None:
-        """Unlock the pages before the memory goes: CUDA would mistake whatever comes to its address
-        for it."""
+        """Unlock the pages before the memory is freed. Otherwise CUDA would treat new memory at the
+        same address as locked."""
         import torch
 
         if self._pinned is not None:
@@ -125,20 +124,20 @@ class Snapshot:
 
 
 def map_extents(fd: int, extents: Mapping[str, Extent]) -> dict[str, memoryview]:
-    """Return the contents in the memory behind `fd`, mapped, not copied."""
+    """Return the contents of the memory behind `fd`, mapped and not copied."""
     memory = memoryview(mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ))
     return {name: memory[offset : offset + size] for name, (offset, size) in extents.items()}
 
 
 def _ordered(tensors: Tensors) -> dict[str, "torch.Tensor"]:
-    """Sort by falling element size, which keeps every tensor aligned, and then by name: equal
-    tensors give equal bytes."""
+    """Sort by decreasing element size, so that every tensor is aligned, and then by name, so that
+    equal tensors give equal bytes."""
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
 def _header(tensors: Tensors) -> tuple[bytes, int]:
-    """Return the header of a safetensors file (only names, dtypes, shapes and offsets) and how many
-    bytes follow it."""
+    """Return the header of a safetensors file (names, dtypes, shapes and offsets) and the number of
+    bytes after it."""
     names = _dtype_names()
     header: dict[str, dict[str, Any]] = {}
     end = 0

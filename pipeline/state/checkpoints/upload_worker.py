@@ -2,10 +2,10 @@
 
     python -m pipeline.state.checkpoints.upload_worker FD
 
-Requests arrive on standard input, and answers go to standard output; uploader.py is the parent's
+Requests arrive on standard input, and answers go to standard output. uploader.py is the parent's
 end. This process maps the parent's snapshot, writes the files, uploads them, and reports what the
-store has now. It never commits: HEAD belongs to the parent. When the parent's pipe closes, however
-the parent died, this process ends at once.
+store has now. It never commits: HEAD belongs to the parent. When the parent ends for any reason,
+its pipe closes and this process ends at once.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ Content = bytes | memoryview
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """What the parent wants saved, as plain JSON.
+    """A request of the parent to save a checkpoint, as plain JSON.
 
     Attributes:
         store: the store's URL.
-        key: the checkpoint's folder in the store, run included.
+        key: the checkpoint's folder in the store, including the run.
         local_folder: the folder on this machine that gets the same files first; None if the store
             itself is on this machine.
-        extents: where the large files lie in the snapshot.
+        extents: the places of the large files in the snapshot.
         texts: the small files.
-        provenance: what the manifest says besides the files.
+        provenance: the manifest's fields other than the files.
     """
 
     store: str
@@ -82,7 +82,7 @@ class Saved:
 
 
 def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> Saved:
-    """Write a checkpoint's files, the manifest last, and check what the store then holds.
+    """Write a checkpoint's files, the manifest last, and check what the store has then.
 
     Raises `StoreError`.
     """
@@ -119,10 +119,10 @@ def _upload(store: Store, key: str, name: str, folder: Path) -> None:
 
 
 def _check(store: Store, key: str, contents: Mapping[str, Content]) -> None:
-    """Raise `StoreError` unless the store holds what was written.
+    """Raise `StoreError` unless the store has the written files.
 
-    A store on this machine is compared byte by byte. Of a remote store only the sizes are compared:
-    it checks the hashes of what it is sent.
+    On this machine the files are compared byte by byte. In a remote store only the sizes are
+    compared: the store itself checks the hashes of uploads.
     """
     folder = store.local_path(key)
     if folder is not None:
@@ -136,13 +136,13 @@ def _check(store: Store, key: str, contents: Mapping[str, Content]) -> None:
             if sizes.get(f"{key}/{name}") != len(data)
         ]
     if wrong:
-        raise StoreError("store", f"{store.url}/{key}", f"read back, {'; '.join(wrong)}")
+        raise StoreError("store", f"{store.url}/{key}", f"when read back, {'; '.join(wrong)}")
 
 
 def _difference(path: Path, written: Content) -> str | None:
-    """Return how a file differs from what was `written`, or None.
+    """Return how a file differs from the `written` bytes, or None.
 
-    Comparing costs training far less of its cores than a second hash would.
+    Comparing takes far less CPU time from training than a second hash would.
     """
     expected, position = memoryview(written), 0
     try:
@@ -150,7 +150,7 @@ def _difference(path: Path, written: Content) -> str | None:
             for start in range(0, len(piece), COMPARED_AT_ONCE):
                 found = piece[start : start + COMPARED_AT_ONCE].tobytes()
                 if found != expected[position : position + len(found)].tobytes():
-                    return f"{path.name} has other bytes than were written, from {position:,} on"
+                    return f"{path.name} differs from what was written, from byte {position:,} on"
                 position += len(found)
     except OSError as error:
         return f"{path.name} can't be read ({error.strerror})"
@@ -166,9 +166,9 @@ def main() -> None:
     """Answer each line of JSON with a line of JSON, until the input ends."""
     fd = int(sys.argv[1])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides what is still worth saving
-    # Training comes first. (At niceness 19, a step next to a busy uploader would take 1.2 times as
-    # long on two cores instead of 1.4 times. But then saves take so long that many are skipped.)
+        signal.signal(number, signal.SIG_IGN)  # the parent decides what is still saved
+    # Training has priority. (At niceness 19 on two cores, a step next to a busy uploader takes 1.2
+    # times as long instead of 1.4 times. But then saves take so long that many are skipped.)
     os.nice(5)
     requests: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
@@ -176,7 +176,7 @@ def main() -> None:
     while True:
         request = SaveRequest.from_json(requests.get())
         try:
-            if store is None or store.commits:  # what it has staged is the parent's to commit
+            if store is None or store.commits:  # the parent commits what the old object staged
                 store = open_store(request.store)
             saved = save(store, request, map_extents(fd, request.extents))
             answer: dict[str, Any] = {"saved": dataclasses.asdict(saved)}

@@ -1,5 +1,5 @@
-"""The training process's end of the uploading process (upload_worker.py): hand it a request, and
-hear what it saved."""
+"""The training process's end of the uploading process (upload_worker.py): send a request, and get
+the saved files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class UploaderDied(StoreError):
 
 
 class Uploader:
-    """Uploads what `snapshot` holds in a separate process, and replaces one that died or hangs.
+    """Uploads `snapshot` in a separate process, and replaces a process that died or hangs.
 
     `patience` is the number of seconds that a save may take.
     """
@@ -38,9 +38,9 @@ class Uploader:
         self._process = self._start()
 
     def save(self, request: SaveRequest) -> Saved:
-        """Return what the process saved. Raise the error it met, or `UploaderDied`.
+        """Return what the process saved. Raises the process's error, or `UploaderDied`.
 
-        A process that has not answered within `patience` is killed, which counts as an outage.
+        A process that does not answer within `patience` is killed. This counts as an outage.
         """
         if (self._hangs or self._process.poll() is not None) and not self._closed:
             self._process, self._hangs = self._start(), False
@@ -51,8 +51,8 @@ class Uploader:
             _end(process)
             reason = (
                 "the process that saves checkpoints gave no answer within "
-                f"{duration(self.patience)} and was ended; if the store is only slow, allow for "
-                "more in checkpoint.max_undurable"
+                f"{duration(self.patience)} and was ended; if the store is only slow, raise "
+                "checkpoint.max_undurable"
             )
             raise StoreError("save", f"{request.store}/{request.key}", reason, outage=True)
         if not line:
@@ -73,10 +73,10 @@ class Uploader:
         _end(self._process)
 
     def _ask(self, process: subprocess.Popen[str], request: SaveRequest) -> str | None:
-        """Return the line it answers with: empty if it ended first, None if it took too long.
+        """Return the answer: empty if the process ended first, None if it took too long.
 
-        A separate thread asks: a pipe to a process that hangs may block both ways, and a process
-        that hangs in the kernel keeps its pipes open even when it is killed.
+        A separate thread asks, because a pipe to a process that hangs may block in both directions,
+        and a process that hangs in the kernel keeps its pipes open even when it is killed.
         """
         question = request.to_json() + "\n"
         answers: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -110,7 +110,7 @@ class Uploader:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Kill the process. If the kernel holds it, on a disk that hangs, leave it and its pipes."""
+    """Kill the process. If it hangs in the kernel, on a bad disk, leave it and its pipes."""
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(KILL_SECONDS)

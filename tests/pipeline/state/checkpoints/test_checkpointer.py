@@ -510,7 +510,7 @@ def test_a_store_that_corrupts_what_it_is_given_is_found_out_before_the_commit(
     checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     checkpointer.save(model, optimizer, {"step": 10})
-    with pytest.raises(StoreError, match=r"model.safetensors has other bytes than were written"):
+    with pytest.raises(StoreError, match=r"model.safetensors differs from what was written"):
         checkpointer.wait()
     assert claim.head.checkpoints == ()
 
