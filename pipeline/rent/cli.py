@@ -1,4 +1,4 @@
-"""The `pion` commands that rent, and what they take. Nothing of SkyPilot is imported to parse."""
+"""The `pion` commands that rent, and their arguments. Parsing does not import SkyPilot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Command = Callable[[argparse.Namespace], int]
 
 
 class Add(Protocol):
-    """Makes the parser of a command.
+    """A function that makes the parser of a command.
 
     A command with `overrides` takes key=value arguments, before and after its options.
     """
@@ -21,8 +21,9 @@ class Add(Protocol):
 
 
 RUN_HELP = "STORE/NAME, or a name in runs/"
-ON_HELP = "a file that says where, such as sky/runpod-spot.yaml"
-FORCE_HELP = "accept spot dearer than on demand, and a machine on its way already"
+ON_HELP = "the SkyPilot file to rent with, such as sky/runpod-spot.yaml"
+DEAR_SPOT_HELP = "accept a spot price above the on-demand price"
+FORCE_HELP = f"{DEAR_SPOT_HELP}, and a machine that is already on its way"
 
 
 def add_rent_commands(add: Add) -> None:
@@ -32,13 +33,13 @@ def add_rent_commands(add: Add) -> None:
     )
     _job(check)
     check.add_argument("--on", metavar="SKY", help=ON_HELP)
-    check.add_argument("--force", action="store_true", help="accept spot dearer than on demand")
+    check.add_argument("--force", action="store_true", help=DEAR_SPOT_HELP)
     check.add_argument("--json", action="store_true", help="print JSON")
 
-    plan = add("plan", _plan, "memory, batch, time and dollars on each type of GPU", overrides=True)
+    plan = add("plan", _plan, "show memory, batch, time and dollars for each GPU", overrides=True)
     _job(plan)
     plan.add_argument(
-        "--gpu", metavar="NAME", action="append", default=[], help="only this one; may be repeated"
+        "--gpu", metavar="NAME", action="append", default=[], help="only this GPU; may be repeated"
     )
     plan.add_argument("--json", action="store_true", help="print JSON")
 
@@ -50,7 +51,7 @@ def add_rent_commands(add: Add) -> None:
     launch.add_argument("--dry-run", action="store_true", help="print SkyPilot's task and stop")
     launch.add_argument("--force", action="store_true", help=FORCE_HELP)
 
-    watch = add("watch", _watch, "follow a rented run and mend what SkyPilot does not see")
+    watch = add("watch", _watch, "show a rented run and keep it running")
     watch.add_argument("run", metavar="RUN", help=RUN_HELP)
     watch.add_argument("--once", action="store_true", help="look once, act, and return")
 
@@ -60,7 +61,7 @@ def add_rent_commands(add: Add) -> None:
     hop.add_argument("--job", metavar="FILE", help="default: the job that the run's store records")
     hop.add_argument("--force", action="store_true", help=FORCE_HELP)
 
-    rentals = add("rentals", _rentals, "every machine ever rented, its cost, and is it gone")
+    rentals = add("rentals", _rentals, "show every machine ever rented and if it is gone")
     rentals.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all")
     rentals.add_argument("--reap", action="store_true", help="end machines that serve no run")
     rentals.add_argument("--json", action="store_true", help="print JSON")
@@ -70,13 +71,20 @@ def add_rent_commands(add: Add) -> None:
     replay = add(
         "replay",
         _replay,
-        "finish time, dollars and goodput on recorded spot traces",
+        "show finish time, dollars and goodput on recorded spot traces",
         overrides=True,
     )
     _job(replay)
-    replay.add_argument("--trace", metavar="FILE", nargs="+", action="extend", required=True)
+    replay.add_argument(
+        "--trace",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        required=True,
+        help="recorded availability, as JSON; see docs/renting.md",
+    )
     add_options(replay)
-    replay.add_argument("--png", metavar="FILE", help="draw the result too")
+    replay.add_argument("--png", metavar="FILE", help="also draw the result to this file")
     replay.add_argument("--json", action="store_true", help="print JSON")
 
 

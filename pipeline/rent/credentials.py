@@ -1,4 +1,4 @@
-"""Which credentials a run on a rented machine needs, and those that travel there."""
+"""Which credentials a run on a rented machine needs, and which are sent there."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SESSION_TOKEN = "AWS_SESSION_TOKEN"
 
 
 def needed_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables without which a run on another machine fails, and what they are for."""
+    """Return the variables that a run on another machine needs, and what each is for."""
     needed: dict[str, str] = {}
     read = {f"for {s}.init_from": job.section(s).init_from or "" for s in job.train_stages}
     for why, url in {**read, "for the store": job.store}.items():
         if url.startswith("s3://"):
             needed.update(AWS_ACCESS_KEY_ID=why, AWS_SECRET_ACCESS_KEY=why)
             if environment.get(SESSION_TOKEN):
-                needed[SESSION_TOKEN] = "the keys are void without it"
+                needed[SESSION_TOKEN] = "the keys don't work without it"
     if job.store.startswith("hf://"):
         needed["HF_TOKEN"] = "for the store"
     elif job.publish is not None and job.publish.to.startswith("hf://"):
@@ -32,13 +32,14 @@ def needed_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> dic
 
 
 def wanted_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> set[str]:
-    """Those that it has any use for: what it reads from the Hub may be private, or rationed."""
+    """Return the variables that the run can use. A Hub token helps even with public inputs: the
+    Hub limits anonymous requests."""
     reads_hub = bool(hub_inputs(job)) or job.evaluate.lm_eval.tasks
     return {*needed_secrets(job, environment), *(["HF_TOKEN"] if reads_hub else [])}
 
 
 def hub_inputs(job: Job) -> list[str]:
-    """What the job reads from the Hub."""
+    """Return the repositories that the job reads from the Hub."""
     found = [s.repo for _, s in job.sources() if isinstance(s, HubDataset | HubNpyShards)]
     if job.tokenizer.hub is not None:
         found.append(job.tokenizer.hub)
@@ -55,7 +56,7 @@ def names_given(
     wanted: Collection[str],
     environment: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """The secrets of a YAML that a rental gets a value of, written there or set here."""
+    """Return the names of a YAML's secrets that will have a value, from the YAML or from here."""
     return [
         name
         for name, value in declared.items()
@@ -69,16 +70,16 @@ def secrets_for(
     *,
     wanted: Collection[str] | None = None,
 ) -> dict[str, str]:
-    """The values of a YAML's secrets, from this process's environment.
+    """Return the values of a YAML's secrets, from this process's environment.
 
-    Of those that may be left out only the `wanted` (None: all), as whoever owns the rented machine
-    can read them. Raises BadInput if one that must be given is not set.
+    Of the optional secrets, return only the `wanted` ones (None: all), because the rented
+    machine's host can read them. Raises BadInput if a required secret is not set.
     """
     missing = [k for k, value in declared.items() if value is None and not environment.get(k)]
     if missing:
         raise BadInput(
-            f"{', '.join(missing)} must be set in the environment, from where it is passed on as a "
-            f"secret: export {missing[0]}=…. Nothing was rented."
+            f"{', '.join(missing)} must be set in the environment, to be passed on as a secret: "
+            f"export {missing[0]}=…. Nothing was rented."
         )
     return {
         name: environment[name]

@@ -1,4 +1,4 @@
-"""The former name of on_machine/gpu_check.py, for YAMLs that people wrote."""
+"""The old name of on_machine/gpu_check.py, for YAMLs that people wrote."""
 
 import runpy
 

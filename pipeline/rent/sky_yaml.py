@@ -1,4 +1,4 @@
-"""Where to run: a SkyPilot task YAML, read by SkyPilot's own loader."""
+"""A SkyPilot task YAML, which says where to run. SkyPilot's own loader reads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JOB_VARIABLE = "JOB"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One machine the YAML accepts; what is None is left to SkyPilot."""
+    """One machine that the YAML accepts. SkyPilot chooses what is None."""
 
     cloud: str | None
     region: str | None
@@ -36,22 +36,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SkyYaml:
-    """A task YAML: the machines it accepts and the variables it takes (None = must be given)."""
+    """A task YAML: the machines it accepts, and its variables (None: a value is required)."""
 
     path: Path
     candidates: tuple[Candidate, ...]
-    in_order: bool  # `ordered`: SkyPilot tries them as listed; else the cheapest first
+    in_order: bool  # `ordered`: SkyPilot tries them in this order; else the cheapest first
     num_nodes: int
     envs: Mapping[str, str | None]
     secrets: Mapping[str, str | None]
     config: Mapping[str, Any] = field(repr=False)  # the YAML as written
 
     def task(self, envs: Mapping[str, str], secrets: Mapping[str, str] | None = None) -> Any:
-        """A sky.Task with these variables. Raises BadInput if a required variable is missing."""
+        """Return a sky.Task with these variables. Raises BadInput if a required one is missing."""
         sky = sky_module()
         missing = [k for k, value in self.envs.items() if value is None and k not in envs]
         if missing:
-            raise BadInput(f"{self.path}: envs.{missing[0]} has no value, and none was given.")
+            raise BadInput(f"{self.path}: envs.{missing[0]} has no value. Give it one.")
         with quiet():
             return sky.Task.from_yaml_config(
                 copy.deepcopy(dict(self.config)),
@@ -61,11 +61,11 @@ class SkyYaml:
 
 
 def read_sky_yaml(path: str | Path) -> SkyYaml:
-    """The rental that a SkyPilot task YAML describes.
+    """Read the rental that a SkyPilot task YAML describes.
 
     Raises:
-        BadInput: no such file, not a YAML SkyPilot accepts, not one task, or without the JOB
-            variable that tells the machine what to run.
+        BadInput: there is no such file, SkyPilot does not accept it, it is not one task, or it
+            lacks the JOB variable that tells the machine what to run.
     """
     path = Path(path)
     config = _parse(path)
@@ -73,8 +73,8 @@ def read_sky_yaml(path: str | Path) -> SkyYaml:
     if JOB_VARIABLE not in envs:
         raise BadInput(
             f"{path}: envs has no {JOB_VARIABLE}, so the machine would not know what to run. Add\n"
-            f'envs:\n  {JOB_VARIABLE}: null   # the job file\nand `pion run "${JOB_VARIABLE}"` to '
-            "`run:`."
+            f"envs:\n  {JOB_VARIABLE}: null   # the job file\nand put `pion run "
+            f'"${JOB_VARIABLE}"` into `run:`.'
         )
     given = {name: "unset" for name, value in envs.items() if value is None}
     task = _load(path, config, given)
@@ -110,11 +110,11 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         yaml_utils.check_no_duplicate_keys(text)
         documents = [d for d in yaml_utils.safe_load_all(text) if d is not None]
-    except Exception as error:  # a YAML error, or SkyPilot's own for a key given twice
+    except Exception as error:  # a YAML error, or SkyPilot's error for a duplicate key
         raise BadInput(f"{path}: not YAML: {error}") from None
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise BadInput(
-            f"{path}: a rental is one SkyPilot task, a mapping with resources, envs and run; "
+            f"{path} must be one SkyPilot task, a mapping with resources, envs and run; "
             f"this file has {len(documents)} documents"
             + ("." if len(documents) != 1 else f", a {type(documents[0]).__name__}.")
         )
@@ -122,7 +122,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _variables(path: Path, config: Mapping[str, Any], key: str) -> dict[str, str | None]:
-    """`envs` or `secrets`: name → default, None where one must be given."""
+    """Return `envs` or `secrets`: name → default, None if a value is required."""
     section = config.get(key)
     if section is None:
         return {}
@@ -142,15 +142,15 @@ def _load(path: Path, config: Mapping[str, Any], given: Mapping[str, str]) -> An
             )
     except requests.RequestException as error:
         raise BadInput(
-            f"{path}: SkyPilot needs its list of GPUs to read this, and could not fetch it "
-            f"({type(error).__name__}). Check the network, or name GPUs instead of sizes."
+            f"{path}: SkyPilot needs its list of GPUs to read this file, and could not fetch the "
+            f"list ({type(error).__name__}). Check the network, or name GPUs instead of sizes."
         ) from None
-    except Exception as error:  # SkyPilot raises ValueError, AssertionError and many of its own
+    except Exception as error:  # SkyPilot raises ValueError, AssertionError and many others
         raise BadInput(f"{path}: {_unknown_cloud(config) or error}") from None
 
 
 def _unknown_cloud(config: Mapping[str, Any]) -> str | None:
-    """A better word than a schema's regular expression for a misspelt cloud."""
+    """Return a clear message for a misspelt cloud. SkyPilot's would quote a regular expression."""
     known = known_clouds()
     spelt = {cloud.lower() for cloud in known} | {"k8s", "*"}
     resources = config.get("resources")
@@ -163,7 +163,7 @@ def _unknown_cloud(config: Mapping[str, Any]) -> str | None:
         if cloud.lower() not in spelt:
             close = close_names(cloud, known)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
-            return f"SkyPilot knows no cloud {cloud!r}; {hint}"
+            return f"SkyPilot has no cloud {cloud!r}; {hint}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""SkyPilot, where it is installed: the module itself, and what its catalog says of GPUs."""
+"""SkyPilot itself: import it, silence it, and ask for its clouds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pion.errors import BadInput
 
 
 def sky_module() -> ModuleType:
-    """The installed SkyPilot. Raises BadInput where it is missing, as on rented machines."""
+    """Import SkyPilot. Raises BadInput if it is not installed, as on rented machines."""
     try:
         import sky
     except ImportError as error:
@@ -34,7 +34,7 @@ _quiet = threading.RLock()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep SkyPilot's own progress and errors off the terminal; what fails is raised anyway.
+    """Keep SkyPilot's progress and errors off the terminal. Exceptions are still raised.
 
     Threads take turns.
     """
@@ -52,7 +52,7 @@ def quiet() -> Iterator[None]:
 
 
 def known_clouds() -> list[str]:
-    """The clouds SkyPilot can rent from, as it spells them: AWS, RunPod, …"""
+    """Return the clouds that SkyPilot can rent from, in its spelling: AWS, RunPod, …"""
     sky_module()
     from sky.utils.registry import CLOUD_REGISTRY
 
@@ -60,7 +60,7 @@ def known_clouds() -> list[str]:
 
 
 def cloud_named(name: str) -> Any:
-    """SkyPilot's object for a cloud; its name in any case."""
+    """Return SkyPilot's object for a cloud. The case of `name` does not matter."""
     sky_module()
     from sky.utils.registry import CLOUD_REGISTRY
 
@@ -68,7 +68,7 @@ def cloud_named(name: str) -> Any:
 
 
 def enabled_clouds() -> list[Any]:
-    """The clouds that `sky check` last found credentials for; empty before its first time."""
+    """Return the clouds that the last `sky check` found credentials for; empty if it never ran."""
     sky_module()
     from sky.clouds import CloudCapability
     from sky.global_user_state import get_cached_enabled_clouds
@@ -79,7 +79,7 @@ def enabled_clouds() -> list[Any]:
 
 
 def close_names(name: str, known: list[str]) -> list[str]:
-    """The names most like `name`, whatever their case: up to three, the likeliest first."""
+    """Return up to three names that are most like `name`, the closest first. Case is ignored."""
     by_lower = {other.lower(): other for other in known}
     found = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     return [by_lower[lower] for lower in found]

@@ -1,4 +1,4 @@
-"""Work that may take forever (a store that is down, a catalog to fetch), waited for so long."""
+"""Wait a limited time for work that may take forever: a store that is down, a catalog download."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _THREAD = "work that may take forever"
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result:
-    """What `work` returns; TimeoutError if it takes longer. It is left behind then, not
-    ended."""
+    """Return what `work` returns. Raises TimeoutError if it takes longer; `work` then keeps
+    running."""
     return begin(work)(seconds)
 
 
 def left_behind() -> bool:
-    """Whether such work still goes on."""
+    """Return whether any such work is still running."""
     return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def begin(work: Callable[[], Result]) -> Callable[[float], Result]:
-    """Start `work` beside this thread. Returns a function that waits some seconds for what it
-    returns or raises, and raises TimeoutError after them."""
+    """Start `work` in another thread. Return a function that waits that many seconds for its
+    result, and raises its exception, or TimeoutError."""
     outcome: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
             outcome.put((work(), None))
-        except BaseException as error:  # raised again where it was asked for
+        except BaseException as error:  # raised again in the thread that waits
             outcome.put((None, error))
 
     def wait(seconds: float) -> Result:

@@ -1,1 +1,1 @@
-"""pion plan: what fits on which GPU, and for how many hours and dollars."""
+"""pion plan: which GPUs a job fits on, and for how many hours and dollars."""

@@ -18,10 +18,10 @@ from pipeline.rent.plan.prices import market
 
 
 def show_plan(job: str, overrides: Sequence[str], *, gpus: Sequence[str], as_json: bool) -> int:
-    """Print what the job of a file takes on each type of GPU, ranked by dollars: on one, or on as
-    many as its `hardware.workers`.
+    """Print what a job takes on each type of GPU, ranked by dollars.
 
-    Raises BadInput for a job with mistakes and a GPU that nobody knows.
+    A machine has one GPU, or as many as the job's `hardware.workers`. Raises BadInput for a job
+    with mistakes, and for an unknown GPU.
     """
     plan = load_job(job, overrides)
     count = max(1, plan.hardware.workers or 1)
@@ -40,7 +40,8 @@ def show_plan(job: str, overrides: Sequence[str], *, gpus: Sequence[str], as_jso
 
 
 def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """By dollars; then those of unknown price, by hours; those that don't fit last."""
+    """Return the estimates by dollars, then those without a price by hours, then those that don't
+    fit."""
 
     def rank(e: Estimate) -> tuple[bool, bool, float, float, str]:
         memory = e.offer.gpu_memory or 0
@@ -57,13 +58,14 @@ def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
 
 
 def batch_in_words(estimate: Estimate) -> str:
-    """Micro-batch × accumulation, once for each stage if they differ; * where it recomputes."""
+    """Return micro-batch × accumulation, once per stage if the stages differ; * if activations are
+    recomputed."""
     words = [f"{s.micro_batch}×{s.grad_accum}{'*' if s.recompute else ''}" for s in estimate.stages]
     return ", ".join(dict.fromkeys(words))
 
 
 def _assumptions(job: Job, estimates: Sequence[Estimate]) -> list[str]:
-    """What the numbers rest on, in words."""
+    """Return notes that say what the numbers are based on."""
     unfit: dict[str, list[str]] = {}
     for e in estimates:
         if e.problem is not None:
@@ -71,7 +73,7 @@ def _assumptions(job: Job, estimates: Sequence[Estimate]) -> list[str]:
     notes = [f"{', '.join(dict.fromkeys(gpus))}: {why}" for why, gpus in unfit.items()]
     count = max((e.offer.count for e in estimates), default=1)
     if count > 1:
-        notes.append(f"$/h and tokens/s are of a machine's {count} GPUs, one for each worker")
+        notes.append(f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker")
     notes += [f"tokens/s {s}" for s in sorted({s.speed_from for e in estimates for s in e.stages})]
     if any(e.offer.use_spot for e in estimates):
         notes.append(
@@ -81,7 +83,7 @@ def _assumptions(job: Job, estimates: Sequence[Estimate]) -> list[str]:
         )
     if any(stage.recompute for e in estimates for stage in e.stages):
         notes.append("* activations are recomputed to fit")
-    return [*notes, "training only: preparing data, evaluation and publishing come on top"]
+    return [*notes, "training only: preparing data, evaluation and publishing are extra"]
 
 
 def _table(job: Job, estimates: Sequence[Estimate]) -> Table:

@@ -5,7 +5,7 @@
     hours on spot = (RESTART_SECONDS + training) × M / (M − L), one preemption every M seconds
 
 M is the job's `checkpoint.preemption_hours`. Only training counts: preparing data, evaluation and
-publishing come on top.
+publishing are extra.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pipeline.rent.plan.past_speeds import Speed, speed_on
 from pipeline.rent.plan.prices import Offer
 from pipeline.training.cadence import SaveCadence
 
-# The share of a GPU's peak that a model is assumed to reach if nobody has measured it. The
-# published recipe of Pion-small reached this on an A40 (64 × 2,048 tokens in 4.3 s).
+# The share of a GPU's peak that a model is assumed to reach if no run has measured it. The
+# published recipe of Pion-small reached this share on an A40 (64 × 2,048 tokens in 4.3 s).
 ASSUMED_MFU = 0.15
 # Recomputing activations costs a third more arithmetic.
 RECOMPUTE_SPEED = 3 / 4
@@ -33,7 +33,7 @@ RESTART_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One training stage on a machine. `tokens_per_second` is that of all GPUs together."""
+    """One training stage on a machine. `tokens_per_second` is the sum of all GPUs."""
 
     stage: str
     micro_batch: int
@@ -51,7 +51,7 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A whole job on an offer. What is None can't be told; `problem` says why it does not fit."""
+    """A whole job on an offer. None means unknown; `problem` says why the job does not fit."""
 
     offer: Offer
     stages: tuple[StageEstimate, ...]
@@ -70,14 +70,14 @@ class Estimate:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The mean over the stages while training."""
+        """The mean over all training stages."""
         seconds = [stage.seconds for stage in self.stages]
         known = [s for s in seconds if s is not None]
         return self.tokens / sum(known) if known and len(known) == len(seconds) else None
 
     @property
     def peak_bytes(self) -> int:
-        """The most that a stage needs of one GPU."""
+        """The most memory that a stage needs on one GPU."""
         return max((stage.peak_bytes for stage in self.stages), default=0)
 
     @property
@@ -86,13 +86,13 @@ class Estimate:
 
 
 def estimate(job: Job, offer: Offer, speeds: list[Speed], *, num_nodes: int = 1) -> Estimate:
-    """What `job` takes on `num_nodes` machines of `offer`, given what earlier runs reached."""
+    """Return what `job` takes on `num_nodes` machines of `offer`, at the speeds of earlier runs."""
     if offer.gpu is None:
         return Estimate(offer, (), None)
     if (why := too_old(offer.gpu)) is not None:
         return Estimate(offer, (), why)
     if offer.gpu_memory is None:
-        return Estimate(offer, (), f"nothing is known about the memory of a {offer.gpu}")
+        return Estimate(offer, (), f"the memory of a {offer.gpu} is unknown")
     asked = job.hardware.workers
     workers = offer.count * num_nodes if asked is None else max(1, asked)
     try:
@@ -110,7 +110,7 @@ def estimate(job: Job, offer: Offer, speeds: list[Speed], *, num_nodes: int = 1)
     if lost >= every:
         problem = (
             f"a preemption every {every / 60:.0f} min (checkpoint.preemption_hours) would cost "
-            f"{lost / 60:.0f} min each time, so it would never finish"
+            f"{lost / 60:.0f} min each time, so the job would never finish"
         )
         return Estimate(offer, stages, problem)
     paid = work * every / (every - lost)
@@ -118,7 +118,7 @@ def estimate(job: Job, offer: Offer, speeds: list[Speed], *, num_nodes: int = 1)
 
 
 def gpus_that_fit(job: Job) -> list[str]:
-    """The GPU types one of which can train the job, those with the least memory first."""
+    """Return the GPU types of which a single GPU can train the job, the smallest memory first."""
     found = []
     for name, kind in GPU_TYPES.items():
         offer = Offer(name, 1, None, None, False, None, None, kind.memory, 0)
@@ -136,7 +136,7 @@ def _priced(
 
 
 def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]) -> StageEstimate:
-    """A stage's plan, as its workers will choose it. Raises BadInput if it does not fit."""
+    """Return a stage's plan, as its workers will choose it. Raises BadInput if it does not fit."""
     assert offer.gpu is not None
     assert offer.gpu_memory is not None
     section, hardware, config = job.section(stage), job.hardware, job.model_config_resolved()
@@ -154,7 +154,7 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]
     if peak > usable:
         raise BadInput(
             f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
-            f"{usable / 2**30:.1f} GiB; leave it out and {derived} is used"
+            f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
         )
     speed, where = _speed(offer.gpu, dtype, seq_len, job, speeds)
     if speed is not None and recompute and where.startswith("assumed"):
@@ -174,19 +174,20 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]
 def _speed(
     gpu: str, dtype: str, seq_len: int, job: Job, speeds: list[Speed]
 ) -> tuple[float | None, str]:
-    """Tokens per second of one GPU, and where that number comes from."""
+    """Return the tokens per second of one GPU, and where that number comes from."""
     measured = speed_on(speeds, gpu, seq_len)
     if measured is not None:
         return measured.tokens_per_second, f"measured in run {measured.run}"
     flops = gpu_flops(GPU_TYPES[gpu].cuda, dtype) if gpu in GPU_TYPES else None
     if flops is None:
-        return None, f"nothing is known about the speed of a {gpu}"
+        return None, f"the speed of a {gpu} is unknown"
     per_token = flops_per_token(job.model_config_resolved(), seq_len)
     return flops * ASSUMED_MFU / per_token, f"assumed: {ASSUMED_MFU:.0%} MFU"
 
 
 def _save_interval(job: Job, stages: tuple[StageEstimate, ...]) -> float:
-    """Seconds between saves, as the run's own policy has them before it has measured anything."""
+    """Return the seconds between saves, as the run's policy sets them before it measures
+    anything."""
     checkpoint = job.checkpoint
     cadence = SaveCadence(
         checkpoint.every_steps,

@@ -1,4 +1,4 @@
-"""What SkyPilot calls a GPU, what CUDA calls it, and the memory CUDA then reports."""
+"""GPU types: SkyPilot's name, CUDA's name, and the memory that CUDA reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from pion.train.hardware import gpu_flops
 
-# The share of a GPU's memory in the catalog that CUDA can use, where the GPU reserves most (ECC).
+# The smallest share of the catalog's memory that CUDA can use. GPUs with ECC reserve the most.
 CATALOG_SHARE = 0.92
 
 
@@ -21,17 +21,17 @@ class GpuType:
 
     @property
     def memory(self) -> int:
-        """Bytes a training process may use."""
+        """The bytes that a training process may use."""
         return int(self.gib * 2**30)
 
     def dtype(self, asked: str) -> Literal["bfloat16", "float32"]:
-        """The precision a job's `hardware.dtype` means on this GPU."""
+        """Return the precision that a job's `hardware.dtype` means on this GPU."""
         if asked == "auto":
             return "float32" if gpu_flops(self.cuda, "bfloat16") is None else "bfloat16"
         return "bfloat16" if asked == "bfloat16" else "float32"
 
 
-# SkyPilot's name → the GPU. Its arithmetic is in pion.train.hardware, under CUDA's name.
+# SkyPilot's name → the GPU. The FLOP/s are in pion.train.hardware, under CUDA's name.
 GPU_TYPES: dict[str, GpuType] = {
     "T4": GpuType("T4", 14.6),
     "RTXA4000": GpuType("RTX A4000", 15.7),
@@ -65,14 +65,14 @@ _NO_KERNELS = re.compile(r"(V100|P100|P40|P4|K80|M60)\b")
 
 
 def too_old(gpu: str) -> str | None:
-    """Why the GPU that SkyPilot calls `gpu` will not do, whatever its memory; None if it may."""
+    """Return why the GPU that SkyPilot calls `gpu` is too old for torch; None if it is not."""
     if _NO_KERNELS.match(gpu) is None:
         return None
-    return f"a {gpu} is too old for the torch that is installed, which needs compute capability 7.5"
+    return f"a {gpu} is too old: the installed torch needs compute capability 7.5"
 
 
 def gpu_memory(gpu: str, catalog_gib: float | None = None) -> int | None:
-    """Usable bytes of the GPU SkyPilot calls `gpu`, if it or its catalog's figure is known."""
+    """Return the usable bytes of the GPU that SkyPilot calls `gpu`; None if they are unknown."""
     if gpu in GPU_TYPES:
         return GPU_TYPES[gpu].memory
     return None if catalog_gib is None else int(catalog_gib * CATALOG_SHARE * 2**30)

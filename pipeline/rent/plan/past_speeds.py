@@ -1,4 +1,4 @@
-"""How fast this model trained on machines of earlier runs: what the runs of a store reported."""
+"""How fast this model trained in earlier runs, read from the runs of a store."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 
-# The fields of a model that its speed depends on.
+# The model's fields that its speed depends on.
 SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "head_dim", "vocab_size")
-# How many of an attempt's newest metrics files are read. Its speed hardly changes.
+# How many of an attempt's newest metrics files are read. The speed hardly changes.
 SEGMENTS = 3
-# How long reading a store may take.
+# How many seconds reading a store may take.
 SECONDS = 4.0
 # How many of the store's runs are read, the most recent first.
 RUNS = 10
@@ -31,7 +31,7 @@ RUNS = 10
 
 @dataclass(frozen=True)
 class Speed:
-    """What one attempt of `run` reached: tokens per second of one worker on CUDA's `device`."""
+    """Tokens per second of one worker in one attempt of `run`. `device` is CUDA's name."""
 
     run: str
     device: str
@@ -40,9 +40,9 @@ class Speed:
 
 
 def past_speeds(job: Job) -> list[Speed]:
-    """What attempts at this job's model reached, in its store; the most recent run's first.
+    """Return the speeds that this job's model reached in its store, the most recent run first.
 
-    Empty where the store can't be read in time: whoever asks goes on with an assumption.
+    Return nothing if the store can't be read in time: callers then assume a speed.
     """
     try:
         return within(SECONDS, partial(_speeds, job))
@@ -59,7 +59,7 @@ def _speeds(job: Job) -> list[Speed]:
 
 
 def speed_on(speeds: list[Speed], gpu: str, seq_len: int) -> Speed | None:
-    """The median attempt of the newest run that trained rows of `seq_len` on this GPU."""
+    """Return the median attempt of the newest run that trained rows of `seq_len` on this GPU."""
     fit = [s for s in speeds if s.seq_len == seq_len and gpu in sky_names(s.device)]
     newest = sorted((s for s in fit if s.run == fit[0].run), key=lambda s: s.tokens_per_second)
     return newest[len(newest) // 2] if newest else None
@@ -74,13 +74,13 @@ def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> It
         if event["event"] != "training" or event["stage"] not in fitting:
             continue
         reached = _tokens_per_second(store, f"{name}/metrics/{event['stage']}/{event['epoch']}/")
-        if reached is not None and "seq_len" in event:  # which the first runs did not report
+        if reached is not None and "seq_len" in event:  # the first runs did not report seq_len
             per_worker = reached / max(1, event["workers"])
             yield Speed(name, event["device"], event["seq_len"], per_worker)
 
 
 def _has_shape(run: RunState, head: Head, stage: str, shape: Mapping[str, Any]) -> bool:
-    """Whether the run's stage trains, or trained, a model of this shape."""
+    """Return whether the run's stage trains, or trained, a model of this shape."""
     record = head.stages.get(stage)
     digests = [record.digest] if record else []
     digests += [entry.digest for entry in head.checkpoints if entry.stage == stage]
@@ -89,7 +89,7 @@ def _has_shape(run: RunState, head: Head, stage: str, shape: Mapping[str, Any]) 
 
 
 def _tokens_per_second(store: Store, folder: str) -> float | None:
-    """The median of what the newest metrics in a folder say."""
+    """Return the median speed in a folder's newest metrics; None if there is none."""
     keys = sorted(e.key for e in store.list(folder) if e.key.endswith(".jsonl"))[-SEGMENTS:]
     rows = [json.loads(line) for key in keys for line in store.read(key).splitlines()]
     speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]

@@ -1,7 +1,7 @@
-"""What the machines a rental accepts cost, cheapest first: SkyPilot's catalog, or the job's prices.
+"""What machines cost, cheapest first: SkyPilot's catalog, or the job's own prices.
 
-SkyPilot keeps its catalogs on disk and fetches them anew every few hours; without a network it
-goes on with those it has.
+SkyPilot keeps its catalogs on disk and fetches them again every few hours. Without a network it
+uses the catalogs on disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.rent.time_limit import within
 # These are clusters that the user owns, so they have no prices.
 NO_CATALOG = ("kubernetes", "ssh", "slurm")
 
-# A catalog that takes longer to fetch is not used.
+# A catalog that needs more seconds to fetch is not used.
 CATALOG_SECONDS = 10.0
 
 Prices = Mapping[str, Price]
@@ -32,8 +32,8 @@ Prices = Mapping[str, Price]
 
 @dataclass(frozen=True)
 class Offer:
-    """A machine and its price. `spot` and `on_demand` are dollars per hour of the whole machine,
-    None where nobody says; `gpu_memory` is what one of its GPUs has, in bytes."""
+    """A machine and its price. `spot` and `on_demand` are dollars per hour for the whole machine,
+    None if unknown. `gpu_memory` is the bytes of one GPU."""
 
     gpu: str | None
     count: int
@@ -46,11 +46,11 @@ class Offer:
     disk_gb: int
     note: str | None = None  # why the catalog's price is missing
     elsewhere: Mapping[str, float] = field(default_factory=dict)
-    """Price by `cloud/region`, of every place where the machine may be rented instead."""
+    """Price by `cloud/region`, for every place that offers the machine."""
 
     @property
     def price(self) -> float | None:
-        """Dollars per hour of this machine as it would be rented."""
+        """Dollars per hour of this machine, spot or on demand as it would be rented."""
         return self.spot if self.use_spot else self.on_demand
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class NotOffered:
-    """A candidate that nobody rents out, and why. SkyPilot takes the others, if there are any;
+    """A candidate that nobody offers, and why. SkyPilot uses the other candidates if there are any;
     a name that nobody knows is a mistake."""
 
     candidate: Candidate
@@ -73,18 +73,18 @@ class NotOffered:
 
 
 def offers_for(sky_yaml: SkyYaml, prices: Prices | None = None) -> list[Offer]:
-    """What the rental's candidates cost, cheapest first; those nobody offers are left out."""
+    """Return the offers for the rental's candidates, cheapest first; some may have none."""
     found = [look_up(candidate, sky_yaml.num_nodes, prices) for candidate in sky_yaml.candidates]
     return cheapest_first(offer for offer in found if isinstance(offer, Offer))
 
 
 def cheapest_first(offers: Iterable[Offer]) -> list[Offer]:
-    """Offers by price; those of unknown price last."""
+    """Return offers by price; offers without a price come last."""
     return sorted(offers, key=lambda o: (o.price is None, o.price or 0.0, str(o)))
 
 
 def unpriced(candidate: Candidate) -> Offer:
-    """The machine that a candidate asks for, whoever offers it."""
+    """Return the machine that a candidate asks for, without a price."""
     return Offer(
         gpu=candidate.gpu,
         count=candidate.count,
@@ -101,7 +101,7 @@ def unpriced(candidate: Candidate) -> Offer:
 def look_up(
     candidate: Candidate, num_nodes: int = 1, prices: Prices | None = None
 ) -> Offer | NotOffered:
-    """The cheapest machine that satisfies a candidate. The job's own `prices` come first."""
+    """Return the cheapest machine for a candidate. The job's own `prices` override the catalog."""
     offer = unpriced(candidate)
     clouds = [candidate.resources.cloud] if candidate.cloud else enabled_clouds()
     note = None if clouds else "no cloud is enabled here"
@@ -110,7 +110,7 @@ def look_up(
         try:
             with quiet():
                 answer = _cheapest(cloud, candidate, num_nodes, offer)
-        except Exception as error:  # SkyPilot and its clouds raise whatever they like
+        except Exception as error:  # SkyPilot and its clouds raise all kinds of errors
             note = f"{cloud}'s catalog can't be read ({type(error).__name__})"
             continue
         if isinstance(answer, Offer):
@@ -128,22 +128,22 @@ def look_up(
 def market(
     gpus: Sequence[str], prices: Prices | None = None, *, count: int = 1
 ) -> tuple[list[Offer], list[str]]:
-    """A machine of `count` GPUs of each type, spot and on demand, where it is cheapest; and notes
-    for the user.
+    """Return the cheapest machine of `count` GPUs of each type, spot and on demand; and notes for
+    the user.
 
-    `gpus` names the types; if empty they are those that have a price, or all that are known where
-    none has. A type that no catalog offers by that count has no price, unless the job states one.
-    Raises BadInput for a name that nobody knows.
+    `gpus` names the types. If it is empty, use all types with a price, or all known types if none
+    has a price. A type that no catalog offers in that count has no price, unless the job sets one.
+    Raises BadInput for an unknown name.
     """
     notes: list[str] = []
     by_name: dict[str, list[Any]] = {}
     try:
-        sky_module()  # which takes seconds by itself
+        sky_module()  # importing takes seconds, which should not count against the limit
         clouds, by_name = within(CATALOG_SECONDS, _whole_market)
         notes.append(f"prices: the cheapest region in SkyPilot's catalog of {', '.join(clouds)}")
     except BadInput as error:
         notes.append(str(error))
-    except Exception as error:  # SkyPilot and its clouds raise whatever they like
+    except Exception as error:  # SkyPilot and its clouds raise all kinds of errors
         notes.append(f"SkyPilot's catalog can't be read ({type(error).__name__})")
     prices = prices or {}
     if prices:
@@ -163,7 +163,7 @@ def market(
     unpriced = by_name.keys() - offered - prices.keys()
     lacking = [gpu for gpu in gpus or sorted(GPU_TYPES) if gpu in unpriced]
     if lacking:
-        notes.append(f"not offered there by {count} at a time: {', '.join(lacking)}")
+        notes.append(f"not offered with {count} GPUs per machine: {', '.join(lacking)}")
     offers = []
     for gpu in gpus or priced or list(GPU_TYPES):
         for use_spot in (True, False):
@@ -175,7 +175,8 @@ def market(
 
 
 def _whole_market() -> tuple[list[str], dict[str, list[Any]]]:
-    """The clouds to compare, those enabled or else those whose catalog is here, and their GPUs."""
+    """Return the clouds to compare and their GPUs: the enabled clouds, or else those whose catalog
+    is on this disk."""
     from sky.catalog.common import get_catalog_path
 
     clouds = [str(cloud).lower() for cloud in enabled_clouds()]
@@ -187,7 +188,7 @@ def _whole_market() -> tuple[list[str], dict[str, list[Any]]]:
 
 
 def _of_market(gpu: str, count: int, infos: Sequence[Any], use_spot: bool) -> Offer:
-    """Where a machine of `count` GPUs costs least, of what the catalogs have."""
+    """Return the cheapest machine of `count` GPUs in the catalogs' `infos`."""
 
     def price(info: Any, spot: bool) -> float | None:
         dollars = info.spot_price if spot else info.price
@@ -219,7 +220,7 @@ def _with_own_price(offer: Offer, prices: Prices) -> Offer:
 
 
 def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) -> Offer | str:
-    """The cheapest of a cloud's regions for a candidate, or why it has none."""
+    """Return the candidate in the cloud's cheapest region, or why the cloud does not have it."""
     resources = candidate.resources.copy(cloud=cloud)
     feasible = cloud.get_feasible_launchable_resources(resources, num_nodes)
     if not feasible.resources_list:
@@ -261,13 +262,13 @@ def _price(cloud: Any, launchable: Any, spot: bool, region: str, zone: str | Non
             price += cloud.accelerators_to_hourly_cost(
                 launchable.accelerators, use_spot=spot, region=region, zone=zone
             )
-    except (ValueError, AssertionError):  # no such price, or zones of different ones
+    except (ValueError, AssertionError):  # no such price, or the prices of zones differ
         return None
     return None if math.isnan(price) else float(price)
 
 
 def _why_none(cloud: Any, candidate: Candidate, fuzzy: Sequence[str]) -> str:
-    """In which way the cloud lacks the candidate: the name, the number, the place or spot."""
+    """Return why the cloud does not have the candidate: GPU name, count, region, or spot."""
     if candidate.gpu is None:
         return f"{cloud} has no machine of that size"
     by_name = _gpus_of(str(cloud).lower())
@@ -284,14 +285,14 @@ def _why_none(cloud: Any, candidate: Candidate, fuzzy: Sequence[str]) -> str:
         return f"{cloud} has {candidate.gpu} in {_listed(regions)}, not in {candidate.region}"
     counts = sorted({int(info.accelerator_count) for info in here})
     if candidate.count not in counts:
-        return f"{cloud} rents {candidate.gpu} by {_listed(map(str, counts))}"
+        return f"{cloud} offers {candidate.gpu} only with {_listed(map(str, counts))} per machine"
     if candidate.use_spot and all(math.isnan(info.spot_price) for info in here):
         return f"{cloud} lists no spot price for {candidate.gpu}"
-    return f"{cloud} has {candidate.gpu}, but not with the cpus and memory asked"
+    return f"{cloud} has {candidate.gpu}, but not with the requested cpus and memory"
 
 
 def _gpus_of(*clouds: str, name: str | None = None) -> dict[str, list[Any]]:
-    """GPU → what the catalogs of these clouds offer with it, in every region."""
+    """Return, for each GPU, what the catalogs of these clouds offer in every region."""
     sky_module()
     from sky import catalog
 

@@ -90,7 +90,7 @@ def test_what_skypilot_does_not_accept_is_refused_naming_the_file(
 
 def test_a_misspelt_cloud_is_named_with_the_closest(sky_home: SkyHome) -> None:
     path = sky_home.yaml("any_of:\n  - {infra: runpd/CA, accelerators: A40}")
-    with pytest.raises(BadInput, match="SkyPilot knows no cloud 'runpd'; did you mean RunPod"):
+    with pytest.raises(BadInput, match="SkyPilot has no cloud 'runpd'; did you mean RunPod"):
         read_sky_yaml(path)
 
 

@@ -99,7 +99,7 @@ def test_a_gpu_without_bf16_computes_in_float32() -> None:
 @pytest.mark.parametrize("gpu", ["V100", "V100-32GB", "P100", "K80"])
 def test_a_gpu_that_torch_has_no_kernels_for_fits_nothing(gpu: str) -> None:
     found = on("A40", gpu=gpu)
-    assert "too old for the torch" in (found.problem or "")
+    assert "is too old: the installed torch" in (found.problem or "")
     assert gpu not in gpus_that_fit(small())
 
 
@@ -152,7 +152,7 @@ def test_saves_every_so_many_steps_lose_half_of_their_time() -> None:
 def test_a_machine_that_is_lost_before_it_has_restarted_never_finishes() -> None:
     found = on("A40", "checkpoint.preemption_hours=0.02", use_spot=True)
     assert not found.fits
-    assert "it would never finish" in (found.problem or "")
+    assert "the job would never finish" in (found.problem or "")
 
 
 def test_more_gpus_share_the_step_and_more_machines_cost_more() -> None:
@@ -174,7 +174,7 @@ def test_what_cannot_be_told_is_not_made_up() -> None:
     found = on("A40", gpu="MI300X")
     assert found.fits
     assert found.hours is None
-    assert found.stages[0].speed_from == "nothing is known about the speed of a MI300X"
+    assert found.stages[0].speed_from == "the speed of a MI300X is unknown"
     assert not on("A40", gpu="MI300X", gpu_memory=None).fits
 
 

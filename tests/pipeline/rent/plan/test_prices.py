@@ -84,7 +84,7 @@ def test_a_gpu_the_cloud_happens_not_to_have_is_no_mistake(sky_home: SkyHome) ->
 
 
 def test_the_reason_names_what_the_cloud_lacks(sky_home: SkyHome) -> None:
-    assert "RunPod rents A40 by 1" in why_not(sky_home, "accelerators: A40:4")
+    assert "offers A40 only with 1 per machine" in why_not(sky_home, "accelerators: A40:4")
     assert "has A40 in CA, not in SE" in why_not(
         sky_home, "any_of: [{infra: runpod/SE, accelerators: A40}]"
     )
@@ -161,7 +161,7 @@ def test_the_market_of_four_gpus_has_machines_of_four_at_their_own_price(sky_hom
         ("4 × A40 spot on RunPod/CA", 0.7),
         ("4 × A40 on demand on RunPod/CA", 1.5),
     }
-    (lacking,) = [note for note in notes if "not offered there by 4 at a time" in note]
+    (lacking,) = [note for note in notes if "not offered with 4 GPUs per machine" in note]
     assert "L40S" in lacking
     assert "A40," not in lacking
     offers, _ = market(["L40S"], count=4)
