@@ -1,4 +1,4 @@
-"""Parses the `pion` command line and calls the command. Heavy imports wait for the command."""
+"""Parses the `pion` command line and calls the command. Each command does its heavy imports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see EXIT_CODES)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a log in ASCII is no reason to die
+            stream.reconfigure(errors="replace")  # an ASCII log must not end the command
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         if argv is None and arguments[:1] == ["run"]:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.command(args)
         sys.stdout.flush()
         return code
-    except SystemExit as stop:  # argparse: --help, or arguments it refuses
+    except SystemExit as stop:  # argparse: --help, or invalid arguments
         return int(stop.code or 0)
     except PionError as error:
         ending = _ending(error, arguments)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read us has gone; without this Python complains while closing stdout.
+        # The reader is gone. Without this, Python prints an error when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -76,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
-    """Return the error in which the command ends: the verdict on a StoreError, or `error` itself.
+    """Return the error with which the command ends: a verdict on a StoreError, or `error` itself.
 
-    A command that can lose work gives its verdict itself, so this one only reads or asks.
+    Commands that can lose work give the verdict themselves, so this command only reads or asks.
     """
     from pipeline.state.stores import StoreError
     from pipeline.state.stores.verdict import Moment, verdict
@@ -95,7 +95,7 @@ def _bug(error: Exception) -> str:
     handle, path = tempfile.mkstemp(prefix="pion-bug-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as log:
         log.write(f"pion {' '.join(sys.argv[1:])}\n\n")
-        # With a limit, since libraries set sys.tracebacklimit, SkyPilot to 0.
+        # The limit overrides sys.tracebacklimit, which SkyPilot sets to 0.
         traceback.print_exception(error, limit=TRACEBACK_LIMIT, file=log)
     return (
         f"error: this is a bug in Pion: {type(error).__name__}: {error}\n"
@@ -107,7 +107,7 @@ def _bug(error: Exception) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Exits with 2 and one line, naming the nearest command for a misspelt one."""
+    """Exits with code 2 and a short message that suggests the nearest command."""
 
     commands: Sequence[str] = ()
 
@@ -124,7 +124,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the version, which is only looked up when a user asks for it."""
+    """Prints the version. It is only looked up when needed."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -163,10 +163,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     _add_store_commands(add)
     _add_prove(add)
     add_rent_commands(add)
-    for sub in take_overrides.values():  # after the command's other positional arguments
+    for sub in take_overrides.values():  # after the other positional arguments
         sub.add_argument("overrides", metavar="key=value", nargs="*", help=OVERRIDES_HELP)
     parser.commands = tuple(commands.choices)
-    # `pion run JOB --redo sft sft.lr=1e-4`: argparse alone takes no overrides after an option.
+    # argparse accepts no overrides after an option: `pion run JOB --redo sft sft.lr=1e-4`.
     overrides: list[str] = []
     if argv and argv[0] in take_overrides:
         overrides = [a for a in argv if _is_override(a)]
@@ -239,7 +239,7 @@ def _add_store_commands(add: Add) -> None:
     report.add_argument("run", metavar="RUN", help=RUN_HELP)
     report.add_argument("--json", action="store_true", help="print its path as JSON")
 
-    stop = add("stop", _stop, "ask a run's owner, wherever it is, to save and stop")
+    stop = add("stop", _stop, "ask a run's owner, on any machine, to save and stop")
     stop.add_argument("run", metavar="RUN", help=RUN_HELP)
     stop.add_argument("--wait", action="store_true", help="return once it has stopped")
 
@@ -254,7 +254,7 @@ def _add_prove(add: Add) -> None:
     prove = add(
         "prove",
         _prove,
-        "kill runs of a job again and again: do they still end with the same weights?",
+        "kill runs of a job many times: do they still end with the same weights?",
         overrides=True,
     )
     prove.add_argument("job", metavar="JOB", help="a job file; a copy cut to 60 steps is run")
@@ -398,11 +398,11 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _load(name: str | None) -> tuple[FoundModel, Decoder, Tokenizer]:
-    """The model of that name, on the accelerator if there is one."""
+    """Return the model called `name`, on the accelerator if there is one, and its tokenizer."""
     from pipeline.models.find import find_model
     from pipeline.models.load import load_found
 
-    found = find_model(name)  # before torch is imported: a wrong name is answered at once
+    found = find_model(name)  # before torch is imported, so a wrong name fails at once
     from pion.train.hardware import pick_device
 
     model, tokenizer = load_found(found)
@@ -422,12 +422,12 @@ def _terminal_width() -> int | None:
 
 
 def run_and_exit() -> NoReturn:
-    """`main`, as the process that a person started."""
+    """Call `main` and exit with its code. The entry point of the `pion` command."""
     from pipeline.rent.time_limit import left_behind
 
     code = main()
     if left_behind():
-        # Such a thread, in the middle of torch perhaps, would crash an interpreter that ends.
+        # A thread that timed out still runs, perhaps in torch: it would crash the shutdown.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

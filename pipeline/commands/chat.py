@@ -28,7 +28,7 @@ SETTINGS = {
 }
 COMMANDS = (*SETTINGS, "/system", "/reset", "/help", "/quit")
 HELP = """\
-/temp X     temperature: 0 takes the most likely token, above 1 is wilder
+/temp X     temperature: 0 takes the most likely token; higher is more random
 /topk N     choose among the N most likely tokens (0: all)
 /topp X     choose among the most likely tokens that add up to probability X
 /tokens N   maximum length of an answer, in tokens
@@ -40,9 +40,9 @@ A command without a value shows the current value."""
 
 
 class Conversation:
-    """The turns so far, and their ids in the form in which the model saw turns in training.
+    """The turns so far, and their ids in the format that the model was trained on.
 
-    A base model (`template` False) knows no turns: it only continues the last text.
+    A base model (`template` False) has no turns: it only continues the last text.
     """
 
     def __init__(self, tokenizer: Tokenizer, seq_len: int, *, template: bool) -> None:
@@ -56,7 +56,7 @@ class Conversation:
         """Add the user's turn; return the prompt's ids and how many old turns were dropped.
 
         The oldest turns are dropped to leave room for `answer_tokens`, or for half the context if
-        that is less. Raises BadInput, and adds nothing, if the text alone fills the context.
+        that is less. Raises BadInput, and adds nothing, if the text by itself fills the context.
         """
         turns = [*self.turns, Turn("user", text)] if self.template else [Turn("user", text)]
         room = min(answer_tokens, self.seq_len // 2)
@@ -188,7 +188,7 @@ class _Session:
             self.say(f"{setting.replace('_', ' ')} is {getattr(self.settings, setting):g}")
         elif name == "/system":
             if not self.conversation.template:
-                raise BadInput("this model takes no system turn: it was not fine-tuned")
+                raise BadInput("this model has no system turn: it was not fine-tuned")
             self.conversation.system = value
             self.say(f"system: {value}" if value else "no system turn")
         elif name == "/reset":
@@ -219,7 +219,7 @@ def _pieces(
 
 
 def _typed_lines(say: Callable[[str], None]) -> Iterator[str]:
-    """Yield lines from standard input; on a terminal with a prompt and line editing."""
+    """Yield lines from standard input; on a terminal, with a prompt and line editing."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
@@ -227,7 +227,7 @@ def _typed_lines(say: Callable[[str], None]) -> Iterator[str]:
         return
     import readline  # noqa: F401  (arrow keys and history in input())
 
-    # Whatever started this program may have ignored Ctrl-C, but /help promises it to a person.
+    # The parent process may have disabled Ctrl-C, but /help promises it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     while True:
         try:

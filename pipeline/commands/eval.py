@@ -62,8 +62,8 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
 def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, rows_at_once: int = 1) -> HeldOut:
     """Return the loss on one document.
 
-    The document is cut into rows of the model's context, which don't see each other. It follows an
-    end-of-text token, as documents do in training, so that each of its tokens is predicted once.
+    The document is cut into rows as long as the model's context. Rows don't see each other. As in
+    training, an end-of-text token precedes the document, so each of its tokens is predicted once.
     """
     seq_len = model.config.seq_len
     ids = np.array([tokenizer.end_of_text, *tokenizer.encode(text)], np.int64)

@@ -8,7 +8,7 @@ import json
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model, load_tokenizer
 
-# Any English text will do to compare logits on; these come with Python.
+# Texts to compare logits on. Any English text would do.
 _TEXTS = [text for text in (argparse.__doc__, json.__doc__) if text]
 
 
@@ -16,7 +16,7 @@ def export(model: str, folder: str) -> int:
     """Export the model called `model` to `folder` and return 0.
 
     Raises BadInput for a model without a tokenizer, and PionError if transformers does not load
-    the same model again.
+    the same model.
     """
     found = find_model(model)
     load_tokenizer(found)  # before torch is imported: it may be missing

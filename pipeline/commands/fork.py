@@ -31,7 +31,7 @@ from pipeline.state.stores import Missing, StoreError, open_store, split_run
 from pipeline.state.stores.verdict import Moment, before_work, verdict
 from pipeline.state.workspace import Workspace, read_files
 
-# The epoch under which the fork itself owns the new run, until it releases the run.
+# The epoch under which the fork command owns the new run until it releases it.
 EPOCH = 1
 
 Say = Callable[[str], None]
@@ -106,7 +106,7 @@ def fork_run(
 
 
 def choose(source: RunState, head: Head, at: int | None, stage: str | None) -> CheckpointEntry:
-    """Return the checkpoint to fork at. Raises BadInput, which lists the existing checkpoints."""
+    """Return the checkpoint to fork at, or raise BadInput with a list of the checkpoints."""
     entries = [
         entry
         for entry in head.checkpoints  # newest first
@@ -169,7 +169,7 @@ class _Copy:
         return self.source.store, self.source.name
 
     def _copy_descriptions(self) -> None:
-        """Copy the job files, and what the stages' digests were computed from."""
+        """Copy the job files, and the inputs from which the stages' digests were computed."""
         store = self.source.store
         found = [*store.list(self.source.key("jobs/")), *store.list(self.source.key("stages/"))]
         for entry in found:
@@ -188,7 +188,7 @@ class _Copy:
         source = Workspace(self.source.store, self.source.name)
         target = Workspace(self.target.store, self.target.name)
         folder = source.bring_data(digest)
-        # dataset.json comes last: it says that the other files are there.
+        # dataset.json goes last: it marks the folder as complete.
         paths = sorted(_files_below(folder), key=lambda path: path.name == "dataset.json")
         if not paths or paths[-1].name != "dataset.json":
             raise PionError(
@@ -221,8 +221,8 @@ class _Copy:
             if problem is not None:
                 raise BadInput(
                     f"The checkpoint {entry.key} of {self.source.name} can't be forked: {problem}. "
-                    f"Nothing was forked. Fork at another one: pion checkpoints {self.source.name} "
-                    "--verify shows which are good."
+                    f"Nothing was forked. Fork at another checkpoint: `pion checkpoints "
+                    f"{self.source.name} --verify` shows which are good."
                 )
             where = self.source.key(f"{entry.key}/{MANIFEST}")
             data = self.source.store.read(where)
@@ -275,7 +275,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _link(path: Path, to: Path) -> None:
-    """Put a file at a second place; copy it only if the disk can't link it."""
+    """Link the file `path` as `to`, or copy it if the disk can't link."""
     to.parent.mkdir(parents=True, exist_ok=True)
     to.unlink(missing_ok=True)
     try:

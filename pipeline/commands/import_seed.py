@@ -18,8 +18,8 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     the chat template. Nothing pickled is executed.
 
     Raises:
-        BadInput: the file is no seed's checkpoint, the tokenizer does not fit it, or `folder` is in
-            use.
+        BadInput: the file is not a seed's checkpoint, the tokenizer does not fit it, or `folder` is
+            in use.
     """
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""`pion report`: write a run's report.html again from what its store holds."""
+"""`pion report`: write a run's report.html again from its store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.state.recorded_job import recorded_job
 
 
 def rewrite_report(run: str, *, as_json: bool) -> int:
-    """Write report.html of a run again from what its store holds, and print its path.
+    """Write report.html of a run again from its store, and print its path.
 
     The report of a remote run is also written to the working directory.
     """

@@ -13,7 +13,7 @@ from pion.errors import BadInput
 class GenerationSettings:
     """How text is sampled.
 
-    With `temperature` 0 the most likely token is taken. `top_k` 0 and `top_p` 1 restrict nothing.
+    `temperature` 0 takes the most likely token. `top_k` 0 and `top_p` 1 restrict nothing.
     """
 
     max_tokens: int = 128
@@ -26,7 +26,7 @@ class GenerationSettings:
 
 HELP = {
     "max_tokens": "maximum length of an answer, in tokens",
-    "temperature": "0 takes the most likely token, above 1 is wilder",
+    "temperature": "0 takes the most likely token; higher is more random",
     "top_k": "choose among this many of the most likely tokens, 0 for all",
     "top_p": "choose among the most likely tokens that add up to this probability",
     "repetition_penalty": "above 1, tokens that were already used become less likely",

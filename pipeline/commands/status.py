@@ -1,4 +1,4 @@
-"""`pion status`: print what runs have done and who owns them, read from their stores alone."""
+"""`pion status`: print what runs have done and who owns them. Reads only their stores."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def show_status(run: str, *, as_json: bool) -> int:
 
 
 def show_runs(*, as_json: bool) -> int:
-    """Print one line for every run in the default store, the latest last."""
+    """Print one line for every run in the default store, latest last."""
     store = open_store(DEFAULT_STORE)
     runs = [
         run_status(RunState(store, name), head, time.time())
@@ -127,7 +127,7 @@ def _machine_in_words(machine: MachineCost) -> str:
 
 
 def _remarks(status: dict[str, Any]) -> list[str]:
-    """Return lines about what only some runs have: a request to stop, rows left out."""
+    """Return lines about a request to stop and rows left out, if there are any."""
     lines = []
     if status["stop"]:
         lines.append(f"asked to stop: {StopRequest(**status['stop']).describe()}")

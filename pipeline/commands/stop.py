@@ -1,4 +1,4 @@
-"""`pion stop`: ask a run's owner, wherever it is, to save and stop, and wait for it if asked."""
+"""`pion stop`: ask a run's owner, on any machine, to save and stop; `--wait` waits for it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _how_it_ended(state: RunState, head: Head) -> str:
     if is_finished(state, head):
         clear_stops(state)
         return (
-            f"{state.name} finished its last stage before it saw the request. The request is "
+            f"{state.name} finished its last stage before it saw the request. The request was "
             "removed."
         )
     return f"{state.name} has stopped. {_saved(state, head)}"

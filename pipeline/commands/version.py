@@ -8,7 +8,7 @@ from pipeline.state.owner import code_version
 
 
 def version_line() -> str:
-    """Return `pion 0.1.0 (c28abf5, changed since)`; without a known commit, the version alone."""
+    """Return `pion 0.1.0 (c28abf5, changed since)`; without a known commit, only the version."""
     version = f"pion {importlib.metadata.version('pion')}"
     code = code_version()
     if code.commit is None:

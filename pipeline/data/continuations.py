@@ -1,7 +1,7 @@
 """Multiple-choice questions from held-out text: which of four continuations follows a context?
 
 The wrong choices are continuations from other documents of the same data. They are cut the same way
-and have about the same length, so that only the context tells which one is true. Chance is one in
+and have about the same length, so only the context tells which choice is true. Chance is one in
 four.
 """
 
@@ -38,8 +38,8 @@ def continuation_questions(
 ) -> list[dict[str, object]]:
     """Return up to 1,000 questions {"context", "choices", "answer"} from the rows of all sources.
 
-    The same rows give the same questions. There are none if the rows hold fewer than four documents
-    that are long enough.
+    The same rows give the same questions. The list is empty if fewer than four documents are long
+    enough.
     """
     passages = list(_passages(held_out, tokenizer))
     if len({passage.document for passage in passages}) < CHOICES:

@@ -1,7 +1,7 @@
 """Data on the Hugging Face Hub: streamed data sets, `.npy` shards and tokenizers.
 
 Everything is read at a commit that is pinned first, so a run that resumes next week reads the same
-bytes. When the Hub refuses something that a person can fix, a BadInput says how.
+bytes. If a person can fix what the Hub refuses, a BadInput says how.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ BROKEN_TRANSFERS = 5
 def explained(what: str) -> Iterator[None]:
     """Turn the errors of the Hub's clients into a message that names `what` and what to do.
 
-    Raises BadInput for something that is missing or may not be read, PionError for a Hub that can't
-    be reached.
+    Raises BadInput for something that is missing or not accessible, and PionError for a Hub that
+    can't be reached.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
 
     The header of the first shard gives shape and type, and the file sizes give the rows of the
     other shards. Downloads are checked against the Hub's hashes later. Raises BadInput if no file
-    matches, or if the first is no array of integers whose rows divide into `seq_len`.
+    matches, or if the first is not an array of integers whose rows divide into `seq_len`.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -111,8 +111,8 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
             rows, rest = divmod(file.size - offset, seq_len * dtype.itemsize)
             if rest or rows % (row_ids // seq_len):
                 raise BadInput(
-                    f"{source.repo}/{file.path}: {file.size:,} bytes are no whole number of rows "
-                    f"of {row_ids:,} {dtype} ids, like those in {files[0].path}"
+                    f"{source.repo}/{file.path}: {file.size:,} bytes are not a whole number of "
+                    f"rows of {row_ids:,} {dtype} ids, as in {files[0].path}"
                 )
             remote = {"repo": source.repo, "revision": commit, "path": file.path}
             sha256 = file.lfs.sha256 if file.lfs else _sha256(source.repo, commit, file.path)
@@ -140,7 +140,7 @@ def read_range(repo: str, commit: str, path: str, start: int, end: int) -> bytes
     from huggingface_hub import HfFileSystem
 
     files = HfFileSystem()
-    # cache_type none: exactly this range, no read-ahead of megabytes.
+    # cache_type none: only this range, without reading megabytes ahead.
     with files.open(f"datasets/{repo}@{commit}/{path}", "rb", cache_type="none") as file:
         file.seek(start)
         return file.read(end - start)
@@ -173,7 +173,7 @@ def _again_if_broken(download: Callable[[], str]) -> str:
 
 
 def _sha256(repo: str, commit: str, path: str) -> str:
-    """Hash a file that is too small for the Hub to keep a hash of it."""
+    """Return the hash of a file that is too small for the Hub to keep a hash."""
     from huggingface_hub import HfFileSystem
 
     content = HfFileSystem().cat_file(f"datasets/{repo}@{commit}/{path}")
@@ -274,4 +274,4 @@ def _token_advice() -> str:
             "`export HF_TOKEN=hf_…` (or `hf auth login`)"
         )
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login of `hf auth login`"
-    return f"The token from {source} can't read it: ask for access on its page, or use another one"
+    return f"The token from {source} can't read it: ask for access on its page, or use another"

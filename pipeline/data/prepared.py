@@ -62,7 +62,7 @@ class PreparedData:
         """Return the rows of "train" or "held_out", all sources mixed by weight.
 
         `cache` makes the cache for remote shards. It is only called, and only needed, if there are
-        any; held-out rows are always local. Raises BadInput for a manifest that was changed and for
+        such shards; held-out rows are always local. Raises BadInput for a changed manifest and for
         a cache that is too small for one window.
         """
         from pion.data.order import RowOrder

@@ -1,4 +1,4 @@
-"""Takes over shards that were tokenised elsewhere: checks and hashes them, and changes nothing.
+"""Takes shards that were tokenised elsewhere: checks and hashes them, but does not change them.
 
 The last 1 % of the rows is held out. Local files are hard-linked into the data folder, or copied if
 they are on another disk. Files on the Hub stay there and are fetched during training.
@@ -128,12 +128,12 @@ def _link_or_copy(source: Path, target: Path) -> None:
     try:
         try:
             os.link(source.resolve(), temporary)
-        except OSError:  # another disk, or one without hard links
+        except OSError:  # another disk, or a disk without hard links
             shutil.copyfile(source, temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, target)
-        temporary.unlink(missing_ok=True)  # replacing a link by itself leaves both
+        temporary.unlink(missing_ok=True)  # os.replace leaves both links to one file
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise unwritable(target, error) from None

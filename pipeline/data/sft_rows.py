@@ -69,7 +69,7 @@ class _Packer:
         self._buffer: list[list[Turn]] = []
         self._done = self._finished_buffers()
         self._to_skip = BUFFER * len(self._done)
-        # Rows in finished shards that belong to the first buffer that is packed again.
+        # Rows in finished shards that belong to the buffer that is packed again first.
         self._rows_written = self._writer.appended - sum(b["rows"] for b in self._done)
 
     def append(self, turns: list[Turn]) -> None:
@@ -81,7 +81,7 @@ class _Packer:
             self._pack()
 
     def finish(self) -> tuple[Manifest, dict[str, int]]:
-        """Return the manifest, and how many conversations, tokens … the rows hold."""
+        """Return the manifest, and how many conversations, tokens and so on the rows hold."""
         if self._buffer:
             self._pack()
         rows, vocab_size = self._rows, self._tokenizer.vocab_size

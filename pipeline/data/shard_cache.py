@@ -1,8 +1,8 @@
 """Keeps shards of a remote data set on a disk that is smaller than the data set.
 
 Shards are fetched ahead in the order in which training will read them. Used shards make room. A
-file gets its name only when it is complete and has the manifest's sha256, so a shard is there
-entirely or not at all, whatever interrupts a download. Processes on one machine may share a folder.
+file gets its name only when it is complete and has the manifest's sha256, so an interrupted
+download never leaves a partial shard. Processes on one machine may share a folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pion.errors import BadInput, PionError
 from pipeline.data.hub import download_shard
 
 ATTEMPTS = 3
-# A file that another process has opened within this time is not deleted.
+# Seconds. A file that another process has opened within this time is not deleted.
 IN_USE_SECONDS = 600.0
 
 
@@ -56,7 +56,7 @@ class ShardCache:
         self._starved = False  # fetching ahead found no room
         self._incoming: dict[str, int] = {}  # bytes of the downloads under way
         self._verified: set[str] = set()
-        self._in_hand = ""  # the file path_of gave out last
+        self._in_hand = ""  # the file that path_of returned last
         self._releases: dict[str, Callable[[], None]] = {}
         self._changed = threading.Condition()
         self._closed = False
@@ -75,18 +75,18 @@ class ShardCache:
         with _locked(path):
             with self._changed:
                 self._in_hand = path.name
-                if self._starved:  # the file in hand before can make room now
+                if self._starved:  # the previous file in hand can make room now
                     self._starved = False
                     self._plan += 1
                     self._changed.notify_all()
             if not self._is_good(path, shard):
                 self._wait_for_room(path, shard)
                 self._obtain(path, shard)
-            os.utime(path)  # says "in use" to other processes, and when it was last needed
+            os.utime(path)  # marks it as in use for other processes, with the time of last use
         return path
 
     def want(self, shards: Sequence[Shard]) -> None:
-        """Fetch ahead as many of `shards`, which are needed next, soonest first, as fit."""
+        """Fetch ahead as many of `shards` as fit. They are sorted, soonest needed first."""
         wanted: dict[str, Shard] = {}
         room = self.budget_bytes
         for shard in shards:
@@ -112,7 +112,7 @@ class ShardCache:
         self._releases[self._path(shard).name] = release
 
     def close(self) -> None:
-        """Stop fetching ahead; the next fetch resumes a download that was interrupted."""
+        """Stop fetching ahead. The next fetch resumes an interrupted download."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -127,7 +127,7 @@ class ShardCache:
             for shard in wanted.values():
                 if self._closed or self._plan != followed:
                     break
-                # A shard that fails here is tried again, and reported, when a row of it is needed.
+                # If this fails, it is tried again, and reported, when a row of the shard is needed.
                 with suppress(PionError, OSError):
                     self._fetch_if_room(shard)
 
@@ -179,14 +179,14 @@ class ShardCache:
         )
 
     def _wait_for_room(self, path: Path, shard: Shard) -> None:
-        """Make room for a shard that is needed now, and reserve it even if over the budget."""
+        """Make room for a shard that is needed now; reserve the room even beyond the budget."""
         with self._changed:
             while not self._make_room(path, shard) and self._incoming:
-                self._changed.wait()  # a shard on its way may be evicted once it is there
+                self._changed.wait()  # once a download has arrived, it may be evicted
             self._incoming[path.name] = shard.bytes
 
     def _make_room(self, path: Path, shard: Shard) -> bool:
-        """Delete files that are not needed next, the longest unused first, until `shard` fits.
+        """Delete files that are not needed next, least recently used first, until `shard` fits.
 
         Returns whether it fits. If so, the room is reserved until `_obtain` is done.
         """
@@ -210,7 +210,7 @@ class ShardCache:
             return excess <= 0
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Return (last use, bytes, file) of every cached shard, the longest unused first."""
+        """Return (last use, bytes, file) of every cached shard, least recently used first."""
         files = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
@@ -227,8 +227,8 @@ class ShardCache:
 class CachedStream(RowStream):
     """A RowStream that tells a ShardCache which shards its next rows are in.
 
-    Raises BadInput if the cache is too small for one window of shards: they would have to be
-    fetched again and again.
+    Raises BadInput if the cache is too small for one window of shards: it would fetch the same
+    shards repeatedly.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class CachedStream(RowStream):
                 cache.on_evict(shard, partial(rows.release, index))
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the rows of these numbers; fetch the shards of the following rows meanwhile."""
+        """Return the rows with these numbers; meanwhile, fetch the shards of the following rows."""
         upcoming = self.upcoming_shards(min(indices), self._ahead)
         shards = [self._manifests[source].shards[number] for source, number in upcoming]
         self._cache.want([shard for shard in shards if shard.remote])

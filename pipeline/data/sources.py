@@ -1,7 +1,7 @@
 """The job's data sources as streams of texts and conversations, each marked held out or not.
 
-The text itself decides whether it is held out (for the standard library, its file does), so a text
-is held out wherever and however often it appears.
+A hash of the text (for the standard library, of its file) decides whether the text is held out, so
+every copy of a text is on the same side.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
 def texts(job: Job, found: Input) -> Iterator[tuple[bool, str]]:
     """Yield (held out?, text) of every document of a text source.
 
-    Of a document longer than 64K characters only the end is held out, so that a corpus of one long
+    If a document is longer than 64K characters, only its end is held out, so a corpus of one long
     file has both parts. Raises BadInput for a file that can't be read and for an empty corpus.
     """
     share = job.data.held_out
@@ -114,7 +114,7 @@ def conversations(job: Job, found: Input) -> Iterator[tuple[bool, list[Turn]]]:
     """Yield (held out?, turns) of every conversation of a source.
 
     Questions about the standard library are held out with the files that pretraining holds out.
-    Raises BadInput naming the record that is no conversation or has no assistant turn.
+    Raises BadInput for a record that is not a conversation or has no assistant turn.
     """
     assert job.sft is not None
     if isinstance(found.source, PythonDocsQA):
@@ -151,7 +151,7 @@ def _records(job: Job, found: Input) -> Iterator[Record]:
 
 
 def _encodable(text: str) -> str:
-    """Replace the halves of surrogate pairs that broken JSON writers leave by `?`."""
+    """Replace halves of surrogate pairs (from broken JSON writers) with `?`."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

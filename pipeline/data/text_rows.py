@@ -38,7 +38,7 @@ def write_text_rows(
 ) -> dict[str, Any]:
     """Write the shards of both splits below `folder` and return what was counted.
 
-    Documents in shards that an interrupted call had finished are read but not encoded again.
+    Documents in shards that an interrupted call finished are read but not encoded again.
     Raises BadInput if a shard can't be written.
     """
     splits = _Splits(tokenizer, folder, rows)
@@ -55,7 +55,7 @@ def write_text_rows(
 
 
 class _Splits:
-    """The shards of the training and the held-out rows of one source, and what is counted."""
+    """The shards of the training and held-out rows of one source, and its counts."""
 
     def __init__(self, tokenizer: Tokenizer, folder: Path, rows: RowFormat) -> None:
         self.documents = self.bytes = 0
@@ -72,7 +72,7 @@ class _Splits:
         }
 
     def not_yet_written(self, texts: Iterable[tuple[bool, str]]) -> Iterator[tuple[str, str]]:
-        """Count every document; yield the split and the text of those in no finished shard."""
+        """Count every document; yield the split and text of each that is in no finished shard."""
         to_skip = {split: writer.appended for split, writer in self._writers.items()}
         for held_out, text in texts:
             split = "held_out" if held_out else "train"
@@ -122,7 +122,7 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 def _encoded(
     batches: Iterable[list[tuple[str, str]]], tokenizer: Tokenizer
 ) -> Iterator[tuple[list[tuple[str, str]], list[list[int]], int, float]]:
-    """Yield (batch, ids, bytes, seconds) of each batch; encode the next batch meanwhile."""
+    """Yield (batch, ids, bytes, seconds) of each batch, while the next batch is encoded."""
 
     def encode(batch: list[tuple[str, str]]) -> tuple[list[list[int]], int, float]:
         started = time.monotonic()

@@ -2,8 +2,8 @@
 
 A digest covers the identity and schedule fields of a stage and the digests of its inputs, never
 runtime fields and never code versions, so that a finished stage is skipped exactly when redoing it
-would give the same thing. A field that was added after the first runs is covered only while it has
-another value than the one of before (section.py, pion/later_fields.py).
+would give the same thing. A field that was added after the first runs is covered only if its value
+differs from `before` (section.py, pion/later_fields.py).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pion.later_fields import values_before
 from pipeline.job import Job, Section
 from pipeline.job.section import ALWAYS_THERE, part_of, value_before
 
-# Dotted path → value; paths that start with `input.` are digests of what comes before.
+# Dotted path → value. Paths that start with `input.` are digests of earlier stages and of data.
 Inputs = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Digests of one job: its data sets and its stages, and the inputs they were made of.
+    """Digests of one job: its data sets and its stages, and the inputs of each digest.
 
-    `before` is what the job's later fields stand for where a stage's inputs leave them out.
+    `before` has the values of the job's later fields where a stage's inputs leave them out.
     """
 
     data: dict[str, str]
@@ -51,7 +51,7 @@ def covered_fields(section: Section, prefix: str = "") -> Inputs:
 
 
 def fields_before(section: Section, prefix: str = "") -> Inputs:
-    """Return what the later fields below `section` stand for where they are left out."""
+    """Return the values that later fields below `section` have where they are left out."""
     before: Inputs = {}
     for name, field in type(section).model_fields.items():
         path = _join(prefix, name)
@@ -73,7 +73,7 @@ def _flat(value: Any, path: str) -> Inputs:
 
 
 def _sections_in(value: Any, path: str) -> list[tuple[str, Section]]:
-    """Return the section that `value` is, or the sections that it lists, each with its path."""
+    """Return the sections in `value`, a section or a list, each with its path."""
     if isinstance(value, Section):
         return [(path, value)]
     items = enumerate(value) if isinstance(value, list) else ()
@@ -145,7 +145,7 @@ class Difference:
 
 
 def differences(old: Inputs, new: Inputs, before: Inputs) -> list[Difference]:
-    """Return the fields that differ, without the digests of inputs, which have their own.
+    """Return the fields that differ, except digests of inputs.
 
     A later field that either side leaves out has its value in `before`.
     """

@@ -1,4 +1,4 @@
-"""What a job file may contain: its sections and fields in order, and what stands at a path."""
+"""What a job file may contain: its sections and fields in order, and the field at a path."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class JobField:
 class Chapter:
     """Fields that are explained together: a section of the job, or a kind of source.
 
-    `path` is the section's, or that of the list of sources; "" stands for the top of the job.
-    `presence` tells whether the section must be given.
+    `path` is the path of the section or of the list of sources; "" is the top of the job.
+    `presence` says whether the section must be given.
     """
 
     path: str
@@ -69,7 +69,7 @@ def _section_chapters(path: str, field: FieldInfo) -> Iterator[Chapter]:
     for name, inner in section.model_fields.items():
         here = f"{path}.{name}"
         sections = sections_of(inner.annotation)
-        if len(sections) > 1:  # a list of sources, told apart by `kind`
+        if len(sections) > 1:  # a list of sources; `kind` tells them apart
             fields.append(_described(here, inner))
             kinds += [_kind_chapter(here, source) for source in sections]
         elif sections:
@@ -128,13 +128,13 @@ def _type_in_words(annotation: Any) -> str:
     return "a price for each GPU"  # Job.prices, the only mapping with free keys
 
 
-# ---------------------------------------------------------------- what stands at a path
+# ---------------------------------------------------------------- what is at a path
 
 
 def fields_at(path: str, values: Any, *, kinds: bool = False) -> list[str]:
     """Return the valid keys of the section at a dotted path, or the kinds a source can have.
 
-    `values` is the job as parsed; it tells which kind of source stands at a list index.
+    `values` is the parsed job: it has the kind of the source at a list index.
     """
     sections = _sections_at(path, values)
     if kinds:
@@ -152,7 +152,7 @@ def find_field(path: str, values: Any) -> FieldInfo | None:
 
 
 def is_number(field: FieldInfo | None) -> bool:
-    """Return whether a field holds a number, and so neither `true` nor `false`."""
+    """Return whether a field holds a number, so `true` and `false` are mistakes."""
     if field is None:
         return False
     return bool({int, float} & {field.annotation, *get_args(field.annotation)})
@@ -172,7 +172,7 @@ def sections_of(annotation: Any) -> list[type[Section]]:
 
 
 def kind_of(section: type[Section]) -> str | None:
-    """Return the `kind` by which a source is told apart; None for other sections."""
+    """Return the `kind` of a source; None for other sections."""
     field = section.model_fields.get("kind")
     return str(get_args(field.annotation)[0]) if field else None
 

@@ -41,15 +41,15 @@ class Model(Section):
         None, "width of one attention head; unset: d_model / n_heads", gt=0
     )
     vocab_size: int | None = identity(
-        None, "embedding rows; unset: those of the preset, else of the trained tokenizer", gt=0
+        None, "embedding rows; unset: the preset's, else the trained tokenizer's", gt=0
     )
     seq_len: int | None = identity(
         None,
-        "longest context in tokens; unset: that of the preset, else the longest training row",
+        "longest context in tokens; unset: the preset's, else the longest training row",
         gt=0,
     )
     rope_theta: float | None = identity(
-        None, "base of the rotary frequencies; unset: that of the preset, else 10000", gt=0
+        None, "base of the rotary frequencies; unset: the preset's, else 10000", gt=0
     )
     softcap: float | None = identity(
         None,
@@ -332,7 +332,7 @@ class Log(Section):
 
 
 def _price(gpu: str, value: Any) -> Price:
-    """Return a GPU's price: a job states one amount for both ways of renting, or one for each."""
+    """Return a GPU's price. A job gives one amount for both ways of renting, or one for each."""
     if isinstance(value, Price):
         return value
     given = value if isinstance(value, dict) else {"spot": value, "on_demand": value}

@@ -87,7 +87,7 @@ EXPECTED = {
 def _reported(error: Any, document: Document) -> list[Mistake]:
     """Return one pydantic error in the words of the job file.
 
-    A validator of ours reports several mistakes in one error, one per line.
+    Our own validators report several mistakes in one error, one per line.
     """
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     path = ".".join(_without_tags(error["loc"]))
@@ -125,7 +125,7 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
 
 
 def _truths_for_numbers(document: Document) -> list[Mistake]:
-    """Return the mistakes like `steps: yes`: Python, and so pydantic, accepts True as 1."""
+    """Return mistakes like `steps: yes`: Python, and so pydantic, accepts True as 1."""
     return [
         Mistake(document.where(path), path, f"{str(value).lower()} should be a number")
         for path, value in _leaves(document.values, "")
@@ -143,7 +143,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _stated(path: str, line: str, value: Any, document: Document) -> Mistake:
-    """Return the mistake in a validator's own sentence, which may begin with a dotted path."""
+    """Return the mistake in a validator's own sentence. It may begin with a dotted path."""
     named, colon, rest = line.partition(": ")
     if colon and re.fullmatch(r"[a-z_0-9.]+", named):
         path, line = (join(path, named) if path else named), rest

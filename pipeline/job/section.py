@@ -1,11 +1,11 @@
 """How a section of the job file and its fields are declared.
 
-A field is *identity* (it changes what is learned from what), *schedule* (it changes how) or
-*runtime* (it changes neither: cadence, display, hardware). A stage's digest covers the first two;
-see digest.py.
+A field is *identity* (it changes what is learned, or from what), *schedule* (it changes how) or
+*runtime* (it changes neither: cadence, display, hardware). A stage's digest covers the first two
+kinds; see digest.py.
 
 A field that is added to an existing section must not make finished stages stale. Declare it with
-`before`, the value that computes what was computed before the field existed:
+`before`, the value with which everything is computed as before the field existed:
 
     z_loss: float = scheduled(0.0, "weight of the loss on the logits' scale", before=0.0)
 
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-# `before` of a field that exists since the first run.
+# `before` of a field that has existed since the first run.
 ALWAYS_THERE: Any = object()
 
 
@@ -49,7 +49,7 @@ def part_of(field: FieldInfo) -> str:
 
 
 def value_before(field: FieldInfo) -> Any:
-    """Return the value that a record without this field stands for, or ALWAYS_THERE."""
+    """Return the value of this field in records without it, or ALWAYS_THERE."""
     return _about(field).get("before", ALWAYS_THERE)
 
 
@@ -59,7 +59,7 @@ def _about(field: FieldInfo) -> dict[str, Any]:
 
 
 class Section(BaseModel):
-    """A mapping in the job file, whose keys are the class's fields."""
+    """A mapping in the job file. Its keys are the class's fields."""
 
     model_config = ConfigDict(
         extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def settings_of(section: Train) -> TrainSettings:
-    """Return the trainer's settings that a section of the job states."""
+    """Return the trainer's settings in a section of the job."""
     from pion.train.settings import TrainSettings
 
     names = [f.name for f in dataclasses.fields(TrainSettings)]

@@ -1,1 +1,1 @@
-"""Facts about the machine this process runs on."""
+"""Facts about the machine that this process runs on."""

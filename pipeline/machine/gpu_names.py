@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Names that differ from the driver's first word: RunPod's name first, that of other clouds last.
+# Names that differ from the driver's first word: RunPod's name first, other clouds' name last.
 _NAMES = {
     "A100 80GB PCIe": ("A100-80GB",),
     "A100-SXM4-80GB": ("A100-80GB-SXM", "A100-80GB"),
@@ -22,7 +22,7 @@ _NAMES = {
 def sky_names(name: str) -> tuple[str, ...]:
     """Return SkyPilot's names of the GPU that NVIDIA's driver calls `name`.
 
-    The first is the name on RunPod and the last that on other clouds: `NVIDIA H100 80GB HBM3` is
+    The first is the name on RunPod, the last the name on other clouds: `NVIDIA H100 80GB HBM3` is
     H100-SXM on RunPod and H100 elsewhere.
     """
     words = re.sub(r"^((NVIDIA|AMD|GeForce|Tesla|Quadro) )+", "", name.strip())

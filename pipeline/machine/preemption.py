@@ -1,4 +1,4 @@
-"""Read the preemption notices of a cloud's metadata service: the cloud will take this machine.
+"""Watch a cloud's metadata service for the notice that it will take this machine.
 
 AWS gives two minutes of notice and Google Cloud thirty seconds. Other clouds have no such service;
 there, a process gets SIGTERM or nothing at all.
@@ -25,8 +25,7 @@ GCP_HOST = "GCE_METADATA_HOST"
 
 AWS_SECONDS = 120.0
 GCP_SECONDS = 30.0
-# Seconds that are assumed to be left if the notice's time has passed: this machine's clock may be
-# off.
+# The seconds left if the notice's time has passed already: this machine's clock may be wrong.
 AT_LEAST = 5.0
 TIMEOUT = 2.0
 DMI = Path("/sys/class/dmi/id")
@@ -50,8 +49,8 @@ def watch_for_notices(
     """Watch the metadata service of this machine's cloud; return a function that ends the watch.
 
     Return None if this machine is in no cloud. `on_notice` is called once, in a separate thread,
-    with a sentence and the seconds left. The service is asked `every` so many seconds, even after
-    errors; `say` gets the first error.
+    with a sentence and the seconds left. The service is queried once in `every` seconds, even
+    after errors; `say` gets the first error.
     """
     cloud = cloud_here(dmi)
     if cloud is None:
@@ -81,21 +80,21 @@ def watch_for_notices(
 
 
 class Cloud(Protocol):
-    """A cloud whose metadata service can be asked."""
+    """A cloud with a metadata service."""
 
     name: str
 
     def notice(self) -> Notice | None:
         """Return the notice, or None if there is none.
 
-        Raises one of ERRORS if there is no answer, or an answer that makes no sense.
+        Raises one of ERRORS if the service does not answer, or answers something else.
         """
 
 
 def cloud_here(dmi: Path = DMI) -> Cloud | None:
-    """Return the cloud of this machine, from environment variables and firmware alone, or None.
+    """Return the cloud of this machine, or None.
 
-    This does not use the network.
+    Reads environment variables and the firmware; does not use the network.
     """
     environ = os.environ
     on_aws = "Amazon EC2" in _firmware(dmi, "sys_vendor", "board_vendor")
@@ -185,7 +184,7 @@ class _Gcp:
 
 
 def _open(request: urllib.request.Request) -> str:
-    """Return the body of the answer. Raises OSError or HTTPException."""
+    """Return the body of the response. Raises OSError or HTTPException."""
     # The service is on this machine's own link, so no proxy is used.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=TIMEOUT) as answer:

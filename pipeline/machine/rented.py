@@ -3,7 +3,7 @@
 Everything comes from variables that SkyPilot, the provider and the rental's run script set:
 
     SKYPILOT_TASK_ID, SKYPILOT_MANAGED_JOB_ID, SKYPILOT_CLUSTER_INFO, RUNPOD_POD_ID
-                                        if any of them is set, this machine is rented
+                                        if any is set, this machine is rented
     PION_DOLLARS_PER_HOUR, PION_PRICES  the price, or a JSON object with the price of each GPU
     PION_SPOT                           1 if the machine may be taken away, 0 if not
     PION_BOOT_STARTED, PION_BOOT_CHECKED, PION_BOOT_SYNCED
@@ -45,7 +45,7 @@ BOOT_PHASES = (
 )
 # The kinds of the event that a process appends after it has claimed a run; see `claim_event`.
 RENTED, AT_HOME = "machine", "process"
-# Seconds. A machine that was up for longer before the run script began was rented for something
+# Seconds. If a machine was up for longer before the run script began, it was rented for something
 # else.
 LONGEST_BOOT = 3600.0
 
@@ -54,8 +54,8 @@ LONGEST_BOOT = 3600.0
 class RentedMachine:
     """A rented machine.
 
-    `gpu` is SkyPilot's name of its GPUs (None if there are none, or it is not known), and `count`
-    their number per node. The run pays for the machine from `rented_at` (Unix seconds). `phases`
+    `gpu` is SkyPilot's name of its GPUs (None without GPUs, or if not known), and `count` is their
+    number per node. The run pays for the machine from `rented_at` (Unix seconds). `phases`
     maps each part of the time from then until `pion run` began to its seconds.
     """
 
@@ -166,12 +166,12 @@ def rental_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC)
 
 
 def priced_at(gpu: str, place: str) -> str:
-    """Return the key of a GPU's price that holds only in one place (`cloud/region`)."""
+    """Return the key of a GPU's price in one place (`cloud/region`)."""
     return f"{gpu}{_AT}{place}"
 
 
 def with_providers(environment: Mapping[str, str], proc: Path = PROC) -> Mapping[str, str]:
-    """Return `environment` with RunPod's variables of process 1, which an ssh shell lacks."""
+    """Return `environment` with RunPod's variables from process 1: an ssh shell lacks them."""
     if "RUNPOD_POD_ID" in environment or not is_rented(environment):
         return environment
     try:
@@ -217,7 +217,7 @@ def _nvidia_smi() -> tuple[str, ...]:
 
 
 def _prices(environment: Mapping[str, str]) -> dict[str, float]:
-    """Return dollars per hour of one machine, by its GPU or by its GPU and a place."""
+    """Return dollars per hour of one machine, by GPU, or by GPU and place."""
     text = environment.get(PRICES_VARIABLE)
     if not text:
         return {}

@@ -15,8 +15,7 @@ from pipeline.state.workspace import Workspace, read_files
 def bring_model(run: RunState, key: str) -> Path:
     """Return the verified folder of the listed checkpoint `key`; download it unless it is here.
 
-    Raises BadInput, which names the command that checks all of them, if files are missing or
-    damaged.
+    Raises BadInput if files are missing or damaged.
     """
     workspace = Workspace(run.store, run.name)
     problem = _fetch(workspace, key)
@@ -30,7 +29,7 @@ def bring_model(run: RunState, key: str) -> Path:
 
 
 def run_reference(store: Store, name: str) -> str:
-    """Return what to call a run on the command line: in the default store, its name alone."""
+    """Return what to call a run on the command line: in the default store, only its name."""
     return name if store.url == open_store(DEFAULT_STORE).url else f"{store.url}/{name}"
 
 

@@ -17,7 +17,7 @@ from pipeline.state.stores import DEFAULT_STORE, open_store
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
-HUB_MODEL = re.compile(r"hf://[^/]+/[^/]+")  # with one more part it is a run in a store
+HUB_MODEL = re.compile(r"hf://[^/]+/[^/]+")  # with one more part, it is a run in a store
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FoundModel:
         kind: how they are stored.
         label: what to call the model in messages.
         chat: whether it was fine-tuned on conversations.
-        tokenizer: its `tokenizer.json`; None if there is none (a seed's `.pt` file has none).
+        tokenizer: its `tokenizer.json`, or None if it is missing, as for a seed's `.pt` file.
     """
 
     folder: Path
@@ -53,13 +53,13 @@ def find_model(text: str | None) -> FoundModel:
 
     `text` is one of these:
       * a run: `demo` or `<store>/demo`, with `@pretrain`, `@sft` or `@STEP` for another checkpoint
-        than its last one. The weights of a run in a remote store (`s3://bucket/prefix/demo`,
+        than its last. The weights of a run in a remote store (`s3://bucket/prefix/demo`,
         `hf://user/name/demo`) are downloaded unless this machine has them.
       * the folder of a checkpoint or of an exported model, or a seed's `.pt` file.
       * a Hub repository: `user/name` or `hf://user/name`, with `@REVISION`.
 
     Raises:
-        BadInput: there is nothing of that name; the message lists what was searched.
+        BadInput: nothing has that name. The message lists what was searched.
         StoreError: the store that would have it can't be read.
     """
     found = _latest() if text is None else locate_model(text)
@@ -77,7 +77,7 @@ def locate_model(text: str) -> Path | Listed | str:
     `user/name@REVISION`). The Hub is not asked whether it has the repository.
 
     Raises:
-        BadInput: there is nothing of that name.
+        BadInput: nothing has that name.
         StoreError: the store that would have it can't be read.
     """
     if HUB_MODEL.fullmatch(text):
@@ -143,7 +143,7 @@ def _of_run(found: Listed) -> FoundModel:
 
 
 def _listed(state: RunState, head: Head, which: str | None) -> Listed:
-    """Return the checkpoint of a stage or step; without `which`, the last stage's last one."""
+    """Return the checkpoint of a stage or step; without `which`, the last one of the last stage."""
     entries = list(head.checkpoints)  # newest first
     if which is None:
         last = [head.stages[s].checkpoint for s in ("sft", "pretrain") if s in head.stages]
@@ -185,7 +185,7 @@ def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
         state = _read_state(folder)
         chat, kind = state.get("stage") == "sft", "checkpoint"
         if not (folder / "tokenizer.json").is_file() and state.get("tokenizer"):
-            # A key in the run's folder, which holds checkpoints/<stage>/<step>-<epoch>.
+            # A key in the run's folder; `folder` is checkpoints/<stage>/<step>-<epoch> in it.
             tokenizer = folder.absolute().parents[2] / state["tokenizer"]
     if tokenizer is not None and not tokenizer.is_file():
         tokenizer = None

@@ -1,1 +1,1 @@
-"""Kill copies of a job again and again, and compare how they end."""
+"""Kill copies of a job many times, and compare how they end."""

@@ -30,7 +30,7 @@ class Instant:
     """When a run is killed, and what dies with it.
 
     With a `point`, the run is killed when one process reaches that mark (see kill_points.py) for
-    the `arrival`-th time. Without one, or once the mark can't be reached any more, the run is
+    the `arrival`-th time. Without one, or once the mark can no longer be reached, the run is
     killed `delay` seconds after `lines` lines of its log. With `after_commit` these lines count
     from the first durable checkpoint.
 
@@ -49,11 +49,11 @@ class Instant:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one `pion run`. Times are in seconds from its start.
+    """How one `pion run` ended. Times are in seconds from its start.
 
     Attributes:
-        at: the mark that the run stood still at when it was killed.
-        during: the part of the run, by its log: start-up, prepare, pretrain, sft or evaluate.
+        at: the mark at which the run was halted and killed.
+        during: the part of the run, from its log: start-up, prepare, pretrain, sft or evaluate.
         steps: stage → the last step that was reported.
         line_times: when each line of the log came.
         step_times: when each line about a step came.
@@ -72,12 +72,12 @@ class Attempt:
 
     @property
     def first_step_seconds(self) -> float | None:
-        """How long it took to train the first step; None if the run did not get that far."""
+        """Seconds until the first step was trained; None if the run did not get that far."""
         return self.step_times[0] if self.step_times else None
 
 
 class Place:
-    """The folders of a proof on this machine, for all that its runs keep outside the store.
+    """The folders of a proof on this machine, for everything that its runs keep outside the store.
 
     A context manager: at its end the runs' processes are killed and the folders are removed.
     """
@@ -86,7 +86,7 @@ class Place:
         root = default_root().parent
         root.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="prove-", dir=root))
-        # Short, since Ray puts Unix sockets into it.
+        # A short path, because Ray puts Unix sockets into it.
         self.temporary = Path(tempfile.mkdtemp(prefix="pp-"))
         self._variables = dict(variables or {})
 
@@ -105,14 +105,14 @@ class Place:
 
     @property
     def halted(self) -> Path:
-        """A file that a run makes when it stands still at its mark."""
+        """A file that a run creates when it halts at its mark."""
         return self.folder / "halted"
 
     def environment(self, instant: Instant | None) -> dict[str, str]:
         """Return the environment of a run that will be killed at `instant`."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         variables = {
-            # Models and data sets that were downloaded before stay where they are.
+            # Use models and data sets that were downloaded before.
             "HF_HOME": os.environ.get("HF_HOME") or str(cache / "huggingface"),
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "TMPDIR": str(self.temporary),
@@ -123,9 +123,9 @@ class Place:
         return {**os.environ, **variables, **self._variables}
 
     def end_processes(self, pids: set[int]) -> None:
-        """Kill `pids`, their descendants and all processes of this place at the same instant."""
+        """Kill `pids`, their descendants and all processes of this place, all at once."""
         stopped: set[int] = set()
-        # Stopped first, so that none can notice that another is gone, or start a new one.
+        # Stop all first, so that no process can notice that another is gone, or start a new one.
         while found := self._family(pids) - stopped:
             for pid in found:
                 _signal(pid, signal.SIGSTOP)
@@ -148,7 +148,7 @@ class Place:
 
 
 def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> Attempt:
-    """Run `command`, a `pion run`, and kill it at `instant`, unless the run ends before."""
+    """Run `command`, a `pion run`, and kill it at `instant`, unless it ends earlier."""
     place.halted.unlink(missing_ok=True)
     started = time.monotonic()
     with place.log.open("wb") as log:
@@ -158,7 +158,7 @@ def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> At
             stdout=log,
             stderr=subprocess.STDOUT,
             env=place.environment(instant),
-            start_new_session=True,  # a Ctrl-C on the terminal is for the proof
+            start_new_session=True,  # so that a Ctrl-C reaches only the proof
         )
     try:
         with place.log.open("rb") as lines:
@@ -192,7 +192,7 @@ def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> At
 
 
 class _Watch:
-    """Reads a run's log as it grows, and tells when the instant of the kill has come."""
+    """Reads a run's log as it grows, and says when to kill the run."""
 
     def __init__(self, log: BinaryIO, started: float, instant: Instant | None) -> None:
         self._log, self._started, self._instant = log, started, instant
@@ -218,7 +218,7 @@ class _Watch:
         return self._die_at is not None and now >= self._die_at
 
     def _counted(self, instant: Instant) -> bool:
-        if instant.point is not None:  # shards are not written once the data is there
+        if instant.point is not None:  # no shards are written once the data is there
             return instant.point == "shard" and self._prepared
         since = 0
         if instant.after_commit:
@@ -228,7 +228,7 @@ class _Watch:
         return len(self.line_times) - since >= instant.lines
 
     def read(self) -> None:
-        """Read what has been printed since the last call."""
+        """Read the log since the last call."""
         *lines, self._rest = (self._rest + self._log.read()).split(b"\n")
         for line in lines:
             self._take(line.decode(errors="replace"), time.monotonic() - self._started)

@@ -31,7 +31,7 @@ class Trained:
         rows: the rows [first, stop) that each step trained on.
         losses: the loss of each step.
         plan: how the steps were computed.
-        problem: what is wrong with the order of the rows; None if it is right.
+        problem: what is wrong with the order of the rows; None if nothing is.
     """
 
     checkpoint: str
@@ -75,7 +75,7 @@ class Difference:
         if self.tensors:
             parts.append(f"tensors that differ: {_some(self.tensors)}")
         if self.plan:
-            parts.append(f"computed in another way: {_some(self.plan)}")
+            parts.append(f"computed differently: {_some(self.plan)}")
         return "; ".join(parts)
 
 
@@ -129,7 +129,7 @@ def first_difference(
 
 
 def differing_tensors(run: RunState, key: str, other: RunState, other_key: str) -> list[str]:
-    """Return the names of the weights that are not bit for bit the same in two checkpoints."""
+    """Return the names of the weights that are not bit-identical in two checkpoints."""
     with tempfile.TemporaryDirectory(prefix="pion-prove-") as folder:
         first = _tensor_hashes(_weights(run, key, Path(folder) / "0"))
         second = _tensor_hashes(_weights(other, other_key, Path(folder) / "1"))
@@ -147,7 +147,7 @@ def _weights(run: RunState, key: str, scratch: Path) -> Path:
 def _tensor_hashes(path: Path) -> dict[str, str]:
     """Return type, shape and hash of each tensor in a safetensors file, read without torch.
 
-    The file holds the length of a JSON header, the header, and the bytes of the tensors.
+    The file consists of the length of a JSON header, the header, and the bytes of the tensors.
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -178,7 +178,7 @@ def _first_step(wanted: Trained, got: Trained) -> tuple[int | None, str]:
 def _row_problem(
     rows: Sequence[Row], steps: int, batch: int, skipped: Sequence[SkippedRows]
 ) -> str | None:
-    """Return what is wrong with the rows of a stage; None if each step follows the one before.
+    """Return what is wrong with the rows of a stage, or None.
 
     There must be `steps` steps, each on the next `batch` rows.
     """

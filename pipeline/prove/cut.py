@@ -18,7 +18,7 @@ HUB_DOCUMENTS = 4000
 def cut_overrides(job: Job, name: str, store: str) -> list[str]:
     """Return overrides for a run `name` in `store` with few steps and many saves.
 
-    The run is hardly evaluated and not published.
+    The run is evaluated only briefly, and not published.
     """
     changes: dict[str, Any] = {
         "name": name,
@@ -49,7 +49,7 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
             if isinstance(source, HubDataset):
                 most = min(HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS)
                 changes[f"{section_name}.sources.{number}.max_documents"] = most
-    if gpu_count() > 0:  # only then is bit identity promised there
+    if gpu_count() > 0:  # without it, results on a GPU are not bit-identical
         changes["hardware.deterministic"] = True
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 

@@ -1,6 +1,6 @@
 """When to kill the runs of a proof: half the kills at marks, half at random instants.
 
-Runs are killed such that they still make progress.
+The runs still make progress between the kills.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pipeline.state.records import Head
 
 # Kills in a row that may land before anything is committed: `pion run` gives up after five.
 FAILURES_BEFORE_COMMIT = 3
-# Files of a checkpoint, which are written, and uploaded, one after the other.
+# A checkpoint has this many files, written and uploaded one after the other.
 MARKS_PER_SAVE = 5
 COMMITS_PER_START = 6
 # The share of the random kills that land before the first step.
 START_SHARE = 0.3
-# Kills of a run that has only its evaluation left. Without a limit it would never end.
+# Kills of a run that has only its evaluation left. Without a limit, it would never end.
 AFTER_TRAINING = 1
 
 
@@ -71,7 +71,7 @@ class Instants:
         return dataclasses.replace(instant, machine=machine, disk=machine and disk)
 
     def _at_mark(self, head: Head | None, trained: bool, saves_left: int) -> Instant:
-        """Return an instant at the least used mark of those that can still be reached."""
+        """Return an instant at the least used mark that can still be reached."""
         can = {
             "shard": head is None or "prepare" not in head.stages,
             "save": saves_left > 0,
@@ -92,5 +92,5 @@ class Instants:
 
 
 def _failures(head: Head) -> int:
-    """Return how many failed attempts the next `pion run` will count, the current one included."""
+    """Return how many failed attempts the next `pion run` will count, including the current one."""
     return head.failed_attempts + 1

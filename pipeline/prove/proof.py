@@ -1,9 +1,9 @@
-"""`pion prove`: does a run that is killed again and again end with the same weights and rows?
+"""`pion prove`: does a run that is killed many times end with the same weights and rows?
 
-One run of a shortened copy of the job is left alone: the unbroken run. Other runs of the same copy
+One run of a shortened copy of the job is not killed: the unbroken run. Other runs of the same copy
 are killed with SIGKILL, at marks in the code and at random instants, until enough kills have
-landed. The `pion run` that started each of them resumes it and finishes it. The result is compared
-with the unbroken run.
+landed. After each kill, the same `pion run` command resumes the run. Each result is compared with
+the unbroken run.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class Kill:
     """One SIGKILL that landed.
 
     Attributes:
-        at: the mark that it landed at; None for a random instant.
+        at: the mark at which it landed; None for a random instant.
         died: what was killed: the driver, the machine, or the machine and its disk.
-        stage: the stage that was being trained, None before training.
-        step: the last step that was reported.
-        committed: the last step that was committed.
+        stage: the stage in training; None before training.
+        step: the last reported step.
+        committed: the last committed step.
         lost: how many reported steps were not committed.
-        first_step_seconds: how long the next attempt took to train a step. None if it was killed
-            before that, or had no step to train.
+        first_step_seconds: how long the next attempt took to its first step; None if it was killed
+            earlier, or had no step to train.
     """
 
     run: str
@@ -94,9 +94,9 @@ class Round:
 
 
 def prove(job_path: str, overrides: Sequence[str], options: ProofOptions, say: Say = print) -> int:
-    """Kill runs of a job; return 0 if all ended like the unbroken run, 1 if one did not.
+    """Kill runs of a job; return 0 if all ended like the unbroken run, else 1.
 
-    Raises BadInput for a job that can't run, and PionError when the unbroken run fails.
+    Raises BadInput for a job that can't run, and PionError if the unbroken run fails.
     """
     if options.kills < 1:
         raise BadInput(f"--kills {options.kills}: give at least 1")
@@ -140,7 +140,7 @@ class _Proof:
         self.started = time.monotonic()
 
     def go(self) -> None:
-        """Do the unbroken run, then killed runs until enough kills have landed or one differs."""
+        """Do the unbroken run, then killed runs until enough kills have landed or a run differs."""
         steps = ", ".join(f"{s} {self.cut.section(s).steps}" for s in self.cut.train_stages)
         where = f"{self.store.url}/{self.name}"
         self.say(f"{where}: {steps} steps, saved every {SAVE_EVERY}; seed {self.seed}")
@@ -152,7 +152,7 @@ class _Proof:
         self.whole = read_trained(self.unbroken, self.cut)
         for stage, trained in self.whole.items():
             if trained.problem is not None:
-                raise PionError(f"The unbroken run is wrong by itself: {stage}: {trained.problem}")
+                raise PionError(f"The unbroken run itself is wrong: {stage}: {trained.problem}")
         self.say(f"unbroken run: {duration(whole.seconds)}")
         instants = Instants(
             random.Random(self.seed), whole, self.cut.train_stages, remote=self.remote
@@ -163,7 +163,7 @@ class _Proof:
                 return
 
     def _round(self, instants: Instants) -> bool:
-        """Do one killed run until it is done; return whether it ends like the unbroken run."""
+        """Run and kill one run until it is done; return whether it ends like the unbroken run."""
         run = RunState(self.store, f"{self.name}-{len(self.rounds) + 1}")
         this = Round(run.name)
         self.rounds.append(this)
@@ -235,8 +235,8 @@ class _Proof:
     def _saves_left(self, head: Head | None) -> int:
         """Return how many checkpoints will certainly still be made.
 
-        These are half of those that are due, since a save is left out while the previous one is
-        being written, and the last one of every stage.
+        The last save of every stage is certain. Of the others, count half: a save is skipped while
+        the previous one is being written.
         """
         stages = self.cut.train_stages
         left = [self.cut.section(s).steps - self._committed(head, s) for s in stages]
@@ -261,7 +261,7 @@ class _Proof:
                 self.say(f"left in the store: {name} ({error})")
 
     def result(self) -> dict[str, Any]:
-        """Return everything that was found, as plain JSON."""
+        """Return all findings, as plain JSON."""
         seconds = time.monotonic() - self.started
         differences = [f"{r.run}: {r.difference}" for r in self.rounds if r.difference is not None]
         return {

@@ -1,1 +1,1 @@
-"""The work of prepare, evaluate and publish, which knows nothing of stores or owners."""
+"""The work of prepare, evaluate and publish. It does not know about stores or owners."""

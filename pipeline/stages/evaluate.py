@@ -57,8 +57,8 @@ def evaluate_run(
 def read_packs(job: Job) -> dict[str, list[Question]]:
     """Return the job's multiple-choice packs by file stem.
 
-    Raises BadInput for a line that is no question, naming file and line, and for two packs of the
-    same name.
+    Raises BadInput for a line that is not a question, with file and line, and for two packs of
+    the same name.
     """
     from pion.multiple_choice import read_questions
 
@@ -129,7 +129,7 @@ class _Evaluation:
         return result
 
     def _lm_eval(self) -> Result:
-        """Run each task on the final model, which is exported once if any task is left to do."""
+        """Run each task on the final model. It is exported once, if any task is left."""
         import torch
 
         from pion.export import export_model

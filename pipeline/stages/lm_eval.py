@@ -39,8 +39,8 @@ class TaskOptions:
 
     Attributes:
         include_path: a folder of the user's own task definitions.
-        working_folder: where the files are looked up that such definitions name.
-        limit: how many questions of a task are asked; None for all.
+        working_folder: where lm-eval looks for the files that these definitions name.
+        limit: the largest number of questions per task; None for all.
         device: cpu or cuda.
     """
 
@@ -59,8 +59,8 @@ def run_task(
     """Return one task's metrics of the exported model `model`, or {"skipped": reason}.
 
     Metrics have lm-eval's names ("acc", "acc_stderr", …; "exact_match,strict-match" where a task
-    filters answers). `sleep` passes the time. When `sleep` raises, and however this process ends,
-    all processes of the task are ended. Raises Interrupted if a signal ended the task.
+    filters answers). `sleep` is called while the task runs. If it raises, or this process ends for
+    any reason, all processes of the task are killed. Raises Interrupted if a signal ended the task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         return {"skipped": f"lm-eval is not installed here: {INSTALL}"}
@@ -79,7 +79,7 @@ def run_task(
             command += ["--include_path", str(options.include_path)]
         if options.limit is not None:
             command += ["--limit", str(options.limit)]
-        errors = out / "stderr"  # a file, since a pipe that nobody reads fills up
+        errors = out / "stderr"  # a file, because an unread pipe fills up
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
                 command,
@@ -88,13 +88,13 @@ def run_task(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                start_new_session=True,  # a Ctrl-C on the terminal is for us
+                start_new_session=True,  # so that a Ctrl-C reaches only this process
             )
         try:
             while process.poll() is None:
                 sleep(POLL_SECONDS)
         finally:
-            process.kill()  # no signal is sent to one that has ended
+            process.kill()  # does nothing if the process has ended
             process.wait()
         results = sorted(out.rglob("results_*.json"))
         if process.returncode or not results:

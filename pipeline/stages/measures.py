@@ -1,4 +1,4 @@
-"""Takes one measure at a time of the models that a run has trained, and of two baselines."""
+"""Measures the models that a run has trained, and two baselines, one measure at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a run has trained, and on what.
+    """The models that a run has trained, and their data.
 
     Attributes:
         models: training stage → checkpoint folder, in the order of the stages.
@@ -45,7 +45,7 @@ class TrainedRun:
 
 
 class Measures:
-    """Measures of a run's models. The same rows and questions are put to every model.
+    """Measures of a run's models. Every model gets the same rows and questions.
 
     The held-out rows are the first `evaluate.final_rows` of the held-out stream with the job's
     seed. `on_batch` is called after each batch; an error that it raises ends the measure.
@@ -115,14 +115,14 @@ class Measures:
         from pion.load import load_decoder
 
         if self._loaded is None or self._loaded[0] != stage:
-            self._loaded = None  # freed before the next one takes its memory
+            self._loaded = None  # free it before loading the next model
             self._loaded = stage, load_decoder(self.trained.models[stage]).to(self.device)
         return self._loaded[1]
 
     # ------------------------------------------------------------ baselines
 
     def untrained(self) -> Result:
-        """Measure the weights that pretraining starts from on held-out text."""
+        """Measure the weights before pretraining on held-out text."""
         import torch
 
         from pion.model.decoder import Decoder

@@ -1,7 +1,7 @@
 """prepare: from the job's sources to a tokenizer and fingerprinted shards of training rows.
 
 Each part of the data has its own folder (layout: pipeline/data/prepared.py). After an interruption
-the work resumes after the last finished shard. For a finished folder only the report is read.
+the work resumes after the last finished shard. If a folder is finished, only its report is read.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _save(tokenizer: Tokenizer, path: Path) -> None:
 
 
 def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
-    """Yield text to learn merges from: training documents, the same amount from every source."""
+    """Yield training documents to learn merges from, the same amount from every source."""
     assert job.tokenizer.train is not None
     readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
     if not readable:

@@ -48,7 +48,7 @@ def check_target(job: Job) -> list[str]:
     """Check before training that publishing can work after it; return notes for the user.
 
     Raises BadInput for an unknown name in publish.require, a folder that can't be written or holds
-    something else, and a Hub repository that this token may not publish to.
+    something else, and a Hub repository that this token can't publish to.
     """
     if job.publish is None:
         return []
@@ -68,7 +68,7 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
     """Publish the model of a run to the job's `publish.to`.
 
     Args:
-        history: the run, whose evaluation is done: for publish.require, the card and its plot.
+        history: the run, after its evaluation: for publish.require, the card and its plot.
         model: the folder of the checkpoint to publish.
         texts: held-out texts to compare the exported model on.
         say: called with progress messages.
@@ -178,7 +178,7 @@ def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:
 
 def _parse(condition: str) -> tuple[str, str, float]:
     match = REQUIREMENT.match(condition)
-    assert match is not None  # the job's validator has seen to it
+    assert match is not None  # the job's validator has checked it
     try:
         return match[1], match[2], float(match[3])
     except ValueError:
@@ -186,7 +186,7 @@ def _parse(condition: str) -> tuple[str, str, float]:
 
 
 def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Dotted name → value of every number in nested results."""
+    """Return dotted name → value of every number in nested results."""
     found: dict[str, float] = {}
     for key, value in results.items():
         if isinstance(value, Mapping):
@@ -197,7 +197,7 @@ def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _check_names(job: Job) -> None:
-    """A name publish.require can't find after training is told before it."""
+    """Raise BadInput before training for a name in publish.require that will not exist after it."""
     assert job.publish is not None
     measures = [*MEASURES, *(SFT_MEASURES if job.sft else ())]
     others = [*job.train_stages, "untrained", "ngram", "lm_eval"]
@@ -207,8 +207,8 @@ def _check_names(job: Job) -> None:
         if name not in names:
             raise BadInput(
                 f"publish.require: {condition!r}: nothing called {name!r} will be measured"
-                f"{closest(name, names)}; there are {', '.join(measures)} of the published model "
-                f"and, such as ngram.loss, those of {', '.join(others)}. Nothing was started."
+                f"{closest(name, names)}; there are {', '.join(measures)} of the published model, "
+                f"and the results of {', '.join(others)} (ngram.loss). Nothing was started."
             )
 
 
@@ -230,7 +230,7 @@ def _check_folder(to: str) -> None:
 
 @contextmanager
 def _staging(target: Path, repo: str | None) -> Iterator[Path]:
-    """Make the place where the folder is built: next to a folder target, to be renamed to it."""
+    """Yield the path at which to build the folder: next to `target`, or temporary for a `repo`."""
     if repo is not None:
         with tempfile.TemporaryDirectory(prefix="pion-publish-") as folder:
             yield Path(folder) / "model"

@@ -1,4 +1,4 @@
-"""A Hub repository as the place to publish to: check it before training, commit to it after.
+"""Publish to a Hub repository: check it before training, commit to it afterwards.
 
 The repository is private unless the job says otherwise. All files go into one commit. If nothing
 has changed, there is no commit.
@@ -53,7 +53,7 @@ def check_repo(repo: str, *, private: bool, card: str) -> None:
     """Check that this token may publish to `repo`, and that the Hub accepts the card's metadata.
 
     Raises:
-        BadInput: there is no token, the token may not write there, the repository is public
+        BadInput: there is no token, the token can't write there, the repository is public
             although the job wants it private, or the Hub refuses the metadata (such as an unknown
             license).
         Unreachable: nothing could be checked.
@@ -115,7 +115,7 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
     def commit() -> dict[str, str]:
         url = api.create_repo(repo, private=private, exist_ok=True)
         _check_visibility(repo, api.repo_info(repo).private, private)
-        # The client drops files that have not changed, and then an empty commit.
+        # The client leaves out unchanged files, and makes no empty commit.
         files = [CommitOperationAdd(path.name, str(path)) for path in sorted(folder.iterdir())]
         info = api.create_commit(repo, files, commit_message=title)
         return {"url": str(url), "commit": str(info.oid)}

@@ -172,7 +172,7 @@ def test_a_file_that_is_no_shard_is_named(hub: HubServer, content: bytes, proble
 def test_a_shard_of_another_shape_than_the_first_is_named(hub: HubServer) -> None:
     files = {"shard_0.npy": shard(4), "shard_1.npy": shard(4)[:-4]}
     hub.add_repo("user/shards", "dataset", files)
-    with pytest.raises(BadInput, match=r"user/shards/shard_1\.npy: .* no whole number of rows"):
+    with pytest.raises(BadInput, match=r"user/shards/shard_1\.npy: .* not a whole number of rows"):
         described(npy_source())
 
 

@@ -290,7 +290,7 @@ def test_the_first_step_with_another_loss_is_named_with_tensors_and_settings(
     assert (found.stage, found.step, found.tensors) == ("pretrain", 2, ["norm"])
     assert str(found) == (
         "pretrain differs from step 2: the loss is 4.5 instead of 4.0; tensors that differ: norm; "
-        "computed in another way: threads 1 → 2"
+        "computed differently: threads 1 → 2"
     )
 
 
