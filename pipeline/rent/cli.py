@@ -61,7 +61,7 @@ def add_rent_commands(add: Add) -> None:
     hop.add_argument("--job", metavar="FILE", help="default: the job that the run's store records")
     hop.add_argument("--force", action="store_true", help=FORCE_HELP)
 
-    rentals = add("rentals", _rentals, "show every machine ever rented and if it is gone")
+    rentals = add("rentals", _rentals, "list rented machines, their cost, and which are gone")
     rentals.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all")
     rentals.add_argument("--reap", action="store_true", help="end machines that serve no run")
     rentals.add_argument("--json", action="store_true", help="print JSON")

@@ -1,1 +1,1 @@
-"""pion replay: a job on recorded spot markets."""
+"""pion replay: simulate a job on recorded spot markets."""

@@ -1,4 +1,4 @@
-"""`pion replay`: what a job would take and cost on recorded spot availability, from any start."""
+"""`pion replay`: how long a job would take on recorded spot markets, and what it would cost."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def show_replay(
     png: str | None = None,
     as_json: bool = False,
 ) -> int:
-    """Print what the job of a file takes on each trace, and write a plot to `png` if one is named.
+    """Print what a job takes on each trace, and write a plot to `png` if it is given.
 
-    Raises BadInput for a job with mistakes, a file that is no trace, a plot that can't be written,
-    and where nothing says how long a step takes.
+    Raises BadInput for a job with mistakes, a file that is not a trace, a plot that can't be
+    written, and if nothing says how long a step takes.
     """
     plan = load_job(job, overrides)
     recorded = [read_trace(path) for path in traces]
@@ -56,7 +56,7 @@ def show_replay(
 
 
 def _check_png(png: str) -> None:
-    """Raise BadInput for a file that could not be written, before minutes of replaying."""
+    """Raise BadInput, before minutes of replaying, for a path that can't be written."""
     if not os.path.isdir(Path(png).absolute().parent):
         raise BadInput(f"--png {png}: there is no folder {Path(png).parent}.")
     if os.path.isdir(png):
@@ -74,13 +74,13 @@ def _write_png(png: str, summaries: Sequence[Summary], on_demand: Outcome) -> No
         Path(png).write_bytes(picture)
     except OSError as error:
         raise BadInput(
-            f"--png {png} can't be written: {error.strerror or error}. All numbers are above; for "
-            "the plot, run the same command with --png at another place."
+            f"--png {png} can't be written: {error.strerror or error}. All numbers are above. For "
+            "the plot, run the same command with another path for --png."
         ) from None
 
 
 def replay_of(job: Job, numbers: Numbers) -> Replay:
-    """The replay of `job`'s training with these numbers."""
+    """Return the replay of `job`'s training with these numbers."""
     return Replay(
         [StageWork(s, job.section(s).steps, numbers.steps[s].value) for s in job.train_stages],
         Overheads(
@@ -108,13 +108,13 @@ def _lines(
     steps = sum(work.steps for work in replay.work)
     lines = [
         f"{job.name}: {steps:,} steps, {_hours(replay.work_seconds)} of training; preparing "
-        "data, evaluating and publishing come on top",
+        "data, evaluating and publishing are extra",
         *(f"  {name:<17} {value:>9}  {origin}" for name, value, origin in _numbers(numbers)),
         f"  {'saves':<17} {_policy(job)}",
         "",
         f"on demand, never lost: done after {_hours(on_demand.elapsed)}"
         + _in_dollars(on_demand, numbers.on_demand)
-        + f"; {_percent(on_demand.goodput)} of the time kept work",
+        + f"; {_percent(on_demand.goodput)} of the time was kept work",
     ]
     for summary in summaries:
         lines += ["", *_trace_lines(summary)]
@@ -122,7 +122,7 @@ def _lines(
 
 
 def _numbers(numbers: Numbers) -> list[tuple[str, str, str]]:
-    """Each number's name, value and origin, as they are shown."""
+    """Return each number's name, value and origin, as printed."""
     seconds = {
         **{f"step of {stage}": number for stage, number in numbers.steps.items()},
         "boot": numbers.boot,
@@ -133,17 +133,17 @@ def _numbers(numbers: Numbers) -> list[tuple[str, str, str]]:
     }
     rows = [(name, f"{n.value:.3g} s", n.origin) for name, n in seconds.items()]
     for name, price in (("spot", numbers.spot), ("on demand", numbers.on_demand)):
-        options = "give `prices` in the job, or --price and --on-demand-price"
+        options = "set `prices` in the job, or pass --price and --on-demand-price"
         rows.append(
             (name, f"${price.value:.2f}/h", price.origin)
             if price is not None
-            else (name, "?", f"not known: {options}")
+            else (name, "?", f"unknown: {options}")
         )
     return rows
 
 
 def _policy(job: Job) -> str:
-    """How often the run saves, in words."""
+    """Return how often the run saves, in words."""
     checkpoint = job.checkpoint
     fixed = [
         f"every {value:g} {unit} (checkpoint.every_{unit})"
@@ -154,7 +154,7 @@ def _policy(job: Job) -> str:
         if value is not None
     ]
     return " and ".join(fixed) or (
-        "when the run's own policy says so, from a preemption every "
+        "chosen by the run: at first for a preemption every "
         f"{checkpoint.preemption_hours:g} h (checkpoint.preemption_hours), later from its starts"
     )
 
@@ -172,13 +172,13 @@ def _trace_lines(summary: Summary) -> list[str]:
         shown["dollars"] = [_shown(value, "{:.2f}".format) for value in found["dollars"]]
     badput = ", ".join(f"{cause} {_percent(share)}" for cause, share in summary.badput.items())
     return [
-        f"{trace.name}: {trace.seconds / 86_400:.1f} days recorded, a machine there "
+        f"{trace.name}: {trace.seconds / 86_400:.1f} days recorded, a machine available "
         f"{_percent(trace.share)} of the time, lost {trace.preemptions} times; "
         f"{len(summary.outcomes):,} starts",
         " " * 18 + "".join(f"{name:>14}" for name in NAMES),
         *(f"  {name:<16}" + "".join(f"{v:>14}" for v in values) for name, values in shown.items()),
-        f"  of all time paid for {_percent(summary.goodput)} was kept work; {badput}",
-        *(f"  {count:,} starts never end: {why}" for why, count in summary.stopped.items()),
+        f"  of all paid time, {_percent(summary.goodput)} was kept work; {badput}",
+        *(f"  {count:,} starts never finish: {why}" for why, count in summary.stopped.items()),
     ]
 
 

@@ -1,7 +1,7 @@
-"""What the run of a job has measured that a replay can use, read from the run's store.
+"""What a job's run has measured that a replay can use, read from the run's store.
 
-Tokens per second are in its metrics; how long its starts took by phase, on what machines, and what
-its saves cost in its events; a checkpoint's size in HEAD.
+Its metrics have the tokens per second. Its events have its machines, the seconds of each phase of a
+start, and the cost of its saves. HEAD has the size of a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pipeline.state.recorded_job import recorded_job
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 
-# Phases that are measured from the start of `pion run`, and from the start of a rental.
+# Phases measured from the start of `pion run`, and from the start of a rental.
 FIRST_STEP, PAID = "first step", "paid to first step"
 UNUSUAL = {"prepare", WAITED}
 
 
 @dataclass
 class MeasuredRun:
-    """What the store has of this job's run; `missing` says why it has nothing.
+    """What this job's run has measured; `missing` says why there is nothing.
 
-    `tokens_per_second` is of all workers together, on `nodes` machines of `count` GPUs each.
+    `tokens_per_second` is the sum of all workers, on `nodes` machines with `count` GPUs each.
     """
 
     missing: str = ""
@@ -43,7 +43,7 @@ class MeasuredRun:
 
 
 def measured_run(job: Job) -> MeasuredRun:
-    """What the run of this job has measured, if it has run and its store can be read."""
+    """Return what this job's run has measured, if it has run and its store can be read."""
     try:
         store = open_store(job.store)
         run = RunState(store, job.name)
@@ -58,7 +58,7 @@ def measured_run(job: Job) -> MeasuredRun:
         events = read_events(store, job.name)
         rows = {stage: read_metrics(store, job.name, head, stage) for stage in job.train_stages}
     except PionError as error:
-        return MeasuredRun(f"its run can't be read: {error}")
+        return MeasuredRun(f"the run can't be read: {error}")
     trained = [event for event in events if event["event"] == "training"]
     rented = [event for event in events if event["event"] == RENTED and event.get("gpu")]
     devices = {event["epoch"]: str(event["device"]) for event in trained}
@@ -88,8 +88,8 @@ def _is_step(row: Row) -> bool:
 
 
 def _machine_of(epoch: int, events: Sequence[Row]) -> tuple[str | None, int, int]:
-    """The GPU, GPUs of a node, and nodes that `epoch` trained on; at home as many as it had
-    workers."""
+    """Return the GPU, the GPUs per node, and the nodes that `epoch` trained on. On a machine that
+    was not rented, the GPUs are its workers."""
     before = [event for event in events if event["epoch"] <= epoch]
     claims = [event for event in before if event["event"] in (RENTED, AT_HOME)]
     if claims and claims[-1]["event"] == RENTED:
@@ -100,8 +100,8 @@ def _machine_of(epoch: int, events: Sequence[Row]) -> tuple[str | None, int, int
 
 
 def _starts(events: Sequence[Row]) -> list[dict[str, float]]:
-    """Seconds by phase of each process that came to train, but not of one that first had to wait
-    or to prepare data: what else it did then overlapped."""
+    """Return the seconds of each phase, for every process that began to train. Leave out processes
+    that first waited or prepared data, because their phases overlap."""
     found: dict[int, dict[str, float]] = {}
     for event in events:
         if event["event"] == "phase":

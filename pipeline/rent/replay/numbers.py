@@ -1,4 +1,4 @@
-"""What a replay takes a job to need, each number with its origin: given, measured or assumed."""
+"""The numbers that a replay needs, each with its origin: given, measured or assumed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pipeline.job import Job
 from pipeline.rent.replay.measured_run import FIRST_STEP, PAID, MeasuredRun, measured_run
 from pipeline.rent.replay.options import Given, Number, option
 
-# Together a minute from when a machine is paid for to its first step.
+# Together one minute from the start of payment to the first step.
 BOOT_SECONDS, RESTORE_SECONDS = 50.0, 10.0
-# Seconds from when a rental is paid for to `pion run`, if only runs at home were measured.
+# Seconds from the start of payment to `pion run`, if no start on a rented machine was measured.
 MACHINE_SECONDS = 30.0
-# Bytes per second: copying a snapshot from a GPU's memory, hashing a checkpoint and writing it to
-# disk, and sending it to a store over a gigabit line.
+# Bytes per second: copying a snapshot from GPU memory, hashing a checkpoint and writing it to disk,
+# and uploading it over a gigabit line.
 COPY_BYTES, WRITE_BYTES, UPLOAD_BYTES = 4e9, 250e6, 100e6
-# Bytes of a parameter in a checkpoint: a float32 weight and two moments.
+# Bytes per parameter in a checkpoint: a float32 weight and two moments.
 STATE_BYTES = 12
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """All that a replay needs. `steps` maps each training stage to the seconds of a step; the
-    prices are of all GPUs together, None if nothing says them."""
+    """All numbers that a replay needs. `steps` maps each training stage to the seconds of a step.
+    The prices are for all GPUs together, None if unknown."""
 
     steps: Mapping[str, Number]
     boot: Number
@@ -40,8 +40,8 @@ class Numbers:
 
 
 def job_numbers(job: Job, given: Given) -> Numbers:
-    """Everything a replay of `job` needs. Raises BadInput if nothing says how long a step takes,
-    and for an amount or a GPU that is none."""
+    """Return the numbers for a replay of `job`. Raises BadInput if nothing says how long a step
+    takes, and for an invalid amount or an unknown GPU."""
     given.check()
     measured = measured_run(job)
     steps = _steps(job, given, measured)
@@ -54,27 +54,27 @@ def job_numbers(job: Job, given: Given) -> Numbers:
         restore=given.number("restore_seconds") or restore,
         stall=given.number("stall_seconds") or stall,
         write=given.number("write_seconds") or write,
-        warning=given.number("warning_seconds") or Number(0.0, "assumed: none arrives"),
+        warning=given.number("warning_seconds") or Number(0.0, "assumed: no warning"),
         spot=given.number("price") or spot,
         on_demand=given.number("on_demand_price") or on_demand,
     )
 
 
 def _steps(job: Job, given: Given, measured: MeasuredRun) -> dict[str, Number]:
-    """Seconds of a step, by stage."""
+    """Return the seconds of a step, by stage."""
     tokens = {stage: _tokens_per_step(job, stage) for stage in job.train_stages}
     first = job.train_stages[0]
     if given.step_seconds is not None:
         speed = tokens[first] / given.step_seconds
-        whose = {s: "" if s == first else f", by the tokens of a {first} step" for s in tokens}
+        whose = {s: "" if s == first else f", scaled by tokens from {first}" for s in tokens}
         return {s: Number(tokens[s] / speed, option("step_seconds") + whose[s]) for s in tokens}
     if given.gpu is not None:
         return _steps_on(job, given.gpu, tokens)
     known = measured.tokens_per_second
     if not known:
         raise BadInput(
-            f"nothing says how long a step of {job.name} takes: {measured.missing}. Give "
-            "--step-seconds N, or --gpu NAME (A40) for an estimate. Nothing was replayed."
+            f"nothing says how long a step of {job.name} takes: {measured.missing}. Pass "
+            "--step-seconds N, or --gpu NAME (such as A40) for an estimate. Nothing was replayed."
         )
     other = next(iter(known.values()))
     speeds = {stage: known.get(stage, other) for stage in tokens}
@@ -87,7 +87,8 @@ def _tokens_per_step(job: Job, stage: str) -> int:
 
 
 def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number]:
-    """What `pion plan` expects of one such GPU (or `hardware.workers` of them)."""
+    """Return the seconds that `pion plan` expects on one such GPU, or `hardware.workers` of
+    them."""
     from pipeline.rent.plan.estimate import estimate
     from pipeline.rent.plan.gpus import GPU_TYPES
     from pipeline.rent.plan.past_speeds import past_speeds
@@ -95,7 +96,8 @@ def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number
 
     if gpu not in GPU_TYPES:
         raise BadInput(
-            f"--gpu {gpu}: nothing is known of it{closest(gpu, GPU_TYPES)}. Give --step-seconds N."
+            f"--gpu {gpu} is unknown. Pass another GPU, or --step-seconds N"
+            f"{closest(gpu, GPU_TYPES)}"
         )
     offer = Offer(gpu, 1, None, None, True, None, None, GPU_TYPES[gpu].memory, 0)
     expected = estimate(job, offer, past_speeds(job))
@@ -104,14 +106,15 @@ def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number
     steps = {}
     for stage in expected.stages:
         if stage.tokens_per_second is None:
-            raise BadInput(f"--gpu {gpu}: {stage.speed_from}. Give --step-seconds N.")
+            raise BadInput(f"--gpu {gpu}: {stage.speed_from}. Pass --step-seconds N.")
         seconds = tokens[stage.stage] / stage.tokens_per_second
         steps[stage.stage] = Number(seconds, f"{gpu}: {stage.speed_from}")
     return steps
 
 
 def _restart(measured: MeasuredRun, step_seconds: float) -> tuple[Number, Number]:
-    """Seconds of boot and restore. The first step ends the start, and is not part of it."""
+    """Return the seconds of boot and of restore. A measured start ends with the first step, so the
+    step is subtracted."""
     rented = [start for start in measured.starts if PAID in start]
     starts = rented or measured.starts
     restores = [
@@ -132,7 +135,7 @@ def _restart(measured: MeasuredRun, step_seconds: float) -> tuple[Number, Number
     )
     words = f"measured: median of {_counted(starts, 'start')}"
     if not rented:
-        words = f"{words} at home, and {MACHINE_SECONDS:.0f} s assumed for the machine before"
+        words = f"{words} on your own machines, plus {MACHINE_SECONDS:.0f} s assumed for booting"
         boot += MACHINE_SECONDS
     return Number(boot, f"{words} ({_phases_in_words(starts)})"), restore
 
@@ -142,14 +145,14 @@ def _counted(what: Sequence[object], noun: str) -> str:
 
 
 def _phases_in_words(starts: Sequence[Mapping[str, float]]) -> str:
-    """The median of each phase's seconds."""
+    """Return the median seconds of each phase."""
     names = dict.fromkeys(name for start in starts for name in start)
     medians = {n: statistics.median(s[n] for s in starts if n in s) for n in names}
     return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in medians.items())
 
 
 def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number]:
-    """Seconds that a save stalls training, and that it then takes until it is committed."""
+    """Return the seconds that a save stalls training, and those from then until its commit."""
     if measured.saves and given.upload_mb_per_second is None:
         stall = statistics.median(float(save["stall"]) for save in measured.saves)
         write = statistics.median(float(save["write"]) for save in measured.saves)
@@ -158,7 +161,8 @@ def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number
     count = measured.checkpoint_bytes or STATE_BYTES * _parameters(job)
     upload = 1e6 * given.upload_mb_per_second if given.upload_mb_per_second else UPLOAD_BYTES
     whence = option("upload_mb_per_second") if given.upload_mb_per_second else "assumed"
-    state = f"{size(count)} {'as saved' if measured.checkpoint_bytes else 'by its parameters'}"
+    basis = "as saved" if measured.checkpoint_bytes else "from the parameter count"
+    state = f"{size(count)} {basis}"
     return (
         Number(count / COPY_BYTES, f"assumed: {state}, copied at {size(COPY_BYTES)}/s"),
         Number(
@@ -169,7 +173,7 @@ def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number
 
 
 def _parameters(job: Job) -> int:
-    """How many the model has, but for its few norms."""
+    """Return the number of parameters without the norms, which have few."""
     c = job.model_config_resolved()
     block = c.d_model * (2 * (c.n_heads + c.n_kv_heads) * c.head_dim + 3 * c.d_ff)
     embeddings = c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
@@ -177,10 +181,10 @@ def _parameters(job: Job) -> int:
 
 
 def _prices(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number | None, Number | None]:
-    """Dollars per hour of all GPUs, spot and on demand: by the job's `prices`, else by SkyPilot's
-    catalog."""
+    """Return the dollars per hour of all GPUs, spot and on demand, from the job's `prices` or else
+    from SkyPilot's catalog."""
     if given.price is not None and given.on_demand_price is not None:
-        return None, None  # which nobody asks for
+        return None, None  # both are given, so neither is needed
     prices = job.prices or {}
     gpu = given.gpu or measured.gpu or (next(iter(prices)) if len(prices) == 1 else None)
     if gpu is None:
@@ -189,36 +193,37 @@ def _prices(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number | Non
     if gpu not in prices:
         if given.gpu is not None and prices:
             raise BadInput(
-                f"--gpu {gpu}: `prices` of the job has none of it, only of {', '.join(prices)}. "
-                "Add one, or give --price and --on-demand-price."
+                f"--gpu {gpu}: the job's `prices` lacks this GPU, it only has {', '.join(prices)}. "
+                "Add its price, or pass --price and --on-demand-price."
             )
         return _market_prices(gpu, count, nodes)
     times = f" × {machine}" if count * nodes > 1 else ""
 
     def number(way: str, dollars: float | None) -> Number | None:
-        origin = f"prices.{gpu}.{way} of the job{times}"
+        origin = f"the job's prices.{gpu}.{way}{times}"
         return None if dollars is None else Number(count * nodes * dollars, origin)
 
     return number("spot", prices[gpu].spot), number("on_demand", prices[gpu].on_demand)
 
 
 def _gpus(job: Job, given: Given, measured: MeasuredRun) -> tuple[int, int, str]:
-    """The GPUs of a machine and the machines that the steps' seconds are of, and both in words."""
+    """Return the GPUs per machine, the machines that the seconds of a step refer to, and both in
+    words."""
     if given.step_seconds is None and given.gpu is None:
         count, nodes = measured.count, measured.nodes
-        return count, nodes, f"{count * nodes} GPUs that it was measured on"
+        return count, nodes, f"the {count * nodes} GPUs of the measurement"
     workers = max(1, job.hardware.workers or 1)
     return workers, 1, f"{workers} workers"
 
 
 def _market_prices(gpu: str, count: int, nodes: int) -> tuple[Number | None, Number | None]:
-    """What `pion plan` finds for `nodes` machines of `count` such GPUs, spot and on demand; None
-    where SkyPilot's catalog has none, or can't be read."""
+    """Return the prices that `pion plan` finds for `nodes` machines of `count` such GPUs, spot and
+    on demand; None if SkyPilot's catalog has no price or can't be read."""
     from pipeline.rent.plan.prices import market  # SkyPilot takes seconds to import
 
     try:
         offers, _ = market([gpu], count=count)
-    except BadInput:  # a name that it does not know
+    except BadInput:  # SkyPilot does not know the name
         return None, None
     found: dict[bool, Number] = {}
     for offer in offers:

@@ -1,4 +1,4 @@
-"""What the command line of `pion replay` may say about a job, instead of what was measured."""
+"""The options of `pion replay` that replace measured or assumed numbers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pion.errors import BadInput
 
 HELP = {
-    "gpu": "the GPU type whose speed to estimate (unless --step-seconds) and whose price to take",
-    "step_seconds": "a step of the first training stage; others follow by their tokens",
-    "boot_seconds": "from paying for a machine until it restores",
-    "restore_seconds": "from there until the first step",
+    "gpu": "the GPU type to take the price of, and the speed unless --step-seconds is given",
+    "step_seconds": "seconds per step of the first training stage; others scale by their tokens",
+    "boot_seconds": "from the start of payment until the restore begins",
+    "restore_seconds": "from then until the first step",
     "stall_seconds": "how long a save stops training",
     "write_seconds": "from then until the save is committed",
-    "upload_mb_per_second": "to the store, to derive --write-seconds from a checkpoint's size",
-    "warning_seconds": "how long before its loss a machine is told (default: never)",
+    "upload_mb_per_second": "upload speed, to derive --write-seconds from a checkpoint's size",
+    "warning_seconds": "how long before its loss a machine is warned (default: no warning)",
     "price": "dollars per hour on spot",
     "on_demand_price": "dollars per hour on demand",
 }
@@ -33,7 +33,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Given:
-    """What the command line says (see HELP); None where it says nothing."""
+    """The options that were given (see HELP); None if an option was not given."""
 
     gpu: str | None = None
     step_seconds: float | None = None
@@ -48,16 +48,16 @@ class Given:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Given:
-        """What was parsed by the options of `add_options`."""
+        """Return the parsed options of `add_options`."""
         return cls(**{name: getattr(args, name) for name in HELP})
 
     def number(self, name: str) -> Number | None:
-        """What `name` was given as, if it was."""
+        """Return the given value of `name`; None if it was not given."""
         value = getattr(self, name)
         return None if value is None else Number(value, option(name))
 
     def check(self) -> None:
-        """Raise BadInput for an amount that is none."""
+        """Raise BadInput for an invalid amount."""
         for name, value in dataclasses.asdict(self).items():
             if name == "gpu" or value is None:
                 continue
@@ -68,12 +68,12 @@ class Given:
 
 
 def option(name: str) -> str:
-    """How the command line calls a field of `Given`."""
+    """Return the name of the option for a field of `Given`."""
     return f"--{name.replace('_', '-')}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """An option for each field of `Given`."""
+    """Add an option for each field of `Given`."""
     for name, words in HELP.items():
         if name == "gpu":
             parser.add_argument(option(name), metavar="NAME", help=words)

@@ -1,4 +1,4 @@
-"""A replay as PNG: when a run is done for each start, and what its paid time did not go into."""
+"""Draw a replay as PNG: when the run is done for each start, and where paid time was lost."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ COLOURS = dict(zip(CAUSES, ("#e8853a", "#d9b23c", "#b65d9b", "#6d7fd1")))
 
 
 def replay_plot(summaries: Sequence[Summary], on_demand: Outcome) -> bytes:
-    """One row for each trace. Left: hours until done over the start, shaded where the trace has no
-    machine. Right: badput by cause, in percent of the paid time, beside that on demand."""
+    """Draw one row for each trace. Left: hours until done by start, shaded where the trace has no
+    machine. Right: badput by cause, in percent of the paid time, next to the badput on demand."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -88,7 +88,7 @@ def _badput(axes: Axes, summary: Summary, on_demand: Outcome) -> None:
         axes.annotate(f"{reached:.1f} %", (place, reached), ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(bars)), list(bars))
     axes.set_ylim(0, 1.25 * 100 * max(sum(shares.values()) for shares in bars.values()))
-    axes.set_title("paid, but no kept work", loc="left", fontsize=10)
+    axes.set_title("paid, but not kept work", loc="left", fontsize=10)
     axes.set_ylabel("% of paid time", color=INK, fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="upper right")
     _dress(axes)

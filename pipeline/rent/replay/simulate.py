@@ -1,21 +1,21 @@
-"""Replay a run on recorded spot availability, its checkpoints decided by the run's own policy.
+"""Replay a run on recorded spot availability, with the run's own checkpoint policy.
 
-What is assumed of a machine:
+The assumptions:
 
-- It starts as soon as the trace has one, and is paid for from then until it is lost or the run has
-  ended. Waiting costs nothing. How long a manager takes to notice a loss is not modelled.
-- It boots, restores the newest committed checkpoint (building the model at first is taken to be
-  as long), and trains one step after another. When to
-  save is decided by `Saving` and its `SaveCadence`, the very classes that a run uses, on a clock
-  of their own. A save stalls training, is then written and uploaded while training goes on, and
-  counts once it is committed; a save that finds the uploader busy is skipped.
-- When the machine is lost, so is every step after the last committed one: the next machine does
-  it again. With a warning of some seconds, training ends when it comes, and the last finished step
-  is committed too if stall, write and upload still fit.
-- At the end of a stage training waits until its last step is committed. Preparing data,
+- A machine starts as soon as the trace has one. It is paid for from then until it is lost or the
+  run ends. Waiting costs nothing. How long a manager takes to notice a loss is not modelled.
+- The machine boots, restores the newest committed checkpoint, and trains one step after another.
+  The first machine has no checkpoint; building the model is assumed to take as long as a restore.
+- `SaveCadence`, the class that a run uses, decides when to save; here it runs on a simulated clock.
+  A save stalls training. It is then written and uploaded while training continues, and counts once
+  it is committed. A save is skipped if the uploader is busy.
+- When the machine is lost, so is every step after the last committed one: the next machine repeats
+  these steps. If there is a warning, training ends when it comes, and the last finished step is
+  committed too if there is time for stall, write and upload.
+- At the end of a stage, training waits until the last step is committed. Preparing data,
   evaluating and publishing take no time here.
-- Like a run, a replay gives up (exit code 1) after five machines in a row that got as far as
-  training but committed nothing, and learns how often machines are lost from its own starts.
+- Like a run, a replay gives up (exit code 1) after five machines in a row that began to train but
+  committed nothing. Like a run, it learns from its own starts how often machines are lost.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ CAUSES = ("boot", "restore", "recompute", "stall")
 
 @dataclass
 class Outcome:
-    """How one replay went, in seconds. What was paid for is `kept` plus `lost` of every cause.
+    """How one replay went, in seconds. The paid time is `kept` plus `lost` of every cause.
 
-    `stopped` says why it did not finish; None if it did.
+    `stopped` says why the run did not finish; None if it did.
     """
 
     waiting: float = 0.0
@@ -58,21 +58,21 @@ class Outcome:
 
     @property
     def elapsed(self) -> float:
-        """From asking for the first machine to the end."""
+        """Seconds from the request for the first machine to the end."""
         return self.waiting + self.paid
 
     @property
     def goodput(self) -> float:
-        """Share of the paid time that trained steps which were kept."""
+        """The share of the paid time that trained kept steps."""
         return self.kept / self.paid if self.paid else 0.0
 
 
-# The largest number of machines that a sweep simulates, which takes a few seconds.
+# The largest number of machines that a sweep simulates. So many take a few seconds.
 MACHINES = 500_000
 
 
 class Replay:
-    """Replays of one run. `policy` and the store of `workspace` say how often it saves."""
+    """Replays of one run. `policy` and the store of `workspace` decide how often it saves."""
 
     def __init__(
         self, work: Sequence[StageWork], costs: Overheads, policy: Checkpoint, workspace: Workspace
@@ -83,16 +83,16 @@ class Replay:
 
     @property
     def work_seconds(self) -> float:
-        """What all steps take if none is done twice."""
+        """The seconds of all steps if none is repeated."""
         return sum(work.steps * work.step_seconds for work in self.work)
 
     def on_demand(self) -> Outcome:
-        """The same run on a machine that is never lost."""
+        """Replay the run on a machine that is never lost."""
         return self.from_tick(Trace("on demand", 1.0, (True,)), 0)
 
     def sweep(self, trace: Trace) -> dict[int, Outcome]:
-        """The run asked for at every tick, by tick; of a run so long that it would take many
-        seconds, at evenly spaced ticks."""
+        """Replay the run from every tick, and return the outcomes by tick. If the run is so long
+        that this would take many seconds, use evenly spaced ticks."""
         available = trace.share * trace.seconds
         machines = 1 + self.work_seconds * trace.preemptions / available
         every = math.ceil(len(trace.available) * machines / MACHINES)
@@ -100,7 +100,7 @@ class Replay:
         begun: dict[int, Outcome] = {}
         for tick in range(0, len(trace.available), every):
             first, _ = trace.next_machine(tick)
-            # Asked for while there is no machine, it only waits longer.
+            # A start while there is no machine only waits longer.
             at = tick if first is None else first % len(trace.available)
             if at not in begun:
                 begun[at] = self.from_tick(trace, at)
@@ -109,7 +109,7 @@ class Replay:
         return outcomes
 
     def from_tick(self, trace: Trace, tick: int) -> Outcome:
-        """The run when it is asked for at the start of `tick`."""
+        """Replay the run with the first machine requested at the start of `tick`."""
         outcome, place = Outcome(), _Reached(0, 0)
         starts: deque[float] = deque(maxlen=STARTS_KEPT)
         assumed = self.policy.preemption_hours * 3600
@@ -138,7 +138,8 @@ class Replay:
             tick = first + round(stay / trace.gap_seconds)
 
     def _machine(self, outcome: Outcome, place: _Reached, stay: float, between: float) -> _Reached:
-        """Go on from `place` on a machine lost after `stay` seconds; what is committed then."""
+        """Continue from `place` on a machine that is lost after `stay` seconds. Return the place
+        that is committed then."""
         costs, lost = self.costs, outcome.lost
         lost["boot"] += min(stay, costs.boot)
         lost["restore"] += min(max(stay - costs.boot, 0.0), costs.restore)
@@ -161,7 +162,7 @@ class Replay:
         return place
 
     def _training(self, place: _Reached, between: float) -> TimedTraining:
-        """Training from `place` on; one for all machines that save alike."""
+        """Return the training from `place`. Machines that save at the same times share one."""
         every = self.policy.every_steps
         key = (place.stage, place.step % every if every else 0, between)
         if key not in self._trainings:
@@ -173,12 +174,12 @@ class Replay:
 
 
 class _Reached(NamedTuple):
-    """How far a run is: `step` steps of stage number `stage` are committed."""
+    """How far a run has come: `step` steps of stage number `stage` are committed."""
 
     stage: int
     step: int
 
 
 def _rounded(seconds: float) -> float:
-    """To two digits, so that machines whose saves would hardly differ are worked out once."""
+    """Round to two digits, so that machines whose saves would hardly differ share one training."""
     return float(f"{seconds:.2g}")

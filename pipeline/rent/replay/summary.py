@@ -1,4 +1,4 @@
-"""What all replays of one trace have in common."""
+"""Sum up all replays of one trace."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ NAMES = tuple(f"p{percent}" for percent in PERCENTILES)
 
 @dataclass(frozen=True)
 class Summary:
-    """All replays of a trace. `percentiles` maps a quantity to its values at PERCENTILES, None
-    where so many starts did not finish; seconds unless the name says otherwise. `goodput` and
-    `badput` are shares of all paid time; `stopped` counts the starts that did not finish, by why.
+    """All replays of a trace.
+
+    `percentiles` maps a quantity to its values at PERCENTILES, in seconds unless the name says
+    otherwise; a value is None if too many starts did not finish. `goodput` and `badput` are shares
+    of all paid time. `stopped` counts the starts that did not finish, by reason.
     """
 
     trace: Trace
@@ -32,7 +34,7 @@ class Summary:
     stopped: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return the summary as plain JSON."""
         return {
             "trace": self.trace.name,
             "recorded_seconds": self.trace.seconds,
@@ -49,7 +51,7 @@ class Summary:
 
 
 def summarise(trace: Trace, outcomes: Mapping[int, Outcome], spot: Number | None) -> Summary:
-    """What the replays of a trace have in common, at `spot` dollars per hour."""
+    """Sum up the replays of a trace, at `spot` dollars per hour."""
     quantities = {
         "elapsed": [o.elapsed if o.stopped is None else math.inf for o in outcomes.values()],
         "paid": [o.paid if o.stopped is None else math.inf for o in outcomes.values()],
@@ -72,6 +74,6 @@ def summarise(trace: Trace, outcomes: Mapping[int, Outcome], spot: Number | None
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float | None, ...]:
-    """Values that some start had; infinite ones count as the largest."""
+    """Return percentiles that are values of some start. An infinite one becomes None."""
     found = np.percentile(values, PERCENTILES, method="inverted_cdf")
     return tuple(float(value) if math.isfinite(value) else None for value in found)

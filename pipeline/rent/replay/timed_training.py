@@ -1,7 +1,7 @@
-"""What training on one machine comes to, second by second, without training.
+"""Simulate training on one machine, second by second.
 
-A run's `SaveCadence` decides about every save. Its clock moves by the time of a step. Saves take as
-long as they would, but write nothing.
+A run's `SaveCadence` decides about every save. The simulated clock moves by the time of a step.
+Saves take time, but write nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.training.cadence import SaveCadence
 
 @dataclass(frozen=True)
 class StageWork:
-    """A training stage: how many steps, and the seconds that each takes."""
+    """A training stage: how many steps, and the seconds of each."""
 
     stage: str
     steps: int
@@ -26,14 +26,14 @@ class StageWork:
 
 @dataclass(frozen=True)
 class Overheads:
-    """What takes time beside the steps, in seconds.
+    """What takes time besides the steps, in seconds.
 
     Attributes:
         boot: from the start of payment until the process restores.
-        restore: from there until the first step begins.
+        restore: from then until the first step begins.
         stall: how long a save stops training.
         write: from then until the save is committed.
-        warning: how long before its loss a machine is told.
+        warning: how long before its loss a machine is warned.
     """
 
     boot: float
@@ -44,10 +44,9 @@ class Overheads:
 
 
 class _TimedSaver:
-    """The saves of one machine, on a clock that they move; nothing is written.
+    """The simulated saves of one machine. A save advances the clock.
 
-    Seconds and steps count from where training was restored. Save i began at `begun[i]`, after
-    `steps[i]` steps.
+    Seconds and steps count from the restore. Save i began at `begun[i]`, after `steps[i]` steps.
     """
 
     def __init__(self, costs: Overheads) -> None:
@@ -57,29 +56,31 @@ class _TimedSaver:
         self.steps: list[int] = []
 
     def save(self, cadence: SaveCadence) -> None:
-        """Begin a save and tell `cadence`, unless the save before is still being written."""
+        """Begin a save and report it to `cadence`, unless the previous save is still being
+        written."""
         if self.now < self.committed(len(self.begun) - 1):
             return
-        # The save before this one has told by now how long it took.
+        # By now the write time of the previous save is known.
         cadence.saved(self.now, self.stall, self.write if self.begun else 0.0)
         self.begun.append(self.now)
         self.steps.append(self.step)
         self.now += self.stall
 
     def resumed(self, save: int) -> tuple[float, int]:
-        """When training went on after that save (-1: began), and how many steps were done."""
+        """Return when training continued after that save (-1: when it began), and the steps done
+        by then."""
         return (self.begun[save] + self.stall, self.steps[save]) if save >= 0 else (0.0, 0)
 
     def committed(self, save: int) -> float:
-        """When that save counts."""
+        """Return when that save is committed."""
         return self.begun[save] + self.stall + self.write if save >= 0 else 0.0
 
 
 class TimedTraining:
-    """Training one stage on a machine that lasts, from a checkpoint at `first_step` on.
+    """Training of one stage on a machine that lasts, from a checkpoint at `first_step`.
 
-    `policy`, the store of `workspace` and `preemption_seconds` say when it saves, as in a run. Time
-    and steps count from that checkpoint, and are worked out as far as they are asked for.
+    `policy`, the store of `workspace` and `preemption_seconds` decide when it saves, as in a run.
+    Time and steps count from that checkpoint. They are computed only as far as needed.
     """
 
     def __init__(
@@ -108,8 +109,8 @@ class TimedTraining:
         self._usual_steps = 1  # from one save to the next
 
     def seconds_to_finish(self, steps: int, seconds: float) -> float:
-        """Until `steps` are done and committed, on a machine that is lost after `seconds`; infinite
-        if the last is not done before that, or before it is told so."""
+        """Return the seconds until `steps` are committed on a machine that is lost after `seconds`;
+        infinite if the loss, or its warning, comes before the last step is done."""
         if steps == 0:
             return 0.0
         end = seconds - self._warning
@@ -125,13 +126,13 @@ class TimedTraining:
         return max(done, saver.committed(last)) + saver.stall + saver.write
 
     def when_lost(self, seconds: float, steps: int) -> tuple[int, float]:
-        """How many of `steps` are committed when the machine is lost after `seconds`, before all
-        are, and how long it has trained, the step in flight included."""
+        """Return how many of `steps` are committed when the machine is lost after `seconds`, and
+        how long it has trained, including the step in flight."""
         known = self._losses.get(seconds)
         if known is not None and known[1] < steps * self._step_seconds:
             return known
         found = self._when_lost(seconds, steps)
-        if found[1] < steps * self._step_seconds:  # so more steps would not change it
+        if found[1] < steps * self._step_seconds:  # more steps would not change the result
             self._losses[seconds] = found
         return found
 
@@ -150,20 +151,20 @@ class TimedTraining:
         return saver.resumed(last)[1], trained
 
     def _train(self, steps: int, until: float) -> None:
-        """Work it out up to that many steps or that time at least, whichever comes first."""
+        """Simulate at least that many steps or up to that time, whichever comes first."""
         saver = self._saver
         while saver.step < steps and saver.now < until:
             _, before = saver.resumed(len(saver.begun) - 1)
             step = saver.step + 1
             usual = before + self._usual_steps
             if self._by_clock and step == before + 1 and not self._due_after(usual - 1):
-                step = usual  # what is not due by the clock was not due before
+                step = usual  # if the clock says a step is not due, no step before it was due
             if self._due_after(step):
                 self._usual_steps = step - before
                 saver.save(self._cadence)
 
     def _due_after(self, step: int) -> bool:
-        """Whether to save after that step, the clock being where it then is."""
+        """Move to the end of that step, and return whether to save after it."""
         resumed, before = self._saver.resumed(len(self._saver.begun) - 1)
         self._saver.step = step
         self._saver.now = resumed + (step - before) * self._step_seconds

@@ -1,12 +1,13 @@
-"""Recorded spot availability: when a machine could be had, tick by tick.
+"""Recorded spot availability: when a machine was available, tick by tick.
 
-A trace is a JSON file; other fields than these are ignored:
+A trace is a JSON file. Other fields than these are ignored:
 
     {"metadata": {"gap_seconds": 32}, "data": [0, 1, 1, 2, 0, …]}
 
-`data` says how many machines could be had in each tick of `gap_seconds`. One is there in a tick
-whose count is 1 or more, and is lost at the start of the first tick whose count is 0. The end of a
-trace is followed by its beginning: a run may start at any tick and take longer than was recorded.
+`data` says how many machines were available in each tick of `gap_seconds`. A run has its machine
+while the count is 1 or more, and loses it at the start of the first tick whose count is below 1.
+The end of a trace is followed by its beginning, so a run may start at any tick and take longer than
+the recording.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pion.errors import BadInput
 
 @dataclass(frozen=True)
 class Trace:
-    """When a machine could be had: `available` says it for each tick of `gap_seconds`."""
+    """When a machine was available: `available` has a flag for each tick of `gap_seconds`."""
 
     name: str
     gap_seconds: float
@@ -32,12 +33,12 @@ class Trace:
 
     @property
     def seconds(self) -> float:
-        """How much time was recorded."""
+        """How many seconds were recorded."""
         return self.gap_seconds * len(self.available)
 
     @cached_property
     def share(self) -> float:
-        """Share of the time in which a machine could be had."""
+        """The share of the time in which a machine was available."""
         return sum(self.available) / len(self.available)
 
     @cached_property
@@ -47,8 +48,8 @@ class Trace:
         return sum(now and not then for now, then in zip(self.available, following))
 
     def next_machine(self, tick: int) -> tuple[int | None, float]:
-        """The first tick from `tick` on at whose start a machine is there (None: never), and the
-        seconds from then until it is lost (infinite: never)."""
+        """Return the first tick, from `tick` on, that has a machine (None: never), and the seconds
+        from then until the machine is lost (infinite: never)."""
         wait = self._until_there[tick % len(self.available)]
         if wait is None:
             return None, 0.0
@@ -65,7 +66,8 @@ class Trace:
 
 
 def read_trace(path: str | Path) -> Trace:
-    """The trace in a file, named for it. Raises BadInput if it is none."""
+    """Read the trace in a file, and name it after the file. Raises BadInput if it is not a
+    trace."""
     path = Path(path)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -85,8 +87,8 @@ def read_trace(path: str | Path) -> Trace:
     if not isinstance(data, list) or not data:
         given = "is missing" if data is None else "is empty" if data == [] else "is not a list"
         raise BadInput(
-            f"the trace {path}: data {given}; it must list how many machines could be had in each "
-            f"tick of {gap:g} s."
+            f"the trace {path}: data {given}; it must list how many machines were available in "
+            f"each tick of {gap:g} s."
         )
     for tick, count in enumerate(data):
         if not _is_amount(count):
@@ -96,8 +98,8 @@ def read_trace(path: str | Path) -> Trace:
             )
     if max(data) < 1:
         raise BadInput(
-            f"the trace {path} never has a machine: no value of data is 1 or more, so no run "
-            "would ever start on it."
+            f"the trace {path} never has a machine: no value of `data` is 1 or more, so no run "
+            "would ever start."
         )
     return Trace(path.stem, float(gap), tuple(count >= 1 for count in data))
 
@@ -108,7 +110,8 @@ def _is_amount(value: Any) -> bool:
 
 
 def _ticks_until(flags: Sequence[bool]) -> list[int | None]:
-    """For each tick, how many ticks later one is set, going round; None where none is."""
+    """Return for each tick how many ticks later a flag is set, wrapping around at the end; None if
+    no flag is set."""
     found: list[int | None] = [None] * len(flags)
     distance: int | None = None
     for tick in reversed(range(2 * len(flags))):

@@ -55,8 +55,8 @@ def test_it_prints_times_dollars_and_badput_for_each_trace(
         "dollars",
         "on demand, never lost: done after 0.3 h, $0.12",
         "recompute",
-        "--step-seconds, by the tokens of a pretrain step",
-        "assumed: none arrives",
+        "--step-seconds, scaled by tokens from pretrain",
+        "assumed: no warning",
     ):
         assert words in text
 
@@ -84,7 +84,7 @@ def test_without_a_price_it_says_how_to_give_one(
 ) -> None:
     show_replay(write_job(tmp_path), [], traces=[SPOT], given=Given(step_seconds=20.0))
     text = capsys.readouterr().out
-    assert "not known: give `prices` in the job, or --price and --on-demand-price" in text
+    assert "unknown: set `prices` in the job, or pass --price and --on-demand-price" in text
     assert "dollars" not in text
 
 
@@ -105,7 +105,7 @@ def test_starts_that_never_finish_are_counted_and_no_number_hides_them(
     assert trace["percentiles"]["elapsed"] == {"p10": None, "p50": None, "p90": None}
     show_replay(job, [], traces=[SPOT], given=given)
     text = capsys.readouterr().out
-    assert "60 starts never end: no machine lasts long enough" in text
+    assert "60 starts never finish: no machine lasts long enough" in text
     assert "never         never         never" in text
 
 
@@ -156,4 +156,4 @@ def test_a_plot_that_can_t_be_written_costs_no_number(
     png = str(tmp_path / f"{300 * 'a'}.png")
     with pytest.raises(BadInput, match="can't be written: File name too long"):
         show_replay(write_job(tmp_path), [], traces=[SPOT], given=GIVEN, png=png)
-    assert "of all time paid for" in capsys.readouterr().out
+    assert "of all paid time" in capsys.readouterr().out

@@ -111,7 +111,7 @@ def test_starts_are_measured_by_phase_without_their_first_step(tmp_path: Path) -
     found = numbers(job)
     assert found.restore == Number(3.0, "measured: median of 3 starts")
     assert found.boot.value == pytest.approx(30 + 62 - 3 - 4 * 32 / 9)
-    assert "3 starts at home, and 30 s assumed for the machine before" in found.boot.origin
+    assert "3 starts on your own machines, plus 30 s assumed for booting" in found.boot.origin
     assert "Ray and workers 22.0 s" in found.boot.origin
     add_events(job, phase("paid to first step", 90.0), phase("first step", 50.0))
     on_a_rental = numbers(job).boot
@@ -140,7 +140,7 @@ def test_before_anything_is_saved_its_size_follows_from_the_model(tmp_path: Path
     found = job_numbers(job, Given(step_seconds=4.3))
     # 1,235,674,063 bytes were measured for this model (benchmarks/results/checkpoint.json).
     assert found.stall.value == pytest.approx(1.2357e9 / 4e9, rel=1e-3)
-    assert "1.24 GB by its parameters, copied at 4 GB/s" in found.stall.origin
+    assert "1.24 GB from the parameter count, copied at 4 GB/s" in found.stall.origin
     assert "uploaded at 100 MB/s" in found.write.origin
 
 
@@ -165,7 +165,7 @@ BOTH = {"A40": {"spot": 0.2, "on_demand": 0.4}, "L40S": 0.9}
 def test_prices_are_those_of_the_job_for_its_gpu_and_all_its_workers(tmp_path: Path) -> None:
     job = write_job(tmp_path, prices=BOTH, hardware={"workers": 2})
     found = numbers(job, Given(gpu="A40", step_seconds=1.0))
-    assert found.spot == Number(0.4, "prices.A40.spot of the job × 2 workers")
+    assert found.spot == Number(0.4, "the job's prices.A40.spot × 2 workers")
     assert found.on_demand is not None
     assert found.on_demand.value == 0.8
 
@@ -174,7 +174,7 @@ def test_the_only_price_needs_no_name_and_an_option_wins(tmp_path: Path) -> None
     job = write_job(tmp_path, prices={"L40S": 0.9})
     found = numbers(job, Given(step_seconds=1.0, price=0.5))
     assert found.spot == Number(0.5, "--price")
-    assert found.on_demand == Number(0.9, "prices.L40S.on_demand of the job")
+    assert found.on_demand == Number(0.9, "the job's prices.L40S.on_demand")
 
 
 def test_the_gpu_that_was_rented_last_is_the_one_that_is_paid_for(tmp_path: Path) -> None:
@@ -182,12 +182,12 @@ def test_the_gpu_that_was_rented_last_is_the_one_that_is_paid_for(tmp_path: Path
     light_run(store_of(job))
     assert numbers(job).spot is None  # one of two, and nobody says which
     add_events(job, {"kind": "machine", "gpu": "L40S", "phases": {}})
-    assert numbers(job).spot == Number(0.9, "prices.L40S.spot of the job")
+    assert numbers(job).spot == Number(0.9, "the job's prices.L40S.spot")
 
 
 def test_a_gpu_without_a_price_is_refused_where_others_have_one(tmp_path: Path) -> None:
     job = write_job(tmp_path, prices=BOTH)
-    with pytest.raises(BadInput, match="none of it, only of A40, L40S"):
+    with pytest.raises(BadInput, match="it only has A40, L40S"):
         numbers(job, Given(gpu="A100", step_seconds=1.0))
     both = Given(gpu="A100", step_seconds=1.0, price=1.0, on_demand_price=2.0)
     assert numbers(job, both).spot == Number(1.0, "--price")
@@ -200,7 +200,7 @@ def test_a_measured_speed_costs_all_gpus_that_it_was_measured_on(tmp_path: Path)
     add_events(job, {"kind": "machine", "gpu": "A40", "count": 1, "phases": {}})  # never trained
     found = numbers(job)
     assert found.spot == Number(
-        pytest.approx(7.2), "prices.L40S.spot of the job × 8 GPUs that it was measured on"
+        pytest.approx(7.2), "the job's prices.L40S.spot × the 8 GPUs of the measurement"
     )
     assert found.on_demand is not None
     assert found.on_demand.value == pytest.approx(7.2)
