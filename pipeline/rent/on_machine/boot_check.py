@@ -1,4 +1,4 @@
-"""Check, before anything else runs on a rented machine, that it is the machine that was paid for.
+"""Check, before anything else runs on a rented machine, that it is as good as the one paid for.
 
     python3 pipeline/rent/on_machine/boot_check.py     exit 0: fine · exit 75: rent another
 
@@ -10,8 +10,8 @@ which saves a download of 3 GB; otherwise standard output stays empty.
 If there are GPUs, a separate process (`boot_check.py --probe`) writes and reads back memory of each
 GPU, using only the driver. Whether the GPUs compute is checked later, with torch (gpu_check.py).
 
-Environment: SKYPILOT_NUM_GPUS_PER_NODE is the number of GPUs that were asked for (an image for a
-machine without GPUs sets PION_EXPECT_GPUS=0), and PION_DISK_GB is the disk that was asked for.
+Environment: SKYPILOT_NUM_GPUS_PER_NODE is the requested number of GPUs (an image for machines
+without GPUs sets PION_EXPECT_GPUS=0), and PION_DISK_GB is the requested disk.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ ANOTHER_MACHINE = 75
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 LEAST_DRIVER = {12: 525, 13: 580}
 
-# Sellers' GB are smaller than those of file systems, which also reserve a part of the disk.
+# A file system reserves a part of the disk, so it shows less than the seller promises.
 DISK_TOLERANCE = 0.9
 
 PROBE = (sys.executable, __file__, "--probe")
 PROBE_BYTES = 64 * 2**20
 PROBE_SECONDS = 20
-# Seconds more for each further GPU. A driver that is not kept awake wakes them one by one.
+# Additional seconds for each further GPU. A driver that is not kept awake wakes them one by one.
 PROBE_SECONDS_MORE = 5
 
 Version = Tuple[int, ...]  # noqa: UP006  (Python 3.8)
 
 
 class BadMachine(Exception):
-    """Why this machine won't do, while another of its kind may."""
+    """Why this machine won't do. Another machine of the same kind may be fine."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Torch:
 def check_machine(
     environment: Mapping[str, str], project: str, image_torch: Torch | None
 ) -> tuple[str, Torch]:
-    """What this machine is, and the torch to use; `project` is the text of pyproject.toml.
+    """Describe this machine, and choose the torch to use. `project` is the text of pyproject.toml.
 
     Raises BadMachine.
     """
@@ -79,16 +79,17 @@ def check_machine(
 
 
 def try_gpus(command: Sequence[str], seconds: float) -> str:
-    """What `command`, a probe of the GPUs in a process of its own, found within `seconds`.
+    """Run `command`, a probe of the GPUs in a separate process, and return what it found.
 
-    Raises BadMachine if it says so, hangs or is killed by a signal. Any other end of it, such as a
-    Python error or no libcuda.so.1, is no verdict: torch gives one once it is installed.
+    Raises BadMachine if the probe says so, takes longer than `seconds`, or is killed by a signal.
+    Any other failure, such as a Python error or no libcuda.so.1, proves nothing: torch will tell
+    once it is installed.
     """
     try:
         done = _run(command, seconds)
     except subprocess.TimeoutExpired:
         raise BadMachine(
-            f"writing and reading back memory of its GPU(s) has not ended after {seconds:g} s"
+            f"writing and reading back memory of its GPU(s) hangs: no result after {seconds:g} s"
         ) from None
     except OSError as error:
         return f"GPU memory not tested ({error})"
@@ -107,9 +108,9 @@ def try_gpus(command: Sequence[str], seconds: float) -> str:
 
 
 def probe_gpus(cuda: Any, size: int = PROBE_BYTES) -> str:
-    """Write and read back `size` bytes of every GPU; `cuda` is libcuda, as ctypes loads it.
+    """Write and read back `size` bytes on every GPU. `cuda` is libcuda, as ctypes loads it.
 
-    Raises BadMachine, and AttributeError if `cuda` lacks a function.
+    Raises BadMachine, or AttributeError if `cuda` lacks a function.
     """
     import ctypes
 
@@ -129,22 +130,22 @@ def probe_gpus(cuda: Any, size: int = PROBE_BYTES) -> str:
         device, context, memory = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
         read = ctypes.create_string_buffer(size)
         call("cuDeviceGet", ctypes.byref(device), index, of=gpu)
-        # The primary context, as that is torch's, too, and its calls are the same in all drivers.
+        # The primary context: torch uses it too, and its calls are the same in all drivers.
         call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device, of=gpu)
         call("cuCtxSetCurrent", context, of=gpu)
         call("cuMemAlloc_v2", ctypes.byref(memory), size, of=gpu)
         call("cuMemcpyHtoD_v2", memory, written, size, of=gpu)
         call("cuMemcpyDtoH_v2", read, memory, size, of=gpu)
         if read.raw != written:
-            raise BadMachine(f"GPU {index}'s memory gives back other bytes than were written")
-        # What these return is nothing to judge by: this process is about to end anyway.
+            raise BadMachine(f"GPU {index}'s memory returns other bytes than were written")
+        # Errors of these calls don't matter: this process is about to end anyway.
         cuda.cuMemFree_v2(memory)
         cuda.cuDevicePrimaryCtxRelease_v2(device)
     return f"memory of {count.value} GPU(s) written and read back"
 
 
 def _declare(cuda: Any) -> None:
-    """Tell ctypes what cuda.h says of the functions used here. Raises AttributeError."""
+    """Give ctypes the types from cuda.h. Raises AttributeError if a function is missing."""
     from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 
     arguments = {
@@ -167,7 +168,7 @@ def _declare(cuda: Any) -> None:
 
 
 def _error_name(cuda: Any, result: int) -> str:
-    """Such as "CUDA_ERROR_UNKNOWN (999)"; the number alone where `cuda` has no name for it."""
+    """Return "CUDA_ERROR_UNKNOWN (999)", or only the number if `cuda` has no name for it."""
     import ctypes
 
     name = ctypes.c_char_p()
@@ -177,7 +178,7 @@ def _error_name(cuda: Any, result: int) -> str:
 
 
 def find_image_torch() -> Torch | None:
-    """The torch of the Python that runs this, read without importing it; None without CUDA."""
+    """Return the torch of this Python, without importing it; None if it has no CUDA."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -194,7 +195,7 @@ def find_image_torch() -> Torch | None:
 
 
 def _satisfies(torch: Torch, project: str) -> bool:
-    """Whether this Python and `torch` are what pyproject.toml asks for."""
+    """Return whether this Python and `torch` meet pyproject.toml's requirements."""
     floor = re.search(r'"torch>=([0-9.]+)"', project)
     python = re.search(r'^requires-python = ">=([0-9.]+),<([0-9.]+)"', project, re.MULTILINE)
     if floor is None or python is None:
@@ -204,7 +205,7 @@ def _satisfies(torch: Torch, project: str) -> bool:
 
 
 def _pinned_torch(project: str) -> Torch:
-    """The torch that an installation brings."""
+    """Return the torch that would be installed."""
     torch = re.search(r'"torch==([0-9.]+)', project)
     cuda = re.search(r'"cuda-toolkit==([0-9.]+)', project)
     return Torch(
@@ -215,7 +216,7 @@ def _pinned_torch(project: str) -> Torch:
 def _check_disk(asked_gb: float) -> str:
     total_gb = shutil.disk_usage(Path.cwd()).total / 1e9
     if total_gb < DISK_TOLERANCE * asked_gb:
-        raise BadMachine(f"its disk has {total_gb:.0f} GB, {asked_gb:.0f} GB were asked for")
+        raise BadMachine(f"its disk has {total_gb:.0f} GB, but {asked_gb:.0f} GB were requested")
     return f"{total_gb:.0f} GB disk"
 
 
@@ -225,16 +226,15 @@ def _check_gpus(asked: int, torch: Torch) -> str:
         done = _run(query, 60)
     except FileNotFoundError:
         raise BadMachine(
-            f"{asked} GPU(s) were asked for, and it has no nvidia-smi: no driver reaches this "
-            "container"
+            f"{asked} GPU(s) were requested, but it has no nvidia-smi: this container has no driver"
         ) from None
     except subprocess.TimeoutExpired:
-        raise BadMachine("nvidia-smi has not answered for a minute") from None
+        raise BadMachine("nvidia-smi did not answer for a minute") from None
     if done.returncode:
         raise BadMachine(f"nvidia-smi fails: {(done.stderr or done.stdout).strip()[-300:]}")
     lines = [line.split(", ") for line in done.stdout.strip().splitlines()]
     if len(lines) < asked:
-        raise BadMachine(f"it has {len(lines)} GPU(s), {asked} were asked for")
+        raise BadMachine(f"it has {len(lines)} GPU(s), but {asked} were requested")
     name, driver = lines[0][0], lines[0][-1]
     needed = LEAST_DRIVER.get(torch.cuda[0]) if torch.cuda else None
     if needed is not None and _numbers(driver)[:1] < (needed,):
@@ -249,8 +249,9 @@ def _check_gpus(asked: int, torch: Torch) -> str:
 def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
     """Run `command` for at most `seconds`. Raises OSError and subprocess.TimeoutExpired.
 
-    Unlike subprocess.run, it does not wait for what it kills: a process stuck in the driver can't
-    be killed. Nor has that one this process's output, which the boot script reads to the end.
+    Unlike subprocess.run, this does not wait for a process that it kills: a process stuck in the
+    driver can't be killed. The pipes keep such a process from holding this process's output open,
+    which the boot script reads to the end.
     """
     pipe = subprocess.PIPE
     process = subprocess.Popen(
@@ -265,14 +266,15 @@ def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[
 
 
 def _numbers(version: str) -> Version:
-    """(2, 13) of "2.13.0a0+cu130" and the like: what to compare; empty if there is none."""
+    """Return the leading numbers of a version to compare, such as (2, 13, 0) for "2.13.0a0+cu130";
+    empty if there are none."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def probe_main() -> int:
-    """What try_gpus has a process of its own do."""
-    # Only here: a Python built without it can still check all the rest.
+    """Run the probe of `try_gpus` in this process."""
+    # Imported only here: a Python built without ctypes can still check everything else.
     import ctypes
 
     try:
@@ -291,8 +293,8 @@ def main() -> int:
         words, torch = check_machine(os.environ, project, find_image_torch())
     except BadMachine as bad:
         print(
-            f"boot check: this machine won't do: {bad}. Nothing was installed. Leaving it with "
-            f"exit code {ANOTHER_MACHINE}, to be replaced by another.",
+            f"boot check: this machine won't do: {bad}. Nothing was installed. Exiting with code "
+            f"{ANOTHER_MACHINE}, so that another machine replaces it.",
             file=sys.stderr,
         )
         return ANOTHER_MACHINE

@@ -1,9 +1,9 @@
-"""The second thing that runs on a rented machine with GPUs: do they compute?
+"""Check that the GPUs of a rented machine compute correctly. Runs once torch is installed.
 
-    python -m pipeline.rent.on_machine.gpu_check     exit 0: yes · exit 75: another machine, please
+    python -m pipeline.rent.on_machine.gpu_check     exit 0: yes · exit 75: rent another
 
-A second per GPU once torch is imported: one matrix product in fp32 and one in bf16, compared with
-the CPU's. Finds drivers that torch can't use, GPUs that fell off the bus and memory that lies.
+Takes a second per GPU once torch is imported: one matrix product in fp32 and one in bf16, compared
+with the CPU's. Finds drivers that torch can't use, GPUs that fell off the bus, and bad memory.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ if TYPE_CHECKING:
     import torch
 
 SIZE = 1024
-# Of a product's largest element, for sums of 1,024 terms: some 50 roundings of each type.
+# As a share of the product's largest element. For sums of 1,024 terms, about 50 rounding errors.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 
 
 def check_gpus(asked: int) -> str:
-    """What was tested. Raises BadMachine."""
+    """Test every GPU, and describe what was tested. Raises BadMachine."""
     try:
         import torch
-    except (ImportError, OSError) as error:  # a library of the image's, or a broken disk
+    except (ImportError, OSError) as error:  # a library of the image, or a broken disk
         raise BadMachine(f"torch can't be imported: {error}") from None
 
     if not torch.cuda.is_available():
         raise BadMachine(f"torch {torch.__version__} finds no GPU it can use: {_cuda_error()}")
     if torch.cuda.device_count() < asked:
-        raise BadMachine(f"torch sees {torch.cuda.device_count()} GPU(s), {asked} were asked for")
+        found = torch.cuda.device_count()
+        raise BadMachine(f"torch sees {found} GPU(s), but {asked} were requested")
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         try:
@@ -40,12 +41,12 @@ def check_gpus(asked: int) -> str:
         except RuntimeError as error:
             raise BadMachine(f"GPU {index} fails: {str(error).splitlines()[0]}") from None
         if worst is not None:
-            raise BadMachine(f"GPU {index} computes wrong: {worst}")
-    return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)} computed right"
+            raise BadMachine(f"GPU {index} computes wrong results: {worst}")
+    return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)} computed correctly"
 
 
 def worst_error(device: torch.device) -> str | None:
-    """What is wrong with matrix products on `device`; None if nothing."""
+    """Return what is wrong with matrix products on `device`; None if they are right."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -80,8 +81,8 @@ def main() -> int:
         print(f"GPU test: {check_gpus(asked)}", file=sys.stderr)
     except BadMachine as bad:
         print(
-            f"GPU test: this machine won't do: {bad}. Leaving it with exit code "
-            f"{ANOTHER_MACHINE}, to be replaced by another.",
+            f"GPU test: this machine won't do: {bad}. Exiting with code {ANOTHER_MACHINE}, so "
+            "that another machine replaces it.",
             file=sys.stderr,
         )
         return ANOTHER_MACHINE

@@ -171,7 +171,7 @@ def test_a_machine_as_asked_for_goes_on(machine: Machine) -> None:
     [
         ("echo 'NVIDIA A40, 570.133.20'", "driver 570.133.20 is too old"),
         ("echo 'Unable to determine the device handle: GPU is lost' >&2; exit 15", "GPU is lost"),
-        ("true", "it has 0 GPU(s), 1 were asked for"),
+        ("true", "it has 0 GPU(s), but 1 were requested"),
     ],
 )
 def test_a_machine_whose_gpu_cannot_be_used_is_left_for_another(
@@ -192,7 +192,7 @@ def test_memory_of_every_gpu_is_written_and_read_back() -> None:
 
 
 def test_memory_that_gives_back_other_bytes_is_found_out() -> None:
-    with pytest.raises(BadMachine, match="GPU 0's memory gives back other bytes"):
+    with pytest.raises(BadMachine, match="GPU 0's memory returns other bytes"):
         probe_gpus(Driver(lies=True).library(), SIZE)
 
 
@@ -241,7 +241,7 @@ def test_a_driver_that_cannot_be_loaded_is_left_for_torch_to_judge(machine: Mach
     ("driver", "code", "words"),
     [
         (Driver(), 0, "memory of 1 GPU(s) written and read back\n"),
-        (Driver(lies=True), 75, "GPU 0's memory gives back other bytes than were written\n"),
+        (Driver(lies=True), 75, "GPU 0's memory returns other bytes than were written\n"),
     ],
 )
 def test_the_probe_says_what_it_found_on_its_standard_output(
@@ -289,7 +289,7 @@ def test_a_probe_that_cannot_even_be_killed_is_not_waited_for(
     stuck: list[subprocess.Popen[str]] = []
     with monkeypatch.context() as patch:
         patch.setattr(subprocess.Popen, "kill", lambda process: stuck.append(process))
-        with pytest.raises(BadMachine, match=r"has not ended after 0\.1 s"):
+        with pytest.raises(BadMachine, match=r"no result after 0\.1 s"):
             try_gpus(["sleep", "600"], 0.1)
     assert stuck[0].poll() is None
     stuck[0].kill()
@@ -322,7 +322,7 @@ def test_a_machine_that_was_rented_without_gpus_needs_none(tmp_path: Path) -> No
 def test_a_disk_smaller_than_asked_for_is_left_for_another(tmp_path: Path) -> None:
     done = boot({"PATH": str(tmp_path), "PION_DISK_GB": "1000000"})
     assert done.returncode == ANOTHER_MACHINE
-    assert "1000000 GB were asked for" in done.stderr
+    assert "1000000 GB were requested" in done.stderr
 
 
 def test_its_exit_code_is_the_one_that_is_recovered() -> None:

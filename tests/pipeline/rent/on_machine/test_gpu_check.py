@@ -37,4 +37,4 @@ def test_a_machine_whose_gpu_torch_cannot_use_is_left_for_another(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_good_gpu_passes() -> None:
-    assert "computed right" in check_gpus(1)
+    assert "computed correctly" in check_gpus(1)
