@@ -25,7 +25,7 @@ from pipeline.rent.skypilot import sky_module
 from pipeline.state.owner import code_version
 
 # Variables that say where a store or the Hub is. They are no secrets.
-PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
+PASSED_ON = ("AWS_ENDPOINT_URL", "HF_ENDPOINT")
 
 
 def task_variables(
@@ -46,7 +46,21 @@ def task_variables(
     }
     if len(spot) == 1:
         found["PION_SPOT"] = "1" if spot.pop() else "0"
+    if region := _region(job):
+        found["AWS_DEFAULT_REGION"] = region
     return {**found, **{k: os.environ[k] for k in PASSED_ON if os.environ.get(k)}}
+
+
+def _region(job: Job) -> str | None:
+    """Return the region in which this machine looks for the store's bucket, if it names one.
+
+    The machine would look in boot.sh's default region otherwise: it has no profile.
+    """
+    if not job.store.startswith("s3://"):
+        return None
+    from pipeline.state.stores.s3.bucket import region_name  # the SDK takes a while to import
+
+    return region_name()
 
 
 def _prices(offers: Iterable[Offer]) -> dict[str, float]:

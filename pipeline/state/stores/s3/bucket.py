@@ -106,6 +106,11 @@ class Bucket:
         return url.netloc.rpartition("@")[2] or "the store"
 
 
+def region_name() -> str | None:
+    """Return the region that AWS_REGION, AWS_DEFAULT_REGION or the profile names, if any does."""
+    return os.environ.get("AWS_REGION") or boto3.Session().region_name
+
+
 @functools.cache
 def _descriptions() -> Loader:
     """Return the SDK's service descriptions. Reading them takes longer than creating a client."""
@@ -127,9 +132,8 @@ def _connect() -> "S3Client":
         request_checksum_calculation="when_required",
         tcp_keepalive=True,
     )
-    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     try:
-        return session.client("s3", region_name=region, config=config)
+        return session.client("s3", region_name=region_name() or "us-east-1", config=config)
     except ValueError as error:
         raise BadInput(
             "The S3 endpoint is not a URL: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL must look like "

@@ -158,6 +158,23 @@ def test_the_addresses_of_store_and_hub_travel_and_the_keys_are_secrets(
     assert SECRET not in envs.values()
 
 
+@pytest.mark.parametrize("source", ["AWS_REGION", "AWS_DEFAULT_REGION", "profile"])
+def test_the_region_of_the_bucket_travels_wherever_it_is_named(
+    project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    if source == "profile":
+        (sky_home.home / ".aws").mkdir()
+        (sky_home.home / ".aws" / "config").write_text("[default]\nregion = eu-west-1\n")
+    else:
+        monkeypatch.setenv(source, "eu-west-1")
+    sky_yaml = read_sky_yaml(sky_home.yaml(text=WORKDIR))
+    job = load_job("jobs/tiny.yaml", ["store=s3://bucket/runs"])
+    envs = task_variables(sky_yaml, job, "jobs/tiny.yaml", [])
+    assert envs["AWS_DEFAULT_REGION"] == "eu-west-1"
+
+
 def test_a_secret_that_must_be_given_is_asked_for_by_name(sky_home: SkyHome) -> None:
     with pytest.raises(BadInput, match=r"HF_TOKEN must be set .* export HF_TOKEN=….*Nothing was"):
         secrets_for({"HF_TOKEN": None, "AWS_ACCESS_KEY_ID": ""}, {})
