@@ -165,7 +165,7 @@ def test_the_region_of_the_bucket_travels_wherever_it_is_named(
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     if source == "profile":
-        (sky_home.home / ".aws").mkdir()
+        (sky_home.folder / ".aws").mkdir()
         (sky_home.home / ".aws" / "config").write_text("[default]\nregion = eu-west-1\n")
     else:
         monkeypatch.setenv(source, "eu-west-1")
