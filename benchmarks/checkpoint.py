@@ -1,4 +1,4 @@
-"""Measure what saving costs: the stall of each save, and the training throughput that is lost.
+"""Measure what saving costs: the stall of each save, and the lost training throughput.
 
     uv run python benchmarks/checkpoint.py [--rounds 30] [--shapes PRESET:MICRO_BATCH:SEQ_LEN …]
 
@@ -36,7 +36,7 @@ from pipeline.state.stores import FileStore
 
 RESULT = Path(__file__).parent / "results" / "checkpoint.json"
 SAVE_EVERY_SECONDS = 120.0
-# The mean time between preemptions that the Young-Daly interval is computed for.
+# The mean seconds between preemptions for which the Young-Daly interval is computed.
 PREEMPTION_SECONDS = 7200.0
 # The length of a window, as a multiple of the duration of the first save.
 LONGER_THAN_A_SAVE = 2.5

@@ -1,4 +1,4 @@
-"""Measure how long replaying a trace from every start takes, and how much paid time is kept work.
+"""Measure how long replaying a trace from every start takes, and the share of useful paid time.
 
     uv run python benchmarks/replay.py TRACE.json …
 

@@ -1,7 +1,8 @@
-"""How tests share two processes, and one S3 service in each, where a test has its own bucket.
+"""How tests share two processes, and one S3 service in each. Each test has its own bucket.
 
 Starting Python and Ray takes one core and most of the time, so two processes are faster. The tests
-of one file stay together, so those of test_ray.py share one Ray; the longest files come first.
+of one file stay in one process, so the tests of test_ray.py share one Ray. The longest files come
+first.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from tests.support.s3_server import FaultProxy, S3Server, s3_server
 from tests.support.waiting import PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import kill_what_still_runs, whole_run
 
-# Two processes whose threads spin while they wait for each other take ten times as long on the same
-# cores. Read when torch is first imported, here and in what tests start.
+# If two processes on the same cores have threads that spin while waiting, both take ten times as
+# long. Torch reads this when it is first imported, here and in processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Tests start hundreds of Python processes. Compiling torch takes each of them three seconds where
-# PYTHONDONTWRITEBYTECODE is set, so they keep what they compiled here, not beside the sources. The
-# list of fonts lies here too: otherwise it is built again wherever a test sets XDG_CACHE_HOME.
+# Tests start hundreds of Python processes. With PYTHONDONTWRITEBYTECODE each would take three
+# seconds to compile torch, so they keep the bytecode here, outside the source tree. matplotlib's
+# list of fonts is here too: otherwise every test that sets XDG_CACHE_HOME builds it again.
 CACHE = REPOSITORY / ".pytest_cache" / "started_by_tests"
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(CACHE / "bytecode"))
 os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
 
-# As measured; a long file that comes last would leave one of the two processes idle.
+# By measured time: a long file at the end would leave one of the two processes idle.
 LONGEST_FIRST = (
     "test_ray",
     "test_resume",
@@ -82,9 +83,9 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`whole(**changes)`: the folder of a tiny job, so changed, that ran to its end unbroken."""
+    """`whole(**changes)`: the folder of a finished tiny job, with these changes to its fields."""
     temporary = tmp_path_factory.getbasetemp()
-    # Each of xdist's processes has a folder of its own in the folder of the session.
+    # Each of xdist's processes has its own folder in the folder of the session.
     session = temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
     return functools.partial(whole_run, session / "whole_runs")
 
@@ -97,7 +98,7 @@ def _no_run_outlives_its_test() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[dict[str, str]]:
-    """One Ray for the tests that need not start their own; the variables that lead to it."""
+    """One Ray for tests that don't need their own; returns the variables that point to it."""
     session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
     reaper = start_reaper(session)
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -123,14 +124,14 @@ def on_shared_ray(shared_ray: dict[str, str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def s3_store(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """URL of an empty store in a bucket of its own, which this process and its children reach."""
+    """URL of an empty store in its own bucket, for this process and its children."""
     s3.use(monkeypatch)
     return f"s3://{s3.bucket()}/runs"
 
 
 @pytest.fixture
 def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """What stands between this process's S3 clients and the service, and may fail."""
+    """The proxy between this process's S3 clients and the service. It can inject failures."""
     with FaultProxy(s3.url) as proxy:
         proxy.use(monkeypatch)
         yield proxy
@@ -143,7 +144,7 @@ def time() -> FakeClock:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `python -c code arguments…`; whatever still lives after the test is killed."""
+    """Start `python -c code arguments…`. Processes that still run after the test are killed."""
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str, *arguments: Any) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""The shape of the code: tests lie where their module does, and what is read is not too large."""
+"""The shape of the code: tests are where their modules are, and functions and classes are small."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MOST_LINES, MOST_PARAMETERS = 50, 6
 
 # By "path name", each with its reason.
 LONG_FUNCTIONS = {
-    # A list of commands with their options, which nothing is gained by cutting in two.
+    # A list of commands with their options. Cutting it in two would gain nothing.
     "pipeline/rent/cli.py add_rent_commands",
 }
 MANY_PARAMETERS = {
-    # The library's public function, whose users name each setting.
+    # The library's public function. Its users name each setting.
     "pion/generate.py generate",
-    # Four of the seven are clocks and chance, which only tests replace.
+    # Four of the seven are clocks and chance. Only tests replace them.
     "pipeline/state/stores/retry.py retrying",
 }
 # By "path Class.attribute", five at most.
@@ -65,7 +65,7 @@ def test_no_function_takes_more_than_six_parameters() -> None:
 
 
 def set_outside_init(class_: ast.ClassDef) -> set[str]:
-    """Attributes that a method other than `__init__` is the first to set."""
+    """Return the attributes that a method other than `__init__` sets first."""
     declared: set[str] = set()
     elsewhere: set[str] = set()
     for statement in class_.body:
@@ -127,7 +127,7 @@ def test_a_test_lies_where_its_module_does(package: str) -> None:
 
 
 def _has_module(test: Path) -> bool:
-    """Whether test_X.py is beside module X, or beside a module that X continues after "_"."""
+    """Return whether test_X.py is next to module X, or to a module that X continues after "_"."""
     folder = REPOSITORY / test.parent.relative_to(TESTS)
     name = test.stem.removeprefix("test_")
     names = [path.stem for path in folder.glob("*.py")]

@@ -12,7 +12,7 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def first_clause(meaning: str) -> str:
-    """What both tables say first: `interrupted` of `Interrupted; state is saved.`"""
+    """Return the first words of a meaning: `interrupted` of `Interrupted; state is saved.`"""
     return re.split(r"[.,;:(]", meaning)[0].strip().lower()
 
 

@@ -24,7 +24,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
 @cache
 def names_in(path: Path) -> frozenset[str]:
-    """The functions, classes and methods of a module, such as `Claim` and `Claim.commit`."""
+    """Return the functions, classes and methods of a module, such as `Claim` and `Claim.commit`."""
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -36,7 +36,7 @@ def names_in(path: Path) -> frozenset[str]:
 
 
 def anchors_in(document: Path) -> set[str]:
-    """The anchors that GitHub makes of a document's headings."""
+    """Return the anchors that GitHub makes from a document's headings."""
     headings = re.findall(r"(?m)^#+ (.*)$", document.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 

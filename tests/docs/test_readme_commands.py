@@ -1,4 +1,4 @@
-"""The commands of other packages that the README tells people to type start, as installed here."""
+"""The README's commands of other packages start, as installed here."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ SECTIONS = re.findall(r"(?m)^### (\d+)\. ", TEXT)
 
 
 def wording(node: ast.AST) -> str | None:
-    """The text of a string, with `…` for each value in it; None if it is no string.
+    """Return the text of a string, with `…` for each value in it; None for other nodes.
 
-    Literals that are joined, by standing next to each other or by `+`, are one text.
+    Adjacent literals, and literals joined by `+`, are one text.
     """
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
@@ -34,7 +34,7 @@ def wording(node: ast.AST) -> str | None:
 
 @cache
 def messages() -> str:
-    """All texts in the code, one a line."""
+    """Return all texts in the code, one per line."""
     found = []
     for folder in ("pion", "pipeline"):
         for path in sorted(Path(REPOSITORY, folder).rglob("*.py")):
@@ -46,7 +46,7 @@ def messages() -> str:
 
 
 def printed(quote: str) -> bool:
-    """Whether one text of the code has the fixed parts of `quote`, in order."""
+    """Return whether one text of the code has the fixed parts of `quote`, in order."""
     fixed = [re.escape(part) for part in quote.split(VARIES)]
     return re.search(".*".join(fixed), messages()) is not None
 

@@ -40,7 +40,7 @@ def broken_json_line(folder: Path) -> dict[str, Any]:
 
 
 def with_shard(folder: Path, data: bytes | None = None, array: np.ndarray | None = None) -> Any:
-    """A job whose only text is one `.npy` shard."""
+    """Return a job whose only text is one `.npy` shard."""
     (folder / "shards").mkdir()
     path = folder / "shards" / "shard_00000.npy"
     if array is not None:

@@ -1,5 +1,5 @@
-"""A store that can't be used is refused before anything is written: exit 2, and what to do.
-One that goes down later is waited for."""
+"""A store that can't be used is refused before anything is written: exit code 2, and what to do.
+If a store goes down later, the run waits for it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Whole = Callable[..., Path]
 
 
 def refusal(folder: Path, store: str, *overrides: str) -> str:
-    """What `pion run` says when it refuses to start."""
+    """Return what `pion run` says when it refuses to start."""
     output = ends_with(2, start(write_job(folder, store=store, sft=None), *overrides))
     assert "Traceback" not in output
     assert "prepare: starts" not in output
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_a_newer_format_is_refused_before_anything_is_written(
     wait_for(killed, ": saved")
     kill(killed)
     run = tmp_path / "runs/tiny"
-    # The newest that is committed: a later one may have been on its way.
+    # The newest committed checkpoint: a later one may be only partly uploaded.
     manifest = run / newest(tmp_path).key / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -151,8 +151,8 @@ def test_a_checkpoint_of_a_newer_format_is_refused_before_anything_is_written(
 
 
 class CutOffAt(SilentDisplay):
-    """Takes the store away at each of these messages, and gives it back once the run says that it
-    tries again: all tries of a request have failed by then."""
+    """Takes the store away at each of these messages, and brings it back when the run says that it
+    tries again: by then, all attempts of a request have failed."""
 
     def __init__(self, proxy: FaultProxy, *moments: Callable[[Shown], bool]) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def model_verified(message: Shown) -> bool:
 
 @pytest.fixture
 def proxy(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before a store whose requests, and then whose outages, are tried again without a pause."""
+    """A proxy in front of a store. Requests and outages are retried without a pause."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(retry, "BASE_SECONDS", 0.0)
     monkeypatch.setattr(patience, "FIRST_RETRY_SECONDS", 0.0)
@@ -207,7 +207,7 @@ def proxy(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def test_an_outage_longer_than_the_retries_costs_no_run_its_life_at_any_boundary(
     tmp_path: Path, s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Transformers takes many seconds to import, and asks nothing of a store.
+    # Importing transformers takes many seconds and does not use the store.
     monkeypatch.setattr(pion.export, "verify_export", lambda *arguments: 0.0)
     path = write_job(
         tmp_path,
@@ -254,7 +254,7 @@ def test_without_linger_such_an_outage_ends_the_run_with_exit_74(
 
 
 def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path: Path) -> None:
-    """Twice would count twice against `checkpoint.max_rewinds`."""
+    """A second record would count twice against `checkpoint.max_rewinds`."""
     request = TrainRequest(
         job=tiny_job(sft=None).model_dump(mode="json"),
         job_folder=str(tmp_path),

@@ -1,7 +1,7 @@
 """Every command that uses a store, with a store that fails at its first, second, … request.
 
-The table says in which exit code each command then ends. Whatever the code, the message says what
-failed, what is safe, and what to run again.
+The table has each command's exit code. The message always says what failed, what is safe, and what
+to run again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ REASON = "the test says so"
 
 
 class Store:
-    """Counts what all folder stores of this process are asked; from the `down_from`-th on fails."""
+    """Counts the requests to all folder stores of this process; fails from `down_from` on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked, self.down_from, self.outage = 0, 0, True
@@ -64,7 +64,7 @@ class Store:
 
     def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def ask(store: FileStore, *arguments: Any) -> Any:
-            if getattr(self._inside, "a_request", False):  # which one request makes of itself
+            if getattr(self._inside, "a_request", False):  # one request may call another
                 return method(store, *arguments)
             with self._lock:
                 self.asked += 1
@@ -81,10 +81,10 @@ class Store:
 
 @dataclass(frozen=True)
 class Row:
-    """A command, and a pattern of the exit codes for a failure at request 1, 2, …, one letter each.
+    """A command, and a pattern of its exit codes if request 1, 2, … fails: one letter each.
 
-    n: 1, no work; b: 2, before work; r: 75, to be run again; w: 74, work done; 0: done all the same
-    `ends`: the exit code with a store that works.
+    n: 1, no work; b: 2, before work; r: 75, run it again; w: 74, work done; 0: done anyway
+    `ends`: the exit code with a working store.
     """
 
     command: str
@@ -107,7 +107,7 @@ SAFE = {
 }
 
 TABLE = [
-    # These read or ask, and do no work.
+    # These only read or leave a request.
     Row("status", "n+0*"),
     Row("status demo", "n+"),
     Row("checkpoints demo", "n+"),
@@ -119,9 +119,9 @@ TABLE = [
     Row("chat model", "n+"),
     Row("eval model text/all.txt", "n+"),
     Row("prove job.yaml --kills 1", "n", ends=1),
-    # This one copies. Its first requests only find out whether it may.
+    # This command copies. Its first requests only check whether it can.
     Row("fork demo demo-2", "b+n+"),
-    # These start work, or rent for it.
+    # These start work, or rent machines for it.
     Row("run job.yaml", "b+w+0*"),
     Row("run job.yaml", "r+w+0*", managed=True),
     Row("run finished.yaml", "b+0*"),
@@ -129,10 +129,10 @@ TABLE = [
     Row("check job.yaml", "b+0*"),
     Row("launch job.yaml --on sky.yaml", "b+0*"),
     Row("hop demo --on sky.yaml --job demo.yaml", "b+0*"),
-    # These ask the store for what was measured, and go on without it.
+    # These read measurements from the store, and continue without them.
     Row("plan job.yaml --gpu A40", "0+"),
     Row("replay job.yaml --trace trace.json --step-seconds 1 --price 1", "0+"),
-    # These ask SkyPilot too.
+    # These also query SkyPilot.
     Row("watch demo", "n+", ends=2),
     Row("rentals demo", "n+"),
 ]
@@ -140,7 +140,7 @@ TABLE = [
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with runs: `demo`, `model` with weights, one to evaluate and a finished one."""
+    """A project with runs: `demo`, `model` with weights, one to evaluate, and a finished one."""
     folder = tmp_path_factory.mktemp("project")
     write_tiny_data(folder)
     store = FileStore(folder / "runs")
@@ -176,7 +176,7 @@ def trained_run(store: FileStore, job: Job, *, evaluated: bool) -> None:
 
 @pytest.fixture
 def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Puts the template, as new, under the working directory; nothing is evaluated or rented."""
+    """Copies the template into the working directory. Nothing is evaluated or rented."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = tmp_path / "project"
 
@@ -190,7 +190,7 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace what takes long and asks no store."""
+    """Replace slow work that does not use the store."""
     import pipeline.prove.proof
     import pipeline.stages.evaluate
     import pipeline.training.saving
@@ -200,7 +200,7 @@ def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"pretrain": parts.save("pretrain", {"loss": 1.0})}
 
     monkeypatch.setattr(pipeline.stages.evaluate, "evaluate_run", evaluate)
-    # A run whose store is down leaves the thread behind, which ends with its process.
+    # A run whose store is down leaves this thread running until its process ends.
     monkeypatch.setattr(Heartbeat, "start", lambda heartbeat: None)
     done = Attempt(False, 0, None, "evaluate", {}, [0.0], [0.0], 1.0, "")
     monkeypatch.setattr(pipeline.prove.proof, "attempt", lambda *_: done)
@@ -208,7 +208,7 @@ def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SkyPilot without jobs that submits whatever it is given."""
+    """A SkyPilot without jobs that accepts every submission."""
     from pipeline.rent.managed import hop, launch, order, rentals, watch
     from pipeline.rent.plan import command
 

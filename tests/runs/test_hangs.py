@@ -1,4 +1,4 @@
-"""A hang is noticed, described and ended; what is slow, suspended or measuring is no hang."""
+"""A hang is noticed, described and ended. Slow, suspended or evaluating processes don't hang."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_suspended_machine_does_not_count_as_a_hang(tmp_path: Path) -> None:
     process = start(job, "hardware.hang_seconds=5")
     wait_for(process, "pretrain step 20")
     os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(6)  # as long as the lid is closed
+    time.sleep(6)  # while the lid is closed
     os.kill(process.pid, signal.SIGCONT)
     wait_for(process, "pretrain step", lines=20)
     assert "hangs" not in interrupt(process)
@@ -60,7 +60,7 @@ BY_ROW: dict[str, Any] = {
 
 
 def measures_slowly(folder: Path, seconds: float) -> Meddling:
-    """Each row that training measures takes so many seconds, and each token of a sample a while."""
+    """Make each evaluated row take so many seconds, and each token of a sample a while."""
     meddling = Meddling(folder)
     meddling.wrap(
         "pion.train.heldout:token_nll",

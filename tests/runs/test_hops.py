@@ -1,4 +1,4 @@
-"""A run goes on with other hardware settings, on an empty machine, as if nothing had changed."""
+"""A run continues with other hardware settings, on an empty machine, as if nothing had changed."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ JOB: dict[str, Any] = {
     "sft": None,
     "pretrain__steps": STEPS,
     "pretrain__global_batch": 8,
-    "pretrain__lr": 1e-3,  # at larger ones rounding errors grow until losses part
+    "pretrain__lr": 1e-3,  # at a larger rate, rounding errors grow until the losses differ
     "pretrain__min_lr": 1e-4,
     "checkpoint__every_steps": 4,
     "log__every": 1,
     "hardware__dtype": "float32",
     "evaluate__prompts": [],
-    "hardware__micro_batch": 1,  # steps take long enough to be stopped between them
+    "hardware__micro_batch": 1,  # steps are slow enough to stop between them
 }
 
 
 def on_a_new_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Its disk is empty: nothing downloaded, prepared or saved there before."""
+    """Use an empty cache, as on a new machine: nothing downloaded, prepared or saved."""
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))

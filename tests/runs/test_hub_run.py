@@ -1,4 +1,4 @@
-"""A whole run whose state lives in a Hub repository: few commits, and another machine goes on."""
+"""A whole run whose state lives in a Hub repository: few commits, and another machine resumes."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def test_a_run_on_the_hub_is_killed_and_ends_elsewhere_with_the_same_weights(
         assert "pretrain: done" in output
         assert final_weights(store) == final_weights(unbroken)
         commits = [r for r in hub.requests if r.startswith("POST") and "/commit/" in r]
-        assert len(commits) < 30  # of the 128 an hour, with the floor under the save interval
+        assert len(commits) < 30  # the limit is 128 per hour; saves keep their distance

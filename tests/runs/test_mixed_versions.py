@@ -1,7 +1,7 @@
 """A rental keeps the code it was launched with while the client is upgraded, and the reverse.
 
-A process of one version owns a run, while the other version looks at it, forks it, takes it over in
-a hop and is stopped in turn. Owners are real processes; the older one runs commit 0afbd30.
+A process of one version owns a run. The other version looks at the run, forks it, takes it over in
+a hop, and is stopped by the first. Owners are real processes; the older version is commit 0afbd30.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import write_job
 
 OLDER = "0afbd30"
-# Long enough to be stopped whenever a test is ready for it.
+# Long enough that a test can stop it at any time.
 LONG: dict[str, Any] = {
     "sft": None,
     "pretrain__steps": 1_000_000,
@@ -43,13 +43,13 @@ pytestmark = pytest.mark.soak
 
 @dataclass(frozen=True)
 class Pion:
-    """The `pion` of one version, on a machine of its own as far as its cache tells."""
+    """The `pion` of one version, with its own cache, as on its own machine."""
 
     checkout: Path
     cache: Path
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        # The working directory and PYTHONPATH, which its own children read, come before packages.
+        # In its children too, the working directory and PYTHONPATH come before installed packages.
         own = {"PYTHONPATH": str(self.checkout), "XDG_CACHE_HOME": str(self.cache)}
         return subprocess.Popen(
             [sys.executable, "-c", _MAIN, str(self.checkout), *arguments],
@@ -62,7 +62,7 @@ class Pion:
         )
 
     def __call__(self, *arguments: str) -> str:
-        """Run a command to its end; returns what it printed."""
+        """Run a command to its end; return what it printed."""
         process = self.start(*arguments)
         output, _ = process.communicate(timeout=LONGEST_WAIT)
         assert process.returncode == 0, output
@@ -105,7 +105,7 @@ def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(params=["older owns first", "today's owns first"])
 def versions(request: pytest.FixtureRequest, older_checkout: Path, tmp_path: Path) -> list[Pion]:
-    """Whose process owns the run at first, and the other version."""
+    """The version that owns the run at first, and the other version."""
     older = Pion(older_checkout, tmp_path / "cache-of-older")
     today = Pion(REPOSITORY, tmp_path / "cache-of-today")
     return [older, today] if request.param == "older owns first" else [today, older]
@@ -113,7 +113,7 @@ def versions(request: pytest.FixtureRequest, older_checkout: Path, tmp_path: Pat
 
 @pytest.fixture
 def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes to end with the test, however it ends."""
+    """Processes that are killed when the test ends."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
     for process in processes:

@@ -1,4 +1,4 @@
-"""A disk that is full or may not be written, through the whole command."""
+"""A disk that is full or not writable, through the whole command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.whole_runs import RUN_SECONDS, ends_with, finish, head_of, st
 
 
 def run_with_room_for(bytes_per_file: int, job: Path) -> tuple[int, str]:
-    """`pion run` that may write no file larger than this: what a full disk is like."""
+    """Start `pion run` with a limit on the size of files, to act like a full disk."""
     limit = (bytes_per_file, bytes_per_file)
     process = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "run", str(job)],
@@ -20,7 +20,7 @@ def run_with_room_for(bytes_per_file: int, job: Path) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         timeout=RUN_SECONDS,
-        # Python would keep the beginning of a module that it compiled, and stumble over it later.
+        # Python would write truncated bytecode, and fail on it later.
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
@@ -28,14 +28,14 @@ def run_with_room_for(bytes_per_file: int, job: Path) -> tuple[int, str]:
 
 
 def test_no_room_for_a_save_loses_nothing_committed(tmp_path: Path) -> None:
-    # Room for the shards and the tokenizer, but not for what a checkpoint is written from.
+    # Room for the shards and the tokenizer, but not for a checkpoint's snapshot.
     job = write_job(tmp_path, sft=None, model__d_ff=2048)
     code, output = run_with_room_for(400_000, job)
     assert code == 74, output
     assert "GB of memory to save from" in output
     assert "Traceback" not in output
     assert head_of(tmp_path).stages.keys() == {"prepare"}
-    finish(job)  # with room again, the same command goes on
+    finish(job)  # with room again, the same command resumes
     assert "pretrain" in head_of(tmp_path).stages
 
 

@@ -1,4 +1,4 @@
-"""Runs that commit 0afbd30 left are done, go on, and can be read as if today's code had left them.
+"""Runs of commit 0afbd30 are done, resume, and can be read as if today's code had written them.
 
 They are in tests/fixtures/older_runs: `done` is finished and published, `half` was killed in
 pretraining between two checkpoints, `tuned` is fine-tuned.
@@ -31,7 +31,7 @@ ALL_STAGES = {
     "done": ("prepare", "pretrain", "evaluate", "publish"),
     "tuned": ("prepare", "pretrain", "sft", "evaluate"),
 }
-# How far weights may be from those of another kind of CPU.
+# How much weights may differ between kinds of CPU.
 TOLERANCE = 1e-3
 
 everywhere = pytest.mark.parametrize("older", ["file", "s3", "hub"], indirect=True)
@@ -47,14 +47,14 @@ class Older:
     capsys: pytest.CaptureFixture[str]
 
     def bring(self, *names: str) -> None:
-        """Copy these runs into the store, as 0afbd30 left them in a store of this kind."""
+        """Copy these runs into the store, as 0afbd30 wrote them to a store of this kind."""
         local = self.store.url.startswith("file:")
         for name in names:
             for left in ("store",) if local else ("store", "remote"):
                 copy_objects(OLDER_RUNS / left, name, self.store)
 
     def pion(self, *arguments: str) -> str:
-        """Run a command of today in this process; returns what it printed."""
+        """Run a command of today's code in this process; return what it printed."""
         code = main(list(arguments))
         output = "".join(self.capsys.readouterr())
         assert code == 0, output
@@ -202,7 +202,7 @@ def ends_as_it_would_have_ended(older: Older) -> None:
     assert "evaluate" in head.stages
     plans = [older.read(f"half/{key}/state.json")["plan"] for key in (resumed_from(), entry.key)]
     if plans[1]["device"] != "cpu":
-        return  # a GPU computes otherwise; that the run goes on there is all that can be told
+        return  # a GPU computes differently: only check that the run resumes there
     assert plans[0] == plans[1]
     if entry.model_sha256 != EXPECTED["half"]["model_sha256"]:  # another kind of CPU
         weights = f"half/{entry.key}/model.safetensors"
@@ -222,7 +222,7 @@ def resumed_from() -> str:
 
 
 def same_cpu() -> bool:
-    """Whether this machine computes the half-done run, from its start, as 0afbd30's did."""
+    """Return whether this machine computes the half-done run exactly as 0afbd30's machine did."""
     assert main(["run", "half.yaml", "store=again"]) == 0
     head = RunState(open_store("again"), "half").read()
     assert head is not None

@@ -1,4 +1,4 @@
-"""Ray Train workers: the same training on one and two, and nothing left behind, whatever dies."""
+"""Ray Train workers: one or two train the same, and whatever dies, no process stays behind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
     folders = {workers: tmp_path / str(workers) for workers in (0, 2)}
     for workers, folder in folders.items():
         folder.mkdir()
-        # Adam's first steps follow the gradient's sign: bf16 flips it, and weights part by 2 · lr.
+        # Adam's first steps follow the gradient's sign. If bf16 flips it, weights differ by 2 · lr.
         finish(
             write_job(
                 folder,
@@ -66,7 +66,7 @@ def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole
     for step, workers in ((4, 0), (8, 2)):
         process = start(job, f"hardware.workers={workers}")
         wait_for(process, f"pretrain step {step}/")
-        interrupt(process, signal.SIGTERM)  # as from a cloud that takes the machine back
+        interrupt(process, signal.SIGTERM)  # as a cloud sends before it takes the machine
     output = finish(job, "hardware.workers=1")
     assert "→" in output
     assert rows_trained(tmp_path, "pretrain") == [[8 * s, 8 * s + 8] for s in range(STEPS)]
@@ -92,7 +92,7 @@ def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
     wait_for(process, "pretrain step", lines=40)
     for worker in workers_of(process.pid, tmp_path):
         worker.kill()
-    # Ray starts another, which goes on from what was committed.
+    # Ray starts another worker, and it resumes from the last commit.
     wait_for(process, "pretrain: starts (continues after step")
     wait_for(process, "pretrain step", lines=30)
     session = session_of(process.pid)
@@ -133,7 +133,7 @@ def test_workers_that_hang_are_replaced_and_no_bit_of_the_weights_changes(
 
 
 def workers_of(driver: int, folder: Path) -> list[psutil.Process]:
-    """Ray Train's worker processes: those that hold the lifeline of process `driver`."""
+    """Return Ray Train's worker processes: those connected to the lifeline of process `driver`."""
     ports = {c.laddr.port for c in psutil.Process(driver).net_connections() if c.status == "LISTEN"}
     found = []
     for process in psutil.process_iter():
@@ -148,7 +148,7 @@ def workers_of(driver: int, folder: Path) -> list[psutil.Process]:
 
 
 def session_of(driver: int) -> str:
-    """The folder of the Ray session that `driver` started."""
+    """Return the folder of the Ray session that `driver` started."""
     for child in psutil.Process(driver).children():
         match = re.search(r"\S*/pion-ray-\w+", " ".join(child.cmdline()))
         if match:

@@ -1,4 +1,4 @@
-"""A node of a Ray cluster is lost: the workers start again on what is left, from the last save."""
+"""A node of a Ray cluster is lost: workers restart on the remaining nodes, from the last save."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ for line in sys.stdin:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
-    """Two nodes of one CPU each; a line to the process takes the second one and brings another."""
+    """Two nodes of one CPU each. A line to the process replaces the second node."""
     session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
     reaper = start_reaper(session)
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # Without it Ray turns 127.0.0.1 into the address of a network this machine may not have.
+    # Without it, Ray replaces 127.0.0.1 by an address on a network that may not exist here.
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    # Where it notes its address; no node makes that folder when all have a `temp_dir`.
+    # Ray writes its address here. With a `temp_dir` for all nodes, no node makes the folder.
     (session / "ray").mkdir()
     here = {"RAY_TMPDIR": str(session), SESSION_VARIABLE: str(session)}
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A run that is asked for something else than it did, and what else it may be asked for."""
+"""A run whose job has changed since: what is refused, what is redone, and what just continues."""
 
 from __future__ import annotations
 

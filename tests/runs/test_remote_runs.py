@@ -1,4 +1,4 @@
-"""A run in a bucket is read from any machine as one on the local disk is."""
+"""A run in a bucket can be read from any machine, like a run on the local disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Pion = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory on a machine that has no copy of any run."""
+    """An empty working directory on a machine without copies of runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
@@ -102,7 +102,7 @@ def test_a_model_in_a_bucket_can_be_used_and_comes_down_once_without_its_optimiz
     written = weights.stat().st_mtime_ns
     assert pion(*command)[1] == first
     assert weights.stat().st_mtime_ns == written
-    weights.write_bytes(bytes(weights.stat().st_size))  # a damaged copy is no model
+    weights.write_bytes(bytes(weights.stat().st_size))  # a damaged copy is not used
     assert pion(*command)[1] == first
 
 
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_a_bucket_can_be_named(run: RunState, pion: Pion) -> Non
     assert code == 2
     assert "its checkpoints are: sft 9, sft 5, pretrain 20, pretrain 10" in err
     code, _, err = pion("generate", f"{url(run)}@20", "--prompt", "a")
-    assert code == 2  # its tensors are mere bytes
+    assert code == 2  # its tensors are not real
     assert "no config.json" in err
 
 
@@ -173,7 +173,7 @@ def test_what_is_not_in_the_bucket_is_answered_with_what_is(run: RunState, pion:
 def test_a_command_that_reads_says_that_a_bucket_does_not_exist(run: RunState, pion: Pion) -> None:
     for command in ("status", "stop", "checkpoints"):
         code, _, err = pion(command, "s3://there-is-none/runs/demo")
-        assert code == 1  # as for every store that fails a command without work
+        assert code == 1  # as for every failing store in a command without work
         assert "there-is-none" in err
         assert "Traceback" not in err
 

@@ -1,4 +1,4 @@
-"""Killed with SIGKILL at random instants, a run ends with the weights of an unbroken one."""
+"""A run that is killed with SIGKILL at random instants ends with an unbroken run's weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_sigkill_at_random_instants_changes_no_bit_of_the_weights(
     for _ in range(2):
         process = start(job)
         steps = instants.randrange(1, 14)
-        for line in lines_of(process, RUN_SECONDS):  # ends before, if fewer steps were left
+        for line in lines_of(process, RUN_SECONDS):  # the run may finish before the kill
             steps -= "step" in line
             if steps == 0:
                 break
@@ -75,7 +75,7 @@ def test_a_comment_added_to_the_job_file_changes_nothing(tmp_path: Path, whole: 
     wait_for(process, ": saved")
     kill(process)
     job.write_text("# a comment\n" + job.read_text())
-    # On a busy machine its 20 steps may be over before the signal comes.
+    # On a busy machine, its 20 steps may be over before the signal.
     assert re.search(r"pretrain: (to be continued|done \(finished)", finish(job))
     assert final_weights(tmp_path)["pretrain"] == final_weights(unbroken)["pretrain"]
 
@@ -135,7 +135,7 @@ def test_sigkill_inside_a_later_stage_costs_no_training_and_changes_no_result(
 
 
 def without_times(result: Any) -> Any:
-    """`result` without the seconds that measuring took, which no two runs share."""
+    """Return `result` without the measured seconds: they differ between runs."""
     if not isinstance(result, dict):
         return result
     return {k: without_times(v) for k, v in result.items() if "second" not in k}

@@ -1,4 +1,4 @@
-"""The job files that come with Pion are valid, and say what they claim to say."""
+"""The job files that come with Pion are valid and match the published recipe."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_pion_small_reads_the_published_data_at_a_constant_batch(small):
     assert isinstance(source, HubNpyShards)
     assert source.repo == "SuperGoatScriptGuy/PreprocessedMIXED"
     assert (small.pretrain.global_batch, small.data.seq_len) == (64, 2048)
-    shard_bytes = small.data.shard_rows * small.data.seq_len * 4  # those shards hold int32
+    shard_bytes = small.data.shard_rows * small.data.seq_len * 4  # the shards hold int32
     assert small.data.window * shard_bytes < 20e9 / 10  # a few windows fit a 20 GB disk
 
 

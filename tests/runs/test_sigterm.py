@@ -1,4 +1,4 @@
-"""SIGTERM at any time: what is done is saved, the process ends in time, and the next continues."""
+"""SIGTERM at any time: finished work is saved, the process ends in time, and the next resumes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tests.support.whole_runs import (
 )
 
 GRACE = 4.0
-# What a busy machine may take to end a process whose time is up.
+# Seconds that a busy machine may take to end a process whose time is up.
 SLACK = 3.0
 
 LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None, "log__every": 1}
 
 
 def ended_by_sigterm(process: Process, grace: float) -> str:
-    """Return what is still printed; the process ends with 75, and in time."""
+    """Check that the process ends with 75 and in time; return the rest of its output."""
     asked = time.monotonic()
     output = interrupt(process, signal.SIGTERM)
     assert time.monotonic() - asked < grace + SLACK
@@ -59,7 +59,7 @@ def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_goes_on(
     if "publish" in line:
         changes = {"publish": {"to": "model"}}
     elif "evaluate" in line:
-        changes = {"evaluate__final_rows": 100_000}  # of much text: seconds of work
+        changes = {"evaluate__final_rows": 100_000}  # much text: seconds of work
     job = write_job(tmp_path, log__every=1, **changes)
     if "evaluate" in line:
         text = tmp_path / "text" / "all.txt"
@@ -99,7 +99,7 @@ def test_sigterm_while_a_checkpoint_comes_down_ends_within_the_grace(
         proxy.fail("GET .*safetensors", kind="delay", times=1000, seconds=60)
         process = start(job)
         wait_for(process, "pretrain: to be continued")
-        # It comes down while torch is imported, and for long after.
+        # The download lasts until long after torch is imported.
         wait_until(lambda: proxy.count("GET .*safetensors"), "the checkpoint to be asked for")
         wait_until(lambda: idle(process), "the run to wait for nothing but the checkpoint")
         assert "continues after step" not in ended_by_sigterm(process, GRACE)
@@ -110,7 +110,7 @@ def test_sigterm_while_a_checkpoint_comes_down_ends_within_the_grace(
 
 
 def idle(process: Process) -> bool:
-    """It does hardly anything for half a second."""
+    """Return whether the process uses almost no CPU for half a second."""
     before = sum(psutil.Process(process.pid).cpu_times()[:2])
     time.sleep(0.5)
     return sum(psutil.Process(process.pid).cpu_times()[:2]) - before < 0.1

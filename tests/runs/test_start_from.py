@@ -1,4 +1,4 @@
-"""Training that starts from a model which exists already."""
+"""Training that starts from an existing model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.whole_runs import ends_with, finish, head_of, start, write_jo
 
 
 def first_weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
-    """Weights after the single step that these jobs train."""
+    """Return the weights after the single step that these jobs train."""
     entry = next(e for e in head_of(folder).checkpoints if e.stage == stage)
     return load_file(folder / "runs/tiny" / entry.key / "model.safetensors")
 
@@ -89,7 +89,7 @@ def test_a_model_of_another_shape_is_refused_with_both_shapes(
 
 
 def seeds_name(name: str) -> str:
-    """What the Pion seed calls one of our tensors."""
+    """Return the Pion seed's name of one of our tensors."""
     for ours, seeds in (
         ("blocks.", "layers."),
         ("attention_norm", "norm1"),

@@ -1,4 +1,4 @@
-"""A stop that was asked for, a spent budget, a run taken over: said, saved, and gone in time."""
+"""A stop request, a spent budget, a run taken over: it says why, saves, and ends in time."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_stop_request_is_obeyed_with_exit_4_and_by_a_manager_until_a_person_st
 
 def test_a_spent_budget_stops_the_run_saved_and_raising_it_goes_on(tmp_path: Path) -> None:
     job = write_job(tmp_path, **LONG)
-    limit = ("budget.dollars=0.01", "budget.dollars_per_hour=9")  # four seconds' worth
+    limit = ("budget.dollars=0.01", "budget.dollars_per_hour=9")  # enough for four seconds
     output = ends_with(4, start(job, *limit, WITHOUT_END))
     assert "budget" in output
     assert "Traceback" not in output
@@ -95,12 +95,12 @@ def test_a_run_that_is_taken_over_ends_with_exit_3_and_names_who_took_it(tmp_pat
 EVALUATED: dict[str, Any] = {"sft": None, "evaluate__ngram_order": 0}
 BATCH = "pion.evaluate:token_nll"
 ONE_PART = "evaluate: pretrain model on held-out text"
-# A heartbeat and the grace, which are seconds here, on a busy machine.
+# A heartbeat and the grace take seconds on a busy machine.
 IN_TIME = 60.0
 
 
 def meddle_with_evaluation(folder: Path, does: str, beat: float = 0.3) -> Meddling:
-    """Do `does` before each batch of the evaluate stage, and beat every `beat` seconds."""
+    """Run `does` before each batch of the evaluate stage, with a heartbeat every `beat` seconds."""
     meddling = beats_every(beat, Meddling(folder))
     meddling.run(
         """
@@ -128,7 +128,7 @@ def wait_for_the_midst_of_a_part(process: Process, meddling: Meddling) -> None:
 
 
 def parts_of(folder: Path) -> dict[str, Any]:
-    """Stored parts of the evaluation, by name."""
+    """Return the stored parts of the evaluation, by name."""
     found = (folder / "runs" / "tiny" / "stages" / "evaluate").glob("*-parts/*.json")
     return {path.stem: json.loads(path.read_text()) for path in found}
 

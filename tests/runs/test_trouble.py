@@ -1,4 +1,4 @@
-"""Trouble that a run gets over by itself, or ends with after the agreed number of tries."""
+"""Trouble that a run recovers from, or ends with after the configured number of tries."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_killed_uploader_costs_a_save_and_nothing_else(
 
 
 def poisoned_from(folder: Path, condition: str) -> Meddling:
-    """A weight becomes NaN when the batch of the rows in question is given out."""
+    """Make a weight NaN when a batch whose rows meet `condition` is handed out."""
     meddling = Meddling(folder)
     meddling.run("poisoned = []")
     meddling.wrap(

@@ -8,7 +8,7 @@ from pipeline.state.run_state import Clock
 
 
 class FakeClock:
-    """Time that passes only while somebody sleeps; `during_sleep` runs after each sleep."""
+    """Time that only passes in `sleep`; `during_sleep` runs after each sleep."""
 
     def __init__(self) -> None:
         self.time = 1_000_000.0

@@ -1,4 +1,4 @@
-"""Small corpora and jobs to prepare, and what to ask of the result."""
+"""Small corpora and jobs to prepare, and functions that read the result."""
 
 import hashlib
 import json
@@ -33,14 +33,14 @@ def sentences(seed: int, count: int) -> str:
 
 
 def write_corpus(path: Path, documents: int = 300) -> Path:
-    """A JSONL corpus of `documents` short texts."""
+    """Write a JSONL corpus of `documents` short texts."""
     lines = (json.dumps({"text": sentences(i, 6)}) + "\n" for i in range(documents))
     path.write_text("".join(lines))
     return path
 
 
 def make_job(folder: Path, **sections: Any) -> Job:
-    """A job file in `folder` that trains a tokenizer on corpus.jsonl, with sections replaced."""
+    """Write a job file that trains a tokenizer on corpus.jsonl in `folder`; replace sections."""
     fields: dict[str, Any] = {
         "name": "test",
         "model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 64},
@@ -67,7 +67,7 @@ def prepared(job: Job, folder: Path) -> PreparedData:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """sha256 of every file but those that hold measured times."""
+    """Return the sha256 of every file, except files with measured times."""
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
@@ -80,7 +80,7 @@ def shard_path(folder: Path, shard: Shard) -> Path:
 
 
 def texts_of(data: PreparedData, split: str) -> list[str]:
-    """The documents in a split's rows, in order; the last may be cut."""
+    """Return the documents in a split's rows, in order. The last may be cut."""
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     texts = []
     for source in data.sources:
@@ -109,7 +109,7 @@ def model_of(vocab_size: int) -> dict[str, int]:
 
 
 def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
-    """Stop, as Ctrl-C does between two batches, once so many shards are there."""
+    """Stop, as Ctrl-C does between two batches, once there are so many shards."""
     import pipeline.data.text_rows as text_rows
 
     class Stop(Exception):

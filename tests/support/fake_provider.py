@@ -1,4 +1,4 @@
-"""A provider that rents nothing: its SkyPilot and RunPod say what a test wants, and note orders."""
+"""A provider that rents nothing. Tests decide what its SkyPilot and RunPod say; it notes orders."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ ME, ANOTHER = "0123abcd", "99999999"
 
 
 class FakeProvider(Provider):
-    """SkyPilot with some jobs, RunPod with some pods, and a note of every order.
+    """SkyPilot with some jobs, RunPod with some pods, and a record of every order.
 
-    To begin with, nothing is rented. A test may replace a method of it.
+    At first, nothing is rented. A test may replace a method.
     """
 
     def __init__(self, *jobs: ManagedJob) -> None:
@@ -97,33 +97,33 @@ class FakeProvider(Provider):
     def clusters_recorded(self, names: Collection[str]) -> Mapping[str, str | None]:
         return {name: status for name, status in self.recorded.items() if name in names}
 
-    # What a test does to it.
+    # Called by tests.
 
     def pod(self, name: str, status: str, job_id: int = 7, created: float | None = None) -> Pod:
-        """A pod of JOB, or of a job that replaced it."""
+        """Return a pod of JOB, or of a job that replaced JOB."""
         named = f"{cluster_name(JOB.name, job_id)}-{ME}-head"
         return Pod(name, named, status, "A40", 0.36, created=created)
 
     def now(self, status: str, **changes: Any) -> None:
-        """The newest job is the only one, and in this status."""
+        """Make the newest job the only one, with this status."""
         self.jobs = [dataclasses.replace(self.jobs[-1], status=status, **changes)]
 
     def change(self, job_id: int, **changes: Any) -> None:
-        """Something of one job changes."""
+        """Change fields of one job."""
         self.jobs = [
             dataclasses.replace(job, **changes) if job.id == job_id else job for job in self.jobs
         ]
 
 
 def watched_rental() -> FakeProvider:
-    """JOB, which runs on one pod."""
+    """Return JOB, running on one pod."""
     provider = FakeProvider(JOB)
     provider.listed = [provider.pod("a", "RUNNING")]
     return provider
 
 
 def fail_to_submit(provider: FakeProvider, times: int) -> None:
-    """The next submissions fail."""
+    """Let the next submissions fail."""
     submit = provider.submit
     failures = [PionError("SkyPilot could not submit: timed out") for _ in range(times)]
 
@@ -136,7 +136,7 @@ def fail_to_submit(provider: FakeProvider, times: int) -> None:
 
 
 def lose_secrets(provider: FakeProvider) -> None:
-    """A job's secrets are not set here, so the job can't be submitted again."""
+    """Unset a job's secrets, so the job can't be submitted again."""
 
     def task_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
         raise BadInput("HF_TOKEN must be set in the environment")
@@ -150,7 +150,7 @@ def beat(claim: Claim, **status: Any) -> None:
 
 
 def during(time: FakeClock, *events: Callable[[], None]) -> None:
-    """After each look one of the events happens; after the last, nothing more does."""
+    """Let one of the events happen after each look, until none is left."""
     left = list(events)
     time.during_sleep = lambda: left.pop(0)() if left else None
 
@@ -160,6 +160,6 @@ def succeed(provider: FakeProvider) -> Callable[[], None]:
 
 
 def succeed_after(provider: FakeProvider, time: FakeClock, seconds: float) -> None:
-    """The job is done that long from now, whatever happens to it."""
+    """Let the job succeed that long from now, whatever happens to it."""
     start = time.time
     time.during_sleep = lambda: provider.now("SUCCEEDED") if time.time - start > seconds else None

@@ -1,4 +1,4 @@
-"""A run as `pion run` leaves it in a store, with a tiny untrained model, to be read by tests."""
+"""A run for tests to read, as `pion run` leaves it in a store, with a tiny untrained model."""
 
 import json
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def make_run(
     finished: Sequence[str] = ("pretrain", "sft"),
     release: bool = True,
 ) -> RunState:
-    """A run in the store `folder` with these (stage, step) checkpoints and finished stages."""
+    """Make a run in the store `folder` with these (stage, step) checkpoints and finished stages."""
     run = RunState(FileStore(folder), name)
     claim = claim_run(run, Owner.me())
     tokenizer = tiny_tokenizer()

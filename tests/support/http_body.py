@@ -4,7 +4,7 @@ from http.server import BaseHTTPRequestHandler
 
 
 def read_body(request: BaseHTTPRequestHandler) -> bytes:
-    """All of it, sent with its length or in chunks."""
+    """Return the whole body, sent with its length or in chunks."""
     if "chunked" not in request.headers.get("Transfer-Encoding", ""):
         return request.rfile.read(int(request.headers.get("Content-Length") or 0))
     body = b""

@@ -39,7 +39,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny_dict(**changes: Any) -> dict[str, Any]:
-    """TINY with `changes` by dotted path (`__` for the dots): `pretrain__steps=30`."""
+    """Return TINY with `changes` by dotted path (`__` for the dots): `pretrain__steps=30`."""
     job = deepcopy(TINY)
     for path, value in changes.items():
         *parents, last = path.split("__")
@@ -51,7 +51,7 @@ def tiny_dict(**changes: Any) -> dict[str, Any]:
 
 
 def tiny_job(**changes: Any) -> Job:
-    """A validated tiny job; see `tiny_dict`."""
+    """Return a validated tiny job; see `tiny_dict`."""
     return Job.model_validate(tiny_dict(**changes))
 
 
@@ -67,7 +67,7 @@ class SilentDisplay(Display):
 
 
 def write_tiny_data(folder: Path) -> None:
-    """The text and the conversations that TINY names, below `folder`."""
+    """Write the text and the conversations that TINY names below `folder`."""
     words = ["the", "a", "cat", "birds", "sat", "saw", "flew", "over", "two", "red", "houses"]
     draw = random.Random(0)
     (folder / "text").mkdir(exist_ok=True)

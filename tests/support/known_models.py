@@ -1,4 +1,4 @@
-"""Decoders whose predictions are known, and one on a GPU with little memory."""
+"""Decoders with known predictions, and a decoder on a GPU with little memory."""
 
 import math
 
@@ -30,7 +30,7 @@ def decoder(
 
 
 def constant(log_odds: list[float], seq_len: int = SEQ_LEN) -> Decoder:
-    """A model whose logits are `log_odds` everywhere, since every hidden state is the same."""
+    """Return a model whose logits are always `log_odds`, because every hidden state is the same."""
     model = decoder(len(log_odds), seq_len, tied=False)
     with torch.no_grad():
         for parameter in model.blocks.parameters():

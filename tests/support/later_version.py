@@ -1,6 +1,6 @@
-"""A later version of pion, whose sections, models and plans have fields that today's have not.
+"""A later version of pion: its sections, models and plans have fields that today's don't have.
 
-Each field's default computes what is computed today, until a test says otherwise.
+With its default, each field computes what is computed today, unless a test changes that.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def install(
     job: type[Job] = LaterJob,
     config: type[ModelConfig] = LaterConfig,
 ) -> None:
-    """Let this process be that later version."""
+    """Make this process that later version."""
     for module in ("pipeline.job.fields", "pion.load", "pion.qwen3", "pion.seeds"):
         monkeypatch.setattr(import_module(module), "ModelConfig", config)
     monkeypatch.setattr("pion.train.settings.ComputePlan", LaterPlan)
@@ -95,7 +95,7 @@ def install(
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedConfig(LaterConfig):
-    """Today's models are no longer the default."""
+    """A version in which today's models are no longer the default."""
 
     window: int | None = later_field(16, before=None)
 

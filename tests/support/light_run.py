@@ -1,4 +1,4 @@
-"""A run with everything a store keeps of one, written by the real state layer without training."""
+"""A run with everything that a store keeps, written by the real state layer without training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_checkpoint(
     model: bytes = b"",
     texts: dict[str, str] | None = None,
 ) -> CheckpointEntry:
-    """List a checkpoint; without a `model`, its tensors are mere bytes."""
+    """List a checkpoint; without a `model`, its tensors are not real."""
     save = Provenance(stage, step, claim.epoch, digest, claim.state.clock.now(), ancestor=None)
     files = {"state.json": json.dumps({"step": step, "next_row": ROWS * step, "stage": stage})}
     texts = files | (texts or {})
@@ -46,7 +46,7 @@ def save_checkpoint(
 
 
 def write_metrics(claim: Claim, stage: str, first: int, last: int) -> None:
-    """A row for each of the steps `first` to `last`, and an event that they were trained."""
+    """Write a row for each of the steps `first` to `last`, and a "training" event."""
     metrics = MetricsLog(claim.store, claim.state.name, stage, claim.epoch)
     for step in range(first, last + 1):
         rows = [ROWS * (step - 1), ROWS * step]
@@ -58,7 +58,7 @@ def write_metrics(claim: Claim, stage: str, first: int, last: int) -> None:
 
 
 def write_data(run: RunState, digest: str) -> None:
-    """A prepared data set of that digest, in the store."""
+    """Write a prepared data set with that digest to the store."""
     workspace = Workspace(run.store, run.name)
     folder = workspace.folder(f"data/{digest}")
     (folder / "0" / "train").mkdir(parents=True)
@@ -70,7 +70,7 @@ def write_data(run: RunState, digest: str) -> None:
 
 
 def light_run(store: Store, name: str = "demo", clock: Clock | None = None) -> RunState:
-    """A released run of JOB: pretrain finished at step 20 after a rewind from 12 to 10, sft at 5.
+    """Make a released run of JOB: pretrain done at step 20, rewound from 12 to 10; sft at 5.
 
     Its checkpoints: sft 5, pretrain 20 and 10, newest first.
     """

@@ -1,4 +1,4 @@
-"""Replace functions of Pion in the processes that a test starts, and be sure that it was done.
+"""Replace functions of Pion in processes that a test starts, and check that this happened.
 
 meddling = Meddling(tmp_path)
 meddling.wrap("pion.train.feed:BatchFeed.take", '''
@@ -18,7 +18,7 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Python runs a `sitecustomize` on PYTHONPATH before anything else, and would go on if it failed.
+# Python runs a `sitecustomize` on PYTHONPATH first, and would continue if it failed.
 _SITECUSTOMIZE = """
 import sys
 if {inside!r} in " ".join(sys.orig_argv):
@@ -49,7 +49,7 @@ if {inside!r} in " ".join(sys.orig_argv):
 
 @dataclass
 class Meddling:
-    """What to replace in processes whose command line contains `inside`; notes lie in `folder`.
+    """What to replace in processes whose command line contains `inside`; its notes are in `folder`.
 
     The code may use `HERE`, which is `folder`, `time` and `import_module`.
     """
@@ -70,7 +70,7 @@ class Meddling:
         self.targets.append(target)
 
     def environment(self) -> dict[str, str]:
-        """Return the environment for a process that is to be meddled with."""
+        """Return the environment for a process in which functions are replaced."""
         folder = self.folder / "meddling"
         folder.mkdir(exist_ok=True)
         code = textwrap.indent("\n".join(self.code), " " * 8)
@@ -81,10 +81,10 @@ class Meddling:
         return os.environ | {"PYTHONPATH": path}
 
     def called(self, target: str) -> bool:
-        """Whether a process has called what stands for `target`."""
+        """Return whether a process has called the replacement of `target`."""
         return (self.folder / f"called {target}").exists()
 
     def check(self) -> None:
-        """Fail unless each function that was to be replaced was called in its new form."""
+        """Fail unless every replacement was called."""
         for target in self.targets:
             assert self.called(target), f"nothing called {target}, so the test tested nothing"

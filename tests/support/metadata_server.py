@@ -23,7 +23,7 @@ AWS_TOKEN = "X-aws-ec2-metadata-token"
 
 @dataclass
 class Metadata:
-    """What the services say, and every (method, path, status) asked of them so far."""
+    """What the services answer, and (method, path, status) of every request so far."""
 
     port: int = 0
     action: str | None = None  # the body of spot/instance-action
@@ -35,7 +35,7 @@ class Metadata:
     asked: list[tuple[str, str, int]] = field(default_factory=list)
 
     def interrupt(self, action: str, seconds: float) -> None:
-        """Announce, as AWS does, that the machine is taken `seconds` from now."""
+        """Announce, as AWS does, that the machine will be taken in `seconds`."""
         at = datetime.fromtimestamp(time.time() + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.action = json.dumps({"action": action, "time": at})
 

@@ -21,21 +21,21 @@ CONFIG = f'[default]\napi_key = "{API_KEY}"\n'
 
 
 class RunPodApi:
-    """An account whose pods are nothing but lines of the list; see `rent`.
+    """An account whose pods are only entries of a list; see `rent`.
 
-    tests/rental/loopback_runpod.py has an account whose pods are real.
+    tests/rental/loopback_runpod.py has an account whose pods run on this machine.
     """
 
     def __init__(self) -> None:
         self.listed: list[dict[str, Any]] = []
-        # When, and the GraphQL of everything asked that is not a list of pods.
+        # The time and the GraphQL of every request that does not list pods.
         self.requests: list[tuple[float, str]] = []
-        # What the API answers everything with, if a test says so.
+        # If set, the API answers every request with this.
         self.status = 200
         self.error: str | None = None
 
     def rent(self, pod: str, name: str, status: str = "RUNNING", change: str = "") -> None:
-        """Add a pod; `change` is what it last went through, in RunPod's words."""
+        """Add a pod; `change` is its last change of status, in RunPod's words."""
         self.listed.append(
             {
                 "id": pod,
@@ -50,11 +50,11 @@ class RunPodApi:
 
     @property
     def ids(self) -> list[str]:
-        """The pods that are listed."""
+        """The ids of the listed pods."""
         return [pod["id"] for pod in self.list_pods()]
 
     def list_pods(self) -> list[dict[str, Any]]:
-        """Return every pod as the API words it."""
+        """Return every pod as the API describes it."""
         return self.listed
 
     def terminate(self, pod_id: str) -> None:
@@ -77,7 +77,7 @@ class RunPodApi:
         return self.answer_other(query)
 
     def answer_other(self, query: str) -> dict[str, Any]:
-        """Answer what is not about listing and ending pods."""
+        """Answer requests that don't list or end pods."""
         raise ValueError(f"Cannot query this: {query}")
 
 
@@ -104,7 +104,7 @@ def serve_runpod(api: RunPodApi) -> Iterator[str]:
                 self._send(api.status, {"errors": [{"message": str(error)}], "data": None})
 
         def do_HEAD(self) -> None:
-            """SkyPilot's question whether there is a network at all."""
+            """Answer SkyPilot's check for a network."""
             self._send(200, {})
 
         def _send(self, status: int, answer: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""An S3 service on loopback: moto's server, and a proxy before it in which things go wrong.
+"""An S3 service on loopback: moto's server, and a proxy in front of it that injects failures.
 
     with s3_server() as s3, FaultProxy(s3.url) as proxy:
         bucket = s3.bucket()
@@ -8,8 +8,8 @@
         proxy.fail("GET .*model", kind="reset", times=2)        # the connection breaks mid-body
         proxy.fail("PUT", status=503, code="SlowDown", headers={"Retry-After": "2"})
 
-Moto believes any credentials and any checksum. The proxy refuses content that its checksum does
-not fit, as S3 does, and has `deny` for credentials.
+Moto accepts any credentials and any checksum. The proxy refuses content that does not match its
+checksum, as S3 does, and has `deny` for credentials.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from tests.support.waiting import join
 ACCESS_KEY = "AKIATESTTESTTESTTEST"
 SECRET_KEY = "secret-that-no-output-may-contain"
 
-# Ends when its standard input does, so that it never outlives the tests. Requests are served one
-# at a time: moto compares and then swaps, and two threads of it may compare before either swaps.
+# Ends with its standard input, so that it never outlives the tests. It serves one request at a
+# time: moto's compare-and-swap is not atomic, so two threads could compare before either swaps.
 _SERVE = """
 import io, logging, sys, threading
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -62,12 +62,12 @@ Kind = Literal["status", "drop_before", "drop_after", "truncate", "reset", "flip
 
 
 class _Endpoint:
-    """Somewhere that S3 clients can be made to talk to."""
+    """An address that S3 clients can be made to use."""
 
     url: str
 
     def environment(self) -> dict[str, str]:
-        """Variables that make another process's clients talk to it."""
+        """Return variables that make another process's clients use it."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -79,7 +79,7 @@ class _Endpoint:
         }
 
     def use(self, monkeypatch: Any) -> None:
-        """Make clients that this process connects from now on talk to it, until the test ends."""
+        """Make this process's new clients use it until the test ends."""
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
         for name, value in self.environment().items():
@@ -91,7 +91,7 @@ class S3Server(_Endpoint):
     url: str
 
     def client(self) -> Any:
-        """A client of one's own, to look behind a store's back."""
+        """Return a separate client, to look at what a store wrote."""
         import boto3
 
         return boto3.client(
@@ -114,7 +114,7 @@ class S3Server(_Endpoint):
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """An S3 service in a process of its own, on a free port. Its parts may be of any size."""
+    """Serve S3 in a separate process, on a free port. Parts may be of any size."""
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVE],
         stdin=subprocess.PIPE,
@@ -135,7 +135,7 @@ def s3_server() -> Iterator[S3Server]:
 class Fault:
     """What happens to requests whose "METHOD /path?query [bytes=first-last]" matches.
 
-    With `access_key`, only those that it signs. The first `after` are left alone and the next
+    With `access_key`, only requests that it signs. The first `after` pass, and the next
     `times` suffer. Kinds:
     `status`: answered with an error, not forwarded · `drop_before`: the connection closes, nothing
     was done · `drop_after`: it was done, and the connection closes without an answer ·
@@ -157,7 +157,7 @@ class Fault:
 
 @dataclass
 class _Storm:
-    """Every `every`-th request suffers the next of several faults that pass."""
+    """Every `every`-th request suffers the next of several temporary faults."""
 
     every: int
     seen: int = 0
@@ -182,7 +182,7 @@ class _Storm:
 
 
 class FaultProxy(_Endpoint):
-    """Passes requests on to `upstream` and answers back, except where told to `fail`."""
+    """Passes requests on to `upstream` and responses back, unless told to `fail`."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
@@ -243,11 +243,11 @@ class FaultProxy(_Endpoint):
         return self.fail(match, times=math.inf, status=status, code=code, access_key=access_key)
 
     def storm(self, every: int) -> None:
-        """Let every `every`-th request fail in one way or another, until `clear`."""
+        """Let every `every`-th request fail in one of several ways, until `clear`."""
         self._storm = _Storm(every)
 
     def clear(self) -> None:
-        """Nothing fails any more."""
+        """Let no more requests fail."""
         with self._lock:
             self._faults.clear()
             self._storm = None
@@ -255,7 +255,7 @@ class FaultProxy(_Endpoint):
             self.page_size = 1000
 
     def count(self, match: str) -> int:
-        """How many requests so far match."""
+        """Return how many requests so far match."""
         return sum(bool(re.search(match, request)) for request in self.requests)
 
     def take_fault(self, request: str, authorization: str) -> Fault | None:
@@ -272,7 +272,7 @@ class FaultProxy(_Endpoint):
             return self._storm.next() if self._storm else None
 
     def wait(self, seconds: float) -> None:
-        """Pass the time, but not longer than the proxy lives."""
+        """Wait, but not longer than the proxy runs."""
         self._closing.wait(seconds)
 
 
@@ -361,7 +361,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2])
         self.wfile.flush()
         if kind == "reset":
-            # Without lingering, closing sends a reset instead of the end of the stream.
+            # With a linger time of 0, closing sends a reset instead of the end of the stream.
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
@@ -376,7 +376,7 @@ class _Server(ThreadingHTTPServer):
         self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
+        """Ignore clients that hang up."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per hour of one GPU; None: not to be had that way."""
+    """Dollars per hour of one GPU; None: not offered that way."""
 
     spot: float | None
     on_demand: float | None
@@ -60,10 +60,10 @@ def write_catalog(
     regions: Mapping[str, str] | None = None,
     cloud: str = "RunPod",
 ) -> None:
-    """Write the price list of `cloud` where SkyPilot of home folder `home` reads it.
+    """Write the price list of `cloud` where SkyPilot with the home folder `home` reads it.
 
-    `regions` maps each region to its zone; every GPU is to be had in all of them, one at a time.
-    A running API server goes on with the list it has.
+    `regions` maps each region to its zone. Every GPU is offered in all regions, one per machine.
+    A running API server keeps its list.
     """
     folder = home / ".sky" / "catalogs" / "v8"
     for name in (cloud.lower(), "common"):

@@ -1,4 +1,4 @@
-"""Owners and checkpoints that a test needs only as entries of a run's state."""
+"""Owners and checkpoints for tests that only need them as entries of a run's state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.state.run_state import RunState
 
 
 def someone(**changes: Any) -> Owner:
-    """An owner on another machine, of which nothing can be told from here."""
+    """Return an owner on another machine. Nobody here can see whether it runs."""
     elsewhere = {
         "session": uuid.uuid4().hex,
         "host": "elsewhere",

@@ -1,4 +1,4 @@
-"""The owners before and after a hop, and what the run's HEAD says of them."""
+"""The owners before and after a hop, and the run's HEAD about them."""
 
 from __future__ import annotations
 

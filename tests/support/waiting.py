@@ -1,4 +1,4 @@
-"""Wait until something is so, and say what was waited for, or seen instead, if it never is."""
+"""Wait for a condition. If it never holds, fail with what was expected and what was seen."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 
-# Far above what anything takes on a busy machine of two cores.
+# Seconds, far above what anything takes on a busy machine with two cores.
 PATIENCE_SECONDS = 60.0
-# For what starts a whole program, such as a run or a build.
+# Seconds for a whole program, such as a run or a build.
 LONG_SECONDS = 600.0
 
 
@@ -24,9 +24,9 @@ def wait_until(
     seconds: float = PATIENCE_SECONDS,
     every: float = 0.02,
 ) -> None:
-    """Ask `condition` until it holds; fail after `seconds`, saying `what` was waited for.
+    """Poll `condition` until it holds; fail after `seconds`, with `what` was expected.
 
-    `what` may be a function, asked when it is too late, such as one that reads a log.
+    `what` may be a function that is called on failure, for example to read a log.
     """
     end = time.monotonic() + seconds
     while not condition():
@@ -43,7 +43,7 @@ def read_until(
     lines: int = 1,
     seconds: float = PATIENCE_SECONDS,
 ) -> str:
-    """Read what `process` prints until that many lines held `text`; return what was read."""
+    """Read the output of `process` until that many lines contain `text`; return what was read."""
     seen = []
     for line in lines_of(process, seconds):
         seen.append(line)
@@ -54,7 +54,7 @@ def read_until(
 
 
 def rest_of(process: subprocess.Popen[str], *, seconds: float = PATIENCE_SECONDS) -> str:
-    """Wait until `process` ends; return what it printed until then and nobody read."""
+    """Wait until `process` ends; return its unread output."""
     if process.stdin is not None:
         process.stdin.close()
     rest = "".join(lines_of(process, seconds))
@@ -63,7 +63,7 @@ def rest_of(process: subprocess.Popen[str], *, seconds: float = PATIENCE_SECONDS
 
 
 def lines_of(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
-    """Give the lines that `process` prints until it ends; after `seconds` kill it, and fail."""
+    """Yield the lines that `process` prints until it ends; after `seconds`, kill it and fail."""
     assert process.stdout is not None
     assert process.stderr is None, "a full pipe that nobody reads would stop it"
     too_late = threading.Event()
@@ -87,7 +87,7 @@ def lines_of(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill this process and whatever it started, which may hold its output open."""
+    """Kill this process and its children, because they may hold its output open."""
     try:
         top = psutil.Process(pid)
         processes = [*top.children(recursive=True), top]
@@ -113,7 +113,7 @@ def run_to_end(
     seconds: float = LONG_SECONDS,
     **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `command` and capture what it prints; after `seconds` kill it, and fail."""
+    """Run `command` and capture its output; after `seconds`, kill it and fail."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, **options)
     except subprocess.TimeoutExpired as error:

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny job: `pion run` as a process, and what it left in its store."""
+"""Whole runs of a tiny job: `pion run` as a process, and the results in its store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.state.stores import Store, open_store
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.waiting import kill_tree, read_until, rest_of
 
-# What a run may take on a machine that is busy with others, Ray's start included.
+# Seconds that a run may take on a busy machine, including Ray's start.
 RUN_SECONDS = 300.0
 
 Process = subprocess.Popen[str]
@@ -58,7 +58,7 @@ def start(job: Path, *overrides: str, env: Mapping[str, str] | None = None) -> P
 
 
 def kill_what_still_runs() -> None:
-    """After a test that failed half-way, end its runs."""
+    """End the runs of a test that failed halfway."""
     while _started:
         process = _started.pop()
         if process.poll() is None:
@@ -72,33 +72,33 @@ def wait_for(process: Process, text: str, lines: int = 1) -> str:
 
 
 def ends_with(code: int, process: Process) -> str:
-    """Wait until the run ends with this exit code; return what it still printed."""
+    """Wait until the run ends with this exit code; return its unread output."""
     output = rest_of(process, seconds=RUN_SECONDS)
     assert process.returncode == code, output
     return output
 
 
 def interrupt(process: Process, number: int = signal.SIGINT) -> str:
-    """Ask the run to stop as Ctrl-C does; it ends with 75. Return what it still printed."""
+    """Ask the run to stop, as Ctrl-C does; check that it ends with 75; return its unread output."""
     process.send_signal(number)
     return ends_with(75, process)
 
 
 def kill(process: Process) -> str:
-    """Kill the run without warning; return what it had printed that nobody read."""
+    """Kill the run without warning; return its unread output."""
     process.kill()
     return rest_of(process)
 
 
 def finish(job: Path, *overrides: str) -> str:
-    """Run to the end; return what was printed."""
+    """Run to the end; return the output."""
     return ends_with(0, start(job, *overrides))
 
 
 def whole_run(cache: Path, **changes: Any) -> Path:
-    """The folder of a job that ran to its end without a break: the first who asks runs it.
+    """Return the folder of a job that ran to its end unbroken. The first caller runs it.
 
-    Tests of all processes share it, so nobody may change it. See the fixture `whole`.
+    The tests of all processes share it, so no test may change it. See the fixture `whole`.
     """
     name = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / name
@@ -114,7 +114,7 @@ def whole_run(cache: Path, **changes: Any) -> Path:
 
 
 def copy_run(whole: Path, folder: Path, **changes: Any) -> Path:
-    """Copy a whole run into `folder`; return the job, which is `whole`'s but for its store."""
+    """Copy a whole run into `folder`; return its job file, with only the store changed."""
     shutil.copytree(whole / "runs", folder / "runs")
     return write_job(folder, **changes)
 
@@ -123,14 +123,14 @@ def copy_run(whole: Path, folder: Path, **changes: Any) -> Path:
 
 
 def head_of(where: Path | str) -> Head:
-    """HEAD of the run in this store, or in the store of the job in this folder."""
+    """Return HEAD of the run in this store, or in the store of the job in this folder."""
     head = RunState(_store(where), "tiny").read()
     assert head is not None
     return head
 
 
 def final_weights(where: Path | str) -> dict[str, str]:
-    """sha256 of the last weights of each training stage that is finished."""
+    """Return the sha256 of the final weights of each finished training stage."""
     head = head_of(where)
     shas = {entry.key: entry.model_sha256 for entry in head.checkpoints}
     stages = [stage for stage in ("pretrain", "sft") if stage in head.stages]
@@ -142,13 +142,13 @@ def newest(where: Path | str) -> CheckpointEntry:
 
 
 def rows_trained(where: Path | str, stage: str = "pretrain") -> list[list[int]]:
-    """[first, stop) of each step's rows, rewound steps left out."""
+    """Return [first, stop) of each step's rows, without rewound steps."""
     rows = read_metrics(_store(where), "tiny", head_of(where), stage)
     return [row["rows"] for row in rows if "rows" in row]
 
 
 def losses(where: Path | str, stage: str = "pretrain") -> list[float]:
-    """The loss of each step, rewound steps left out."""
+    """Return the loss of each step, without rewound steps."""
     rows = read_metrics(_store(where), "tiny", head_of(where), stage)
     return [row["loss"] for row in rows if "loss" in row]
 

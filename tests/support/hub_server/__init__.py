@@ -42,7 +42,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def hub_server() -> Iterator[HubServer]:
-    """A Hub of your own on a free loopback port, gone when the block ends."""
+    """Serve a separate Hub on a free loopback port until the block ends."""
     hub = HubServer()
     server = _Server(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"

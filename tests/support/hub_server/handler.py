@@ -29,7 +29,7 @@ ROLES = {WRITE_TOKEN: "write", READ_TOKEN: "read", FINE_GRAINED_TOKEN: "fineGrai
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each body waits 40 ms for its headers' acknowledgement
+    disable_nagle_algorithm = True  # Nagle delays each body by 40 ms
     hub: HubServer
     fault: Fault | None
 
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def answer_page(self, items: list[Any], size: int) -> None:
-        """One page of a list, with a link to the next."""
+        """Answer with one page of a list, with a link to the next page."""
         start = int(self.query.get("cursor", 0))
         headers = {}
         if start + size < len(items):
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(items[start : start + size], 200, headers)
 
     def send_content(self, content: bytes, headers: dict[str, str]) -> None:
-        """A file, or the range of it that was asked for."""
+        """Answer with a file, or with the requested range of it."""
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted is None:
             self.answer(content, 200, headers | {"Accept-Ranges": "bytes"})
@@ -154,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         raise Failure(404, "NotFound", f"no route {self.command} {self.route}")
 
     def repo(self) -> Repo:
-        """The repository that the path names, if this token may see it."""
+        """Return the repository that the path names, if this token can see it."""
         kind = (self.parts["kind"] or "models")[:-1]
         repo = self.hub.repos.get((kind, f"{self.parts['owner']}/{self.parts['name']}"))
         if repo is None or (repo.private and not self.token):

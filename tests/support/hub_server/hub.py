@@ -1,4 +1,4 @@
-"""The Hub's state, and what a test asks or demands of it."""
+"""The Hub's state, and the methods that tests call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.hub_server.repos import Repo, StoredFile
 
 WRITE_TOKEN = "hf_test_write"
 READ_TOKEN = "hf_test_read"
-FINE_GRAINED_TOKEN = "hf_test_fine_grained"  # may read everything, and do what `scoped` says
+FINE_GRAINED_TOKEN = "hf_test_fine_grained"  # can read everything, and do what `scoped` allows
 USER = "tester"
 
 
@@ -24,7 +24,7 @@ class Fault:
 
     Kinds: "status", "truncate", "corrupt", "drop" (the connection breaks before the request is
     performed), "drop_after" (it is performed, but its answer is lost), "before" (`call` runs
-    first, then all goes well).
+    first, then the request succeeds).
     """
 
     match: str
@@ -36,7 +36,7 @@ class Fault:
 
 
 class Failure(Exception):
-    """An error answer, as the Hub words it: status, X-Error-Code, message."""
+    """An error in the Hub's words: status, X-Error-Code, message."""
 
     def __init__(
         self, status: int, code: str, message: str, retry_after: str | None = None
@@ -75,7 +75,7 @@ class HubServer:
         private: bool = False,
         gated: bool = False,
     ) -> str:
-        """Create a repository, or put a commit with more files on it; returns the commit's id."""
+        """Create a repository, or add a commit with more files; return the commit's id."""
         with self.lock:
             repo = self.repos.setdefault((repo_type, repo_id), Repo(private, gated))
             now = repo.at("main")
@@ -88,22 +88,22 @@ class HubServer:
             return repo.commit("main", files_now, "added by the test", self.now())
 
     def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
-        """Path → content on the main branch."""
+        """Return path → content on the main branch."""
         commit = self.repos[repo_type, repo_id].at("main")
         assert commit is not None
         return {path: stored.content for path, stored in commit.files.items()}
 
     def commits(self, repo_id: str, repo_type: str = "model") -> list[str]:
-        """Titles of all commits, oldest first."""
+        """Return the titles of all commits, oldest first."""
         return [commit.title for commit in self.repos[repo_type, repo_id].commits]
 
     def lfs_bytes(self, repo_id: str, repo_type: str = "model") -> int:
-        """What the repository's large files take, used or not."""
+        """Return the bytes of the repository's large files, used or not."""
         stored = self.repos[repo_type, repo_id].lfs
         return sum(len(self.blobs[sha]) for sha in stored if sha in self.blobs)
 
     def count(self, match: str) -> int:
-        """How many requests so far match the pattern ("METHOD /path")."""
+        """Return how many requests so far match the pattern ("METHOD /path")."""
         return sum(bool(re.search(match, request)) for request in self.requests)
 
     def fail(
@@ -141,7 +141,7 @@ class HubServer:
         return None
 
     def environment(self, home: Path, token: str | None = WRITE_TOKEN) -> dict[str, str]:
-        """Variables that make another process's Hub clients use this server."""
+        """Return variables that make another process's Hub clients use this server."""
         variables = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
@@ -154,7 +154,7 @@ class HubServer:
     def use(self, monkeypatch: Any, home: Path, token: str | None = WRITE_TOKEN) -> None:
         """Make this process's Hub clients use this server until the test ends.
 
-        The clients read most of their environment when imported, so that is undone here too.
+        The clients read most of their environment when imported, so their constants change too.
         """
         import datasets.config
         import huggingface_hub.constants as constants

@@ -180,7 +180,7 @@ def commit(request: Handler, repo: Repo) -> None:
 def apply(
     request: Handler, repo: Repo, key: str, value: dict[str, Any], files: dict[str, StoredFile]
 ) -> None:
-    """One line of a commit."""
+    """Apply one line of a commit."""
     path = value["path"]
     match key:
         case "file":

@@ -24,7 +24,7 @@ class StoredFile:
 
     @classmethod
     def of(cls, path: str, content: bytes) -> StoredFile:
-        """The file as the Hub would store it: large ones and well-known formats by LFS."""
+        """Return the file as the Hub would store it: large files and well-known formats in LFS."""
         return cls(content, len(content) >= LFS_SIZE or path.endswith(LFS_SUFFIXES))
 
     @property
@@ -36,7 +36,7 @@ class StoredFile:
         return self.sha256 if self.lfs else git_oid(self.content)
 
     def entry(self, path: str) -> dict[str, Any]:
-        """This file as the tree and paths-info calls describe it."""
+        """Return this file as the tree and paths-info calls describe it."""
         size = len(self.content)
         if not self.lfs:
             return {"type": "file", "path": path, "size": size, "oid": git_oid(self.content)}
@@ -66,7 +66,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """`lfs` maps the sha256 of each large file ever pushed to when that was."""
+    """`lfs` maps the sha256 of each large file to the time when it was pushed."""
 
     private: bool = False
     gated: bool = False
@@ -76,7 +76,7 @@ class Repo:
     lfs: dict[str, float] = field(default_factory=dict)
 
     def at(self, revision: str) -> Commit | None:
-        """The commit a branch, tag or full commit id names."""
+        """Return the commit that a branch, tag or full commit id names."""
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
         return next((commit for commit in self.commits if commit.oid == oid), None)
 
@@ -87,7 +87,7 @@ class Repo:
         return oid
 
     def squash(self, branch: str, title: str, at: float) -> None:
-        """One commit with the branch's files and no history; older commits are gone unless named
+        """Replace the branch by one commit with its files. Older commits are gone unless named
         by another branch or a tag."""
         now = self.at(branch)
         assert now is not None
@@ -97,7 +97,7 @@ class Repo:
         self.commit(branch, now.files, title, at)
 
     def name_of(self, sha256: str) -> str | None:
-        """A path that holds that large file, in the newest commit that has one."""
+        """Return a path with that large file, in the newest commit that has it."""
         for commit in reversed(self.commits):
             for path, stored in commit.files.items():
                 if stored.lfs and stored.sha256 == sha256:
