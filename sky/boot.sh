@@ -1,50 +1,50 @@
 #!/usr/bin/env bash
-# From a bare rented machine to `pion run`. Every YAML in this folder runs it as its `run:`:
-# SkyPilot recovers a job whose `run:` exits with 75, but never one whose `setup:` fails, so all
-# that a bad host can break happens here.
+# From a bare rented machine to `pion run`. Every YAML in this folder has this script as its `run:`.
+# SkyPilot recovers a job whose `run:` exits with 75, but never a job whose `setup:` fails. So
+# everything that a bad host can break happens here.
 #
-#   exit 75   this machine won't do, or was taken while booting: another one may
-#   exit 2    no machine will do
+#   exit 75   this machine won't do, or was taken while booting; another machine may be fine
+#   exit 2    this would fail on every machine
 #   else      the exit code of `pion run`
 set -uo pipefail
 trap 'exit 75' TERM
 export PION_BOOT_STARTED=$(date +%s.%N)
 cd "$(dirname "$0")/.."
 
-# A test that crashes or hangs, as the driver of a broken GPU makes it, has failed: 124 is `timeout`'s
-# word for a hang, and above 128 are signals.
+# A test that crashes or hangs has failed: the driver of a broken GPU does that. Code 124 is a hang
+# (from `timeout`), and codes above 128 are signals.
 leave_with() {
     [ "$1" -eq 124 ] || [ "$1" -gt 128 ] || exit "$1"
-    echo "boot: the test of this machine crashed or hung ($1); leaving it with 75" >&2
+    echo "boot: the test of this machine crashed or hung (exit code $1); exiting with 75" >&2
     exit 75
 }
 
-# SkyPilot sets what the YAML leaves empty to ""; clients of S3 and the Hub take that for a value.
+# SkyPilot sets variables that the YAML leaves empty to "". Clients of S3 and the Hub would use "".
 for name in ${!HF_*} ${!AWS_*} ${!PION_*} ${!WANDB_*}; do
     [ -n "${!name:-}" ] || unset "$name"
 done
 export AWS_DEFAULT_REGION=${AWS_DEFAULT_REGION:-us-east-1}
 
-# A mistake of whoever launched this is the same on every machine.
+# A mistake in the launch is the same on every machine.
 [ -n "${JOB:-}" ] || { echo "boot: JOB is empty; launch with --env JOB=jobs/….yaml" >&2; exit 2; }
 [ -f "$JOB" ] || {
-    echo "boot: no $JOB in what was sent here; JOB is relative to the checkout, and what" \
-        ".gitignore names is not sent" >&2
+    echo "boot: $JOB was not copied here; JOB is relative to the checkout, and files that" \
+        ".gitignore names are not copied" >&2
     exit 2
 }
 
-# Shell words, read without a shell: an override may hold spaces and quotes.
+# Split into shell words without running a shell: an override may contain spaces and quotes.
 words=$(mktemp)
 python3 -c '
 import os, shlex, sys
 try:
     print(end="".join(word + "\0" for word in shlex.split(os.environ.get("OVERRIDES", ""))))
 except ValueError as error:
-    sys.exit(f"boot: OVERRIDES is no list of shell words ({error}); nothing was started")' \
+    sys.exit(f"boot: OVERRIDES is not a list of shell words ({error}); nothing was started")' \
     >"$words" || exit 2
 mapfile -d '' -t overrides <"$words"
 
-# SkyPilot runs jobs in an empty environment of its own; the image's Python is behind it.
+# SkyPilot runs jobs in its own empty virtual environment. Without it, `python3` is the image's.
 if [ -n "${VIRTUAL_ENV:-}" ]; then
     PATH=${PATH//"$VIRTUAL_ENV/bin:"/}
     unset VIRTUAL_ENV
@@ -52,11 +52,11 @@ fi
 image_packages=$(python3 pipeline/rent/on_machine/boot_check.py) || leave_with $?
 export PION_BOOT_CHECKED=$(date +%s.%N)
 
-# Packages: those of a run and no others (no SkyPilot, no test tools), at the versions that
-# pyproject.toml pins. `uv sync` looks at nothing outside its environment, so an image's torch is
-# named to it as not to be installed, with all that torch brings, and is put on the path by a .pth
-# file behind what is installed. (--system-site-packages would not do for an image whose Python is
-# itself an environment: it would lead to the interpreter that one was made from.)
+# Install only the packages of a run (no SkyPilot, no test tools), at the versions that
+# pyproject.toml pins. `uv sync` does not see packages outside its environment. So if the image's
+# torch is used, uv is told not to install torch and its dependencies, and a .pth file puts the
+# image's packages on the path, after the installed ones. (--system-site-packages would fail for an
+# image whose Python is a virtual environment: it would find the interpreter below it.)
 export PATH=$HOME/.local/bin:$PATH   # where SkyPilot has put uv
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh || exit 75
 mentions() { grep -Eq "(^|[[:space:]{.])$1[:=.]" "$JOB" - <<<"${OVERRIDES:-}"; }
@@ -73,12 +73,12 @@ if [ -n "$image_packages" ]; then
 fi
 if ! said=$("${sync[@]}" 2>&1); then
     printf '%s\n' "$said" >&2
-    case $said in  # the first that is found: what uv says has the cause of a cause in it
+    case $said in  # the first match counts: uv's message has nested causes
         *"Failed to fetch"* | *"Failed to download"* | *"os error"*) ;;
-        # On every machine alike: pins that can't be met, a package without a wheel, no Python.
+        # The same on every machine: pins that can't be met, a package without a wheel, no Python.
         *"No solution found"* | *"Failed to parse"* | *"Failed to build"* | *"No interpreter"*) exit 2 ;;
     esac
-    echo "boot: packages can't be installed here; leaving this machine with 75" >&2
+    echo "boot: packages can't be installed on this machine; exiting with 75" >&2
     exit 75
 fi
 printf '%s\n' "${said##*$'\n'}"
@@ -88,6 +88,6 @@ if [ "${PION_EXPECT_GPUS:-${SKYPILOT_NUM_GPUS_PER_NODE:-0}}" != 0 ]; then
     timeout -k 10 180 .venv/bin/python -m pipeline.rent.on_machine.gpu_check || leave_with $?
 fi
 
-# In place of this shell, so that SIGTERM reaches it and its exit code is the job's.
+# `exec` replaces this shell, so that SIGTERM reaches pion, and pion's exit code is the job's.
 [ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || exec bash sky/ray_nodes.sh "$JOB" "${overrides[@]}"
 exec .venv/bin/pion run "$JOB" "${overrides[@]}"

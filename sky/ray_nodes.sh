@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One Ray of all nodes, and `pion run` on the first. sky/boot.sh ends in it on several nodes.
+# Start one Ray on all nodes, and `pion run` on the first. With several nodes, sky/boot.sh ends here.
 #
-# SKYPILOT_NODE_IPS (one a line), SKYPILOT_NODE_RANK, SKYPILOT_NUM_NODES and
-# SKYPILOT_NUM_GPUS_PER_NODE are SkyPilot's. The arguments are those of `pion run`.
-# SkyPilot has a Ray of its own on these machines, port 6380: never `ray stop`, which ends every Ray.
+# SkyPilot sets SKYPILOT_NODE_IPS (one per line), SKYPILOT_NODE_RANK, SKYPILOT_NUM_NODES and
+# SKYPILOT_NUM_GPUS_PER_NODE. The arguments are those of `pion run`.
+# SkyPilot runs its own Ray on these machines, on port 6380. Never use `ray stop`: it ends every Ray.
 set -uo pipefail
 trap 'exit 75' TERM
 
@@ -14,17 +14,17 @@ gpus=${SKYPILOT_NUM_GPUS_PER_NODE:-0}
 workers_here=$((gpus > 0 ? gpus : 1))
 address=$head_ip:$port
 
-# Only who knows the secrets of this launch may give this Ray work.
+# Only processes that know this launch's secrets may use this Ray.
 secrets="$SKYPILOT_TASK_ID ${AWS_SECRET_ACCESS_KEY:-} ${HF_TOKEN:-}"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(sha256sum <<<"$secrets" | cut -c1-64)
-# As pipeline/workers/ray_fit.py sets it for what it starts.
+# The same settings as in pipeline/workers/ray_fit.py.
 export RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_TRAIN_METRICS_ENABLED=0
 export RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=300
 export PION_RAY_ADDRESS=$address
 unset RAY_ADDRESS
 
 # Every process started from here on has the session's name in its environment. When this process
-# ends, however it ends, the pipe closes and the reaper ends them all.
+# ends for any reason, the pipe closes, and the reaper ends all of them.
 export PION_RAY_SESSION=$(mktemp -d /tmp/pion-ray-XXXXXX)
 exec 9> >(exec .venv/bin/python -S -I pipeline/workers/reaper.py "$PION_RAY_SESSION")
 
@@ -41,17 +41,16 @@ if [ "$SKYPILOT_NODE_RANK" = 0 ]; then
         exit 75
     }
     echo "ray: $SKYPILOT_NUM_NODES nodes of $workers_here workers meet at $address"
-    # In place of this shell, and holding the pipe. The workers that are not there yet are waited
-    # for by Ray Train.
+    # `exec` keeps the pipe open. Ray Train waits for workers on nodes that are not up yet.
     exec .venv/bin/pion run "$1" "hardware.workers=$((SKYPILOT_NUM_NODES * workers_here))" "${@:2}"
 fi
 
-# This node's exit code decides nothing: 0 when the head is gone, done or not, as the head's own
-# exit code, or its loss, is what SkyPilot goes by.
+# This node's exit code decides nothing. It is 0 when the head is gone, done or not: SkyPilot looks
+# at the head's exit code, or notices its loss.
 deadline=$((SECONDS + 900))
 until head_answers; do
     [ $SECONDS -lt $deadline ] || {
-        echo "ray: the first node, $address, has not answered for 15 minutes" >&2
+        echo "ray: the first node, $address, did not answer for 15 minutes" >&2
         exit 75
     }
     sleep 1

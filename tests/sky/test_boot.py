@@ -160,7 +160,7 @@ def test_it_ends_in_pion_run_with_the_job_and_the_overrides(machine: Machine) ->
 def test_overrides_that_are_no_shell_words_start_nothing(machine: Machine) -> None:
     code, output = machine.boot(OVERRIDES="store=s3://bucket/runs evaluate.prompts='[half")
     assert code == 2
-    assert "OVERRIDES is no list of shell words (No closing quotation)" in output
+    assert "OVERRIDES is not a list of shell words (No closing quotation)" in output
     assert "Traceback" not in output
     assert machine.uv_calls == []
 
