@@ -35,10 +35,10 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps the names of functions for functions.
+    """Keeps `pion.generate` and `pion.load` bound to the functions.
 
-    Importing pion.generate or pion.load would bind the submodule to the package under the name of
-    its main function.
+    Importing the submodule pion.generate or pion.load would otherwise replace the function of the
+    same name.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

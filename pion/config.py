@@ -13,7 +13,7 @@ from pion.errors import BadInput
 from pion.later_fields import to_record, values_before
 from pion.presets import PRESETS
 
-# What `family` may say. It is a label for presets, importers and cards; no computation reads it.
+# The values of `family`. It is a label for presets, importers and cards; no computation reads it.
 FAMILIES = ("pion",)
 
 
@@ -53,7 +53,7 @@ class ModelConfig:
             if self.d_model % self.n_heads:
                 raise BadInput(
                     f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}: "
-                    f"change one of them or give head_dim"
+                    f"change one of them or set head_dim"
                 )
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
         self._require_positive("head_dim", int)
@@ -104,7 +104,7 @@ class ModelConfig:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> ModelConfig:
-        """Return these settings, and the defaults of all others.
+        """Return these settings, with defaults for all others.
 
         Raises BadInput for an unknown or a missing field.
         """
@@ -118,7 +118,7 @@ class ModelConfig:
             if field.default is dataclasses.MISSING and name not in fields
         ]
         if missing:
-            raise BadInput(f"the model lacks the settings {', '.join(missing)}")
+            raise BadInput(f"the model's settings are missing {', '.join(missing)}")
         return cls(**fields)
 
 

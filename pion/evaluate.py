@@ -1,8 +1,8 @@
 """Measure a decoder on rows of token ids: held-out loss, bits per byte, and responses.
 
-Every measure uses the softmax over the ids that the tokenizer can produce; the embedding rows
-beyond them take no probability, as in the exported model and in generation. Standard errors treat
-rows as the independent units, because the tokens of one row are not independent.
+Every measure uses the softmax over the ids that the tokenizer can produce. Embedding rows beyond
+these ids get no probability, as in the exported model and in generation. Standard errors treat rows
+as the independent units, because the tokens of one row are not independent.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LOGITS_AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model that is measured, and how its predictions are computed."""
+    """A model to measure, and how to compute its predictions."""
 
     model: Decoder
-    vocab_size: int  # number of ids that share the probability: those the tokenizer can produce
+    vocab_size: int  # number of ids that the tokenizer can produce; they share the probability
     micro_batch: int  # rows computed at once
     dtype: torch.dtype = torch.float32  # of the hidden states; logits are always fp32
     on_batch: Callable[[], None] = lambda: None  # called after each batch; may end the measurement
@@ -39,7 +39,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How well text is predicted. Losses are in nats; a sem is a standard error of the mean."""
+    """How well a model predicts text. Losses are in nats; a sem is a standard error of the mean."""
 
     loss: float  # mean over target tokens
     loss_sem: float
@@ -47,19 +47,19 @@ class HeldOut:
     bits_per_byte: float  # comparable between tokenizers
     bits_per_byte_sem: float
     tokens: int
-    bytes: int  # of the text that the target tokens stand for
+    bytes: int  # of the target tokens' text
     rows: int
 
 
 @dataclass(frozen=True)
 class Responses:
-    """How well the learned tokens of conversations are predicted, and whether turns end."""
+    """How well a model predicts the learned tokens of conversations, and whether its turns end."""
 
     response_loss: float  # mean over learned tokens, nats
     response_loss_sem: float
-    stop_accuracy: float  # of the ends of turns: how often end-of-text is the likeliest token
+    stop_accuracy: float  # the share of ends of turns where end-of-text is the likeliest token
     stop_accuracy_sem: float
-    false_stop_rate: float  # of the other learned tokens: how often end-of-text is the likeliest
+    false_stop_rate: float  # the share of other learned tokens where end-of-text is the likeliest
 
 
 def held_out(
@@ -67,8 +67,8 @@ def held_out(
 ) -> HeldOut:
     """Return how well the scorer's model predicts the given rows of `stream`.
 
-    `token_bytes` (vocab_size,) is the number of bytes that each id stands for; see `summarize`.
-    Fewer rows than `micro_batch` are computed at once after running out of CUDA memory.
+    `token_bytes` (vocab_size,) is the number of bytes of each id; see `summarize`. After running
+    out of CUDA memory, fewer than `micro_batch` rows are computed at once.
 
     Raises:
         BadInput: there are no rows, or a target is outside `vocab_size`.
@@ -82,8 +82,8 @@ def summarize(nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray) -> 
     """Return the averages over the targets that are not ignored.
 
     `nll` (R, T) is the negative log-likelihood in nats of `targets` (R, T). `token_bytes`
-    (vocab_size,) is the number of bytes that each id stands for, 0 for special ids: predicting an
-    end-of-text costs bits and adds no bytes.
+    (vocab_size,) is the number of bytes of each id, 0 for special ids: predicting an end-of-text
+    costs bits and adds no bytes.
     """
     counted = targets != IGNORED
     nats = np.where(counted, nll, 0.0).sum(axis=1)
@@ -141,8 +141,8 @@ def token_nll(
 ) -> tuple[Tensor, Tensor]:
     """Return the negative log-likelihood (B, T) of each target and the likeliest id (B, T).
 
-    Likelihoods are fp32 nats. Where the target is ignored no logits are computed; the results are 0
-    and IGNORED there. Only one chunk of logits exists at a time.
+    Likelihoods are fp32 nats. No logits are computed for ignored targets; their results are 0 and
+    IGNORED. Only one chunk of logits exists at a time.
 
     Raises BadInput if a target is outside `vocab_size`.
     """
@@ -211,9 +211,9 @@ def in_batches(
             if len(part) == 1:
                 raise PionError(
                     f"evaluation runs out of GPU memory on a single sequence ({error}). The "
-                    "checkpoints are safe; free the GPU or continue on one with more memory."
+                    "checkpoints are safe; free GPU memory, or continue on a larger GPU."
                 ) from None
-        micro_batch = len(part) // 2  # outside `except`: the traceback holds the tensors
+        micro_batch = len(part) // 2  # outside `except`: its traceback keeps the tensors alive
         torch.cuda.empty_cache()
 
 

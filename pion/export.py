@@ -1,7 +1,8 @@
-"""Export a decoder as a folder that stock transformers loads, and check that it does.
+"""Export a decoder as a folder that stock transformers can load, and verify the folder.
 
-Pion without softcap is exactly `Qwen3ForCausalLM`, so the folder needs no code of ours. Embedding
-rows that the tokenizer can't produce are dropped; evaluation and generation don't use them either.
+Pion without softcap is exactly `Qwen3ForCausalLM`, so the folder needs no custom code. Embedding
+rows of ids that the tokenizer can't produce are dropped; evaluation and generation don't use these
+rows either.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ EXPORT_FILES = (
     "README.md",
     "loss.png",
 )
-# Marks a config.json as ours, for `is_export`. Transformers ignores it.
+# Marks a config.json as an export of Pion, for `is_export`. Transformers ignores this entry.
 PRODUCER = {"producer": "pion"}
 # The allowed difference of fp32 logits. Two correct implementations differ by about 1e-5.
 MAX_LOGIT_DIFFERENCE = 1e-3
 SAFE = "Don't use this export; the checkpoint it was made from is safe."
-# How many tokens of each text are compared. A mistake shows in these or not at all.
+# How many tokens of each text are compared. More tokens would not show more mistakes.
 COMPARED_TOKENS = 512
 
 
@@ -61,7 +62,7 @@ def export_model(
     """Write `out`, a folder that `transformers.AutoModelForCausalLM` loads as `Qwen3ForCausalLM`.
 
     Weights are float32. `generation` overrides entries of `GENERATION`, the sampling defaults that
-    are saved with the model. If the model knows our chat template (`chat`), the template is saved
+    are saved with the model. If the model learned our chat template (`chat`), the template is saved
     too. The folder appears whole or not at all, and replaces an earlier export.
 
     Raises:
@@ -74,8 +75,8 @@ def export_model(
     if model.config.softcap is not None:
         raise BadInput(
             f"softcap: a model that caps attention scores (at ±{model.config.softcap:g}) is not "
-            "stock Qwen3 and can't be exported as one. Its checkpoint is safe; `pion chat` and "
-            "`pion generate` use it as it is."
+            "stock Qwen3 and can't be exported. Its checkpoint is safe; `pion chat` and "
+            "`pion generate` can use the checkpoint directly."
         )
     tokenizer = Tokenizer.from_file(tokenizer_path)
     tokenizer.fits(model.config.vocab_size, where=str(tokenizer_path))
@@ -101,7 +102,7 @@ def export_model(
 
 
 def is_export(folder: str | Path) -> bool:
-    """Return whether we wrote the folder's config.json and an export has all of its files."""
+    """Return whether Pion wrote the folder's config.json and the folder has no foreign files."""
     folder = Path(folder)
     if not {path.name for path in folder.iterdir()} <= set(EXPORT_FILES):
         return False
@@ -123,15 +124,16 @@ def check_replaceable(out: str | Path) -> None:
         foreign = sorted({path.name for path in out.iterdir()} - set(EXPORT_FILES))
         found = f" ({', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''})" if foreign else ""
         raise BadInput(
-            f"{out} holds files that are not part of an export of Pion{found}; nothing was "
-            "changed. Name another folder, or move these files away."
+            f"{out} contains files that are not part of a Pion export{found}; nothing was changed. "
+            "Name another folder, or move these files away."
         )
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Rename `new` to `target`; an existing `target` is deleted last.
+    """Rename `new` to `target`, and delete an existing `target` last.
 
-    Between the two renames only `.{name}.previous` exists. The next call then first restores it.
+    Between the two renames only `.{name}.previous` exists. If a call ends there, the next call
+    restores it first.
     """
     previous = target.with_name(f".{target.name}.previous")
     if previous.exists() and not target.exists():
@@ -153,9 +155,9 @@ def verify_export(
     in float32 on this machine.
 
     Raises:
-        PionError: the folder doesn't load, isn't stock `Qwen3ForCausalLM`, tokenises a text
-            differently, gives logits that differ by more than `MAX_LOGIT_DIFFERENCE`, or there is
-            no text to compare.
+        PionError: the folder doesn't load, isn't stock `Qwen3ForCausalLM`, tokenizes a text
+            differently or gives logits that differ by more than `MAX_LOGIT_DIFFERENCE`, or there
+            is no text to compare.
     """
     out = Path(out)
     ours = checkpoint if isinstance(checkpoint, Decoder) else load_decoder(checkpoint)
@@ -164,7 +166,7 @@ def verify_export(
 
     compared = [ids for text in texts if (ids := _same_ids(out, tokenizer, hf_tokenizer, text))]
     if not compared:
-        raise PionError(f"{out}: there is no text to compare the exported model on. {SAFE}")
+        raise PionError(f"{out}: there is no text to check the exported model with. {SAFE}")
     largest = 0.0
     with torch.inference_mode():
         for number, ids in enumerate(compared):
@@ -196,14 +198,15 @@ def _reload(out: Path) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(
             out, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # transformers raises whatever its parts raise
+    except Exception as error:  # transformers may raise any exception
         raise PionError(
             f"{out}: transformers can't load the exported model "
             f"({type(error).__name__}: {str(error).strip() or 'no message'}). {SAFE}"
         ) from error
     if type(model).__name__ != "Qwen3ForCausalLM":
         raise PionError(
-            f"{out}: transformers loads it as {type(model).__name__}, not Qwen3ForCausalLM. {SAFE}"
+            f"{out}: transformers loads the model as {type(model).__name__}, not as "
+            f"Qwen3ForCausalLM. {SAFE}"
         )
     return model.eval(), tokenizer
 
@@ -211,15 +214,15 @@ def _reload(out: Path) -> tuple[Any, Any]:
 def _same_ids(out: Path, tokenizer: Tokenizer, hf_tokenizer: Any, text: str) -> list[int]:
     """Return the ids of `text`. Raises PionError where the two tokenizers differ."""
     ours = tokenizer.encode(text)
-    # In training, text that spells out a special token is only text. A verbose tokenizer would warn
-    # of a text longer than the model's context; the models only read its beginning.
+    # In training, text that spells out a special token is plain text. A verbose tokenizer would
+    # warn about a text longer than the model's context, but the models only read its beginning.
     theirs = hf_tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
     if ours != theirs:
         pairs = enumerate(zip(ours, theirs))
         at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         raise PionError(
-            f"{out}: the exported tokenizer is not the trained one: from token {at} of "
-            f"{text[:60]!r} on it gives {theirs[at : at + 3]}, not {ours[at : at + 3]}. {SAFE}"
+            f"{out}: the exported tokenizer is not the trained one: at token {at} of "
+            f"{text[:60]!r} it gives {theirs[at : at + 3]} instead of {ours[at : at + 3]}. {SAFE}"
         )
     return ours
 

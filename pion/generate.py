@@ -16,13 +16,13 @@ from pion.errors import BadInput
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
 
-# The end-of-text id of the tokenizers trained here and of the seeds' own tokenizers.
+# The end-of-text id of the tokenizers trained here and of the seeds' tokenizers.
 END_OF_TEXT = 0
 
 # A tokenizer decodes bytes that are not a whole character to this.
 INCOMPLETE = "\ufffd"
 
-# Draws a token id from fp32 logits (vocab,), given the ids that are already present.
+# Draws a token id from fp32 logits (vocab,), given the ids so far.
 Draw = Callable[[Tensor, Sequence[int]], int]
 
 
@@ -40,9 +40,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.temperature):
-            raise BadInput(f"temperature is {self.temperature}; give a number, 0 for greedy")
+            raise BadInput(f"temperature is {self.temperature}; use a number, 0 for greedy")
         if self.top_k < 0:
-            raise BadInput(f"top_k is {self.top_k}; give 0 for no limit, or a number of tokens")
+            raise BadInput(f"top_k is {self.top_k}; use 0 for no limit, or a number of tokens")
         if not 0 < self.top_p <= 1:
             raise BadInput(f"top_p is {self.top_p}; it must be above 0 and at most 1 (no limit)")
         if not 0 < self.repetition_penalty < math.inf:
@@ -68,15 +68,15 @@ def generate(
 ) -> Iterator[int]:
     """Continue `ids`, yielding each new token id as it is drawn.
 
-    `sample` says what `temperature`, `top_k`, `top_p` and `repetition_penalty` do. Generation ends
+    `sample` explains `temperature`, `top_k`, `top_p` and `repetition_penalty`. Generation ends
     before a token of `stop_ids`, after `max_tokens`, or when prompt and continuation fill the
-    model's context. An empty prompt starts from end-of-text. Ids of `vocab_size` and above,
-    embedding rows that the tokenizer lacks, are never drawn. The same `seed` draws the same tokens;
+    model's context. An empty prompt starts from end-of-text. Ids of `vocab_size` and above are
+    never drawn, because the tokenizer has no such tokens. The same `seed` draws the same tokens.
     torch's global random state is neither read nor changed.
 
     Raises:
         BadInput: settings make no sense, or the prompt is longer than the context or has ids
-            without an embedding. The call itself raises it, before a token is asked for.
+            without an embedding. This is raised by the call, before the first token.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     prompt = _checked_prompt(ids, model.config)
@@ -84,7 +84,9 @@ def generate(
         raise BadInput(f"max_tokens is {max_tokens}; it can't be negative")
     rows = model.config.vocab_size if vocab_size is None else vocab_size
     if not 0 < rows <= model.config.vocab_size:
-        raise BadInput(f"vocab_size is {rows}; the model's is {model.config.vocab_size}")
+        raise BadInput(
+            f"vocab_size is {rows}; it must be from 1 to the model's {model.config.vocab_size}"
+        )
     randomness = _randomness(seed)
 
     def draw(logits: Tensor, present: Sequence[int]) -> int:
@@ -95,7 +97,7 @@ def generate(
 
 
 def _checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
-    """Return the prompt's ids, end-of-text if there are none. Raises BadInput if they don't fit."""
+    """Return the prompt's ids; end-of-text if there are none. Raises BadInput if they don't fit."""
     prompt = [int(token) for token in ids] or [END_OF_TEXT]
     if len(prompt) > config.seq_len:
         raise BadInput(
@@ -122,7 +124,7 @@ def _randomness(seed: int | None) -> torch.Generator:
 def _generate(
     model: Decoder, ids: list[int], limit: int, draw: Draw, stop_ids: frozenset[int]
 ) -> Iterator[int]:
-    """Yield at most `limit` new ids, which are appended to `ids` too."""
+    """Yield at most `limit` new ids, and append them to `ids`."""
     cache = KVCache(model.config, max_tokens=len(ids) + limit)
     new = ids
     for _ in range(limit):
@@ -136,9 +138,9 @@ def _generate(
 
 @torch.inference_mode()
 def _next_logits(model: Decoder, tokens: list[int], cache: KVCache) -> Tensor:
-    """Return fp32 logits (vocab,) on the CPU after the given tokens, and put these into the cache.
+    """Return fp32 logits (vocab,) on the CPU after the given tokens, and cache these tokens.
 
-    This is one call per token because a generator that is suspended inside inference mode would
+    This is a separate function because a generator that is suspended inside inference mode would
     leave its caller in inference mode.
     """
     training = model.training
@@ -154,16 +156,16 @@ def _next_logits(model: Decoder, tokens: list[int], cache: KVCache) -> Tensor:
 def sample(
     logits: Tensor, sampling: Sampling, present: Sequence[int], randomness: torch.Generator
 ) -> int:
-    """Draw one id from fp32 logits (vocab,), where `present` holds the ids so far.
+    """Draw one id from fp32 logits (vocab,); `present` has the ids so far.
 
-    1. Logits of ids that are present are divided by `repetition_penalty` where positive and
-       multiplied by it where negative (Keskar et al. 2019, "CTRL").
+    1. Logits of ids in `present` are divided by `repetition_penalty` if positive and multiplied by
+       it if negative (Keskar et al. 2019, "CTRL").
     2. All logits are divided by `temperature`. A temperature of 0 or less takes the likeliest id.
     3. Ids less likely than the `top_k`-th are left out (Fan et al. 2018, "Hierarchical neural
        story generation"); 0 leaves out none.
-    4. Likeliest first, ids are left out from the first whose cumulative probability exceeds `top_p`
-       (after Holtzman et al. 2020, "The curious case of neural text degeneration", who keep that
-       one too). The likeliest id always remains.
+    4. With the likeliest id first, all ids are left out from the first one whose cumulative
+       probability exceeds `top_p` (after Holtzman et al. 2020, "The curious case of neural text
+       degeneration", who still keep that first one). The likeliest id always remains.
     """
     if sampling.repetition_penalty != 1:
         seen = torch.tensor(list({token for token in present if token < len(logits)})).long()
@@ -173,7 +175,7 @@ def sample(
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if sampling.temperature <= 0:
         return int(logits.argmax())
-    # With a maximum of 0, logits stay finite however small the temperature is.
+    # With a maximum of 0, logits stay finite at any small temperature.
     logits = (logits - logits.max()) / sampling.temperature
     count = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
     kept = (logits >= logits.topk(count).values[-1]).nonzero().squeeze(1)
@@ -190,9 +192,8 @@ def generate_text(
 ) -> Iterator[str]:
     """Continue a text, yielding pieces of whole characters.
 
-    `settings` are those of `generate`. Unless they say otherwise, generation stops at the
-    tokenizer's end-of-text and draws only ids that the tokenizer has. Raises what `generate`
-    raises.
+    `settings` are the keywords of `generate`. By default, generation stops at the tokenizer's
+    end-of-text and draws only ids that the tokenizer has. Raises what `generate` raises.
     """
     ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
     defaults = {"stop_ids": (tokenizer.end_of_text,), "vocab_size": tokenizer.vocab_size}
@@ -200,7 +201,7 @@ def generate_text(
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Decode ids as they come, holding back the bytes of a character that isn't whole yet.
+    """Decode ids as they arrive, but hold back the bytes of a character that isn't complete.
 
     Joined, the pieces are the decoded text. Bytes that never become a character are U+FFFD.
     """

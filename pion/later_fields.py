@@ -1,13 +1,13 @@
 """Declare fields that a settings class gained after runs had recorded their settings.
 
-A run that is finished, a checkpoint and an exported model must stay what they are when the class
-gains a field. So the field is declared together with the value that computes what was computed
-before the field existed:
+A finished run, a checkpoint and an exported model must keep their meaning when the class gains a
+field. So the field is declared together with the value that gives the behavior from before the
+field existed:
 
     window: int | None = later_field(None, before=None)
 
-A record leaves the field out while it has that value, and a record without the field is read as if
-it said that value, whatever the default may be by then.
+If the field has that value, a record leaves the field out. A record without the field is read as
+having that value, even if the default is different by then.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ BEFORE = "before"
 
 
 def later_field(default: Any, *, before: Any) -> Any:
-    """Declare a dataclass field; `before` computes what was computed before the field existed."""
+    """Declare a dataclass field; `before` gives the behavior from before the field existed."""
     return dataclasses.field(default=default, metadata={BEFORE: before})
 
 
 def values_before(kind: type) -> dict[str, Any]:
-    """Return what each later field of the dataclass `kind` means where a record leaves it out."""
+    """Return the value of each later field of the dataclass `kind` where a record has none."""
     return {
         field.name: field.metadata[BEFORE]
         for field in dataclasses.fields(kind)
@@ -33,7 +33,7 @@ def values_before(kind: type) -> dict[str, Any]:
 
 
 def to_record(settings: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass, without the later ones that have their value of before."""
+    """Return the fields of a dataclass, without later fields that have their `before` value."""
     before = values_before(type(settings))
     return {
         name: value

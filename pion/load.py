@@ -1,4 +1,4 @@
-"""Load a model from a folder: a checkpoint, or an export that transformers reads too."""
+"""Load a model from a folder: a checkpoint, or an export that transformers can also read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 def load(source: str | Path) -> tuple[Decoder, Tokenizer | None]:
     """Return the model, in fp32 on the CPU, and its tokenizer.
 
-    The source is a folder (see `load_decoder`) with a tokenizer.json, or a seed's `.pt` file, which
-    has no tokenizer. Raises BadInput for anything else.
+    The source is a folder (see `load_decoder`) with a tokenizer.json, or a seed's `.pt` file (no
+    tokenizer). Raises BadInput for anything else.
     """
     source = Path(source)
     if source.suffix == ".pt":
@@ -34,8 +34,8 @@ def load(source: str | Path) -> tuple[Decoder, Tokenizer | None]:
 def load_decoder(folder: str | Path) -> Decoder:
     """Return the model of a folder with config.json and model.safetensors, in fp32 on the CPU.
 
-    config.json has either ModelConfig's fields or transformers' for a Qwen3 model. Raises BadInput
-    for a missing or damaged file, naming it, and for weights that don't fit the settings.
+    config.json has the fields of ModelConfig, or of a Qwen3 model in transformers. Raises BadInput
+    for a missing or damaged file, naming the file, and for weights that don't fit the settings.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -20,7 +20,7 @@ from pion.evaluate import Scorer, evaluating, in_batches, token_nll
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """The share of questions answered correctly; `chance` is what guessing gets."""
+    """The share of questions answered correctly; `chance` is the share by guessing."""
 
     accuracy: float
     accuracy_sem: float
@@ -30,7 +30,7 @@ class MultipleChoice:
 
 @dataclass(frozen=True)
 class Question:
-    """`context` is continued by each of `choices`; nothing is put between them."""
+    """A question. Each of the `choices` directly continues `context`."""
 
     context: str
     choices: tuple[str, ...]
@@ -40,8 +40,8 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """Return the questions of a JSON Lines file.
 
-    Each line is {"context": str, "choices": [str, …], "answer": index}. Raises BadInput naming the
-    file and line of what is not a question, and for a file without questions.
+    Each line is {"context": str, "choices": [str, …], "answer": index}. Raises BadInput for a line
+    that is not a question, naming the file and line, and for a file without questions.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -59,7 +59,7 @@ def read_questions(path: Path) -> list[Question]:
             except ValueError as error:
                 raise BadInput(f"{path}:{number}: not a question: {error}") from None
     if not questions:
-        raise BadInput(f"{path}: no question in it")
+        raise BadInput(f"{path}: the file has no question")
     return questions
 
 
@@ -68,13 +68,13 @@ def multiple_choice(
 ) -> MultipleChoice:
     """Answer each question with the choice of the highest log-likelihood per byte of its text.
 
-    A token that straddles the border between context and choice counts to the choice. A context
-    that is too long for the model loses its beginning; an empty context stands for the start of a
-    document. Choices that tie share the credit, so a model that knows nothing scores `chance`. The
-    standard error is binomial.
+    A token that spans the border between context and choice belongs to the choice. A context that
+    is too long for the model loses its beginning; an empty context means the start of a document.
+    Choices that tie share the credit, so a model that knows nothing scores `chance`. The standard
+    error is binomial.
 
-    The scorer's `micro_batch` counts rows of the model's full context; more of the shorter texts
-    are computed at once, fewer after running out of CUDA memory.
+    The scorer's `micro_batch` counts rows of the model's full context. More of the shorter texts
+    are computed at once; after running out of CUDA memory, fewer are.
 
     Raises:
         BadInput: a choice is longer than the model's context.
@@ -126,7 +126,7 @@ class _ScoredChoice:
         if learned > seq_len:
             raise BadInput(
                 f"the choice {choice[:60]!r}… has {learned:,} tokens, more than the model's "
-                f"context of {seq_len:,}: shorten it or take the question out"
+                f"context of {seq_len:,}: shorten the choice or remove the question"
             )
         if learned == len(ids):
             ids = [tokenizer.end_of_text, *ids]
@@ -134,7 +134,7 @@ class _ScoredChoice:
 
 
 def _padded(choices: Sequence[_ScoredChoice]) -> Batch:
-    """Return the choices as one batch, padded on the right, where no real token sees padding."""
+    """Return the choices as one batch, padded on the right, so that no token sees padding."""
     length = max(len(c.ids) for c in choices) - 1
     tokens = torch.zeros(len(choices), length, dtype=torch.int64)
     targets = torch.full_like(tokens, IGNORED)
@@ -146,19 +146,19 @@ def _padded(choices: Sequence[_ScoredChoice]) -> Batch:
 
 
 def _question(raw: object) -> Question:
-    """Return the question that `raw` holds. Raises ValueError saying what is wrong."""
+    """Return `raw` as a question. Raises ValueError saying what is wrong."""
     if not isinstance(raw, dict):
         raise ValueError('expected {"context", "choices", "answer"}')
     missing = [key for key in ("context", "choices", "answer") if key not in raw]
     if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}")
+        raise ValueError(f"{', '.join(missing)} missing")
     context, choices, answer = raw["context"], raw["choices"], raw["answer"]
     if not isinstance(context, str):
         raise ValueError(f"context is {context!r}; expected text")
     if not isinstance(choices, list) or len(choices) < 2:
         raise ValueError(f"choices is {choices!r}; expected a list of two or more texts")
     if not all(isinstance(choice, str) and choice for choice in choices):
-        raise ValueError(f"choices is {choices!r}; every choice must be a text that is not empty")
+        raise ValueError(f"choices is {choices!r}; every choice must be a non-empty text")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ValueError(f"answer is {answer!r}; expected an index from 0 to {len(choices) - 1}")
     return Question(context, tuple(choices), answer)

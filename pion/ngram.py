@@ -1,4 +1,4 @@
-"""A token n-gram model: the baseline that a trained decoder has to beat.
+"""A token n-gram model: the baseline that a trained decoder should beat.
 
 It uses interpolated absolute discounting (Ney, Essen and Kneser, "On structuring probabilistic
 dependences in stochastic language modelling", 1994; Chen and Goodman, "An empirical study of
@@ -8,9 +8,9 @@ h' that context without its oldest token. Then
     p_n(w | h) = max(c(h w) - D_n, 0) / c(h) + D_n N(h) / c(h) · p_{n-1}(w | h')
 
 where c counts windows inside the training rows, c(h) = Σ_w c(h w), N(h) is the number of different
-tokens that follow h, and p_0 = 1 / vocab_size. After a context that was never seen, p_n = p_{n-1}.
-Every order has the discount D_n = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of windows seen
-once and twice. In any context the probabilities of the vocabulary sum to one.
+tokens that follow h, and p_0 = 1 / vocab_size. After a context that never occurred, p_n = p_{n-1}.
+Every order has the discount D_n = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of windows that
+occur once and twice. In any context the probabilities of the vocabulary sum to one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from pion.errors import BadInput
 
-# The place of a window that training rows don't have.
+# The index of a window that is not in the training rows.
 UNSEEN = -1
 # The discount where n1 = 0. A discount of 0 would give unseen tokens the probability 0.
 DISCOUNT_WITHOUT_SINGLETONS = 0.5
@@ -29,7 +29,7 @@ DISCOUNT_WITHOUT_SINGLETONS = 0.5
 
 @dataclass(frozen=True)
 class Level:
-    """The counts of one order. A window is a context, by its place one order down, and a token."""
+    """The counts of one order. A window is a context, by its index one order down, and a token."""
 
     keys: np.ndarray  # (windows,) int64, sorted: context · vocab_size + token
     counts: np.ndarray  # (windows,) c(h w)
@@ -52,10 +52,10 @@ class NGram:
         return len(self.levels)
 
     def nll(self, rows: np.ndarray) -> np.ndarray:
-        """Return the negative log-likelihood in nats of every token but the first of each row.
+        """Return the negative log-likelihood in nats of every token except the first of each row.
 
-        `rows` is (R, T) ids, the result (R, T - 1) float64. A token that has fewer than order - 1
-        tokens before it is predicted from these. Raises BadInput for ids outside the vocabulary.
+        `rows` is (R, T) ids; the result is (R, T - 1) float64. A token with fewer than order - 1
+        tokens before it is predicted from those. Raises BadInput for ids outside the vocabulary.
         """
         rows = _checked(rows, self.vocab_size)
         probability = np.full(rows.shape, 1.0 / self.vocab_size)
@@ -65,7 +65,7 @@ class NGram:
             windows = _lookup(level.keys, contexts, rows, self.vocab_size)
             count = np.where(windows == UNSEEN, 0, level.counts[windows])
             known = contexts != UNSEEN
-            # A context that only occurred at the end of rows has no token after it.
+            # A context that occurs only at the end of rows has no token after it.
             known[known] = level.totals[contexts[known]] > 0
             h = contexts[known]
             backed_off = level.discount * level.kinds[h] * probability[known]
@@ -120,14 +120,14 @@ def _contexts(windows: np.ndarray, unigram: bool) -> np.ndarray:
 def _lookup(
     keys: np.ndarray, contexts: np.ndarray, tokens: np.ndarray, vocab_size: int
 ) -> np.ndarray:
-    """Return the places of windows in `keys`, UNSEEN for windows that are not there."""
+    """Return the indices of windows in `keys`, UNSEEN for windows that are not in `keys`."""
     wanted = contexts * vocab_size + tokens
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where((contexts != UNSEEN) & (keys[places] == wanted), places, UNSEEN)
 
 
 def _checked(rows: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Return the rows as int64. Raises BadInput unless they are ids of the vocabulary, (R, T)."""
+    """Return the rows as int64. Raises BadInput unless they are (R, T) ids of the vocabulary."""
     rows = np.asarray(rows)
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
         raise BadInput(f"expected (rows, seq_len) integer ids, got {rows.shape} {rows.dtype}")

@@ -1,4 +1,4 @@
-"""Name the models that ship with Pion. A preset is a set of ModelConfig fields, nothing more."""
+"""The models that ship with Pion. A preset is just a set of ModelConfig fields."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 Preset = dict[str, Any]
 
-# The vocabulary is that of the published checkpoints. It has 258 more rows than their tokenizer.
+# The published checkpoints have this vocabulary size. It is 258 rows more than their tokenizer's.
 _PION: Preset = {"family": "pion", "vocab_size": 50_258, "seq_len": 2048}
 
 

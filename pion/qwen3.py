@@ -1,6 +1,6 @@
-"""Translate between our names and transformers' for Qwen3, which a Pion without softcap is.
+"""Translate between our names and transformers' names for Qwen3.
 
-The architecture is that of "Qwen3 technical report" (Qwen Team 2025).
+A Pion without softcap is a Qwen3 ("Qwen3 technical report", Qwen Team 2025).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pion.errors import BadInput
 
 State = dict[str, Tensor]
 
-# Our names and theirs. Names of a block's parts follow "blocks.{i}." and "model.layers.{i}.".
+# Our names and theirs. A block's parts have the prefix "blocks.{i}." and "model.layers.{i}.".
 _NAMES = {
     "embed.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
@@ -39,15 +39,15 @@ _VOCABULARY_ROWS = ("embed.weight", "lm_head.weight")
 def to_qwen3(
     config: ModelConfig, state: State, vocab_size: int | None = None
 ) -> tuple[dict[str, Any], State]:
-    """Return transformers' Qwen3 config fields and state dict for ours.
+    """Return our config and state dict as transformers' Qwen3 config fields and state dict.
 
-    `vocab_size` keeps only that many embedding rows, those of ids that the tokenizer can produce.
-    Raises BadInput for a model that stock Qwen3 doesn't compute, or for too large a `vocab_size`.
+    `vocab_size` keeps only that many embedding rows, for the ids that the tokenizer can produce.
+    Raises BadInput if stock Qwen3 can't compute the model, or `vocab_size` is too large.
     """
     if config.softcap is not None:
         raise BadInput(
             f"a model with softcap {config.softcap:g} can't be exported as stock Qwen3, because "
-            f"Qwen3 has no softcap; train without softcap to publish the model"
+            f"Qwen3 has no softcap; to publish the model, train it without softcap"
         )
     rows = config.vocab_size if vocab_size is None else vocab_size
     if rows > config.vocab_size:
@@ -81,10 +81,10 @@ def to_qwen3(
 
 
 def from_qwen3(hf_config: dict[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
-    """Return our config and state dict for transformers', of any Qwen3 model.
+    """Return transformers' config fields and state dict of any Qwen3 model as ours.
 
-    Raises BadInput for settings that we don't compute, and for a missing setting or an unexpected
-    tensor.
+    Raises BadInput for settings that our decoder does not support, and for a missing setting or an
+    unexpected tensor.
     """
     rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
     for what, value, expected in (
@@ -95,7 +95,7 @@ def from_qwen3(hf_config: dict[str, Any], hf_state: State) -> tuple[ModelConfig,
         ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
     ):
         if value != expected:
-            raise BadInput(f"config.json: {what} is {value!r}; only {expected!r} is understood")
+            raise BadInput(f"config.json: {what} is {value!r}; only {expected!r} is supported")
     try:
         config = ModelConfig.from_dict(
             {
@@ -114,10 +114,10 @@ def from_qwen3(hf_config: dict[str, Any], hf_state: State) -> tuple[ModelConfig,
             }
         )
     except KeyError as missing:
-        raise BadInput(f"config.json lacks {missing}") from None
+        raise BadInput(f"config.json has no {missing}") from None
     ours = {theirs: name for name, theirs in _names(config).items()}
     if config.tie_embeddings:
-        # Some programs save the tied head a second time.
+        # Some programs also save the tied head.
         hf_state = {name: tensor for name, tensor in hf_state.items() if name != "lm_head.weight"}
     unknown = sorted(hf_state.keys() - ours.keys())
     if unknown:
@@ -128,7 +128,7 @@ def from_qwen3(hf_config: dict[str, Any], hf_state: State) -> tuple[ModelConfig,
 
 
 def _names(config: ModelConfig) -> dict[str, str]:
-    """Map our name of every tensor in the model to theirs."""
+    """Return transformers' name of every tensor in the model, by our name."""
     names = {
         name: theirs
         for name, theirs in _NAMES.items()

@@ -1,7 +1,7 @@
 """Read the checkpoints of the seed projects without running any code in them.
 
-They are `.pt` files, which contain a pickle. A Pion checkpoint is {step, model, optimizer, config,
-tokens_seen}, or {step, model, config} after fine-tuning; `config` is a pickled object of a class
+They are `.pt` files and contain a pickle. A Pion checkpoint is {step, model, optimizer, config,
+tokens_seen}, or {step, model, config} after fine-tuning. `config` is a pickled object of a class
 that the seed defines.
 """
 
@@ -19,10 +19,10 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 
-# The context of every size of Pion, for checkpoints that don't record it.
+# The context of every Pion seed, for checkpoints that don't record it.
 PION_SEQ_LEN = 2048
 
-# Their names and ours. Names of a block's parts follow "layers.{i}." and "blocks.{i}.".
+# Their names and ours. A block's parts have the prefix "layers.{i}." and "blocks.{i}.".
 _NAMES = {
     "embed.weight": "embed.weight",
     "norm.weight": "norm.weight",
@@ -44,7 +44,7 @@ _BLOCK_NAMES = {
 
 
 class _SeedConfig:
-    """Stands in for the seed's `model.PionConfig`. It has the attributes and runs nothing."""
+    """Replaces the seed's `model.PionConfig`. It only has attributes and runs no code."""
 
 
 # The restricted unpickler of torch.load compares these with the names in the file.
@@ -58,8 +58,8 @@ _SeedConfig.__module__, _SeedConfig.__qualname__, _SeedConfig.__name__ = (
 def import_seed(path: str | Path) -> Decoder:
     """Return the model of a Pion seed's checkpoint, in fp32 on the CPU.
 
-    The seed applied its softcap only while training; an imported model with a softcap applies it
-    always. Raises BadInput for a file that is not such a checkpoint or has more than plain data.
+    The seed applied its softcap only in training; an imported model with a softcap always applies
+    it. Raises BadInput for a file that is not such a checkpoint or has more than plain data.
     """
     checkpoint = _read(Path(path))
     try:
@@ -96,13 +96,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the cause that torch's message names, without its advice to run the file."""
+    """Return the cause in torch's message, without torch's advice to run the file."""
     global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f"it asks for {global_name[1]}" if global_name else type(error).__name__
 
 
 def _rename(model: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by our names. The names of a compiled model are accepted too."""
+    """Return the tensors by our names. Names from a compiled model also work."""
     state = {}
     for key, tensor in model.items():
         name = key.removeprefix("_orig_mod.")
@@ -119,12 +119,12 @@ def _rename(model: dict[str, Tensor]) -> dict[str, Tensor]:
 def _config(seed: Any, state: dict[str, Tensor]) -> ModelConfig:
     """Return the settings: shapes from the tensors, the rest from the seed's config.
 
-    Without a config they are the values that every Pion had, and no softcap, as in the seed's own
+    Without a config, the rest are the values of every Pion seed, without softcap, as in the seed's
     inference.
     """
     for needed in ("embed.weight", "blocks.0.attention.q_norm.weight"):
         if needed not in state:
-            raise BadInput(f"the weights lack {needed}: not a Pion model")
+            raise BadInput(f"the weights have no {needed}: this is not a Pion model")
     vocab_size, d_model = state["embed.weight"].shape
     head_dim = len(state["blocks.0.attention.q_norm.weight"])
 
@@ -132,7 +132,7 @@ def _config(seed: Any, state: dict[str, Tensor]) -> ModelConfig:
         return len(state[name]) if name in state else 0
 
     recorded = vars(seed) if isinstance(seed, _SeedConfig) else {}
-    # Checkpoints that are older than `use_soft_cap` were trained with the cap.
+    # Checkpoints from before `use_soft_cap` existed were trained with the cap.
     capped = recorded.get("use_soft_cap", True) and "logit_cap" in recorded
     return ModelConfig.from_dict(
         {

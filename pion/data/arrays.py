@@ -31,7 +31,7 @@ def open_shard(path: str | Path, seq_len: int) -> np.ndarray:
 def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
     """Memory-map an ``.npy`` array of integers ``(n, k * seq_len)`` as ``(n * k, seq_len)``.
 
-    Rows that are a multiple of ``seq_len`` long are split; nothing is ever cut off.
+    Rows that are a multiple of ``seq_len`` long are split; no ids are lost.
 
     Raises:
         BadInput: the file is missing, isn't ``.npy``, is truncated, has no integers, isn't 2-D, or
@@ -62,7 +62,7 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
     expected = offset + shape[0] * shape[1] * dtype.itemsize
     if actual != expected:
         raise BadInput(
-            f"{path}: {'truncated' if actual < expected else 'too long'}: its header promises "
+            f"{path}: {'truncated' if actual < expected else 'too long'}: its header says "
             f"{expected:,} bytes, the file has {actual:,}. Copy or download it again."
         )
     return _map_rows(path, dtype, offset, shape[0] * shape[1] // seq_len, seq_len)
@@ -93,7 +93,7 @@ def open_bin(path: str | Path, seq_len: int) -> np.ndarray:
     expected = BIN_HEADER_BYTES + 2 * tokens
     if actual != expected:
         raise BadInput(
-            f"{path}: {'truncated' if actual < expected else 'too long'}: its header promises "
+            f"{path}: {'truncated' if actual < expected else 'too long'}: its header says "
             f"{expected:,} bytes, the file has {actual:,}. Copy or download it again."
         )
     return _map_rows(path, np.dtype("<u2"), BIN_HEADER_BYTES, tokens // seq_len, seq_len)
@@ -112,8 +112,8 @@ def check_ids(rows: np.ndarray, vocab_size: int, name: str) -> None:
             row, column = np.argwhere((chunk < 0) | (chunk >= vocab_size))[0].tolist()
             raise BadInput(
                 f"{name}: row {first + row:,} holds id {chunk[row, column]:,} at position "
-                f"{column:,}, beyond the vocabulary of {vocab_size:,} ids. These shards were made "
-                f"with another tokenizer, or model.vocab_size is too small."
+                f"{column:,}, beyond the vocabulary of {vocab_size:,} ids. Another tokenizer made "
+                f"these shards, or model.vocab_size is too small."
             )
 
 
@@ -124,7 +124,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
-    """Write a file so that, whatever happens, it exists whole or not at all.
+    """Write a file whole or not at all.
 
     Raises:
         BadInput: the disk is full or the folder can't be written; nothing is left behind.

@@ -1,14 +1,14 @@
-"""Turn a conversation into token ids and a mask of the learned ones.
+"""Turn a conversation into token ids and a mask of the learned ids.
 
 Training, chatting and the published model use one template. Each turn is ``<|system|>``,
 ``<|user|>`` or ``<|assistant|>``, a newline, the stripped text and a newline; an assistant's turn
 ends with the end-of-text token. Empty turns are dropped, and so are turns of any other role (tool
 calls, for example). The role markers are ordinary text, but the end of a turn is the special id.
 
-If a text spells out a special token, because a user quotes "<|endoftext|>" for example, a space is
-put into it ("< |endoftext|>"). Our own tokenizer would keep it as text anyway. But other programs
-render the published template and tokenise the result, and they could not tell the quoted token from
-the end of a turn.
+If a text spells out a special token, because a user quotes "<|endoftext|>" for example, we insert a
+space ("< |endoftext|>"). Our own tokenizer would encode the quote as text anyway. But other
+programs render the published template and tokenize the result, and they could not distinguish the
+quote from the end of a turn.
 """
 
 import json
@@ -23,7 +23,7 @@ from pion.errors import BadInput
 
 Role = Literal["system", "user", "assistant"]
 
-# The names of roles in data sets, and the role that each stands for.
+# The names of roles in data sets, and the role that each name means.
 ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -35,7 +35,7 @@ ROLES: dict[str, Role] = {
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says, as it was written; ``render`` strips it."""
+    """One turn of a conversation, with its text as written; ``render`` strips the text."""
 
     role: Role
     text: str
@@ -51,14 +51,14 @@ class Tokenized(NamedTuple):
 def parse_conversation(record: Any, where: str) -> list[Turn]:
     """Return the turns of a record in one of two layouts; other keys of the record are ignored.
 
-    The layouts are that of OpenHermes (``conversations: [{from, value}]``) and messages
-    (``messages: [{role, content}]``).
+    The layouts are OpenHermes (``conversations: [{from, value}]``) and messages (``messages:
+    [{role, content}]``).
 
     Args:
         where: the record's file and line, for errors.
 
     Raises:
-        BadInput: the record has another layout, or no assistant turn with a text to learn.
+        BadInput: the record has another layout, or no assistant turn with text.
     """
     if isinstance(record, dict) and "conversations" in record:
         turns, role_key, text_key = record["conversations"], "from", "value"
@@ -99,7 +99,7 @@ def render(
 ) -> tuple[str, list[tuple[int, int]]]:
     """Return the text of a conversation and its learned ``[start, end)`` spans in characters.
 
-    Of each assistant turn, the text, its newline and its end-of-text are learned. With
+    The model learns the text, newline and end-of-text of each assistant turn. With
     ``add_generation_prompt`` the text ends where the assistant's next answer begins.
     """
     text, spans = "", []
@@ -141,11 +141,11 @@ def tokenize_batch(
 
 
 def chat_template(tokenizer: Tokenizer) -> str:
-    """Return the Jinja template with which transformers gives the same ids as ``tokenize``."""
+    """Return a Jinja template that gives the same ids in transformers as ``tokenize``."""
     roles: dict[str, list[str]] = {}
     for alias, role in ROLES.items():
         roles.setdefault(role, []).append(alias)
-    # A Jinja string literal understands the escapes of JSON, except those of surrogate pairs.
+    # Jinja string literals support JSON's escapes, except for surrogate pairs.
     defuse = "".join(
         f" | replace({_literal(special)}, {_literal(_defused(special))})"
         for special in tokenizer.specials
@@ -172,7 +172,7 @@ def _literal(text: str) -> str:
 
 
 def _defused(special: str) -> str:
-    """Return the text of a special token with a space in it, which makes it ordinary text."""
+    """Return the text of a special token with a space inserted, so that it is ordinary text."""
     return f"{special[0]} {special[1:]}"
 
 
@@ -180,7 +180,8 @@ def _tokenize_rendered(
     tokenizer: Tokenizer, rendered: Sequence[tuple[str, list[tuple[int, int]]]]
 ) -> list[Tokenized]:
     # The text between two end-of-text tokens is encoded as one piece. Texts can't spell the token,
-    # so piece number k ends with learned span number k. What follows the last span is not learned.
+    # so piece number k ends with learned span number k. The text after the last span is not
+    # learned.
     end = tokenizer.end_of_text_token
     pieces: list[str] = []
     learned_from: list[int] = []  # within each piece, in characters

@@ -27,7 +27,7 @@ PART_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it was found: a file, a file:line or a name in a data set."""
+    """A text and its origin: a file, a file:line or a name in a data set."""
 
     text: str
     origin: str
@@ -35,7 +35,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object or table row, and where it was found."""
+    """One JSON object or table row, and its origin."""
 
     value: dict[str, Any]
     origin: str
@@ -45,7 +45,7 @@ def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
     """Return the files that `path` names, sorted.
 
     `path` is a file, a folder whose files have one of `suffixes`, or a glob. `key` is the job's key
-    with the path, for the message. Raises BadInput if there is no file.
+    with the path, for the message. Raises BadInput if no file matches.
     """
     if path.is_file():
         return [path]
@@ -84,10 +84,10 @@ def text_documents(path: Path, split: str, key: str) -> Iterator[Document]:
 
 
 def jsonl_records(path: Path, key: str) -> Iterator[Record]:
-    """Yield a record for each line of JSON Lines files, .gz too; blank lines are skipped.
+    """Yield a record for each line of JSON Lines files, also .gz files. Blank lines are skipped.
 
-    Raises BadInput naming the file and line of what is not a JSON object, for a damaged file, and
-    for a corpus without any line.
+    Raises BadInput for a line that is not a JSON object, naming the file and line, for a damaged
+    file, and for a corpus without any line.
     """
     empty = True
     for file in list_files(path, JSONL_SUFFIXES, key):
@@ -134,7 +134,7 @@ def record_documents(records: Iterator[Record], field: str, key: str) -> Iterato
         text = record.value.get(field)
         if not isinstance(text, str):
             problem = (
-                f"no field {field!r}; it has: {', '.join(map(str, record.value)) or 'none'}"
+                f"no field {field!r}; its fields: {', '.join(map(str, record.value)) or 'none'}"
                 if field not in record.value
                 else f"field {field!r} is not text but {type(text).__name__}"
             )
@@ -158,7 +158,8 @@ def _lines(lines: BinaryIO, file: Path) -> Iterator[bytes]:
 
 
 def _parts(file: Path) -> Iterator[str]:
-    """Yield the text of a file in parts of PART_BYTES, cut between paragraphs or else lines."""
+    """Yield the text of a file in parts of PART_BYTES, cut between paragraphs or, if a part has
+    none, lines."""
     rest, start = b"", 0
     with file.open("rb") as stream:
         while block := stream.read(PART_BYTES):

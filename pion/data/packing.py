@@ -19,8 +19,8 @@ class Packed:
         ids: int32 ``(rows, seq_len)``.
         flags: uint8 ``(rows, seq_len)``, see ``pion.data.shards``.
         conversations: number of conversations in the rows.
-        cut: number of these that lost their end because they were longer than a row.
-        dropped: number of conversations left out because no learned token of them was left.
+        cut: number of these conversations that were longer than a row and lost their end.
+        dropped: number of conversations left out because none of their learned tokens fit.
     """
 
     ids: np.ndarray
@@ -33,7 +33,8 @@ class Packed:
 def pack(
     conversations: Iterable[Tokenized], seq_len: int, pad: int, buffer: int = 65_536
 ) -> Iterator[Packed]:
-    """Pack by best-fit decreasing, ``buffer`` conversations at a time; yield the rows of each.
+    """Pack by best-fit decreasing, ``buffer`` conversations at a time; yield the rows of each
+    buffer.
 
     Conversations that are longer than a row lose their end. Unused tails are filled with ``pad``.
     The result is a pure function of the arguments.

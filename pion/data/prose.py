@@ -13,7 +13,8 @@ LICENSE = re.compile(r"copyright|licen[sc]e|warrant|all rights reserved|permissi
 
 
 def prose(docstring: str) -> str:
-    """Return a docstring's English: unwrapped, without examples, licenses, tables or markup."""
+    """Return a docstring's English text, unwrapped, without examples, licenses, tables and
+    markup."""
     text = re.sub(r":[a-z:]+:`~?([^`<]+?)(?:\s*<[^>]*>)?`", r"\1", docstring)  # :func:`name`
     text = re.sub(r"``([^`]+)``", r"\1", text)
     paragraphs = [_paragraph(lines) for lines in re.split(r"\n\s*\n", text)]

@@ -1,4 +1,4 @@
-"""Read the text that every machine has: the prose inside the installed Python standard library.
+"""Read text that every machine has: the prose inside the installed Python standard library.
 
 This is about 3 MB of English about programming: docstrings, comments, `pydoc` topics and the
 docstrings of compiled modules. The same Python gives the same documents in the same order; another
@@ -52,7 +52,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """What is kept of one file. Its syntax tree, fifty times as large, is not kept."""
+    """The kept parts of one file. Its syntax tree, fifty times as large, is not kept."""
 
     origin: str
     text: str
@@ -61,9 +61,9 @@ class SourceFile:
 
 
 def is_held_out(origin: str, share: float) -> bool:
-    """Return whether a file's text is held out of training; a `share` of all files is.
+    """Return whether a file's text is held out of training, as a `share` of all files is.
 
-    This depends on the file's name alone, so pretraining and fine-tuning hold out the same files.
+    This depends only on the file's name, so pretraining and fine-tuning hold out the same files.
     """
     digest = hashlib.blake2b(origin.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
@@ -73,7 +73,7 @@ def documents(code: bool = False) -> Iterator[Document]:
     """Yield the standard library's prose, file by file; with `code` also its source.
 
     A class with its methods is one document, and so are the comments of a file. A paragraph that is
-    long enough to be recognised comes only once, so no paragraph is both trained on and held out.
+    long enough to recognize comes only once, so no paragraph is both trained on and held out.
     Raises BadInput if Python was installed without its library's source.
     """
     seen: set[str] = set()
@@ -87,11 +87,11 @@ def documents(code: bool = False) -> Iterator[Document]:
 
 
 def _unseen(text: str, seen: set[str]) -> str:
-    """Return the text without the paragraphs that came before, or "" if the whole text did.
+    """Return the text without paragraphs that came before; "" if all of the text came before.
 
     Paragraphs that differ only in layout, case, digits or punctuation count as the same paragraph:
-    topics repeat docstrings with another indent, and generated modules repeat each other with other
-    numbers.
+    topics repeat docstrings with another indent, and generated modules repeat each other with
+    different numbers.
     """
     paragraphs = []
     for paragraph in text.split("\n\n"):
@@ -107,7 +107,7 @@ def _unseen(text: str, seen: set[str]) -> str:
 
 
 def letters_of(text: str) -> str:
-    """Return the letters of a text, which are the same if only layout, case or numbers differ."""
+    """Return a text's letters in lower case: texts that differ only in layout or numbers match."""
     return re.sub(r"[\W\d_]+", "", text).lower()
 
 
@@ -145,7 +145,7 @@ def _source_groups() -> Iterator[tuple[Definition, ...]]:
 
 @lru_cache(maxsize=1)
 def source_files() -> tuple[SourceFile, ...]:
-    """Return every source file of the standard library but its tests, by path.
+    """Return every source file of the standard library except its tests, by path.
 
     Raises BadInput if there is none.
     """
@@ -160,12 +160,12 @@ def source_files() -> tuple[SourceFile, ...]:
                 text = file.read()
                 tree = ast.parse(text)
         except (SyntaxError, UnicodeDecodeError):
-            continue  # the library has templates, and examples of errors
+            continue  # templates and examples of syntax errors
         groups = tuple(_source_definitions(relative.as_posix(), tree))
         found.append(SourceFile(relative.as_posix(), text, groups, tuple(comments(text, tree))))
     if not found:
         raise BadInput(
-            f"python-docs: {library} has no source files (a Python without its library's source); "
+            f"python-docs: {library} has no source files (this Python was installed without them); "
             "use a Python from python.org, uv or your distribution, or another data source"
         )
     return tuple(found)
@@ -254,7 +254,7 @@ def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]
     groups = [define(module, "", "module")]
     for name, thing in sorted(vars(module).items()):
         if name.startswith("__") or f"__{name}__" in vars(module):
-            continue  # the second kind are hooks that programs replace, such as sys.excepthook
+            continue  # the second case is hooks that programs replace, such as sys.excepthook
         if inspect.isclass(thing):
             if thing.__module__.partition(".")[0] not in (module.__name__, name):
                 continue  # re-exported from another module, which documents it

@@ -1,8 +1,8 @@
-"""Ask questions about the Python standard library, which its docstrings answer.
+"""Ask questions about the Python standard library, and answer them from its docstrings.
 
-There are one or two dialogues for every documented function, method, class and module: what it
-does, what it returns and takes, which one does a given thing, its docstring, and follow-up
-questions. The wording depends only on the definition's name, so it is the same each time.
+Every documented function, method, class and module gets one or two dialogues: what it does, what it
+returns and takes, which definition does a given thing, its docstring, and follow-up questions. The
+wording depends only on the definition's name, so it is the same each time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def dialogues() -> Iterator[Dialogue]:
 
 
 def _about(topic: Topic, rng: random.Random) -> list[Turn]:
-    """Ask what it is, and sometimes a second question about the same thing."""
+    """Ask what the topic is, and sometimes ask a second question about it."""
     question = topic.ask(rng, wording.ABOUT.get(topic.kind, wording.ABOUT_CALLABLE))
     turns = _pair(question, topic.answer)
     if rng.random() < 0.25:
@@ -105,7 +105,7 @@ def _which(topic: Topic, rng: random.Random) -> list[Turn]:
 
 
 def _how_to(topic: Topic, rng: random.Random) -> list[Turn]:
-    """Ask how to do it: "Convert x to y." becomes "How do I convert x to y?"."""
+    """Ask how to do what a summary says: "Convert x to y." gives "How do I convert x to y?"."""
     goal = goal_of(topic.summary)
     if topic.kind not in ("function", "method") or not goal:
         return []
@@ -146,7 +146,7 @@ OTHER_KINDS: tuple[Callable[[Topic, random.Random], list[Turn]], ...] = (
 
 
 def _methods(topics: list[Topic]) -> Iterator[Dialogue]:
-    """Yield dialogues about what one can do with a class: the names of its methods."""
+    """Yield dialogues that ask for the methods of a class."""
     names: dict[str, list[str]] = {}
     for topic in topics:
         if topic.kind == "method":

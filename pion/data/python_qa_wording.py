@@ -1,4 +1,4 @@
-"""Word the questions about the Python standard library.
+"""The wording of the questions about the Python standard library.
 
 In the templates `{full}` is email.header.Header.append, `{short}` append, `{module}` email.header,
 `{kind}` method and `{call}` Header.append(s, charset=None, errors='strict').

@@ -1,4 +1,4 @@
-"""Put definitions of the Python standard library into words that fit into sentences."""
+"""Describe definitions of the Python standard library in words that fit into sentences."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _fits(sentence: str) -> bool:
 
 
 def goal_of(summary: str) -> str:
-    """Return what somebody wants who gets this first sentence as an answer; "" if unclear."""
+    """Return the goal of a question that this first sentence answers; "" if unclear."""
     text = summary.rstrip(".")
     if re.search(r"[.;:()]|self\b", text) or len(text) > 110:
         return ""

@@ -1,4 +1,4 @@
-"""Write shards so that a killed writer can continue after its last whole shard."""
+"""Write shards so that a writer can continue after the last whole shard of a killed writer."""
 
 import hashlib
 import io
@@ -17,21 +17,21 @@ from pion.errors import BadInput
 class ShardWriter:
     """Cuts documents, or takes whole rows, into shard files of ``rows_per_shard`` rows.
 
-    Every shard is written under a temporary name, synced and renamed. Then its ``<shard>.json``
-    is written, which marks the shard as finished. A new writer for the same folder keeps the
-    finished shards if they have the same settings and ``key``; the caller then continues with
-    document (or row) number ``appended``.
+    Every shard is written under a temporary name, synced and renamed. Then ``<shard>.json`` is
+    written and marks the shard as finished. A new writer for the same folder keeps the finished
+    shards if they have the same settings and ``key``. The caller then continues with document (or
+    row) number ``appended``.
 
     Args:
         vocab_size: every id must be below it; up to 65,536 ids are stored as uint16.
         conversations: write flags next to the ids.
-        key: digest of what the shards are made from (sources, tokenizer). Finished shards with
-            another key are replaced.
+        key: digest of the shards' inputs (sources, tokenizer). Finished shards with another key
+            are replaced.
 
     Attributes:
         shards: the shards finished so far.
         appended: number of documents (or rows) already taken; the caller of a new writer skips
-            that many.
+            this many.
         dropped_tokens: number of ids in the last, incomplete row; known after ``finish``.
 
     Raises:
@@ -58,7 +58,7 @@ class ShardWriter:
         self._ids = np.empty(rows_per_shard * seq_len, dtype=self._dtype)
         self._flags = np.empty(self._ids.size, dtype=np.uint8) if conversations else None
         self._filled = 0
-        # How many ids of document number `appended` the finished shards already hold.
+        # The number of ids of document number `appended` that are in finished shards already.
         self._resumed_within = 0
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class ShardWriter:
         self._take_over_finished()
 
     def append_document(self, ids: Sequence[int] | np.ndarray, end_of_text: int) -> None:
-        """Append a document and the end-of-text after it; an empty document adds nothing.
+        """Append a document and an end-of-text id; an empty document adds nothing.
 
         Raises:
             BadInput: an id is beyond the vocabulary, or the shard can't be written.
@@ -134,7 +134,8 @@ class ShardWriter:
         return taken
 
     def _write_shard(self, appended: int, within: int) -> None:
-        """Write the buffer; ``appended`` documents and ``within`` ids of the next one are done."""
+        """Write the buffer and the progress: ``appended`` documents, and ``within`` ids of the
+        next document."""
         path = self._next_path()
         sha256, size = self._write_array(path, self._ids)
         flags_sha256, flags_size = None, 0
@@ -188,7 +189,7 @@ class ShardWriter:
                 self._resumed_within = progress["within"]
                 self.dropped_tokens = progress["dropped_tokens"]
             except (OSError, ValueError, KeyError, TypeError):
-                return  # not finished, or not ours: this shard will be written again
+                return  # not finished, or not from a ShardWriter: write this shard again
             self.shards.append(shard)
 
     def _next_path(self) -> Path:

@@ -1,9 +1,9 @@
 """Training rows on disk: shard files, the manifest that fingerprints them, and reading a row.
 
 A shard is an ``.npy`` array ``(rows, seq_len)`` of unsigned token ids. A shard of conversations has
-a second array of the same shape next to it, ``<name>.flags.npy`` (uint8), which says which tokens
-are learned, where a conversation starts and what is padding. Shards made by other programs are read
-as they are: ``.npy`` of any integer type, and Daisy's ``.bin``.
+a second array of the same shape next to it, ``<name>.flags.npy`` (uint8). Its flags mark the
+learned tokens, the starts of conversations and the padding. Shards of other programs are read as
+they are: ``.npy`` of any integer type, and Daisy's ``.bin``.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pion.errors import BadInput
 # A target that is not learned.
 IGNORED = -100
 
-# Flags of a token: it is learned as a target, it starts a conversation, it only fills the row.
+# Flags of a token: learned as a target, starts a conversation, only fills the row.
 LEARNED = 1
 STARTS = 2
 PADDING = 4
@@ -39,12 +39,12 @@ class Shard:
 
     Attributes:
         name: file name, unique within its data set; its ending tells the format.
-        sha256: of the whole file, even if only some of its rows belong to this data set.
+        sha256: of the whole file, although only some of its rows may belong to this data set.
         bytes: size of the whole file.
         dtype: numpy name of the ids' type.
-        flags_sha256: of the flags file next to it, for conversations.
+        flags_sha256: of the flags file, for conversations.
         flags_bytes: size of the flags file.
-        remote: where the file can be fetched (``repo``, ``revision``, ``path``), if it isn't local.
+        remote: where to fetch the file (``repo``, ``revision``, ``path``); None if it is local.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set consists of; two data sets with equal fingerprints train alike.
+    """The contents of a data set. Two data sets with equal fingerprints train alike.
 
     Attributes:
         kind: "tokens" (documents joined by end-of-text and cut into rows) or "conversations"
@@ -80,7 +80,7 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of everything that decides a row's content, and of nothing else."""
+        """The sha256 of exactly the fields that decide a row's content."""
         content = [self.kind, self.seq_len, self.vocab_size, self.pad]
         shards = [[s.name, s.start, s.rows, s.sha256, s.flags_sha256] for s in self.shards]
         return hashlib.sha256(json.dumps([content, shards]).encode()).hexdigest()
@@ -92,7 +92,7 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """The number of rows in all shards, which are one epoch."""
+        """The number of rows in all shards, that is, in one epoch."""
         return sum(self.shard_rows)
 
     def write(self, path: str | Path) -> None:
@@ -132,7 +132,7 @@ class Manifest:
 def split_tail(
     shards: Sequence[Shard], fraction: float
 ) -> tuple[tuple[Shard, ...], tuple[Shard, ...]]:
-    """Hold out the last ``fraction`` of the rows (at least one row where ``fraction`` > 0).
+    """Hold out the last ``fraction`` of the rows (at least one row if ``fraction`` > 0).
 
     Returns:
         The shards to train on and the held-out shards; a file may have rows in both.
@@ -160,7 +160,7 @@ def split_tail(
 
 
 def describe(path: str | Path, seq_len: int) -> Shard:
-    """Return the ``Shard`` of a file made by another program; reads it once for its sha256.
+    """Return the ``Shard`` of another program's file. Reads the file once for its sha256.
 
     Raises:
         BadInput: the file isn't a shard; see ``open_npy`` and ``open_bin``.
@@ -191,8 +191,8 @@ class Row:
 class Rows:
     """Reads rows of a data set. Threads may share it.
 
-    ``path_of`` returns where a shard's file is on this machine, and may wait until the file has
-    been fetched. At most ``max_open`` shards stay mapped.
+    ``path_of`` returns the path of a shard's file on this machine, and may block until the file is
+    downloaded. At most ``max_open`` shards stay mapped.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class Rows:
         """
         described = self.manifest.shards[shard]
         if not 0 <= row < described.rows:
-            raise IndexError(f"{described.name} has {described.rows} rows; row {row} is not there")
+            raise IndexError(f"{described.name} has {described.rows} rows and no row {row}")
         ids, flags = self._arrays(shard)
         tokens = ids[described.start + row].astype(np.int64)
         targets = np.full_like(tokens, IGNORED)

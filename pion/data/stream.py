@@ -21,7 +21,7 @@ class Batch:
     Attributes:
         targets: next tokens; -100 where nothing is learned.
         positions: position of each token in its conversation; None if there are no conversations.
-        documents: number of each token's conversation, -1 for padding; None as for ``positions``.
+        documents: number of each token's conversation, -1 for padding; None if ``positions`` is.
     """
 
     tokens: Tensor
@@ -46,7 +46,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class RowStream:
-    """The training rows of all sources, in their order. Threads may share it.
+    """The training rows of all sources, in training order. Threads may share it.
 
     ``row(i)`` is a pure function of the sources' fingerprints, the weights, the seed and ``i``.
 
@@ -83,7 +83,8 @@ class RowStream:
         mixed = len(orders) > 1
         shares = [1.0] * len(orders) if weights is None else [float(w) for w in weights]
         self._order = MixtureOrder(orders, shares, seed) if mixed else orders[0]
-        # Every batch has the same structure: mixed with conversations, a row of text is a document.
+        # All batches have the same structure: in a mixture with conversations, each row of text is
+        # one document.
         self._has_documents = any(manifest.kind == "conversations" for manifest in manifests)
         self.total_rows = self._order.total_rows
         identity = [
@@ -93,7 +94,7 @@ class RowStream:
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def row(self, i: int) -> Row:
-        """Return training row ``i`` >= 0; epochs follow each other without end.
+        """Return training row ``i`` >= 0. The stream has endless epochs.
 
         Raises:
             BadInput: the row's shard can't be read.

@@ -1,7 +1,7 @@
 """Byte-level BPE tokenizers: load, train, encode in parallel, and count bytes per token.
 
-Text is always only text: a document that spells out ``<|endoftext|>`` is encoded like any other
-characters and never gives the special id. Only code places special ids.
+Text is always plain text: a document that spells out ``<|endoftext|>`` is encoded like any other
+characters and never gives the special id. Only code inserts special ids.
 """
 
 import json
@@ -21,13 +21,13 @@ PAD = "<|pad|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|eos|>", "<|end_of_text|>", "<eos>", "</s>")
 PAD_NAMES = (PAD, "<pad>", "[PAD]")
 
-# Long documents are encoded in pieces of this many characters. The library encodes a document on
-# one core and keeps track of all of it, which takes four times as long.
+# Long documents are encoded in pieces of this many characters, on all cores. The library encodes a
+# whole document on one core and tracks all of it; that takes four times as long.
 PIECE_CHARS = 8192
 # GPT-2's pre-tokenizer always starts a new piece between a word character and a whitespace, and
-# nothing before that place depends on what follows it. So cutting there changes no id.
+# nothing before that place depends on the text after it. So a cut at such a place changes no id.
 SAFE_CUT = re.compile(r"(?<=\w)[ \n]")
-# JSON can hold half a character (a lone surrogate), which has no bytes.
+# JSON can contain half a character (a lone surrogate), which has no UTF-8 bytes.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -43,7 +43,7 @@ class Tokenizer:
     """
 
     def __init__(self, source: str, where: str = "tokenizer") -> None:
-        """Build the tokenizer from the text of a ``tokenizer.json``, which errors call ``where``.
+        """Build the tokenizer from the text of a ``tokenizer.json``. Errors call it ``where``.
 
         Raises:
             BadInput: the text is not a tokenizer, or the tokenizer is not byte-level BPE or has no
@@ -55,7 +55,7 @@ class Tokenizer:
         # post-processor removes whitespace from offsets.
         plain = {**settings, "truncation": None, "padding": None, "post_processor": None}
         self._plain = _build(plain, where)
-        self._plain.encode_special_tokens = True  # encode specials in texts like other words
+        self._plain.encode_special_tokens = True  # encode special tokens in texts as plain text
 
         special_ids = {t["content"]: t["id"] for t in settings["added_tokens"] if t["special"]}
         self.specials: tuple[str, ...] = tuple(special_ids)
@@ -90,14 +90,14 @@ class Tokenizer:
         write_atomically(Path(path), self._source.encode())
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``, none of which is ever a special id."""
+        """Return the ids of ``text``. None of them is a special id."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, using all cores.
 
-        The caller may set ``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS``. A lone surrogate,
-        which isn't text, becomes U+FFFD.
+        The caller may set ``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS``. A lone surrogate
+        becomes U+FFFD.
         """
         pieces = [self._pieces(text) for text in texts]
         encoded = iter(
@@ -106,10 +106,10 @@ class Tokenizer:
         return [[i for _ in document for i in next(encoded).ids] for document in pieces]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of ``text`` and the ``[start, end)`` of each in characters.
+        """Return the ids of ``text`` and the ``[start, end)`` of each id in characters.
 
-        Offsets include whitespace. A character whose bytes are spread over several tokens belongs
-        to all of them.
+        Offsets include whitespace. If several tokens share the bytes of one character, the
+        character belongs to all of them.
         """
         (encoding,) = _encode(self._plain.encode_batch, [text])
         return encoding.ids, encoding.offsets
@@ -117,7 +117,7 @@ class Tokenizer:
     def encode_batch_from(
         self, texts: Sequence[str], starts: Sequence[int]
     ) -> list[tuple[list[int], int]]:
-        """Return the ids of each text, and how many of them begin before character ``start``.
+        """Return the ids of each text, and how many of them begin before the text's ``start``.
 
         This uses all cores and avoids the cost of listing every offset.
         """
@@ -144,8 +144,8 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """Return the number of UTF-8 bytes of each id, int32 ``(vocab_size,)``; 0 for specials.
 
-        The sum over the ids of a text is the number of bytes in the text, after the tokenizer's
-        normalizer if it has one. Bits per byte are relative to this sum.
+        Summed over the ids of a text, this is the number of bytes in the text, after the
+        tokenizer's normalizer if it has one. Bits per byte are relative to this sum.
         """
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         for token, index in self._plain.get_vocab(with_added_tokens=False).items():
@@ -217,7 +217,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     bpe.train_from_iterator(watched(), trainer)
     if not seen:
-        raise BadInput("tokenizer: an empty corpus: there is no text to train a tokenizer on.")
+        raise BadInput("tokenizer: the corpus is empty: there is no text to train a tokenizer on.")
     return Tokenizer(bpe.to_str(), where="the tokenizer just trained")
 
 
@@ -253,7 +253,7 @@ def _build(settings: dict[str, Any], where: str) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(json.dumps(settings))
     except Exception as error:  # the library raises bare Exception for malformed settings
         raise BadInput(
-            f"{where}: not a tokenizer the tokenizers library understands ({error})"
+            f"{where}: the tokenizers library can't read this tokenizer ({error})"
         ) from None
 
 

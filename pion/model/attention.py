@@ -1,12 +1,12 @@
-"""Grouped-query attention: who may see whom, and the kernels that compute it.
+"""Grouped-query attention: which tokens see which, and the kernels that compute it.
 
 All kernels compute the same attention (Vaswani et al. 2017, "Attention is all you need"; Ainslie et
-al. 2023, "GQA"). `attend` picks the one that suits the case:
+al. 2023, "GQA"). `attend` picks the right kernel:
 
-  * PyTorch's scaled_dot_product_attention where scores are not capped;
+  * PyTorch's scaled_dot_product_attention if scores are not capped;
   * flex attention on CUDA for whole sequences with a softcap or documents; it skips the blocks that
-    the documents rule out;
-  * plain tensor operations elsewhere with a softcap; memory is quadratic in the length;
+    the documents exclude;
+  * plain tensor operations for other cases with a softcap; memory is quadratic in the length;
   * plain matrix products for short sequences in bf16 on a CPU, where they are faster.
 """
 
@@ -26,7 +26,7 @@ from pion.model.cache import LayerCache
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.rope import Rotation, rotate
 
-# Flex attention's CUDA kernels take no narrower heads than this.
+# Flex attention's CUDA kernels need heads of at least this width.
 FLEX_MIN_HEAD_DIM = 16
 
 # In bf16 on a CPU, plain matrix products attend to sequences of up to this many tokens. At 256
@@ -36,17 +36,17 @@ CPU_BF16_TOKENS = 512
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys each query sees; built once per forward pass and shared by all layers.
+    """Which keys each query sees. It is built once per forward pass and shared by all layers.
 
     With nothing set, every query sees every key. This is right for one new token after a cache.
     """
 
     causal: bool = False
-    """Queries and keys are the same tokens; each sees itself and those before it."""
+    """Queries and keys are the same tokens; each token sees itself and the tokens before it."""
     allowed: Tensor | None = None
     """Boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key."""
     blocks: Any = None
-    """The same, as flex attention's BlockMask."""
+    """`allowed` as flex attention's BlockMask."""
 
 
 def build_mask(
@@ -58,7 +58,7 @@ def build_mask(
 ) -> Mask:
     """Return the mask for the last `queries` of `keys` tokens.
 
-    Each token sees itself and the tokens before it; with documents (B, T), only those of its own
+    Each token sees itself and the tokens before it; with documents (B, T), only tokens of its own
     document.
     """
     if queries == 1:
@@ -109,7 +109,7 @@ def attend_softcapped(
 ) -> Tensor:
     """Return attention over the scores softcap · tanh(s / softcap), computed in fp32.
 
-    The cap is that of Gemma 2 (Gemma Team 2024). Shapes are those of `attend`.
+    The cap is from Gemma 2 (Gemma Team 2024). Shapes are as in `attend`.
     """
     batch, heads, tokens, head_dim = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, tokens, head_dim)
@@ -126,7 +126,7 @@ def attend_short(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tenso
     """Return the attention of whole sequences, computing all scores at once in the tensors' dtype.
 
     Query heads that share a key/value head are neighbors. They are folded into one longer query, so
-    that no key or value is repeated. Shapes are those of `attend`.
+    that no key or value is repeated. Shapes are as in `attend`.
     """
     batch, heads, tokens, head_dim = query.shape
     kv_heads = key.shape[1]
@@ -147,7 +147,7 @@ def attend_flex(
 ) -> Tensor:
     """Return the attention of whole sequences masked by a BlockMask, computed by flex attention.
 
-    Shapes are those of `attend`.
+    Shapes are as in `attend`.
     """
     score_mod = None
     if softcap is not None:
@@ -163,16 +163,16 @@ def attend_flex(
 
 @lru_cache(maxsize=1)
 def _flex_attention() -> Callable[..., Tensor]:
-    # Without compiling, flex attention is a slow reference that computes all scores.
+    # Without torch.compile, flex attention is a slow reference that computes all scores.
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention)
 
 
 class Attention(nn.Module):
-    """Project, normalise each query and key head, rotate to positions, attend, project back.
+    """Project, normalize each query and key head, rotate to positions, attend, project back.
 
-    Queries and keys are normalised per head as in Qwen3 (Qwen Team 2025, "Qwen3 technical report").
+    Queries and keys are normalized per head as in Qwen3 (Qwen Team 2025, "Qwen3 technical report").
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -191,7 +191,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None
     ) -> Tensor:
-        """Map (B, T, d_model) to (B, T, d_model); the cache, if given, has the tokens before."""
+        """Map (B, T, d_model) to (B, T, d_model). A cache, if given, has the earlier tokens."""
         batch, tokens, _ = x.shape
         dtype = compute_dtype(x, self.q_proj.weight)
         x = x.to(dtype)

@@ -1,4 +1,4 @@
-"""Keep the keys and values of the tokens already read, for generation."""
+"""Cache the keys and values of earlier tokens, for generation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pion.config import ModelConfig
 class LayerCache:
     """One layer's keys and values, each in a buffer (B, n_kv_heads, max_tokens, head_dim).
 
-    The first write allocates the whole buffers, with the dtype and device of what is written. No
-    gradient flows through them.
+    The first write allocates the whole buffers, with the dtype and device of the written tensors.
+    No gradient flows through them.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -41,12 +41,12 @@ class LayerCache:
 
 
 class KVCache:
-    """Room for `max_tokens` tokens in every layer; by default for the model's whole context."""
+    """Space for `max_tokens` tokens in every layer; by default for the model's whole context."""
 
     def __init__(self, config: ModelConfig, max_tokens: int | None = None) -> None:
         self.layers = [LayerCache(max_tokens or config.seq_len) for _ in range(config.n_layers)]
 
     @property
     def length(self) -> int:
-        """The number of tokens held, which is the position of the next token."""
+        """The number of cached tokens; the next token has this position."""
         return self.layers[0].length

@@ -41,17 +41,17 @@ class Decoder(nn.Module):
 
     Tokens are (B, T) int64. `documents` (B, T) int64 is the number of each token's document: tokens
     attend only within their own document. `positions` (B, T) int64 replaces 0 … T − 1, so that
-    packed documents each start at 0. With a `cache`, the tokens continue those that the cache
-    holds, and are added to it.
+    each packed document starts at 0. With a `cache`, the tokens continue the cached tokens and are
+    added to the cache.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # Whether to keep only each block's input for the backward pass, and recompute the rest.
+        # Whether to keep only each block's input for the backward pass and recompute the rest.
         self.recompute = False
-        # nn.Embedding(…) would draw weights itself. On the meta device this makes torch import its
-        # compiler, which takes 4 s.
+        # nn.Embedding(…) would draw random weights. On the meta device this makes torch import its
+        # compiler, and the import takes 4 s.
         self.embed = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.d_model), freeze=False
         )
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
 
     @classmethod
     def from_state(cls, config: ModelConfig, state: dict[str, Tensor]) -> Decoder:
-        """Return a decoder with these weights, copied to fp32, without drawing random ones first.
+        """Return a decoder with these weights, copied to fp32, without drawing random weights.
 
         Raises BadInput naming the first tensor that is missing, unexpected or of the wrong shape.
         """
@@ -74,14 +74,14 @@ class Decoder(nn.Module):
         weights = {}
         for name, expected in decoder.state_dict().items():
             if name not in state:
-                raise BadInput(f"the weights lack {name} of shape {tuple(expected.shape)}")
+                raise BadInput(f"the weights have no {name} of shape {tuple(expected.shape)}")
             if state[name].shape != expected.shape:
                 raise BadInput(
-                    f"{name} is {tuple(state[name].shape)}; "
-                    f"the model's settings make it {tuple(expected.shape)}"
+                    f"{name} has shape {tuple(state[name].shape)}; "
+                    f"the model's settings need {tuple(expected.shape)}"
                 )
-            # Copy even what is fp32 already. A tensor mapped from a file has another alignment than
-            # our own tensors, and matrix products may then differ in the last bit.
+            # Copy fp32 tensors too. A tensor mapped from a file has a different alignment, and
+            # matrix products may then differ in the last bit.
             weights[name] = torch.empty(expected.shape).copy_(state[name])
         unknown = next((name for name in state if name not in weights), None)
         if unknown is not None:
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Return what the head reads: hidden states (B, T, d_model) in fp32, after the last norm.
+        """Return the head's input: hidden states (B, T, d_model) in fp32, after the last norm.
 
         Raises BadInput for more tokens than the context, ValueError for a cache with documents.
         """
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
                 f"{past + length} tokens are more than the model's context of {config.seq_len}"
             )
         if cache is not None and documents is not None:
-            raise ValueError("a cache holds one document per row, so documents can't be given")
+            raise ValueError("a cache has one document per row, so documents can't be given")
         rotation = self._rotation(past, length, positions, tokens.device)
         mask = build_mask(config, length, past + length, documents, tokens.device)
         x = embedding(tokens, self.embed.weight).float()
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def num_params(self, active: bool = False) -> int:
-        """Return the number of weights; with `active`, of those that one token uses.
+        """Return the number of weights; with `active`, the number that one token uses.
 
         Every model so far is dense, so both numbers are the same.
         """
@@ -173,7 +173,7 @@ class Decoder(nn.Module):
     def _rotation(
         self, past: int, length: int, positions: Tensor | None, device: torch.device
     ) -> Rotation:
-        """Return the rotation of each token: by `positions` if given, else by place in the row."""
+        """Return the rotation of each token, by `positions` or else by the place in the row."""
         config = self.config
         cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_theta, device)
         if positions is None:

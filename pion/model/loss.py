@@ -10,20 +10,20 @@ from torch.autograd.function import once_differentiable
 
 from pion.model.norm import compute_dtype
 
-# The target of a position that nothing is learned from.
+# The target of a position without a loss.
 IGNORED = -100
 
-# Room for one chunk of fp32 logits. Larger chunks feed the matrix units better: a few hundred rows
-# are enough on a CPU, a GPU wants thousands.
+# The size of one chunk of fp32 logits. Larger chunks use the matrix units better: a few hundred
+# rows are enough on a CPU, but a GPU needs thousands.
 CPU_CHUNK_BYTES = 56 * 2**20
 CUDA_CHUNK_BYTES = 512 * 2**20
 
-# Vocabulary columns per matrix product on a CPU. With so few, what is cast or added to the weight's
-# gradient is still in the processor's cache; in bf16 the gradient takes half as long.
+# Vocabulary columns per matrix product on a CPU. With this few columns, the data to cast or to add
+# to the weight's gradient is still in the CPU's cache; in bf16 the gradient takes half as long.
 CPU_TILE = 4096
 
 # On a CPU the number of computed rows is rounded up to a multiple of this. oneDNN compiles and
-# keeps code for every shape. With as many shapes as conversations have lengths, memory would grow
+# keeps code for every shape. Conversations have many lengths, so without rounding memory would grow
 # for hours.
 ROW_MULTIPLE = 256
 
@@ -31,11 +31,11 @@ ROW_MULTIPLE = 256
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the sum over rows of the cross-entropy of softmax(hidden @ weightᵀ), in nats.
 
-    `hidden` is (N, d_model), `weight` (vocab, d_model) and `targets` (N,), IGNORED where there is
-    none. The result is a scalar in fp32. The gradient of each chunk is computed in the forward
-    pass, while its logits exist (as in Hsu et al. 2024, "Liger Kernel"). So only one chunk of
-    logits exists at a time, and the backward pass recomputes nothing. Products run in autocast's
-    dtype if autocast is on. Softmax and all sums are fp32.
+    `hidden` is (N, d_model), `weight` (vocab, d_model) and `targets` (N,). Rows with the target
+    IGNORED add nothing. The result is a scalar in fp32. The gradient of each chunk is computed in
+    the forward pass, while its logits exist (as in Hsu et al. 2024, "Liger Kernel"). So only one
+    chunk of logits exists at a time, and the backward pass recomputes nothing. Products use
+    autocast's dtype if autocast is on. Softmax and all sums are fp32.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets)
@@ -75,7 +75,8 @@ def _chunked(
     loss = torch.zeros((), device=hidden.device)
     grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if with_gradients else None
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
-    # On a CPU, rows without a target are left out. On a GPU, finding them would wait for the GPU.
+    # On a CPU, rows without a target are left out. On a GPU, finding these rows would make us wait
+    # for the GPU.
     learned = torch.arange(len(targets), device=targets.device)
     if on_cpu:
         learned = _learned_rows(targets)
@@ -100,8 +101,8 @@ def _chunked(
             loss += ((total.log() - target_logit) * valid).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            # The gradient of the logits is softmax − one-hot. Here it is multiplied by `total`, row
-            # by row. The d_model side of both products, where this is cheap, divides by it again.
+            # The gradient of the logits is softmax − one-hot. Here each row is multiplied by its
+            # `total`. The d_model side of both products divides by `total`, where this is cheap.
             grad_logits = exp.scatter_add_(1, target, -total).to(dtype)
             scale = valid / total
             grad_hidden[learned[rows]] = (grad_logits @ weight) * scale
@@ -112,13 +113,13 @@ def _chunked(
 
 
 def _learned_rows(targets: Tensor) -> Tensor:
-    """Return the numbers of the rows with a target, and of others up to a ROW_MULTIPLE."""
+    """Return the indices of rows with a target, plus other rows up to a ROW_MULTIPLE."""
     has_target = targets != IGNORED
     learned, others = has_target.nonzero().flatten(), (~has_target).nonzero().flatten()
     return torch.cat([learned, others[: -len(learned) % ROW_MULTIPLE]])
 
 
 def _rows_per_chunk(rows: int, vocab: int, limit: int) -> int:
-    """Return how many rows of fp32 logits make a chunk within `limit` bytes, in even chunks."""
+    """Return the rows per chunk, so that even chunks of fp32 logits fit into `limit` bytes."""
     chunks = -(-rows * vocab * 4 // limit)
     return max(1, -(-rows // max(1, chunks)))

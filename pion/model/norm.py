@@ -1,4 +1,4 @@
-"""Normalise by the root mean square (Zhang and Sennrich 2019)."""
+"""Normalize by the root mean square (Zhang and Sennrich 2019)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """Return the dtype of products of x with a weight: autocast's if it is on, else the weight's.
 
-    Casting x to it once serves several projections; autocast would cast x for each of them.
+    Casting x once serves several projections; autocast would cast x for each projection.
     """
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -19,7 +19,7 @@ def rotary_table(
     seq_len: int, head_dim: int, theta: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return cos and sin of position · theta^(−2i / head_dim), each (seq_len, head_dim / 2)."""
-    # The table outlives the call, and tensors made in inference mode can't enter autograd later.
+    # The table is cached, and tensors made in inference mode can't be used by autograd later.
     with torch.inference_mode(False):
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
         positions = torch.arange(seq_len, dtype=torch.float32, device=device)

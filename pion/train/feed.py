@@ -1,7 +1,7 @@
 """Build the next step's batch in a background thread while the current step computes.
 
-A step's batch is a pure function of the data position. If the position has changed since a batch
-was built ahead (a restore, skipped rows), that batch is discarded and the right one is built.
+A step's batch is a pure function of the data position. If the position changes after a batch was
+built ahead (a restore, skipped rows), this batch is discarded and the right batch is built.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StepBatch:
 class BatchFeed:
     """The batches of one rank, step after step.
 
-    `pin` puts them into page-locked memory, so that copying them to a GPU does not block.
+    `pin` puts the batches into page-locked memory, so that copying them to a GPU does not block.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class BatchFeed:
         return self._build(*position)
 
     def prepare(self, next_row: int, skipped: list[RowRange]) -> None:
-        """Start building the batch that `take` will be asked for next."""
+        """Start building the batch for the next `take`."""
         position = (next_row, tuple(skipped))
         self._ahead = (position, self._thread.submit(self._build, *position))
 

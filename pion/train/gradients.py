@@ -13,7 +13,7 @@ from pion.model.decoder import Decoder
 
 
 class _ScaledLoss(nn.Module):
-    """The decoder's summed loss times a factor. It is a module because DDP wraps a forward."""
+    """The decoder's summed loss times a factor, as a module because DDP wraps its forward."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class Gradients:
             self._loss = self._ddp
 
     def add(self, batch: Batch, scale: Tensor, *, synchronise: bool) -> Tensor:
-        """Add the gradient of the loss times `scale`; return that loss, a scalar in fp32.
+        """Add the gradient of the loss times `scale`; return the scaled loss, a scalar in fp32.
 
-        With `synchronise`, average over ranks what they have added since the last time.
+        With `synchronise`, average the gradients added since the last synchronization over ranks.
         """
         alone = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
         with alone:
@@ -57,10 +57,11 @@ class Gradients:
     def prime(self, batch: Batch) -> None:
         """Let DDP arrange its buckets. Call this before the first step, with any micro-batch.
 
-        DDP arranges them once: in the forward pass that follows the first synchronised backward.
+        DDP arranges its buckets once: in the forward pass after the first synchronized backward.
         The arrangement decides the order in which the gradients of three or more ranks are added.
-        Done before the first step, it is the same in a resumed run and in one that never stopped.
-        All ranks do it at once, although not all of them begin a step with a micro-batch.
+        If this happens before the first step, a resumed run and an unbroken run have the same
+        arrangement. All ranks do this at once, although not all of them begin a step with a
+        micro-batch.
         """
         if self._ddp is None or self._primed:
             return

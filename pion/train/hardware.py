@@ -1,4 +1,4 @@
-"""Tell what a machine can do (precision, arithmetic, memory), and apply a plan to it."""
+"""Find out what a machine can do (precision, arithmetic, memory), and apply a plan to it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pion.train.settings import ComputePlan
 
 # Dense TFLOP/s from NVIDIA's data sheets and architecture white papers: in bf16 on tensor cores
 # that accumulate in fp32 (None: no bf16), and in fp32 without tensor cores. Data sheets often quote
-# twice the dense figure, for 2:4 sparsity. The first entry whose words are in the device's name
-# counts.
+# twice the dense figure, for 2:4 sparsity. The first entry whose words are in the device's name is
+# used.
 GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
     ("B200", 2250.0, 75.0),
     ("H200 NVL", 835.0, 60.0),
@@ -69,7 +69,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a person calls the device: `NVIDIA A40`, `CPU, 2 cores (AMD EPYC …)`."""
+    """Return the device's name for people: `NVIDIA A40`, `CPU, 2 cores (AMD EPYC …)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -100,17 +100,17 @@ def configure(plan: ComputePlan) -> None:
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     if plan.deterministic:
-        # cuBLAS reads this variable once. Without it, torch refuses to multiply matrices.
+        # cuBLAS reads this variable once. Without the variable, torch refuses to multiply matrices.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if plan.deterministic != torch.are_deterministic_algorithms_enabled():
-        # This imports torch's compiler, which takes seconds, so it is only called for a change.
+        # This call imports torch's compiler and takes seconds, so skip it if nothing changes.
         torch.use_deterministic_algorithms(plan.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 
 def total_memory(device: torch.device) -> int:
-    """Return the bytes that training may use: the GPU's, or what machine and container allow."""
+    """Return the bytes that training may use: the GPU's, or the limit of machine and container."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
@@ -125,7 +125,7 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def peak_flops(device: torch.device, dtype: str) -> float:
-    """Return the FLOP/s that MFU is relative to: a known GPU's data sheet, else a measurement."""
+    """Return the FLOP/s that count as 100% MFU: from a known GPU's data sheet, else measured."""
     if device.type == "cuda":
         known = gpu_flops(torch.cuda.get_device_name(device), dtype)
         if known is not None:
@@ -134,7 +134,7 @@ def peak_flops(device: torch.device, dtype: str) -> float:
 
 
 def gpu_flops(name: str, dtype: str) -> float | None:
-    """Return the peak FLOP/s of the GPU that CUDA calls `name`, or None if it isn't known."""
+    """Return the peak FLOP/s of the GPU that CUDA calls `name`; None if the GPU is unknown."""
     for words, bf16, fp32 in GPU_TFLOPS:
         if re.search(rf"\b{words}\b", name):
             tflops = bf16 if dtype == "bfloat16" else fp32
@@ -145,9 +145,9 @@ def gpu_flops(name: str, dtype: str) -> float | None:
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Return the FLOPs of training on a token (forward and backward) in a row of `seq_len` tokens.
 
-    These are 6 for each weight of every matrix, including the head, plus causal attention, which
-    reads half the row on average (Chowdhery et al. 2022, "PaLM", appendix B). Recomputation is not
-    counted, because MFU is about useful work.
+    This is 6 for each weight of every matrix, including the head, plus causal attention over half
+    the row on average (Chowdhery et al. 2022, "PaLM", appendix B). Recomputation is not counted,
+    because MFU measures useful work.
     """
     heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     block = config.d_model * (2 * heads + 2 * kv_heads + 3 * config.d_ff)
@@ -157,7 +157,7 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
 
 @functools.cache
 def _cpu_flags() -> set[str]:
-    """Return the instruction-set flags as Linux lists them (x86 "flags", Arm "Features")."""
+    """Return the CPU's instruction-set flags from Linux (x86 "flags", Arm "Features")."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -182,9 +182,9 @@ def _cgroup_limits() -> list[int]:
 
 @functools.cache
 def _measured_flops(device: torch.device, dtype: str, threads: int) -> float:
-    """Return the FLOP/s of a square matmul, the best of many because the machine may be busy.
+    """Return the FLOP/s of a square matmul: the best of many, because the machine may be busy.
 
-    `threads` is only a key of the cache: a CPU's peak depends on it.
+    `threads` is only a cache key: a CPU's peak depends on the number of threads.
     """
     size = 4096 if device.type == "cuda" else 1024
     a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))

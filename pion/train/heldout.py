@@ -1,4 +1,4 @@
-"""Measure the held-out loss while training, with its standard error, shared out over ranks."""
+"""Measure the held-out loss and its standard error during training, split over ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pion.model.loss import IGNORED
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A mean over target tokens. Tokens of one row depend on each other, so rows are the sample."""
+    """A mean over target tokens. Tokens of one row are not independent, so rows are the sample."""
 
     loss: float  # nats per target token
     sem: float  # standard error of `loss`; NaN for a single row
@@ -29,8 +29,8 @@ def evaluate(
 ) -> Evaluation:
     """Return the loss of the scorer's model on the given rows of `stream`.
 
-    With several ranks each computes its share, and all get the whole result. The model's train or
-    evaluation mode is left as it was. Raises BadInput if the rows hold no target.
+    With several ranks, each rank computes its share, and all ranks get the whole result. The
+    model's train or evaluation mode is restored. Raises BadInput if the rows have no target.
     """
     model = scorer.model
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Keep each step's numbers on the device until somebody asks, and judge whether it went wrong."""
+"""Keep each step's numbers on the device until they are needed, and detect bad steps."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pion.train import hardware
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan
 
-# A loss is compared with the median over so many good steps before it.
+# A loss is compared with the median of this many good steps before it.
 RECENT_STEPS = 64
-# With fewer steps than this before it, no loss is called a spike.
+# After fewer good steps than this, no loss counts as a spike.
 ENOUGH_STEPS = 16
 
 
@@ -39,14 +39,14 @@ class StepRecord:
 
 
 class StepMetrics:
-    """Collects steps, judges them, and hands them out with the throughput of their interval.
+    """Collects steps, judges them, and returns them with the throughput of their interval.
 
-    An interval begins with the first step after the last `drain`, so that what the caller does in
-    between (an evaluation, a checkpoint) isn't counted.
+    An interval begins with the first step after the last `drain`, so the caller's work in between
+    (an evaluation, a checkpoint) is not counted.
 
-    A step is wrong if its loss or gradient norm isn't finite, or if its loss is above `max_spike`
-    times the median of the 64 good steps before it, once there are 16. Steps are judged in order
-    and by numbers that all ranks share, so it does not matter when each rank asks.
+    A step is wrong if its loss or gradient norm isn't finite. After 16 good steps, a step is also
+    wrong if its loss exceeds `max_spike` times the median of the last 64 good steps. Steps are
+    judged in order and by numbers that all ranks share, so it does not matter when a rank asks.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StepMetrics:
         self._interval_steps: list[tuple[int, int]] = []  # rows and their length
 
     def begin_step(self) -> None:
-        """Start the interval's clock, if this is its first step."""
+        """Start the interval's clock if this is the first step of the interval."""
         if self._interval_start is None:
             self._interval_start = self._clock()
 
@@ -77,20 +77,20 @@ class StepMetrics:
         self._interval_steps.append((record.global_batch, record.seq_len))
 
     def restart(self, recent_losses: Iterable[float]) -> None:
-        """Drop what was collected: the trainer has returned to a state with these recent losses."""
+        """Drop all steps: the trainer has returned to a state with these recent losses."""
         self._on_device, self._wrong = [], None
         self._recent = deque(recent_losses, maxlen=RECENT_STEPS)
         self._begin_interval()
 
     def recent_losses(self) -> list[float]:
-        """Return the losses of the last good steps, at most 64; the next are judged by them."""
+        """Return the losses of the last good steps, at most 64, to judge the next steps."""
         self._judge()
         return list(self._recent)
 
     def trouble(self) -> Trouble | None:
         """Return the first wrong step since the last `restart`, or None.
 
-        The error has the metrics of the good steps that were not handed out yet.
+        The error has the metrics of the good steps that `drain` has not returned yet.
         """
         self._judge()
         if self._wrong is None:
@@ -140,7 +140,7 @@ class StepMetrics:
             if what is not None:
                 self._wrong = (record, what)
                 return
-            if targets:  # without targets the loss is 0, which says nothing
+            if targets:  # without targets the loss is always 0
                 self._recent.append(loss)
             self._good.append(
                 {

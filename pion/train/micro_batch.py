@@ -1,4 +1,4 @@
-"""Choose the micro-batch: predict what a training step needs, and take what fits the machine."""
+"""Choose the micro-batch: predict the memory of a training step, and fit it to the machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pion.errors import BadInput
 from pion.model.loss import CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES
 from pion.train.muon import BATCH_ELEMENTS
 
-# What a process takes before it has a model: libraries and, on a GPU, the CUDA context.
+# The memory of a process without a model: libraries and, on a GPU, the CUDA context.
 RUNTIME_BYTES = 600 * 2**20
 
-# The share of the memory that stays free, for fragmentation and whatever the prediction overlooks.
+# The share of the memory that stays free, for fragmentation and errors of the prediction.
 HEADROOM = 0.1
 
 # A micro-batch of more tokens than this is no faster.
@@ -22,7 +22,7 @@ USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
 
 @dataclass(frozen=True)
 class Workload:
-    """What a rank trains and how it computes, however many rows it takes at once."""
+    """What a rank trains and how it computes, apart from the micro-batch."""
 
     config: ModelConfig
     seq_len: int  # tokens in a row
@@ -42,7 +42,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Return the bytes of a training step, including what any process takes."""
+        """Return the bytes of a training step, including RUNTIME_BYTES."""
         return RUNTIME_BYTES + self.weights + self.optimizer + self.activations + self.loss
 
 
@@ -52,7 +52,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     `recompute` keeps only the input of each block for the backward pass.
     """
     config, dtype = work.config, work.dtype
-    width = 2 if dtype == "bfloat16" else 4  # bytes of what matrix products read
+    width = 2 if dtype == "bfloat16" else 4  # bytes per element in matrix products
     query, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     d_model, d_ff = config.d_model, config.d_ff
     block_matrices = config.n_layers * d_model * (2 * query + 2 * kv + 3 * d_ff)
@@ -69,7 +69,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
 
     tokens = micro_batch * work.seq_len
     residual = 4 * d_model
-    # Two residual streams, each also normalised (float32) and scaled (`width`); queries and keys
+    # Two residual streams, each also normalized (float32) and scaled (`width`); queries and keys
     # before and after their norm (float32); rotated queries and keys, values, attention's output;
     # gate, up, silu(gate) and their product.
     block = (
@@ -92,12 +92,12 @@ def choose_micro_batch(
 ) -> tuple[int, bool]:
     """Return the micro-batch for a rank with `memory_bytes`, and whether to recompute activations.
 
-    The rank's rows of a step are cut into the fewest micro-batches of a power-of-two size that
-    fits and is still useful, and then evened out. Recomputing activations costs a third more
-    arithmetic, so they are recomputed only where one row does not fit otherwise, or as `recompute`
-    says.
+    The rank's rows of a step are cut into the fewest micro-batches, of a power-of-two size that
+    fits and is useful. Then the sizes are evened out. Recomputing activations costs a third more
+    arithmetic, so activations are recomputed only if one row does not fit otherwise, or as
+    `recompute` says.
 
-    Raises BadInput if one row does not fit even then; the message has the bytes needed and usable.
+    Raises BadInput if even one row does not fit; the message has the bytes needed and usable.
     """
     available = int(memory_bytes * (1 - HEADROOM))
     useful = max(1, USEFUL_TOKENS[work.device] // work.seq_len)

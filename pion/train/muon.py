@@ -1,9 +1,9 @@
-"""Muon: momentum whose update is orthogonalised, for the matrices inside the blocks.
+"""Muon: momentum with an orthogonalized update, for the matrices inside the blocks.
 
     m ← βm + (1−β)g,  u = NS(βm + (1−β)g),  p ← p(1 − lr·wd) − lr·√max(1, rows/cols)·u
 
-NS drives every singular value of its argument towards 1 (Jordan et al. 2024, "Muon: An optimizer
-for hidden layers in neural networks").
+NS moves every singular value of its argument toward 1 (Jordan et al. 2024, "Muon: An optimizer for
+hidden layers in neural networks").
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ BATCH_ELEMENTS = 2**26
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return about the nearest semi-orthogonal matrices, by five quintic Newton–Schulz iterations.
+    """Approximate the nearest semi-orthogonal matrices by five quintic Newton–Schulz iterations.
 
-    `matrices` is (n, rows, cols), and so is the result. The iterations compute in `dtype`, which is
-    the result's too.
+    `matrices` is (n, rows, cols), and so is the result. The iterations and the result have `dtype`.
     """
     x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     tall = x.shape[-2] > x.shape[-1]
@@ -55,8 +54,8 @@ class _Batch:
 class Muon:
     """Muon over named 2-D parameters.
 
-    `momentum` has each parameter's buffer by name, as a view into the batch that is updated at
-    once. `dtype` is the precision of the Newton–Schulz iterations.
+    `momentum` has each parameter's buffer by name, as a view into its batch. `dtype` is the
+    precision of the Newton–Schulz iterations.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The optimizer of a decoder: which parameter is updated how, and its state by parameter name.
+"""The optimizer of a decoder: how each parameter is updated, and the state by parameter name.
 
 Parameters of two or more dimensions, including the embedding, are decayed; gains are not. With
 `optimizer: muon`, Muon updates the matrices inside the blocks. AdamW (Loshchilov and Hutter 2019,
@@ -26,7 +26,7 @@ class _AdamWGroup:
     params: list[Tensor] = field(default_factory=list)
     exp_avgs: list[Tensor] = field(default_factory=list)
     exp_avg_sqs: list[Tensor] = field(default_factory=list)
-    steps: list[Tensor] = field(default_factory=list)  # the kernel wants its count on the device
+    steps: list[Tensor] = field(default_factory=list)  # the kernel needs its count on the device
 
     def add(self, param: Tensor) -> None:
         self.params.append(param)
@@ -110,7 +110,7 @@ class Optimizer:
 def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
     """Raise BadInput unless both have tensors of the same names and shapes."""
     for kind, names in (
-        ("lacks", target.keys() - source.keys()),
+        ("has no tensor", target.keys() - source.keys()),
         ("has the unexpected tensor", source.keys() - target.keys()),
     ):
         if names:
@@ -119,7 +119,7 @@ def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: st
     for name, tensor in source.items():
         if tensor.shape != target[name].shape:
             raise BadInput(
-                f"the {what}'s {name} is {tuple(tensor.shape)}, but here it is "
+                f"the {what}'s {name} has shape {tuple(tensor.shape)} instead of "
                 f"{tuple(target[name].shape)}: it belongs to another model"
             )
 

@@ -1,4 +1,4 @@
-"""What the ranks of a training run tell each other. A single rank talks to nobody."""
+"""Communication between the ranks of a training run. A single rank does not communicate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Ranks:
         self.world_size = world_size
         self._control: Any = None  # process group
         if world_size > 1:
-            # Ranks agree on stopping over gloo, which never waits for the GPU.
+            # Ranks agree to stop over gloo, because gloo never waits for the GPU.
             gloo = dist.get_backend() == "gloo"
             self._control = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
 
@@ -36,7 +36,7 @@ class Ranks:
         return bool(asked)
 
     def from_rank_0(self, value: Any) -> Any:
-        """Return rank 0's value, whatever the other ranks pass."""
+        """Return rank 0's value on every rank."""
         if self.world_size == 1:
             return value
         values = [value]

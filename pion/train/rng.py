@@ -18,7 +18,7 @@ def rng_states(device: torch.device) -> dict[str, str]:
 
 
 def set_rng_states(states: dict[str, str], device: torch.device) -> None:
-    """Restore what `rng_states` returned, as far as this machine has such generators."""
+    """Restore the states from `rng_states`, for the generators that this machine has."""
     for name, text in states.items():
         state = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
         if name == "cpu":

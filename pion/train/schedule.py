@@ -1,8 +1,8 @@
 """Learning-rate schedules, in optimizer steps.
 
-`step` counts finished steps, so step 0 is the first step trained. A step uses the value of the
-schedule at its end: the first step of a warm-up has a rate above 0, and the last step of a run has
-`min_lr` exactly. AdamW's and Muon's rates scale alike.
+`step` counts finished steps, so step 0 is the first step trained. A step uses the schedule's value
+at the end of the step: the first step of a warm-up has a rate above 0, and the last step of a run
+has exactly `min_lr`. AdamW's and Muon's rates scale by the same factor.
 
 wsd (warm-up, stable, decay) is from Hu et al. 2024, "MiniCPM"; cosine from Loshchilov and Hutter
 2017, "SGDR".
@@ -35,8 +35,8 @@ def lr_at(settings: TrainSettings, step: int) -> float:
 def decay_start(settings: TrainSettings) -> int:
     """Return the number of steps whose rate does not depend on `steps`.
 
-    While no more steps than these are finished, `steps` can be raised without contradicting the
-    past. A decay that is longer than the steps after the warm-up begins where the warm-up ends.
+    Up to this number of finished steps, `steps` can be raised without contradicting the finished
+    steps. A decay that is longer than the steps after the warm-up begins at the end of the warm-up.
     """
     if settings.schedule == "constant":
         return settings.steps

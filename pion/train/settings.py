@@ -1,7 +1,8 @@
 """What a training stage is (`TrainSettings`) and how one machine executes it (`ComputePlan`).
 
-Settings decide the weights and never depend on hardware. A plan decides only who computes what. It
-is recorded with a checkpoint, because a resumed run is bit-identical only if it has the same plan.
+Settings decide the weights and never depend on hardware. A plan decides only how the work is
+computed. Each checkpoint records the plan, because a resumed run is bit-identical only with the
+same plan.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class ComputePlan:
-    """How this machine computes a stage. Nothing here changes what is learned, except by rounding.
+    """How this machine computes a stage. A plan changes what is learned only by rounding.
 
     Declare a field that you add with `later_field` (later_fields.py), so that the plan in an older
-    checkpoint can still be used.
+    checkpoint still works.
     """
 
     device: str = "cpu"
@@ -90,7 +91,7 @@ class ComputePlan:
     def from_dict(cls, record: dict[str, Any]) -> ComputePlan | None:
         """Return the plan that `to_dict` recorded.
 
-        Return None if a newer version computed in a way that this version does not know.
+        Return None if the plan has a field of a newer version of Pion.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**values_before(cls) | record) if record.keys() <= known else None

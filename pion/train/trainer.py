@@ -1,7 +1,7 @@
 """Train a decoder, one optimizer step at a time, in any stage.
 
 The trainer owns weights, optimizer and data position. Its caller decides when to log, evaluate,
-save and stop. Each rank is a process; with several, torch.distributed is initialised beforehand.
+save and stop. Each rank is a process. With several ranks, initialize torch.distributed first.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class TrainState:
     """Everything that a stage resumes from.
 
     The tensors are live: copy them before the next step changes them. `meta` is JSON: step,
-    next_row, skipped, the recent losses that a spike is measured against, optimizer counters, RNG
-    states and the plan.
+    next_row, skipped, the recent losses that define a spike, optimizer counters, RNG states and the
+    plan.
     """
 
     model: dict[str, Tensor]
@@ -53,7 +53,7 @@ def _never() -> bool:
 
 
 class Trainer:
-    """Trains `model` on `stream`: `settings` say what is learned, `plan` how it is computed.
+    """Trains `model` on `stream`. `settings` say what is learned, `plan` how it is computed.
 
     `step` counts finished optimizer steps. `next_row` is the first row not yet trained on, and
     `skipped` has the [first, stop) row ranges to leave out. `clock` (seconds) times throughput.
@@ -106,8 +106,8 @@ class Trainer:
     def train_step(self, should_stop: Callable[[], bool] = _never) -> bool:
         """Train on the next `global_batch` rows; return False if the step was abandoned.
 
-        `should_stop` is asked before each micro-batch. As soon as it is true on one rank, the step
-        is abandoned on all of them, and nothing is changed. Nothing here waits for the device: loss
+        `should_stop` is called before each micro-batch. As soon as it returns True on one rank, all
+        ranks abandon the step, and nothing is changed. This call does not wait for the device: loss
         and gradient norm stay there until `drain_metrics`.
 
         Raises BadInput if the global batch is smaller than the world size.
@@ -147,14 +147,14 @@ class Trainer:
     ) -> Tensor | None:
         """Compute the gradients of the global batch, which has `targets` target tokens.
 
-        Return its loss per target, or None if a rank says that the step should stop.
+        Return the loss per target, or None if a rank wants to stop.
         """
         # DDP averages over ranks, but the gradient of the global batch is the sum.
         scale = self.plan.world_size / targets.clamp(min=1.0)
         loss = torch.zeros((), device=self.device)
         self.model.train()
         self._gradients.prime(batch.micro_batches[0])
-        # A rank with fewer micro-batches sits out the first round, so that all end together.
+        # A rank with fewer micro-batches skips the first round, so that all ranks end together.
         for i in range(len(batch.micro_batches) - self.grad_accum, len(batch.micro_batches)):
             if self._ranks.any(should_stop()):
                 return None
@@ -164,7 +164,7 @@ class Trainer:
         return self._ranks.sum(loss) / self.plan.world_size
 
     def _clip_gradients(self) -> Tensor:
-        """Scale the gradients down to the norm `settings.clip`; return their norm before."""
+        """Scale the gradients down to the norm `settings.clip`; return their norm before that."""
         params, limit = self.optimizer.params, self.settings.clip
         grads = [param.grad for param in params if param.grad is not None]
         norm = nn.utils.get_total_norm(grads, foreach=True)
@@ -183,16 +183,16 @@ class Trainer:
 
         Raises Trouble once a step has gone wrong: its loss or gradient was not finite, or its loss
         exceeded `settings.max_spike`. The error has the metrics of the good steps before that step.
-        Every call raises it until `load` returns to an earlier state.
+        Every call raises the error until `load` returns to an earlier state.
         """
         return self._metrics.drain()
 
     def trouble(self) -> Trouble | None:
-        """Return what `drain_metrics` would raise, or None. This waits for the device.
+        """Return the error that `drain_metrics` would raise, or None. This waits for the device.
 
-        All ranks judge the same numbers, but they learn of trouble at the same step only if they
-        ask at the same step. A rank that saves alone therefore asks here, and leaves raising to the
-        next `drain_metrics`.
+        All ranks judge the same numbers, but they see trouble at the same step only if they ask at
+        the same step. So a rank that saves alone calls this method, and the next `drain_metrics`
+        raises the error on all ranks.
         """
         return self._metrics.trouble()
 
@@ -204,11 +204,11 @@ class Trainer:
         vocab_size: int | None = None,
         on_batch: Callable[[], None] = lambda: None,
     ) -> Evaluation:
-        """Return the held-out loss over `rows` of `stream`, shared out over ranks.
+        """Return the held-out loss over `rows` of `stream`, split over ranks.
 
-        The softmax is over the first `vocab_size` ids, those that the tokenizer produces; by
+        The softmax is over the first `vocab_size` ids, the ids that the tokenizer produces; by
         default over all ids. `on_batch` is called after each micro-batch. Raises BadInput if the
-        rows hold no target.
+        rows have no target.
         """
         ids = vocab_size or self.model.config.vocab_size
         scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)

@@ -57,7 +57,7 @@ def test_an_unknown_field_names_the_nearest():
 
 
 def test_missing_fields_are_listed():
-    with pytest.raises(BadInput, match=r"lacks the settings d_ff, vocab_size, seq_len$"):
+    with pytest.raises(BadInput, match=r"settings are missing d_ff, vocab_size, seq_len$"):
         ModelConfig.from_dict(dict(list(FIELDS.items())[:4]))
 
 

@@ -241,7 +241,7 @@ def test_someone_elses_model_folder_is_refused(
     del config["producer"]
     (copy / "config.json").write_text(json.dumps(config))
     assert not is_export(copy)
-    with pytest.raises(BadInput, match="holds files"):
+    with pytest.raises(BadInput, match="contains files"):
         export_model(decoder, tokenizer_path, copy)
 
 
@@ -358,5 +358,5 @@ def test_another_architecture_is_refused(
 def test_nothing_is_verified_without_a_text(
     exported: Path, decoder: Decoder, tokenizer_path: Path
 ) -> None:
-    with pytest.raises(PionError, match="no text to compare"):
+    with pytest.raises(PionError, match="no text to check"):
         verify_export(exported, decoder, tokenizer_path, [""])

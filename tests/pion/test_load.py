@@ -94,7 +94,7 @@ def test_damaged_files_are_named(tmp_path, decoder):
 
 def test_weights_that_do_not_fit_their_settings_name_folder_and_tensor(tmp_path, decoder):
     write(tmp_path, CONFIG.to_dict() | {"d_ff": 50}, decoder.state_dict())
-    with pytest.raises(BadInput, match=f"{tmp_path}: blocks.0.feedforward.gate_proj.weight is"):
+    with pytest.raises(BadInput, match=f"{tmp_path}: blocks.0.feedforward.gate_proj.weight has"):
         load_decoder(tmp_path)
 
 

@@ -122,10 +122,10 @@ GOOD = {"context": "a", "choices": ["b", "c"], "answer": 1}
     [
         ("{broken", "broken JSON at column 2"),
         ("[1]", "expected {"),
-        (json.dumps({"context": "a", "answer": 0}), "it lacks choices"),
+        (json.dumps({"context": "a", "answer": 0}), "choices missing"),
         (json.dumps(GOOD | {"context": 3}), "context is 3"),
         (json.dumps(GOOD | {"choices": ["b"]}), "list of two or more"),
-        (json.dumps(GOOD | {"choices": ["b", ""]}), "not empty"),
+        (json.dumps(GOOD | {"choices": ["b", ""]}), "non-empty"),
         (json.dumps(GOOD | {"answer": 2}), "answer is 2; expected an index from 0 to 1"),
         (json.dumps(GOOD | {"answer": True}), "answer is True"),
     ],
@@ -152,7 +152,7 @@ def test_a_missing_and_an_empty_pack_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="can't read these questions"):
         read_questions(tmp_path / "nowhere.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(BadInput, match="no question in it"):
+    with pytest.raises(BadInput, match="the file has no question"):
         read_questions(tmp_path / "empty.jsonl")
 
 

@@ -120,7 +120,7 @@ def test_what_we_do_not_compute_is_refused(change, message):
 
 def test_a_missing_setting_and_a_foreign_tensor_are_named():
     hf_config, hf_state = to_qwen3(CONFIG, scrambled(CONFIG).state_dict())
-    with pytest.raises(BadInput, match="lacks 'hidden_size'"):
+    with pytest.raises(BadInput, match="has no 'hidden_size'"):
         from_qwen3({k: v for k, v in hf_config.items() if k != "hidden_size"}, hf_state)
     with pytest.raises(BadInput, match=r"unexpected tensor model.layers.0.mlp.experts.weight"):
         from_qwen3(hf_config, hf_state | {"model.layers.0.mlp.experts.weight": torch.zeros(1)})

@@ -182,8 +182,8 @@ def test_a_command_inside_the_config_object_is_refused_too(tmp_path):
     ("change", "message"),
     [
         (lambda m: m.update({"layers.0.moe.gate.weight": torch.zeros(2)}), "layers.0.moe.gate"),
-        (lambda m: m.pop("layers.1.norm2.weight"), "lack blocks.1.feedforward_norm.weight"),
-        (lambda m: m.pop("embed.weight"), "lack embed.weight: not a Pion model"),
+        (lambda m: m.pop("layers.1.norm2.weight"), "have no blocks.1.feedforward_norm.weight"),
+        (lambda m: m.pop("embed.weight"), "have no embed.weight: this is not a Pion model"),
         (
             lambda m: m.update({"layers.1.ffn.w3.weight": torch.zeros(7, 48)}),
             r"blocks.1.feedforward.up_proj.weight is \(7, 48\)",

@@ -121,7 +121,7 @@ def test_a_broken_line_is_named_with_file_and_line(
 
 def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"title": "t", "body": "b"}\n')
-    with pytest.raises(BadInput, match=r"a\.jsonl:2: no field 'text'; it has: title, body"):
+    with pytest.raises(BadInput, match=r"a\.jsonl:2: no field 'text'; its fields: title, body"):
         read_jsonl(tmp_path)
 
 

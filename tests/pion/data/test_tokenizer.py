@@ -190,7 +190,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused_with_both_numbers() 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", ""]])
 def test_training_on_an_empty_corpus_is_refused(texts: list[str]) -> None:
-    with pytest.raises(BadInput, match="empty corpus"):
+    with pytest.raises(BadInput, match="corpus is empty"):
         train_bpe(texts, 300)
 
 

@@ -91,7 +91,7 @@ def test_loaded_state_goes_on_bit_for_bit(kind: str) -> None:
 def test_adamw_state_is_refused_by_muon_naming_what_is_missing() -> None:
     saved = Optimizer(decoder(), settings("adamw")).state_tensors()
     muon = Optimizer(decoder(), settings("muon")).state_tensors()
-    with pytest.raises(BadInput, match=r"lacks blocks\.0.*\.momentum and \d+ more"):
+    with pytest.raises(BadInput, match=r"has no tensor blocks\.0.*\.momentum and \d+ more"):
         check_tensors(saved, muon, "optimizer state")
 
 

@@ -306,7 +306,7 @@ def test_packs_are_asked_of_every_model_under_their_file_names(
 def test_a_broken_pack_stops_before_anything_is_computed(world: World, pack_file: Path) -> None:
     pack_file.write_text(pack_file.read_text() + '\n{"context": "a"}')
     parts = Folder()
-    with pytest.raises(BadInput, match=r"facts\.jsonl:4: not a question: it lacks choices, answer"):
+    with pytest.raises(BadInput, match=r"facts\.jsonl:4: not a question: choices, answer missing"):
         world.run(world.job(packs=["facts.jsonl"]), parts)
     assert not parts.kept
 
