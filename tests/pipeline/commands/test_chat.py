@@ -28,7 +28,7 @@ SHORT = GenerationSettings(max_tokens=6, seed=1)
 
 
 def talk(*lines: str, tuned: bool = True, settings: GenerationSettings = SHORT) -> list[str]:
-    """What the terminal shows after each line."""
+    """Return what the terminal shows after each line."""
     out = io.StringIO()
     marks: list[int] = []
 
@@ -185,7 +185,7 @@ def test_a_text_too_long_is_explained_and_the_session_goes_on():
 
 def test_ctrl_c_stops_the_answer_and_not_the_program():
     class Impatient(io.StringIO):
-        """A terminal whose person presses Ctrl-C at the third piece of the first answer."""
+        """A terminal whose user presses Ctrl-C at the third piece of the first answer."""
 
         pieces = 0
 
@@ -224,7 +224,7 @@ def test_a_piped_conversation_needs_no_terminal(tmp_path):
 
 
 def ignore_ctrl_c() -> None:
-    """Start as a shell starts a background job, which a child of such a job inherits."""
+    """Ignore Ctrl-C, as a shell makes background jobs do. Their children inherit this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -248,7 +248,7 @@ def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends_even_if_the_parent
         read_until(master, b"> ")
         press = partial(process.send_signal, signal.SIGINT)
         press()
-        # Again if nothing happens: a signal just before the program waits for keys waits for a key.
+        # Repeat if nothing happens: a signal just before the program reads keys waits for a key.
         read_until(master, b"(Ctrl-D or /quit to quit)\r\n> ", in_silence=press)
         os.write(master, b"\x04")
         assert process.wait(PATIENCE_SECONDS) == 0
@@ -261,7 +261,7 @@ def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends_even_if_the_parent
 def read_until(
     terminal: int, expected: bytes, in_silence: Callable[[], None] = lambda: None
 ) -> None:
-    """Return once the terminal shows `expected`; call `in_silence` when it shows nothing new."""
+    """Block until the terminal shows `expected`; call `in_silence` when it shows nothing new."""
     shown = b""
 
     def seen() -> bool:

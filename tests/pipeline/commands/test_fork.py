@@ -1,4 +1,4 @@
-"""A fork is a separate run that continues from another's checkpoint, or it is not there."""
+"""A fork is a separate run that continues from another run's checkpoint. No fork is partial."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.light_run import JOB, light_run, save_checkpoint, write_metri
 
 
 class Elsewhere(FileStore):
-    """A store whose files can't be mapped on this machine."""
+    """A store without local files on this machine."""
 
     def local_path(self, key: str) -> Path | None:
         return None
@@ -48,7 +48,7 @@ class Elsewhere(FileStore):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where copies of remote runs lie."""
+    """Where copies of remote runs are."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -253,11 +253,11 @@ def test_data_that_is_not_complete_is_not_forked(source: RunState) -> None:
 
 
 class _Killed(BaseException):
-    """The process is gone."""
+    """The process dies here."""
 
 
 class Breaking(FileStore):
-    """A store that fails at the write number `at`, for good."""
+    """A store that fails at write number `at` and at all later writes."""
 
     def __init__(self, folder: Path, at: int, error: BaseException) -> None:
         super().__init__(folder)
@@ -314,11 +314,11 @@ def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source: RunState) -> 
         fork(source, store=raced, at=10)
 
 
-# ---------------------------------------------------------------- going on under other settings
+# ---------------------------------------------------------------- continuing with other settings
 
 
 def may_go_on(run: RunState, **changes: Any) -> bool:
-    """Whether `pion run` with this job goes on from the fork."""
+    """Return whether `pion run` with this job continues from the fork."""
     job = Job.model_validate(tiny_dict(checkpoint__keep={"last": 9}, **changes))
     digests, head = digest_job(job), head_of(run)
 
@@ -338,7 +338,7 @@ def may_go_on(run: RunState, **changes: Any) -> bool:
         ({"pretrain__steps": 40, "pretrain__weight_decay": 0.0}, True),
         ({"pretrain__schedule": "cosine", "sft__lr": 5e-4}, True),
         ({"pretrain__steps": 11}, True),
-        ({"pretrain__steps": 10}, False),  # nothing would be trained under the new schedule
+        ({"pretrain__steps": 10}, False),  # no step would be left under the new schedule
         ({"pretrain__steps": 9}, False),
         ({"pretrain__optimizer": "muon"}, False),  # other optimizer state
         ({"pretrain__global_batch": 8}, False),  # other rows in each step
@@ -413,7 +413,7 @@ def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_t
     message = refusal(source, tiny_job(sft__lr=5e-4))
     assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    continue from pre" in message
     assert may_go_on(fork(source, stage="pretrain"), sft__lr=5e-4)
-    # The first stage has none before, but earlier checkpoints of its own.
+    # There is no stage before the first one, but it has earlier checkpoints.
     assert "demo-2 --stage pretrain --at 10 && " in refusal(source, tiny_job(pretrain__lr=2e-2))
 
 
@@ -445,7 +445,7 @@ def refusal(run: RunState, job: Job) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a job and its finished run, checkpoints every 5 steps."""
+    """A folder with a job and its finished run, with checkpoints every 5 steps."""
     folder = tmp_path_factory.mktemp("trained")
     write_tiny_data(folder)
     job = tiny_dict(
@@ -472,7 +472,7 @@ def train(folder: Path, **changes: Any) -> RunState:
     job = load_job(folder / "tiny.yaml", overrides)
     options = Options(job_text=(folder / "tiny.yaml").read_text())
     with pytest.MonkeyPatch.context() as patch:
-        # On a machine that is busy, saves would be skipped, and forks are made at steps we name.
+        # A busy machine would skip saves, but the tests fork at these steps.
         patch.setattr(Checkpointer, "busy", property(wait))
         assert run_job(job, options, SilentDisplay()) == 0
     return RunState(FileStore(folder / "runs"), job.name)

@@ -1,4 +1,4 @@
-"""`pion status`: what a run's store says of it, for a person and as JSON."""
+"""`pion status`: what a run's store says about it, for a person and as JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_status_of_a_run_is_read_from_its_store_alone(here: Path, pion: Pion) ->
 
 def test_status_shows_the_stages_that_the_runs_job_has(here: Path, pion: Pion) -> None:
     run = make_run(here / "runs", saves=[("pretrain", 10)], finished=[])
-    assert "sft       not started" in pion("status", "demo")[1]  # nothing says what job it is
+    assert "sft       not started" in pion("status", "demo")[1]  # the job is not recorded
     run.write_job("d1", yaml.safe_dump(tiny_dict(sft=None)))
     claim = claim_run(run, Owner.me())
     claim.set_job("d1")

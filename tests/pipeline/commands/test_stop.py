@@ -1,4 +1,4 @@
-"""`pion stop` asks, says what will happen, and with --wait sees it through."""
+"""`pion stop` asks, says what will happen, and with --wait waits until the run has stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.states import someone
 
 @pytest.fixture
 def run(tmp_path: Path, time: FakeClock) -> RunState:
-    """A released run that has work left."""
+    """A released run with work left."""
     return light_run(FileStore(tmp_path), clock=time.clock())
 
 
@@ -44,7 +44,7 @@ def finish(run: RunState) -> None:
 
 
 def dead_owner() -> Owner:
-    """A process of this machine that has ended."""
+    """An owner whose process on this machine has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait(60)
     return dataclasses.replace(Owner.me(), session="another", pid=process.pid, pid_start=1)
@@ -107,8 +107,8 @@ def test_waiting_follows_a_run_from_one_claim_to_the_next(run: RunState, time: F
 
     def live() -> None:
         if not claims and time.time - start > 50:
-            claims.append(claim_run(run, owner))  # its workers claim anew
-        elif claims and time.time - start > 100:  # longer than silence is borne
+            claims.append(claim_run(run, owner))  # its workers make another claim
+        elif claims and time.time - start > 100:  # longer than an owner may be silent
             claims.pop().release()
 
     time.during_sleep = live

@@ -16,7 +16,7 @@ VERSION = f"pion {importlib.metadata.version('pion')}"
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The code alone, as a wheel or a rented machine has it, in no git checkout."""
+    """The code without a git checkout, as in a wheel or on a rented machine."""
     for package in ("pion", "pipeline"):
         shutil.copytree(
             REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")

@@ -40,7 +40,7 @@ STEP = Step(
 
 
 class Clock:
-    """A clock the test moves by hand."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.at = 1_800_000_000.0
@@ -50,7 +50,7 @@ class Clock:
 
 
 def log_of(*messages: Shown, clock: Clock | None = None) -> list[str]:
-    """The lines a log gets for these messages."""
+    """Return the lines that a log gets for these messages."""
     file = io.StringIO()
     with Display(file, now=clock or Clock()) as display:
         for message in messages:
@@ -59,7 +59,7 @@ def log_of(*messages: Shown, clock: Clock | None = None) -> list[str]:
 
 
 def terminal_of(*messages: Shown) -> str:
-    """What a terminal is sent for these messages."""
+    """Return what a terminal gets for these messages."""
     file = io.StringIO()
     with Display(file, live=True) as display:
         for message in messages:

@@ -1,4 +1,4 @@
-"""Messages arrive between processes as they were sent, and nothing else passes for one."""
+"""Messages arrive between processes as they were sent, and anything else is refused."""
 
 import ast
 

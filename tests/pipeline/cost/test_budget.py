@@ -1,4 +1,4 @@
-"""A budget stops a run when it is spent, and is refused where it could not be kept."""
+"""A budget stops a run when it is spent, and is refused if it can't be checked."""
 
 from __future__ import annotations
 

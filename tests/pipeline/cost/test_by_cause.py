@@ -1,7 +1,7 @@
-"""Every second that a run paid for is counted once, and said to have gone into what it went into.
+"""Every paid second of a run is counted once, under the right cause.
 
 The histories below are small enough to add up by hand. A step is 4 rows of 10 tokens, and takes 8 s
-where its row says 5 tokens/s.
+if its row says 5 tokens/s.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STEP = 8.0
 
 
 def rental(epoch: int, at: float, rented_at: float, **fields: Any) -> Row:
-    """What a process on a rented A40 appends when it has claimed the run."""
+    """Return the event that a process on a rented A40 appends when it has claimed the run."""
     about = {
         "id": "pod1",
         "cloud": "RunPod",
@@ -74,7 +74,7 @@ def step(step: int, epoch: int, at: float, speed: float | None = 5.0) -> Row:
 
 
 def steps(first: int, last: int, epoch: int, at: float) -> list[Row]:
-    """Rows of steps done back to back, the first of them done by `at`."""
+    """Return the rows of consecutive steps; the first is done at `at`."""
     return [step(n, epoch, at + STEP * (n - first)) for n in range(first, last + 1)]
 
 
@@ -83,7 +83,7 @@ def owned(epoch: int, owner: bool = True, **fields: Any) -> Head:
 
 
 def seconds(found: Costs) -> dict[str, float]:
-    """What there is of each cause, to a thousandth of a second."""
+    """Return the seconds of each cause that has any, to a thousandth."""
     return {cause: round(s, 3) for cause, s in found.seconds.items() if round(s, 3)}
 
 
@@ -129,7 +129,7 @@ def test_a_first_step_that_compiles_is_boot_but_for_a_usual_steps_time() -> None
 
 
 def test_what_is_between_two_steps_is_stall_and_an_evaluation_is_not() -> None:
-    rows = [*steps(1, 2, epoch=1, at=T + 18), step(3, 1, T + 40)]  # 14 s between them, beside 8
+    rows = [*steps(1, 2, epoch=1, at=T + 18), step(3, 1, T + 40)]  # 14 s between them, 8 s of work
     rows.append({"step": 3, "epoch": 1, "at": T + 50, "held_out_loss": 3.0})
     rows.append({"step": 3, "epoch": 1, "at": T + 55, "sample": {"prompt": "a", "text": "b"}})
     rows.append(step(4, 1, T + 63))
@@ -160,7 +160,7 @@ def test_a_run_under_way_costs_until_now_and_its_step_in_flight_is_a_step() -> N
     events = [rental(1, T + 5, T), training(1, T + 10)]
     rows = {"pretrain": steps(1, 3, epoch=1, at=T + 18)}
     assert seconds(costs(events, rows, head, T + 38)) == {"steps": 28, "boot": 10}
-    # Silent for a minute: it is dead, and was paid for until its last word.
+    # Silent for a minute: it is dead, and was paid for until its last sign.
     assert seconds(costs(events, rows, head, T + 95)) == {"steps": 24, "boot": 10}
     beating = costs(events, rows, head, T + 95, heartbeats={1: T + 90})
     assert seconds(beating) == {"steps": 24 + 61, "boot": 10}
@@ -183,7 +183,7 @@ def test_a_machine_lost_without_a_word_costs_until_its_last_sign_and_loses_steps
         training(2, T + 321),
     ]
     rows = [*steps(1, 6, epoch=1, at=T + 28), *steps(5, 6, epoch=2, at=T + 329)]
-    # Step 6 was done at 68, a heartbeat came at 80; step 4 is what the second machine goes on from.
+    # Step 6 was done at 68, a heartbeat came at 80, and the second machine resumes from step 4.
     head = owned(
         2,
         restores={1: {"pretrain": 0}, 2: {"pretrain": 4}},
@@ -223,7 +223,7 @@ def test_a_lost_machine_is_paid_for_at_most_until_the_next_claim() -> None:
         training(1, T + 20),
         rental(2, T + 60, T + 30, id="pod2"),
     ]
-    # It was cut off and went on: what arrived after it had been fenced was not paid for twice.
+    # It was cut off and kept working: time after it was fenced is not counted twice.
     rows = {"pretrain": steps(1, 9, epoch=1, at=T + 28)}
     head = owned(2, owner=False, restores={1: {"pretrain": 0}, 2: {"pretrain": 0}})
     found = costs(events, rows, head, T + 500, heartbeats={1: T + 400})
@@ -289,7 +289,7 @@ def test_waiting_for_the_runs_old_owner_is_idle_on_the_new_machine_while_the_old
 
 
 def test_between_two_attempts_of_one_process_is_restore() -> None:
-    """A worker died, or a loss spike: the same process claims anew and goes back."""
+    """After a dead worker or a loss spike, the same process makes another claim and goes back."""
     events = [rental(1, T, T), training(2, T + 10), training(3, T + 100)]
     rows = [*steps(1, 4, epoch=2, at=T + 18), *steps(3, 5, epoch=3, at=T + 108)]
     head = owned(
@@ -320,7 +320,7 @@ def test_two_stages_follow_each_other() -> None:
 
 
 def lost(pod: str, begin: float, end: float, price: float | None = 0.36) -> LostMachine:
-    """A pod that a watcher saw boot, and end."""
+    """Return a pod that a watcher saw boot and end."""
     return LostMachine(pod, "RunPod", "A40", 1, price, "7", begin, end)
 
 
@@ -395,7 +395,7 @@ def test_time_between_two_processes_at_home_costs_nothing() -> None:
 
 def test_hours_without_a_price_are_said_to_be_missing_from_the_dollars() -> None:
     events = [rental(1, T + 3600, T), at_home(2, T + 9000, T + 8990), rental(3, T + 9100, T + 9090)]
-    events[2]["price"] = 0.0  # a machine of one's own, said to cost nothing
+    events[2]["price"] = 0.0  # a machine at home, with a price of 0
     found = costs(events, {}, owned(3), T + 9200, heartbeats={3: T + 9200})
     assert found.dollars == pytest.approx(0.36)
     assert found.unpriced_hours == pytest.approx(10 / 3600)
@@ -441,7 +441,7 @@ def test_rows_that_a_fork_brought_along_were_paid_for_by_its_source() -> None:
 
 def test_the_report_says_what_the_machines_of_a_hop_cost(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    run = light_run(store)  # its second claim, of epoch 2, went on from the first one's step 10
+    run = light_run(store)  # its second claim, of epoch 2, resumed from step 10 of the first
     for epoch, gpu, price in ((1, "A40", 0.4), (2, "RTXA4000", 0.2)):
         events = EventLog(store, run.name, epoch)
         about = rental(epoch, 0, time.time(), id=gpu, gpu=gpu, price=price)
@@ -464,7 +464,7 @@ def test_the_report_says_what_the_machines_of_a_hop_cost(tmp_path: Path) -> None
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[Row], list[Row], Head, float]:
-    """Some attempts on some machines, each going back to a step of the one before."""
+    """Generate attempts on machines. Each attempt goes back to a step of the previous attempt."""
     gap = st.floats(0, 60)
     now, done = T, 0
     events: list[Row] = []
@@ -503,7 +503,7 @@ def test_in_any_history_each_machines_time_is_what_it_was_spent_on(
 
 
 def be_rented(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
-    """What `pion run` starts from now on is on a rental whose run script began a minute ago."""
+    """Make this process look like a rental whose run script began a minute ago."""
     begun = time.time() - 60
     rented = {
         "SKYPILOT_TASK_ID": "sky-1",
@@ -521,14 +521,14 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=5)
-    before = someone(commit="c" * 40, started_at=time.time())  # not when these tests began
+    before = someone(commit="c" * 40, started_at=time.time())  # not the time when these tests began
     claim_run(RunState(FileStore(tmp_path / "runs"), "tiny"), before).release()
     be_rented(monkeypatch, PION_PRICES='{"A40": 36.0, "L4": 9}', PION_SPOT="1")
     process = start(job, "pretrain.steps=2000")
-    # Until a save has brought the first steps' metrics to the store, and a step after it.
+    # Wait for a save, which writes the first steps' metrics to the store, and for a step after it.
     text = wait_for(process, ": saved") + wait_for(process, " at $36.00/h")
     kill(process)
-    # From where this container began, if that was within the hour, else a minute before.
+    # From this container's start if it was within the hour, else from a minute before.
     assert re.search(r"boot: [\d,.]+ (s|min) ", text)
     assert "checks 2.0 s, install 48.0 s, pion started " in text
     assert "paid to first step: " in text
@@ -536,7 +536,7 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     assert "changed since this run was last worked on: commit cccccccccc → " in text
 
     run, head = read_run(f"{tmp_path}/runs/tiny")
-    found = costs_of(run, head, time.time() + 600)  # long after
+    found = costs_of(run, head, time.time() + 600)  # much later
     machine, _ = found.machines
     assert (machine.id, machine.gpu, machine.price, machine.spot) == ("pod1", "A40", 36.0, True)
     assert machine.end - machine.begin == pytest.approx(sum(machine.seconds.values()))
@@ -547,7 +547,7 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     assert machine.seconds["idle"] == 0
     assert found.dollars is not None
     assert found.dollars == pytest.approx(36 * machine.hours)
-    # HEAD's own meter, by which budgets stop a run, knows no more of a death than its last commit.
+    # HEAD's own count, which limits budgets, only reaches the last commit before a death.
     assert 0.6 < head.spent.dollars <= found.dollars + 0.01
 
     assert show_status(f"{tmp_path}/runs/tiny", as_json=False) == 0

@@ -1,4 +1,4 @@
-"""Data on the Hub: the real clients against a Hub of our own on loopback."""
+"""Data on the Hub: the real clients against our own Hub on loopback."""
 
 import io
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_shards_are_described_without_downloading_them(hub: HubServer) -> None:
     ]
     assert shards[2].bytes == len(files["shard_2.npy"])
     assert shards[2].remote == {"repo": "user/shards", "revision": commit, "path": "shard_2.npy"}
-    assert hub.count("GET /datasets/.*/resolve/") == 1  # the header of the first
+    assert hub.count("GET /datasets/.*/resolve/") == 1  # the header of the first shard
 
 
 def test_rows_longer_than_seq_len_are_counted_as_several(hub: HubServer) -> None:

@@ -25,7 +25,7 @@ SHARDS = 12
 
 
 def content(number: int) -> bytes:
-    """A shard whose row r of shard s begins with the ids s, r."""
+    """Return the rows of shard s. Row r begins with the ids s, r."""
     rows = np.zeros((ROWS, SEQ_LEN), np.uint16)
     rows[:, 0], rows[:, 1] = number, np.arange(ROWS)
     file = io.BytesIO()
@@ -48,7 +48,7 @@ def a_shard(number: int) -> Shard:
 
 
 class Downloads:
-    """A fetch that keeps a list of what it was asked for, and does what a test wants first."""
+    """A fetch that records its requests, and first does what a test wants."""
 
     def __init__(self, before: Callable[[str], None] = lambda name: None) -> None:
         self.names: list[str] = []
@@ -69,7 +69,7 @@ def stream_of(shards: list[Shard], cache: ShardCache, window: int = 2) -> Cached
 
 
 def cached_bytes(folder: Path) -> int:
-    """Bytes of the shards there at one moment, while others may be deleting them."""
+    """Return the bytes of the shards there now, while others may be deleting them."""
     total = 0
     for path in list(folder.glob("*.npy")):
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""A good job file, and what is said of a bad one."""
+"""A good job file, and the message about a bad one."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -11,7 +11,7 @@ STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 
 
 def changed(**changes: object) -> set[str]:
-    """Stages whose digest differs from the tiny job's after `changes`."""
+    """Return the stages whose digest differs from the tiny job's after `changes`."""
     base = digest_job(tiny_job(publish={"to": "out"})).stages
     other = digest_job(tiny_job(**{"publish": {"to": "out"}, **changes})).stages
     return {stage for stage in STAGES if base[stage] != other[stage]}

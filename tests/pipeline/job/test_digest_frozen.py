@@ -1,4 +1,4 @@
-"""The digests that finished runs recorded never move: those of every committed job."""
+"""The digests of every committed job never change: finished runs have recorded them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A field that a later version adds leaves every digest where it is, until it is used."""
+"""A field that a later version adds changes no digest until it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPUs are counted without torch, and what the environment says is not believed blindly."""
+"""GPUs are counted without torch, and the environment is checked, not trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cloud's notice arrives once, and nothing a metadata service does harms the run."""
+"""A cloud's notice arrives once, and no fault of a metadata service harms the run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _on_no_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Watch:
-    """A watch of `cloud`, whose notices and complaints are kept."""
+    """A watch of `cloud` that keeps its notices and messages."""
 
     def __init__(self, **environment: str) -> None:
         self.notices: queue.Queue[tuple[str, float]] = queue.Queue()
@@ -66,7 +66,7 @@ class Watch:
 
 
 def not_found(cloud: Metadata, times: int = 1) -> Callable[[], bool]:
-    """AWS was asked that often, and had no notice to give."""
+    """Return a condition: AWS was queried that often, without a notice."""
     return lambda: cloud.asked.count(("GET", ACTION, 404)) >= times
 
 

@@ -1,5 +1,4 @@
-"""A rented machine knows what it is, since when it is paid for and what it costs; home is no
-rental."""
+"""A rented machine knows what it is, when paying for it began and what it costs."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ STARTED = POD_UP + 72.5
 
 @pytest.fixture
 def proc(tmp_path: Path) -> Path:
-    """What the kernel says in a container of this age, whose process 1 RunPod started."""
+    """Write what /proc says in a container of this age whose process 1 RunPod started."""
     ticks = int((POD_UP - BOOTED) * os.sysconf("SC_CLK_TCK"))
     fields = ["S", *["0"] * 18, str(ticks), "0"]
     (tmp_path / "1").mkdir()
@@ -62,7 +61,7 @@ def proc(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No nvidia-smi, unless a test puts one here."""
+    """Hide nvidia-smi, unless a test puts one here."""
     monkeypatch.setenv("PATH", "/nowhere")
     machines._nvidia_smi.cache_clear()
 
@@ -320,7 +319,7 @@ def test_skypilots_own_names_of_runpods_gpus_are_ours() -> None:
     source = next((file.read_text() for file in files if file.exists()), None)
     if source is None:
         pytest.skip("SkyPilot is not installed")
-    # Read, not imported: that takes ten seconds.
+    # Read, not imported, because the import takes ten seconds.
     (names,) = (
         ast.literal_eval(node.value)
         for node in ast.parse(source).body

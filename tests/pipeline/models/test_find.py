@@ -1,4 +1,4 @@
-"""Whatever a person calls a model is found, or they are told what there is."""
+"""Every way to name a model finds it, or the message lists the models that exist."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ def weight(model: torch.nn.Module) -> torch.Tensor:
 
 
 def is_seed(model: torch.nn.Module, seed: int) -> bool:
-    """Whether these are the weights that finished_run.make_run drew with `seed`."""
+    """Return whether these are the weights that finished_run.make_run drew with `seed`."""
     drawn = tiny_model(model.config.vocab_size, seed=seed)
     return torch.equal(weight(model), weight(drawn))
 

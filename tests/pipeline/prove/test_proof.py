@@ -1,4 +1,4 @@
-"""`pion prove` really kills, finds the same weights again, or says where they are not the same."""
+"""`pion prove` really kills runs, and finds the same weights or says where they differ."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHORT: dict[str, Any] = {
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a cache of its own below it."""
+    """The working directory, with its own cache inside."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
@@ -77,7 +77,7 @@ def test_a_run_killed_four_times_ends_like_the_unbroken_one(
     assert result["unbroken"]["stages"].keys() == {"pretrain", "sft"}
     for this in result["rounds"]:
         assert this["stages"] == result["unbroken"]["stages"]
-    # Nothing stays behind, neither in the store nor on this machine.
+    # Nothing stays behind in the store or on this machine.
     assert list((here / "runs").iterdir()) == []
     assert list((here / "cache" / "pion").glob("prove-*")) == []
 
@@ -86,7 +86,7 @@ def test_a_run_killed_four_times_ends_like_the_unbroken_one(
 def test_a_run_on_s3_killed_four_times_ends_like_the_unbroken_one(
     here: Path, s3_store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Kills can land in uploads too, and can take this machine's copies along."""
+    """Kills can also land in uploads, and can take this machine's copies with them."""
     job = write_job(here)
     arguments = ["--kills", "4", "--seed", "3", "--store", s3_store, "--json", "proof.json"]
     code = main(["prove", job, *arguments])
@@ -159,7 +159,7 @@ def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(here:
     command = [sys.executable, "-m", "pipeline.cli", "run", write_job(here, sft=None)]
     command += ["checkpoint.every_steps=3", "log.every=1"]
     with Place() as place:
-        # Of the five files of the first checkpoint the third is not written yet.
+        # The third of the five files of the first checkpoint is not written yet.
         done = attempt(command, place, Instant("save", arrival=3, machine=True))
         assert (done.killed, done.at, done.during) == (True, "save", "pretrain"), done.last_lines
         (folder,) = (here / "runs/tiny/checkpoints/pretrain").iterdir()
@@ -184,7 +184,7 @@ WHOLE = Attempt(False, 0, None, "evaluate", {}, [0.1 * n for n in range(60)], [3
 
 
 def head_after(failures: int, *stages: str) -> Head:
-    """HEAD of a run that did `stages` and was then killed so often without a commit."""
+    """Return HEAD of a run that did `stages` and was then killed so often without a commit."""
     head = Head()
     for stage in stages:
         head = head.with_stage(stage, StageRecord("digest", 0.0))
@@ -267,7 +267,7 @@ def trained(**changes: Any) -> Trained:
 
 
 def finished(folder: Path, steps: int = 3, weight: float = 1.0) -> RunState:
-    """A run that trained so many steps on 4 rows each, with these weights at the end."""
+    """Write a run that trained so many steps on 4 rows each, with these weights at the end."""
     run = RunState(FileStore(folder / "runs"), "demo")
     claim = claim_run(run, Owner.me())
     claim.set_restore("pretrain", 0)

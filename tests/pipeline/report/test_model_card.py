@@ -1,4 +1,4 @@
-"""The model card says what the model is, in Markdown the Hub can read."""
+"""The model card describes the model, in Markdown that the Hub can read."""
 
 import copy
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ RESULTS: dict[str, Any] = {
         "hellaswag": {"skipped": "its data can't be had: no network"},
     },
 }
-# (device, workers, seconds) of each attempt to pretrain.
+# (device, workers, seconds) of each pretraining attempt.
 ATTEMPTS = (("NVIDIA A40", 2, 3600.0), ("NVIDIA H200", 1, 1800.0), ("NVIDIA A40", 2, 3600.0))
 
 
@@ -77,7 +77,7 @@ def history_of(
     head: Head | None = None,
     costs: Costs | None = None,
 ) -> RunHistory:
-    """A run of `job` that is evaluated, whose attempts trained one step each."""
+    """Return an evaluated run of `job` whose attempts trained one step each."""
     events, rows = [], []
     for epoch, (device, workers, seconds) in enumerate(attempts, 1):
         about = {"stage": "pretrain", "epoch": epoch, "device": device, "workers": workers}

@@ -30,7 +30,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def row(step: int, **measured: Any) -> dict[str, Any]:
-    """A row of metrics: another machine took over after step 250."""
+    """Return a row of metrics. Another machine took over after step 250."""
     return {"step": step, "epoch": 1 + (step > 250), "at": 0.3 * step, **measured}
 
 
@@ -73,7 +73,7 @@ def report_of(
     events: Sequence[dict[str, Any]] = (),
     **fields: Any,
 ) -> str:
-    """The page of a run with these samples of `stage`, and these events after the usual ones."""
+    """Return a run's page, with these samples of `stage` and these events after the usual ones."""
     metrics = METRICS | {stage: [*METRICS[stage], *samples]}
     metrics = {name: sorted(rows, key=lambda row: row["step"]) for name, rows in metrics.items()}
     history = RunHistory(
@@ -90,7 +90,7 @@ def report_of(
 
 
 class Page(HTMLParser):
-    """Every tag with its attributes, the visible text, and the tags left open."""
+    """Collects every tag with its attributes, the visible text, and unclosed tags."""
 
     VOID = ("meta", "img", "source", "br", "link")
 
@@ -274,7 +274,7 @@ def test_rows_that_a_rewind_left_out_are_in_the_lineage_the_report_and_the_card(
     assert history.left_out() == [("1970-01-01 00:00:00 UTC", text)]
     page = Page(report_of(tmp_path, head=head))
     assert f"Rows left out1970-01-01 00:00:00 UTC{text}" in page.text.replace("\n", "")
-    assert page.text.count("left out") == 1  # the table of attempts has no column of it
+    assert page.text.count("left out") == 1  # the table of attempts has no column for it
     assert "Rows left out" not in report_of(tmp_path)
     card = card_of_history(history)
     assert f"Left out, because steps on them went wrong: {text}." in card

@@ -1,4 +1,4 @@
-"""A hop, seen from the new machine: the old owner is asked by it, saves, and nothing is lost."""
+"""A hop, seen from the new machine: it asks the old owner to save, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from tests.support.whole_runs import write_job
 
 @pytest.fixture
 def run(tmp_path: Path, time: FakeClock) -> RunState:
-    """A released run that has work left, last claimed under epoch 2."""
+    """A released run with work left, last claimed under epoch 2."""
     return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
 
 
 def arrive(
     run: RunState, epoch: int, me: Owner = NEW, fetch: Callable[[], object] = lambda: None
 ) -> list[str]:
-    """What the new machine does before it claims; what it says."""
+    """Do what the new machine does before it claims; return what it says."""
     said: list[str] = []
     environment = {FROM_EPOCH: str(epoch)}
     ask_for_handover(run, me, say=said.append, fetch=fetch, environment=environment)
@@ -66,7 +66,7 @@ def test_the_old_owner_saves_and_releases_and_the_new_one_goes_on_from_there(
     claim = claim_run(run, NEW, unattended=True)
     assert claim.reason == RELEASED
     assert claim.before.checkpoints[0].step == 9  # nothing is lost
-    assert time.time - started < 5  # nobody waits for silence
+    assert time.time - started < 5  # without waiting for silence
 
 
 def test_nobody_is_asked_before_the_new_machine_has_come(run: RunState) -> None:
@@ -142,7 +142,7 @@ def test_a_launch_that_had_the_run_asks_nobody_when_it_is_restarted(run: RunStat
 
 
 def test_a_machine_that_comes_late_leaves_a_run_alone_that_has_moved(run: RunState) -> None:
-    claim_run(run, OLD).release()  # it was taken away, and another is on its way
+    claim_run(run, OLD).release()  # the first machine was taken away, and another one is booting
     assert arrive(run, head_of(run).epoch) == []
     assert arrive(run, head_of(run).epoch) == []  # its boot was interrupted
     assert pending_stop(run, launch_id="launch-new") is None

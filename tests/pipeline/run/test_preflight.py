@@ -1,4 +1,4 @@
-"""What `pion run` finds out before anything is started: of the machine it is on, here."""
+"""What `pion run` checks about its machine before anything is started."""
 
 from __future__ import annotations
 

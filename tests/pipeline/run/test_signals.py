@@ -1,7 +1,7 @@
-"""An orderly stop, and a process that is gone in time: real processes, real signals.
+"""An orderly stop, and a process that ends in time: real processes, real signals.
 
-What can't be tested is a call that keeps the GIL for ever: it ends only by SIGKILL. One that gives
-it back after a while is below.
+A call that holds the GIL forever can't be tested: only SIGKILL ends it. A call that releases the
+GIL after a while is tested below.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def orderly(work, **options):
 
 
 class Process:
-    """A program under test that has said it is ready."""
+    """A program under test that has said that it is ready."""
 
     def __init__(self, program: str) -> None:
         self._process = subprocess.Popen(
@@ -77,12 +77,12 @@ class Process:
             assert line, f"ended without a line with {text!r}"
 
     def end(self) -> tuple[int, str]:
-        """Exit code and what is left of the output."""
+        """Return the exit code and the rest of the output."""
         rest = self.output.read()
         return self.exit_code(), rest
 
     def exit_code(self) -> int:
-        """Exit code, with the output left unread."""
+        """Return the exit code, without reading the output."""
         return self._process.wait(PATIENCE_SECONDS)
 
     @property
@@ -166,7 +166,7 @@ def work(stopping):
         print("x" * 100_000, flush=True)  # blocks, with the lock of standard output held
 orderly(work, grace=1.0)
 """)
-    # The pipe counts by pages, and the one that "ready" was read from may be in part free.
+    # The pipe counts pages, and the page that "ready" was read from may be partly free.
     full = fcntl.fcntl(process.output, fcntl.F_GETPIPE_SZ) - mmap.PAGESIZE
     wait_until(lambda: unread_bytes(process.output) > full, "its output to fill the pipe")
     process.signal(signal.SIGTERM)
@@ -252,7 +252,7 @@ def test_a_second_signal_ends_the_process_at_once_even_in_c(
     process = start("orderly(lambda stopping: hash_for_minutes(), grace=600.0)")
     process.signal(first)
     process.wait_for_line("a second signal ends at once, without saving")
-    time.sleep(DOUBLED + 0.1)  # sooner it would be taken for an echo of the first
+    time.sleep(DOUBLED + 0.1)  # earlier, it would count as an echo of the first
     process.signal(second)
     code, _ = process.end()
     assert code == 128 + second
@@ -472,7 +472,7 @@ def test_handlers_wakeup_fd_threads_and_files_are_as_before_afterwards() -> None
         assert state() != before
         with StoppingOnSignals(SilentDisplay()):
             stopping.ask("pion stop")
-    stopping.ask("too late", 0.0)  # a watcher of notices that has not ended yet
+    stopping.ask("too late", 0.0)  # a thread that watches for notices and has not ended yet
     assert state() == before
     assert set(threading.enumerate()) <= threads
 

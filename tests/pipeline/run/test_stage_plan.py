@@ -1,4 +1,4 @@
-"""Which stages a run still has to do, and what it refuses to redo behind the user's back."""
+"""Which stages a run still has to do, and what it refuses to redo without being asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may go on under a version of pion whose stages have new fields."""
+"""What can continue under a version of pion whose stages have new fields."""
 
 from __future__ import annotations
 

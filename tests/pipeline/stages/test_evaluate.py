@@ -26,7 +26,7 @@ TEXT = ["the cat sat on the mat. ", "a dog ate the bone. ", "return a new list o
 
 
 class Folder:
-    """Parts in memory; `room` for so many, then the machine goes away."""
+    """Parts in memory. After `room` parts, the machine goes away."""
 
     def __init__(self, room: int = 1000) -> None:
         self.kept: dict[str, str] = {}
@@ -92,7 +92,7 @@ class World:
         sleep: Callable[[float], None] = lambda seconds: None,
         **changed: Any,
     ) -> tuple[dict[str, Any], list[str]]:
-        """Results, and the parts that were computed; `changed` is of what was trained."""
+        """Return the results and the computed parts; `changed` are fields of what was trained."""
         said: list[str] = []
         trained = TrainedRun(self.models, self.pretrain_data, self.sft_data)
         trained = dataclasses.replace(trained, **changed)
@@ -160,7 +160,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def unbroken(world: World) -> tuple[dict[str, Any], list[str]]:
-    """Results of an evaluation that nothing disturbed, and its parts in order."""
+    """The results of an uninterrupted evaluation, and its parts in order."""
     return world.run(world.job(), Folder())
 
 
@@ -190,7 +190,7 @@ def test_baselines_are_what_they_say(
     results, _ = unbroken
     assert results["ngram"]["order"] == 4
     assert results["ngram"]["train_tokens"] == math.ceil(4000 / SEQ_LEN) * SEQ_LEN
-    assert results["ngram"]["loss"] < 1  # three sentences over and over
+    assert results["ngram"]["loss"] < 1  # three repeated sentences
     assert results["untrained"]["loss"] == pytest.approx(
         math.log(world.tokenizer.vocab_size), abs=0.1
     )

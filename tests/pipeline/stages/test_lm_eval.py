@@ -78,7 +78,7 @@ def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
 
 
 def python_that(does: str, folder: Path) -> str:
-    """An interpreter that runs `does` in place of lm-eval."""
+    """Write an interpreter that runs `does` instead of lm-eval."""
     script = folder / "python"
     script.write_text(f"#!{sys.executable}\nimport os, signal, sys\n{does}\n")
     script.chmod(0o755)
@@ -153,7 +153,7 @@ def test_a_stop_ends_every_process_of_a_task_that_is_going_on(
 
     with pytest.raises(Interrupted, match="SIGTERM"):
         run_task("arc_easy", tmp_path, sleep=stop_once_it_runs)
-    assert len(started) >= 3  # it, its child, and what watches over both
+    assert len(started) >= 3  # the task, its child, and the reaper
     _, alive = psutil.wait_procs(started, timeout=20)
     assert not alive
     assert not list(Path(tempfile.gettempdir()).glob("pion-lm-eval-*"))
@@ -175,7 +175,7 @@ def test_a_task_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> Non
     wait_until(lambda: (tmp_path / "begun").exists() or runs.poll() is not None, "the task to run")
     assert runs.poll() is None
     started = psutil.Process(runs.pid).children(recursive=True)
-    runs.kill()  # as at a deadline that passes
+    runs.kill()  # as when a deadline passes
     runs.wait(60)
     _, alive = psutil.wait_procs(started, timeout=20)
     assert not alive

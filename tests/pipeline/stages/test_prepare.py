@@ -1,4 +1,4 @@
-"""prepare: text to shards; what it leaves behind, what it refuses, how it goes on."""
+"""prepare: text to shards; what it writes, what it refuses, how it resumes."""
 
 import errno
 import gzip
@@ -36,7 +36,7 @@ def test_every_document_is_in_one_split_and_none_is_lost(tmp_path: Path) -> None
     data = prepared(make_job(tmp_path), tmp_path / "data")
     train, held_out = texts_of(data, "train"), texts_of(data, "held_out")
     wanted = {sentences(i, 6) for i in range(300)}
-    # The ids after the last whole row are dropped, so the last text of a split may be cut.
+    # The ids after the last full row are dropped, so the last text of a split may be cut.
     assert set(train[:-1]) | set(held_out[:-1]) <= wanted
     assert not set(train[:-1]) & set(held_out[:-1])
     assert len(train[:-1]) + len(held_out[:-1]) >= 296
@@ -60,7 +60,7 @@ def test_what_is_held_out_does_not_depend_on_where_or_how_often_a_text_appears(
     lines = (tmp_path / "corpus.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "corpus.jsonl").write_text("".join(reversed(lines)) + lines[0])
     after = set(texts_of(prepared(make_job(tmp_path), tmp_path / "two"), "held_out"))
-    assert len(before - after) <= 1  # the one that is cut at the end now
+    assert len(before - after) <= 1  # the text that is cut at the end now
 
 
 def test_a_corpus_of_one_long_file_gives_its_end_to_the_held_out_split(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path: Path)
     whole = prepared(make_job(tmp_path), tmp_path / "whole")
     held_out = set(texts_of(whole, "held_out")[:-1])
     lines = (tmp_path / "corpus.jsonl").read_text().splitlines(keepends=True)
-    # Held-out documents come ten times now; merges learned from them would come out otherwise.
+    # Held-out documents come ten times now. If merges were learned from them, they would differ.
     again = [line for line in lines if json.loads(line)["text"] in held_out]
     (tmp_path / "corpus.jsonl").write_text("".join(lines + 9 * again))
     more = prepared(make_job(tmp_path), tmp_path / "more")

@@ -119,9 +119,9 @@ def test_interrupted_packing_goes_on_to_the_same_bytes(
         for p in (tmp_path / "data").rglob("shard_*.json")
     }
     assert len(finished) > 2
-    tokenised = 100  # from here on only a count of what is tokenised again
+    tokenised = 100  # from here on, only count what is tokenised again
     resumed = prepare_sft(job, tmp_path / "data", None, lambda message: None)
-    assert tokenised - 100 < 8  # 10 training buffers and 1 held out; the first ones are not redone
+    assert tokenised - 100 < 8  # 10 training buffers, 1 held out; the first are not redone
     monkeypatch.setattr(conversation_rows, "tokenize_batch", tokenize)
     unbroken = prepare_sft(job, tmp_path / "unbroken", None, lambda message: None)
     assert {p: p.stat().st_mtime_ns for p in finished} == finished

@@ -1,4 +1,4 @@
-"""Publishing delivers a verified model whole, or changes nothing and says what to do."""
+"""Publishing delivers a complete, verified model, or changes nothing and says what to do."""
 
 import json
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ class Trained:
         )
 
     def publish(self, to: str | Path, **changes: Any) -> dict[str, Any]:
-        """Publish to `to`; `changes` go to the job's publish section, but `results` and `says`."""
+        """Publish to `to`. `changes` are for the publish section, except `results` and `says`."""
         results, says = changes.pop("results", RESULTS), changes.pop("says", [])
         history = RunHistory(
             self.job(to, **changes),
@@ -116,7 +116,7 @@ def test_a_folder_gets_the_model_its_card_and_its_loss_plot(
         "max_logit_difference": pytest.approx(0, abs=1e-4),
     }
     assert any("same model" in message.text for message in says)
-    assert [path.name for path in out.parent.iterdir()] == ["demo"], "nothing is left beside it"
+    assert [path.name for path in out.parent.iterdir()] == ["demo"], "nothing is left next to it"
 
 
 def test_the_code_on_the_card_runs(
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_made_is_found_before_training(
 
 def test_a_folder_that_may_not_be_written_is_found_before_training(trained: Trained) -> None:
     with pytest.raises(BadInput, match="nothing can be written"):
-        check_target(trained.job("/proc/demo"))  # where not even root can make a file
+        check_target(trained.job("/proc/demo"))  # even root can't make a file there
 
 
 # ---------------------------------------------------------------- publish.require

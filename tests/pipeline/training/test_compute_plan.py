@@ -1,4 +1,4 @@
-"""How a machine computes a stage: what the job asks, what fits, and what a checkpoint recorded."""
+"""How a machine computes a stage: what the job says, what fits, and what a checkpoint recorded."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ from tests.support.jobs import tiny_job
 
 
 def recorded(**changes: Any) -> dict[str, Any]:
-    """The plan of the tiny job here, as a checkpoint records it."""
+    """Return the plan of the tiny job on this machine, as a checkpoint records it."""
     plan = choose_plan(tiny_job(), "pretrain", Group(), None)
     return dataclasses.replace(plan, **changes).to_dict()
 

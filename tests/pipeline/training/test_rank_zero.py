@@ -1,4 +1,4 @@
-"""What rank 0 does besides computing, and the other ranks don't."""
+"""What rank 0 does in addition to computing, and the other ranks don't."""
 
 from pipeline.training.rank_zero import Rank, RankZero
 

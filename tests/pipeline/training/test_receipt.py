@@ -86,7 +86,7 @@ def test_what_a_hop_must_not_change_is_an_alarm_and_never_as_before(
     (found,) = alarms(lines)
     assert alarm in found
     assert "everything committed is safe" in found
-    subject = found.removeprefix("ALARM: ").split()[0]  # learning, first, or a number
+    subject = found.removeprefix("ALARM: ").split()[0]  # "learning", "first" or a number
     assert not any(line.startswith(subject) and "as before" in line for line in lines)
 
 
@@ -132,7 +132,7 @@ def run(tmp_path: Path) -> RunState:
 def attempt(
     run: RunState, epoch: int, event: dict[str, Any], steps: range, lr: float = 3e-4
 ) -> None:
-    """An attempt that trained `steps`, two to a segment."""
+    """Write an attempt that trained `steps`, with two steps per segment."""
     events = EventLog(run.store, run.name, epoch)
     events.append("phase", name="import", seconds=1.0)
     events.append("training", **event)
@@ -147,7 +147,7 @@ def attempt(
 
 
 def test_the_last_kept_step_is_found_behind_what_was_rewound(run: RunState) -> None:
-    attempt(run, 2, A40, range(1, 21))  # saved at 16, lost after it
+    attempt(run, 2, A40, range(1, 21))  # saved at 16; the steps after it were lost
     now = A4000 | {"from_step": 16, "next_row": 64 * 16}
     assert hop_receipt(run, 4, now)[-2:] == [
         "learning rate 0.0003 as before",
@@ -170,7 +170,7 @@ def test_a_first_attempt_has_no_receipt(run: RunState) -> None:
 
 
 def test_an_attempt_that_saved_nothing_is_compared_by_its_schedule(run: RunState) -> None:
-    """The step a fork goes on from was trained under another schedule than the fork's."""
+    """The last step before a fork was trained under another schedule than the fork's."""
     attempt(run, 1, A40, range(1, 7), lr=1e-2)
     attempt(run, 2, A40 | {"from_step": 6, "lr": 3e-4, "next_row": 384}, range(7, 9))
     now = A4000 | {"from_step": 6, "next_row": 384}

@@ -1,4 +1,4 @@
-"""Rewinding: which rows are left out, that no other is, and when a run stops trying."""
+"""Rewinding: exactly which rows are left out, and when a run gives up."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def plan(head: Head, step: int, max_rewinds: int = 3, digest: str = DIGEST) -> S
 
 @dataclasses.dataclass
 class Saved:
-    """A checkpoint, and beside it the rows that led to it."""
+    """A checkpoint, with the rows that led to it."""
 
     step: int = 0
     next_row: int = 0
@@ -73,12 +73,12 @@ class Saved:
 def train_with_trouble(
     bad: set[int], steps: int, global_batch: int, start: Saved, chance: random.Random
 ) -> tuple[list[int], Head]:
-    """The rows committed by a run that is also interrupted, rescaled and falls back at random."""
+    """Return the rows that a run commits although it is interrupted and rescaled at random."""
     head, saves, interruptions = Head(), [start], 5
     while True:
         head = dataclasses.replace(head, epoch=head.epoch + 1)
         if len(saves) > 1 and chance.random() < 0.2:
-            saves.pop()  # the newest checkpoint turns out to be damaged
+            saves.pop()  # the newest checkpoint is damaged
         at = saves[-1]
         head = head.restored("pretrain", at.step, now=0.0)
         step, next_row, trained = at.step, at.next_row, list(at.trained)
@@ -119,8 +119,8 @@ def json_pairs(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def test_what_is_trained_is_the_rows_in_their_order_but_those_recorded_as_skipped(
     bad: set[int], steps: int, global_batch: int, inherited: list[tuple[int, int]], seed: int
 ) -> None:
-    """Whatever the world size, the micro-batch, the interruptions and the number of troubles."""
-    before = [(first, first + rows) for first, rows in inherited]  # as of a run it was forked from
+    """For any world size, micro-batch, interruptions and number of troubles."""
+    before = [(first, first + rows) for first, rows in inherited]  # from the forked run
     start = Saved(skipped=before)
     trained, head = train_with_trouble(bad, steps, global_batch, start, random.Random(seed))
 
@@ -128,7 +128,7 @@ def test_what_is_trained_is_the_rows_in_their_order_but_those_recorded_as_skippe
     left_out = {row for first, stop in before for row in range(first, stop)}
     for record in records:
         rows = set(range(record.first, record.stop)) - left_out
-        assert len(rows) == global_batch  # the step's, and no other's
+        assert len(rows) == global_batch  # only the step's rows
         assert bad & rows
         left_out |= rows
     expected = (row for row in count() if row not in left_out)
@@ -136,7 +136,7 @@ def test_what_is_trained_is_the_rows_in_their_order_but_those_recorded_as_skippe
 
 
 def test_a_second_trouble_leaves_out_only_rows_not_yet_left_out() -> None:
-    """Its step began at the same row as the first, and stepped over what that one skipped."""
+    """Its step began at the first trouble's row, without the rows that the first had skipped."""
     head = head_with([skipped_at(10)], saved=9)
     trouble = Trouble(10, (rows_of(10)[0], rows_of(11)[1]), "loss nan")
     record = plan_rewind(head, "pretrain", DIGEST, trouble, 3, now=9.0)
@@ -146,7 +146,7 @@ def test_a_second_trouble_leaves_out_only_rows_not_yet_left_out() -> None:
 
 
 def test_rows_before_the_checkpoint_are_left_to_what_it_says_itself() -> None:
-    """It may have been made on a branch that trained on them."""
+    """The checkpoint may come from an attempt that trained on them."""
     head = head_with([skipped_at(3), skipped_at(8)])
     assert rows_to_skip(head, "pretrain", DIGEST, next_row=30) == [rows_of(8)]
     assert rows_to_skip(head, "pretrain", DIGEST, 30, [(0, 2)]) == [(0, 2), rows_of(8)]
@@ -191,7 +191,7 @@ def test_troubles_in_a_row_stop_the_run_after_the_last_try() -> None:
 def test_saving_a_few_steps_between_troubles_is_not_getting_past_them(
     saved: int, counting: int
 ) -> None:
-    """A diverging run that saves every other step would otherwise rewind for ever."""
+    """Otherwise a diverging run that saves every other step would rewind forever."""
     head = head_with([skipped_at(step) for step in (101, 103, 105)], saved)
     assert plan(head, step=saved + 1, max_rewinds=counting + 1)
     with pytest.raises(PionError):
@@ -199,7 +199,7 @@ def test_saving_a_few_steps_between_troubles_is_not_getting_past_them(
 
 
 def test_troubles_of_another_stage_or_digest_use_up_no_try() -> None:
-    """So a run whose learning rate was lowered after giving up has all its tries again."""
+    """So after giving up, a run with a lower learning rate has all its tries again."""
     head = head_with([skipped_at(step, digest="old lr") for step in (1, 2, 3)])
     assert plan(head, step=1)
     head = Head()
@@ -318,7 +318,7 @@ def test_raising_steps_keeps_what_was_skipped() -> None:
 def test_an_attempt_that_leaves_out_other_rows_is_not_one_more_without_progress(
     run: RunState,
 ) -> None:
-    """`max_rewinds` bounds these; the bound on attempts is for those that all end alike."""
+    """`max_rewinds` limits these. The limit on attempts is for those that end the same way."""
     for _ in range(4):
         claim = claim_run(run, someone())
         claim.release()

@@ -23,7 +23,7 @@ from pipeline.training.saving import Saving
 
 
 class Stage:
-    """A stage at `step`, whose saves a real uploader writes. `said` are the notes it reports."""
+    """A stage at `step`. A real uploader writes its saves. `said` has the notes that it reports."""
 
     def __init__(self, folder: Path) -> None:
         store = FileStore(folder)
@@ -80,7 +80,7 @@ def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: S
 def test_evaluating_saves_first_as_often_as_the_store_bears_it(
     stage: Stage, age: float, best: bool, saved: bool
 ) -> None:
-    """With `keep.best` always: the loss belongs to a checkpoint of that very step."""
+    """With `keep.best`, always: the loss belongs to a checkpoint of the same step."""
     stage.cadence.floor_seconds = 120.0
     stage.now = age
     stage.saving.settings = Checkpoint.model_validate({"keep": {"best": best}})

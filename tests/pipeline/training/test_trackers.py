@@ -1,4 +1,4 @@
-"""Metrics in TensorBoard and Weights & Biases, where the job asks for them."""
+"""Metrics in TensorBoard and Weights & Biases, if the job asks for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hang is noticed, described and reported once; slow, paused and suspended work is no hang."""
+"""A hang is noticed, described and reported once. Slow, paused or suspended work does not hang."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.waiting import join, read_until, rest_of, wait_until
 
 
 class Watched:
-    """A watchdog on a clock that moves when told, and what it reported."""
+    """A watchdog on a clock that tests move, and what it reported."""
 
     def __init__(self, **limits: Any) -> None:
         self.time = 1000.0
@@ -28,13 +28,13 @@ class Watched:
         self.dog = Watchdog(self.hangs.append, now=lambda: self.time, **limits)
 
     def work(self, *steps: float) -> None:
-        """Take so many seconds for each step."""
+        """Let each step take so many seconds."""
         for seconds in steps:
             self.wait(seconds)
             self.dog.beat()
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, in which the watchdog looks as often as it does."""
+        """Let time pass; the watchdog checks as often as usual."""
         end = self.time + seconds
         while self.time < end:
             self.time = min(end, self.time + self.dog.period)
@@ -182,7 +182,7 @@ def test_a_pause_is_no_usual_interval() -> None:
     watched.dog.beat()
     with watched.dog.paused():
         watched.wait(30)
-    watched.dog.beat()  # still no interval between two beats: the start's limit holds
+    watched.dog.beat()  # still no interval between two beats, so the limit for the start applies
     watched.wait(500)
     assert watched.hangs == []
 
@@ -190,7 +190,7 @@ def test_a_pause_is_no_usual_interval() -> None:
 def test_time_in_which_the_watchdog_itself_did_not_look_is_no_hang() -> None:
     watched = Watched(factor=2, at_least=50)
     watched.work(1, 1, 1, 1, 1)
-    watched.time += 3600  # a laptop's lid was closed
+    watched.time += 3600  # a laptop was closed
     watched.wait(50)
     assert watched.hangs == []
     watched.wait(2)
@@ -229,7 +229,7 @@ def test_a_process_stopped_for_longer_than_the_limit_goes_on() -> None:
 
 @pytest.fixture
 def reports() -> Iterator[list[str]]:
-    """What a watchdog reports that looks from its own thread."""
+    """The reports of a watchdog that checks from its own thread."""
     reports: list[str] = []
     dog = Watchdog(reports.append, start_limit=0.1)
     dog.start()

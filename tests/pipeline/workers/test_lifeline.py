@@ -1,4 +1,4 @@
-"""The line between driver and workers, over real sockets and real processes."""
+"""The connection between driver and workers, over real sockets and real processes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_stranger_without_the_token_is_not_heard(server: Any) -> None:
     with socket.create_connection((server.address.host, server.address.port)) as stranger:
         words = f"{to_json(Hello('wrong', 0))}\n{to_json(Trained('done'))}\n"
         stranger.sendall(words.encode())
-        assert stranger.recv(1) == b""  # hung up on
+        assert stranger.recv(1) == b""  # the server hung up
     assert server.connected == 0
     assert server.messages.empty()
 

@@ -1,4 +1,4 @@
-"""What a killed driver leaves behind is ended: real processes, real SIGKILL."""
+"""The processes that a killed driver leaves behind are killed: real processes, real SIGKILL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_process_of_a_sigkilled_drivers_session_ends(tmp_path: Path) -> No
     def below() -> list[psutil.Process]:
         return psutil.Process(driver.pid).children(recursive=True)
 
-    # Its reaper, its two children, and the one that shows nothing.
+    # Its reaper, its two children, and the renamed grandchild.
     wait_until(lambda: len(below()) == 4, "all of them to run")
     processes = below()
     assert len(session_processes(str(folder))) >= 3
