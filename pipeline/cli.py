@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pipeline.models.find import FoundModel
 
 MODEL_HELP = (
-    "a run (demo or STORE/demo; add @pretrain, @sft or @STEP for another checkpoint), the folder "
-    "of a checkpoint or an exported model, a checkpoint of the original Pion (.pt), or a Hub "
-    "repository (user/name); default: the latest run"
+    "a run (demo, STORE/demo, demo@pretrain, demo@sft or demo@250), the folder of a checkpoint, "
+    "the folder of an exported model, a .pt file of the original Pion, or a Hub repository "
+    "(user/name); default: the latest run"
 )
 OVERRIDES_HELP = "fields to change, such as sft.lr=1e-4"
 RUN_HELP = "a name in runs/, or STORE/NAME"
@@ -35,11 +35,15 @@ EXIT_CODES = """\
 exit codes:
   0   done
   1   failed, or a bug in Pion; what was committed is safe
-  2   the request is invalid, would invalidate committed work, or has no store that works
+  2   the request is invalid, would invalidate committed work, or fails publish.require;
+      or the store fails before any work
   3   another process took the run over
   4   stopped on request or by the budget; state is saved
   74  work was done that could not be stored; the message says where it is
-  75  interrupted; state is saved: run it again (130: there was nothing to save yet)
+  75  interrupted; state is saved, so run the same command again
+      (130: interrupted before there was anything to save)
+
+`pion run --help-job` explains each field of a job file.
 """
 
 
@@ -178,14 +182,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _add_run(add: Add) -> None:
-    run = add("run", _run, "advance a run until it is done", overrides=True)
+    run = add("run", _run, "start or resume a job, and work until it is done", overrides=True)
     run.add_argument("job", metavar="JOB", nargs="?", help="a job file, such as jobs/demo.yaml")
     run.add_argument(
         "--redo",
         metavar="STAGE",
         help="redo this stage and all later stages: prepare, pretrain, sft, evaluate or publish",
     )
-    run.add_argument("--take-over", action="store_true", help="claim the run from another owner")
+    run.add_argument(
+        "--take-over",
+        action="store_true",
+        help="take the run from its owner; an owner that is still at work stops",
+    )
     run.add_argument("--help-job", action="store_true", help="print every field of a job file")
 
 
@@ -198,7 +206,9 @@ def _add_model_commands(add: Add) -> None:
     generate.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     generate.add_argument("--prompt", help="the text to continue; default: standard input")
     generate.add_argument(
-        "--chat", action="store_true", help="the prompt is a user's turn; print only the answer"
+        "--chat",
+        action="store_true",
+        help="treat the prompt as a user's message, and print only the answer",
     )
     _add_sampling(generate)
 
@@ -208,19 +218,26 @@ def _add_model_commands(add: Add) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="text (loss, bits per byte) or .jsonl multiple choice {context, choices, answer}",
+        help="a text file (prints loss and bits per byte), or a .jsonl file of multiple-choice "
+        "questions {context, choices, answer} (prints accuracy)",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
     export = add("export", _export, "write a model to a folder that transformers can load")
-    export.add_argument("run", metavar="RUN", help="a run, or any model that Pion can load")
+    export.add_argument("run", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
     export.add_argument("folder", metavar="DIR", help="the folder to write")
-    export.add_argument("--stage", choices=("pretrain", "sft"), help="default: the last one")
+    export.add_argument(
+        "--stage",
+        choices=("pretrain", "sft"),
+        help="the stage of a run whose model to export; default: the latest",
+    )
 
     seed = add("import-seed", _import_seed, "convert a checkpoint of the original Pion")
     seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
     seed.add_argument("folder", metavar="DIR", help="the folder to write")
-    seed.add_argument("--tokenizer", metavar="FILE", help="its tokenizer.json")
+    seed.add_argument(
+        "--tokenizer", metavar="FILE", help="the tokenizer.json to put next to the weights"
+    )
 
 
 def _add_store_commands(add: Add) -> None:
@@ -232,7 +249,9 @@ def _add_store_commands(add: Add) -> None:
 
     points = add("checkpoints", _checkpoints, "list a run's checkpoints")
     points.add_argument("run", metavar="RUN", help=RUN_HELP)
-    points.add_argument("--verify", action="store_true", help="check sizes and hashes again")
+    points.add_argument(
+        "--verify", action="store_true", help="check the size and hash of every file"
+    )
     points.add_argument("--json", action="store_true", help="print JSON")
 
     report = add("report", _report, "write a run's report.html again")
@@ -241,27 +260,42 @@ def _add_store_commands(add: Add) -> None:
 
     stop = add("stop", _stop, "ask a run's owner, on any machine, to save and stop")
     stop.add_argument("run", metavar="RUN", help=RUN_HELP)
-    stop.add_argument("--wait", action="store_true", help="return once it has stopped")
+    stop.add_argument("--wait", action="store_true", help="wait until the run has stopped")
 
     fork = add("fork", _fork, "make a new run that continues from a checkpoint of another run")
     fork.add_argument("run", metavar="RUN", help=RUN_HELP)
     fork.add_argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME")
-    fork.add_argument("--at", metavar="STEP", type=int, help="default: the newest checkpoint")
-    fork.add_argument("--stage", choices=("pretrain", "sft"), help="default: the current stage")
+    fork.add_argument(
+        "--at",
+        metavar="STEP",
+        type=int,
+        help="the step of the checkpoint to continue from; default: the newest",
+    )
+    fork.add_argument(
+        "--stage",
+        choices=("pretrain", "sft"),
+        help="the stage of that checkpoint; default: the current stage",
+    )
 
 
 def _add_prove(add: Add) -> None:
     prove = add(
         "prove",
         _prove,
-        "kill runs of a job many times: do they still end with the same weights?",
+        "kill copies of a job at random moments, and compare their final weights",
         overrides=True,
     )
     prove.add_argument("job", metavar="JOB", help="a job file; a copy cut to 60 steps is run")
-    prove.add_argument("--kills", metavar="N", type=int, default=20, help="default: 20")
+    prove.add_argument(
+        "--kills", metavar="N", type=int, default=20, help="number of kills; default: 20"
+    )
     prove.add_argument("--store", metavar="URL", help="where the runs go; default: the job's store")
-    prove.add_argument("--seed", metavar="N", type=int, help="draw the same kills as before")
-    prove.add_argument("--json", metavar="FILE", help="default: NAME-prove.json")
+    prove.add_argument(
+        "--seed", metavar="N", type=int, help="the same seed kills at the same moments"
+    )
+    prove.add_argument(
+        "--json", metavar="FILE", help="where to write the result; default: NAME-prove.json"
+    )
     prove.add_argument("--keep", action="store_true", help="leave the runs in the store")
 
 
@@ -281,7 +315,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{HELP[name]} (default: {default})",
         )
-    parser.add_argument("--seed", type=int, metavar="N", help="generate the same text every time")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed generates the same text"
+    )
 
 
 def _converted(convert: Callable[[str, str], float], name: str, text: str) -> float:

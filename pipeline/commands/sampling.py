@@ -29,7 +29,7 @@ HELP = {
     "temperature": "0 takes the most likely token; higher is more random",
     "top_k": "choose among this many of the most likely tokens, 0 for all",
     "top_p": "choose among the most likely tokens that add up to this probability",
-    "repetition_penalty": "above 1, tokens that were already used become less likely",
+    "repetition_penalty": "values above 1 make tokens that were already used less likely",
 }
 DEFAULTS: dict[str, Any] = {name: getattr(GenerationSettings, name) for name in HELP}
 

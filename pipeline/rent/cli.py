@@ -23,11 +23,17 @@ class Add(Protocol):
 RUN_HELP = "STORE/NAME, or a name in runs/"
 ON_HELP = "the SkyPilot file to rent with, such as sky/runpod-spot.yaml"
 DEAR_SPOT_HELP = "accept a spot price above the on-demand price"
-FORCE_HELP = f"{DEAR_SPOT_HELP}, and a machine that is already on its way"
+FORCE_HELP = f"{DEAR_SPOT_HELP}, and rent although a machine for this run is already starting"
 
 
 def add_rent_commands(add: Add) -> None:
     """Add check, plan, launch, watch, hop, rentals and replay; `add` makes a command's parser."""
+    _add_check_and_plan(add)
+    _add_managed(add)
+    _add_replay(add)
+
+
+def _add_check_and_plan(add: Add) -> None:
     check = add(
         "check", _check, "find what would fail later, before it costs anything", overrides=True
     )
@@ -39,10 +45,16 @@ def add_rent_commands(add: Add) -> None:
     plan = add("plan", _plan, "show memory, batch, time and dollars for each GPU", overrides=True)
     _job(plan)
     plan.add_argument(
-        "--gpu", metavar="NAME", action="append", default=[], help="only this GPU; may be repeated"
+        "--gpu",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="show only this GPU; may be repeated",
     )
     plan.add_argument("--json", action="store_true", help="print JSON")
 
+
+def _add_managed(add: Add) -> None:
     launch = add(
         "launch", _launch, "rent a machine and run a job there until it is done", overrides=True
     )
@@ -58,14 +70,20 @@ def add_rent_commands(add: Add) -> None:
     hop = add("hop", _hop, "move a rented run to another machine", overrides=True)
     hop.add_argument("run", metavar="RUN", help=RUN_HELP)
     hop.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
-    hop.add_argument("--job", metavar="FILE", help="default: the job that the run's store records")
+    hop.add_argument(
+        "--job", metavar="FILE", help="the job file; default: the job that the store records"
+    )
     hop.add_argument("--force", action="store_true", help=FORCE_HELP)
 
-    rentals = add("rentals", _rentals, "list rented machines, their cost, and which are gone")
+    rentals = add(
+        "rentals", _rentals, "list every rented machine, its cost, and whether it is gone"
+    )
     rentals.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all")
-    rentals.add_argument("--reap", action="store_true", help="end machines that serve no run")
+    rentals.add_argument("--reap", action="store_true", help="end pods on RunPod that serve no run")
     rentals.add_argument("--json", action="store_true", help="print JSON")
 
+
+def _add_replay(add: Add) -> None:
     from pipeline.rent.replay.options import add_options
 
     replay = add(

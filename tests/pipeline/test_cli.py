@@ -53,8 +53,8 @@ def test_help_says_what_every_exit_code_means(pion: Pion) -> None:
     from pion import errors
 
     codes = {e.exit_code for e in vars(errors).values() if hasattr(e, "exit_code")}
-    listed = pion("--help")[1].partition("exit codes:\n")[2].splitlines()
-    assert {int(line.split()[0]) for line in listed} == codes | {0}
+    listed = re.findall(r"(?m)^  (\d+) ", pion("--help")[1].partition("exit codes:\n")[2])
+    assert {int(code) for code in listed} == codes | {0}
 
 
 def test_version_is_that_of_the_installed_package(pion: Pion) -> None:

@@ -12,12 +12,12 @@ from pion.errors import BadInput
 HELP = {
     "gpu": "the GPU type to take the price of, and the speed unless --step-seconds is given",
     "step_seconds": "seconds per step of the first training stage; others scale by their tokens",
-    "boot_seconds": "from the start of payment until the restore begins",
-    "restore_seconds": "from then until the first step",
-    "stall_seconds": "how long a save stops training",
-    "write_seconds": "from then until the save is committed",
-    "upload_mb_per_second": "upload speed, to derive --write-seconds from a checkpoint's size",
-    "warning_seconds": "how long before its loss a machine is warned (default: no warning)",
+    "boot_seconds": "seconds from the start of billing until the restore starts",
+    "restore_seconds": "seconds from the start of the restore until the first step",
+    "stall_seconds": "seconds for which a save stops training",
+    "write_seconds": "seconds from the end of that stop until the save is committed",
+    "upload_mb_per_second": "upload speed; gives --write-seconds for the size of a checkpoint",
+    "warning_seconds": "seconds of notice before a machine is lost; default: no notice",
     "price": "dollars per hour on spot",
     "on_demand_price": "dollars per hour on demand",
 }
