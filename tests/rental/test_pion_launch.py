@@ -28,7 +28,7 @@ def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(
         job = launch.job
         with window(rented, "launch", JOB, *SPOT, *overrides) as second:
             second.ends_with(2)
-            assert f"{RUN} is rented already: managed job {job}" in second.text
+            assert f"{RUN} is already rented: managed job {job}" in second.text
         with window(rented, "watch", rented.run) as watch:  # before any machine has claimed it
             watch.wait_for(f"managed job {job}: ")
             watch.ctrl_c()
@@ -71,7 +71,7 @@ def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented
         elsewhere = {"SKYPILOT_USER_ID": "0badcafe"}  # whose jobs SkyPilot tells nobody else of
         with window(rented, "launch", JOB, *SPOT, *overrides, **elsewhere) as second:
             second.ends_with(2)
-            assert "SkyPilot there waits for a machine, or replaces one" in second.text
+            assert "SkyPilot there waits for a machine, or replaces a lost" in second.text
             assert f"pion hop {rented.run} --on SKY" in second.text
         assert read_rental_note(state)[0] is not None
         rented.loopback.sky("jobs", "cancel", "-y", str(launch.job))
@@ -91,7 +91,7 @@ def test_a_pod_that_nobody_needs_is_found_and_ended_and_a_strangers_is_let_be(
     with window(rented, "rentals", rented.run) as rentals:
         rentals.ends_with(0)
         assert "SkyPilot knows no managed job 999 of that name" in rentals.text
-        assert "rented from another machine; ask there" in rentals.text
+        assert "rented from another machine; check there" in rentals.text
         assert (
             f"1 orphaned machine is still billing. End it with: pion rentals {rented.run} --reap"
             in (rentals.text)

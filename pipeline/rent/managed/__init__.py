@@ -1,1 +1,1 @@
-"""Rentals as SkyPilot's managed jobs: launch, watch, hop, and every machine's end."""
+"""Rentals as SkyPilot's managed jobs: launch, watch and move them, and end every machine."""

@@ -1,4 +1,4 @@
-"""Do something about what is wrong with a rental, and keep in the run's events what was done."""
+"""Act on what is wrong with a rental, and record the action in the run's events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.state.stores import StoreError
 def act(
     finding: Finding, job: ManagedJob, look: Look, provider: Provider, restarter: Restarter
 ) -> list[str]:
-    """End pods, cancel or restart the job, as the finding says; return what was done, in words.
+    """End pods, or cancel or restart the job, as the finding says; return what was done, in words.
 
     Raises PionError if SkyPilot or RunPod fails.
     """
@@ -36,7 +36,7 @@ def act(
 
 
 def log_finding(state: RunState, look: Look, finding: Finding, done: Sequence[str]) -> None:
-    """Add to the run's events what was done and why; a store that is down is left out."""
+    """Record in the run's events what was done and why. If the store is down, record nothing."""
     if look.head is None:
         return
     event = {

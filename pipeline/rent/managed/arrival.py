@@ -19,23 +19,22 @@ from pipeline.state.stop_requests import withdraw_handover
 from pipeline.state.stores import StoreError
 
 POLL_SECONDS = 5.0
-# From renting until the new machine owns the run; after that, the new machine is given up. On a
-# store where only commits are a sign of life, it may have to wait COMMIT_SILENCE_SECONDS more for
-# an owner that is silent.
+# Seconds that the new machine gets, from the request until it owns the run. On a store where only
+# commits are a sign of life, it may wait COMMIT_SILENCE_SECONDS more for a silent owner.
 ARRIVE_SECONDS = 1800.0
 RECEIPT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Move:
-    """A hop whose new machine has been asked for.
+    """A hop whose new machine was requested.
 
     Attributes:
-        name: of the rental, old and new.
-        launch_id: of the new launch.
-        new: its managed job.
-        old: the managed jobs that lived when it was submitted.
-        before: the note of the rental that it replaces.
+        name: the name of both rentals.
+        launch_id: the id of the new launch.
+        new: the managed job of the new launch.
+        old: the managed jobs that were live when `new` was submitted.
+        before: the note of the rental that is replaced.
     """
 
     state: RunState
@@ -47,14 +46,14 @@ class Move:
     provider: Provider
 
     def has_arrived(self, head: Head) -> bool:
-        """Whether a process of the new launch owns the run."""
+        """Return whether a process of the new launch owns the run."""
         return head.owner is not None and head.owner.launch_id == self.launch_id
 
 
 def wait_for_arrival(move: Move) -> bool:
-    """Block until the new launch owns the run; return False if the run was finished before.
+    """Block until the new launch owns the run; return False if the run was finished before that.
 
-    Raises PionError if the new launch never will.
+    Raises PionError if the new launch ends or takes too long.
     """
     clock, state = move.state.clock, move.state
     patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if state.store.commits else 0.0)
@@ -78,13 +77,13 @@ def wait_for_arrival(move: Move) -> bool:
             move.provider.cancel([move.new])
             raise PionError(
                 f"managed job {move.new} has not taken over the run in {duration(patience)} "
-                f"({words}), and is cancelled."
+                f"({words}), and was cancelled."
             )
         clock.sleep(POLL_SECONDS)
 
 
 def _arrived(move: Move, head: Head | None) -> bool | None:
-    """Return whether the run has moved, or was finished before; None while neither is so."""
+    """Return True if the run has moved, False if it was finished before, None if neither yet."""
     if head is None:
         return None
     if head.owner is not None and move.has_arrived(head):
@@ -92,13 +91,13 @@ def _arrived(move: Move, head: Head | None) -> bool | None:
         return True
     if head.owner is None and is_finished(move.state, head):
         move.provider.cancel([move.new])
-        say_now(f"{move.state.name} was finished before; managed job {move.new} is cancelled")
+        say_now(f"{move.state.name} was finished before; managed job {move.new} was cancelled")
         return False
     return None
 
 
 def _job_in_words(move: Move, jobs: Sequence[ManagedJob]) -> str:
-    """Return what the new managed job does. Raises PionError if it has ended."""
+    """Describe the new managed job. Raises PionError if it has ended."""
     job = next((known for known in jobs if known.id == move.new), None)
     if job is None or not job.live:
         status = f"{job.status}: {job.failure}" if job else "unknown to SkyPilot"
@@ -110,30 +109,32 @@ def _job_in_words(move: Move, jobs: Sequence[ManagedJob]) -> str:
 
 
 def call_off(move: Move) -> str:
-    """Take back what the new machine asked of the old owner; return what became of the owner."""
+    """Withdraw the request to hand over; return what the old owner does now, in words."""
     state = move.state
     again = (
-        f"what is committed is safe: see pion status {state.url}, and pion launch it again (with "
-        "--force, if that is refused)"
+        f"committed work is safe. Check `pion status {state.url}`, then run `pion launch` again "
+        "(with --force if it refuses)"
     )
     try:
         asked = withdraw_handover(state, move.launch_id)
         withdraw_rental_note(state, move.launch_id, move.before)
         head = state.read()
     except StoreError as error:
-        return f"Nobody can tell whether the old machine continues ({error}); {again}."
+        return f"It is unknown whether the old machine continues ({error}); {again}."
     if head is None or head.owner is None:
-        return f"Nobody owns {state.name} now; {again}."
+        return f"No process owns {state.name} now; {again}."
     if asked:
         return (
-            f"{head.owner.describe()} had already been asked to hand over {state.name}. That "
-            f"request was taken back, but an owner that has seen it stops in a minute; {again}."
+            f"{head.owner.describe()} had already been asked to hand over {state.name}. The "
+            "request was withdrawn, but if the owner has already read it, it will stop within a "
+            f"minute; {again}."
         )
     return f"{head.owner.describe()} still owns {state.name}, and was left alone."
 
 
 def read_receipt(move: Move) -> list[str]:
-    """Return what the new machine wrote when it began to train; empty if that takes too long.
+    """Return the receipt that the new machine wrote when it began to train; empty if it takes too
+    long.
 
     Raises StoreError.
     """

@@ -1,4 +1,4 @@
-"""Whether the owner of a run has shown life lately, on whichever machine it is."""
+"""Find out whether a run's owner has shown life recently, on any machine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def owner_age(state: RunState, head: Head | None) -> float | None:
 
 
 def is_at_work(state: RunState, head: Head | None) -> bool:
-    """Whether the run's owner has shown life lately."""
+    """Return whether the run's owner has shown life recently."""
     age = owner_age(state, head)
     return age is not None and age < state.silence

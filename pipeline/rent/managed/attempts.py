@@ -1,7 +1,7 @@
-"""The machines that a managed job has had so far, from the run's store and from SkyPilot.
+"""Remember the machines that a managed job has had, from the run's store and from SkyPilot.
 
-The store names each machine that claimed the run. SkyPilot names only the machine that a job has
-now, so a watcher has to remember the machines that ran but never claimed the run.
+The store names each machine that claimed the run. SkyPilot names only the job's present machine, so
+a watcher must remember the machines that ran but never claimed the run.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Attempt:
 
 
 class _Running(NamedTuple):
-    """Which machine of a job SkyPilot saw run: a job has another one after each recovery."""
+    """A machine that SkyPilot saw running. A job has another machine after each recovery."""
 
     job_id: int
     recoveries: int
 
 
 class AttemptMemory:
-    """The machines of the job that is watched, oldest first."""
+    """The machines of the watched job, oldest first."""
 
     def __init__(self, state: RunState) -> None:
         self.found: list[Attempt] = []
@@ -47,11 +47,11 @@ class AttemptMemory:
         self._forgotten_until = 0.0
 
     def forget(self) -> None:
-        """Ignore all machines until now: something was done about them."""
+        """Ignore all machines until now, because their problem was acted on."""
         self.found, self._forgotten_until = [], self._state.clock.now()
 
     def note(self, job: ManagedJob | None, head: Head | None, now: float) -> None:
-        """Add the machine that the job has now, and read the store when there is a new one."""
+        """Add the job's present machine, and read the store if the machine is new."""
         if job is None:
             return
         if job.id != self._job_id:
@@ -92,7 +92,7 @@ def claimed_machines(state: RunState, job_id: int) -> list[Attempt]:
 def each_once(claimed: Sequence[Attempt], seen_running: Sequence[Attempt]) -> list[Attempt]:
     """Merge both lists of one job's machines, oldest first.
 
-    SkyPilot sees a machine run only a while after it was rented, so the same machine began later in
+    SkyPilot sees a machine only some time after it was rented, so the same machine begins later in
     `seen_running` than in `claimed`.
     """
     found, known = list(claimed), set()

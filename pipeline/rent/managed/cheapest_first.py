@@ -1,6 +1,6 @@
-"""Put the machines that a YAML accepts in the order of today's prices, the cheapest first.
+"""Sort the machines that a YAML accepts by today's prices, the cheapest first.
 
-SkyPilot compares prices itself for `sky launch`. For a managed job, it tries the entries of
+For `sky launch`, SkyPilot compares prices itself. For a managed job, it tries the entries of
 `any_of` in an arbitrary order (0.14 rented for $0.30 instead of $0.20), and a list in its order.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 from pipeline.rent.plan.prices import Offer, Prices, look_up
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 
-# If a YAML sets it to 1 in `envs`, the order of its list is no preference and may be changed.
+# If a YAML sets this variable to 1 in `envs`, its list may be sorted by price.
 WANTED = "PION_CHEAPEST_FIRST"
 
 
 def with_candidates(sky_yaml: SkyYaml, candidates: Sequence[Candidate]) -> SkyYaml:
-    """Return a YAML that accepts only these of its candidates, in their order."""
+    """Return a YAML that accepts only these candidates, in their order."""
     if len(candidates) == len(sky_yaml.candidates):
         return sky_yaml
     left = [candidate.resources.to_yaml_config() for candidate in candidates]
@@ -28,9 +28,9 @@ def with_candidates(sky_yaml: SkyYaml, candidates: Sequence[Candidate]) -> SkyYa
 
 
 def resources_by_price(sky_yaml: SkyYaml, prices: Prices | None) -> Any:
-    """Return the YAML's `resources`: as written, or sorted, spot before on demand, by price.
+    """Return the YAML's `resources`: as written, or with spot first and then by price.
 
-    A list is somebody's order of preference and stays as it is, unless the YAML says otherwise.
+    A list is the user's order of preference and stays as it is, unless the YAML says otherwise.
     """
     listed = sky_yaml.in_order and sky_yaml.envs.get(WANTED) != "1"
     if listed or len(sky_yaml.candidates) == 1:

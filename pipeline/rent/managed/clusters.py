@@ -1,4 +1,4 @@
-"""Ask SkyPilot for the status of its clusters, of any cloud: from the cloud, or its own records."""
+"""Get the status of SkyPilot's clusters on any cloud, from the cloud or from SkyPilot's records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.rent.managed.managed_jobs import asking_skypilot, controller_is_he
 
 
 def clusters_now() -> Mapping[str, str] | None:
-    """Return the status of every cluster, asked of its cloud; None if SkyPilot can't say."""
+    """Ask the clouds for the status of every cluster. Return None if SkyPilot can't do this."""
     try:
         with asking_skypilot("ask the clouds for its machines"):
             from sky.client import sdk
@@ -22,11 +22,11 @@ def clusters_now() -> Mapping[str, str] | None:
 
 
 def clusters_recorded(clusters: Collection[str]) -> Mapping[str, str | None]:
-    """Return the status of these clusters in SkyPilot's records; None for those that have ended.
+    """Return the status of these clusters in SkyPilot's records; None for an ended cluster.
 
-    Unlike SkyPilot's list, the records have the clusters of managed jobs too, if their controller
-    runs on this machine. There, a cluster only ends once its cloud was asked and has no machine of
-    it up. A cluster that was never recorded here is left out.
+    Unlike SkyPilot's list, the records include the clusters of managed jobs, if their controller
+    runs on this machine. The records show the end of a cluster only after the cloud has confirmed
+    that none of its machines is up. A cluster that was never recorded here is left out.
     """
     if not controller_is_here():
         return {}
@@ -38,7 +38,7 @@ def clusters_recorded(clusters: Collection[str]) -> Mapping[str, str | None]:
     except PionError:
         return {}
     found: dict[str, str | None] = {}
-    for record in records:  # one for each time that a cluster of the name was made
+    for record in records:  # one for each cluster that ever had the name
         status = record["status"]
         found[record["name"]] = str(status.value) if status else found.get(record["name"])
     return found

@@ -1,6 +1,6 @@
-"""What is wrong with a rented run: SkyPilot's belief, RunPod's list and the run's own heartbeat.
+"""Find what is wrong with a rented run, from SkyPilot's status, RunPod's list and the heartbeat.
 
-Nothing here asks or changes anything, and no clock is read: the same views always give the same
+Nothing here asks or changes anything, or reads a clock: the same views always give the same
 findings.
 """
 
@@ -17,23 +17,23 @@ from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.pods import Pod
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS
 
-# From asking for a machine until it has claimed the run. Pulling an image of 10 GB and installing
-# take minutes; a host that takes longer is paid for nothing. On a store where only commits are a
-# sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more before it takes over.
+# From the request for a machine until it has claimed the run. Pulling a 10 GB image and installing
+# packages take minutes; a host that needs longer only wastes money. On a store where only commits
+# are a sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more to take over.
 BOOT_SECONDS = 1200.0
 # Without a step although the heartbeat continues. The run's own watchdog acts earlier.
 HANG_SECONDS = 900.0
-# Without a heartbeat although the machine lives. A run tries to reach its store for a shorter time
-# before it gives up; until then, ending the machine would lose what is not stored yet.
+# Without a heartbeat although the machine is up. A run that can't reach its store gives up earlier.
+# Until then, ending the machine would lose work that is not stored yet.
 SILENT_SECONDS = 2700.0
-# SkyPilot notices within 60 to 70 s that a machine is gone.
+# SkyPilot normally notices within 60 to 70 s that a machine is gone.
 UNNOTICED_SECONDS = 300.0
-# SkyPilot waits forever for a pod that is lost while it boots; a later pod is found sooner.
+# If a pod is lost while it boots, SkyPilot waits for it forever.
 LOST_BOOT_SECONDS = 600.0
-# If SHORT_LIVES machines in a row in one place live no longer than this, the place is to blame.
+# If SHORT_LIVES machines in a row in one place live shorter than this, the place is to blame.
 SHORT_LIFE_SECONDS = 900.0
 SHORT_LIVES = 3
-# If so many machines in a row never claim the run, wherever they are, the job is to blame.
+# If this many machines in a row, in any place, never claim the run, the job is to blame.
 FUTILE_LIVES = 5
 
 Action = Literal["note", "terminate", "relaunch", "cancel"]
@@ -45,12 +45,13 @@ class SkyView:
 
     Attributes:
         job: the newest managed job of the run; None if SkyPilot knows none.
-        pods: RunPod's pods of that job; None if RunPod is not its cloud, or can't be asked.
+        pods: the job's pods at RunPod; None if the job is on another cloud, or RunPod can't be
+            asked.
         gone_since: since when the job lacks a pod, although it is RUNNING or had a pod before in
             its present status.
-        pod_since: when the watcher first saw the newest living pod.
+        pod_since: when the watcher first saw the newest live pod.
         attempts: the machines that this job has had so far, oldest first.
-        place: where its machine is, or was last; None before SkyPilot has said so.
+        place: the place of the job's present or last machine; None if SkyPilot has not said yet.
     """
 
     job: ManagedJob | None
@@ -63,16 +64,16 @@ class SkyView:
 
 @dataclass(frozen=True)
 class RunView:
-    """What the run's store says. Times are Unix seconds, by the clock of whoever wrote them.
+    """What the run's store says. Times are Unix seconds, by the clock of their writer.
 
     Attributes:
-        finished: whether every stage of its job is done.
-        stop: why this job was asked to stop, if it was.
-        claimed_at: when its owner claimed it; None if nobody owns it.
-        beat_at: the owner's last heartbeat.
-        stalled_since: since when, by the watcher's clock, heartbeats have come without a new
-            step; None while steps come, before the first step, and without heartbeats.
-        last_sign: the newest time at which any owner showed life.
+        finished: whether every stage of the run's job is done.
+        stop: the reason of a request to stop this job; None without a request.
+        claimed_at: when the owner claimed the run; None if nobody owns it.
+        beat_at: when the owner's last heartbeat was written.
+        stalled_since: since when, by the watcher's clock, there were heartbeats without a new
+            step; None while steps continue, before the first step, and without heartbeats.
+        last_sign: when any owner last showed life.
         heartbeats: False on a store where only commits are a sign of life.
     """
 
@@ -87,9 +88,9 @@ class RunView:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something is wrong: what, why we think so, and what to do about it.
+    """A problem: what is wrong, the evidence, and what to do about it.
 
-    `pods` are terminated first; `avoid` is a place not to rent from again.
+    `pods` are terminated first. `avoid` is a place not to rent from again.
     """
 
     what: str
@@ -100,15 +101,15 @@ class Finding:
 
     @property
     def key(self) -> str:
-        """The same while the same thing is wrong, although `why` counts the minutes."""
+        """A key that stays the same while the problem lasts; the minutes in `why` change."""
         return " ".join((self.what, *self.pods))
 
 
 def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
     """Return what is wrong at Unix time `now`, the most certain finding first.
 
-    A run that is finished, or was asked to stop, ends by itself. Only a machine that cannot do so
-    is terminated with its job, and not replaced.
+    A run that is finished, or was asked to stop, ends by itself. A machine that can't end by itself
+    is terminated with its job and not replaced.
     """
     job, ending = sky.job, run.finished or run.stop is not None
     if job is None or job.status == "CANCELLING":
@@ -134,7 +135,7 @@ def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
 
 
 _WAITING = ("PENDING", "STARTING", "RECOVERING")
-# What keeps a machine from ever seeing that it should end.
+# Findings whose machine will never notice that it should end.
 _NEVER_ENDS = ("boot not finished", "silent")
 
 
@@ -146,7 +147,7 @@ def _end_instead(finding: Finding, run: RunView) -> Finding:
 
 
 def _dead_pods(sky: SkyView, job: ManagedJob) -> Finding | None:
-    """Find stopped pods in the list: SkyPilot can't read their status, and retries for minutes."""
+    """Find stopped pods in the list. SkyPilot can't read their status, and retries for minutes."""
     dead = tuple(pod for pod in sky.pods or () if not pod.alive)
     if not dead:
         return None
@@ -162,12 +163,12 @@ def _unnoticed_loss(sky: SkyView, job: ManagedJob, now: float) -> Finding | None
     gone = now - sky.gone_since
     if gone < (UNNOTICED_SECONDS if job.status == "RUNNING" else LOST_BOOT_SECONDS):
         return None
-    why = f"its pod has been gone for {duration(gone)}, and SkyPilot still says {job.status}"
+    why = f"its pod has been gone for {duration(gone)}, but SkyPilot still says {job.status}"
     return Finding("loss not noticed", why, "relaunch")
 
 
 def _never_starts(sky: SkyView, run: RunView, job: ManagedJob) -> Finding | None:
-    """Find machines that all end before they own the run, wherever they are."""
+    """Find machines, in any place, that all end before they own the run."""
     if job.status not in ("RECOVERING", "STARTING"):
         return None
     claimed = run.last_sign or 0.0
@@ -176,14 +177,14 @@ def _never_starts(sky: SkyView, run: RunView, job: ManagedJob) -> Finding | None
         return None
     places = ", ".join(sorted({str(attempt.place) for attempt in futile}))
     why = (
-        f"the last {len(futile)} machines ({places}) ended before they owned the run, and each of "
-        "them cost money. The job's output says why they ended"
+        f"the last {len(futile)} machines ({places}) ended before they owned the run, and each "
+        "cost money. The job's output says why they ended"
     )
     return Finding("it never starts", why, "cancel")
 
 
 def _bad_place(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
-    """Find machines that die young in one place, one after the other; the newest is gone, too."""
+    """Find machines that died early in one place, one after the other, including the newest."""
     if job.status not in ("RECOVERING", "STARTING"):
         return None
     attempts = sky.attempts
@@ -205,7 +206,7 @@ def _bad_place(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
 
 
 def _is_booting(run: RunView, job: ManagedJob) -> bool:
-    """Whether the machine that the job has, or waits for, has yet to claim the run."""
+    """Return whether the machine that the job has or waits for has not claimed the run yet."""
     if job.status != "RUNNING":
         return True
     running_since = job.recovered_at or job.started_at or job.submitted_at or 0.0
@@ -215,9 +216,9 @@ def _is_booting(run: RunView, job: ManagedJob) -> bool:
 def _slow_boot(
     sky: SkyView, run: RunView, job: ManagedJob, alive: tuple[str, ...], now: float
 ) -> Finding | None:
-    """Find a machine that takes too long to start the run, or that SkyPilot can't find at all."""
+    """Find a machine that takes too long to start the run, or a search that finds no machine."""
     running = job.status == "RUNNING"
-    # A pod may come long after it was asked for. Once it runs, SkyPilot says since when.
+    # A pod may come long after the request. Once it runs, SkyPilot says since when.
     pod_since = None if running else sky.pod_since
     times = (
         *(job.submitted_at, job.started_at, job.recovered_at),
@@ -227,12 +228,12 @@ def _slow_boot(
     waits_for_owner = running and not run.heartbeats
     if waited < BOOT_SECONDS + (COMMIT_SILENCE_SECONDS if waits_for_owner else 0.0):
         return None
-    since = f"nothing was heard of the run for {duration(waited)}"
+    since = f"no sign of the run for {duration(waited)}"
     if running:
         why = f"{since} although SkyPilot says RUNNING: the machine does not start the run"
         return _give_up_machine("boot not finished", why, alive)
     if alive:
-        # SkyPilot waits for this very pod, and would wait forever even if it were terminated.
+        # SkyPilot waits for this pod, and would keep waiting even if the pod were terminated.
         why = f"{since}, and pod {alive[0]} is up but can't be reached: its boot has not finished"
         return Finding("boot not finished", why, "relaunch", alive, avoid=sky.place)
     why = (
@@ -246,10 +247,10 @@ def _slow_boot(
 def _stuck(run: RunView, alive: tuple[str, ...], now: float) -> Finding | None:
     """Find a run that does not advance although its machine runs."""
     if run.beat_at is None or not run.heartbeats:
-        return None  # only commits can be seen, and there may be an hour between two of them
+        return None  # only commits are visible, and they may be an hour apart
     silent = now - run.beat_at
     if silent >= SILENT_SECONDS:
-        why = f"no heartbeat for {duration(silent)} although the machine lives"
+        why = f"no heartbeat for {duration(silent)} although the machine is up"
         return _give_up_machine("silent", why, alive)
     if run.stalled_since is not None and now - run.stalled_since >= HANG_SECONDS:
         stalled = duration(now - run.stalled_since)
@@ -259,7 +260,7 @@ def _stuck(run: RunView, alive: tuple[str, ...], now: float) -> Finding | None:
 
 
 def _give_up_machine(what: str, why: str, alive: Sequence[str]) -> Finding:
-    """Return a finding that ends the machine; without a pod to end, its job is restarted."""
+    """Return a finding that ends the machine, or restarts the job if there is no pod to end."""
     # SkyPilot recovers a job by itself once its pod is gone.
     action: Action = "terminate" if alive else "relaunch"
     return Finding(what, why, action, tuple(alive))
@@ -268,13 +269,13 @@ def _give_up_machine(what: str, why: str, alive: Sequence[str]) -> Finding:
 def _lost_controller(
     job: ManagedJob, run: RunView, alive: tuple[str, ...], now: float, *, ending: bool
 ) -> list[Finding]:
-    """Find what to do when nobody looks after the job, although the run may still be at work."""
+    """Find what to do if the job's controller failed. The run may still be at work."""
     if "Failed to clean up" in (job.failure or ""):
-        # SkyPilot says so of any job whose machine it could not end, a cancelled one included.
-        why = f"SkyPilot could not end the machine of a job that is over ({job.failure})"
+        # SkyPilot says this of any job whose machine it could not end, even a cancelled job.
+        why = f"the job is over, but SkyPilot could not end its machine ({job.failure})"
         return [Finding("left behind", why, "terminate" if alive else "note", alive)]
     reason = job.failure or "no reason given"
-    why = f"SkyPilot's controller failed, so nobody recovers the run ({reason})"
+    why = f"SkyPilot's controller failed ({reason}), so nothing recovers the run"
     if _at_work(run, alive, now):
         return [Finding("controller lost", f"{why}; the run is still at work", "note")]
     if not ending:
@@ -285,7 +286,7 @@ def _lost_controller(
 
 
 def _at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:
-    """Whether the run's owner may have work to lose."""
+    """Return whether the run's owner may have unsaved work."""
     if not run.heartbeats:
         recent = run.last_sign is not None and now - run.last_sign < COMMIT_SILENCE_SECONDS
         return run.claimed_at is not None and recent

@@ -9,12 +9,12 @@ from pipeline.rent.managed.arrival import POLL_SECONDS, Move
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.names import cluster_name
 
-# In which SkyPilot notices that the old job has ended, and ends its machine.
+# SkyPilot notices within this time that the old job has ended, and ends its machine.
 SAVE_SECONDS = 120.0
 
 
 def end_old(move: Move) -> Iterator[str]:
-    """Wait for the old rentals to end, or end them; yield what was done, in words."""
+    """Wait for the old rentals to end, or cancel them; yield what was done, in words."""
     still = _wait_until_ended(move, [job.id for job in move.old])
     if still:
         move.provider.cancel(still)
@@ -22,13 +22,13 @@ def end_old(move: Move) -> Iterator[str]:
         still = _wait_until_ended(move, still)
     for job in move.old:
         if job.id in still:
-            yield f"managed job {job.id} has not ended yet: see `pion rentals --reap`"
+            yield f"managed job {job.id} has not ended yet; end its machine: pion rentals --reap"
         else:
             yield f"managed job {job.id} has ended{_end_pods(move, job)}"
 
 
 def others_left(move: Move) -> Iterator[str]:
-    """Yield what to know of machines that another computer has rented for the run, and must end."""
+    """Yield a line for each machine that another computer rented for the run and must end."""
     try:
         listed = move.provider.list_pods(of_everybody=True)
     except PionError:
@@ -39,14 +39,14 @@ def others_left(move: Move) -> Iterator[str]:
             continue
         if pod.alive and pod.belongs_to(cluster_name(move.name, pod.job_id)):
             yield (
-                f"pod {pod.id} was rented from another computer. The SkyPilot there ends it, since "
-                "its work is handed over; if that computer is asleep or lost, end the pod yourself "
-                "in RunPod's console: https://console.runpod.io/pods"
+                f"pod {pod.id} was rented from another computer. The SkyPilot there will end it, "
+                "because its work was handed over. If that computer is asleep or lost, end the pod "
+                "yourself in RunPod's console: https://console.runpod.io/pods"
             )
 
 
 def _wait_until_ended(move: Move, job_ids: Sequence[int]) -> list[int]:
-    """Return the jobs that SkyPilot still has after SAVE_SECONDS."""
+    """Wait up to SAVE_SECONDS for these jobs to end; return the jobs that have not."""
     clock = move.state.clock
     end = clock.monotonic() + SAVE_SECONDS
     while True:
@@ -58,7 +58,7 @@ def _wait_until_ended(move: Move, job_ids: Sequence[int]) -> list[int]:
 
 
 def _end_pods(move: Move, job: ManagedJob) -> str:
-    """End the pods that a job has left; return what became of them, to be added to a sentence."""
+    """End the pods that a job has left behind; return the end of a sentence about them."""
     if (job.cloud or "RunPod").lower() != "runpod":
         return ""
     try:
@@ -67,7 +67,7 @@ def _end_pods(move: Move, job: ManagedJob) -> str:
             return ""
         left = [pod.id for pod in ours if pod.belongs_to(cluster_name(move.name, job.id))]
     except PionError as error:
-        return f"; nobody can tell whether its pod is gone ({error})"
+        return f"; it is unknown whether its pod is gone ({error})"
     for pod in left:
         move.provider.terminate_pod(pod)
     return f", and its pod {', '.join(left)} was terminated" if left else ", and its pod is gone"

@@ -1,7 +1,7 @@
-"""`pion hop`: move a run to another rented machine, which is up before the old one stops.
+"""`pion hop`: move a run to another rented machine. The new machine is up before the old one stops.
 
-The new machine itself asks the old owner to save and hand over (pipeline/run/handover.py). Here, it
-is rented and watched until it has taken over the run; then the old rental is ended.
+The new machine itself asks the old owner to save and hand over (pipeline/run/handover.py). This
+module rents the new machine, waits until it has taken over the run, and then ends the old rental.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def hop(
     force: bool = False,
     provider: Provider | None = None,
 ) -> int:
-    """Move `run` to a machine that the SkyPilot YAML `on` asks for; return 0 once it is there.
+    """Move `run` to a machine from the SkyPilot YAML `on`; return 0 once the run is there.
 
-    The job is the one that the store records, found again below the working directory, with
-    `overrides` added; or the file `job`. `force` rents in spite of warnings.
+    The job file is `job`, or else the file that the store records, which must still be below the
+    working directory. `overrides` are added. `force` rents in spite of warnings.
 
     Raises:
         BadInput: something would fail; nothing was rented.
         PionError: the new machine did not take over the run. The old machine continues, unless it
-            was asked to stop before.
+            had already been asked to stop.
     """
     provider = provider or Provider()
     with before_work("Nothing was rented."):
@@ -62,14 +62,14 @@ def hop(
         order = make_order(state, job_file, sky_yaml, force=force, variables=variables)
         move = _rent(order, head, provider, force=force)
     old = _old_owner(head, move)
-    say_now(f"managed job {move.new} is submitted; {old} until its machine is up")
+    say_now(f"managed job {move.new} is submitted; {old} until the new machine is up")
     if _see_it_through(move):
         say_now(how_to_come_back(state, move.new))
     return 0
 
 
 def _require_same_run(job_file: JobFile, state: RunState) -> None:
-    """Raise BadInput if the job belongs to another run than the one that is moved."""
+    """Raise BadInput if the job does not belong to the run that is moved."""
     store, name = open_store(job_file.job.store).url, job_file.job.name
     if (store, name) != (state.store.url, state.name):
         raise BadInput(f"that job is the run {store}/{name}, not {state.url}. Nothing was rented.")
@@ -84,9 +84,9 @@ def _rent(order: Order, head: Head, provider: Provider, *, force: bool) -> Move:
         old = [job for job in provider.managed_jobs(order.name) if job.live]
         if len(old) > 1:
             raise BadInput(
-                f"{state.name} is being moved already: managed jobs {old[1].id} and {old[0].id}. "
-                f"To follow the move: `pion watch {state.url}`. To call it off: `sky jobs cancel "
-                f"{old[0].id}`. Nothing was rented."
+                f"{state.name} is already being moved: managed jobs {old[1].id} and {old[0].id}. "
+                f"To follow the move: `pion watch {state.url}`. To cancel the move: `sky jobs "
+                f"cancel {old[0].id}`. Nothing was rented."
             )
         me = provider.my_hash()
         note = note_of(state, head, launch_id=order.launch_id, rented_from=me)
@@ -97,10 +97,10 @@ def _rent(order: Order, head: Head, provider: Provider, *, force: bool) -> Move:
 
 
 def _old_owner(head: Head, move: Move) -> str:
-    """Return, in words, who continues until the new machine takes over."""
+    """Return, in words, what continues until the new machine takes over."""
     if move.old:
         return f"managed job {move.old[0].id} continues"
-    return f"{head.owner.describe()} continues" if head.owner else "nobody works on the run"
+    return f"{head.owner.describe()} continues" if head.owner else "the run waits"
 
 
 def _see_it_through(move: Move) -> bool:
@@ -121,9 +121,9 @@ def _see_it_through(move: Move) -> bool:
             say_now(line)
     except KeyboardInterrupt:
         say_now(
-            "\nthe hop continues without this window; to call it off before its machine is up: "
+            "\nthe hop continues without this window; to cancel it before its machine is up: "
             f"sky jobs cancel {move.new}\n"
-            f"see which machines there are: pion rentals {move.state.url}"
+            f"to list the machines: pion rentals {move.state.url}"
         )
     except StoreError as error:
         say_now(f"the run has moved, but its receipt can't be read at the moment: {error}")

@@ -35,10 +35,10 @@ def launch(
     force: bool,
     provider: Provider | None = None,
 ) -> int:
-    """Rent what the SkyPilot YAML `on` asks for, run `job` there until it is done, and show it.
+    """Rent a machine with the SkyPilot YAML `on`, run `job` there until it is done, and show it.
 
-    Returns the run's exit code; 0 if the person leaves with Ctrl-C, since the rental continues.
-    With `dry_run`, prints the task that SkyPilot would get. `force` rents in spite of warnings.
+    Return the run's exit code, or 0 after Ctrl-C, because the rental continues. `dry_run` prints
+    the task that SkyPilot would get. `force` rents in spite of warnings.
 
     Raises:
         BadInput: something would fail, or the run is already running; nothing was rented.
@@ -63,7 +63,7 @@ def launch(
 
 
 def _rent(order: Order, provider: Provider, *, force: bool) -> int:
-    """Submit the order, unless the run is rented or running already; return its managed job."""
+    """Submit the order and return its managed job, unless the run is already rented or running."""
     state, secrets = order.state, order.secrets()
     provider.start(say_now)
     with submitting_alone(order.name):
@@ -73,17 +73,17 @@ def _rent(order: Order, provider: Provider, *, force: bool) -> int:
         note = note_of(state, head, launch_id=order.launch_id, rented_from=me)
         with announced(state, note, force=force):
             if clear_stops(state):
-                say_now("cleared a request to stop this run")
+                say_now("cleared an earlier request to stop this run")
             return submit_order(order, secrets, provider)
 
 
 def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]) -> None:
-    """Raise BadInput if somebody works on the run already, on a rental or elsewhere."""
+    """Raise BadInput if a rental or another process already works on the run."""
     run = state.url
     living = [job for job in jobs if job.live]
     if living:
         raise BadInput(
-            f"{state.name} is rented already: managed job {living[0].id} is {living[0].status}"
+            f"{state.name} is already rented: managed job {living[0].id} is {living[0].status}"
             f"{f' on {living[0].place}' if living[0].place else ''}. Follow it: `pion watch {run}`."
             f" Move it to another machine: `pion hop {run} --on SKY`. Nothing was rented."
         )
@@ -91,14 +91,14 @@ def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]
     if head is not None and head.owner is not None and age is not None and age < state.silence:
         raise BadInput(
             f"{state.name} is being run by {head.owner.describe()}, whose last sign of life is "
-            f"{duration(age)} old; a rental would cost money while it waits for that owner. Move "
+            f"{duration(age)} old. A rental would cost money while it waits for that owner. Move "
             f"the run to a rental: `pion hop {run} --on SKY`, or stop it first: `pion stop {run} "
             "--wait`. Nothing was rented."
         )
 
 
 def _say_rented(order: Order, job_id: int, provider: Provider) -> None:
-    """Say what was rented, how to follow and end it, and which machine must stay awake."""
+    """Print what was rented, how to follow and stop it, and which machine must stay awake."""
     say_now(
         f"managed job {job_id} ({order.name}) is submitted; it continues if you close this window"
     )
@@ -111,7 +111,8 @@ def _say_rented(order: Order, job_id: int, provider: Provider) -> None:
 
 
 def _is_done(state: RunState, head: Head, job: Job) -> bool:
-    """Whether the run has done every stage of this job, which may be another than it recorded."""
+    """Return whether the run has done every stage of `job`, which may differ from its recorded
+    job."""
     digests = digest_job(job).stages
     done = all(s in head.stages and head.stages[s].digest == digests[s] for s in job.stages)
     return done and is_finished(state, head)

@@ -13,7 +13,8 @@ from pipeline.state.workspace import default_root
 def rental_lock(name: str, purpose: str = "watch") -> Iterator[Callable[[], bool]]:
     """Yield a function that tries to lock the rental `name` for `purpose`, until the block ends.
 
-    It returns False while another process of this machine holds the lock, and may be called again.
+    The function returns False while another process of this machine holds the lock. Call it again
+    to try again.
     """
     path = default_root().parent / f"{purpose}-{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)

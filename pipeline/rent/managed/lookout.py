@@ -1,4 +1,4 @@
-"""Look at a rented run again and again: ask SkyPilot, RunPod and the run's store, and remember."""
+"""Look at a rented run repeatedly: ask SkyPilot, RunPod and the run's store, and remember."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Look:
 class Lookout:
     """Looks at the rental called `name` of a run.
 
-    `job_id` is the managed job that is followed: the newest of that name that lives.
+    `job_id` is the managed job that is followed: the newest live job of that name.
     """
 
     def __init__(self, state: RunState, name: str, job_id: int, provider: Provider) -> None:
@@ -49,8 +49,8 @@ class Lookout:
         self._costs = CostMemory(state)
 
     def look(self) -> Look:
-        """Ask all three. Raises PionError if SkyPilot, RunPod or the store can't be asked."""
-        # Pods before jobs: the job of every pod that is listed is known by then.
+        """Ask SkyPilot, RunPod and the store. Raises PionError if one of them can't be asked."""
+        # Pods before jobs: SkyPilot then knows the job of every listed pod.
         pods = self._provider.list_pods()
         job = self._newest_job()
         now = self.state.clock.now()
@@ -81,7 +81,7 @@ class Lookout:
         return next((job for job in jobs if job.id == self.job_id), None)
 
     def _of_job(self, pods: Sequence[Pod] | None, job: ManagedJob | None) -> tuple[Pod, ...] | None:
-        """Return the pods of the job; None if RunPod was not asked, or is not its cloud."""
+        """Return the job's pods; None if RunPod was not asked, or the job is on another cloud."""
         if pods is None or job is None or (job.cloud or "RunPod").lower() != "runpod":
             return None
         cluster = cluster_name(self.name, job.id)
@@ -108,10 +108,10 @@ class Lookout:
         )
 
     def _of_this_launch(self, run: RunView, head: Head, job: ManagedJob) -> RunView:
-        """Leave out what another launch was asked, or has finished.
+        """Leave out what concerns another launch: its request to stop, or that it has finished.
 
-        A hop asks every launch to stop but the one it hands the run over to. And a finished run
-        may be launched once more, with more to do.
+        A hop asks every launch to stop except the one that takes over the run. A finished run may
+        be launched again with more to do.
         """
         last = head.claims[0].owner.launch_id if head.claims else None
         launch = launch_id_of(job) or last

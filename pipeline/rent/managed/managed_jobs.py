@@ -1,4 +1,4 @@
-"""SkyPilot's managed jobs: submit one, see what SkyPilot believes of it, cancel it."""
+"""SkyPilot's managed jobs: submit a job, list all, cancel some."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pion.errors import BadInput, PionError
 from pipeline.rent.skypilot import quiet, sky_module
 
-# Statuses that a managed job never leaves; its machine was ended, or is being ended.
+# Final statuses of a managed job. Its machine has ended, or is being ended.
 ENDED = frozenset(
     {
         "SUCCEEDED",
@@ -45,11 +45,10 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class ManagedJob:
-    """What SkyPilot says about a managed job. Times are Unix seconds, None before they come.
+    """What SkyPilot says about a managed job. Times are Unix seconds, None if not reached yet.
 
-    `resources` is the machine in SkyPilot's words, `1x(A40:1, …)`; `recovered_at` is when it last
-    began to run after a recovery; `task` is the YAML it was submitted with, without secrets, if
-    that was asked for.
+    `resources` describes the machine, `1x(A40:1, …)`. `recovered_at` is when the job last began to
+    run after a recovery. `task` is the YAML that was submitted, without secrets, if requested.
     """
 
     id: int
@@ -68,12 +67,12 @@ class ManagedJob:
 
     @property
     def live(self) -> bool:
-        """Whether it has, or will have, a machine."""
+        """Whether the job has, or will have, a machine."""
         return self.status not in ENDED
 
     @property
     def exit_code(self) -> int | None:
-        """What the task exited with, if SkyPilot says so."""
+        """The exit code of the task; None if SkyPilot does not say."""
         if self.status == "SUCCEEDED":
             return 0
         found = _EXIT_CODE.search(self.failure or "")
@@ -81,7 +80,7 @@ class ManagedJob:
 
     @property
     def place(self) -> str:
-        """`RunPod CA, 1x(A40:1, …)`; empty before it has a machine."""
+        """`RunPod CA, 1x(A40:1, …)`; empty before the job has a machine."""
         where = " ".join(filter(None, (self.cloud, self.region)))
         return ", ".join(filter(None, (where, self.resources)))
 
@@ -102,7 +101,7 @@ def managed_jobs(name: str | None = None, *, with_task: bool = False) -> list[Ma
         except exceptions.ClusterNotUpError as error:
             status = getattr(error.cluster_status, "value", error.cluster_status)
             if status in (None, "STOPPED"):
-                return []  # no controller was ever needed, or it had nothing left to do
+                return []  # no controller was ever needed, or it has nothing left to do
             raise PionError(
                 f"SkyPilot's jobs controller is {status} and can't be reached, so nothing is known "
                 f"about managed jobs ({_first_line(error)}). Nothing was changed. See: sky status"
@@ -127,7 +126,7 @@ def submit(task: Any, name: str) -> int:
             request = jobs.launch(task, name=name)
         except (exceptions.ApiServerConnectionError, exceptions.NoCloudAccessError):
             raise
-        except Exception as error:  # of many kinds: the task, its files, or what SkyPilot allows
+        except Exception as error:  # many kinds: the task, its files, or SkyPilot's limits
             raise _refused(name, error) from error
         try:
             ids, _ = sdk.get(request)
@@ -160,13 +159,13 @@ def cancel(job_ids: Sequence[int]) -> None:
 
 
 def start_api_server(say: Callable[[str], None]) -> None:
-    """Start SkyPilot's API server, which takes 20 s, unless it runs already."""
+    """Start SkyPilot's API server unless it already runs. The start takes 20 s."""
     sky_module()
     from sky.server import common
 
     try:
         common.check_server_healthy()
-    except Exception:  # not running, or a server that the next call complains about
+    except Exception:  # not running, or a problem that the next call reports
         if common.is_api_server_local():
             say("Starting SkyPilot's API server on this machine takes about 20 s.")
     with asking_skypilot("start its API server"):
@@ -174,7 +173,7 @@ def start_api_server(say: Callable[[str], None]) -> None:
 
 
 def controller_is_here() -> bool:
-    """Whether the jobs controller, which recovers preempted jobs, runs on this machine."""
+    """Return whether the controller that recovers preempted jobs runs on this machine."""
     sky_module()
     from sky import skypilot_config
     from sky.server import common
@@ -185,7 +184,7 @@ def controller_is_here() -> bool:
 
 @contextlib.contextmanager
 def asking_skypilot(what: str) -> Iterator[None]:
-    """Turn what SkyPilot raises into a message for a person, and hide what SkyPilot prints."""
+    """Turn SkyPilot's errors into messages for the user, and hide what SkyPilot prints."""
     sky_module()
     from sky import exceptions
 

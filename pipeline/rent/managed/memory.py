@@ -1,4 +1,4 @@
-"""What a lookout remembers between looks of pods, of heartbeats and steps, and of costs."""
+"""Remember pods, heartbeats, steps and costs between two looks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 
-# How long the costs that were read from a run's events are good for.
+# Costs are read from a run's events at most this often.
 COST_SECONDS = 60.0
-# Heartbeats further apart than this have paused.
+# If no heartbeat comes for longer than this, heartbeats have paused.
 BEAT_PAUSE_SECONDS = 60.0
 
 
@@ -27,7 +27,7 @@ class _Phase(NamedTuple):
 
 
 class PodMemory:
-    """Since when a job has each of its pods, and since when it lacks the pod it should have."""
+    """When each of a job's pods was first seen, and since when the job lacks a pod."""
 
     def __init__(self) -> None:
         # None while no pod is missing.
@@ -37,7 +37,7 @@ class PodMemory:
         self._had_pod = False
 
     def note(self, job: ManagedJob | None, pods: Sequence[Pod] | None, now: float) -> None:
-        """Compare the job's pods with what was seen before; `pods` is None if nobody can tell."""
+        """Compare the job's pods with earlier looks. `pods` is None if they are unknown."""
         for pod in pods or ():
             if pod.alive:
                 self._first_seen.setdefault(pod.id, now)
@@ -50,13 +50,13 @@ class PodMemory:
         self.gone_since = (self.gone_since or now) if is_gone else None
 
     def newest_since(self, pods: Sequence[Pod] | None) -> float | None:
-        """Return when the newest living pod was first seen."""
+        """Return when the newest live pod was first seen."""
         seen = [self._first_seen[pod.id] for pod in pods or () if pod.alive]
         return max(seen, default=None)
 
 
 class StepKey(NamedTuple):
-    """How far a run is, as its heartbeat says; `step` is None before the first step."""
+    """How far a run has come, from its heartbeat. `step` is None before the first step."""
 
     epoch: int
     stage: str | None
@@ -64,31 +64,31 @@ class StepKey(NamedTuple):
 
 
 class _SeenBeat(NamedTuple):
-    """A heartbeat, by the owner's clock, and when it was first seen, by the watcher's."""
+    """A heartbeat's time by the owner's clock, and its first look by the watcher's clock."""
 
     at: float | None
     seen: float
 
 
 class _SeenStep(NamedTuple):
-    """A step, and since when no later one was seen."""
+    """A step, and since when there was no later step."""
 
     step: StepKey
     since: float
 
 
 class StepMemory:
-    """Since when a run's heartbeats have come without a new step."""
+    """Since when there are heartbeats without a new step."""
 
     def __init__(self) -> None:
         self._beat: _SeenBeat | None = None
         self._step: _SeenStep | None = None
 
     def stalled_since(self, beat_at: float | None, step: StepKey, now: float) -> float | None:
-        """Note a look; return since when the step stands still although heartbeats come."""
+        """Record a look; return since when heartbeats continue without a new step."""
         beat = self._beat
         if beat is None or not _same_beat(beat.at, beat_at):
-            # After a pause, such as while its store was down, a run may first catch up.
+            # After a pause, for example an outage of the store, a run may first catch up.
             paused = beat is None or now - beat.seen > BEAT_PAUSE_SECONDS
             if self._step is None or self._step.step != step or paused:
                 self._step = _SeenStep(step, now)
@@ -100,12 +100,12 @@ class StepMemory:
 
 
 def _same_beat(before: float | None, at: float | None) -> bool:
-    """Whether both are one heartbeat: its age was rounded, so its time may differ a little."""
+    """Return whether both are one heartbeat. Its age was rounded, so its time may vary a little."""
     return before is not None and at is not None and abs(at - before) <= 0.001
 
 
 class _Counted(NamedTuple):
-    """What all machines had cost when their costs were added up at `at`."""
+    """The cost of all machines, added up at `at`."""
 
     at: float
     dollars: float | None
@@ -113,7 +113,7 @@ class _Counted(NamedTuple):
 
 
 class CostMemory:
-    """What all machines of a run have cost, added up again every COST_SECONDS."""
+    """The cost of all machines of a run, updated every COST_SECONDS."""
 
     def __init__(self, state: RunState) -> None:
         self._state = state
@@ -127,7 +127,7 @@ class CostMemory:
         booting: Collection[LostMachine],
         now: float,
     ) -> float | None:
-        """Return the dollars of all machines, those that still boot included."""
+        """Return the dollars of all machines, including those that still boot."""
         ended_job = job.id if job is not None and not job.live else None
         has_just_ended = ended_job not in (None, self._ended_job)
         self._ended_job = ended_job

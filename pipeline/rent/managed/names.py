@@ -1,7 +1,7 @@
-"""What a run's rental, SkyPilot's cluster for it and the pods of that cluster are called.
+"""The names of a run's rental, of SkyPilot's cluster for it, and of the cluster's pods.
 
-A run is rented for under one name, whichever machine asks. SkyPilot makes a cluster of it for each
-managed job, `<rental name>-<job>-<who rented it>`, and a pod of a cluster, `<cluster>-head`.
+A run has one rental name on every machine. For each managed job, SkyPilot makes a cluster called
+`<rental name>-<job>-<who rented it>`. A pod of the cluster is called `<cluster>-head`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 
 from pipeline.rent.skypilot import quiet, sky_module
 
-# How many characters of a run's name its rental's name keeps: of a name longer than 25 characters
-# SkyPilot cuts the end for its machines, and POD_NAME would not know them as ours.
+# How many characters of a run's name are in its rental's name. SkyPilot shortens names of more than
+# 25 characters for its machines, and POD_NAME would not match those.
 NAME_LENGTH = 11
 # A person's own cluster, such as pion-a40-2, is not ours.
 POD_NAME = re.compile(
@@ -21,14 +21,14 @@ POD_NAME = re.compile(
 
 
 def rental_name(store_url: str, run: str) -> str:
-    """Return the name of the managed jobs of a run: the same from any machine, and unique."""
+    """Return the name of a run's managed jobs. It is unique, and the same on every machine."""
     digest = hashlib.sha256(f"{store_url.rstrip('/')}/{run}".encode()).hexdigest()[:8]
     readable = re.sub(r"[^A-Za-z0-9]+", "-", run).strip("-")[:NAME_LENGTH].strip("-")
     return "-".join(filter(None, ("pion", readable.lower(), digest)))
 
 
 def cluster_name(rental: str, job_id: int) -> str:
-    """Return what SkyPilot calls the machine of a managed job; the cloud's name begins with it."""
+    """Return SkyPilot's cluster name for a managed job. The names of its pods start with it."""
     sky_module()
     from sky.jobs import utils
 
@@ -37,7 +37,7 @@ def cluster_name(rental: str, job_id: int) -> str:
 
 
 def my_hash() -> str:
-    """Return what SkyPilot marks the machines with that are rented from here."""
+    """Return the hash with which SkyPilot marks machines that are rented from here."""
     sky_module()
     from sky.utils import common_utils
 

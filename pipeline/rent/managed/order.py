@@ -1,4 +1,4 @@
-"""What `pion launch` and `pion hop` submit: a job and the machines for it, checked and complete."""
+"""Prepare, check and submit what `pion launch` and `pion hop` rent: a job and its machines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.state.run_state import RunState
 
 @dataclass(frozen=True)
 class JobFile:
-    """A job, and what it was read from."""
+    """A job, and the file and overrides that it was read from."""
 
     path: str
     overrides: Sequence[str]
@@ -39,8 +39,8 @@ class JobFile:
 class Order:
     """A run and the machines to rent for it.
 
-    `config` is SkyPilot's task, complete but for the values of its secrets. It only allows the
-    machines of `sky_yaml` that will do for the job, if there are any.
+    `config` is SkyPilot's task, complete except for the values of its secrets. Of the machines in
+    `sky_yaml`, it only allows those that will do for the job, if there are any.
     """
 
     state: RunState
@@ -66,7 +66,7 @@ def make_order(
 ) -> Order:
     """Return the order to run a job on the machines of `sky_yaml`.
 
-    `force` accepts spot prices above the on-demand price; `variables` are passed to the task, too.
+    `force` accepts spot prices above the on-demand price. `variables` are added to the task's.
     Raises BadInput if the job file would not be copied to the machine.
     """
     job = job_file.job
@@ -93,9 +93,9 @@ def require_checks(order: Order, *, force: bool) -> None:
 def submit_order(order: Order, secrets: Mapping[str, str], provider: Provider) -> int:
     """Submit the task; return the number of its managed job.
 
-    Raises BadInput if SkyPilot refuses it, and PionError if it may have been accepted.
+    Raises BadInput if SkyPilot refuses the task, and PionError if SkyPilot may have accepted it.
     """
-    say_now("submitting the job; SkyPilot gets a copy of the checkout")
+    say_now("submitting the job; SkyPilot copies the checkout")
     task = make_task(order.config, secrets)
     with _warning_who_leaves(order):
         return provider.submit(task, order.name)
@@ -103,18 +103,19 @@ def submit_order(order: Order, secrets: Mapping[str, str], provider: Provider) -
 
 @contextlib.contextmanager
 def _warning_who_leaves(order: Order) -> Iterator[None]:
-    """Say that a machine may still be rented, after Ctrl-C or if SkyPilot's answer was lost."""
+    """Warn that a machine may still be rented after Ctrl-C, or if SkyPilot's answer was lost."""
     try:
         yield
     except BadInput:
-        raise  # SkyPilot has refused the job
+        raise  # SkyPilot refused the job, so nothing will be rented
     except (KeyboardInterrupt, PionError) as error:
         run = order.state.url
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else "something failed"
         say_now(
-            f"\n{what} while submitting {order.name}: SkyPilot may continue, and rent a machine\n"
-            f"  in a minute:  pion watch {run}\n"
+            f"\n{what} while submitting {order.name}: SkyPilot may continue, and rent a machine. "
+            f"Wait a minute, then:\n"
+            f"  follow it:    pion watch {run}\n"
             f"  is it rented: pion rentals {run}\n"
-            "  call it off:  sky jobs queue, then sky jobs cancel NUMBER"
+            "  cancel it:    sky jobs queue, then sky jobs cancel NUMBER"
         )
         raise

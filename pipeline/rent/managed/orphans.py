@@ -1,4 +1,4 @@
-"""Judge whether a rented machine is needed, gone, or an orphan: billed although nobody needs it."""
+"""Judge whether a rented machine is needed, gone, or an orphan (billed although not needed)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.pods import Pod
 
-# In which SkyPilot ends the machine of an ended job by itself.
+# SkyPilot ends the machine of an ended job within this time.
 CLEAN_UP_SECONDS = 300.0
 
 
@@ -23,18 +23,17 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What machines are judged by.
+    """What is known when machines are judged.
 
     Attributes:
         now: Unix seconds.
         jobs: the managed jobs that SkyPilot knows.
-        my_hash: what SkyPilot marks the machines with that are rented from here.
-        at_work: whether the run's owner has shown life lately; None if the run is not known.
-        clusters: the status of SkyPilot's clusters, by their clouds' word; None if they can't be
-            asked. Clusters of managed jobs are left out.
-        recorded: the status of clusters in SkyPilot's records, None for those that have ended.
-            Clusters of managed jobs are there too, but every machine that a job has had shares one
-            name.
+        my_hash: the hash with which SkyPilot marks machines that are rented from here.
+        at_work: whether the run's owner has shown life recently; None if the run is not known.
+        clusters: the status of SkyPilot's clusters, as their clouds say; None if the clouds can't
+            be asked. Clusters of managed jobs are not included.
+        recorded: the status of clusters in SkyPilot's records, None for an ended cluster. Clusters
+            of managed jobs are included, but all machines of a job share one name.
     """
 
     now: float
@@ -45,7 +44,7 @@ class Evidence:
     recorded: Mapping[str, str | None] = field(default_factory=dict)
 
     def has_just_ended(self, job: ManagedJob | None) -> bool:
-        """Whether SkyPilot may still be ending the job's machine."""
+        """Return whether SkyPilot may still be ending the job's machine."""
         ended_at = job.ended_at if job is not None else None
         return ended_at is not None and self.now - ended_at < CLEAN_UP_SECONDS
 
@@ -53,12 +52,12 @@ class Evidence:
 def judge_pod(pod: Pod, evidence: Evidence) -> Verdict:
     """Judge a pod that RunPod lists.
 
-    SkyPilot may have forgotten the pod's job, for example because `consolidation_mode` was changed;
-    such a pod continues to train.
+    SkyPilot may have forgotten the pod's job, for example because `consolidation_mode` was changed.
+    Such a pod continues to train.
     """
     job = next((known for known in evidence.jobs if known.id == pod.job_id), None)
     if pod.rented_from != evidence.my_hash:
-        return Verdict("unknown", "rented from another machine; ask there")
+        return Verdict("unknown", "rented from another machine; check there")
     if job is not None and pod.belongs_to(cluster_name(job.name, job.id)):
         if job.live and pod.alive:
             return Verdict("running", f"managed job {job.id} is {job.status}")
@@ -70,15 +69,15 @@ def judge_pod(pod: Pod, evidence: Evidence) -> Verdict:
     forgotten = f"{pod.status}, and SkyPilot knows no managed job {pod.job_id} of that name"
     if pod.alive and evidence.at_work is not False:
         at_work = "the run is at work, on this machine or another"
-        doubt = at_work if evidence.at_work else "to find out: pion rentals RUN"
+        doubt = at_work if evidence.at_work else "to find out, run: pion rentals RUN"
         return Verdict("unknown", f"{forgotten}; {doubt}")
     return Verdict("orphan", forgotten)
 
 
 def judge_cluster(event: Mapping[str, Any], evidence: Evidence, *, newest: bool) -> Verdict:
-    """Judge a machine of another cloud than RunPod, from the event that it left in the run's store.
+    """Judge a machine of a cloud other than RunPod, from its event in the run's store.
 
-    `newest`: no later machine of its job has claimed the run.
+    `newest`: no later machine of the same job has claimed the run.
     """
     cluster, job_id = str(event.get("cluster")), str(event.get("managed_job"))
     job = next((known for known in evidence.jobs if str(known.id) == job_id), None)
@@ -87,7 +86,7 @@ def judge_cluster(event: Mapping[str, Any], evidence: Evidence, *, newest: bool)
         return Verdict("running", f"managed job {job.id} is {job.status}")
     if not live and cluster in evidence.recorded:
         if evidence.recorded[cluster] is None:
-            return Verdict("gone", f"SkyPilot says that its cluster {cluster} has ended")
+            return Verdict("gone", f"SkyPilot says that the cluster {cluster} has ended")
         if job is not None and evidence.has_just_ended(job):
             return Verdict("ending", f"managed job {job.id} has just ended as {job.status}")
     if evidence.clusters is None:
@@ -97,6 +96,8 @@ def judge_cluster(event: Mapping[str, Any], evidence: Evidence, *, newest: bool)
         return Verdict("running", words)
     if not live and cluster in evidence.recorded:
         status = evidence.recorded[cluster]
-        return Verdict("unknown", f"SkyPilot still has its cluster as {status}: ask its cloud")
-    words = "SkyPilot does not list it, nor the machine of any managed job: ask its cloud"
+        return Verdict(
+            "unknown", f"SkyPilot still records its cluster as {status}; check in the cloud"
+        )
+    words = "SkyPilot does not list machines of managed jobs; check in the cloud"
     return Verdict("unknown", words)

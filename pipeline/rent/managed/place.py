@@ -1,4 +1,4 @@
-"""Where machines of one kind come from, in SkyPilot's words."""
+"""The kind of a machine and where it is, read from SkyPilot's description."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.rent.managed.managed_jobs import ManagedJob
 
 @dataclass(frozen=True)
 class Place:
-    """A cloud, a region of it, a GPU there, and whether it is rented as spot."""
+    """A cloud, one of its regions, a GPU, and whether it is rented as spot."""
 
     cloud: str | None
     region: str | None
@@ -23,7 +23,7 @@ class Place:
 
 
 def place_of(job: ManagedJob) -> Place:
-    """Return where a managed job's machine is, from SkyPilot's words: `[spot](A40:1, cpus=9)`."""
+    """Return the place of a managed job's machine, from text such as `[spot](A40:1, cpus=9)`."""
     words = job.resources or ""
     gpu = re.search(r"([A-Za-z][\w-]*):\d", words)
     return Place(job.cloud, job.region, gpu.group(1) if gpu else None, "[spot]" in words.lower())

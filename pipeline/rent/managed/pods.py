@@ -1,4 +1,4 @@
-"""List the pods that RunPod bills for. RunPod itself is asked: SkyPilot may believe otherwise."""
+"""List the pods that RunPod bills. This asks RunPod itself, because SkyPilot may be wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from pion.errors import PionError
 from pipeline.rent.managed.names import POD_NAME
 
-# RunPod's words for the last change of a pod: Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (…)
+# How RunPod describes a rental: Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (…)
 _RENTED = re.compile(
     r"Rented by User: \w+ (?P<month>\w+) (?P<day>\d+) (?P<year>\d+) (?P<time>[\d:]+)"
     r" GMT(?P<zone>[+-]\d{4})"
@@ -23,9 +23,9 @@ _ALIVE = frozenset({"CREATED", "RUNNING", "RESTARTING", "PAUSED"})
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod in RunPod's list. `status` is RunPod's; `price` is in dollars per hour while it runs.
+    """A pod in RunPod's list. `status` is RunPod's. `price` is in dollars per hour while it runs.
 
-    `created` (Unix seconds) is when the pod was rented. RunPod only says so until the pod changes.
+    `created` (Unix seconds) is when the pod was rented. RunPod only shows it until the pod changes.
     """
 
     id: str
@@ -38,36 +38,36 @@ class Pod:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs, or is about to. Other pods stay listed, and their disks are billed."""
+        """Whether the pod runs, or is about to. Other listed pods are only billed for disks."""
         return self.status in _ALIVE
 
     @property
     def job_id(self) -> int | None:
-        """The managed job it was rented for; None if its name is not one of ours."""
+        """The managed job that the pod was rented for; None if its name is not one of ours."""
         found = POD_NAME.fullmatch(self.name)
         return int(found["job"]) if found else None
 
     @property
     def rented_from(self) -> str | None:
-        """The hash of the user whose SkyPilot rented it."""
+        """The hash of the user whose SkyPilot rented the pod."""
         found = POD_NAME.fullmatch(self.name)
         return found["user"] if found else None
 
     def belongs_to(self, cluster: str) -> bool:
-        """Whether it is a machine of the SkyPilot cluster of that name."""
+        """Return whether the pod is a machine of the SkyPilot cluster of that name."""
         return self.name.startswith(f"{cluster}-")
 
 
 def runpod_configured() -> bool:
-    """Whether this machine has a key for RunPod."""
+    """Return whether this machine has a key for RunPod."""
     return bool(os.environ.get("RUNPOD_API_KEY")) or _config_file().is_file()
 
 
 def list_pods(rented_from: str | None = None) -> list[Pod]:
     """Return every pod of the account, or only the pods that one SkyPilot rented.
 
-    Two computers may use the same job number, and so the same name of a cluster. Raises PionError
-    if RunPod can't be asked.
+    Without `rented_from`, pods of two computers may share a job number and a cluster name. Raises
+    PionError if RunPod can't be asked.
     """
     found = [
         Pod(
@@ -85,7 +85,7 @@ def list_pods(rented_from: str | None = None) -> list[Pod]:
 
 
 def ask_runpod(what: str, question: Callable[[Any], Any]) -> Any:
-    """Return RunPod's answer to `question`; `what` is asked, in words. Raises PionError."""
+    """Return RunPod's answer to `question`; errors call it `what`. Raises PionError."""
     import runpod
     from requests import RequestException
     from runpod.error import AuthenticationError, QueryError
@@ -109,7 +109,7 @@ def ask_runpod(what: str, question: Callable[[Any], Any]) -> Any:
 
 
 def _created(change: str) -> float | None:
-    """Return when a pod was rented, from RunPod's words for its last change."""
+    """Return when a pod was rented, from RunPod's description of its last change."""
     found = _RENTED.match(change)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""The lines that a person reads who follows a rented run: what changes, how it ended, what next."""
+"""The lines that a user sees of a rented run: what changes, how it ended, and what to do next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.console.formats import duration, printable
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.state.run_state import RunState
 
-# Between two lines that only differ in the step.
+# Seconds between two lines that only differ in the step.
 STEP_LINE_SECONDS = 60.0
 
 
@@ -19,8 +19,8 @@ STEP_LINE_SECONDS = 60.0
 class Progress:
     """What SkyPilot and the store say at the moment `at` (Unix seconds).
 
-    `status` is that of `pipeline.state.run_status.run_status`, None before the run is first
-    claimed; `dollars` is what all of its machines have cost, None if no price is known.
+    `status` comes from `pipeline.state.run_status.run_status`; it is None before the run's first
+    claim. `dollars` is the cost of all its machines, None if no price is known.
     """
 
     at: float
@@ -32,7 +32,7 @@ class Progress:
 def changes(before: Progress | None, now: Progress) -> list[str]:
     """Return a line for each difference from `before`: job, owner, stages, steps, requests.
 
-    The caller keeps as `before` the progress for which it last printed a line.
+    `before` is the progress for which the caller last printed a line.
     """
     lines = []
     if now.job is not None and job_line(before.job if before else None) != job_line(now.job):
@@ -57,7 +57,7 @@ def changes(before: Progress | None, now: Progress) -> list[str]:
 
 
 def how_it_ended(job: ManagedJob, dollars: float | None) -> tuple[int, str]:
-    """Return the exit code for a managed job that has ended, and what to tell the person."""
+    """Return the exit code for a managed job that has ended, and a message for the user."""
     cost = _cost(dollars)
     logs = f"Its output: sky jobs logs {job.id}"
     if job.status == "SUCCEEDED":
@@ -84,7 +84,7 @@ def job_line(job: ManagedJob | None) -> str:
 
 
 def how_to_come_back(state: RunState, job_id: int) -> str:
-    """Return the three commands that a person needs who has closed the window."""
+    """Return the three commands that a user needs after closing the window."""
     run = state.url
     return (
         f"  follow it:  pion watch {run}\n"

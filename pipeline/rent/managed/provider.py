@@ -1,4 +1,4 @@
-"""All that renting asks of SkyPilot and RunPod, and orders from them, in one place to replace."""
+"""All calls of SkyPilot and RunPod that renting needs, in one class that tests can replace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Provider:
     def managed_jobs(
         self, name: str | None = None, *, with_task: bool = False
     ) -> Sequence[ManagedJob]:
-        """Return the managed jobs of that name, or all, the newest first."""
+        """Return the managed jobs of that name, or all jobs, the newest first."""
         return managed_jobs.managed_jobs(name, with_task=with_task)
 
     def submit(self, task: Any, name: str) -> int:
@@ -30,7 +30,7 @@ class Provider:
         return managed_jobs.submit(task, name)
 
     def task_again(self, job: ManagedJob, avoid: Collection[Place]) -> Any:
-        """Return a managed job's task once more, for any place that is not in `avoid`."""
+        """Return a managed job's task again, for any place that is not in `avoid`."""
         return recorded_task.task_again(job, avoid)
 
     def cancel(self, job_ids: Sequence[int]) -> None:
@@ -38,28 +38,28 @@ class Provider:
         managed_jobs.cancel(job_ids)
 
     def controller_is_here(self) -> bool:
-        """Whether the jobs controller, which recovers preempted jobs, runs on this machine."""
+        """Return whether the controller that recovers preempted jobs runs on this machine."""
         return managed_jobs.controller_is_here()
 
     def my_hash(self) -> str:
-        """Return what SkyPilot marks the machines with that are rented from here."""
+        """Return the hash with which SkyPilot marks machines that are rented from here."""
         return names.my_hash()
 
     def list_pods(self, *, of_everybody: bool = False) -> Sequence[Pod] | None:
-        """Return the pods that were rented from here, or all of the account.
+        """Return the pods that were rented from here, or all pods of the account.
 
-        None if RunPod can't be asked: this machine has no key for it.
+        Return None if this machine has no key for RunPod.
         """
         if not pods.runpod_configured():
             return None
         return pods.list_pods(rented_from=None if of_everybody else self.my_hash())
 
     def terminate_pod(self, pod_id: str) -> None:
-        """End a pod and its bill."""
+        """End a pod, which ends its bill."""
         terminate_pods.terminate_pod(pod_id)
 
     def clusters_now(self) -> Mapping[str, str] | None:
-        """Return the status of every cluster, by its cloud's word; None if nobody can tell."""
+        """Return the status of every cluster, as its cloud says; None if it can't be found out."""
         return clusters.clusters_now()
 
     def clusters_recorded(self, names: Collection[str]) -> Mapping[str, str | None]:

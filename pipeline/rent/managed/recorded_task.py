@@ -1,4 +1,4 @@
-"""The task that SkyPilot has recorded of a managed job: read it, or build it once more."""
+"""Read the task that SkyPilot has recorded for a managed job, and build it again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.rent.managed.task import make_task
 
 
 def task_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
-    """Return the sky.Task of a managed job once more, without the places in `avoid`.
+    """Return the sky.Task of a managed job again, without the places in `avoid`.
 
     The new task belongs to the same launch, so it may take over the run at once. Raises BadInput if
     no machine is left to rent, or if a secret of the job is no longer set here.
@@ -77,6 +77,6 @@ def _elsewhere(resources: Any, avoid: Collection[Place]) -> Any:
     if not left:
         raise BadInput(
             f"the YAML only allows {' and '.join(map(str, avoid))}; add other GPUs, regions or "
-            "on-demand machines to it"
+            "on-demand machines"
         )
     return type(resources)(left)

@@ -1,7 +1,7 @@
-"""`pion rentals`: every machine ever rented for a run, what it cost, and whether it is truly gone.
+"""`pion rentals`: every machine ever rented for a run, its cost, and whether it is really gone.
 
-The run's store knows which machines worked on it and for how long, and which ones were lost before
-they could. SkyPilot knows what it has rented, and RunPod what it bills for now.
+The run's store knows which machines worked on the run and for how long, and which machines were
+lost before that. SkyPilot knows what it has rented, and RunPod knows what it bills now.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, split_run
 
-# How the name of every rental begins.
+# Every rental's name begins with this.
 NAMED = "pion-"
 
 
 @dataclass(frozen=True)
 class StoreSays:
-    """The rented machines that a run's store knows, and the event that tells most of each."""
+    """The rented machines that a run's store knows, and the most detailed event of each."""
 
     machines: Sequence[MachineCost] = ()
     events: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -45,8 +45,8 @@ class StoreSays:
 class Facts:
     """What the run's store, SkyPilot and RunPod say at one moment.
 
-    `pods` are all that RunPod lists, None if it was not asked; `our_pods` those that `pion launch`
-    rented, for the run if one was named.
+    `pods` are all pods that RunPod lists, None if it was not asked. `our_pods` are the pods that
+    `pion launch` rented: for the run, or for any run if none was named.
     """
 
     store: StoreSays
@@ -58,9 +58,9 @@ class Facts:
 def show_rentals(
     run: str | None, *, reap: bool, as_json: bool, provider: Provider | None = None
 ) -> int:
-    """Print every machine rented for `run`, or what is rented now for any; `reap` ends orphans.
+    """Print every machine ever rented for `run`, or all present rentals. `reap` ends orphans.
 
-    Returns 1 if an orphan could not be ended.
+    Return 1 if an orphan could not be ended, else 0.
     """
     provider = provider or Provider()
     provider.start(say_now if not as_json else lambda text: None)
@@ -87,7 +87,7 @@ def fetch(run: str | None, provider: Provider) -> Facts:
     """
     state, head = _read(run)
     name = rental_name(state.store.url, state.name) if state is not None else None
-    # Pods before jobs: the job of every pod that is listed is known by then.
+    # Pods before jobs: SkyPilot then knows the job of every listed pod.
     pods = provider.list_pods(of_everybody=True)
     jobs = [job for job in provider.managed_jobs(name) if job.name.startswith(NAMED)]
     now = time.time()
@@ -109,7 +109,7 @@ def fetch(run: str | None, provider: Provider) -> Facts:
 
 
 def _read(run: str | None) -> tuple[RunState | None, Head | None]:
-    """Return the run that is asked about, and its HEAD if any machine has claimed it yet."""
+    """Return the named run, and its HEAD if a machine has already claimed the run."""
     if run is None:
         return None, None
     url, name = split_run(run)
@@ -119,7 +119,7 @@ def _read(run: str | None) -> tuple[RunState | None, Head | None]:
 
 def _read_machines(state: RunState, head: Head, now: float) -> StoreSays:
     log = read_log(state)
-    # What a machine said of itself tells more than what a watcher saw of it.
+    # A machine's own event has more details than a watcher's event about it.
     events = {str(e["id"]): e for e in log.events if e["event"] == LOST}
     events |= {str(e["id"]): e for e in log.events if e["event"] == RENTED}
     costs = costs_of(state, head, now, log)
@@ -127,7 +127,7 @@ def _read_machines(state: RunState, head: Head, now: float) -> StoreSays:
 
 
 def _is_ours(pod: Pod, name: str | None) -> bool:
-    """Whether `pion launch` rented a pod: for the run with that rental's name, or for any."""
+    """Return whether `pion launch` rented the pod, for the rental `name` or for any rental."""
     if pod.job_id is None:
         return False
     return name is None or pod.belongs_to(cluster_name(name, pod.job_id))
@@ -141,7 +141,7 @@ def _is_on_runpod(machine: MachineCost) -> bool:
 
 
 def judge(facts: Facts) -> list[ListedMachine]:
-    """Return every machine that the run's store or RunPod knows, and whether it is needed."""
+    """Return every machine that the run's store or RunPod knows, with the verdict on it."""
     known = {machine.id for machine in facts.store.machines}
     return [
         *_judge_machines(facts),
@@ -153,7 +153,7 @@ def _judge_machines(facts: Facts) -> list[ListedMachine]:
     """Judge the machines that the store knows."""
     pods = None if facts.pods is None else {pod.id: pod for pod in facts.pods}
     events, machines = facts.store.events, facts.store.machines
-    # A managed job has one machine at a time: of several, only the newest may still be there.
+    # A managed job has one machine at a time, so only its newest machine may still exist.
     last = {events.get(m.id, {}).get("managed_job"): m.id for m in machines}
     found = []
     for machine in machines:
@@ -187,7 +187,7 @@ def _listed(machine: MachineCost, event: Mapping[str, Any], verdict: Verdict) ->
 
 def _judge_pod(pod: Pod, evidence: Evidence) -> ListedMachine:
     """Judge a pod that has not claimed the run yet, or whose run's store was not read."""
-    price = f", ${pod.price:.2f} an hour" if pod.price else ""
+    price = f", ${pod.price:.2f}/h" if pod.price else ""
     machine = f"{pod.gpu or 'pod'} on RunPod{price}"
     verdict = judge_pod(pod, evidence)
     listed = ListedMachine(pod.id, pod.job_id, machine, None, None, None, *verdict)
@@ -204,7 +204,7 @@ def _judge_pod(pod: Pod, evidence: Evidence) -> ListedMachine:
 def end_orphan(
     machine: ListedMachine, provider: Provider, failed: Callable[[str], None]
 ) -> ListedMachine:
-    """End a machine if it is an orphan; tell `failed` why if that is not possible."""
+    """End a machine if it is an orphan. If that fails, pass the reason to `failed`."""
     if machine.state != "orphan":
         return machine
     try:

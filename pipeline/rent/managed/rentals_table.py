@@ -14,11 +14,11 @@ from pipeline.rent.managed.say import say_now
 
 @dataclass(frozen=True)
 class ListedMachine:
-    """One line. Times are Unix seconds; None for what is not known.
+    """One line of the table. Times are Unix seconds; None means unknown.
 
-    `state` is `running`, `gone`, `ending`, `orphan` (billed although nobody needs it) or `unknown`,
-    and `words` says how that is known. `dollars` are what the machine cost while it worked on the
-    run, or while somebody saw that it was rented for it.
+    `state` is `running`, `gone`, `ending`, `orphan` (billed although not needed) or `unknown`, and
+    `words` is the evidence. `dollars` is what the machine cost while it worked on the run, or was
+    seen to be rented for it.
     """
 
     id: str
@@ -34,7 +34,7 @@ class ListedMachine:
 def print_json(
     machines: Sequence[ListedMachine], jobs: Sequence[ManagedJob], *, runpod_asked: bool
 ) -> None:
-    """Print all that is known, for programs."""
+    """Print everything as JSON, for programs."""
     about = {
         "rentals": [dataclasses.asdict(machine) for machine in machines],
         "jobs": [
@@ -54,7 +54,7 @@ def print_table(
     *,
     runpod_asked: bool,
 ) -> None:
-    """Print a line for each machine, their cost, the living jobs, and how to end orphans."""
+    """Print a line for each machine, their cost, the live jobs, and how to end orphans."""
     if machines or jobs:
         _print_machines(machines)
         _print_jobs(jobs)
@@ -88,7 +88,7 @@ def _print_machines(machines: Sequence[ListedMachine]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     known = [machine.dollars for machine in machines if machine.dollars is not None]
     if known:
-        print(f"${sum(known):.2f} in all; each machine counts until its last sign of life")
+        print(f"${sum(known):.2f} in total; each machine counts until its last sign of life")
 
 
 def _print_jobs(jobs: Sequence[ManagedJob]) -> None:

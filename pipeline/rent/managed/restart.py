@@ -17,19 +17,19 @@ from pipeline.rent.managed.terminate_pods import terminate_each
 from pipeline.state.records import Head
 from pipeline.state.run_state import Clock
 
-# How long SkyPilot may take to cancel a job and end its machine.
+# How many seconds SkyPilot may take to cancel a job and end its machine.
 CANCEL_SECONDS = 300.0
 POLL_SECONDS = 5.0
-# How often a run is restarted without any machine coming to own it.
+# How often a run is restarted although no machine has owned it since.
 FUTILE_RESTARTS = 3
 
-# How a job ends that the restart has cancelled; a job with another status ended by itself.
+# How a job ends that the restart has cancelled. With another final status, it ended by itself.
 _CANCELLED = ("CANCELLED", "FAILED_CONTROLLER")
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A restart that has begun: the old job is to be cancelled, and its task submitted again."""
+    """A restart that has begun: cancel the old job, and submit its task again."""
 
     task: Any
     old: ManagedJob
@@ -37,16 +37,16 @@ class Pending:
 
 
 class _Futile(NamedTuple):
-    """How often the run was restarted under one epoch: no machine has owned it since."""
+    """How often the run was restarted under one epoch, without any machine owning it since."""
 
     epoch: int
     restarts: int
 
 
 class Restarter:
-    """Restarts the rental `name`, in another place if need be, but not forever.
+    """Restarts the rental `name`, in another place if needed, a limited number of times.
 
-    `pending` is a restart that SkyPilot has failed to complete.
+    `pending` is a restart that SkyPilot has not completed.
     """
 
     def __init__(self, name: str, lookout: Lookout, clock: Clock) -> None:
@@ -60,8 +60,8 @@ class Restarter:
     ) -> list[str]:
         """End the job and its pods, and submit it again; return what was done, in words.
 
-        The job is left alone if it can't be submitted again, and ended for good if restarting never
-        helps. Raises PionError if SkyPilot fails.
+        If the job can't be submitted again, leave it alone. If restarts don't help, end it for
+        good. Raises PionError if SkyPilot fails.
         """
         epoch = head.epoch if head is not None else 0
         before = self._futile.restarts if self._futile.epoch == epoch else 0
@@ -70,19 +70,19 @@ class Restarter:
             if job.live:
                 provider.cancel([job.id])
                 done.append(f"cancelled managed job {job.id}")
-            return [*done, f"after {before} restarts, no machine came to own the run"]
+            return [*done, f"no machine has owned the run after {before} restarts"]
         pending = self._make_task(provider, finding, job)
         if isinstance(pending, str):
             return [pending]
         done = terminate_each(finding.pods, provider.terminate_pod)
         self._futile, self._avoid = _Futile(epoch, before + 1), set(pending.avoid)
-        self.pending = pending  # before the job is cancelled, since that may half fail
+        self.pending = pending  # set before the job is cancelled, because that may half fail
         return [*done, self.complete(provider, pending)]
 
     def complete(self, provider: Provider, pending: Pending) -> str:
         """End the old job and submit the new one; return what was done, in words.
 
-        May be called again after a PionError.
+        Call it again after a PionError.
         """
         with submitting_alone(self._name):
             old, jobs = self._end(provider, pending.old.id)
@@ -99,10 +99,10 @@ class Restarter:
         return f"restarted the run as managed job {self._lookout.job_id}{elsewhere}"
 
     def _make_task(self, provider: Provider, finding: Finding, job: ManagedJob) -> Pending | str:
-        """Return what to submit again, or why there is nothing to submit."""
+        """Return what to submit again, or why that is not possible."""
         avoid = [self._avoid | ({finding.avoid} if finding.avoid else set())]
         if finding.pods:
-            # Nobody else would end that pod, so the same place is better than no restart.
+            # Without a restart nothing would end the pod, so allow the same place.
             avoid.append(self._avoid)
         why_not = ""
         for places in avoid:
@@ -110,15 +110,15 @@ class Restarter:
                 return Pending(provider.task_again(job, places), job, places)
             except BadInput as error:
                 why_not = why_not or str(error)
-        self._lookout.attempts.forget()  # ask again after as many more machines
-        return f"left the job alone, since it can't be submitted again: {why_not}"
+        self._lookout.attempts.forget()  # try again after as many more machines
+        return f"left the job alone, because it can't be submitted again: {why_not}"
 
     def _end(
         self, provider: Provider, job_id: int
     ) -> tuple[ManagedJob | None, Sequence[ManagedJob]]:
-        """Cancel a managed job that lives, and wait until it has ended.
+        """Cancel a live managed job, and wait until it has ended.
 
-        Returns what SkyPilot then says of that job, and of all jobs of the rental.
+        Return what SkyPilot then says about this job, and about all jobs of the rental.
         """
         end, cancelled = self._clock.monotonic() + CANCEL_SECONDS, False
         while True:

@@ -1,4 +1,4 @@
-"""Print to the person at this window at once, also where the output goes to a file or a pipe."""
+"""Print to the user at once, even if the output goes to a file or a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep a run from being rented for twice: from this machine, and from any other."""
+"""Prevent two rentals of one run, from this machine or from another one."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from pipeline.state.stores.verdict import before_work
 def submitting_alone(name: str) -> Iterator[None]:
     """Raise BadInput if another process of this machine is submitting the rental `name`.
 
-    Neither process would find a job yet, and each would rent a machine.
+    Otherwise neither process would see the other's job yet, and both would rent a machine.
     """
     with rental_lock(name, "submit") as try_lock:
         if not try_lock():
             raise BadInput(
-                f"another process here is submitting {name}, so nothing was rented. Look again in "
-                "a minute: pion rentals"
+                f"another process on this machine is submitting {name}, so nothing was rented. "
+                "Check again in a minute: pion rentals"
             )
         yield
 
 
 def note_of(state: RunState, head: Head | None, *, launch_id: str, rented_from: str) -> RentalNote:
-    """Return the note that machines for a run are now rented from here, as `launch_id`."""
+    """Return a note that this machine now rents for the run, as `launch_id`."""
     return RentalNote(
         at=state.clock.now(),
         host=socket.gethostname(),
@@ -52,9 +52,10 @@ def note_of(state: RunState, head: Head | None, *, launch_id: str, rented_from: 
 def announced(
     state: RunState, note: RentalNote, *, moving: bool = False, force: bool = False
 ) -> Iterator[RentalNote | None]:
-    """Announce a rental, and take that back if the block raises BadInput or StoreError.
+    """Announce a rental, and withdraw the note if the block raises BadInput or StoreError.
 
-    These two say that nothing was rented. Yields and raises what `announce_rental` does.
+    These two errors mean that nothing was rented. Yields what `announce_rental` returns, and raises
+    the same errors.
     """
     before = announce_rental(state, note, moving=moving, force=force)
     try:
@@ -68,13 +69,14 @@ def announced(
 def announce_rental(
     state: RunState, note: RentalNote, *, moving: bool = False, force: bool = False
 ) -> RentalNote | None:
-    """Leave `note` in the store; return the note that it replaces, if that rental is not over.
+    """Write `note` to the store; return the note that it replaces, if that rental is not over.
+
+    Rentals from this machine don't count here: its SkyPilot knows them.
 
     Raises:
-        BadInput: another machine has rented for the run, and the rental is not forced. If the run
-            is `moving`, which ends the other rental, only as long as no machine of the other
-            rental has claimed the run. What this machine has submitted is known to its SkyPilot,
-            and does not count.
+        BadInput: another machine has rented for the run, and `force` is not set. A run that is
+            `moving` may replace the other rental once one of its machines has claimed the run, or
+            after BOOT_SECONDS.
     """
     try:
         with before_work("Nothing was rented."):
@@ -86,19 +88,19 @@ def announce_rental(
     except Conflict as error:
         raise BadInput(
             f"another process is renting a machine for {state.name} at this moment, so nothing "
-            f"was rented. Look again in a few minutes: pion status {state.url}"
+            f"was rented. Check again in a few minutes: pion status {state.url}"
         ) from error
 
 
 def _refuse_second(state: RunState, before: RentalNote, note: RentalNote, *, moving: bool) -> None:
-    """Raise BadInput if a machine that was rented elsewhere may still come, or come back."""
+    """Raise BadInput if a machine that was rented elsewhere may still start or be replaced."""
     ago = f"{duration(note.at - before.at)} ago"
     if before.epoch == note.epoch and note.at < before.at + BOOT_SECONDS:
         raise BadInput(
             f"a machine for {state.name} was rented from {before.host} {ago}, and has not claimed "
-            "the run yet. You would pay for both machines, so nothing was rented. Look again in a "
-            f"few minutes: pion status {state.url}. If you have called that rental off on "
-            f"{before.host}: --force"
+            "the run yet. You would pay for both machines, so nothing was rented. Check again in a "
+            f"few minutes: pion status {state.url}. If you have cancelled that rental on "
+            f"{before.host}, add --force"
             f"{f', or wait until {moment(before.at + BOOT_SECONDS)}' if moving else ''}."
         )
     if not moving:
@@ -106,6 +108,6 @@ def _refuse_second(state: RunState, before: RentalNote, note: RentalNote, *, mov
             f"{state.name} was rented from {before.host} {ago}, and that rental is not over: "
             "SkyPilot there waits for a machine, or replaces a lost machine. You would pay for "
             "both machines, so nothing was rented. To move the run to a machine rented from here: "
-            f"pion hop {state.url} --on SKY. If you have called that rental off on {before.host} "
-            "(sky jobs cancel): --force"
+            f"pion hop {state.url} --on SKY. If you have cancelled that rental on {before.host} "
+            "(sky jobs cancel), add --force"
         )

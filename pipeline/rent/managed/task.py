@@ -24,7 +24,7 @@ from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.owner import code_version
 
-# Variables that say where a store or the Hub is. They are no secrets.
+# Variables that say where a store or the Hub is. They are not secrets.
 PASSED_ON = ("AWS_ENDPOINT_URL", "HF_ENDPOINT")
 
 
@@ -52,9 +52,9 @@ def task_variables(
 
 
 def _region(job: Job) -> str | None:
-    """Return the region in which this machine looks for the store's bucket, if it names one.
+    """Return the region that this machine uses for the store's bucket, if one is configured.
 
-    The machine would look in boot.sh's default region otherwise: it has no profile.
+    The rented machine has no AWS profile, so otherwise it would use boot.sh's default region.
     """
     if not job.store.startswith("s3://"):
         return None
@@ -66,7 +66,7 @@ def _region(job: Job) -> str | None:
 def _prices(offers: Iterable[Offer]) -> dict[str, float]:
     """Return dollars per hour by GPU, and by GPU and place where the GPU costs more.
 
-    A machine can't tell whether it is spot or on demand, so the higher price counts.
+    A machine can't find out whether it is spot or on demand, so the higher price counts.
     """
     prices: dict[str, float] = {}
     for offer in offers:
@@ -84,9 +84,9 @@ def _prices(offers: Iterable[Offer]) -> dict[str, float]:
 def task_config(
     sky_yaml: SkyYaml, name: str, envs: Mapping[str, str], prices: Prices | None = None
 ) -> dict[str, Any]:
-    """Return the YAML with everything filled in but the secrets: enough to submit it again.
+    """Return the YAML with everything filled in except the secrets: enough to submit it again.
 
-    `prices` are the job's own. They decide the order in which its machines are tried.
+    `prices` are the job's own prices, by which the machines are sorted.
     """
     config = deepcopy(dict(sky_yaml.config))
     config["resources"] = deepcopy(resources_by_price(sky_yaml, prices))
@@ -98,7 +98,7 @@ def task_config(
 
 
 def make_task(config: Mapping[str, Any], secrets: Mapping[str, str]) -> Any:
-    """Return a sky.Task. Secrets are passed separately, so SkyPilot's record of it lacks them."""
+    """Return a sky.Task. Secrets are passed separately, to keep them out of SkyPilot's record."""
     sky = sky_module()
     with asking_skypilot("read the task"):
         return sky.Task.from_yaml_config(

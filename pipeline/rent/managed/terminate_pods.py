@@ -1,4 +1,4 @@
-"""End pods, and with them their bills: dead ones, hung ones, and those that nobody needs."""
+"""End pods that are dead, hang, or are not needed. This ends their bills."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.rent.managed.pods import ask_runpod, list_pods
 
 
 def terminate_pod(pod_id: str) -> None:
-    """End a pod; a pod that is already gone is no error. Raises PionError."""
+    """End a pod. It is no error if the pod is already gone. Raises PionError."""
     try:
         ask_runpod(f"terminate pod {pod_id}", lambda runpod: runpod.terminate_pod(pod_id))
     except PionError:

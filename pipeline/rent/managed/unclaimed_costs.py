@@ -1,6 +1,6 @@
-"""Pods of a run that end before they claim it: keep what each cost in the run's events.
+"""Record the cost of pods that end before they claim the run, in the run's events.
 
-Once RunPod has forgotten a pod, nobody else knows what it cost.
+Once RunPod has forgotten a pod, this event is the only record of its cost.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from pipeline.state.run_state import RunState
 
 
 class LostPods:
-    """The pods that were rented for a run under the name `rental`, by whichever managed job."""
+    """The pods that any managed job called `rental` has rented for a run."""
 
     def __init__(self, state: RunState, rental: str) -> None:
         self._state, self._rental = state, rental
-        # Each is lost unless it claims the run before it ends.
+        # A pod in here is lost unless it claims the run before it ends.
         self._not_ended: dict[str, LostMachine] = {}
-        # Pods that have ended, and of which the store knows all.
+        # Pods that have ended, and whose cost is in the store.
         self._noted: set[str] = set()
 
     @property
     def booting(self) -> Collection[LostMachine]:
-        """Pods that have not ended, or of which the store does not know yet."""
+        """Pods that have not ended, or whose end is not in the store yet."""
         return self._not_ended.values()
 
     def note(self, job: ManagedJob | None, pods: Sequence[Pod], now: float) -> None:
-        """Keep each pod that has ended, or whose job has, and that never claimed the run.
+        """Record each pod that never claimed the run, once the pod or its job has ended.
 
-        If the store is down, it is told at the next look.
+        If the store is down, try again at the next look.
         """
         alive = set()
         for pod in pods:
@@ -46,7 +46,7 @@ class LostPods:
             seen = self._not_ended.get(pod.id)
             if seen is None or pod.alive:
                 self._not_ended[pod.id] = _as_lost(pod, seen, now)
-        # When the job has ended, nobody may look again.
+        # If the job has ended, this may be the last look.
         job_ended = job is not None and not job.live
         ended = [pod for pod in self._not_ended.values() if job_ended or pod.id not in alive]
         if not ended:
@@ -64,7 +64,7 @@ class LostPods:
 
 
 def _as_lost(pod: Pod, seen: LostMachine | None, now: float) -> LostMachine:
-    """Describe a pod that may turn out lost; `seen` is how it was described at the last look."""
+    """Describe a pod that may turn out lost. `seen` is its description from the last look."""
     return LostMachine(
         id=pod.id,
         cloud="RunPod",

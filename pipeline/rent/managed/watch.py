@@ -1,4 +1,4 @@
-"""`pion watch`: show a rented run, and fix what SkyPilot does not see is wrong with it."""
+"""`pion watch`: show a rented run, and fix problems that SkyPilot does not notice."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ POLL_SECONDS = 10.0
 
 
 def watch(run: str, *, once: bool, provider: Provider | None = None) -> int:
-    """Show the rental of `run` and keep it going until it ends; with `once`, look once.
+    """Show the rental of `run` and keep it running until it ends; with `once`, look once.
 
-    Returns the run's exit code; 0 after Ctrl-C. With `once`, returns 0 if nothing is wrong, else 1.
+    Return the run's exit code, or 0 after Ctrl-C. With `once`, return 0 if nothing is wrong, else
+    1.
     """
     provider = provider or Provider()
     url, run_name = split_run(run)
@@ -39,11 +40,11 @@ def watch(run: str, *, once: bool, provider: Provider | None = None) -> int:
     provider.start(say_now)
     jobs = provider.managed_jobs(name)
     if not jobs:
-        read_run(run)  # says so if there is no such run at all
+        read_run(run)  # raises BadInput if there is no such run
         raise BadInput(
             f"`pion launch` has rented nothing for {run} from this machine, and `pion watch` only "
-            "follows what it rented. To see a run that works elsewhere, or under a bare `sky jobs "
-            f"launch`: `pion status {run}`."
+            "follows such rentals. To see a run on another machine, or one that was started with "
+            f"`sky jobs launch`: `pion status {run}`."
         )
     return follow_or_leave(state, name, jobs[0].id, provider, once=once)
 
@@ -51,9 +52,9 @@ def watch(run: str, *, once: bool, provider: Provider | None = None) -> int:
 def follow_or_leave(
     state: RunState, name: str, job_id: int, provider: Provider, *, once: bool = False
 ) -> int:
-    """Watch the rental `name` until it ends, or until the person leaves with Ctrl-C.
+    """Watch the rental `name` until it ends, or until Ctrl-C.
 
-    Returns the run's exit code; 0 after Ctrl-C, or 130 if the run was then being restarted.
+    Return the run's exit code; after Ctrl-C, return 0, or 130 if the run was being restarted.
     """
     watcher = Watcher(state, name, job_id, say_now, provider)
     try:
@@ -73,9 +74,9 @@ def follow_or_leave(
 
 
 class Watcher:
-    """Shows one rental and keeps it going.
+    """Shows one rental and keeps it running.
 
-    Without `acting`, it only says what it finds, until `try_lock` says that nobody else acts.
+    Without `acting`, it only prints what it finds, until `try_lock` succeeds.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Watcher:
         self._restarter = Restarter(name, self.lookout, self.clock)
         self._say = say
         self._told: Progress | None = None
-        # What is wrong, by its key, and what was said to be done about it.
+        # For each problem, by its key: what was last said to be done about it.
         self._found: dict[str, str] = {}
         self._trouble = ""
 
@@ -116,7 +117,7 @@ class Watcher:
     def look_once(self) -> int:
         """Look once, show and act; return 1 if anything is wrong, or if the job has failed.
 
-        A restart gets CANCEL_SECONDS to complete, since nobody looks again. Raises PionError.
+        A restart gets CANCEL_SECONDS to complete, because this is the only look. Raises PionError.
         """
         end, wrong = self.clock.monotonic() + CANCEL_SECONDS, False
         while True:
@@ -134,18 +135,18 @@ class Watcher:
                 return code if code is not None else int(wrong or bool(self._found))
 
     def half_done(self) -> str:
-        """Return, for a person, what a restart has left half done; empty if nothing."""
+        """Return a message about a restart that is half done; empty if there is none."""
         if self._restarter.pending is None:
             return ""
         run, old = self.state.url, self._restarter.pending.old.id
         return (
-            f"managed job {old} was being cancelled to restart the run; nobody knows whether both "
-            f"succeeded. What is committed is safe. Look at `pion rentals {run}`: if a newer job "
-            f"lives, `pion watch {run}` follows it; if none does, `pion launch JOB --on SKY`."
+            f"managed job {old} was being cancelled to restart the run, and it is unknown whether "
+            f"both succeeded. Committed work is safe. Check `pion rentals {run}`: if it shows a "
+            f"newer job, run `pion watch {run}`; if not, run `pion launch JOB --on SKY`."
         )
 
     def say(self, text: str) -> None:
-        """Print a line with the time of day before it."""
+        """Print a line, with the time of day in front."""
         at = time.strftime("%H:%M:%S", time.gmtime(self.clock.now()))
         self._say(printable(f"{at} {text}"))
 
@@ -165,7 +166,7 @@ class Watcher:
         for finding in findings:
             self._handle(finding, job, look)
             if self.lookout.job_id != job.id:
-                break  # the other findings are about the job that was replaced
+                break  # the other findings are about the replaced job
         keys = {finding.key for finding in findings}
         self._found = {key: done for key, done in self._found.items() if key in keys}
         at_work = any((f.what, f.action) == ("controller lost", "note") for f in findings)
@@ -181,7 +182,7 @@ class Watcher:
             self._told = progress
 
     def _handle(self, finding: Finding, job: ManagedJob, look: Look) -> None:
-        """Say once what was found, and do what is to be done about it."""
+        """Report a finding once, and act on it."""
         key = finding.key
         if key not in self._found:
             self.say(f"{finding.what}: {finding.why}")
@@ -190,14 +191,14 @@ class Watcher:
             return
         done = act(finding, job, look, self.provider, self._restarter)
         self._found[key] = "; ".join(done)
-        if self._found[key] != said:  # what does not help is repeated at each look, but said once
+        if self._found[key] != said:  # an action may repeat at each look, but is reported once
             self.say(self._found[key])
             log_finding(self.state, look, finding, done)
 
     def _end(self, job: ManagedJob, look: Look) -> int:
-        """Say how the job has ended; return the exit code."""
-        if self.acting:  # another window may be restarting the run at this moment
-            with contextlib.suppress(PionError):  # a note that stays only costs a --force
+        """Print how the job has ended; return the exit code."""
+        if self.acting:  # otherwise another window may be restarting the run at this moment
+            with contextlib.suppress(PionError):  # if the note stays, the next launch needs --force
                 withdraw_rental_note(self.state, launch_id_of(job))
         code, words = how_it_ended(job, look.progress.dollars)
         self.say(words)

@@ -128,7 +128,7 @@ def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_rec
     time.during_sleep = live
     assert hop("demo", on=str(sky_home.yaml()), overrides=["hardware.micro_batch=2"]) == 0
     out = capsys.readouterr().out
-    assert "managed job 2 is submitted; managed job 1 continues until its machine is up" in out
+    assert "managed job 2 is submitted; managed job 1 continues until the new machine is up" in out
     assert "on pod-new has taken over the run (epoch 5)" in out
     assert "managed job 1 has ended" in out
     assert "first row 36 = last + 1" in out
@@ -291,13 +291,13 @@ def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(
     time.during_sleep = finish
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
     assert sky.cancelled == [2]
-    assert "demo was finished before; managed job 2 is cancelled" in capsys.readouterr().out
+    assert "demo was finished before; managed job 2 was cancelled" in capsys.readouterr().out
     assert read_rental_note(run)[0] is None  # nothing is rented any more
 
 
 def test_a_second_hop_of_a_run_on_its_way_is_refused(sky: Sky, sky_home: Any) -> None:
     sky.jobs.append(ManagedJob(2, sky.name, "STARTING"))
-    with pytest.raises(BadInput, match=r"is being moved already: managed jobs 1 and 2.*cancel 2"):
+    with pytest.raises(BadInput, match=r"is already being moved: managed jobs 1 and 2.*cancel 2"):
         hop("demo", on=str(sky_home.yaml()), overrides=[])
 
 
@@ -328,7 +328,7 @@ def test_ctrl_c_leaves_the_hop_going_on(
 
     time.during_sleep = interrupt
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
-    assert "to call it off before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
+    assert "to cancel it before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
     assert sky.cancelled == []
 
 

@@ -320,7 +320,7 @@ def test_of_two_launches_at_the_same_moment_one_rents(
     submit_by(monkeypatch, submit)
     main(["launch", "jobs/tiny.yaml", store, "--on", on])
     assert rented == 1
-    assert "another process here is submitting" in capsys.readouterr().err
+    assert "another process on this machine is submitting" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", ["UP", "INIT"])

@@ -191,7 +191,7 @@ def test_a_run_of_which_every_machine_was_lost_has_a_list_too(
     out = capsys.readouterr().out
     assert "never trained" in out
     assert "gone: RunPod no longer lists it" in out
-    assert "$0.10 in all" in out
+    assert "$0.10 in total" in out
 
 
 def test_a_pod_of_a_job_skypilot_has_forgotten_is_an_orphan(
@@ -217,7 +217,7 @@ def test_what_another_machine_has_rented_is_never_reaped(
     theirs = listing(reap=True)["theirs"]
     assert (theirs["state"], theirs["words"]) == (
         "unknown",
-        "rented from another machine; ask there",
+        "rented from another machine; check there",
     )
     assert len(api.ids) == 1
 
@@ -352,14 +352,14 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
             {CLUSTER: None},
             {},
             ("gone", "gone"),
-            f"SkyPilot says that its cluster {CLUSTER} has ended",
+            f"SkyPilot says that the cluster {CLUSTER} has ended",
         ),
         (
             None,
             {CLUSTER: None},
             {},
             ("gone", "gone"),
-            f"SkyPilot says that its cluster {CLUSTER} has ended",
+            f"SkyPilot says that the cluster {CLUSTER} has ended",
         ),
         # While the job lives, the newest machine runs, and the one before it was replaced. The
         # next cluster may have no record yet, and SkyPilot's list leaves out managed clusters.
@@ -390,7 +390,7 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
             {CLUSTER: "UP"},
             {},
             ("unknown", "unknown"),
-            "SkyPilot still has its cluster as UP: ask its cloud",
+            "SkyPilot still records its cluster as UP; check in the cloud",
         ),
         (
             ManagedJob(1, "", "CANCELLED", ended_at=JUST_NOW),
@@ -405,14 +405,14 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
             {},
             {},
             ("unknown", "unknown"),
-            "SkyPilot does not list it, nor the machine of any managed job: ask its cloud",
+            "SkyPilot does not list machines of managed jobs; check in the cloud",
         ),
         (
             ManagedJob(1, "", "SUCCEEDED"),
             {"pion-other-1": None},
             {},
             ("unknown", "unknown"),
-            "SkyPilot does not list it, nor the machine of any managed job: ask its cloud",
+            "SkyPilot does not list machines of managed jobs; check in the cloud",
         ),
         (
             ManagedJob(1, "", "SUCCEEDED"),

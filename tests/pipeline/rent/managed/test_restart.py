@@ -149,7 +149,7 @@ def test_a_run_that_no_machine_ever_comes_to_own_is_given_up_in_the_end(
     assert watcher.follow() == 1
     assert len(provider.submitted) == FUTILE_RESTARTS
     assert provider.cancelled == [7, 8, 9, 10]
-    assert "after 3 restarts, no machine came to own the run" in "\n".join(said)
+    assert "no machine has owned the run after 3 restarts" in "\n".join(said)
     assert not any(pod.alive for pod in provider.listed)
 
 
@@ -192,7 +192,7 @@ def test_while_a_person_submits_the_run_it_is_not_submitted_anew(
     assert watcher.follow() == 0
     assert submitted_meanwhile == [0]
     assert len(provider.submitted) == 1
-    assert "another process here is submitting" in "\n".join(said)
+    assert "another process on this machine is submitting" in "\n".join(said)
 
 
 def test_a_lost_controller_ends_no_run(
