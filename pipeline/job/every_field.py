@@ -13,10 +13,21 @@ from pydantic_core import PydanticUndefined
 from pipeline.job import Job, Section
 from pipeline.job.section import part_of
 
+# What a change of a field does to finished stages, by the field's part.
+PARTS = {
+    "identity": "changes the result, so the stages that use the field must run again. `pion run` "
+    "shows the difference and asks for `--redo`",
+    "schedule": "changes how the model is trained, so the stage must run again. Two exceptions: a "
+    "fork may continue under another schedule, and `steps` may be raised until the learning rate "
+    "starts to decay",
+    "runtime": "changes no result, so finished stages stay finished. Another `name` or `store` is "
+    "another run",
+}
+
 
 @dataclass(frozen=True)
 class JobField:
-    """One key of a job file, in words. `part` is identity, schedule or runtime."""
+    """One key of a job file, in words. `part` is a key of `PARTS`."""
 
     path: str
     type: str
@@ -56,7 +67,9 @@ def chapters() -> Iterator[Chapter]:
     """Yield the sections in the order of the job file, each with its kinds of sources."""
     top = {n: f for n, f in Job.model_fields.items() if not sections_of(f.annotation)}
     fields = [_described(name, field) for name, field in top.items()]
-    yield Chapter("", None, "one run, in one YAML file", "", fields)
+    yield Chapter(
+        "", None, "the run: its name, its seed, its store and the prices of GPUs", "", fields
+    )
     for name, field in Job.model_fields.items():
         if name not in top:
             yield from _section_chapters(name, field)

@@ -27,7 +27,7 @@ STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 
 
 class Model(Section):
-    """The decoder: a preset, or fields, or a preset with some fields replaced."""
+    """The decoder: a preset, all fields, or a preset with some fields replaced."""
 
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
     d_model: int | None = identity(None, "width of the residual stream", gt=0)
@@ -41,15 +41,15 @@ class Model(Section):
         None, "width of one attention head; unset: d_model / n_heads", gt=0
     )
     vocab_size: int | None = identity(
-        None, "embedding rows; unset: the preset's, else the trained tokenizer's", gt=0
+        None, "rows of the embedding; unset: the preset's, or else the trained tokenizer's", gt=0
     )
     seq_len: int | None = identity(
         None,
-        "longest context in tokens; unset: the preset's, else the longest training row",
+        "longest context in tokens; unset: the preset's, or else the longest training row",
         gt=0,
     )
     rope_theta: float | None = identity(
-        None, "base of the rotary frequencies; unset: the preset's, else 10000", gt=0
+        None, "base of the rotary frequencies; unset: the preset's, or else 10000", gt=0
     )
     softcap: float | None = identity(
         None,
@@ -106,7 +106,11 @@ class Data(Section):
     seq_len: int = identity(2048, "tokens in a training row", ge=8)
     sources: list[DataSource] = identity([], "where the pretraining text comes from")
     held_out: float = identity(
-        0.02, "share of the documents (python-docs: of the files) kept for evaluation", gt=0, lt=0.5
+        0.02,
+        "share of the documents (python-docs: of the files) kept for evaluation; tokenized sources "
+        "(npy, bin, hub-npy) always keep the last 1 % of their rows",
+        gt=0,
+        lt=0.5,
     )
     shard_rows: int = identity(10_000, "rows in one file of prepared data (a shard)", gt=0)
     window: int = identity(8, "number of shards whose rows are shuffled together", gt=0)
@@ -134,7 +138,7 @@ class Train(Section):
         le=1,
     )
     optimizer: Literal["adamw", "muon"] = scheduled(
-        "adamw", "muon: for the matrices of the blocks, and AdamW for the rest"
+        "adamw", "adamw, or muon: Muon for the matrices of the blocks and AdamW for the rest"
     )
     muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0)
     muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)
@@ -150,8 +154,8 @@ class Train(Section):
     )
     init_from: str | None = identity(
         None,
-        "start from a run, checkpoint, exported folder, Hub repository or .pt file; unset: from "
-        "random weights, or in sft from the pretrained model",
+        "start from a run, checkpoint, exported folder, Hub repository or .pt file; unset: "
+        "pretrain starts from random weights, and sft from the pretrained model",
     )
 
     @model_validator(mode="after")
@@ -188,7 +192,7 @@ class LmEval(Section):
     """Tasks of lm-evaluation-harness, run on the exported model."""
 
     tasks: list[str] = identity(
-        [], "names of tasks; a task whose data cannot be loaded is reported as skipped"
+        [], "names of the tasks; a task whose data cannot be loaded is reported as skipped"
     )
     include_path: str | None = identity(None, "folder with your own task definitions")
     limit: int | None = identity(None, "largest number of documents per task; unset: all", gt=0)
@@ -206,7 +210,9 @@ class Evaluate(Section):
     ngram_order: int = identity(4, "order of the n-gram model to compare with; 0: none", ge=0, le=6)
     ngram_tokens: int = identity(2_000_000, "training tokens that the n-gram model counts", gt=0)
     continuations: int = identity(
-        200, "number of questions from held-out text: which continuation is the true one?", ge=0
+        200,
+        "multiple-choice questions made from held-out text: the model picks the true continuation",
+        ge=0,
     )
     packs: list[str] = identity(
         [], "JSONL files of multiple-choice questions {context, choices, answer}"
@@ -224,9 +230,11 @@ class Publish(Section):
         None, "license named on the model card, such as apache-2.0 or mit"
     )
     description: str | None = identity(None, "a sentence for the model card")
-    cost: bool = runtime(False, "state on the model card what the run took and cost")
+    cost: bool = runtime(False, "write the run's time and cost on the model card")
     require: list[str] = identity(
-        [], "conditions without which nothing is published, such as bits_per_byte < 2.2"
+        [],
+        "publish only if all these conditions hold, such as bits_per_byte < 2.2 or "
+        "pretrain.bits_per_byte < 2.2; a result without a stage is that of the published model",
     )
 
     @field_validator("require")
@@ -253,11 +261,11 @@ class Checkpoint(Section):
     every_steps: int | None = runtime(None, "steps between two checkpoints; unset: by time", gt=0)
     every_seconds: float | None = runtime(
         None,
-        "seconds between two checkpoints; unset: derived from the cost of a save and the rate of "
-        "preemptions",
+        "seconds between two checkpoints; unset: derived from the length of a save and "
+        "preemption_hours",
         gt=0,
     )
-    preemption_hours: float = runtime(2.0, "assumed hours between two preemptions", gt=0)
+    preemption_hours: float = runtime(2.0, "expected hours between two preemptions", gt=0)
     keep: Keep = runtime(Keep(), "which checkpoints are kept")
     grace: float = runtime(4.0, "seconds to save the last step after SIGTERM", gt=0)
     max_undurable: float = runtime(
@@ -269,7 +277,7 @@ class Checkpoint(Section):
         "machine, else 0",
         ge=0,
     )
-    max_rewinds: int = runtime(3, "number of times in a row that training may roll back", ge=0)
+    max_rewinds: int = runtime(3, "number of rollbacks in a row that are allowed", ge=0)
 
 
 class Hardware(Section):
@@ -291,7 +299,7 @@ class Hardware(Section):
     )
     recompute: bool | None = runtime(
         None,
-        "recompute activations to save memory; unset: only if one sequence does not fit otherwise",
+        "recompute activations to save memory; unset: only if one sequence does not fit without it",
     )
     compile: bool = runtime(False, "compile the blocks with torch.compile")
     hang_seconds: float | None = runtime(
@@ -311,7 +319,9 @@ class Budget(Section):
     )
     dollars: float | None = runtime(None, "dollars of all attempts together; unset: no limit", gt=0)
     dollars_per_hour: float | None = runtime(
-        None, "price of this machine, if it is not rented", ge=0
+        None,
+        "dollars per hour of a machine that `pion launch` did not rent; for budget.dollars",
+        ge=0,
     )
 
 
@@ -326,9 +336,14 @@ class Price:
 class Log(Section):
     every: int = runtime(10, "steps between two lines of metrics", gt=0)
     tensorboard: str | None = runtime(
-        None, "folder for TensorBoard's event files; unset: none are written"
+        None,
+        "folder for TensorBoard's event files; needs `uv sync --extra tensorboard`; unset: none "
+        "are written",
     )
-    wandb: str | None = runtime(None, "project in Weights & Biases; unset: nothing is sent there")
+    wandb: str | None = runtime(
+        None,
+        "project in Weights & Biases; needs `uv sync --extra wandb`; unset: nothing is sent there",
+    )
 
 
 def _price(gpu: str, value: Any) -> Price:
@@ -349,7 +364,7 @@ def _price(gpu: str, value: Any) -> Price:
 
 
 class Job(Section):
-    """One run: what to train, on what, how, and where its state lives."""
+    """One run: which model to train, on which data, how, and where to keep its state."""
 
     name: str = runtime(
         ...,
@@ -359,10 +374,10 @@ class Job(Section):
     )
     seed: int = identity(42, "seed of the initial weights and of the row order")
     store: str = runtime(
-        "runs", "where state lives: a folder, file://, s3://bucket/prefix or hf://user/repo"
+        "runs", "where state is kept: a folder, file://, s3://bucket/prefix or hf://user/repo"
     )
     model: Model = identity(
-        ..., "the decoder: a preset, or fields, or a preset with some fields replaced"
+        ..., "the decoder: a preset, all fields, or a preset with some fields replaced"
     )
     tokenizer: TokenizerSection = identity(..., "exactly one of `train`, `file` and `hub`")
     data: Data = identity(Data(), "the pretraining text")
@@ -375,7 +390,7 @@ class Job(Section):
     )
     hardware: Hardware = runtime(Hardware(), "workers, precision, memory")
     budget: Budget = runtime(
-        Budget(), "what the run may cost; beyond that it saves and stops with exit code 4"
+        Budget(), "limits on time and money; at a limit the run saves and stops with exit code 4"
     )
     prices: dict[str, Price] | None = runtime(
         None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from pipeline.job.every_field import chapters
+from pipeline.job.every_field import PARTS, chapters
 
 COLUMNS = (("key", 5), ("type", 3), ("default", 3), ("meaning", 7), ("part", 2))
 
@@ -15,7 +15,7 @@ def help_job(width: int | None = None) -> str:
 
 
 def _lines() -> str:
-    lines: list[str] = []
+    lines = [f"# {part}: {meaning}" for part, meaning in PARTS.items()]
     for chapter in chapters():
         lines += ["", f"# {chapter.title}"]
         lines += [
@@ -30,6 +30,9 @@ def _tables(width: int) -> str:
     from rich.text import Text
 
     console = Console(file=io.StringIO(), width=width, force_terminal=True, record=True)
+    for part, meaning in PARTS.items():
+        console.print(Text.assemble((part, "bold"), f": {meaning}"))
+    console.print()
     for chapter in chapters():
         title = Text(chapter.title)
         table = Table(title=title, title_justify="left", box=None, expand=True, pad_edge=False)

@@ -5,15 +5,15 @@ python -m pipeline.job.reference > docs/jobs.md
 
 from __future__ import annotations
 
-from pipeline.job.every_field import Chapter, JobField, chapters
+from pipeline.job.every_field import PARTS, Chapter, JobField, chapters
 
 HEAD = """\
 <!-- Written by `python -m pipeline.job.reference > docs/jobs.md`. Change pipeline/job/, not this file. -->
 
 # The job file
 
-A job is one YAML file. It says what to train, on what, how, and where the run's state lives.
-`pion run JOB` advances the run until everything that the file asks for is done.
+A job is one YAML file. It says which model to train, on which data, how, and where to keep
+the run's state. `pion run JOB` works until everything in the file is done.
 
 ```yaml
 {whole}```
@@ -27,16 +27,12 @@ reference in a terminal.
 * Paths of inputs are relative to the job file. Paths of outputs (`store`, `publish.to`) are relative
   to the working directory.
 * Numbers may be written as `22_500` or `3e-4`.
-* `pion check JOB` finds mistakes without starting anything. A misspelled key, a wrong type or an
-  impossible value is reported with its line and the nearest valid key.
+* `pion check JOB` finds mistakes without starting anything. It reports each misspelled key, wrong
+  type and impossible value with its line. For a misspelled key it also names the nearest valid key.
 
 The last column of each table says what happens to finished work when you change the field:
 
-| | a change of the field |
-|---|---|
-| identity | makes the stages that depend on the field stale: the change affects what is learned, or from what. `pion run` shows the difference and asks for `--redo` |
-| schedule | makes these stages stale too: the change affects how the model is trained. But a fork may continue under another schedule, and `steps` may be raised until the learning rate decays |
-| runtime | makes nothing stale: the change affects no result |
+{parts}
 
 Sections: {sections}.
 """  # noqa: E501
@@ -127,9 +123,9 @@ log: {every: 50, tensorboard: logs}
 
 
 PRESENCE = {
-    "": "These keys stand outside of all sections.",
+    "": "These keys are at the top level of the file.",
     "required section": "This section is required.",
-    "optional section": "This section is optional: without it there is no such stage.",
+    "optional section": "This section is optional. Without it, Pion skips the stage.",
 }
 
 
@@ -137,8 +133,13 @@ def reference() -> str:
     """Return the text of docs/jobs.md."""
     sections = [c.path for c in chapters() if c.path and c.kind is None]
     links = ", ".join(f"[`{path}`](#{path})" for path in sections)
-    head = HEAD.replace("{whole}", WHOLE).replace("{sections}", links)
+    parts = "\n".join(["| | when you change the field |", "|---|---|", *_parts()])
+    head = HEAD.replace("{whole}", WHOLE).replace("{sections}", links).replace("{parts}", parts)
     return "\n".join([head, *(_chapter(chapter) for chapter in chapters())])
+
+
+def _parts() -> list[str]:
+    return [f"| {part} | {meaning} |" for part, meaning in PARTS.items()]
 
 
 def _chapter(chapter: Chapter) -> str:

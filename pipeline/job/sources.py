@@ -23,7 +23,7 @@ class PythonDocs(Source):
 
 
 class TextFiles(Source):
-    """Plain text files. Each file is one document, or each of its paragraphs is."""
+    """Plain text files. Each file is a document, or each paragraph is one (see `split`)."""
 
     kind: Literal["text"]
     path: str = identity(..., "a file, a folder (its *.txt and *.md) or a glob")
@@ -66,7 +66,7 @@ class NpyShards(Source):
 
 
 class BinShards(Source):
-    """Tokenized `.bin` files with Daisy's header (magic 20240520, version 1, uint16 tokens)."""
+    """Tokenized `.bin` files as Daisy-Wee writes them: magic 20240520, version 1, uint16 tokens."""
 
     kind: Literal["bin"]
     path: str = identity(..., "a folder or a glob")
@@ -80,9 +80,7 @@ class HubDataset(Source):
     subset: str | None = identity(None, "configuration of the data set; unset: its default")
     split: str = identity("train", "split of the data set")
     revision: str | None = identity(None, "commit, branch or tag; unset: the main branch")
-    max_documents: int | None = identity(
-        None, "largest number of documents to read; unset: all", gt=0
-    )
+    max_documents: int | None = identity(None, "largest number of rows to read; unset: all", gt=0)
 
 
 class HubTexts(HubDataset):
@@ -92,7 +90,7 @@ class HubTexts(HubDataset):
 
 
 class HubNpyShards(Source):
-    """Tokenized `.npy` arrays in a Hub data set, downloaded and deleted as training needs them."""
+    """Tokenized `.npy` arrays in a Hub data set, downloaded ahead of training and deleted after."""
 
     kind: Literal["hub-npy"]
     repo: str = identity(..., "the data set on the Hub, user/name")
