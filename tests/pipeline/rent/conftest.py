@@ -1,4 +1,4 @@
-"""SkyPilot in a home of its own, with a price list of ours and a RunPod that lists no pods."""
+"""SkyPilot in its own home folder, with our price list and a RunPod that lists no pods."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ run: pion run "$JOB"
 
 @dataclass
 class SkyHome:
-    """SkyPilot as this process sees it while the test runs."""
+    """SkyPilot as this process sees it during the test."""
 
     folder: Path
     patch: pytest.MonkeyPatch
 
     def sell(self, prices: Mapping[str, Price], regions: Mapping[str, str] | None = None) -> None:
-        """Make `prices` what RunPod asks."""
+        """Make `prices` RunPod's prices."""
         import sky.catalog.runpod_catalog
         from sky.catalog import common
         from sky.utils import accelerator_registry
@@ -46,7 +46,7 @@ class SkyHome:
         write_catalog(self.folder, prices, regions)
         folder = str(self.folder / ".sky" / "catalogs" / "v8")
         self.patch.setattr(common, "_ABSOLUTE_VERSIONED_CATALOG_DIR", folder)
-        # SkyPilot keeps what it has read as long as the process lives.
+        # SkyPilot caches what it has read for the life of the process.
         gpus, machines = (
             common.read_catalog(f) for f in ("common/accelerators.csv", "runpod/vms.csv")
         )
@@ -54,14 +54,14 @@ class SkyHome:
         self.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
 
     def raise_prices(self, region: str, factor: float) -> None:
-        """Make everything in `region` dearer by that factor than elsewhere."""
+        """Multiply all prices in `region` by `factor`."""
         import sky.catalog.runpod_catalog
 
         machines = sky.catalog.runpod_catalog._df
         machines.loc[machines["Region"] == region, ["SpotPrice", "Price"]] *= factor
 
     def lose_catalog(self) -> None:
-        """There is no price list here, and none can be fetched."""
+        """Remove the price list, and make it impossible to fetch one."""
         import requests
         from sky.catalog import common
 
@@ -72,7 +72,7 @@ class SkyHome:
         self.patch.setattr(common.requests, "get", offline)
 
     def yaml(self, resources: str = "accelerators: A40", text: str = YAML) -> Path:
-        """A rental YAML with these lines under `resources`."""
+        """Write a rental YAML with these lines under `resources`."""
         path = self.folder / "rental.yaml"
         indented = "\n".join(f"  {line}" for line in resources.splitlines())
         path.write_text(text.format(resources=indented))
@@ -81,13 +81,13 @@ class SkyHome:
 
 @pytest.fixture(autouse=True)
 def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one process of this machine tells the others what it does."""
+    """Give the test its own cache folder, where processes of one machine see each other."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
-    """Nothing set up but a price list; RunPod's API is nowhere."""
+    """A home with a price list and nothing else. RunPod's API can't be reached."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -97,7 +97,7 @@ def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
         monkeypatch.delenv(name, raising=False)
     from sky import skypilot_config
 
-    skypilot_config.safe_reload_config()  # what another test's home has set
+    skypilot_config.safe_reload_config()  # forget the settings of another test's home
     found = SkyHome(home, monkeypatch)
     found.sell(PRICES)
     return found
@@ -105,7 +105,7 @@ def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
 
 @pytest.fixture
 def runpod_api(sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPodApi]:
-    """A RunPod account without pods, whose key is set up here."""
+    """A RunPod account without pods, and its key on this machine."""
     import runpod
 
     api = RunPodApi()
@@ -119,13 +119,13 @@ def runpod_api(sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[R
 
 @pytest.fixture
 def run(tmp_path: Path, time: FakeClock) -> RunState:
-    """A released run that has work left, last claimed under epoch 2."""
+    """A released run with work left, last claimed under epoch 2."""
     return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
 
 
 @pytest.fixture
 def provider() -> FakeProvider:
-    """A rental that runs, of whose machines a test decides."""
+    """A running rental, whose machines the test controls."""
     return watched_rental()
 
 

@@ -95,7 +95,7 @@ def test_a_misspelt_cloud_is_named_with_the_closest(sky_home: SkyHome) -> None:
 
 
 def test_without_skypilot_a_folder_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
-    """Where it is missing, `import sky` finds the project's folder of YAMLs."""
+    """Without SkyPilot, `import sky` finds the project's folder of YAMLs."""
     (tmp_path / "sky").mkdir()
     code = "import sys; sys.path.insert(0, sys.argv[1]); sys.modules.pop('sky', None)\n" + (
         "import importlib.machinery, types\n"

@@ -1,4 +1,4 @@
-"""A tiny job to check, and what to expect of a check's rows."""
+"""A tiny job to check, and helpers that judge a check's rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Case:
     folder: Path
 
     def path(self, **changes: Any) -> Path:
-        """The job file with these fields changed; `__` stands for the dots of a path."""
+        """Write the job file with these fields changed; `__` replaces the dots of a path."""
         path = self.folder / "job.yaml"
         path.write_text(yaml.safe_dump({"store": str(self.folder / "runs")} | tiny_dict(**changes)))
         return path
@@ -30,7 +30,7 @@ class Case:
         return load_job(self.path(**changes))
 
     def rows(self, **changes: Any) -> dict[str, CheckRow]:
-        """What is found of the job alone."""
+        """Return the rows of the job without a rental."""
         return {row.name: row for row in run_checks(self.job(**changes), None)}
 
 

@@ -1,4 +1,4 @@
-"""`pion check` finds what would fail later: every bad input is a row that says how to mend it."""
+"""`pion check` finds what would fail later: every bad input is a row that says how to fix it."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_weights_to_start_from_that_are_not_there(case: Case) -> None:
 
 
 def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str:
-    """Put a model of the job's shape, but for `changes`, there; returns its `init_from`."""
+    """Put a model of the job's shape, except for `changes`, there; return its `init_from`."""
     config = dataclasses.replace(case.job().model_config_resolved(), **changes)
     ours = json.dumps(config.to_dict()).encode()
     if where == "Hub":
@@ -212,7 +212,7 @@ def test_a_store_that_is_down_is_not_waited_for(
 def test_what_does_not_answer_in_time_is_not_found_out(
     case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case.rows()  # whatever is loaded first takes its time
+    case.rows()  # the first imports take a while
     monkeypatch.setattr(command, "SECONDS", 0.3)
     checked = threading.Event()
     hub.before("/api/datasets", lambda: checked.wait(60), times=9)

@@ -1,4 +1,4 @@
-"""`pion check --on`: what would go wrong on the machines that a SkyPilot YAML asks for."""
+"""`pion check --on`: what would fail on the machines of a SkyPilot YAML."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.sky_catalog import Price
 WORKDIR = "workdir: {folder}\n" + YAML
 HUGE = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
 LARGE = HUGE | {"n_layers": 3}
-"""For the A40, and not for the RTXA4000."""
+"""Fits on the A40, but not on the RTXA4000."""
 
 Checks = Callable[..., dict[str, CheckRow]]
 
@@ -48,7 +48,7 @@ def on_runpod(
     s3_store: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Checks:
-    """What is found of the tiny job on a rental: everything is fine but for what a test changes."""
+    """Check the tiny job on a rental. Everything is fine except what a test changes."""
     monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
 
     def find(
@@ -203,7 +203,7 @@ def test_a_controller_that_would_need_a_machine_of_its_own(
     unknown(on_runpod()["controller"], "rent another machine", "consolidation_mode: true")
 
 
-def test_a_controller_on_this_machine_and_a_server_that_has_not_heard_of_it(
+def test_a_controller_on_this_machine_and_a_server_that_has_not_read_the_setting(
     on_runpod: Checks, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_controller_here(sky_home)
@@ -399,7 +399,7 @@ def test_a_budget_that_is_spent_would_stop_the_run_after_boot(
     for stage, digest in digest_job(job).stages.items():
         claim.finish_stage(stage, digest, {})
     claim.release()
-    unknown(on_runpod(**spent)["budget"], "above budget.hours")  # finished: nothing is to be spent
+    unknown(on_runpod(**spent)["budget"], "above budget.hours")  # finished, so it costs nothing
 
 
 def test_the_price_is_that_of_all_nodes(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a rented machine is refused for, before anything is installed on it."""
+"""Why a rented machine is refused, before anything is installed on it."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ Machine = Callable[[str], dict[str, str]]
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """The environment of a machine whose nvidia-smi does what a line of shell says.
+    """Return the environment of a machine whose nvidia-smi runs a line of shell.
 
-    Its libcuda.so.1 can't be loaded, whether or not the machine that runs the tests has one.
+    Its libcuda.so.1 can't be loaded, even if the machine that runs the tests has one.
     """
     (tmp_path / "libcuda.so.1").touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
@@ -67,16 +67,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @dataclass
 class Driver:
-    """A libcuda of host memory, whose functions have the types that cuda.h says.
+    """A fake libcuda on host memory. Its functions have the types from cuda.h.
 
-    They are called as C functions are, so a pointer that is passed as an int arrives cut in half.
+    They are called as C functions, so a pointer that is passed as an int arrives cut in half.
     """
 
     gpus: int = 1
     fails: dict[str, int] = field(default_factory=dict)
-    """What a function returns instead of doing anything, by its name."""
+    """Error codes to return, by the function's name."""
     lies: bool = False
-    """Whether memory changes a bit of what is written to it."""
+    """Whether the memory flips a bit of what is written to it."""
     names: dict[int, bytes] = field(default_factory=lambda: {999: b"CUDA_ERROR_UNKNOWN"})
     contexts: set[int] = field(default_factory=set)
     memory: dict[int, bytearray] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Driver:
     """The contexts in which memory was read."""
 
     def library(self) -> Any:
-        """It, as ctypes.CDLL would load it."""
+        """Return the driver as ctypes.CDLL would load it."""
 
         class Library:
             pass
@@ -155,11 +155,11 @@ class Driver:
 
 
 def boot(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """What the boot script runs, by a Python that has no torch."""
+    """Run the check as the boot script does, with a Python without torch."""
     return run_to_end([sys.executable, "-I", "-S", str(SCRIPT)], env=environment)
 
 
-def test_a_machine_as_asked_for_goes_on(machine: Machine) -> None:
+def test_a_machine_as_requested_passes(machine: Machine) -> None:
     done = boot(machine("echo 'NVIDIA A40, 580.95.05'") | {"PION_DISK_GB": "1"})
     assert done.returncode == 0, done.stderr
     assert "1 × NVIDIA A40 with driver 580.95.05" in done.stderr

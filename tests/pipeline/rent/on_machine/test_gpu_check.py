@@ -1,4 +1,4 @@
-"""The test of a rented GPU that comes before anything is trained on it."""
+"""The check of rented GPUs before anything is trained on them."""
 
 from __future__ import annotations
 

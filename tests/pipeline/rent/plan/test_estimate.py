@@ -184,7 +184,7 @@ def test_what_cannot_be_told_is_not_made_up() -> None:
 def train_somewhere(
     job: Job, speed: float, device: str = "NVIDIA A40", seq_len: int = 32, workers: int = 1
 ) -> None:
-    """Leave a run of `job` in its store that trained its first stage there."""
+    """Write to the job's store a run that trained its first stage with that speed and device."""
     run = RunState(FileStore(Path(job.store)), job.name)
     claim = claim_run(run, Owner.me())
     digests = digest_job(job)

@@ -1,4 +1,4 @@
-"""What machines cost: SkyPilot's own catalog, or the prices a job states."""
+"""What machines cost: SkyPilot's own catalog, or the job's prices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support import sky_catalog
 
 
 def asked(sky_home: SkyHome, resources: str, prices: dict[str, Price] | None = None) -> object:
-    """What becomes of the one candidate of a YAML."""
+    """Look up the only candidate of a YAML."""
     (candidate,) = read_sky_yaml(sky_home.yaml(resources)).candidates
     return look_up(candidate, 1, prices)
 
@@ -139,7 +139,7 @@ def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(
 
 
 def also_by_four(sky_home: SkyHome, gpu: str, price: sky_catalog.Price) -> None:
-    """Let RunPod rent out machines of four such GPUs too, at `price` for all four."""
+    """Let RunPod also offer machines with four such GPUs, at `price` for all four."""
     import sky.catalog.runpod_catalog
     from sky.catalog import common
 
@@ -208,7 +208,7 @@ def test_prices_never_make_a_finished_stage_stale() -> None:
         ("[A40]", "should be a section"),
     ],
 )
-def test_a_price_that_is_none_is_refused(prices: str, words: str) -> None:
+def test_an_invalid_price_is_refused(prices: str, words: str) -> None:
     with pytest.raises(BadInput, match=re.escape(words)):
         load_job(SMALL, [f"prices={prices}"])
 
@@ -220,7 +220,7 @@ def test_what_takes_too_long_is_left_behind() -> None:
     assert time.monotonic() - started < 5
 
 
-def test_what_fails_beside_is_raised_where_it_is_waited_for() -> None:
+def test_an_error_in_the_other_thread_is_raised_where_it_is_waited_for() -> None:
     def fail() -> None:
         raise BadInput("no such thing")
 

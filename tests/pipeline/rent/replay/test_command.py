@@ -1,4 +1,4 @@
-"""`pion replay`: the numbers it takes and where it says they are from, and what it prints."""
+"""`pion replay`: its numbers and their origins, and what it prints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GIVEN = Given(
 
 
 def write_job(folder: Path, **changes: Any) -> str:
-    """Write the tiny job as demo, with its store below `folder` too; its path."""
+    """Write the tiny job as `demo`, with its store below `folder`; return the job's path."""
     job = tiny_dict(**{"name": "demo", "store": str(folder / "store"), **changes})
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(job))
@@ -110,9 +110,9 @@ def test_starts_that_never_finish_are_counted_and_no_number_hides_them(
 
 
 def test_where_machines_live_for_hours_nearly_all_time_paid_for_is_kept_work() -> None:
-    # As in the recorded traces: machines live for 7 hours here, and half an hour there is none.
+    # As in the recorded traces: a machine lives for 7 hours, then there is none for half an hour.
     market = Trace("invented", 600.0, (*[True] * 42, *[False] * 3))
-    with tempfile.TemporaryDirectory() as empty:  # no run there has measured anything
+    with tempfile.TemporaryDirectory() as empty:  # without runs, nothing was measured
         job = load_job(REPOSITORY / "jobs/pion-small.yaml", [f"store={empty}"])
         numbers = job_numbers(job, Given(step_seconds=4.3, price=0.2, on_demand_price=0.4))
     summary = summarise(market, replay_of(job, numbers).sweep(market), numbers.spot)

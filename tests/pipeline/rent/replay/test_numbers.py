@@ -1,4 +1,4 @@
-"""The numbers a replay takes: given, measured by the run, or assumed, and it says which."""
+"""The numbers of a replay: given, measured by the run, or assumed, with their origin."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def numbers(job: str, given: Given | None = None, *overrides: str) -> Any:
 
 
 def add_events(job: str, *events: dict[str, Any]) -> None:
-    """Another process of the run reports these and releases it."""
+    """Let another process claim the run, report these events, and release the run."""
     run = RunState(store_of(job), "demo")
     claim = claim_run(run, Owner.me())
     log = EventLog(run.store, run.name, claim.epoch)
@@ -48,7 +48,7 @@ def add_events(job: str, *events: dict[str, Any]) -> None:
 
 
 def add_event(job: str, epoch: int, kind: str, **fields: Any) -> None:
-    """One more event of a process that there was; light_run trained as epoch 2 last."""
+    """Add an event under an earlier epoch. `light_run` last trained under epoch 2."""
     log = EventLog(store_of(job), "demo", epoch)
     log.append(kind, **fields)
     log.flush()
@@ -58,7 +58,7 @@ def phase(name: str, seconds: float) -> dict[str, Any]:
     return {"kind": "phase", "name": name, "seconds": seconds}
 
 
-def test_without_any_number_it_is_refused_with_the_ways_on(tmp_path: Path) -> None:
+def test_without_any_number_it_is_refused_with_the_options_to_pass(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="there is no run demo in") as refused:
         show_replay(write_job(tmp_path), [], traces=[SPOT])
     assert "--step-seconds" in str(refused.value)
@@ -93,7 +93,7 @@ def test_a_run_that_can_t_be_read_is_said_to_be_so(tmp_path: Path) -> None:
     (Path(job).parent / "store/demo/HEAD.json").write_text("{")
     with pytest.raises(BadInput, match=r"can't be read: .*HEAD\.json is damaged"):
         numbers(job)
-    assert numbers(job, GIVEN).boot.value == 50  # and nobody minds where all is given
+    assert numbers(job, GIVEN).boot.value == 50  # not needed if all numbers are given
 
 
 def test_starts_are_measured_by_phase_without_their_first_step(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_the_only_price_needs_no_name_and_an_option_wins(tmp_path: Path) -> None
 def test_the_gpu_that_was_rented_last_is_the_one_that_is_paid_for(tmp_path: Path) -> None:
     job = write_job(tmp_path, prices=BOTH)
     light_run(store_of(job))
-    assert numbers(job).spot is None  # one of two, and nobody says which
+    assert numbers(job).spot is None  # two prices, and the GPU is unknown
     add_events(job, {"kind": "machine", "gpu": "L40S", "phases": {}})
     assert numbers(job).spot == Number(0.9, "the job's prices.L40S.spot")
 
@@ -222,7 +222,7 @@ def test_without_prices_of_the_job_the_catalog_says_them(tmp_path: Path, sky_hom
     assert found.on_demand == Number(0.4, "SkyPilot's catalog: 1 × A40 on demand on RunPod/CA")
     light_run(store_of(job))
     add_event(job, 1, "machine", gpu="A40", count=4, nodes=2)
-    assert numbers(job).spot is None  # nobody rents out four
+    assert numbers(job).spot is None  # nobody offers four
     also_by_four(sky_home, "A40", sky_catalog.Price(0.7, 1.5))
     assert numbers(job).spot == Number(
         1.4, "SkyPilot's catalog: 4 × A40 spot on RunPod/CA × 2 nodes"
@@ -250,7 +250,7 @@ def test_skypilot_is_not_asked_where_no_gpu_is_known_or_all_prices_are_given(
 
 @pytest.mark.parametrize("name", [name for name in asdict(Given()) if name != "gpu"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_an_amount_that_is_none_is_refused_by_its_option(
+def test_an_invalid_amount_is_refused_and_its_option_named(
     tmp_path: Path, name: str, value: Any
 ) -> None:
     with pytest.raises(BadInput, match=f"--{name.replace('_', '-')} is {value:g}"):

@@ -1,4 +1,4 @@
-"""A run replayed on availability: what is kept, what is lost to what, and who decides on saves."""
+"""A run replayed on a trace: what is kept, what is lost by cause, and what decides on saves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def replay(*work: StageWork, policy: Checkpoint = TEN, **costs: float) -> Replay
 
 
 def seconds(*spells: int) -> Trace:
-    """So many seconds with a machine, without one, with one …"""
+    """Make a trace: seconds with a machine, then seconds without one, then with one …"""
     there = [place % 2 == 0 for place, count in enumerate(spells) for _ in range(count)]
     return Trace("invented", 1.0, tuple(there))
 
@@ -45,7 +45,7 @@ def lost(**causes: float) -> dict[str, float]:
 
 def test_on_demand_a_run_pays_for_its_start_its_steps_and_its_saves() -> None:
     outcome = replay().on_demand()
-    # Nine saves on the way, and the last one, whose writing is waited for.
+    # Nine saves on the way, and the last save, which must also be written.
     assert outcome == Outcome(kept=200.0, lost=lost(boot=30, restore=10, stall=9 + 1 + 3))
     assert outcome.elapsed == outcome.paid == 253
 
@@ -81,7 +81,7 @@ def test_a_step_in_flight_is_lost_too() -> None:
 
 def test_a_warning_saves_the_last_finished_step_if_there_is_time() -> None:
     told = replay(warning=9.0).from_tick(seconds(100, 10, 1000), 0)
-    # Told after 51 s of training: 24 steps are finished, and one is half done.
+    # The warning comes after 51 s of training: 24 steps are finished, and one is half done.
     assert told.lost["recompute"] == 1
     assert told.kept == 200
     too_late = replay(warning=3.0).from_tick(seconds(100, 10, 1000), 0)
@@ -89,8 +89,8 @@ def test_a_warning_saves_the_last_finished_step_if_there_is_time() -> None:
 
 
 def test_a_warning_waits_for_the_upload_under_way() -> None:
-    # Told 5 s after a save began, 2 steps later and 20 s before its loss at 45 s. That save is
-    # committed at 32 or 33 s, and the next one, which waits for it, 12 or 13 s after that.
+    # The warning comes at 25 s: 5 s and 2 steps after a save began, 20 s before the loss at 45 s.
+    # That save is committed at 32 or 33 s. The next save waits for it, and takes 12 or 13 s more.
     trace = seconds(40 + 45, 10, 1000)
     assert replay(write=11.0, warning=20.0).from_tick(trace, 0).lost["recompute"] == 0
     assert replay(write=12.0, warning=20.0).from_tick(trace, 0).lost["recompute"] == 4
@@ -108,7 +108,7 @@ def test_a_save_that_finds_the_uploader_busy_is_skipped() -> None:
     assert training.when_lost(15.0, 100) == (4, 2 + 6 + 5.0)
 
 
-# Exact in binary, so that both sides round alike.
+# Exact in binary, so that both sides round in the same way.
 halves = st.integers(1, 40).map(lambda n: n / 2)
 stalls = st.sampled_from([1 / 64, 1 / 4, 1.0, 10.0])  # the policy takes 0.05 until it has measured
 
@@ -118,7 +118,7 @@ stalls = st.sampled_from([1 / 64, 1 / 4, 1.0, 10.0])  # the policy takes 0.05 un
 def test_saves_are_those_that_the_cadence_decides_on_step_by_step(
     step: float, stall: float, write: float, hours: float, end: Any
 ) -> None:
-    """The reference asks a SaveCadence after every single step."""
+    """The reference asks a SaveCadence after every step."""
     ends = end.draw(st.lists(st.integers(1, 6000), min_size=1, max_size=3))
     work, costs = StageWork("pretrain", 10**6, step), Overheads(0.0, 0.0, stall, write)
     training = TimedTraining(work, costs, Checkpoint(), NOWHERE, hours * 3600, first_step=0)
@@ -145,13 +145,13 @@ def test_a_job_that_fixes_its_saves_gets_those() -> None:
 
 
 def test_saves_every_so_many_steps_count_from_the_first_step_of_the_stage() -> None:
-    # A warning lets the first machine keep 24 steps and lose 1 s, as above. The second saves after
-    # step 30, is told 18 s after its first step, keeps step 32 and loses 1 s of the next.
+    # A warning lets the first machine keep 24 steps and lose 1 s, as above. The second machine
+    # saves after step 30, is warned 18 s after its first step, keeps step 32 and loses 1 s.
     trace = seconds(100, 10, 40 + 27, 10, 1000)
     assert replay(warning=9.0).from_tick(trace, 0).lost["recompute"] == 2
 
 
-def test_how_often_a_store_bears_saves_bounds_them() -> None:
+def test_saves_are_no_more_frequent_than_the_store_allows() -> None:
     class Slow(FileStore):
         save_seconds = 90.0
 
@@ -160,7 +160,7 @@ def test_how_often_a_store_bears_saves_bounds_them() -> None:
 
 
 def test_it_learns_from_its_own_starts_how_often_machines_are_lost() -> None:
-    # So rare a loss as is assumed asks for a save every half hour, and no machine lasts that long.
+    # With losses as rare as assumed, saves are half an hour apart, and no machine lasts that long.
     rare = Checkpoint(preemption_hours=1000)
     outcome = replay(StageWork("pretrain", 1000, 2.0), policy=rare).from_tick(seconds(600, 60), 0)
     assert outcome.stopped is None
@@ -207,7 +207,7 @@ def test_every_second_paid_for_is_accounted_for(
     outcome = replayed.from_tick(trace, start)
     assert min(outcome.lost.values()) > -1e-6
     assert outcome.kept == pytest.approx(200) or outcome.stopped
-    # When it ended, or the last machine was lost, is when the trace says so.
+    # The time of the end must be a time at which the trace has a machine.
     if outcome.stopped is None:
         paid = sum(trace.available[t % len(trace.available)] for t in range(start, start + 10**5))
         assert outcome.paid <= paid + 1e-6

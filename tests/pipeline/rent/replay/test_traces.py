@@ -1,4 +1,4 @@
-"""A trace says when a machine could be had; a file that is none is refused."""
+"""A trace says when a machine was available. A file that is not a trace is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPOT = Path(__file__).with_name("spot.json")
 
 
 def trace(ticks: str, gap: float = 10.0) -> Trace:
-    """`1` for each tick with a machine, `0` for one without."""
+    """Make a trace from `1` for a tick with a machine and `0` for a tick without."""
     return Trace("invented", gap, tuple(tick == "1" for tick in ticks))
 
 
@@ -42,7 +42,7 @@ def test_a_machine_that_is_always_there_is_never_lost() -> None:
     assert trace("111").preemptions == 0
 
 
-def test_where_there_never_is_one_none_comes() -> None:
+def test_a_trace_without_machines_has_no_next_machine() -> None:
     assert trace("000").next_machine(0)[0] is None
 
 
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_trace_is_refused_with_its_name_and_what_is_wrong(
     assert str(path) in str(refused.value)
 
 
-def test_so_is_a_file_that_can_t_be_read(tmp_path: Path) -> None:
+def test_a_file_that_can_t_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.json", tmp_path):
         with pytest.raises(BadInput, match="can't read the trace"):
             read_trace(path)
