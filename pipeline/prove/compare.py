@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pion.data.order import step_rows
 from pion.errors import PionError
 from pipeline.job import Job
 from pipeline.state.checkpoints.layout import MODEL, STATE
@@ -91,15 +92,14 @@ def read_trained(run: RunState, job: Job) -> dict[str, Trained]:
         steps = [r for r in read_metrics(run.store, run.name, head, stage) if "rows" in r]
         state = json.loads(run.store.read(run.key(f"{entry.key}/{STATE}")))
         section = job.section(stage)
+        skipped = [rows for rows in head.skipped.get(stage, ()) if rows.digest == record.digest]
         trained[stage] = Trained(
             checkpoint=entry.key,
             model_sha256=entry.model_sha256,
             rows=[(row["rows"][0], row["rows"][1]) for row in steps],
             losses=[row["loss"] for row in steps],
             plan=state.get("plan", {}),
-            problem=_row_problem(
-                steps, section.steps, section.global_batch, head.skipped.get(stage, ())
-            ),
+            problem=_row_problem(steps, section.steps, section.global_batch, skipped),
         )
     return trained
 
@@ -180,7 +180,7 @@ def _row_problem(
 ) -> str | None:
     """Return what is wrong with the rows of a stage, or None.
 
-    There must be `steps` steps, each on the next `batch` rows.
+    There must be `steps` steps, each on the next `batch` rows that are not `skipped`.
     """
     numbers = [row["step"] for row in rows]
     if numbers != list(range(1, steps + 1)):
@@ -191,10 +191,10 @@ def _row_problem(
     next_row = 0
     for row in rows:
         first, stop = row["rows"]
-        if first != next_row and (next_row, first) not in left_out:
-            return f"step {row['step']:,} begins with row {first:,}, not {next_row:,}"
-        if stop - first != batch and not left_out:
-            return f"step {row['step']:,} took {stop - first:,} rows instead of {batch:,}"
+        _, expected = step_rows(next_row, batch, left_out)
+        if (first, stop) != (next_row, expected):
+            took, due = _range((first, stop)), _range((next_row, expected))
+            return f"step {row['step']:,} trained on rows {took} instead of {due}"
         next_row = stop
     return None
 

@@ -10,23 +10,18 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save as to_safetensors
 
-from pion.errors import PionError
 from pipeline.cli import main
 from pipeline.job.file import load_job
 from pipeline.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt
-from pipeline.prove.compare import Trained, differing_tensors, first_difference, read_trained
 from pipeline.prove.cut import MAX_STEPS, cut_overrides, cut_steps
 from pipeline.prove.instants import FAILURES_BEFORE_COMMIT, Instants
 from pipeline.prove.proof import ProofOptions, prove
-from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head, StageRecord
 from pipeline.state.run_state import RunState
@@ -34,7 +29,6 @@ from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.reaper import session_processes
 from tests.paths import JOBS
 from tests.support.jobs import tiny_dict, tiny_job, write_tiny_data
-from tests.support.light_run import save_checkpoint, write_metrics
 
 SHORT: dict[str, Any] = {
     "pretrain__steps": 9,
@@ -249,82 +243,3 @@ def test_every_job_that_comes_with_pion_can_be_cut(path: Path) -> None:
     job = load_job(path, overrides)
     assert (job.name, job.store, job.publish) == ("proof", "s3://bucket/proofs", None)
     assert sum(job.section(stage).steps for stage in job.train_stages) <= MAX_STEPS
-
-
-# ---------------------------------------------------------------- comparing
-
-
-def trained(**changes: Any) -> Trained:
-    whole = Trained(
-        checkpoint="checkpoints/pretrain/3-1",
-        model_sha256="a" * 64,
-        rows=[(0, 4), (4, 8), (8, 12)],
-        losses=[5.0, 4.0, 3.0],
-        plan={"threads": 1},
-        problem=None,
-    )
-    return dataclasses.replace(whole, **changes)
-
-
-def finished(folder: Path, steps: int = 3, weight: float = 1.0) -> RunState:
-    """Write a run that trained so many steps on 4 rows each, with these weights at the end."""
-    run = RunState(FileStore(folder / "runs"), "demo")
-    claim = claim_run(run, Owner.me())
-    claim.set_restore("pretrain", 0)
-    write_metrics(claim, "pretrain", 1, steps)
-    weights = {"embed": np.ones(4, np.float32), "norm": np.full(4, weight, np.float32)}
-    entry = save_checkpoint(claim, "pretrain", 3, "digest", to_safetensors(weights))
-    claim.finish_stage("pretrain", "digest", {}, entry.key)
-    return run
-
-
-def test_the_first_step_with_another_loss_is_named_with_tensors_and_settings(
-    tmp_path: Path,
-) -> None:
-    first, second = finished(tmp_path / "a"), finished(tmp_path / "b", weight=1.5)
-    wanted = trained(checkpoint="checkpoints/pretrain/3-1")
-    got = trained(model_sha256="b" * 64, losses=[5.0, 4.5, 2.0], plan={"threads": 2})
-    assert first_difference(first, {"pretrain": wanted}, second, {"pretrain": wanted}) is None
-    found = first_difference(first, {"pretrain": wanted}, second, {"pretrain": got})
-    assert found is not None
-    assert (found.stage, found.step, found.tensors) == ("pretrain", 2, ["norm"])
-    assert str(found) == (
-        "pretrain differs from step 2: the loss is 4.5 instead of 4.0; tensors that differ: norm; "
-        "computed differently: threads 1 → 2"
-    )
-
-
-def test_a_weight_that_differs_in_one_bit_is_found_though_every_loss_is_the_same(
-    tmp_path: Path,
-) -> None:
-    first = finished(tmp_path / "a")
-    second = finished(tmp_path / "b", weight=float(np.nextafter(np.float32(1), np.float32(2))))
-    key = "checkpoints/pretrain/3-1"
-    assert differing_tensors(first, key, second, key) == ["norm"]
-    job = tiny_job(pretrain__steps=3, pretrain__warmup_steps=1, sft=None)
-    found = first_difference(first, read_trained(first, job), second, read_trained(second, job))
-    assert found is not None
-    assert (found.stage, found.step) == ("pretrain", None)
-
-
-def test_rows_that_were_trained_twice_or_never_are_a_difference_even_with_equal_weights(
-    tmp_path: Path,
-) -> None:
-    job = tiny_job(pretrain__steps=3, pretrain__warmup_steps=1, sft=None)
-    whole = finished(tmp_path / "a")
-    assert read_trained(whole, job)["pretrain"].problem is None
-
-    missing = finished(tmp_path / "b", steps=2)
-    found = first_difference(whole, read_trained(whole, job), missing, read_trained(missing, job))
-    assert found is not None
-    assert "missing: [3]" in found.what
-
-    twice = finished(tmp_path / "c")
-    write_metrics(claim_run(twice, Owner.me()), "pretrain", 3, 3)
-    problem = read_trained(twice, job)["pretrain"].problem
-    assert problem == "steps on record twice: [3]; missing: none"
-
-
-def test_a_run_that_did_not_finish_can_not_be_compared(tmp_path: Path) -> None:
-    with pytest.raises(PionError, match="has not finished sft"):
-        read_trained(finished(tmp_path), tiny_job(pretrain__steps=3, pretrain__warmup_steps=1))
