@@ -1,4 +1,4 @@
-"""Which machines a managed job has had, when the store and SkyPilot each know some of them."""
+"""The machines of a managed job, of which the store and SkyPilot each know some."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def test_the_machines_of_a_run_come_from_its_store_each_once(run: RunState) -> N
     events = EventLog(run.store, run.name, 9, now=lambda: 50.0)
     about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True}
     events.append("machine", id="one", rented_at=10.0, managed_job="7", **about)
-    events.append("machine", id="one", rented_at=10.0, managed_job="7", **about)  # once more
+    events.append("machine", id="one", rented_at=10.0, managed_job="7", **about)  # a second claim
     events.append("machine", id="two", managed_job="7", **about)
     events.append("machine", id="three", managed_job="8", **about)
-    events.append("machine", id="four", **about)  # rented by hand
+    events.append("machine", id="four", **about)  # rented without pion launch
     events.flush()
     assert claimed_machines(run, 7) == [Attempt(A40, 10.0), Attempt(A40, 50.0)]
 
@@ -31,7 +31,7 @@ def test_a_machine_that_the_store_and_skypilot_know_is_one() -> None:
     claimed = [Attempt(A40, 100.0), Attempt(A4000, 500.0)]
     assert each_once(claimed, [Attempt(A40, 160.0), Attempt(A4000, 570.0)]) == claimed
     assert each_once(claimed, []) == claimed  # nobody watched
-    futile = Attempt(A40, 300.0)  # it ran, and never came to claim the run
+    futile = Attempt(A40, 300.0)  # it ran, but never claimed the run
     assert each_once(claimed, [Attempt(A40, 160.0), futile, Attempt(A4000, 570.0)]) == [
         claimed[0],
         futile,

@@ -1,4 +1,4 @@
-"""Which machines of a YAML SkyPilot is told to try, and in which order."""
+"""Which machines of a YAML SkyPilot may rent, and in which order it tries them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LISTED = """ordered:
   - {accelerators: RTXA5000, use_spot: true}"""
 BY_PRICE = YAML.replace("JOB: null", 'JOB: null, PION_CHEAPEST_FIRST: "1"')
 LARGE = {"d_model": 8192, "n_layers": 3, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
-"""For the A40, and not for the others."""
+"""Fits on the A40, but not on the others."""
 TODAY = {"A40": Price(0.5, 0.9), "RTXA4000": Price(0.3, 0.1), "RTXA5000": Price(0.2, 0.4)}
 
 
 def order(path: Path) -> list[tuple[str, bool]]:
-    """GPU and whether spot, as SkyPilot's own loader reads the task that it is sent."""
+    """Return each GPU and whether it is spot, as SkyPilot's own loader reads the task."""
     sky_yaml = read_sky_yaml(path)
     envs = {"JOB": "jobs/tiny.yaml"}
     task = make_task(task_config(sky_yaml, "pion-tiny", envs), {})
@@ -43,7 +43,7 @@ def test_alternatives_are_tried_spot_first_and_by_todays_price(sky_home: SkyHome
     assert order(any_of) == [("RTXA5000", True), ("A40", True), ("RTXA4000", False)]
 
 
-def test_somebodys_own_order_is_kept(sky_home: SkyHome) -> None:
+def test_the_users_own_order_is_kept(sky_home: SkyHome) -> None:
     sky_home.sell(TODAY)
     assert order(sky_home.yaml(LISTED)) == [("A40", True), ("RTXA4000", False), ("RTXA5000", True)]
 
@@ -140,7 +140,7 @@ def test_what_nobody_offers_today_is_left_out_if_it_would_be_too_small(
 ) -> None:
     sky_home.sell({"A40": Price(0.5, 0.9)})
     assert gpus(sent(LISTED, model=LARGE)) == ["A40"]
-    assert gpus(sent(LISTED)) == ["A40", "RTXA4000", "RTXA5000"], "it may be had tomorrow"
+    assert gpus(sent(LISTED)) == ["A40", "RTXA4000", "RTXA5000"], "it may be offered tomorrow"
 
 
 def test_without_a_catalog_only_what_is_known_to_be_too_small_is_left_out(

@@ -1,4 +1,4 @@
-"""What SkyPilot's records say of clusters, those of managed jobs too."""
+"""What SkyPilot's records say about clusters, including those of managed jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.rent.managed.clusters import clusters_recorded
 
 
 def record(status: str | None, name: str = "pion-demo-1") -> dict[str, Any]:
-    """A cluster that was made once; its status is None when it has ended."""
+    """Return the record of one cluster; the status None means that it has ended."""
     from sky.utils.status_lib import ClusterStatus
 
     return {"name": name, "status": None if status is None else ClusterStatus(status)}
@@ -34,7 +34,7 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("statuses", "status"),
-    # One for each machine that the job has had.
+    # One record for each machine that the job has had.
     [([None, None], None), (["UP", None], "UP"), ([None, "UP"], "UP")],
 )
 def test_a_cluster_has_ended_when_every_machine_of_that_name_has(

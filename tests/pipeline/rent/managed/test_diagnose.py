@@ -1,4 +1,4 @@
-"""What is wrong with a rental, told from what SkyPilot, RunPod and the run's store say."""
+"""What is wrong with a rental, from what SkyPilot, RunPod and the run's store say."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(**changes: Any) -> RunView:
 
 
 def in_a_row(place: Place, *ages: float) -> tuple[Attempt, ...]:
-    """Machines that were rented so many seconds ago."""
+    """Return machines that were rented these numbers of seconds ago."""
     return tuple(Attempt(place, NOW - age) for age in ages)
 
 
@@ -50,14 +50,14 @@ EVERYWHERE = tuple(
     for place, age in zip([A40, A4000, A40, A4000, A40], [2000, 1600, 1200, 800, 400], strict=True)
 )
 GONE_QUIET = run(beat_at=NOW - 61)
-# On a store where nothing but a commit is a sign of life.
+# On a store where only a commit is a sign of life.
 COMMITTED = run(beat_at=None, heartbeats=False, last_sign=NOW - COMMIT_SILENCE_SECONDS + 1)
 SILENT = run(beat_at=NOW - SILENT_SECONDS, last_sign=NOW - SILENT_SECONDS)
 WAITING = run(beat_at=NOW - BOOT_SECONDS - 60, last_sign=NOW - BOOT_SECONDS - 60)
 BOOTING = run(claimed_at=None, beat_at=None, last_sign=None)
 JUST_RECOVERED = job("RUNNING", recovered_at=NOW - 30)
 NOT_STARTED = job("RUNNING", recovered_at=NOW - BOOT_SECONDS)
-# A store without heartbeats, where a silent owner is waited for before the run is taken over.
+# On a store without heartbeats, a new machine waits for a silent owner before it takes over.
 TAKING_OVER = job("RUNNING", recovered_at=NOW - BOOT_SECONDS - COMMIT_SILENCE_SECONDS)
 WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
 
@@ -65,12 +65,12 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
 @pytest.mark.parametrize(
     ("sky", "seen", "what", "action", "pods"),
     [
-        # A stopped pod in the list keeps SkyPilot guessing for minutes: it is removed at once.
+        # SkyPilot needs minutes to judge a stopped pod, so the pod is terminated at once.
         (SkyView(JOB, (EXITED,)), AT_WORK, "dead pod", "terminate", ("x",)),
         (SkyView(job("RECOVERING"), (EXITED,)), AT_WORK, "dead pod", "terminate", ("x",)),
-        # SkyPilot would go on calling it RUNNING, so the job itself is started anew.
+        # SkyPilot would continue to call the job RUNNING, so the job is restarted.
         (SkyView(JOB, (), NOW - UNNOTICED_SECONDS), AT_WORK, "loss not noticed", "relaunch", ()),
-        # Nor does it see that the pod it waits for will never come.
+        # SkyPilot does not notice either that the pod it waits for will never come.
         (
             SkyView(job("RECOVERING"), (), NOW - LOST_BOOT_SECONDS),
             AT_WORK,
@@ -78,7 +78,7 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             "relaunch",
             (),
         ),
-        # A boot that ends nowhere: SkyPilot waits for that very pod for ever.
+        # A boot that never ends: SkyPilot would wait for this pod forever.
         (
             SkyView(job("STARTING", submitted_at=NOW - BOOT_SECONDS), (ALIVE,)),
             BOOTING,
@@ -93,11 +93,11 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             "relaunch",
             ("a",),
         ),
-        # The job runs, but never comes to claim the run: without its pod SkyPilot recovers.
+        # The job runs, but never claims the run. Once its pod is gone, SkyPilot recovers it.
         (SkyView(NOT_STARTED, (ALIVE,)), WAITING, "boot not finished", "terminate", ("a",)),
         (SkyView(NOT_STARTED, None), WAITING, "boot not finished", "relaunch", ()),
         (SkyView(TAKING_OVER, (ALIVE,)), WAITING_LONG, "boot not finished", "terminate", ("a",)),
-        # A pod that was long waited for has its own time to boot, and no more.
+        # After a long wait for a pod, the pod still gets BOOT_SECONDS, but no more.
         (
             SkyView(job("RECOVERING"), (ALIVE,), pod_since=NOW - BOOT_SECONDS),
             WAITING,
@@ -105,7 +105,7 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             "relaunch",
             ("a",),
         ),
-        # The watcher came late to see a pod whose job has been running for long.
+        # The watcher has just started, and the pod's job has been running for a long time.
         (
             SkyView(NOT_STARTED, (ALIVE,), pod_since=NOW),
             WAITING,
@@ -113,7 +113,7 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             "terminate",
             ("a",),
         ),
-        # Nobody wants another machine, and this one can't see that it is to end.
+        # No other machine is needed, and this machine can't notice that it should end.
         (
             SkyView(job("RECOVERING"), (ALIVE,)),
             dataclasses.replace(WAITING, stop="pion stop"),
@@ -135,7 +135,7 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             "cancel",
             ("a",),
         ),
-        # No machine costs nothing.
+        # Waiting without a machine costs nothing.
         (SkyView(job("RECOVERING"), ()), WAITING, "no machine available", "note", ()),
         (
             SkyView(JOB, (ALIVE,)),
@@ -146,7 +146,7 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
         ),
         (SkyView(JOB, None), run(stalled_since=NOW - HANG_SECONDS), "hang", "relaunch", ()),
         (SkyView(JOB, (ALIVE,)), SILENT, "silent", "terminate", ("a",)),
-        # Three machines in a row that did not live a quarter of an hour in one place.
+        # Three machines in a row in one place that lived less than 15 minutes.
         (
             SkyView(job("RECOVERING"), (), attempts=in_a_row(A40, 900, 600, 300)),
             AT_WORK,
@@ -154,14 +154,14 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             "relaunch",
             (),
         ),
-        # Nobody recovers the run then, but while it is at work it needs no second machine.
+        # Nothing recovers the run then, but while the run is at work, it needs no second machine.
         (SkyView(CONTROLLER_LOST, (ALIVE,)), AT_WORK, "controller lost", "note", ()),
         (SkyView(CONTROLLER_LOST, (ALIVE,)), GONE_QUIET, "controller lost", "note", ()),
         (SkyView(CONTROLLER_LOST, (ALIVE,)), SILENT, "controller lost", "relaunch", ("a",)),
         (SkyView(CONTROLLER_LOST, ()), GONE_QUIET, "controller lost", "relaunch", ()),
         (SkyView(CONTROLLER_LOST, (ALIVE,)), COMMITTED, "controller lost", "note", ()),
         (SkyView(CONTROLLER_LOST, ()), run(stop="pion stop"), "controller lost", "note", ()),
-        # Nobody but us ends the machine of a run that needs it no more.
+        # Only we end the machine of a run that no longer needs it.
         (
             SkyView(CONTROLLER_LOST, (ALIVE,)),
             dataclasses.replace(BOOTING, finished=True),
@@ -177,10 +177,10 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             ("a",),
         ),
         (SkyView(CONTROLLER_LOST, ()), BOOTING, "controller lost", "relaunch", ()),
-        # So it calls a job that was cancelled, or failed for good, but left its machine behind.
+        # SkyPilot also gives this status to a cancelled or failed job that left its machine behind.
         (SkyView(LEFT_BEHIND, (ALIVE,)), GONE_QUIET, "left behind", "terminate", ("a",)),
         (SkyView(LEFT_BEHIND, ()), GONE_QUIET, "left behind", "note", ()),
-        # It is not the place if they come to nothing everywhere.
+        # If machines fail everywhere, the place is not to blame.
         (
             SkyView(job("RECOVERING"), (), attempts=EVERYWHERE),
             run(claimed_at=None, last_sign=NOW - 9000),
@@ -188,7 +188,7 @@ WAITING_LONG = run(beat_at=None, last_sign=NOW - 9000, heartbeats=False)
             "cancel",
             (),
         ),
-        # Nobody wants the machine that SkyPilot looks for.
+        # The machine that SkyPilot looks for is not needed.
         (
             SkyView(job("RECOVERING"), ()),
             dataclasses.replace(AT_WORK, stop="pion stop"),
@@ -221,10 +221,10 @@ def test_what_is_wrong_is_found_with_what_to_do(
         (SkyView(job("STARTING"), (), NOW - LOST_BOOT_SECONDS + 1), AT_WORK),
         (SkyView(job("STARTING", submitted_at=NOW - BOOT_SECONDS + 1), (ALIVE,)), BOOTING),
         (SkyView(JUST_RECOVERED, (ALIVE,)), WAITING),
-        # It has just come, or just begun to run, after a long wait for any machine to be had.
+        # The pod has just come, or just begun to run, after a long wait for a machine.
         (SkyView(job("RECOVERING"), (ALIVE,), pod_since=NOW - BOOT_SECONDS + 1), WAITING),
         (SkyView(job("RUNNING", started_at=NOW - 30), None), BOOTING),
-        # It waits for the owner before it to show no sign of life, as it must.
+        # The machine must wait until the previous owner has been silent for long enough.
         (
             SkyView(
                 job("RUNNING", recovered_at=NOW - BOOT_SECONDS - COMMIT_SILENCE_SECONDS + 1),
@@ -233,11 +233,11 @@ def test_what_is_wrong_is_found_with_what_to_do(
             WAITING_LONG,
         ),
         (SkyView(JOB, (ALIVE,)), run(stalled_since=NOW - HANG_SECONDS + 1)),
-        # As long as it tries to reach its store, what it has not stored would be lost with it.
+        # While the run tries to reach its store, ending the machine would lose unsaved work.
         (SkyView(JOB, (ALIVE,)), run(beat_at=NOW - 1800.0)),
         # Where only commits are a sign of life, silence means nothing.
         (SkyView(JOB, (ALIVE,)), run(beat_at=None, heartbeats=False, last_sign=NOW - 3000)),
-        # Somebody wants it to stop, or it is done: it is left to end.
+        # The run was asked to stop, or is done, so it will end by itself.
         (SkyView(job("RECOVERING"), (EXITED,)), run(stop="pion stop")),
         (SkyView(JOB, (EXITED,)), run(finished=True)),
         (SkyView(JOB, (ALIVE,)), run(stop="pion stop", stalled_since=NOW - HANG_SECONDS)),
@@ -245,14 +245,14 @@ def test_what_is_wrong_is_found_with_what_to_do(
         (SkyView(job("CANCELLING"), (EXITED,)), AT_WORK),
         (SkyView(job("FAILED"), ()), AT_WORK),
         (SkyView(None, None), AT_WORK),
-        # Two short lives, or three in two places, or one of them long, are no pattern.
+        # Two short lives, three short lives in two places, or one long life are no pattern.
         (SkyView(job("RECOVERING"), (), attempts=in_a_row(A40, 600, 300)), AT_WORK),
         (
             SkyView(job("RECOVERING"), (), attempts=in_a_row(A40, 900, 600) + in_a_row(A4000, 300)),
             AT_WORK,
         ),
         (SkyView(job("RECOVERING"), (), attempts=in_a_row(A40, 2000, 600, 300)), AT_WORK),
-        # The newest is still at work, be it the third or the fourth.
+        # The newest machine, the third or the fourth, is still at work.
         (SkyView(JOB, (ALIVE,), attempts=in_a_row(A40, 900, 600, 300)), AT_WORK),
         (SkyView(JOB, (ALIVE,), attempts=in_a_row(A40, 1800, 1500, 1200, 900)), AT_WORK),
     ],
@@ -261,7 +261,7 @@ def test_a_rental_is_left_alone_while_it_may_be_well(sky: SkyView, seen: RunView
     assert diagnose(sky, seen, NOW) == []
 
 
-def test_whoever_is_to_end_is_told_why_no_other_machine_is_rented() -> None:
+def test_a_run_that_should_end_says_why_no_other_machine_is_rented() -> None:
     stopped = dataclasses.replace(WAITING, stop="pion stop")
     (found,) = diagnose(SkyView(job("RECOVERING"), (ALIVE,)), stopped, NOW)
     assert "asked to stop (pion stop), so no other machine is needed" in found.why

@@ -1,4 +1,4 @@
-"""`pion hop`: rents, sees the new machine take the run over, and only then ends the old one."""
+"""`pion hop`: rent, wait until the new machine has taken over the run, then end the old machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.support.two_launches import NEW, OLD, head_of
 
 @pytest.fixture
 def project(tmp_path: Path, run: RunState, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with the run's job, which its store says it was started with."""
+    """A checkout with the job file that the run's store records."""
     folder = tmp_path / "project"
     (folder / "jobs").mkdir(parents=True)
     (folder / ".venv").mkdir()
@@ -94,7 +94,7 @@ class Sky(FakeProvider):
         return 2
 
     def takes_over(self) -> Claim:
-        """The new machine is up, and claims the run the old one has released."""
+        """Let the new machine claim the run that the old machine has released."""
         assert self.old is not None
         if self.old._fenced is None:
             self.old.release()
@@ -105,7 +105,7 @@ class Sky(FakeProvider):
 def sky(
     run: RunState, project: Path, sky_home: Any, monkeypatch: pytest.MonkeyPatch, time: FakeClock
 ) -> Sky:
-    """The run is being worked on by managed job 1; what is checked before renting is fine."""
+    """Managed job 1 works on the run, and every check before renting passes."""
     fake = Sky(run)
     fake.old = claim_run(run, OLD)
     monkeypatch.setattr(hopping, "Provider", lambda: fake)
@@ -165,7 +165,7 @@ def test_a_launch_that_fails_leaves_the_old_one_running(
     assert pending_stop(run) is None
 
 
-def test_what_a_new_machine_has_asked_is_taken_back_if_it_does_not_take_over(
+def test_the_request_to_hand_over_is_withdrawn_if_the_new_machine_does_not_take_over(
     sky: Sky, run: RunState, sky_home: Any, time: FakeClock
 ) -> None:
     def ask_and_die() -> None:
@@ -180,7 +180,7 @@ def test_what_a_new_machine_has_asked_is_taken_back_if_it_does_not_take_over(
     assert pending_stop(run) is None
 
 
-def test_a_hop_that_comes_to_nothing_leaves_word_of_the_old_rental_as_it_was(
+def test_a_hop_that_fails_leaves_the_note_of_the_old_rental_as_it_was(
     sky: Sky, run: RunState, sky_home: Any, time: FakeClock
 ) -> None:
     old = RentalNote(0.0, "desk", "1a2b3c4d", "launch-old", 1)
@@ -202,7 +202,7 @@ def test_a_machine_that_another_computer_has_rented_is_named(sky: Sky, run: RunS
     assert "pod theirs was rented from another computer" in line
 
 
-def test_a_machine_that_never_comes_is_given_up_and_the_old_one_runs_on(
+def test_a_machine_that_never_comes_is_given_up_and_the_old_one_continues(
     sky: Sky, run: RunState, sky_home: Any, time: FakeClock
 ) -> None:
     with pytest.raises(PionError, match=r"has not taken over the run in 30 min 00 s.*left alone"):
@@ -248,7 +248,7 @@ def test_a_run_that_nobody_works_on_may_be_about_to_come_back_from_another_compu
 
     time.during_sleep = interrupt
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
-    assert sky.from_epoch == "4"  # what comes late is asked to leave the run alone
+    assert sky.from_epoch == "4"  # an owner that comes back late is asked to leave the run
 
 
 def test_a_hop_may_be_forced(
@@ -268,7 +268,7 @@ def test_a_hop_may_be_forced(
     assert forced == [True, False]
 
 
-def test_ctrl_c_while_submitting_says_what_may_come_of_it(
+def test_ctrl_c_while_submitting_says_what_may_happen(
     sky: Sky, run: RunState, sky_home: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def submit(task: Any, name: str) -> int:
@@ -292,7 +292,7 @@ def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
     assert sky.cancelled == [2]
     assert "demo was finished before; managed job 2 was cancelled" in capsys.readouterr().out
-    assert read_rental_note(run)[0] is None  # nothing is rented any more
+    assert read_rental_note(run)[0] is None  # nothing is rented now
 
 
 def test_a_second_hop_of_a_run_on_its_way_is_refused(sky: Sky, sky_home: Any) -> None:
@@ -320,7 +320,7 @@ def test_skypilot_being_down_for_a_moment_ends_no_hop(
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
 
 
-def test_ctrl_c_leaves_the_hop_going_on(
+def test_the_hop_continues_after_ctrl_c(
     sky: Sky, sky_home: Any, time: FakeClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt() -> None:
@@ -332,7 +332,7 @@ def test_ctrl_c_leaves_the_hop_going_on(
     assert sky.cancelled == []
 
 
-def test_a_person_who_hops_wants_the_run_to_go_on(
+def test_a_hop_clears_a_request_to_stop(
     sky: Sky, run: RunState, sky_home: Any, time: FakeClock
 ) -> None:
     ask_stop(run, "pion stop")

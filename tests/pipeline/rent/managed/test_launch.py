@@ -1,4 +1,4 @@
-"""`pion launch`: what SkyPilot is given, and what is refused before anything is rented."""
+"""`pion launch`: what SkyPilot gets, and what is refused before anything is rented."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TWO_WAYS = "any_of:\n  - {accelerators: A40, use_spot: true}\n  - {accelerators:
 
 @pytest.fixture
 def project(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with a job file; SkyPilot has a price list, and its server is not running."""
+    """A checkout with a job file. SkyPilot has a price list, and its server does not run."""
     folder = tmp_path / "project"
     (folder / "jobs").mkdir(parents=True)
     (folder / "jobs" / "tiny.yaml").write_text(yaml.safe_dump(tiny_dict(store="s3://bucket/runs")))
@@ -61,7 +61,7 @@ def rents_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def submit_by(monkeypatch: pytest.MonkeyPatch, submit: Callable[[Any, str], int]) -> None:
-    """Nothing speaks against renting, and that is how SkyPilot is told."""
+    """Let every check pass, and replace the call that submits to SkyPilot."""
     provider = FakeProvider()
     provider.submit = submit
     monkeypatch.setattr(launching, "Provider", lambda: provider)
@@ -73,7 +73,7 @@ def dry_run(capsys: pytest.CaptureFixture[str], on: Path, *overrides: str) -> st
     return capsys.readouterr().out
 
 
-# ---------------------------------------------------------------- what SkyPilot is given
+# ---------------------------------------------------------------- what SkyPilot gets
 
 
 def test_a_dry_run_prints_the_task_that_skypilots_loader_reads_back(
@@ -188,7 +188,7 @@ def test_what_travels_is_named_whether_it_was_written_down_or_is_set_here() -> N
     assert names_given(declared, {"HF_TOKEN"}, environment) == ["HF_TOKEN", "WRITTEN"]
 
 
-def test_a_key_that_the_job_has_no_use_for_stays_at_home() -> None:
+def test_a_key_that_the_job_does_not_use_is_not_sent() -> None:
     declared = {"HF_TOKEN": "", "AWS_ACCESS_KEY_ID": "", "MINE": None}
     environment = {"HF_TOKEN": "x", "AWS_ACCESS_KEY_ID": "y", "MINE": "z"}
     given = secrets_for(declared, environment, wanted={"HF_TOKEN"})
@@ -279,7 +279,7 @@ def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home: SkyHome) -> N
         raise ValueError("no such thing\nTraceback …")
 
 
-def test_ctrl_c_while_submitting_says_what_may_come_of_it(
+def test_ctrl_c_while_submitting_says_what_may_happen(
     project: Path,
     sky_home: SkyHome,
     tmp_path: Path,
@@ -341,7 +341,7 @@ def test_a_controller_that_is_not_there_has_no_jobs(
 
 
 def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:
-    """SkyPilot's API server says that its jobs controller can't be asked, as it does."""
+    """Let SkyPilot's API server say that its jobs controller can't be asked."""
     from sky import exceptions
     from sky.client import sdk
     from sky.jobs.client import sdk as jobs
@@ -359,11 +359,11 @@ def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:
     monkeypatch.setattr(sdk, "get", get)
 
 
-# ---------------------------------------------------------------- once more
+# ---------------------------------------------------------------- submitting a job again
 
 
 def made_again(sky_yaml: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
-    """The task made again for a job that was submitted with that YAML, and the job."""
+    """Build the task again for a job that was submitted with that YAML; return both."""
     read = read_sky_yaml(sky_yaml)
     job = load_job("jobs/tiny.yaml", ["store=hf://me/runs"])
     envs = task_variables(read, job, "jobs/tiny.yaml", [])
@@ -392,7 +392,7 @@ def test_a_job_is_submitted_again_as_the_same_launch_with_its_secrets(
 def test_a_secret_that_was_given_then_must_be_given_again_and_no_other(
     project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)  # of no use to this job
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)  # this job does not use it
     made, job = made_again(sky_home.yaml(TWO_WAYS, WORKDIR))
     assert made.envs["PION_SECRETS"] == "HF_TOKEN"
     assert made.secrets["HF_TOKEN"].get_secret_value() == SECRET
@@ -428,7 +428,7 @@ def test_the_same_gpu_on_demand_is_another_place(project: Path, sky_home: SkyHom
     assert candidates(made) == {("A40", None, True), ("RTXA4000", None, False)}
 
 
-def test_a_yaml_that_allows_nothing_but_the_bad_place_is_said_to_do_so(
+def test_a_yaml_that_only_allows_the_bad_place_is_reported(
     project: Path, sky_home: SkyHome
 ) -> None:
     one_place = WORKDIR.replace("infra: runpod", "infra: runpod/CA")

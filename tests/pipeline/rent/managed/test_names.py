@@ -1,4 +1,4 @@
-"""What rentals are called."""
+"""The names of rentals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_a_managed_job_is_named_for_its_run_alone() -> None:
     assert rental_name("s3://bucket/runs", "pion-Small") != name
 
 
-def test_any_run_name_makes_a_name_that_skypilot_takes() -> None:
+def test_any_run_name_makes_a_name_that_skypilot_accepts() -> None:
     from sky.utils.common_utils import check_cluster_name_is_valid
 
     for run in ("a", "a+b@c=d", "_", "x" * 100, "Größe"):

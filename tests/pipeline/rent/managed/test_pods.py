@@ -43,7 +43,7 @@ def test_a_pod_with_another_name_belongs_to_no_job(name: str) -> None:
     assert Pod("a", name, "RUNNING").job_id is None
 
 
-def test_a_key_that_runpod_refuses_is_said_to_be_so_and_is_not_shown(runpod_api: RunPodApi) -> None:
+def test_a_key_that_runpod_refuses_is_reported_but_not_shown(runpod_api: RunPodApi) -> None:
     runpod_api.status = 401
     with pytest.raises(
         PionError, match=r"does not accept this machine's key.*`runpod config`"

@@ -1,4 +1,4 @@
-"""`pion rentals`: every machine, what it cost, whether it is gone; and what `--reap` may end."""
+"""`pion rentals`: every machine, its cost, whether it is gone, and what `--reap` may end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ Listing = Callable[..., dict[str, dict[str, Any]]]
 
 @pytest.fixture
 def listing(run: RunState, provider: SkyAndRunPod, capsys: pytest.CaptureFixture[str]) -> Listing:
-    """`pion rentals RUN --json`: its machines by id."""
+    """Return the machines of `pion rentals RUN --json` by id."""
 
     def show(*, reap: bool = False, every: bool = False) -> dict[str, dict[str, Any]]:
         which = None if every else run.url
@@ -95,7 +95,7 @@ def test_a_machine_that_runpod_no_longer_lists_is_gone_and_its_cost_is_known(
     assert 0 < one["dollars"] <= 0.21
 
 
-def test_a_machine_that_works_is_said_to_run(
+def test_a_machine_that_works_is_running(
     listing: Listing, api: RunPodApi, provider: SkyAndRunPod, name: str
 ) -> None:
     provider.jobs.append(ManagedJob(1, name, "RUNNING"))
@@ -222,7 +222,7 @@ def test_what_another_machine_has_rented_is_never_reaped(
     assert len(api.ids) == 1
 
 
-def test_pods_that_no_launch_of_ours_named_are_no_concern_of_ours(
+def test_pods_that_pion_launch_did_not_rent_are_left_out(
     listing: Listing, api: RunPodApi, name: str
 ) -> None:
     api.rent("web", "my-web-server")
@@ -316,9 +316,7 @@ def test_without_a_key_for_runpod_nothing_is_called_gone(
     assert listing()["one"]["state"] == "unknown"
 
 
-def test_a_run_nobody_has_heard_of_is_bad_input(
-    run: RunState, api: RunPodApi, provider: SkyAndRunPod
-) -> None:
+def test_an_unknown_run_is_bad_input(run: RunState, api: RunPodApi, provider: SkyAndRunPod) -> None:
     with pytest.raises(BadInput, match="no run 'nothing'"):
         show_rentals(f"{run.store.url}/nothing", reap=False, as_json=False, provider=provider)
 
@@ -361,7 +359,7 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
             ("gone", "gone"),
             f"SkyPilot says that the cluster {CLUSTER} has ended",
         ),
-        # While the job lives, the newest machine runs, and the one before it was replaced. The
+        # While the job is live, its newest machine runs, and the previous machine was replaced. The
         # next cluster may have no record yet, and SkyPilot's list leaves out managed clusters.
         (
             ManagedJob(1, "", "RECOVERING"),
@@ -399,7 +397,7 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
             ("ending", "ending"),
             "managed job 1 has just ended as CANCELLED",
         ),
-        # What SkyPilot has no records of is never called gone.
+        # A machine without a record in SkyPilot is never called gone.
         (
             ManagedJob(1, "", "SUCCEEDED"),
             {},

@@ -1,4 +1,4 @@
-"""`pion watch` ends a job that comes to nothing and submits it anew, elsewhere where it must be."""
+"""`pion watch` ends a job that makes no progress and submits it again, elsewhere if needed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_job_that_may_go_nowhere_else_is_left_as_it_is(
     assert len(told) == 1
 
 
-def test_two_reasons_to_start_anew_are_one_start(
+def test_two_reasons_to_restart_make_one_restart(
     watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
 ) -> None:
     provider.listed = []
@@ -101,7 +101,7 @@ def test_machines_of_an_earlier_job_say_nothing_against_a_place(
     assert not provider.cancelled
 
 
-def test_what_can_not_be_submitted_anew_keeps_its_pod(
+def test_a_job_that_can_not_be_submitted_again_keeps_its_pod(
     watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
 ) -> None:
     lose_secrets(provider)
@@ -132,7 +132,7 @@ def test_a_pod_that_nobody_would_end_is_replaced_in_the_same_place_if_there_is_n
     )
 
 
-def test_a_run_that_no_machine_ever_comes_to_own_is_given_up_in_the_end(
+def test_a_run_that_no_machine_ever_owns_is_given_up_in_the_end(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
     provider.now("STARTING", submitted_at=time.time)
@@ -153,7 +153,7 @@ def test_a_run_that_no_machine_ever_comes_to_own_is_given_up_in_the_end(
     assert not any(pod.alive for pod in provider.listed)
 
 
-def test_a_run_at_work_is_watched_though_its_controller_is_lost_and_started_anew_after_it(
+def test_a_run_at_work_is_watched_without_its_controller_and_restarted_when_it_ends(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
 ) -> None:
     claim = claim_run(run, someone())
@@ -176,7 +176,7 @@ def test_a_run_at_work_is_watched_though_its_controller_is_lost_and_started_anew
     assert not provider.terminated
 
 
-def test_while_a_person_submits_the_run_it_is_not_submitted_anew(
+def test_while_a_person_submits_the_run_it_is_not_submitted_again(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
     provider.now("FAILED_CONTROLLER")
@@ -206,7 +206,7 @@ def test_a_lost_controller_ends_no_run(
     assert "the machine of the controller was restarted" in "\n".join(said)
 
 
-def test_a_job_cancelled_to_start_anew_is_submitted_however_often_that_fails(
+def test_a_job_cancelled_for_a_restart_is_submitted_however_often_that_fails(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
 ) -> None:
     fail_to_submit(provider, times=3)
@@ -246,7 +246,7 @@ def test_a_submission_that_only_seemed_to_fail_is_not_repeated(
 
 
 @pytest.mark.parametrize("fails", ["cancel", "managed_jobs"])
-def test_a_job_that_is_cancelled_is_submitted_anew_even_if_its_end_could_not_be_seen(
+def test_a_job_that_is_cancelled_is_submitted_again_even_if_its_end_could_not_be_seen(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, fails: str
 ) -> None:
     failures = [PionError("SkyPilot could not: timed out") for _ in range(3)]
@@ -274,7 +274,7 @@ def test_a_job_that_is_cancelled_is_submitted_anew_even_if_its_end_could_not_be_
     assert (provider.cancelled, provider.submitted) == ([7], [(7, {A40})])
 
 
-def test_a_job_that_ends_well_before_it_could_be_cancelled_is_not_submitted_anew(
+def test_a_job_that_ends_well_before_it_could_be_cancelled_is_not_submitted_again(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
     def cancel(ids: Sequence[int]) -> None:
@@ -314,7 +314,7 @@ def test_one_look_that_can_not_submit_what_it_has_ended_says_so(
     assert time.time - start < CANCEL_SECONDS + 60
 
 
-def test_a_lost_controller_without_the_secrets_to_start_anew_ends_the_watch(
+def test_a_lost_controller_without_the_secrets_for_a_restart_ends_the_watch(
     watcher: Watcher, provider: FakeProvider, run: RunState, said: list[str]
 ) -> None:
     lose_secrets(provider)
@@ -324,7 +324,7 @@ def test_a_lost_controller_without_the_secrets_to_start_anew_ends_the_watch(
     assert "HF_TOKEN must be set" in "\n".join(said)
 
 
-def test_what_can_not_be_started_anew_is_said_once(
+def test_a_restart_that_is_impossible_is_reported_once(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
     lose_secrets(provider)
@@ -337,7 +337,7 @@ def test_what_can_not_be_started_anew_is_said_once(
     assert len([e for e in read_events(run.store, run.name) if e["event"] == "watch"]) == 1
 
 
-def test_whoever_leaves_while_the_run_is_submitted_anew_is_not_told_that_it_goes_on(
+def test_ctrl_c_while_the_run_is_restarted_does_not_say_that_it_continues(
     run: RunState,
     provider: FakeProvider,
     capsys: pytest.CaptureFixture[str],

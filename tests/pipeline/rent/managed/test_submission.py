@@ -1,4 +1,4 @@
-"""Of two launches from two machines one rents, though neither's SkyPilot knows of the other's."""
+"""Of two launches from two machines only one rents, although neither SkyPilot knows the other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.states import someone
 
 
 def from_host(host: str, run: RunState, launch_id: str) -> RentalNote:
-    """The note of a rental that is submitted now, on the computer called `host`."""
+    """Return the note of a rental that the computer `host` submits now."""
     note = note_of(run, run.read(), launch_id=launch_id, rented_from=f"hash of {host}")
     return dataclasses.replace(note, host=host)
 
@@ -38,7 +38,7 @@ def announced_by(run: RunState) -> str:
 
 
 def of_a_worker(error: PionError) -> PionError:
-    """The error as it comes back from a Ray worker."""
+    """Return the error as it comes back from a Ray worker."""
     return error_from_json(error_to_json(error))
 
 
@@ -69,8 +69,8 @@ def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
     rented_from_desk: RunState, time: FakeClock
 ) -> None:
     run = rented_from_desk
-    claim_run(run, someone()).release()  # as a machine does that is about to be taken away
-    time.time += 3 * 24 * 3600.0  # there may be none to be had for days
+    claim_run(run, someone()).release()  # as a machine does before it is taken away
+    time.time += 3 * 24 * 3600.0  # there may be no machine for days
     with pytest.raises(BadInput) as refused:
         announce_rental(run, from_host("laptop", run, "laptop-1"))
     message = str(refused.value)
@@ -81,7 +81,7 @@ def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
 
 
 @pytest.mark.parametrize("error", [BadInput("the task is refused"), PionError("timed out")])
-def test_word_of_a_rental_is_taken_back_only_if_nothing_was_rented_for_sure(
+def test_the_note_of_a_rental_is_withdrawn_only_if_nothing_was_rented_for_sure(
     rented_from_desk: RunState, error: PionError
 ) -> None:
     run = rented_from_desk
@@ -186,7 +186,7 @@ def test_what_else_runs_does_not_end_a_rental(
         announce_rental(run, from_host("laptop", run, "laptop-1"))
 
 
-def test_a_machine_that_never_came_is_not_waited_for_without_end_by_a_hop(
+def test_a_hop_does_not_wait_forever_for_a_machine_that_never_came(
     rented_from_desk: RunState, time: FakeClock
 ) -> None:
     run = rented_from_desk
@@ -195,7 +195,7 @@ def test_a_machine_that_never_came_is_not_waited_for_without_end_by_a_hop(
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
-def test_a_person_who_called_it_off_there_can_say_so(
+def test_a_user_who_cancelled_the_other_rental_can_force_this_one(
     rented_from_desk: RunState, moving: bool
 ) -> None:
     run = rented_from_desk
@@ -206,7 +206,7 @@ def test_a_person_who_called_it_off_there_can_say_so(
 @pytest.mark.parametrize(
     "text", [b"", b"{}", b'{"format": 1, "at": "soon", "host": 3}', b'{"format": 1, "at": 3.5}']
 )
-def test_a_note_that_can_not_be_read_is_in_nobodys_way(run: RunState, text: bytes) -> None:
+def test_a_note_that_can_not_be_read_prevents_no_rental(run: RunState, text: bytes) -> None:
     run.store.write(run.key(NOTE), text)
     withdraw_rental_note(run, "desk-1")
     announce_rental(run, from_host("laptop", run, "laptop-1"))

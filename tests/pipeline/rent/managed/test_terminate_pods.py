@@ -1,4 +1,4 @@
-"""A pod that is ended is gone, and what could not be ended is an error."""
+"""A terminated pod is gone, and a pod that can't be terminated is an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.rent.managed.terminate_pods import terminate_pod
 from tests.support.runpod_api import RunPodApi
 
 
-def test_a_pod_that_is_gone_already_is_no_error(runpod_api: RunPodApi) -> None:
+def test_a_pod_that_is_already_gone_is_no_error(runpod_api: RunPodApi) -> None:
     runpod_api.rent("a", "pion-demo-0123abcd-12-0123abcd-head")
     terminate_pod("a")
     terminate_pod("a")

@@ -1,4 +1,4 @@
-"""Pods that end before they own the run are kept in its events, with what they cost."""
+"""The events of a run keep the cost of pods that end before they own the run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.states import someone
 
 
 def lost_pods(run: RunState) -> list[dict[str, Any]]:
-    """What the run's store says of pods that never owned it."""
+    """Return the events in the run's store about pods that never owned it."""
     return [e for e in read_events(run.store, run.name) if e["event"] == "lost"]
 
 
 def lose(provider: FakeProvider) -> Callable[[], None]:
-    """RunPod lists no pod of it any more, and SkyPilot is after another."""
+    """Return a function that removes the pod from RunPod's list and lets SkyPilot recover."""
 
     def gone() -> None:
         provider.listed = []
@@ -38,7 +38,7 @@ def lose(provider: FakeProvider) -> Callable[[], None]:
 
 
 def owns_the_run(run: RunState, pod: str) -> None:
-    """The pod has claimed the run, and said so."""
+    """Let the pod claim the run and report itself."""
     events = EventLog(run.store, run.name, claim_run(run, someone(host=pod)).epoch)
     about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True}
     times = {"rented_at": run.clock.now(), "phases": {}, "price": 0.36, "host": pod}
@@ -58,7 +58,7 @@ def test_a_pod_that_goes_before_it_owns_the_run_is_kept_with_what_it_cost(
     assert (event["begin"], event["end"], event["price"]) == (start, start + 10, 0.36)
 
 
-def test_what_a_machine_costs_that_never_owned_the_run_is_in_what_a_person_is_told(
+def test_the_shown_cost_includes_a_machine_that_never_owned_the_run(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
     claim = claim_run(run, someone(host="desk"))
@@ -71,7 +71,7 @@ def test_what_a_machine_costs_that_never_owned_the_run_is_in_what_a_person_is_to
 
 
 @pytest.mark.parametrize("status", ["EXITED", "TERMINATED"])
-def test_a_pod_that_has_exited_costs_no_more_though_it_is_listed(
+def test_an_exited_pod_costs_nothing_more_although_it_is_still_listed(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, status: str
 ) -> None:
     start = time.time
@@ -95,7 +95,7 @@ def test_a_pod_costs_from_when_runpod_says_that_it_was_rented(
     assert event["end"] - event["begin"] == 90
 
 
-def test_the_pod_of_a_job_that_has_ended_is_kept_too_as_nobody_looks_again(
+def test_the_pod_of_an_ended_job_is_kept_too_because_this_is_the_last_look(
     watcher: Watcher, provider: FakeProvider, run: RunState
 ) -> None:
     provider.now("FAILED_SETUP")
@@ -156,7 +156,7 @@ def test_a_pod_lost_before_any_machine_owned_the_run_is_kept_too(
     assert costs_of(new, head, time.time).dollars == pytest.approx(0.001)
 
 
-def test_a_store_that_is_down_is_told_of_a_lost_pod_later(
+def test_a_lost_pod_is_recorded_later_if_the_store_is_down(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, monkeypatch: Any
 ) -> None:
     swap = run.store.compare_and_swap

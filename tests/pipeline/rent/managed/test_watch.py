@@ -1,4 +1,4 @@
-"""`pion watch`: what is done about what is wrong with a rental, and what a person is told."""
+"""`pion watch`: how it fixes what is wrong with a rental, and what it tells the user."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_rental_that_ended_without_its_machine_saying_so_is_over_for_other_com
     assert read_rental_note(run)[0] is None
 
 
-def test_a_window_that_only_shows_a_rental_does_not_call_it_over(
+def test_a_window_that_only_shows_a_rental_does_not_withdraw_its_note(
     run: RunState, provider: FakeProvider, said: list[str]
 ) -> None:
     write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
@@ -188,7 +188,7 @@ def test_a_run_whose_store_was_down_may_catch_up_before_it_counts_as_hanging(
 
     def live() -> None:
         since = time.time - start
-        if not 100 < since < 2000:  # no heartbeat gets through meanwhile
+        if not 100 < since < 2000:  # no heartbeat gets through in between
             beat(claim, stage="sft", step=6)
         if since > 2000 + HANG_SECONDS - 60:
             provider.now("SUCCEEDED")
@@ -214,7 +214,7 @@ def test_evaluation_at_the_end_is_no_hang(
     assert not provider.terminated
 
 
-def test_a_boot_that_never_ends_is_started_anew_elsewhere(
+def test_a_boot_that_never_ends_is_restarted_elsewhere(
     watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
 ) -> None:
     provider.now("STARTING", submitted_at=time.time - 5)
@@ -231,7 +231,7 @@ def test_a_boot_that_never_ends_is_started_anew_elsewhere(
     assert "restarted the run as managed job 8" in "\n".join(said)
 
 
-def test_a_pod_that_is_lost_while_it_boots_is_not_waited_for_without_end(
+def test_a_pod_that_is_lost_while_it_boots_is_not_waited_for_forever(
     watcher: Watcher, provider: FakeProvider, time: FakeClock
 ) -> None:
     provider.now("STARTING", submitted_at=time.time)
@@ -249,7 +249,7 @@ def test_a_pod_that_is_lost_while_it_boots_is_not_waited_for_without_end(
     assert LOST_BOOT_SECONDS <= time.time - start < LOST_BOOT_SECONDS + 120
 
 
-def test_waiting_for_a_machine_to_be_had_is_no_reason_to_start_anew(
+def test_waiting_for_a_machine_is_no_reason_to_restart(
     watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
 ) -> None:
     provider.listed = []
@@ -260,7 +260,7 @@ def test_waiting_for_a_machine_to_be_had_is_no_reason_to_start_anew(
     assert "no machine available" in "\n".join(said)
 
 
-def test_a_pod_that_comes_after_a_long_wait_for_any_has_its_own_time_to_boot(
+def test_a_pod_that_comes_after_a_long_wait_gets_the_full_time_to_boot(
     watcher: Watcher, provider: FakeProvider, time: FakeClock
 ) -> None:
     provider.listed = []
@@ -316,7 +316,7 @@ def test_a_run_that_has_hopped_is_not_taken_for_one_that_was_asked_to_stop(
 
     time.during_sleep = live
     assert watcher.follow() == 0
-    assert (provider.cancelled, len(provider.submitted)) == ([7], 1)  # started anew, not ended
+    assert (provider.cancelled, len(provider.submitted)) == ([7], 1)  # restarted, not ended
 
 
 def test_a_request_to_stop_is_never_undone(
@@ -365,7 +365,7 @@ def test_a_hop_that_fails_leaves_the_window_with_the_old_job(
     assert "managed job 7 is done" in said[-1]
 
 
-def test_what_can_not_be_asked_now_is_said_once_and_asked_again(
+def test_a_failed_look_is_reported_once_and_repeated(
     watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
 ) -> None:
     provider.down = True
@@ -395,7 +395,7 @@ def test_a_store_that_is_down_ends_no_watch(
     assert watcher.follow() == 0
 
 
-def test_one_look_fails_if_anything_is_wrong_and_mends_it(
+def test_one_look_returns_1_if_anything_is_wrong_and_fixes_it(
     watcher: Watcher, provider: FakeProvider
 ) -> None:
     assert watcher.look_once() == 0
@@ -404,7 +404,7 @@ def test_one_look_fails_if_anything_is_wrong_and_mends_it(
     assert provider.terminated == ["x"]
 
 
-def test_whoever_leaves_is_told_the_job_that_goes_on(
+def test_ctrl_c_names_the_job_that_continues(
     run: RunState,
     provider: FakeProvider,
     time: FakeClock,
