@@ -1,22 +1,22 @@
 """Real SkyPilot, a RunPod on loopback, an S3 store: what the tests of renting share.
 
-`loopback` (one for the session, see skypilot_home.Loopback) and `rented` (it, with nothing rented
-before or after the test):
+The fixtures are `loopback` (one per session, see skypilot_home.Loopback) and `rented` (the same
+cloud, with nothing rented before or after the test):
 
     loopback.environment              for subprocesses: HOME, API server and RunPod of the tests
     loopback.sky("jobs", "queue")     runs `sky`, returns its output, raises if it fails
-    loopback.start(), .stop()         the API server, started already
+    loopback.start(), .stop()         the API server; it is already started
     loopback.write_catalog({"A40": Price(spot=0.2, on_demand=0.4)})     then stop and start
     loopback.runpod.pods()            pods the API lists as RUNNING, oldest first; pods(None): all
     loopback.runpod.all_pods          every pod ever rented, `pod.status`, `pod.ended`
     loopback.runpod.preempt(pod, notice=5.0, leaves="gone" | "exited")  notice=0: no signal
-    loopback.runpod.cut_off(pod)      gone for the API and ssh, but its processes run on
-    loopback.runpod.sold_out          GPUs of which there is none, {"NVIDIA A40"}
+    loopback.runpod.cut_off(pod)      gone for the API and ssh, but its processes continue
+    loopback.runpod.sold_out          GPUs that can't be rented, {"NVIDIA A40"}
     loopback.runpod.small_disks = 1   the next pod has a disk that the boot check refuses
     pod.gpu, .use_spot, .bid          what was rented; pod.job_log(): what its job has written
-    pod.alive, .processes(), .home    its files, as seen from here, while it lives
+    pod.alive, .processes(), .home    .home: its files, seen from here, while it is alive
 
-`rented` (see rented.Rented) launches jobs/rental-test.yaml on it and follows it: `.store`, `.run`,
+`rented` (see rented.Rented) launches jobs/rental-test.yaml and follows it: `.store`, `.run`,
 `.environment` (SkyPilot's and the store's), `.launch(yaml)`, `.wait_for_training(machine=0)`,
 `.wait_for_the_end()`, `.final_model()`. Its S3 service is at the same address for the pods.
 """
@@ -44,11 +44,11 @@ mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mn
 
 
 def why_impossible() -> str | None:
-    """What this machine lacks for pods; None if nothing."""
+    """Return what this machine lacks for pods; None if nothing."""
     if find_spec("sky") is None or find_spec("sky.backends") is None:
         return "SkyPilot is not installed (uv sync)"
     if os.geteuid() != 0:
-        return "pods are made by root only"
+        return "only root can make pods"
     for tool in ("sshd", "rsync", "unshare", "nsenter", "uv"):
         if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin") is None:
             return f"{tool} is not installed (Debian: openssh-server, rsync, util-linux; pip: uv)"
@@ -57,7 +57,7 @@ def why_impossible() -> str | None:
     if tried.returncode:
         return f"no namespaces or overlays here: {tried.stderr.strip()}"
     if find_python() is None:
-        return "SkyPilot's own runtime in a pod wants a Python 3.10 (pyenv install 3.10)"
+        return "SkyPilot's runtime in a pod needs Python 3.10 (pyenv install 3.10)"
     return None
 
 
@@ -79,7 +79,7 @@ def rented(loopback: Loopback, s3: S3Server, monkeypatch: pytest.MonkeyPatch) ->
     s3.use(monkeypatch)
     yield Rented(loopback, s3, f"s3://{s3.bucket()}/runs")
     loopback.sky("jobs", "cancel", "-y", "--all")
-    # One that sees its pod go before it is cancelled would rent another, in the next test.
+    # A job that loses its pod before it is cancelled would rent another one in the next test.
     wait_until(lambda: not loopback.living_jobs(), "the end of every managed job", every=3.0)
     loopback.sky("down", "-y", "--all")
     loopback.runpod.forget()

@@ -1,4 +1,4 @@
-"""RunPod's GraphQL API, as much of it as SkyPilot speaks, renting out pods on this machine."""
+"""A RunPod whose pods are on this machine: the part of the GraphQL API that SkyPilot uses."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ SOLD_OUT = "There are no longer any instances available with the requested speci
 
 
 class RunPod(RunPodApi):
-    """The account of one user: its pods, and every request made of the API."""
+    """The account of one user: its pods, and every request to the API."""
 
     def __init__(
         self, folder: Path, image: Path, environment: dict[str, str], ports: list[int]
     ) -> None:
         super().__init__()
         self.url = ""
-        # GPUs, by RunPod's names ("NVIDIA A40"), of which there is none to rent.
+        # GPUs that can't be rented, by RunPod's names ("NVIDIA A40").
         self.sold_out: set[str] = set()
-        # How many of the next pods get a tenth of the disk that was asked for.
+        # How many of the next pods get a tenth of the requested disk.
         self.small_disks = 0
-        # Every pod ever rented, the gone ones too.
+        # Every pod ever rented, including pods that are gone.
         self.all_pods: list[Pod] = []
         self._folder, self._image = folder, image
         self._environment, self._ports = environment, ports
         self._lock = threading.RLock()
 
     def pods(self, status: str | None = "RUNNING") -> list[Pod]:
-        """The pods that the API lists with `status` (None: with any), the oldest first."""
+        """Return the pods that the API lists with `status` (None: any), the oldest first."""
         with self._lock:
             listed = [pod for pod in self.all_pods if pod.status != "TERMINATED"]
             return [pod for pod in listed if status is None or pod.status == status]
@@ -43,25 +43,25 @@ class RunPod(RunPodApi):
     def preempt(
         self, pod: Pod, notice: float = 5.0, leaves: Literal["gone", "exited"] = "gone"
     ) -> None:
-        """Take a pod: SIGTERM, `notice` seconds (0: no signal), then it is dead.
+        """Take a pod away: send SIGTERM, wait `notice` seconds (0: no signal), then kill it.
 
-        The API lists it no more, or goes on listing it as EXITED.
+        The API no longer lists the pod, or continues to list it as EXITED.
         """
         pod.end(notice)
         with self._lock:
             pod.status = "EXITED" if leaves == "exited" else "TERMINATED"
 
     def cut_off(self, pod: Pod) -> None:
-        """The API knows it no more and nobody reaches it, but its processes run on.
+        """Remove a pod from the API and cut its ssh, while its processes continue.
 
-        The store they still reach. `pod.end()` ends them.
+        The processes still reach the store. `pod.end()` ends them.
         """
         with self._lock:
             pod.status = "TERMINATED"
         pod.close_ssh()
 
     def forget(self) -> None:
-        """End every pod, cut off or not, and be as new."""
+        """End every pod, cut off or not, and reset the account."""
         for pod in self.all_pods:
             pod.end()
         self.all_pods, self.requests, self.sold_out, self.small_disks = [], [], set(), 0
@@ -122,7 +122,7 @@ class RunPod(RunPodApi):
 def loopback_runpod(
     folder: Path, image: Path, environment: dict[str, str], ports: list[int]
 ) -> Iterator[RunPod]:
-    """Serve until the block ends, and with it every pod."""
+    """Serve until the block ends, then end every pod."""
     runpod = RunPod(folder, image, environment, ports)
     with serve_runpod(runpod) as url:
         runpod.url = url
@@ -138,7 +138,7 @@ gpuTypeId: "NVIDIA A40", bidPerGpu: 0.2, containerDiskInGb: 1, dockerArgs:
 
 
 def rent(init: str, name: str = "test-head") -> str:
-    """The request that rents a pod of that name with this start script."""
+    """Return the request that rents a pod of that name with this start script."""
     return _RENT.format(name=name, init=base64.b64encode(init.encode()).decode())
 
 

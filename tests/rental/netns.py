@@ -1,7 +1,7 @@
 """Sockets inside another process's network namespace, and a bridge for connections between two.
 
-A pod has a loopback of its own, so that two pods can use the same ports. What may pass in or out
-is decided here, connection by connection, and can be cut at any time.
+A pod has its own loopback, so two pods can use the same ports. The bridge decides which connections
+pass in or out, and can cut them at any time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from tests.support.waiting import PATIENCE_SECONDS
 
-# Entered with the namespace joined. Brings its loopback up (SIOCSIFFLAGS: IFF_UP | IFF_RUNNING),
-# then answers each port number with a listening socket, and 0 with one not yet connected.
+# Runs inside the namespace. Brings up the loopback (SIOCSIFFLAGS: IFF_UP | IFF_RUNNING), then
+# answers each port number with a listening socket, and 0 with an unconnected socket.
 _SOCKETS = """
 import fcntl, socket, struct
 line = socket.socket(fileno=0)
@@ -47,7 +47,7 @@ class Namespace:
             )
 
     def connect(self, port: int) -> socket.socket:
-        """A connection to `port` of the namespace's loopback. Raises OSError."""
+        """Connect to `port` on the namespace's loopback. Raises OSError."""
         made = self._make(0)
         try:
             made.connect(("127.0.0.1", port))
@@ -57,7 +57,7 @@ class Namespace:
         return made
 
     def listen(self, port: int) -> socket.socket:
-        """A socket that listens on `port` of the namespace's loopback. Raises OSError."""
+        """Return a socket that listens on `port` of the namespace's loopback. Raises OSError."""
         return self._make(port)
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Namespace:
 
 
 class Bridge:
-    """Passes on what connects to `listener` to what `connect` returns, until it is cut."""
+    """Forwards connections of `listener` to the sockets that `connect` returns, until it is cut."""
 
     def __init__(self, listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
         self._listener, self._connect = listener, connect
@@ -88,7 +88,7 @@ class Bridge:
         return port
 
     def cut(self) -> None:
-        """End every connection, and accept no other."""
+        """End every connection, and accept no more."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`, which `close` does not
         self._listener.close()
@@ -131,5 +131,5 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def separate_network(pid: int) -> bool:
-    """Whether process `pid` has a network namespace other than this process's. Raises OSError."""
+    """Return whether process `pid` has another network namespace than this one. Raises OSError."""
     return os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")

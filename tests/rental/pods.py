@@ -1,8 +1,8 @@
-"""Pods: this machine again, in namespaces of its own and with nothing it writes kept.
+"""Pods: this machine again, in separate namespaces, where nothing that is written is kept.
 
-A pod is an overlay of this machine's root on a tmpfs, chrooted into, with its own processes,
-host name and loopback network. It can reach nothing but what is passed in. Everything of it is
-gone when its first process is.
+A pod is an overlay of this machine's root on a tmpfs, with a chroot and its own processes, host
+name and loopback network. It only reaches the ports that are passed in. When its first process
+ends, everything in it is gone.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.rental.netns import Bridge, Namespace, separate_network
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 HOME = "/pod"
-"""The home folder in a pod: not this machine's, whose keys and configuration are no pod's."""
+"""The home folder in a pod. This machine's home is hidden: it has keys and configuration."""
 RUNTIME = f"{HOME}/skypilot-runtime"
-"""SkyPilot's own Python environment in a pod: too large to be copied into each."""
+"""SkyPilot's own Python environment in a pod: too large to copy into each pod."""
 
-# Runs as process 1 of the new namespaces. The mounts are private: they end with the namespace.
+# Runs as process 1 of the new namespaces. The mounts are private, so they end with the namespace.
 _ENTRY = """
 set -e
 mount -t tmpfs -o size={disk_gb}g pod {mount}
@@ -64,7 +64,7 @@ MaxStartups 100
 
 @dataclass
 class Pod:
-    """One rented machine. `status` is what the cloud says of it, alive or not."""
+    """One rented machine. `status` is what the cloud says, whether or not the pod is alive."""
 
     name: str
     gpu: str
@@ -84,9 +84,9 @@ class Pod:
     def boot(
         self, folder: Path, image: Path, init: str, environment: dict[str, str], ports: list[int]
     ) -> None:
-        """Start, with `init` as its start script; `ports` of our loopback are on the pod's too.
+        """Start the pod with the start script `init`, and pass in `ports` of our loopback.
 
-        `folder` holds what is needed to start, `image` the files that this machine lacks.
+        `folder` gets the files for the start; `image` has the files that this machine lacks.
         """
         mount, files = folder / self.id / "mount", folder / self.id / "files"
         mount.mkdir(parents=True)
@@ -137,12 +137,12 @@ class Pod:
 
     @property
     def alive(self) -> bool:
-        """Whether its processes run, whatever the cloud says."""
+        """Whether the pod's processes run; the cloud may say otherwise."""
         return self._unshare is not None and self._unshare.poll() is None
 
     @property
     def ssh_port(self) -> int | None:
-        """Port of our loopback that leads to its sshd; None until that answers."""
+        """The port of our loopback that leads to the pod's sshd; None until sshd answers."""
         if self._network is None or self._ssh is None:
             return None
         try:
@@ -153,18 +153,18 @@ class Pod:
 
     @property
     def home(self) -> Path:
-        """Its home folder as seen from here, while it is alive."""
+        """The pod's home folder, seen from here, while the pod is alive."""
         return Path(f"/proc/{self._first_process()}/root{HOME}")
 
     def job_log(self) -> str:
-        """What its SkyPilot job has written so far; empty before there is one."""
+        """Return the output of the pod's SkyPilot job so far; empty without a job."""
         with contextlib.suppress(OSError):
             logs = sorted(self.home.glob("sky_logs/**/run.log"))
             return "".join(log.read_text(errors="replace") for log in logs)
         return ""
 
     def processes(self) -> dict[int, str]:
-        """Every process in it but the first: its id as seen from here, and its command line."""
+        """Return every process except the first: its id as seen from here, and its command."""
         first = self._first_process()
         found = {}
         with contextlib.suppress(OSError):
@@ -179,20 +179,20 @@ class Pod:
         return found
 
     def signal(self, number: int) -> None:
-        """Send signal `number` to all its processes but those that keep the pod alive: the first,
-        SkyPilot's start script, and the `sleep infinity` that it ends in."""
+        """Send signal `number` to all processes except those that keep the pod alive: the first
+        process, which is SkyPilot's start script, and its final `sleep infinity`."""
         for pid, command in self.processes().items():
             if command.strip() != "sleep infinity":
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     def close_ssh(self) -> None:
-        """Nobody outside reaches it any more; what runs goes on, and still reaches the store."""
+        """Cut the pod off from ssh. Its processes continue, and still reach the store."""
         assert self._ssh is not None
         self._ssh.cut()
 
     def end(self, notice: float = 0.0) -> None:
-        """Kill it; if `notice`, so many seconds after a SIGTERM to everything in it."""
+        """Kill the pod. With `notice`, first send SIGTERM and wait that many seconds."""
         if notice:
             self.signal(signal.SIGTERM)
             time.sleep(notice)
@@ -215,7 +215,7 @@ class Pod:
 
 
 def _bound_again(*folders: str) -> str:
-    """Commands that make those visible in a pod that its own empty /tmp would hide."""
+    """Return commands that make `folders` visible although the pod's empty /tmp hides them."""
     hidden = [shlex.quote(folder) for folder in folders if folder.startswith("/tmp/")]
     return "\n".join(f"mkdir -p .{folder}; mount --bind {folder} .{folder}" for folder in hidden)
 

@@ -25,11 +25,11 @@ from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, run_to_end
 JOB = "jobs/rental-test.yaml"
 RUN = "rental-test"
 STEPS = 1200
-# Without Ray, which has tests of its own, a pod of this machine trains half a minute sooner.
+# Without Ray, a pod begins to train half a minute sooner. Other tests cover Ray.
 OVERRIDES = ("hardware.workers=0",)
-# Longer than any test takes, even where SkyPilot hesitates for minutes.
+# More steps than any test lasts, even if SkyPilot hesitates for minutes.
 ENDLESS = "pretrain.steps=200000"
-# Far above what SkyPilot takes on the slowest machine.
+# Far more seconds than SkyPilot needs on the slowest machine.
 wait_until = functools.partial(waiting.wait_until, seconds=900.0, every=0.5)
 
 
@@ -43,12 +43,12 @@ class Rented:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a subprocess that launches: SkyPilot's, and the store's credentials."""
+        """The environment for a launch: SkyPilot's, and the store's credentials."""
         return self.loopback.environment | self.s3.environment()
 
     @property
     def run(self) -> str:
-        """The run, as `pion status` and the like name it."""
+        """The run, as an argument of `pion status` and other commands."""
         return f"{self.store}/{RUN}"
 
     @property
@@ -59,9 +59,9 @@ class Rented:
     def launch(
         self, yaml: str = "sky/runpod-spot.yaml", *, managed: bool = True, overrides: str = ""
     ) -> None:
-        """`sky jobs launch`, or a bare `sky launch`, as SkyPilot's users do; returns at once.
+        """Run `sky jobs launch`, or a bare `sky launch`, as SkyPilot's users do; return at once.
 
-        Credentials are named, and their values are in the environment alone.
+        The command names the credentials. Their values are only in the environment.
         """
         command = ["jobs", "launch"] if managed else ["launch", "--async"]
         words = " ".join([f"store={self.store}", *OVERRIDES, overrides])
@@ -71,23 +71,23 @@ class Rented:
         self.loopback.sky(*command, "-y", "-d", yaml, *settings, *secrets, **self.s3.environment())
 
     def head(self) -> Head | None:
-        """The run's HEAD; None before its first claim."""
+        """Return the run's HEAD; None before its first claim."""
         return RunState(open_store(self.store), RUN).read()
 
     def wait_for_training(self, machine: int = 0, saves: int = 1) -> Pod:
-        """Wait until the `machine`th machine rented has saved so many times."""
+        """Wait until machine number `machine` (from 0) has saved at least `saves` times."""
         wait_until(lambda: len(self.machines) > machine, f"machine {machine}")
         pod = self.machines[machine]
         wait_until(lambda: pod.job_log().count(": saved") >= saves, f"saves of machine {machine}")
         return pod
 
     def job_status(self) -> str:
-        """What SkyPilot says of the newest managed job, such as RECOVERING."""
+        """Return the newest managed job's status, such as RECOVERING."""
         newest = max(self.loopback.jobs(), key=lambda job: int(job["job_id"]))
         return str(newest["status"])
 
     def wait_for_status(self, status: str) -> None:
-        """Wait until SkyPilot says `status` of the newest managed job."""
+        """Wait until the newest managed job has this status."""
         wait_until(lambda: self.job_status().endswith(status), f"a job that is {status}", every=5.0)
 
     def wait_for_the_end(self) -> None:
@@ -96,18 +96,19 @@ class Rented:
         self.wait_for_status("SUCCEEDED")
 
     def final_model(self, steps: int = STEPS) -> str:
-        """sha256 of the trained weights."""
+        """Return the sha256 of the trained weights."""
         return final_model(self.run, steps, self.environment)
 
     def rows_trained(self) -> list[tuple[int, int]]:
-        """(step, first row) of every attempt, as its "training" event says."""
+        """Return (step, first row) of every attempt, from its "training" event."""
         events = read_events(open_store(self.store), RUN)
         return [(e["from_step"], e["next_row"]) for e in events if e["event"] == "training"]
 
 
 @contextmanager
 def unbroken_run(folder: Path, steps: int = STEPS) -> Iterator[Callable[[], str]]:
-    """The weights this job comes to when nothing happens to it; trained meanwhile, in `folder`."""
+    """Train the job without interruption, in `folder`; yield a function that returns the sha256 of
+    its weights."""
     overrides = ["store=runs", f"pretrain.steps={steps}", *OVERRIDES]
     command = [f"{sys.prefix}/bin/pion", "run", str(REPOSITORY / JOB), *overrides]
     with (folder / "log").open("wb") as log:
@@ -126,10 +127,10 @@ def unbroken_run(folder: Path, steps: int = STEPS) -> Iterator[Callable[[], str]
 
 
 def final_model(run: str, steps: int, environment: Mapping[str, str] = os.environ) -> str:
-    """sha256 of the weights that `pion checkpoints` lists last, which are those of that step."""
+    """Return the sha256 of the newest weights in `pion checkpoints`, which must be of that step."""
     listed = run_to_end(
         [f"{sys.prefix}/bin/pion", "checkpoints", run, "--json"], env=environment, check=True
     )
     newest = max(json.loads(listed.stdout), key=lambda entry: (entry["step"], entry["epoch"]))
-    assert newest["step"] == steps, "the run has not come to its end"
+    assert newest["step"] == steps, "the run is not done"
     return str(newest["model_sha256"])

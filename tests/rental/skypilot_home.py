@@ -1,7 +1,7 @@
-"""A SkyPilot of the tests' own: home folder, price list, API server, and what its pods are made of.
+"""A separate SkyPilot for the tests: home folder, price list, API server, and its pods' image.
 
-Everything lies in one folder, whose name is in the environment of every process: the reaper ends
-them all and removes it, however the tests end.
+Everything is in one folder. Its name is in the environment of every process, so the reaper can end
+them all and remove the folder, however the tests end.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, run_to_end
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# The jobs controller in the API server's own process tree: no controller machine to rent, and the
-# checkout reaches the pod without a bucket.
+# The jobs controller runs in the API server's process tree. So no controller machine is rented, and
+# the checkout reaches the pod without a bucket.
 _CONFIG = "jobs:\n  controller:\n    consolidation_mode: true\n"
 
 
@@ -42,15 +42,15 @@ class Loopback:
     home: Path
     runpod: RunPod
     environment: dict[str, str] = field(default_factory=dict)
-    """For a subprocess that is to use them: `sky …`, `pion launch …`, Python with `import sky`."""
+    """For subprocesses that use this SkyPilot: `sky …`, `pion launch …`, or `import sky`."""
 
     @property
     def user_hash(self) -> str:
-        """What SkyPilot marks the machines with that are rented from here."""
+        """The hash with which SkyPilot marks machines that are rented from here."""
         return (self.home / ".sky" / "user_hash").read_text().strip()
 
     def sky(self, *arguments: str, **more_environment: str) -> str:
-        """Run `sky` with `arguments` and return its output; raises if it fails."""
+        """Run `sky` with `arguments` and return its output. Raises RuntimeError if it fails."""
         done = subprocess.run(
             [f"{sys.prefix}/bin/sky", *arguments],
             cwd=REPOSITORY,
@@ -66,33 +66,33 @@ class Loopback:
         return done.stdout
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Every managed job, as SkyPilot's queue has it."""
+        """Return every managed job in SkyPilot's queue."""
         output = self.sky("jobs", "queue", "-o", "json")
-        begin = output.find("[\n")  # nothing but words if there is none
+        begin = output.find("[\n")  # without jobs the output is only words
         return list(json.JSONDecoder().raw_decode(output[begin:])[0]) if begin >= 0 else []
 
     def living_jobs(self) -> list[dict[str, Any]]:
-        """Those that have a machine, or may yet get one."""
+        """Return the jobs that have a machine or may still get one."""
         return [job for job in self.jobs() if str(job["status"]).rpartition(".")[2] not in ENDED]
 
     def start(self) -> None:
-        """Start the API server, which takes some 15 s."""
+        """Start the API server. This takes about 15 s."""
         self.sky("api", "start")
 
     def stop(self) -> None:
-        """Stop the API server, as a sleeping laptop does; pods and their jobs go on."""
+        """Stop the API server, as a sleeping laptop does. Pods and their jobs continue."""
         self.sky("api", "stop")
 
     def write_catalog(
         self, prices: Mapping[str, Price] = PRICES, regions: Mapping[str, str] | None = None
     ) -> None:
-        """Change the price list. The API server reads it when it starts: `stop` it, and `start`."""
+        """Change the price list. The API server only reads it when it starts: stop and start it."""
         write_catalog(self.home, prices, regions)
 
 
 @contextmanager
 def loopback_skypilot(ports: list[int]) -> Iterator[Loopback]:
-    """SkyPilot with its API server started, and nothing rented. `ports` are the pods' too."""
+    """Start SkyPilot's API server with nothing rented. The pods can reach our `ports`."""
     folder = Path(tempfile.mkdtemp(prefix="pion-rental-", dir="/var/tmp"))
     reaper = start_reaper(folder)
     try:
@@ -113,10 +113,10 @@ def loopback_skypilot(ports: list[int]) -> Iterator[Loopback]:
 
 
 def build_image(folder: Path, image: Path) -> dict[str, str]:
-    """Make what pods have and this machine has not; returns the environment of their processes.
+    """Make the files that pods have and this machine lacks; return the environment of pods.
 
-    It stands for an image with CUDA's torch, sshd and SkyPilot's own runtime. Its torch, and the
-    packages that a boot installs, are the ones of this machine.
+    They replace an image with CUDA's torch, sshd and SkyPilot's runtime. The torch, and the
+    packages that a boot installs, are this machine's.
     """
     uv = find_uv()
     for tool, text in {"apt": "exit 0", "sudo": 'exec "$@"'}.items():
@@ -130,7 +130,7 @@ def build_image(folder: Path, image: Path) -> dict[str, str]:
     build_runtime(uv, image / RUNTIME.lstrip("/"))
     cache = run_to_end([uv, "cache", "dir"], check=True)
     return {
-        # Its python3 is the one that has torch.
+        # The python3 on this path has torch.
         "PATH": f"{sys.prefix}/bin:{HOME}/.local/bin:{SYSTEM_PATH}",
         "UV_CACHE_DIR": cache.stdout.strip(),
         "UV_OFFLINE": "1",
@@ -141,13 +141,13 @@ def build_image(folder: Path, image: Path) -> dict[str, str]:
 
 
 def build_runtime(uv: str, runtime: Path) -> None:
-    """What SkyPilot installs on a machine before the job: Ray and itself, in a Python 3.10."""
+    """Install what SkyPilot installs before a job: Ray and itself, in Python 3.10."""
     import sky
     from sky.skylet import constants
 
     python = find_python()
     assert python is not None
-    # Relocatable: in a pod it lies elsewhere than where it is made.
+    # Relocatable, because in a pod it is in another folder.
     create = [uv, "venv", "-q", "--seed", "--relocatable", "--python", python, str(runtime)]
     run_to_end(create, check=True)
     packages = [
@@ -158,19 +158,19 @@ def build_runtime(uv: str, runtime: Path) -> None:
         "pydantic-core==2.41.1",
     ]
     install = [uv, "pip", "install", "-q", "--python", str(runtime / "bin/python"), *packages]
-    # Away from our pyproject.toml's pins.
+    # In this folder the pins in our pyproject.toml don't apply.
     done = run_to_end(install, cwd=runtime)
     if done.returncode:
         raise NoRuntime(f"SkyPilot's own runtime can't be installed here: {done.stderr.strip()}")
 
 
 class NoRuntime(Exception):
-    """What pods need is not to be had on this machine."""
+    """SkyPilot's runtime for pods can't be installed on this machine."""
 
 
 def find_python() -> str | None:
-    """A Python 3.10, which SkyPilot's runtime is built with; None if there is none here."""
-    pyenv = Path("~/.pyenv/versions").expanduser()  # its shims are no interpreters
+    """Return a Python 3.10 to build SkyPilot's runtime with; None if this machine has none."""
+    pyenv = Path("~/.pyenv/versions").expanduser()  # its shims are not interpreters
     folders = [str(path.parent) for path in pyenv.glob("3.10.*/bin/python3.10")]
     environment = os.environ | {"PATH": ":".join([*folders, os.environ["PATH"]])}
     command = [find_uv(), "python", "find", "--no-python-downloads", "--no-project", "3.10"]
@@ -179,7 +179,7 @@ def find_python() -> str | None:
 
 
 def find_uv() -> str:
-    """The uv binary itself, not a version manager's shim."""
+    """Return the uv binary itself, not a version manager's shim."""
     if "UV" in os.environ:  # set by `uv run`
         return os.environ["UV"]
     command = ["uv", "run", "--no-project", "-q", "sh", "-c", "echo $UV"]
@@ -197,7 +197,7 @@ def _environment(home: Path, api: str) -> dict[str, str]:
         "RUNPOD_API_BASE_URL": api,
         "SKYPILOT_API_SERVER_LOCAL_PORT": str(port),
         "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
-        # What the API server plans its worker processes by.
+        # The API server plans its worker processes by these limits.
         "SKYPILOT_POD_CPU_CORE_LIMIT": "2",
         "SKYPILOT_POD_MEMORY_GB_LIMIT": "6",
         "NO_PROXY": "127.0.0.1,localhost",

@@ -1,4 +1,4 @@
-"""`pion hop` on a real SkyPilot: to another GPU with another micro-batch, and nothing is lost."""
+"""`pion hop` with a real SkyPilot: to another GPU with another micro-batch, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_run_hops_to_another_gpu_and_only_then_is_the_old_machine_ended(rented
             ):
                 assert words in hop.text
             assert "ALARM" not in hop.text
-            launch.wait_for(f"managed job {hop.job}: RUNNING")  # it goes with the run
+            launch.wait_for(f"managed job {hop.job}: RUNNING")  # the window follows the run
         _, new = rented.machines
         assert (old.gpu, new.gpu) == ("NVIDIA A40", "NVIDIA RTX A4000")
         assert not old.alive
@@ -60,6 +60,6 @@ def test_a_hop_that_finds_no_machine_leaves_the_old_one_training(rented: Rented)
 
 
 def asked_for(rented: Rented, gpu: str) -> bool:
-    """Whether SkyPilot has tried to rent that GPU."""
+    """Return whether SkyPilot has tried to rent that GPU."""
     queries = [query for _, query in rented.loopback.runpod.requests]
     return any("podFindAndDeployOnDemand" in query and gpu in query for query in queries)

@@ -1,4 +1,4 @@
-"""A YAML of sky/ used bare, by SkyPilot's two commands, trains and publishes from a rented pod."""
+"""A YAML in sky/ without `pion launch`: SkyPilot's two commands train and publish on a pod."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_managed_job_trains_and_publishes_and_then_its_machine_is_gone(rented:
     rented.wait_for_the_end()
     (pod,) = rented.machines
     assert pod.use_spot
-    assert pod.image, "no image was asked for"
+    assert pod.image, "no image was requested"
     assert pod.disk_gb == 60
     wait_until(lambda: not pod.alive, "the end of the machine")
     phases = [e["name"] for e in read_events(open_store(rented.store), RUN) if "name" in e]
@@ -29,7 +29,7 @@ def test_a_bare_launch_trains_and_publishes(rented: Rented) -> None:
     (pod,) = rented.machines
     assert pod.gpu == "NVIDIA RTX A4000"
     assert not pod.use_spot
-    assert "10m (down)" in rented.loopback.sky("status"), "it would be paid for without end"
+    assert "10m (down)" in rented.loopback.sky("status"), "it would be billed forever"
 
 
 def test_without_a_job_nothing_is_rented(rented: Rented) -> None:

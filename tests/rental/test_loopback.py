@@ -1,4 +1,4 @@
-"""The loopback cloud itself: pods are apart from each other and from us, and leave nothing."""
+"""The loopback cloud itself: pods are isolated from each other and from us, and leave nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ with loopback_skypilot([]) as skypilot:
 
 
 def _listens(pod: Pod) -> bool:
-    """Whether anything in the pod listens on port 7000."""
+    """Return whether a process in the pod listens on port 7000."""
     return any(":1B58 " in Path(f"/proc/{pid}/net/tcp").read_text() for pid in pod.processes())
 
 

@@ -1,4 +1,4 @@
-"""`pion launch` on a real SkyPilot: rents, shows the run to its end, and refuses to rent twice."""
+"""`pion launch` with a real SkyPilot: it rents, shows the run to its end, and never rents twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(
         assert "owns the run" in launch.text
         assert f"managed job {job} is done" in launch.text
     (pod,) = rented.machines
-    assert (pod.gpu, pod.use_spot) == ("NVIDIA A40", True), "the cheapest of the file's"
+    assert (pod.gpu, pod.use_spot) == ("NVIDIA A40", True), "the cheapest GPU of the file"
     wait_until(lambda: not pod.alive, "the end of the machine")
     with window(rented, "rentals", rented.run, "--json") as rentals:
         rentals.ends_with(0)
@@ -68,7 +68,9 @@ def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented
         rented.loopback.runpod.sold_out = {pod.gpu}
         rented.loopback.runpod.preempt(pod)
         wait_until(lambda: (head := rented.head()) and head.owner is None, "the run to be released")
-        elsewhere = {"SKYPILOT_USER_ID": "0badcafe"}  # whose jobs SkyPilot tells nobody else of
+        elsewhere = {
+            "SKYPILOT_USER_ID": "0badcafe"
+        }  # another user, whose SkyPilot does not see the job
         with window(rented, "launch", JOB, *SPOT, *overrides, **elsewhere) as second:
             second.ends_with(2)
             assert "SkyPilot there waits for a machine, or replaces a lost" in second.text
@@ -80,7 +82,7 @@ def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented
     assert rented.machines == [pod]
 
 
-def test_a_pod_that_nobody_needs_is_found_and_ended_and_a_strangers_is_let_be(
+def test_an_orphaned_pod_is_found_and_ended_and_the_pod_of_another_user_is_left_alone(
     rented: Rented,
 ) -> None:
     here = rented.loopback.user_hash

@@ -1,4 +1,4 @@
-"""A rented run loses its machine, in every way that machines are lost, and still finishes."""
+"""A rented run loses its machine in every possible way, and still finishes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.rental
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """The weights this job comes to when nothing happens to it; trained while pods boot."""
+    """The weights of this job without any interruption, trained while pods boot."""
     with unbroken_run(tmp_path_factory.mktemp("unbroken")) as weights:
         yield weights
 
 
 @pytest.fixture
 def launch(rented: Rented) -> Iterator[Window]:
-    """`pion launch` of the job on a spot machine, followed from this window."""
+    """Run `pion launch` of the job on a spot machine, and follow it."""
     overrides = [f"store={rented.store}", *OVERRIDES]
     with window(rented, "launch", JOB, "--on", "sky/runpod-spot.yaml", *overrides) as launched:
         yield launched
@@ -35,7 +35,7 @@ def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroke
 ) -> None:
     first = rented.wait_for_training(saves=2)
     assert first.use_spot
-    assert first.gpu == "NVIDIA A40", "the cheapest of the YAML's"
+    assert first.gpu == "NVIDIA A40", "the cheapest GPU of the YAML"
     rented.loopback.runpod.preempt(first, notice=5.0, leaves="gone")
     head = rented.head()
     assert head is not None
@@ -67,7 +67,7 @@ def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(
     rented: Rented, launch: Window, unbroken: Callable[[], str]
 ) -> None:
     old = rented.wait_for_training(saves=1)
-    # It stands still until its successor trains, then goes on as if nothing had happened.
+    # It is frozen until its successor trains, then continues as if nothing had happened.
     old.signal(signal.SIGSTOP)
     rented.loopback.runpod.cut_off(old)
     rented.wait_for_training(machine=1)
@@ -76,7 +76,7 @@ def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(
     old.signal(signal.SIGCONT)
     wait_until(lambda: "return code list:" in old.job_log(), "the end of the old machine's job")
     assert "taken over" in old.job_log()
-    assert "[3]" in old.job_log(), "exit code 3 is the one for it"
+    assert "[3]" in old.job_log(), "exit code 3 means that it was taken over"
     launch.ends_with(0)
     after = rented.head()
     assert after is not None
@@ -95,16 +95,16 @@ def test_a_machine_with_too_small_a_disk_is_left_for_another_within_seconds(
     assert "Nothing was installed" in bad.job_log()
     good = rented.wait_for_training(machine=1)
     assert "GB disk" in good.job_log()
-    assert not bad.alive, "the bad machine is still paid for"
+    assert not bad.alive, "the bad machine is still billed"
 
 
-def test_no_secret_is_written_down_where_a_rental_leaves_files(rented: Rented) -> None:
+def test_no_secret_is_in_the_files_that_a_rental_leaves(rented: Rented) -> None:
     rented.launch()
     pod = rented.wait_for_training()
     assert SECRET_KEY not in pod.job_log()
     for query in (text for _, text in rented.loopback.runpod.requests):
         assert SECRET_KEY not in query
-    # The checkout that goes along has it too, where these tests make it up.
+    # The copied checkout also has the file of these tests that defines the key.
     command = ["grep", "-rlF", "--exclude=s3_server.py", SECRET_KEY, str(pod.home / "sky_workdir")]
     found = run_to_end(command)
     assert found.stdout == ""

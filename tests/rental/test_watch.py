@@ -1,4 +1,4 @@
-"""`pion watch` on a real SkyPilot, which takes minutes to see that an EXITED pod is dead."""
+"""`pion watch` with a real SkyPilot, which needs minutes to notice that an EXITED pod is dead."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.rental.window import Window, window
 pytestmark = pytest.mark.rental
 
 NOISE_SECONDS = 45.0
-"""Between two recoveries of the same kind. Left alone, SkyPilot needs 130 s more for such a pod."""
+"""How much two recoveries may differ. Without the watcher, SkyPilot needs 130 s more."""
 LONGER = 12_000
-"""Steps that last until SkyPilot says of a machine that it has recovered the run."""
+"""Enough steps to last until SkyPilot reports that it has recovered the run."""
 
 
 @contextmanager
 def watched(rented: Rented, on: Path, *overrides: str) -> Iterator[Window]:
-    """A launch whose window was closed, and the run watched from another."""
+    """Launch, close that window, and yield another window that watches the run."""
     settings = [f"store={rented.store}", *OVERRIDES, *overrides]
     with window(rented, "launch", JOB, "--on", str(on), *settings) as launch:
         launch.wait_for("managed job ")
@@ -44,7 +44,7 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothi
     def seconds_to_the_next(
         machine: int, leaves: Literal["gone", "exited"], notice: float = 0.0
     ) -> float:
-        """Until the next machine trains."""
+        """Take the machine, and return the seconds until the next machine trains."""
         pod = rented.wait_for_training(machine)
         lost = time.monotonic() + notice
         rented.loopback.runpod.preempt(pod, notice=notice, leaves=leaves)
@@ -55,8 +55,8 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothi
     with unbroken_run(tmp_path, LONGER) as unbroken, watched(rented, on, steps) as watch:
         watch.wait_for("RUNNING on RunPod")
         vanished = seconds_to_the_next(0, "gone")
-        watch.wait_for("recovered 1 time")  # while it is launched SkyPilot sees what becomes of it
-        # Without a signal: a run that hears one exits with 75, which SkyPilot may see in time.
+        watch.wait_for("recovered 1 time")  # during a launch SkyPilot sees a lost pod by itself
+        # No signal: after a signal the run exits with 75, which SkyPilot may notice in time.
         exited = seconds_to_the_next(1, "exited")
         dead = rented.machines[1]
         assert f"dead pod: pod {dead.id} is EXITED in RunPod's list" in watch.text
@@ -85,7 +85,7 @@ def test_a_place_whose_machines_all_die_young_is_left_for_another(
     ]
     two = tmp_path / "two.yaml"
     two.write_text(yaml.safe_dump(config))
-    # The boot check refuses three machines in a row; SkyPilot would go on renting there.
+    # The boot check refuses three machines in a row. SkyPilot would continue to rent there.
     rented.loopback.runpod.small_disks = 3
     with watched(rented, two) as watch:
         watch.wait_for("restarted the run as managed job ")
@@ -93,7 +93,7 @@ def test_a_place_whose_machines_all_die_young_is_left_for_another(
         gpu = first.gpu.removeprefix("NVIDIA ").replace(" ", "")
         assert f"bad place: the last 3 machines were {gpu} spot on RunPod" in watch.text
         watch.ends_with(0)
-        # SkyPilot may have rented a fourth one there before its job was ended.
+        # SkyPilot may have rented a fourth machine there before its job was cancelled.
         assert rented.machines[-1].gpu != first.gpu
         head = rented.head()
         assert head is not None

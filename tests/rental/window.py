@@ -1,4 +1,4 @@
-"""A `pion` command in a window of its own: what it says while it runs, and how it ends."""
+"""A `pion` command in its own window: what it prints while it runs, and how it ends."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Window:
 
     @property
     def text(self) -> str:
-        """What it has said so far."""
+        """What the command has printed so far."""
         return self._output.read_text()
 
     @property
     def job(self) -> int:
-        """The managed job it has submitted, once it has."""
+        """The managed job that the command submits; waits for it."""
         self.wait_for(" is submitted")
         found = re.search(r"managed job (\d+).* is submitted", self.text)
         assert found is not None
         return int(found[1])
 
     def wait_for(self, words: str) -> None:
-        """Wait until it says that; fails, with what it said instead, if it ends without."""
+        """Wait until the command prints `words`; fail with its output if it ends without them."""
 
         def said() -> bool:
             over = self.process.poll() is not None
@@ -46,7 +46,7 @@ class Window:
         wait_until(said, words)
 
     def ends_with(self, code: int) -> None:
-        """Wait for its end; fails, with what it said, if the exit code is another."""
+        """Wait until the command ends; fail with its output if the exit code is not `code`."""
         wait_until(lambda: self.process.poll() is not None, lambda: f"its end: {self.text}")
         assert self.process.returncode == code, self.text
 
@@ -56,12 +56,13 @@ class Window:
 
 @contextmanager
 def window(rented: Rented, *arguments: str, **environment: str) -> Iterator[Window]:
-    """`pion arguments…`, with more `environment`, ended with the block."""
+    """Run `pion arguments…` with more `environment`, and end it with the block."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "output")
         with output.open("wb") as file:
             process = subprocess.Popen(
-                # As in a terminal, also where the tests were started with Ctrl-C ignored (`… &`).
+                # As in a terminal, even if the tests run in the background (`… &`), which ignores
+                # Ctrl-C.
                 ["env", "--default-signal=INT", f"{sys.prefix}/bin/pion", *arguments],
                 cwd=REPOSITORY,
                 env={

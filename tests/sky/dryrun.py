@@ -1,8 +1,8 @@
 """Run by the tests: what the API server chooses on `sky launch --dryrun`, without the server.
 
-    python dryrun.py '["sky/x.yaml", …]' RunPod …      under a home folder of the tests'
+    python dryrun.py '["sky/x.yaml", …]' RunPod …      with a home folder of the tests
 
-Prints one line of JSON: by file, what would be rented, or why nothing.
+Prints one line of JSON: by file, what would be rented, or why nothing would.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from sky.utils import dag_utils
 
 def main() -> None:
     compute = cloud.CloudCapability.COMPUTE
-    # As `sky check` leaves it behind, so that nobody's credentials are checked.
+    # The state that `sky check` leaves, so that no credentials are checked.
     global_user_state.set_enabled_clouds(sys.argv[2:], compute, "default")
     allowed = check._get_workspace_allowed_clouds("default")
     global_user_state.set_allowed_clouds(allowed, "default")

@@ -1,7 +1,7 @@
-"""From a bare machine to `pion run`: what sky/boot.sh installs, and what its exit codes say.
+"""From a bare machine to `pion run`: what sky/boot.sh installs, and what its exit codes mean.
 
-The script is the real one, and so are the checks of the machine that it runs. uv and what uv would
-install (pion, torch) are stand-ins that write down their calls.
+The script and its checks of the machine are the real ones. uv and the packages that uv would
+install (pion, torch) are stand-ins that record their calls.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ import os
 
 with open(os.environ["CALLS"] + ".torch", "a") as calls:
     calls.write("imported\\n")
-raise SystemExit(int(os.environ.get("TORCH_EXITS", 0)))  # as if the whole test had ended so
+raise SystemExit(int(os.environ.get("TORCH_EXITS", 0)))  # the exit code of the whole test
 """
 PION = """#!/bin/bash
 printf '%s\\n' "$@" >"$CALLS.pion"; env >"$CALLS.environment"
@@ -79,7 +79,7 @@ class Machine:
         except subprocess.TimeoutExpired:
             process.kill()
             output, _ = process.communicate(timeout=PATIENCE_SECONDS)
-            raise AssertionError(f"it still boots: {output}") from None
+            raise AssertionError(f"the boot has not ended: {output}") from None
         return process.returncode, output
 
     @property
@@ -88,19 +88,19 @@ class Machine:
         return path.read_text().splitlines() if path.exists() else []
 
     def pion(self, what: str = "pion") -> list[str]:
-        """Return the arguments that `pion` was given, one each, or its "environment".
+        """Return the arguments that `pion` got, one per line, or its "environment".
 
-        Of "nodes", the arguments of sky/ray_nodes.sh; of "torch", that it was imported.
+        "nodes" returns the arguments of sky/ray_nodes.sh, and "torch" whether torch was imported.
         """
         return (self.folder / f"calls.{what}").read_text().splitlines()
 
     def ran(self, what: str = "pion") -> bool:
-        """Whether `pion`, or what else `pion()` knows, was started at all."""
+        """Return whether `pion`, or another name that `pion()` knows, was started."""
         return (self.folder / f"calls.{what}").exists()
 
 
 def give_gpu(machine: Machine) -> dict[str, str]:
-    """The environment in which `machine` has one GPU, with a libcuda.so.1 that can't be loaded."""
+    """Return an environment in which `machine` has one GPU, and can't load libcuda.so.1."""
     tools = machine.folder / "tools"
     tools.mkdir()
     (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA A40, 580.95.05'\n")
@@ -145,7 +145,7 @@ def machine(tmp_path: Path) -> Machine:
 
 @pytest.fixture
 def former(machine: Machine) -> Machine:
-    """A checkout of today whose boot.sh is that of commit 0afbd30, as in a YAML that has a copy."""
+    """Today's checkout with the boot.sh of commit 0afbd30, which a user's YAML may contain."""
     shutil.copy(FORMER_SCRIPT, machine.folder / "checkout/sky/boot.sh")
     return machine
 
@@ -157,7 +157,7 @@ def test_it_ends_in_pion_run_with_the_job_and_the_overrides(machine: Machine) ->
     assert machine.pion() == arguments
 
 
-def test_overrides_that_are_no_shell_words_start_nothing(machine: Machine) -> None:
+def test_overrides_that_are_not_shell_words_start_nothing(machine: Machine) -> None:
     code, output = machine.boot(OVERRIDES="store=s3://bucket/runs evaluate.prompts='[half")
     assert code == 2
     assert "OVERRIDES is not a list of shell words (No closing quotation)" in output
@@ -195,7 +195,7 @@ def test_torch_tests_the_gpus_before_pion_run(machine: Machine) -> None:
 
 @pytest.mark.parametrize(
     ("exits", "code"),
-    # 139: it crashed in the driver, 124: it hung there. Neither is a code that SkyPilot recovers.
+    # 139 is a crash in the driver and 124 a hang. SkyPilot would recover neither code.
     [("75", 75), ("139", 75), ("124", 75), ("137", 75), ("1", 1)],
 )
 def test_a_gpu_that_torch_finds_bad_ends_the_boot_before_pion_run(
@@ -212,7 +212,7 @@ def test_without_gpus_there_is_nothing_for_torch_to_test(machine: Machine) -> No
     assert not machine.ran("torch")
 
 
-def test_several_nodes_are_handed_the_job_and_each_override_as_a_word_of_its_own(
+def test_several_nodes_get_the_job_and_each_override_as_a_separate_word(
     machine: Machine,
 ) -> None:
     script = machine.folder / "checkout/sky/ray_nodes.sh"
@@ -225,7 +225,7 @@ def test_several_nodes_are_handed_the_job_and_each_override_as_a_word_of_its_own
         "pretrain.lr=1e-3",
         'evaluate.prompts=["two words"]',
     ]
-    assert not machine.ran(), "it is for ray_nodes.sh to start"
+    assert not machine.ran(), "ray_nodes.sh starts pion"
 
 
 @pytest.mark.parametrize("job", ["", "jobs/no-such.yaml"])
@@ -253,12 +253,12 @@ def test_a_job_that_is_not_there_is_the_same_on_every_machine(machine: Machine, 
         ("× No solution found\n  ╰─▶ Failed to download `hatchling`", 75),
     ],
 )
-def test_packages_that_cannot_be_had_here_may_be_had_elsewhere(
+def test_packages_that_can_not_be_installed_here_may_be_installable_elsewhere(
     machine: Machine, said: str, code: int
 ) -> None:
     exit_code, output = machine.boot(UV_SAYS=said)
     assert exit_code == code
-    assert said in output, "why is not said"
+    assert said in output, "the reason is not shown"
 
 
 def test_only_what_a_run_needs_is_installed(machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""The run script of several nodes, started as SkyPilot starts it, twice on this machine."""
+"""The script for several nodes, started as SkyPilot starts it, twice on this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.waiting import PATIENCE_SECONDS, run_to_end
 
 @dataclass
 class Nodes:
-    """Two nodes of one CPU worker each: `start` runs the script as the node of that rank."""
+    """Two nodes with one CPU worker each. `start` runs the script as the node of that rank."""
 
     folder: Path
     job: Path
@@ -47,7 +47,7 @@ class Nodes:
         return process
 
     def lose(self, process: subprocess.Popen[bytes]) -> None:
-        """Take a node without warning; its reaper ends what there is of its Ray."""
+        """Kill a node without warning. Its reaper ends the rest of its Ray."""
         process.kill()
         process.wait(PATIENCE_SECONDS)
 
@@ -60,9 +60,9 @@ class Nodes:
 
 
 def own_address() -> str:
-    """This machine's address in its network: Ray takes no second node at 127.0.0.1."""
+    """Return this machine's network address: Ray does not accept a second node at 127.0.0.1."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing, but chooses the interface
+        probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses the interface
         return str(probe.getsockname()[0])
 
 
@@ -142,7 +142,7 @@ def test_a_node_whose_head_never_comes_up_waits_for_it(nodes: Nodes) -> None:
     worker = nodes.start(1)
 
     def waits() -> bool:
-        """It has asked for the head at least once, and sleeps before it asks again."""
+        """Return whether the node has looked for the head, and sleeps before it looks again."""
         return any(child.name() == "sleep" for child in psutil.Process(worker.pid).children())
 
     waiting.wait_until(waits, "the node to wait for its head")

@@ -1,4 +1,4 @@
-"""The YAMLs of sky/: SkyPilot reads them, and would rent what they say they rent."""
+"""The YAMLs in sky/: SkyPilot reads them, and would rent what their comments promise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DryRun = Callable[..., dict[str, dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
-    """By file, what `sky launch --dryrun` would rent at these prices, in a home folder of ours."""
+    """Return, by file, what `sky launch --dryrun` would rent at these prices, in our own home."""
 
     def run(
         paths: list[Path],
@@ -54,7 +54,7 @@ def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
 
 @pytest.fixture(scope="module")
 def rented(dryrun: DryRun) -> dict[str, dict[str, Any]]:
-    """What each YAML would rent at the usual prices."""
+    """Return what each YAML would rent at the usual prices."""
     single = [SKY / name for name in YAMLS if name != "multi-node.yaml"]
     several = dryrun([SKY / "multi-node.yaml"], {"A10": Price(None, 0.75)}, ("Lambda",))
     return dryrun(single) | several
@@ -91,13 +91,13 @@ def test_on_demand_is_rented_instead_of_spot_only_by_choice(dryrun: DryRun, tmp_
 
 
 @pytest.mark.parametrize("name", YAMLS)
-def test_skypilots_loader_and_schema_take_it_given_a_job(name: str) -> None:
+def test_skypilot_accepts_it_with_a_job(name: str) -> None:
     task = _load(name)
     assert task.envs["JOB"] == "jobs/demo.yaml"
     for resources in task.resources:
         assert resources.job_recovery["strategy"] == "EAGER_NEXT_REGION"
         assert resources.job_recovery["max_restarts_on_errors"] == 0
-        assert not resources.ports, "a run listens to nobody"
+        assert not resources.ports, "no process of a run listens"
 
 
 @pytest.mark.parametrize("name", YAMLS)
@@ -148,7 +148,7 @@ def test_managed_jobs_keep_the_order_of_the_gpus() -> None:
 
 
 def _load(name: str) -> Any:
-    """What SkyPilot makes of it, given a job."""
+    """Return the task that SkyPilot reads from the YAML, with a job."""
     from sky.task import Task
 
     return Task.from_yaml_config(_read(name), env_overrides=[("JOB", "jobs/demo.yaml")])

@@ -1,7 +1,7 @@
 """Loaded by every Python of the loopback rental, because its folder is on PYTHONPATH.
 
-Before SkyPilot believes that a pod is gone it asks two public addresses whether this machine still
-has a network. Here it asks the loopback RunPod: tests need no network, and nobody is bothered.
+Before SkyPilot believes that a pod is gone, it checks this machine's network with two public
+addresses. Here it asks the loopback RunPod instead, because tests need no network.
 """
 
 import importlib.abc
@@ -24,7 +24,7 @@ class _AskLoopback(importlib.abc.MetaPathFinder):
 
             def run_and_redirect(module: ModuleType) -> None:
                 run(module)
-                assert hasattr(module, "_TEST_IP_LIST"), "SkyPilot asks the network otherwise now"
+                assert hasattr(module, "_TEST_IP_LIST"), "SkyPilot checks the network differently"
                 vars(module)["_TEST_IP_LIST"] = [os.environ["RUNPOD_API_BASE_URL"]]
 
             spec.loader.exec_module = run_and_redirect  # type: ignore[method-assign]
