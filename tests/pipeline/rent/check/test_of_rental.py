@@ -302,14 +302,16 @@ def test_more_workers_than_gpus(on_runpod: Checks) -> None:
     wrong(row, "hardware.workers is 2", "1 GPU(s)")
 
 
-def test_spot_dearer_than_on_demand_unless_forced(on_runpod: Checks, sky_home: SkyHome) -> None:
+def test_spot_above_the_on_demand_price_is_refused_unless_forced(
+    on_runpod: Checks, sky_home: SkyHome
+) -> None:
     sky_home.sell({"A40": Price(0.5, 0.4)})
     spot, name = "accelerators: A40\nuse_spot: true", "1 × A40 spot on RunPod"
     wrong(on_runpod(spot)[name], "spot costs $0.50/h", "$0.40/h", "use_spot: false", "--force")
     assert on_runpod(spot, force=True)[name].ok
 
 
-def test_spot_dearer_than_on_demand_is_left_out_where_another_will_do(
+def test_spot_above_the_on_demand_price_is_left_out_where_another_will_do(
     on_runpod: Checks, sky_home: SkyHome
 ) -> None:
     sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.1, 0.2)})

@@ -129,7 +129,9 @@ def test_the_only_machine_left_is_the_one_that_will_do(
     assert json.loads(task.envs["PION_PRICES"]) == {"A40": 0.5}
 
 
-def test_spot_dearer_than_on_demand_is_left_out_unless_forced(sent: Any, sky_home: SkyHome) -> None:
+def test_spot_above_the_on_demand_price_is_left_out_unless_forced(
+    sent: Any, sky_home: SkyHome
+) -> None:
     sky_home.sell(TODAY | {"A40": Price(0.95, 0.9)})
     assert gpus(sent(LISTED)) == ["RTXA4000", "RTXA5000"]
     assert gpus(sent(LISTED, force=True)) == ["A40", "RTXA4000", "RTXA5000"]
