@@ -154,21 +154,21 @@ def test_a_run_falls_back_behind_damaged_checkpoints_and_says_so(
 
 
 @pytest.mark.parametrize("file", ["state.json", "optimizer.safetensors", MANIFEST])
-def test_one_wrong_bit_in_any_file_of_a_checkpoint_is_seen(folder: Days, file: str) -> None:
+def test_one_wrong_bit_in_any_file_of_a_checkpoint_is_detected(folder: Days, file: str) -> None:
     folder.work_until(step=7)
     flip(folder.store, f"{RUN}/{folder.listed()[0]}/{file}")
     assert folder.go().restored["pretrain"] == 4
     folder.check_done()
 
 
-def test_a_good_copy_on_this_machine_stands_in_for_a_damaged_one(bucket: Days) -> None:
+def test_a_good_local_copy_replaces_a_damaged_checkpoint(bucket: Days) -> None:
     bucket.work_until(step=7)
     flip(bucket.store, f"{RUN}/{bucket.listed()[0]}/{MODEL}")
     process = bucket.go()
     assert (process.restored["pretrain"], process.said) == (6, [])
 
 
-def test_when_no_checkpoint_is_good_a_person_decides_and_nothing_is_touched(days: Days) -> None:
+def test_when_no_checkpoint_is_good_the_run_stops_and_changes_nothing(days: Days) -> None:
     days.work_until(step=7)
     listed = days.listed()
     for key in listed:
@@ -199,7 +199,7 @@ def test_when_no_checkpoint_is_good_a_person_decides_and_nothing_is_touched(days
     ],
     ids=lambda fault: str(fault.get("kind") or f"{fault['status']} {fault['code']}"),
 )
-def test_a_service_with_one_fault_again_and_again_changes_nothing(
+def test_a_repeated_fault_of_the_service_changes_nothing(
     bucket: Days, proxy: FaultProxy, fault: dict[str, Any]
 ) -> None:
     # Bits that flip on the way down are only noticed where a hash is known: not in HEAD or a list.
@@ -230,7 +230,7 @@ def test_credentials_that_expire_and_come_back_cost_no_step(
     assert any("credentials have expired" in line for line in process.said)
 
 
-def test_a_run_that_ends_undurable_goes_on_from_the_copy_on_its_machine(
+def test_a_run_that_ends_undurable_resumes_from_the_copy_on_its_machine(
     bucket: Days, proxy: FaultProxy
 ) -> None:
     with pytest.raises(StoreError, match="credentials have expired") as ended:
@@ -243,7 +243,9 @@ def test_a_run_that_ends_undurable_goes_on_from_the_copy_on_its_machine(
     bucket.check_done()
 
 
-def test_without_that_copy_it_goes_on_from_what_is_durable(bucket: Days, proxy: FaultProxy) -> None:
+def test_without_the_local_copy_the_run_resumes_from_the_last_commit(
+    bucket: Days, proxy: FaultProxy
+) -> None:
     with pytest.raises(StoreError):
         bucket.go({3: expire(proxy)})
     proxy.clear()
@@ -252,7 +254,7 @@ def test_without_that_copy_it_goes_on_from_what_is_durable(bucket: Days, proxy: 
     bucket.check_done()
 
 
-def test_a_copy_that_somebody_has_moved_on_from_is_not_used(
+def test_a_local_copy_is_not_used_after_another_machine_trained_further(
     bucket: Days, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     with pytest.raises(StoreError):
@@ -265,7 +267,7 @@ def test_a_copy_that_somebody_has_moved_on_from_is_not_used(
     bucket.check_done()
 
 
-def test_a_stage_that_is_to_be_done_again_forgets_copies_of_it_on_any_machine(
+def test_redoing_a_stage_ignores_local_copies_on_every_machine(
     bucket: Days, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     """Data or code were wrong, or it would not be done again."""
@@ -278,7 +280,7 @@ def test_a_stage_that_is_to_be_done_again_forgets_copies_of_it_on_any_machine(
     assert bucket.go().restored["pretrain"] == 0
 
 
-def test_a_run_that_may_not_write_any_more_stops_and_keeps_what_it_has(
+def test_a_run_that_loses_write_access_stops_and_keeps_its_commits(
     bucket: Days, proxy: FaultProxy
 ) -> None:
     with pytest.raises(StoreError, match="access was denied") as ended:
@@ -312,7 +314,7 @@ def cut_off(tmp_path: Path) -> CutOff:
     return CutOff(NoMapping(tmp_path / "far"))
 
 
-def test_a_checkpoint_whose_commit_landed_unheard_is_not_written_again(
+def test_a_checkpoint_whose_commit_landed_unacknowledged_is_not_written_again(
     cut_off: CutOff, tmp_path: Path
 ) -> None:
     """A kill in the midst of that would leave HEAD's newest half old and half new."""
@@ -346,7 +348,9 @@ def test_a_checkpoint_whose_commit_landed_unheard_is_not_written_again(
     assert claim.head.checkpoints[0].ancestor == entry.key
 
 
-def test_a_save_goes_on_from_a_commit_that_landed_unheard(cut_off: CutOff, tmp_path: Path) -> None:
+def test_a_save_descends_from_a_commit_that_landed_unacknowledged(
+    cut_off: CutOff, tmp_path: Path
+) -> None:
     """Or the copy of that save on this machine would not be used, should it come to that."""
     claim = claim_run(RunState(cut_off, "demo"), Owner.me())
     workspace = Workspace(cut_off, "demo", tmp_path / "here")
@@ -369,7 +373,7 @@ def test_a_save_goes_on_from_a_commit_that_landed_unheard(cut_off: CutOff, tmp_p
     ("number", "reason"),
     [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EROFS, "read-only")],
 )
-def test_a_disk_that_takes_no_more_stops_the_run_until_it_does(
+def test_a_full_disk_stops_the_run_until_there_is_space(
     folder: Days, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
 ) -> None:
     def refuse(descriptor: int) -> None:
@@ -401,7 +405,7 @@ def as_nobody() -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-def test_a_folder_that_becomes_read_only_stops_the_run_until_it_is_not(
+def test_a_folder_that_becomes_read_only_stops_the_run_until_it_is_writable(
     as_nobody: Path, new_process: NewOwner
 ) -> None:
     days = Days(FileStore(as_nobody / "runs"), as_nobody / "cache", new_process)

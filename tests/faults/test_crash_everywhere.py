@@ -306,7 +306,7 @@ def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewO
     return killed
 
 
-def test_a_process_that_was_really_killed_is_followed_at_once(
+def test_another_process_takes_over_from_a_killed_one_at_once(
     tmp_path: Path, time: FakeClock
 ) -> None:
     """By an owner that no launch connects with it: it sees that the process is dead."""

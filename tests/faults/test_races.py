@@ -406,7 +406,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_protocol_without_one_of_its_rules_is_found_out(mutation: str) -> None:
+def test_a_protocol_that_breaks_one_of_its_rules_is_detected(mutation: str) -> None:
     class Mutant(Race):
         pass
 

@@ -173,7 +173,7 @@ def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, worke
     return traces
 
 
-def test_the_runs_failed_as_they_should_have(traces: Traces) -> None:
+def test_the_runs_failed_as_expected(traces: Traces) -> None:
     """Or else the other tests here look at nothing."""
     assert traces.codes == [74, 2, 1], traces.found
     assert b"access was denied" in traces.found["forbidden to save: output"]
@@ -192,7 +192,7 @@ def test_no_trace_of_a_failing_run_holds_a_secret(traces: Traces, name: str) -> 
 
 
 @pytest.mark.soak
-def test_neither_does_a_trace_of_failing_workers_of_ray(
+def test_no_trace_of_failing_ray_workers_holds_a_secret(
     s3: S3Server, hub: HubServer, tmp_path: Path
 ) -> None:
     # Ray's sockets lie in it, so its name is short.

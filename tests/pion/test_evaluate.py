@@ -117,7 +117,7 @@ def test_a_diverged_model_is_reported_as_such_instead_of_failing(tmp_path: Path)
 # ---------------------------------------------------------------- memory
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on_with_the_same_result(tmp_path: Path) -> None:
+def test_out_of_memory_halves_the_batch_and_gives_the_same_result(tmp_path: Path) -> None:
     model, data = decoder(), stream(random_rows(11), tmp_path)
     small = OnSmallGpu(model, limit=2)
     measured = measure(small, data, 11, 8)
@@ -194,7 +194,7 @@ def on_responses(model: Decoder) -> Responses:
     return responses(Scorer(model, VOCAB, 4), CONVERSATIONS, range(2), end_of_text=0)
 
 
-def test_response_loss_counts_learned_tokens_alone() -> None:
+def test_response_loss_counts_only_learned_tokens() -> None:
     log_odds = [0.2 * i for i in range(VOCAB)]
     measured = on_responses(constant(log_odds))
     log_p = np.array(log_odds) - np.log(np.exp(log_odds).sum())

@@ -265,7 +265,7 @@ def test_an_earlier_export_and_an_empty_folder_are_replaced(
     assert {path.name for path in out.iterdir()} <= set(EXPORT_FILES)
 
 
-def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(
+def test_a_folder_that_cannot_be_written_is_reported_without_a_traceback(
     decoder: Decoder, tokenizer_path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")

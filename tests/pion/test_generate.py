@@ -140,7 +140,7 @@ def test_generation_ends_after_max_tokens_or_where_the_context_ends(untrained):
     assert length([5] * CONTEXT, 100) == 0
 
 
-def test_any_stop_id_ends_it_unseen(memorised, tokenizer):
+def test_any_stop_id_ends_generation_and_is_not_yielded(memorised, tokenizer):
     (comma,) = tokenizer.encode(",")
     until = list(pion.generate(memorised, [], temperature=0, stop_ids=(0, comma)))
     assert tokenizer.decode(until) == "naïve café"

@@ -55,5 +55,5 @@ def test_a_plan_recorded_before_a_field_existed_can_be_used_again():
     assert ComputePlan.from_dict(LaterPlan(micro_batch=3).to_dict()) == ComputePlan(micro_batch=3)
 
 
-def test_a_plan_that_this_version_can_not_carry_out_is_no_plan():
+def test_a_plan_from_a_newer_version_is_not_used():
     assert ComputePlan.from_dict(LaterPlan(shards=2).to_dict()) is None

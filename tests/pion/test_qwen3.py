@@ -112,7 +112,7 @@ def test_a_model_transformers_saved_is_read(tmp_path, tied):
         ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rope_type is 'linear'"),
     ],
 )
-def test_what_we_do_not_compute_is_refused(change, message):
+def test_unsupported_settings_are_refused(change, message):
     hf_config, _ = to_qwen3(CONFIG, {})
     with pytest.raises(BadInput, match=message):
         from_qwen3(hf_config | change, {})

@@ -191,7 +191,7 @@ def test_a_command_inside_the_config_object_is_refused_too(tmp_path):
         (lambda m: m.update({"lm_head.weight": torch.zeros(131, 48)}), "should be tied"),
     ],
 )
-def test_weights_that_are_no_pion_models_are_named(tmp_path, change, message):
+def test_weights_that_are_not_a_pion_model_are_named(tmp_path, change, message):
     checkpoint = checkpoint_of("nocap")
     change(checkpoint["model"])
     path = saved(tmp_path, checkpoint)

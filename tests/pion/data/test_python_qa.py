@@ -43,7 +43,7 @@ def test_the_questions_are_phrased_in_many_ways(asked: list[Dialogue]) -> None:
     assert max(shapes.values()) < len(asked) / 5
 
 
-def test_some_dialogues_have_a_system_turn_and_some_go_on(asked: list[Dialogue]) -> None:
+def test_some_dialogues_have_a_system_turn_and_some_have_follow_ups(asked: list[Dialogue]) -> None:
     system = sum(d.turns[0].role == "system" for d in asked)
     second = sum([t.role for t in d.turns].count("user") == 2 for d in asked)
     assert 0.05 < system / len(asked) < 0.4

@@ -67,7 +67,7 @@ def test_both_rates_follow_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_loaded_state_goes_on_bit_for_bit(kind: str) -> None:
+def test_loaded_state_continues_bit_for_bit(kind: str) -> None:
     model = decoder()
     first = Optimizer(model, settings(kind))
     for step in range(3):

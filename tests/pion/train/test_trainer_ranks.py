@@ -157,7 +157,7 @@ def test_every_rank_reports_the_global_batch(ranks: list[dict[str, Any]]) -> Non
         assert rank["training"] == ranks[0]["training"]  # and ends with the same weights
 
 
-def test_an_evaluation_shared_out_is_the_evaluation_of_one(
+def test_an_evaluation_split_over_ranks_equals_that_of_one_process(
     ranks: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
     # The weights differ by rounding after 20 steps.

@@ -172,7 +172,7 @@ def test_no_state_from_a_wrong_step_on_is_handed_out(
     assert saved(broken).meta == good.meta
 
 
-def test_going_back_and_leaving_out_the_rows_gives_the_weights_of_never_having_met_them(
+def test_rolling_back_and_skipping_rows_gives_the_weights_of_a_run_without_them(
     text: RowStream,
 ) -> None:
     """In place: nothing of the wrong steps is left in weights, moments, counters or batches."""
@@ -198,7 +198,7 @@ def test_going_back_and_leaving_out_the_rows_gives_the_weights_of_never_having_m
 # ---------------------------------------------------------------- spikes
 
 
-def test_a_loss_above_the_bound_is_wrong_and_says_what_it_was_measured_by(
+def test_a_loss_above_the_bound_is_wrong_and_names_the_median(
     long_text: RowStream,
 ) -> None:
     sound = trainer(long_text)
@@ -233,7 +233,7 @@ def test_a_spike_needs_sixteen_steps_to_be_measured_against(
     assert (early.trouble() is not None) == wrong
 
 
-def test_a_resumed_run_measures_spikes_by_the_losses_of_before(long_text: RowStream) -> None:
+def test_a_resumed_run_measures_spikes_by_earlier_losses(long_text: RowStream) -> None:
     fault: dict[str, Any] = {"bad_rows": [115], "loss": 10.0, "max_spike": 3.0}
     unbroken = trainer(long_text, **fault)
     train(unbroken, 18)
@@ -245,7 +245,7 @@ def test_a_resumed_run_measures_spikes_by_the_losses_of_before(long_text: RowStr
     assert said(resumed.trouble()) == said(unbroken.trouble())
 
 
-def test_a_checkpoint_that_knows_no_recent_losses_can_be_gone_on_from(
+def test_a_checkpoint_without_recent_losses_can_be_resumed(
     long_text: RowStream,
 ) -> None:
     first = trainer(long_text, max_spike=3.0)
@@ -291,7 +291,7 @@ def first_wrong(losses: list[float], max_spike: float) -> int | None:
     asks=st.lists(st.sampled_from(["drain", "trouble", "recent", ""]), min_size=100, max_size=100),
 )
 @settings(max_examples=150, deadline=None)
-def test_when_it_is_asked_changes_nothing_about_what_is_wrong_or_reported(
+def test_the_time_of_asking_changes_no_trouble_and_no_metrics(
     losses: list[float], broken: int | None, asks: list[str]
 ) -> None:
     """Ranks ask at different steps: rank 0 when it saves too."""
@@ -339,7 +339,7 @@ def test_a_spike_is_measured_by_the_last_64_steps() -> None:
     assert collected.recent_losses() == list(range(17, 81))
 
 
-def test_a_step_with_nothing_to_learn_is_no_measure_of_a_spike() -> None:
+def test_a_step_without_targets_does_not_count_for_spikes() -> None:
     """Its loss is 0, and so would a median of such losses be, which any loss is above."""
     collected = StepMetrics(CONFIG, ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0)
     for step in range(1, 81):
@@ -379,7 +379,7 @@ def work(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_every_rank_finds_the_trouble_that_one_of_them_met(tmp_path: Path) -> None:
+def test_every_rank_finds_the_trouble_of_one_rank(tmp_path: Path) -> None:
     mp.spawn(work, args=(tmp_path,), nprocs=2)
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     nan, inf = [4, [18, 24], "loss nan"], [4, [18, 24], "gradient norm inf"]

@@ -66,7 +66,7 @@ def test_a_released_run_is_claimed_by_anyone_under_the_next_epoch(run: RunState)
     assert claim_run(run, someone()).epoch == 2
 
 
-def test_the_same_process_claims_anew_for_each_attempt(run: RunState) -> None:
+def test_the_same_process_claims_again_for_each_attempt(run: RunState) -> None:
     me = Owner.me()
     first = claim_run(run, me)
     second = claim_run(run, me)
@@ -138,7 +138,7 @@ def test_an_unattended_start_waits_for_a_minute_of_silence(run: RunState, time: 
 
 
 @pytest.mark.parametrize("sign", ["heartbeat", "commit"])
-def test_an_unattended_start_waits_on_while_the_owner_shows_signs_of_life(
+def test_an_unattended_start_keeps_waiting_while_the_owner_shows_signs_of_life(
     run: RunState, time: FakeClock, sign: str
 ) -> None:
     owner = claim_run(run, someone())
@@ -156,7 +156,7 @@ def test_an_unattended_start_waits_on_while_the_owner_shows_signs_of_life(
     assert time.time - started >= 300 + 40
 
 
-def test_an_unattended_start_goes_on_as_soon_as_the_owner_releases(
+def test_an_unattended_start_continues_as_soon_as_the_owner_releases(
     run: RunState, time: FakeClock
 ) -> None:
     owner = claim_run(run, someone())
@@ -200,7 +200,7 @@ def test_attempts_without_progress_are_counted_until_something_is_committed(run:
 # Committing
 
 
-def test_two_owners_the_old_one_is_fenced_and_told_who_took_over_and_when(
+def test_the_old_owner_is_fenced_and_learns_who_took_over_and_when(
     run: RunState, time: FakeClock
 ) -> None:
     old = claim_run(run, someone())

@@ -62,7 +62,7 @@ def test_a_row_without_a_step_is_refused(store: FileStore) -> None:
         MetricsLog(store, "demo", "pretrain", 1).append({"loss": 1.0})
 
 
-def test_rows_that_a_later_epoch_went_back_behind_are_dropped(store: FileStore) -> None:
+def test_rows_after_the_step_that_a_later_epoch_resumed_from_are_dropped(store: FileStore) -> None:
     log_steps(store, 1, range(1, 8))
     log_steps(store, 2, range(6, 10))
     assert read(store, {1: {"pretrain": 0}, 2: {"pretrain": 5}}) == [
@@ -71,7 +71,7 @@ def test_rows_that_a_later_epoch_went_back_behind_are_dropped(store: FileStore) 
     ]
 
 
-def test_rows_of_work_that_was_done_again_can_be_read_too(store: FileStore) -> None:
+def test_rows_of_repeated_work_can_be_read_too(store: FileStore) -> None:
     log_steps(store, 1, range(1, 4))
     log_steps(store, 2, range(2, 4))
     rows = read_all_metrics(store, "demo", "pretrain")
@@ -198,7 +198,7 @@ def test_an_event_whose_acknowledgement_was_lost_happened_once(store: FileStore)
     assert [event["event"] for event in read_events(store, "demo")] == ["training", "hop"]
 
 
-def test_reading_ignores_what_is_no_segment(store: FileStore) -> None:
+def test_reading_ignores_files_that_are_not_segments(store: FileStore) -> None:
     log_steps(store, 1, range(1))
     store.write("demo/metrics/pretrain/1/notes.txt", b"hello")
     assert read(store, {}) == [(0, 1)]

@@ -69,7 +69,7 @@ def test_nothing_is_known_about_processes_of_another_boot_or_container(
     assert may_take_over(other, me) is None
 
 
-def test_where_the_kernel_names_no_boot_nobody_is_declared_dead() -> None:
+def test_without_a_boot_id_no_process_is_declared_dead() -> None:
     me = dataclasses.replace(Owner.me(), boot_id="")
     assert is_running(dataclasses.replace(me, session="other", pid=2**22 + 1), me) is None
 
@@ -106,7 +106,7 @@ def test_package_versions_are_read_without_importing_the_packages() -> None:
     assert output.endswith("False\n")
 
 
-def test_the_commit_and_uncommitted_changes_of_a_checkout_are_told(tmp_path: Path) -> None:
+def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path: Path) -> None:
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         run_to_end(["git", "-C", tmp_path, *identity, *arguments], check=True)

@@ -26,7 +26,7 @@ class Down:
         return "content"
 
 
-def test_an_outage_is_said_once_with_the_end_of_trying_and_when_it_is_over() -> None:
+def test_an_outage_is_reported_once_with_its_deadline_and_its_end() -> None:
     down = Down(seconds=500.0, linger=600.0)
     assert down.patiently(down.read) == "content"
     began, over = down.said
@@ -35,7 +35,7 @@ def test_an_outage_is_said_once_with_the_end_of_trying_and_when_it_is_over() -> 
 
 
 @pytest.mark.parametrize("linger", [0.0, 1.0, 600.0])
-def test_trying_goes_on_for_exactly_as_long_as_the_job_says(linger: float) -> None:
+def test_retries_continue_for_exactly_as_long_as_the_job_says(linger: float) -> None:
     down = Down(seconds=math.inf, linger=linger)
     with pytest.raises(StoreError):
         down.patiently(down.read)
@@ -43,13 +43,13 @@ def test_trying_goes_on_for_exactly_as_long_as_the_job_says(linger: float) -> No
     assert len(down.said) == (1 if linger else 0)
 
 
-def test_a_job_may_wait_for_ever() -> None:
+def test_a_job_may_wait_forever() -> None:
     down = Down(seconds=1e6, linger=math.inf)
     assert down.patiently(down.read) == "content"
     assert down.said[0].endswith("Trying again for as long as it takes.")
 
 
-def test_what_trying_again_does_not_mend_is_raised_at_once() -> None:
+def test_an_error_that_retries_cannot_fix_is_raised_at_once() -> None:
     down = Down(seconds=0.0, linger=600.0)
 
     def refuse() -> None:

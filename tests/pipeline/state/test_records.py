@@ -11,7 +11,7 @@ from pipeline.state.run_state import RunState
 from tests.support.states import an_entry, list_checkpoint, read, someone
 
 
-def test_redoing_a_stage_forgets_it_and_what_follows_but_not_what_came_before(
+def test_redoing_a_stage_forgets_it_and_later_stages_but_not_earlier_ones(
     run: RunState,
 ) -> None:
     claim = claim_run(run, someone())
@@ -43,7 +43,7 @@ def test_going_back_to_an_earlier_step_unlists_the_later_checkpoints_of_that_sta
     assert [item.key for item in head.trash] == ["checkpoints/pretrain/30-1"]
 
 
-def test_head_survives_the_way_through_json(run: RunState) -> None:
+def test_head_survives_a_round_trip_through_json(run: RunState) -> None:
     claim = claim_run(run, someone(versions={"torch": "2.15"}))
     list_checkpoint(claim, an_entry(10, ancestor="checkpoints/pretrain/5-1", metrics={"loss": 2.5}))
     list_checkpoint(claim, an_entry(20))

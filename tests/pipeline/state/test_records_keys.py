@@ -129,7 +129,7 @@ def test_these_are_the_keys_that_0afbd30_wrote(name: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"format": FORMAT + 1}, {"colour": "red"}])
-def test_an_owner_commits_nothing_upon_a_head_that_a_newer_version_wrote(
+def test_an_owner_commits_nothing_on_a_head_from_a_newer_version(
     run: RunState, change: dict[str, Any]
 ) -> None:
     claim = claim_run(run, Owner.me())

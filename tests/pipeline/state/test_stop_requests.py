@@ -23,7 +23,7 @@ def test_a_request_says_who_asked_when_and_why(run: RunState, time: FakeClock) -
     assert "1970-01-12 13:46:40 UTC" in asked.describe()
 
 
-def test_looking_at_a_request_does_not_answer_it(run: RunState) -> None:
+def test_reading_a_request_does_not_clear_it(run: RunState) -> None:
     ask_stop(run, "pion stop")
     pending_stop(run)
     assert pending_stop(run) is not None
@@ -61,7 +61,9 @@ def test_a_request_to_one_run_leaves_its_neighbours_alone(run: RunState) -> None
         b'{"format": 99, "kind": "stop"}',
     ],
 )
-def test_what_is_no_request_is_noted_and_ignored(run: RunState, content: bytes) -> None:
+def test_a_file_that_is_not_a_request_is_reported_and_ignored(
+    run: RunState, content: bytes
+) -> None:
     run.store.write(run.key("requests/0.json"), content)
     notes: list[str] = []
     assert pending_stop(run, notes.append) is None
@@ -73,7 +75,7 @@ def test_what_is_no_request_is_noted_and_ignored(run: RunState, content: bytes) 
     assert run.store.list(run.key("requests/")) == []
 
 
-def test_a_request_cannot_drive_the_terminal_of_who_reads_it(run: RunState) -> None:
+def test_a_request_cannot_control_the_terminal_of_its_reader(run: RunState) -> None:
     record = {"format": 1, "kind": "stop", "at": 1.0, "reason": "\x1b[2Jgone"}
     record["by"] = {"host": "h", "pid": 1, "user": "eve\x07"}
     run.store.write(run.key("requests/0.json"), json.dumps(record).encode())

@@ -308,7 +308,7 @@ def flip_a_bit(path: Path) -> None:
         ("manifest.json", truncate, "manifest.json is damaged"),
     ],
 )
-def test_a_damaged_newest_checkpoint_is_passed_over_and_it_says_why(
+def test_a_damaged_newest_checkpoint_is_skipped_with_the_reason(
     claim: Claim, file: str, damage: Callable[[Path], None], why: str
 ) -> None:
     checkpointer = a_checkpointer(claim)
@@ -329,7 +329,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_it_says_why(
     assert re.search(why, note)
 
 
-def test_a_complete_checkpoint_that_is_not_the_listed_one_is_passed_over(claim: Claim) -> None:
+def test_a_complete_checkpoint_that_is_not_the_listed_one_is_skipped(claim: Claim) -> None:
     checkpointer = a_checkpointer(claim)
     save(checkpointer, 10)
     save(checkpointer, 20)
@@ -359,7 +359,7 @@ def test_checkpoints_of_another_digest_or_stage_are_not_restored(claim: Claim) -
     assert newest(claim, digest="d2") == (None, None, [])
 
 
-def test_a_checkpoint_of_a_newer_format_stops_rather_than_being_passed_over(claim: Claim) -> None:
+def test_a_checkpoint_of_a_newer_format_is_an_error_and_not_skipped(claim: Claim) -> None:
     checkpointer = a_checkpointer(claim)
     save(checkpointer, 10)
     save(checkpointer, 20)
@@ -453,7 +453,7 @@ def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_p
     assert newest(claim)[0].step == 20
 
 
-def test_what_a_failed_save_left_goes_an_hour_after_the_next_commit(
+def test_files_of_a_failed_save_are_deleted_an_hour_after_the_next_commit(
     tmp_path: Path, time: FakeClock
 ) -> None:
     class DownOnce(FileStore):
@@ -481,7 +481,7 @@ def test_what_a_failed_save_left_goes_an_hour_after_the_next_commit(
     assert [entry.step for entry in claim.head.checkpoints] == [30, 20]
 
 
-def test_a_result_is_noted_in_the_checkpoint_it_belongs_to_and_nobody_waits(tmp_path: Path) -> None:
+def test_a_result_is_noted_in_its_checkpoint_without_waiting(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     claim = claim_run(RunState(gate, "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
@@ -497,7 +497,7 @@ def test_a_result_is_noted_in_the_checkpoint_it_belongs_to_and_nobody_waits(tmp_
     assert (entry.step, entry.metrics) == (10, {"held_out_loss": 3.5})
 
 
-def test_a_store_that_corrupts_what_it_is_given_is_found_out_before_the_commit(
+def test_a_store_that_corrupts_files_is_detected_before_the_commit(
     tmp_path: Path,
 ) -> None:
     class Corrupts(FileStore):

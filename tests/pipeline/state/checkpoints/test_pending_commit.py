@@ -36,7 +36,7 @@ def test_an_acknowledged_commit_leaves_no_doubt() -> None:
     assert pending.given_up("checkpoints/pretrain/20-1") == []
 
 
-def test_a_commit_that_landed_unheard_is_the_ancestor_of_the_next_save() -> None:
+def test_a_commit_that_landed_unacknowledged_is_the_ancestor_of_the_next_save() -> None:
     pending = PendingCommit()
     upload(pending, 10)
     assert pending.look_for_landed(Head()) is None
@@ -46,7 +46,7 @@ def test_a_commit_that_landed_unheard_is_the_ancestor_of_the_next_save() -> None
     assert (pending.last, pending.ancestor) == (landed, landed.key)
 
 
-def test_saves_that_came_to_nothing_are_given_up_by_the_next() -> None:
+def test_the_next_save_gives_up_failed_saves() -> None:
     pending = PendingCommit()
     pending.begin(an_entry(10).key)  # and the upload fails
     upload(pending, 20)

@@ -105,7 +105,7 @@ def test_forgetting_loses_no_entry_it_only_moves_some_to_the_trash(
     assert forget(after, keep, now=200.0) == after
 
 
-def test_files_stay_for_an_hour_after_their_entry_went(
+def test_files_stay_for_an_hour_after_their_entry_is_removed(
     run: RunState, store: FileStore, time: FakeClock
 ) -> None:
     claim = claim_run(run, someone())
@@ -125,7 +125,7 @@ def test_files_stay_for_an_hour_after_their_entry_went(
     assert store.read("demo/HEAD.json") == before
 
 
-def test_a_folder_that_is_listed_is_not_deleted_though_it_is_in_the_trash(
+def test_a_listed_folder_is_not_deleted_although_it_is_in_the_trash(
     run: RunState, store: FileStore, time: FakeClock
 ) -> None:
     claim = claim_run(run, someone())

@@ -91,7 +91,7 @@ def test_what_is_written_is_read_whether_bytes_a_view_or_a_file(
     assert store.read("demo/file") == b"from a file"
 
 
-def test_a_write_replaces_what_was_there(store: Store) -> None:
+def test_a_write_replaces_the_old_value(store: Store) -> None:
     store.write("demo/status", b"a long first value")
     store.write("demo/status", b"second")
     assert store.read("demo/status") == b"second"
@@ -159,7 +159,7 @@ def test_several_threads_may_use_one_store(store: Store, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("key", ["demo/nothing", "demo", "demo/HEAD.json/below"])
-def test_reading_what_is_not_there_names_it(store: Store, key: str, tmp_path: Path) -> None:
+def test_reading_a_missing_key_names_the_key(store: Store, key: str, tmp_path: Path) -> None:
     store.write("demo/HEAD.json", b"{}")
     for read in (store.read, store.read_versioned, lambda key: store.download(key, tmp_path / "x")):
         with pytest.raises(Missing, match=key):
@@ -218,7 +218,7 @@ def test_deleting_twice_is_fine_and_touches_nothing_else(store: Store) -> None:
     assert [entry.key for entry in store.list()] == ["demo/checkpoints/10/model"]
 
 
-def test_sweeping_leaves_alone_what_is_whole(store: Store, tmp_path: Path) -> None:
+def test_sweeping_keeps_complete_objects(store: Store, tmp_path: Path) -> None:
     store.write("demo/model", content(1_100_000))
     store.flush()
     store.sweep_unfinished("demo/", before=4e9)
@@ -360,7 +360,7 @@ def test_a_run_is_claimed_committed_to_and_fenced_by_the_next_owner(
     assert (head.epoch, head.job, head.stages["prepare"].result) == (2, "a", {"rows": 3})
 
 
-def test_of_four_that_claim_at_once_the_last_epoch_alone_may_commit(
+def test_of_four_simultaneous_claims_only_the_last_epoch_can_commit(
     place: Place, time: FakeClock
 ) -> None:
     together = threading.Barrier(4, timeout=60)

@@ -55,7 +55,7 @@ def test_a_file_system_without_direct_access_is_read_through_the_cache() -> None
     assert read(NO_DIRECT_ACCESS).startswith(b"Name:")
 
 
-def test_what_other_errors_say_is_not_lost(tmp_path: Path) -> None:
+def test_other_errors_are_raised(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "missing")
     with (tmp_path / "file").open("xb") as file:

@@ -64,7 +64,7 @@ while done < 5:
 
 
 @pytest.mark.parametrize("before", [None, b"the old checkpoint"])
-def test_a_writer_killed_in_the_middle_leaves_what_was_there(
+def test_a_writer_killed_in_the_middle_leaves_the_old_content(
     store: FileStore, start: Start, tmp_path: Path, before: bytes | None
 ) -> None:
     if before is not None:
@@ -173,7 +173,7 @@ def test_a_store_is_a_path_or_a_file_url_and_is_not_created_by_opening_it(
 @pytest.mark.parametrize(
     "url", ["ftp://host/runs", "file://relative", "s4://bucket", "", "file://"]
 )
-def test_a_store_that_cannot_be_opened_says_what_can(url: str) -> None:
+def test_a_store_that_cannot_be_opened_names_the_valid_forms(url: str) -> None:
     with pytest.raises(BadInput, match="file:///"):
         open_store(url)
 

@@ -120,7 +120,7 @@ def test_a_checkpoint_its_metrics_deletes_and_head_are_one_commit(
     assert store.staged() == []
 
 
-def test_its_own_reads_see_what_waits_and_nobody_elses_do(
+def test_only_the_stores_own_reads_see_staged_changes(
     hub: HubServer, store: HubStore, another: Open, tmp_path: Path
 ) -> None:
     store.write("demo/kept", b"1")
@@ -157,7 +157,7 @@ def test_reading_back_a_large_file_commits_it_first(
     assert (tmp_path / "model").read_bytes() == large("model")
 
 
-def test_what_is_there_already_takes_no_commit(hub: HubServer, store: HubStore) -> None:
+def test_unchanged_content_makes_no_commit(hub: HubServer, store: HubStore) -> None:
     version = store.compare_and_swap("demo/HEAD.json", b"{}", None)
     store.write("demo/model", large("model"))
     store.flush()
@@ -198,7 +198,7 @@ def test_a_missing_local_file_is_named(store: HubStore, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- comparing
 
 
-def test_a_refused_swap_commits_nothing_and_what_waited_still_waits(
+def test_a_refused_swap_commits_nothing_and_keeps_staged_changes(
     hub: HubServer, store: HubStore, another: Open
 ) -> None:
     version = store.compare_and_swap("demo/HEAD.json", b"1", None)
@@ -296,7 +296,7 @@ def test_a_flush_with_deletes_whose_acknowledgement_is_lost_is_made_once(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_what_the_hub_asks_to_wait_is_waited(
+def test_the_store_waits_as_long_as_the_hub_asks(
     hub: HubServer, store: HubStore, time: FakeClock, status: int
 ) -> None:
     before = time.time
@@ -306,7 +306,7 @@ def test_what_the_hub_asks_to_wait_is_waited(
 
 
 @pytest.mark.parametrize("call", ["refs", "paths-info", "commit", "resolve"])
-def test_a_passing_failure_of_any_call_is_not_noticed(
+def test_a_transient_failure_of_any_call_is_retried(
     hub: HubServer, store: HubStore, call: str
 ) -> None:
     version = store.compare_and_swap("demo/HEAD.json", b"1", None)
@@ -317,7 +317,7 @@ def test_a_passing_failure_of_any_call_is_not_noticed(
     assert hub.files(REPO)["demo/HEAD.json"] == b"2"
 
 
-def test_a_hub_that_stays_down_is_an_outage_and_what_waits_is_kept(
+def test_a_hub_that_stays_down_is_an_outage_and_staged_changes_are_kept(
     hub: HubServer, store: HubStore
 ) -> None:
     store.write("demo/a", b"x")
@@ -332,7 +332,7 @@ def test_a_hub_that_stays_down_is_an_outage_and_what_waits_is_kept(
     assert hub.files(REPO)["demo/a"] == b"x"
 
 
-def test_a_request_that_stands_still_is_given_up_and_made_again(
+def test_a_stalled_request_times_out_and_is_retried(
     hub: HubServer, store: HubStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.write("demo/a", b"x")
@@ -510,9 +510,7 @@ def test_a_list_of_many_files_is_fetched_once_per_commit(hub: HubServer, store: 
     assert store.list("nothing/below/") == []
 
 
-def test_a_list_goes_on_although_the_history_is_squashed_meanwhile(
-    hub: HubServer, store: HubStore
-) -> None:
+def test_a_list_survives_a_squash_of_the_history(hub: HubServer, store: HubStore) -> None:
     hub.add_repo(REPO, files={"demo/a": b"x"})
     squash = hub.repos["model", REPO].squash
     hub.before("GET .*/tree/", lambda: squash("main", "squashed", 0.0))
@@ -655,7 +653,7 @@ def test_a_hub_that_is_down_is_no_bad_input(hub: HubServer, store: HubStore) -> 
     assert raised.value.outage
 
 
-def test_an_expired_token_is_an_outage_that_names_the_remedy_and_not_the_token(
+def test_an_expired_token_is_an_outage_that_names_the_fix_and_not_the_token(
     hub: HubServer, store: HubStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_expired")

@@ -77,7 +77,7 @@ def test_opening_a_store_and_naming_keys_wrongly_asks_nothing_of_it(
     assert proxy.requests == []
 
 
-def test_whoever_uses_no_bucket_does_not_wait_for_the_aws_sdk(start: Start) -> None:
+def test_without_a_bucket_the_aws_sdk_is_not_imported(start: Start) -> None:
     code = """
 import sys
 from pipeline.state.stores import open_store
@@ -184,7 +184,7 @@ def test_an_object_deleted_during_a_download_is_missing(
     ],
     ids=lambda fault: fault.get("code") or fault["kind"],
 )
-def test_what_passes_is_tried_again_by_one_policy(
+def test_transient_errors_are_retried_by_one_policy(
     store: S3Store, proxy: FaultProxy, patience: Patience, fault: dict[str, Any]
 ) -> None:
     proxy.fail("PUT", times=3, **fault)
@@ -194,7 +194,7 @@ def test_what_passes_is_tried_again_by_one_policy(
     assert store.read("demo/HEAD.json") == b"{}"
 
 
-def test_the_store_waits_as_long_as_it_is_asked_to(
+def test_the_store_waits_as_long_as_the_server_asks(
     store: S3Store, proxy: FaultProxy, patience: Patience
 ) -> None:
     proxy.fail("PUT", code="SlowDown", headers={"Retry-After": "31"})
@@ -202,16 +202,14 @@ def test_the_store_waits_as_long_as_it_is_asked_to(
     assert patience.waits == [31.0]
 
 
-def test_a_refusal_cut_off_before_its_reason_is_not_believed(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_refusal_cut_off_before_its_reason_is_retried(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail("GET", kind="truncate", times=2)
     with pytest.raises(Missing):
         store.read("demo/nothing")
     assert proxy.count("GET") == 3
 
 
-def test_an_answer_that_does_not_come_is_asked_for_again(
+def test_a_request_without_an_answer_is_retried(
     store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket_module, "READ_SECONDS", 0.5)
@@ -221,7 +219,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again(
     assert store.read_versioned("demo/HEAD.json") == (b"{}", version)
 
 
-def test_new_credentials_are_found_while_the_run_goes_on(
+def test_new_credentials_are_found_during_the_run(
     store: S3Store,
     proxy: FaultProxy,
     patience: Patience,
@@ -263,7 +261,7 @@ def test_new_credentials_are_found_while_the_run_goes_on(
         ("EntityTooLarge", 400, False, "400 EntityTooLarge"),
     ],
 )
-def test_trouble_that_stays_is_told_with_its_fix_and_no_secret(
+def test_permanent_errors_name_the_fix_and_no_secret(
     store: S3Store,
     proxy: FaultProxy,
     tmp_path: Path,
@@ -367,7 +365,7 @@ def test_a_probe_takes_ten_requests_and_leaves_nothing(store: S3Store, proxy: Fa
 @pytest.mark.parametrize(
     "forbidden", ["PUT", r"GET .*/probe", r"GET .*list-type", r"GET .*[?]uploads", "DELETE"]
 )
-def test_whatever_a_run_needs_and_may_not_do_is_found_by_the_probe(
+def test_the_probe_finds_every_missing_permission(
     store: S3Store, proxy: FaultProxy, forbidden: str
 ) -> None:
     proxy.deny(match=forbidden)
