@@ -1,4 +1,4 @@
-"""Fixtures that several files of these tests use."""
+"""Fixtures that several of these test files share."""
 
 import dataclasses
 import os
@@ -12,15 +12,15 @@ from pipeline.state.owner import Owner
 
 @pytest.fixture
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that dies takes no disk cache along; only a power cut does."""
+    """Skip fsync: a process that dies does not lose the disk cache; only a power cut does."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    # A read past the cache waits until the disk has what was written.
+    # A direct read waits until the disk has the written data.
     monkeypatch.setattr(os, "O_DIRECT", 0)
 
 
 @pytest.fixture
 def new_process() -> Callable[[], Owner]:
-    """Owners that are processes of one launch: each may take over from the one before at once."""
+    """Return owners of one launch: each may take over from the previous owner at once."""
 
     def owner() -> Owner:
         me, session = Owner.me(), uuid.uuid4().hex

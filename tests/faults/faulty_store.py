@@ -1,6 +1,6 @@
 """A store whose k-th operation goes wrong: the process dies there, or the store fails.
 
-The process is dead from then on: whatever it still asks of the store is not done either.
+After its death the process stays dead: its later operations are not done either.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pipeline.state.stores.base import Data, Entries, Staged
 
 T = TypeVar("T")
 When = Literal["before", "halfway", "after"]
-"""`halfway`: of a write, which leaves a torn temporary file or an unfinished upload behind; other
-operations either happen or don't. `after`: it happened, and nobody was told."""
+"""`halfway` is for a write: it leaves a torn temporary file or an unfinished upload behind. Other
+operations either happen or don't. `after`: the operation happened, but its answer was lost."""
 
 
 class Crash(BaseException):
@@ -28,23 +28,23 @@ class Crash(BaseException):
 
 
 def crash(operation: str) -> None:
-    """The process ends here, as far as its own thread can tell."""
+    """End the process, as far as its own thread can tell."""
     raise Crash(operation)
 
 
 def kill(operation: str) -> None:
-    """The process ends here."""
+    """End the process with SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fail(operation: str) -> None:
-    """The store could not do it, and trying again may help."""
+    """Fail like a store that is down."""
     raise StoreError("reach", operation, "the test says so", outage=True)
 
 
 class FaultyStore:
-    """`inner`, where the `at`-th operation (from 1; None: never) meets `happen` before, halfway or
-    after it is done."""
+    """`inner`, but `happen` is called before, halfway through or after the `at`-th operation (from
+    1; None: never)."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class FaultyStore:
         self.inner = inner
         self.url, self.commits, self.save_seconds = inner.url, inner.commits, inner.save_seconds
         self.operations: list[str] = []
-        """What was asked so far: "write run/HEAD.json"."""
+        """The operations so far: "write run/HEAD.json"."""
         self._at, self._when, self._happen = at, when, happen
         self._dead = False
         self._lock = threading.Lock()
@@ -101,7 +101,7 @@ class FaultyStore:
         self.inner.probe(prefix)
 
     def do(self, action: str, key: str, call: Callable[[], T]) -> T:
-        """Count the operation, do it, and let happen what is to happen."""
+        """Count the operation and do it, and call `happen` if it is due."""
         operation = f"{action} {key}"
         with self._lock:
             if self._dead:
@@ -120,12 +120,12 @@ class FaultyStore:
 
 
 def can_be_torn(operation: str) -> bool:
-    """Whether a crash halfway leaves something behind that a crash before does not."""
+    """Return whether a crash halfway leaves something behind that a crash before does not."""
     return operation.partition(" ")[0] in ("write", "swap")
 
 
 def tear(store: Store, action: str, key: str) -> None:
-    """Leave behind what a writer leaves that dies while it writes `key`."""
+    """Leave behind the same files as a writer that dies while it writes `key`."""
     if not can_be_torn(action):
         return
     if isinstance(store, FileStore):

@@ -1,8 +1,8 @@
-"""A whole run by the real state layer, with a trainer that needs neither torch nor Ray.
+"""A whole run with the real state layer, and with a trainer that needs neither torch nor Ray.
 
-Prepare, pretrain, sft, evaluate, publish, as `pipeline.run.advance` and `pipeline.training.loop` go
-through them. Weights are the rows trained into them, in order: a checkpoint itself shows whether a
-row was trained twice or never, and two runs that end with the same weights trained the same rows.
+The stages are prepare, pretrain, sft, evaluate and publish, in the order of `pipeline.run.advance`
+and `pipeline.training.loop`. Weights are the list of rows trained, in order. So a checkpoint shows
+whether a row was trained twice or never, and two runs with the same weights trained the same rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_REWINDS = 3
 
 
 def data_row(number: int) -> str:
-    """What training on a row leaves in the weights."""
+    """Return what training on a row adds to the weights."""
     return hashlib.sha256(f"row {number}".encode()).hexdigest()[:8]
 
 
@@ -53,7 +53,7 @@ Weights = dict[str, list[str]]
 
 
 def unbroken_weights(steps: int = STEPS) -> Weights:
-    """What a run gives whose every step went well."""
+    """Return the weights of a run without trouble."""
     return {stage: [data_row(i) for i in range(steps * BATCH)] for stage in TRAINING}
 
 
@@ -61,9 +61,9 @@ def unbroken_weights(steps: int = STEPS) -> Weights:
 class Process:
     """One `pion run` of the light job. `cache` is the disk of its machine.
 
-    `goes_wrong` says whether a step on these rows gives a loss spike; `between_steps` lets time
-    pass. `said` collects what the user reads, `restored` the step each stage went on from; `epoch`
-    is that of the newest claim.
+    `goes_wrong` says whether a step on these rows gives a loss spike. `between_steps` lets time
+    pass. `said` collects the messages to the user, and `restored` the step that each stage resumed
+    from. `epoch` is the epoch of the newest claim.
     """
 
     store: Store
@@ -122,7 +122,7 @@ class Process:
         return claim
 
     def finished_weights(self, head: Head, stage: str) -> bytes:
-        """The verified weights that a finished stage ended with."""
+        """Return the verified weights at the end of a finished stage."""
         key = head.stages[stage].checkpoint
         entry = next(entry for entry in head.checkpoints if entry.key == key)
         problem = check_entry(self.workspace, entry)
@@ -145,7 +145,7 @@ class Process:
         claim.finish_stage("prepare", DIGESTS["prepare"], {})
 
     def _train(self) -> str:
-        """One attempt: "done", or "again" after a loss spike."""
+        """Make one attempt; return "done", or "again" after a loss spike."""
         claim = self._claim()
         sweep_abandoned(claim)
         sweep(claim)
@@ -162,7 +162,7 @@ class Process:
 
 
 class _Rows(Snapshot):
-    """A snapshot of what is no tensors, its JSON in place of the safetensors files."""
+    """A snapshot without tensors, with JSON instead of the safetensors files."""
 
     def take(self, model: Any, optimizer: Any, state: Mapping[str, Any]) -> None:
         contents = {
@@ -183,7 +183,7 @@ class _Rows(Snapshot):
 
 @dataclass
 class _Uploader:
-    """Uploads in this process: what it asks of the store is counted, and may be what breaks."""
+    """Uploads in this process, so that its store operations are counted and can fail."""
 
     store: Store
     snapshot: Snapshot = field(default_factory=_Rows)
@@ -192,7 +192,7 @@ class _Uploader:
         return save(self.store, request, map_extents(self.snapshot.fd, request.extents))
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no process to end."""
 
 
 class _Training:
@@ -272,7 +272,7 @@ class _Training:
         self.claim.finish_stage(self.stage, self.digest, {"steps": self.step}, last.key)
 
     def _save(self) -> StoreError | None:
-        """Save the last finished step before another begins; why that is not durable, or None."""
+        """Save the last finished step; return why the save is not durable, or None."""
         optimizer: Any = {"step": self.step, "epoch": self.claim.epoch}
         weights: Any = self.weights
         state = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
@@ -285,13 +285,13 @@ class _Training:
 
 
 def read_head(store: Store) -> Head | None:
-    """HEAD of the light run."""
+    """Return HEAD of the light run."""
     return RunState(store, RUN).read()
 
 
 def what_is_wrong(store: Store, key: str, model_sha256: str | None = None) -> str | None:
-    """What keeps a checkpoint in `store` from being complete, verified, and of rows trained once
-    each; None if nothing does."""
+    """Return why a checkpoint in `store` is bad; None if it is complete and verified, and trained
+    each row once."""
     try:
         manifest = json.loads(store.read(f"{RUN}/{key}/{MANIFEST}"))
         content = {name: store.read(f"{RUN}/{key}/{name}") for name in manifest["files"]}
@@ -313,21 +313,21 @@ def _wrong_rows(about: dict[str, Any], weights: Weights, state: dict[str, Any]) 
         numbers, next_row = step_rows(next_row, BATCH, state["skipped"])
         trained += [data_row(i) for i in numbers]
     if about["step"] != state["step"] or next_row != state["next_row"]:
-        return f"{about['stage']} step {about['step']} does not go on where its rows end"
+        return f"{about['stage']} step {about['step']} does not continue where its rows end"
     if weights.get(about["stage"], []) != trained:
         return f"{about['stage']} step {about['step']} has trained a row twice or never"
     return None
 
 
 def wrong_in(store: Store, head: Head) -> list[str]:
-    """What is wrong with the checkpoints that HEAD lists."""
+    """Return what is wrong with the checkpoints that HEAD lists."""
     entries = {entry.key: entry.model_sha256 for entry in head.checkpoints}
     wanted = {**dict.fromkeys(head.listed()), **entries}
     return [bad for key, sha in wanted.items() if (bad := what_is_wrong(store, key, sha))]
 
 
 def left_over(store: Store, head: Head) -> set[str]:
-    """Checkpoint folders in the store that HEAD does not list."""
+    """Return the checkpoint folders in the store that HEAD does not list."""
     start = len(f"{RUN}/")
     keys = [entry.key[start:] for entry in store.list(f"{RUN}/checkpoints/")]
     return {key.rpartition("/")[0] for key in keys} - head.listed()

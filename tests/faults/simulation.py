@@ -1,6 +1,7 @@
-"""A store in memory, and processes on it that go on one operation at a time, when they are told.
+"""A store in memory, and processes that do one store operation at a time, on command.
 
-The processes run the real protocol, each in a thread of its own, of which only one moves at a time.
+The processes run the real protocol. Each process has its own thread, and only one thread moves at a
+time.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS
 
 T = TypeVar("T")
 Fate = Literal["done", "outage", "lost", "late", "dies", "dies after", "dies late"]
-"""What becomes of an operation: it is done · the store is down · done, but its answer is lost ·
-given up, and done at some later time · the process dies before it · after it · leaving it to be
-done at some later time."""
+"""What happens to an operation: it is done · the store is down · it is done, but its answer is lost
+· the process gives it up, but it is done later · the process dies before it · the process dies
+after it · the process dies, and the operation is done later."""
 UNTOLD = "the test lost it"
 
 
@@ -76,11 +77,11 @@ class MemoryStore(WritesAtOnce):
         return [Entry(key, len(self.objects[key][0])) for key in found]
 
     def probe(self, prefix: str) -> None:
-        """Nothing to find out."""
+        """Do nothing: there is nothing to find out."""
 
 
 class SteppedStore(WritesAtOnce):
-    """`inner`, each of whose operations waits until `step` lets it be done."""
+    """`inner`, but each operation waits until `step` allows it."""
 
     def __init__(self, inner: MemoryStore, late: list[Callable[[], Any]]) -> None:
         self.inner = inner
@@ -88,14 +89,14 @@ class SteppedStore(WritesAtOnce):
         self.error: BaseException | None = None
         self.ended = False
         self.pending = ""
-        """The key of the operation that waits."""
+        """The key of the waiting operation."""
         self._late = late
         self._dead = False
         self._fate: Fate = "done"
         self._resume, self._paused = threading.Semaphore(0), threading.Semaphore(0)
 
     def start(self, work: Callable[[], None]) -> None:
-        """Let a process do `work`, as far as its first operation."""
+        """Let a process do `work` until its first operation."""
 
         def run() -> None:
             try:
@@ -109,7 +110,8 @@ class SteppedStore(WritesAtOnce):
         assert self._paused.acquire(timeout=PATIENCE_SECONDS), self.pending
 
     def step(self, fate: Fate = "done") -> None:
-        """Let the process meet `fate` with its next operation, and go on to the one after."""
+        """Apply `fate` to the process's next operation, and run it until the operation after
+        that."""
         if not self.ended:
             self._fate = fate
             self._resume.release()
@@ -145,10 +147,10 @@ class SteppedStore(WritesAtOnce):
         return self.do(prefix, lambda: self.inner.list(prefix))
 
     def probe(self, prefix: str) -> None:
-        """Nothing to find out."""
+        """Do nothing: there is nothing to find out."""
 
     def do(self, key: str, call: Callable[[], T], *, changes: bool = False) -> T:
-        """Wait for the turn, and meet the fate. Only what `changes` the store is done late."""
+        """Wait for `step`, and apply its fate. Only operations with `changes` are done late."""
         if self._dead:
             raise Crash(key)
         self.pending = key
@@ -168,22 +170,22 @@ class SteppedStore(WritesAtOnce):
 
 
 class OneAtATime:
-    """Stands in for a pool of threads: what they do would come in another order each time."""
+    """Replaces a thread pool, because threads would run in a different order each time."""
 
     def __init__(self, *arguments: Any) -> None:
-        """However many threads were asked for."""
+        """Ignore the number of threads."""
 
     def __enter__(self) -> OneAtATime:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Everything is done."""
+        """Do nothing: all work is done."""
 
     def map(self, function: Callable[..., T], *items: Iterable[Any]) -> Iterator[T]:
         return iter([function(*item) for item in zip(*items)])
 
 
 def land(call: Callable[[], Any]) -> None:
-    """Do now what its process has given up; nobody hears how it went."""
+    """Do an operation that its process has given up. The result is ignored."""
     with contextlib.suppress(PionError):
         call()

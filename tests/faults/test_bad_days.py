@@ -1,4 +1,4 @@
-"""Everything that goes wrong around a run: the run ends right, or stops and says what to do."""
+"""After anything that goes wrong, the run ends correctly, or stops and says what to do."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ Wreck = Callable[[Store, str], None]
 
 
 class Days:
-    """A run in `store`, and the days on which somebody works on it, on one machine."""
+    """A run in `store`, and processes that advance the run on one machine."""
 
     def __init__(self, store: Store, cache: Path, new_owner: NewOwner) -> None:
         self.store, self.cache, self.new_owner = store, cache, new_owner
         self.clock = Clock()
 
     def process(self, at_step: dict[int, Callable[[], Any]] | None = None) -> Process:
-        """A process in which things happen after some steps, counted through both stages."""
+        """Return a process that calls `at_step` after some steps, counted through both stages."""
         steps = iter(range(1, 1000))
 
         def between_steps() -> None:
@@ -81,7 +81,7 @@ class Days:
         return process
 
     def work_until(self, step: int) -> None:
-        """A process works until it dies after `step`."""
+        """Run a process until it dies after `step`."""
         with pytest.raises(Crash):
             self.go({step: die})
 
@@ -202,7 +202,7 @@ def test_when_no_checkpoint_is_good_the_run_stops_and_changes_nothing(days: Days
 def test_a_repeated_fault_of_the_service_changes_nothing(
     bucket: Days, proxy: FaultProxy, fault: dict[str, Any]
 ) -> None:
-    # Bits that flip on the way down are only noticed where a hash is known: not in HEAD or a list.
+    # A bit that flips during a download is only detected if there is a hash: not in HEAD or a list.
     match = "PUT|POST|GET .*safetensors" if fault.get("kind") == "flip" else "."
     for number in range(1, 40):
         proxy.fail(match, after=3 * number, **fault)
@@ -270,7 +270,7 @@ def test_a_local_copy_is_not_used_after_another_machine_trained_further(
 def test_redoing_a_stage_ignores_local_copies_on_every_machine(
     bucket: Days, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """Data or code were wrong, or it would not be done again."""
+    """A stage is redone because its data or code were wrong."""
     with pytest.raises(StoreError):
         bucket.go({1: expire(proxy)})  # nothing is listed, step 8 is on this machine
     proxy.clear()
@@ -292,7 +292,7 @@ def test_a_run_that_loses_write_access_stops_and_keeps_its_commits(
 
 
 class CutOff(FaultyStore):
-    """A store on another machine; once `cut`, the next swap lands, and then it is `down`."""
+    """A store on another machine. Once `cut`, the next swap lands, and then the store is `down`."""
 
     cut = down = False
 
@@ -317,7 +317,7 @@ def cut_off(tmp_path: Path) -> CutOff:
 def test_a_checkpoint_whose_commit_landed_unacknowledged_is_not_written_again(
     cut_off: CutOff, tmp_path: Path
 ) -> None:
-    """A kill in the midst of that would leave HEAD's newest half old and half new."""
+    """A kill during a second write would leave HEAD's newest checkpoint half old and half new."""
     claim = claim_run(RunState(cut_off, "demo"), Owner.me())
     metrics = MetricsLog(cut_off, "demo", "pretrain", claim.epoch)
     metrics.append({"step": 10, "loss": 3.0})
@@ -351,7 +351,7 @@ def test_a_checkpoint_whose_commit_landed_unacknowledged_is_not_written_again(
 def test_a_save_descends_from_a_commit_that_landed_unacknowledged(
     cut_off: CutOff, tmp_path: Path
 ) -> None:
-    """Or the copy of that save on this machine would not be used, should it come to that."""
+    """Otherwise the copy of the save on this machine could not be used."""
     claim = claim_run(RunState(cut_off, "demo"), Owner.me())
     workspace = Workspace(cut_off, "demo", tmp_path / "here")
     checkpointer = checkpointer_in_this_process(claim, workspace=workspace)
@@ -382,7 +382,7 @@ def test_a_full_disk_stops_the_run_until_there_is_space(
     with monkeypatch.context() as full:
         with pytest.raises(StoreError, match=reason) as ended:
             folder.go({5: lambda: full.setattr(os, "fsync", refuse)})
-        assert not ended.value.outage  # more of the same would be paid for in vain
+        assert not ended.value.outage  # waiting would cost money and not help
     assert not list(Path(folder.store.url.removeprefix("file://")).rglob(".tmp-*"))
     assert folder.go().restored["pretrain"] == 4
     folder.check_done()
@@ -390,7 +390,7 @@ def test_a_full_disk_stops_the_run_until_there_is_space(
 
 @pytest.fixture
 def as_nobody() -> Iterator[Path]:
-    """A folder in which this process has no rights beyond those of its owner, even as root."""
+    """Yield a folder in which this process has only its owner's rights, even as root."""
     user = os.geteuid()
     place = Path(tempfile.mkdtemp(prefix="pion-nobody-"))
     os.chmod(place, 0o777)
@@ -439,7 +439,7 @@ def test_a_clock_that_jumps_loses_nothing(folder: Days, jump: float) -> None:
     folder.check_done()
     head = read_head(folder.store)
     assert head is not None
-    assert head.spent.hours < 2  # nobody pays for a jump
+    assert head.spent.hours < 2  # a jump of the clock is not counted
 
 
 def test_a_checkpoint_dropped_after_a_slow_upload_has_its_hour_for_readers(

@@ -1,4 +1,4 @@
-"""Whatever instant a process dies at, the run ends as if nothing had happened."""
+"""A process may die at any instant: the run ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 class World:
-    """A store, a machine, and what was published; everything that outlives a process."""
+    """Everything that outlives a process: a store, a machine, and the published files."""
 
     def __init__(self, store: Store, cache: Path, time: FakeClock, new_owner: NewOwner) -> None:
         self.store, self.cache, self.time, self.new_owner = store, cache, time, new_owner
         self.published: list[bytes] = []
 
     def process(self, store: FaultyStore, training: tuple[str, ...] = TRAINING) -> Process:
-        """A new process, in which time enough passes between steps that trash becomes due."""
+        """Return a new process. Between its steps, enough time passes for trash to become due."""
 
         def publish(content: bytes) -> None:
             store.do("publish", "", lambda: self._publish(content))
@@ -65,11 +65,11 @@ class World:
         )
 
     def _publish(self, content: bytes) -> None:
-        if content not in self.published[-1:]:  # the Hub makes no commit that changes nothing
+        if content not in self.published[-1:]:  # the Hub makes no empty commit
             self.published.append(content)
 
     def check_safe(self) -> None:
-        """What must hold at every instant, whoever has just died."""
+        """Check what must be true at every instant."""
         head = read_head(self.store)
         if head is not None:
             assert not wrong_in(self.store, head)
@@ -77,7 +77,8 @@ class World:
     def check_done(
         self, training: tuple[str, ...], unknown: Mapping[str, range] | None = None
     ) -> None:
-        """The run has ended as an unbroken one does; metrics of `unknown` steps may be missing."""
+        """Check that the run ended like an unbroken run; metrics of `unknown` steps may be
+        missing."""
         head = read_head(self.store)
         assert head is not None
         assert set(head.stages) == {"prepare", *training, "evaluate", "publish"}
@@ -93,13 +94,13 @@ class World:
         assert not wrong_in(self.store, head)
 
     def check_nothing_forgotten(self) -> None:
-        """What came to nothing is known to be trash; nobody has to come and look for it."""
+        """Check that all files of failed saves are listed as trash."""
         head = read_head(self.store)
         assert head is not None
         assert left_over(self.store, head) <= {item.key for item in head.trash}
 
     def check_swept(self) -> None:
-        """An hour after the next claim, nothing is left of what came to nothing."""
+        """Check that an hour after the next claim no file of a failed save is left."""
         run = RunState(self.store, RUN, self.time.clock())
         self.time.sleep(HOUR + 1)
         claim = claim_run(run, self.new_owner())
@@ -123,7 +124,7 @@ def newest_step(world: World, stage: str) -> int:
 
 
 def break_at(world: World, k: int, when: When, happen: Happen, training: tuple[str, ...]) -> str:
-    """A process meets `happen` at its k-th operation, and others follow until the run is done.
+    """Call `happen` at a process's k-th operation, and let a second process finish the run.
 
     Returns the operation.
     """
@@ -136,7 +137,7 @@ def break_at(world: World, k: int, when: When, happen: Happen, training: tuple[s
     second.go()
     for stage, step in second.restored.items():
         assert step >= committed[stage], f"{stage} went back behind what was committed"
-    # A save that only its machine has comes back without the metrics that were still in memory.
+    # A save that exists only on its machine is restored without the metrics that were in memory.
     ahead = {
         stage: range(committed[stage] + 1, step + 1) for stage, step in second.restored.items()
     }
@@ -167,7 +168,7 @@ def test_a_process_may_die_at_every_operation_on_a_folder(
     folder_world: Callable[[object], World], when: When
 ) -> None:
     operations = operations_of_an_unbroken_run(folder_world("unbroken"), TRAINING)
-    for kind in ("write", "swap", "delete", "publish", "list"):  # or this test tries too little
+    for kind in ("write", "swap", "delete", "publish", "list"):  # the test tries them all
         assert any(operation.startswith(kind) for operation in operations)
     for k, operation in enumerate(operations, 1):
         if when == "halfway" and not can_be_torn(operation):
@@ -176,7 +177,7 @@ def test_a_process_may_die_at_every_operation_on_a_folder(
         assert break_at(world, k, when, crash, TRAINING).split()[0] == operation.split()[0]
         world.check_swept()
         torn = list((world.cache.parent / str(k)).rglob(".tmp-*"))
-        # Only what is an hour old may be taken for abandoned, by the clock of the disk itself.
+        # Only files that are an hour old, by the disk's clock, may be treated as abandoned.
         assert len(torn) == (when == "halfway")
 
 
@@ -217,7 +218,7 @@ def bucket_world(
     time: FakeClock,
     new_process: NewOwner,
 ) -> Callable[[object], World]:
-    """Runs in a bucket, each on a machine of its own."""
+    """Return a function that makes runs in a bucket, each on its own machine."""
     s3.use(monkeypatch)
     bucket = s3.bucket()
 
@@ -237,7 +238,8 @@ ONE_STAGE = ("pretrain",)
 def test_a_process_may_die_at_every_third_operation_on_a_bucket(
     bucket_world: Callable[[object], World], when: When, first: int
 ) -> None:
-    """The three together try every operation in one way; `soak` tries each in all."""
+    """The three cases together try every operation once; `soak` tries every operation in each
+    way."""
     operations = operations_of_an_unbroken_run(bucket_world("unbroken"), ONE_STAGE)
     for k in sample(len(operations), 3, first):
         break_at(bucket_world(k), k, when, crash, ONE_STAGE)
@@ -281,15 +283,16 @@ Process(FaultyStore(open_store(url), int(at), when, kill), Path(cache)).go()
 
 
 def kill_at(k: int, when: str, folder: Path) -> int:
-    """The exit code of a process that kills itself at its k-th operation."""
+    """Return the exit code of a process that kills itself at its k-th operation."""
     arguments = [f"file://{folder}/runs", str(folder / "cache"), str(k), when]
     return run_to_end([sys.executable, "-c", _KILLED, *arguments]).returncode
 
 
 def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewOwner) -> int:
-    """At how many of those operations a process was killed, each time followed by a whole one.
+    """Return at how many of these operations a process was killed. After each kill, another process
+    finishes the run.
 
-    Not at those it never comes to, nor after one that finds nothing.
+    A process is not killed if it ends before the operation.
     """
     killed = 0
     for k in ks:
@@ -309,7 +312,7 @@ def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewO
 def test_another_process_takes_over_from_a_killed_one_at_once(
     tmp_path: Path, time: FakeClock
 ) -> None:
-    """By an owner that no launch connects with it: it sees that the process is dead."""
+    """The next owner is not of the same launch; it sees that the process is dead."""
     assert check_killed(range(24, 80, 25), "halfway", tmp_path, time, Owner.me) == 3
 
 

@@ -1,8 +1,8 @@
-"""Two machines that both believe they own a run, in every order of events that can be found.
+"""Two machines that both believe they own a run, in many orders of events.
 
-Processes on two machines go on one store operation at a time, in an order that hypothesis chooses.
-They die, at once or leaving writes that land later; disks are lost; the store is down or loses its
-answers; clocks jump; checkpoints rot; steps go wrong; time passes and the garbage is collected.
+Processes on two machines do one store operation at a time, in an order that hypothesis chooses.
+Processes die, at once or leaving writes that land later; disks are lost; the store is down or loses
+its answers; clocks jump; checkpoints rot; steps go wrong; time passes and the garbage is collected.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from tests.faults.simulation import (
 
 STEPS = 12
 ON_ITS_WAY = 1000.0
-"""No write lands later than so many seconds after it was given up."""
+"""A write lands at most this many seconds after it was given up."""
 A_YEAR = 3e7
 MACHINES = ("a", "b")
 ALL_STAGES = {"prepare", *TRAINING, "evaluate", "publish"}
@@ -75,10 +75,10 @@ some_operations = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 21, 34])
 
 @dataclass
 class Machine:
-    """Where one process at a time advances the run."""
+    """A machine. One process at a time advances the run there."""
 
     disk: Path
-    ahead: float = 0.0  # of the true time, in seconds
+    ahead: float = 0.0  # seconds that the machine's clock is ahead of the true time
     process: Process | None = None
     store: SteppedStore | None = None
     heard: int = 0
@@ -89,7 +89,7 @@ class Machine:
 
 
 class Race(RuleBasedStateMachine):
-    """The world, and what must hold in it at every instant."""
+    """The world, and the invariants that must be true at every instant."""
 
     mutation: Callable[[], AbstractContextManager[Any]] | None = None
 
@@ -129,7 +129,7 @@ class Race(RuleBasedStateMachine):
 
     @rule(name=machines, operations=some_operations)
     def start(self, name: str, operations: int) -> None:
-        """A person starts the run on that machine and tells it to take over."""
+        """Start the run on that machine, as a person does with --take-over."""
         machine = self.machines[name]
         if machine.alive:
             return
@@ -170,7 +170,7 @@ class Race(RuleBasedStateMachine):
         name=machines, operations=some_operations, fate=st.sampled_from(DEATHS), disk=st.booleans()
     )
     def die(self, name: str, operations: int, fate: Fate, disk: bool) -> None:
-        """With its disk, if `disk`."""
+        """Let a process die; with `disk`, its machine loses its disk too."""
         self.go_on(name, operations)
         machine = self.machines[name]
         if machine.alive and machine.store is not None:
@@ -187,7 +187,7 @@ class Race(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         if seconds > ON_ITS_WAY:
             self.late.clear()
-            for machine in self.machines.values():  # nobody takes that long over a commit
+            for machine in self.machines.values():  # no commit takes this long
                 while machine.alive and machine.store and "HEAD" in machine.store.pending:
                     machine.store.step()
         self.now += seconds
@@ -207,7 +207,8 @@ class Race(RuleBasedStateMachine):
         self.store.write(key, b"rotten" + self.store.read(key)[6:])
 
     def may_rot(self) -> CheckpointEntry | None:
-        """The newest good checkpoint, if its stage has another and doesn't rest on this one."""
+        """Return the newest good checkpoint, if its stage has another good checkpoint and did not
+        end with this one."""
         good = [entry for entry in self.entries() if entry.key not in self.rotten]
         if len(good) < 2 or good[0].stage != good[1].stage or good[0].step == STEPS:
             return None
@@ -216,7 +217,7 @@ class Race(RuleBasedStateMachine):
     @precondition(lambda self: len(self.bad_rows) < 2)
     @rule(ahead=st.integers(0, 4 * BATCH))
     def row_turns_out_bad(self, ahead: int) -> None:
-        """One that comes soon, or was trained not long ago."""
+        """Make a row bad that comes soon or was trained recently."""
         entries = self.entries()
         stage, step = (entries[0].stage, entries[0].step) if entries else ("pretrain", 0)
         self.bad_rows.add((stage, step * BATCH + ahead))
@@ -262,7 +263,7 @@ class Race(RuleBasedStateMachine):
         assert len(self.published) <= 1
 
     def teardown(self) -> None:
-        """Whatever has happened, one more process brings the run to its end."""
+        """Check that one more process can always finish the run."""
         try:
             if not self.violations:
                 self.end()
@@ -275,7 +276,7 @@ class Race(RuleBasedStateMachine):
 
     def end(self) -> None:
         self.bad_rows.clear()
-        for name in ("a", "b", "a"):  # the first may be fenced off yet
+        for name in ("a", "b", "a"):  # the first process may still be fenced
             self.start(name, 1000)
             self.go_on(name, 1000)
             assert not self.machines[name].alive
@@ -303,11 +304,11 @@ class Race(RuleBasedStateMachine):
         return head.checkpoints if head else ()
 
     def publish(self, content: bytes) -> None:
-        if content not in self.published[-1:]:  # the Hub makes no commit that changes nothing
+        if content not in self.published[-1:]:  # the Hub makes no empty commit
             self.published.append(content)
 
     def listen_to(self, machine: Machine) -> None:
-        """A process that owns the run must find in the store whatever HEAD lists."""
+        """Check that the run's owner found every checkpoint that HEAD lists."""
         process, head = machine.process, read_head(self.store)
         if process is None or machine.store is None or head is None:
             return
@@ -343,18 +344,18 @@ class Race(RuleBasedStateMachine):
             if entry.epoch != new.epoch:
                 wrong(f"{entry.key} was committed under epoch {new.epoch}")
             if problem := what_is_wrong(self.store, entry.key, entry.model_sha256):
-                wrong(f"HEAD came to list what was not good: {problem}")
+                wrong(f"HEAD listed a bad checkpoint: {problem}")
         if added and kept[:2] != [added[0].key, *had[:1]]:
             wrong(f"the newest two are not kept: {had} became {kept}")
         if not added and new.restores == old.restores and gone:
-            wrong(f"{[e.key for e in gone]} went for no reason")
+            wrong(f"{[e.key for e in gone]} were removed for no reason")
         if not added:
             for entry in gone:
                 if entry.key not in self.rotten:
-                    wrong(f"{entry.key}, which was good, was undone")
+                    wrong(f"the good checkpoint {entry.key} was undone")
         for stage, record in old.stages.items():
             if new.stages.get(stage) != record:
-                wrong(f"{stage} was finished and is not, or otherwise")
+                wrong(f"{stage} was finished, and its record is gone or changed")
 
 
 def quick(examples: int, **options: Any) -> settings:
@@ -376,7 +377,7 @@ def test_two_owners_never_undo_each_other_in_many_more_orders() -> None:
     run_state_machine_as_test(Race, settings=quick(600, stateful_step_count=80))
 
 
-# ---------------------------------------------------------------- and it would notice
+# ---------------------------------------------------------------- broken protocols are detected
 
 
 def commit_under_any_epoch(self: Claim, change: Callable[[Head], Head]) -> Head:

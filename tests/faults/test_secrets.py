@@ -46,14 +46,14 @@ sys.exit(main(sys.argv[1:]))
 
 @dataclass
 class Traces:
-    """What failing runs left behind, by where it was found."""
+    """The output and files of failing runs, by where they were found."""
 
     codes: list[int] = field(default_factory=list)
     found: dict[str, bytes] = field(default_factory=dict)
 
     def run(self, name: str, command: list[str], environment: dict[str, str]) -> None:
-        """Run it, and look at how its processes are listed while it runs, and at Ray's files, which
-        go when it ends."""
+        """Run a command. During the run, record its processes' command lines, and keep Ray's files,
+        which Ray deletes at the end."""
         links = Path(tempfile.mkdtemp(dir=environment["TMPDIR"]))
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
@@ -82,7 +82,7 @@ class Traces:
         shutil.rmtree(links)
 
     def holding(self, secret: str) -> list[str]:
-        """Where the secret is, in any spelling."""
+        """Return where the secret is, in any spelling."""
         spellings = {secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode()}
         return [
             where
@@ -92,11 +92,10 @@ class Traces:
 
 
 def _keep_files_of_ray(temporary: Path, links: Path) -> None:
-    """Link the logs of Ray's sessions and workers: they lose their names, and what is written until
-    then is in them."""
+    """Link the logs of Ray's sessions and workers, so that they survive when Ray deletes them."""
     for path in [*temporary.glob("pion-ray-*/**/*"), *temporary.glob("pion-workers-*.log")]:
         link = links / path.relative_to(temporary)
-        # Most are linked already, and any may be removed just now.
+        # Most files are linked already, and Ray may delete any of them now.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             if path.is_file() and not path.is_symlink():
                 link.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +107,7 @@ def _command_lines(pid: int) -> list[str]:
         parent = psutil.Process(pid)
         return [" ".join(p.cmdline()) for p in (parent, *parent.children(recursive=True))]
     except psutil.Error:
-        return []  # it has just ended
+        return []  # the process has just ended
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,8 @@ def traces(s3: S3Server, hub: HubServer, tmp_path_factory: pytest.TempPathFactor
 
 
 def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, workers: int) -> Traces:
-    """Of three starts of one run: it may not save, it may not publish, it has a bug."""
+    """Return the traces of three starts of one run: saving is forbidden, publishing is forbidden,
+    and a bug."""
     bucket = s3.bucket()
     name = f"tiny-{workers}"
     repo = f"{USER}/{name}"
@@ -174,7 +174,7 @@ def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, worke
 
 
 def test_the_runs_failed_as_expected(traces: Traces) -> None:
-    """Or else the other tests here look at nothing."""
+    """Otherwise the other tests here check nothing."""
     assert traces.codes == [74, 2, 1], traces.found
     assert b"access was denied" in traces.found["forbidden to save: output"]
     assert b"forbids this (403)" in traces.found["forbidden to publish: output"]
@@ -195,7 +195,7 @@ def test_no_trace_of_a_failing_run_holds_a_secret(traces: Traces, name: str) -> 
 def test_no_trace_of_failing_ray_workers_holds_a_secret(
     s3: S3Server, hub: HubServer, tmp_path: Path
 ) -> None:
-    # Ray's sockets lie in it, so its name is short.
+    # Ray's sockets are in this folder, so its name must be short.
     with tempfile.TemporaryDirectory(prefix="pion-", dir="/tmp") as temporary:
         traces = traces_of(s3, hub, tmp_path, Path(temporary), workers=1)
     assert traces.codes == [74, 2, 1], traces.found

@@ -1,4 +1,4 @@
-"""A model's settings: presets, round trips, and settings that make no model."""
+"""A model's settings: presets, round trips, and invalid settings."""
 
 import subprocess
 import sys

@@ -17,13 +17,13 @@ from tests.support.known_models import SEQ_LEN, VOCAB, OnSmallGpu, constant, dec
 def measure(
     model: Decoder, data: RowStream, rows: int, micro_batch: int, vocab_size: int = VOCAB
 ) -> HeldOut:
-    """The loss on the first rows of `data`, every id standing for one byte."""
+    """Return the loss on the first rows of `data`; every id is one byte."""
     scorer = Scorer(model, vocab_size, micro_batch)
     return held_out(scorer, data, range(rows), np.ones(vocab_size))
 
 
 def stream(rows: np.ndarray, folder: Path, vocab_size: int = VOCAB) -> RowStream:
-    """The rows, as documents, in order."""
+    """Return the rows as documents, in order."""
     np.save(folder / "shard_00000.npy", rows.astype(np.uint16))
     shard = describe(folder / "shard_00000.npy", rows.shape[1])
     manifest = Manifest("tokens", rows.shape[1], vocab_size, (shard,))

@@ -1,4 +1,4 @@
-"""An exported folder is stock Qwen3 to transformers, and gives the trained model back exactly."""
+"""Transformers loads an exported folder as stock Qwen3, with exactly the trained model."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def exported(
 
 @pytest.fixture
 def copy(exported: Path, tmp_path: Path) -> Path:
-    """An exported folder a test may damage."""
+    """Return an exported folder that a test may damage."""
     return Path(shutil.copytree(exported, tmp_path / "copy"))
 
 

@@ -1,4 +1,4 @@
-"""Generation: what is drawn, when it ends, what it leaves untouched, and what it refuses."""
+"""Generation: which tokens are drawn, when it ends, what it does not change, what it refuses."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def memorised(tokenizer):
-    """A model that has learned one text and its end by heart, and its tokenizer's ids for it."""
+    """Return a model that has memorized one text and its end, and the text's ids."""
     torch.manual_seed(0)
     # Eight embedding rows more than the tokenizer has ids.
     config = ModelConfig(

@@ -1,4 +1,4 @@
-"""Models, plans and exports from before a field existed are read as what they were."""
+"""Models, plans and exports from before a field existed keep their meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders and files that hold a model, and those that don't."""
+"""Folders and files with a model, and without one."""
 
 import json
 

@@ -27,7 +27,7 @@ def tokenizer() -> Tokenizer:
 
 
 def prefers(tokenizer: Tokenizer, text: str, seq_len: int = 64) -> Decoder:
-    """A model that gives the tokens of `text`, and no others, a high probability anywhere."""
+    """Return a model that gives only the tokens of `text` a high probability, at any position."""
     wanted = set(tokenizer.encode(text))
     return constant([4.0 if i in wanted else 0.0 for i in range(tokenizer.vocab_size)], seq_len)
 
@@ -53,7 +53,7 @@ def test_a_longer_choice_is_not_worse_for_its_length(tokenizer: Tokenizer) -> No
 
 
 def test_answers_are_those_of_the_full_forward_pass(tokenizer: Tokenizer) -> None:
-    """Contexts and choices of many lengths, so that padding and batches have a say."""
+    """Contexts and choices have many lengths, so that padding and batches matter."""
     rng = np.random.default_rng(0)
     words = ["the", "cat", "sat", "on", "the", "mat.", "a", "dog", "ate", "the", "bone."]
 

@@ -10,7 +10,7 @@ from pion.errors import BadInput
 
 
 def distribution(model: ngram.NGram, context: list[int]) -> np.ndarray:
-    """p(w | context) for every w of the vocabulary."""
+    """Return p(w | context) for every w of the vocabulary."""
     rows = np.array([[*context, w] for w in range(model.vocab_size)])
     return np.exp(-model.nll(rows)[:, -1])
 
@@ -47,8 +47,8 @@ def test_a_bigram_gives_the_probabilities_worked_out_by_hand() -> None:
         (3 / 5) * (2 / 3) * unigram[3],
     ]
     assert distribution(model, [0]) == pytest.approx(after_0)
-    assert distribution(model, [2]) == pytest.approx(unigram)  # 2 only ever ended the row
-    assert distribution(model, [3]) == pytest.approx(unigram)  # 3 was never seen
+    assert distribution(model, [2]) == pytest.approx(unigram)  # 2 occurs only at the end of the row
+    assert distribution(model, [3]) == pytest.approx(unigram)  # 3 never occurs
 
 
 def test_windows_do_not_span_rows() -> None:

@@ -21,7 +21,7 @@ TOKENS = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(1
 
 
 def scrambled(config):
-    """A decoder none of whose weights, gains included, are what another one starts with."""
+    """Return a decoder whose weights, including gains, all differ from initial weights."""
     torch.manual_seed(0)
     decoder = Decoder(replace(config, init_std=0.2))
     with torch.no_grad():

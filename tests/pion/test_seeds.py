@@ -1,7 +1,7 @@
-"""Pion's seed checkpoints: imported without running them, equal to what the seed computed.
+"""Pion's seed checkpoints are imported without running them, and compute what the seed computed.
 
-The fixtures are what the seed's own trainer saved, pickled config included, and what its own code
-computed from them.
+The fixtures are checkpoints that the seed's trainer saved, including the pickled config, and the
+results of the seed's code on them.
 """
 
 import os

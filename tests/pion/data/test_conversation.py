@@ -29,8 +29,8 @@ CORPUS = [
 
 @cache
 def tokenizer(style: str = "gpt2") -> Tokenizer:
-    """A trained tokenizer; "llama3" cuts words so that tokens like "|>\\n" can form, and has
-    another end-of-text and a special token more."""
+    """A trained tokenizer; "llama3" cuts words so that tokens like "|>\\n" can form, and has a
+    different end-of-text and one more special token."""
     trained = train_bpe(CORPUS, 450)
     if style == "gpt2":
         return trained
@@ -232,6 +232,6 @@ def test_both_layouts_and_all_aliases_are_understood() -> None:
 def test_a_record_that_is_no_conversation_is_refused_with_file_and_line(
     record: object, message: str
 ) -> None:
-    json.dumps(record)  # it can stand in a JSONL file
+    json.dumps(record)  # a JSONL file can contain it
     with pytest.raises(BadInput, match=rf"^chats\.jsonl:17: .*{message}"):
         parse_conversation(record, "chats.jsonl:17")

@@ -13,7 +13,7 @@ SEQ_LEN = 16
 
 
 def conversation(number: int, learned: list[bool]) -> Tokenized:
-    """One whose ids tell it apart from every other, token by token."""
+    """Return a conversation whose ids are different from every other conversation's."""
     ids = 1000 * (number + 1) + np.arange(len(learned), dtype=np.int32)
     return Tokenized(ids, np.array(learned, dtype=bool))
 
@@ -24,7 +24,7 @@ CONVERSATIONS = st.lists(st.lists(st.booleans(), max_size=40), max_size=30).map(
 
 
 def unpacked(packed: list[Packed]) -> list[tuple[list[int], list[bool]]]:
-    """The conversations in the rows, told apart by the flags alone."""
+    """Return the conversations in the rows, separated only by the flags."""
     found = []
     for part in packed:
         for ids, flags in zip(part.ids, part.flags):

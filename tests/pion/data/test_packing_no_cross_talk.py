@@ -24,7 +24,7 @@ SEQ_LEN = 128
 
 
 def packed_row(folder: Path, tokenizer: Tokenizer) -> Batch:
-    """Both conversations in one row, written to a shard and read back."""
+    """Return both conversations in one row, written to a shard and read back."""
     folder.mkdir()
     writer = ShardWriter(
         folder,

@@ -1,4 +1,4 @@
-"""What is left of a docstring: prose, unwrapped, and nothing else."""
+"""Only the unwrapped prose of a docstring is kept."""
 
 from pion.data.prose import prose
 

@@ -1,4 +1,4 @@
-"""The standard library's prose: what is in it, what is not, and what is held out."""
+"""The standard library's prose: which text is included, excluded and held out."""
 
 import hashlib
 import sys
@@ -79,7 +79,7 @@ def test_the_held_out_share_is_by_file_and_grows_with_the_share(docs: list[Docum
 
 
 def test_no_paragraph_of_a_held_out_file_is_in_a_training_file(docs: list[Document]) -> None:
-    """Not even with another layout, case or number."""
+    """Also not with another layout, case or number."""
     parts: dict[bool, set[str]] = {True: set(), False: set()}
     for document in docs:
         found = {letters_of(paragraph) for paragraph in document.text.split("\n\n")}

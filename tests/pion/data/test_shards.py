@@ -34,7 +34,7 @@ def on_disk(
     kind: Literal["tokens", "conversations"] = "tokens",
     **changes: object,
 ) -> Rows:
-    """Rows of one shard holding ``ids``."""
+    """Return the rows of one shard with ``ids``."""
     path = folder / "shard_00000.npy"
     np.save(path, ids)
     if flags is not None:

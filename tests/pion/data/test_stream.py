@@ -16,7 +16,7 @@ SEQ_LEN = 4
 
 
 def text(folder: Path, first_id: int, rows: int, seq_len: int = SEQ_LEN) -> Rows:
-    """Rows of ids counting up from ``first_id``, so that each row is unlike any other."""
+    """Return rows of ids that count up from ``first_id``, so that all rows are different."""
     ids = first_id + np.arange(rows * seq_len).reshape(rows, seq_len)
     writer = ShardWriter(folder, seq_len=seq_len, vocab_size=10_000, rows_per_shard=3)
     writer.append_rows(ids[writer.appended :])

@@ -22,7 +22,7 @@ def tokenizer() -> Tokenizer:
 
 
 def edited(tmp_path: Path, **changes: object) -> Path:
-    """The trained tokenizer's file with some of its keys replaced."""
+    """Return the trained tokenizer's file with some keys replaced."""
     path = tmp_path / "tokenizer.json"
     tokenizer().save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -1,4 +1,4 @@
-"""All kernels compute the same attention, and it is the one written out here."""
+"""All kernels compute the same attention as the reference in this file."""
 
 import pytest
 import torch

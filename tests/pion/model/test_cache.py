@@ -1,4 +1,4 @@
-"""Cached decoding is the full forward pass, however the tokens arrive."""
+"""Cached decoding gives the logits of the full forward pass, for any split of the tokens."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ def model(**overrides):
     config = ModelConfig(
         d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=61, seq_len=TOKENS
     )
-    # Weights large enough that attention is far from uniform: a wrong mask must show.
+    # The weights are large, so that attention is far from uniform and a wrong mask shows.
     return Decoder(ModelConfig.from_dict(config.to_dict() | {"init_std": 0.3} | overrides))
 
 

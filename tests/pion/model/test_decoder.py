@@ -1,4 +1,4 @@
-"""The decoder's shapes, sizes and promises; its maths is held to the seeds' in test_seeds.py."""
+"""The decoder's shapes, sizes and promises. test_seeds.py compares its math with the seeds'."""
 
 from dataclasses import replace
 

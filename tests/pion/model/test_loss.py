@@ -1,4 +1,4 @@
-"""The chunked loss is exact cross-entropy, at the price of one chunk of logits."""
+"""The chunked loss is exact cross-entropy, with the memory of one chunk of logits."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def gradients(loss, hidden, weight, targets, scale=1.0):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Room for 16 rows of 1,000 logits, worked on in tiles of 96 columns."""
+    """Use chunks of 16 rows of 1,000 logits, in tiles of 96 columns."""
     monkeypatch.setattr(loss_module, "CPU_CHUNK_BYTES", 16 * 1000 * 4)
     monkeypatch.setattr(loss_module, "CPU_TILE", 96)
 

@@ -24,9 +24,9 @@ def tiny_decoder(seed: int = 0) -> Decoder:
 
 
 def write_rows(folder: Path, *, rows: int, conversations: bool, seed: int = 0) -> Manifest:
-    """A data set of ids that follow each other by a noisy rule, so that there is much to learn.
+    """Return a data set of ids that follow a noisy rule, so that there is much to learn.
 
-    Conversations have from 1 to all of their tokens learned, so ranks get very uneven counts.
+    In a conversation, between 1 and all of its tokens are learned, so ranks get uneven counts.
     """
     random = np.random.default_rng(seed)
     size, seq_len = CONFIG.vocab_size, CONFIG.seq_len

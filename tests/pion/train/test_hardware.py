@@ -1,4 +1,4 @@
-"""What a machine is taken to be able to do."""
+"""What Pion detects about a machine."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The micro-batch: predictions against what autograd keeps, and the choice they lead to."""
+"""The micro-batch: memory predictions compared with autograd, and the choice."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def chosen(
 
 
 def kept_by_autograd(rows: int, dtype: str) -> int:
-    """Bytes saved for the backward pass, weights apart."""
+    """Return the bytes saved for the backward pass, without the weights."""
     model = Decoder(DEMO)
     kept = {}
 

@@ -1,4 +1,4 @@
-"""Muon: its orthogonalisation against the Daisy seed's, and its update by hand."""
+"""Muon: its orthogonalization compared with the Daisy seed's, and its update computed by hand."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_a_gradient_of_zero_leaves_the_weights_finite() -> None:
 
 
 def test_an_update_is_the_published_formula() -> None:
-    """Twice, so that momentum and the Nesterov-like look-ahead both count."""
+    """Two updates are made, so that momentum and the Nesterov-like look-ahead both matter."""
     lr, beta, wd = 0.02, 0.95, 0.1
     named = params((40, 16))
     weight, momentum = named["w0"].detach().clone(), torch.zeros(40, 16)

@@ -1,4 +1,4 @@
-"""Which parameter is updated how, and optimizer state that survives a round trip."""
+"""How each parameter is updated, and optimizer state that survives a round trip."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def weights(model: Decoder) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_matrices_and_the_embedding_are_decayed_and_gains_are_not(kind: str) -> None:
-    """With gradients of zero, decay is all that moves a weight."""
+    """With zero gradients, only decay changes a weight."""
     model = decoder()
     for param in model.parameters():
         param.grad = torch.zeros_like(param)

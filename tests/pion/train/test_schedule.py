@@ -39,7 +39,7 @@ def any_settings(draw: st.DrawFn) -> TrainSettings:
 def test_every_step_moves_and_none_exceeds_the_peak(settings: TrainSettings) -> None:
     rates = [lr_at(settings, step) for step in range(settings.steps)]
     assert all(0 <= rate <= 1 for rate in rates)
-    assert all(rate > 0 for rate in rates[:-1])  # a min_lr of 0 is reached by the last step alone
+    assert all(rate > 0 for rate in rates[:-1])  # only the last step reaches a min_lr of 0
 
 
 @given(any_settings())

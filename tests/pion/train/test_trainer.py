@@ -1,4 +1,4 @@
-"""The training loop in one process: what a step is, and that resuming changes nothing."""
+"""The training loop in one process: each step, and that resuming changes nothing."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def run(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
 
 
 def snapshot(trainer: Trainer) -> TrainState:
-    """What a checkpoint holds: copies of the tensors, and the rest through JSON."""
+    """Return the content of a checkpoint: copies of the tensors, and the rest through JSON."""
     state = trainer.state()
     return TrainState(
         model={name: tensor.clone() for name, tensor in state.model.items()},
@@ -147,7 +147,7 @@ def test_recomputing_activations_changes_no_gradient(text: RowStream) -> None:
 def test_the_gradient_is_clipped_to_its_global_norm_unless_clip_is_zero(
     text: RowStream, clip: float
 ) -> None:
-    """AdamW's first moment after one step is (1 − β₁) times the gradient it was given."""
+    """AdamW's first moment after one step is (1 − β₁) times the gradient."""
     clipped = trainer(text, clip=clip)
     (metrics,) = run(clipped, 1)
     moments = [t for n, t in clipped.state().optimizer.items() if n.endswith(".exp_avg")]
@@ -233,7 +233,7 @@ def test_evaluation_is_the_mean_per_token_whatever_the_micro_batch(tmp_path: Pat
 
 
 def test_the_standard_error_is_that_of_losses_over_samples_of_rows(tmp_path: Path) -> None:
-    """Against the spread of the loss over bootstrap samples of the same rows."""
+    """Compare it with the spread of the loss over bootstrap samples of the same rows."""
     stream = open_stream(tmp_path, rows=200, conversations=True)
     model = trainer(stream)
     batch = stream.batch(range(200))

@@ -1,4 +1,4 @@
-"""Several processes train as one does: same rows, same losses, one decision."""
+"""Several processes train like one process: same rows, same losses, same decisions."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def digest(trainer: Trainer) -> str:
 
 
 def train_both_kinds(streams: dict[str, RowStream], world_size: int, rank: int) -> dict[str, Any]:
-    """What is compared between one process and several."""
+    """The results that are compared between one process and several processes."""
     text = make(streams["text"], world_size, rank, optimizer="muon")
     conversations = make(streams["conversations"], world_size, rank)
     results: dict[str, Any] = {"text": curve(text), "conversations": curve(conversations)}
@@ -102,7 +102,7 @@ def open_both(folder: Path) -> dict[str, RowStream]:
 
 
 def work(rank: int, folder: Path) -> None:
-    """One process, first a rank of two, then of three."""
+    """Run one process, first as a rank of two, then as a rank of three."""
     streams = open_both(folder / f"data{rank}")
     results = {}
     for world_size in WORLD_SIZES:
@@ -121,7 +121,7 @@ def work(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process saw, by world size."""
+    """Return the results of each process, by world size."""
     folder = tmp_path_factory.mktemp("ranks")
     processes = max(WORLD_SIZES)
     mp.spawn(work, args=(folder,), nprocs=processes)
@@ -130,13 +130,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.fixture(params=WORLD_SIZES)
 def ranks(request: pytest.FixtureRequest, seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each rank of one world size saw."""
+    """Return the results of each rank of one world size."""
     return [seen[rank][str(request.param)] for rank in range(request.param)]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same training in one process."""
+    """Return the results of the same training in one process."""
     return train_both_kinds(open_both(tmp_path_factory.mktemp("alone")), 1, 0)
 
 
@@ -174,7 +174,7 @@ def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_all(
 
 
 def test_ranks_resume_from_rank_0s_state_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
-    """With three, only if gradients are added in the same order before and after the resume."""
+    """With three ranks, gradients must be added in the same order before and after the resume."""
     digests = [rank["resume"][run] for rank in ranks for run in ("unbroken", "resumed")]
     assert len(set(digests)) == 1
 

@@ -1,4 +1,4 @@
-"""A step that goes wrong numerically: found, named, never saved, and left behind by going back."""
+"""A step that goes wrong numerically is found, named and never saved, and a rollback undoes it."""
 
 import json
 import math
@@ -27,7 +27,7 @@ INF, NAN = math.inf, math.nan
 
 
 class Faulty(Decoder):
-    """A decoder that some rows make go wrong: they multiply their batch's loss and gradient."""
+    """A decoder that goes wrong on some rows: they multiply their batch's loss and gradient."""
 
     bad_rows: tuple[Tensor, ...] = ()
     loss_factor = 1.0
@@ -90,7 +90,7 @@ def said(trouble: Trouble | None) -> tuple[int, tuple[int, int], str]:
 
 
 def saved(trainer: Trainer) -> TrainState:
-    """What a checkpoint holds: copies of the tensors, and the rest through JSON."""
+    """Return the content of a checkpoint: copies of the tensors, and the rest through JSON."""
     state = trainer.state()
     return TrainState(
         model={name: tensor.clone() for name, tensor in state.model.items()},
@@ -101,7 +101,7 @@ def saved(trainer: Trainer) -> TrainState:
 
 @pytest.fixture
 def long_text(tmp_path: Path) -> RowStream:
-    """Enough rows that none comes twice."""
+    """Return enough rows that no row comes twice."""
     return open_stream(tmp_path / "long", rows=400)
 
 
@@ -129,7 +129,7 @@ def test_a_step_that_is_not_finite_is_named_with_what_it_gave_and_its_rows(
 
 
 def test_the_first_of_several_wrong_steps_is_the_one_named(text: RowStream) -> None:
-    """What follows a wrong step follows from ruined weights."""
+    """After a wrong step the weights are ruined, so later steps mean nothing."""
     broken = trainer(text, bad_rows=[14, 25], loss=NAN, gradient=NAN)
     train(broken, 6)
     assert said(trouble_of(broken.drain_metrics))[:2] == (3, (12, 18))
@@ -175,7 +175,7 @@ def test_no_state_from_a_wrong_step_on_is_handed_out(
 def test_rolling_back_and_skipping_rows_gives_the_weights_of_a_run_without_them(
     text: RowStream,
 ) -> None:
-    """In place: nothing of the wrong steps is left in weights, moments, counters or batches."""
+    """Nothing of the wrong steps is left in weights, moments, counters or batches."""
     rewound = trainer(text, bad_rows=[25], loss=NAN, gradient=NAN, optimizer="muon")
     train(rewound, 2)
     good = saved(rewound)
@@ -264,11 +264,11 @@ def test_a_bound_that_every_step_would_break_is_refused(max_spike: float) -> Non
         TrainSettings(steps=1, global_batch=1, lr=1e-3, max_spike=max_spike)
 
 
-# ---------------------------------------------------------------- whoever asks, whenever
+# ---------------------------------------------------------------- any rank may ask at any time
 
 
 def first_wrong(losses: list[float], max_spike: float) -> int | None:
-    """The specification, in the plainest form: index of the first wrong step."""
+    """Return the index of the first wrong step, in the simplest way: the specification."""
     for i, loss in enumerate(losses):
         before = losses[max(0, i - 64) : i]
         if not math.isfinite(loss):
@@ -340,7 +340,7 @@ def test_a_spike_is_measured_by_the_last_64_steps() -> None:
 
 
 def test_a_step_without_targets_does_not_count_for_spikes() -> None:
-    """Its loss is 0, and so would a median of such losses be, which any loss is above."""
+    """The loss of such a step is 0. Any loss would exceed a median of such losses."""
     collected = StepMetrics(CONFIG, ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0)
     for step in range(1, 81):
         collected.begin_step()
@@ -358,7 +358,7 @@ def test_trouble_crosses_processes_whole() -> None:
 
 
 def work(rank: int, folder: Path) -> None:
-    """A rank of two; row 19, of the fourth step, is in the first rank's share of it."""
+    """Run one of two ranks. Row 19, of the fourth step, is in the first rank's share."""
     torch.set_num_threads(1)
     meet = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)

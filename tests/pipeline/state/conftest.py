@@ -1,4 +1,4 @@
-"""A run in a temporary folder, whose clock only moves when told."""
+"""A run in a temporary folder, with a clock that only moves on command."""
 
 from pathlib import Path
 

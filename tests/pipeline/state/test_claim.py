@@ -22,7 +22,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 class LosesAcknowledgements(FileStore):
-    """Does every swap, and then says of the first few that they failed."""
+    """Does every swap, but reports the first few as failed."""
 
     def __init__(self, folder: Path, error: Exception, times: int = 1) -> None:
         super().__init__(folder)
@@ -38,7 +38,7 @@ class LosesAcknowledgements(FileStore):
 
 
 class IsDown(FileStore):
-    """Fails every swap without doing it, while `down`."""
+    """While `down`, fails every swap without doing it."""
 
     down = True
 

@@ -1,4 +1,4 @@
-"""An error that crosses a pipe is the same error on the other side."""
+"""An error that crosses a pipe is the same error at the other end."""
 
 import json
 

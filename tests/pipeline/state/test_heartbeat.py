@@ -1,4 +1,4 @@
-"""What an owner's heartbeat says and finds out."""
+"""What an owner's heartbeat reports and detects."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Metrics and events: written once, and a rewind never shows twice."""
+"""Metrics and events: each row is written once, and repeated work never shows twice."""
 
 import tempfile
 import threading
@@ -108,7 +108,7 @@ def test_another_stages_restore_drops_nothing(store: FileStore) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 10)), min_size=1, max_size=6))
 def test_however_often_a_run_is_cut_each_step_shows_once(attempts: list[tuple[int, int]]) -> None:
-    """Attempt n goes on from some step at most the last one's end, and makes some steps."""
+    """Attempt n resumes from any step up to the end of attempt n - 1, and makes some steps."""
     with tempfile.TemporaryDirectory() as folder:
         store, end, restores = FileStore(folder), 0, {}
         expected: dict[int, int] = {}

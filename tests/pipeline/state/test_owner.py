@@ -1,4 +1,4 @@
-"""Who owns a run, whether they live, and what code they run."""
+"""Owners of a run: whether they are alive, and what code they run."""
 
 import dataclasses
 import json
@@ -129,7 +129,7 @@ def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path:
     assert None not in (changed, changed_again)
     assert changed != changed_again
 
-    # A file that git does not know yet is code too, whatever its name.
+    # A file that git does not know yet is code too, with any name.
     (tmp_path / "mine é.py").write_text("lr = 4\n")
     _, added = checkout(tmp_path)
     (tmp_path / "mine é.py").write_text("lr = 5\n")

@@ -1,4 +1,4 @@
-"""How long an outage of the store is waited for."""
+"""How long a command waits for a store that is down."""
 
 import math
 
@@ -9,7 +9,7 @@ from pipeline.state.stores import StoreError
 
 
 class Down:
-    """A store that is down for so many seconds, and who waits for it."""
+    """A store that is down for some seconds, and the clock of the process that waits for it."""
 
     def __init__(self, seconds: float, linger: float) -> None:
         self.seconds, self.now, self.calls = seconds, 0.0, 0

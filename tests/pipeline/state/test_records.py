@@ -1,4 +1,4 @@
-"""What HEAD says: its changes, its JSON, and what is refused."""
+"""HEAD: its changes, its JSON, and the content that is refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The keys of the records that other versions of pion read, from bytes that were really written."""
+"""The keys of the records that other versions of pion read, from bytes that pion really wrote."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ RULE = (
 
 @pytest.fixture
 def written(run: RunState) -> RunState:
-    """A run whose HEAD has at least one of everything, with a heartbeat and a rental's note."""
+    """Return a run whose HEAD has one of everything, with a heartbeat and a rental's note."""
     write_rental_note(run, RentalNote(0.0, "host", "here", "launch", 1), None)
     claim = claim_run(run, Owner.me(), price=0.5)
     claim.set_job("0123")
@@ -142,7 +142,7 @@ def test_an_owner_commits_nothing_on_a_head_from_a_newer_version(
 
 
 def at(record: Any, path: str) -> Iterator[str]:
-    """Every key of the objects at a dotted path; lists are looked into, `*` is any key."""
+    """Return every key of the objects at a dotted path. Lists are entered, and `*` is any key."""
     if isinstance(record, list):
         for item in record:
             yield from at(item, path)

@@ -1,4 +1,4 @@
-"""What a run keeps besides HEAD."""
+"""The files that a run has besides HEAD."""
 
 from pipeline.state.run_state import RunState
 

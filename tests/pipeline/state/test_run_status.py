@@ -1,4 +1,4 @@
-"""What a run's records say of it as a whole."""
+"""The status of a run from its records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request to stop stays until it is cleared, and a damaged one ends nothing."""
+"""A request to stop stays until it is cleared, and a damaged request stops nothing."""
 
 import json
 

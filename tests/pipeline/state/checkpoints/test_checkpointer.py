@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back exactly, or is not used and it says so."""
+"""Checkpoints: a restored save is exactly what was saved, or it is skipped with a reason."""
 
 import contextlib
 import dataclasses
@@ -69,11 +69,11 @@ def a_checkpointer(claim: Claim, keep: Keep | None = None, **options: Any) -> Ch
 
 @pytest.fixture(autouse=True)
 def close_checkpointers() -> Iterator[None]:
-    """Ends the processes of those that a test leaves open."""
+    """Close the checkpointers that a test leaves open."""
     made.clear()
     yield
     for checkpointer in made:
-        with contextlib.suppress(PionError):  # the run may have been taken over, its store broken
+        with contextlib.suppress(PionError):  # the run may be taken over, or its store broken
             checkpointer.close()
     made.clear()
 
@@ -85,7 +85,7 @@ def save(checkpointer: Checkpointer, step: int, seed: int | None = None) -> None
 
 
 class InThisProcess:
-    """An uploader that writes to a store of the test's, which no other process has."""
+    """An uploader in this process, for a store that exists only in this process."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.snapshot = store, Snapshot()
@@ -95,7 +95,7 @@ class InThisProcess:
         return save_files(self.store, request, memory)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no process to end."""
 
 
 def checkpointer_in_this_process(claim: Claim, **options: Any) -> Checkpointer:
@@ -181,7 +181,7 @@ def test_the_snapshot_is_taken_before_save_returns(run: RunState, tmp_path: Path
     checkpointer = checkpointer_in_this_process(claim)
     checkpointer.save(model, optimizer, {"step": 1})
     for tensor in (*model.values(), *optimizer.values()):
-        tensor.zero_()  # training goes on
+        tensor.zero_()  # training continues
     gate.open.set()
     checkpointer.wait()
     assert_same(newest(claim)[1].model, expected)
@@ -255,7 +255,7 @@ def test_a_snapshot_takes_nothing_from_dev_shm(claim: Claim) -> None:
 
 
 def mapped_from_dev_shm() -> set[str]:
-    """Files there that this process or one it started has in its memory."""
+    """Return the files in /dev/shm that this process or a child has mapped."""
     pids = [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]
     maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
     return set(re.findall(r"/dev/shm/\S+", maps))
@@ -279,7 +279,7 @@ def test_memory_stays_flat_over_two_hundred_saves(claim: Claim) -> None:
         if step in (20, 110, 200):
             gc.collect()
             found.append(memory())
-    # What threads of other tests still load comes once; a leak would be in both halves.
+    # Threads of other tests may still load data once; a leak would show in both halves.
     begin, middle, end = found
     assert min(middle - begin, end - middle) < 8_000_000  # two saves' worth, of ninety
     assert checkpointer.stats.saved == 200

@@ -1,4 +1,4 @@
-"""What is known of a save after each thing that can happen on its way to HEAD."""
+"""The state of a save after each event between its begin and its commit."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is kept, and that nothing listed is ever deleted."""
+"""Which checkpoints are kept; a listed checkpoint is never deleted."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What every store promises, whether a folder, a bucket, a bucket in bad weather or a Hub repo."""
+"""What every store promises: a folder, a bucket, a bucket with a bad network, or a Hub repo."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ PLACES = ["file", "s3", "s3 in bad weather", "hf"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a store is. Each `open` sees it as a process of its own would."""
+    """The place of a store. Each `open` gives a view of it like another process's."""
 
     open: Callable[[], Store]
 
@@ -310,7 +310,7 @@ def test_racing_swaps_lose_no_update(place: Place) -> None:
             while True:
                 names, version = store.read_versioned("names")
                 if name in names.split():
-                    break  # also after a conflict with those who built upon it already
+                    break  # also after a conflict with writers who replaced it
                 with contextlib.suppress(Conflict):
                     store.compare_and_swap("names", names + b" " + name, version)
 

@@ -1,4 +1,4 @@
-"""Large files come through direct access as they are, and through the page cache elsewhere."""
+"""Large files use direct access, or the page cache where there is no direct access."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_DIRECT_ACCESS = Path("/proc/self/status")
 
 
 def aligned(size: int) -> memoryview:
-    """Random bytes that begin at a page."""
+    """Return random bytes that are aligned to a page."""
     memory = mmap.mmap(-1, max(size, 1))
     memory[:size] = os.urandom(size)
     return memoryview(memory)[:size]

@@ -1,6 +1,6 @@
-"""The local store in particular: dying writers, disks that refuse, and names of stores.
+"""The local store: dying writers, disks that refuse, and names of stores.
 
-What it has in common with all stores is in test_base_conformance.py.
+Tests that apply to all stores are in test_base_conformance.py.
 """
 
 import os
@@ -119,7 +119,7 @@ except StoreError as error:
 
 @pytest.fixture
 def locked_folder() -> Iterator[Path]:
-    """A folder this process may read but not write, also when the tests run as root."""
+    """A folder that this process can read but not write, even if the tests run as root."""
     with tempfile.TemporaryDirectory() as outer:
         folder = Path(outer) / "runs"
         folder.mkdir()

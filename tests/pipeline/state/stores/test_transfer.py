@@ -1,4 +1,4 @@
-"""Trying again without a stampede, and downloads that go on from the byte they had reached."""
+"""Retries without a stampede, and downloads that continue from the last byte that arrived."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 class Busy(Exception):
-    """An answer that says to come back later."""
+    """An answer with a Retry-After header."""
 
     def __init__(self, retry_after: str | None = None) -> None:
         super().__init__("busy")
@@ -32,7 +32,7 @@ class Busy(Exception):
 
 
 class Server:
-    """Fails a number of times before it answers, each answer taking its time."""
+    """Fails a number of times before it answers. Each call takes some time."""
 
     def __init__(self, failures: int, error: Exception, seconds: float = 0.0) -> None:
         self.failures, self.error, self.seconds = failures, error, seconds
@@ -68,7 +68,7 @@ class Server:
         )
 
 
-# Trying again
+# Retries
 
 
 def test_the_wait_is_drawn_from_a_range_that_doubles_up_to_a_bound() -> None:

@@ -1,4 +1,4 @@
-"""The store in a Hub repository: one commit for all, a budget of commits, and a bounded repository.
+"""The store in a Hub repository: one commit per swap, a commit budget, and a bounded repository.
 
 The real huggingface_hub client talks to a Hub on loopback.
 """
@@ -52,7 +52,7 @@ Open = Callable[[], HubStore]
 
 @pytest.fixture
 def another(hub: HubServer, time: FakeClock) -> Open:
-    """Opens the same repository again, as another process would."""
+    """Return a function that opens the same repository again, as another process would."""
     return lambda: HubStore(REPO, sleep=time.sleep)
 
 
@@ -62,7 +62,7 @@ def store(another: Open) -> HubStore:
 
 
 def large(name: str, size: int = MIB) -> bytes:
-    """Bytes that only this name gives."""
+    """Return bytes that are unique to this name."""
     return hashlib.shake_128(name.encode()).digest(size)
 
 

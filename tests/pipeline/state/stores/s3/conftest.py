@@ -17,7 +17,7 @@ def bucket(s3: S3Server) -> str:
 
 
 class Patience:
-    """What a store sleeps with: passes no time, remembers, and lets `during` happen meanwhile."""
+    """A store's `sleep` that records each wait, calls `during`, and passes no time."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []

@@ -1,4 +1,4 @@
-"""The S3 store: what breaks is repeated and no more, what can't be mended is explained."""
+"""The S3 store: only what fails is retried, and permanent errors are explained."""
 
 import subprocess
 import threading
@@ -169,7 +169,7 @@ def test_an_object_deleted_during_a_download_is_missing(
     assert list(tmp_path.iterdir()) == []
 
 
-# What passes
+# Transient errors
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_new_credentials_are_found_during_the_run(
     assert len(patience.waits) == 2
 
 
-# What doesn't pass
+# Permanent errors
 
 
 @pytest.mark.parametrize(

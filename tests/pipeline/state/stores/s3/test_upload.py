@@ -1,4 +1,4 @@
-"""Sending objects to S3: what breaks on the way is sent again, and no more than that."""
+"""Uploading objects to S3: only the part that fails is sent again."""
 
 from pathlib import Path
 
