@@ -74,7 +74,7 @@ RENTAL = {"at", "host", "rented_from", "launch_id", "epoch", "over", "format"}
 
 RULE = (
     "A machine keeps the pion that it was launched with, and that pion refuses a key it does not "
-    "know: it would stop training. Put a new fact into an object of its own in the store. If it "
+    "know: it would stop training. Put a new fact into its own object in the store. If it "
     "must be here, write it under a new `format` number, and only in runs that need it."
 )
 
