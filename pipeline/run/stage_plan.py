@@ -73,7 +73,7 @@ def work_left(
         kept = run.read_stage(stage, digest)
         return kept["inputs"] if kept else None
 
-    if stale and head and goes_on_under_another_digest(job, stale, digests, head, read_inputs):
+    if stale and head and continues_under_another_digest(job, stale, digests, head, read_inputs):
         return WorkLeft(digests, head, plans, redo, raised=stale)
     check_redo(job, plans, redo, Refusal(job, job_path, digests, read_inputs))
     return WorkLeft(digests, head, plans, redo, raised=None)
@@ -159,8 +159,8 @@ class Refusal:
     def _fork(self, stale: StagePlan, plans: list[StagePlan]) -> list[str]:
         """Return the option to keep this run and continue in a fork of it, if it is possible.
 
-        Forks at the stage's newest checkpoint if `fork_may_go_on` allows that, else at the finished
-        stage before it, else at an earlier checkpoint of the stage.
+        Forks at the stage's newest checkpoint if `fork_may_continue` allows that, else at the
+        finished stage before it, else at an earlier checkpoint of the stage.
         """
         stage, job = stale.stage, self.job
         assert stale.old_digest is not None
@@ -220,15 +220,15 @@ def steps_may_be_raised(
     return settings.steps > before.steps and newest.step <= decay_start(before)
 
 
-def goes_on_under_another_digest(
+def continues_under_another_digest(
     job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
 ) -> bool:
     """Return whether the stage's checkpoints are valid for this job despite another digest."""
     question = (job, stale, digests, head, read_inputs)
-    return steps_may_be_raised(*question) or fork_may_go_on(*question)
+    return steps_may_be_raised(*question) or fork_may_continue(*question)
 
 
-def fork_may_go_on(
+def fork_may_continue(
     job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
 ) -> bool:
     """Return whether a fork's stage can continue, under this job, from the checkpoint it forked at.

@@ -150,10 +150,10 @@ class Race(RuleBasedStateMachine):
             goes_wrong=lambda stage, rows: any((stage, row) in self.bad_rows for row in rows),
         )
         store.start(machine.process.go)
-        self.go_on(name, operations)
+        self.go_ahead(name, operations)
 
     @rule(name=machines, operations=some_operations)
-    def go_on(self, name: str, operations: int) -> None:
+    def go_ahead(self, name: str, operations: int) -> None:
         machine = self.machines[name]
         for _ in range(operations):
             if machine.alive and machine.store is not None:
@@ -161,7 +161,7 @@ class Race(RuleBasedStateMachine):
 
     @rule(name=machines, operations=some_operations, fate=st.sampled_from(HICCUPS))
     def store_hiccups(self, name: str, operations: int, fate: Fate) -> None:
-        self.go_on(name, operations)
+        self.go_ahead(name, operations)
         store = self.machines[name].store
         if store is not None:
             store.step(fate)
@@ -171,7 +171,7 @@ class Race(RuleBasedStateMachine):
     )
     def die(self, name: str, operations: int, fate: Fate, disk: bool) -> None:
         """Let a process die; with `disk`, its machine loses its disk too."""
-        self.go_on(name, operations)
+        self.go_ahead(name, operations)
         machine = self.machines[name]
         if machine.alive and machine.store is not None:
             machine.store.step(fate)
@@ -278,7 +278,7 @@ class Race(RuleBasedStateMachine):
         self.bad_rows.clear()
         for name in ("a", "b", "a"):  # the first process may still be fenced
             self.start(name, 1000)
-            self.go_on(name, 1000)
+            self.go_ahead(name, 1000)
             assert not self.machines[name].alive
             while self.late:
                 land(self.late.pop())

@@ -248,17 +248,17 @@ def raise_steps(older: Older) -> None:
 
 
 @in_a_folder
-def test_forks_go_on_from_its_checkpoints(older: Older) -> None:
-    fork_and_go_on(older)
+def test_forks_continue_from_its_checkpoints(older: Older) -> None:
+    fork_and_continue(older)
 
 
 @pytest.mark.soak
 @elsewhere
-def test_forks_go_on_from_its_checkpoints_elsewhere(older: Older) -> None:
-    fork_and_go_on(older)
+def test_forks_continue_from_its_checkpoints_elsewhere(older: Older) -> None:
+    fork_and_continue(older)
 
 
-def fork_and_go_on(older: Older) -> None:
+def fork_and_continue(older: Older) -> None:
     older.bring("half", "tuned")
     older.pion("fork", older.url("half"), "half-2", "--at", "4")
     output = older.run("half", "name=half-2", "pretrain.steps=20", "pretrain.lr=5e-3")

@@ -53,7 +53,7 @@ def test_sigkill_at_random_instants_changes_no_bit_of_the_weights(
         assert rows_trained(tmp_path, stage) == [[4 * s, 4 * s + 4] for s in range(steps)]
 
 
-def test_ctrl_c_saves_the_last_step_and_the_next_run_goes_on_from_it(
+def test_ctrl_c_saves_the_last_step_and_the_next_run_continues_from_it(
     tmp_path: Path, whole: Whole
 ) -> None:
     unbroken = whole(**LONG)
@@ -89,7 +89,7 @@ def test_metrics_of_every_saved_step_survive_a_kill_between_two_log_lines(tmp_pa
     assert rows_trained(tmp_path) == [[4 * s, 4 * s + 4] for s in range(400)]
 
 
-def test_a_killed_prepare_goes_on_where_it_was(tmp_path: Path, whole: Whole) -> None:
+def test_a_killed_prepare_continues_where_it_was(tmp_path: Path, whole: Whole) -> None:
     unbroken = whole()
     job = write_job(tmp_path)
     process = start(job)

@@ -52,7 +52,7 @@ def ended_by_sigterm(process: Process, grace: float) -> str:
         "publish: starts",
     ],
 )
-def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_goes_on(
+def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_continues(
     tmp_path: Path, line: str
 ) -> None:
     changes: dict[str, Any] = {}

@@ -65,7 +65,7 @@ def test_a_stop_request_is_obeyed_with_exit_4_and_by_a_manager_until_a_person_st
     meddling.check()
 
 
-def test_a_spent_budget_stops_the_run_saved_and_raising_it_goes_on(tmp_path: Path) -> None:
+def test_a_spent_budget_stops_the_run_saved_and_raising_it_continues(tmp_path: Path) -> None:
     job = write_job(tmp_path, **LONG)
     limit = ("budget.dollars=0.01", "budget.dollars_per_hour=9")  # enough for four seconds
     output = ends_with(4, start(job, *limit, WITHOUT_END))
@@ -190,7 +190,7 @@ def test_a_stop_in_the_midst_of_a_part_ends_with_exit_4_in_time(tmp_path: Path, 
         meddling.check()
 
 
-def test_a_stop_between_two_batches_lets_anyone_go_on_at_once(tmp_path: Path) -> None:
+def test_a_stop_between_two_batches_lets_anyone_continue_at_once(tmp_path: Path) -> None:
     meddling = meddle_with_evaluation(tmp_path, "time.sleep(0.5)")
     job = write_job(tmp_path, **EVALUATED, evaluate__final_rows=100_000)
     process = start(job, env=meddling.environment())

@@ -177,7 +177,7 @@ def test_a_full_context_is_announced():
     assert any("the context is full: the oldest 2 turns are forgotten" in s for s in talk(*lines))
 
 
-def test_a_text_too_long_is_explained_and_the_session_goes_on():
+def test_a_text_too_long_is_explained_and_the_session_continues():
     long, answer = talk("fox " * 200, "hello")
     assert "send a shorter text" in long
     assert answer

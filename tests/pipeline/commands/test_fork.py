@@ -18,7 +18,7 @@ from pipeline.run.run import run_job
 from pipeline.run.stage_plan import (
     check_redo,
     first_stale,
-    fork_may_go_on,
+    fork_may_continue,
     plan_stages,
     stage_inputs,
 )
@@ -110,7 +110,7 @@ def test_a_fork_at_a_step_leaves_out_what_came_after_it(source: RunState) -> Non
     assert read_metrics(new.store, "new", head_of(new), "sft") == []
 
 
-def test_a_stage_that_is_forked_at_its_last_step_can_go_on(source: RunState) -> None:
+def test_a_stage_that_is_forked_at_its_last_step_can_continue(source: RunState) -> None:
     assert set(head_of(fork(source, stage="pretrain")).stages) == {"prepare"}
 
 
@@ -317,7 +317,7 @@ def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source: RunState) -> 
 # ---------------------------------------------------------------- continuing with other settings
 
 
-def may_go_on(run: RunState, **changes: Any) -> bool:
+def may_continue(run: RunState, **changes: Any) -> bool:
     """Return whether `pion run` with this job continues from the fork."""
     job = Job.model_validate(tiny_dict(checkpoint__keep={"last": 9}, **changes))
     digests, head = digest_job(job), head_of(run)
@@ -327,7 +327,7 @@ def may_go_on(run: RunState, **changes: Any) -> bool:
         return kept["inputs"] if kept else None
 
     stale = first_stale(plan_stages(job, digests, head))
-    return stale is None or fork_may_go_on(job, stale, digests, head, read)
+    return stale is None or fork_may_continue(job, stale, digests, head, read)
 
 
 @pytest.mark.parametrize(
@@ -348,36 +348,36 @@ def may_go_on(run: RunState, **changes: Any) -> bool:
         ({"model__d_model": 64, "pretrain__lr": 2e-2}, False),  # other weights
     ],
 )
-def test_a_fork_goes_on_under_another_schedule_but_as_nothing_else(
+def test_a_fork_continues_under_another_schedule_but_as_nothing_else(
     source: RunState, change: dict[str, Any], allowed: bool
 ) -> None:
-    assert may_go_on(fork(source, at=10), **change) is allowed
+    assert may_continue(fork(source, at=10), **change) is allowed
 
 
-def test_a_fork_at_a_stages_last_step_goes_on_under_another_schedule_only_for_more_steps(
+def test_a_fork_at_a_stages_last_step_continues_under_another_schedule_only_for_more_steps(
     source: RunState,
 ) -> None:
     new = fork(source, at=20)
-    assert may_go_on(new)
-    assert not may_go_on(new, pretrain__lr=2e-2)
-    assert may_go_on(new, pretrain__lr=2e-2, pretrain__steps=24)
+    assert may_continue(new)
+    assert not may_continue(new, pretrain__lr=2e-2)
+    assert may_continue(new, pretrain__lr=2e-2, pretrain__steps=24)
 
 
 def test_a_run_that_is_no_fork_does_not(source: RunState) -> None:
-    assert not may_go_on(source, pretrain__lr=2e-2)
+    assert not may_continue(source, pretrain__lr=2e-2)
 
 
 def test_a_fork_at_sft_keeps_the_pretraining_it_stands_on(source: RunState) -> None:
     new = fork(source)
-    assert may_go_on(new, sft__lr=5e-4)
-    assert not may_go_on(new, pretrain__lr=2e-2)
+    assert may_continue(new, sft__lr=5e-4)
+    assert not may_continue(new, pretrain__lr=2e-2)
 
 
 def test_steps_of_its_own_bind_a_fork_to_its_settings(source: RunState) -> None:
     new = fork(source, at=10)
     claim = claim_run(new, Owner.me())
     save_checkpoint(claim, "pretrain", 15, head_of(new).checkpoints[0].digest)
-    assert not may_go_on(new, pretrain__lr=2e-2)
+    assert not may_continue(new, pretrain__lr=2e-2)
 
 
 def test_the_data_of_a_fork_is_not_prepared_again(source: RunState) -> None:
@@ -395,12 +395,12 @@ def test_the_data_of_a_fork_is_not_prepared_again(source: RunState) -> None:
         ({"pretrain__lr": 2e-2, "pretrain__steps": 24}, {"stage": "pretrain", "at": 20}),
     ],
 )
-def test_a_refused_change_of_schedule_is_shown_the_fork_that_goes_on_under_it(
+def test_a_refused_change_of_schedule_is_shown_the_fork_that_continues_under_it(
     source: RunState, change: dict[str, Any], where: dict[str, Any]
 ) -> None:
     line = "pion fork runs-elsewhere/demo demo-2 --stage {stage} --at {at} && pion run x.yaml name="
     assert line.format(**where) in refusal(source, tiny_job(**change))
-    assert may_go_on(fork(source, **where), **change)
+    assert may_continue(fork(source, **where), **change)
 
 
 def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_to_train(
@@ -412,7 +412,7 @@ def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_t
     claim.finish_stage("sft", digest, {}, entry.key)
     message = refusal(source, tiny_job(sft__lr=5e-4))
     assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    continue from pre" in message
-    assert may_go_on(fork(source, stage="pretrain"), sft__lr=5e-4)
+    assert may_continue(fork(source, stage="pretrain"), sft__lr=5e-4)
     # There is no stage before the first one, but it has earlier checkpoints.
     assert "demo-2 --stage pretrain --at 10 && " in refusal(source, tiny_job(pretrain__lr=2e-2))
 
@@ -512,7 +512,7 @@ def test_a_fork_trains_on_under_another_learning_rate(trained: Path) -> None:
 # ---------------------------------------------------------------- the command
 
 
-def test_a_fork_is_listed_beside_its_source_and_can_be_used(here: Path, pion: Pion) -> None:
+def test_a_fork_is_listed_next_to_its_source_and_can_be_used(here: Path, pion: Pion) -> None:
     make_run(here / "runs")
     code, out, _ = pion("fork", "demo", "new", "--at", "20")
     assert code == 0

@@ -30,7 +30,7 @@ def test_a_job_without_a_budget_never_stops_for_it() -> None:
         (Budget(hours=2, dollars=10), Spent(2.0, 9.99), ["2.00 of 2 hours", "raise budget.hours"]),
     ],
 )
-def test_a_spent_budget_says_what_was_spent_what_is_safe_and_how_to_go_on(
+def test_a_spent_budget_says_what_was_spent_what_is_safe_and_how_to_continue(
     budget: Budget, spent: Spent, words: list[str]
 ) -> None:
     text = over_budget(budget, spent)
@@ -40,7 +40,7 @@ def test_a_spent_budget_says_what_was_spent_what_is_safe_and_how_to_go_on(
         assert word in text
 
 
-def test_a_budget_that_is_not_spent_lets_the_run_go_on() -> None:
+def test_a_budget_that_is_not_spent_lets_the_run_continue() -> None:
     assert over_budget(Budget(dollars=3, hours=5), Spent(4.999, 2.999)) is None
 
 

@@ -166,7 +166,7 @@ def test_a_run_under_way_costs_until_now_and_its_step_in_flight_is_a_step() -> N
     assert seconds(beating) == {"steps": 24 + 61, "boot": 10}
 
 
-def test_preparing_data_is_work_while_it_goes_on() -> None:
+def test_preparing_data_is_work_while_it_continues() -> None:
     found = costs([rental(1, T + 10, T)], {}, owned(1), T + 70, heartbeats={1: T + 60})
     assert seconds(found) == {"boot": 10, "stages": 60}
 

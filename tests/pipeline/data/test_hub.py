@@ -84,7 +84,7 @@ def test_the_first_rows_of_a_range_are_read_without_the_rest(hub: HubServer) -> 
     assert rows.tolist() == np.arange(900 * 32, 903 * 32).reshape(3, 32).tolist()
 
 
-def test_a_download_that_breaks_off_goes_on(hub: HubServer, tmp_path: Path) -> None:
+def test_a_download_that_breaks_off_continues(hub: HubServer, tmp_path: Path) -> None:
     content = shard(40_000)
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": content})
     one = described(npy_source())[0]

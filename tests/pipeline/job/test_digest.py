@@ -39,7 +39,7 @@ def test_an_sft_field_invalidates_sft_and_what_follows_but_keeps_pretraining() -
     assert changed(sft__lr=2e-3) == {"sft", "evaluate", "publish"}
 
 
-def test_sft_conversations_are_prepared_anew_without_touching_pretraining() -> None:
+def test_sft_conversations_are_prepared_again_without_touching_pretraining() -> None:
     assert changed(sft__held_out=0.1) == {"prepare", "sft", "evaluate", "publish"}
 
 

@@ -69,7 +69,7 @@ def test_the_record_of_a_job_is_the_file_or_the_file_with_overrides_merged_in(jo
 # ---------------------------------------------------------------- what can't be read
 
 
-def test_a_missing_file_is_named_with_the_nearest_one_beside_it(job_file, tmp_path):
+def test_a_missing_file_is_named_with_the_nearest_one_next_to_it(job_file, tmp_path):
     job_file(name="demo.yaml")
     message = complaint(tmp_path / "dmeo.yaml")
     assert str(tmp_path / "dmeo.yaml") in message

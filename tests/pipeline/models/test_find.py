@@ -126,7 +126,7 @@ def test_a_checkpoint_folder_is_a_model_with_the_tokenizer_of_its_run(here):
     assert is_seed(load_found(found)[0], 1)
 
 
-def test_a_checkpoint_that_was_copied_away_needs_a_tokenizer_beside_it(here):
+def test_a_checkpoint_that_was_copied_away_needs_a_tokenizer_next_to_it(here):
     make_run(here / "runs")
     shutil.copytree("runs/demo/checkpoints/sft/5-1", "copy")
     found = find_model("copy")
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_was_copied_away_needs_a_tokenizer_beside_it(here):
     assert is_seed(load_found(find_model("copy"))[0], 2)
 
 
-def test_a_seeds_file_is_a_model_for_which_a_tokenizer_must_lie_beside_it(here):
+def test_a_seeds_file_is_a_model_for_which_a_tokenizer_must_lie_next_to_it(here):
     shutil.copy(SEEDS / "pion_nocap_ckpt.pt", "pion_sft.pt")
     found = find_model("pion_sft.pt")
     assert (found.kind, found.chat) == ("seed", True)

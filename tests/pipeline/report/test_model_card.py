@@ -110,7 +110,7 @@ def test_the_hub_reads_its_metadata() -> None:
     assert data.datasets == ["roneneldan/TinyStories", "teknium/OpenHermes-2.5"]
 
 
-def test_results_stand_beside_the_baselines_with_their_standard_errors() -> None:
+def test_results_stand_next_to_the_baselines_with_their_standard_errors() -> None:
     lines = card_of().splitlines()
     at = lines.index("| fine-tuned | 3.110 ± 0.021 | 22.4 | 2.143 ± 0.014 |")
     assert lines[at + 1 : at + 4] == [

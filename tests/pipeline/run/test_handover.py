@@ -47,7 +47,7 @@ def arrive(
     return said
 
 
-def test_the_old_owner_saves_and_releases_and_the_new_one_goes_on_from_there(
+def test_the_old_owner_saves_and_releases_and_the_new_one_continues_from_there(
     run: RunState, time: FakeClock
 ) -> None:
     old = claim_run(run, OLD)
@@ -180,7 +180,7 @@ def test_status_calls_a_run_stopped_by_a_hop_only_while_the_old_owner_has_it(
     assert run_status(run, head_of(run), 0.0)["stop"] is None
 
 
-def test_pion_run_on_the_new_machine_asks_waits_and_goes_on_to_the_end(
+def test_pion_run_on_the_new_machine_asks_waits_and_continues_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = load_job(write_job(tmp_path, sft=None))

@@ -47,7 +47,7 @@ def test_a_new_run_has_everything_to_do() -> None:
     assert set(states(tiny_job(), Head()).values()) == {"todo"}
 
 
-def test_finished_stages_are_skipped_and_a_saved_one_goes_on() -> None:
+def test_finished_stages_are_skipped_and_a_saved_one_continues() -> None:
     job = tiny_job()
     head = finished(job, "prepare")
     head = Head(stages=head.stages, checkpoints=saved_at(job, "pretrain", 5).checkpoints)

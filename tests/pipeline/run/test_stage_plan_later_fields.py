@@ -10,7 +10,7 @@ from pipeline.job.digest import Inputs, digest_job
 from pipeline.run.stage_plan import (
     Refusal,
     first_stale,
-    fork_may_go_on,
+    fork_may_continue,
     plan_stages,
     stage_inputs,
     steps_may_be_raised,
@@ -57,7 +57,7 @@ def test_raised_steps_and_forks_read_an_omitted_field_as_its_value_of_before(
     assert stale is not None
     question = (job, stale, digests, FORKED, read_inputs)
     assert steps_may_be_raised(*question) is raised
-    assert fork_may_go_on(*question) is forked
+    assert fork_may_continue(*question) is forked
 
 
 def test_a_refusal_shows_what_the_old_run_computed() -> None:

@@ -147,7 +147,7 @@ prepare_pretrain(load_job(sys.argv[1]), Path(sys.argv[2]), lambda message: None)
 """
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_bytes_and_keeps_finished_shards(
+def test_killed_in_the_middle_it_continues_to_the_same_bytes_and_keeps_finished_shards(
     tmp_path: Path,
 ) -> None:
     write_corpus(tmp_path / "corpus.jsonl", documents=6000)
@@ -195,7 +195,7 @@ def test_a_source_edited_after_an_interruption_is_not_mixed_with_its_old_shards(
 # ---------------------------------------------------------------- continuation questions
 
 
-def test_the_questions_go_on_with_held_out_text(tmp_path: Path) -> None:
+def test_the_questions_continue_with_held_out_text(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     data = prepared(make_job(tmp_path), tmp_path / "data")
     held_out = " ".join(texts_of(data, "held_out"))

@@ -93,7 +93,7 @@ def test_the_messages_layout_gives_the_same_rows(tmp_path: Path) -> None:
     assert texts_of(one, "train") == texts_of(two, "train")
 
 
-def test_interrupted_packing_goes_on_to_the_same_bytes(
+def test_interrupted_packing_continues_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pipeline.data.sft_rows as conversation_rows

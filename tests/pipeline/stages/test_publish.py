@@ -193,7 +193,7 @@ def test_a_condition_that_is_met_lets_the_model_pass(
     assert (tmp_path / "demo" / "config.json").exists()
 
 
-def test_a_condition_that_is_not_met_blocks_the_model_and_says_how_to_go_on(
+def test_a_condition_that_is_not_met_blocks_the_model_and_says_how_to_continue(
     trained: Trained, tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput) as caught:

@@ -144,11 +144,11 @@ def test_rows_survive_a_failed_flush(store: FileStore) -> None:
 def test_rows_can_be_appended_while_others_are_being_written(store: FileStore) -> None:
     class Slow(FileStore):
         writing = threading.Event()
-        go_on = threading.Event()
+        go_ahead = threading.Event()
 
         def write(self, key: str, data: Any) -> None:
             self.writing.set()
-            assert self.go_on.wait(60)
+            assert self.go_ahead.wait(60)
             super().write(key, data)
 
     slow = Slow(store.folder)
@@ -158,7 +158,7 @@ def test_rows_can_be_appended_while_others_are_being_written(store: FileStore) -
     flush.start()
     assert slow.writing.wait(60)
     log.append({"step": 2})
-    slow.go_on.set()
+    slow.go_ahead.set()
     join(flush)
     assert read(store, {}) == [(1, 1)]
     log.flush()

@@ -36,7 +36,7 @@ def test_a_fixed_number_of_steps_alone_ignores_the_clock() -> None:
     assert not fixed.due(21, now=1e9)
 
 
-def test_a_save_starts_the_interval_anew() -> None:
+def test_a_save_starts_the_interval_again() -> None:
     timed = cadence(every_seconds=60.0)
     assert timed.due(1, now=60.0)
     timed.saved(60.0, stall=0.1, write_seconds=1.0)

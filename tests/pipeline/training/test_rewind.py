@@ -256,7 +256,7 @@ def run(tmp_path: Path) -> RunState:
     return RunState(FileStore(tmp_path / "runs"), "demo")
 
 
-def test_skipped_rows_are_in_head_for_whoever_goes_on(run: RunState) -> None:
+def test_skipped_rows_are_in_head_for_whoever_continues(run: RunState) -> None:
     claim = claim_run(run, someone())
     claim.skip_rows("pretrain", skipped_at(3))
     list_checkpoint(claim, entry(5))

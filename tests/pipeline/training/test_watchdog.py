@@ -212,7 +212,7 @@ for _ in range(3):
 """
 
 
-def test_a_process_stopped_for_longer_than_the_limit_goes_on() -> None:
+def test_a_process_stopped_for_longer_than_the_limit_continues() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SUSPENDED],
         stdin=subprocess.PIPE,

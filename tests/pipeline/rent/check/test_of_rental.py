@@ -419,7 +419,7 @@ def test_without_a_catalog_the_price_is_not_found_out(on_runpod: Checks, sky_hom
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["without JOB", "not there"])
-def test_a_useless_yaml_is_one_row_beside_those_of_the_job(
+def test_a_useless_yaml_is_one_row_next_to_those_of_the_job(
     there: bool, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = sky_home.yaml(text="resources: {{accelerators: A40}}\nrun: x\n")
