@@ -16,7 +16,7 @@ from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.journal import Journal
 from pipeline.run.preflight import worker_count
 from pipeline.run.prepare import prepare_data
-from pipeline.run.stage_plan import StagePlan, plan_stages, stage_inputs
+from pipeline.run.stage_plan import StagePlan, StaleStage, plan_stages, stage_inputs
 from pipeline.run.start import Start
 from pipeline.run.train import WorkersTraining, fetch_ahead, start_workers, train_here
 from pipeline.state.checkpoints.retention import sweep
@@ -45,7 +45,7 @@ class Advance:
             linger_seconds(start.job.checkpoint), journal.note, start.stopping.sleep
         )
 
-    def go(self, raised: StagePlan | None) -> None:
+    def go(self, raised: StaleStage | None) -> None:
         """Prepare, train, evaluate and publish what is not done; release the claim at the end.
 
         `raised` is the stage that continues under another digest.
@@ -86,7 +86,7 @@ class Advance:
 
     # ------------------------------------------------------------ one method per part
 
-    def _begin(self, raised: StagePlan | None) -> Plans:
+    def _begin(self, raised: StaleStage | None) -> Plans:
         """Record the job that this run follows from now on, and return its plans."""
         start = self.start
         if start.owner.launch_id is None and clear_stops(start.run):  # a person wants it to resume
@@ -196,7 +196,7 @@ class Advance:
         if self._redone:
             self.claim.drop_stages(self._redone)
 
-    def _record_job(self, raised: StagePlan | None) -> None:
+    def _record_job(self, raised: StaleStage | None) -> None:
         start, text = self.start, self.start.options.job_text
         job_digest = digest_of({"text": text})
         start.run.write_job(job_digest, text)
@@ -206,7 +206,6 @@ class Advance:
             description = {"format": 1, "inputs": stage_inputs(stage, start.digests)}
             start.run.write_stage(stage, start.digests.stages[stage], description)
         if raised is not None:
-            assert raised.old_digest is not None
             old, new = raised.old_digest, start.digests.stages[raised.stage]
             self.claim.commit(lambda head: head.with_digest(raised.stage, old, new))
             steps = start.job.section(raised.stage).steps

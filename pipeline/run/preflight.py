@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def preflight(job: Job) -> list[str]:
             f"hardware.workers {workers}: this machine has {gpus} GPUs, and each worker needs one. "
             f"Nothing was started. Set hardware.workers={gpus}, or leave it out."
         )
+    if job.hardware.compile and gpus == 0:
+        _check_compiler_folders()
     for stage in job.train_stages:
         batch = job.section(stage).global_batch
         if batch < workers:
@@ -56,6 +59,20 @@ def preflight(job: Job) -> list[str]:
 
         notes += check_target(job)
     return notes
+
+
+def _check_compiler_folders() -> None:
+    """Raise BadInput where the C++ compiler would fail: torch does not quote the paths."""
+    for variable, folder in (
+        ("TMPDIR", tempfile.gettempdir()),
+        ("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")),
+    ):
+        if any(character.isspace() for character in folder):
+            raise BadInput(
+                f"hardware.compile: torch.compile cannot use the folder {folder!r}, because its "
+                f"path has a space. Nothing was started. Set {variable} to a path without spaces, "
+                "or set hardware.compile=false."
+            )
 
 
 def store_that_goes_with_the_machine(

@@ -24,17 +24,23 @@ ReadInputs = Callable[[str, str], Inputs | None]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: `state` is done, resume, todo or stale (committed work under other settings).
-
-    For a stale stage, `old_digest` is the digest of the committed work, and `steps` are the steps
-    of its checkpoints, newest first.
-    """
+    """One stage: `state` is done, resume, todo or stale."""
 
     stage: str
     state: str
     why: str
-    old_digest: str | None = None
-    steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StaleStage(StagePlan):
+    """A stage that has committed work under other settings.
+
+    `old_digest` is the digest of this work, and `steps` are the steps of its checkpoints, newest
+    first.
+    """
+
+    old_digest: str
+    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class WorkLeft:
     head: Head | None
     plans: Sequence[StagePlan]
     redo: str | None
-    raised: StagePlan | None
+    raised: StaleStage | None
 
     @property
     def finished(self) -> bool:
@@ -91,14 +97,14 @@ def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
     entries = [entry for entry in head.checkpoints if entry.stage == stage]
     if record is not None:
         why = f"finished {moment(record.at)} with other settings"
-        return StagePlan(stage, "stale", why, record.digest, _steps(entries, record.digest))
+        return StaleStage(stage, "stale", why, record.digest, _steps(entries, record.digest))
     mine = [entry for entry in entries if entry.digest == digest]
     if mine:
         return StagePlan(stage, "resume", f"at step {mine[0].step:,}, saved {moment(mine[0].at)}")
     if entries:
         newest = entries[0]
         why = f"at step {newest.step:,} with other settings, saved {moment(newest.at)}"
-        return StagePlan(stage, "stale", why, newest.digest, _steps(entries, newest.digest))
+        return StaleStage(stage, "stale", why, newest.digest, _steps(entries, newest.digest))
     return StagePlan(stage, "todo", "not begun")
 
 
@@ -119,13 +125,13 @@ def check_redo(job: Job, plans: list[StagePlan], redo: str | None, refusal: Refu
         raise BadInput(refusal.text(stale, plans))
 
 
-def first_stale(plans: list[StagePlan]) -> StagePlan | None:
+def first_stale(plans: list[StagePlan]) -> StaleStage | None:
     """Return the first stage whose committed work the job would invalidate.
 
     `prepare` does not count: its data is kept under its own digest and costs nothing to prepare
     again. The stages that were trained on the data do count.
     """
-    return next((p for p in plans if p.state == "stale" and p.stage != "prepare"), None)
+    return next((p for p in plans if isinstance(p, StaleStage) and p.stage != "prepare"), None)
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class Refusal:
     digests: Digests
     read_inputs: ReadInputs
 
-    def text(self, stale: StagePlan, plans: list[StagePlan]) -> str:
+    def text(self, stale: StaleStage, plans: list[StagePlan]) -> str:
         """Return the exact difference and the options."""
         stage = stale.stage
         changed = [f"    {difference}" for difference in self.changes(stale)]
@@ -156,14 +162,13 @@ class Refusal:
             ]
         )
 
-    def _fork(self, stale: StagePlan, plans: list[StagePlan]) -> list[str]:
+    def _fork(self, stale: StaleStage, plans: list[StagePlan]) -> list[str]:
         """Return the option to keep this run and continue in a fork of it, if it is possible.
 
         Forks at the stage's newest checkpoint if `fork_may_continue` allows that, else at the
         finished stage before it, else at an earlier checkpoint of the stage.
         """
         stage, job = stale.stage, self.job
-        assert stale.old_digest is not None
         old = self.read_inputs(stage, stale.old_digest)
         own = old is not None and _only_schedule_differs(job, stage, old, self.digests)
         steps = [step for step in stale.steps if own and step < job.section(stage).steps]
@@ -181,9 +186,8 @@ class Refusal:
         fork = f"pion fork {run} {job.name}-2 {where} && pion run {self.job_path} name={job.name}-2"
         return [f"  {fork}    {what}"]
 
-    def changes(self, stale: StagePlan) -> list[Difference]:
+    def changes(self, stale: StaleStage) -> list[Difference]:
         """Return the fields, data included, in which the job differs from the stale stage."""
-        assert stale.old_digest is not None
         old = self.read_inputs(stale.stage, stale.old_digest)
         if old is None:
             return []
@@ -199,7 +203,7 @@ def stage_inputs(stage: str, digests: Digests) -> dict[str, Any]:
 
 
 def steps_may_be_raised(
-    job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
+    job: Job, stale: StaleStage, digests: Digests, head: Head, read_inputs: ReadInputs
 ) -> bool:
     """Return whether the only change is more steps, made before either schedule begins to decay.
 
@@ -207,7 +211,6 @@ def steps_may_be_raised(
     """
     if stale.stage not in job.train_stages or stale.stage in head.stages:
         return False
-    assert stale.old_digest is not None
     old = read_inputs(stale.stage, stale.old_digest)
     if old is None:
         return False
@@ -221,7 +224,7 @@ def steps_may_be_raised(
 
 
 def continues_under_another_digest(
-    job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
+    job: Job, stale: StaleStage, digests: Digests, head: Head, read_inputs: ReadInputs
 ) -> bool:
     """Return whether the stage's checkpoints are valid for this job despite another digest."""
     question = (job, stale, digests, head, read_inputs)
@@ -229,7 +232,7 @@ def continues_under_another_digest(
 
 
 def fork_may_continue(
-    job: Job, stale: StagePlan, digests: Digests, head: Head, read_inputs: ReadInputs
+    job: Job, stale: StaleStage, digests: Digests, head: Head, read_inputs: ReadInputs
 ) -> bool:
     """Return whether a fork's stage can continue, under this job, from the checkpoint it forked at.
 
@@ -240,7 +243,6 @@ def fork_may_continue(
     newest = next((e for e in head.checkpoints if e.stage == stale.stage), None)
     if newest is None or newest.key != head.forked or stale.stage in head.stages:
         return False
-    assert stale.old_digest is not None
     old = read_inputs(stale.stage, stale.old_digest)
     if old is None or job.section(stale.stage).steps <= newest.step:
         return False

@@ -6,6 +6,7 @@ results of the seed's code on them.
 
 import os
 import pickle
+import shlex
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -150,8 +151,8 @@ def test_a_config_older_than_the_softcap_switch_was_trained_with_it(tmp_path):
 
 
 class Attack:
-    def __init__(self, command):
-        self.command = command
+    def __init__(self, victim):
+        self.command = f"touch {shlex.quote(str(victim))}"
 
     def __reduce__(self):
         return os.system, (self.command,)
@@ -160,19 +161,19 @@ class Attack:
 @pytest.mark.parametrize("where", ["config", "model", "extra"])
 def test_a_checkpoint_that_runs_a_command_is_refused_and_nothing_runs(tmp_path, where):
     victim = tmp_path / "pwned"
-    path = saved(tmp_path, checkpoint_of("nocap") | {where: Attack(f"touch {victim}")})
+    path = saved(tmp_path, checkpoint_of("nocap") | {where: Attack(victim)})
     with pytest.raises(BadInput, match=r"It was not run. \(it asks for (posix|nt).system\)"):
         import_seed(path)
     assert not victim.exists()
     # The file is a working attack: Python's own pickle would run it.
-    pickle.loads(pickle.dumps(Attack(f"touch {victim}")))  # noqa: S301
+    pickle.loads(pickle.dumps(Attack(victim)))  # noqa: S301
     assert victim.exists()
 
 
 def test_a_command_inside_the_config_object_is_refused_too(tmp_path):
     victim = tmp_path / "pwned"
     checkpoint = checkpoint_of("nocap")
-    checkpoint["config"].logit_cap = Attack(f"touch {victim}")
+    checkpoint["config"].logit_cap = Attack(victim)
     with pytest.raises(BadInput, match="It was not run"):
         import_seed(saved(tmp_path, checkpoint))
     assert not victim.exists()
@@ -186,7 +187,7 @@ def test_a_command_inside_the_config_object_is_refused_too(tmp_path):
         (lambda m: m.pop("embed.weight"), "have no embed.weight: this is not a Pion model"),
         (
             lambda m: m.update({"layers.1.ffn.w3.weight": torch.zeros(7, 48)}),
-            r"blocks.1.feedforward.up_proj.weight is \(7, 48\)",
+            r"up_proj.weight has shape \(7, 48\)",
         ),
         (lambda m: m.update({"lm_head.weight": torch.zeros(131, 48)}), "should be tied"),
     ],

@@ -132,7 +132,7 @@ def test_a_bug_is_said_to_be_one_with_its_traceback_in_a_file(
     assert (code, out) == (1, "")
     assert "this is a bug in Pion: ZeroDivisionError: division by zero" in err
     assert "Traceback" not in err
-    log = Path(err.split("The traceback is in ")[1].split(" ")[0])
+    log = Path(err.partition("The traceback is in ")[2].partition(" (PION_DEBUG")[0])
     assert "Traceback (most recent call last)" in log.read_text()
     log.unlink()
 

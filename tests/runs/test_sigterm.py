@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -120,16 +121,18 @@ def idle(process: Process) -> bool:
 def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled = tmp_path / "compiled"
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
-    job = write_job(tmp_path, **LONG, hardware__compile=True)
-    process = start(job)
-    wait_for(process, "pretrain: starts")
-    wait_until(lambda: list(compiled.rglob("*.cpp")), "torch to compile something")
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert "pretrain step 1/" not in ended_by_sigterm(process, GRACE)
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive
+    with tempfile.TemporaryDirectory(prefix="pion-compiled-", dir="/tmp") as compiled:
+        # The compiler fails where a path has a space, which the folder of these tests may have.
+        monkeypatch.setenv("TMPDIR", compiled)
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", compiled)
+        job = write_job(tmp_path, **LONG, hardware__compile=True)
+        process = start(job)
+        wait_for(process, "pretrain: starts")
+        wait_until(lambda: list(Path(compiled).rglob("*.cpp")), "torch to compile something")
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert "pretrain step 1/" not in ended_by_sigterm(process, GRACE)
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
 
 
 def test_sigterm_saves_the_last_finished_step(tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def log_of(*messages: Shown, clock: Clock | None = None) -> list[str]:
     return file.getvalue().splitlines()
 
 
+@pytest.fixture(autouse=True)
+def _a_terminal_that_can_move_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
 def terminal_of(*messages: Shown) -> str:
     """Return what a terminal gets for these messages."""
     file = io.StringIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,22 @@ def test_a_worker_needs_a_gpu_of_this_machine_unless_a_ray_has_others(
         preflight(job)
     monkeypatch.setenv("PION_RAY_ADDRESS", "192.0.2.1:6399")
     assert preflight(job) == []
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR"])
+def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    write_tiny_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    job = Job.model_validate(tiny_dict(store=f"{tmp_path}/runs", hardware__compile=True))
+    preflight(job)
+    monkeypatch.setenv(variable, str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(BadInput, match=f"a folder.*Nothing was started. Set {variable} to"):
+        preflight(job)

@@ -166,7 +166,7 @@ def test_the_region_of_the_bucket_travels_wherever_it_is_named(
         monkeypatch.delenv(name, raising=False)
     if source == "profile":
         (sky_home.folder / ".aws").mkdir()
-        (sky_home.home / ".aws" / "config").write_text("[default]\nregion = eu-west-1\n")
+        (sky_home.folder / ".aws" / "config").write_text("[default]\nregion = eu-west-1\n")
     else:
         monkeypatch.setenv(source, "eu-west-1")
     sky_yaml = read_sky_yaml(sky_home.yaml(text=WORKDIR))
