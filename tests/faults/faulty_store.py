@@ -18,9 +18,9 @@ from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.stores.base import Data, Entries, Staged
 
 T = TypeVar("T")
+# `halfway` is for a write: it leaves a torn temporary file or an unfinished upload behind. Other
+# operations either happen or don't. `after`: the operation happened, but its answer was lost.
 When = Literal["before", "halfway", "after"]
-"""`halfway` is for a write: it leaves a torn temporary file or an unfinished upload behind. Other
-operations either happen or don't. `after`: the operation happened, but its answer was lost."""
 
 
 class Crash(BaseException):

@@ -48,8 +48,8 @@ def data_row(number: int) -> str:
     return hashlib.sha256(f"row {number}".encode()).hexdigest()[:8]
 
 
+# By training stage: the rows trained, in order.
 Weights = dict[str, list[str]]
-"""By training stage: the rows trained, in order."""
 
 
 def unbroken_weights(steps: int = STEPS) -> Weights:

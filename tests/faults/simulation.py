@@ -21,10 +21,10 @@ from tests.faults.faulty_store import Crash
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS
 
 T = TypeVar("T")
+# What happens to an operation: it is done · the store is down · it is done, but its answer is lost
+# · the process gives it up, but it is done later · the process dies before it · the process dies
+# after it · the process dies, and the operation is done later.
 Fate = Literal["done", "outage", "lost", "late", "dies", "dies after", "dies late"]
-"""What happens to an operation: it is done · the store is down · it is done, but its answer is lost
-· the process gives it up, but it is done later · the process dies before it · the process dies
-after it · the process dies, and the operation is done later."""
 UNTOLD = "the test lost it"
 
 

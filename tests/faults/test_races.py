@@ -61,8 +61,8 @@ from tests.faults.simulation import (
 )
 
 STEPS = 12
+# A write lands at most this many seconds after it was given up.
 ON_ITS_WAY = 1000.0
-"""A write lands at most this many seconds after it was given up."""
 A_YEAR = 3e7
 MACHINES = ("a", "b")
 ALL_STAGES = {"prepare", *TRAINING, "evaluate", "publish"}

@@ -24,10 +24,10 @@ from urllib.parse import quote_plus
 from tests.rental.netns import Bridge, Namespace, separate_network
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
+# The home folder in a pod. This machine's home is hidden: it has keys and configuration.
 HOME = "/pod"
-"""The home folder in a pod. This machine's home is hidden: it has keys and configuration."""
+# SkyPilot's own Python environment in a pod: too large to copy into each pod.
 RUNTIME = f"{HOME}/skypilot-runtime"
-"""SkyPilot's own Python environment in a pod: too large to copy into each pod."""
 
 # Runs as process 1 of the new namespaces. The mounts are private, so they end with the namespace.
 _ENTRY = """

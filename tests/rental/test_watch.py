@@ -19,10 +19,10 @@ from tests.rental.window import Window, window
 
 pytestmark = pytest.mark.rental
 
+# How much two recoveries may differ. Without the watcher, SkyPilot needs 130 s more.
 NOISE_SECONDS = 45.0
-"""How much two recoveries may differ. Without the watcher, SkyPilot needs 130 s more."""
+# Enough steps to last until SkyPilot reports that it has recovered the run.
 LONGER = 12_000
-"""Enough steps to last until SkyPilot reports that it has recovered the run."""
 
 
 @contextmanager

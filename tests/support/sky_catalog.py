@@ -35,6 +35,7 @@ GPU_MEMORY_GIB = {
     "H100": 80,
 }
 
+# Spot is cheapest on the A40, on demand on the RTXA4000.
 PRICES = {
     "A40": Price(0.20, 0.40),
     "L4": Price(0.32, 0.43),
@@ -46,7 +47,6 @@ PRICES = {
     "RTXA5000": Price(0.24, 0.27),
     "RTXA6000": Price(0.30, 0.49),
 }
-"""Spot is cheapest on the A40, on demand on the RTXA4000."""
 
 _COLUMNS = (
     "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Region,SpotPrice,Price,"

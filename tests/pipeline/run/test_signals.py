@@ -26,8 +26,8 @@ from pipeline.run.signals import DOUBLED, StoppingOnSignals, early_sigterm
 from tests.support.jobs import SilentDisplay
 from tests.support.waiting import PATIENCE_SECONDS, join, wait_until
 
+# Seconds a busy machine may take to schedule threads and reap a process.
 SLACK = 1.5
-"""Seconds a busy machine may take to schedule threads and reap a process."""
 
 HEAD = """
 import ctypes, hashlib, os, signal, sys, threading, time

@@ -237,6 +237,7 @@ def paths_info(request: Handler, repo: Repo) -> None:
     request.answer(entries)
 
 
+# By action; no action describes the repository.
 CALLS: dict[str, Callable[[Handler, Repo], None]] = {
     "": info,
     "revision": info,
@@ -251,4 +252,3 @@ CALLS: dict[str, Callable[[Handler, Repo], None]] = {
     "tree": tree,
     "paths-info": paths_info,
 }
-"""By action; no action describes the repository."""

@@ -33,8 +33,8 @@ from tests.support.sky_catalog import Price
 
 WORKDIR = "workdir: {folder}\n" + YAML
 HUGE = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
+# Fits on the A40, but not on the RTXA4000.
 LARGE = HUGE | {"n_layers": 3}
-"""Fits on the A40, but not on the RTXA4000."""
 
 Checks = Callable[..., dict[str, CheckRow]]
 

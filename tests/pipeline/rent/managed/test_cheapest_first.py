@@ -23,8 +23,8 @@ LISTED = """ordered:
   - {accelerators: RTXA4000}
   - {accelerators: RTXA5000, use_spot: true}"""
 BY_PRICE = YAML.replace("JOB: null", 'JOB: null, PION_CHEAPEST_FIRST: "1"')
+# Fits on the A40, but not on the others.
 LARGE = {"d_model": 8192, "n_layers": 3, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
-"""Fits on the A40, but not on the others."""
 TODAY = {"A40": Price(0.5, 0.9), "RTXA4000": Price(0.3, 0.1), "RTXA5000": Price(0.2, 0.4)}
 
 
