@@ -24,6 +24,7 @@ from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import read_run
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
+from pipeline.state.record_json import to_json
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.scratch import scratch_workspace
@@ -231,7 +232,7 @@ class _Copy:
             for name in files:
                 self.target.store.write(f"{key}/{name}", workspace.folder(entry.key) / name)
         manifest = {**json.loads(data), "epoch": EPOCH, "ancestor": None}
-        self.target.store.write(f"{key}/{MANIFEST}", _json(manifest))
+        self.target.store.write(f"{key}/{MANIFEST}", to_json(manifest).encode())
         sizes = {found.key: found.size for found in self.target.store.list(key + "/")}
         wrong = [n for n, (length, _) in files.items() if sizes.get(f"{key}/{n}") != length]
         if wrong:
@@ -282,7 +283,3 @@ def _link(path: Path, to: Path) -> None:
         os.link(path, to)
     except OSError:
         shutil.copyfile(path, to)
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

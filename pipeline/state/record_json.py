@@ -1,4 +1,4 @@
-"""Read JSON records. Check the format version, and that no field is missing or unknown."""
+"""Read and write JSON records. Reading checks the format version and the fields."""
 
 import dataclasses
 import json
@@ -14,6 +14,11 @@ Record = TypeVar("Record")
 
 class Damaged(BadInput):
     """A record can't be read, for a reason other than a newer pion."""
+
+
+def to_json(value: Any) -> str:
+    """Return readable JSON. Equal values give equal texts."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:

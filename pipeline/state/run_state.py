@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.kill_points import mark
+from pipeline.state.record_json import to_json
 from pipeline.state.records import Head
 from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_once
 from pipeline.state.stores.base import check_run_name
@@ -94,8 +95,8 @@ class RunState:
 
     def write_stage(self, stage: str, digest: str, description: Mapping[str, Any]) -> None:
         """Store the data that a stage's digest was computed from, to show differences later."""
-        text = json.dumps(description, indent=1, sort_keys=True) + "\n"
-        write_once(self.store, self.key(f"stages/{stage}/{digest}.json"), text.encode())
+        text = to_json(description).encode()
+        write_once(self.store, self.key(f"stages/{stage}/{digest}.json"), text)
 
     def read_stage(self, stage: str, digest: str) -> dict[str, Any] | None:
         """Return the data that the stage's digest was computed from; None if it is not stored."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -16,6 +15,7 @@ from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import Claim
+from pipeline.state.record_json import to_json
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 from pipeline.training.context import TrainingContext
 from pipeline.training.samples import sample_text
@@ -219,7 +219,7 @@ def _open_checkpointer(
         best="held_out_loss" if settings.keep.best else None,
     )
     files = {
-        "config.json": to_json(setup.trainer.model.config.to_dict()),
+        "config.json": to_json(setup.trainer.model.config.to_dict()).encode(),
         "tokenizer.json": setup.data.tokenizer_file.read_bytes(),
     }
     return Checkpointer(
@@ -260,8 +260,3 @@ def step_message(status: dict[str, Any], dollars: float | None) -> Step:
         eta=status["eta"],
         dollars=dollars,
     )
-
-
-def to_json(value: Any) -> bytes:
-    """Return readable JSON, the same bytes for the same value."""
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -6,7 +6,6 @@ layout.py lists the files of a checkpoint.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from pipeline.state.checkpoints.upload_worker import SaveRequest
 from pipeline.state.checkpoints.uploader import Uploader, UploaderDied
 from pipeline.state.claim import Claim
 from pipeline.state.metrics import MetricsLog
+from pipeline.state.record_json import to_json
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
@@ -289,7 +289,7 @@ class Checkpointer:
             at=claim.state.clock.now(),
             ancestor=self._pending.ancestor,
         )
-        texts = {STATE: _json(snapshot.state)}
+        texts = {STATE: to_json(snapshot.state)}
         texts.update((name, data.decode()) for name, data in series.files.items())
         folder = None
         if self._workspace.remote:
@@ -313,7 +313,3 @@ class Checkpointer:
         """Delete this machine's copies of checkpoints that a restart here would not need."""
         wanted = [entry.key for entry in head.checkpoints[:2]]
         self._workspace.forget(keep=[*wanted, self._pending.newest_key or ""])
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"

@@ -8,12 +8,11 @@ sha256. A checkpoint counts once HEAD lists it.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.state.record_json import FORMAT
+from pipeline.state.record_json import FORMAT, to_json
 from pipeline.state.records import CheckpointEntry
 from pipeline.state.workspace import Files
 
@@ -55,7 +54,7 @@ class Provenance:
         """Return the content of `manifest.json`."""
         listed = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()}
         manifest = {**dataclasses.asdict(self), "format": FORMAT, "files": listed}
-        return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+        return to_json(manifest).encode()
 
     def entry(self, files: Files) -> CheckpointEntry:
         """Return the entry by which HEAD lists a checkpoint with these files."""
