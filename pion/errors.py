@@ -52,9 +52,9 @@ class Trouble(PionError):
     def __str__(self) -> str:
         first, stop = self.rows
         return (
-            f"step {self.step} (rows {first} to {stop - 1}) gave {self.what}; the weights after "
+            f"step {self.step} (rows {first} to {stop - 1}) gave {self.what}. The weights after "
             "that step are unusable and were not saved. The last checkpoint is older than the "
-            "step: resume from it without those rows, or with a lower lr or clip"
+            "step. Resume from that checkpoint without those rows, or with a lower lr or clip"
         )
 
 

@@ -210,8 +210,8 @@ def in_batches(
         except torch.cuda.OutOfMemoryError as error:
             if len(part) == 1:
                 raise PionError(
-                    f"evaluation runs out of GPU memory on a single sequence ({error}). The "
-                    "checkpoints are safe; free GPU memory, or continue on a larger GPU."
+                    f"evaluation ran out of GPU memory on a single sequence ({error}). The "
+                    "checkpoints are safe. Free GPU memory, or continue on a larger GPU."
                 ) from None
         micro_batch = len(part) // 2  # outside `except`: its traceback keeps the tensors alive
         torch.cuda.empty_cache()

@@ -46,7 +46,7 @@ EXPORT_FILES = (
 PRODUCER = {"producer": "pion"}
 # The allowed difference of fp32 logits. Two correct implementations differ by about 1e-5.
 MAX_LOGIT_DIFFERENCE = 1e-3
-SAFE = "Don't use this export; the checkpoint it was made from is safe."
+SAFE = "Don't use this export. The original checkpoint is safe."
 # How many tokens of each text are compared. More tokens would not show more mistakes.
 COMPARED_TOKENS = 512
 
@@ -94,8 +94,8 @@ def export_model(
         replace_folder(partial, out)
     except OSError as error:
         raise BadInput(
-            f"{out}: can't write the export ({error.strerror or error}). The checkpoint is safe; "
-            "free some space or name another folder."
+            f"{out}: can't write the export ({error.strerror or error}). The checkpoint is safe. "
+            "Free some space, or name a different folder."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -119,13 +119,13 @@ def check_replaceable(out: str | Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise BadInput(f"{out} is a file; name a folder for the model.")
+        raise BadInput(f"{out} is a file. Name a folder for the model.")
     if any(out.iterdir()) and not is_export(out):
         foreign = sorted({path.name for path in out.iterdir()} - set(EXPORT_FILES))
         found = f" ({', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''})" if foreign else ""
         raise BadInput(
-            f"{out} contains files that are not part of a Pion export{found}; nothing was changed. "
-            "Name another folder, or move these files away."
+            f"{out} contains files that are not part of a Pion export{found}. Nothing was changed. "
+            "Name a different folder, or move these files away."
         )
 
 
@@ -177,10 +177,10 @@ def verify_export(
             if not worst <= MAX_LOGIT_DIFFERENCE:  # not `>`: a NaN must not pass
                 position, row = divmod(int(difference.argmax()), difference.shape[-1])
                 raise PionError(
-                    f"{out}: the exported model is not the trained one: logits differ by "
-                    f"{worst:.3g} (allowed: {MAX_LOGIT_DIFFERENCE:g}) at text {number}, position "
-                    f"{position}, token {row}. {SAFE} Export it again; if it differs again, this "
-                    "is a bug."
+                    f"{out}: the exported model gives different logits than the trained model. "
+                    f"At text {number}, position {position}, token {row}, they differ by "
+                    f"{worst:.3g} (allowed: {MAX_LOGIT_DIFFERENCE:g}). {SAFE} Export the model "
+                    "again. If the logits still differ, please report a bug."
                 )
             largest = max(largest, worst)
     return largest
@@ -221,7 +221,7 @@ def _same_ids(out: Path, tokenizer: Tokenizer, hf_tokenizer: Any, text: str) -> 
         pairs = enumerate(zip(ours, theirs))
         at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         raise PionError(
-            f"{out}: the exported tokenizer is not the trained one: at token {at} of "
+            f"{out}: the exported tokenizer differs from the trained tokenizer: at token {at} of "
             f"{text[:60]!r} it gives {theirs[at : at + 3]} instead of {ours[at : at + 3]}. {SAFE}"
         )
     return ours

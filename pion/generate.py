@@ -101,13 +101,13 @@ def _checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
     prompt = [int(token) for token in ids] or [END_OF_TEXT]
     if len(prompt) > config.seq_len:
         raise BadInput(
-            f"the prompt has {len(prompt)} tokens, more than the model's context of "
-            f"{config.seq_len}: shorten it"
+            f"the prompt has {len(prompt)} tokens, but the model's context is {config.seq_len} "
+            "tokens. Shorten the prompt"
         )
     if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
         raise BadInput(
             f"the prompt has an id outside 0 … {config.vocab_size - 1}, the model's vocabulary: "
-            f"was it encoded by another tokenizer?"
+            f"was it encoded with a different tokenizer?"
         )
     return prompt
 

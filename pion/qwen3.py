@@ -122,7 +122,8 @@ def from_qwen3(hf_config: dict[str, Any], hf_state: State) -> tuple[ModelConfig,
     unknown = sorted(hf_state.keys() - ours.keys())
     if unknown:
         raise BadInput(
-            f"unexpected tensor {unknown[0]}: a Qwen3 of this config has no parameter of that name"
+            f"unexpected tensor {unknown[0]}: a Qwen3 of this config has no parameter with that "
+            "name"
         )
     return config, {ours[name]: tensor for name, tensor in hf_state.items()}
 

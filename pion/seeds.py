@@ -82,7 +82,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadInput(f"can't read {path}: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
         raise BadInput(
-            f"{path} holds more than tensors and plain values, or is damaged. It was not run. "
+            f"{path} is damaged, or it contains Python objects other than tensors and plain "
+            "values. Pion did not load the file, because loading it could run code. "
             f"({_reason(error)})"
         ) from None
     except Exception as error:  # a damaged file can make the unpickler raise anything
@@ -112,7 +113,7 @@ def _rename(model: dict[str, Tensor]) -> dict[str, Tensor]:
         elif name in _NAMES:
             state[_NAMES[name]] = tensor
         else:
-            raise BadInput(f"unexpected tensor {key}: no Pion model has a parameter of that name")
+            raise BadInput(f"unexpected tensor {key}: no Pion model has a parameter with that name")
     return state
 
 

@@ -51,7 +51,9 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: can't read this .npy shard ({error})") from None
     if dtype.kind not in "iu":
-        raise BadInput(f"{path}: holds {dtype}, but token ids must be integers (uint16, int32…).")
+        raise BadInput(
+            f"{path}: contains {dtype}, but token ids must be integers (uint16, int32…)."
+        )
     if len(shape) != 2 or fortran_order:
         raise BadInput(f"{path}: shape {shape}; a shard must be a C-ordered (rows, seq_len) array.")
     if shape[1] == 0 or shape[1] % seq_len:
@@ -111,9 +113,9 @@ def check_ids(rows: np.ndarray, vocab_size: int, name: str) -> None:
         if chunk.min() < 0 or chunk.max() >= vocab_size:
             row, column = np.argwhere((chunk < 0) | (chunk >= vocab_size))[0].tolist()
             raise BadInput(
-                f"{name}: row {first + row:,} holds id {chunk[row, column]:,} at position "
-                f"{column:,}, beyond the vocabulary of {vocab_size:,} ids. Another tokenizer made "
-                f"these shards, or model.vocab_size is too small."
+                f"{name}: row {first + row:,} has id {chunk[row, column]:,} at position "
+                f"{column:,}, beyond the vocabulary of {vocab_size:,} ids. A different tokenizer "
+                f"made these shards, or model.vocab_size is too small."
             )
 
 

@@ -165,8 +165,8 @@ def source_files() -> tuple[SourceFile, ...]:
         found.append(SourceFile(relative.as_posix(), text, groups, tuple(comments(text, tree))))
     if not found:
         raise BadInput(
-            f"python-docs: {library} has no source files (this Python was installed without them); "
-            "use a Python from python.org, uv or your distribution, or another data source"
+            f"python-docs: {library} has no source files (this Python was installed without them). "
+            "Use a Python from python.org, uv or your distribution, or a different data source"
         )
     return tuple(found)
 

@@ -120,7 +120,7 @@ class ShardWriter:
             wrong = ids.min() if ids.min() < 0 else ids.max()
             raise BadInput(
                 f"{self._folder}: id {wrong:,} is beyond the vocabulary of {self._vocab_size:,} "
-                f"ids: the text was encoded with another tokenizer."
+                f"ids: the text was encoded with a different tokenizer."
             )
 
     def _fill(self, ids: np.ndarray, flags: np.ndarray | None) -> int:

@@ -123,8 +123,9 @@ class Manifest:
             raise BadInput(f"{path}: can't read this data manifest ({error!r})") from None
         if manifest.fingerprint != fingerprint:
             raise BadInput(
-                f"{path}: changed since it was written: it says fingerprint {fingerprint[:12]}, "
-                f"but its content has {manifest.fingerprint[:12]}. Prepare the data again."
+                f"{path}: changed since it was written: its fingerprint is {fingerprint[:12]}, "
+                f"but the fingerprint of its content is {manifest.fingerprint[:12]}. Prepare the "
+                "data again."
             )
         return manifest
 

@@ -164,7 +164,8 @@ class Tokenizer:
             raise BadInput(
                 f"{where}: the tokenizer doesn't fit the model: it produces ids up to "
                 f"{self.vocab_size - 1:,}, but model.vocab_size is {model_vocab_size:,}. "
-                f"Set model.vocab_size to {self.vocab_size:,} or more, or name another tokenizer."
+                f"Set model.vocab_size to {self.vocab_size:,} or more, or use a different "
+                "tokenizer."
             )
 
     def _pieces(self, text: str) -> list[str]:
@@ -243,7 +244,7 @@ def _parse(source: str, where: str) -> dict[str, Any]:
     if model != "BPE" or not set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) <= set(vocab):
         raise BadInput(
             f"{where}: not a byte-level BPE tokenizer: key model.type must be BPE (it is {model}) "
-            f"and key model.vocab must hold all 256 bytes, so that any text encodes exactly."
+            f"and key model.vocab must contain all 256 bytes, so that any text encodes exactly."
         )
     return {**settings, "added_tokens": added}
 
@@ -262,8 +263,8 @@ def _end_of_text_token(special_ids: dict[str, int], where: str) -> str:
         if name in special_ids:
             return name
     raise BadInput(
-        f"{where}: no end-of-text token: key added_tokens must hold a special token named one of "
-        f"{', '.join(END_OF_TEXT_NAMES)}; it holds {', '.join(special_ids) or 'none'}."
+        f"{where}: no end-of-text token: key added_tokens must contain a special token named one "
+        f"of {', '.join(END_OF_TEXT_NAMES)}; it contains {', '.join(special_ids) or 'none'}."
     )
 
 

@@ -85,7 +85,9 @@ class Decoder(nn.Module):
             weights[name] = torch.empty(expected.shape).copy_(state[name])
         unknown = next((name for name in state if name not in weights), None)
         if unknown is not None:
-            raise BadInput(f"unexpected tensor {unknown}: this model has no parameter of that name")
+            raise BadInput(
+                f"unexpected tensor {unknown}: this model has no parameter with that name"
+            )
         decoder.load_state_dict(weights, assign=True)
         return decoder
 

@@ -115,12 +115,12 @@ def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: st
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise BadInput(f"the {what} {kind} {min(names)}{more}: it belongs to another model")
+            raise BadInput(f"the {what} {kind} {min(names)}{more}: it belongs to a different model")
     for name, tensor in source.items():
         if tensor.shape != target[name].shape:
             raise BadInput(
                 f"the {what}'s {name} has shape {tuple(tensor.shape)} instead of "
-                f"{tuple(target[name].shape)}: it belongs to another model"
+                f"{tuple(target[name].shape)}: it belongs to a different model"
             )
 
 

@@ -58,7 +58,7 @@ def test_a_quoted_message_is_in_the_code(quote: str) -> None:
 
 def test_other_words_are_not_found() -> None:
     assert not printed("the disk is brimful; free some space")
-    assert not printed("nothing can be saved now: … It was not run.")  # of two messages
+    assert not printed("nothing can be saved now: … Pion did not load the file")  # of two messages
 
 
 def test_there_are_twenty_of_them() -> None:

@@ -156,7 +156,7 @@ def test_any_stop_id_ends_generation_and_is_not_yielded(memorised, tokenizer):
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"vocab_size": 10_000}, "vocab_size is 10000"),
-        ({"ids": [5] * 65}, "65 tokens, more than the model's context of 64"),
+        ({"ids": [5] * 65}, "65 tokens, but the model's context is 64"),
         ({"ids": [100_000]}, "outside 0 … "),
         ({"ids": [-1]}, "outside 0 … "),
     ],

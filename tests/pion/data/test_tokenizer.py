@@ -177,7 +177,7 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path) -> None:
     model = json.loads(edited(tmp_path).read_text())["model"]
     without_z = {token: i for token, i in model["vocab"].items() if token != "z"}
     path = edited(tmp_path, model={**model, "vocab": without_z})
-    with pytest.raises(BadInput, match=r"key model\.vocab must hold all 256 bytes"):
+    with pytest.raises(BadInput, match=r"key model\.vocab must contain all 256 bytes"):
         Tokenizer.from_file(path)
 
 
