@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 MODEL_HELP = (
     "a run (demo, STORE/demo, demo@pretrain, demo@sft or demo@250), the folder of a checkpoint, "
-    "the folder of an exported model, a .pt file of the original Pion, or a Hub repository "
-    "(user/name); default: the latest run"
+    "the folder of an exported model, a .pt file that `pion import-seed` reads, or a Hub "
+    "repository (user/name); default: the latest run"
 )
 OVERRIDES_HELP = "fields to change, such as sft.lr=1e-4"
 RUN_HELP = "a name in runs/, or STORE/NAME"
@@ -103,7 +103,8 @@ def _bug(error: Exception) -> str:
         traceback.print_exception(error, limit=TRACEBACK_LIMIT, file=log)
     return (
         f"error: this is a bug in Pion: {type(error).__name__}: {error}\n"
-        f"What was committed is safe. The traceback is in {path} (PION_DEBUG=1 prints it here)."
+        f"Everything that was committed is safe. The traceback is in {path} (PION_DEBUG=1 prints "
+        "it here)."
     )
 
 
@@ -182,7 +183,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _add_run(add: Add) -> None:
-    run = add("run", _run, "start or resume a job, and work until it is done", overrides=True)
+    run = add("run", _run, "start or resume a job, and continue until it is done", overrides=True)
     run.add_argument("job", metavar="JOB", nargs="?", help="a job file, such as jobs/demo.yaml")
     run.add_argument(
         "--redo",
@@ -192,7 +193,7 @@ def _add_run(add: Add) -> None:
     run.add_argument(
         "--take-over",
         action="store_true",
-        help="take the run from its owner; an owner that is still at work stops",
+        help="take the run from its owner; if the owner is still running, it stops",
     )
     run.add_argument("--help-job", action="store_true", help="print every field of a job file")
 
@@ -229,10 +230,14 @@ def _add_model_commands(add: Add) -> None:
     export.add_argument(
         "--stage",
         choices=("pretrain", "sft"),
-        help="the stage of a run whose model to export; default: the latest",
+        help="which stage's model to export from a run; default: the latest stage",
     )
 
-    seed = add("import-seed", _import_seed, "convert a checkpoint of the original Pion")
+    seed = add(
+        "import-seed",
+        _import_seed,
+        "convert a checkpoint of the original Pion (a public project)",
+    )
     seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
     seed.add_argument("folder", metavar="DIR", help="the folder to write")
     seed.add_argument(
@@ -274,7 +279,7 @@ def _add_store_commands(add: Add) -> None:
     fork.add_argument(
         "--stage",
         choices=("pretrain", "sft"),
-        help="the stage of that checkpoint; default: the current stage",
+        help="the stage of the checkpoint; default: the current stage",
     )
 
 
@@ -367,7 +372,7 @@ def _generate(args: argparse.Namespace) -> int:
     from pipeline.commands.chat import answer_once
 
     if args.prompt is None and sys.stdin.isatty():
-        raise BadInput("give a text to continue: --prompt TEXT, or on standard input")
+        raise BadInput("no text to continue was given. Use --prompt TEXT or standard input")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
     _, model, tokenizer = _load(args.model)
     return answer_once(model, tokenizer, prompt, _settings(args), as_chat=args.chat)

@@ -27,7 +27,7 @@ class GenerationSettings:
 HELP = {
     "max_tokens": "maximum length of an answer, in tokens",
     "temperature": "0 takes the most likely token; higher is more random",
-    "top_k": "choose among this many of the most likely tokens, 0 for all",
+    "top_k": "choose among this many of the most likely tokens; 0: all",
     "top_p": "choose among the most likely tokens that add up to this probability",
     "repetition_penalty": "values above 1 make tokens that were already used less likely",
 }

@@ -17,11 +17,11 @@ from pipeline.job.section import part_of
 PARTS = {
     "identity": "changes the result, so the stages that use the field must run again. `pion run` "
     "shows the difference and asks for `--redo`",
-    "schedule": "changes how the model is trained, so the stage must run again. Two exceptions: a "
-    "fork may continue under another schedule, and `steps` may be raised until the learning rate "
-    "starts to decay",
-    "runtime": "changes no result, so finished stages stay finished. Another `name` or `store` is "
-    "another run",
+    "schedule": "changes how the model is trained, so the stage must run again. There are two "
+    "exceptions. A fork may continue with a different schedule. You may raise `steps` as long as "
+    "the learning rate has not started to decay",
+    "runtime": "changes no result, so finished stages stay finished. With a different `name` or "
+    "`store`, the job is a different run",
 }
 
 

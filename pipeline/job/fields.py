@@ -27,7 +27,7 @@ STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 
 
 class Model(Section):
-    """The decoder: a preset, all fields, or a preset with some fields replaced."""
+    """The decoder: a preset, a preset with some fields replaced, or every field."""
 
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
     d_model: int | None = identity(None, "width of the residual stream", gt=0)
@@ -41,19 +41,26 @@ class Model(Section):
         None, "width of one attention head; unset: d_model / n_heads", gt=0
     )
     vocab_size: int | None = identity(
-        None, "rows of the embedding; unset: the preset's, or else the trained tokenizer's", gt=0
+        None,
+        "rows of the embedding; unset: the preset's value, or without a preset "
+        "tokenizer.train.vocab_size",
+        gt=0,
     )
     seq_len: int | None = identity(
         None,
-        "longest context in tokens; unset: the preset's, or else the longest training row",
+        "longest context in tokens; unset: the preset's value, or without a preset the length of "
+        "the longest training row",
         gt=0,
     )
     rope_theta: float | None = identity(
-        None, "base of the rotary frequencies; unset: the preset's, or else 10000", gt=0
+        None,
+        "base of the rotary frequencies; unset: the preset's value, or without a preset 10000",
+        gt=0,
     )
     softcap: float | None = identity(
         None,
-        "limit attention scores to ±softcap; such a model cannot be published; unset: no limit",
+        "limit attention scores to ±softcap; a model with a softcap cannot be published; unset: "
+        "no limit",
         gt=0,
     )
 
@@ -107,8 +114,8 @@ class Data(Section):
     sources: list[DataSource] = identity([], "where the pretraining text comes from")
     held_out: float = identity(
         0.02,
-        "share of the documents (python-docs: of the files) kept for evaluation; tokenized sources "
-        "(npy, bin, hub-npy) always keep the last 1 % of their rows",
+        "share of the documents (for python-docs: of the files) reserved for evaluation. From a "
+        "tokenized source (npy, bin, hub-npy), Pion always reserves the last 1 % of the rows",
         gt=0,
         lt=0.5,
     )
@@ -123,7 +130,9 @@ class Train(Section):
     """The fields that both training stages have."""
 
     steps: int = scheduled(..., "optimizer steps", gt=0)
-    global_batch: int = identity(64, "sequences in one optimizer step, on any hardware", gt=0)
+    global_batch: int = identity(
+        64, "sequences in one optimizer step, for any number of GPUs", gt=0
+    )
     lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0)
     min_lr: float = scheduled(3e-5, "learning rate at the end of the schedule", ge=0)
     warmup_steps: int = scheduled(1000, "steps of linear warm-up", ge=0)
@@ -133,12 +142,13 @@ class Train(Section):
     decay_shape: Literal["cosine", "linear"] = scheduled("cosine", "shape of the decay (wsd only)")
     decay_fraction: float = scheduled(
         0.2,
-        "share of the steps, at the end, in which the learning rate decays (wsd only)",
+        "share of the steps that the decay at the end takes (wsd only)",
         gt=0,
         le=1,
     )
     optimizer: Literal["adamw", "muon"] = scheduled(
-        "adamw", "adamw, or muon: Muon for the matrices of the blocks and AdamW for the rest"
+        "adamw",
+        "adamw: AdamW for everything; muon: Muon for the blocks' matrices, AdamW for the rest",
     )
     muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0)
     muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)
@@ -181,7 +191,9 @@ class Sft(Train):
     )
     weight_decay: float = scheduled(0.01, "decoupled weight decay of matrices and embeddings", ge=0)
     sources: list[ConversationSource] = identity(..., "where the conversations come from")
-    held_out: float = identity(0.01, "share of the conversations kept for evaluation", gt=0, lt=0.5)
+    held_out: float = identity(
+        0.01, "share of the conversations reserved for evaluation", gt=0, lt=0.5
+    )
     seq_len: int | None = identity(None, "tokens in a packed row; unset: data.seq_len", ge=8)
 
 
@@ -195,7 +207,7 @@ class LmEval(Section):
         [], "names of the tasks; a task whose data cannot be loaded is reported as skipped"
     )
     include_path: str | None = identity(None, "folder with your own task definitions")
-    limit: int | None = identity(None, "largest number of documents per task; unset: all", gt=0)
+    limit: int | None = identity(None, "maximum number of documents per task; unset: all", gt=0)
 
 
 class Evaluate(Section):
@@ -211,7 +223,8 @@ class Evaluate(Section):
     ngram_tokens: int = identity(2_000_000, "training tokens that the n-gram model counts", gt=0)
     continuations: int = identity(
         200,
-        "multiple-choice questions made from held-out text: the model picks the true continuation",
+        "number of multiple-choice questions made from held-out text, in which the model chooses "
+        "the real continuation",
         ge=0,
     )
     packs: list[str] = identity(
@@ -234,7 +247,7 @@ class Publish(Section):
     require: list[str] = identity(
         [],
         "publish only if all these conditions hold, such as bits_per_byte < 2.2 or "
-        "pretrain.bits_per_byte < 2.2; a result without a stage is that of the published model",
+        "pretrain.bits_per_byte < 2.2; without a stage, the published model's result counts",
     )
 
     @field_validator("require")
@@ -261,8 +274,8 @@ class Checkpoint(Section):
     every_steps: int | None = runtime(None, "steps between two checkpoints; unset: by time", gt=0)
     every_seconds: float | None = runtime(
         None,
-        "seconds between two checkpoints; unset: derived from the length of a save and "
-        "preemption_hours",
+        "seconds between two checkpoints; unset: computed from preemption_hours and the time that "
+        "a save takes",
         gt=0,
     )
     preemption_hours: float = runtime(2.0, "expected hours between two preemptions", gt=0)
@@ -277,13 +290,14 @@ class Checkpoint(Section):
         "machine, else 0",
         ge=0,
     )
-    max_rewinds: int = runtime(3, "number of rollbacks in a row that are allowed", ge=0)
+    max_rewinds: int = runtime(3, "maximum number of rollbacks in a row", ge=0)
 
 
 class Hardware(Section):
     workers: int | None = runtime(
         None,
-        "Ray Train workers; unset: one per GPU, or 1; 0: train in this process, without Ray",
+        "number of Ray Train workers; unset: one per GPU, or 1 without a GPU; 0: train in this "
+        "process, without Ray",
         ge=0,
     )
     micro_batch: int | None = runtime(
@@ -292,19 +306,21 @@ class Hardware(Section):
         gt=0,
     )
     dtype: Literal["auto", "bfloat16", "float32"] = runtime(
-        "auto", "precision of the computation; auto: bfloat16 where the hardware is fast at it"
+        "auto", "precision of the computation; auto: bfloat16 on hardware that computes it fast"
     )
     threads: int | None = runtime(
         None, "CPU threads of a worker; unset: the cores divided by the workers", gt=0
     )
     recompute: bool | None = runtime(
         None,
-        "recompute activations to save memory; unset: only if one sequence does not fit without it",
+        "recompute activations to save memory; unset: only if a single sequence would otherwise "
+        "not fit into memory",
     )
     compile: bool = runtime(False, "compile the blocks with torch.compile")
     hang_seconds: float | None = runtime(
         None,
-        "seconds without a step that count as a hang; unset: 20 times the usual, at least 120",
+        "seconds without a step that count as a hang; unset: 20 times the usual time of a step, "
+        "and at least 120",
         gt=0,
     )
     deterministic: bool = runtime(False, "give bit-identical results on CUDA too, but more slowly")
@@ -315,12 +331,13 @@ class Hardware(Section):
 
 class Budget(Section):
     hours: float | None = runtime(
-        None, "machine hours of all attempts together; unset: no limit", gt=0
+        None, "total machine hours of all attempts; unset: no limit", gt=0
     )
-    dollars: float | None = runtime(None, "dollars of all attempts together; unset: no limit", gt=0)
+    dollars: float | None = runtime(None, "total dollars of all attempts; unset: no limit", gt=0)
     dollars_per_hour: float | None = runtime(
         None,
-        "dollars per hour of a machine that `pion launch` did not rent; for budget.dollars",
+        "price, in dollars per hour, of a machine that `pion launch` did not rent; used for "
+        "budget.dollars",
         ge=0,
     )
 
@@ -337,12 +354,13 @@ class Log(Section):
     every: int = runtime(10, "steps between two lines of metrics", gt=0)
     tensorboard: str | None = runtime(
         None,
-        "folder for TensorBoard's event files; needs `uv sync --extra tensorboard`; unset: none "
-        "are written",
+        "folder for TensorBoard's event files; needs `uv sync --extra tensorboard`; unset: no "
+        "event files",
     )
     wandb: str | None = runtime(
         None,
-        "project in Weights & Biases; needs `uv sync --extra wandb`; unset: nothing is sent there",
+        "project in Weights & Biases; needs `uv sync --extra wandb`; unset: Weights & Biases is "
+        "not used",
     )
 
 
@@ -377,9 +395,13 @@ class Job(Section):
         "runs", "where state is kept: a folder, file://, s3://bucket/prefix or hf://user/repo"
     )
     model: Model = identity(
-        ..., "the decoder: a preset, all fields, or a preset with some fields replaced"
+        ...,
+        "the decoder. Name a preset, name a preset and replace some of its fields, or set every "
+        "field yourself",
     )
-    tokenizer: TokenizerSection = identity(..., "exactly one of `train`, `file` and `hub`")
+    tokenizer: TokenizerSection = identity(
+        ..., "the tokenizer. Set exactly one of `train`, `file` and `hub`"
+    )
     data: Data = identity(Data(), "the pretraining text")
     pretrain: Pretrain | None = identity(None, "the pretraining stage")
     sft: Sft | None = identity(None, "the fine-tuning stage")
@@ -390,7 +412,9 @@ class Job(Section):
     )
     hardware: Hardware = runtime(Hardware(), "workers, precision, memory")
     budget: Budget = runtime(
-        Budget(), "limits on time and money; at a limit the run saves and stops with exit code 4"
+        Budget(),
+        "limits on time and money. When the run reaches a limit, it saves and stops with exit "
+        "code 4",
     )
     prices: dict[str, Price] | None = runtime(
         None,

@@ -12,14 +12,14 @@ HEAD = """\
 
 # The job file
 
-A job is one YAML file. It says which model to train, on which data, how, and where to keep
-the run's state. `pion run JOB` works until everything in the file is done.
+A job is one YAML file. It names the model, the training data, the training settings, and the place
+where the run's state is stored. `pion run JOB` keeps running until everything in the file is done.
 
 ```yaml
 {whole}```
 
-Every other field has a default. `jobs/` has more examples, and `pion run --help-job` prints this
-reference in a terminal.
+Most other fields have a default. The tables below mark a field without a default as `required`.
+`jobs/` has more examples, and `pion run --help-job` prints this reference in a terminal.
 
 * On the command line, `key=value` replaces any field: `pion run job.yaml pretrain.lr=1e-3`.
   The sources in a list are numbered from 0: `data.sources.0.weight=2`. The tables below write `N`
@@ -27,8 +27,9 @@ reference in a terminal.
 * Paths of inputs are relative to the job file. Paths of outputs (`store`, `publish.to`) are relative
   to the working directory.
 * Numbers may be written as `22_500` or `3e-4`.
-* `pion check JOB` finds mistakes without starting anything. It reports each misspelled key, wrong
-  type and impossible value with its line. For a misspelled key it also names the nearest valid key.
+* `pion check JOB` finds mistakes without starting anything. For each misspelled key, wrong type or
+  invalid value, it prints the line number. For a misspelled key it also names the nearest valid
+  key.
 
 The last column of each table says what happens to finished work when you change the field:
 

@@ -11,19 +11,22 @@ from pipeline.job.section import Section, identity
 
 class Source(Section):
     weight: float = identity(
-        1.0, "share of the rows, relative to the weights of the other sources", gt=0
+        1.0,
+        "how many rows come from this source, relative to the other sources: weight 2 gives twice "
+        "as many rows as weight 1",
+        gt=0,
     )
 
 
 class PythonDocs(Source):
-    """Docstrings, comments and pydoc topics of the standard library of Python."""
+    """Docstrings, comments and pydoc topics of Python's standard library."""
 
     kind: Literal["python-docs"]
     code: bool = identity(False, "also read the source code")
 
 
 class TextFiles(Source):
-    """Plain text files. Each file is a document, or each paragraph is one (see `split`)."""
+    """Plain text files. Each file, or each paragraph, is a document (see `split`)."""
 
     kind: Literal["text"]
     path: str = identity(..., "a file, a folder (its *.txt and *.md) or a glob")
@@ -42,7 +45,7 @@ class JsonlFiles(Source):
 class JsonlTexts(JsonlFiles):
     """JSON Lines (.gz too). Each line is a document."""
 
-    field: str = identity("text", "key that holds the text")
+    field: str = identity("text", "key that contains the text")
 
 
 class ParquetFiles(Source):
@@ -55,7 +58,7 @@ class ParquetFiles(Source):
 class ParquetTexts(ParquetFiles):
     """Parquet files. Each row is a document."""
 
-    field: str = identity("text", "column that holds the text")
+    field: str = identity("text", "column that contains the text")
 
 
 class NpyShards(Source):
@@ -66,7 +69,7 @@ class NpyShards(Source):
 
 
 class BinShards(Source):
-    """Tokenized `.bin` files as Daisy-Wee writes them: magic 20240520, version 1, uint16 tokens."""
+    """Tokenized `.bin` files of the project Daisy-Wee: magic 20240520, version 1, uint16 tokens."""
 
     kind: Literal["bin"]
     path: str = identity(..., "a folder or a glob")
@@ -80,17 +83,17 @@ class HubDataset(Source):
     subset: str | None = identity(None, "configuration of the data set; unset: its default")
     split: str = identity("train", "split of the data set")
     revision: str | None = identity(None, "commit, branch or tag; unset: the main branch")
-    max_documents: int | None = identity(None, "largest number of rows to read; unset: all", gt=0)
+    max_documents: int | None = identity(None, "maximum number of rows to read; unset: all", gt=0)
 
 
 class HubTexts(HubDataset):
     """A Hub data set, streamed through `datasets`. Each row is a document."""
 
-    field: str = identity("text", "column that holds the text")
+    field: str = identity("text", "column that contains the text")
 
 
 class HubNpyShards(Source):
-    """Tokenized `.npy` arrays in a Hub data set, downloaded ahead of training and deleted after."""
+    """Tokenized `.npy` arrays in a Hub data set, downloaded before use and deleted after use."""
 
     kind: Literal["hub-npy"]
     repo: str = identity(..., "the data set on the Hub, user/name")
@@ -99,7 +102,7 @@ class HubNpyShards(Source):
     )
     pattern: str = identity("shard_*.npy", "glob of the files to use")
     max_shards: int | None = identity(
-        None, "largest number of files to use, in the order of their names; unset: all", gt=0
+        None, "maximum number of files to use, in the order of their names; unset: all", gt=0
     )
 
 

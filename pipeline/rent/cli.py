@@ -21,9 +21,9 @@ class Add(Protocol):
 
 
 RUN_HELP = "STORE/NAME, or a name in runs/"
-ON_HELP = "the SkyPilot file to rent with, such as sky/runpod-spot.yaml"
+ON_HELP = "the SkyPilot file that lists the machines to rent, such as sky/runpod-spot.yaml"
 DEAR_SPOT_HELP = "accept a spot price above the on-demand price"
-FORCE_HELP = f"{DEAR_SPOT_HELP}, and rent although a machine for this run is already starting"
+FORCE_HELP = f"{DEAR_SPOT_HELP}, and rent even if a machine for this run is already starting"
 
 
 def add_rent_commands(add: Add) -> None:
@@ -34,9 +34,7 @@ def add_rent_commands(add: Add) -> None:
 
 
 def _add_check_and_plan(add: Add) -> None:
-    check = add(
-        "check", _check, "find what would fail later, before it costs anything", overrides=True
-    )
+    check = add("check", _check, "find mistakes in a job before they cost money", overrides=True)
     _job(check)
     check.add_argument("--on", metavar="SKY", help=ON_HELP)
     check.add_argument("--force", action="store_true", help=DEAR_SPOT_HELP)
@@ -79,7 +77,7 @@ def _add_managed(add: Add) -> None:
         "rentals", _rentals, "list every rented machine, its cost, and whether it is gone"
     )
     rentals.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all")
-    rentals.add_argument("--reap", action="store_true", help="end pods on RunPod that serve no run")
+    rentals.add_argument("--reap", action="store_true", help="terminate orphaned pods on RunPod")
     rentals.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -89,7 +87,7 @@ def _add_replay(add: Add) -> None:
     replay = add(
         "replay",
         _replay,
-        "show finish time, dollars and goodput on recorded spot traces",
+        "estimate finish time, dollars and useful share of the paid time on recorded spot markets",
         overrides=True,
     )
     _job(replay)
@@ -99,7 +97,7 @@ def _add_replay(add: Add) -> None:
         nargs="+",
         action="extend",
         required=True,
-        help="recorded availability, as JSON; see docs/renting.md",
+        help="JSON files that record when spot machines were available; see docs/renting.md",
     )
     add_options(replay)
     replay.add_argument("--png", metavar="FILE", help="also draw the result to this file")

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pion.errors import BadInput
 
 HELP = {
-    "gpu": "the GPU type to take the price of, and the speed unless --step-seconds is given",
-    "step_seconds": "seconds per step of the first training stage; others scale by their tokens",
+    "gpu": "the GPU type; sets the price, and without --step-seconds also the speed",
+    "step_seconds": "seconds per step in the first training stage; for later stages, this time is "
+    "scaled by their tokens per step",
     "boot_seconds": "seconds from the start of billing until the restore starts",
     "restore_seconds": "seconds from the start of the restore until the first step",
     "stall_seconds": "seconds for which a save stops training",
-    "write_seconds": "seconds from the end of that stop until the save is committed",
-    "upload_mb_per_second": "upload speed; gives --write-seconds for the size of a checkpoint",
+    "write_seconds": "seconds from when training continues until the save is committed",
+    "upload_mb_per_second": "upload speed, to compute --write-seconds from a checkpoint's size",
     "warning_seconds": "seconds of notice before a machine is lost; default: no notice",
     "price": "dollars per hour on spot",
     "on_demand_price": "dollars per hour on demand",
