@@ -67,8 +67,8 @@ class Conversation:
             turns = turns[keep:]
         if len(ids) >= self.seq_len:
             raise BadInput(
-                f"this text has {len(ids):,} tokens, and the model's context is {self.seq_len:,}: "
-                "send a shorter text"
+                f"this text has {len(ids):,} tokens, but the model's context is {self.seq_len:,} "
+                "tokens. Enter a shorter text"
             )
         self.turns = turns
         return ids, dropped
@@ -97,7 +97,7 @@ def answer_once(
     out = out or sys.stdout
     conversation = Conversation(tokenizer, model.config.seq_len, template=as_chat)
     if not prompt.strip():
-        raise BadInput("the prompt is empty: give some text to continue")
+        raise BadInput("the prompt is empty. Give some text for the model to continue")
     ids, _ = conversation.ask(prompt, settings.max_tokens)
     if not as_chat:
         print(printable(prompt), end="", file=out, flush=True)
@@ -125,7 +125,9 @@ def chat(
         f"{model.config.seq_len:,} tokens. /help lists the commands, Ctrl-D quits."
     )
     if not found.chat:
-        session.say("This model was not fine-tuned on conversations: it continues your text.")
+        session.say(
+            "This model was not fine-tuned on conversations. The model continues your text."
+        )
     for line in lines if lines is not None else _typed_lines(session.say):
         if not session.take(line):
             break

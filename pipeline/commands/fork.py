@@ -48,8 +48,8 @@ def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
     store, name = (state.store, new) if "/" not in new else _named(new)
     entry = fork_run(state, head, RunState(store, name), at=at, stage=stage, say=print)
     print(
-        f"{store.url}/{name} continues from {entry.stage} step {entry.step:,} of {state.name}: "
-        f"pion run JOB name={name}"
+        f"created {store.url}/{name} from {state.name} at {entry.stage} step {entry.step:,}. "
+        f"To train it: pion run JOB name={name}"
         + ("" if store.url == state.store.url else f" store={store.url}")
         + " [key=value …]"
     )
@@ -78,7 +78,7 @@ def fork_run(
     if there is not None:
         raise BadInput(
             f"{target.store.url}/{target.name} exists already. Nothing was changed. Give the fork "
-            "another name."
+            "a different name."
         )
     chosen = choose(source, head, at, stage)
     if target.store.url != source.store.url:
@@ -91,18 +91,18 @@ def fork_run(
             return forked.checkpoints[0]
     except Missing as error:
         raise PionError(
-            f"{error} {source.name} is running and has just removed it. Nothing was forked; run "
-            "the same command again."
+            f"{error} {source.name} is running and has just removed this file. Nothing was "
+            "forked. Run the same command again."
         ) from error
     except StoreError as error:
         safe = (
-            f"The copy is incomplete and not a run yet, and {source.name} was only read. A rerun "
-            "completes the copy."
+            f"The copy is incomplete, so it is not a run yet. {source.name} is unchanged. The same "
+            "command completes the copy."
         )
         raise verdict(error, Moment.NO_WORK, safe) from error
     raise BadInput(
         f"{target.store.url}/{target.name} has just been started by someone else. Give the fork "
-        "another name."
+        "a different name."
     )
 
 
@@ -120,8 +120,8 @@ def choose(source: RunState, head: Head, at: int | None, stage: str | None) -> C
     stages = sorted({entry.stage for entry in entries}, key=STAGES.index)
     if at is not None and len(stages) > 1:
         raise BadInput(
-            f"{source.name} has a checkpoint at step {at:,} of {' and of '.join(stages)}: say "
-            "which with --stage."
+            f"{source.name} has a checkpoint at step {at:,} of {' and of '.join(stages)}. "
+            "Choose one with --stage."
         )
     return entries[0]
 
@@ -222,7 +222,7 @@ class _Copy:
             if problem is not None:
                 raise BadInput(
                     f"The checkpoint {entry.key} of {self.source.name} can't be forked: {problem}. "
-                    f"Nothing was forked. Fork at another checkpoint: `pion checkpoints "
+                    f"Nothing was forked. Fork at a different checkpoint: `pion checkpoints "
                     f"{self.source.name} --verify` shows which are good."
                 )
             where = self.source.key(f"{entry.key}/{MANIFEST}")
@@ -237,8 +237,8 @@ class _Copy:
         wrong = [n for n, (length, _) in files.items() if sizes.get(f"{key}/{n}") != length]
         if wrong:
             raise PionError(
-                f"{self.target.store.url}/{key}: {', '.join(wrong)} did not arrive completely. "
-                "Nothing was forked; run the same command again."
+                f"{self.target.store.url}/{key}: {', '.join(wrong)} were not copied completely. "
+                "Nothing was forked. Run the same command again."
             )
         return copied
 

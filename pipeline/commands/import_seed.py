@@ -30,7 +30,7 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     if found.kind != "seed":
         raise BadInput(f"{file} is not a seed's .pt file; Pion can load it as it is")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} exists and is not empty; choose another folder")
+        raise BadInput(f"{folder} exists and is not empty; choose a different folder")
     source = tokenizer_file or found.tokenizer
     tokenizer = Tokenizer.from_file(source) if source else None
     model = load_model(found)

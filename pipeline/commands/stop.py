@@ -90,7 +90,7 @@ def _wait(state: RunState, say: Say) -> None:
             raise PionError(
                 f"{_owner(head)} has shown no sign of life for {duration(patience)}. "
                 f"{_saved(state, head)} If its machine is gone, there is nothing left to stop. If "
-                "the machine is only cut off, the run stops once it reaches the store."
+                "the machine is only offline, the run stops once the machine reaches the store."
             )
         clock.sleep(POLL_SECONDS)
 
@@ -107,10 +107,10 @@ def _how_it_ended(state: RunState, head: Head) -> str:
 
 def _saved(state: RunState, head: Head) -> str:
     if not head.checkpoints:
-        return "It has no checkpoint yet; finished stages are kept."
+        return "The run has no checkpoint yet. Finished stages are kept."
     newest = head.checkpoints[0]
     age = duration(state.clock.now() - newest.at)
-    return f"Its newest checkpoint, {newest.stage} step {newest.step:,}, was saved {age} ago."
+    return f"The newest checkpoint, {newest.stage} step {newest.step:,}, was saved {age} ago."
 
 
 def _owner(head: Head) -> str:

@@ -193,7 +193,7 @@ def _read_header(content: bytes, where: str, seq_len: int) -> tuple[int, int, np
         raise BadInput(f"{where}: not an .npy file ({error})") from None
     if dtype.kind not in "iu" or len(shape) != 2 or fortran_order:
         raise BadInput(
-            f"{where}: holds {dtype} of shape {shape}; a shard is a C-ordered (rows, seq_len) "
+            f"{where}: contains {dtype} of shape {shape}; a shard is a C-ordered (rows, seq_len) "
             "array of integers"
         )
     if shape[1] == 0 or shape[1] % seq_len:
@@ -232,18 +232,20 @@ def _explain(error: BaseException, what: str) -> PionError | None:
             return BadInput(f"{what}: not the name of a Hub repository (user/name): {cause}")
         if isinstance(cause, hub.RepositoryNotFoundError):
             private = (
-                "" if _has_token() and status != 401 else f" If it is private: {_token_advice()}"
+                ""
+                if _has_token() and status != 401
+                else f" If the repository is private: {_token_advice()}"
             )
             return BadInput(f"{what}: there is no such repository; check its name.{private}")
         if status in (401, 403):
-            return BadInput(f"{what}: the Hub refuses access ({status}). {_token_advice()}")
+            return BadInput(f"{what}: the Hub denied access ({status}). {_token_advice()}")
     if any(type(cause).__name__ == "DatasetNotFoundError" for cause in chain):
         return BadInput(f"{what}: there is no such data set, or it is private. {_token_advice()}")
     for cause in chain:
         if isinstance(cause, hub.HTTPError | hub.LocalEntryNotFoundError | ConnectionError):
             return PionError(
-                f"{what}: the Hub can't be reached or doesn't answer ({_first_line(cause)}). The "
-                "work done so far is kept: run the same command again once the Hub answers."
+                f"{what}: the Hub can't be reached or does not answer ({_first_line(cause)}). The "
+                "work done so far is kept. Run the same command again once the Hub answers."
             )
         if isinstance(cause, ValueError | FileNotFoundError):
             # datasets' own complaints: unknown split or subset, no readable files
@@ -270,8 +272,11 @@ def _has_token() -> bool:
 def _token_advice() -> str:
     if not _has_token():
         return (
-            "No Hub token was found: make one at https://huggingface.co/settings/tokens and "
-            "`export HF_TOKEN=hf_…` (or `hf auth login`)"
+            "No Hub token was found. Create a token at https://huggingface.co/settings/tokens. "
+            "Then run `export HF_TOKEN=hf_…` or `hf auth login`"
         )
     source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login of `hf auth login`"
-    return f"The token from {source} can't read it: ask for access on its page, or use another"
+    return (
+        f"The token from {source} has no access. Ask for access on the repository's page, or use a "
+        "different token"
+    )

@@ -95,11 +95,15 @@ def open_data(folder: Path) -> PreparedData:
         sources = tuple(PreparedSource(**source) for source in described["sources"])
         data = PreparedData(folder, described["part"], sources, described["report"])
     except FileNotFoundError:
-        raise BadInput(f"{folder}: no finished data here; `pion run` prepares it") from None
+        raise BadInput(
+            f"{folder}: there is no prepared data here. To prepare data, use `pion run`"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder / DATASET}: can't be read ({error!r})") from None
     if not data.tokenizer_path.is_file():
-        raise BadInput(f"{data.tokenizer_path} is missing; restore it or prepare the data again")
+        raise BadInput(
+            f"{data.tokenizer_path} is missing. Restore this file, or prepare the data again"
+        )
     return data
 
 

@@ -175,7 +175,7 @@ class ShardCache:
         raise PionError(
             f"{shard.name} was downloaded {ATTEMPTS} times, but never had the sha256 "
             f"{shard.sha256[:12]}… of its manifest ({shard.remote}). Everything that was saved is "
-            "safe. Run the same command again, or prepare the data again if its source was changed."
+            "safe. Run the same command again, or prepare the data again if the source has changed."
         )
 
     def _wait_for_room(self, path: Path, shard: Shard) -> None:

@@ -67,8 +67,8 @@ def watch_for_notices(
                 if not said and say is not None:
                     said = True
                     say(
-                        f"{cloud.name}'s metadata service can't be asked whether this machine will "
-                        f"be taken ({error}). A notice may be missed, but no state is lost"
+                        f"Pion can't ask {cloud.name}'s metadata service whether this machine will "
+                        f"be preempted ({error}). Pion may miss a notice, but no state is lost"
                     )
             if notice is not None and not over.is_set():
                 on_notice(*notice)

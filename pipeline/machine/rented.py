@@ -146,7 +146,7 @@ def rental_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC)
         price = _amount(text)
         if price is None:
             raise BadInput(
-                f"{PRICE_VARIABLE} is {text!r}; it must be an amount in dollars per hour, such as "
+                f"{PRICE_VARIABLE} is {text!r}. It must be an amount in dollars per hour, such as "
                 "0.44. Nothing was started."
             )
         return price
@@ -228,9 +228,9 @@ def _prices(environment: Mapping[str, str]) -> dict[str, float]:
     prices = {k: _amount(v) for k, v in raw.items()} if isinstance(raw, dict) else {}
     if not isinstance(raw, dict) or None in prices.values():
         raise BadInput(
-            f"{PRICES_VARIABLE} is {text!r}; it must be a JSON object of dollars per hour by GPU, "
-            f'such as {{"A40": 0.2}}. Nothing was started. If all these machines cost the same, '
-            f"set {PRICE_VARIABLE} instead."
+            f"{PRICES_VARIABLE} is {text!r}. It must be a JSON object that gives each GPU its "
+            f'price in dollars per hour, such as {{"A40": 0.2}}. Nothing was started. If all '
+            f"machines cost the same, set {PRICE_VARIABLE} to that price instead."
         )
     return {gpu: price for gpu, price in prices.items() if price is not None}
 

@@ -186,7 +186,7 @@ def _row_problem(
     if numbers != list(range(1, steps + 1)):
         twice = sorted({n for n in numbers if numbers.count(n) > 1})
         missing = sorted(set(range(1, steps + 1)) - set(numbers))
-        return f"steps on record twice: {twice or 'none'}; missing: {missing or 'none'}"
+        return f"steps recorded twice: {twice or 'none'}; missing: {missing or 'none'}"
     left_out = [(item.first, item.stop) for item in skipped]
     next_row = 0
     for row in rows:

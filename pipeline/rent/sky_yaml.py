@@ -51,7 +51,7 @@ class SkyYaml:
         sky = sky_module()
         missing = [k for k, value in self.envs.items() if value is None and k not in envs]
         if missing:
-            raise BadInput(f"{self.path}: envs.{missing[0]} has no value. Give it one.")
+            raise BadInput(f"{self.path}: envs.{missing[0]} has no value. Set a value.")
         with quiet():
             return sky.Task.from_yaml_config(
                 copy.deepcopy(dict(self.config)),

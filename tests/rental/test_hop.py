@@ -52,8 +52,8 @@ def test_a_hop_that_finds_no_machine_leaves_the_old_one_training(rented: Rented)
             wait_until(lambda: old.job_log().count(": saved") > saves + 1, "more saves")
             rented.loopback.sky("jobs", "cancel", "-y", str(hop.job))
             hop.ends_with(1)
-            assert "ended before it took over the run" in hop.text
-            assert "and was left alone" in hop.text
+            assert "stopped before it took over the run" in hop.text
+            assert "and continues" in hop.text
         assert rented.machines == [old]
         assert old.alive
         assert launch.process.poll() is None

@@ -71,7 +71,7 @@ def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented
         elsewhere = {"SKYPILOT_USER_ID": "0badcafe"}  # its SkyPilot does not see the job
         with window(rented, "launch", JOB, *SPOT, *overrides, **elsewhere) as second:
             second.ends_with(2)
-            assert "SkyPilot there waits for a machine, or replaces a lost" in second.text
+            assert "SkyPilot there is waiting for a machine, or replacing a lost" in second.text
             assert f"pion hop {rented.run} --on SKY" in second.text
         assert read_rental_note(state)[0] is not None
         rented.loopback.sky("jobs", "cancel", "-y", str(launch.job))
@@ -90,7 +90,7 @@ def test_an_orphaned_pod_is_found_and_ended_and_the_pod_of_another_user_is_left_
     orphan, strangers = rented.machines
     with window(rented, "rentals", rented.run) as rentals:
         rentals.ends_with(0)
-        assert "SkyPilot knows no managed job 999 of that name" in rentals.text
+        assert "SkyPilot lists no managed job 999 with that name" in rentals.text
         assert "rented from another machine; check there" in rentals.text
         assert (
             f"1 orphaned machine is still billing. End it with: pion rentals {rented.run} --reap"

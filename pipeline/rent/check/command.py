@@ -56,9 +56,9 @@ def show_check(
             rows.append(CheckRow("rental", False, str(error)))
         except TimeoutError:
             words = (
-                f"SkyPilot could not read {on} in time: its list of GPUs could not be fetched, or "
-                "this machine is busy. No machine was checked, and nothing was rented. Check the "
-                "network, then run the same command again"
+                f"SkyPilot could not read {on} in time, because it could not fetch its list of "
+                "GPUs or because this machine is busy. No machine was checked, and nothing was "
+                "rented. Check the network, then run the same command again"
             )
             rows.append(CheckRow("rental", False, words))
     if loaded is not None:
@@ -88,7 +88,7 @@ def run_checks(
         within(end - time.monotonic(), partial(_import_first, job, sky_yaml))
     except TimeoutError:
         words = (
-            f"no check could start within {SECONDS:.0f} s, and nothing was rented. Run the same "
+            f"the checks did not start within {SECONDS:.0f} s. Nothing was rented. Run the same "
             "command again"
         )
         return [CheckRow("checks", False, words)]

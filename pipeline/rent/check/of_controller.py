@@ -23,9 +23,9 @@ def check_controller() -> list[CheckRow]:
     key = ("jobs", "controller", "consolidation_mode")
     if not skypilot_config.get_nested(key, False):
         words = (
-            "SkyPilot will rent another machine for its controller, and send this checkout through "
-            f"a bucket. To run it here, put `{SETTING}` into ~/.sky/config.yaml, then run: sky api "
-            "stop"
+            "SkyPilot will rent an extra machine for its controller, and copy this git checkout to "
+            "that machine through a storage bucket. To keep the controller on this machine, put "
+            f"`{SETTING}` into ~/.sky/config.yaml. Then run: sky api stop"
         )
         return [CheckRow(NAME, None, words)]
     read = Path(constants.JOBS_CONSOLIDATION_RELOADED_SIGNAL_FILE).expanduser().exists()

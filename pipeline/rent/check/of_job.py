@@ -78,7 +78,7 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
     if rented and here and not path.exists():
         raise BadInput(
             f"{key}: {source} is on this machine only. Use a run in a store that both machines can "
-            "read (s3://bucket/prefix/run), a Hub repository (hf://user/name), or a folder below "
+            "read (s3://bucket/prefix/run), a Hub repository (hf://user/name), or a folder inside "
             "the rental's workdir, as a path relative to the job file."
         )
     config, label = _config_of(found)

@@ -35,7 +35,7 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
         if verdict in stay:
             rows.append(_candidate_row(sky_yaml, verdict, others=others))
         else:
-            words = f"pion launch leaves it out: {verdict.problem}"
+            words = f"pion launch skips this machine: {verdict.problem}"
             rows.append(CheckRow(str(verdict.candidate), None, words))
     offered = [verdict.guess for verdict in stay if isinstance(verdict.found, Offer)]
     return rows + _budget(job, sky_yaml, offered)

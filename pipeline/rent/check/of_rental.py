@@ -102,8 +102,8 @@ def check_credentials(
     rows = [CheckRow("credentials", True, words)]
     if SESSION_TOKEN in needed:
         words = (
-            f"{SESSION_TOKEN} is set, so these keys expire. A run that is still going then can't "
-            "save, and stops. Use permanent keys, and unset AWS_SESSION_TOKEN"
+            f"{SESSION_TOKEN} is set, so these keys expire. If they expire during the run, the run "
+            "can't save, and stops. Use permanent keys, and unset AWS_SESSION_TOKEN"
         )
         rows.append(CheckRow("temporary keys", None, words))
     return rows + ([] if "HF_TOKEN" in needed else _hub_login(job, sky_yaml, environment))
@@ -149,7 +149,7 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> list[CheckRow]
         local.append(("the job file", Path(path).expanduser().resolve()))
     if not isinstance(workdir, str):
         keys = ", ".join(dict.fromkeys(key for key, _ in local))
-        words = f"{sky_yaml.path} has no local workdir. Get these to the machine yourself: {keys}"
+        words = f"{sky_yaml.path} has no local workdir. Copy these to the machine yourself: {keys}"
         return [*rows, CheckRow("files", None, words)] if local else rows
     root = Path(workdir).expanduser().resolve()
     if not root.is_dir():
@@ -239,7 +239,7 @@ def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
         if RECOVER_CODE not in (codes if isinstance(codes, list) else [codes]):
             words = (
                 f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a "
-                "bad machine or a long outage of the store ends the job instead of moving it"
+                "bad machine or a long outage of the store stops the job instead of moving it"
             )
             return [CheckRow("recovery", None, words)]
     return [CheckRow("recovery", True, "an interrupted run continues on another machine")]

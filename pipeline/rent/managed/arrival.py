@@ -64,7 +64,7 @@ def wait_for_arrival(move: Move) -> bool:
             head = state.read()
             jobs = move.provider.managed_jobs(move.name)
         except PionError as error:  # ask again later
-            words = f"can't tell at the moment: {error}"
+            words = f"Pion can't tell the state at the moment: {error}"
         else:
             arrived = _arrived(move, head)
             if arrived is not None:
@@ -76,8 +76,8 @@ def wait_for_arrival(move: Move) -> bool:
         if clock.monotonic() >= end:
             move.provider.cancel([move.new])
             raise PionError(
-                f"managed job {move.new} has not taken over the run in {duration(patience)} "
-                f"({words}), and was cancelled."
+                f"managed job {move.new} did not take over the run within {duration(patience)} "
+                f"({words}), so Pion cancelled it."
             )
         clock.sleep(POLL_SECONDS)
 
@@ -91,7 +91,7 @@ def _arrived(move: Move, head: Head | None) -> bool | None:
         return True
     if head.owner is None and is_finished(move.state, head):
         move.provider.cancel([move.new])
-        say_now(f"{move.state.name} was finished before; managed job {move.new} was cancelled")
+        say_now(f"{move.state.name} had already finished. Pion cancelled managed job {move.new}")
         return False
     return None
 
@@ -102,8 +102,8 @@ def _job_in_words(move: Move, jobs: Sequence[ManagedJob]) -> str:
     if job is None or not job.live:
         status = f"{job.status}: {job.failure}" if job else "unknown to SkyPilot"
         raise PionError(
-            f"managed job {move.new} ended before it took over the run ({status}). Its output: sky "
-            f"jobs logs {move.new}."
+            f"managed job {move.new} stopped before it took over the run ({status}). Its output: "
+            f"sky jobs logs {move.new}."
         )
     return f"managed job {job.id}: {job.status}{f' on {job.place}' if job.place else ''}"
 
@@ -112,24 +112,24 @@ def call_off(move: Move) -> str:
     """Withdraw the request to hand over; return what the old owner does now, in words."""
     state = move.state
     again = (
-        f"committed work is safe. Check `pion status {state.url}`, then run `pion launch` again "
-        "(with --force if it refuses)"
+        f"Committed work is safe. To see who owns the run, run `pion status {state.url}`. Then run "
+        "`pion launch` again. If `pion launch` refuses, add --force."
     )
     try:
         asked = withdraw_handover(state, move.launch_id)
         withdraw_rental_note(state, move.launch_id, move.before)
         head = state.read()
     except StoreError as error:
-        return f"It is unknown whether the old machine continues ({error}); {again}."
+        return f"It is unknown whether the old machine continues ({error}). {again}"
     if head is None or head.owner is None:
-        return f"No process owns {state.name} now; {again}."
+        return f"No process owns {state.name} now. {again}"
     if asked:
         return (
-            f"{head.owner.describe()} had already been asked to hand over {state.name}. The "
-            "request was withdrawn, but if the owner has already read it, it will stop within a "
-            f"minute; {again}."
+            f"{head.owner.describe()} had been asked to hand over {state.name}. Pion withdrew the "
+            "request. If the owner has already read the request, the owner will stop within a "
+            f"minute. {again}"
         )
-    return f"{head.owner.describe()} still owns {state.name}, and was left alone."
+    return f"{head.owner.describe()} still owns {state.name}, and continues."
 
 
 def read_receipt(move: Move) -> list[str]:

@@ -141,8 +141,8 @@ _NEVER_ENDS = ("boot not finished", "silent")
 
 def _end_instead(finding: Finding, run: RunView) -> Finding:
     """Return the finding for a run that needs no other machine."""
-    reason = "the run is finished" if run.finished else f"the run was asked to stop ({run.stop})"
-    why = f"{finding.why}; {reason}, so no other machine is needed"
+    reason = "The run is finished" if run.finished else f"The run was asked to stop ({run.stop})"
+    why = f"{finding.why}. {reason}, so Pion will not rent a new machine"
     return replace(finding, why=why, action="cancel", avoid=None)
 
 
@@ -177,8 +177,8 @@ def _never_starts(sky: SkyView, run: RunView, job: ManagedJob) -> Finding | None
         return None
     places = ", ".join(sorted({str(attempt.place) for attempt in futile}))
     why = (
-        f"the last {len(futile)} machines ({places}) ended before they owned the run, and each "
-        "cost money. The job's output says why they ended"
+        f"the last {len(futile)} machines ({places}) stopped before they owned the run, and "
+        f"each machine cost money. To see why, run: sky jobs logs {job.id}"
     )
     return Finding("it never starts", why, "cancel")
 
@@ -230,11 +230,11 @@ def _slow_boot(
         return None
     since = f"no sign of the run for {duration(waited)}"
     if running:
-        why = f"{since} although SkyPilot says RUNNING: the machine does not start the run"
+        why = f"SkyPilot says RUNNING, but there has been {since}. The run has not started there"
         return _give_up_machine("boot not finished", why, alive)
     if alive:
         # SkyPilot waits for this pod, and would keep waiting even if the pod were terminated.
-        why = f"{since}, and pod {alive[0]} is up but can't be reached: its boot has not finished"
+        why = f"{since}, and pod {alive[0]} is up but can't be reached. The boot has not finished"
         return Finding("boot not finished", why, "relaunch", alive, avoid=sky.place)
     why = (
         f"{since}: SkyPilot says {job.status} and has found no machine. Waiting costs nothing. "
@@ -250,11 +250,11 @@ def _stuck(run: RunView, alive: tuple[str, ...], now: float) -> Finding | None:
         return None  # only commits are visible, and they may be an hour apart
     silent = now - run.beat_at
     if silent >= SILENT_SECONDS:
-        why = f"no heartbeat for {duration(silent)} although the machine is up"
+        why = f"the machine is up, but there has been no heartbeat for {duration(silent)}"
         return _give_up_machine("silent", why, alive)
     if run.stalled_since is not None and now - run.stalled_since >= HANG_SECONDS:
         stalled = duration(now - run.stalled_since)
-        why = f"the heartbeat continues, but there was no step for {stalled}"
+        why = f"the heartbeat continues, but there has been no step for {stalled}"
         return _give_up_machine("hang", why, alive)
     return None
 
@@ -272,17 +272,17 @@ def _lost_controller(
     """Find what to do if the job's controller failed. The run may still be at work."""
     if "Failed to clean up" in (job.failure or ""):
         # SkyPilot says this of any job whose machine it could not end, even a cancelled job.
-        why = f"the job is over, but SkyPilot could not end its machine ({job.failure})"
+        why = f"the job is over, but SkyPilot could not terminate its machine ({job.failure})"
         return [Finding("left behind", why, "terminate" if alive else "note", alive)]
     reason = job.failure or "no reason given"
     why = f"SkyPilot's controller failed ({reason}), so nothing recovers the run"
     if _at_work(run, alive, now):
-        return [Finding("controller lost", f"{why}; the run is still at work", "note")]
+        return [Finding("controller lost", f"{why}. The run is still running", "note")]
     if not ending:
         return [Finding("controller lost", why, "relaunch", alive)]
     if not alive:
         return []
-    return [Finding("left behind", f"{why} or ends its machine", "terminate", alive)]
+    return [Finding("left behind", f"{why} or terminates its machine", "terminate", alive)]
 
 
 def _at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:

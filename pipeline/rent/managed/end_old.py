@@ -67,7 +67,7 @@ def _end_pods(move: Move, job: ManagedJob) -> str:
             return ""
         left = [pod.id for pod in ours if pod.belongs_to(cluster_name(move.name, job.id))]
     except PionError as error:
-        return f"; it is unknown whether its pod is gone ({error})"
+        return f", but Pion can't tell whether its pod is gone ({error})"
     for pod in left:
         move.provider.terminate_pod(pod)
     return f", and its pod {', '.join(left)} was terminated" if left else ", and its pod is gone"

@@ -90,8 +90,8 @@ def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]
     age = owner_age(state, head)
     if head is not None and head.owner is not None and age is not None and age < state.silence:
         raise BadInput(
-            f"{state.name} is being run by {head.owner.describe()}, whose last sign of life is "
-            f"{duration(age)} old. A rental would cost money while it waits for that owner. Move "
+            f"{state.name} is being run by {head.owner.describe()}, whose last sign of life was "
+            f"{duration(age)} ago. A rental would cost money while it waits for that owner. Move "
             f"the run to a rental: `pion hop {run} --on SKY`, or stop it first: `pion stop {run} "
             "--wait`. Nothing was rented."
         )

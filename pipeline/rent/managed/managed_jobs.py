@@ -103,8 +103,9 @@ def managed_jobs(name: str | None = None, *, with_task: bool = False) -> list[Ma
             if status in (None, "STOPPED"):
                 return []  # no controller was ever needed, or it has nothing left to do
             raise PionError(
-                f"SkyPilot's jobs controller is {status} and can't be reached, so nothing is known "
-                f"about managed jobs ({_first_line(error)}). Nothing was changed. See: sky status"
+                f"SkyPilot's jobs controller is {status}. Pion can't reach it, so Pion can't list "
+                f"the managed jobs ({_first_line(error)}). Nothing was changed. To check the "
+                "controller, run: sky status"
             ) from error
     found = [_managed_job(record) for record in records]
     return sorted(
@@ -134,17 +135,19 @@ def submit(task: Any, name: str) -> int:
             raise _refused(name, error) from error
         except exceptions.ApiServerConnectionError as error:
             raise PionError(
-                f"SkyPilot's API server accepted {name}, and then stopped answering "
+                f"SkyPilot's API server accepted {name}, and then did not answer any more "
                 f"({_first_line(error)})."
             ) from error
     if not ids:
-        raise PionError(f"SkyPilot accepted {name} but gave it no number; see: sky jobs queue")
+        raise PionError(
+            f"SkyPilot accepted {name} but gave no job number. To find the job, run: sky jobs queue"
+        )
     return int(ids[0] if isinstance(ids, Sequence) else ids)
 
 
 def _refused(name: str, error: Exception) -> BadInput:
     return BadInput(
-        f"SkyPilot refuses {name}: {type(error).__name__}: {_first_line(error)}. Nothing was "
+        f"SkyPilot rejected {name}: {type(error).__name__}: {_first_line(error)}. Nothing was "
         "rented."
     )
 
@@ -195,9 +198,9 @@ def asking_skypilot(what: str) -> Iterator[None]:
         raise
     except exceptions.ApiServerConnectionError as error:
         raise BadInput(
-            f"SkyPilot's API server does not answer, so it can't {what} ({_first_line(error)}). "
-            "Start it: `sky api start`. If it does not start, ~/.sky/api_server/server.log says "
-            "why."
+            f"SkyPilot's API server does not answer, so Pion can't {what} ({_first_line(error)}). "
+            "Start the server: `sky api start`. If the server does not start, the reason is in "
+            "~/.sky/api_server/server.log."
         ) from error
     except exceptions.NoCloudAccessError as error:
         raise BadInput(

@@ -66,11 +66,11 @@ def judge_pod(pod: Pod, evidence: Evidence) -> Verdict:
         if evidence.has_just_ended(job):
             return Verdict("ending", f"managed job {job.id} has just ended as {job.status}")
         return Verdict("orphan", f"{pod.status}, although managed job {job.id} is {job.status}")
-    forgotten = f"{pod.status}, and SkyPilot knows no managed job {pod.job_id} of that name"
+    forgotten = f"{pod.status}, and SkyPilot lists no managed job {pod.job_id} with that name"
     if pod.alive and evidence.at_work is not False:
-        at_work = "the run is at work, on this machine or another"
+        at_work = "the run is running, on this machine or another machine"
         doubt = at_work if evidence.at_work else "to find out, run: pion rentals RUN"
-        return Verdict("unknown", f"{forgotten}; {doubt}")
+        return Verdict("unknown", f"{forgotten}. {doubt[0].upper()}{doubt[1:]}")
     return Verdict("orphan", forgotten)
 
 

@@ -68,7 +68,7 @@ def how_it_ended(job: ManagedJob, dollars: float | None) -> tuple[int, str]:
     if code is not None and code != 0:
         return code, f"managed job {job.id} failed with exit code {code}{cost}. {logs}"
     why = f": {job.failure}" if job.failure else ""
-    return 1, printable(f"managed job {job.id} ended as {job.status}{cost}{why}. {logs}")
+    return 1, printable(f"managed job {job.id} stopped with status {job.status}{cost}{why}. {logs}")
 
 
 def job_line(job: ManagedJob | None) -> str:
@@ -89,7 +89,8 @@ def how_to_come_back(state: RunState, job_id: int) -> str:
     return (
         f"  follow it:  pion watch {run}\n"
         f"  its output: sky jobs logs {job_id}\n"
-        f"  stop it:    pion stop {run}   (before a machine owns it: sky jobs cancel {job_id})"
+        f"  stop it:    pion stop {run}   (if no machine owns the run yet: sky jobs cancel "
+        f"{job_id})"
     )
 
 

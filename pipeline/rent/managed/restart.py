@@ -90,12 +90,14 @@ class Restarter:
             new = next((job.id for job in jobs if job.live and job.id > pending.old.id), None)
             if new is None and old is not None and old.status not in _CANCELLED:
                 self.pending = None
-                return f"managed job {old.id} has meanwhile ended by itself, as {old.status}"
+                return (
+                    f"managed job {old.id} was already over ({old.status}), so it was not restarted"
+                )
             self._lookout.job_id = new or provider.submit(pending.task, self._name)
         self._lookout.attempts.forget()
         self.pending = None
         avoid = sorted(map(str, pending.avoid))
-        elsewhere = f", not on {' or '.join(avoid)}" if avoid else ""
+        elsewhere = f" and excluded {' and '.join(avoid)}" if avoid else ""
         return f"restarted the run as managed job {self._lookout.job_id}{elsewhere}"
 
     def _make_task(self, provider: Provider, finding: Finding, job: ManagedJob) -> Pending | str:

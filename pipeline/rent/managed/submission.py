@@ -105,9 +105,9 @@ def _refuse_second(state: RunState, before: RentalNote, note: RentalNote, *, mov
         )
     if not moving:
         raise BadInput(
-            f"{state.name} was rented from {before.host} {ago}, and that rental is not over: "
-            "SkyPilot there waits for a machine, or replaces a lost machine. You would pay for "
-            "both machines, so nothing was rented. To move the run to a machine rented from here: "
-            f"pion hop {state.url} --on SKY. If you have cancelled that rental on {before.host} "
-            "(sky jobs cancel), add --force"
+            f"{state.name} was rented from {before.host} {ago}, and that rental is not over. "
+            "SkyPilot there is waiting for a machine, or replacing a lost machine. You would pay "
+            "for both machines, so nothing was rented. To move the run to a machine rented from "
+            f"here: pion hop {state.url} --on SKY. If you have cancelled that rental on "
+            f"{before.host} (sky jobs cancel), add --force"
         )

@@ -138,7 +138,7 @@ def _travelling_path(job_path: str, sky_yaml: SkyYaml) -> str:
     root, path = Path(workdir).expanduser().resolve(), Path(job_path).expanduser().resolve()
     if not path.is_relative_to(root):
         raise BadInput(
-            f"{job_path} is not below {root}, the `workdir` of {sky_yaml.path} that is copied to "
+            f"{job_path} is not inside {root}, the `workdir` of {sky_yaml.path} that is copied to "
             "the machine. Put the job file there. Nothing was rented."
         )
     return path.relative_to(root).as_posix()

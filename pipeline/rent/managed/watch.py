@@ -61,7 +61,9 @@ def follow_or_leave(
         with rental_lock(name) as watcher.try_lock:
             watcher.acting = watcher.try_lock()
             if not watcher.acting:
-                say_now("another window keeps this run going; this window only shows it")
+                say_now(
+                    "another window restarts this run if it fails. This window only shows the run"
+                )
             return watcher.look_once() if once else watcher.follow()
     except KeyboardInterrupt:
         half_done = watcher.half_done()
@@ -110,7 +112,7 @@ class Watcher:
                     return code
             except PionError as error:  # ask again at the next look
                 if str(error) != self._trouble:
-                    self.say(f"can't tell at the moment: {error}")
+                    self.say(f"Pion can't tell the state at the moment: {error}")
                 self._trouble = str(error)
             self.clock.sleep(POLL_SECONDS)
 
@@ -140,9 +142,9 @@ class Watcher:
             return ""
         run, old = self.state.url, self._restarter.pending.old.id
         return (
-            f"managed job {old} was being cancelled to restart the run, and it is unknown whether "
-            f"both succeeded. Committed work is safe. Check `pion rentals {run}`: if it shows a "
-            f"newer job, run `pion watch {run}`; if not, run `pion launch JOB --on SKY`."
+            f"Pion was cancelling managed job {old} to restart the run. It is unknown whether both "
+            f"succeeded. Committed work is safe. Run `pion rentals {run}`. If a newer job is "
+            f"listed, run `pion watch {run}`. If not, run `pion launch JOB --on SKY`."
         )
 
     def say(self, text: str) -> None:
@@ -154,14 +156,16 @@ class Watcher:
         """Look once, and act on what is wrong; return the exit code if the job has ended."""
         if not self.acting and self.try_lock():
             self.acting = True
-            self.say("the other window has closed: from now on this window keeps the run going")
+            self.say(
+                "the other window has closed. From now on, this window restarts the run if it fails"
+            )
         if self._restarter.pending is not None:
             self.say(self._restarter.complete(self.provider, self._restarter.pending))
         look = self.lookout.look()
         self._tell(look.progress)
         job = look.sky.job
         if job is None:
-            raise PionError(f"SkyPilot no longer knows managed job {self.lookout.job_id}.")
+            raise PionError(f"SkyPilot no longer lists managed job {self.lookout.job_id}.")
         findings = diagnose(look.sky, look.run, self.clock.now())
         for finding in findings:
             self._handle(finding, job, look)

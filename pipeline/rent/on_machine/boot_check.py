@@ -119,7 +119,7 @@ def probe_gpus(cuda: Any, size: int = PROBE_BYTES) -> str:
     def call(name: str, *arguments: Any, of: str = "CUDA") -> None:
         result = getattr(cuda, name)(*arguments)
         if result:
-            raise BadMachine(f"{of} fails: {name} returns {_error_name(cuda, result)}")
+            raise BadMachine(f"{of} failed: {name} returned {_error_name(cuda, result)}")
 
     call("cuInit", 0)
     count = ctypes.c_int()
@@ -137,7 +137,7 @@ def probe_gpus(cuda: Any, size: int = PROBE_BYTES) -> str:
         call("cuMemcpyHtoD_v2", memory, written, size, of=gpu)
         call("cuMemcpyDtoH_v2", read, memory, size, of=gpu)
         if read.raw != written:
-            raise BadMachine(f"GPU {index}'s memory returns other bytes than were written")
+            raise BadMachine(f"GPU {index}'s memory returned different bytes than were written")
         # Errors of these calls don't matter: this process is about to end anyway.
         cuda.cuMemFree_v2(memory)
         cuda.cuDevicePrimaryCtxRelease_v2(device)
@@ -231,7 +231,7 @@ def _check_gpus(asked: int, torch: Torch) -> str:
     except subprocess.TimeoutExpired:
         raise BadMachine("nvidia-smi did not answer for a minute") from None
     if done.returncode:
-        raise BadMachine(f"nvidia-smi fails: {(done.stderr or done.stdout).strip()[-300:]}")
+        raise BadMachine(f"nvidia-smi failed: {(done.stderr or done.stdout).strip()[-300:]}")
     lines = [line.split(", ") for line in done.stdout.strip().splitlines()]
     if len(lines) < asked:
         raise BadMachine(f"it has {len(lines)} GPU(s), but {asked} were requested")

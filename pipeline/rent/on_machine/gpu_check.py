@@ -30,7 +30,7 @@ def check_gpus(asked: int) -> str:
         raise BadMachine(f"torch can't be imported: {error}") from None
 
     if not torch.cuda.is_available():
-        raise BadMachine(f"torch {torch.__version__} finds no GPU it can use: {_cuda_error()}")
+        raise BadMachine(f"torch {torch.__version__} finds no GPU that it can use: {_cuda_error()}")
     if torch.cuda.device_count() < asked:
         found = torch.cuda.device_count()
         raise BadMachine(f"torch sees {found} GPU(s), but {asked} were requested")
@@ -39,9 +39,9 @@ def check_gpus(asked: int) -> str:
         try:
             worst = worst_error(device)
         except RuntimeError as error:
-            raise BadMachine(f"GPU {index} fails: {str(error).splitlines()[0]}") from None
+            raise BadMachine(f"GPU {index} failed: {str(error).splitlines()[0]}") from None
         if worst is not None:
-            raise BadMachine(f"GPU {index} computes wrong results: {worst}")
+            raise BadMachine(f"GPU {index} computed wrong results: {worst}")
     return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)} computed correctly"
 
 
@@ -59,7 +59,7 @@ def worst_error(device: torch.device) -> str | None:
             product = (a.to(device, dtype) @ b.to(device, dtype)).float().cpu()
             error = float((product - right).abs().max() / right.abs().max())
             if not error <= TOLERANCE[name]:  # NaN too
-                return f"a {name} matrix product differs from the CPU's by {error:.1e}"
+                return f"a {name} matrix product differs from the CPU's result by {error:.1e}"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
     return None

@@ -153,7 +153,7 @@ def market(
         if gpu not in known:
             close = close_names(gpu, known)
             hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
-            raise BadInput(f"--gpu {gpu}: SkyPilot has no GPU of that name. {hint}")
+            raise BadInput(f"--gpu {gpu}: SkyPilot has no GPU with that name. {hint}")
     fitting = {
         gpu: [info for info in infos if info.accelerator_count == count]
         for gpu, infos in by_name.items()

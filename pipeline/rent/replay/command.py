@@ -75,7 +75,7 @@ def _write_png(png: str, summaries: Sequence[Summary], on_demand: Outcome) -> No
     except OSError as error:
         raise BadInput(
             f"--png {png} can't be written: {error.strerror or error}. All numbers are above. For "
-            "the plot, run the same command with another path for --png."
+            "the plot, run the same command with a different path for --png."
         ) from None
 
 

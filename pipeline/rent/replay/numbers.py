@@ -96,7 +96,7 @@ def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number
 
     if gpu not in GPU_TYPES:
         raise BadInput(
-            f"--gpu {gpu} is unknown. Pass another GPU, or --step-seconds N"
+            f"--gpu {gpu} is unknown. Pass a different GPU, or --step-seconds N"
             f"{closest(gpu, GPU_TYPES)}"
         )
     offer = Offer(gpu, 1, None, None, True, None, None, GPU_TYPES[gpu].memory, 0)
@@ -193,8 +193,9 @@ def _prices(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number | Non
     if gpu not in prices:
         if given.gpu is not None and prices:
             raise BadInput(
-                f"--gpu {gpu}: the job's `prices` lacks this GPU, it only has {', '.join(prices)}. "
-                "Add its price, or pass --price and --on-demand-price."
+                f"--gpu {gpu}: the job's `prices` has no price for this GPU, only for "
+                f"{', '.join(prices)}. Add the price of {gpu}, or pass --price and "
+                "--on-demand-price."
             )
         return _market_prices(gpu, count, nodes)
     times = f" × {machine}" if count * nodes > 1 else ""

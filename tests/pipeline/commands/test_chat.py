@@ -119,7 +119,7 @@ def test_a_model_that_was_not_fine_tuned_is_said_to_continue_text():
     out = io.StringIO()
     found = FoundModel(Path("x"), "export", "tiny", False, None)
     chat(MODEL, TOKENIZER, found, SHORT, lines=iter(()), out=out)
-    assert "was not fine-tuned on conversations: it continues your text" in out.getvalue()
+    assert "was not fine-tuned on conversations. The model continues your text" in out.getvalue()
 
 
 def test_the_greeting_names_the_model_and_its_context():
@@ -179,7 +179,7 @@ def test_a_full_context_is_announced():
 
 def test_a_text_too_long_is_explained_and_the_session_continues():
     long, answer = talk("fox " * 200, "hello")
-    assert "send a shorter text" in long
+    assert "Enter a shorter text" in long
     assert answer
 
 

@@ -218,7 +218,7 @@ def test_a_step_that_was_not_kept_is_answered_with_those_that_were(source: RunSt
 
 def test_a_step_that_two_stages_have_needs_the_stage(source: RunState) -> None:
     save_checkpoint(claim_run(source, Owner.me()), "sft", 10, "digest")
-    with pytest.raises(BadInput, match="step 10 of pretrain and of sft: say which with --stage"):
+    with pytest.raises(BadInput, match=r"step 10 of pretrain and of sft. Choose one with --stage"):
         fork(source, at=10)
     assert checkpoints(fork(source, at=10, stage="pretrain")) == [("pretrain", 10)]
 
@@ -517,7 +517,7 @@ def test_a_fork_is_listed_next_to_its_source_and_can_be_used(here: Path, pion: P
     code, out, _ = pion("fork", "demo", "new", "--at", "20")
     assert code == 0
     assert "copying pretrain step 20" in out
-    assert "new continues from pretrain step 20 of demo: pion run JOB name=new [key=value" in out
+    assert "new from demo at pretrain step 20. To train it: pion run JOB name=new [key=value" in out
     (only,) = json.loads(pion("checkpoints", "new", "--json", "--verify")[1])
     assert (only["stage"], only["step"], only["verified"]) == ("pretrain", 20, True)
     code, out, _ = pion("fork", "new", f"{here}/elsewhere/third")

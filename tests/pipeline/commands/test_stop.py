@@ -95,7 +95,7 @@ def test_waiting_ends_when_the_run_is_released_and_says_what_is_saved(
     later = time.time + 7
     time.during_sleep = lambda: claim.release() if time.time >= later else None
     said = ask(run, wait=True)
-    assert "demo has stopped. Its newest checkpoint, sft step 5, was saved" in said
+    assert "demo has stopped. The newest checkpoint, sft step 5, was saved" in said
     assert time.time < later + 5
 
 

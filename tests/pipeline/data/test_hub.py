@@ -119,20 +119,20 @@ def test_a_private_repository_without_a_token_says_how_to_give_one(
 ) -> None:
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, private=True)
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(BadInput, match=r"No Hub token was found: .*export HF_TOKEN="):
+    with pytest.raises(BadInput, match=r"No Hub token was found. .*export HF_TOKEN="):
         pin("user/shards", None)
 
 
 def test_a_gated_repository_says_to_ask_for_access(hub: HubServer) -> None:
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, gated=True)
-    with pytest.raises(BadInput, match=r"access is granted on request.*ask for access"):
+    with pytest.raises(BadInput, match=r"access is granted on request.*Ask for access"):
         described(npy_source())
 
 
 def test_a_token_the_hub_rejects_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)})
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
-    with pytest.raises(BadInput, match=r"refuses access.*HF_TOKEN"):
+    with pytest.raises(BadInput, match=r"denied access.*HF_TOKEN"):
         pin("user/shards", None)
 
 

@@ -173,7 +173,7 @@ def test_trouble_of_the_service_is_said_once_and_a_later_notice_still_heard(
         cloud.interrupt("terminate", seconds=100)
         watch.notice()
     [said] = watch.said
-    assert said.startswith("AWS's metadata service can't be asked")
+    assert said.startswith("Pion can't ask AWS's metadata service")
 
 
 def test_a_service_that_is_not_there_is_trouble_too() -> None:

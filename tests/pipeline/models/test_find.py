@@ -132,7 +132,7 @@ def test_a_checkpoint_that_was_copied_away_needs_a_tokenizer_next_to_it(here):
     found = find_model("copy")
     assert found.chat
     assert is_seed(load_model(found), 2)
-    with pytest.raises(BadInput, match="comes without a tokenizer"):
+    with pytest.raises(BadInput, match="has no tokenizer"):
         load_found(found)
     shutil.copy("runs/demo/data/1234/tokenizer.json", "copy/tokenizer.json")
     assert is_seed(load_found(find_model("copy"))[0], 2)

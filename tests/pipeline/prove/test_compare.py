@@ -90,7 +90,7 @@ def test_rows_that_were_trained_twice_or_never_are_a_difference_even_with_equal_
     twice = finished(tmp_path / "c")
     write_metrics(claim_run(twice, Owner.me()), "pretrain", 3, 3)
     problem = read_trained(twice, job)["pretrain"].problem
-    assert problem == "steps on record twice: [3]; missing: none"
+    assert problem == "steps recorded twice: [3]; missing: none"
 
 
 def test_a_run_that_did_not_finish_can_not_be_compared(tmp_path: Path) -> None:

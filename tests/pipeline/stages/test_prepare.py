@@ -161,7 +161,7 @@ def test_killed_in_the_middle_it_continues_to_the_same_bytes_and_keeps_finished_
     process.wait(60)
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     assert not (tmp_path / "data" / "dataset.json").exists()
-    with pytest.raises(BadInput, match="no finished data here"):
+    with pytest.raises(BadInput, match="no prepared data here"):
         open_data(tmp_path / "data")
     finished = {
         p.with_suffix(".npy"): p.with_suffix(".npy").stat().st_mtime_ns

@@ -227,7 +227,7 @@ def test_a_store_that_can_not_even_be_opened_in_time_is_not_waited_for(
     forever = threading.Event()
     monkeypatch.setattr(command, "SECONDS", 0.1)
     monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
-    wrong(case.rows()["checks"], "no check could start", "nothing was rented")
+    wrong(case.rows()["checks"], "the checks did not start", "Nothing was rented")
     forever.set()
 
 

@@ -200,7 +200,7 @@ def test_no_value_of_a_credential_is_shown(
 def test_a_controller_that_would_need_a_machine_of_its_own(
     on_runpod: Checks, sky_home: SkyHome
 ) -> None:
-    unknown(on_runpod()["controller"], "rent another machine", "consolidation_mode: true")
+    unknown(on_runpod()["controller"], "rent an extra machine", "consolidation_mode: true")
 
 
 def test_a_controller_on_this_machine_and_a_server_that_has_not_read_the_setting(
@@ -259,7 +259,9 @@ def test_a_machine_too_small_is_left_out_where_another_will_do(
     two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
     room = WORKDIR.replace("disk_size: 60", "disk_size: 200")
     rows = on_runpod(two, text=room, model=LARGE)
-    unknown(rows["1 × RTXA4000 on demand on RunPod"], "pion launch leaves it out", "does not fit")
+    unknown(
+        rows["1 × RTXA4000 on demand on RunPod"], "pion launch skips this machine", "does not fit"
+    )
     assert rows["1 × A40 on demand on RunPod"].ok
     job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"  # as checked just now
     assert show_check(str(job), [], on=str(on), force=False, as_json=True) == 0
@@ -284,7 +286,9 @@ def test_a_machine_too_small_is_left_out_though_nobody_has_it_today(
 ) -> None:
     sky_home.sell({"A40": Price(0.2, 0.4)})
     rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: RTXA4000}]", model=LARGE)
-    unknown(rows["1 × RTXA4000 on demand on RunPod"], "pion launch leaves it out", "does not fit")
+    unknown(
+        rows["1 × RTXA4000 on demand on RunPod"], "pion launch skips this machine", "does not fit"
+    )
 
 
 def test_the_price_of_what_is_left_out_need_not_be_known(
@@ -318,7 +322,7 @@ def test_spot_above_the_on_demand_price_is_left_out_where_another_will_do(
     two = "use_spot: true\nordered: [{accelerators: A40}, {accelerators: RTXA4000}]"
     dear, other = "1 × A40 spot on RunPod", "1 × RTXA4000 spot on RunPod"
     rows = on_runpod(two)
-    unknown(rows[dear], "pion launch leaves it out", "spot costs $0.50/h", "$0.40/h")
+    unknown(rows[dear], "pion launch skips this machine", "spot costs $0.50/h", "$0.40/h")
     assert rows[other].ok
     assert on_runpod(two, force=True)[dear].ok
     sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.3, 0.2)})

@@ -264,7 +264,7 @@ def test_a_rental_is_left_alone_while_it_may_be_well(sky: SkyView, seen: RunView
 def test_a_run_that_should_end_says_why_no_other_machine_is_rented() -> None:
     stopped = dataclasses.replace(WAITING, stop="pion stop")
     (found,) = diagnose(SkyView(job("RECOVERING"), (ALIVE,)), stopped, NOW)
-    assert "asked to stop (pion stop), so no other machine is needed" in found.why
+    assert "asked to stop (pion stop), so Pion will not rent a new machine" in found.why
     assert found.avoid is None
 
 

@@ -201,7 +201,7 @@ def test_a_job_file_that_would_not_travel_is_refused(
     outside = tmp_path / "elsewhere.yaml"
     outside.write_text((project / "jobs" / "tiny.yaml").read_text())
     sky_yaml = sky_home.yaml(text=WORKDIR)
-    with pytest.raises(BadInput, match=r"elsewhere.yaml is not below .*project.* the `workdir`"):
+    with pytest.raises(BadInput, match=r"elsewhere.yaml is not inside .*project.* the `workdir`"):
         launch(str(outside), [], on=str(sky_yaml), dry_run=True, force=False)
 
 
@@ -266,7 +266,7 @@ def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home: SkyHome) -> N
     from sky import exceptions
 
     with (
-        pytest.raises(BadInput, match=r"so it can't list.*`sky api start`"),
+        pytest.raises(BadInput, match=r"so Pion can't list.*`sky api start`"),
         asking_skypilot("list the managed jobs"),
     ):
         raise exceptions.ApiServerConnectionError("http://127.0.0.1:46580")

@@ -262,7 +262,7 @@ def test_a_pod_is_not_ended_because_skypilot_has_forgotten_its_job_while_its_run
     claim.heartbeat.beat()
     one = listing(reap=True)["one"]
     assert one["state"] == "unknown"
-    assert "knows no managed job 1 of that name; the run is at work" in one["words"]
+    assert "lists no managed job 1 with that name. The run is running" in one["words"]
     assert len(api.ids) == 1
     claim.release()
     assert listing(reap=True)["one"]["state"] == "gone"

@@ -48,7 +48,9 @@ def test_a_place_where_machines_die_young_is_avoided_from_then_on(
     during(time, recovering, recovered(1), recovering, recovered(2), recovering, succeed(provider))
     watcher.follow()
     assert (provider.cancelled, provider.submitted) == ([7], [(7, {A40})])
-    assert "restarted the run as managed job 8, not on A40 spot on RunPod/CA" in "\n".join(said)
+    assert "restarted the run as managed job 8 and excluded A40 spot on RunPod/CA" in "\n".join(
+        said
+    )
 
 
 def test_a_job_that_may_go_nowhere_else_is_left_as_it_is(
@@ -290,7 +292,7 @@ def test_a_job_that_ends_well_before_it_could_be_cancelled_is_not_submitted_agai
     time.during_sleep = live
     assert watcher.follow() == 0
     assert not provider.submitted
-    assert "managed job 7 has meanwhile ended by itself, as SUCCEEDED" in "\n".join(said)
+    assert "managed job 7 was already over (SUCCEEDED), so it was not restarted" in "\n".join(said)
 
 
 def test_one_look_submits_what_it_has_ended_though_that_fails_at_first(
@@ -351,5 +353,5 @@ def test_ctrl_c_while_the_run_is_restarted_does_not_say_that_it_continues(
     assert follow_or_leave(run, JOB.name, JOB.id, provider) == 130
     out = capsys.readouterr().out
     assert "continues\n" not in out
-    assert "managed job 7 was being cancelled to restart the run" in out
+    assert "Pion was cancelling managed job 7 to restart the run" in out
     assert f"pion rentals {run.store.url}/demo" in out

@@ -67,7 +67,7 @@ def test_the_shown_cost_includes_a_machine_that_never_owned_the_run(
     during(time, lambda: provider.now("FAILED"))
     watcher.follow()
     assert "sft step 6, saved: sft step 5 ($0.36 so far)" in "\n".join(said)
-    assert "ended as FAILED ($0.36 so far)" in said[-1]
+    assert "stopped with status FAILED ($0.36 so far)" in said[-1]
 
 
 @pytest.mark.parametrize("status", ["EXITED", "TERMINATED"])

@@ -54,7 +54,7 @@ def test_a_job_that_ends_well_is_followed_to_its_end(
         ("Job exited with exit code 4 (user program failure).", 4, "stopped, with its state saved"),
         ("Job exited with exit code 2 (user program failure).", 2, "failed with exit code 2"),
         ("Task exited with exit codes [3] (…)", 3, "failed with exit code 3"),
-        ("To see the details, run: …", 1, "ended as FAILED"),
+        ("To see the details, run: …", 1, "stopped with status FAILED"),
     ],
 )
 def test_a_job_that_fails_gives_its_exit_code_and_where_its_output_is(
@@ -158,8 +158,8 @@ def test_a_second_window_acts_once_the_first_has_gone(
     assert not done_while_the_first_acted
     assert provider.terminated == ["x"]
     out = capsys.readouterr().out
-    assert "another window keeps this run going" in out
-    assert "the other window has closed: from now on this window keeps the run going" in out
+    assert "another window restarts this run if it fails" in out
+    assert "the other window has closed. From now on, this window restarts the run" in out
 
 
 def test_heartbeats_without_a_step_for_a_quarter_of_an_hour_are_a_hang(
@@ -177,7 +177,7 @@ def test_heartbeats_without_a_step_for_a_quarter_of_an_hour_are_a_hang(
     watcher.follow()
     assert provider.terminated == ["a"]
     assert HANG_SECONDS <= time.time - start < HANG_SECONDS + 60
-    assert "hang: the heartbeat continues, but there was no step for 15 min" in "\n".join(said)
+    assert "hang: the heartbeat continues, but there has been no step for 15 min" in "\n".join(said)
 
 
 def test_a_run_whose_store_was_down_may_catch_up_before_it_counts_as_hanging(
@@ -300,7 +300,7 @@ def test_no_machine_is_waited_for_by_a_run_that_was_asked_to_stop(
     provider.listed = []
     assert watcher.follow() == 4
     assert provider.cancelled == [7]
-    assert "asked to stop (pion stop), so no other machine is needed" in "\n".join(said)
+    assert "asked to stop (pion stop), so Pion will not rent a new machine" in "\n".join(said)
 
 
 def test_a_run_that_has_hopped_is_not_taken_for_one_that_was_asked_to_stop(
@@ -375,7 +375,7 @@ def test_a_failed_look_is_reported_once_and_repeated(
 
     during(time, lambda: None, lambda: None, back, succeed(provider))
     assert watcher.follow() == 0
-    assert len([line for line in said if "can't tell at the moment" in line]) == 1
+    assert len([line for line in said if "can't tell the state at the moment" in line]) == 1
 
 
 def test_a_store_that_is_down_ends_no_watch(

@@ -192,18 +192,18 @@ def test_memory_of_every_gpu_is_written_and_read_back() -> None:
 
 
 def test_memory_that_gives_back_other_bytes_is_found_out() -> None:
-    with pytest.raises(BadMachine, match="GPU 0's memory returns other bytes"):
+    with pytest.raises(BadMachine, match="GPU 0's memory returned different bytes"):
         probe_gpus(Driver(lies=True).library(), SIZE)
 
 
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("cuInit", "CUDA fails: cuInit returns"),
-        ("cuDevicePrimaryCtxRetain", "GPU 0 fails: cuDevicePrimaryCtxRetain returns"),
-        ("cuMemAlloc_v2", "GPU 0 fails: cuMemAlloc_v2 returns"),
-        ("cuMemcpyHtoD_v2", "GPU 0 fails: cuMemcpyHtoD_v2 returns"),
-        ("cuMemcpyDtoH_v2", "GPU 0 fails: cuMemcpyDtoH_v2 returns"),
+        ("cuInit", "CUDA failed: cuInit returned"),
+        ("cuDevicePrimaryCtxRetain", "GPU 0 failed: cuDevicePrimaryCtxRetain returned"),
+        ("cuMemAlloc_v2", "GPU 0 failed: cuMemAlloc_v2 returned"),
+        ("cuMemcpyHtoD_v2", "GPU 0 failed: cuMemcpyHtoD_v2 returned"),
+        ("cuMemcpyDtoH_v2", "GPU 0 failed: cuMemcpyDtoH_v2 returned"),
     ],
 )
 def test_a_driver_that_fails_is_named_with_its_error(function: str, words: str) -> None:
@@ -241,7 +241,7 @@ def test_a_driver_that_cannot_be_loaded_is_left_for_torch_to_judge(machine: Mach
     ("driver", "code", "words"),
     [
         (Driver(), 0, "memory of 1 GPU(s) written and read back\n"),
-        (Driver(lies=True), 75, "GPU 0's memory returns other bytes than were written\n"),
+        (Driver(lies=True), 75, "GPU 0's memory returned different bytes than were written\n"),
     ],
 )
 def test_the_probe_says_what_it_found_on_its_standard_output(
