@@ -40,7 +40,9 @@ def ask_for_handover(
     if not text:
         return
     if not text.isdigit():
-        raise BadInput(f"{FROM_EPOCH} is {text!r}, but it must be an epoch. Nothing was started.")
+        raise BadInput(
+            f"{FROM_EPOCH} is {text!r}, but it must be an epoch number. Nothing was started."
+        )
     head = run.read()
     if head is not None and head.owner is None and relieves(head, int(text), me):
         if pending_stop(run) is None:

@@ -55,7 +55,7 @@ class Journal:
             self.say(Phase(WAITED, waited))
         changes = differences(before.claims[0].owner, owner) if before.claims else []
         for change in changes:
-            self.note(f"changed since this run was last worked on: {change}")
+            self.note(f"changed since the last start of this run: {change}")
         if changes:
             self._events.append("changed", changes=changes)
 

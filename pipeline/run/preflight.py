@@ -28,7 +28,7 @@ def preflight(job: Job) -> list[str]:
     if 0 < gpus < workers and RAY_ADDRESS not in os.environ:  # its nodes have GPUs
         raise BadInput(
             f"hardware.workers {workers}: this machine has {gpus} GPUs, and each worker needs one. "
-            f"Nothing was started. Set hardware.workers={gpus}, or leave it out."
+            f"Nothing was started. Set hardware.workers={gpus}, or remove the setting."
         )
     if job.hardware.compile and gpus == 0:
         _check_compiler_folders()
@@ -94,13 +94,13 @@ def store_that_goes_with_the_machine(
         return []
     if environment.get(MANAGED):
         raise BadInput(
-            f"store {url} is on this rented machine and lost with it. Nothing was started. "
-            "Launch with a store that outlives machines: store=s3://bucket/prefix or "
+            f"store {url} is on this rented machine, and will be lost with the machine. Nothing "
+            "was started. Launch with a store that outlives machines: store=s3://bucket/prefix or "
             'store=hf://user/repo (bare: --env OVERRIDES="store=…").'
         )
     return [
-        f"store {url} is a folder on this rented machine: fetch what you want to keep before the "
-        "machine is ended, or use store=s3://bucket/prefix or store=hf://user/repo"
+        f"store {url} is a folder on this rented machine: copy what you want to keep before the "
+        "machine is terminated, or use store=s3://bucket/prefix or store=hf://user/repo"
     ]
 
 

@@ -63,8 +63,8 @@ class AskedStop:
         if self.error is Fenced:
             return self.reason
         return (
-            f"{hurry}: time is up, and unfinished work is cut off. Everything committed is safe. "
-            f"{RESUME}"
+            f"{hurry}: time is up, and work that is not committed is lost. Everything committed is "
+            f"safe. {RESUME}"
         )
 
 
@@ -209,7 +209,10 @@ class _Watcher:
         else:
             self._stopping.ask(name)
             text = f"{name}: saving finished work, then stopping"
-        _aside(self._display.say, Note(f"{text}; a second signal ends at once, without saving"))
+        _aside(
+            self._display.say,
+            Note(f"{text}. A second signal stops the process at once, without saving"),
+        )
 
     def _time_is_up(self) -> None:
         deadline = self._stopping.deadline
@@ -245,7 +248,7 @@ def _leave_at_once(signals: SignalPipe) -> None:
         continue
     if heard[0] == signal.SIGINT:
         os._exit(128 + signal.SIGINT)
-    text = "SIGTERM: ended at once; there was nothing to save. Run the same command again."
+    text = "SIGTERM: stopped at once, with nothing to save. Run the same command again."
     _aside(lambda: print(text, file=sys.stderr, flush=True)).join(LAST_WORDS)
     os._exit(Interrupted.exit_code)
 

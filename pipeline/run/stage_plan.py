@@ -96,14 +96,14 @@ def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
         return StagePlan(stage, "done", f"finished {moment(record.at)} with the same settings")
     entries = [entry for entry in head.checkpoints if entry.stage == stage]
     if record is not None:
-        why = f"finished {moment(record.at)} with other settings"
+        why = f"finished {moment(record.at)} with different settings"
         return StaleStage(stage, "stale", why, record.digest, _steps(entries, record.digest))
     mine = [entry for entry in entries if entry.digest == digest]
     if mine:
         return StagePlan(stage, "resume", f"at step {mine[0].step:,}, saved {moment(mine[0].at)}")
     if entries:
         newest = entries[0]
-        why = f"at step {newest.step:,} with other settings, saved {moment(newest.at)}"
+        why = f"at step {newest.step:,} with different settings, saved {moment(newest.at)}"
         return StaleStage(stage, "stale", why, newest.digest, _steps(entries, newest.digest))
     return StagePlan(stage, "todo", "not begun")
 
@@ -151,7 +151,7 @@ class Refusal:
         kept = [p.stage for p in plans if p.state == "done" and p.stage not in follows]
         return "\n".join(
             [
-                f"{stage} was {stale.why}, and this job changes what it depends on:",
+                f"{stage} was {stale.why}, and this job changes what {stage} depends on:",
                 *(changed or ["    (its old settings were not kept)"]),
                 "Nothing was changed. Your options:",
                 "  put the old values back;",

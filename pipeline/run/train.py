@@ -133,8 +133,8 @@ class WorkersTraining:
         late = stopping.deadline is None and waited > self._patience
         if late or (not connected and waited > GONE_SECONDS):
             raise stopping.error(
-                "the workers ended before they could save, so steps after the last checkpoint will "
-                "be repeated"
+                "the workers stopped before they could save, so steps after the last checkpoint "
+                "will be repeated"
             )
         return False
 
@@ -147,7 +147,7 @@ class WorkersTraining:
                 raise error_from_json(message.error)
             case FitEnded():
                 raise PionError(
-                    f"The training workers ended: {message.last_words}. Everything committed "
+                    f"The training workers stopped: {message.last_words}. Everything committed "
                     "is safe. To resume from there, run the same command again, or with "
                     "hardware.workers=0 to train without Ray. The workers' log is "
                     f"{self._workers.log}."

@@ -163,9 +163,9 @@ def _reason(stderr: str, returncode: int) -> str:
     last = lines[-1][:300] if lines else "no message"
     if returncode in (-signal.SIGINT, -signal.SIGTERM) or last.startswith("KeyboardInterrupt"):
         raise Interrupted(
-            "Interrupted while lm-eval ran; the parts of the evaluation that are done are saved. "
-            "Run the same command again to continue."
+            "Interrupted while lm-eval was running. The finished parts of the evaluation are "
+            "saved. Run the same command again to resume."
         )
     if returncode < 0:
-        return f"lm-eval was ended by {signal.Signals(-returncode).name}; out of memory? ({last})"
+        return f"lm-eval was killed by {signal.Signals(-returncode).name}; out of memory? ({last})"
     return last

@@ -110,8 +110,8 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
         except OSError as error:
             raise BadInput(
                 f"publish.to: {to}: can't write ({error.strerror or error}). {safe} Free some "
-                "space or change publish.to, then run the same command again: only publishing is "
-                "left."
+                "disk space, or change publish.to. Then run the same command again. Pion will only "
+                "repeat the publish stage."
             ) from error
     return {"target": to, **where, **exported}
 

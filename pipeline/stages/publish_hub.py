@@ -65,15 +65,16 @@ def check_repo(repo: str, *, private: bool, card: str) -> None:
     token = me.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise BadInput(
-            f"publish.to: hf://{repo}: the Hub token of {me['name']} can only read. Create one "
-            f"with write access at {TOKENS_PAGE} and set HF_TOKEN, or run `hf auth login`."
+            f"publish.to: hf://{repo}: the Hub token of {me['name']} is read-only. Create a "
+            f"token with write access at {TOKENS_PAGE}. Then set HF_TOKEN to this token, or run "
+            "`hf auth login`."
         )
     owner = repo.split("/")[0]
     mine = [me["name"], *(org["name"] for org in me.get("orgs", ()))]
     if owner.lower() not in [name.lower() for name in mine]:
         raise BadInput(
             f"publish.to: hf://{repo}: the Hub token belongs to {me['name']}, who can't publish as "
-            f"{owner}. Publish as {' or '.join(mine)}, or use another token."
+            f"{owner}. Publish as {' or '.join(mine)}, or use a different token."
         )
     if token.get("role") == "fineGrained" and not _may_write(token.get("fineGrained") or {}, repo):
         raise BadInput(
@@ -126,14 +127,14 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
         except RepositoryNotFoundError:
             raise BadInput(
                 f"publish.to: hf://{repo}: the Hub says that this token has no such repository "
-                f"(404). {safe} Use a token with write access ({TOKENS_PAGE}), or another "
+                f"(404). {safe} Use a token with write access ({TOKENS_PAGE}), or a different "
                 "repository."
             ) from None
         except Unreachable as error:
             if attempt == ATTEMPTS - 1:
                 raise Interrupted(
                     f"publish.to: hf://{repo}: {error} ({ATTEMPTS} attempts). {safe} Run the same "
-                    "command again: only publishing is left."
+                    "command again. Pion will only repeat the publish stage."
                 ) from error
             time.sleep(random.uniform(0, 2**attempt))
     raise AssertionError("unreachable")
@@ -168,7 +169,7 @@ def _check_visibility(repo: str, is_private: bool | None, wanted_private: bool) 
         raise BadInput(
             f"publish.to: hf://{repo} exists and is public, and publish.private is true (the "
             "default). Set publish.private to false, make the repository private on the Hub, or "
-            "use another one."
+            "use a different repository."
         )
 
 
@@ -189,7 +190,7 @@ def _call(repo: str, ask: Callable[[], Result]) -> Result:
         return ask()
     except OfflineModeIsEnabled:
         raise BadInput(
-            f"{where}: HF_HUB_OFFLINE is set; unset it, or publish to a folder."
+            f"{where}: HF_HUB_OFFLINE is set. Unset HF_HUB_OFFLINE, or publish to a folder."
         ) from None
     except RepositoryNotFoundError:
         raise
@@ -197,21 +198,23 @@ def _call(repo: str, ask: Callable[[], Result]) -> Result:
         status = _status(error)
         if status == 401:
             raise BadInput(
-                f"{where}: the Hub does not accept this token (401). Create one with write access "
-                f"at {TOKENS_PAGE} and set HF_TOKEN, or run `hf auth login`."
+                f"{where}: the Hub does not accept this token (401). Create a token with write "
+                f"access at {TOKENS_PAGE}. Then set HF_TOKEN to this token, or run `hf auth login`."
             ) from None
         if status == 403:
             raise BadInput(
-                f"{where}: the Hub forbids this (403): {_reason(error)}. Use a token with write "
+                f"{where}: the Hub denied access (403): {_reason(error)}. Use a token with write "
                 f"access ({TOKENS_PAGE}), or publish somewhere else."
             ) from None
         if status in (408, 429) or status >= 500:
             raise Unreachable(f"the Hub answered {status}") from None
-        raise BadInput(f"{where}: the Hub refuses ({status}): {_reason(error)}") from None
+        raise BadInput(
+            f"{where}: the Hub rejected the request ({status}): {_reason(error)}"
+        ) from None
     except ValueError as error:  # about the card's YAML, from here and from the client's commit
         raise BadInput(
-            f"{where}: the Hub refuses the model card's metadata (is publish.license a license "
-            f"that it knows?): {error}"
+            f"{where}: the Hub rejected the model card's metadata (does the Hub know the license "
+            f"in publish.license?): {error}"
         ) from None
     except (HTTPError, ConnectionError, TimeoutError) as error:
         raise Unreachable(f"the Hub can't be reached ({type(error).__name__})") from None

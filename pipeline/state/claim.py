@@ -138,7 +138,7 @@ class Claim:
         if forget_attempts:
             change["committed_epoch"] = self.epoch
         self.commit(lambda head: dataclasses.replace(head, **change))
-        self._fenced = Fenced(f"Run {self.state.name} was released by this process.")
+        self._fenced = Fenced(f"This process has already released run {self.state.name}.")
 
     def _lose(self, head: Head | None) -> None:
         """Refuse every further commit: `head` shows that another process owns the run."""
@@ -149,13 +149,14 @@ def taken_over(state: RunState, head: Head | None, epoch: int | None = None) -> 
     """Return the error for a process whose run another process took over, as `head` shows."""
     where = f"Run {state.name}"
     if head is None or not head.claims:
-        return Fenced(f"{where} was deleted from {state.store.url}; this process has stopped.")
+        return Fenced(f"{where} was deleted from {state.store.url}. This process has stopped.")
     newest = head.claims[0]
     mine = f"; this process had epoch {epoch}" if epoch is not None else ""
     return Fenced(
         f"{where} was taken over by {newest.owner.describe()} at {moment(newest.at)} (epoch "
-        f"{newest.epoch}{mine}). This process has stopped and will write nothing more; everything "
-        "it committed is kept. To bring the run back here, run the same command with --take-over."
+        f"{newest.epoch}{mine}). This process has stopped, and will write nothing more. "
+        "Everything it committed is kept. To move the run back to this machine, run the same "
+        "command with --take-over."
     )
 
 
@@ -190,7 +191,7 @@ def claim_run(
                 raise BadInput(_refusal(state, before, me))
             if before.epoch != waited_for:
                 waited_for = before.epoch
-                say(f"{_owned_by(state, before)}; waiting until the owner shows no sign of life.")
+                say(f"{_owned_by(state, before)}. Waiting until the owner shows no sign of life.")
             _wait_for_silence(state, before, version, me)
             silent_version = version
             continue
@@ -238,7 +239,7 @@ def _wait_for_silence(state: RunState, head: Head, version: str | None, me: Owne
 def _owned_by(state: RunState, head: Head) -> str:
     assert head.owner is not None
     since = f"since {moment(head.claims[0].at)} (epoch {head.epoch})"
-    return f"Run {state.name} is owned by {head.owner.describe()} {since}"
+    return f"{head.owner.describe()} has owned run {state.name} {since}"
 
 
 def _refusal(state: RunState, head: Head, me: Owner) -> str:
@@ -246,9 +247,9 @@ def _refusal(state: RunState, head: Head, me: Owner) -> str:
     if is_running(head.owner, me):
         alive = "That process is running."
     else:
-        alive = "This machine can't tell whether that process still runs."
+        alive = "This machine can't tell whether that process is still running."
     return (
         f"{_owned_by(state, head)}. {alive} Nothing was started. Stop that process there first, or "
-        "run the same command with --take-over: the process then stops by itself, and everything "
-        "it has committed is kept."
+        "run the same command with --take-over. The process then stops by itself. Everything "
+        "that it has committed is kept."
     )

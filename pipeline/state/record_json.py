@@ -27,7 +27,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
         raw = json.loads(data)
     except ValueError as error:
         raise Damaged(
-            f"{where} is damaged: it is not JSON ({error}). Nothing was changed."
+            f"{where} is damaged: it is not valid JSON ({error}). Nothing was changed."
         ) from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
         raise Damaged(f"{where} is damaged: it has no format version. Nothing was changed.")
@@ -46,8 +46,8 @@ def build(kind: type[Record], raw: Mapping[str, Any], where: str) -> Record:
     unknown = sorted(set(raw) - {item.name for item in fields})
     if unknown:
         raise BadInput(
-            f"{where}: this pion (format version {FORMAT}) does not know {', '.join(unknown)} in "
-            f"{kind.__name__}; a newer pion wrote it. Nothing was changed. Update this pion."
+            f"{where} has {', '.join(unknown)} in {kind.__name__}, which this pion (format version "
+            f"{FORMAT}) can't read. A newer pion wrote the file. Nothing was changed. Update pion."
         )
     try:
         return kind(**raw)

@@ -55,7 +55,7 @@ def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
 
     text = recorded_text(state, head)
     if text is None:
-        raise BadInput(f"{state.name} has no record of its job. Name the job file: --job FILE.")
+        raise BadInput(f"{state.name} has no record of its job. Pass the job file: --job FILE.")
     overrides = []
     header = _HEADER.match(text)
     if header is not None:
@@ -69,11 +69,11 @@ def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
                 return str(path), overrides
         except BadInput:
             continue
-    named = f"{header['name']} with {' '.join(overrides)}" if header else "the job"
+    named = f" ({header['name']} with {' '.join(overrides)})" if header else ""
     raise BadInput(
-        f"no file below {Path.cwd()} matches {named}, as recorded for {state.name}: the file was "
-        "changed or is elsewhere. Change to the file's folder, or name the file: --job FILE. "
-        "Nothing was rented."
+        f"no job file in {Path.cwd()} or its subfolders matches the job that {state.name} "
+        f"recorded{named}. The file has changed, or it is in a different folder. cd to the folder "
+        "of the job file, or pass --job FILE. Nothing was rented."
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.kill_points import mark
-from pipeline.state.record_json import to_json
+from pipeline.state.record_json import Damaged, to_json
 from pipeline.state.records import Head
 from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_once
 from pipeline.state.stores.base import check_run_name
@@ -60,7 +60,12 @@ class RunState:
             data, version = self.store.read_versioned(key)
         except Missing:
             return None, None
-        return Head.from_json(data, f"{self.store.url}/{key}"), version
+        try:
+            return Head.from_json(data, f"{self.store.url}/{key}"), version
+        except Damaged as error:
+            raise Damaged(
+                f"{error} Restore this file from a backup. The run's checkpoints are not affected."
+            ) from error
 
     def swap(self, head: Head, version: str | None, write_id: str) -> bool:
         """Replace `version` of HEAD; return False if the store has another version.

@@ -137,7 +137,9 @@ def _read(run: RunState, key: str, note: Note) -> StopRequest | None:
 def _parse(data: bytes, where: str) -> StopRequest:
     raw = parse(data, where)
     if raw.get("kind") != STOP:
-        raise BadInput(f"{where} has the kind {raw.get('kind')!r}; this pion only knows {STOP!r}.")
+        raise BadInput(
+            f"{where} has the kind {raw.get('kind')!r}; this pion only supports {STOP!r}."
+        )
     try:
         by: dict[str, Any] = raw["by"]
         launch = raw.get("except_launch")

@@ -87,8 +87,10 @@ class Workspace:
         try:
             files = read_files(self.store.read(f"{self.run}/{key}/{FILES}"), f"{where}/{FILES}")
             problem = self.fetch(key, files)
-        except (Missing, Damaged) as error:
-            problem = str(error)
+        except Missing:
+            problem = f"{FILES} is missing"
+        except Damaged:
+            problem = f"{FILES} is damaged"
         if problem is not None:
             raise PionError(
                 f"The prepared data at {where} can't be used: {problem}. Nothing was changed. "
@@ -185,7 +187,7 @@ def read_files(data: bytes, where: str) -> Files:
     try:
         return {check_key(n): (f["size"], f["sha256"]) for n, f in raw["files"].items()}
     except (AttributeError, KeyError, TypeError, BadInput) as error:
-        raise Damaged(f"{where} is damaged. Nothing was changed.") from error
+        raise Damaged(f"{where} is damaged: its list of files can't be read.") from error
 
 
 def file_problem(path: Path, size: int, sha256: str) -> str | None:

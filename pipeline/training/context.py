@@ -122,9 +122,9 @@ class TrainingContext:
         if claim.head.failed_attempts >= MAX_ATTEMPTS:
             claim.release(forget_attempts=True)
             raise PionError(
-                f"{MAX_ATTEMPTS} attempts in a row ended before anything was committed. Everything "
-                "committed earlier is safe. Fix the cause (the last error is above, or in the "
-                "machine's log if memory ran out), then run the same command again."
+                f"{MAX_ATTEMPTS} attempts in a row failed before anything was committed. "
+                "Everything committed earlier is safe. Fix the cause (the last error is above, or "
+                "in the machine's log if memory ran out), then run the same command again."
             )
         claim.heartbeat.start()
         return claim
@@ -158,8 +158,8 @@ class TrainingContext:
         )
         self.patiently(events.flush)
         text = (
-            f"{stage} step {rows.step:,} gave {rows.why}: going back to the last checkpoint and "
-            f"leaving out rows {rows.first:,} to {rows.stop - 1:,}"
+            f"{stage} step {rows.step:,} gave {rows.why}. Rolling back to the last checkpoint and "
+            f"skipping rows {rows.first:,} to {rows.stop - 1:,}"
         )
         self.report(Note(text))
         return None
@@ -175,8 +175,8 @@ class TrainingContext:
         if self.stop_reason is not None:
             raise Stopped(self.stop_reason)
         raise Interrupted(
-            "Interrupted while the store was down; everything committed earlier is safe. Run the "
-            "same command again to continue."
+            "Interrupted while the store was down. Everything committed earlier is safe. Run the "
+            "same command again to resume."
         )
 
     def _end_hang(self, text: str) -> None:

@@ -67,6 +67,6 @@ def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> Non
     wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in names if wanted[n] != given[n]]
     if wrong:
         raise BadInput(
-            f"init_from {source}: that model differs from the job's ({'; '.join(wrong)}). Nothing "
-            "was lost. Change the job's `model` section to match."
+            f"init_from {source}: that model differs from the job's model ({'; '.join(wrong)}). "
+            "Nothing was lost. Change the job's `model` section to match."
         )

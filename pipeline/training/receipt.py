@@ -101,11 +101,11 @@ def _learning_rate(before: Row, now: Row, last: Row | None) -> str:
     """Return whether the schedule gives the rate at which the last kept step was trained."""
     step, rate = now["from_step"], now.get("lr")
     if step == 0 or rate is None:
-        return "learning rate: from the start of the schedule, because no step was kept"
+        return "learning rate: from the start of the schedule, because this stage has no saved step"
     # A fork may continue under another schedule than the one of its last step.
     known = before if before["from_step"] == step else last
     if known is None or known.get("lr") is None:
-        return f"learning rate {rate:.6g}; can't be compared, step {step:,} has no metrics"
+        return f"learning rate {rate:.6g}: can't be compared, because step {step:,} has no metrics"
     if not math.isclose(rate, known["lr"], rel_tol=LR_TOLERANCE):
         return (
             f"{ALARM}learning rate {rate!r} at step {step:,}, but {known['lr']!r} before: the "
@@ -122,13 +122,18 @@ def _first_row(now: Row, last: Row | None) -> str:
     else:
         expected = last["rows"][1] if last and last.get("rows") else None
     if expected is None:
-        return f"first row {first:,}; can't be compared, step {now['from_step']:,} has no metrics"
+        step = now["from_step"]
+        return f"first row {first:,}: can't be compared, because step {step:,} has no metrics"
     if first != expected:
         return (
-            f"{ALARM}first row {first:,}, but the row after the last is {expected:,}: rows would "
-            f"be {'repeated' if first < expected else 'left out'}. {_STOP}"
+            f"{ALARM}first row {first:,}, but the next row should be {expected:,}: rows would "
+            f"be {'repeated' if first < expected else 'skipped'}. {_STOP}"
         )
-    return f"first row {first:,} = last + 1" if expected else "first row 0, no step was kept"
+    return (
+        f"first row {first:,} = last + 1"
+        if expected
+        else "first row 0, because this stage has no saved step"
+    )
 
 
 _STOP = "Stop this run (Ctrl-C); everything committed is safe."

@@ -85,22 +85,22 @@ def _gives_up(stage: str, troubles: list[SkippedRows], max_rewinds: int, saved: 
         for rows in troubles
     ]
     if saved:
-        safe = f"The checkpoint of step {saved:,}, from before, is safe"
+        safe = f"The earlier checkpoint of step {saved:,} is safe"
         change = f"in a new run (`pion fork RUN NEW --at {saved}`) or with `--redo {stage}`"
     else:
-        safe = "There is no checkpoint of this stage yet; stages before it are safe"
+        safe = "This stage has no checkpoint yet. Earlier stages are safe"
         change = "in the job, and run the same command again"
     more = 2 * max_rewinds or 1
     return "\n".join(
         [
-            f"{stage} went wrong {times} without getting {SETTLED_STEPS} saved steps past it "
-            f"(checkpoint.max_rewinds is {max_rewinds}), and has stopped:",
+            f"{stage} went wrong {times} without getting {SETTLED_STEPS} saved steps past the "
+            f"problem (checkpoint.max_rewinds is {max_rewinds}), and has stopped:",
             *what,
-            f"{safe}; nothing of these steps was saved. Your options:",
+            f"{safe}. Nothing of these steps was saved. Your options:",
             f"  if batch after batch went wrong, lower {stage}.lr, raise {stage}.warmup_steps or "
             f"lower {stage}.clip, {change};",
             "  if only some batches went wrong, look at their rows in the data;",
-            f"  to continue anyway, `pion run JOB checkpoint.max_rewinds={more}` leaves out more "
+            f"  to continue anyway, `pion run JOB checkpoint.max_rewinds={more}` skips more "
             f"rows, and a higher {stage}.max_spike accepts larger spikes.",
         ]
     )

@@ -102,7 +102,7 @@ class Saving:
 
     def _wait(self, seconds: float) -> None:
         """Sleep, and say so: a log should show why nothing else happens."""
-        text = f"the store can't be reached; trying again in {duration(seconds)}"
+        text = f"the store can't be reached. Trying again in {duration(seconds)}"
         self._report(Note(text))
         self._clock.sleep(seconds)
 
@@ -123,9 +123,9 @@ class Saving:
                 )
             )
         if stats.outage != self._outage:
-            self._outage = stats.outage
-            text = f"nothing can be saved now: {stats.outage} Training continues and tries again."
-            self._report(Note("saving works again" if stats.outage is None else text))
+            self._outage = outage = stats.outage
+            text = f"nothing can be saved now: {outage} Training continues, and Pion tries again."
+            self._report(Note("saving works again" if outage is None else text))
 
     def too_long_undurable(self) -> bool:
         """Return whether nothing has become durable for `checkpoint.max_undurable` seconds: work
@@ -146,7 +146,7 @@ class Saving:
     def _verdict(self, outage: StoreError, patience: float) -> PionError:
         safe = f"Everything committed before is safe in {self.checkpointer.store_url}."
         if patience:
-            safe = f"Tried for {duration(patience)}. {safe}"
+            safe = f"Pion tried for {duration(patience)}. {safe}"
         copy = self.checkpointer.local_copy()
         if copy is None:
             return verdict(outage, Moment.WORK_DONE, safe)

@@ -318,7 +318,7 @@ class Race(RuleBasedStateMachine):
                 self.violations.append(line)
         machine.heard = len(process.said)
         error = machine.store.error
-        refused = isinstance(error, BadInput) and "is owned by" in str(error)
+        refused = isinstance(error, BadInput) and "has owned run" in str(error)
         untold = isinstance(error, StoreError) and UNTOLD in str(error)
         if owns and error is not None and not refused and not untold:
             if not isinstance(error, (Crash, Fenced)):

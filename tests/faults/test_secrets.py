@@ -177,7 +177,7 @@ def test_the_runs_failed_as_expected(traces: Traces) -> None:
     """Otherwise the other tests here check nothing."""
     assert traces.codes == [74, 2, 1], traces.found
     assert b"access was denied" in traces.found["forbidden to save: output"]
-    assert b"forbids this (403)" in traces.found["forbidden to publish: output"]
+    assert b"denied access (403)" in traces.found["forbidden to publish: output"]
     assert b"this is a bug" in traces.found["a bug: output"]
     for name in ("cache/", "tmp/pion-bug-", "HEAD.json", "/events/", "published README.md"):
         assert any(name in where for where in traces.found), name

@@ -74,7 +74,7 @@ def test_rows_that_give_nan_are_left_out_and_recorded(tmp_path: Path) -> None:
     meddling = poisoned_from(tmp_path, "== (28, 32)")
     job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=3)
     output = ends_with(0, start(job, env=meddling.environment()))
-    assert "leaving out rows 28 to 31" in output
+    assert "skipping rows 28 to 31" in output
     trained = rows_trained(tmp_path)
     assert trained[:9] == [*([4 * s, 4 * s + 4] for s in range(7)), [28, 36], [36, 40]]
     assert len(trained) == 20

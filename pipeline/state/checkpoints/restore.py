@@ -122,7 +122,7 @@ def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
     except Damaged:
         return f"{MANIFEST} is damaged"
     if files.get(MODEL, (0, ""))[1] != entry.model_sha256:
-        return f"{MODEL} is not the one that HEAD lists"
+        return f"{MODEL} differs from the file that HEAD lists"
     return workspace.fetch(entry.key, files)
 
 

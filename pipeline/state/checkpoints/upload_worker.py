@@ -150,7 +150,7 @@ def _difference(path: Path, written: Content) -> str | None:
             for start in range(0, len(piece), COMPARED_AT_ONCE):
                 found = piece[start : start + COMPARED_AT_ONCE].tobytes()
                 if found != expected[position : position + len(found)].tobytes():
-                    return f"{path.name} differs from what was written, from byte {position:,} on"
+                    return f"{path.name} differs from the written data at byte {position:,}"
                 position += len(found)
     except OSError as error:
         return f"{path.name} can't be read ({error.strerror})"

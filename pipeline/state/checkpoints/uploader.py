@@ -50,15 +50,15 @@ class Uploader:
             self._hangs = True
             _end(process)
             reason = (
-                "the process that saves checkpoints gave no answer within "
-                f"{duration(self.patience)} and was ended; if the store is only slow, raise "
-                "checkpoint.max_undurable"
+                "the process that saves checkpoints did not respond within "
+                f"{duration(self.patience)}, so Pion killed the process. If the store works but is "
+                "slow, raise checkpoint.max_undurable"
             )
             raise StoreError("save", f"{request.store}/{request.key}", reason, outage=True)
         if not line:
             process.kill()
             reason = (
-                f"the process that saves checkpoints ended (exit code {process.wait()}); if the "
+                f"the process that saves checkpoints stopped (exit code {process.wait()}). If the "
                 "machine ran out of memory, use a smaller hardware.micro_batch"
             )
             raise UploaderDied("save", f"{request.store}/{request.key}", reason)

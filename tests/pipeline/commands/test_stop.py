@@ -145,7 +145,7 @@ def test_waiting_for_an_owner_that_dies_fails_and_says_what_is_safe(
         process.communicate(timeout=60)
 
     time.during_sleep = dies
-    with pytest.raises(PionError, match=r"died before it released demo\. Its newest"):
+    with pytest.raises(PionError, match=r"died before it released demo\. The newest"):
         ask(run, wait=True)
     assert pending_stop(run) is not None
 

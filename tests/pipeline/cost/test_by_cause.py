@@ -533,7 +533,7 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     assert "checks 2.0 s, install 48.0 s, pion started " in text
     assert "paid to first step: " in text
     assert " at $36.00/h  " in text.splitlines()[-1]
-    assert "changed since this run was last worked on: commit cccccccccc → " in text
+    assert "changed since the last start of this run: commit cccccccccc → " in text
 
     run, head = read_run(f"{tmp_path}/runs/tiny")
     found = costs_of(run, head, time.time() + 600)  # much later

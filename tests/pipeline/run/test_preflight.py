@@ -18,13 +18,13 @@ ON_THE_ROOT_DISK = "/no-such-folder/runs"
 
 
 def test_a_managed_machines_own_disk_is_no_store() -> None:
-    with pytest.raises(BadInput, match=r"lost with it.*Nothing was started.*store=s3://"):
+    with pytest.raises(BadInput, match=r"lost with the machine.*Nothing was started.*store=s3://"):
         store_that_goes_with_the_machine(ON_THE_ROOT_DISK, MANAGED)
 
 
 def test_a_machine_somebody_ends_by_hand_may_have_one_with_a_warning() -> None:
     (note,) = store_that_goes_with_the_machine(f"file://{ON_THE_ROOT_DISK}", RENTED)
-    assert "fetch what you want to keep" in note
+    assert "copy what you want to keep" in note
 
 
 @pytest.mark.parametrize("environment", [RENTED, MANAGED])

@@ -251,7 +251,7 @@ def test_a_second_signal_ends_the_process_at_once_even_in_c(
 ) -> None:
     process = start("orderly(lambda stopping: hash_for_minutes(), grace=600.0)")
     process.signal(first)
-    process.wait_for_line("a second signal ends at once, without saving")
+    process.wait_for_line("A second signal stops the process at once, without saving")
     time.sleep(DOUBLED + 0.1)  # earlier, it would count as an echo of the first
     process.signal(second)
     code, _ = process.end()

@@ -99,9 +99,9 @@ def test_when_a_stage_was_finished_or_saved_is_said_with_its_time_zone() -> None
     old, new = tiny_job(), tiny_job(sft__lr=2e-3)
     done, stale = plan_stages(new, digest_job(new), finished(old, "pretrain", "sft"))[1:3]
     assert done.why == "finished 1970-01-01 00:00:00 UTC with the same settings"
-    assert stale.why == "finished 1970-01-01 00:00:00 UTC with other settings"
+    assert stale.why == "finished 1970-01-01 00:00:00 UTC with different settings"
     begun = plan_stages(new, digest_job(new), saved_at(old, "sft", 5))[2]
-    assert begun.why == "at step 5 with other settings, saved 1970-01-01 00:00:00 UTC"
+    assert begun.why == "at step 5 with different settings, saved 1970-01-01 00:00:00 UTC"
 
 
 def test_other_conversations_show_as_a_change_of_sft() -> None:

@@ -102,7 +102,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sys.exit(1)", "no message"),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
-            "lm-eval was ended by SIGKILL; out of memory? (no message)",
+            "lm-eval was killed by SIGKILL; out of memory? (no message)",
         ),
         ("pass", "no message"),
     ],
@@ -122,7 +122,7 @@ def test_a_task_ended_by_ctrl_c_is_not_taken_for_one_that_can_not_run(
     does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
-    with pytest.raises(Interrupted, match="parts of the evaluation that are done are saved"):
+    with pytest.raises(Interrupted, match="finished parts of the evaluation are saved"):
         run_task("arc_easy", tmp_path)
 
 

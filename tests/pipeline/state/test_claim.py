@@ -82,7 +82,7 @@ def test_an_owner_elsewhere_is_refused_and_named(run: RunState) -> None:
         claim_run(run, Owner.me())
     message = str(refused.value)
     assert "pid 4711 on gpu-7 since 1970-01-12 13:46:40 UTC (epoch 1)" in message
-    assert "can't tell whether that process still runs" in message
+    assert "can't tell whether that process is still running" in message
     assert "--take-over" in message
     assert run.store.read("demo/HEAD.json") == before
 
@@ -134,7 +134,7 @@ def test_an_unattended_start_waits_for_a_minute_of_silence(run: RunState, time: 
     claim = claim_run(run, someone(), unattended=True, say=said.append)
     assert claim.epoch == 2
     assert 60 <= time.time - started < 65
-    assert "waiting until the owner shows no sign of life" in said[0]
+    assert "Waiting until the owner shows no sign of life" in said[0]
 
 
 @pytest.mark.parametrize("sign", ["heartbeat", "commit"])
@@ -230,7 +230,7 @@ def test_a_fenced_claim_stays_fenced_and_leaves_the_store_alone(run: RunState) -
 def test_nothing_can_be_committed_after_a_release(run: RunState) -> None:
     claim = claim_run(run, someone())
     claim.release()
-    with pytest.raises(Fenced, match="released by this process"):
+    with pytest.raises(Fenced, match="already released run"):
         claim.set_job("x")
     assert read(run).job is None
 

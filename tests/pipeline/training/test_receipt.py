@@ -72,11 +72,11 @@ def test_another_python_or_precision_is_shown_too() -> None:
         ({"seq_len": 1024}, "65,536 tokens per step instead of 131,072"),
         ({"global_batch": 32}, "65,536 tokens per step instead of 131,072"),
         ({"grad_accum": 3}, "8×3×2 computes only 48 of the 64 sequences"),
-        ({"next_row": 88_449}, "first row 88,449, but the row after the last is 88,448: rows"),
+        ({"next_row": 88_449}, "first row 88,449, but the next row should be 88,448: rows"),
         ({"next_row": 88_384}, "would be repeated"),
-        ({"next_row": 90_000}, "would be left out"),
+        ({"next_row": 90_000}, "would be skipped"),
         ({"lr": 3e-4 * (1 + 1e-11)}, "the schedule has changed"),
-        ({"from_step": 0}, "first row 88,448, but the row after the last is 0"),
+        ({"from_step": 0}, "first row 88,448, but the next row should be 0"),
     ],
 )
 def test_what_a_hop_must_not_change_is_an_alarm_and_never_as_before(
@@ -105,7 +105,7 @@ def test_what_can_not_be_compared_is_said_to_be_so() -> None:
 def test_a_hop_before_anything_was_kept_starts_at_row_0() -> None:
     now = A4000 | {"from_step": 0, "next_row": 0, "lr": None}
     lines = receipt(A40, now, None)
-    assert lines[-1] == "first row 0, no step was kept"
+    assert lines[-1] == "first row 0, because this stage has no saved step"
     assert not alarms(lines)
 
 

@@ -230,7 +230,7 @@ def test_giving_up_says_what_happened_where_what_is_safe_and_the_ways_on() -> No
         "step 1,101 on rows 6,600 to 6,605 gave loss 9.1, above 3 ×",
         "step 1,103 on rows 6,612 to 6,617 gave loss nan",
         "step 1,104 on rows 6,618 to 6,623 gave loss inf",
-        "checkpoint of step 1,095, from before, is safe",
+        "earlier checkpoint of step 1,095 is safe",
         "pretrain.lr",
         "pretrain.warmup_steps",
         "pretrain.clip",
@@ -244,7 +244,7 @@ def test_giving_up_says_what_happened_where_what_is_safe_and_the_ways_on() -> No
 def test_giving_up_before_anything_was_saved_promises_no_checkpoint() -> None:
     with pytest.raises(PionError) as raised:
         plan(head_with([skipped_at(step) for step in (1, 2, 3)]), step=4)
-    assert "no checkpoint of this stage yet" in str(raised.value)
+    assert "This stage has no checkpoint yet" in str(raised.value)
     assert "fork" not in str(raised.value)
 
 
@@ -295,7 +295,7 @@ def test_a_record_of_skipped_rows_that_is_damaged_or_newer_is_refused(run: RunSt
     raw = json.loads(run.store.read("demo/HEAD.json"))
     (record,) = raw["skipped"]["pretrain"]
     record["colour"] = "blue"
-    with pytest.raises(BadInput, match="does not know colour in SkippedRows"):
+    with pytest.raises(BadInput, match="has colour in SkippedRows"):
         Head.from_json(json.dumps(raw).encode(), "HEAD.json")
     del record["colour"], record["first"]
     with pytest.raises(BadInput, match=r"HEAD.json is damaged: .*'first'"):

@@ -63,7 +63,7 @@ def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: S
     stage.saving.begin(stage.state())
     stage.checkpointer.wait()
     stage.saving.follow()
-    assert "gave no answer within 0.2 s and was ended" in stage.said[-1]
+    assert "did not respond within 0.2 s, so Pion killed the process" in stage.said[-1]
     assert "checkpoint.max_undurable" in stage.said[-1]
     assert stage.saving.too_long_undurable()
     assert hanging.returncode == -signal.SIGKILL

@@ -68,7 +68,7 @@ def explain(error: Exception, url: str, create: str) -> str:
     found = cause_of(error)
     match found:
         case OfflineModeIsEnabled():
-            return "HF_HUB_OFFLINE is set; unset it"
+            return "HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE"
         case GatedRepoError():
             return f"access to {url} has to be granted first; request access on its page on the Hub"
         case DisabledRepoError():
@@ -88,9 +88,9 @@ def explain(error: Exception, url: str, create: str) -> str:
         case httpx.TimeoutException():
             return f"the Hub does not answer ({type(found).__name__}); check the network"
         case httpx.TransportError() | ConnectionError():
-            return f"no complete answer from the Hub ({type(found).__name__}); check the network"
+            return f"the Hub sent no complete response ({type(found).__name__}); check the network"
         case RuntimeError():  # its text may contain a signed address
-            return "the upload was cut off; check the network"
+            return "the upload was interrupted; check the network"
         case OSError() if found.strerror:
             return found.strerror
     return str(found).strip().partition("\n")[0] or type(found).__name__
@@ -110,7 +110,7 @@ def _explain_answer(error: HfHubHTTPError) -> str:
             f"({TOKENS_PAGE})"
         )
     if status == 429:
-        return f"the Hub's rate limit is reached ({message}); it resets within the hour"
+        return f"the Hub's rate limit is reached ({message}); the limit resets within the hour"
     if status >= 500 or status == 408:
         return f"the Hub answered {status} ({message})"
     return f"the Hub refused the request ({status}: {message})"

@@ -203,14 +203,14 @@ class HubStore:
         try:
             me = repo.request("use", "", lambda: repo.api.whoami(cache=True))
             if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
-                reason = f"the token of {me['name']} can only read; set HF_TOKEN to a token with"
+                reason = f"the token of {me['name']} is read-only; set HF_TOKEN to a token with"
                 reason += f" write access ({errors.TOKENS_PAGE})"
                 raise StoreError("write to", self.url, reason)
             repo.request("read", "", repo.main)
             if repo.request("write to", "", lambda: repo.takes_any_parent(key)):
                 raise BadInput(
-                    f"{self.url} can't hold a run: it ignores the parent that a commit names, so "
-                    "two machines could both believe that they own the run. Nothing was started. "
+                    f"{self.url} can't store a run, because it ignores a commit's parent. Two "
+                    "machines could then both think that they own the run. Nothing was started. "
                     "Use hf://user/repo on huggingface.co, or s3://bucket/prefix."
                 )
         except StoreError as error:

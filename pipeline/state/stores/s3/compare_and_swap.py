@@ -47,8 +47,9 @@ def _must_refuse(bucket: Bucket, key: str, expected: str | None, condition: str)
     except Conflict:
         return
     raise BadInput(
-        f"{bucket.url} can't hold a run: {bucket.endpoint} ignores {condition}, so two machines "
-        "could both believe that they own the run and undo each other's work. Nothing was started. "
+        f"{bucket.url} can't store a run, because {bucket.endpoint} ignores {condition}. Two "
+        "machines could then both think that they own the run, and undo each other's work. Nothing "
+        "was started. "
         "Use a store that honors conditional writes: AWS S3, Cloudflare R2, hf://user/repo, or "
         "file:///abs/folder on one machine."
     )

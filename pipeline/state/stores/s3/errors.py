@@ -122,9 +122,9 @@ def explain(error: Exception, bucket: str, endpoint: str) -> str:
     if isinstance(error, _WRONG_CONFIGURATION):
         return f"{error}; check AWS_PROFILE and ~/.aws/config, or run `aws configure`"
     if isinstance(error, _DAMAGED_ON_THE_WAY):
-        return f"the answers of {endpoint} repeatedly arrived damaged ({name})"
+        return f"several responses from {endpoint} were corrupted ({name}); check the network"
     if isinstance(error, _NETWORK):
-        return f"no complete answer from {endpoint} ({name}); check the network and the endpoint"
+        return f"{endpoint} sent no complete response ({name}); check the network and the endpoint"
     return f"{name}: {error}"
 
 
@@ -135,7 +135,7 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
         case "NoSuchBucket":
             return f"bucket {bucket} does not exist; create it with `aws s3 mb s3://{bucket}`"
         case "InvalidAccessKeyId":
-            return f"the store does not know the access key; {_KEYS}"
+            return f"the store does not recognize the access key; {_KEYS}"
         case "SignatureDoesNotMatch":
             return f"the secret key does not belong to the access key; {_KEYS}"
         case "InvalidToken":
@@ -150,7 +150,7 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
     if code in _CLOCK:
         return "this machine's clock is wrong; set it (timedatectl set-ntp true)"
     if code in _ANOTHER_REGION:
-        return f"bucket {bucket} is in another region; set AWS_REGION to it"
+        return f"bucket {bucket} is in a different region; set AWS_REGION to that region"
     if status == 403:
         return (
             f"access was denied ({code}: {message}); the credentials need {_RIGHTS} "

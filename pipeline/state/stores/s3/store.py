@@ -161,7 +161,9 @@ class S3Store(WritesAtOnce):
             try:
                 require_compare_and_swap(self._bucket, key, first, b"second")
                 if self.list(key) != [Entry(key, 6)] or self.read(key) != b"second":
-                    raise StoreError("use", self.url, "a written object could not be read back")
+                    raise StoreError(
+                        "use", self.url, "Pion wrote a test object but could not read it back"
+                    )
                 self.sweep_unfinished(key, before=0.0)
             except BaseException:
                 with contextlib.suppress(PionError):

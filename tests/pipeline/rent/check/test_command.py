@@ -238,7 +238,7 @@ def test_a_token_that_may_not_publish(
     assert case.rows(publish=publish)["publish"].ok
     wrong(case.rows(publish=publish | {"to": "hf://someone/model"})["publish"], "tester")
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    wrong(case.rows(publish=publish)["publish"], "can only read", "HF_TOKEN")
+    wrong(case.rows(publish=publish)["publish"], "is read-only", "HF_TOKEN")
 
 
 def test_a_name_to_publish_under_that_is_taken(case: Case, hub: HubServer) -> None:

@@ -70,7 +70,9 @@ def test_the_overrides_of_the_launch_are_found_again(run: RunState, project: Pat
 
 def test_a_job_that_was_changed_since_must_be_named(run: RunState, project: Path) -> None:
     (project / "jobs" / "demo.yaml").write_text("name: demo\n")
-    with pytest.raises(BadInput, match=r"was changed or is elsewhere.*--job FILE.*Nothing was"):
+    with pytest.raises(
+        BadInput, match=r"has changed, or it is in a different folder.*--job FILE.*Nothing was"
+    ):
         find_job_file(run, head_of(run))
 
 

@@ -328,7 +328,7 @@ def test_a_controller_that_can_not_be_reached_is_not_one_without_jobs(
     sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
     controller_is(monkeypatch, status)
-    with pytest.raises(PionError, match=rf"is {status} and can't be reached.*Nothing was changed"):
+    with pytest.raises(PionError, match=rf"is {status}. Pion can't reach it.*Nothing was changed"):
         managed_jobs.managed_jobs("pion-demo")
 
 

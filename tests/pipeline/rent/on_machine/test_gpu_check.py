@@ -32,7 +32,7 @@ def test_a_machine_whose_gpu_torch_cannot_use_is_left_for_another(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main() == ANOTHER_MACHINE
-    assert "finds no GPU it can use" in capsys.readouterr().err
+    assert "finds no GPU that it can use" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

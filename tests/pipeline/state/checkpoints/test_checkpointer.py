@@ -339,7 +339,7 @@ def test_a_complete_checkpoint_that_is_not_the_listed_one_is_skipped(claim: Clai
     (folders / "10-1").rename(folders / "20-1")
     head = claim.head
     assert check_entry(Workspace(claim.store, "demo"), head.checkpoints[0]) == (
-        "model.safetensors is not the one that HEAD lists"
+        "model.safetensors differs from the file that HEAD lists"
     )
 
 
@@ -510,7 +510,7 @@ def test_a_store_that_corrupts_files_is_detected_before_the_commit(
     checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     checkpointer.save(model, optimizer, {"step": 10})
-    with pytest.raises(StoreError, match=r"model.safetensors differs from what was written"):
+    with pytest.raises(StoreError, match=r"model.safetensors differs from the written data"):
         checkpointer.wait()
     assert claim.head.checkpoints == ()
 

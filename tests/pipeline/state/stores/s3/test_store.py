@@ -306,7 +306,7 @@ def test_a_service_that_is_not_there_is_an_outage_that_names_it(
     bucket: str, patience: Patience, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StoreError, match=r"no complete answer from 127\.0\.0\.1:9") as caught:
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 sent no complete response") as caught:
         S3Store(bucket, sleep=patience.sleep).read("demo/HEAD.json")
     assert caught.value.outage
     assert len(patience.waits) == 7
