@@ -28,9 +28,12 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
 
     found = find_model(str(file))
     if found.kind != "seed":
-        raise BadInput(f"{file} is not a seed's .pt file; Pion can load it as it is")
+        raise BadInput(
+            f"{file} is not a .pt checkpoint of the original Pion. Pion can load it without an "
+            "import"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} exists and is not empty; choose a different folder")
+        raise BadInput(f"{folder} exists and is not empty. Choose a different folder")
     source = tokenizer_file or found.tokenizer
     tokenizer = Tokenizer.from_file(source) if source else None
     model = load_model(found)

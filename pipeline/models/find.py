@@ -164,9 +164,7 @@ def _listed(state: RunState, head: Head, which: str | None) -> Listed:
 
 def _from_file(path: Path) -> FoundModel:
     if path.suffix != ".pt":
-        raise BadInput(
-            f"{path} is not a model: expected a seed's .pt file or a folder with {WEIGHTS}"
-        )
+        raise BadInput(f"{path} is not a model: expected a .pt file or a folder with {WEIGHTS}")
     beside = [path.with_name("tokenizer.json"), *sorted(path.parent.glob("*tokenizer.json"))]
     tokenizer = next((candidate for candidate in beside if candidate.is_file()), None)
     # The seeds' trainers name the folder or the file of a fine-tuned model "sft".

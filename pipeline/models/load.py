@@ -29,8 +29,8 @@ def load_tokenizer(found: FoundModel) -> Tokenizer:
 
     if found.tokenizer is None:
         raise BadInput(
-            f"{found.label} has no tokenizer. Copy the tokenizer.json of the model's training into "
-            f"{found.folder if found.folder.is_dir() else found.folder.parent}"
+            f"{found.label} has no tokenizer. Copy the tokenizer.json that the model was trained "
+            f"with into {found.folder if found.folder.is_dir() else found.folder.parent}"
             + (
                 f", or make a folder of both: pion import-seed {found.folder} DIR --tokenizer FILE"
                 if found.kind == "seed"

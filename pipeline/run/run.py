@@ -153,6 +153,6 @@ def _obey_stop_request(run: RunState, owner: Owner) -> None:
     request = pending_stop(run, launch_id=owner.launch_id)
     if request is not None:
         raise Stopped(
-            f"Stopped by request ({request.describe()}); nothing was started. To continue, run "
-            "`pion run` yourself: it clears the request."
+            f"Stopped by request ({request.describe()}). Nothing was started. To continue, run "
+            "`pion run` yourself. This clears the request."
         )

@@ -167,8 +167,8 @@ def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
     readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
     if not readable:
         raise BadInput(
-            "tokenizer.train: every data source is tokenised already, so there is no text to train "
-            "on; set tokenizer.file or tokenizer.hub to the tokenizer that they were made with"
+            "tokenizer.train: every data source is already tokenized, so there is no text to train "
+            "on. Set tokenizer.file or tokenizer.hub to the tokenizer of these sources"
         )
     share = job.tokenizer.train.max_mb * 1e6 / len(readable)
     for found in readable:
@@ -266,7 +266,7 @@ def _finish(data: PreparedData, say: Say) -> None:
     )
     speeds = [s["mb_per_second"] for s in report["sources"] if "mb_per_second" in s]
     if speeds:
-        text += f"; tokenised at {max(speeds):.1f} MB/s"
+        text += f"; tokenized at {max(speeds):.1f} MB/s"
     say(Note(text))
 
 

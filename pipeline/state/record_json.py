@@ -33,7 +33,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
         raise Damaged(f"{where} is damaged: it has no format version. Nothing was changed.")
     if raw["format"] != FORMAT:
         raise BadInput(
-            f"{where} has format version {raw['format']}; this pion reads version {FORMAT}. "
+            f"{where} has format version {raw['format']}, but this pion reads version {FORMAT}. "
             "Nothing was changed. Use the pion that wrote this file, or update this pion."
         )
     return raw

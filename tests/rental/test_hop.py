@@ -24,7 +24,7 @@ def test_a_run_hops_to_another_gpu_and_only_then_is_the_old_machine_ended(rented
             for words in (
                 f"managed job {launch.job} continues until the new machine is up",
                 "has taken over the run",
-                f"managed job {launch.job} has ended, and its pod ",  # is gone, or was terminated
+                f"managed job {launch.job} has stopped, and its pod ",  # is gone, or was terminated
                 "micro_batch × grad_accum × workers: 8×1×1 → 2×4×1, 512 tokens per step as before",
                 "= last + 1",
             ):

@@ -141,7 +141,7 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
         readable = [s for s in job.data.sources if not _is_tokenised(s)]
         if not readable:
             raise BadInput(
-                "tokenizer.train: every data source is already tokenised. Name its tokenizer with "
+                "tokenizer.train: every data source is already tokenized. Name its tokenizer with "
                 "tokenizer.file or tokenizer.hub"
             )
         return [CheckRow("tokenizer", True, words)]

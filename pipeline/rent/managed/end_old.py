@@ -18,13 +18,17 @@ def end_old(move: Move) -> Iterator[str]:
     still = _wait_until_ended(move, [job.id for job in move.old])
     if still:
         move.provider.cancel(still)
-        yield f"cancelled managed job {', '.join(map(str, still))}, which had not ended by itself"
+        jobs = ", ".join(map(str, still))
+        yield f"cancelled managed job {jobs}, because it had not stopped by itself"
         still = _wait_until_ended(move, still)
     for job in move.old:
         if job.id in still:
-            yield f"managed job {job.id} has not ended yet; end its machine: pion rentals --reap"
+            yield (
+                f"managed job {job.id} has not stopped yet. To terminate its machine, run: "
+                "pion rentals --reap"
+            )
         else:
-            yield f"managed job {job.id} has ended{_end_pods(move, job)}"
+            yield f"managed job {job.id} has stopped{_end_pods(move, job)}"
 
 
 def others_left(move: Move) -> Iterator[str]:

@@ -64,7 +64,7 @@ def judge_pod(pod: Pod, evidence: Evidence) -> Verdict:
         if job.live:
             return Verdict("ending", f"{pod.status}; managed job {job.id} is {job.status}")
         if evidence.has_just_ended(job):
-            return Verdict("ending", f"managed job {job.id} has just ended as {job.status}")
+            return Verdict("ending", f"managed job {job.id} has just stopped ({job.status})")
         return Verdict("orphan", f"{pod.status}, although managed job {job.id} is {job.status}")
     forgotten = f"{pod.status}, and SkyPilot lists no managed job {pod.job_id} with that name"
     if pod.alive and evidence.at_work is not False:
@@ -86,9 +86,9 @@ def judge_cluster(event: Mapping[str, Any], evidence: Evidence, *, newest: bool)
         return Verdict("running", f"managed job {job.id} is {job.status}")
     if not live and cluster in evidence.recorded:
         if evidence.recorded[cluster] is None:
-            return Verdict("gone", f"SkyPilot says that the cluster {cluster} has ended")
+            return Verdict("gone", f"SkyPilot says that the cluster {cluster} was terminated")
         if job is not None and evidence.has_just_ended(job):
-            return Verdict("ending", f"managed job {job.id} has just ended as {job.status}")
+            return Verdict("ending", f"managed job {job.id} has just stopped ({job.status})")
     if evidence.clusters is None:
         return Verdict("unknown", "its cloud could not be asked")
     if cluster in evidence.clusters:

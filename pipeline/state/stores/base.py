@@ -186,5 +186,5 @@ def write_once(store: Store, key: str, data: bytes) -> None:
     if present != data:
         raise PionError(
             f"{store.url}/{key} already has different content. This file is written only once and "
-            "was not changed. If somebody edited it, restore it or start the run under a new name."
+            "was not changed. If somebody edited this file, restore it, or give the run a new name."
         )

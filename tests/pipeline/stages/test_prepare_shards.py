@@ -112,7 +112,7 @@ def test_ids_beyond_the_vocabulary_are_refused_with_file_and_row(tmp_path: Path)
 def test_a_tokenizer_cannot_be_trained_on_ids(tmp_path: Path) -> None:
     write_npy(tmp_path / "shards" / "a.npy")
     job = make_job(tmp_path, data={"sources": [{"kind": "npy", "path": "shards"}]})
-    with pytest.raises(BadInput, match=r"no text to train on; set tokenizer\.file"):
+    with pytest.raises(BadInput, match=r"no text to train on\. Set tokenizer\.file"):
         prepared(job, tmp_path / "data")
 
 

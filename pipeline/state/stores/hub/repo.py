@@ -174,7 +174,7 @@ class HubRepo:
             elif int(response.headers.get("Content-Length", 0)) <= _WHOLE_BYTES:
                 yield response.read()[start:stop]  # the Hub may send a small file whole
             else:
-                raise ConnectionError("the whole file came instead of a range")
+                raise ConnectionError("the Hub sent the whole file instead of a range")
 
     def _is_at_the_hub(self, location: str) -> bool:
         return urlsplit(location).netloc == urlsplit(self.api.endpoint).netloc

@@ -132,7 +132,7 @@ def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_rec
     out = capsys.readouterr().out
     assert "managed job 2 is submitted; managed job 1 continues until the new machine is up" in out
     assert "on pod-new has taken over the run (epoch 5)" in out
-    assert "managed job 1 has ended" in out
+    assert "managed job 1 has stopped" in out
     assert "first row 36 = last + 1" in out
     assert sky.from_epoch == "4"
     assert sky.cancelled == []

@@ -350,14 +350,14 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
             {CLUSTER: None},
             {},
             ("gone", "gone"),
-            f"SkyPilot says that the cluster {CLUSTER} has ended",
+            f"SkyPilot says that the cluster {CLUSTER} was terminated",
         ),
         (
             None,
             {CLUSTER: None},
             {},
             ("gone", "gone"),
-            f"SkyPilot says that the cluster {CLUSTER} has ended",
+            f"SkyPilot says that the cluster {CLUSTER} was terminated",
         ),
         # While the job is live, its newest machine runs, and the previous machine was replaced. The
         # next cluster may have no record yet, and SkyPilot's list leaves out managed clusters.
@@ -395,7 +395,7 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
             {CLUSTER: "UP"},
             {},
             ("ending", "ending"),
-            "managed job 1 has just ended as CANCELLED",
+            "managed job 1 has just stopped (CANCELLED)",
         ),
         # A machine without a record in SkyPilot is never called gone.
         (
