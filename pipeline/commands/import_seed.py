@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
 from pipeline.models.find import CONFIG, WEIGHTS, find_model
 from pipeline.models.load import load_model
+
+if TYPE_CHECKING:
+    from pion.data.tokenizer import Tokenizer
+    from pion.model.decoder import Decoder
 
 
 def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) -> str:
@@ -21,9 +26,6 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
         BadInput: the file is not a seed's checkpoint, the tokenizer does not fit it, or `folder` is
             in use.
     """
-    from safetensors.torch import save_file
-
-    from pion.data.conversation import chat_template
     from pion.data.tokenizer import Tokenizer
 
     found = find_model(str(file))
@@ -43,16 +45,7 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, partial / WEIGHTS)
-        config = json.dumps(model.config.to_dict(), indent=1)
-        (partial / CONFIG).write_text(config + "\n", encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save(partial / "tokenizer.json")
-            if found.chat:
-                template = chat_template(tokenizer)
-                (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
+        _write(partial, model, tokenizer, chat=found.chat)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -62,3 +55,20 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
         shutil.rmtree(partial, ignore_errors=True)
     note = "" if tokenizer else "; without a tokenizer (pion chat and pion generate need one)"
     return f"{folder}: {file.name}, {model.num_params():,} parameters{note}"
+
+
+def _write(folder: Path, model: Decoder, tokenizer: Tokenizer | None, *, chat: bool) -> None:
+    from safetensors.torch import save_file
+
+    from pion.data.conversation import chat_template
+
+    folder.mkdir(parents=True)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS)
+    config = json.dumps(model.config.to_dict(), indent=1)
+    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save(folder / "tokenizer.json")
+        if chat:
+            template = chat_template(tokenizer)
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
