@@ -204,3 +204,21 @@ class Attention(nn.Module):
             key, value = cache.extend(key, value)
         mixed = attend(query, key, value, mask, self.softcap)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def macs_per_token(self) -> int:
+        """Return the multiply-accumulates with weights for one token."""
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.o_proj)
+        return sum(projection.weight.numel() for projection in projections)
+
+    def macs_per_key(self) -> int:
+        """Return the multiply-accumulates for one token and one key: its score and its value."""
+        return 2 * self.q_proj.out_features
+
+    def kept_bytes_per_token(self, width: int) -> int:
+        """Return the bytes kept for the backward pass.
+
+        These are queries and keys before and after their norm, in fp32; and the rotated queries and
+        keys, the values and the result of attention.
+        """
+        query, kv = self.q_proj.out_features, self.k_proj.out_features
+        return 8 * (query + kv) + 2 * width * (query + kv)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from pion.model.cache import KVCache, LayerCache
 from pion.model.feedforward import SwiGLU
 from pion.model.loss import IGNORED, linear_cross_entropy
 from pion.model.norm import RMSNorm, compute_dtype
+from pion.model.roles import Role
 from pion.model.rope import Rotation, rotary_table
 
 
@@ -35,6 +36,28 @@ class Block(nn.Module):
         x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
         return x + self.feedforward(self.feedforward_norm(x))
 
+    def macs_per_token(self) -> int:
+        """Return the multiply-accumulates with weights for one token."""
+        return self.attention.macs_per_token() + self.feedforward.macs_per_token()
+
+    def macs_per_key(self) -> int:
+        """Return the multiply-accumulates for one token and one key that it sees."""
+        return self.attention.macs_per_key()
+
+    def kept_bytes_per_token(self, width: int) -> int:
+        """Return the bytes kept for the backward pass.
+
+        In addition to those of its parts, these are two residual streams, each also normalized (all
+        in fp32), and each cast for its products.
+        """
+        (d_model,) = self.attention_norm.weight.shape
+        streams = 4 * 4 * d_model + 2 * width * d_model
+        return (
+            streams
+            + self.attention.kept_bytes_per_token(width)
+            + self.feedforward.kept_bytes_per_token(width)
+        )
+
 
 class Decoder(nn.Module):
     """A causal language model. The same forward pass serves training, evaluation and generation.
@@ -44,6 +67,8 @@ class Decoder(nn.Module):
     each packed document starts at 0. With a `cache`, the tokens continue the cached tokens and are
     added to the cache.
     """
+
+    roles: ClassVar[dict[str, Role]] = {"lm_head.weight": "head"}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

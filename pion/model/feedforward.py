@@ -22,3 +22,12 @@ class SwiGLU(nn.Module):
         """Map (B, T, d_model) to (B, T, d_model)."""
         x = x.to(compute_dtype(x, self.gate_proj.weight))
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+
+    def macs_per_token(self) -> int:
+        """Return the multiply-accumulates with weights for one token."""
+        projections = (self.gate_proj, self.up_proj, self.down_proj)
+        return sum(projection.weight.numel() for projection in projections)
+
+    def kept_bytes_per_token(self, width: int) -> int:
+        """Return the bytes kept for the backward pass: gate, up, silu(gate) and their product."""
+        return 4 * width * self.down_proj.in_features

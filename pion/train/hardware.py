@@ -14,7 +14,6 @@ from typing import Literal
 import psutil
 import torch
 
-from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.train.settings import ComputePlan
 
@@ -140,19 +139,6 @@ def gpu_flops(name: str, dtype: str) -> float | None:
             tflops = bf16 if dtype == "bfloat16" else fp32
             return None if tflops is None else tflops * 1e12
     return None
-
-
-def flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Return the FLOPs of training on a token (forward and backward) in a row of `seq_len` tokens.
-
-    This is 6 for each weight of every matrix, including the head, plus causal attention over half
-    the row on average (Chowdhery et al. 2022, "PaLM", appendix B). Recomputation is not counted,
-    because MFU measures useful work.
-    """
-    heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    block = config.d_model * (2 * heads + 2 * kv_heads + 3 * config.d_ff)
-    matmul_params = config.n_layers * block + config.vocab_size * config.d_model
-    return 6.0 * matmul_params + 6.0 * config.n_layers * heads * seq_len
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import Trouble
+from pion.model.cost import flops_per_token
 from pion.train import hardware
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan
@@ -119,7 +120,7 @@ class StepMetrics:
 
     def _throughput(self, seconds: float) -> dict[str, float]:
         tokens = sum(rows * seq_len for rows, seq_len in self._interval_steps)
-        flops = tokens * hardware.flops_per_token(self._config, self._interval_steps[-1][1])
+        flops = tokens * flops_per_token(self._config, self._interval_steps[-1][1])
         peak = hardware.peak_flops(self._device, self._plan.dtype) * self._plan.world_size
         return {
             "tokens_per_second": tokens / seconds,

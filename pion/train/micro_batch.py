@@ -7,6 +7,7 @@ from typing import Literal
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pion.model.cost import cost_of
 from pion.model.loss import CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES
 from pion.train.muon import BATCH_ELEMENTS
 
@@ -51,39 +52,28 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
 
     `recompute` keeps only the input of each block for the backward pass.
     """
-    config, dtype = work.config, work.dtype
-    width = 2 if dtype == "bfloat16" else 4  # bytes per element in matrix products
-    query, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    d_model, d_ff = config.d_model, config.d_ff
-    block_matrices = config.n_layers * d_model * (2 * query + 2 * kv + 3 * d_ff)
-    embedding = config.vocab_size * d_model
+    cost = cost_of(work.config)
+    width = 2 if work.dtype == "bfloat16" else 4  # bytes per element in matrix products
+    matrices, others = cost.params["matrix"], cost.all_params - cost.params["matrix"]
 
-    weights = 8 * (block_matrices + embedding)
-    if dtype == "bfloat16":
-        weights += 2 * (block_matrices + embedding)
+    weights = 8 * cost.all_params
+    if work.dtype == "bfloat16":
+        weights += 2 * cost.all_params
     if work.optimizer == "muon":
-        batch = min(block_matrices, BATCH_ELEMENTS)
-        moments = 4 * block_matrices + 8 * embedding + (8 + 3 * width) * batch
+        batch = min(matrices, BATCH_ELEMENTS)
+        moments = 4 * matrices + 8 * others + (8 + 3 * width) * batch
     else:
-        moments = 8 * (block_matrices + embedding)
+        moments = 8 * cost.all_params
 
     tokens = micro_batch * work.seq_len
-    residual = 4 * d_model
-    # Two residual streams, each also normalized (float32) and scaled (`width`); queries and keys
-    # before and after their norm (float32); rotated queries and keys, values, attention's output;
-    # gate, up, silu(gate) and their product.
-    block = (
-        4 * residual
-        + 2 * width * d_model
-        + 8 * (query + kv)
-        + 2 * width * (query + kv)
-        + 4 * width * d_ff
-    )
-    kept = config.n_layers * residual + block if recompute else config.n_layers * block
+    residual = 4 * work.config.d_model
+    blocks = cost.kept_bytes[width]
+    kept = len(blocks) * residual + max(blocks) if recompute else sum(blocks)
     activations = tokens * (kept + 3 * residual)
 
     chunk = CPU_CHUNK_BYTES if work.device == "cpu" else CUDA_CHUNK_BYTES
-    loss = min(chunk, 4 * tokens * config.vocab_size) * 3 // 2 + 4 * embedding
+    head = work.config.vocab_size * work.config.d_model
+    loss = min(chunk, 4 * tokens * work.config.vocab_size) * 3 // 2 + 4 * head
     return Memory(weights=weights, optimizer=moments, activations=activations, loss=loss)
 
 

@@ -1,8 +1,8 @@
 """The optimizer of a decoder: how each parameter is updated, and the state by parameter name.
 
-Parameters of two or more dimensions, including the embedding, are decayed; gains are not. With
-`optimizer: muon`, Muon updates the matrices inside the blocks. AdamW (Loshchilov and Hutter 2019,
-"Decoupled weight decay regularization") updates everything else.
+The role of a parameter (pion/model/roles.py) decides: matrices, the embedding and the head are
+decayed, vectors are not. With `optimizer: muon`, Muon updates the matrices. AdamW (Loshchilov and
+Hutter 2019, "Decoupled weight decay regularization") updates everything else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pion.errors import BadInput
+from pion.model.roles import parameter_roles
 from pion.train.muon import Muon
 from pion.train.settings import TrainSettings
 
@@ -51,11 +52,12 @@ class Optimizer:
         self._adamw = (_AdamWGroup(settings.weight_decay), _AdamWGroup(0.0))
         self._moments: dict[str, Tensor] = {}
         matrices: dict[str, nn.Parameter] = {}
+        roles = parameter_roles(model)
         for name, param in model.named_parameters():
-            if settings.optimizer == "muon" and name.startswith("blocks.") and param.ndim == 2:
+            if settings.optimizer == "muon" and roles[name] == "matrix":
                 matrices[name] = param
                 continue
-            group = self._adamw[0] if param.ndim >= 2 else self._adamw[1]
+            group = self._adamw[1] if roles[name] == "vector" else self._adamw[0]
             group.add(param)
             self._moments[f"{name}.exp_avg"] = group.exp_avgs[-1]
             self._moments[f"{name}.exp_avg_sq"] = group.exp_avg_sqs[-1]

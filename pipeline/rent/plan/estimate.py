@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pion.errors import BadInput
-from pion.train.hardware import flops_per_token, gpu_flops
+from pion.model.cost import flops_per_token
+from pion.train.hardware import gpu_flops
 from pion.train.micro_batch import HEADROOM, Workload, choose_micro_batch, predict_memory
 from pipeline.job import Job
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old

@@ -19,8 +19,8 @@ from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 
-# The model's fields that its speed depends on.
-SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "head_dim", "vocab_size")
+# The model's fields that its speed does not depend on. Rows have their own length.
+NOT_ABOUT_SPEED = ("seq_len", "rope_theta", "norm_eps", "init_std", "tie_embeddings", "family")
 # How many of an attempt's newest metrics files are read. The speed hardly changes.
 SEGMENTS = 3
 # How many seconds reading a store may take.
@@ -52,7 +52,7 @@ def past_speeds(job: Job) -> list[Speed]:
 
 def _speeds(job: Job) -> list[Speed]:
     model = job.model_config_resolved().to_dict()
-    shape = {f"model.{name}": model[name] for name in SHAPE}
+    shape = {f"model.{n}": value for n, value in model.items() if n not in NOT_ABOUT_SPEED}
     store = open_store(job.store)
     heads = list(runs_in(store).items())[-RUNS:]
     return [s for name, head in reversed(heads) for s in _of_run(store, name, head, shape)]

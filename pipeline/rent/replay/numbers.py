@@ -158,7 +158,7 @@ def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number
         write = statistics.median(float(save["write"]) for save in measured.saves)
         words = f"measured: median of {_counted(measured.saves, 'attempt')}"
         return Number(stall, words), Number(write, words)
-    count = measured.checkpoint_bytes or STATE_BYTES * _parameters(job)
+    count = measured.checkpoint_bytes or _state_bytes(job)
     upload = 1e6 * given.upload_mb_per_second if given.upload_mb_per_second else UPLOAD_BYTES
     whence = option("upload_mb_per_second") if given.upload_mb_per_second else "assumed"
     basis = "as saved" if measured.checkpoint_bytes else "from the parameter count"
@@ -172,12 +172,10 @@ def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number
     )
 
 
-def _parameters(job: Job) -> int:
-    """Return the number of parameters without the norms, which have few."""
-    c = job.model_config_resolved()
-    block = c.d_model * (2 * (c.n_heads + c.n_kv_heads) * c.head_dim + 3 * c.d_ff)
-    embeddings = c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
-    return embeddings + c.n_layers * block
+def _state_bytes(job: Job) -> int:
+    from pion.model.cost import cost_of  # imports torch, which takes a second
+
+    return STATE_BYTES * cost_of(job.model_config_resolved()).all_params
 
 
 def _prices(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number | None, Number | None]:

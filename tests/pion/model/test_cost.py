@@ -1,0 +1,55 @@
+"""What the parts of a model state as their cost, compared with the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pion.config import ModelConfig
+from pion.model.cost import cost_of, flops_per_token
+from pion.model.decoder import Decoder
+from pion.presets import PRESETS
+
+TINY = ModelConfig(
+    d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=96, vocab_size=200, seq_len=64
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_parameters_of_all_roles_are_those_of_the_model(preset: str) -> None:
+    config = ModelConfig.preset(preset)
+    with torch.device("meta"):
+        model = Decoder(config)
+    assert cost_of(config).all_params == model.num_params()
+
+
+def test_the_roles_tell_matrices_tables_and_gains_apart() -> None:
+    gains = 3 * (2 * 32 + 2 * 8) + 32
+    matrices = 3 * 32 * (2 * 32 + 2 * 16 + 3 * 96)
+    tied = {"matrix": matrices, "embedding": 200 * 32, "head": 0, "vector": gains}
+    assert cost_of(TINY).params == tied
+    untied = cost_of(replace(TINY, tie_embeddings=False)).params
+    assert untied == tied | {"head": 200 * 32}
+
+
+def test_flops_per_token_are_six_per_multiplied_weight_and_causal_attention() -> None:
+    """Pion-small: 102,967,168 weights, all but the gains in matrix products (the head is tied)."""
+    small = ModelConfig.preset("pion-small")
+    gains = 16 * (2 * 640 + 2 * 64) + 640
+    attention = 6 * 16 * 640 * 2048
+    expected = 6 * (102_967_168 - gains) + attention
+    assert flops_per_token(small, 2048) == expected
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_products_with_weights_are_those_that_torch_counts(tied: bool) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = replace(TINY, tie_embeddings=tied)
+    model, tokens = Decoder(config), torch.zeros(1, 64, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens)
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    assert products == 2 * 64 * cost_of(config).macs_per_token
