@@ -10,11 +10,12 @@ from types import UnionType
 from typing import Any
 
 from pion.errors import BadInput
-from pion.later_fields import to_record, values_before
+from pion.later_fields import later_field, to_record, values_before
+from pion.parts import Experts, build_part
 from pion.presets import PRESETS
 
 # The values of `family`. It is a label for presets, importers and cards; no computation reads it.
-FAMILIES = ("pion",)
+FAMILIES = ("pion", "tachyon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,12 @@ class ModelConfig:
     tie_embeddings: bool = True
     init_std: float = 0.02
     family: str = "pion"
+    experts: Experts | None = later_field(None, before=None)
+    """A mixture of experts in place of each feed-forward layer; d_ff is then one expert's width."""
 
     def __post_init__(self) -> None:
+        if self.experts is not None:
+            object.__setattr__(self, "experts", build_part(Experts, self.experts, "experts"))
         for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
             self._require_positive(name, int)
         for name in ("vocab_size", "seq_len"):

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import get_args
 
 import torch
 
@@ -29,12 +30,14 @@ class ModelCost:
 
     Attributes:
         params: number of parameters by role.
+        active_params: number of parameters that one token uses.
         macs_per_token: multiply-accumulates with weights for one token, the head included.
         macs_per_key: multiply-accumulates of all layers for one token and one key.
         kept_bytes: by the bytes of an element in matrix products, what each block keeps per token.
     """
 
     params: Mapping[Role, int]
+    active_params: int
     macs_per_token: int
     macs_per_key: int
     kept_bytes: Mapping[int, tuple[int, ...]]
@@ -51,13 +54,14 @@ def cost_of(config: ModelConfig) -> ModelCost:
     with torch.device("meta"):
         model = Decoder(config)
     parameters = dict(model.named_parameters())
-    params: dict[Role, int] = {"matrix": 0, "embedding": 0, "head": 0, "vector": 0}
+    params: dict[Role, int] = dict.fromkeys(get_args(Role), 0)
     for name, role in parameter_roles(model).items():
         params[role] += parameters[name].numel()
     head = config.vocab_size * config.d_model
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     return ModelCost(
         params=params,
+        active_params=model.num_params(active=True),
         macs_per_token=head + sum(block.macs_per_token() for block in blocks),
         macs_per_key=sum(block.macs_per_key() for block in blocks),
         kept_bytes={

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.attention import Attention, Mask, build_mask
 from pion.model.cache import KVCache, LayerCache
+from pion.model.experts import AUX, Experts, Stats
 from pion.model.feedforward import SwiGLU
 from pion.model.loss import IGNORED, linear_cross_entropy
 from pion.model.norm import RMSNorm, compute_dtype
@@ -28,13 +29,26 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config)
         self.feedforward_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.feedforward = SwiGLU(config)
+        self.feedforward = build_feedforward(config)
 
     def forward(
-        self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        mask: Mask,
+        cache: LayerCache | None,
+        real: Tensor | None,
+    ) -> tuple[Tensor, Stats]:
+        """Return the new hidden states, and what the block's experts report, if it has any.
+
+        `real` (B, T) is false for padding; None: there is no padding.
+        """
         x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
-        return x + self.feedforward(self.feedforward_norm(x))
+        normed = self.feedforward_norm(x)
+        if isinstance(self.feedforward, Experts):
+            mixed, stats = self.feedforward(normed, real)
+            return x + mixed, stats
+        return x + self.feedforward(normed), {}
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
@@ -57,6 +71,26 @@ class Block(nn.Module):
             + self.attention.kept_bytes_per_token(width)
             + self.feedforward.kept_bytes_per_token(width)
         )
+
+
+def build_feedforward(config: ModelConfig) -> SwiGLU | Experts:
+    """Return the feed-forward layer of a block."""
+    if config.experts is not None:
+        return Experts(config)
+    return SwiGLU(config.d_model, config.d_ff)
+
+
+class Losses(NamedTuple):
+    """What a training step needs of one forward pass.
+
+    `ce` is the cross-entropy in nats, summed over targets, and `aux` the auxiliary losses of all
+    layers, summed over rows; both are scalars in fp32. `stats` has the reports of the layers,
+    without gradient: by name, (n_layers, …).
+    """
+
+    ce: Tensor
+    aux: Tensor
+    stats: Stats
 
 
 class Decoder(nn.Module):
@@ -84,9 +118,12 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
-                nn.init.normal_(module.weight, std=config.init_std)
+        if not self.embed.weight.is_meta:
+            for module in self.modules():
+                if isinstance(module, nn.Linear | nn.Embedding):
+                    nn.init.normal_(module.weight, std=config.init_std)
+                elif isinstance(module, Experts):
+                    module.reset(config.init_std)
 
     @classmethod
     def from_state(cls, config: ModelConfig, state: dict[str, Tensor]) -> Decoder:
@@ -147,12 +184,33 @@ class Decoder(nn.Module):
         A target of −100 is ignored. The mean is over the other targets, and 0 if there are none.
         Raises BadInput for more tokens than the context.
         """
-        hidden = self.hidden(tokens, positions=positions, documents=documents)
-        flat = targets.reshape(-1)
-        total = linear_cross_entropy(hidden.reshape(len(flat), -1), self._head(), flat)
+        total = self.losses(tokens, targets, positions=positions, documents=documents).ce
         if reduction == "sum":
             return total
-        return total / (flat != IGNORED).sum().clamp(min=1)
+        return total / (targets != IGNORED).sum().clamp(min=1)
+
+    def losses(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Losses:
+        """Return all losses of one forward pass, and the reports of the layers.
+
+        Padding has a document number below 0 and is left out of auxiliary losses and reports.
+        Raises BadInput for more tokens than the context.
+        """
+        hidden, reports = self._run(tokens, positions, documents, None)
+        flat = targets.reshape(-1)
+        ce = linear_cross_entropy(hidden.reshape(len(flat), -1), self._head(), flat)
+        aux = [report[AUX] for report in reports if AUX in report]
+        stats = {
+            name: torch.stack([report[name] for report in reports if name in report])
+            for name in (reports[0].keys() - {AUX})
+        }
+        return Losses(ce, torch.stack(aux).sum() if aux else torch.zeros_like(ce), stats)
 
     def hidden(
         self,
@@ -166,6 +224,16 @@ class Decoder(nn.Module):
 
         Raises BadInput for more tokens than the context, ValueError for a cache with documents.
         """
+        return self._run(tokens, positions, documents, cache)[0]
+
+    def _run(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None,
+        documents: Tensor | None,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, list[Stats]]:
+        """Return what `hidden` returns, and the report of each layer."""
         config = self.config
         length = tokens.shape[1]
         past = 0 if cache is None else cache.length
@@ -177,22 +245,26 @@ class Decoder(nn.Module):
             raise ValueError("a cache has one document per row, so documents can't be given")
         rotation = self._rotation(past, length, positions, tokens.device)
         mask = build_mask(config, length, past + length, documents, tokens.device)
-        x = embedding(tokens, self.embed.weight).float()
+        real = None if documents is None else documents >= 0
+        x, reports = embedding(tokens, self.embed.weight).float(), []
         for layer, block in enumerate(self.blocks):
-            if cache is not None:
-                x = block(x, rotation, mask, cache.layers[layer])
-            elif self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotation, mask, None, use_reentrant=False)
+            layer_cache = None if cache is None else cache.layers[layer]
+            given = (x, rotation, mask, layer_cache, real)
+            if self.recompute and cache is None and torch.is_grad_enabled():
+                x, report = checkpoint(block, *given, use_reentrant=False)
             else:
-                x = block(x, rotation, mask, None)
-        return self.norm(x)
+                x, report = block(*given)
+            reports.append(report)
+        return self.norm(x), reports
 
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.
 
-        Every model so far is dense, so both numbers are the same.
+        A token does not use the experts that its router does not choose.
         """
-        return sum(parameter.numel() for parameter in self.parameters())
+        idle = sum(part.idle_params() for part in self.modules() if isinstance(part, Experts))
+        every = sum(parameter.numel() for parameter in self.parameters())
+        return every - idle if active else every
 
     def _head(self) -> Tensor:
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight

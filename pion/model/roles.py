@@ -14,8 +14,8 @@ from typing import Literal
 from torch import nn
 
 # A matrix maps hidden states to hidden states. The embedding and the head have a row for each token
-# id. All else is a vector: gains and scalars, which are not decayed.
-Role = Literal["matrix", "embedding", "head", "vector"]
+# id. A router has a row for each expert. All else is a vector: gains and scalars.
+Role = Literal["matrix", "router", "embedding", "head", "vector"]
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:

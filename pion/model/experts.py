@@ -1,0 +1,140 @@
+"""A mixture of experts: route each token to a few experts, and weigh their results.
+
+Token-choice top-k routing without a capacity, as in Tachyon 2; the load-balancing loss is that of
+Fedus et al. 2022, "Switch Transformers", and the z-loss that of Zoph et al. 2022, "ST-MoE".
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from pion.config import ModelConfig
+from pion.model.feedforward import SwiGLU
+from pion.model.norm import compute_dtype
+from pion.model.roles import Role
+from pion.model.sliced import expert_swiglu
+
+# Names of what a layer with experts reports: see `Experts.forward`.
+AUX, LOAD, ENTROPY = "aux", "load", "entropy"
+Stats = dict[str, Tensor]
+
+
+class Experts(nn.Module):
+    """Computes Σ shared_j(x) + Σ_{e in top-k} w_e · expert_e(x), each a SwiGLU."""
+
+    roles: ClassVar[dict[str, Role]] = {"router": "router"}
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.experts is not None
+        self.settings = config.experts
+        n, d_model, d_ff = config.experts.n, config.d_model, config.d_ff
+        self.router = nn.Parameter(torch.empty(n, d_model))
+        self.gate_proj = nn.Parameter(torch.empty(n, d_ff, d_model))
+        self.up_proj = nn.Parameter(torch.empty(n, d_ff, d_model))
+        self.down_proj = nn.Parameter(torch.empty(n, d_model, d_ff))
+        self.shared = nn.ModuleList(
+            SwiGLU(d_model, config.experts.d_shared) for _ in range(config.experts.shared)
+        )
+
+    def reset(self, std: float) -> None:
+        """Draw the initial weights from N(0, std²)."""
+        for weight in (self.router, self.gate_proj, self.up_proj, self.down_proj):
+            nn.init.normal_(weight, std=std)
+
+    def forward(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Stats]:
+        """Map (B, T, d_model) to (B, T, d_model), and report on the router.
+
+        `real` (B, T) is false for padding, which is left out of the report; None: no padding. The
+        report has "aux", the auxiliary losses summed over rows; "load" (E,), the share of tokens
+        that go to each expert; and "entropy", the mean entropy of the router in nats.
+        """
+        batch, tokens, d_model = x.shape
+        dtype = compute_dtype(x, self.gate_proj)
+        logits = self._route(x)
+        probabilities = logits.softmax(dim=-1)
+        weights, chosen = probabilities.topk(self.settings.top_k, dim=-1)
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        x = x.to(dtype)
+        mixed = self._mix(x.view(-1, d_model), chosen.flatten(0, 1), weights.flatten(0, 1))
+        result = mixed.view(batch, tokens, d_model)
+        for expert in self.shared:
+            result = result + expert(x)
+        return result, self._report(logits, probabilities, chosen, real)
+
+    def _route(self, x: Tensor) -> Tensor:
+        """Return the router's logits (B, T, E) in fp32: rounded logits would tie."""
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.float(), self.router.float())
+
+    def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted results of the chosen experts; all are (tokens, …)."""
+        top_k = chosen.shape[1]
+        order = chosen.flatten().argsort(stable=True)
+        ends = torch.bincount(chosen.flatten(), minlength=self.settings.n).cumsum(0)
+        parts = expert_swiglu(
+            x[order // top_k],
+            self.gate_proj.to(x.dtype),
+            self.up_proj.to(x.dtype),
+            self.down_proj.to(x.dtype),
+            ends.to(torch.int32),
+        )
+        # Bring the rows back into the order of the tokens: adding them up where they belong would
+        # not be deterministic on a GPU.
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        parts = parts[back].view(*chosen.shape, -1)
+        return (parts * weights[..., None].to(parts.dtype)).sum(dim=1)
+
+    def _report(
+        self, logits: Tensor, probabilities: Tensor, chosen: Tensor, real: Tensor | None
+    ) -> Stats:
+        settings, (batch, tokens, n) = self.settings, logits.shape
+        counted = logits.new_ones(batch, tokens) if real is None else real.to(logits.dtype)
+        per_row = counted.sum(dim=1).clamp(min=1)
+        picks = torch.zeros_like(logits).scatter_add_(
+            2, chosen, counted[..., None].expand(-1, -1, settings.top_k).contiguous()
+        )
+        z = (logits.logsumexp(dim=-1).square() * counted).sum(dim=1) / per_row
+        share = picks.sum(dim=1) / (per_row[:, None] * settings.top_k)  # (B, E)
+        mass = (probabilities * counted[..., None]).sum(dim=1) / per_row[:, None]
+        if settings.balance == "batch":
+            share, mass = share.mean(dim=0, keepdim=True), mass.mean(dim=0, keepdim=True)
+            balance = (n * (share * mass).sum(dim=1)).expand(batch)
+        else:
+            balance = n * (share * mass).sum(dim=1)
+        aux = settings.z_weight * z + settings.balance_weight * balance
+        with torch.no_grad():
+            everything = counted.sum().clamp(min=1)
+            surprise = torch.special.entr(probabilities).sum(dim=-1) * counted
+            report = {
+                LOAD: picks.sum(dim=(0, 1)) / (everything * settings.top_k),
+                ENTROPY: surprise.sum() / everything,
+            }
+        return {AUX: aux.sum(), **report}
+
+    def macs_per_token(self) -> int:
+        """Return the multiply-accumulates with weights for one token: only its own experts."""
+        expert = sum(weight[0].numel() for weight in (self.gate_proj, self.up_proj, self.down_proj))
+        shared = sum(part.macs_per_token() for part in self.shared if isinstance(part, SwiGLU))
+        return self.router.numel() + self.settings.top_k * expert + shared
+
+    def idle_params(self) -> int:
+        """Return the number of parameters that a token does not use."""
+        routed = sum(weight.numel() for weight in (self.gate_proj, self.up_proj, self.down_proj))
+        return routed // self.settings.n * (self.settings.n - self.settings.top_k)
+
+    def kept_bytes_per_token(self, width: int) -> int:
+        """Return the bytes kept for the backward pass.
+
+        For each chosen expert: its input, the products with gate and up, its result and the result
+        in the tokens' order. For the router, in fp32: the logits, the probabilities and the picks.
+        """
+        _, d_ff, d_model = self.gate_proj.shape
+        chosen = self.settings.top_k * width * (3 * d_model + 2 * d_ff)
+        shared = sum(p.kept_bytes_per_token(width) for p in self.shared if isinstance(p, SwiGLU))
+        return chosen + shared + 4 * 4 * self.settings.n + 24 * self.settings.top_k
