@@ -9,32 +9,37 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pion.data.stream import Batch, to_device
-from pion.model.decoder import Decoder
+from pion.model.decoder import Decoder, Losses
 
 
 class _ScaledLoss(nn.Module):
-    """The decoder's summed loss times a factor, as a module because DDP wraps its forward."""
+    """The decoder's losses times their factors, as a module because DDP wraps its forward."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, scale: Tensor) -> Tensor:
-        loss = self.model.loss(
+    def forward(self, batch: Batch, scale: Tensor, aux_scale: float) -> tuple[Tensor, Losses]:
+        losses = self.model.losses(
             batch.tokens,
             batch.targets,
             positions=batch.positions,
             documents=batch.documents,
-            reduction="sum",
         )
-        return loss * scale
+        scaled = losses._replace(ce=losses.ce * scale, aux=losses.aux * aux_scale)
+        return scaled.ce + scaled.aux, scaled
 
 
 class Gradients:
-    """Computes the gradients of `model`'s summed loss, in `dtype`, on the device of its weights."""
+    """Computes the gradients of `model`'s losses, in `dtype`, on the device of its weights.
 
-    def __init__(self, model: Decoder, dtype: torch.dtype, world_size: int) -> None:
-        self._model, self._dtype = model, dtype
+    The auxiliary losses of each row are multiplied by `aux_scale`.
+    """
+
+    def __init__(
+        self, model: Decoder, dtype: torch.dtype, world_size: int, *, aux_scale: float
+    ) -> None:
+        self._model, self._dtype, self._aux_scale = model, dtype, aux_scale
         self._device = model.embed.weight.device
         self._loss: nn.Module = _ScaledLoss(model)
         self._ddp: DistributedDataParallel | None = None
@@ -43,16 +48,18 @@ class Gradients:
             self._ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
             self._loss = self._ddp
 
-    def add(self, batch: Batch, scale: Tensor, *, synchronise: bool) -> Tensor:
-        """Add the gradient of the loss times `scale`; return the scaled loss, a scalar in fp32.
+    def add(self, batch: Batch, scale: Tensor, *, synchronise: bool) -> Losses:
+        """Add the gradients of the cross-entropy times `scale` and of the auxiliary losses.
+
+        Return the scaled losses, without gradient.
 
         With `synchronise`, average the gradients added since the last synchronization over ranks.
         """
         alone = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
         with alone:
-            loss = self._forward(batch, scale)
-            loss.backward()
-        return loss.detach()
+            total, losses = self._forward(batch, scale)
+            total.backward()
+        return losses._replace(ce=losses.ce.detach(), aux=losses.aux.detach())
 
     def prime(self, batch: Batch) -> None:
         """Let DDP arrange its buckets. Call this before the first step, with any micro-batch.
@@ -66,15 +73,15 @@ class Gradients:
         if self._ddp is None or self._primed:
             return
         nothing = torch.zeros((), device=self._device)
-        self._forward(batch, nothing).backward()
+        self._forward(batch, nothing)[0].backward()
         with self._ddp.no_sync():
             self._forward(batch, nothing)
         self._model.zero_grad()
         self._primed = True
 
-    def _forward(self, batch: Batch, scale: Tensor) -> Tensor:
+    def _forward(self, batch: Batch, scale: Tensor) -> tuple[Tensor, Losses]:
         batch = to_device(batch, self._device)
         bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            loss: Tensor = self._loss(batch, scale)
-        return loss
+            result: tuple[Tensor, Losses] = self._loss(batch, scale, self._aux_scale)
+        return result

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import Trouble
 from pion.model.cost import flops_per_token
+from pion.model.experts import ENTROPY, LOAD
 from pion.train import hardware
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan
@@ -27,7 +28,11 @@ ENOUGH_STEPS = 16
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One finished step; the scalars are still on the device."""
+    """One finished step; the tensors are still on the device.
+
+    `stats` has what the layers' experts report: "load" (n_layers, E), the share of tokens that go
+    to each expert, and "entropy" (n_layers,) in nats. It is empty for a model without experts.
+    """
 
     step: int
     rows: RowRange
@@ -37,6 +42,7 @@ class StepRecord:
     targets: Tensor
     global_batch: int
     seq_len: int  # of its rows
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class StepMetrics:
@@ -133,10 +139,8 @@ class StepMetrics:
         records, self._on_device = self._on_device, []
         if not records or self._wrong is not None:
             return
-        scalars: list[list[float]] = torch.stack(
-            [torch.stack((r.loss, r.grad_norm, r.targets)) for r in records]
-        ).tolist()
-        for record, (loss, grad_norm, targets) in zip(records, scalars):
+        numbers: list[list[float]] = torch.stack([_numbers(record) for record in records]).tolist()
+        for record, (loss, grad_norm, targets, *reported) in zip(records, numbers):
             what = self._what_is_wrong(loss, grad_norm)
             if what is not None:
                 self._wrong = (record, what)
@@ -151,6 +155,7 @@ class StepMetrics:
                     "grad_norm": grad_norm,
                     "tokens": int(targets),
                     "rows": list(record.rows),
+                    **_by_layer(record, reported),
                 }
             )
 
@@ -168,3 +173,20 @@ class StepMetrics:
             f"loss {loss:.4g}, above {self._max_spike:g} × the median {median:.4g} of the last "
             f"{len(self._recent)} steps"
         )
+
+
+def _numbers(record: StepRecord) -> Tensor:
+    """Return all numbers of a step in one tensor: for each layer with experts, the load of its
+    busiest expert as a multiple of the mean load, then for each the entropy of its router."""
+    parts = [torch.stack((record.loss, record.grad_norm, record.targets))]
+    if record.stats:
+        load = record.stats[LOAD]
+        parts += [load.amax(dim=1) * load.shape[1], record.stats[ENTROPY]]
+    return torch.cat(parts)
+
+
+def _by_layer(record: StepRecord, reported: list[float]) -> dict[str, list[float]]:
+    if not record.stats:
+        return {}
+    layers = len(record.stats[ENTROPY])
+    return {"expert_load": reported[:layers], "router_entropy": reported[layers:]}

@@ -47,15 +47,24 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
 
 @dataclass(frozen=True)
 class _Batch:
-    params: list[Tensor]
+    """Matrices of one shape: `matrices` are the parameters, or views of them, one for each of n."""
+
+    params: list[nn.Parameter]
+    matrices: list[Tensor]
     momentum: Tensor  # (n, rows, cols)
+
+    def gradients(self) -> Tensor:
+        """Return the gradients of the matrices: (n, rows, cols)."""
+        grads = [param.grad for param in self.params]
+        return torch.cat([grad.view(-1, *self.momentum.shape[1:]) for grad in grads])  # type: ignore[union-attr]
 
 
 class Muon:
-    """Muon over named 2-D parameters.
+    """Muon over named parameters: matrices (rows, cols), and stacks of matrices (k, rows, cols).
 
-    `momentum` has each parameter's buffer by name, as a view into its batch. `dtype` is the
-    precision of the Newton–Schulz iterations.
+    Each matrix of a stack, such as one expert's, is orthogonalized for itself. `momentum` has each
+    parameter's buffer by name, as a view into its batch. `dtype` is the precision of the
+    Newton–Schulz iterations.
     """
 
     def __init__(
@@ -75,23 +84,29 @@ class Muon:
         for shape, names in by_shape.items():
             size = max(1, BATCH_ELEMENTS // shape.numel())
             for start in range(0, len(names), size):
-                batch_names = names[start : start + size]
-                batch_params: list[Tensor] = [params[name] for name in batch_names]
-                momentum = torch.zeros(
-                    (len(batch_names), *shape), dtype=torch.float32, device=batch_params[0].device
-                )
-                self._batches.append(_Batch(batch_params, momentum))
-                self.momentum.update(zip(batch_names, momentum.unbind()))
+                self._add_batch({name: params[name] for name in names[start : start + size]})
+
+    def _add_batch(self, params: dict[str, nn.Parameter]) -> None:
+        """Add a batch of parameters of one shape."""
+        shape = next(iter(params.values())).shape
+        device = next(iter(params.values())).device
+        momentum = torch.zeros((len(params), *shape), dtype=torch.float32, device=device)
+        self.momentum.update(zip(params, momentum.unbind()))
+        matrices: list[Tensor] = []
+        for param in params.values():
+            matrices += param.detach().unbind() if param.ndim == 3 else [param.detach()]
+        batch = _Batch(list(params.values()), matrices, momentum.view(-1, *shape[-2:]))
+        self._batches.append(batch)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Update every parameter from its `.grad`."""
         for batch in self._batches:
-            grads = torch.stack([param.grad for param in batch.params])  # type: ignore[misc]
+            grads = batch.gradients()
             batch.momentum.lerp_(grads, 1 - self.beta)
             update = orthogonalize(grads.lerp_(batch.momentum, self.beta), self.dtype).float()
             rows, cols = update.shape[-2:]
-            torch._foreach_mul_(batch.params, 1 - lr * self.weight_decay)
+            torch._foreach_mul_(batch.matrices, 1 - lr * self.weight_decay)
             torch._foreach_add_(
-                batch.params, list(update.unbind()), alpha=-lr * math.sqrt(max(1.0, rows / cols))
+                batch.matrices, list(update.unbind()), alpha=-lr * math.sqrt(max(1.0, rows / cols))
             )

@@ -22,7 +22,7 @@ class Ranks:
             self._control = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the scalar summed over ranks, on its device and in place."""
+        """Return the tensor summed over ranks, on its device and in place."""
         if self.world_size > 1:
             dist.all_reduce(value)
         return value

@@ -19,7 +19,7 @@ from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, Trouble
 from pion.evaluate import Scorer
-from pion.model.decoder import Decoder
+from pion.model.decoder import Decoder, Losses
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients
@@ -93,7 +93,9 @@ class Trainer:
             for block in self.model.blocks:
                 block.compile()
         self._ranks = Ranks(plan.world_size)
-        self._gradients = Gradients(self.model, self.dtype, plan.world_size)
+        # DDP averages over ranks, but the auxiliary losses are means over the rows of all ranks.
+        aux_scale = plan.world_size / settings.global_batch
+        self._gradients = Gradients(self.model, self.dtype, plan.world_size, aux_scale=aux_scale)
 
     @property
     def grad_accum(self) -> int:
@@ -118,8 +120,8 @@ class Trainer:
             self._feed.prepare(batch.rows[1], self.skipped)
 
         targets = self._ranks.sum(torch.full((), float(batch.targets), device=self.device))
-        loss = self._add_gradients(batch, targets, should_stop)
-        if loss is None:
+        losses = self._add_gradients(batch, targets, should_stop)
+        if losses is None:
             self.optimizer.zero_grad()
             return False
         grad_norm = self._clip_gradients()
@@ -133,7 +135,8 @@ class Trainer:
                 step=self.step,
                 rows=batch.rows,
                 lr=self.settings.lr * lr_scale,
-                loss=loss,
+                loss=losses.ce,
+                stats=losses.stats,
                 grad_norm=grad_norm,
                 targets=targets,
                 global_batch=self.settings.global_batch,
@@ -144,14 +147,16 @@ class Trainer:
 
     def _add_gradients(
         self, batch: StepBatch, targets: Tensor, should_stop: Callable[[], bool]
-    ) -> Tensor | None:
+    ) -> Losses | None:
         """Compute the gradients of the global batch, which has `targets` target tokens.
 
-        Return the loss per target, or None if a rank wants to stop.
+        Return the cross-entropy per target, the auxiliary loss per row and the mean report of its
+        rows; or None if a rank wants to stop.
         """
         # DDP averages over ranks, but the gradient of the global batch is the sum.
         scale = self.plan.world_size / targets.clamp(min=1.0)
-        loss = torch.zeros((), device=self.device)
+        nothing = torch.zeros((), device=self.device)
+        total = Losses(nothing, nothing, {})
         self.model.train()
         self._gradients.prime(batch.micro_batches[0])
         # A rank with fewer micro-batches skips the first round, so that all ranks end together.
@@ -160,8 +165,16 @@ class Trainer:
                 return None
             if i >= 0:
                 last = i == len(batch.micro_batches) - 1
-                loss += self._gradients.add(batch.micro_batches[i], scale, synchronise=last)
-        return self._ranks.sum(loss) / self.plan.world_size
+                micro_batch = batch.micro_batches[i]
+                losses = self._gradients.add(micro_batch, scale, synchronise=last)
+                share = len(micro_batch.tokens) / self.settings.global_batch
+                total = _add(total, losses, share)
+        world_size = self.plan.world_size
+        return Losses(
+            self._ranks.sum(total.ce) / world_size,
+            self._ranks.sum(total.aux) / world_size if total.stats else total.aux,
+            {name: self._ranks.sum(value) for name, value in total.stats.items()},
+        )
 
     def _clip_gradients(self) -> Tensor:
         """Scale the gradients down to the norm `settings.clip`; return their norm before that."""
@@ -271,3 +284,11 @@ class Trainer:
     def close(self) -> None:
         """End the background thread."""
         self._feed.close()
+
+
+def _add(total: Losses, losses: Losses, share: float) -> Losses:
+    """Return the sum of losses, and of reports that stand for `share` of a step's rows."""
+    stats = {
+        name: total.stats.get(name, 0.0) + value * share for name, value in losses.stats.items()
+    }
+    return Losses(total.ce + losses.ce, total.aux + losses.aux, stats)

@@ -6,7 +6,7 @@ import pickle
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput, Trouble
-from pion.model.decoder import Decoder
+from pion.model.decoder import Decoder, Losses
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import CONFIG, open_stream
@@ -33,25 +33,22 @@ class Faulty(Decoder):
     loss_factor = 1.0
     gradient_factor = 1.0
 
-    def loss(
+    def losses(
         self,
         tokens: Tensor,
         targets: Tensor,
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        reduction: Literal["mean", "sum"] = "mean",
-    ) -> Tensor:
-        loss = super().loss(
-            tokens, targets, positions=positions, documents=documents, reduction=reduction
-        )
+    ) -> Losses:
+        losses = super().losses(tokens, targets, positions=positions, documents=documents)
         if not any((tokens == row).all(dim=1).any() for row in self.bad_rows):
-            return loss
-        value = loss.detach()
-        wrong = loss + (value * self.loss_factor - value)
+            return losses
+        value = losses.ce.detach()
+        wrong = losses.ce + (value * self.loss_factor - value)
         if wrong.requires_grad:
             wrong.register_hook(lambda gradient: gradient * self.gradient_factor)
-        return wrong
+        return losses._replace(ce=wrong)
 
 
 def trainer(

@@ -1,0 +1,95 @@
+"""Training a model with experts: cuts, optimizers, statistics, and the state that is saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pion.data.stream import RowStream
+from pion.model.decoder import Decoder
+from pion.parts import Experts
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
+from tests.pion.train.conftest import CONFIG, open_stream
+
+MIXTURE = replace(CONFIG, experts=Experts(n=4, d_shared=16))
+SETTINGS = TrainSettings(steps=30, global_batch=4, lr=1e-2, warmup_steps=2)
+
+
+def trainer(stream: RowStream, **plan: object) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(Decoder(MIXTURE), stream, SETTINGS, ComputePlan(**plan))  # type: ignore[arg-type]
+
+
+def test_it_learns_and_reports_the_load_and_the_entropy_of_each_layer(text: RowStream) -> None:
+    training = trainer(text, micro_batch=2)
+    for _ in range(30):
+        assert training.train_step()
+    rows = training.drain_metrics()
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    for row in rows:
+        assert len(row["expert_load"]) == len(row["router_entropy"]) == CONFIG.n_layers
+        assert all(1 <= load <= 4 for load in row["expert_load"])
+        assert all(
+            0 < entropy <= torch.tensor(4.0).log() + 1e-6 for entropy in row["router_entropy"]
+        )
+
+
+@pytest.mark.parametrize("conversations", [False, True])
+def test_how_a_batch_is_cut_changes_no_gradient(tmp_path: Path, conversations: bool) -> None:
+    stream = open_stream(tmp_path, conversations=conversations)
+    weights = {}
+    for micro_batch in (1, 4):
+        training = trainer(stream, micro_batch=micro_batch)
+        training.train_step()
+        weights[micro_batch] = dict(training.model.state_dict())
+        training.close()
+    for name, weight in weights[1].items():
+        torch.testing.assert_close(weight, weights[4][name], rtol=0, atol=2e-5, msg=name)
+
+
+def test_recomputing_activations_changes_no_bit(text: RowStream) -> None:
+    weights = []
+    for recompute in (False, True):
+        training = trainer(text, micro_batch=2, recompute=recompute)
+        for _ in range(3):
+            training.train_step()
+        weights.append({n: w.clone() for n, w in training.model.state_dict().items()})
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_muon_orthogonalizes_each_expert_for_itself(text: RowStream) -> None:
+    torch.manual_seed(0)
+    settings = replace(SETTINGS, optimizer="muon", muon_lr=0.1, weight_decay=0.0, clip=0.0)
+    training = Trainer(Decoder(MIXTURE), text, settings, ComputePlan(micro_batch=4))
+    name = "blocks.0.feedforward.down_proj"
+    before = training.model.state_dict()[name].clone()
+    training.train_step()
+    moved = training.model.state_dict()[name] - before  # (experts, d_model, d_ff)
+    for expert in moved:
+        singular = torch.linalg.svdvals(expert)
+        # Five iterations bring all but the smallest singular values near to each other.
+        assert singular.max() / singular.quantile(0.2) < 1.5
+    state = training.state()
+    assert state.optimizer[f"{name}.momentum"].shape == before.shape
+    assert f"{name}.exp_avg" not in state.optimizer
+    assert "blocks.0.feedforward.router.exp_avg" in state.optimizer
+
+
+def test_a_run_resumes_bit_identically(text: RowStream) -> None:
+    unbroken = trainer(text, micro_batch=2)
+    for _ in range(6):
+        unbroken.train_step()
+    first = trainer(text, micro_batch=2)
+    for _ in range(3):
+        first.train_step()
+    state = first.state()
+    torch.manual_seed(99)
+    second = Trainer(Decoder(MIXTURE), text, SETTINGS, ComputePlan(micro_batch=2))
+    second.load(state)
+    for _ in range(3):
+        second.train_step()
+    resumed = second.model.state_dict()
+    assert all(torch.equal(w, resumed[name]) for name, w in unbroken.model.state_dict().items())
