@@ -1,8 +1,8 @@
 """Export a decoder as a folder that stock transformers can load, and verify the folder.
 
-Pion without softcap is exactly `Qwen3ForCausalLM`, so the folder needs no custom code. Embedding
-rows of ids that the tokenizer can't produce are dropped; evaluation and generation don't use these
-rows either.
+A stock architecture computes the model exactly (pion/exports/table.py), so the folder needs no
+custom code. Embedding rows of ids that the tokenizer can't produce are dropped; evaluation and
+generation don't use these rows either.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 from pion.data.conversation import chat_template
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
+from pion.exports.table import architecture_of, to_stock
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
-from pion.qwen3 import to_qwen3
 
 # The sampling defaults that are saved with a model.
 GENERATION = {
@@ -59,7 +59,7 @@ def export_model(
     generation: Mapping[str, Any] | None = None,
     chat: bool = True,
 ) -> None:
-    """Write `out`, a folder that `transformers.AutoModelForCausalLM` loads as `Qwen3ForCausalLM`.
+    """Write `out`, a folder that `transformers.AutoModelForCausalLM` loads as a stock model.
 
     Weights are float32. `generation` overrides entries of `GENERATION`, the sampling defaults that
     are saved with the model. If the model learned our chat template (`chat`), the template is saved
@@ -155,14 +155,14 @@ def verify_export(
     in float32 on this machine.
 
     Raises:
-        PionError: the folder doesn't load, isn't stock `Qwen3ForCausalLM`, tokenizes a text
+        PionError: the folder doesn't load, isn't the expected stock model, tokenizes a text
             differently or gives logits that differ by more than `MAX_LOGIT_DIFFERENCE`, or there
             is no text to compare.
     """
     out = Path(out)
     ours = checkpoint if isinstance(checkpoint, Decoder) else load_decoder(checkpoint)
     tokenizer = Tokenizer.from_file(tokenizer_path)
-    model, hf_tokenizer = _reload(out)
+    model, hf_tokenizer = _reload(out, architecture_of(ours.config).name)
 
     compared = [ids for text in texts if (ids := _same_ids(out, tokenizer, hf_tokenizer, text))]
     if not compared:
@@ -186,7 +186,7 @@ def verify_export(
     return largest
 
 
-def _reload(out: Path) -> tuple[Any, Any]:
+def _reload(out: Path, architecture: str) -> tuple[Any, Any]:
     """Return the model and the tokenizer as transformers loads them. Raises PionError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -203,10 +203,10 @@ def _reload(out: Path) -> tuple[Any, Any]:
             f"{out}: transformers can't load the exported model "
             f"({type(error).__name__}: {str(error).strip() or 'no message'}). {SAFE}"
         ) from error
-    if type(model).__name__ != "Qwen3ForCausalLM":
+    if type(model).__name__ != architecture:
         raise PionError(
             f"{out}: transformers loads the model as {type(model).__name__}, not as "
-            f"Qwen3ForCausalLM. {SAFE}"
+            f"{architecture}. {SAFE}"
         )
     return model.eval(), tokenizer
 
@@ -230,7 +230,7 @@ def _same_ids(out: Path, tokenizer: Tokenizer, hf_tokenizer: Any, text: str) -> 
 def _write_model(folder: Path, model: Decoder, tokenizer: Tokenizer) -> None:
     from safetensors.torch import save_file
 
-    config, weights = to_qwen3(model.config, model.state_dict(), vocab_size=tokenizer.vocab_size)
+    config, weights = to_stock(model.config, model.state_dict(), vocab_size=tokenizer.vocab_size)
     config |= {**_ids(tokenizer), "dtype": "float32"}
     _write_json(folder / "config.json", config | PRODUCER)
     tensors = {name: tensor.float().contiguous().cpu() for name, tensor in weights.items()}

@@ -9,8 +9,8 @@ from typing import Any
 from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.exports.table import from_stock
 from pion.model.decoder import Decoder
-from pion.qwen3 import from_qwen3
 from pion.seeds import import_seed
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -34,8 +34,9 @@ def load(source: str | Path) -> tuple[Decoder, Tokenizer | None]:
 def load_decoder(folder: str | Path) -> Decoder:
     """Return the model of a folder with config.json and model.safetensors, in fp32 on the CPU.
 
-    config.json has the fields of ModelConfig, or of a Qwen3 model in transformers. Raises BadInput
-    for a missing or damaged file, naming the file, and for weights that don't fit the settings.
+    config.json has the fields of ModelConfig, or of a stock architecture in transformers. Raises
+    BadInput for a missing or damaged file, naming the file, and for weights that don't fit the
+    settings.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -51,7 +52,7 @@ def load_decoder(folder: str | Path) -> Decoder:
         raise BadInput(f"{weights} is damaged or can't be read ({error})") from None
     try:
         if "model_type" in settings:
-            config, state = from_qwen3(settings, state)
+            config, state = from_stock(settings, state)
         else:
             config = ModelConfig.from_dict(settings)
         return Decoder.from_state(config, state)

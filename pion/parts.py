@@ -31,12 +31,12 @@ class Experts:
 
     n: int
     """Routed experts in a layer."""
-    d_shared: int
-    """Width of one shared expert."""
     top_k: int = 2
     """Routed experts that a token uses."""
     shared: int = 1
     """Experts that every token uses."""
+    d_shared: int = 0
+    """Width of one shared expert."""
     balance_weight: float = 0.01
     """Weight of the loss that spreads tokens evenly over experts."""
     z_weight: float = 0.001
@@ -45,12 +45,14 @@ class Experts:
     """What the balance is computed over. Only the importer sets "batch", to follow a seed."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 1), ("top_k", 1), ("shared", 0), ("d_shared", 1)):
+        for name, least in (("n", 1), ("top_k", 1), ("shared", 0), ("d_shared", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BadInput(
                     f"experts.{name} is {value!r}; it must be a whole number of at least {least}"
                 )
+        if self.shared and not self.d_shared:
+            raise BadInput("experts.d_shared: give the width of the shared experts")
         if self.top_k > self.n:
             raise BadInput(f"experts.top_k {self.top_k} is more than experts.n {self.n}")
         for name in ("balance_weight", "z_weight"):

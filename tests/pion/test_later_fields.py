@@ -8,7 +8,7 @@ import pytest
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.qwen3 import from_qwen3, to_qwen3
+from pion.exports.table import from_stock, to_stock
 from pion.train.settings import ComputePlan
 from tests.support import later_version
 from tests.support.later_version import ChangedConfig, LaterConfig, LaterPlan
@@ -41,9 +41,9 @@ def test_every_value_of_a_new_field_survives_the_round_trip(window):
 
 
 def test_an_exported_model_stays_what_it_is(monkeypatch):
-    exported, _ = to_qwen3(TODAY, {})
+    exported, _ = to_stock(TODAY, {})
     later_version.install(monkeypatch, config=ChangedConfig)
-    again, _ = from_qwen3(exported, {})
+    again, _ = from_stock(exported, {})
     assert (type(again), again.window) == (ChangedConfig, None)
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
     assert [getattr(again, n) for n in fields] == [getattr(TODAY, n) for n in fields]

@@ -10,9 +10,9 @@ import pion
 from pion.config import ModelConfig
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput
+from pion.exports.table import to_stock
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
-from pion.qwen3 import to_qwen3
 from tests.paths import SEEDS
 
 SEED = SEEDS / "pion_nocap_ckpt.pt"
@@ -44,7 +44,7 @@ def test_a_checkpoint_and_an_export_of_one_model_load_alike(tmp_path, decoder, t
     checkpoint.mkdir()
     export.mkdir()
     write(checkpoint, CONFIG.to_dict(), decoder.state_dict(), tokenizer)
-    write(export, *to_qwen3(CONFIG, decoder.state_dict()), tokenizer)
+    write(export, *to_stock(CONFIG, decoder.state_dict()), tokenizer)
     for folder in (checkpoint, export):
         model, its_tokenizer = pion.load(folder)
         assert model.config == CONFIG

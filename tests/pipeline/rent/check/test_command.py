@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.qwen3 import to_qwen3
+from pion.exports.table import to_stock
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
 from pipeline.state.stores import FileStore
@@ -127,7 +127,7 @@ def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str
     config = dataclasses.replace(case.job().model_config_resolved(), **changes)
     ours = json.dumps(config.to_dict()).encode()
     if where == "Hub":
-        theirs = json.dumps(to_qwen3(config, {})[0]).encode()
+        theirs = json.dumps(to_stock(config, {})[0]).encode()
         hub.add_repo("user/base", "model", {"config.json": theirs})
         return "user/base"
     if where == "folder":

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pion.exports.table import from_stock, to_stock
 from pion.model.decoder import Decoder
-from pion.qwen3 import from_qwen3, to_qwen3
 
 transformers = pytest.importorskip("transformers")
 
@@ -57,13 +57,13 @@ def test_logits_are_transformers_own(heads, tied, theta):
             rope_theta=theta,
         )
     )
-    theirs = stock(*to_qwen3(ours.config, ours.state_dict()))
+    theirs = stock(*to_stock(ours.config, ours.state_dict()))
     assert (ours(TOKENS) - theirs(TOKENS).logits).abs().max() <= 1e-5
 
 
 def test_rows_the_tokenizer_lacks_are_dropped_without_changing_the_other_logits():
     ours = scrambled(CONFIG)
-    hf_config, hf_state = to_qwen3(CONFIG, ours.state_dict(), vocab_size=50)
+    hf_config, hf_state = to_stock(CONFIG, ours.state_dict(), vocab_size=50)
     theirs = stock(hf_config, hf_state)
     assert hf_state["model.embed_tokens.weight"].shape == (50, 32)
     torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS)[..., :50], rtol=0, atol=1e-5)
@@ -71,18 +71,18 @@ def test_rows_the_tokenizer_lacks_are_dropped_without_changing_the_other_logits(
 
 def test_more_rows_than_the_model_has_are_refused():
     with pytest.raises(BadInput, match="has 61 embedding rows, not 62"):
-        to_qwen3(CONFIG, {}, vocab_size=62)
+        to_stock(CONFIG, {}, vocab_size=62)
 
 
 def test_a_capped_model_is_not_stock():
-    with pytest.raises(BadInput, match="softcap 30 can't be exported as stock Qwen3"):
-        to_qwen3(replace(CONFIG, softcap=30.0), {})
+    with pytest.raises(BadInput, match="Qwen3 has no softcap, and this model has a softcap of 30"):
+        to_stock(replace(CONFIG, softcap=30.0), {})
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_way_back_is_the_inverse(tied):
     ours = scrambled(replace(CONFIG, tie_embeddings=tied))
-    config, state = from_qwen3(*to_qwen3(ours.config, ours.state_dict()))
+    config, state = from_stock(*to_stock(ours.config, ours.state_dict()))
     assert config == ours.config
     assert state.keys() == ours.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
@@ -93,7 +93,7 @@ def test_a_model_transformers_saved_is_read(tmp_path, tied):
     from pion.load import load_decoder
 
     torch.manual_seed(0)
-    hf_config, _ = to_qwen3(replace(CONFIG, tie_embeddings=tied, rope_theta=1e6), {})
+    hf_config, _ = to_stock(replace(CONFIG, tie_embeddings=tied, rope_theta=1e6), {})
     theirs = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**hf_config)).eval()
     theirs.save_pretrained(tmp_path)
     ours = load_decoder(tmp_path)
@@ -113,14 +113,14 @@ def test_a_model_transformers_saved_is_read(tmp_path, tied):
     ],
 )
 def test_unsupported_settings_are_refused(change, message):
-    hf_config, _ = to_qwen3(CONFIG, {})
+    hf_config, _ = to_stock(CONFIG, {})
     with pytest.raises(BadInput, match=message):
-        from_qwen3(hf_config | change, {})
+        from_stock(hf_config | change, {})
 
 
 def test_a_missing_setting_and_a_foreign_tensor_are_named():
-    hf_config, hf_state = to_qwen3(CONFIG, scrambled(CONFIG).state_dict())
+    hf_config, hf_state = to_stock(CONFIG, scrambled(CONFIG).state_dict())
     with pytest.raises(BadInput, match="has no 'hidden_size'"):
-        from_qwen3({k: v for k, v in hf_config.items() if k != "hidden_size"}, hf_state)
+        from_stock({k: v for k, v in hf_config.items() if k != "hidden_size"}, hf_state)
     with pytest.raises(BadInput, match=r"unexpected tensor model.layers.0.mlp.experts.weight"):
-        from_qwen3(hf_config, hf_state | {"model.layers.0.mlp.experts.weight": torch.zeros(1)})
+        from_stock(hf_config, hf_state | {"model.layers.0.mlp.experts.weight": torch.zeros(1)})

@@ -1,0 +1,1 @@
+"""The stock architectures of transformers that compute a decoder exactly."""

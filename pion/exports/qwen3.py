@@ -1,0 +1,167 @@
+"""A decoder without parts, as transformers' Qwen3 ("Qwen3 technical report", Qwen Team 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+
+State = dict[str, Tensor]
+
+# Our names and theirs, apart from the feed-forward layer. A block's parts have the prefix
+# "blocks.{i}." and "model.layers.{i}.".
+_NAMES = {
+    "embed.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
+_BLOCK_NAMES = {
+    "attention_norm.weight": "input_layernorm.weight",
+    "attention.q_proj.weight": "self_attn.q_proj.weight",
+    "attention.k_proj.weight": "self_attn.k_proj.weight",
+    "attention.v_proj.weight": "self_attn.v_proj.weight",
+    "attention.o_proj.weight": "self_attn.o_proj.weight",
+    "attention.q_norm.weight": "self_attn.q_norm.weight",
+    "attention.k_norm.weight": "self_attn.k_norm.weight",
+    "feedforward_norm.weight": "post_attention_layernorm.weight",
+}
+_VOCABULARY_ROWS = ("embed.weight", "lm_head.weight")
+
+
+ARCHITECTURE, MODEL_TYPE = "Qwen3ForCausalLM", "qwen3"
+
+
+def misfit(config: ModelConfig) -> str | None:
+    """Return why stock Qwen3 can't compute the model; None if it can."""
+    if config.softcap is not None:
+        return f"Qwen3 has no softcap, and this model has a softcap of {config.softcap:g}"
+    return "Qwen3 has no experts" if config.experts is not None else None
+
+
+def to_qwen3(config: ModelConfig, state: State, rows: int) -> tuple[dict[str, Any], State]:
+    """Return the config fields and the state dict of Qwen3, with `rows` embedding rows."""
+    names = _names(config)
+    hf_config = {**core_settings(config, rows), "intermediate_size": config.d_ff}
+    hf_config |= {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE]}
+    return hf_config, {names[name]: with_rows(name, t, rows) for name, t in state.items()}
+
+
+def from_qwen3(hf_config: Mapping[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
+    """Return the config fields and the state dict of any Qwen3 model as ours.
+
+    Raises BadInput for settings that our decoder does not support, and for a missing setting or an
+    unexpected tensor.
+    """
+    config = core_config(hf_config, lambda: {"d_ff": hf_config["intermediate_size"]})
+    return config, renamed(_names(config), without_tied_head(config, hf_state))
+
+
+# ---------------------------------------------------------------- what Qwen3's family shares
+
+
+def core_settings(config: ModelConfig, rows: int) -> dict[str, Any]:
+    """Return the config fields of all that is not the feed-forward layer."""
+    return {
+        "vocab_size": rows,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.seq_len,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rms_norm_eps": config.norm_eps,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+    }
+
+
+def core_config(
+    hf_config: Mapping[str, Any], feedforward: Callable[[], Mapping[str, Any]]
+) -> ModelConfig:
+    """Return our settings; `feedforward` returns those of the feed-forward layer.
+
+    Raises BadInput for settings that our decoder does not support, and for a missing setting.
+    """
+    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+    for what, value, expected in (
+        ("hidden_act", hf_config.get("hidden_act", "silu"), "silu"),
+        ("attention_bias", hf_config.get("attention_bias", False), False),
+        ("use_sliding_window", hf_config.get("use_sliding_window", False), False),
+        ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
+    ):
+        if value != expected:
+            raise BadInput(f"config.json: {what} is {value!r}; only {expected!r} is supported")
+    try:
+        return ModelConfig.from_dict(
+            {
+                "d_model": hf_config["hidden_size"],
+                "n_layers": hf_config["num_hidden_layers"],
+                "n_heads": hf_config["num_attention_heads"],
+                "n_kv_heads": hf_config["num_key_value_heads"],
+                "vocab_size": hf_config["vocab_size"],
+                "seq_len": hf_config["max_position_embeddings"],
+                "head_dim": hf_config.get("head_dim", 128),
+                "rope_theta": rope.get("rope_theta") or hf_config.get("rope_theta", 10_000.0),
+                "norm_eps": hf_config.get("rms_norm_eps", 1e-6),
+                "tie_embeddings": hf_config.get("tie_word_embeddings", False),
+                "init_std": hf_config.get("initializer_range", 0.02),
+                **feedforward(),
+            }
+        )
+    except KeyError as missing:
+        raise BadInput(f"config.json has no {missing}") from None
+
+
+def core_names(config: ModelConfig) -> dict[str, str]:
+    """Return the name of every tensor that is not in a feed-forward layer, by our name."""
+    names = {
+        name: theirs
+        for name, theirs in _NAMES.items()
+        if not (config.tie_embeddings and name == "lm_head.weight")
+    }
+    for layer in range(config.n_layers):
+        for name, theirs in _BLOCK_NAMES.items():
+            names[f"blocks.{layer}.{name}"] = f"model.layers.{layer}.{theirs}"
+    return names
+
+
+def with_rows(name: str, tensor: Tensor, rows: int) -> Tensor:
+    """Return the first `rows` rows of a tensor with a row for each token id, else the tensor."""
+    return tensor[:rows] if name in _VOCABULARY_ROWS else tensor
+
+
+def without_tied_head(config: ModelConfig, hf_state: State) -> State:
+    """Return the state without a tied head, which some programs save too."""
+    if not config.tie_embeddings:
+        return hf_state
+    return {name: tensor for name, tensor in hf_state.items() if name != "lm_head.weight"}
+
+
+def renamed(names: Mapping[str, str], hf_state: State) -> State:
+    """Return the tensors by our names. Raises BadInput for a tensor that is not in `names`."""
+    ours = {theirs: name for name, theirs in names.items()}
+    unknown = sorted(hf_state.keys() - ours.keys())
+    if unknown:
+        raise BadInput(
+            f"unexpected tensor {unknown[0]}: a model of this config has no parameter with that "
+            "name"
+        )
+    return {ours[name]: tensor for name, tensor in hf_state.items()}
+
+
+def _names(config: ModelConfig) -> dict[str, str]:
+    names = core_names(config)
+    for layer in range(config.n_layers):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            ours = f"blocks.{layer}.feedforward.{name}.weight"
+            names[ours] = f"model.layers.{layer}.mlp.{name}.weight"
+    return names
