@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -36,7 +37,11 @@ with loopback_skypilot([]) as skypilot:
 
 def _listens(pod: Pod) -> bool:
     """Return whether a process in the pod listens on port 7000."""
-    return any(":1B58 " in Path(f"/proc/{pid}/net/tcp").read_text() for pid in pod.processes())
+    for pid in pod.processes():
+        with contextlib.suppress(FileNotFoundError):  # the process has just ended
+            if ":1B58 " in Path(f"/proc/{pid}/net/tcp").read_text():
+                return True
+    return False
 
 
 @pytest.fixture
