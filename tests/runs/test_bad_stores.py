@@ -88,7 +88,7 @@ def test_a_store_that_ignores_conditions_is_found_out_and_refused(
         proxy.use(monkeypatch)
         proxy.ignored_headers = {"if-match", "if-none-match"}
         bucket = s3.bucket()
-        assert "two machines" in refusal(tmp_path, f"s3://{bucket}/runs")
+        assert "Two machines" in refusal(tmp_path, f"s3://{bucket}/runs")
         listed = s3.client().list_objects_v2(Bucket=bucket)
         assert listed.get("KeyCount") == 0
 

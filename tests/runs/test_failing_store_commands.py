@@ -100,7 +100,7 @@ class Row:
 
 LETTERS = {0: "0", 1: "n", 2: "b", 74: "w", 75: "r"}
 SAFE = {
-    "n": "Nothing was lost|and not a run yet",
+    "n": "Nothing was lost|so it is not a run yet",
     "b": "Nothing was (started|forked|rented)|could not start",
     "r": "Nothing was started",
     "w": "Everything committed before is safe",

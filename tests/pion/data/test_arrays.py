@@ -80,7 +80,7 @@ def test_a_pickled_npy_is_refused_without_running_it(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "exploded",)
 
     path = saved(tmp_path / "a.npy", np.array([[Bomb()] * 4], dtype=object))
-    with pytest.raises(BadInput, match="holds object"):
+    with pytest.raises(BadInput, match="contains object"):
         open_npy(path, 4)
     assert not (tmp_path / "exploded").exists()
 
@@ -124,7 +124,7 @@ def test_an_id_beyond_the_vocabulary_is_found_with_shard_row_and_id(bad: int) ->
     rows = np.zeros((2**12, 2**11), np.int32)  # more than one chunk
     check_ids(rows, 100, "a.npy")
     rows[4000, 7] = bad
-    with pytest.raises(BadInput, match=rf"a\.npy: row 4,000 holds id {bad:,} at position 7.*100"):
+    with pytest.raises(BadInput, match=rf"a\.npy: row 4,000 has id {bad:,} at position 7.*100"):
         check_ids(rows, 100, "a.npy")
 
 

@@ -189,6 +189,6 @@ def test_a_hub_out_of_reach_is_said_so_and_is_not_the_users_fault(
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(PionError, match=r"can't be reached.*run the same command again") as raised:
+    with pytest.raises(PionError, match=r"can't be reached.*Run the same command again") as raised:
         pin("user/shards", None)
     assert raised.value.exit_code == 1

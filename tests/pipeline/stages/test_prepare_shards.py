@@ -95,7 +95,7 @@ def test_a_truncated_npy_is_refused_before_any_work(tmp_path: Path) -> None:
 def test_an_npy_without_integers_is_refused(tmp_path: Path) -> None:
     job = npy_job(tmp_path)
     write_npy(tmp_path / "shards" / "a.npy", dtype=np.float32)
-    with pytest.raises(BadInput, match=r"a\.npy: holds float32"):
+    with pytest.raises(BadInput, match=r"a\.npy: contains float32"):
         prepared(job, tmp_path / "data")
 
 
@@ -105,7 +105,7 @@ def test_ids_beyond_the_vocabulary_are_refused_with_file_and_row(tmp_path: Path)
     ids = np.load(tmp_path / "shards" / "a.npy")
     ids[17, 5] = 50_000
     np.save(tmp_path / "shards" / "a.npy", ids)
-    with pytest.raises(BadInput, match=r"a\.npy: row 17 holds id 50,000"):
+    with pytest.raises(BadInput, match=r"a\.npy: row 17 has id 50,000"):
         prepared(job, tmp_path / "data")
 
 
@@ -167,7 +167,7 @@ def test_hub_shards_of_another_tokenizer_are_refused(hub: HubServer, tmp_path: P
     np.save(file, np.full((200, SEQ_LEN), 40_000, np.int32))
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": file.getvalue()})
     job = npy_job(tmp_path, kind="hub-npy", repo="user/shards")
-    with pytest.raises(BadInput, match=r"user/shards/shard_0\.npy: row 0 holds id 40,000"):
+    with pytest.raises(BadInput, match=r"user/shards/shard_0\.npy: row 0 has id 40,000"):
         prepared(job, tmp_path / "data")
 
 

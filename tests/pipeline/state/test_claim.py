@@ -81,7 +81,7 @@ def test_an_owner_elsewhere_is_refused_and_named(run: RunState) -> None:
     with pytest.raises(BadInput) as refused:
         claim_run(run, Owner.me())
     message = str(refused.value)
-    assert "pid 4711 on gpu-7 since 1970-01-12 13:46:40 UTC (epoch 1)" in message
+    assert "pid 4711 on gpu-7 has owned run demo since 1970-01-12 13:46:40 UTC" in message
     assert "can't tell whether that process is still running" in message
     assert "--take-over" in message
     assert run.store.read("demo/HEAD.json") == before

@@ -247,7 +247,7 @@ def test_a_run_that_works_elsewhere_is_not_rented_for(run: RunState, time: FakeC
     claim = claim_run(run, someone(host="desk", pid=77))
     claim.heartbeat.beat()
     time.time += 30
-    with pytest.raises(BadInput, match=r"is being run by pid 77 on desk.*30 s old.*pion hop"):
+    with pytest.raises(BadInput, match=r"is being run by pid 77 on desk.*30 s ago.*pion hop"):
         refuse_second(run, head_of(run), [])
 
 

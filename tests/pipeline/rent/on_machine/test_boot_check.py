@@ -215,10 +215,10 @@ def test_a_driver_that_fails_is_named_with_its_error(function: str, words: str) 
 
 def test_an_error_without_a_name_is_its_number() -> None:
     library = Driver(fails={"cuInit": 999}, names={}).library()
-    with pytest.raises(BadMachine, match="cuInit returns error 999"):
+    with pytest.raises(BadMachine, match="cuInit returned error 999"):
         probe_gpus(library, SIZE)
     del library.cuGetErrorName
-    with pytest.raises(BadMachine, match="cuInit returns error 999"):
+    with pytest.raises(BadMachine, match="cuInit returned error 999"):
         probe_gpus(library, SIZE)
 
 
