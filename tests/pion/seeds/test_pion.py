@@ -18,14 +18,15 @@ import torch
 from pion.errors import BadInput
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.seeds import _SeedConfig, import_seed
+from pion.seeds import import_seed
+from pion.seeds.read import STUBS
 from tests.paths import SEEDS
 
 NAMES = ("nocap", "softcap")
 
 
 def checkpoint_of(name):
-    with torch.serialization.safe_globals([_SeedConfig]):
+    with torch.serialization.safe_globals(list(STUBS)):
         return torch.load(SEEDS / f"pion_{name}_ckpt.pt", weights_only=True)
 
 
@@ -109,7 +110,7 @@ def test_cached_decoding_is_the_seeds_token_by_token_decoding(model, reference):
 def saved(tmp_path, checkpoint):
     """Write a checkpoint as the seed's trainer does: there, `model.PionConfig` can be imported."""
     seed_module = ModuleType("model")
-    seed_module.PionConfig = _SeedConfig
+    seed_module.PionConfig = STUBS[0]
     with mock.patch.dict(sys.modules, model=seed_module):
         torch.save(checkpoint, tmp_path / "seed.pt")
     return tmp_path / "seed.pt"
@@ -184,7 +185,10 @@ def test_a_command_inside_the_config_object_is_refused_too(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update({"layers.0.moe.gate.weight": torch.zeros(2)}), "layers.0.moe.gate"),
+        (
+            lambda m: m.update({"layers.0.moe.gate.weight": torch.zeros(2)}),
+            "mixed: layers.0.ffn.w1.weight is a Pion's, and layers.0.moe.gate.weight a Tachyon's",
+        ),
         (lambda m: m.pop("layers.1.norm2.weight"), "have no blocks.1.feedforward_norm.weight"),
         (lambda m: m.pop("embed.weight"), "have no embed.weight: this is not a Pion model"),
         (

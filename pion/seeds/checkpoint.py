@@ -1,0 +1,54 @@
+"""Recognize the family of a seed's checkpoint by its tensors, and build its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.seeds.pion import from_pion
+from pion.seeds.read import SeedCheckpoint, read_checkpoint
+from pion.seeds.tachyon import from_tachyon
+
+# By a part of a tensor's name: a family that can't be imported, and why.
+REFUSED = {
+    "tok_emb.": "a Lepton. A Lepton's forward pass saw the tokens that it was trained to predict, "
+    "so its weights are of no use",
+    "primitive_banks.": "a PILON, which Pion can't import yet",
+    "lm_head_w": "a Daisy-Wee, which Pion can't import yet",
+}
+
+
+def import_seed(path: str | Path) -> Decoder:
+    """Return the model of a seed's checkpoint, in fp32 on the CPU.
+
+    The Pion seed applied its softcap only in training; an imported model with a softcap always
+    applies it. Raises BadInput for a file that is not such a checkpoint or has more than plain
+    data, and for a family that can't be imported.
+    """
+    checkpoint = read_checkpoint(Path(path))
+    try:
+        _refuse(checkpoint.tensors)
+        config, state = _translate(checkpoint)
+        return Decoder.from_state(config, state)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def _translate(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
+    experts = next((name for name in checkpoint.tensors if ".moe." in name), None)
+    dense = next((name for name in checkpoint.tensors if ".ffn." in name), None)
+    if experts and dense:
+        raise BadInput(f"the tensors are mixed: {dense} is a Pion's, and {experts} a Tachyon's")
+    return from_tachyon(checkpoint) if experts else from_pion(checkpoint)
+
+
+def _refuse(names: Iterable[str]) -> None:
+    for name in names:
+        for mark, family in REFUSED.items():
+            if mark in name:
+                raise BadInput(f"the tensor {name} shows that this is {family}")

@@ -1,0 +1,79 @@
+"""Read a seed's `.pt` file: tensors, plain values, and inert stand-ins for its config classes."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pion.errors import BadInput
+
+
+class Stub:
+    """Replaces a config class of a seed. It only has attributes and runs no code."""
+
+
+def _stub(qualified_name: str) -> type[Stub]:
+    """Return a stub that the restricted unpickler takes for the class of that name."""
+    module, _, name = qualified_name.rpartition(".")
+    return type(name, (Stub,), {"__module__": module, "__qualname__": name})
+
+
+# The restricted unpickler of torch.load compares these with the names in the file.
+STUBS = tuple(map(_stub, ("model.PionConfig", "model.TachyonConfig")))
+
+
+@dataclass(frozen=True)
+class SeedCheckpoint:
+    """What a checkpoint has: its tensors by the seed's names, and the recorded settings.
+
+    `settings` is None if the file has no config.
+    """
+
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any] | None
+
+
+def read_checkpoint(path: Path) -> SeedCheckpoint:
+    """Return the content of a seed's checkpoint. Names from a compiled model also work.
+
+    Raises BadInput for a file that is not such a checkpoint or has more than plain data.
+    """
+    checkpoint = _load(path)
+    model = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(t, Tensor) for t in model.values()):
+        raise BadInput(f"{path} is not a seed's checkpoint: it has no tensors under 'model'")
+    config = checkpoint.get("config")
+    return SeedCheckpoint(
+        tensors={name.removeprefix("_orig_mod."): tensor for name, tensor in model.items()},
+        settings=dict(vars(config)) if isinstance(config, Stub) else None,
+    )
+
+
+def _load(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(list(STUBS)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise BadInput(f"can't read {path}: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        raise BadInput(
+            f"{path} is damaged, or it contains Python objects other than tensors and plain "
+            "values. Pion did not load the file, because loading it could run code. "
+            f"({_reason(error)})"
+        ) from None
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise BadInput(
+            f"{path} is not a PyTorch checkpoint, or is damaged ({_reason(error)})"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause in torch's message, without torch's advice to run the file."""
+    global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it asks for {global_name[1]}" if global_name else type(error).__name__
