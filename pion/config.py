@@ -11,7 +11,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pion.later_fields import later_field, to_record, values_before
-from pion.parts import Experts, build_part
+from pion.parts import PARTS, ROW_BYTES, Experts, build_part
 from pion.presets import PRESETS
 
 # The values of `family`. It is a label for presets, importers and cards; no computation reads it.
@@ -50,6 +50,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.experts is not None:
             object.__setattr__(self, "experts", build_part(Experts, self.experts, "experts"))
+            if 2 * self.d_ff % ROW_BYTES or 2 * self.d_model % ROW_BYTES:
+                raise BadInput(
+                    f"d_ff {self.d_ff} and d_model {self.d_model} must be multiples of "
+                    f"{ROW_BYTES // 2} in a model with experts: grouped products need rows of a "
+                    f"multiple of {ROW_BYTES} bytes"
+                )
         for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
             self._require_positive(name, int)
         for name in ("vocab_size", "seq_len"):
@@ -93,7 +99,12 @@ class ModelConfig:
                 f"unknown model preset {name!r}{closest(name, PRESETS)}; "
                 f"the presets are {', '.join(PRESETS)}"
             )
-        return cls.of(PRESETS[name] | overrides)
+        fields = PRESETS[name] | overrides
+        for part in PARTS:
+            given, preset = overrides.get(part), PRESETS[name].get(part)
+            if isinstance(given, dict) and preset is not None:
+                fields[part] = preset | given
+        return cls.of(fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a checkpoint records them; see later_fields.py."""

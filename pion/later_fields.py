@@ -33,10 +33,14 @@ def values_before(kind: type) -> dict[str, Any]:
 
 
 def to_record(settings: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass, without later fields that have their `before` value."""
+    """Return the fields of a dataclass, without later fields that have their `before` value.
+
+    A field that is a dataclass becomes its record.
+    """
     before = values_before(type(settings))
-    return {
-        name: value
-        for name, value in dataclasses.asdict(settings).items()
-        if name not in before or value != before[name]
-    }
+    record = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in before or value != before[field.name]:
+            record[field.name] = to_record(value) if dataclasses.is_dataclass(value) else value
+    return record

@@ -16,8 +16,19 @@ from pion.later_fields import values_before
 
 Part = TypeVar("Part")
 
-# Grouped products read rows in pieces of this many bytes.
+MEANING = "meaning"
+# Grouped products need rows of a multiple of this many bytes.
 ROW_BYTES = 16
+
+
+def setting(meaning: str, default: Any = dataclasses.MISSING) -> Any:
+    """Declare a field of a part that a job can set; `meaning` is for the job's reference."""
+    return dataclasses.field(default=default, metadata={MEANING: meaning})
+
+
+def imported(default: Any) -> Any:
+    """Declare a field of a part that only an importer sets, to compute what a seed computed."""
+    return dataclasses.field(default=default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +40,14 @@ class Experts:
     token goes through `shared` experts of width `d_shared`.
     """
 
-    n: int
-    """Routed experts in a layer."""
-    top_k: int = 2
-    """Routed experts that a token uses."""
-    shared: int = 1
-    """Experts that every token uses."""
-    d_shared: int = 0
-    """Width of one shared expert."""
-    balance_weight: float = 0.01
-    """Weight of the loss that spreads tokens evenly over experts."""
-    z_weight: float = 0.001
-    """Weight of the loss that keeps the router's logits small."""
-    balance: Literal["row", "batch"] = "row"
-    """What the balance is computed over. Only the importer sets "batch", to follow a seed."""
+    n: int = setting("routed experts in a layer")
+    top_k: int = setting("routed experts that a token uses", 2)
+    shared: int = setting("experts that every token uses", 1)
+    d_shared: int = setting("width of one shared expert", 0)
+    balance_weight: float = setting("weight of the loss that spreads tokens over experts", 0.01)
+    z_weight: float = setting("weight of the loss that keeps the router's logits small", 0.001)
+    # What the balance is computed over. The seed's is "batch", which depends on how a batch is cut.
+    balance: Literal["row", "batch"] = imported("row")
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("top_k", 1), ("shared", 0), ("d_shared", 0)):
@@ -85,3 +90,7 @@ def build_part(kind: type[Part], value: Any, name: str) -> Part:
     if missing:
         raise BadInput(f"the model's settings are missing {name}.{missing[0]}")
     return kind(**given)
+
+
+# By the name of the field in ModelConfig.
+PARTS = {"experts": Experts}

@@ -21,6 +21,14 @@ def _pion(d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int)
     return _PION | shape
 
 
+def _tachyon(
+    d_model: int, n_layers: int, n_heads: int, d_ff: int, d_shared: int, n_experts: int
+) -> Preset:
+    experts = {"n": n_experts, "top_k": 2, "shared": 1, "d_shared": d_shared}
+    shape = _pion(d_model, n_layers, n_heads, n_kv_heads=4, d_ff=d_ff)
+    return shape | {"family": "tachyon", "experts": experts}
+
+
 PRESETS: dict[str, Preset] = {
     "pion-nano": _pion(d_model=384, n_layers=6, n_heads=6, n_kv_heads=2, d_ff=1024),
     "pion-micro": _pion(d_model=512, n_layers=12, n_heads=8, n_kv_heads=2, d_ff=1408),
@@ -28,4 +36,8 @@ PRESETS: dict[str, Preset] = {
     "pion-base": _pion(d_model=768, n_layers=20, n_heads=12, n_kv_heads=4, d_ff=2048),
     "pion-large": _pion(d_model=1024, n_layers=24, n_heads=16, n_kv_heads=4, d_ff=2816),
     "pion-xl": _pion(d_model=1536, n_layers=28, n_heads=16, n_kv_heads=4, d_ff=4096),
+    "tachyon-tiny": _tachyon(512, 8, 8, d_ff=1408, d_shared=704, n_experts=4),
+    "tachyon-small": _tachyon(1024, 16, 16, d_ff=2816, d_shared=1408, n_experts=8),
+    "tachyon-medium": _tachyon(1536, 20, 16, d_ff=4096, d_shared=2048, n_experts=8),
+    "tachyon-large": _tachyon(2048, 24, 16, d_ff=5632, d_shared=2816, n_experts=8),
 }

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pion.config import ModelConfig
 from pion.later_fields import values_before
 from pipeline.job import Job, Section
 from pipeline.job.section import ALWAYS_THERE, part_of, value_before
@@ -108,7 +109,7 @@ def digest_job(job: Job) -> Digests:
     inputs["prepare"] = {f"input.data.{part}": digest for part, digest in data.items()}
     stages = {"prepare": digest_of(inputs["prepare"])}
     config = job.model_config_resolved()
-    model = {f"model.{k}": v for k, v in config.to_dict().items()}
+    model = model_inputs(config)
     previous: str | None = None
     for stage in job.train_stages:
         section = covered_fields(job.section(stage), stage)
@@ -130,6 +131,16 @@ def digest_job(job: Job) -> Digests:
         stages["publish"] = digest_of(inputs["publish"])
     before = {f"model.{k}": v for k, v in values_before(type(config)).items()}
     return Digests(data, stages, inputs, before | fields_before(job))
+
+
+def model_inputs(config: ModelConfig) -> Inputs:
+    """Return the settings of a model by their paths, those of its parts included."""
+    inputs: Inputs = {}
+    for name, value in config.to_dict().items():
+        inner = value if isinstance(value, dict) else None
+        below = {f"model.{name}.{key}": inner[key] for key in inner} if inner else {}
+        inputs |= below or {f"model.{name}": value}
+    return inputs
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from pydantic import PrivateAttr, field_validator, model_validator
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pion.parts import Experts
 from pion.presets import PRESETS
+from pipeline.job.model_parts import section_of
 from pipeline.job.section import Section, identity, refuse, runtime, scheduled
 from pipeline.job.sources import ConversationSource, DataSource, Source
 
@@ -62,6 +64,10 @@ class Model(Section):
         "limit attention scores to ±softcap; a model with a softcap cannot be published; unset: "
         "no limit",
         gt=0,
+    )
+
+    experts: section_of(Experts) | None = identity(  # type: ignore[valid-type]
+        None, "a mixture of experts in place of each feed-forward layer; d_ff is one expert's width"
     )
 
     @field_validator("preset")

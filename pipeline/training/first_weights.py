@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pipeline.job.digest import model_inputs
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
@@ -61,10 +61,14 @@ def _model_from(context: TrainingContext, source: str) -> Decoder:
 
 def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
     """Raise BadInput if the job's model and the model of `init_from: source` differ."""
-    wanted, given = dataclasses.asdict(job), dataclasses.asdict(model)
+    wanted, given = model_inputs(job), model_inputs(model)
     # The context's length and the distribution of random weights may differ.
-    names = sorted(wanted.keys() - {"seq_len", "init_std", "family"})
-    wrong = [f"{n}: job {wanted[n]}, model {given[n]}" for n in names if wanted[n] != given[n]]
+    free = {"model.seq_len", "model.init_std", "model.family"}
+    wrong = [
+        f"{path.removeprefix('model.')}: job {wanted.get(path)}, model {given.get(path)}"
+        for path in sorted((wanted.keys() | given.keys()) - free)
+        if wanted.get(path) != given.get(path)
+    ]
     if wrong:
         raise BadInput(
             f"init_from {source}: that model differs from the job's model ({'; '.join(wrong)}). "

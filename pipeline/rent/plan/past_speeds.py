@@ -11,6 +11,7 @@ from typing import Any
 
 from pion.errors import PionError
 from pipeline.job import Job
+from pipeline.job.digest import model_inputs
 from pipeline.machine.gpu_names import sky_names
 from pipeline.rent.time_limit import within
 from pipeline.state.find_run import runs_in
@@ -20,7 +21,10 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 
 # The model's fields that its speed does not depend on. Rows have their own length.
-NOT_ABOUT_SPEED = ("seq_len", "rope_theta", "norm_eps", "init_std", "tie_embeddings", "family")
+NOT_ABOUT_SPEED = frozenset(
+    f"model.{name}"
+    for name in ("seq_len", "rope_theta", "norm_eps", "init_std", "tie_embeddings", "family")
+)
 # How many of an attempt's newest metrics files are read. The speed hardly changes.
 SEGMENTS = 3
 # How many seconds reading a store may take.
@@ -51,8 +55,8 @@ def past_speeds(job: Job) -> list[Speed]:
 
 
 def _speeds(job: Job) -> list[Speed]:
-    model = job.model_config_resolved().to_dict()
-    shape = {f"model.{n}": value for n, value in model.items() if n not in NOT_ABOUT_SPEED}
+    model = model_inputs(job.model_config_resolved())
+    shape = {path: value for path, value in model.items() if path not in NOT_ABOUT_SPEED}
     store = open_store(job.store)
     heads = list(runs_in(store).items())[-RUNS:]
     return [s for name, head in reversed(heads) for s in _of_run(store, name, head, shape)]

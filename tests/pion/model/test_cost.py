@@ -10,6 +10,7 @@ import torch
 from pion.config import ModelConfig
 from pion.model.cost import cost_of, flops_per_token
 from pion.model.decoder import Decoder
+from pion.parts import Experts
 from pion.presets import PRESETS
 
 TINY = ModelConfig(
@@ -41,6 +42,14 @@ def test_flops_per_token_are_six_per_multiplied_weight_and_causal_attention() ->
     attention = 6 * 16 * 640 * 2048
     expected = 6 * (102_967_168 - gains) + attention
     assert flops_per_token(small, 2048) == expected
+
+
+def test_a_token_pays_for_the_experts_it_uses() -> None:
+    config = replace(TINY, experts=Experts(n=4, top_k=2, d_shared=40))
+    dense = cost_of(replace(TINY, d_ff=2 * 96 + 40))
+    router = 3 * 4 * 32
+    assert cost_of(config).macs_per_token == dense.macs_per_token + router
+    assert cost_of(config).active_params == dense.all_params + router
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -43,26 +43,31 @@ def targets(tokens):
     return targets
 
 
-@pytest.mark.parametrize(
-    ("preset", "count", "embedding"),
-    [
-        ("pion-nano", 28_742_016, 19_299_072),
-        ("pion-micro", 59_563_008, 25_732_096),
-        ("pion-small", 102_967_168, 32_165_120),
-        ("pion-base", 164_461_312, 38_598_144),
-        ("pion-large", 322_050_048, 51_464_192),
-        ("pion-xl", 770_922_240, 77_196_288),
-    ],
-)
-def test_each_size_has_exactly_the_published_number_of_weights(preset, count, embedding):
+# Preset, weights, weights that a token uses, and weights of the embedding.
+SIZES = [
+    ("pion-nano", 28_742_016, 28_742_016, 19_299_072),
+    ("pion-micro", 59_563_008, 59_563_008, 25_732_096),
+    ("pion-small", 102_967_168, 102_967_168, 32_165_120),
+    ("pion-base", 164_461_312, 164_461_312, 38_598_144),
+    ("pion-large", 322_050_048, 322_050_048, 51_464_192),
+    ("pion-xl", 770_922_240, 770_922_240, 77_196_288),
+    ("tachyon-tiny", 109_906_432, 75_303_424, 25_732_096),
+    ("tachyon-small", 1_270_076_416, 439_604_224, 51_464_192),
+    ("tachyon-medium", 3_404_116_224, 1_139_192_064, 77_196_288),
+    ("tachyon-large", 7_414_099_968, 2_431_266_816, 102_928_384),
+]
+
+
+@pytest.mark.parametrize(("preset", "count", "active", "embedding"), SIZES)
+def test_each_size_has_exactly_the_published_number_of_weights(preset, count, active, embedding):
     with torch.device("meta"):
         decoder = Decoder(ModelConfig.preset(preset))
-    assert decoder.num_params() == decoder.num_params(active=True) == count
+    assert (decoder.num_params(), decoder.num_params(active=True)) == (count, active)
     assert decoder.embed.weight.numel() == embedding
 
 
 def test_every_preset_is_counted_above():
-    assert len(PRESETS) == 6
+    assert {preset for preset, *_ in SIZES} == set(PRESETS)
 
 
 def test_state_dict_names_are_the_checkpoint_format():

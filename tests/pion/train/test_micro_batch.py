@@ -1,5 +1,6 @@
 """The micro-batch: memory predictions compared with autograd, and the choice."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.parts import Experts
 from pion.train.micro_batch import Memory, Workload, choose_micro_batch, predict_memory
 
 GIB = 2**30
@@ -51,9 +53,12 @@ def chosen(
     )
 
 
-def kept_by_autograd(rows: int, dtype: str) -> int:
+MIXTURE = replace(DEMO, experts=Experts(n=4, top_k=2, d_shared=352))
+
+
+def kept_by_autograd(config: ModelConfig, rows: int, dtype: str) -> int:
     """Return the bytes saved for the backward pass, without the weights."""
-    model = Decoder(DEMO)
+    model = Decoder(config)
     kept = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -68,10 +73,14 @@ def kept_by_autograd(rows: int, dtype: str) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_activations_are_predicted_within_a_tenth_of_what_autograd_keeps(dtype: str) -> None:
+@pytest.mark.parametrize("config", [DEMO, MIXTURE], ids=["dense", "experts"])
+def test_activations_are_predicted_within_a_tenth_of_what_autograd_keeps(
+    config: ModelConfig, dtype: str
+) -> None:
     """Of what four rows more keep, so that weights and their copies drop out."""
-    measured = kept_by_autograd(6, dtype) - kept_by_autograd(2, dtype)
-    assert predicted(micro_batch=4, dtype=dtype).activations == pytest.approx(measured, rel=0.1)
+    measured = kept_by_autograd(config, 6, dtype) - kept_by_autograd(config, 2, dtype)
+    activations = predicted(config, micro_batch=4, dtype=dtype).activations
+    assert activations == pytest.approx(measured, rel=0.1)
 
 
 def test_optimizer_state_is_two_moments_of_every_weight_and_muon_keeps_one_of_a_matrix() -> None:

@@ -1,0 +1,29 @@
+"""Sections of the job file for the optional parts of a model, made from the parts themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any, get_type_hints
+
+from pydantic import create_model
+
+from pion.parts import MEANING
+from pipeline.job.section import Section, identity
+
+
+def section_of(part: type) -> Any:
+    """Return a section with the fields of a part (pion/parts.py) that a job can set.
+
+    A field that is not given has the preset's value, or else the part's default.
+    """
+    hints = get_type_hints(part)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        if MEANING not in field.metadata:
+            continue
+        default = "" if field.default is dataclasses.MISSING else f", or else {field.default}"
+        meaning = f"{field.metadata[MEANING]}; unset: the preset's value{default}"
+        fields[field.name] = (hints[field.name] | None, identity(None, meaning))
+    doc = (inspect.getdoc(part) or "").partition("\n")[0]
+    return create_model(part.__name__, __base__=Section, __doc__=doc, **fields)
