@@ -37,7 +37,7 @@ def model_card(
     parts = [
         front_matter(job),
         f"# {job.name}",
-        _introduction(job, parameters),
+        _introduction(job, config, parameters),
         "![Training and held-out loss](loss.png)",
         _usage(job),
         _results(history.results),
@@ -113,7 +113,9 @@ def front_matter(job: Job) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _introduction(job: Job, parameters: int) -> str:
+def _introduction(job: Job, config: ModelConfig, parameters: int) -> str:
+    from pion.exports.table import architecture_of
+
     assert job.publish is not None
     first = job.section(job.train_stages[0])
     start = f"from `{first.init_from}`" if first.init_from else "from random weights"
@@ -122,8 +124,8 @@ def _introduction(job: Job, parameters: int) -> str:
     tokens = human_count(sum(trained_tokens(job, stage) for stage in job.train_stages))
     sentence = (
         f"{what} language model of **{human_count(parameters)} parameters**, trained {start} by "
-        f"{steps} on {tokens} tokens. It is a stock `Qwen3ForCausalLM`: transformers, vLLM and "
-        "lm-evaluation-harness load it without custom code."
+        f"{steps} on {tokens} tokens. It is a stock `{architecture_of(config).name}`: "
+        "transformers, vLLM and lm-evaluation-harness load it without custom code."
     )
     return (
         f"{job.publish.description.strip()}\n\n{sentence}" if job.publish.description else sentence
@@ -199,13 +201,31 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int) -> str:
         ("width", f"{config.d_model:,}"),
         ("attention heads", f"{config.n_heads}, of width {config.head_dim}"),
         ("key/value heads", f"{config.n_kv_heads}"),
-        ("feed-forward width", f"{config.d_ff:,} (SwiGLU)"),
+        *_feedforward(config, parameters),
         ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
         ("positions", f"rotary, θ = {config.rope_theta:,.0f}"),
         ("weights", "float32" + (", embedding and head tied" if config.tie_embeddings else "")),
     ]
     return f"## Model\n\n{table(('shape', ''), shape)}"
+
+
+def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
+    experts = config.experts
+    if experts is None:
+        return [("feed-forward width", f"{config.d_ff:,} (SwiGLU)")]
+    from pion.model.cost import cost_of
+
+    cost = cost_of(config)
+    used = parameters - (cost.all_params - cost.active_params)
+    rows = [
+        ("parameters that a token uses", f"{used:,}"),
+        ("experts", f"{experts.n} of width {config.d_ff:,} (SwiGLU), {experts.top_k} per token"),
+    ]
+    if experts.shared:
+        note = "; the file has a copy in each routed expert"
+        rows.append(("shared experts", f"{experts.shared} of width {experts.d_shared:,}{note}"))
+    return rows
 
 
 def _training(history: RunHistory) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput
 from pipeline.job import Job
 
-_NOT_A_METRIC = {"step", "epoch", "stage"}
+_NOT_A_METRIC = {"step", "epoch", "stage", "rows"}
 
 
 def check_trackers(job: Job) -> None:
@@ -43,11 +43,7 @@ class Trackers:
     def log(self, rows: Sequence[dict[str, Any]]) -> None:
         """Pass on the numbers of `rows`, each with its `step`."""
         for row in rows:
-            numbers = {
-                f"{self._stage}/{name}": value
-                for name, value in row.items()
-                if name not in _NOT_A_METRIC and isinstance(value, int | float)
-            }
+            numbers = {f"{self._stage}/{name}": value for name, value in _numbers(row).items()}
             if self._board is not None:
                 for name, value in numbers.items():
                     self._board.add_scalar(name, value, row["step"])
@@ -60,6 +56,19 @@ class Trackers:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, int | float]:
+    """Return the metrics of a row. Those of each layer get the number of the layer."""
+    numbers: dict[str, int | float] = {}
+    for name, value in row.items():
+        if name in _NOT_A_METRIC:
+            continue
+        if isinstance(value, int | float):
+            numbers[name] = value
+        elif isinstance(value, list):
+            numbers |= {f"{name}/{layer}": number for layer, number in enumerate(value)}
+    return numbers
 
 
 def _load(name: str) -> Any:
