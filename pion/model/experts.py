@@ -74,8 +74,10 @@ class Experts(nn.Module):
     def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted results of the chosen experts; all are (tokens, …)."""
         top_k = chosen.shape[1]
-        order = chosen.flatten().argsort(stable=True)
-        ends = torch.bincount(chosen.flatten(), minlength=self.settings.n).cumsum(0)
+        experts, order = chosen.flatten().sort(stable=True)
+        # Counting with bincount would wait for the GPU.
+        every = torch.arange(self.settings.n, device=experts.device)
+        ends = torch.searchsorted(experts, every, right=True)
         parts = expert_swiglu(
             x[order // top_k],
             self.gate_proj.to(x.dtype),
@@ -85,9 +87,7 @@ class Experts(nn.Module):
         )
         # Bring the rows back into the order of the tokens: adding them up where they belong would
         # not be deterministic on a GPU.
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        parts = parts[back].view(*chosen.shape, -1)
+        parts = parts[order.argsort()].view(*chosen.shape, -1)
         return (parts * weights[..., None].to(parts.dtype)).sum(dim=1)
 
     def _report(
@@ -96,8 +96,8 @@ class Experts(nn.Module):
         settings, (batch, tokens, n) = self.settings, logits.shape
         counted = logits.new_ones(batch, tokens) if real is None else real.to(logits.dtype)
         per_row = counted.sum(dim=1).clamp(min=1)
-        picks = torch.zeros_like(logits).scatter_add_(
-            2, chosen, counted[..., None].expand(-1, -1, settings.top_k).contiguous()
+        picks = torch.zeros_like(logits).scatter(
+            2, chosen, counted[..., None].expand(-1, -1, settings.top_k)
         )
         z = (logits.logsumexp(dim=-1).square() * counted).sum(dim=1) / per_row
         share = picks.sum(dim=1) / (per_row[:, None] * settings.top_k)  # (B, E)

@@ -1,0 +1,157 @@
+"""Routing to experts: the maths written out, gradients, padding, and compilation in one graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.model.experts import Experts
+from pion.model.sliced import expert_swiglu, product_path
+from pion.parts import Experts as Settings
+
+CONFIG = ModelConfig(
+    d_model=16,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=1,
+    d_ff=24,
+    vocab_size=50,
+    seq_len=32,
+    experts=Settings(n=5, top_k=2, shared=1, d_shared=8),
+)
+
+
+def layer(seed: int = 0) -> Experts:
+    torch.manual_seed(seed)
+    experts = Experts(CONFIG)
+    experts.reset(0.3)
+    return experts
+
+
+def written_out(experts: Experts, x: Tensor) -> Tensor:
+    """Return what the layer computes for (tokens, d_model), one token and one expert at a time."""
+    rows = []
+    for token in x:
+        probabilities = (experts.router @ token).softmax(dim=0)
+        chosen = probabilities.argsort(descending=True)[:2]
+        total = experts.shared[0](token)
+        for e in chosen:
+            hidden = silu(experts.gate_proj[e] @ token) * (experts.up_proj[e] @ token)
+            weight = probabilities[e] / probabilities[chosen].sum()
+            total = total + weight * (experts.down_proj[e] @ hidden)
+        rows.append(total)
+    return torch.stack(rows)
+
+
+def test_each_token_gets_its_experts_and_the_shared_one() -> None:
+    experts, x = layer(), torch.randn(2, 7, 16)
+    result, _ = experts(x, None)
+    torch.testing.assert_close(result.view(14, 16), written_out(experts, x.view(14, 16)))
+
+
+def test_gradients_are_those_of_the_maths_written_out() -> None:
+    experts, x = layer(), torch.randn(1, 9, 16)
+    direction = torch.randn(9, 16)
+    (experts(x, None)[0][0] * direction).sum().backward()
+    ours = {name: p.grad for name, p in experts.named_parameters()}
+    experts.zero_grad()
+    (written_out(experts, x[0]) * direction).sum().backward()
+    for name, parameter in experts.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, msg=name)
+
+
+def test_an_expert_without_tokens_gets_a_gradient_of_zero() -> None:
+    x = torch.randn(3, 4)
+    weights = [torch.randn(3, *shape, requires_grad=True) for shape in ((6, 4), (6, 4), (4, 6))]
+    ends = torch.tensor([2, 2, 3], dtype=torch.int32)  # the second expert has no row
+    expert_swiglu(x, *weights, ends).sum().backward()
+    for weight in weights:
+        assert weight.grad is not None
+        assert not weight.grad[1].any()
+        assert weight.grad[0].any()
+
+
+def test_padding_is_in_no_loss_and_no_report() -> None:
+    experts, x = layer(), torch.randn(2, 6, 16)
+    real = torch.ones(2, 6, dtype=torch.bool)
+    real[1, 4:] = False
+    _, report = experts(x, real)
+    moved = x.clone()
+    moved[1, 4:] = 100.0
+    _, again = experts(moved, real)
+    for name, value in report.items():
+        torch.testing.assert_close(value, again[name], msg=name)
+    assert report["load"].sum() == pytest.approx(1.0)
+
+
+def test_a_batch_of_rows_has_the_sum_of_their_losses() -> None:
+    experts, x = layer(), torch.randn(3, 6, 16)
+    alone = sum(experts(row[None], None)[1]["aux"] for row in x)
+    torch.testing.assert_close(experts(x, None)[1]["aux"], alone)
+
+
+def test_a_router_that_prefers_nobody_has_the_least_loss() -> None:
+    experts = layer()
+    with torch.no_grad():
+        experts.router.zero_()
+    settings = replace(CONFIG.experts, z_weight=0.0, balance_weight=1.0)  # type: ignore[type-var]
+    experts.settings = settings
+    _, report = experts(torch.randn(1, 40, 16), None)
+    assert report["aux"].item() == pytest.approx(1.0)
+    assert report["entropy"].item() == pytest.approx(torch.tensor(5.0).log().item())
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype", "path"),
+    [
+        ("cuda", (9, 0), torch.bfloat16, "grouped"),
+        ("cuda", (10, 0), torch.bfloat16, "grouped"),
+        ("cuda", (9, 0), torch.float32, "sliced"),
+        ("cuda", (8, 6), torch.bfloat16, "sliced"),
+        ("cpu", None, torch.bfloat16, "sliced"),
+    ],
+)
+def test_each_device_takes_its_path(device: str, capability: Any, dtype: Any, path: str) -> None:
+    assert product_path(device, capability, dtype) == path
+
+
+def test_a_block_compiles_to_one_graph() -> None:
+    torch.manual_seed(0)
+    model = Decoder(CONFIG)
+    tokens = torch.arange(24).view(1, 24)
+    expected = model.losses(tokens, tokens)
+    (expected.ce + expected.aux).backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    for block in model.blocks:
+        block.compile(fullgraph=True, backend="eager")
+    compiled = model.losses(tokens, tokens)
+    (compiled.ce + compiled.aux).backward()
+    assert torch.equal(compiled.ce, expected.ce)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 2, "top_k": 3, "shared": 0}, "top_k 3 is more than experts.n 2"),
+        ({"n": 2, "shared": 1}, "give the width of the shared experts"),
+        ({"n": 2, "shared": 0, "z_weight": -1.0}, "z_weight is -1.0"),
+        ({"n": 2.0, "shared": 0}, "experts.n is 2.0"),
+        ({"n": 2, "shared": 0, "top": 1}, "unknown model field experts.top"),
+        ({"shared": 0}, "missing experts.n"),
+    ],
+)
+def test_settings_that_can_not_be_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        ModelConfig.of({**CONFIG.to_dict(), "experts": change})
