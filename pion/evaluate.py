@@ -151,25 +151,26 @@ def token_nll(
             f"id {int(batch.targets.max())} in the data is beyond the tokenizer's {vocab_size} ids"
         )
     device = next(model.parameters()).device
+    # The rows with a target are found before the copy to the device. Finding them on a GPU would
+    # make us wait for the GPU.
+    learned = (batch.targets != IGNORED).flatten().nonzero().flatten()
+    learned = learned.to(device, non_blocking=True)
     batch = to_device(batch, device)
-    learned = batch.targets != IGNORED
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         hidden = model.hidden(batch.tokens, positions=batch.positions, documents=batch.documents)
     head = model.embed.weight if model.config.tie_embeddings else model.lm_head.weight
     chunk = max(1, LOGITS_AT_ONCE // vocab_size)
-    nll = torch.zeros(batch.targets.shape, device=device)
-    likeliest = torch.full_like(batch.targets, IGNORED)
-    scores, tops = [], []
-    for states, targets in zip(
-        hidden[learned].split(chunk), batch.targets[learned].split(chunk), strict=True
-    ):
+    targets = batch.targets.flatten()
+    nll = torch.zeros(targets.shape, device=device)
+    likeliest = torch.full_like(targets, IGNORED)
+    states = hidden.flatten(0, 1)[learned].split(chunk)
+    for state, places in zip(states, learned.split(chunk), strict=True):
         # The product is in fp32 even if `dtype` is bf16: rounded logits tie, and a tie goes to the
         # lowest id.
-        logits = F.linear(states, head[:vocab_size])
-        scores.append(F.cross_entropy(logits, targets, reduction="none"))
-        tops.append(logits.argmax(dim=-1))
-    nll[learned], likeliest[learned] = torch.cat(scores), torch.cat(tops)
-    return nll, likeliest
+        logits = F.linear(state, head[:vocab_size])
+        nll[places] = F.cross_entropy(logits, targets[places], reduction="none")
+        likeliest[places] = logits.argmax(dim=-1)
+    return nll.view_as(batch.targets), likeliest.view_as(batch.targets)
 
 
 def _score_rows(
@@ -183,7 +184,9 @@ def _score_rows(
     def compute(part: range) -> None:
         batch = stream.batch([rows[i] for i in part])
         nll, likeliest = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
-        parts.append((nll.cpu(), batch.targets, likeliest.cpu()))
+        # In one copy, so that we wait for the GPU only once. Ids below 2**24 are exact in fp32.
+        nll, ids = torch.stack((nll, likeliest.float())).cpu()
+        parts.append((nll, batch.targets, ids.long()))
 
     with evaluating(scorer.model):
         in_batches(len(rows), scorer.micro_batch, compute, scorer.on_batch)

@@ -146,8 +146,9 @@ def _next_logits(model: Decoder, tokens: list[int], cache: KVCache) -> Tensor:
     training = model.training
     model.eval()
     try:
-        device = model.embed.weight.device
-        hidden = model.hidden(torch.tensor([tokens], device=device), cache=cache)
+        # `torch.tensor(…, device=…)` would wait for the GPU.
+        new = torch.tensor([tokens]).to(model.embed.weight.device, non_blocking=True)
+        hidden = model.hidden(new, cache=cache)
         return model.logits(hidden[0, -1]).float().cpu()
     finally:
         model.train(training)
