@@ -1,0 +1,100 @@
+"""Whether the rehearsal can run on this machine, and how to start it.
+
+The rehearsal is a separate process, because pretending a card changes torch for a whole process.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tests.cuda_rehearsal.report import Report, read_reports
+from tests.paths import REPOSITORY
+from tests.support.waiting import run_to_end
+
+SHIM_SOURCE = Path(__file__).with_name("cuda_shim.c")
+# The name of the driver's library. The dynamic linker then finds ours already loaded.
+SHIM_NAME = "libcuda.so.1"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides whether the rehearsal can run."""
+
+    system: str  # "Linux"
+    architecture: str  # "x86_64"
+    gcc: str | None  # its path
+    torch: str  # version, such as 2.15.0+cu132
+    cuda: str | None  # the version that torch was built for; None for a CPU build
+
+
+def this_machine() -> Machine:
+    """Return what is installed here."""
+    return Machine(
+        platform.system(),
+        platform.machine(),
+        shutil.which("gcc"),
+        str(torch.__version__),
+        torch.version.cuda,
+    )
+
+
+def pinned_torch() -> str:
+    """Return the version of torch that pyproject.toml pins."""
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    pins: list[str] = pyproject["tool"]["uv"]["constraint-dependencies"]
+    (version,) = (pin.removeprefix("torch==") for pin in pins if pin.startswith("torch=="))
+    return version
+
+
+def why_impossible(machine: Machine, pinned: str) -> str | None:
+    """Return why the rehearsal can't run with torch `pinned` on the machine; None if it can."""
+    if (machine.system, machine.architecture) != ("Linux", "x86_64"):
+        return (
+            f"the rehearsal needs Linux on x86-64, not {machine.system} on {machine.architecture}"
+        )
+    if machine.gcc is None:
+        return "the rehearsal needs gcc to compile cuda_shim.c; install gcc"
+    if machine.torch.partition("+")[0] != pinned:
+        return (
+            f"the rehearsal knows the insides of torch {pinned}, not of {machine.torch}; "
+            "run `uv sync`"
+        )
+    if machine.cuda is None:
+        return f"torch {machine.torch} is built without CUDA; run `uv sync`"
+    return None
+
+
+def compile_shim(folder: Path) -> Path:
+    """Compile cuda_shim.c into `folder`; return the library. Fails with what gcc said."""
+    packages = Path(torch.__file__).parents[1]
+    # Torch's wheels bring CUDA's headers. One header that they need is only in Triton's wheel.
+    headers = [
+        packages / "nvidia" / "cu13" / "include",
+        packages / "triton" / "backends" / "nvidia" / "include",
+    ]
+    library = folder / SHIM_NAME
+    options = ["-shared", "-fPIC", f"-Wl,-soname,{SHIM_NAME}"]
+    includes = [f"-I{path}" for path in headers]
+    run_to_end(["gcc", *options, *includes, "-o", library, SHIM_SOURCE], check=True)
+    return library
+
+
+def run_pretended(module: str, shim: Path) -> dict[str, Report]:
+    """Run `python -m module` with the shim preloaded; return the reports that it prints."""
+    # LD_PRELOAD can't have spaces, but the folder's path may have some. So the path is relative.
+    variables = {
+        "LD_PRELOAD": f"./{shim.name}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", module]
+    done = run_to_end(command, check=True, cwd=shim.parent, env=os.environ | variables)
+    return read_reports(done.stdout)

@@ -1,0 +1,235 @@
+"""Plant mistakes in the library, one at a time, and rehearse each on a pretended card.
+
+environment.py starts this program: `python -m tests.cuda_rehearsal.planted`. Each mistake is a
+replacement of one function. test_planted_mistakes.py says how each must be found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from pion.data.stream import Batch, map_batch
+from pion.model import attention, decoder
+from pion.model.cache import LayerCache
+from pion.model.decoder import Decoder
+from pion.model.feedforward import SwiGLU
+from pion.model.loss import IGNORED
+from pion.model.norm import RMSNorm
+from pion.train import feed, gradients, heldout, optimizer
+from pion.train.muon import Muon
+from tests.cuda_rehearsal.pretended_card import pretended_card
+from tests.cuda_rehearsal.report import print_reports
+from tests.cuda_rehearsal.scenarios import MODELS, SCENARIOS, rehearse
+
+CPU = torch.device("cpu")
+CONFIG = dataclasses.replace(MODELS["dense"], n_layers=1)
+
+# Makes a mistake from the function that it replaces.
+Mistake = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A mistake in the function `name` of `owner`, and the scenario that meets it."""
+
+    owner: Any
+    name: str
+    mistake: Mistake
+    scenario: str = "train adamw bfloat16"
+
+    def plant(self) -> AbstractContextManager[Any]:
+        """Make the mistake inside a `with` block."""
+        return mock.patch.object(
+            self.owner, self.name, self.mistake(getattr(self.owner, self.name))
+        )
+
+
+def read_a_value(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def norm_that_reads(self: RMSNorm, x: Tensor) -> Tensor:
+        return right(self, x if x.abs().max().item() > 0 else x + 1)
+
+    return norm_that_reads
+
+
+def rotate_by_host_table(right: Callable[..., Any]) -> Callable[..., Any]:
+    def rotation_on_host(
+        self: Decoder, past: int, length: int, positions: Tensor | None, device: torch.device
+    ) -> Any:
+        return right(self, past, length, positions, CPU)
+
+    return rotation_on_host
+
+
+def mask_on_host(right: Callable[..., Any]) -> Callable[..., Any]:
+    def build_mask(config: Any, queries: int, keys: int, documents: Any, device: Any) -> Any:
+        return attention.Mask(allowed=torch.ones(queries, keys, dtype=torch.bool).tril())
+
+    return build_mask
+
+
+def rotate_in_fp64(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def rotate_precisely(x: Tensor, rotation: Any) -> Tensor:
+        return right(x.double(), rotation).float()
+
+    return rotate_precisely
+
+
+def keep_fp64_constant(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def norm_with_fp64_scale(self: RMSNorm, x: Tensor) -> Tensor:
+        scale = torch.ones((), dtype=torch.float64, device=x.device)
+        return right(self, x) * scale
+
+    return norm_with_fp64_scale
+
+
+def put_on_host(name: str) -> Mistake:
+    """Return the mistake of a group of AdamW that keeps the last tensor of list `name` on host."""
+
+    def make(right: Callable[..., None]) -> Callable[..., None]:
+        def add(self: Any, param: Tensor) -> None:
+            right(self, param)
+            state = getattr(self, name)
+            state[-1] = torch.zeros(state[-1].shape)
+
+        return add
+
+    return make
+
+
+def read_update_norm(right: Callable[..., None]) -> Callable[..., None]:
+    def step_that_reads(self: Muon, lr: float) -> None:
+        norms = [buffer.norm() for buffer in self.momentum.values()]
+        right(self, lr if float(torch.stack(norms).max()) < 1e6 else 0.0)
+
+    return step_that_reads
+
+
+def wait_after(right: Callable[..., Any]) -> Callable[..., Any]:
+    def step_that_waits(self: Any, *arguments: Any) -> Any:
+        result = right(self, *arguments)
+        torch.cuda.synchronize()
+        return result
+
+    return step_that_waits
+
+
+def copy_and_wait(right: Callable[..., Batch]) -> Callable[..., Batch]:
+    def blocking_copy(batch: Batch, device: torch.device) -> Batch:
+        return map_batch(lambda tensor: tensor.to(device), batch)
+
+    return blocking_copy
+
+
+def do_not_pin(right: Callable[..., Batch]) -> Callable[..., Batch]:
+    def leave_as_it_is(self: Any, batch: Batch) -> Batch:
+        return batch
+
+    return leave_as_it_is
+
+
+def multiply_in_fp32(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def product_without_autocast(self: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cuda", enabled=False):
+            return right(self, x.float())
+
+    return product_without_autocast
+
+
+def keep_plain_tensor(right: Callable[..., None]) -> Callable[..., None]:
+    def init_with_plain_tensor(self: Any, config: Any) -> None:
+        right(self, config)
+        self.scale = torch.ones(config.d_ff)  # neither parameter nor buffer, so `to` misses it
+
+    return init_with_plain_tensor
+
+
+def scores_by_mask(right: Callable[..., Any]) -> Callable[..., Any]:
+    def token_nll_by_mask(model: Decoder, batch: Batch, *rest: Any) -> Any:
+        nll, likeliest = right(model, batch, *rest)
+        learned = batch.targets.to(nll.device, non_blocking=True) != IGNORED
+        nll[learned] = nll[learned] + 0.0
+        return nll, likeliest
+
+    return token_nll_by_mask
+
+
+def scores_by_list(right: Callable[..., Any]) -> Callable[..., Any]:
+    def token_nll_by_list(model: Decoder, batch: Batch, *rest: Any) -> Any:
+        nll, likeliest = right(model, batch, *rest)
+        rows = torch.zeros_like(nll)
+        rows[list(range(len(nll)))] = nll
+        return rows, likeliest
+
+    return token_nll_by_list
+
+
+def tokens_by_tensor(right: Callable[..., Any]) -> Callable[..., Any]:
+    def next_logits_by_tensor(model: Decoder, tokens: list[int], cache: Any) -> Any:
+        torch.tensor(tokens, device=model.embed.weight.device)
+        return right(model, tokens, cache)
+
+    return next_logits_by_tensor
+
+
+def cache_on_host(right: Callable[..., Any]) -> Callable[..., Any]:
+    def extend_on_host(self: LayerCache, keys: Tensor, values: Tensor) -> Any:
+        if self.keys is None:
+            batch, heads, _, width = keys.shape
+            self.keys = torch.empty(batch, heads, self.max_tokens, width)
+            self.values = torch.empty_like(self.keys)
+        return right(self, keys, values)
+
+    return extend_on_host
+
+
+PLANTED: dict[str, Planted] = {
+    "a norm reads a value": Planted(RMSNorm, "forward", read_a_value),
+    "the rotary table is on the host": Planted(Decoder, "_rotation", rotate_by_host_table),
+    "the mask is on the host": Planted(decoder, "build_mask", mask_on_host),
+    "rope computes in fp64": Planted(attention, "rotate", rotate_in_fp64),
+    "a norm has an fp64 constant": Planted(RMSNorm, "forward", keep_fp64_constant),
+    "AdamW counts its steps on the host": Planted(
+        optimizer._AdamWGroup, "add", put_on_host("steps")
+    ),
+    "AdamW has a moment on the host": Planted(
+        optimizer._AdamWGroup, "add", put_on_host("exp_avg_sqs")
+    ),
+    "Muon reads a norm": Planted(Muon, "step", read_update_norm, "train muon bfloat16"),
+    "the optimizer waits for the card": Planted(optimizer.Optimizer, "step", wait_after),
+    "the copy of a batch blocks": Planted(gradients, "to_device", copy_and_wait),
+    "batches are not page-locked": Planted(feed.BatchFeed, "_pinned", do_not_pin),
+    "a layer multiplies in fp32": Planted(SwiGLU, "forward", multiply_in_fp32),
+    "a layer keeps a tensor on the host": Planted(SwiGLU, "__init__", keep_plain_tensor),
+    "evaluation indexes by a mask": Planted(
+        heldout, "token_nll", scores_by_mask, "evaluate in training bfloat16"
+    ),
+    "evaluation indexes by a list": Planted(
+        heldout, "token_nll", scores_by_list, "evaluate in training bfloat16"
+    ),
+    "generation copies a token with torch.tensor": Planted(
+        import_module("pion.generate"), "_next_logits", tokens_by_tensor, "generate float32"
+    ),
+    "the cache is on the host": Planted(LayerCache, "extend", cache_on_host, "generate float32"),
+}
+
+
+def main() -> None:
+    reports = {}
+    with pretended_card() as watch:
+        for name, planted in PLANTED.items():
+            with planted.plant():
+                reports[name] = rehearse(watch, CONFIG, SCENARIOS[planted.scenario])
+    print_reports(reports)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Pretend that this machine has one CUDA card, for code that runs in this process.
+
+Tensors on the card are torch's fake tensors: they have a shape, a dtype and a device, but no
+memory. Tensors on the host are real. The process needs the library of cuda_shim.c, preloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from tests.cuda_rehearsal.watch import Watch
+
+# What `torch.cuda.get_device_properties` says about an NVIDIA A40; cuda_shim.c has the same card.
+CARD = SimpleNamespace(
+    name="NVIDIA A40",
+    major=8,
+    minor=6,
+    total_memory=45 * 2**30,
+    multi_processor_count=84,
+    warp_size=32,
+    shared_memory_per_block=48 * 1024,
+    shared_memory_per_block_optin=99 * 1024,
+    shared_memory_per_multiprocessor=100 * 1024,
+    regs_per_multiprocessor=65_536,
+    max_threads_per_multi_processor=1536,
+    L2_cache_size=6 * 2**20,
+)
+
+
+# Torch's device guard that does nothing guards this many cards. After a backward pass, the autograd
+# engine asks about each of them.
+GUARD_CARDS = 64
+
+
+class PretendedStream:
+    """A stream or an event. Nothing runs on it, but waiting for it is a finding."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def synchronize(self) -> None:
+        self._watch.note("host_sync", "torch.cuda stream or event synchronize")
+
+    def query(self) -> bool:
+        return True
+
+    def record_event(self, event: Any = None) -> Any:
+        return event or self
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def wait(self, stream: Any = None) -> None:
+        pass
+
+    wait_stream = wait_event = wait
+
+
+def _answers(watch: Watch) -> dict[str, Any]:
+    """Return what replaces the functions of torch.cuda, by name."""
+    stream = PretendedStream(watch)
+
+    def always(value: Any) -> Callable[..., Any]:
+        return lambda *args, **kwargs: value
+
+    def synchronize(device: Any = None) -> None:
+        watch.note("host_sync", "torch.cuda.synchronize")
+
+    return {
+        "is_available": always(True),
+        "is_initialized": always(False),
+        "device_count": always(1),
+        "current_device": always(0),
+        "set_device": always(None),
+        "get_device_properties": always(CARD),
+        "get_device_name": always(CARD.name),
+        "get_device_capability": always((CARD.major, CARD.minor)),
+        "is_bf16_supported": always(True),
+        "synchronize": synchronize,
+        "current_stream": always(stream),
+        "default_stream": always(stream),
+        "Stream": always(stream),
+        "Event": always(stream),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "is_current_stream_capturing": always(False),
+        "max_memory_allocated": always(0),
+        "empty_cache": always(None),
+        "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
+        "set_rng_state": always(None),
+    }
+
+
+@contextlib.contextmanager
+def pretended_card() -> Iterator[Watch]:
+    """Pretend a card inside the `with` block; yield the watch that collects the findings.
+
+    Only one such block may run in a process. Raises RuntimeError if cuda_shim.c is not preloaded.
+    """
+    announced = _announced_cards()
+    watch = Watch()
+    with contextlib.ExitStack() as stack:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(owner, name, value))
+
+        # Fake tensors stay away from the driver only if there is no card. Here there never is one.
+        replace(FakeTensorMode, "avoid_device_init", property(lambda self: True))
+        for name, answer in _answers(watch).items():
+            replace(torch.cuda, name, answer)
+        replace(Tensor, "pin_memory", lambda self, device=None: watch.page_locked(self))
+        replace(Tensor, "is_pinned", lambda self, device=None: watch.is_page_locked(self))
+        replace(Tensor, "record_stream", lambda self, stream: None)
+        # Theirs reads one element after the other. A real tensor is copied as a whole.
+        replace(FakeTensor, "tolist", lambda self: self.cpu().tolist())
+        _let_modules_move(stack)
+        # The backward pass would run in the card's own thread, which does not see our modes.
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        with FakeTensorMode():  # the first one installs the device guard that does nothing
+            announced.value = GUARD_CARDS
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(watch)
+        yield watch
+
+
+def _announced_cards() -> ctypes.c_int:
+    """Return the shim's variable of this name. Raises RuntimeError if there is no shim."""
+    try:
+        return ctypes.c_int.in_dll(ctypes.CDLL(None), "announced_cards")
+    except ValueError:
+        raise RuntimeError("start this program with cuda_shim.c in LD_PRELOAD") from None
+
+
+def _let_modules_move(stack: contextlib.ExitStack) -> None:
+    """Let `Module.to` replace parameters, because a real one can't become fake in place."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)

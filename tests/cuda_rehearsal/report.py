@@ -1,0 +1,63 @@
+"""What a rehearsal hands back: its findings and its tensors, as JSON between two processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["host_sync", "unpinned_copy", "wrong_device", "fp64"]
+
+# A rehearsal prints its reports as the line after this line, because libraries print too.
+MARKER = "--- reports of the rehearsal ---"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that costs time or fails on a card; watch.py explains the kinds."""
+
+    kind: Kind
+    operation: str  # as torch calls it, such as `aten._local_scalar_dense.default`
+    where: str  # the innermost line of our code: `pion/model/norm.py:20 in forward`
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.operation} at {self.where}"
+
+
+@dataclass
+class Report:
+    """What happened in one scenario.
+
+    `tensors` has every tensor that remains afterwards, by name, as "cuda:0 torch.float32".
+    `matmul_dtypes` has the dtypes of the inputs of matrix products and attention. `error` is the
+    exception that ended the scenario, if there was one.
+    """
+
+    units: int = 0  # steps, micro-batches or tokens; the scenario says which
+    findings: list[Finding] = field(default_factory=list)
+    tensors: dict[str, str] = field(default_factory=dict)
+    matmul_dtypes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    def of_kind(self, kind: Kind) -> list[str]:
+        """Return the findings of this kind, as text."""
+        return [str(finding) for finding in self.findings if finding.kind == kind]
+
+
+def print_reports(reports: dict[str, Report]) -> None:
+    """Print the reports, by name of their scenario, for `read_reports`."""
+    plain = {name: dataclasses.asdict(report) for name, report in reports.items()}
+    print(f"\n{MARKER}\n{json.dumps(plain)}", flush=True)
+
+
+def read_reports(output: str) -> dict[str, Report]:
+    """Return the reports in the output of a rehearsal. Raises ValueError if there are none."""
+    _, marker, rest = output.partition(f"{MARKER}\n")
+    if not marker:
+        raise ValueError(f"a rehearsal printed no reports:\n{output}")
+    reports = {}
+    for name, fields in json.loads(rest.splitlines()[0]).items():
+        findings = [Finding(**finding) for finding in fields.pop("findings")]
+        reports[name] = Report(findings=findings, **fields)
+    return reports

@@ -1,0 +1,220 @@
+"""What is rehearsed, for each model in MODELS: training steps, evaluation and generation."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from typing import Any, Literal
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import flex_attention
+
+from pion.config import ModelConfig
+from pion.data.stream import Batch
+from pion.evaluate import Scorer, held_out, responses
+from pion.model import attention
+from pion.model.cache import KVCache
+from pion.model.decoder import Decoder
+from pion.model.rope import rotary_table
+from pion.train.heldout import evaluate
+from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.trainer import Trainer
+from tests.cuda_rehearsal.report import Report
+from tests.cuda_rehearsal.watch import Watch
+
+# Two layers of the smallest preset show what more layers would show. With these numbers, the logits
+# of a micro-batch have several chunks, in the loss and in the evaluation.
+_SMALL = {"n_layers": 2, "vocab_size": 4100}
+ROWS_AT_ONCE = 24
+TOKENIZER_IDS = 4000
+
+# Every model goes through every scenario. Add a model here for each new part of the architecture.
+MODELS: dict[str, ModelConfig] = {
+    "dense": ModelConfig.preset("pion-nano", **_SMALL),
+    "softcap": ModelConfig.preset("pion-nano", softcap=50.0, tie_embeddings=False, **_SMALL),
+}
+
+MICRO_BATCHES, PROMPT_TOKENS, NEW_TOKENS = 2, 5, 4
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+Dtype = Literal["bfloat16", "float32"]
+
+# Runs the library once and returns two things: how many steps, micro-batches or tokens it did, and
+# the objects whose tensors must be on the card now. Findings before its `watch.clear()`, such as
+# copying the model to the card, do not count.
+Scenario = Callable[[Watch, ModelConfig], tuple[int, Any]]
+
+
+class Zeros:
+    """A stream of rows of zeros; with `documents`, each row is a packed conversation."""
+
+    def __init__(self, seq_len: int, documents: bool = False) -> None:
+        self.seq_len, self.documents = seq_len, documents
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        zeros = torch.zeros(len(indices), self.seq_len, dtype=torch.int64)
+        if not self.documents:
+            return Batch(zeros, zeros.clone(), None, None)
+        return Batch(zeros, zeros.clone(), zeros.clone(), zeros.clone())
+
+
+def _trainer(
+    config: ModelConfig,
+    dtype: Dtype,
+    *,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+    recompute: bool = False,
+    documents: bool = False,
+) -> Trainer:
+    rows = ROWS_AT_ONCE * MICRO_BATCHES
+    settings = TrainSettings(steps=10, global_batch=rows, lr=1e-3, optimizer=optimizer)
+    plan = ComputePlan("cuda", dtype, ROWS_AT_ONCE, recompute=recompute)
+    return Trainer(Decoder(config), Zeros(config.seq_len, documents), settings, plan)  # type: ignore[arg-type]
+
+
+def train(
+    watch: Watch, config: ModelConfig, dtype: Dtype, steps: int = 1, **how: Any
+) -> tuple[int, Any]:
+    """Train `steps` of several micro-batches; count the steps."""
+    with contextlib.closing(_trainer(config, dtype, **how)) as trainer:
+        watch.clear()
+        for _ in range(steps):
+            trainer.train_step()
+        return steps, trainer
+
+
+def drain(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Train two steps, and read their losses at once; count the calls that read."""
+    with contextlib.closing(_trainer(config, dtype)) as trainer:
+        trainer.train_step()
+        trainer.train_step()
+        watch.clear()
+        assert len(trainer.drain_metrics()) == 2
+        return 1, trainer
+
+
+def _scorer(config: ModelConfig, dtype: Dtype) -> Scorer:
+    return Scorer(Decoder(config).to("cuda"), TOKENIZER_IDS, ROWS_AT_ONCE, DTYPES[dtype])
+
+
+def evaluate_in_training(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Measure the held-out loss as the trainer does; count the micro-batches."""
+    scorer = _scorer(config, dtype)
+    watch.clear()
+    evaluate(scorer, Zeros(config.seq_len), range(ROWS_AT_ONCE * MICRO_BATCHES))  # type: ignore[arg-type]
+    return MICRO_BATCHES, scorer
+
+
+def evaluate_text(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Measure the bits per byte of text; count the micro-batches."""
+    scorer, bytes_of_ids = _scorer(config, dtype), np.ones(TOKENIZER_IDS, dtype=np.int64)
+    watch.clear()
+    rows = range(ROWS_AT_ONCE * MICRO_BATCHES)
+    held_out(scorer, Zeros(config.seq_len), rows, bytes_of_ids)  # type: ignore[arg-type]
+    return MICRO_BATCHES, scorer
+
+
+def evaluate_responses(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Measure the responses in packed conversations; count the micro-batches."""
+    scorer = _scorer(config, dtype)
+    watch.clear()
+    rows = range(ROWS_AT_ONCE * MICRO_BATCHES)
+    responses(scorer, Zeros(config.seq_len, documents=True), rows, end_of_text=0)  # type: ignore[arg-type]
+    return MICRO_BATCHES, scorer
+
+
+def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
+    """Continue a prompt with a cache; count the new tokens."""
+    model = Decoder(config).to("cuda")
+    caches: list[KVCache] = []
+
+    def keep(*arguments: Any, **settings: Any) -> KVCache:
+        caches.append(KVCache(*arguments, **settings))
+        return caches[-1]
+
+    # `pion.generate` is the function, so the module has to be imported by name.
+    module = import_module("pion.generate")
+    watch.clear()
+    with mock.patch.object(module, "KVCache", keep):
+        prompt = list(range(PROMPT_TOKENS))
+        new = list(module.generate(model, prompt, max_tokens=NEW_TOKENS, stop_ids=(), seed=0))
+    assert len(new) == NEW_TOKENS
+    return NEW_TOKENS, (model, caches)
+
+
+# By name. The first word says what is counted, the last word is the dtype of the computation.
+SCENARIOS: dict[str, Scenario] = {
+    "train adamw bfloat16": functools.partial(train, dtype="bfloat16"),
+    "train adamw float32": functools.partial(train, dtype="float32", steps=2),
+    "train muon bfloat16": functools.partial(train, dtype="bfloat16", optimizer="muon"),
+    "train muon float32": functools.partial(train, dtype="float32", optimizer="muon"),
+    "train recompute bfloat16": functools.partial(train, dtype="bfloat16", recompute=True),
+    "train documents bfloat16": functools.partial(train, dtype="bfloat16", documents=True),
+    "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
+    "evaluate in training bfloat16": functools.partial(evaluate_in_training, dtype="bfloat16"),
+    "evaluate text float32": functools.partial(evaluate_text, dtype="float32"),
+    "evaluate responses bfloat16": functools.partial(evaluate_responses, dtype="bfloat16"),
+    "generate float32": generate,
+}
+
+
+def rehearse(watch: Watch, config: ModelConfig, scenario: Scenario) -> Report:
+    """Run the scenario, and report what `watch` saw. An exception ends only this scenario."""
+    rotary_table.cache_clear()
+    watch.clear()
+    report = Report()
+    try:
+        with _flex_attention_without_compiler():
+            report.units, kept = scenario(watch, config)
+    except Exception:
+        report.error = traceback.format_exc()
+    else:
+        report.tensors = {
+            name: f"{tensor.device} {tensor.dtype}" for name, tensor in tensors_in(kept)
+        }
+    report.findings = watch.findings
+    report.matmul_dtypes = sorted(watch.matmul_dtypes)
+    return report
+
+
+@contextlib.contextmanager
+def _flex_attention_without_compiler() -> Iterator[None]:
+    """Call flex attention directly: fake tensors know its shapes, and compiling takes seconds."""
+    flag, direct = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", flex_attention.flex_attention
+    with (
+        mock.patch.object(flex_attention, flag, True),
+        mock.patch.object(attention, "_flex_attention", return_value=direct),
+    ):
+        yield
+
+
+def tensors_in(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor that `value` holds, with its path: in modules, containers and our objects.
+
+    A tensor or object that several others hold is yielded once.
+    """
+    seen: set[int] = set()
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield path, value
+            return
+        inside: dict[Any, Any] = {}
+        if isinstance(value, dict):
+            inside = value
+        elif isinstance(value, list | tuple):
+            inside = dict(enumerate(value))
+        elif isinstance(value, nn.Module) or type(value).__module__.startswith("pion."):
+            inside = vars(value)
+        for name, part in inside.items():
+            yield from walk(part, f"{path}.{name}" if path else str(name))
+
+    yield from walk(value, "")

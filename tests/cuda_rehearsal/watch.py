@@ -1,0 +1,247 @@
+"""Watch every operation on the pretended card, and write down what would be wrong on a real one.
+
+The kinds of findings:
+
+  * `host_sync`: the program waits until the card has finished: `.item()`, a blocking copy, an
+    operation whose shape depends on values, an index or a mask that has to be copied or counted
+    first, `torch.cuda.synchronize`. These are the cases of `torch.cuda.set_sync_debug_mode`.
+  * `unpinned_copy`: a copy to the card does not block, but its source is not page-locked memory.
+    The copy waits for a second copy inside the driver, but not for the card.
+  * `wrong_device`: one operation gets tensors of the card and of the host.
+  * `fp64`: an operation on the card reads or writes 64-bit floats, which are slow there.
+
+No operation is computed on the card. After a finding the program continues, with zeros or ones in
+place of what it waited for. So one run finds all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import arg_tree_leaves
+
+from tests.cuda_rehearsal.report import Finding, Kind
+from tests.paths import REPOSITORY
+
+aten = torch.ops.aten
+
+COPIES = {aten._to_copy, aten.copy_}
+# The second argument of these has the indices, one for each dimension, None for all of it.
+INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+PRODUCTS = {
+    aten.mm,
+    aten.bmm,
+    aten.addmm,
+    aten.baddbmm,
+    aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_efficient_attention,
+    aten._scaled_dot_product_cudnn_attention,
+}
+DOUBLE = (torch.float64, torch.complex128)
+OUR_FOLDERS = ("pion", "pipeline", "tests")
+# The files of the pretence. A finding names the code that they watch, not them.
+OWN_FILES = {__file__, str(Path(__file__).with_name("pretended_card.py"))}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation with its arguments; `tensors` are those among the arguments."""
+
+    func: OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[Tensor]
+
+    def run(self) -> Any:
+        """Return the fake result."""
+        return self.func(*self.args, **self.kwargs)
+
+
+class Watch(TorchDispatchMode):
+    """Sends operations on the card to fake tensors and all others to the CPU, and keeps findings.
+
+    Enter it after a FakeTensorMode.
+    """
+
+    # Without this, torch refuses flex attention while the mode is on.
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.findings: list[Finding] = []
+        self.matmul_dtypes: set[str] = set()
+        # By address. The tensors are kept so that nothing else gets their address.
+        self._page_locked: dict[int, Tensor] = {}
+
+    def clear(self) -> None:
+        """Forget all findings and products."""
+        self.findings, self.matmul_dtypes = [], set()
+
+    def note(self, kind: Kind, operation: str) -> None:
+        """Write down a finding in the line of our code that now runs."""
+        self.findings.append(Finding(kind, operation, _where()))
+
+    def page_locked(self, tensor: Tensor) -> Tensor:
+        """Return a copy that counts as page-locked. This replaces `Tensor.pin_memory`."""
+        copy = tensor.clone()
+        self._page_locked[copy.untyped_storage().data_ptr()] = copy
+        return copy
+
+    def is_page_locked(self, tensor: Tensor) -> bool:
+        """Return whether the tensor lies in memory from `page_locked`."""
+        return tensor.untyped_storage().data_ptr() in self._page_locked
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Flex attention is not a plain operation; fake tensors know its shapes. Operations of `prim`
+        # ask a fake tensor for its device.
+        if not isinstance(func, OpOverload) or func.namespace == "prim":
+            return func(*args, **kwargs)
+        leaves = arg_tree_leaves(*args, **kwargs)
+        if not any(_is_on_card(leaf) for leaf in leaves):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if func.namespace == "aten" and func._can_decompose():
+            # Only in inference mode do we get operations that consist of others. In all other modes
+            # torch has taken them apart before. We do so here, so that both modes look the same.
+            with self:
+                return func.decompose(*args, **kwargs)
+        return self._on_card(Call(func, args, kwargs, [x for x in leaves if isinstance(x, Tensor)]))
+
+    def _on_card(self, call: Call) -> Any:
+        """Write down what is wrong with the operation, and return its fake result."""
+        packet = call.func.overloadpacket
+        if packet in COPIES:
+            result = self._copy(call)
+        elif packet in INDEXED:
+            result = self._index(call)
+        elif _depends_on_values(call):
+            self.note("host_sync", str(call.func))
+            result = _made_up(call)
+        else:
+            if _mixes_devices(call.func, call.tensors):
+                self.note("wrong_device", str(call.func))
+            result = call.run()
+        if packet in PRODUCTS:
+            self.matmul_dtypes.update(str(tensor.dtype) for tensor in call.tensors[:2])
+        results = result if isinstance(result, list | tuple) else [result]
+        if any(_is_double_on_card(tensor) for tensor in [*call.tensors, *results]):
+            self.note("fp64", str(call.func))
+        return result
+
+    def _copy(self, call: Call) -> Any:
+        args, kwargs = call.args, call.kwargs
+        in_place = call.func.overloadpacket is aten.copy_
+        source = args[1] if in_place else args[0]
+        device = args[0].device if in_place else kwargs.get("device") or source.device
+        if device.type == source.device.type:
+            return call.run()
+        if not (kwargs.get("non_blocking") or (in_place and len(args) > 2 and args[2])):
+            self.note("host_sync", str(call.func))
+        elif device.type == "cuda" and not self.is_page_locked(source):
+            self.note("unpinned_copy", str(call.func))
+        if device.type == "cuda":
+            return call.run()
+        if in_place:
+            return args[0]
+        with unset_fake_temporarily():
+            return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype)
+
+    def _index(self, call: Call) -> Any:
+        """Index by numbers on the card, after noting indices that are masks or on the host."""
+        target, given, *values = call.args
+        indices: list[Tensor | None] = []
+        for index in given:
+            if index is None:
+                indices.append(None)
+                continue
+            is_mask = index.dtype in (torch.bool, torch.uint8)
+            if is_mask or not index.is_cuda:
+                what = "a mask" if is_mask else "an index on the host"
+                self.note("host_sync", f"{call.func} by {what}")
+            if is_mask:  # as if the mask were true everywhere
+                rows = torch.zeros(index.numel(), dtype=torch.int64, device=target.device)
+                indices.extend([rows] * index.ndim)
+            else:
+                indices.append(index.to(target.device))
+        if _mixes_devices(call.func, [target, *values[:1]]):
+            self.note("wrong_device", str(call.func))
+        return call.func(target, indices, *values, **call.kwargs)
+
+
+def _is_on_card(leaf: Any) -> bool:
+    return isinstance(leaf, FakeTensor) or (isinstance(leaf, torch.device) and leaf.type == "cuda")
+
+
+def _is_double_on_card(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in DOUBLE and value.is_cuda
+
+
+def _mixes_devices(func: OpOverload, tensors: Sequence[Tensor]) -> bool:
+    """Return whether tensors of host and card meet in the operation.
+
+    A scalar on the host may meet tensors of the card: its value travels with the kernel. This does
+    not hold for the lists of tensors that fused and multi-tensor operations take.
+    """
+    on_host = [tensor for tensor in tensors if not tensor.is_cuda]
+    if not on_host or len(on_host) == len(tensors):
+        return False
+    lists = func.overloadpacket.__name__.startswith(("_foreach_", "_fused_"))
+    return lists or any(tensor.ndim > 0 for tensor in on_host)
+
+
+def _depends_on_values(call: Call) -> bool:
+    """Return whether torch has to read the card's memory to know the result or its shape."""
+    if call.func.overloadpacket is aten.repeat_interleave and call.kwargs.get("output_size"):
+        return False
+    tags = call.func.tags
+    return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+
+
+def _made_up(call: Call) -> Any:
+    """Return a possible result of an operation that depends on values.
+
+    A number is one and a flag is true. `nonzero` and `masked_select` take every element. Raises
+    what fake tensors raise for other operations.
+    """
+    packet, source = call.func.overloadpacket, call.tensors[0]
+    if packet is aten._local_scalar_dense:
+        if source.dtype == torch.bool:
+            return True
+        return 1.0 if source.dtype.is_floating_point else 1
+    if packet is aten.equal:
+        return True
+    if packet is aten.nonzero:
+        shape = (source.numel(), source.ndim)
+        return torch.zeros(shape, dtype=torch.int64, device=source.device)
+    if packet is aten.masked_select:
+        return source.new_zeros(source.numel())
+    return call.run()
+
+
+def _where() -> str:
+    """Return the innermost line of our code in the call stack.
+
+    Torch calls the backward pass of most operations without our code, so they have the line that
+    started the backward pass.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if str(path) not in OWN_FILES and path.is_relative_to(REPOSITORY):
+            inside = path.relative_to(REPOSITORY)
+            if inside.parts[0] in OUR_FOLDERS:
+                return f"{inside}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "outside our code"
