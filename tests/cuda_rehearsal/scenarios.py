@@ -21,6 +21,7 @@ from pion.evaluate import Scorer, held_out, responses
 from pion.model import attention
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
+from pion.model.loss import IGNORED
 from pion.model.rope import rotary_table
 from pion.train.heldout import evaluate
 from pion.train.settings import ComputePlan, TrainSettings
@@ -45,7 +46,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 Dtype = Literal["bfloat16", "float32"]
 
 # Runs the library once and returns two things: how many steps, micro-batches or tokens it did, and
-# the objects whose tensors must be on the card now. Findings before its `watch.clear()`, such as
+# the objects whose tensors must be on the card now. Findings before its `watch.start()`, such as
 # copying the model to the card, do not count.
 Scenario = Callable[[Watch, ModelConfig], tuple[int, Any]]
 
@@ -58,9 +59,11 @@ class Zeros:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         zeros = torch.zeros(len(indices), self.seq_len, dtype=torch.int64)
+        targets = zeros.clone()
         if not self.documents:
-            return Batch(zeros, zeros.clone(), None, None)
-        return Batch(zeros, zeros.clone(), zeros.clone(), zeros.clone())
+            return Batch(zeros, targets, None, None)
+        targets[:, ::2] = IGNORED  # in conversations, only the responses are learned
+        return Batch(zeros, targets, zeros.clone(), zeros.clone())
 
 
 def _trainer(
@@ -74,7 +77,7 @@ def _trainer(
     rows = ROWS_AT_ONCE * MICRO_BATCHES
     settings = TrainSettings(steps=10, global_batch=rows, lr=1e-3, optimizer=optimizer)
     plan = ComputePlan("cuda", dtype, ROWS_AT_ONCE, recompute=recompute)
-    return Trainer(Decoder(config), Zeros(config.seq_len, documents), settings, plan)  # type: ignore[arg-type]
+    return Trainer(Decoder(config), Zeros(config.seq_len, documents), settings, plan)
 
 
 def train(
@@ -82,7 +85,7 @@ def train(
 ) -> tuple[int, Any]:
     """Train `steps` of several micro-batches; count the steps."""
     with contextlib.closing(_trainer(config, dtype, **how)) as trainer:
-        watch.clear()
+        watch.start()
         for _ in range(steps):
             trainer.train_step()
         return steps, trainer
@@ -93,7 +96,7 @@ def drain(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     with contextlib.closing(_trainer(config, dtype)) as trainer:
         trainer.train_step()
         trainer.train_step()
-        watch.clear()
+        watch.start()
         assert len(trainer.drain_metrics()) == 2
         return 1, trainer
 
@@ -105,26 +108,26 @@ def _scorer(config: ModelConfig, dtype: Dtype) -> Scorer:
 def evaluate_in_training(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     """Measure the held-out loss as the trainer does; count the micro-batches."""
     scorer = _scorer(config, dtype)
-    watch.clear()
-    evaluate(scorer, Zeros(config.seq_len), range(ROWS_AT_ONCE * MICRO_BATCHES))  # type: ignore[arg-type]
+    watch.start()
+    evaluate(scorer, Zeros(config.seq_len), range(ROWS_AT_ONCE * MICRO_BATCHES))
     return MICRO_BATCHES, scorer
 
 
 def evaluate_text(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     """Measure the bits per byte of text; count the micro-batches."""
     scorer, bytes_of_ids = _scorer(config, dtype), np.ones(TOKENIZER_IDS, dtype=np.int64)
-    watch.clear()
+    watch.start()
     rows = range(ROWS_AT_ONCE * MICRO_BATCHES)
-    held_out(scorer, Zeros(config.seq_len), rows, bytes_of_ids)  # type: ignore[arg-type]
+    held_out(scorer, Zeros(config.seq_len), rows, bytes_of_ids)
     return MICRO_BATCHES, scorer
 
 
 def evaluate_responses(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     """Measure the responses in packed conversations; count the micro-batches."""
     scorer = _scorer(config, dtype)
-    watch.clear()
+    watch.start()
     rows = range(ROWS_AT_ONCE * MICRO_BATCHES)
-    responses(scorer, Zeros(config.seq_len, documents=True), rows, end_of_text=0)  # type: ignore[arg-type]
+    responses(scorer, Zeros(config.seq_len, documents=True), rows, end_of_text=0)
     return MICRO_BATCHES, scorer
 
 
@@ -139,7 +142,7 @@ def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
 
     # `pion.generate` is the function, so the module has to be imported by name.
     module = import_module("pion.generate")
-    watch.clear()
+    watch.start()
     with mock.patch.object(module, "KVCache", keep):
         prompt = list(range(PROMPT_TOKENS))
         new = list(module.generate(model, prompt, max_tokens=NEW_TOKENS, stop_ids=(), seed=0))
@@ -166,7 +169,8 @@ SCENARIOS: dict[str, Scenario] = {
 def rehearse(watch: Watch, config: ModelConfig, scenario: Scenario) -> Report:
     """Run the scenario, and report what `watch` saw. An exception ends only this scenario."""
     rotary_table.cache_clear()
-    watch.clear()
+    watch.free_page_locked()
+    watch.start()
     report = Report()
     try:
         with _flex_attention_without_compiler():

@@ -2,11 +2,13 @@
 
 The kinds of findings:
 
-  * `host_sync`: the program waits until the card has finished: `.item()`, a blocking copy, an
-    operation whose shape depends on values, an index or a mask that has to be copied or counted
-    first, `torch.cuda.synchronize`. These are the cases of `torch.cuda.set_sync_debug_mode`.
+  * `host_sync`: the program waits until the card has finished. The causes are `.item()`, a blocking
+    copy, a result whose shape depends on values, an index on the host (torch copies it), a mask as
+    an index (torch counts it) and `torch.cuda.synchronize`. On a real card,
+    `torch.cuda.set_sync_debug_mode` reports all but the last.
   * `unpinned_copy`: a copy to the card does not block, but its source is not page-locked memory.
-    The copy waits for a second copy inside the driver, but not for the card.
+    The program waits until the driver has copied the source to memory of its own, but it does not
+    wait for the card.
   * `wrong_device`: one operation gets tensors of the card and of the host.
   * `fp64`: an operation on the card reads or writes 64-bit floats, which are slow there.
 
@@ -20,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -82,9 +85,13 @@ class Watch(TorchDispatchMode):
         # By address. The tensors are kept so that nothing else gets their address.
         self._page_locked: dict[int, Tensor] = {}
 
-    def clear(self) -> None:
-        """Forget all findings and products."""
+    def start(self) -> None:
+        """Forget the findings and products so far. What comes now counts."""
         self.findings, self.matmul_dtypes = [], set()
+
+    def free_page_locked(self) -> None:
+        """Free the memory from `page_locked`, once nothing uses it any more."""
+        self._page_locked = {}
 
     def note(self, kind: Kind, operation: str) -> None:
         """Write down a finding in the line of our code that now runs."""
@@ -104,8 +111,8 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        # Flex attention is not a plain operation; fake tensors know its shapes. Operations of `prim`
-        # ask a fake tensor for its device.
+        # Flex attention is not a plain operation, and fake tensors know its shapes. An operation of
+        # `prim` only asks a fake tensor for its device.
         if not isinstance(func, OpOverload) or func.namespace == "prim":
             return func(*args, **kwargs)
         leaves = arg_tree_leaves(*args, **kwargs)
@@ -236,7 +243,7 @@ def _where() -> str:
     Torch calls the backward pass of most operations without our code, so they have the line that
     started the backward pass.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if str(path) not in OWN_FILES and path.is_relative_to(REPOSITORY):
