@@ -194,6 +194,9 @@ def cache_on_host(right: Callable[..., Any]) -> Callable[..., Any]:
 PLANTED: dict[str, Planted] = {
     "a norm reads a value": Planted(RMSNorm, "forward", read_a_value),
     "the rotary table is on the host": Planted(Decoder, "_rotation", rotate_by_host_table),
+    "positions look up a table on the host": Planted(
+        Decoder, "_rotation", rotate_by_host_table, "train documents bfloat16"
+    ),
     "the mask is on the host": Planted(decoder, "build_mask", mask_on_host),
     "rope computes in fp64": Planted(attention, "rotate", rotate_in_fp64),
     "a norm has an fp64 constant": Planted(RMSNorm, "forward", keep_fp64_constant),

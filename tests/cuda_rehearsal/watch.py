@@ -168,6 +168,9 @@ class Watch(TorchDispatchMode):
     def _index(self, call: Call) -> Any:
         """Index by numbers on the card, after noting indices that are masks or on the host."""
         target, given, *values = call.args
+        if not target.is_cuda:  # torch refuses an index on the card here
+            self.note("wrong_device", str(call.func))
+            return call.run()
         indices: list[Tensor | None] = []
         for index in given:
             if index is None:
