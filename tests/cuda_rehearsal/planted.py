@@ -145,9 +145,9 @@ def multiply_in_fp32(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def keep_plain_tensor(right: Callable[..., None]) -> Callable[..., None]:
-    def init_with_plain_tensor(self: Any, config: Any) -> None:
-        right(self, config)
-        self.scale = torch.ones(config.d_ff)  # neither parameter nor buffer, so `to` misses it
+    def init_with_plain_tensor(self: Any, d_model: int, d_ff: int) -> None:
+        right(self, d_model, d_ff)
+        self.scale = torch.ones(d_ff)  # neither parameter nor buffer, so `to` misses it
 
     return init_with_plain_tensor
 
