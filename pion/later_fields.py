@@ -38,9 +38,10 @@ def to_record(settings: Any) -> dict[str, Any]:
     A field that is a dataclass becomes its record.
     """
     before = values_before(type(settings))
+    values = vars(settings)
     record = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.name not in before or value != before[field.name]:
-            record[field.name] = to_record(value) if dataclasses.is_dataclass(value) else value
+    for name in (field.name for field in dataclasses.fields(settings)):
+        value = values[name]
+        if name not in before or value != before[name]:
+            record[name] = to_record(value) if dataclasses.is_dataclass(value) else value
     return record
