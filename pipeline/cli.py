@@ -236,7 +236,7 @@ def _add_model_commands(add: Add) -> None:
     seed = add(
         "import-seed",
         _import_seed,
-        "convert a checkpoint of the original Pion, a public project",
+        "convert a checkpoint of the original Pion or Tachyon",
     )
     seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
     seed.add_argument("folder", metavar="DIR", help="the folder to write")

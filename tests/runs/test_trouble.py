@@ -44,6 +44,27 @@ def test_a_killed_uploader_costs_a_save_and_nothing_else(
     assert final_weights(tmp_path) == final_weights(unbroken)
 
 
+def test_uploaders_that_die_three_times_in_a_row_end_the_run_with_what_is_safe(
+    tmp_path: Path,
+) -> None:
+    meddling = Meddling(tmp_path)
+    meddling.wrap(
+        "pipeline.state.checkpoints.uploader:Uploader._ask",
+        """
+        def wrapper(ask, self, process, request):
+            process.kill()
+            process.wait()
+            return ask(self, process, request)
+        """,
+    )
+    job = write_job(tmp_path, checkpoint__every_steps=2, log__every=1)
+    output = ends_with(74, start(job, env=meddling.environment()))
+    assert "the process that saves checkpoints" in output
+    assert "use a smaller hardware.micro_batch" in output
+    assert "safe" in output
+    meddling.check()
+
+
 def poisoned_from(folder: Path, condition: str) -> Meddling:
     """Make a weight NaN when a batch whose rows meet `condition` is handed out."""
     meddling = Meddling(folder)
