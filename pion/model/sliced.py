@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm, silu
+from torch.nn.functional import grouped_mm, pad, silu
 
 GROUPED_CAPABILITY = (9, 0)
+ROW_MULTIPLE = 128
 
 
 def product_path(
@@ -56,9 +57,10 @@ def _sliced_swiglu(
     gated, raised = (x.new_empty(len(x), gate.shape[1]) for _ in range(2))
     on_host = ends.cpu().clone()
     for expert, rows in _slices(on_host):
-        torch.mm(x[rows], gate[expert].T, out=gated[rows])
-        torch.mm(x[rows], up[expert].T, out=raised[rows])
-        torch.mm(silu(gated[rows]).mul_(raised[rows]), down[expert].T, out=result[rows])
+        count, own = rows.stop - rows.start, _padded(x[rows])
+        own_gated, own_raised = own @ gate[expert].T, own @ up[expert].T
+        gated[rows], raised[rows] = own_gated[:count], own_raised[:count]
+        result[rows] = (silu(own_gated).mul_(own_raised) @ down[expert].T)[:count]
     return result, gated, raised, on_host
 
 
@@ -89,17 +91,18 @@ def _sliced_swiglu_backward(
     grad_x = torch.empty_like(x)
     grad_gate, grad_up, grad_down = (torch.zeros_like(weight) for weight in weights)
     for expert, rows in _slices(ends):
-        sigmoid = torch.sigmoid(gated[rows])
-        activated = gated[rows] * sigmoid
-        hidden = activated * raised[rows]
-        torch.mm(grad[rows].T, hidden, out=grad_down[expert])
-        grad_hidden = grad[rows] @ down[expert]
+        own, own_grad = _padded(x[rows]), _padded(grad[rows])
+        own_gated, own_raised = _padded(gated[rows]), _padded(raised[rows])
+        sigmoid = torch.sigmoid(own_gated)
+        activated = own_gated * sigmoid
+        grad_down[expert] = own_grad.T @ (activated * own_raised)
+        grad_hidden = own_grad @ down[expert]
         grad_raised = grad_hidden * activated
-        slope = sigmoid * (1 + gated[rows] * (1 - sigmoid))  # of silu
-        grad_gated = grad_hidden * raised[rows] * slope
-        torch.mm(grad_gated.T, x[rows], out=grad_gate[expert])
-        torch.mm(grad_raised.T, x[rows], out=grad_up[expert])
-        torch.mm(grad_gated, gate[expert], out=grad_x[rows]).addmm_(grad_raised, up[expert])
+        slope = sigmoid * (1 + own_gated * (1 - sigmoid))  # of silu
+        grad_gated = grad_hidden * own_raised * slope
+        grad_gate[expert], grad_up[expert] = grad_gated.T @ own, grad_raised.T @ own
+        grad_own = (grad_gated @ gate[expert]).addmm_(grad_raised, up[expert])
+        grad_x[rows] = grad_own[: rows.stop - rows.start]
     return grad_x, grad_gate, grad_up, grad_down
 
 
@@ -126,6 +129,18 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, .
 
 
 _sliced_swiglu.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Return the rows, in bf16 on a CPU with rows of zeros up to a multiple of ROW_MULTIPLE.
+
+    There, oneDNN compiles and keeps code for every shape, and experts have other numbers of rows in
+    each step. Zeros change no product.
+    """
+    missing = -len(rows) % ROW_MULTIPLE
+    if not missing or rows.device.type != "cpu" or rows.dtype != torch.bfloat16:
+        return rows
+    return pad(rows, (0, 0, 0, missing))
 
 
 def _slices(ends: Tensor) -> list[tuple[int, slice]]:
