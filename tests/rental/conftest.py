@@ -9,7 +9,8 @@ cloud, with nothing rented before or after the test):
     loopback.write_catalog({"A40": Price(spot=0.2, on_demand=0.4)})     then stop and start
     loopback.runpod.pods()            pods the API lists as RUNNING, oldest first; pods(None): all
     loopback.runpod.all_pods          every pod ever rented, `pod.status`, `pod.ended`
-    loopback.runpod.preempt(pod, notice=5.0, leaves="gone" | "exited")  notice=0: no signal
+    loopback.runpod.preempt(pod, notice=5.0, leaves="gone" | "exited")  notice=0: no signal;
+                                      `early` returns True: the notice is over
     loopback.runpod.cut_off(pod)      gone for the API and ssh, but its processes continue
     loopback.runpod.sold_out          GPUs that can't be rented, {"NVIDIA A40"}
     loopback.runpod.small_disks = 1   the next pod has a disk that the boot check refuses

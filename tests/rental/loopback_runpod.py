@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -41,13 +41,18 @@ class RunPod(RunPodApi):
             return [pod for pod in listed if status is None or pod.status == status]
 
     def preempt(
-        self, pod: Pod, notice: float = 5.0, leaves: Literal["gone", "exited"] = "gone"
+        self,
+        pod: Pod,
+        notice: float = 5.0,
+        leaves: Literal["gone", "exited"] = "gone",
+        early: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Take a pod away: send SIGTERM, wait `notice` seconds (0: no signal), then kill it.
+        """Take a pod away: send SIGTERM, wait `notice` seconds (0: no signal) or until `early()`,
+        then kill it.
 
         The API no longer lists the pod, or continues to list it as EXITED.
         """
-        pod.end(notice)
+        pod.end(notice, early)
         with self._lock:
             pod.status = "EXITED" if leaves == "exited" else "TERMINATED"
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -191,11 +192,14 @@ class Pod:
         assert self._ssh is not None
         self._ssh.cut()
 
-    def end(self, notice: float = 0.0) -> None:
-        """Kill the pod. With `notice`, first send SIGTERM and wait that many seconds."""
+    def end(self, notice: float = 0.0, early: Callable[[], bool] = lambda: False) -> None:
+        """Kill the pod. With `notice`, first send SIGTERM and wait that many seconds, or fewer:
+        until `early()`."""
         if notice:
             self.signal(signal.SIGTERM)
-            time.sleep(notice)
+            deadline = time.monotonic() + notice
+            while time.monotonic() < deadline and not early():
+                time.sleep(0.1)
         if self._unshare is not None:
             self._unshare.kill()
             self._unshare.wait(PATIENCE_SECONDS)
