@@ -12,6 +12,7 @@ call releases the GIL.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -33,8 +34,8 @@ RESUME = "Run the same command again to resume."
 GRAVITY: tuple[type[PionError], ...] = (Interrupted, Stopped, Fenced)
 # How many seconds before the deadline to start printing the reason.
 LAST_WORDS = 0.3
-# Within these seconds, the same signal again is an echo of the first: `uv run` and `timeout` pass
-# on a signal that the whole process group has already received.
+# Within these seconds, a second SIGINT is an echo of the first: `uv run` passes on a signal that
+# the whole process group has already received.
 DOUBLED = 0.5
 
 
@@ -78,10 +79,11 @@ class Deadline:
 
 
 class StoppingOnSignals:
-    """SIGINT, SIGTERM or `ask` ask for an orderly stop; a second signal ends the process at once.
+    """SIGINT, SIGTERM or `ask` ask for an orderly stop; SIGINT after a signal stops without saving.
 
     A context manager. SIGINT comes from a person and sets no deadline; SIGTERM sets one in `grace`
-    seconds. A deadline that passes ends the process. If another thread than the main thread enters
+    seconds. A deadline that passes ends the process. A further SIGTERM changes nothing, because
+    machines repeat it: SkyPilot's watcher sends its own, up to a second after the cloud's. If another thread than the main thread enters
     it, it receives no signals, and only `ask` asks for a stop.
     """
 
@@ -182,16 +184,17 @@ class _Watcher:
         self._signals.close()
 
     def _watch(self) -> None:
-        first: tuple[int, float] | None = None
+        heard: dict[int, float] = {}
         while not self._over:
             for number in self._signals.wait(self._seconds_left()):
                 now = time.monotonic()
-                if first is None:
-                    first = (number, now)
-                    self._hear(number)
-                elif number != first[0] or now - first[1] > DOUBLED:
+                impatient = number == signal.SIGINT and bool(heard)
+                if impatient and now - heard.get(number, -math.inf) > DOUBLED:
                     _aside(self._display.__exit__).join(0.1)  # a terminal gets its cursor back
                     os._exit(128 + number)  # Ray's processes are ended by the reaper
+                if number not in heard:
+                    heard[number] = now
+                    self._hear(number)
             if self._seconds_left() == 0.0:
                 self._time_is_up()
 
@@ -211,7 +214,7 @@ class _Watcher:
             text = f"{name}: saving finished work, then stopping"
         _aside(
             self._display.say,
-            Note(f"{text}. A second signal stops the process at once, without saving"),
+            Note(f"{text}. Ctrl-C (SIGINT) now stops the process at once, without saving"),
         )
 
     def _time_is_up(self) -> None:

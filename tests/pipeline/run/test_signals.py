@@ -237,26 +237,42 @@ def test_sleep_ends_at_the_signal(start: type[Process]) -> None:
     assert "error: Interrupted (SIGTERM)" in output
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (signal.SIGTERM, signal.SIGTERM),
-        (signal.SIGINT, signal.SIGINT),
-        (signal.SIGINT, signal.SIGTERM),
-        (signal.SIGTERM, signal.SIGINT),
-    ],
-)
-def test_a_second_signal_ends_the_process_at_once_even_in_c(
-    start: type[Process], first: signal.Signals, second: signal.Signals
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_sigint_after_a_signal_ends_the_process_at_once_even_in_c(
+    start: type[Process], first: signal.Signals
 ) -> None:
     process = start("orderly(lambda stopping: hash_for_minutes(), grace=600.0)")
     process.signal(first)
-    process.wait_for_line("A second signal stops the process at once, without saving")
+    process.wait_for_line("Ctrl-C (SIGINT) now stops the process at once, without saving")
     time.sleep(DOUBLED + 0.1)  # earlier, it would count as an echo of the first
-    process.signal(second)
+    process.signal(signal.SIGINT)
     code, _ = process.end()
-    assert code == 128 + second
+    assert code == 128 + signal.SIGINT
     assert process.since_signal < SLACK
+
+
+def test_sigterm_again_takes_no_time_from_the_saving(start: type[Process]) -> None:
+    """SkyPilot's watcher sends its own SIGTERM, up to a second after the one of the cloud."""
+    process = start(POLLING + "orderly(work, grace=60.0)")
+    process.signal(signal.SIGTERM)
+    process.wait_for_line("SIGTERM: saving finished work")
+    for _ in range(2):
+        time.sleep(DOUBLED / 2 + 0.1)
+        process.signal(signal.SIGTERM)
+    code, output = process.end()
+    assert code == 75
+    assert "saved\n" in output
+
+
+def test_sigterm_after_sigint_sets_the_deadline(start: type[Process]) -> None:
+    process = start("orderly(lambda stopping: hash_for_minutes(), grace=0.5)")
+    process.signal(signal.SIGINT)
+    process.wait_for_line("SIGINT: saving finished work")
+    process.signal(signal.SIGTERM)
+    code, output = process.end()
+    assert code == 75
+    assert "time is up" in output
+    assert process.since_signal < 0.5 + SLACK
 
 
 def test_one_signal_delivered_two_times_is_no_second_signal(start: type[Process]) -> None:
