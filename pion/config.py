@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any
+from typing import Any, Literal
 
 from pion.errors import BadInput
-from pion.later_fields import later_field, to_record, values_before
-from pion.parts import PARTS, ROW_BYTES, Experts, build_part
+from pion.later_fields import closest, from_fields, later_field, to_record, values_before
+from pion.parts import NUMBERED_LAYERS, PARTS, Experts, Heads, Values, Windows, Wiring, build_part
 from pion.presets import PRESETS
 
 # The values of `family`. It is a label for presets, importers and cards; no computation reads it.
-FAMILIES = ("pion", "tachyon")
+FAMILIES = ("pion", "tachyon", "daisy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +44,25 @@ class ModelConfig:
     family: str = "pion"
     experts: Experts | None = later_field(None, before=None)
     """A mixture of experts in place of each feed-forward layer; d_ff is then one expert's width."""
+    windows: Windows | None = later_field(None, before=None)
+    heads: Heads | None = later_field(None, before=None)
+    wiring: Wiring | None = later_field(None, before=None)
+    values: Values | None = later_field(None, before=None)
+    activation: Literal["swiglu", "relu2"] = later_field("swiglu", before="swiglu")
+    """Of feed-forward layers that are not experts. relu2: two matrices, and relu(x)² between."""
+    norm_gain: bool = later_field(True, before=True)
+    """Whether norms have a learned gain."""
+    logit_cap: float | None = later_field(None, before=None)
+    """The head's results z become cap · z / sqrt(z² + cap²)."""
+    head_multiple: int = later_field(1, before=1)
+    """The rows of an untied head are rounded up to a multiple of this."""
+    init: Literal["normal", "zero_outputs"] = later_field("normal", before="normal")
+    """How the initial weights are drawn; see pion/model/initial.py."""
 
     def __post_init__(self) -> None:
-        if self.experts is not None:
-            object.__setattr__(self, "experts", build_part(Experts, self.experts, "experts"))
-            if 2 * self.d_ff % ROW_BYTES or 2 * self.d_model % ROW_BYTES:
-                raise BadInput(
-                    f"d_ff {self.d_ff} and d_model {self.d_model} must be multiples of "
-                    f"{ROW_BYTES // 2} in a model with experts: grouped products need rows of a "
-                    f"multiple of {ROW_BYTES} bytes"
-                )
+        for name, kind in PARTS.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, build_part(kind, getattr(self, name), name))
         for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
             self._require_positive(name, int)
         for name in ("vocab_size", "seq_len"):
@@ -78,6 +85,23 @@ class ModelConfig:
             self._require_positive(name, int | float)
         if self.softcap is not None:
             self._require_positive("softcap", int | float)
+        if self.logit_cap is not None:
+            self._require_positive("logit_cap", int | float)
+        self._require_positive("head_multiple", int)
+        for name in ("tie_embeddings", "norm_gain"):
+            if not isinstance(getattr(self, name), bool):
+                raise BadInput(f"{name} is {getattr(self, name)!r}; it must be true or false")
+        for name, known in (
+            ("activation", ("swiglu", "relu2")),
+            ("init", ("normal", "zero_outputs")),
+        ):
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
+                raise BadInput(f"{name} is {value!r}; it must be {' or '.join(known)}")
+        for name in PARTS:
+            part = getattr(self, name)
+            if part is not None:
+                part.check(self)
         if self.family not in FAMILIES:
             raise BadInput(f"unknown family {self.family!r}{closest(self.family, FAMILIES)}")
 
@@ -87,6 +111,13 @@ class ModelConfig:
         if not fits or not value > 0:
             number = "whole number" if kind is int else "number"
             raise BadInput(f"{name} is {value!r}; it must be a {number} above 0")
+
+    @property
+    def head_rows(self) -> int:
+        """The rows of the head. Rows beyond `vocab_size` are trained, and never predicted."""
+        if self.tie_embeddings:
+            return self.vocab_size
+        return -(-self.vocab_size // self.head_multiple) * self.head_multiple
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> ModelConfig:
@@ -99,6 +130,7 @@ class ModelConfig:
                 f"unknown model preset {name!r}{closest(name, PRESETS)}; "
                 f"the presets are {', '.join(PRESETS)}"
             )
+        _require_layers_named(name, overrides)
         fields = PRESETS[name] | overrides
         for part in PARTS:
             given, preset = overrides.get(part), PRESETS[name].get(part)
@@ -124,21 +156,27 @@ class ModelConfig:
 
         Raises BadInput for an unknown or a missing field.
         """
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        for name in fields:
-            if name not in known:
-                raise BadInput(f"unknown model field {name!r}{closest(name, known)}")
-        missing = [
-            name
-            for name, field in known.items()
-            if field.default is dataclasses.MISSING and name not in fields
-        ]
-        if missing:
-            raise BadInput(f"the model's settings are missing {', '.join(missing)}")
-        return cls(**fields)
+        return from_fields(cls, fields)
 
 
-def closest(name: object, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest choice, or "" if none is near."""
-    near = difflib.get_close_matches(str(name), list(choices), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+# Fields whose value None means that the model is without it.
+OPTIONAL = frozenset(
+    field.name for field in dataclasses.fields(ModelConfig) if field.default is None
+)
+
+
+def _require_layers_named(preset: str, overrides: dict[str, Any]) -> None:
+    """Raise BadInput for another number of layers alone, if the preset's parts name layers."""
+    n_layers, usual = overrides.get("n_layers"), PRESETS[preset]["n_layers"]
+    if n_layers in (None, usual):
+        return
+    kept: list[str] = []
+    for part, fields in NUMBERED_LAYERS.items():
+        own, given = PRESETS[preset].get(part) or {}, overrides.get(part, {})
+        if isinstance(given, dict):  # else it replaces the preset's
+            kept += [f"{part}.{name}" for name in fields if own.get(name) and name not in given]
+    if kept:
+        raise BadInput(
+            f"n_layers {n_layers}: the preset {preset} names some of its {usual} layers in "
+            f"{', '.join(kept)}. Give these too"
+        )

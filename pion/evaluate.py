@@ -158,7 +158,6 @@ def token_nll(
     batch = to_device(batch, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         hidden = model.hidden(batch.tokens, positions=batch.positions, documents=batch.documents)
-    head = model.embed.weight if model.config.tie_embeddings else model.lm_head.weight
     chunk = max(1, LOGITS_AT_ONCE // vocab_size)
     targets = batch.targets.flatten()
     nll = torch.zeros(targets.shape, device=device)
@@ -167,7 +166,7 @@ def token_nll(
     for state, places in zip(states, learned.split(chunk), strict=True):
         # The product is in fp32 even if `dtype` is bf16: rounded logits tie, and a tie goes to the
         # lowest id.
-        logits = F.linear(state, head[:vocab_size])
+        logits = model.logits(state, vocab_size)
         nll[places] = F.cross_entropy(logits, targets[places], reduction="none")
         likeliest[places] = logits.argmax(dim=-1)
     return nll.view_as(batch.targets), likeliest.view_as(batch.targets)

@@ -16,9 +16,6 @@ from pion.errors import BadInput
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
 
-# The end-of-text id of the tokenizers trained here and of the seeds' tokenizers.
-END_OF_TEXT = 0
-
 # A tokenizer decodes bytes that are not a whole character to this.
 INCOMPLETE = "\ufffd"
 
@@ -57,26 +54,26 @@ def generate(
     model: Decoder,
     ids: Sequence[int],
     *,
+    stop_ids: Iterable[int],
     max_tokens: int = 128,
     temperature: float = 0.8,
     top_k: int = 50,
     top_p: float = 0.9,
     repetition_penalty: float = 1.0,
-    stop_ids: Iterable[int] = (END_OF_TEXT,),
     vocab_size: int | None = None,
     seed: int | None = None,
 ) -> Iterator[int]:
     """Continue `ids`, yielding each new token id as it is drawn.
 
     `sample` explains `temperature`, `top_k`, `top_p` and `repetition_penalty`. Generation ends
-    before a token of `stop_ids`, after `max_tokens`, or when prompt and continuation fill the
-    model's context. An empty prompt starts from end-of-text. Ids of `vocab_size` and above are
-    never drawn, because the tokenizer has no such tokens. The same `seed` draws the same tokens.
-    torch's global random state is neither read nor changed.
+    before a token of `stop_ids` (usually `[tokenizer.end_of_text]`), after `max_tokens`, or when
+    prompt and continuation fill the model's context. Ids of `vocab_size` and above are never drawn,
+    because the tokenizer has no such tokens. The same `seed` draws the same tokens. torch's global
+    random state is neither read nor changed.
 
     Raises:
-        BadInput: settings make no sense, or the prompt is longer than the context or has ids
-            without an embedding. This is raised by the call, before the first token.
+        BadInput: settings make no sense, or the prompt is empty, is longer than the context or
+            has ids without an embedding. This is raised by the call, before the first token.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     prompt = _checked_prompt(ids, model.config)
@@ -97,8 +94,10 @@ def generate(
 
 
 def _checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
-    """Return the prompt's ids; end-of-text if there are none. Raises BadInput if they don't fit."""
-    prompt = [int(token) for token in ids] or [END_OF_TEXT]
+    """Return the prompt's ids. Raises BadInput if there are none, or if they don't fit."""
+    prompt = [int(token) for token in ids]
+    if not prompt:
+        raise BadInput("the prompt is empty: start from the tokenizer's end_of_text")
     if len(prompt) > config.seq_len:
         raise BadInput(
             f"the prompt has {len(prompt)} tokens, but the model's context is {config.seq_len} "

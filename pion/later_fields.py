@@ -13,7 +13,13 @@ having that value, even if the default is different by then.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pion.errors import BadInput
+
+Settings = TypeVar("Settings")
 
 BEFORE = "before"
 
@@ -32,10 +38,35 @@ def values_before(kind: type) -> dict[str, Any]:
     }
 
 
+def from_fields(kind: type[Settings], fields: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Return the settings with these fields, and defaults for all others.
+
+    Raises BadInput for an unknown or a missing field; `prefix` is put before its name.
+    """
+    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in fields:
+        if name not in known:
+            raise BadInput(f"unknown model field {prefix + name!r}{closest(name, known)}")
+    missing = [
+        prefix + name
+        for name, field in known.items()
+        if field.default is dataclasses.MISSING and name not in fields
+    ]
+    if missing:
+        raise BadInput(f"the model's settings are missing {', '.join(missing)}")
+    return kind(**fields)
+
+
+def closest(name: object, choices: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest choice, or "" if none is near."""
+    near = difflib.get_close_matches(str(name), list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def to_record(settings: Any) -> dict[str, Any]:
     """Return the fields of a dataclass, without later fields that have their `before` value.
 
-    A field that is a dataclass becomes its record.
+    A field that is a dataclass becomes its record, and a tuple becomes a list, as in JSON.
     """
     before = values_before(type(settings))
     values = vars(settings)
@@ -43,5 +74,9 @@ def to_record(settings: Any) -> dict[str, Any]:
     for name in (field.name for field in dataclasses.fields(settings)):
         value = values[name]
         if name not in before or value != before[name]:
-            record[name] = to_record(value) if dataclasses.is_dataclass(value) else value
+            record[name] = to_record(value) if dataclasses.is_dataclass(value) else _plain(value)
     return record
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

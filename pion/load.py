@@ -9,7 +9,7 @@ from typing import Any
 from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.exports.table import from_stock
+from pion.exports.table import from_transformers
 from pion.model.decoder import Decoder
 from pion.seeds import import_seed
 
@@ -52,7 +52,7 @@ def load_decoder(folder: str | Path) -> Decoder:
         raise BadInput(f"{weights} is damaged or can't be read ({error})") from None
     try:
         if "model_type" in settings:
-            config, state = from_stock(settings, state)
+            config, state = from_transformers(settings, state)
         else:
             config = ModelConfig.from_dict(settings)
         return Decoder.from_state(config, state)

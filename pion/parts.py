@@ -7,12 +7,12 @@ family's name: a family is a preset that names parts, and any mixture of parts i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pion.errors import BadInput
-from pion.later_fields import values_before
+from pion.later_fields import from_fields, values_before
 
 Part = TypeVar("Part")
 
@@ -29,6 +29,21 @@ def setting(meaning: str, default: Any = dataclasses.MISSING) -> Any:
 def imported(default: Any) -> Any:
     """Declare a field of a part that only an importer sets, to compute what a seed computed."""
     return dataclasses.field(default=default)
+
+
+class Core(Protocol):
+    """The fields of a model that its parts must fit: a ModelConfig has them."""
+
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_ff(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def wiring(self) -> Wiring | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +66,160 @@ class Experts:
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("top_k", 1), ("shared", 0), ("d_shared", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise BadInput(
-                    f"experts.{name} is {value!r}; it must be a whole number of at least {least}"
-                )
+            _require_whole(f"experts.{name}", getattr(self, name), least)
         if self.shared and not self.d_shared:
             raise BadInput("experts.d_shared: give the width of the shared experts")
         if self.top_k > self.n:
             raise BadInput(f"experts.top_k {self.top_k} is more than experts.n {self.n}")
         for name in ("balance_weight", "z_weight"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+            if not _is_number(value) or not value >= 0:
                 raise BadInput(f"experts.{name} is {value!r}; it must be a number of at least 0")
         if self.balance not in ("row", "batch"):
             raise BadInput(f"experts.balance is {self.balance!r}; it must be row or batch")
+
+    def check(self, model: Core) -> None:
+        """Raise BadInput for widths that grouped products of bf16 elements can't have."""
+        if 2 * model.d_ff % ROW_BYTES or 2 * model.d_model % ROW_BYTES:
+            raise BadInput(
+                f"d_ff {model.d_ff} and d_model {model.d_model} must be multiples of "
+                f"{ROW_BYTES // 2} in a model with experts: grouped products need rows of a "
+                f"multiple of {ROW_BYTES} bytes"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Attention that sees only recent tokens: far in some layers, half as far in the others.
+
+    A window is a number of blocks of the row, and ends with the block of the query.
+    """
+
+    tokens: int = setting("tokens that a layer with a long window sees")
+    block: int = setting("tokens in a block", 128)
+    long_every: int = setting(
+        "layers 0, long_every, 2 · long_every … and the last have the long window, others half", 4
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "block", "long_every"):
+            _require_whole(f"windows.{name}", getattr(self, name), least=1)
+        if self.tokens % self.block:
+            raise BadInput(
+                f"windows.tokens {self.tokens} is not a multiple of windows.block {self.block}"
+            )
+
+    def check(self, model: Core) -> None:
+        """Accept every model: any of its layers can have a window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Attention heads that differ from a Pion's in their scale, values or positions."""
+
+    scale: float | None = setting("factor of the scores; unset: head_dim^-0.5", None)
+    value_norm: bool = setting("normalize the values of each head too", False)
+    rotary: Literal["full", "half"] = setting(
+        "half: only the first half of the rotary frequencies, spaced linearly from 1 to "
+        "1 / rope_theta; the others are 0",
+        "full",
+    )
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not _is_number(self.scale, above=0):
+            raise BadInput(f"heads.scale is {self.scale!r}; it must be a number above 0")
+        _require_flag("heads.value_norm", self.value_norm)
+        if self.rotary not in ("full", "half"):
+            raise BadInput(f"heads.rotary is {self.rotary!r}; it must be full or half")
+
+    def check(self, model: Core) -> None:
+        """Raise BadInput for heads too narrow for half of their frequencies."""
+        if self.rotary == "half" and model.head_dim % 4:
+            raise BadInput(
+                f"heads.rotary: half needs a multiple of 4, not head_dim {model.head_dim}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wiring:
+    """How layers are connected: which have attention, and what they read besides the last layer."""
+
+    attention_layers: tuple[int, ...] | None = setting("layers with attention; unset: all", None)
+    attention_norm: bool = setting("normalize the input of attention", True)
+    embed_norm: bool = setting("normalize the embeddings", False)
+    input_mix: bool = setting("let each layer mix the embeddings into its input", False)
+    skips: tuple[tuple[int, int], ...] = setting(
+        "pairs [to, from]: the result of layer `from` is added to the input of layer `to`", ()
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("attention_norm", "embed_norm", "input_mix"):
+            _require_flag(f"wiring.{name}", getattr(self, name))
+        layers = self.attention_layers
+        if layers is not None:
+            layers = _layers("wiring.attention_layers", layers)
+            if not layers:
+                raise BadInput("wiring.attention_layers is empty: some layer must have attention")
+            object.__setattr__(self, "attention_layers", layers)
+        skips = tuple(
+            _layers("wiring.skips", pair) for pair in _sequence("wiring.skips", self.skips)
+        )
+        for pair in skips:
+            if len(pair) != 2:
+                raise BadInput(f"wiring.skips has {list(pair)}; each skip is a pair [to, from]")
+            if pair[1] >= pair[0]:
+                raise BadInput(
+                    f"wiring.skips: layer {pair[0]} can't read layer {pair[1]}, which is computed "
+                    "later"
+                )
+        if len({to for to, _ in skips}) < len(skips):
+            raise BadInput("wiring.skips: a layer can have only one skip")
+        object.__setattr__(self, "skips", skips)
+
+    def check(self, model: Core) -> None:
+        """Raise BadInput for layers that the model does not have."""
+        named = [*(self.attention_layers or ()), *(layer for pair in self.skips for layer in pair)]
+        _require_layers("wiring", named, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Value embeddings: tables with a vector for each token id, which joins attention's values."""
+
+    layers: tuple[int, ...] = setting("layers with a table")
+    tables: tuple[int, ...] | None = setting(
+        "the number of the table of each of these layers; unset: a separate table for each", None
+    )
+    normed: bool = setting("normalize the vectors of the tables", True)
+
+    def __post_init__(self) -> None:
+        _require_flag("values.normed", self.normed)
+        layers = _layers("values.layers", self.layers)
+        if not layers or len(set(layers)) < len(layers):
+            raise BadInput(f"values.layers is {list(layers)}; name at least one layer, each once")
+        object.__setattr__(self, "layers", layers)
+        if self.tables is None:
+            return
+        tables = _layers("values.tables", self.tables)
+        if len(tables) != len(layers) or set(tables) != set(range(max(tables) + 1)):
+            raise BadInput(
+                f"values.tables is {list(tables)}; give the number of a table for each of "
+                f"{len(layers)} layers, counting from 0 without gaps"
+            )
+        object.__setattr__(self, "tables", tables)
+
+    def table_of(self) -> dict[int, int]:
+        """Return the number of the table of each layer that has one."""
+        return dict(zip(self.layers, self.tables or range(len(self.layers))))
+
+    def check(self, model: Core) -> None:
+        """Raise BadInput for layers that the model does not have, or that have no attention."""
+        _require_layers("values", self.layers, model)
+        wiring = model.wiring
+        if wiring is not None and wiring.attention_layers is not None:
+            for layer in self.layers:
+                if layer not in wiring.attention_layers:
+                    raise BadInput(f"values.layers: layer {layer} has no attention")
 
 
 def build_part(kind: type[Part], value: Any, name: str) -> Part:
@@ -77,20 +231,55 @@ def build_part(kind: type[Part], value: Any, name: str) -> Part:
         return value
     if not isinstance(value, Mapping):
         raise BadInput(f"{name} is {value!r}; it must be a section with fields")
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = [key for key in value if key not in fields]
-    if unknown:
-        raise BadInput(f"unknown model field {name}.{unknown[0]}; it has {', '.join(fields)}")
-    given = values_before(kind) | dict(value)
-    missing = [
-        key
-        for key, field in fields.items()
-        if field.default is dataclasses.MISSING and key not in given
-    ]
-    if missing:
-        raise BadInput(f"the model's settings are missing {name}.{missing[0]}")
-    return kind(**given)
+    return from_fields(kind, values_before(kind) | dict(value), f"{name}.")
 
+
+def _require_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise BadInput(f"{name} is {value!r}; it must be a whole number of at least {least}")
+
+
+def _require_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise BadInput(f"{name} is {value!r}; it must be true or false")
+
+
+def _is_number(value: object, above: float = float("-inf")) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and value > above  # type: ignore[operator]
+
+
+def _sequence(name: str, value: object) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise BadInput(f"{name} is {value!r}; it must be a list")
+    return value
+
+
+def _layers(name: str, value: object) -> tuple[int, ...]:
+    """Return layer numbers as a tuple: a record has a list."""
+    layers = _sequence(name, value)
+    for layer in layers:
+        _require_whole(name, layer, least=0)
+    return tuple(layers)
+
+
+def _require_layers(part: str, layers: Sequence[int], model: Core) -> None:
+    for layer in layers:
+        if layer >= model.n_layers:
+            raise BadInput(
+                f"{part} names layer {layer}, but the model has {model.n_layers} layers, "
+                f"0 to {model.n_layers - 1}"
+            )
+
+
+# By part, the fields that name layers by their numbers.
+NUMBERED_LAYERS = {"wiring": ("attention_layers", "skips"), "values": ("layers", "tables")}
 
 # By the name of the field in ModelConfig.
-PARTS = {"experts": Experts}
+PARTS = {
+    "experts": Experts,
+    "windows": Windows,
+    "heads": Heads,
+    "wiring": Wiring,
+    "values": Values,
+}

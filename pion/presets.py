@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from pion.daisy_layers import (
+    attention_layers,
+    old_skips,
+    old_value_layers,
+    skips,
+    value_layers,
+)
+
 Preset = dict[str, Any]
 
 # The published checkpoints have this vocabulary size. It is 258 rows more than their tokenizer's.
@@ -29,6 +37,43 @@ def _tachyon(
     return shape | {"family": "tachyon", "experts": experts}
 
 
+def _daisy(
+    d_model: int, n_layers: int, n_heads: int, window: int, seq_len: int, old: bool = False
+) -> Preset:
+    """Return a Daisy-Wee; `old`: of the vintage that the README of Daisy-Wee describes."""
+    values: Preset = {"layers": value_layers(n_layers)}
+    if old:
+        values = {**old_value_layers(n_layers), "normed": False}
+    return {
+        "family": "daisy",
+        "vocab_size": 50_257,
+        "seq_len": seq_len,
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_heads,
+        "d_ff": 4 * d_model,
+        "rope_theta": 1024.0,
+        "norm_eps": 2**-23,
+        "norm_gain": False,
+        "activation": "relu2",
+        "logit_cap": 15.0,
+        "tie_embeddings": False,
+        "head_multiple": 128,
+        "init": "zero_outputs",
+        "heads": {"scale": 0.12, "value_norm": True, "rotary": "half"},
+        "windows": {"tokens": window},
+        "wiring": {
+            "attention_layers": None if old else attention_layers(n_layers),
+            "attention_norm": False,
+            "embed_norm": True,
+            "input_mix": True,
+            "skips": old_skips(n_layers) if old else skips(n_layers),
+        },
+        "values": values,
+    }
+
+
 PRESETS: dict[str, Preset] = {
     "pion-nano": _pion(d_model=384, n_layers=6, n_heads=6, n_kv_heads=2, d_ff=1024),
     "pion-micro": _pion(d_model=512, n_layers=12, n_heads=8, n_kv_heads=2, d_ff=1408),
@@ -40,4 +85,13 @@ PRESETS: dict[str, Preset] = {
     "tachyon-small": _tachyon(1024, 16, 16, d_ff=2816, d_shared=1408, n_experts=8),
     "tachyon-medium": _tachyon(1536, 20, 16, d_ff=4096, d_shared=2048, n_experts=8),
     "tachyon-large": _tachyon(2048, 24, 16, d_ff=5632, d_shared=2816, n_experts=8),
+    "daisy-pico": _daisy(384, 6, 6, window=384, seq_len=16_384),
+    "daisy-pico-tied": _daisy(512, 6, 4, window=1024, seq_len=65_536)
+    | {"tie_embeddings": True, "head_multiple": 1},
+    "daisy-280m": _daisy(768, 12, 6, window=1792, seq_len=65_536),
+    "daisy-420m": _daisy(1024, 16, 8, window=2304, seq_len=262_144),
+    "daisy-470m": _daisy(1024, 16, 8, window=3456, seq_len=262_144),
+    "daisy-1.6b-sparse": _daisy(1600, 48, 25, window=3456, seq_len=16_384),
+    "daisy-350m": _daisy(1024, 16, 8, window=3456, seq_len=65_536, old=True),
+    "daisy-1.6b": _daisy(1600, 48, 25, window=3456, seq_len=16_384, old=True),
 }

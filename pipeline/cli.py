@@ -224,6 +224,20 @@ def _add_model_commands(add: Add) -> None:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
+    _add_export(add)
+    seed = add(
+        "import-seed",
+        _import_seed,
+        "convert a checkpoint of the original Pion, Tachyon 2 or Daisy-Wee",
+    )
+    seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
+    seed.add_argument("folder", metavar="DIR", help="the folder to write")
+    seed.add_argument(
+        "--tokenizer", metavar="FILE", help="the tokenizer.json to put next to the weights"
+    )
+
+
+def _add_export(add: Add) -> None:
     export = add("export", _export, "write a model to a folder that transformers can load")
     export.add_argument("run", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
     export.add_argument("folder", metavar="DIR", help="the folder to write")
@@ -232,16 +246,12 @@ def _add_model_commands(add: Add) -> None:
         choices=("pretrain", "sft"),
         help="which stage's model to export from a run; default: the latest stage",
     )
-
-    seed = add(
-        "import-seed",
-        _import_seed,
-        "convert a checkpoint of the original Pion or Tachyon",
-    )
-    seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
-    seed.add_argument("folder", metavar="DIR", help="the folder to write")
-    seed.add_argument(
-        "--tokenizer", metavar="FILE", help="the tokenizer.json to put next to the weights"
+    export.add_argument(
+        "--as",
+        dest="model_type",
+        metavar="ARCHITECTURE",
+        help="qwen3, qwen3_moe, or pion (modelling files); default: the first that computes the "
+        "model exactly",
     )
 
 
@@ -388,7 +398,8 @@ def _eval(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from pipeline.commands.export import export
 
-    return export(f"{args.run}@{args.stage}" if args.stage else args.run, args.folder)
+    model = f"{args.run}@{args.stage}" if args.stage else args.run
+    return export(model, args.folder, args.model_type)
 
 
 def _import_seed(args: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
-"""How tests share two processes, and one S3 service in each. Each test has its own bucket.
+"""How tests share three processes, and one S3 service in each. Each test has its own bucket.
 
-Starting Python and Ray takes one core and most of the time, so two processes are faster. The tests
-of one file stay in one process, so the tests of test_ray.py share one Ray. The longest files come
-first.
+Starting Python and Ray takes one core and most of the time, so several processes are faster. The
+tests of one file stay in one process, so the tests of test_ray.py share one Ray. The longest files
+come first.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ CACHE = REPOSITORY / ".pytest_cache" / "started_by_tests"
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(CACHE / "bytecode"))
 os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
+# transformers copies a model's modelling files here before it runs them, by their hash.
+os.environ["HF_MODULES_CACHE"] = str(CACHE / "modelling_files")
 
-# By measured time: a long file at the end would leave one of the two processes idle.
+# By measured time: a long file at the end would leave the other processes idle.
 LONGEST_FIRST = (
     "test_ray",
     "test_resume",

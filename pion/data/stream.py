@@ -20,8 +20,11 @@ class Batch:
 
     Attributes:
         targets: next tokens; -100 where nothing is learned.
-        positions: position of each token in its conversation; None if there are no conversations.
-        documents: number of each token's conversation, -1 for padding; None if ``positions`` is.
+        positions: position of each token in its conversation, or in a row of text; None if the
+            stream has no conversations.
+        documents: number of each token's conversation or document, which rises along the row; -1
+            for the padding of conversations, at its end. Tokens attend only within their document.
+            None if every row is a single document.
     """
 
     tokens: Tensor
@@ -53,10 +56,13 @@ class RowStream:
     Args:
         sources: the rows of each data set and their order.
         weights: each source's share of the rows; a single source needs no weight.
+        documents: the end-of-text id, if each end-of-text in a row of text begins a new document;
+            None if a row of text is a single document. Conversations have their own documents.
 
     Attributes:
         total_rows: number of rows in one epoch of all sources.
-        fingerprint: sha256 of everything that decides which row ``i`` is.
+        fingerprint: sha256 of everything that decides which row ``i`` is and what its documents
+            are.
 
     Raises:
         BadInput: there is no source, sources have rows of different length, or ``MixtureOrder``
@@ -68,6 +74,7 @@ class RowStream:
         sources: Sequence[tuple[Rows, RowOrder]],
         weights: Sequence[float] | None = None,
         seed: int = 0,
+        documents: int | None = None,
     ) -> None:
         self._rows = [rows for rows, _ in sources]
         orders = [order for _, order in sources]
@@ -83,14 +90,17 @@ class RowStream:
         mixed = len(orders) > 1
         shares = [1.0] * len(orders) if weights is None else [float(w) for w in weights]
         self._order = MixtureOrder(orders, shares, seed) if mixed else orders[0]
-        # All batches have the same structure: in a mixture with conversations, each row of text is
-        # one document.
-        self._has_documents = any(manifest.kind == "conversations" for manifest in manifests)
+        # All batches have the same structure, so rows of text have positions and documents too if
+        # they are mixed with conversations.
+        self._has_conversations = any(manifest.kind == "conversations" for manifest in manifests)
+        self._end_of_text = documents
         self.total_rows = self._order.total_rows
-        identity = [
+        identity: list[object] = [
             [[m.fingerprint, o.fingerprint, o.seed, o.window] for m, o in zip(manifests, orders)],
             [shares, seed] if mixed else None,
         ]
+        if documents is not None:  # else the fingerprint is as before this argument existed
+            identity.append(documents)
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def row(self, i: int) -> Row:
@@ -111,23 +121,32 @@ class RowStream:
         rows = [self.row(i) for i in indices]
         tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
         targets = torch.from_numpy(np.stack([row.targets for row in rows]))
-        if not self._has_documents:
-            return Batch(tokens, targets, None, None)
-        nothing, whole = np.zeros_like(rows[0].tokens), np.arange(len(rows[0].tokens))
-        documents = [nothing if r.documents is None else r.documents for r in rows]
-        positions = [whole if r.positions is None else r.positions for r in rows]
-        return Batch(
-            tokens,
-            targets,
-            torch.from_numpy(np.stack(positions)),
-            torch.from_numpy(np.stack(documents)),
-        )
+        positions = documents = None
+        if self._has_conversations:
+            whole = np.arange(tokens.shape[1])
+            placed = [whole if row.positions is None else row.positions for row in rows]
+            positions = torch.from_numpy(np.stack(placed))
+        if self._has_conversations or self._end_of_text is not None:
+            documents = torch.from_numpy(np.stack([self._documents(row) for row in rows]))
+        return Batch(tokens, targets, positions, documents)
 
     def upcoming_shards(self, i: int, n: int) -> list[tuple[int, int]]:
         """Return the first ``n`` distinct (source, shard) needed from row ``i`` on, in order."""
         if isinstance(self._order, MixtureOrder):
             return self._order.shards_ahead(i, n)
         return [(0, shard) for shard in self._order.shards_ahead(i, n)]
+
+    def _documents(self, row: Row) -> np.ndarray:
+        """Return the number of each token's document, int64 ``(seq_len,)``.
+
+        In a row of text, an end-of-text is the first token of its document. The first document of
+        the row may have begun in the row before.
+        """
+        if row.documents is not None:
+            return row.documents
+        if self._end_of_text is None:
+            return np.zeros_like(row.tokens)
+        return np.cumsum(row.tokens == self._end_of_text, dtype=np.int64)
 
     def _locate(self, i: int) -> tuple[int, int, int]:
         if isinstance(self._order, MixtureOrder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,15 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 
 State = dict[str, Tensor]
+
+# What Qwen3 can compute, and what is not part of a computation. An export has no rows that only a
+# `head_multiple` needs. The settings of all else must be absent.
+# fmt: off
+CORE_FIELDS = frozenset((
+    "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len", "head_dim",
+    "rope_theta", "norm_eps", "tie_embeddings", "init", "init_std", "head_multiple", "family",
+))
+# fmt: on
 
 # Our names and theirs, apart from the feed-forward layer. A block's parts have the prefix
 # "blocks.{i}." and "model.layers.{i}.".
@@ -29,25 +38,21 @@ _BLOCK_NAMES = {
     "attention.k_norm.weight": "self_attn.k_norm.weight",
     "feedforward_norm.weight": "post_attention_layernorm.weight",
 }
-_VOCABULARY_ROWS = ("embed.weight", "lm_head.weight")
-
 
 ARCHITECTURE, MODEL_TYPE = "Qwen3ForCausalLM", "qwen3"
 
 
 def misfit(config: ModelConfig) -> str | None:
     """Return why stock Qwen3 can't compute the model; None if it can."""
-    if config.softcap is not None:
-        return f"Qwen3 has no softcap, and this model has a softcap of {config.softcap:g}"
-    return "Qwen3 has no experts" if config.experts is not None else None
+    return lacks("Qwen3", config, CORE_FIELDS)
 
 
-def to_qwen3(config: ModelConfig, state: State, rows: int) -> tuple[dict[str, Any], State]:
-    """Return the config fields and the state dict of Qwen3, with `rows` embedding rows."""
+def to_qwen3(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
+    """Return the config fields and the state dict of Qwen3."""
     names = _names(config)
-    hf_config = {**core_settings(config, rows), "intermediate_size": config.d_ff}
+    hf_config = {**core_settings(config), "intermediate_size": config.d_ff}
     hf_config |= {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE]}
-    return hf_config, {names[name]: with_rows(name, t, rows) for name, t in state.items()}
+    return hf_config, {names[name]: tensor for name, tensor in state.items()}
 
 
 def from_qwen3(hf_config: Mapping[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
@@ -63,10 +68,23 @@ def from_qwen3(hf_config: Mapping[str, Any], hf_state: State) -> tuple[ModelConf
 # ---------------------------------------------------------------- what Qwen3's family shares
 
 
-def core_settings(config: ModelConfig, rows: int) -> dict[str, Any]:
+def lacks(name: str, config: ModelConfig, fields: Collection[str]) -> str | None:
+    """Return which settings of the model are not in `fields`, as a sentence; None if all are."""
+    given = config.to_dict()
+    if given["softcap"] is None:  # a record names a softcap even if there is none
+        del given["softcap"]
+    missing = [
+        field if isinstance(value, dict) else f"{field} {value}"
+        for field, value in given.items()
+        if field not in fields
+    ]
+    return f"{name} does not support {', '.join(missing)}" if missing else None
+
+
+def core_settings(config: ModelConfig) -> dict[str, Any]:
     """Return the config fields of all that is not the feed-forward layer."""
     return {
-        "vocab_size": rows,
+        "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
@@ -92,6 +110,8 @@ def core_config(
     Raises BadInput for settings that our decoder does not support, and for a missing setting.
     """
     rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise BadInput(f"config.json: rope_parameters is {rope!r}; it must be an object")
     for what, value, expected in (
         ("hidden_act", hf_config.get("hidden_act", "silu"), "silu"),
         ("attention_bias", hf_config.get("attention_bias", False), False),
@@ -132,11 +152,6 @@ def core_names(config: ModelConfig) -> dict[str, str]:
         for name, theirs in _BLOCK_NAMES.items():
             names[f"blocks.{layer}.{name}"] = f"model.layers.{layer}.{theirs}"
     return names
-
-
-def with_rows(name: str, tensor: Tensor, rows: int) -> Tensor:
-    """Return the first `rows` rows of a tensor with a row for each token id, else the tensor."""
-    return tensor[:rows] if name in _VOCABULARY_ROWS else tensor
 
 
 def without_tied_head(config: ModelConfig, hf_state: State) -> State:

@@ -19,11 +19,12 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.exports.qwen3 import (
+    CORE_FIELDS,
     core_config,
     core_names,
     core_settings,
+    lacks,
     renamed,
-    with_rows,
     without_tied_head,
 )
 from pion.parts import Experts
@@ -39,16 +40,16 @@ def misfit(config: ModelConfig) -> str | None:
     """Return why stock Qwen3Moe can't compute the model; None if it can."""
     if config.experts is None:
         return "Qwen3Moe needs experts"
-    return None if config.softcap is None else "Qwen3Moe has no softcap, and the model has one"
+    return lacks("Qwen3Moe", config, CORE_FIELDS | {"experts"})
 
 
-def to_qwen3_moe(config: ModelConfig, state: State, rows: int) -> tuple[dict[str, Any], State]:
-    """Return the config fields and the state dict of Qwen3Moe, with `rows` embedding rows."""
+def to_qwen3_moe(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
+    """Return the config fields and the state dict of Qwen3Moe."""
     experts = config.experts
     assert experts is not None
     width = config.d_ff + experts.shared * experts.d_shared
     hf_config = {
-        **core_settings(config, rows),
+        **core_settings(config),
         "model_type": MODEL_TYPE,
         "architectures": [ARCHITECTURE],
         "num_experts": experts.n,
@@ -62,7 +63,7 @@ def to_qwen3_moe(config: ModelConfig, state: State, rows: int) -> tuple[dict[str
         "router_aux_loss_coef": experts.balance_weight,
     }
     names = core_names(config)
-    hf_state = {theirs: with_rows(name, state[name], rows) for name, theirs in names.items()}
+    hf_state = {theirs: state[name] for name, theirs in names.items()}
     for layer in range(config.n_layers):
         ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
         hf_state[f"{theirs}.gate.weight"] = state[f"{ours}.router"]
@@ -83,7 +84,7 @@ def from_qwen3_moe(hf_config: Mapping[str, Any], hf_state: State) -> tuple[Model
     for what, value, expected in (
         ("norm_topk_prob", hf_config.get("norm_topk_prob", False), True),
         ("decoder_sparse_step", hf_config.get("decoder_sparse_step", 1), 1),
-        ("mlp_only_layers", list(hf_config.get("mlp_only_layers") or []), []),
+        ("mlp_only_layers", hf_config.get("mlp_only_layers") or [], []),
     ):
         if value != expected:
             raise BadInput(f"config.json: {what} is {value!r}; only {expected!r} is supported")
@@ -102,13 +103,21 @@ def from_qwen3_moe(hf_config: Mapping[str, Any], hf_state: State) -> tuple[Model
         ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
         state[f"{ours}.router"] = _take(hf_state, f"{theirs}.gate.weight")
         for name in _WIDTH:
-            state[f"{ours}.{name}"] = torch.stack(
-                [
-                    _take(hf_state, f"{theirs}.experts.{e}.{name}.weight")
-                    for e in range(config.experts.n)
-                ]
-            )
+            each = [f"{theirs}.experts.{e}.{name}.weight" for e in range(config.experts.n)]
+            state[f"{ours}.{name}"] = _stack(hf_state, each)
     return config, state | renamed(core_names(config), hf_state)
+
+
+def _stack(hf_state: State, names: list[str]) -> Tensor:
+    """Take the tensors of these names as one. Raises BadInput if their shapes differ."""
+    tensors = [_take(hf_state, name) for name in names]
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.shape != tensors[0].shape:
+            raise BadInput(
+                f"{name} has shape {tuple(tensor.shape)}, unlike {names[0]}: "
+                f"{tuple(tensors[0].shape)}"
+            )
+    return torch.stack(tensors)
 
 
 def _take(hf_state: State, name: str) -> Tensor:

@@ -1,16 +1,22 @@
-"""Which stock architecture computes a decoder: the first in the table that fits."""
+"""Which architecture of transformers computes a decoder: the first in the table that fits.
+
+The last one fits every decoder, because the export brings its code along.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config import ModelConfig, closest
 from pion.errors import BadInput
-from pion.exports import qwen3, qwen3_moe
+from pion.exports import modelling_files, qwen3, qwen3_moe
+from pion.model.decoder import Decoder
+from pion.model.roles import vocabulary_rows
 
 State = dict[str, Tensor]
 
@@ -19,15 +25,16 @@ State = dict[str, Tensor]
 class Architecture:
     """A model class of transformers, and how our models become its models and back.
 
-    `misfit` returns the reason why the class can't compute a model, or None. `write` gets the
-    number of embedding rows to keep.
+    `misfit` returns the reason why the class can't compute a model, or None. A stock class is part
+    of transformers; the export of any other class has modelling files.
     """
 
     name: str
     model_type: str
     misfit: Callable[[ModelConfig], str | None]
-    write: Callable[[ModelConfig, State, int], tuple[dict[str, Any], State]]
+    write: Callable[[ModelConfig, State], tuple[dict[str, Any], State]]
     read: Callable[[Mapping[str, Any], State], tuple[ModelConfig, State]]
+    stock: bool = True
 
 
 ARCHITECTURES = (
@@ -41,46 +48,76 @@ ARCHITECTURES = (
         qwen3_moe.to_qwen3_moe,
         qwen3_moe.from_qwen3_moe,
     ),
+    Architecture(
+        modelling_files.ARCHITECTURE,
+        modelling_files.MODEL_TYPE,
+        modelling_files.misfit,
+        modelling_files.to_pion,
+        modelling_files.from_pion,
+        stock=False,
+    ),
 )
+_TYPES = {architecture.model_type: architecture for architecture in ARCHITECTURES}
 
 
-def architecture_of(config: ModelConfig) -> Architecture:
-    """Return the first architecture that computes the model exactly.
+def architecture_of(config: ModelConfig, model_type: str | None = None) -> Architecture:
+    """Return the architecture `model_type`, or else the first one that computes the model exactly.
 
-    Raises BadInput with every architecture's reason if none does.
+    Raises BadInput if there is no such architecture, or if it can't compute the model.
     """
-    reasons = []
-    for architecture in ARCHITECTURES:
-        reason = architecture.misfit(config)
-        if reason is None:
-            return architecture
-        reasons.append(reason)
-    raise BadInput(f"no stock architecture computes this model exactly: {'; '.join(reasons)}")
+    if model_type is None:
+        return next(found for found in ARCHITECTURES if found.misfit(config) is None)
+    if model_type not in _TYPES:
+        known = ", ".join(_TYPES)
+        near = closest(model_type, _TYPES)
+        raise BadInput(f"no architecture {model_type!r}{near}; the architectures are {known}")
+    reason = _TYPES[model_type].misfit(config)
+    if reason is not None:
+        raise BadInput(f"the model can't be exported as {model_type}: {reason}")
+    return _TYPES[model_type]
 
 
-def to_stock(
-    config: ModelConfig, state: State, vocab_size: int | None = None
+def misfits(config: ModelConfig) -> list[str]:
+    """Return why each architecture that can't compute the model can't."""
+    reasons = [architecture.misfit(config) for architecture in ARCHITECTURES]
+    return [reason for reason in reasons if reason is not None]
+
+
+def to_transformers(
+    config: ModelConfig,
+    state: State,
+    vocab_size: int | None = None,
+    model_type: str | None = None,
 ) -> tuple[dict[str, Any], State]:
-    """Return the model as the config fields and the state dict of a stock architecture.
+    """Return the model as the config fields and the state dict of an architecture.
 
-    `vocab_size` keeps only that many embedding rows, for the ids that the tokenizer can produce.
-    Raises BadInput if no architecture fits, or `vocab_size` is too large.
+    `vocab_size` keeps only that many of the rows that stand for token ids, for the ids that the
+    tokenizer can produce. `model_type` is for `architecture_of`. Raises BadInput if the
+    architecture doesn't fit, or `vocab_size` is too large.
     """
+    architecture = architecture_of(config, model_type)
     rows = config.vocab_size if vocab_size is None else vocab_size
+    return architecture.write(*_with_vocabulary(config, state, rows))
+
+
+def _with_vocabulary(config: ModelConfig, state: State, rows: int) -> tuple[ModelConfig, State]:
+    """Return the model with only the first `rows` token ids."""
     if rows > config.vocab_size:
         raise BadInput(f"the model has {config.vocab_size} embedding rows, not {rows}")
-    return architecture_of(config).write(config, state, rows)
+    with torch.device("meta"):
+        cut = vocabulary_rows(Decoder(config))
+    state = {name: tensor[:rows] if name in cut else tensor for name, tensor in state.items()}
+    return replace(config, vocab_size=rows, head_multiple=1), state
 
 
-def from_stock(hf_config: Mapping[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
-    """Return the config fields and the state dict of a stock architecture as ours.
+def from_transformers(hf_config: Mapping[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
+    """Return the config fields and the state dict of an architecture as ours.
 
     Raises BadInput for another architecture, settings that our decoder does not support, a missing
     setting and an unexpected tensor.
     """
     wanted = hf_config.get("model_type")
-    for architecture in ARCHITECTURES:
-        if architecture.model_type == wanted:
-            return architecture.read(hf_config, hf_state)
-    known = " and ".join(repr(architecture.model_type) for architecture in ARCHITECTURES)
-    raise BadInput(f"config.json: model_type is {wanted!r}; only {known} are supported")
+    if not isinstance(wanted, str) or wanted not in _TYPES:
+        known = " and ".join(repr(model_type) for model_type in _TYPES)
+        raise BadInput(f"config.json: model_type is {wanted!r}; only {known} are supported")
+    return _TYPES[wanted].read(hf_config, hf_state)

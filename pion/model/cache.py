@@ -48,5 +48,8 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """The number of cached tokens; the next token has this position."""
-        return self.layers[0].length
+        """The number of cached tokens; the next token has this position.
+
+        Layers without attention cache nothing.
+        """
+        return max(layer.length for layer in self.layers)

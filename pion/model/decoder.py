@@ -1,4 +1,4 @@
-"""The decoder: embedding, blocks of attention and feed-forward, and the tied head."""
+"""The decoder: embedding, blocks, and the head, with what connects them."""
 
 from __future__ import annotations
 
@@ -11,73 +11,16 @@ from torch.utils.checkpoint import checkpoint
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.attention import Attention, Mask, build_mask
-from pion.model.cache import KVCache, LayerCache
+from pion.model.block import Block, BlockInputs
+from pion.model.cache import KVCache
 from pion.model.experts import AUX, Experts, Stats
-from pion.model.feedforward import SwiGLU
-from pion.model.loss import IGNORED, linear_cross_entropy
+from pion.model.initial import draw_weights
+from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
+from pion.model.masks import build_masks
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.roles import Role
 from pion.model.rope import Rotation, rotary_table
-
-
-class Block(nn.Module):
-    """Computes x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, d_model) in fp32."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(config)
-        self.feedforward_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.feedforward = build_feedforward(config)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation,
-        mask: Mask,
-        cache: LayerCache | None,
-        real: Tensor | None,
-    ) -> tuple[Tensor, Stats]:
-        """Return the new hidden states, and what the block's experts report, if it has any.
-
-        `real` (B, T) is false for padding; None: there is no padding.
-        """
-        x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
-        normed = self.feedforward_norm(x)
-        if isinstance(self.feedforward, Experts):
-            mixed, stats = self.feedforward(normed, real)
-            return x + mixed, stats
-        return x + self.feedforward(normed), {}
-
-    def macs_per_token(self) -> int:
-        """Return the multiply-accumulates with weights for one token."""
-        return self.attention.macs_per_token() + self.feedforward.macs_per_token()
-
-    def macs_per_key(self) -> int:
-        """Return the multiply-accumulates for one token and one key that it sees."""
-        return self.attention.macs_per_key()
-
-    def kept_bytes_per_token(self, width: int) -> int:
-        """Return the bytes kept for the backward pass.
-
-        In addition to those of its parts, these are two residual streams, each also normalized (all
-        in fp32), and each cast for its products.
-        """
-        (d_model,) = self.attention_norm.weight.shape
-        streams = 4 * 4 * d_model + 2 * width * d_model
-        return (
-            streams
-            + self.attention.kept_bytes_per_token(width)
-            + self.feedforward.kept_bytes_per_token(width)
-        )
-
-
-def build_feedforward(config: ModelConfig) -> SwiGLU | Experts:
-    """Return the feed-forward layer of a block."""
-    if config.experts is not None:
-        return Experts(config)
-    return SwiGLU(config.d_model, config.d_ff)
+from pion.model.wiring import ValueTables, Wiring
 
 
 class Losses(NamedTuple):
@@ -114,16 +57,17 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.d_model), freeze=False
         )
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.embed_norm: RMSNorm | None = None
+        if config.wiring is not None and config.wiring.embed_norm:
+            self.embed_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
+        self.wiring = None if config.wiring is None else Wiring(config)
+        self.values = None if config.values is None else ValueTables(config)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(config.d_model, config.head_rows, bias=False)
         if not self.embed.weight.is_meta:
-            for module in self.modules():
-                if isinstance(module, nn.Linear | nn.Embedding):
-                    nn.init.normal_(module.weight, std=config.init_std)
-                elif isinstance(module, Experts):
-                    module.reset(config.init_std)
+            draw_weights(self, config.init, config.init_std, tied=config.tie_embeddings)
 
     @classmethod
     def from_state(cls, config: ModelConfig, state: dict[str, Tensor]) -> Decoder:
@@ -165,10 +109,15 @@ class Decoder(nn.Module):
         hidden = self.hidden(tokens, positions=positions, documents=documents, cache=cache)
         return self.logits(hidden)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the head to hidden states: (…, d_model) -> (…, vocab_size)."""
-        head = self._head()
-        return linear(hidden.to(compute_dtype(hidden, head)), head)
+    def logits(self, hidden: Tensor, vocab_size: int | None = None) -> Tensor:
+        """Apply the head to hidden states: (…, d_model) -> (…, vocab_size).
+
+        `vocab_size` is the number of ids to predict, by default all that have an embedding.
+        """
+        head = self._head()[: vocab_size or self.config.vocab_size]
+        logits = linear(hidden.to(compute_dtype(hidden, head)), head)
+        cap = self.config.logit_cap
+        return logits if cap is None else cap_logits(logits, cap)
 
     def loss(
         self,
@@ -196,19 +145,23 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        window: int | None = None,
     ) -> Losses:
         """Return all losses of one forward pass, and the reports of the layers.
 
         Padding has a document number below 0 and is left out of auxiliary losses and reports.
+        `window` is the long window in tokens, if this step trains with another than the model's.
         Raises BadInput for more tokens than the context.
         """
-        hidden, reports = self._run(tokens, positions, documents, None)
-        flat = targets.reshape(-1)
-        ce = linear_cross_entropy(hidden.reshape(len(flat), -1), self._head(), flat)
+        hidden, reports = self._run(tokens, positions, documents, None, window)
+        states, flat = hidden.flatten(0, 1), targets.reshape(-1)
+        ce = linear_cross_entropy(states, self._head(), flat, self.config.logit_cap)
         aux = [report[AUX] for report in reports if AUX in report]
         stats = {
             name: torch.stack([report[name] for report in reports if name in report])
-            for name in (reports[0].keys() - {AUX})
+            # In the report's order: ranks add these up one by one.
+            for name in reports[0]
+            if name != AUX
         }
         return Losses(ce, torch.stack(aux).sum() if aux else torch.zeros_like(ce), stats)
 
@@ -232,30 +185,51 @@ class Decoder(nn.Module):
         positions: Tensor | None,
         documents: Tensor | None,
         cache: KVCache | None,
+        window: int | None = None,
     ) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer."""
-        config = self.config
-        length = tokens.shape[1]
+        past, total = self._span(tokens, documents, cache)
+        masks = build_masks(self.config, tokens.shape[1], total, documents, tokens.device, window)
+        rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
+        real = None if documents is None else documents >= 0
+        x = embedding(tokens, self.embed.weight).float()
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        x0, reports = x, []
+        results: dict[int, Tensor] = {}
+        kept = set() if self.wiring is None else set(self.wiring.source.values())
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            inputs = BlockInputs(
+                rotation,
+                masks[block.reach],
+                None if cache is None else cache.layers[layer],
+                real,
+                None if self.wiring is None else self.wiring.input_of(layer, x0, results),
+                None if self.values is None else self.values.of(layer, tokens),
+            )
+            if self.recompute and cache is None and torch.is_grad_enabled():
+                x, report = checkpoint(block, x, inputs, use_reentrant=False)
+            else:
+                x, report = block(x, inputs)
+            if layer in kept:
+                results[layer] = x
+            reports.append(report)
+        return self.norm(x), reports
+
+    def _span(
+        self, tokens: Tensor, documents: Tensor | None, cache: KVCache | None
+    ) -> tuple[int, int]:
+        """Return the number of cached tokens, and of all. Raises BadInput or ValueError."""
         past = 0 if cache is None else cache.length
-        if past + length > config.seq_len:
+        total = past + tokens.shape[1]
+        if total > self.config.seq_len:
             raise BadInput(
-                f"{past + length} tokens are more than the model's context of {config.seq_len}"
+                f"{total} tokens are more than the model's context of {self.config.seq_len}"
             )
         if cache is not None and documents is not None:
             raise ValueError("a cache has one document per row, so documents can't be given")
-        rotation = self._rotation(past, length, positions, tokens.device)
-        mask = build_mask(config, length, past + length, documents, tokens.device)
-        real = None if documents is None else documents >= 0
-        x, reports = embedding(tokens, self.embed.weight).float(), []
-        for layer, block in enumerate(self.blocks):
-            layer_cache = None if cache is None else cache.layers[layer]
-            given = (x, rotation, mask, layer_cache, real)
-            if self.recompute and cache is None and torch.is_grad_enabled():
-                x, report = checkpoint(block, *given, use_reentrant=False)
-            else:
-                x, report = block(*given)
-            reports.append(report)
-        return self.norm(x), reports
+        return past, total
 
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.
@@ -274,7 +248,8 @@ class Decoder(nn.Module):
     ) -> Rotation:
         """Return the rotation of each token, by `positions` or else by the place in the row."""
         config = self.config
-        cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_theta, device)
+        half = config.heads is not None and config.heads.rotary == "half"
+        cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_theta, device, half)
         if positions is None:
             here = slice(past, past + length)
             return cos[None, here, None], sin[None, here, None]

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pion.config import ModelConfig
+from pion.model.expert_products import mix_experts
 from pion.model.feedforward import SwiGLU
+from pion.model.forward_pass import ForwardPass
 from pion.model.norm import compute_dtype
 from pion.model.roles import Role
-from pion.model.sliced import expert_swiglu
 
 # Names of what a layer with experts reports: see `Experts.forward`.
 AUX, LOAD, ENTROPY = "aux", "load", "entropy"
@@ -41,11 +42,6 @@ class Experts(nn.Module):
             SwiGLU(d_model, config.experts.d_shared) for _ in range(config.experts.shared)
         )
 
-    def reset(self, std: float) -> None:
-        """Draw the initial weights from N(0, std²)."""
-        for weight in (self.router, self.gate_proj, self.up_proj, self.down_proj):
-            nn.init.normal_(weight, std=std)
-
     def forward(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Stats]:
         """Map (B, T, d_model) to (B, T, d_model), and report on the router.
 
@@ -56,7 +52,9 @@ class Experts(nn.Module):
         batch, tokens, d_model = x.shape
         dtype = compute_dtype(x, self.gate_proj)
         logits = self._route(x)
-        probabilities = logits.softmax(dim=-1)
+        # torch's softmax over a few elements is slow on a CPU, and the report needs the logsumexp.
+        log_total = logits.logsumexp(dim=-1)
+        probabilities = (logits - log_total[..., None]).exp()
         weights, chosen = probabilities.topk(self.settings.top_k, dim=-1)
         weights = weights / weights.sum(dim=-1, keepdim=True)
         x = x.to(dtype)
@@ -64,7 +62,7 @@ class Experts(nn.Module):
         result = mixed.view(batch, tokens, d_model)
         for expert in self.shared:
             result = result + expert(x)
-        return result, self._report(logits, probabilities, chosen, real)
+        return result, self._report(log_total, probabilities, chosen, real)
 
     def _route(self, x: Tensor) -> Tensor:
         """Return the router's logits (B, T, E) in fp32: rounded logits would tie."""
@@ -73,33 +71,23 @@ class Experts(nn.Module):
 
     def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted results of the chosen experts; all are (tokens, …)."""
-        top_k = chosen.shape[1]
         experts, order = chosen.flatten().sort(stable=True)
         # Counting with bincount would wait for the GPU.
         every = torch.arange(self.settings.n, device=experts.device)
-        ends = torch.searchsorted(experts, every, right=True)
-        parts = expert_swiglu(
-            x[order // top_k],
-            self.gate_proj.to(x.dtype),
-            self.up_proj.to(x.dtype),
-            self.down_proj.to(x.dtype),
-            ends.to(torch.int32),
-        )
-        # Bring the rows back into the order of the tokens: adding them up where they belong would
-        # not be deterministic on a GPU.
-        parts = parts[order.argsort()].view(*chosen.shape, -1)
-        return (parts * weights[..., None].to(parts.dtype)).sum(dim=1)
+        ends = torch.searchsorted(experts, every, right=True).to(torch.int32)
+        matrices: list[Tensor] = [self.gate_proj, self.up_proj, self.down_proj]
+        return mix_experts(x, matrices, weights, order, ends)
 
     def _report(
-        self, logits: Tensor, probabilities: Tensor, chosen: Tensor, real: Tensor | None
+        self, log_total: Tensor, probabilities: Tensor, chosen: Tensor, real: Tensor | None
     ) -> Stats:
-        settings, (batch, tokens, n) = self.settings, logits.shape
-        counted = logits.new_ones(batch, tokens) if real is None else real.to(logits.dtype)
+        settings, (batch, _, n) = self.settings, probabilities.shape
+        counted = torch.ones_like(log_total) if real is None else real.to(log_total.dtype)
         per_row = counted.sum(dim=1).clamp(min=1)
-        picks = torch.zeros_like(logits).scatter(
+        picks = torch.zeros_like(probabilities).scatter(
             2, chosen, counted[..., None].expand(-1, -1, settings.top_k)
         )
-        z = (logits.logsumexp(dim=-1).square() * counted).sum(dim=1) / per_row
+        z = (log_total.square() * counted).sum(dim=1) / per_row
         share = picks.sum(dim=1) / (per_row[:, None] * settings.top_k)  # (B, E)
         mass = (probabilities * counted[..., None]).sum(dim=1) / per_row[:, None]
         if settings.balance == "batch":
@@ -128,13 +116,31 @@ class Experts(nn.Module):
         routed = sum(weight.numel() for weight in (self.gate_proj, self.up_proj, self.down_proj))
         return routed // self.settings.n * (self.settings.n - self.settings.top_k)
 
-    def kept_bytes_per_token(self, width: int) -> int:
+    def kept_bytes_per_token(self, at: ForwardPass) -> int:
         """Return the bytes kept for the backward pass.
 
-        For each chosen expert: its input, the products with gate and up, its result and the result
-        in the tokens' order. For the router, in fp32: the logits, the probabilities and the picks.
+        For each chosen expert: the products with gate and up, and its weight. Grouped products also
+        keep its input, silu(gate), the product with up, and its result in the tokens' order. See
+        `_router_bytes_per_token` for the router.
         """
         _, d_ff, d_model = self.gate_proj.shape
-        chosen = self.settings.top_k * width * (3 * d_model + 2 * d_ff)
-        shared = sum(p.kept_bytes_per_token(width) for p in self.shared if isinstance(p, SwiGLU))
-        return chosen + shared + 4 * 4 * self.settings.n + 24 * self.settings.top_k
+        # Not every GPU has grouped products, but they keep more.
+        grouped = at.device == "cuda" and at.width == 2
+        chosen = 2 * d_model + 4 * d_ff + 1 if grouped else 2 * d_ff + 1
+        shared = sum(p.kept_bytes_per_token(at) for p in self.shared if isinstance(p, SwiGLU))
+        routed = self.settings.top_k * at.width * chosen
+        return routed + shared + self._router_bytes_per_token(at)
+
+    def _router_bytes_per_token(self, at: ForwardPass) -> int:
+        """Return the bytes kept for the backward pass of routing and of the auxiliary losses.
+
+        In fp32: the input, if the block keeps it only in bf16; logits and probabilities; the top-k
+        probabilities and their sum; the logsumexp of the logits, and whether the token counts. In
+        int64: the chosen experts, and the order of the rows in both directions. For each row of
+        tokens: its mean probabilities and its number of tokens.
+        """
+        n, d_model = self.router.shape
+        top_k = self.settings.top_k
+        given = 4 * d_model if at.width == 2 else 0
+        per_row = 4 * (n + 1)
+        return given + 4 * (2 * n + top_k + 3) + 3 * 8 * top_k + -(-per_row // at.tokens)

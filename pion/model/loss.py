@@ -28,31 +28,41 @@ CPU_TILE = 4096
 ROW_MULTIPLE = 256
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def cap_logits(logits: Tensor, cap: float) -> Tensor:
+    """Return cap · z / sqrt(z² + cap²), between −cap and cap (the logit cap of Daisy-Wee)."""
+    return cap * logits * torch.rsqrt(logits.square() + cap * cap)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None = None
+) -> Tensor:
     """Return the sum over rows of the cross-entropy of softmax(hidden @ weightᵀ), in nats.
 
     `hidden` is (N, d_model), `weight` (vocab, d_model) and `targets` (N,). Rows with the target
-    IGNORED add nothing. The result is a scalar in fp32. The gradient of each chunk is computed in
-    the forward pass, while its logits exist (as in Hsu et al. 2024, "Liger Kernel"). So only one
-    chunk of logits exists at a time, and the backward pass recomputes nothing. Products use
-    autocast's dtype if autocast is on. Softmax and all sums are fp32.
+    IGNORED add nothing. A `cap` is applied to the logits (`cap_logits`). The result is a scalar in
+    fp32. The gradient of each chunk is computed in the forward pass, while its logits exist (as in
+    Hsu et al. 2024, "Liger Kernel"). So only one chunk of logits exists at a time, and the backward
+    pass recomputes nothing. Products use autocast's dtype if autocast is on. Softmax and all sums
+    are fp32.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, targets)
-    loss, _, _ = _chunked(hidden, weight, targets, with_gradients=False)
+        return _LinearCrossEntropy.apply(hidden, weight, targets, cap)
+    loss, _, _ = _chunked(hidden, weight, targets, cap, with_gradients=False)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        loss, *ctx.gradients = _chunked(hidden, weight, targets, with_gradients=True)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None
+    ) -> Tensor:
+        loss, *ctx.gradients = _chunked(hidden, weight, targets, cap, with_gradients=True)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("backward scales the loss's gradients in place: call it only once")
         # Dropping our references lets autograd keep these tensors as .grad without a copy.
@@ -62,11 +72,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden.mul_(grad_loss).to(hidden_dtype),
             grad_weight.mul_(grad_loss).to(weight_dtype),
             None,
+            None,
         )
 
 
 def _chunked(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, with_gradients: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, *, with_gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the summed loss and, if wanted, its fp32 gradients by `hidden` and by `weight`."""
     dtype = compute_dtype(hidden, weight)
@@ -92,6 +103,7 @@ def _chunked(
             logits = buffer[: len(x)]
             for columns in tiles:
                 logits[:, columns] = x @ weight[columns].T
+            slope = None if cap is None else _cap_in_place(logits, cap)
             valid = target != IGNORED
             target = target.clamp(min=0)
             top = logits.amax(dim=1, keepdim=True)
@@ -103,13 +115,23 @@ def _chunked(
                 continue
             # The gradient of the logits is softmax − one-hot. Here each row is multiplied by its
             # `total`. The d_model side of both products divides by `total`, where this is cheap.
-            grad_logits = exp.scatter_add_(1, target, -total).to(dtype)
+            grad_logits = exp.scatter_add_(1, target, -total)
+            if slope is not None:
+                grad_logits.mul_(slope)
+            grad_logits = grad_logits.to(dtype)
             scale = valid / total
             grad_hidden[learned[rows]] = (grad_logits @ weight) * scale
             scaled = (x * scale).to(dtype)
             for columns in tiles:
                 grad_weight[columns] += grad_logits[:, columns].T @ scaled
     return loss, grad_hidden, grad_weight
+
+
+def _cap_in_place(logits: Tensor, cap: float) -> Tensor:
+    """Cap the logits z; return the derivative (cap² / (z² + cap²))^1.5."""
+    inverse = torch.rsqrt(logits.square().add_(cap * cap)).mul_(cap)
+    logits.mul_(inverse)
+    return inverse.pow_(3)
 
 
 def _learned_rows(targets: Tensor) -> Tensor:

@@ -7,16 +7,28 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Computes x / sqrt(mean(x²) + eps) · weight over the last dimension, in fp32."""
+    """Computes x / sqrt(mean(x²) + eps) · weight over the last dimension, in fp32.
 
-    def __init__(self, width: int, eps: float) -> None:
+    Without a gain there is no weight.
+    """
+
+    def __init__(self, width: int, eps: float, gain: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.width, self.eps = width, eps
+        self.weight = nn.Parameter(torch.ones(width)) if gain else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, width) of any dtype to (…, width) in fp32."""
-        return nn.functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+        weight = None if self.weight is None else self.weight.float()
+        return nn.functional.rms_norm(x.float(), (self.width,), weight, self.eps)
+
+    def kept_bytes(self) -> int:
+        """Return the bytes kept for the backward pass of one vector.
+
+        In fp32, these are the input, 1 / sqrt(…) and, if there is a gain, the normalized input.
+        """
+        vectors = 1 if self.weight is None else 2
+        return 4 * (vectors * self.width + 1)
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

@@ -32,3 +32,9 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
             else:
                 by_shape[prefix + name] = "matrix" if parameter.ndim >= 2 else "vector"
     return {name: stated.get(name, by_shape[name]) for name, _ in model.named_parameters()}
+
+
+def vocabulary_rows(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that have a row for each token id."""
+    roles = parameter_roles(model)
+    return [name for name, role in roles.items() if role in ("embedding", "head")]

@@ -16,14 +16,23 @@ Rotation = tuple[Tensor, Tensor]
 
 @lru_cache(maxsize=8)
 def rotary_table(
-    seq_len: int, head_dim: int, theta: float, device: torch.device
+    seq_len: int, head_dim: int, theta: float, device: torch.device, half: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position · theta^(−2i / head_dim), each (seq_len, head_dim / 2)."""
+    """Return cos and sin of position · theta^(−2i / head_dim), each (seq_len, head_dim / 2).
+
+    With `half`, the first half of the dimensions i have theta^(−4i / (head_dim − 4)), from 1 to
+    1 / theta, and the others have no rotation (Daisy-Wee, as in modded-nanogpt).
+    """
     # The table is cached, and tensors made in inference mode can't be used by autograd later.
     with torch.inference_mode(False):
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+        if half:
+            turning = torch.linspace(0, 1, head_dim // 4, dtype=torch.float32, device=device)
+            frequencies = torch.cat((theta**-turning, torch.zeros_like(turning)))
+        else:
+            exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+            frequencies = theta**-exponents
         positions = torch.arange(seq_len, dtype=torch.float32, device=device)
-        angles = positions[:, None] * theta**-exponents
+        angles = positions[:, None] * frequencies
         return angles.cos(), angles.sin()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.seeds.daisy import from_daisy
 from pion.seeds.pion import from_pion
 from pion.seeds.read import SeedCheckpoint, read_checkpoint
 from pion.seeds.tachyon import from_tachyon
@@ -19,8 +20,17 @@ REFUSED = {
     "tok_emb.": "a Lepton. A Lepton's forward pass saw the tokens that it was trained to predict, "
     "so its weights are of no use",
     "primitive_banks.": "a PILON, which Pion can't import yet",
-    "lm_head_w": "a Daisy-Wee, which Pion can't import yet",
 }
+
+# By a part of a tensor's name: the family that has such tensors.
+MARKS = {
+    ".ffn.": "Pion",
+    ".moe.": "Tachyon",
+    "lm_head_w": "Daisy-Wee",
+    "scalars": "Daisy-Wee",
+    "qkvo_w": "Daisy-Wee",
+}
+IMPORTERS = {"Pion": from_pion, "Tachyon": from_tachyon, "Daisy-Wee": from_daisy}
 
 
 def import_seed(path: str | Path) -> Decoder:
@@ -40,11 +50,15 @@ def import_seed(path: str | Path) -> Decoder:
 
 
 def _translate(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
-    experts = next((name for name in checkpoint.tensors if ".moe." in name), None)
-    dense = next((name for name in checkpoint.tensors if ".ffn." in name), None)
-    if experts and dense:
-        raise BadInput(f"the tensors are mixed: {dense} is a Pion's, and {experts} a Tachyon's")
-    return from_tachyon(checkpoint) if experts else from_pion(checkpoint)
+    found: dict[str, str] = {}
+    for mark, family in MARKS.items():
+        for name in sorted(checkpoint.tensors):
+            if mark in name:
+                found.setdefault(family, name)
+    if len(found) > 1:
+        tensors = ", and ".join(f"{name} is a {family}'s" for family, name in found.items())
+        raise BadInput(f"the tensors are mixed: {tensors}")
+    return IMPORTERS[next(iter(found), "Pion")](checkpoint)
 
 
 def _refuse(names: Iterable[str]) -> None:

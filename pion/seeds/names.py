@@ -72,17 +72,27 @@ def shape_of(state: State, kind: str) -> dict[str, int]:
     for needed in ("embed.weight", "blocks.0.attention.q_norm.weight"):
         if needed not in state:
             raise BadInput(f"the weights have no {needed}: this is not a {kind} model")
-    vocab_size, d_model = state["embed.weight"].shape
-    head_dim = len(state["blocks.0.attention.q_norm.weight"])
+    vocab_size, d_model = sizes(state, "embed.weight", 2)
+    (head_dim,) = sizes(state, "blocks.0.attention.q_norm.weight", 1)
 
-    def rows(name: str) -> int:
-        return len(state[name]) if name in state else 0
+    def heads(name: str) -> int:
+        return sizes(state, name, 2)[0] // head_dim if name in state else 0
 
     return {
         "d_model": d_model,
         "n_layers": len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        "n_heads": rows("blocks.0.attention.q_proj.weight") // head_dim,
-        "n_kv_heads": rows("blocks.0.attention.k_proj.weight") // head_dim,
+        "n_heads": heads("blocks.0.attention.q_proj.weight"),
+        "n_kv_heads": heads("blocks.0.attention.k_proj.weight"),
         "vocab_size": vocab_size,
         "head_dim": head_dim,
     }
+
+
+def sizes(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    """Return the shape of a tensor. Raises BadInput for another number of dimensions, or a 0."""
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise BadInput(
+            f"{name} has shape {shape}; it must have {dimensions} dimensions, all above 0"
+        )
+    return shape

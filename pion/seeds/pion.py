@@ -6,7 +6,7 @@ After fine-tuning it is {step, model, config}. `config` is a pickled object of t
 from __future__ import annotations
 
 from pion.config import ModelConfig
-from pion.seeds.names import State, renamed, shape_of, untied
+from pion.seeds.names import State, renamed, shape_of, sizes, untied
 from pion.seeds.read import SeedCheckpoint
 
 # The context of every Pion seed, for checkpoints that don't record it.
@@ -31,11 +31,11 @@ def from_pion(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
     recorded = checkpoint.settings or {}
     # Checkpoints from before `use_soft_cap` existed were trained with the cap.
     capped = recorded.get("use_soft_cap", True) and "logit_cap" in recorded
-    gate = state.get("blocks.0.feedforward.gate_proj.weight")
+    gate = "blocks.0.feedforward.gate_proj.weight"
     config = ModelConfig.from_dict(
         {
             **shape,
-            "d_ff": 0 if gate is None else len(gate),
+            "d_ff": sizes(state, gate, 2)[0] if gate in state else 0,
             "seq_len": recorded.get("max_seq_len", SEQ_LEN),
             "rope_theta": recorded.get("rope_theta", 10_000.0),
             "softcap": recorded["logit_cap"] if capped else None,

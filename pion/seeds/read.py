@@ -46,13 +46,43 @@ def read_checkpoint(path: Path) -> SeedCheckpoint:
     """
     checkpoint = _load(path)
     model = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(model, dict) or not all(isinstance(t, Tensor) for t in model.values()):
+    if not isinstance(model, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in model.items()
+    ):
         raise BadInput(f"{path} is not a seed's checkpoint: it has no tensors under 'model'")
-    config = checkpoint.get("config")
-    return SeedCheckpoint(
-        tensors={name.removeprefix("_orig_mod."): tensor for name, tensor in model.items()},
-        settings=dict(vars(config)) if isinstance(config, Stub) else None,
-    )
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.items():
+        _check_tensor(path, name, tensor)
+        plain = name.replace("_orig_mod.", "")
+        if plain in tensors and not tensors[plain].equal(tensor):
+            raise BadInput(f"{path}: {plain} and _orig_mod.{plain} differ; which one is right?")
+        tensors[plain] = tensor
+    return SeedCheckpoint(tensors, _settings(path, checkpoint))
+
+
+def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise BadInput unless the tensor is an array of real numbers that are all in the file."""
+    array = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+    if not array or not tensor.is_floating_point():
+        raise BadInput(
+            f"{path}: {name} is not an array of real numbers, but {tensor.dtype} on "
+            f"{tensor.device.type}, {tensor.layout}"
+        )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        shape = tuple(tensor.shape)
+        raise BadInput(f"{path}: {name} claims shape {shape}, more elements than the file has")
+
+
+def _settings(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    config, hparams = checkpoint.get("config"), checkpoint.get("hparams")
+    settings = dict(vars(config)) if isinstance(config, Stub) else hparams
+    if not isinstance(settings, dict):
+        return None
+    for name, value in settings.items():
+        if not isinstance(value, bool | int | float | str | list | tuple | dict | None):
+            kind = type(value).__name__
+            raise BadInput(f"{path}: the setting {name} is a {kind}, not a plain value")
+    return settings
 
 
 def _load(path: Path) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.parts import Experts
-from pion.seeds.names import State, renamed, shape_of, untied
+from pion.seeds.names import State, renamed, shape_of, sizes, untied
 from pion.seeds.read import SeedCheckpoint
 
 # What every Tachyon seed has, for checkpoints that don't record it.
@@ -34,15 +34,16 @@ def from_tachyon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
     state = renamed(checkpoint.tensors, _FEEDFORWARD)
     shape = shape_of(state, "Tachyon")
     recorded = checkpoint.settings or {}
-    gate = state.get("blocks.0.feedforward.gate_proj")
-    if gate is None or gate.ndim != 3:
+    gate = "blocks.0.feedforward.gate_proj"
+    if gate not in state:
         raise BadInput("the weights have no layers.0.moe.w1 of shape (experts, d_ff, d_model)")
+    n_experts, d_ff, _ = sizes(state, gate, 3)
     shared = [n for n in state if n.startswith("blocks.0.feedforward.shared.") and "gate" in n]
     experts = Experts(
-        n=gate.shape[0],
+        n=n_experts,
         top_k=recorded.get("top_k_experts", TOP_K),
         shared=len(shared),
-        d_shared=len(state[shared[0]]) if shared else 0,
+        d_shared=sizes(state, shared[0], 2)[0] if shared else 0,
         balance_weight=recorded.get("balance_loss_coef", 0.01),
         z_weight=recorded.get("z_loss_coef", 0.001),
         balance="batch",
@@ -50,7 +51,7 @@ def from_tachyon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
     config = ModelConfig.from_dict(
         {
             **shape,
-            "d_ff": gate.shape[1],
+            "d_ff": d_ff,
             "seq_len": recorded.get("max_seq_len", SEQ_LEN),
             "rope_theta": recorded.get("rope_theta", 10_000.0),
             "family": "tachyon",

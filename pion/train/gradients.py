@@ -19,12 +19,15 @@ class _ScaledLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, scale: Tensor, aux_scale: float) -> tuple[Tensor, Losses]:
+    def forward(
+        self, batch: Batch, scale: Tensor, aux_scale: float, window: int | None
+    ) -> tuple[Tensor, Losses]:
         losses = self.model.losses(
             batch.tokens,
             batch.targets,
             positions=batch.positions,
             documents=batch.documents,
+            window=window,
         )
         scaled = losses._replace(ce=losses.ce * scale, aux=losses.aux * aux_scale)
         return scaled.ce + scaled.aux, scaled
@@ -48,16 +51,17 @@ class Gradients:
             self._ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
             self._loss = self._ddp
 
-    def add(self, batch: Batch, scale: Tensor, *, synchronise: bool) -> Losses:
+    def add(self, batch: Batch, scale: Tensor, window: int | None, *, synchronise: bool) -> Losses:
         """Add the gradients of the cross-entropy times `scale` and of the auxiliary losses.
 
-        Return the scaled losses, without gradient.
+        `window` is the long window of this step in tokens, if it is not the model's. Return the
+        scaled losses, without gradient.
 
         With `synchronise`, average the gradients added since the last synchronization over ranks.
         """
         alone = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
         with alone:
-            total, losses = self._forward(batch, scale)
+            total, losses = self._forward(batch, scale, window)
             total.backward()
         return losses._replace(ce=losses.ce.detach(), aux=losses.aux.detach())
 
@@ -73,15 +77,15 @@ class Gradients:
         if self._ddp is None or self._primed:
             return
         nothing = torch.zeros((), device=self._device)
-        self._forward(batch, nothing)[0].backward()
+        self._forward(batch, nothing, None)[0].backward()
         with self._ddp.no_sync():
-            self._forward(batch, nothing)
+            self._forward(batch, nothing, None)
         self._model.zero_grad()
         self._primed = True
 
-    def _forward(self, batch: Batch, scale: Tensor) -> tuple[Tensor, Losses]:
+    def _forward(self, batch: Batch, scale: Tensor, window: int | None) -> tuple[Tensor, Losses]:
         batch = to_device(batch, self._device)
         bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            result: tuple[Tensor, Losses] = self._loss(batch, scale, self._aux_scale)
+            result: tuple[Tensor, Losses] = self._loss(batch, scale, self._aux_scale, window)
         return result

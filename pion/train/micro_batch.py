@@ -7,8 +7,10 @@ from typing import Literal
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.cost import cost_of
+from pion.model.cost import cost_of, kept_bytes_per_token, kept_if_recomputed
+from pion.model.forward_pass import ForwardPass
 from pion.model.loss import CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES
+from pion.model.masks import dense_mask_bytes
 from pion.train.muon import BATCH_ELEMENTS
 
 # The memory of a process without a model: libraries and, on a GPU, the CUDA context.
@@ -21,6 +23,14 @@ HEADROOM = 0.1
 USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
 
 
+class DoesNotFit(BadInput):
+    """A training step needs more memory than the `usable` bytes; `what` says how much."""
+
+    def __init__(self, message: str, what: str, usable: int) -> None:
+        self.what, self.usable = what, usable
+        super().__init__(message)
+
+
 @dataclass(frozen=True)
 class Workload:
     """What a rank trains and how it computes, apart from the micro-batch."""
@@ -29,7 +39,8 @@ class Workload:
     seq_len: int  # tokens in a row
     dtype: Literal["float32", "bfloat16"]
     optimizer: Literal["adamw", "muon"]
-    device: str  # "cpu" or "cuda"; the loss takes larger chunks on CUDA
+    device: str  # "cpu" or "cuda"; they differ in their kernels and in the chunks of the loss
+    documents: bool  # whether rows hold several documents, as those of conversations do
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Memory:
 def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memory:
     """Return the peak bytes of a training step over micro-batches of `micro_batch` rows.
 
-    `recompute` keeps only the input of each block for the backward pass.
+    `recompute` keeps only what each block reads for the backward pass.
     """
     cost = cost_of(work.config)
     width = 2 if work.dtype == "bfloat16" else 4  # bytes per element in matrix products
@@ -67,13 +78,16 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
 
     tokens = micro_batch * work.seq_len
     residual = 4 * work.config.d_model
-    blocks = cost.kept_bytes[width]
-    kept = len(blocks) * residual + max(blocks) if recompute else sum(blocks)
+    at = ForwardPass(width, work.seq_len, work.device, work.documents)
+    blocks = kept_bytes_per_token(work.config, at)
+    kept = kept_if_recomputed(work.config) + max(blocks) if recompute else sum(blocks)
     activations = tokens * (kept + 3 * residual)
+    activations += dense_mask_bytes(work.config, at, micro_batch)
 
     chunk = CPU_CHUNK_BYTES if work.device == "cpu" else CUDA_CHUNK_BYTES
-    head = work.config.vocab_size * work.config.d_model
-    loss = min(chunk, 4 * tokens * work.config.vocab_size) * 3 // 2 + 4 * head
+    rows = work.config.head_rows
+    copies = 3 if work.config.logit_cap is None else 5  # half chunks; a cap keeps its derivative
+    loss = min(chunk, 4 * tokens * rows) * copies // 2 + 4 * rows * work.config.d_model
     return Memory(weights=weights, optimizer=moments, activations=activations, loss=loss)
 
 
@@ -87,7 +101,7 @@ def choose_micro_batch(
     arithmetic, so activations are recomputed only if one row does not fit otherwise, or as
     `recompute` says.
 
-    Raises BadInput if even one row does not fit; the message has the bytes needed and usable.
+    Raises DoesNotFit, a BadInput, if even one row does not fit.
     """
     available = int(memory_bytes * (1 - HEADROOM))
     useful = max(1, USEFUL_TOKENS[work.device] // work.seq_len)
@@ -102,9 +116,12 @@ def choose_micro_batch(
         if best:
             micro_batches = -(-rows_per_rank // best)
             return -(-rows_per_rank // micro_batches), again
-    raise BadInput(
+    raise DoesNotFit(
         f"the model does not fit: training on one row of {work.seq_len} tokens needs "
         f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} of this machine's "
         f"{memory_bytes / 2**30:.1f} GiB can be used. Use a larger machine, a smaller model or a "
-        "shorter data.seq_len" + ("" if recompute in (None, True) else ", or allow recompute")
+        "shorter data.seq_len" + ("" if recompute in (None, True) else ", or allow recompute"),
+        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
+        f"{needed / 2**30:.1f} GiB",
+        available,
     )

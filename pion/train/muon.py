@@ -71,11 +71,10 @@ class Muon:
         self,
         params: dict[str, nn.Parameter],
         *,
-        beta: float,
         weight_decay: float,
         dtype: torch.dtype,
     ) -> None:
-        self.beta, self.weight_decay, self.dtype = beta, weight_decay, dtype
+        self.weight_decay, self.dtype = weight_decay, dtype
         self.momentum: dict[str, Tensor] = {}
         self._batches: list[_Batch] = []
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
@@ -99,12 +98,12 @@ class Muon:
         self._batches.append(batch)
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Update every parameter from its `.grad`."""
+    def step(self, lr: float, beta: float) -> None:
+        """Update every parameter from its `.grad`, with the momentum `beta`."""
         for batch in self._batches:
             grads = batch.gradients()
-            batch.momentum.lerp_(grads, 1 - self.beta)
-            update = orthogonalize(grads.lerp_(batch.momentum, self.beta), self.dtype).float()
+            batch.momentum.lerp_(grads, 1 - beta)
+            update = orthogonalize(grads.lerp_(batch.momentum, beta), self.dtype).float()
             rows, cols = update.shape[-2:]
             torch._foreach_mul_(batch.matrices, 1 - lr * self.weight_decay)
             torch._foreach_add_(

@@ -1,8 +1,9 @@
 """The optimizer of a decoder: how each parameter is updated, and the state by parameter name.
 
 The role of a parameter (pion/model/roles.py) decides: matrices, the embedding and the head are
-decayed, vectors are not. With `optimizer: muon`, Muon updates the matrices. AdamW (Loshchilov and
-Hutter 2019, "Decoupled weight decay regularization") updates everything else.
+decayed, vectors are not. Each role has its own learning rate. With `optimizer: muon`, Muon updates
+the matrices. AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization") updates
+everything else.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pion.errors import BadInput
-from pion.model.roles import parameter_roles
+from pion.model.roles import Role, parameter_roles
 from pion.train.muon import Muon
+from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)
 class _AdamWGroup:
-    """Parameters that AdamW updates with one weight decay; the lists have the same order."""
+    """The parameters of a role that AdamW updates; the lists have the same order."""
 
     weight_decay: float
     params: list[Tensor] = field(default_factory=list)
@@ -49,7 +51,7 @@ class Optimizer:
         self.settings = settings
         self.steps = 0  # updates made; AdamW's bias correction counts them
         self.params = list(model.parameters())
-        self._adamw = (_AdamWGroup(settings.weight_decay), _AdamWGroup(0.0))
+        self._adamw: dict[Role, _AdamWGroup] = {}
         self._moments: dict[str, Tensor] = {}
         matrices: dict[str, nn.Parameter] = {}
         roles = parameter_roles(model)
@@ -57,20 +59,19 @@ class Optimizer:
             if settings.optimizer == "muon" and roles[name] == "matrix":
                 matrices[name] = param
                 continue
-            group = self._adamw[1] if roles[name] == "vector" else self._adamw[0]
+            decay = 0.0 if roles[name] == "vector" else settings.weight_decay
+            group = self._adamw.setdefault(roles[name], _AdamWGroup(decay))
             group.add(param)
             self._moments[f"{name}.exp_avg"] = group.exp_avgs[-1]
             self._moments[f"{name}.exp_avg_sq"] = group.exp_avg_sqs[-1]
-        self._muon = Muon(
-            matrices, beta=settings.muon_momentum, weight_decay=settings.weight_decay, dtype=dtype
-        )
+        self._muon = Muon(matrices, weight_decay=settings.weight_decay, dtype=dtype)
         self._moments |= {f"{name}.momentum": m for name, m in self._muon.momentum.items()}
 
     @torch.no_grad()
-    def step(self, lr_scale: float) -> None:
-        """Update all parameters from their gradients at `lr_scale` times the peak rates."""
+    def step(self, plan: StepPlan) -> None:
+        """Update all parameters from their gradients, at the rates of `plan`."""
         settings = self.settings
-        for group in self._adamw:
+        for role, group in self._adamw.items():
             # The functional form is used because constructing an optimizer object imports torch's
             # compiler, which would delay every start by seconds.
             adamw(
@@ -84,12 +85,12 @@ class Optimizer:
                 amsgrad=False,
                 beta1=settings.beta1,
                 beta2=settings.beta2,
-                lr=settings.lr * lr_scale,
+                lr=plan.rates[role],
                 weight_decay=group.weight_decay,
                 eps=settings.eps,
                 maximize=False,
             )
-        self._muon.step(settings.muon_lr * lr_scale)
+        self._muon.step(plan.rates["matrix"], plan.momentum)
         self.steps += 1
 
     def zero_grad(self) -> None:
@@ -104,7 +105,7 @@ class Optimizer:
     def set_steps(self, steps: int) -> None:
         """Set the number of updates that led to the state tensors."""
         self.steps = steps
-        for group in self._adamw:
+        for group in self._adamw.values():
             for count in group.steps:
                 count.fill_(float(steps))
 

@@ -1,8 +1,9 @@
-"""Learning-rate schedules, in optimizer steps.
+"""Everything that changes during a run, as a pure function of the step.
 
-`step` counts finished steps, so step 0 is the first step trained. A step uses the schedule's value
-at the end of the step: the first step of a warm-up has a rate above 0, and the last step of a run
-has exactly `min_lr`. AdamW's and Muon's rates scale by the same factor.
+So a resumed run needs nothing but its step. `step` counts finished steps: step 0 is the first step
+trained. A step uses the learning rate at the end of the step: the first step of a warm-up has a
+rate above 0, and the last step of a run has exactly `min_lr`. All rates scale by the same factor,
+except Muon's if it does not decay. A step uses the momentum and the window at its start.
 
 wsd (warm-up, stable, decay) is from Hu et al. 2024, "MiniCPM"; cosine from Loshchilov and Hutter
 2017, "SGDR".
@@ -11,8 +12,68 @@ wsd (warm-up, stable, decay) is from Hu et al. 2024, "MiniCPM"; cosine from Losh
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from pion.parts import Windows
 from pion.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from pion.model.roles import Role
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one optimizer step uses: rates by role, Muon's momentum, and the long window in tokens.
+
+    `lr` is the rate that metrics show: of AdamW, for roles without a separate rate.
+    """
+
+    lr: float
+    rates: Mapping[Role, float]
+    momentum: float
+    window: int | None = None
+
+
+def plan_at(settings: TrainSettings, step: int, windows: Windows | None = None) -> StepPlan:
+    """Return what optimizer step `step` uses. `windows` is the part of the model."""
+    scale = lr_at(settings, step)
+    lr = settings.lr * scale
+    matrices = lr
+    if settings.optimizer == "muon":
+        matrices = settings.muon_lr * (scale if settings.muon_decays else 1.0)
+    return StepPlan(
+        lr=lr,
+        rates={
+            "matrix": matrices,
+            "router": lr,
+            "embedding": (settings.embedding_lr or settings.lr) * scale,
+            "head": (settings.head_lr or settings.lr) * scale,
+            "vector": (settings.vector_lr or settings.lr) * scale,
+        },
+        momentum=momentum_at(settings, step),
+        window=window_at(settings, step, windows),
+    )
+
+
+def momentum_at(settings: TrainSettings, step: int) -> float:
+    """Return Muon's momentum, which rises in proportion to the share of the run that is done."""
+    start, end = settings.muon_momentum_start, settings.muon_momentum
+    return end if start is None else start + (end - start) * min(1.0, step / settings.steps)
+
+
+def window_at(settings: TrainSettings, step: int, windows: Windows | None) -> int | None:
+    """Return the long window in tokens; None: the model's.
+
+    With the share s of the run that is done, a cubic window is 4s³ − 6s² + 3s of the model's, in
+    whole blocks, rounded up (Daisy-Wee).
+    """
+    if windows is None or settings.window_schedule == "constant":
+        return None
+    done = min(1.0, step / settings.steps)
+    share = 4 * done**3 - 6 * done**2 + 3 * done
+    return max(1, math.ceil(windows.tokens * share / windows.block)) * windows.block
 
 
 def lr_at(settings: TrainSettings, step: int) -> float:
@@ -20,7 +81,7 @@ def lr_at(settings: TrainSettings, step: int) -> float:
     finished = step + 1
     if finished <= settings.warmup_steps:
         return finished / settings.warmup_steps
-    start = decay_start(settings)
+    start = _decay_start(settings)
     if settings.schedule == "constant" or finished <= start:
         return 1.0
     progress = min(1.0, (finished - start) / max(1, settings.steps - start))
@@ -32,12 +93,23 @@ def lr_at(settings: TrainSettings, step: int) -> float:
     return floor + (1.0 - floor) * peak_share
 
 
-def decay_start(settings: TrainSettings) -> int:
-    """Return the number of steps whose rate does not depend on `steps`.
+def fixed_until(settings: TrainSettings) -> int:
+    """Return the number of steps whose plan does not depend on `steps`.
 
     Up to this number of finished steps, `steps` can be raised without contradicting the finished
-    steps. A decay that is longer than the steps after the warm-up begins at the end of the warm-up.
+    steps. A momentum or a window that grows over the run depends on `steps` from the start. A decay
+    that is longer than the steps after the warm-up begins at the end of the warm-up.
     """
+    return 0 if grows_over_the_run(settings) else _decay_start(settings)
+
+
+def grows_over_the_run(settings: TrainSettings) -> bool:
+    """Return whether windows or momentum grow in proportion to `steps`."""
+    return settings.window_schedule != "constant" or settings.muon_momentum_start is not None
+
+
+def _decay_start(settings: TrainSettings) -> int:
+    """Return the step at which the learning rate begins to decay."""
     if settings.schedule == "constant":
         return settings.steps
     if settings.schedule == "cosine":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pion.errors import BadInput
-from pion.later_fields import to_record, values_before
+from pion.later_fields import later_field, to_record, values_before
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,15 @@ class TrainSettings:
     beta2: float = 0.95
     eps: float = 1e-8
     clip: float = 1.0  # limit of the gradient's global norm; 0 = none
+    # Peak rates of AdamW for some roles of parameters (pion/model/roles.py); None: `lr`.
+    embedding_lr: float | None = later_field(None, before=None)
+    head_lr: float | None = later_field(None, before=None)
+    vector_lr: float | None = later_field(None, before=None)
+    muon_decays: bool = later_field(True, before=True)  # whether muon_lr follows the schedule
+    # Muon's momentum at the start, from where it rises to muon_momentum; None: it is constant.
+    muon_momentum_start: float | None = later_field(None, before=None)
+    # Of models with windows. cubic: windows grow to their full size over the run.
+    window_schedule: Literal["constant", "cubic"] = later_field("constant", before="constant")
     max_spike: float | None = None  # limit of a step's loss over the recent median; None = none
 
     def __post_init__(self) -> None:
@@ -48,6 +57,12 @@ class TrainSettings:
         for name in ("muon_momentum", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         _require(0 <= self.min_lr <= self.lr, "min_lr", self.min_lr, f"must be in [0, {self.lr}]")
+        for name in ("embedding_lr", "head_lr", "vector_lr"):
+            rate = getattr(self, name)
+            _require(rate is None or rate > 0, name, rate, "must be above 0")
+        start = self.muon_momentum_start
+        rises = start is None or 0 <= start <= self.muon_momentum
+        _require(rises, "muon_momentum_start", start, f"must be in [0, {self.muon_momentum}]")
         share, spike = self.decay_fraction, self.max_spike
         _require(0 < share <= 1, "decay_fraction", share, "must be in (0, 1]")
         _require(spike is None or spike > 1, "max_spike", spike, "must be above 1")
@@ -55,6 +70,7 @@ class TrainSettings:
             ("schedule", ("wsd", "cosine", "constant")),
             ("decay_shape", ("cosine", "linear")),
             ("optimizer", ("adamw", "muon")),
+            ("window_schedule", ("constant", "cubic")),
         ):
             value = getattr(self, name)
             _require(value in known, name, value, f"must be one of {', '.join(known)}")

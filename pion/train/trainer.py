@@ -19,7 +19,7 @@ from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, Trouble
 from pion.evaluate import Scorer
-from pion.model.decoder import Decoder, Losses
+from pion.model.decoder import Decoder
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients
@@ -28,7 +28,7 @@ from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
 from pion.train.ranks import Ranks
 from pion.train.rng import rng_states, set_rng_states
-from pion.train.schedule import lr_at
+from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 
 __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
@@ -120,13 +120,14 @@ class Trainer:
             self._feed.prepare(batch.rows[1], self.skipped)
 
         targets = self._ranks.sum(torch.full((), float(batch.targets), device=self.device))
-        losses = self._add_gradients(batch, targets, should_stop)
-        if losses is None:
+        plan = plan_at(self.settings, self.step, self.model.config.windows)
+        measured = self._add_gradients(batch, targets, plan, should_stop)
+        if measured is None:
             self.optimizer.zero_grad()
             return False
+        loss, stats = measured
         grad_norm = self._clip_gradients()
-        lr_scale = lr_at(self.settings, self.step)
-        self.optimizer.step(lr_scale)
+        self.optimizer.step(plan)
         self.optimizer.zero_grad()
         self.step += 1
         self.next_row = batch.rows[1]
@@ -134,9 +135,9 @@ class Trainer:
             StepRecord(
                 step=self.step,
                 rows=batch.rows,
-                lr=self.settings.lr * lr_scale,
-                loss=losses.ce,
-                stats=losses.stats,
+                lr=plan.lr,
+                loss=loss,
+                stats=stats,
                 grad_norm=grad_norm,
                 targets=targets,
                 global_batch=self.settings.global_batch,
@@ -146,17 +147,17 @@ class Trainer:
         return True
 
     def _add_gradients(
-        self, batch: StepBatch, targets: Tensor, should_stop: Callable[[], bool]
-    ) -> Losses | None:
+        self, batch: StepBatch, targets: Tensor, plan: StepPlan, should_stop: Callable[[], bool]
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """Compute the gradients of the global batch, which has `targets` target tokens.
 
-        Return the cross-entropy per target, the auxiliary loss per row and the mean report of its
-        rows; or None if a rank wants to stop.
+        Return the cross-entropy per target and the mean report of its rows; or None if a rank wants
+        to stop.
         """
         # DDP averages over ranks, but the gradient of the global batch is the sum.
         scale = self.plan.world_size / targets.clamp(min=1.0)
-        nothing = torch.zeros((), device=self.device)
-        total = Losses(nothing, nothing, {})
+        loss = torch.zeros((), device=self.device)
+        stats: dict[str, Tensor] = {}
         self.model.train()
         self._gradients.prime(batch.micro_batches[0])
         # A rank with fewer micro-batches skips the first round, so that all ranks end together.
@@ -166,15 +167,13 @@ class Trainer:
             if i >= 0:
                 last = i == len(batch.micro_batches) - 1
                 micro_batch = batch.micro_batches[i]
-                losses = self._gradients.add(micro_batch, scale, synchronise=last)
+                losses = self._gradients.add(micro_batch, scale, plan.window, synchronise=last)
+                loss = loss + losses.ce
                 share = len(micro_batch.tokens) / self.settings.global_batch
-                total = _add(total, losses, share)
-        world_size = self.plan.world_size
-        return Losses(
-            self._ranks.sum(total.ce) / world_size,
-            self._ranks.sum(total.aux) / world_size if total.stats else total.aux,
-            {name: self._ranks.sum(value) for name, value in total.stats.items()},
-        )
+                for name, value in losses.stats.items():
+                    stats[name] = stats.get(name, 0.0) + value * share
+        of_all_ranks = {name: self._ranks.sum(value) for name, value in stats.items()}
+        return self._ranks.sum(loss) / self.plan.world_size, of_all_ranks
 
     def _clip_gradients(self) -> Tensor:
         """Scale the gradients down to the norm `settings.clip`; return their norm before that."""
@@ -284,11 +283,3 @@ class Trainer:
     def close(self) -> None:
         """End the background thread."""
         self._feed.close()
-
-
-def _add(total: Losses, losses: Losses, share: float) -> Losses:
-    """Return the sum of losses, and of reports that stand for `share` of a step's rows."""
-    stats = {
-        name: total.stats.get(name, 0.0) + value * share for name, value in losses.stats.items()
-    }
-    return Losses(total.ce + losses.ce, total.aux + losses.aux, stats)

@@ -12,20 +12,22 @@ from pipeline.models.load import load_model, load_tokenizer
 _TEXTS = [text for text in (argparse.__doc__, json.__doc__) if text]
 
 
-def export(model: str, folder: str) -> int:
+def export(model: str, folder: str, model_type: str | None = None) -> int:
     """Export the model called `model` to `folder` and return 0.
 
-    Raises BadInput for a model without a tokenizer, and PionError if transformers does not load
-    the same model.
+    `model_type` asks for an architecture. Raises BadInput for a model without a tokenizer or an
+    architecture that can't compute the model, and PionError if transformers does not load the same
+    model.
     """
     found = find_model(model)
     load_tokenizer(found)  # before torch is imported: it may be missing
     assert found.tokenizer is not None
-    from pion.export import export_model, verify_export
+    from pion.export import export_model
+    from pion.verify import verify_export
 
     decoder = load_model(found)
-    export_model(decoder, found.tokenizer, folder)
-    difference = verify_export(folder, decoder, found.tokenizer, _TEXTS)
+    export_model(decoder, found.tokenizer, folder, model_type=model_type)
+    difference = verify_export(folder, decoder, found.tokenizer, _TEXTS, model_type=model_type)
     print(
         f"{folder}: {found.label}; loaded again with transformers, "
         f"logits differ by at most {difference:.1e}"

@@ -31,8 +31,8 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     found = find_model(str(file))
     if found.kind != "seed":
         raise BadInput(
-            f"{file} is not a .pt checkpoint of the original Pion. Pion can load it without an "
-            "import"
+            f"{file} is not a .pt checkpoint of an original Pion, Tachyon 2 or Daisy-Wee. Pion can "
+            "load it without an import"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} exists and is not empty. Choose a different folder")

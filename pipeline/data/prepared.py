@@ -58,23 +58,27 @@ class PreparedData:
         seed: int,
         window: int,
         cache: Callable[[], ShardCache] | None = None,
+        documents: bool = False,
     ) -> RowStream:
         """Return the rows of "train" or "held_out", all sources mixed by weight.
 
+        With `documents`, each end-of-text in a row of text begins a new document.
         `cache` makes the cache for remote shards. It is only called, and only needed, if there are
         such shards; held-out rows are always local. Raises BadInput for a changed manifest and for
         a cache that is too small for one window.
         """
         from pion.data.order import RowOrder
         from pion.data.stream import RowStream
+        from pion.data.tokenizer import Tokenizer
 
+        begins = Tokenizer.from_file(self.tokenizer_path).end_of_text if documents else None
         manifests = [self.manifest(source, split) for source in self.sources]
         orders = [RowOrder(m.shard_rows, m.fingerprint, seed, window) for m in manifests]
         weights = [source.weight for source in self.sources]
         folders = [self.folder / source.folder / split for source in self.sources]
         if not any(shard.remote for m in manifests for shard in m.shards):
             rows = [Rows(m, partial(_local, folder)) for m, folder in zip(manifests, folders)]
-            return RowStream(list(zip(rows, orders)), weights, seed)
+            return RowStream(list(zip(rows, orders)), weights, seed, begins)
 
         from pipeline.data.shard_cache import CachedStream
 
@@ -85,7 +89,7 @@ class PreparedData:
             return store.path_of(shard) if shard.remote else folder / shard.name
 
         rows = [Rows(m, partial(path_of, folder)) for m, folder in zip(manifests, folders)]
-        return CachedStream(list(zip(rows, orders)), weights, seed, store)
+        return CachedStream(list(zip(rows, orders)), weights, seed, store, begins)
 
 
 def open_data(folder: Path) -> PreparedData:

@@ -237,8 +237,9 @@ class CachedStream(RowStream):
         weights: Sequence[float],
         seed: int,
         cache: ShardCache,
+        documents: int | None = None,
     ) -> None:
-        super().__init__(sources, weights, seed)
+        super().__init__(sources, weights, seed, documents)
         self._cache = cache
         self._manifests = [rows.manifest for rows, _ in sources]
         window = sum(_largest(rows.manifest, order.window) for rows, order in sources)

@@ -92,7 +92,9 @@ def digest_job(job: Job) -> Digests:
     inputs: dict[str, Inputs] = {}
 
     if job.data.sources:
-        inputs["data.pretrain"] = covered_fields(job.data, "data") | tokenizer
+        # A job may leave `documents` to the model. The digest covers what the job then does.
+        text = job.data.model_copy(update={"documents": job.within_documents})
+        inputs["data.pretrain"] = covered_fields(text, "data") | tokenizer
         data["pretrain"] = digest_of(inputs["data.pretrain"])
     if job.sft is not None:
         inputs["data.sft"] = {

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
-from pion.config import ModelConfig
+from pion.config import OPTIONAL, ModelConfig
 from pion.errors import BadInput
-from pion.parts import Experts
+from pion.parts import Experts, Heads, Values, Windows, Wiring
 from pion.presets import PRESETS
 from pipeline.job.model_parts import section_of
 from pipeline.job.section import Section, identity, refuse, runtime, scheduled
@@ -29,7 +29,8 @@ STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 
 
 class Model(Section):
-    """The decoder: a preset, a preset with some fields replaced, or every field."""
+    """The decoder: a preset, a preset with some fields replaced, or every field. `null` takes away
+    what a preset has: a part, softcap or logit_cap."""
 
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
     d_model: int | None = identity(None, "width of the residual stream", gt=0)
@@ -61,13 +62,41 @@ class Model(Section):
     )
     softcap: float | None = identity(
         None,
-        "limit attention scores to ±softcap; a model with a softcap cannot be published; unset: "
-        "no limit",
+        "limit attention scores to ±softcap; a model with a softcap is published with its code, as "
+        "modelling files",
         gt=0,
     )
 
     experts: section_of(Experts) | None = identity(  # type: ignore[valid-type]
         None, "a mixture of experts in place of each feed-forward layer; d_ff is one expert's width"
+    )
+    windows: section_of(Windows) | None = identity(  # type: ignore[valid-type]
+        None, "attention that sees only recent tokens"
+    )
+    heads: section_of(Heads) | None = identity(  # type: ignore[valid-type]
+        None, "attention heads with another scale, normalized values or fewer rotary frequencies"
+    )
+    wiring: section_of(Wiring) | None = identity(  # type: ignore[valid-type]
+        None, "which layers have attention, and what layers read besides the layer before"
+    )
+    values: section_of(Values) | None = identity(  # type: ignore[valid-type]
+        None, "tables with a vector for each token id, which joins attention's values"
+    )
+    activation: Literal["swiglu", "relu2"] | None = identity(
+        None, "of feed-forward layers; relu2: two matrices, and relu(x)² between; unset: swiglu"
+    )
+    norm_gain: bool | None = identity(None, "give norms a learned gain; unset: true")
+    norm_eps: float | None = identity(None, "epsilon of all norms; unset: 1e-6", gt=0)
+    logit_cap: float | None = identity(
+        None, "limit the head's results z to ±logit_cap, as z / sqrt(1 + (z / logit_cap)²)", gt=0
+    )
+    tie_embeddings: bool | None = identity(
+        None, "use the embedding as the head too; unset: the preset's value, or else true"
+    )
+    init: Literal["normal", "zero_outputs"] | None = identity(
+        None,
+        "initial weights. normal: N(0, 0.02²). zero_outputs: the head and the matrices that write "
+        "to the residual stream are 0, embeddings N(0, 1); unset: normal",
     )
 
     @field_validator("preset")
@@ -127,6 +156,13 @@ class Data(Section):
     )
     shard_rows: int = identity(10_000, "rows in one file of prepared data (a shard)", gt=0)
     window: int = identity(8, "number of shards whose rows are shuffled together", gt=0)
+    documents: bool | None = identity(
+        None,
+        "let tokens of text attend only within their own document, in pretraining and in "
+        "evaluation. An end-of-text begins a new document. Conversations never see each other; "
+        "unset: true if the model has windows, else false",
+        before=False,
+    )
 
 
 # ---------------------------------------------------------------- training stages
@@ -158,6 +194,30 @@ class Train(Section):
     )
     muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0)
     muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)
+    muon_momentum_start: float | None = scheduled(
+        None,
+        "momentum of Muon at the start, which rises to muon_momentum at the end; unset: constant",
+        before=None,
+        ge=0,
+        lt=1,
+    )
+    muon_decays: bool = scheduled(
+        True, "let muon_lr follow the schedule; false: it is constant", before=True
+    )
+    embedding_lr: float | None = scheduled(
+        None, "peak learning rate of embeddings and value tables; unset: lr", before=None, gt=0
+    )
+    head_lr: float | None = scheduled(
+        None, "peak learning rate of an untied head; unset: lr", before=None, gt=0
+    )
+    vector_lr: float | None = scheduled(
+        None, "peak learning rate of gains and scalars; unset: lr", before=None, gt=0
+    )
+    window_schedule: Literal["constant", "cubic"] = scheduled(
+        "constant",
+        "cubic: a model's windows grow from one block to their full size over the run",
+        before="constant",
+    )
     weight_decay: float = scheduled(0.1, "decoupled weight decay of matrices and embeddings", ge=0)
     beta1: float = scheduled(0.9, "decay rate of AdamW's first moment", ge=0, lt=1)
     beta2: float = scheduled(0.95, "decay rate of AdamW's second moment", ge=0, lt=1)
@@ -181,6 +241,11 @@ class Train(Section):
             mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {self.steps}")
         if self.min_lr > self.lr:
             mistakes.append(f"min_lr: {self.min_lr} is above lr {self.lr}")
+        start = self.muon_momentum_start
+        if start is not None and start > self.muon_momentum:
+            mistakes.append(
+                f"muon_momentum_start: {start} is above muon_momentum {self.muon_momentum}"
+            )
         return refuse(self, mistakes)
 
 
@@ -454,11 +519,6 @@ class Job(Section):
             mistakes.append("data.sources: empty, but `pretrain` needs text")
         elif self.tokenizer.train is not None and not self.data.sources:
             mistakes.append("data.sources: empty, but tokenizer.train learns from it")
-        if self.model.softcap is not None and self.publish is not None:
-            mistakes.append(
-                "model.softcap: a capped model is not stock Qwen3 and can't be published as one; "
-                "remove model.softcap or the publish section"
-            )
         try:
             config = self.model_config_resolved()
         except BadInput as error:
@@ -469,6 +529,11 @@ class Job(Section):
                     mistakes.append(
                         f"{where}.seq_len: {seq_len} exceeds the model's context {config.seq_len}"
                     )
+            mistakes += [
+                f"{stage}.window_schedule: the model has no windows"
+                for stage in self.train_stages
+                if self.section(stage).window_schedule != "constant" and config.windows is None
+            ]
         return refuse(self, mistakes)
 
     @property
@@ -512,12 +577,23 @@ class Job(Section):
         """Return the tokens in a row of a training stage."""
         return self.sft_seq_len if stage == "sft" else self.data.seq_len
 
+    @property
+    def within_documents(self) -> bool:
+        """Whether tokens of pretraining text attend only within their own document."""
+        if self.data.documents is not None:
+            return self.data.documents
+        return self.model_config_resolved().windows is not None
+
     def model_config_resolved(self) -> ModelConfig:
         """Return the decoder's settings: preset, then fields, then what data and tokenizer imply.
 
-        Raises BadInput for an unknown preset or a shape that does not fit together.
+        `null` takes away what a preset has, where a model can be without it. Raises BadInput for an
+        unknown preset or a shape that does not fit together.
         """
-        fields = self.model.model_dump(exclude={"preset"}, exclude_none=True)
+        given = self.model.model_dump(exclude={"preset"}, exclude_unset=True)
+        fields = {
+            name: value for name, value in given.items() if value is not None or name in OPTIONAL
+        }
         if self.model.preset is not None:
             return ModelConfig.preset(self.model.preset, **fields)
         if self.tokenizer.train is not None:

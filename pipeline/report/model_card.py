@@ -39,7 +39,7 @@ def model_card(
         f"# {job.name}",
         _introduction(job, config, parameters),
         "![Training and held-out loss](loss.png)",
-        _usage(job),
+        _usage(job, config),
         _results(history.results),
         _architecture(config, parameters, vocab_size),
         _training(history),
@@ -114,8 +114,6 @@ def front_matter(job: Job) -> str:
 
 
 def _introduction(job: Job, config: ModelConfig, parameters: int) -> str:
-    from pion.exports.table import architecture_of
-
     assert job.publish is not None
     first = job.section(job.train_stages[0])
     start = f"from `{first.init_from}`" if first.init_from else "from random weights"
@@ -124,16 +122,36 @@ def _introduction(job: Job, config: ModelConfig, parameters: int) -> str:
     tokens = human_count(sum(trained_tokens(job, stage) for stage in job.train_stages))
     sentence = (
         f"{what} language model of **{human_count(parameters)} parameters**, trained {start} by "
-        f"{steps} on {tokens} tokens. It is a stock `{architecture_of(config).name}`: "
-        "transformers, vLLM and lm-evaluation-harness load it without custom code."
+        f"{steps} on {tokens} tokens. {_runs_in(config)}"
     )
     return (
         f"{job.publish.description.strip()}\n\n{sentence}" if job.publish.description else sentence
     )
 
 
-def _usage(job: Job) -> str:
+def _runs_in(config: ModelConfig) -> str:
+    """Return what runs the model, and why it needs its own code if it does."""
+    from pion.exports.table import architecture_of, misfits
+
+    architecture = architecture_of(config)
+    if architecture.stock:
+        return (
+            f"It is a stock `{architecture.name}`: transformers, vLLM and lm-evaluation-harness "
+            "load it without custom code."
+        )
+    return (
+        f"No stock architecture of transformers computes it exactly ({'; '.join(misfits(config))}),"
+        " so it comes with its code: modelling files, which transformers and lm-evaluation-harness "
+        "run with `trust_remote_code=True`. Read them first. They need torch 2.13 and transformers "
+        "5.17, or newer."
+    )
+
+
+def _usage(job: Job, config: ModelConfig) -> str:
+    from pion.exports.table import architecture_of
+
     assert job.publish is not None
+    trust = "" if architecture_of(config).stock else ", trust_remote_code=True"
     target = job.publish.to.removeprefix("hf://")
     if job.sft:
         prompt = (
@@ -151,8 +169,8 @@ def _usage(job: Job) -> str:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{target}")
-tokenizer = AutoTokenizer.from_pretrained("{target}")
+model = AutoModelForCausalLM.from_pretrained("{target}"{trust})
+tokenizer = AutoTokenizer.from_pretrained("{target}"{trust})
 
 {prompt}
 output = model.generate(**inputs)
@@ -195,12 +213,18 @@ def _results(results: Mapping[str, Any]) -> str:
 
 
 def _architecture(config: ModelConfig, parameters: int, vocab_size: int) -> str:
+    from pion.exports.table import architecture_of
+
+    architecture = architecture_of(config)
+    kind = "stock" if architecture.stock else "modelling files in this repository"
     shape = [
+        ("architecture", f"`{architecture.name}` ({kind})"),
         ("parameters", f"{parameters:,}"),
         ("layers", f"{config.n_layers}"),
         ("width", f"{config.d_model:,}"),
         ("attention heads", f"{config.n_heads}, of width {config.head_dim}"),
         ("key/value heads", f"{config.n_kv_heads}"),
+        *_attention(config),
         *_feedforward(config, parameters),
         ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
@@ -210,10 +234,27 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int) -> str:
     return f"## Model\n\n{table(('shape', ''), shape)}"
 
 
+def _attention(config: ModelConfig) -> list[tuple[str, str]]:
+    """Return the rows of a model whose attention differs between layers."""
+    rows = []
+    if config.wiring is not None and config.wiring.attention_layers is not None:
+        layers = config.wiring.attention_layers
+        rows.append(("layers with attention", ", ".join(map(str, layers))))
+    if config.windows is not None:
+        tokens, every = config.windows.tokens, config.windows.long_every
+        meaning = f"{tokens:,} tokens in the last and in every {every}th layer, half in the others"
+        rows.append(("attention window", meaning))
+    if config.values is not None:
+        rows.append(("layers with a value table", ", ".join(map(str, config.values.layers))))
+    return rows
+
+
 def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
     experts = config.experts
     if experts is None:
-        return [("feed-forward width", f"{config.d_ff:,} (SwiGLU)")]
+        kind = {"swiglu": "SwiGLU", "relu2": "squared ReLU"}[config.activation]
+        return [("feed-forward width", f"{config.d_ff:,} ({kind})")]
+    from pion.exports.table import architecture_of
     from pion.model.cost import cost_of
 
     cost = cost_of(config)
@@ -223,7 +264,8 @@ def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
         ("experts", f"{experts.n} of width {config.d_ff:,} (SwiGLU), {experts.top_k} per token"),
     ]
     if experts.shared:
-        note = "; the file has a copy in each routed expert"
+        stock = architecture_of(config).stock
+        note = "; the file has a copy in each routed expert" if stock else ""
         rows.append(("shared experts", f"{experts.shared} of width {experts.d_shared:,}{note}"))
     return rows
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import BadInput
-from pion.train.schedule import decay_start
+from pion.train.schedule import fixed_until, grows_over_the_run
 from pipeline.console.formats import moment
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
@@ -153,6 +153,7 @@ class Refusal:
             [
                 f"{stage} was {stale.why}, and this job changes what {stage} depends on:",
                 *(changed or ["    (its old settings were not kept)"]),
+                *self._fixed_steps(stale),
                 "Nothing was changed. Your options:",
                 "  put the old values back;",
                 f"  pion run {self.job_path} --redo {stage}    redo {', '.join(follows)}"
@@ -185,6 +186,15 @@ class Refusal:
         run = job.name if job.store == DEFAULT_STORE else f"{job.store}/{job.name}"
         fork = f"pion fork {run} {job.name}-2 {where} && pion run {self.job_path} name={job.name}-2"
         return [f"  {fork}    {what}"]
+
+    def _fixed_steps(self, stale: StaleStage) -> list[str]:
+        """Return why `steps` can't be raised, if it never could."""
+        steps = f"{stale.stage}.steps"
+        if [change.path for change in self.changes(stale)] != [steps]:
+            return []
+        if not grows_over_the_run(settings_of(self.job.section(stale.stage))):
+            return []
+        return [f"{steps} can't be raised: windows or momentum grow in proportion to it."]
 
     def changes(self, stale: StaleStage) -> list[Difference]:
         """Return the fields, data included, in which the job differs from the stale stage."""
@@ -220,7 +230,7 @@ def steps_may_be_raised(
     newest = next(e for e in head.checkpoints if e.stage == stale.stage)
     settings = settings_of(job.section(stale.stage))
     before = dataclasses.replace(settings, steps=changed[0].old)
-    return settings.steps > before.steps and newest.step <= decay_start(before)
+    return settings.steps > before.steps and newest.step <= fixed_until(before)
 
 
 def continues_under_another_digest(

@@ -59,30 +59,18 @@ def run_task(
     """Return one task's metrics of the exported model `model`, or {"skipped": reason}.
 
     Metrics have lm-eval's names ("acc", "acc_stderr", …; "exact_match,strict-match" where a task
-    filters answers). `sleep` is called while the task runs. If it raises, or this process ends for
-    any reason, all processes of the task are killed. Raises Interrupted if a signal ended the task.
+    filters answers). lm-eval runs the model's modelling files only if they are exactly those that
+    this version of Pion writes. `sleep` is called while the task runs. If it raises, or this
+    process ends for any reason, all processes of the task are killed. Raises Interrupted if a
+    signal ended the task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         return {"skipped": f"lm-eval is not installed here: {INSTALL}"}
     with _reaped_folder() as out:
-        command = [PYTHON, "-m", "lm_eval", "run", "--model", "hf"]
-        command += ["--model_args", f"pretrained={model.resolve()}", "--tasks", task]
-        command += [
-            "--device",
-            options.device,
-            "--batch_size",
-            str(BATCH_SIZE),
-            "--output_path",
-            str(out),
-        ]
-        if options.include_path is not None:
-            command += ["--include_path", str(options.include_path)]
-        if options.limit is not None:
-            command += ["--limit", str(options.limit)]
         errors = out / "stderr"  # a file, because an unread pipe fills up
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
-                command,
+                _command(task, model, options, out),
                 cwd=options.working_folder,
                 env=_environment() | {SESSION_VARIABLE: str(out)},
                 stdin=subprocess.DEVNULL,
@@ -100,6 +88,25 @@ def run_task(
         if process.returncode or not results:
             return {"skipped": _reason(errors.read_text(errors="replace"), process.returncode)}
         return _metrics(json.loads(results[-1].read_text())["results"].get(task, {}))
+
+
+def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[str]:
+    command = [PYTHON, "-m", "lm_eval", "run", "--model", "hf"]
+    command += ["--model_args", _model_args(model), "--tasks", task]
+    command += ["--device", options.device, "--batch_size", str(BATCH_SIZE)]
+    command += ["--output_path", str(out)]
+    if options.include_path is not None:
+        command += ["--include_path", str(options.include_path)]
+    if options.limit is not None:
+        command += ["--limit", str(options.limit)]
+    return command
+
+
+def _model_args(model: Path) -> str:
+    from pion.exports.modelling_files import runs_only_our_code
+
+    trust = ",trust_remote_code=True" if runs_only_our_code(model) else ""
+    return f"pretrained={model.resolve()}{trust}"
 
 
 @contextmanager

@@ -192,8 +192,8 @@ class Measures:
         self, data: PreparedData | None, split: str, window: int | None = None
     ) -> RowStream:
         assert data is not None
-        window = window or self.job.data.window
-        return data.stream(split, self.job.seed, window, cache=self._shard_cache)
+        window, documents = window or self.job.data.window, self.job.within_documents
+        return data.stream(split, self.job.seed, window, self._shard_cache, documents)
 
     def _shard_cache(self) -> ShardCache:
         from pipeline.data.shard_cache import ShardCache, default_folder

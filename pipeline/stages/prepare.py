@@ -21,6 +21,7 @@ from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.continuations import continuation_questions
+from pipeline.data.documents import check_documents
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.ready_shards import take_hub_shards, take_local_shards
 from pipeline.data.sft_rows import write_conversation_rows
@@ -68,6 +69,8 @@ def _prepare_pretrain(job: Job, folder: Path, say: Say) -> None:
     started = time.monotonic()
     inputs = _find_inputs(job, job.data.sources, "data", folder)
     tokenizer, tokenizer_report = _tokenizer(job, inputs, folder, say)
+    if job.within_documents:
+        check_documents(inputs, tokenizer, job.data.seq_len)
     reports = []
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, job.data.seq_len, job.data.shard_rows)

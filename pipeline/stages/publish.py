@@ -125,7 +125,9 @@ def _export(
     not load the same model from `folder`.
     """
     from pion.data.tokenizer import Tokenizer
-    from pion.export import export_model, verify_export
+    from pion.export import export_model
+    from pion.model.roles import vocabulary_rows
+    from pion.verify import verify_export
     from pipeline.report.plots import loss_plot
 
     tokenizer_path = model / "tokenizer.json"
@@ -137,9 +139,11 @@ def _export(
         raise PionError(
             f"Nothing was published: {error} The trained model is safe in {model}."
         ) from error
-    dropped_rows = decoder.config.vocab_size - tokenizer.vocab_size
-    matrices = 1 if decoder.config.tie_embeddings else 2
-    parameters = decoder.num_params() - matrices * dropped_rows * decoder.config.d_model
+    weights = decoder.state_dict()
+    dropped = sum(
+        weights[name][tokenizer.vocab_size :].numel() for name in vocabulary_rows(decoder)
+    )
+    parameters = decoder.num_params() - dropped
     card = model_card(
         history, decoder.config, parameters=parameters, vocab_size=tokenizer.vocab_size
     )

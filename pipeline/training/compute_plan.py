@@ -85,6 +85,7 @@ def _fitting_micro_batch(
         dtype=plan.dtype,
         optimizer=job.section(stage).optimizer,
         device=device.type,
+        documents=stage == "sft" or job.within_documents,
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory
     return choose_micro_batch(

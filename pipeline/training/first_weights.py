@@ -10,9 +10,27 @@ from pipeline.job.digest import model_inputs
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pion.config import ModelConfig
     from pion.model.decoder import Decoder
     from pipeline.training.context import TrainingContext
+
+# Settings of a model that decide neither its weights' shapes nor its results: those of a context's
+# length, of random weights and of training, and the rows of the head that no token has.
+FREE = {
+    f"model.{name}"
+    for name in (
+        "seq_len",
+        "family",
+        "init",
+        "init_std",
+        "head_multiple",
+        "experts.balance",
+        "experts.balance_weight",
+        "experts.z_weight",
+    )
+}
 
 
 def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
@@ -56,17 +74,29 @@ def _model_from(context: TrainingContext, source: str) -> Decoder:
     found = load_model(context.fetch(lambda: find_model(str(path) if path.exists() else source)))
     config = context.job.model_config_resolved()
     require_same_model(config, found.config, source)
-    return Decoder.from_state(config, found.state_dict())
+    return Decoder.from_state(config, _with_head_rows(config, found.state_dict()))
+
+
+def _with_head_rows(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with as many rows of the head as the model has.
+
+    Rows beyond the vocabulary are no token's, and an export leaves them out.
+    """
+    head = state.get("lm_head.weight")
+    if head is None or len(head) == config.head_rows:
+        return state
+    padded = head.new_zeros(config.head_rows, head.shape[1])
+    padded[: config.vocab_size] = head[: config.vocab_size]
+    return state | {"lm_head.weight": padded}
 
 
 def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
     """Raise BadInput if the job's model and the model of `init_from: source` differ."""
     wanted, given = model_inputs(job), model_inputs(model)
-    # The context's length and the distribution of random weights may differ.
-    free = {"model.seq_len", "model.init_std", "model.family"}
     wrong = [
-        f"{path.removeprefix('model.')}: job {wanted.get(path)}, model {given.get(path)}"
-        for path in sorted((wanted.keys() | given.keys()) - free)
+        f"{path.removeprefix('model.')}: job {wanted.get(path, '(not set)')}, "
+        f"model {given.get(path, '(not set)')}"
+        for path in sorted((wanted.keys() | given.keys()) - FREE)
         if wanted.get(path) != given.get(path)
     ]
     if wrong:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,10 @@ def _open(job: Job, folder: Path) -> StageData:
     from pion.data.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
-    data, closing, window = open_data(folder), ExitStack(), job.data.window
+    data, closing = open_data(folder), ExitStack()
+    stream = partial(
+        data.stream, seed=job.seed, window=job.data.window, documents=job.within_documents
+    )
 
     def shard_cache() -> ShardCache:  # called only if shards are fetched while training
         from pipeline.data.shard_cache import ShardCache, default_folder
@@ -144,8 +148,8 @@ def _open(job: Job, folder: Path) -> StageData:
         return cache
 
     return StageData(
-        train=data.stream("train", seed=job.seed, window=window, cache=shard_cache),
-        held_out=data.stream("held_out", seed=job.seed, window=window),
+        train=stream("train", cache=shard_cache),
+        held_out=stream("held_out"),
         tokenizer=Tokenizer.from_file(data.tokenizer_path),
         tokenizer_file=data.tokenizer_path,
         close=closing.close,

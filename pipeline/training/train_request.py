@@ -47,7 +47,7 @@ class TrainRequest:
     ) -> TrainRequest:
         """Return the request for `stages` of `job`."""
         return cls(
-            job=job.model_dump(mode="json"),
+            job=job.model_dump(mode="json", exclude_unset=True),
             job_folder=str(job.folder),
             store=open_store(job.store).url,
             owner=dataclasses.asdict(owner),

@@ -5,7 +5,7 @@
 
      - how many cards there are (the autograd engine, before a backward pass);
      - whether a card has a context (the autograd engine, after a backward pass);
-     - what the card can do (scaled dot product attention, to choose a kernel).
+     - what the card can do (scaled dot product attention and grouped products, to choose a kernel).
 
    The library has the name libcuda.so.1, so the real driver is not loaded, even if there is one.
    environment.py compiles it. */
@@ -17,6 +17,10 @@
    card that is announced here for a real one. pretended_card.py writes this variable. */
 int announced_cards = 0;
 
+/* The card's capability. pretended_card.py writes these variables, too. */
+int card_major = 0;
+int card_minor = 0;
+
 /* The names after __asm__ are the C++ functions' mangled names in the pinned torch. */
 
 signed char device_count(void) __asm__("_ZN3c104cuda12device_countEv");
@@ -27,12 +31,12 @@ struct cudaDeviceProp *properties_of(signed char device)
 
 signed char device_count(void) { return (signed char)announced_cards; }
 
-/* The same card as CARD in pretended_card.py: an NVIDIA A40. */
+/* The same card as CARD in pretended_card.py: an NVIDIA A40, but for its capability. */
 struct cudaDeviceProp *current_properties(void) {
   static struct cudaDeviceProp card;
   strcpy(card.name, "NVIDIA A40");
-  card.major = 8;
-  card.minor = 6;
+  card.major = card_major;
+  card.minor = card_minor;
   card.warpSize = 32;
   card.multiProcessorCount = 84;
   card.sharedMemPerBlock = 48 * 1024;

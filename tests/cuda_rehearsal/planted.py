@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pion.data.stream import Batch, map_batch
-from pion.model import attention, decoder
+from pion.model import attention, expert_products, experts, masks
 from pion.model.cache import LayerCache
 from pion.model.decoder import Decoder
 from pion.model.feedforward import SwiGLU
@@ -31,7 +31,6 @@ from tests.cuda_rehearsal.report import print_reports
 from tests.cuda_rehearsal.scenarios import MODELS, SCENARIOS, rehearse
 
 CPU = torch.device("cpu")
-CONFIG = dataclasses.replace(MODELS["dense"], n_layers=1)
 
 # Makes a mistake from the function that it replaces.
 Mistake = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -39,12 +38,13 @@ Mistake = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Planted:
-    """A mistake in the function `name` of `owner`, and the scenario that meets it."""
+    """A mistake in the function `name` of `owner`, and the scenario and model that meet it."""
 
     owner: Any
     name: str
     mistake: Mistake
     scenario: str = "train adamw bfloat16"
+    model: str = "dense"
 
     def plant(self) -> AbstractContextManager[Any]:
         """Make the mistake inside a `with` block."""
@@ -71,7 +71,7 @@ def rotate_by_host_table(right: Callable[..., Any]) -> Callable[..., Any]:
 
 def mask_on_host(right: Callable[..., Any]) -> Callable[..., Any]:
     def build_mask(config: Any, queries: int, keys: int, documents: Any, device: Any) -> Any:
-        return attention.Mask(allowed=torch.ones(queries, keys, dtype=torch.bool).tril())
+        return masks.Mask(allowed=torch.ones(queries, keys, dtype=torch.bool).tril())
 
     return build_mask
 
@@ -106,9 +106,9 @@ def put_on_host(name: str) -> Mistake:
 
 
 def read_update_norm(right: Callable[..., None]) -> Callable[..., None]:
-    def step_that_reads(self: Muon, lr: float) -> None:
+    def step_that_reads(self: Muon, lr: float, beta: float) -> None:
         norms = [buffer.norm() for buffer in self.momentum.values()]
-        right(self, lr if float(torch.stack(norms).max()) < 1e6 else 0.0)
+        right(self, lr if float(torch.stack(norms).max()) < 1e6 else 0.0, beta)
 
     return step_that_reads
 
@@ -191,13 +191,44 @@ def cache_on_host(right: Callable[..., Any]) -> Callable[..., Any]:
     return extend_on_host
 
 
+def group_on_any_card(right: Callable[..., str]) -> Callable[..., str]:
+    def grouped_path(device_type: str, capability: Any, dtype: torch.dtype) -> str:
+        return "grouped"
+
+    return grouped_path
+
+
+def read_inside_the_operation(right: Callable[..., int]) -> Callable[..., int]:
+    def row_multiple_if_small(x: Tensor) -> int:
+        return right(x) if x.abs().max().item() < 1e6 else 1
+
+    return row_multiple_if_small
+
+
+def count_tokens(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def with_tokens_counted(
+        x: Tensor, matrices: list[Tensor], weights: Tensor, order: Tensor, ends: Tensor
+    ) -> Any:
+        used = (ends.diff() > 0).nonzero()
+        return right(x, matrices, weights, order, ends + 0 * len(used))
+
+    return with_tokens_counted
+
+
+def read_documents(right: Callable[..., Any]) -> Callable[..., Any]:
+    def visited_after_reading(documents: Tensor, count: int, block: int) -> Any:
+        return right(documents, count if documents.max().item() > 0 else 1, block)
+
+    return visited_after_reading
+
+
 PLANTED: dict[str, Planted] = {
     "a norm reads a value": Planted(RMSNorm, "forward", read_a_value),
     "the rotary table is on the host": Planted(Decoder, "_rotation", rotate_by_host_table),
     "positions look up a table on the host": Planted(
         Decoder, "_rotation", rotate_by_host_table, "train documents bfloat16"
     ),
-    "the mask is on the host": Planted(decoder, "build_mask", mask_on_host),
+    "the mask is on the host": Planted(masks, "build_mask", mask_on_host),
     "rope computes in fp64": Planted(attention, "rotate", rotate_in_fp64),
     "a norm has an fp64 constant": Planted(RMSNorm, "forward", keep_fp64_constant),
     "AdamW counts its steps on the host": Planted(
@@ -212,6 +243,18 @@ PLANTED: dict[str, Planted] = {
     "batches are not page-locked": Planted(feed.BatchFeed, "_pinned", do_not_pin),
     "a layer multiplies in fp32": Planted(SwiGLU, "forward", multiply_in_fp32),
     "a layer keeps a tensor on the host": Planted(SwiGLU, "__init__", keep_plain_tensor),
+    "experts group products where torch has no kernel": Planted(
+        expert_products, "product_path", group_on_any_card, model="experts"
+    ),
+    "the operation of experts reads a value": Planted(
+        expert_products, "_row_multiple", read_inside_the_operation, model="experts"
+    ),
+    "a window reads the documents": Planted(
+        masks, "visited_blocks", read_documents, model="windows"
+    ),
+    "the router looks up which experts are used": Planted(
+        experts, "mix_experts", count_tokens, model="experts"
+    ),
     "evaluation indexes by a mask": Planted(
         heldout, "token_nll", scores_by_mask, "evaluate in training bfloat16"
     ),
@@ -230,7 +273,10 @@ def main() -> None:
     with pretended_card() as watch:
         for name, planted in PLANTED.items():
             with planted.plant():
-                reports[name] = rehearse(watch, CONFIG, SCENARIOS[planted.scenario])
+                config = MODELS[planted.model]
+                if config.wiring is None:  # else it names layers
+                    config = dataclasses.replace(config, n_layers=1)
+                reports[name] = rehearse(watch, config, SCENARIOS[planted.scenario])
     print_reports(reports)
 
 

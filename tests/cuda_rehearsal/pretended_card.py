@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from tests.cuda_rehearsal.watch import Watch
 
 # What `torch.cuda.get_device_properties` says about an NVIDIA A40; cuda_shim.c has the same card.
+# `insert_card` changes the name and the capability.
 CARD = SimpleNamespace(
     name="NVIDIA A40",
     major=8,
@@ -34,7 +35,7 @@ CARD = SimpleNamespace(
     max_threads_per_multi_processor=1536,
     L2_cache_size=6 * 2**20,
 )
-
+CAPABILITIES = {"A40": (8, 6), "H100": (9, 0), "RTX 5090": (12, 0)}
 
 # Torch's device guard that does nothing guards this many cards. After a backward pass, the autograd
 # engine asks about each of them.
@@ -82,8 +83,8 @@ def _answers(watch: Watch) -> dict[str, Any]:
         "current_device": always(0),
         "set_device": always(None),
         "get_device_properties": always(CARD),
-        "get_device_name": always(CARD.name),
-        "get_device_capability": always((CARD.major, CARD.minor)),
+        "get_device_name": lambda device=None: CARD.name,
+        "get_device_capability": lambda device=None: (CARD.major, CARD.minor),
         "is_bf16_supported": always(True),
         "synchronize": synchronize,
         "current_stream": always(stream),
@@ -101,11 +102,11 @@ def _answers(watch: Watch) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def pretended_card() -> Iterator[Watch]:
-    """Pretend a card inside the `with` block; yield the watch that collects the findings.
+    """Pretend an A40 inside the `with` block; yield the watch that collects the findings.
 
     Only one such block may run in a process. Raises RuntimeError if cuda_shim.c is not preloaded.
     """
-    announced = _announced_cards()
+    insert_card("A40")
     watch = Watch()
     with contextlib.ExitStack() as stack:
 
@@ -125,16 +126,24 @@ def pretended_card() -> Iterator[Watch]:
         # The backward pass would run in the card's own thread, which does not see our modes.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         with FakeTensorMode():  # the first one installs the device guard that does nothing
-            announced.value = GUARD_CARDS
+            _shim_variable("announced_cards").value = GUARD_CARDS
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(watch)
         yield watch
 
 
-def _announced_cards() -> ctypes.c_int:
+def insert_card(name: str) -> None:
+    """Make the pretended card the one of this name in CAPABILITIES."""
+    CARD.name = f"NVIDIA {name}"
+    CARD.major, CARD.minor = CAPABILITIES[name]
+    _shim_variable("card_major").value = CARD.major
+    _shim_variable("card_minor").value = CARD.minor
+
+
+def _shim_variable(name: str) -> ctypes.c_int:
     """Return the shim's variable of this name. Raises RuntimeError if there is no shim."""
     try:
-        return ctypes.c_int.in_dll(ctypes.CDLL(None), "announced_cards")
+        return ctypes.c_int.in_dll(ctypes.CDLL(None), name)
     except ValueError:
         raise RuntimeError("start this program with cuda_shim.c in LD_PRELOAD") from None
 

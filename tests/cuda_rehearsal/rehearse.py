@@ -1,22 +1,22 @@
-"""Rehearse every scenario for every model on a pretended card, and print the reports.
+"""Rehearse what scenarios.py lists, on pretended cards, and print the reports.
 
 environment.py starts this program: `python -m tests.cuda_rehearsal.rehearse`.
 """
 
 from __future__ import annotations
 
-from tests.cuda_rehearsal.pretended_card import pretended_card
+from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
 from tests.cuda_rehearsal.report import print_reports
-from tests.cuda_rehearsal.scenarios import MODELS, SCENARIOS, rehearse
+from tests.cuda_rehearsal.scenarios import MODELS, REHEARSALS, SCENARIOS, rehearse
 
 
 def main() -> None:
+    reports = {}
     with pretended_card() as watch:
-        reports = {
-            f"{model}: {name}": rehearse(watch, config, scenario)
-            for model, config in MODELS.items()
-            for name, scenario in SCENARIOS.items()
-        }
+        for rehearsal in REHEARSALS:
+            insert_card(rehearsal.card)
+            config, scenario = MODELS[rehearsal.model], SCENARIOS[rehearsal.scenario]
+            reports[str(rehearsal)] = rehearse(watch, config, scenario)
     print_reports(reports)
 
 

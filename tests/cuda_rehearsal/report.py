@@ -30,14 +30,14 @@ class Report:
     """What happened in one scenario.
 
     `tensors` has every tensor that remains afterwards, by name, as "cuda:0 torch.float32".
-    `matmul_dtypes` has the dtypes of the inputs of matrix products and attention. `error` is the
+    `matmuls` counts the matrix products and attentions by the dtype of their inputs. `error` is the
     exception that ended the scenario, if there was one.
     """
 
     units: int = 0  # steps, micro-batches or tokens; the scenario says which
     findings: list[Finding] = field(default_factory=list)
     tensors: dict[str, str] = field(default_factory=dict)
-    matmul_dtypes: list[str] = field(default_factory=list)
+    matmuls: dict[str, int] = field(default_factory=dict)
     error: str | None = None
 
     def of_kind(self, kind: Kind) -> list[str]:

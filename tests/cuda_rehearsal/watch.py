@@ -4,22 +4,27 @@ The kinds of findings:
 
   * `host_sync`: the program waits until the card has finished. The causes are `.item()`, a blocking
     copy, a result whose shape depends on values, an index on the host (torch copies it), a mask as
-    an index (torch counts it) and `torch.cuda.synchronize`. On a real card,
-    `torch.cuda.set_sync_debug_mode` reports all but the last.
+    an index (torch counts it), a grouped product for which torch has no kernel (torch reads where
+    the groups end) and `torch.cuda.synchronize`. On a real card, `torch.cuda.set_sync_debug_mode`
+    reports all but the last.
   * `unpinned_copy`: a copy to the card does not block, but its source is not page-locked memory.
-    The program waits until the driver has copied the source to memory of its own, but it does not
+    The program waits while the driver copies the source to page-locked memory, but it does not
     wait for the card.
   * `wrong_device`: one operation gets tensors of the card and of the host.
   * `fp64`: an operation on the card reads or writes 64-bit floats, which are slow there.
 
-No operation is computed on the card. After a finding the program continues, with zeros or ones in
-place of what it waited for. So one run finds all of them.
+No operation is computed on the card. After a finding the program continues, with ones in place of
+what it waited for. So one run finds all of them. Pion's own operations are opened up, so that what
+happens inside them is watched, too.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +32,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,6 +51,7 @@ PRODUCTS = {
     aten.bmm,
     aten.addmm,
     aten.baddbmm,
+    aten._grouped_mm,
     aten._scaled_dot_product_flash_attention,
     aten._scaled_dot_product_efficient_attention,
     aten._scaled_dot_product_cudnn_attention,
@@ -81,13 +88,13 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.findings: list[Finding] = []
-        self.matmul_dtypes: set[str] = set()
+        self.matmuls: Counter[str] = Counter()  # by the dtypes of their inputs
         # By address. The tensors are kept so that nothing else gets their address.
         self._page_locked: dict[int, Tensor] = {}
 
     def start(self) -> None:
         """Forget the findings and products so far. What comes now counts."""
-        self.findings, self.matmul_dtypes = [], set()
+        self.findings, self.matmuls = [], Counter()
 
     def free_page_locked(self) -> None:
         """Free the memory from `page_locked`, once nothing uses it any more."""
@@ -119,6 +126,9 @@ class Watch(TorchDispatchMode):
         if not any(_is_on_card(leaf) for leaf in leaves):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
+        if func.namespace.startswith("pion"):
+            with self:
+                return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
         if func.namespace == "aten" and func._can_decompose():
             # Only in inference mode do we get operations that consist of others. In all other modes
             # torch has taken them apart before. We do so here, so that both modes look the same.
@@ -139,9 +149,11 @@ class Watch(TorchDispatchMode):
         else:
             if _mixes_devices(call.func, call.tensors):
                 self.note("wrong_device", str(call.func))
+            if packet is aten._grouped_mm and not _has_kernel_for_groups(call):
+                self.note("host_sync", f"{call.func} without a kernel")
             result = call.run()
         if packet in PRODUCTS:
-            self.matmul_dtypes.update(str(tensor.dtype) for tensor in call.tensors[:2])
+            self.matmuls.update({str(tensor.dtype) for tensor in call.tensors[:2]})
         results = result if isinstance(result, list | tuple) else [result]
         if any(_is_double_on_card(tensor) for tensor in [*call.tensors, *results]):
             self.note("fp64", str(call.func))
@@ -163,7 +175,7 @@ class Watch(TorchDispatchMode):
         if in_place:
             return args[0]
         with unset_fake_temporarily():
-            return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype)
+            return torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype)
 
     def _index(self, call: Call) -> Any:
         """Index by numbers on the card, after noting indices that are masks or on the host."""
@@ -217,6 +229,25 @@ def _depends_on_values(call: Call) -> bool:
         return False
     tags = call.func.tags
     return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+
+
+def _has_kernel_for_groups(call: Call) -> bool:
+    """Return whether torch has a kernel for a grouped product on this card and in this dtype.
+
+    Otherwise torch copies the ends of the groups to the host, inside the operation.
+    """
+    in_bf16 = all(tensor.dtype == torch.bfloat16 for tensor in call.tensors[:2])
+    return in_bf16 and _card_has_grouped_kernels()(True, True)
+
+
+@functools.cache
+def _card_has_grouped_kernels() -> Callable[[bool, bool], bool]:
+    """Return the C++ function that torch itself asks. The shim answers what it asks the driver."""
+    library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cuda.so"))
+    # at::native::scaled::scaled_mm_arch_allowed(bool sm90_only, bool sm100_only)
+    function = library["_ZN2at6native6scaled22scaled_mm_arch_allowedEbb"]
+    function.argtypes, function.restype = [ctypes.c_bool, ctypes.c_bool], ctypes.c_bool
+    return function
 
 
 def _made_up(call: Call) -> Any:

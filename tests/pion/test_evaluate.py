@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from pion.data.order import RowOrder
 from pion.data.shards import IGNORED, Manifest, Rows, describe
@@ -22,13 +23,16 @@ def measure(
     return held_out(scorer, data, range(rows), np.ones(vocab_size))
 
 
-def stream(rows: np.ndarray, folder: Path, vocab_size: int = VOCAB) -> RowStream:
-    """Return the rows as documents, in order."""
+def stream(
+    rows: np.ndarray, folder: Path, vocab_size: int = VOCAB, end_of_text: int | None = None
+) -> RowStream:
+    """Return the rows in order; each `end_of_text` in a row begins a document."""
     np.save(folder / "shard_00000.npy", rows.astype(np.uint16))
     shard = describe(folder / "shard_00000.npy", rows.shape[1])
     manifest = Manifest("tokens", rows.shape[1], vocab_size, (shard,))
     order = RowOrder([shard.rows], manifest.fingerprint, seed=0, window=1)
-    return RowStream([(Rows(manifest, lambda s: folder / s.name), order)])
+    rows_of = Rows(manifest, lambda s: folder / s.name)
+    return RowStream([(rows_of, order)], documents=end_of_text)
 
 
 def random_rows(rows: int = 10, vocab_size: int = VOCAB, seed: int = 0) -> np.ndarray:
@@ -77,6 +81,21 @@ def test_the_loss_is_the_one_the_decoder_trains_on(tmp_path: Path) -> None:
     tokens = torch.from_numpy(rows)
     expected = model.loss(tokens[:, :-1], tokens[:, 1:]).item()
     assert measured.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_document_in_a_row_is_predicted_as_if_it_was_alone(tmp_path: Path) -> None:
+    model, row = decoder(), random_rows(rows=1)
+    row[row == 3] = 4
+    row[0, [5, 9]] = 3  # an end-of-text begins a document, and the one before predicts it
+    nats = 0.0
+    for first, stop in ((0, 5), (5, 9), (9, SEQ_LEN)):
+        logits = model(torch.from_numpy(row[:, first:stop]))[0]
+        targets = torch.from_numpy(row[0, first + 1 : stop + 1])
+        nats += cross_entropy(logits[: len(targets)], targets, reduction="sum").item()
+    within = stream(row, tmp_path, end_of_text=3)
+    assert measure(model, within, 1, 1).loss == pytest.approx(nats / (SEQ_LEN - 1), rel=1e-5)
+    whole = measure(model, stream(row, tmp_path), 1, 1)
+    assert whole.loss != pytest.approx(nats / (SEQ_LEN - 1), rel=1e-3)
 
 
 def test_chunks_of_logits_and_batches_of_rows_change_nothing(

@@ -17,14 +17,14 @@ from pion.errors import BadInput, PionError
 from pion.export import (
     EXPORT_FILES,
     GENERATION,
-    MAX_LOGIT_DIFFERENCE,
     export_model,
     is_export,
     replace_folder,
-    verify_export,
 )
 from pion.load import load
 from pion.model.decoder import Decoder
+from pion.verify import MAX_LOGIT_DIFFERENCE, verify_export
+from tests.support.tiny_config import tiny_config
 
 TEXTS = [
     "Return a new header with the string.\n\n    >>> os.path.join('a', 'b')",
@@ -46,9 +46,9 @@ def tokenizer(tokenizer_path: Path) -> Tokenizer:
 
 
 def small_config(tokenizer: Tokenizer, **fields: object) -> ModelConfig:
-    shape = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48}
-    vocab_size = tokenizer.vocab_size + LACKING_ROWS
-    return ModelConfig.from_dict(shape | {"vocab_size": vocab_size, "seq_len": 64} | fields)
+    return tiny_config(
+        **{"vocab_size": tokenizer.vocab_size + LACKING_ROWS, "seq_len": 64, **fields}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +207,12 @@ def test_pion_loads_its_own_export(exported: Path, decoder: Decoder, tokenizer: 
 # ---------------------------------------------------------------- what is refused
 
 
-def test_a_capped_model_is_refused(
+def test_an_architecture_that_does_not_fit_is_refused_with_the_reason(
     tokenizer: Tokenizer, tokenizer_path: Path, tmp_path: Path
 ) -> None:
     capped = Decoder(small_config(tokenizer, softcap=30.0))
-    with pytest.raises(BadInput, match="softcap"):
-        export_model(capped, tokenizer_path, tmp_path / "m")
+    with pytest.raises(BadInput, match=r"as qwen3: Qwen3 does not support softcap 30\.0"):
+        export_model(capped, tokenizer_path, tmp_path / "m", model_type="qwen3")
     assert not list(tmp_path.iterdir())
 
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pion
-from pion.config import ModelConfig
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.generate import Sampling, generate_text, sample, stream_text
 from pion.model.decoder import Decoder
+from tests.support.tiny_config import tiny_config
 
 TEXT = "naïve café, 日本語 🌍 done"
 CONTEXT = 64
@@ -28,15 +28,7 @@ def memorised(tokenizer):
     """Return a model that has memorized one text and its end, and the text's ids."""
     torch.manual_seed(0)
     # Eight embedding rows more than the tokenizer has ids.
-    config = ModelConfig(
-        d_model=48,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        d_ff=64,
-        vocab_size=tokenizer.vocab_size + 8,
-        seq_len=CONTEXT,
-    )
+    config = tiny_config(d_model=48, d_ff=64, vocab_size=tokenizer.vocab_size + 8, seq_len=CONTEXT)
     model = Decoder(config)
     end = tokenizer.end_of_text
     ids = tokenizer.encode(TEXT)
@@ -59,13 +51,12 @@ def untrained(memorised):
 
 
 def test_greedy_generation_says_what_the_model_memorised_and_stops_at_its_end(memorised, tokenizer):
-    start = tokenizer.encode("naïve")
-    continued = list(pion.generate(memorised, start, temperature=0))
+    start, end = tokenizer.encode("naïve"), tokenizer.end_of_text
+    continued = list(pion.generate(memorised, start, temperature=0, stop_ids=[end]))
     assert tokenizer.decode(start + continued) == TEXT
 
 
-def test_an_empty_prompt_starts_from_end_of_text(memorised, tokenizer):
-    assert tokenizer.decode(list(pion.generate(memorised, [], temperature=0))) == TEXT
+def test_an_empty_text_starts_from_end_of_text(memorised, tokenizer):
     assert "".join(generate_text(memorised, tokenizer, "", temperature=0)) == TEXT
 
 
@@ -142,7 +133,7 @@ def test_generation_ends_after_max_tokens_or_where_the_context_ends(untrained):
 
 def test_any_stop_id_ends_generation_and_is_not_yielded(memorised, tokenizer):
     (comma,) = tokenizer.encode(",")
-    until = list(pion.generate(memorised, [], temperature=0, stop_ids=(0, comma)))
+    until = list(pion.generate(memorised, [0], temperature=0, stop_ids=(0, comma)))
     assert tokenizer.decode(until) == "naïve café"
 
 
@@ -159,11 +150,12 @@ def test_any_stop_id_ends_generation_and_is_not_yielded(memorised, tokenizer):
         ({"ids": [5] * 65}, "65 tokens, but the model's context is 64"),
         ({"ids": [100_000]}, "outside 0 … "),
         ({"ids": [-1]}, "outside 0 … "),
+        ({"ids": []}, "the prompt is empty"),
     ],
 )
 def test_senseless_requests_are_refused_by_the_call_itself(untrained, settings, message):
     with pytest.raises(BadInput, match=message):
-        pion.generate(untrained, settings.pop("ids", [5]), **settings)
+        pion.generate(untrained, settings.pop("ids", [5]), stop_ids=(), **settings)
 
 
 LOGITS = st.lists(st.integers(-40, 40), min_size=2, max_size=12)

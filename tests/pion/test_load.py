@@ -10,15 +10,14 @@ import pion
 from pion.config import ModelConfig
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput
-from pion.exports.table import to_stock
+from pion.exports.table import to_transformers
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
 from tests.paths import SEEDS
+from tests.support.tiny_config import tiny_config
 
 SEED = SEEDS / "pion_nocap_ckpt.pt"
-CONFIG = ModelConfig(
-    d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=270, seq_len=24
-)
+CONFIG = tiny_config(vocab_size=270)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_a_checkpoint_and_an_export_of_one_model_load_alike(tmp_path, decoder, t
     checkpoint.mkdir()
     export.mkdir()
     write(checkpoint, CONFIG.to_dict(), decoder.state_dict(), tokenizer)
-    write(export, *to_stock(CONFIG, decoder.state_dict()), tokenizer)
+    write(export, *to_transformers(CONFIG, decoder.state_dict()), tokenizer)
     for folder in (checkpoint, export):
         model, its_tokenizer = pion.load(folder)
         assert model.config == CONFIG

@@ -64,6 +64,11 @@ def ids_beyond_the_vocabulary(folder: Path) -> dict[str, Any]:
     return with_shard(folder, array=np.full((500, 32), 999, dtype=np.int32))
 
 
+def shard_without_end_of_text(folder: Path) -> dict[str, Any]:
+    ids = np.full((500, 32), 5, dtype=np.int32)
+    return with_shard(folder, array=ids) | {"data__documents": True}
+
+
 def tokenizer_larger_than_the_model(folder: Path) -> dict[str, Any]:
     return {"model__vocab_size": 259}
 
@@ -88,6 +93,10 @@ CASES: list[tuple[Case, list[str]]] = [
     (truncated_shard, ["shard_00000.npy"]),
     (shard_of_floats, ["shard_00000.npy", "float32"]),
     (ids_beyond_the_vocabulary, ["shard_00000.npy", "999"]),
+    (
+        shard_without_end_of_text,
+        ["data.sources.0: there is no end-of-text (<|endoftext|>, id 0)", "data.documents=false"],
+    ),
     (tokenizer_larger_than_the_model, ["tokenizer", "259"]),
     (conversation_without_an_assistant, ["alone.jsonl:1", "no assistant turn"]),
     (missing_tokenizer, ["no-tokenizer.json"]),
@@ -108,3 +117,30 @@ def test_it_is_said_clearly_and_nothing_is_trained(
     assert "Traceback" not in error
     assert "bug" not in error
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
+
+
+EXPERTS = {"n": 4, "d_shared": 16}
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"experts": EXPERTS | {"top_k": 5}}, "experts.top_k 5 is more than experts.n 4"),
+        ({"experts": EXPERTS, "d_ff": 44}, "d_ff 44 and d_model 32 must be multiples of 8"),
+        ({"experts": EXPERTS | {"topk": 2}}, "model.experts.topk: unknown key"),
+        ({"experts": EXPERTS | {"balance": "batch"}}, "model.experts.balance: unknown key"),
+        ({"experts": {"d_shared": 16}}, "experts.n"),
+        ({"experts": 4}, "model.experts"),
+    ],
+)
+def test_experts_that_can_not_be_are_refused_before_there_is_a_run(
+    model: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {f"model__{name}": value for name, value in model.items()}
+    code = main(["run", str(write_job(tmp_path, **changes))])
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert error.startswith("error: ")
+    assert said in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "runs").exists()

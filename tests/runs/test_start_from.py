@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.cli import main
 from tests.support.whole_runs import ends_with, finish, head_of, start, write_job
 
 
@@ -86,6 +87,36 @@ def test_a_model_of_another_shape_is_refused_with_both_shapes(
     )
     output = ends_with(2, start(job))
     assert "d_ff: job 64, model 48" in output
+
+
+WITH_EXPERTS = {"model__experts": {"n": 4, "d_shared": 16}, "sft": None}
+
+
+def test_a_model_without_experts_does_not_start_one_with_experts(
+    tmp_path: Path, pretrained: Path
+) -> None:
+    source = str(pretrained / "runs" / "tiny")
+    job = write_job(tmp_path, **WITH_EXPERTS, pretrain__init_from=source)
+    output = ends_with(2, start(job))
+    assert f"init_from {source}: that model differs from the job's model" in output
+    assert "experts.n: job 4, model (not set)" in output
+    assert "experts.d_shared: job 16, model (not set)" in output
+    assert "Traceback" not in output
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+
+
+def test_a_fork_does_not_continue_with_other_parts(
+    tmp_path: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "runs"
+    assert main(["fork", str(pretrained / "runs" / "tiny"), f"{store}/fork"]) == 0
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    job = write_job(tmp_path, **WITH_EXPERTS, name="fork")
+    assert main(["run", str(job)]) == 2
+    error = capsys.readouterr().err
+    assert "model.experts.n: (not set) → 4" in error
+    assert "Traceback" not in error
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
 
 
 def seeds_name(name: str) -> str:

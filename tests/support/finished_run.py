@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.model.decoder import Decoder
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
@@ -15,6 +14,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
+from tests.support.tiny_config import tiny_config
 
 TEXT = ["Return a new header with string.", "The quick brown fox jumps over the lazy dog."] * 20
 
@@ -25,17 +25,7 @@ def tiny_tokenizer() -> Tokenizer:
 
 def tiny_model(vocab_size: int, seq_len: int = 64, seed: int = 0) -> Decoder:
     torch.manual_seed(seed)
-    return Decoder(
-        ModelConfig(
-            d_model=32,
-            n_layers=2,
-            n_heads=2,
-            n_kv_heads=1,
-            d_ff=64,
-            vocab_size=vocab_size,
-            seq_len=seq_len,
-        )
-    )
+    return Decoder(tiny_config(vocab_size=vocab_size, seq_len=seq_len))
 
 
 def make_run(

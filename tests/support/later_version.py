@@ -83,7 +83,8 @@ def install(
     config: type[ModelConfig] = LaterConfig,
 ) -> None:
     """Make this process that later version."""
-    for module in ("pipeline.job.fields", "pion.load", "pion.exports.qwen3", "pion.seeds.pion"):
+    exports = ("pion.exports.qwen3", "pion.exports.modelling_files")
+    for module in ("pipeline.job.fields", "pion.load", *exports, "pion.seeds.pion"):
         monkeypatch.setattr(import_module(module), "ModelConfig", config)
     monkeypatch.setattr("pion.train.settings.ComputePlan", LaterPlan)
     for module in ("pipeline.job.file", "pipeline.training.train_request"):

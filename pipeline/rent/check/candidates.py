@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.job import Job
-from pipeline.rent.plan.estimate import Estimate, estimate, gpus_that_fit
+from pipeline.rent.plan.estimate import Estimate, estimate, what_would_fit
 from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
-
-# How many GPUs are suggested when a candidate is too small, the smallest first.
-LISTED = 6
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> tuple[st
     if offer.gpu is None or offer.gpu_memory is None:
         return None, ""
     if guess.problem is not None:
-        return guess.problem, "" if guess.stages else _what_would_fit(job)
+        return guess.problem, "" if guess.stages else what_would_fit(job)
     dear = None if force else dear_spot(offer, num_nodes)
     return dear, "Set use_spot: false, or pass --force" if dear else ""
 
@@ -110,10 +107,3 @@ def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
         if batch < workers:
             return f"{stage}.global_batch {batch} is smaller than its {workers} workers"
     return None
-
-
-def _what_would_fit(job: Job) -> str:
-    found = gpus_that_fit(job)
-    if not found:
-        return "It fits on no GPU known here."
-    return f"It fits on {', '.join(found[:LISTED])}{' …' if len(found) > LISTED else ''}."

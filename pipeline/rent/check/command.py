@@ -19,6 +19,7 @@ from pipeline.job.file import load_job
 from pipeline.rent.check import of_job, of_rental
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_machines import check_machines
+from pipeline.rent.check.of_memory import check_memory
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.rent.time_limit import begin, within
@@ -100,7 +101,9 @@ def run_checks(
         ("evaluate", partial(of_job.check_evaluate, job)),
         ("publish", partial(of_job.check_publish, job)),
     ]
-    if sky_yaml is not None:
+    if sky_yaml is None:
+        checks.append(("GPU memory", partial(check_memory, job)))
+    else:
         checks += [
             ("store from there", partial(of_rental.check_reach, job)),
             ("files", partial(of_rental.check_files, job, sky_yaml, path)),

@@ -118,14 +118,14 @@ def _config(content: bytes, where: str) -> ModelConfig:
     """Return the settings in a config.json, ours or transformers'. Raises BadInput if it has
     none."""
     from pion.config import ModelConfig
-    from pion.exports.table import from_stock
+    from pion.exports.table import from_transformers
 
     try:
         settings = json.loads(content)
         if not isinstance(settings, dict):
             raise BadInput("it is not a JSON object of settings")
         if "model_type" in settings:
-            return from_stock(settings, {})[0]
+            return from_transformers(settings, {})[0]
         return ModelConfig.from_dict(settings)
     except (BadInput, ValueError) as error:
         raise BadInput(f"{where}: {error}") from None

@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
+from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate, what_would_fit
 from pipeline.rent.plan.past_speeds import past_speeds
 from pipeline.rent.plan.prices import market
 
@@ -21,13 +22,18 @@ def show_plan(job: str, overrides: Sequence[str], *, gpus: Sequence[str], as_jso
     """Print what a job takes on each type of GPU, ranked by dollars.
 
     A machine has one GPU, or as many as the job's `hardware.workers`. Raises BadInput for a job
-    with mistakes, and for an unknown GPU.
+    with mistakes, for an unknown GPU, and if the job fits on none of the GPUs.
     """
     plan = load_job(job, overrides)
     count = max(1, plan.hardware.workers or 1)
     offers, notes = market(gpus, plan.prices, count=count)
     speeds = past_speeds(plan)
     estimates = ranked([estimate(plan, offer, speeds) for offer in offers])
+    if estimates and not any(e.fits for e in estimates):
+        reasons = "\n".join(f"  {reason}" for reason in _why_unfit(estimates))
+        raise BadInput(
+            f"{plan.name} fits on none of these GPUs.\n{reasons}\n{what_would_fit(plan)}"
+        )
     notes = [*notes, *_assumptions(plan, estimates)]
     if as_json:
         print(json.dumps(_as_json(plan, estimates, notes), indent=1))
@@ -66,11 +72,7 @@ def batch_in_words(estimate: Estimate) -> str:
 
 def _assumptions(job: Job, estimates: Sequence[Estimate]) -> list[str]:
     """Return notes that say what the numbers are based on."""
-    unfit: dict[str, list[str]] = {}
-    for e in estimates:
-        if e.problem is not None:
-            unfit.setdefault(e.problem, []).append(e.offer.gpu or "CPU")
-    notes = [f"{', '.join(dict.fromkeys(gpus))}: {why}" for why, gpus in unfit.items()]
+    notes = _why_unfit(estimates)
     count = max((e.offer.count for e in estimates), default=1)
     if count > 1:
         notes.append(f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker")
@@ -84,6 +86,19 @@ def _assumptions(job: Job, estimates: Sequence[Estimate]) -> list[str]:
     if any(stage.recompute for e in estimates for stage in e.stages):
         notes.append("* activations are recomputed to fit")
     return [*notes, "training only: preparing data, evaluation and publishing are extra"]
+
+
+def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:
+    """Return a line for each reason why GPUs will not do, with these GPUs and what they have."""
+    unfit: dict[str, list[str]] = {}
+    for e in sorted(estimates, key=lambda e: 0 if e.lacks is None else e.lacks.usable):
+        gpu = e.offer.gpu or "CPU"
+        if e.lacks is not None:
+            usable = f"{gpu} ({e.lacks.usable / 2**30:.1f} GiB usable)"
+            unfit.setdefault(e.lacks.what, []).append(usable)
+        elif e.problem is not None:
+            unfit.setdefault(e.problem, []).append(gpu)
+    return [f"{', '.join(dict.fromkeys(gpus))}: {why}" for why, gpus in unfit.items()]
 
 
 def _table(job: Job, estimates: Sequence[Estimate]) -> Table:

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from pion.errors import BadInput
 from pion.model.cost import flops_per_token
 from pion.train.hardware import gpu_flops
-from pion.train.micro_batch import HEADROOM, Workload, choose_micro_batch, predict_memory
+from pion.train.micro_batch import (
+    HEADROOM,
+    DoesNotFit,
+    Workload,
+    choose_micro_batch,
+    predict_memory,
+)
 from pipeline.job import Job
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.past_speeds import Speed, speed_on
@@ -25,6 +31,8 @@ from pipeline.training.cadence import SaveCadence
 # The share of a GPU's peak that a model is assumed to reach if no run has measured it. The
 # published recipe of Pion-small reached this share on an A40 (64 × 2,048 tokens in 4.3 s).
 ASSUMED_MFU = 0.15
+# How many GPUs are suggested to a job that does not fit, the smallest first.
+LISTED = 6
 # Recomputing activations costs a third more arithmetic.
 RECOMPUTE_SPEED = 3 / 4
 # The assumed time from when a machine is paid for to its first step: boot, install, restore. `pion
@@ -52,7 +60,10 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A whole job on an offer. None means unknown; `problem` says why the job does not fit."""
+    """A whole job on an offer. None means unknown; `problem` says why the job does not fit.
+
+    `lacks` has the numbers of a problem that is a lack of memory.
+    """
 
     offer: Offer
     stages: tuple[StageEstimate, ...]
@@ -60,6 +71,7 @@ class Estimate:
     hours: float | None = None  # the loss to preemptions included
     lost_hours: float | None = None
     dollars: float | None = None
+    lacks: DoesNotFit | None = None
 
     @property
     def fits(self) -> bool:
@@ -98,6 +110,8 @@ def estimate(job: Job, offer: Offer, speeds: list[Speed], *, num_nodes: int = 1)
     workers = offer.count * num_nodes if asked is None else max(1, asked)
     try:
         stages = tuple(_stage(job, stage, offer, workers, speeds) for stage in job.train_stages)
+    except DoesNotFit as error:
+        return Estimate(offer, (), str(error), lacks=error)
     except BadInput as error:
         return Estimate(offer, (), str(error))
     seconds = [stage.seconds for stage in stages]
@@ -120,12 +134,24 @@ def estimate(job: Job, offer: Offer, speeds: list[Speed], *, num_nodes: int = 1)
 
 def gpus_that_fit(job: Job) -> list[str]:
     """Return the GPU types of which a single GPU can train the job, the smallest memory first."""
-    found = []
-    for name, kind in GPU_TYPES.items():
-        offer = Offer(name, 1, None, None, False, None, None, kind.memory, 0)
-        if estimate(job, offer, []).fits:
-            found.append(name)
-    return sorted(found, key=lambda name: GPU_TYPES[name].memory)
+    return [name for name, guess in on_each_gpu(job).items() if guess.fits]
+
+
+def on_each_gpu(job: Job) -> dict[str, Estimate]:
+    """Return what the job takes on one GPU of each type, the smallest memory first."""
+    by_memory = sorted(GPU_TYPES.items(), key=lambda item: item[1].memory)
+    return {
+        name: estimate(job, Offer(name, 1, None, None, False, None, None, kind.memory, 0), [])
+        for name, kind in by_memory
+    }
+
+
+def what_would_fit(job: Job) -> str:
+    """Return a sentence that names the GPU types on which a single GPU can train the job."""
+    found = gpus_that_fit(job)
+    if not found:
+        return "It fits on no GPU known here."
+    return f"It fits on {', '.join(found[:LISTED])}{' …' if len(found) > LISTED else ''}."
 
 
 def _priced(
@@ -145,7 +171,8 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]
     kind = GPU_TYPES.get(offer.gpu)
     dtype = kind.dtype(hardware.dtype) if kind else "bfloat16"
     rows = -(-section.global_batch // workers)
-    work = Workload(config, seq_len, dtype, section.optimizer, device="cuda")
+    documents = stage == "sft" or job.within_documents
+    work = Workload(config, seq_len, dtype, section.optimizer, "cuda", documents)
     derived, recompute = choose_micro_batch(
         work, rows_per_rank=rows, memory_bytes=offer.gpu_memory, recompute=hardware.recompute
     )

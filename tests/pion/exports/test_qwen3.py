@@ -7,16 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.exports.table import from_stock, to_stock
+from pion.exports.table import from_transformers, to_transformers
 from pion.model.decoder import Decoder
+from tests.support.tiny_config import tiny_config
 
 transformers = pytest.importorskip("transformers")
 
-CONFIG = ModelConfig(
-    d_model=32, n_layers=2, n_heads=6, n_kv_heads=2, d_ff=48, vocab_size=61, seq_len=24, head_dim=8
-)
+CONFIG = tiny_config(n_heads=6, head_dim=8, vocab_size=61)
 TOKENS = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -57,13 +55,13 @@ def test_logits_are_transformers_own(heads, tied, theta):
             rope_theta=theta,
         )
     )
-    theirs = stock(*to_stock(ours.config, ours.state_dict()))
+    theirs = stock(*to_transformers(ours.config, ours.state_dict()))
     assert (ours(TOKENS) - theirs(TOKENS).logits).abs().max() <= 1e-5
 
 
 def test_rows_the_tokenizer_lacks_are_dropped_without_changing_the_other_logits():
     ours = scrambled(CONFIG)
-    hf_config, hf_state = to_stock(CONFIG, ours.state_dict(), vocab_size=50)
+    hf_config, hf_state = to_transformers(CONFIG, ours.state_dict(), vocab_size=50)
     theirs = stock(hf_config, hf_state)
     assert hf_state["model.embed_tokens.weight"].shape == (50, 32)
     torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS)[..., :50], rtol=0, atol=1e-5)
@@ -71,18 +69,18 @@ def test_rows_the_tokenizer_lacks_are_dropped_without_changing_the_other_logits(
 
 def test_more_rows_than_the_model_has_are_refused():
     with pytest.raises(BadInput, match="has 61 embedding rows, not 62"):
-        to_stock(CONFIG, {}, vocab_size=62)
+        to_transformers(CONFIG, {}, vocab_size=62)
 
 
 def test_a_capped_model_is_not_stock():
-    with pytest.raises(BadInput, match="Qwen3 has no softcap, and this model has a softcap of 30"):
-        to_stock(replace(CONFIG, softcap=30.0), {})
+    with pytest.raises(BadInput, match="as qwen3: Qwen3 does not support softcap 30"):
+        to_transformers(replace(CONFIG, softcap=30.0), {}, model_type="qwen3")
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_way_back_is_the_inverse(tied):
     ours = scrambled(replace(CONFIG, tie_embeddings=tied))
-    config, state = from_stock(*to_stock(ours.config, ours.state_dict()))
+    config, state = from_transformers(*to_transformers(ours.config, ours.state_dict()))
     assert config == ours.config
     assert state.keys() == ours.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
@@ -93,7 +91,7 @@ def test_a_model_transformers_saved_is_read(tmp_path, tied):
     from pion.load import load_decoder
 
     torch.manual_seed(0)
-    hf_config, _ = to_stock(replace(CONFIG, tie_embeddings=tied, rope_theta=1e6), {})
+    hf_config, _ = to_transformers(replace(CONFIG, tie_embeddings=tied, rope_theta=1e6), {})
     theirs = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**hf_config)).eval()
     theirs.save_pretrained(tmp_path)
     ours = load_decoder(tmp_path)
@@ -108,19 +106,22 @@ def test_a_model_transformers_saved_is_read(tmp_path, tied):
         ({"attention_bias": True}, "attention_bias is True"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_parameters": ["yarn"]}, r"rope_parameters is \['yarn'\]; it must be an object"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
         ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rope_type is 'linear'"),
     ],
 )
 def test_unsupported_settings_are_refused(change, message):
-    hf_config, _ = to_stock(CONFIG, {})
+    hf_config, _ = to_transformers(CONFIG, {})
     with pytest.raises(BadInput, match=message):
-        from_stock(hf_config | change, {})
+        from_transformers(hf_config | change, {})
 
 
 def test_a_missing_setting_and_a_foreign_tensor_are_named():
-    hf_config, hf_state = to_stock(CONFIG, scrambled(CONFIG).state_dict())
+    hf_config, hf_state = to_transformers(CONFIG, scrambled(CONFIG).state_dict())
     with pytest.raises(BadInput, match="has no 'hidden_size'"):
-        from_stock({k: v for k, v in hf_config.items() if k != "hidden_size"}, hf_state)
+        from_transformers({k: v for k, v in hf_config.items() if k != "hidden_size"}, hf_state)
     with pytest.raises(BadInput, match=r"unexpected tensor model.layers.0.mlp.experts.weight"):
-        from_stock(hf_config, hf_state | {"model.layers.0.mlp.experts.weight": torch.zeros(1)})
+        from_transformers(
+            hf_config, hf_state | {"model.layers.0.mlp.experts.weight": torch.zeros(1)}
+        )

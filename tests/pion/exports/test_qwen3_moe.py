@@ -10,19 +10,13 @@ import transformers
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.exports.table import architecture_of, from_stock, to_stock
+from pion.exports.table import from_transformers, to_transformers
 from pion.model.decoder import Decoder
 from pion.parts import Experts
+from tests.support.tiny_config import tiny_config
 
-CONFIG = ModelConfig(
-    d_model=32,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    d_ff=48,
-    vocab_size=61,
-    seq_len=40,
-    experts=Experts(n=5, top_k=2, shared=2, d_shared=24),
+CONFIG = tiny_config(
+    vocab_size=61, seq_len=40, experts=Experts(n=5, top_k=2, shared=2, d_shared=24)
 )
 TOKENS = torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(0))
 
@@ -35,7 +29,7 @@ def decoder(config: ModelConfig = CONFIG) -> Decoder:
 @pytest.mark.parametrize("shared", [0, 1, 2])
 def test_stock_transformers_computes_the_same_logits(shared: int) -> None:
     ours = decoder(replace(CONFIG, experts=Experts(n=5, shared=shared, d_shared=24)))
-    hf_config, hf_state = to_stock(ours.config, ours.state_dict())
+    hf_config, hf_state = to_transformers(ours.config, ours.state_dict())
     settings = transformers.Qwen3MoeConfig(**hf_config, attn_implementation="eager")
     theirs = transformers.Qwen3MoeForCausalLM(settings).eval()
     fused = dict(theirs.state_dict())
@@ -61,18 +55,11 @@ def test_stock_transformers_computes_the_same_logits(shared: int) -> None:
 
 def test_a_model_that_went_there_and_back_computes_the_same() -> None:
     ours = decoder()
-    config, state = from_stock(*to_stock(ours.config, ours.state_dict()))
+    config, state = from_transformers(*to_transformers(ours.config, ours.state_dict()))
     assert config.experts == Experts(n=5, shared=0)
     assert config.d_ff == 48 + 2 * 24
     back = Decoder.from_state(config, state)
     torch.testing.assert_close(back(TOKENS), ours(TOKENS), rtol=0, atol=1e-5)
-
-
-def test_the_table_gives_the_first_architecture_that_fits_or_every_reason() -> None:
-    assert architecture_of(replace(CONFIG, experts=None)).name == "Qwen3ForCausalLM"
-    assert architecture_of(CONFIG).name == "Qwen3MoeForCausalLM"
-    with pytest.raises(BadInput, match="softcap of 30; Qwen3Moe has no softcap"):
-        architecture_of(replace(CONFIG, softcap=30.0))
 
 
 @pytest.mark.parametrize(
@@ -81,19 +68,29 @@ def test_the_table_gives_the_first_architecture_that_fits_or_every_reason() -> N
         ({"norm_topk_prob": False}, "norm_topk_prob is False; only True is supported"),
         ({"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
         ({"mlp_only_layers": [0]}, "mlp_only_layers is"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers is 3"),
+        ({"model_type": ["qwen3_moe"]}, "model_type is"),
+        ({"tie_word_embeddings": "no"}, "tie_embeddings is 'no'; it must be true or false"),
         ({"num_experts_per_tok": 6}, "top_k 6 is more than experts.n 5"),
     ],
 )
 def test_other_mixtures_are_refused_by_name(change: dict[str, object], message: str) -> None:
-    hf_config, _ = to_stock(CONFIG, decoder().state_dict())
+    hf_config, _ = to_transformers(CONFIG, decoder().state_dict())
     with pytest.raises(BadInput, match=message):
-        from_stock(hf_config | change, {})
+        from_transformers(hf_config | change, {})
+
+
+def test_experts_of_different_shapes_are_refused() -> None:
+    hf_config, hf_state = to_transformers(CONFIG, decoder().state_dict())
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    with pytest.raises(BadInput, match=rf"{name} has shape \(1, 1\), unlike model"):
+        from_transformers(hf_config, hf_state | {name: torch.zeros(1, 1)})
 
 
 def test_a_missing_or_unexpected_tensor_is_named() -> None:
-    hf_config, hf_state = to_stock(CONFIG, decoder().state_dict())
+    hf_config, hf_state = to_transformers(CONFIG, decoder().state_dict())
     name = "model.layers.1.mlp.experts.3.up_proj.weight"
     with pytest.raises(BadInput, match=f"the weights have no {name}"):
-        from_stock(hf_config, {k: v for k, v in hf_state.items() if k != name})
+        from_transformers(hf_config, {k: v for k, v in hf_state.items() if k != name})
     with pytest.raises(BadInput, match=r"unexpected tensor model\.layers\.0\.mlp\.shared"):
-        from_stock(hf_config, hf_state | {"model.layers.0.mlp.shared": torch.zeros(1)})
+        from_transformers(hf_config, hf_state | {"model.layers.0.mlp.shared": torch.zeros(1)})

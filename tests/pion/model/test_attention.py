@@ -4,15 +4,8 @@ import pytest
 import torch
 
 from pion.config import ModelConfig
-from pion.model.attention import (
-    Mask,
-    attend,
-    attend_flex,
-    attend_short,
-    attend_softcapped,
-    block_mask,
-    build_mask,
-)
+from pion.model.attention import attend, attend_flex, attend_short, attend_softcapped
+from pion.model.masks import Mask, block_mask, build_mask
 
 B, H, K, T, D = 2, 6, 2, 20, 16
 CPU = torch.device("cpu")

@@ -1,50 +1,23 @@
-"""Cached decoding gives the logits of the full forward pass, for any split of the tokens."""
+"""The cache of keys and values: its dtype, its room, and what it refuses.
 
-from itertools import pairwise
+tests/families/test_generation.py compares cached decoding with the full forward pass.
+"""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
+from tests.support.tiny_config import tiny_config
 
 TOKENS = 24
+IDS = torch.randint(0, 64, (2, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def model(**overrides):
+def model():
     torch.manual_seed(0)
-    config = ModelConfig(
-        d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=61, seq_len=TOKENS
-    )
-    # The weights are large, so that attention is far from uniform and a wrong mask shows.
-    return Decoder(ModelConfig.from_dict(config.to_dict() | {"init_std": 0.3} | overrides))
-
-
-MODELS = {"plain": model(), "softcapped": model(softcap=1.5)}
-IDS = torch.randint(0, 61, (2, TOKENS), generator=torch.Generator().manual_seed(1))
-
-
-@settings(max_examples=40, deadline=None)
-@given(name=st.sampled_from(sorted(MODELS)), cuts=st.sets(st.integers(1, TOKENS - 1)))
-def test_any_split_of_the_tokens_gives_the_logits_of_the_whole(name, cuts):
-    decoder = MODELS[name]
-    edges = [0, *sorted(cuts), TOKENS]
-    cache = KVCache(decoder.config)
-    with torch.inference_mode():
-        parts = [decoder(IDS[:, start:end], cache=cache) for start, end in pairwise(edges)]
-        whole = decoder(IDS)
-    assert cache.length == TOKENS
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-4)
-
-
-def test_a_softcap_changes_the_logits_so_that_its_cached_test_means_something():
-    plain = model()
-    capped = model(softcap=1.5)
-    assert (plain(IDS) - capped(IDS)).abs().max() > 0.1
+    return Decoder(tiny_config(seq_len=TOKENS, init_std=0.3))
 
 
 def test_under_bf16_autocast_the_cache_holds_bf16_and_agrees_with_the_whole():

@@ -10,18 +10,10 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.presets import PRESETS
+from tests.support.tiny_config import tiny_config
 
 VOCAB, CONTEXT = 61, 24
-CONFIG = ModelConfig(
-    d_model=32,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    d_ff=48,
-    vocab_size=VOCAB,
-    seq_len=CONTEXT,
-    init_std=0.2,
-)
+CONFIG = tiny_config(vocab_size=VOCAB, seq_len=CONTEXT, init_std=0.2)
 
 
 @pytest.fixture(params=[None, 1.5], ids=["plain", "softcapped"])
@@ -55,6 +47,14 @@ SIZES = [
     ("tachyon-small", 1_270_076_416, 439_604_224, 51_464_192),
     ("tachyon-medium", 3_404_116_224, 1_139_192_064, 77_196_288),
     ("tachyon-large", 7_414_099_968, 2_431_266_816, 102_928_384),
+    ("daisy-pico", 125_247_390, 125_247_390, 19_298_688),
+    ("daisy-pico-tied", 145_435_166, 145_435_166, 25_731_584),
+    ("daisy-280m", 302_399_292, 302_399_292, 38_597_376),
+    ("daisy-420m", 468_210_768, 468_210_768, 51_463_168),
+    ("daisy-470m", 468_210_768, 468_210_768, 51_463_168),
+    ("daisy-1.6b-sparse", 1_627_913_840, 1_627_913_840, 80_411_200),
+    ("daisy-350m", 458_690_640, 458_690_640, 51_463_168),
+    ("daisy-1.6b", 1_876_691_440, 1_876_691_440, 80_411_200),
 ]
 
 
@@ -141,31 +141,6 @@ def test_the_tied_weight_learns_as_embedding_and_as_head(decoder, tokens, target
     cross_entropy(decoder(tokens).flatten(0, 1), targets.flatten()).backward()
     for name, parameter in decoder.named_parameters():
         torch.testing.assert_close(fused[name], parameter.grad, rtol=1e-4, atol=1e-6)
-
-
-def packed():
-    """Two documents, of 10 and 8 tokens, and padding."""
-    documents = torch.tensor([[0] * 10 + [1] * 8 + [-1] * 6])
-    positions = torch.tensor([[*range(10), *range(8), *range(6)]])
-    return documents, positions
-
-
-def test_a_packed_document_has_the_logits_it_has_alone(decoder, tokens):
-    documents, positions = packed()
-    row = tokens[:1]
-    logits = decoder(row, documents=documents, positions=positions)
-    for part in (slice(0, 10), slice(10, 18)):
-        torch.testing.assert_close(logits[:, part], decoder(row[:, part]), rtol=0, atol=1e-5)
-
-
-def test_changing_one_document_leaves_the_others_logits_untouched(decoder, tokens):
-    documents, positions = packed()
-    row, changed = tokens[:1], tokens[:1].clone()
-    changed[:, :10] = (changed[:, :10] + 1) % VOCAB
-    before = decoder(row, documents=documents, positions=positions)
-    after = decoder(changed, documents=documents, positions=positions)
-    assert torch.equal(before[:, 10:], after[:, 10:])
-    assert not torch.equal(decoder(row)[:, 10:], decoder(changed)[:, 10:])
 
 
 def test_positions_are_relative(decoder, tokens):

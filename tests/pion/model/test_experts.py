@@ -13,26 +13,19 @@ from torch.nn.functional import silu
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.model.expert_products import mix_experts, product_path
 from pion.model.experts import Experts
-from pion.model.sliced import expert_swiglu, product_path
+from pion.model.initial import draw_weights
 from pion.parts import Experts as Settings
+from tests.support.tiny_config import tiny_config
 
-CONFIG = ModelConfig(
-    d_model=16,
-    n_layers=2,
-    n_heads=2,
-    n_kv_heads=1,
-    d_ff=24,
-    vocab_size=50,
-    seq_len=32,
-    experts=Settings(n=5, top_k=2, shared=1, d_shared=8),
-)
+CONFIG = tiny_config(d_model=16, d_ff=24, experts=Settings(n=5, top_k=2, shared=1, d_shared=8))
 
 
 def layer(seed: int = 0) -> Experts:
     torch.manual_seed(seed)
     experts = Experts(CONFIG)
-    experts.reset(0.3)
+    draw_weights(experts, "normal", 0.3, tied=False)
     return experts
 
 
@@ -69,14 +62,37 @@ def test_gradients_are_those_of_the_maths_written_out() -> None:
 
 
 def test_an_expert_without_tokens_gets_a_gradient_of_zero() -> None:
-    x = torch.randn(3, 4)
-    weights = [torch.randn(3, *shape, requires_grad=True) for shape in ((6, 4), (6, 4), (4, 6))]
-    ends = torch.tensor([2, 2, 3], dtype=torch.int32)  # the second expert has no row
-    expert_swiglu(x, *weights, ends).sum().backward()
-    for weight in weights:
-        assert weight.grad is not None
-        assert not weight.grad[1].any()
-        assert weight.grad[0].any()
+    x, weights = torch.randn(3, 4), torch.ones(3, 1)
+    matrices = [torch.randn(3, *shape, requires_grad=True) for shape in ((6, 4), (6, 4), (4, 6))]
+    ends = torch.tensor([2, 2, 3], dtype=torch.int32)  # no token chose the second expert
+    mix_experts(x, matrices, weights, torch.arange(3), ends).sum().backward()
+    for matrix in matrices:
+        assert matrix.grad is not None
+        assert not matrix.grad[1].any()
+        assert matrix.grad[0].any()
+
+
+def mixture_gradients(dtype: torch.dtype) -> list[Tensor]:
+    """Return a mixture of 4 experts for 150 tokens, and its gradients."""
+    torch.manual_seed(0)
+    x = torch.randn(150, 32, dtype=dtype, requires_grad=True)
+    matrices = [torch.randn(4, *shape) / 6 for shape in ((48, 32), (48, 32), (32, 48))]
+    probabilities, chosen = torch.randn(150, 4).softmax(dim=1).topk(2, dim=1)
+    inputs = [x, *matrices, probabilities]
+    for given in inputs[1:]:
+        given.requires_grad_()
+    experts, order = chosen.flatten().sort(stable=True)
+    ends = torch.searchsorted(experts, torch.arange(4), right=True).to(torch.int32)
+    mixed = mix_experts(x, matrices, probabilities, order, ends)
+    mixed.backward(torch.randn(150, 32).to(dtype))
+    return [mixed, *(given.grad for given in inputs if given.grad is not None)]
+
+
+def test_in_bf16_rows_that_fill_up_a_product_add_nothing() -> None:
+    precise, padded = mixture_gradients(torch.float32), mixture_gradients(torch.bfloat16)
+    assert len(precise) == len(padded) == 6
+    for expected, found in zip(precise, padded, strict=True):
+        assert (found - expected).norm() <= 0.02 * expected.norm()
 
 
 def test_padding_is_in_no_loss_and_no_report() -> None:
@@ -98,6 +114,15 @@ def test_a_batch_of_rows_has_the_sum_of_their_losses() -> None:
     torch.testing.assert_close(experts(x, None)[1]["aux"], alone)
 
 
+def test_reports_are_in_the_same_order_in_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks add their reports up one by one, and Python orders sets of text by chance."""
+    names = [f"report {n}" for n in range(8)]
+    report = {name: torch.zeros(()) for name in ("aux", *names)}
+    monkeypatch.setattr(Experts, "_report", lambda *_: report)
+    tokens = torch.arange(24).view(1, 24)
+    assert list(Decoder(CONFIG).losses(tokens, tokens).stats) == names
+
+
 def test_a_router_that_prefers_nobody_has_the_least_loss() -> None:
     experts = layer()
     with torch.no_grad():
@@ -113,9 +138,10 @@ def test_a_router_that_prefers_nobody_has_the_least_loss() -> None:
     ("device", "capability", "dtype", "path"),
     [
         ("cuda", (9, 0), torch.bfloat16, "grouped"),
-        ("cuda", (10, 0), torch.bfloat16, "grouped"),
+        ("cuda", (10, 3), torch.bfloat16, "grouped"),
         ("cuda", (9, 0), torch.float32, "sliced"),
         ("cuda", (8, 6), torch.bfloat16, "sliced"),
+        ("cuda", (12, 0), torch.bfloat16, "sliced"),
         ("cpu", None, torch.bfloat16, "sliced"),
     ],
 )
@@ -123,7 +149,20 @@ def test_each_device_takes_its_path(device: str, capability: Any, dtype: Any, pa
     assert product_path(device, capability, dtype) == path
 
 
-def test_a_block_compiles_to_one_graph() -> None:
+def test_grouped_products_compute_what_sliced_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grouped products need a GPU to be fast. Their operations run on a CPU too."""
+    sliced = mixture_gradients(torch.bfloat16)
+    monkeypatch.setattr("pion.model.expert_products.product_path", lambda *_: "grouped")
+    grouped, precise = mixture_gradients(torch.bfloat16), mixture_gradients(torch.float32)
+    assert len(sliced) == len(grouped) == 6
+    for expected, found, exact in zip(sliced, grouped, precise, strict=True):
+        assert (found - expected).norm() <= 0.02 * exact.norm()
+        assert (found - exact).norm() <= 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("path", ["sliced", "grouped"])
+def test_a_block_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr("pion.model.expert_products.product_path", lambda *_: path)
     torch.manual_seed(0)
     model = Decoder(CONFIG)
     tokens = torch.arange(24).view(1, 24)
@@ -148,7 +187,10 @@ def test_a_block_compiles_to_one_graph() -> None:
         ({"n": 2, "shared": 1}, "give the width of the shared experts"),
         ({"n": 2, "shared": 0, "z_weight": -1.0}, "z_weight is -1.0"),
         ({"n": 2.0, "shared": 0}, "experts.n is 2.0"),
-        ({"n": 2, "shared": 0, "top": 1}, "unknown model field experts.top"),
+        (
+            {"n": 2, "shared": 0, "top": 1},
+            "unknown model field 'experts.top'; did you mean 'top_k'",
+        ),
         ({"shared": 0}, "missing experts.n"),
     ],
 )

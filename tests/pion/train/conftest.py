@@ -12,10 +12,9 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import LEARNED, STARTS, Manifest, Rows
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
+from tests.support.tiny_config import tiny_config
 
-CONFIG = ModelConfig(
-    d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=64, seq_len=24
-)
+CONFIG = tiny_config()
 
 
 def tiny_decoder(seed: int = 0) -> Decoder:
@@ -23,13 +22,15 @@ def tiny_decoder(seed: int = 0) -> Decoder:
     return Decoder(CONFIG)
 
 
-def write_rows(folder: Path, *, rows: int, conversations: bool, seed: int = 0) -> Manifest:
+def write_rows(
+    folder: Path, *, rows: int, conversations: bool, config: ModelConfig = CONFIG
+) -> Manifest:
     """Return a data set of ids that follow a noisy rule, so that there is much to learn.
 
     In a conversation, between 1 and all of its tokens are learned, so ranks get uneven counts.
     """
-    random = np.random.default_rng(seed)
-    size, seq_len = CONFIG.vocab_size, CONFIG.seq_len
+    random = np.random.default_rng(0)
+    size, seq_len = config.vocab_size, config.seq_len
     ids = np.cumsum(random.integers(1, 4, (rows, seq_len)), axis=1) % size
     flags = None
     if conversations:
@@ -50,8 +51,10 @@ def write_rows(folder: Path, *, rows: int, conversations: bool, seed: int = 0) -
     return Manifest(kind=kind, seq_len=seq_len, vocab_size=size, shards=writer.finish())
 
 
-def open_stream(folder: Path, *, rows: int = 40, conversations: bool = False) -> RowStream:
-    manifest = write_rows(folder, rows=rows, conversations=conversations)
+def open_stream(
+    folder: Path, *, rows: int = 40, conversations: bool = False, config: ModelConfig = CONFIG
+) -> RowStream:
+    manifest = write_rows(folder, rows=rows, conversations=conversations, config=config)
     order = RowOrder(manifest.shard_rows, manifest.fingerprint, seed=1, window=2)
     return RowStream([(Rows(manifest, lambda shard: folder / shard.name), order)])
 

@@ -58,11 +58,11 @@ def test_an_update_is_the_published_formula() -> None:
     lr, beta, wd = 0.02, 0.95, 0.1
     named = params((40, 16))
     weight, momentum = named["w0"].detach().clone(), torch.zeros(40, 16)
-    optimizer = Muon(named, beta=beta, weight_decay=wd, dtype=torch.float32)
+    optimizer = Muon(named, weight_decay=wd, dtype=torch.float32)
     for _ in range(2):
         grad = named["w0"].grad
         assert grad is not None
-        optimizer.step(lr)
+        optimizer.step(lr, beta)
         momentum = beta * momentum + (1 - beta) * grad
         update = orthogonalize((beta * momentum + (1 - beta) * grad)[None], torch.float32)[0]
         weight = weight * (1 - lr * wd) - lr * (40 / 16) ** 0.5 * update
@@ -73,10 +73,10 @@ def test_an_update_is_the_published_formula() -> None:
 def test_matrices_of_one_shape_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = ((8, 16), (16, 8), (8, 16), (8, 16))
     together = params(*shapes)
-    Muon(together, beta=0.9, weight_decay=0.0, dtype=torch.float32).step(0.1)
+    Muon(together, weight_decay=0.0, dtype=torch.float32).step(0.1, 0.9)
     monkeypatch.setattr(muon, "BATCH_ELEMENTS", 1)
     alone = params(*shapes)
-    Muon(alone, beta=0.9, weight_decay=0.0, dtype=torch.float32).step(0.1)
+    Muon(alone, weight_decay=0.0, dtype=torch.float32).step(0.1, 0.9)
     for name in together:
         torch.testing.assert_close(together[name], alone[name])
 
@@ -84,5 +84,5 @@ def test_matrices_of_one_shape_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_small_update_is_not_lost_to_bf16_when_the_weights_are_fp32() -> None:
     named = params((8, 8))
     before = named["w0"].detach().clone()
-    Muon(named, beta=0.95, weight_decay=0.0, dtype=torch.bfloat16).step(1e-5)
+    Muon(named, weight_decay=0.0, dtype=torch.bfloat16).step(1e-5, 0.95)
     assert (named["w0"].detach() != before).float().mean() > 0.9

@@ -1,5 +1,7 @@
 """How each parameter is updated, and optimizer state that survives a round trip."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
+from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import TrainSettings
 
 TINY = ModelConfig(
@@ -23,6 +26,12 @@ def settings(optimizer: str = "adamw", weight_decay: float = 0.1) -> TrainSettin
 def decoder(seed: int = 0, config: ModelConfig = TINY) -> Decoder:
     torch.manual_seed(seed)
     return Decoder(config)
+
+
+def at(scale: float, **fields: object) -> StepPlan:
+    """Return the plan of a step whose rates are `scale` times the peak rates."""
+    rising = replace(settings(**fields), warmup_steps=1000, steps=2000)  # type: ignore[arg-type]
+    return plan_at(rising, round(1000 * scale) - 1)
 
 
 def give_gradients(model: Decoder, seed: int) -> None:
@@ -42,7 +51,7 @@ def test_matrices_and_the_embedding_are_decayed_and_gains_are_not(kind: str) -> 
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
     before = weights(model)
-    Optimizer(model, settings(kind)).step(1.0)
+    Optimizer(model, settings(kind)).step(at(1.0, optimizer=kind))
     for name, after in model.state_dict().items():
         assert torch.equal(after, before[name]) == (after.ndim < 2), name
 
@@ -61,7 +70,7 @@ def test_both_rates_follow_the_schedule() -> None:
     model = decoder()
     give_gradients(model, seed=1)
     before = weights(model)
-    Optimizer(model, settings("muon")).step(0.0)
+    Optimizer(model, settings("muon")).step(at(0.0, optimizer="muon"))
     for name, after in model.state_dict().items():
         assert torch.equal(after, before[name]), name
 
@@ -72,7 +81,7 @@ def test_loaded_state_continues_bit_for_bit(kind: str) -> None:
     first = Optimizer(model, settings(kind))
     for step in range(3):
         give_gradients(model, seed=step)
-        first.step(1.0)
+        first.step(at(1.0, optimizer=kind))
     saved = {name: tensor.clone() for name, tensor in first.state_tensors().items()}
     copy = decoder(seed=7)
     copy.load_state_dict(weights(model))
@@ -81,7 +90,7 @@ def test_loaded_state_continues_bit_for_bit(kind: str) -> None:
     second.set_steps(3)
     for each, optimizer in ((model, first), (copy, second)):
         give_gradients(each, seed=9)
-        optimizer.step(0.5)
+        optimizer.step(at(0.5, optimizer=kind))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, copy.state_dict()[name]), name
     for name, tensor in first.state_tensors().items():
@@ -117,7 +126,7 @@ def test_adamw_is_torchs() -> None:
     for step in range(4):
         give_gradients(model, seed=step)
         give_gradients(reference, seed=step)
-        ours.step(1.0)
+        ours.step(at(1.0))
         theirs.step()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, reference.state_dict()[name])

@@ -11,7 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pion.errors import BadInput
-from pion.train.schedule import decay_start, lr_at
+from pion.parts import Windows
+from pion.train.schedule import fixed_until, lr_at, momentum_at, plan_at, window_at
 from pion.train.settings import TrainSettings
 from tests.paths import SEEDS
 
@@ -58,7 +59,7 @@ def test_raising_steps_before_the_decay_changes_no_past_rate(
 ) -> None:
     fields = {**vars(settings), "steps": settings.steps + more}
     longer = TrainSettings(**fields)
-    for step in range(decay_start(settings)):
+    for step in range(fixed_until(settings)):
         assert lr_at(longer, step) == lr_at(settings, step)
 
 
@@ -129,3 +130,35 @@ def test_the_decays_are_the_daisy_seeds(shape: str) -> None:
 def test_a_setting_that_makes_no_sense_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(BadInput, match=field):
         make(**{field: value})
+
+
+def test_a_cubic_window_is_the_seeds_at_every_twentieth_of_a_run() -> None:
+    reference = torch.load(SEEDS / "daisy_muon_ref.pt", weights_only=True)["window_blocks_3456"]
+    settings = make(steps=20, window_schedule="cubic")
+    windows = [window_at(settings, step, Windows(tokens=3456)) for step in range(21)]
+    assert windows == [128 * blocks for blocks in reference]
+
+
+def test_the_momentum_rises_with_the_share_of_the_run_that_is_done() -> None:
+    settings = make(steps=6, muon_momentum_start=0.85)
+    found = [momentum_at(settings, step) for step in range(6)]
+    assert found == pytest.approx([0.85 + step / 60 for step in range(6)])
+
+
+@pytest.mark.parametrize("fields", [{"window_schedule": "cubic"}, {"muon_momentum_start": 0.5}])
+def test_a_plan_that_grows_over_the_run_depends_on_steps_from_the_start(
+    fields: dict[str, object],
+) -> None:
+    assert fixed_until(make(schedule="constant", **fields)) == 0
+
+
+def test_each_role_has_its_rate_and_muons_may_not_decay() -> None:
+    settings = make(
+        optimizer="muon", muon_lr=0.02, muon_decays=False, embedding_lr=0.2, head_lr=1.0
+    )
+    plan = plan_at(settings, 99)
+    assert plan.rates["matrix"] == 0.02
+    scale = lr_at(settings, 99)
+    assert plan.rates["embedding"] == 0.2 * scale
+    assert plan.rates["head"] == scale
+    assert plan.rates["vector"] == plan.rates["router"] == plan.lr == 3e-4 * scale

@@ -37,6 +37,26 @@ def test_it_learns_and_reports_the_load_and_the_entropy_of_each_layer(text: RowS
         )
 
 
+def test_the_loss_is_the_cross_entropy_alone(text: RowStream) -> None:
+    losses, norms = [], []
+    for weight in (0.0, 1e6):
+        torch.manual_seed(0)
+        experts = Experts(n=4, d_shared=16, z_weight=weight, balance_weight=weight)
+        model = Decoder(replace(CONFIG, experts=experts))
+        batch = text.batch(range(SETTINGS.global_batch))
+        expected = model.loss(batch.tokens, batch.targets).item()
+        training = Trainer(model, text, SETTINGS, ComputePlan(micro_batch=4))
+        training.train_step()
+        (row,) = training.drain_metrics()
+        held_out = training.evaluate(text, range(4), micro_batch=4)
+        losses.append(row["loss"])
+        norms.append(row["grad_norm"])
+        assert row["loss"] == pytest.approx(expected, rel=1e-6)
+        assert held_out.loss < 1e2
+    assert losses[0] == losses[1]
+    assert norms[1] > 1e3 * norms[0]  # the auxiliary losses do train
+
+
 @pytest.mark.parametrize("conversations", [False, True])
 def test_how_a_batch_is_cut_changes_no_gradient(tmp_path: Path, conversations: bool) -> None:
     stream = open_stream(tmp_path, conversations=conversations)

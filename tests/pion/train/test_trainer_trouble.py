@@ -40,8 +40,11 @@ class Faulty(Decoder):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        window: int | None = None,
     ) -> Losses:
-        losses = super().losses(tokens, targets, positions=positions, documents=documents)
+        losses = super().losses(
+            tokens, targets, positions=positions, documents=documents, window=window
+        )
         if not any((tokens == row).all(dim=1).any() for row in self.bad_rows):
             return losses
         value = losses.ce.detach()

@@ -14,3 +14,16 @@ def test_export_writes_a_folder_that_pion_and_transformers_load(here: Path, pion
     assert code == 0
     assert "demo (pretrain, step 20); loaded again with transformers" in out
     assert pion("generate", "./out", "--prompt", "Return", "--max-tokens", "2")[0] == 0
+
+
+def test_an_architecture_can_be_asked_for_and_is_refused_if_it_does_not_fit(
+    here: Path, pion: Pion
+) -> None:
+    make_run(here / "runs")
+    code, out, err = pion("export", "demo", "out", "--as", "qwen3_moe")
+    assert code == 2
+    assert "the model can't be exported as qwen3_moe: Qwen3Moe needs experts" in out + err
+    assert not (here / "out").exists()
+    assert pion("export", "demo", "out", "--as", "pion")[0] == 0
+    assert (here / "out" / "modeling_pion.py").is_file()
+    assert pion("generate", "./out", "--prompt", "Return", "--max-tokens", "2")[0] == 0

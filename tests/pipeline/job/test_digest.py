@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.job.digest import differences, digest_job
+from pipeline.run.stage_plan import stage_inputs
 from tests.support.jobs import tiny_job
 
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
@@ -53,6 +54,22 @@ def test_a_training_field_invalidates_its_stage_and_what_follows(change: dict[st
 
 def test_pretraining_text_invalidates_everything() -> None:
     assert changed(data__seq_len=16) == set(STAGES)
+
+
+def test_documents_invalidate_everything_and_their_absence_may_be_stated() -> None:
+    assert changed(data__documents=True) == set(STAGES)
+    assert changed(data__documents=False) == set()
+
+
+def test_a_model_with_windows_has_documents_unless_the_job_says_no() -> None:
+    left_open, stated, off = (
+        digest_job(tiny_job(model={"preset": "daisy-pico"}, **given))
+        for given in ({}, {"data__documents": True}, {"data__documents": False})
+    )
+    assert left_open.stages == stated.stages
+    inputs = (stage_inputs("pretrain", off), stage_inputs("pretrain", left_open))
+    found = differences(*inputs, left_open.before)
+    assert [str(d) for d in found] == ["data.documents: false → true"]
 
 
 def test_a_publish_field_invalidates_publishing_alone() -> None:

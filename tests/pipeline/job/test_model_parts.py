@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.parts import Experts
 from pipeline.job.digest import differences, digest_job
@@ -29,6 +30,33 @@ def test_a_preset_keeps_the_fields_of_its_part_that_a_job_does_not_replace() -> 
     model = {"preset": "tachyon-tiny", "experts": {"top_k": 1}}
     config = tiny_job(model=model).model_config_resolved()
     assert config.experts == Experts(n=4, top_k=1, shared=1, d_shared=704)
+
+
+def test_null_takes_a_part_of_the_preset_away() -> None:
+    model = {"preset": "daisy-pico", "windows": None, "logit_cap": None}
+    config = tiny_job(model=model).model_config_resolved()
+    assert (config.windows, config.logit_cap) == (None, None)
+    assert config.heads is not None
+    everywhere = {"preset": "daisy-pico", "wiring": {"attention_layers": None}}
+    wiring = tiny_job(model=everywhere).model_config_resolved().wiring
+    assert wiring is not None
+    assert wiring.attention_layers is None
+    assert wiring.skips
+
+
+def test_null_is_as_good_as_nothing_where_a_model_needs_a_value() -> None:
+    model = {"preset": "tachyon-tiny", "d_model": None, "rope_theta": None}
+    assert tiny_job(model=model).model_config_resolved() == ModelConfig.preset("tachyon-tiny")
+
+
+def test_another_number_of_layers_needs_the_parts_that_name_layers() -> None:
+    with pytest.raises(BadInput, match=r"n_layers 24: the preset daisy-280m names some of its 12"):
+        ModelConfig.preset("daisy-280m", n_layers=24)
+    given = {"wiring": {"attention_layers": None, "skips": [[23, 0]]}, "values": None}
+    model = {"preset": "daisy-280m", "n_layers": 24, **given}
+    config = tiny_job(model=model).model_config_resolved()
+    assert config.wiring is not None
+    assert config.wiring.skips == ((23, 0),)
 
 
 def test_a_changed_field_of_a_part_is_shown_by_its_path() -> None:
@@ -59,3 +87,37 @@ def test_a_part_that_can_not_be_is_refused_with_its_field(
     path.write_text(yaml.safe_dump(with_experts()))
     with pytest.raises(BadInput, match=message):
         load_job(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.windows={tokens: 100}", "windows.tokens 100 is not a multiple of windows.block"),
+        ("model.wiring={skips: [[0, 1]]}", "layer 0 can't read layer 1, which is computed later"),
+        ("model.wiring={skips: [[5, 1]]}", "wiring names layer 5, but the model has 2 layers"),
+        ("model.wiring={attention_layers: []}", "some layer must have attention"),
+        ("model.values={layers: [0, 0]}", r"values.layers is \[0, 0\]; name at least one layer"),
+        ("model.heads={rotary: third}", "model.heads.rotary"),
+        ("model.heads={scale: 0}", "heads.scale is 0.0; it must be a number above 0"),
+        ("model.logit_cap=-1", "model.logit_cap"),
+        ("pretrain.window_schedule=cubic", "pretrain.window_schedule: the model has no windows"),
+        ("pretrain.muon_momentum_start=0.99", "muon_momentum_start: 0.99 is above muon_momentum"),
+    ],
+)
+def test_windows_and_wiring_that_can_not_be_are_refused_with_their_field(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    import yaml
+
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(tiny_dict()))
+    with pytest.raises(BadInput, match=message):
+        load_job(path, [override])
+
+
+def test_a_mixture_of_families_is_a_model() -> None:
+    model = {"preset": "tachyon-tiny", "windows": {"tokens": 512}, "logit_cap": 15.0}
+    config = tiny_job(model=model).model_config_resolved()
+    assert config.experts is not None
+    assert config.windows is not None
+    assert (config.windows.tokens, config.logit_cap) == (512, 15.0)

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from pion.config import ModelConfig
 from pipeline.cost.by_cause import CAUSES
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
-from pipeline.report.model_card import model_card
+from pipeline.report.model_card import _attention, _feedforward, model_card
 from pipeline.state.records import Head, StageRecord
 
 JOB: dict[str, Any] = {
@@ -175,6 +176,19 @@ def test_it_shows_how_to_use_the_model() -> None:
     assert "`pion chat hf://tester/demo`" in card
 
 
+def test_a_model_that_no_stock_architecture_computes_says_why_it_brings_its_code() -> None:
+    stock = card_of()
+    assert "It is a stock `Qwen3ForCausalLM`" in stock
+    assert "| architecture | `Qwen3ForCausalLM` (stock) |" in stock
+    assert "trust_remote_code" not in stock
+    job = Job.model_validate(JOB | {"model": JOB["model"] | {"softcap": 30}})
+    card = card_of_history(history_of(job))
+    assert "(Qwen3 does not support softcap 30.0; Qwen3Moe needs experts)" in card
+    assert "modelling files, which transformers and lm-evaluation-harness run with" in card
+    assert card.count('from_pretrained("tester/demo", trust_remote_code=True)') == 2
+    assert "| architecture | `PionForCausalLM` (modelling files in this repository) |" in card
+
+
 def test_a_base_model_is_prompted_with_plain_text() -> None:
     card = card_of(without=("sft",), results={"pretrain": RESULTS["pretrain"]})
     assert "apply_chat_template" not in card
@@ -203,3 +217,13 @@ def test_a_value_that_is_not_finite_is_shown_as_missing() -> None:
 
 def test_the_same_model_has_the_same_card() -> None:
     assert card_of() == card_of()
+
+
+def test_the_card_says_which_layers_see_what() -> None:
+    config = ModelConfig.preset("daisy-280m")
+    rows = dict(_attention(config) + _feedforward(config, 302_399_292))
+    assert rows["layers with attention"] == "0, 2, 4, 7, 9, 11"
+    assert rows["layers with a value table"] == "0, 4, 7, 11"
+    assert rows["attention window"].startswith("1,792 tokens in the last and in every 4th layer")
+    assert rows["feed-forward width"] == "3,072 (squared ReLU)"
+    assert _attention(ModelConfig.preset("pion-nano")) == []

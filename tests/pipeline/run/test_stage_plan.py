@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from pion.errors import BadInput
@@ -11,6 +14,7 @@ from pipeline.run.stage_plan import (
     Refusal,
     check_redo,
     first_stale,
+    fork_may_continue,
     plan_stages,
     stage_inputs,
     steps_may_be_raised,
@@ -71,6 +75,20 @@ def test_a_change_to_a_finished_stage_is_refused_with_the_exact_difference() -> 
     assert "keeps prepare, pretrain" in str(error.value)
 
 
+@pytest.mark.parametrize(("old", "new"), [(None, True), (True, None), (True, False)])
+def test_documents_may_not_change_within_a_stage(old: bool | None, new: bool | None) -> None:
+    before, now = tiny_job(data__documents=old), tiny_job(data__documents=new)
+    digests, head = digest_job(now), saved_at(before, "pretrain", 5)
+    stale = first_stale(plan_stages(now, digests, head))
+    assert stale is not None
+    assert not steps_may_be_raised(now, stale, digests, head, inputs_of(before))
+    forked = replace(head, forked=head.checkpoints[0].key)
+    assert not fork_may_continue(now, stale, digests, forked, inputs_of(before))
+    refusal = Refusal(now, "jobs/tiny.yaml", digests, inputs_of(before))
+    was, becomes = json.dumps(bool(old)), json.dumps(bool(new))
+    assert [str(d) for d in refusal.changes(stale)] == [f"data.documents: {was} → {becomes}"]
+
+
 def test_redo_of_that_stage_or_an_earlier_one_is_what_allows_it() -> None:
     old, new = tiny_job(), tiny_job(sft__lr=2e-3)
     plans = plan_stages(new, digest_job(new), finished(old, "prepare", "pretrain", "sft"))
@@ -129,3 +147,22 @@ def test_steps_may_be_raised_until_the_decay_begins(
     stale = first_stale(plan_stages(new, digest_job(new), head))
     assert stale is not None
     assert steps_may_be_raised(new, stale, digest_job(new), head, inputs_of(old)) is allowed
+
+
+@pytest.mark.parametrize(
+    "grows",
+    [
+        {"pretrain__window_schedule": "cubic", "model__windows": {"tokens": 32, "block": 16}},
+        {"pretrain__muon_momentum_start": 0.85},
+    ],
+)
+def test_steps_can_not_be_raised_if_windows_or_momentum_grow_and_the_fork_is_named(
+    grows: dict[str, object],
+) -> None:
+    old, new = tiny_job(**grows), tiny_job(**grows, pretrain__steps=40)
+    head = saved_at(old, "pretrain", 5)
+    plans = plan_stages(new, digest_job(new), head)
+    with pytest.raises(BadInput) as refused:
+        check_redo(new, plans, None, Refusal(new, "j", digest_job(new), inputs_of(old)))
+    assert "pretrain.steps can't be raised: windows or momentum grow" in str(refused.value)
+    assert "pion fork tiny tiny-2 --stage pretrain --at 5" in str(refused.value)

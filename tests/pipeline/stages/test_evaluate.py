@@ -197,6 +197,19 @@ def test_baselines_are_what_they_say(
     assert results["untrained"]["loss"] != results["pretrain"]["loss"] != results["sft"]["loss"]
 
 
+def test_text_is_measured_within_documents_if_the_job_trains_so(
+    world: World, unbroken: tuple[dict[str, Any], list[str]]
+) -> None:
+    job = world.job(continuations=0)
+    job.data.documents = True
+    within, (whole, _) = world.run(job, Folder())[0], unbroken
+    for model in ("pretrain", "sft", "untrained"):
+        assert within[model]["loss"] != whole[model]["loss"]
+        assert within[model]["tokens"] == whole[model]["tokens"]
+    assert within["ngram"] == whole["ngram"]
+    assert within["sft"]["response_loss"] == whole["sft"]["response_loss"]
+
+
 def test_the_untrained_model_is_the_one_that_pretraining_starts_from(world: World) -> None:
     job = world.job()
     torch.manual_seed(job.seed)

@@ -11,12 +11,12 @@ import psutil
 import pytest
 import torch
 
-from pion.config import ModelConfig
 from pion.data.tokenizer import train_bpe
 from pion.errors import Interrupted
 from pion.export import export_model
 from pion.model.decoder import Decoder
 from pipeline.stages.lm_eval import TaskOptions, hub_is_reachable, run_task
+from tests.support.tiny_config import tiny_config
 from tests.support.waiting import wait_until
 
 LOCAL_TASK = """
@@ -39,8 +39,9 @@ metadata:
 """
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])  # with a cap, the export has modelling files
 def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    softcap: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -55,17 +56,7 @@ def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
     tokenizer = train_bpe(["Question: 1 + 1 =\nAnswer: 2"], 280)
     tokenizer.save(tmp_path / "tokenizer.json")
     torch.manual_seed(0)
-    model = Decoder(
-        ModelConfig(
-            d_model=32,
-            n_layers=2,
-            n_heads=2,
-            n_kv_heads=1,
-            d_ff=32,
-            vocab_size=tokenizer.vocab_size,
-            seq_len=64,
-        )
-    )
+    model = Decoder(tiny_config(vocab_size=tokenizer.vocab_size, seq_len=64, softcap=softcap))
     export_model(model, tmp_path / "tokenizer.json", tmp_path / "model")
 
     options = TaskOptions(include_path=tmp_path / "tasks", working_folder=tmp_path, limit=4)
@@ -124,6 +115,21 @@ def test_a_task_ended_by_ctrl_c_is_not_taken_for_one_that_can_not_run(
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
     with pytest.raises(Interrupted, match="finished parts of the evaluation are saved"):
         run_task("arc_easy", tmp_path)
+
+
+def test_a_folder_with_code_that_pion_did_not_write_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = {"model_type": "pion", "auto_map": {"AutoConfig": "modeling_pion.PionConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modeling_pion.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
+    reports = "print(sys.argv, file=sys.stderr); sys.exit(1)"
+    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(reports, tmp_path))
+    command = run_task("arc_easy", tmp_path)["skipped"]
+    assert f"'pretrained={tmp_path}'" in command
+    assert "trust" not in command
 
 
 HOLDS_THE_CARD = """

@@ -109,6 +109,43 @@ def test_ids_beyond_the_vocabulary_are_refused_with_file_and_row(tmp_path: Path)
         prepared(job, tmp_path / "data")
 
 
+def test_shards_without_an_end_of_text_are_refused_before_any_work(tmp_path: Path) -> None:
+    text = {"kind": "jsonl", "path": "corpus.jsonl"}
+    shards = {"kind": "npy", "path": "shards"}
+    write_corpus(tmp_path / "corpus.jsonl")
+    write_npy(tmp_path / "shards" / "a.npy")
+    job = npy_job(tmp_path)
+    job.data.sources = make_job(tmp_path, data={"sources": [text, shards]}).data.sources
+    job.data.documents = True
+    with pytest.raises(BadInput, match=r"data\.sources\.1: there is no end-of-text"):
+        prepared(job, tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("*.npy"))
+    job.data.documents = False
+    assert prepared(job, tmp_path / "data").report["train_rows"]
+
+
+def test_one_end_of_text_in_the_last_of_the_shards_is_enough(tmp_path: Path) -> None:
+    job = npy_job(tmp_path)
+    job.data.documents = True
+    write_npy(tmp_path / "shards" / "a.npy")
+    write_npy(tmp_path / "shards" / "b.npy", 100)
+    ids = np.load(tmp_path / "shards" / "b.npy")
+    ids[-1, -1] = 0  # <|endoftext|>
+    np.save(tmp_path / "shards" / "b.npy", ids)
+    assert prepared(job, tmp_path / "data").report["train_rows"] == 297
+
+
+def test_text_of_a_single_document_needs_no_end_of_text(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("one long document without an end. \n" * 3000)
+    job = make_job(
+        tmp_path,
+        data={"sources": [{"kind": "text", "path": "corpus.txt"}], "documents": True},
+        tokenizer={"train": {"vocab_size": 260}},
+    )
+    train = prepared(job, tmp_path / "data").stream("train", seed=1, window=1)
+    assert not (train.batch(range(train.total_rows)).tokens == 0).any()  # <|endoftext|>
+
+
 def test_a_tokenizer_cannot_be_trained_on_ids(tmp_path: Path) -> None:
     write_npy(tmp_path / "shards" / "a.npy")
     job = make_job(tmp_path, data={"sources": [{"kind": "npy", "path": "shards"}]})
@@ -169,6 +206,34 @@ def test_hub_shards_of_another_tokenizer_are_refused(hub: HubServer, tmp_path: P
     job = npy_job(tmp_path, kind="hub-npy", repo="user/shards")
     with pytest.raises(BadInput, match=r"user/shards/shard_0\.npy: row 0 has id 40,000"):
         prepared(job, tmp_path / "data")
+
+
+def test_hub_shards_without_an_end_of_text_are_refused(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo("user/shards", "dataset", hub_npy_files(shards=2, rows=100))
+    job = npy_job(tmp_path, kind="hub-npy", repo="user/shards")
+    job.data.documents = True
+    with pytest.raises(BadInput, match=r"no end-of-text .* the first 1,048,576 ids of user/sh"):
+        prepared(job, tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("*.npy"))
+
+    second = hub_npy_files(shards=2, rows=100)
+    ids = np.load(io.BytesIO(second["shard_1.npy"]))
+    ids[0, 0] = 0  # <|endoftext|>
+    np.save(file := io.BytesIO(), ids)
+    hub.add_repo("user/more", "dataset", second | {"shard_1.npy": file.getvalue()})
+    more = npy_job(tmp_path, kind="hub-npy", repo="user/more")
+    more.data.documents = True
+    data, cache = prepared(more, tmp_path / "more"), ShardCache(tmp_path / "cache", 10**6)
+    stream = data.stream("train", seed=1, window=1, cache=lambda: cache, documents=True)
+    batch = stream.batch(range(198))
+    cache.close()
+    assert batch.documents is not None
+    assert batch.documents.sum() == SEQ_LEN  # in one row, everything follows the end-of-text
+    monkeypatch.setattr("pipeline.data.documents.REMOTE_IDS", 100 * SEQ_LEN)
+    with pytest.raises(BadInput, match=r"no end-of-text .* the first 3,200 ids of user/more"):
+        prepared(more, tmp_path / "less")
 
 
 def test_a_hub_data_set_is_read_at_the_commit_it_was_first_seen_at(

@@ -43,7 +43,8 @@ TRAINING |= {"device": "2-core CPU", "workers": 1}
 class Trained:
     """A trained model's files and the job that made it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **model_fields: Any) -> None:
+        self.model_fields = model_fields
         self.model = folder / "checkpoint"
         self.model.mkdir()
         train_bpe(TEXTS, 280).save(self.model / "tokenizer.json")
@@ -57,7 +58,7 @@ class Trained:
             {
                 "name": "demo",
                 "model": {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
-                | {"d_ff": 48, "vocab_size": 300},
+                | {"d_ff": 48, "vocab_size": 300, **self.model_fields},
                 "tokenizer": {"file": "tokenizer.json"},
                 "data": {"seq_len": 64, "sources": [{"kind": "python-docs"}]},
                 "pretrain": {"steps": 20, "warmup_steps": 2},
@@ -126,6 +127,22 @@ def test_the_code_on_the_card_runs(
     card = (tmp_path / "demo" / "README.md").read_text()
     exec(compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_a_model_that_no_stock_architecture_computes_is_published_with_its_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = Trained(tmp_path, softcap=1.5)
+    published = trained.publish(tmp_path / "demo")
+    weights = load_file(tmp_path / "demo" / "model.safetensors")
+    assert published["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    assert published["max_logit_difference"] <= 1e-5
+    card = (tmp_path / "demo" / "README.md").read_text()
+    exec(compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec"), {})
+    assert capsys.readouterr().out
+    before = contents(tmp_path / "demo")
+    trained.publish(tmp_path / "demo")
+    assert contents(tmp_path / "demo") == before
 
 
 def test_publishing_again_replaces_the_folder_with_the_same_bytes(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.exports.table import to_stock
+from pion.exports.table import to_transformers
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
 from pipeline.state.stores import FileStore
@@ -42,6 +42,7 @@ def test_a_good_job_passes_every_check(case: Case, capsys: pytest.CaptureFixture
         "sft.sources.0",
         "store",
         "run",
+        "GPU memory",
     ]
     assert all(row["ok"] for row in rows)
     assert not list(case.folder.glob("runs/**/probe*")), "the probe leaves nothing behind"
@@ -127,7 +128,7 @@ def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str
     config = dataclasses.replace(case.job().model_config_resolved(), **changes)
     ours = json.dumps(config.to_dict()).encode()
     if where == "Hub":
-        theirs = json.dumps(to_stock(config, {})[0]).encode()
+        theirs = json.dumps(to_transformers(config, {})[0]).encode()
         hub.add_repo("user/base", "model", {"config.json": theirs})
         return "user/base"
     if where == "folder":
@@ -162,7 +163,7 @@ def test_a_run_to_start_from_goes_before_a_hub_repository_of_its_name(
     monkeypatch.chdir(tmp_path / "cwd")
     make_run(tmp_path / "cwd" / "runs")
     row = case.rows(sft__init_from="runs/demo")["model"]
-    wrong(row, "init_from runs/demo", "d_ff: job 48, model 64")
+    wrong(row, "init_from runs/demo", "n_heads: job 2, model 4")
     assert not hub.requests
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.rent.plan.command import show_plan
+from pipeline.rent.plan.gpus import GPU_TYPES
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_prices import also_by_four
@@ -63,7 +64,31 @@ def test_what_does_not_fit_comes_last_with_the_reason(plan: Any) -> None:
     *fitting, last = found["estimates"]
     assert {row["gpu"] for row in fitting} == {"A40"}
     assert (last["gpu"], last["fits"]) == ("T4", False)
-    assert any("T4: the model does not fit" in note for note in found["notes"])
+    (note,) = [note for note in found["notes"] if note.startswith("T4")]
+    assert note == (
+        "T4 (13.1 GiB usable): the model does not fit: training on one row of 2048 tokens needs "
+        "13.6 GiB"
+    )
+
+
+@pytest.mark.parametrize("job", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_job_of_ours_fits_on_some_gpu(sky_home: SkyHome, plan: Any, job: Path) -> None:
+    sky_home.lose_catalog()
+    found = plan(str(job), f"prices={{{', '.join(f'{gpu}: 1.0' for gpu in GPU_TYPES)}}}")
+    fitting = {row["gpu"] for row in found["estimates"] if row["fits"]}
+    assert "B200" in fitting
+    assert (fitting == {"B200"}) == (job.stem == "tachyon-large")
+
+
+def test_a_job_that_fits_on_none_of_the_gpus_is_refused_with_what_would_do(plan: Any) -> None:
+    with pytest.raises(BadInput) as refused:
+        plan(str(JOBS / "tachyon-large.yaml"), gpus=("A40", "A100-80GB", "H100"))
+    assert str(refused.value).splitlines() == [
+        "tachyon-large fits on none of these GPUs.",
+        "  A40 (39.9 GiB usable), A100-80GB (71.2 GiB usable), H100 (71.2 GiB usable): the model "
+        "does not fit: training on one row of 2048 tokens needs 126.7 GiB",
+        "It fits on B200.",
+    ]
 
 
 def test_a_gpu_without_a_price_comes_after_those_that_have_one(plan: Any) -> None:

@@ -1,0 +1,91 @@
+"""A block of the decoder: attention, if the layer has any, and a feed-forward layer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from pion.config import ModelConfig
+from pion.model.attention import Attention, ValueMix
+from pion.model.cache import LayerCache
+from pion.model.experts import Experts, Stats
+from pion.model.feedforward import ReluSquared, SwiGLU
+from pion.model.forward_pass import ForwardPass
+from pion.model.masks import Mask, Reach, reach_of
+from pion.model.norm import RMSNorm
+from pion.model.rope import Rotation
+from pion.model.wiring import LayerInput
+
+
+class BlockInputs(NamedTuple):
+    """What a block gets besides the hidden states.
+
+    `real` (B, T) is false for padding; None: there is no padding.
+    """
+
+    rotation: Rotation
+    mask: Mask
+    cache: LayerCache | None = None
+    real: Tensor | None = None
+    wiring: LayerInput | None = None
+    values: ValueMix | None = None
+
+
+class Block(nn.Module):
+    """Computes x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, d_model) in fp32."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        wiring = config.wiring
+        self.reach: Reach = reach_of(config, layer)
+        self.attention_norm: RMSNorm | None = None
+        self.attention: Attention | None = None
+        if wiring is None or wiring.attention_layers is None or layer in wiring.attention_layers:
+            if wiring is None or wiring.attention_norm:
+                self.attention_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
+            self.attention = Attention(config)
+        self.feedforward_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
+        self.feedforward = build_feedforward(config)
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
+        """Return the new hidden states, and what the block's experts report, if it has any."""
+        if inputs.wiring is not None:
+            x = inputs.wiring.into(x)
+        if self.attention is not None:
+            seen = x if self.attention_norm is None else self.attention_norm(x)
+            x = x + self.attention(seen, inputs.rotation, inputs.mask, inputs.cache, inputs.values)
+        normed = self.feedforward_norm(x)
+        if isinstance(self.feedforward, Experts):
+            mixed, stats = self.feedforward(normed, inputs.real)
+            return x + mixed, stats
+        return x + self.feedforward(normed), {}
+
+    def macs_per_token(self) -> int:
+        """Return the multiply-accumulates with weights for one token."""
+        attention = 0 if self.attention is None else self.attention.macs_per_token()
+        return attention + self.feedforward.macs_per_token()
+
+    def macs_per_key(self) -> int:
+        """Return the multiply-accumulates for one token and one key that it sees."""
+        return 0 if self.attention is None else self.attention.macs_per_key()
+
+    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+        """Return the bytes kept for the backward pass: by its parts, and the inputs of products."""
+        given = at.width * self.feedforward_norm.width
+        kept = self.feedforward_norm.kept_bytes() + given
+        kept += self.feedforward.kept_bytes_per_token(at)
+        if self.attention is not None:
+            kept += given + self.attention.kept_bytes_per_token(at)
+        if self.attention_norm is not None:
+            kept += self.attention_norm.kept_bytes()
+        return kept
+
+
+def build_feedforward(config: ModelConfig) -> SwiGLU | ReluSquared | Experts:
+    """Return the feed-forward layer of a block."""
+    if config.experts is not None:
+        return Experts(config)
+    if config.activation == "relu2":
+        return ReluSquared(config.d_model, config.d_ff)
+    return SwiGLU(config.d_model, config.d_ff)

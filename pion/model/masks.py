@@ -1,0 +1,266 @@
+"""Which tokens see which: one mask for each reach of attention, built once per forward pass.
+
+A layer with a `full` reach sees every earlier token. With windows (pion/parts.py), a layer sees the
+blocks of its `long` or `short` window. What each block of queries visits is decided once, as a
+table: the boolean masks of a CPU and flex attention's block masks on CUDA come from the same table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pion.config import ModelConfig
+from pion.model.forward_pass import ForwardPass
+
+Reach = Literal["full", "long", "short"]
+Masks = dict[Reach, "Mask"]
+
+# Flex attention's CUDA kernels need heads of at least this width, and blocks of a multiple of this
+# many tokens.
+FLEX_MIN_HEAD_DIM = 16
+FLEX_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which keys each query sees.
+
+    With nothing set, every query sees every key. This is right for one new token after a cache.
+    """
+
+    causal: bool = False
+    """Queries and keys are the same tokens; each token sees itself and the tokens before it."""
+    allowed: Tensor | None = None
+    """Boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key."""
+    blocks: Any = None
+    """`allowed` as flex attention's BlockMask."""
+
+
+def reach_of(config: ModelConfig, layer: int) -> Reach:
+    """Return how far the attention of a layer sees."""
+    windows = config.windows
+    if windows is None:
+        return "full"
+    far = layer % windows.long_every == 0 or layer == config.n_layers - 1
+    return "long" if far else "short"
+
+
+def build_masks(
+    config: ModelConfig,
+    queries: int,
+    keys: int,
+    documents: Tensor | None,
+    device: torch.device,
+    window: int | None = None,
+) -> Masks:
+    """Return the mask of each reach for the last `queries` of `keys` tokens.
+
+    `window` is the long window in tokens, if it differs from the model's: training begins with
+    short windows. Documents (B, T) are numbered in the order of the row.
+    """
+    windows = config.windows
+    if windows is None:
+        return {"full": build_mask(config, queries, keys, documents, device)}
+    long = (windows.tokens if window is None else window) // windows.block
+    blocks: dict[Reach, int] = {"long": long, "short": long // 2}
+    return {
+        reach: _window_mask(config, count, queries, keys, documents, device)
+        for reach, count in blocks.items()
+        if reach in _reaches(config)
+    }
+
+
+def flexible(config: ModelConfig, device: str) -> bool:
+    """Return whether flex attention masks whole rows on a device. Otherwise masks are dense."""
+    aligned = config.windows is None or config.windows.block % FLEX_BLOCK == 0
+    return device == "cuda" and aligned and config.head_dim >= FLEX_MIN_HEAD_DIM
+
+
+def _reaches(config: ModelConfig) -> set[Reach]:
+    return {reach_of(config, layer) for layer in range(config.n_layers)}
+
+
+def build_mask(
+    config: ModelConfig,
+    queries: int,
+    keys: int,
+    documents: Tensor | None,
+    device: torch.device,
+) -> Mask:
+    """Return the mask for the last `queries` of `keys` tokens.
+
+    Each token sees itself and the tokens before it. With documents (B, T), it sees only the tokens
+    of the same document.
+    """
+    if queries == 1:
+        return Mask()
+    if documents is None and config.softcap is None and queries == keys:
+        return Mask(causal=True)
+    if queries == keys and flexible(config, device.type):
+        return Mask(blocks=block_mask(queries, documents, device))
+    allowed = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    if documents is not None:
+        allowed = allowed & (documents[:, None, :, None] == documents[:, None, None, :])
+    return Mask(allowed=allowed)
+
+
+def block_mask(tokens: int, documents: Tensor | None, device: torch.device) -> Any:
+    """Return the causal mask, within documents (B, T) if given, as flex attention's BlockMask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    batch = None if documents is None else documents.shape[0]
+    return create_block_mask(_visible(documents), batch, None, tokens, tokens, device=device)
+
+
+def _visible(documents: Tensor | None) -> Any:
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if documents is None:
+            return query >= key
+        return (query >= key) & (documents[batch, query] == documents[batch, key])
+
+    return visible
+
+
+# ---------------------------------------------------------------- windows
+
+
+def _window_mask(
+    config: ModelConfig,
+    count: int,
+    queries: int,
+    keys: int,
+    documents: Tensor | None,
+    device: torch.device,
+) -> Mask:
+    """Return the mask of a window of `count` blocks."""
+    assert config.windows is not None
+    block = config.windows.block
+    if documents is None and max(count, 1) * block >= keys:
+        return build_mask(config, queries, keys, None, device)
+    if queries < keys:
+        return Mask(allowed=_recent(count, queries, keys, block, device))
+    one = torch.zeros(1, keys, dtype=torch.int64, device=device)
+    numbers = one if documents is None else documents
+    full, partial = visited_blocks(numbers, count, block)
+    if flexible(config, device.type):
+        return Mask(blocks=window_block_mask(full, partial, documents, keys, block))
+    return Mask(allowed=expand(full | partial, numbers, block))
+
+
+def _recent(count: int, queries: int, keys: int, block: int, device: torch.device) -> Tensor:
+    """Return which of `keys` cached tokens the last `queries` see, (queries, keys) boolean.
+
+    These are the tokens of one document, so its blocks are the window's.
+    """
+    key = torch.arange(keys, device=device)
+    query = key[keys - queries :, None]
+    return (key <= query) & (key // block > query // block - max(count, 1))
+
+
+def visited_blocks(documents: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
+    """Return the blocks of keys that each block of queries visits, each (B, n, n) boolean.
+
+    `documents` is (B, T), and `count` the number of blocks in the window. The first result has the
+    full blocks: earlier blocks, with the same one document as the block of queries. The second has
+    the partial blocks: the block of the queries, and blocks that share a document with it. A window
+    has at most `count` − 1 full blocks. Partial blocks take what full blocks leave of it, at
+    least one. The most recent blocks come first. (Daisy-Wee's rule, as in modded-nanogpt.)
+    """
+    low, high = _document_range(documents, block)
+    n = low.shape[1]
+    place = torch.arange(n, device=documents.device)
+    past, here = place[:, None] > place, place[:, None] >= place
+    whole = (low[:, :, None] == high[:, None]) & (high[:, :, None] == low[:, None])
+    touching = (low[:, :, None] <= high[:, None]) & (high[:, :, None] >= low[:, None])
+    full = past & whole
+    partial = here & touching & ~full
+    left = (count - full.sum(dim=-1, keepdim=True)).clamp(min=1)
+    return full & (_recency(full) < count), partial & (_recency(partial) <= left)
+
+
+def expand(visited: Tensor, documents: Tensor, block: int) -> Tensor:
+    """Return what each token sees in the visited blocks: (B, 1, T, T) boolean."""
+    tokens = documents.shape[1]
+    per_token = visited.repeat_interleave(block, dim=1).repeat_interleave(block, dim=2)
+    same = documents[:, :, None] == documents[:, None]
+    return (per_token[:, :tokens, :tokens] & same).tril()[:, None]
+
+
+def window_block_mask(
+    full: Tensor, partial: Tensor, documents: Tensor | None, tokens: int, block: int
+) -> Any:
+    """Return the visited blocks as flex attention's BlockMask.
+
+    The rows have `tokens` tokens of documents (B, T), or are one document each, with one table for
+    all of them.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    return BlockMask.from_kv_blocks(
+        *_listed(partial),
+        *_listed(full),
+        BLOCK_SIZE=block,
+        mask_mod=_visible(documents),
+        seq_lengths=(tokens, tokens),
+    )
+
+
+def _listed(visited: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many blocks are visited, (B, 1, n), and their numbers, (B, 1, n, n)."""
+    counts = visited.sum(dim=-1)
+    numbers = visited.int().argsort(dim=-1, descending=True, stable=True)
+    return counts[:, None].int(), numbers[:, None].int()
+
+
+def _document_range(documents: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest document of each block, each (B, n)."""
+    batch, tokens = documents.shape
+    missing = -tokens % block
+    if missing:
+        last = documents[:, -1:].expand(batch, missing)
+        documents = torch.cat((documents, last), dim=1)
+    blocks = documents.view(batch, -1, block)
+    return blocks.amin(dim=-1), blocks.amax(dim=-1)
+
+
+def _recency(chosen: Tensor) -> Tensor:
+    """Return each chosen block's place among its row's chosen blocks, the most recent having 1."""
+    return chosen.int().flip(-1).cumsum(dim=-1).flip(-1)
+
+
+# ---------------------------------------------------------------- costs
+
+
+def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
+    """Return how many keys a token sees on average, in a row that is one document."""
+    if reach == "full" or config.windows is None:
+        return seq_len / 2
+    block = config.windows.block
+    count = config.windows.tokens // block
+    visited = max(1, count if reach == "long" else count // 2) * block
+    if visited >= seq_len:
+        return seq_len / 2
+    # Without a window a token sees half of the row. A block of queries does not see the blocks
+    # before its window.
+    hidden = sum(start - visited + block for start in range(visited, seq_len, block))
+    return seq_len / 2 - hidden * block / seq_len
+
+
+def dense_mask_bytes(config: ModelConfig, at: ForwardPass, rows: int) -> int:
+    """Return the bytes of the boolean masks of a pass over `rows` rows.
+
+    Without documents, all rows share the masks, and so they share the numbers that PyTorch makes of
+    a window's mask in each layer.
+    """
+    masked = at.documents or config.windows is not None or config.softcap is not None
+    if not masked or flexible(config, at.device):
+        return 0
+    booleans = at.tokens * at.tokens * len(_reaches(config))
+    if at.documents:
+        return rows * booleans
+    numbers = 0 if config.softcap is not None else at.width * at.tokens * at.tokens
+    return booleans + config.n_layers * numbers

@@ -1,0 +1,91 @@
+"""One tiny model of each family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from pion.config import ModelConfig
+from pion.model.decoder import Decoder
+from pipeline.job.fields import Model
+from tests.support.tiny_config import tiny_config
+
+# More rows than the tokenizers of these tests have ids, as in most published models.
+VOCAB = 320
+# Rows of two windows and more, so that tokens lie beyond a window's edge.
+SEQ_LEN = 48
+
+
+@dataclass(frozen=True)
+class Family:
+    """What distinguishes a family from the dense tiny model.
+
+    Attributes:
+        model: fields of ModelConfig; a job's `model` section has the same fields.
+        training: fields of TrainSettings; a job's training sections have the same fields.
+    """
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, **changes: Any) -> ModelConfig:
+        """Return the settings of the tiny model, with these changes."""
+        return tiny_config(**{"vocab_size": VOCAB, "seq_len": SEQ_LEN, **self.model, **changes})
+
+    def job(self) -> dict[str, Any]:
+        """Return the changes that make the tiny job (tests/support/jobs.py) train this family."""
+        # Only importers set the other fields of ModelConfig.
+        model = {name: value for name, value in self.model.items() if name in Model.model_fields}
+        return {f"model__{name}": value for name, value in model.items()} | {
+            f"pretrain__{name}": value for name, value in self.training.items()
+        }
+
+    def decoder(self, seed: int = 0, **changes: Any) -> Decoder:
+        """Return the tiny model with the same random weights in each call.
+
+        Unlike initial weights, all of them are random, and large: attention is far from uniform and
+        no part has a result of 0, so a wrong mask shows.
+        """
+        torch.manual_seed(seed)
+        model = Decoder(self.config(**changes))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight), alpha=0.2)
+        return model
+
+
+EXPERTS = {"n": 4, "d_shared": 16}
+WINDOWS = {"tokens": 16, "block": 8, "long_every": 2}
+DAISY = {
+    "n_layers": 4,
+    "windows": WINDOWS,
+    "heads": {"scale": 0.12, "value_norm": True, "rotary": "half"},
+    "wiring": {
+        "attention_layers": [0, 1, 3],
+        "attention_norm": False,
+        "embed_norm": True,
+        "input_mix": True,
+        "skips": [[2, 1], [3, 0]],
+    },
+    "values": {"layers": [0, 3]},
+    "activation": "relu2",
+    "norm_gain": False,
+    "logit_cap": 15.0,
+    "tie_embeddings": False,
+    "head_multiple": 128,
+}
+MUON = {"optimizer": "muon", "muon_decays": False, "muon_momentum_start": 0.85}
+
+FAMILIES = {
+    "pion": Family(),
+    "softcapped": Family({"softcap": 1.5}),
+    "tachyon": Family({"experts": EXPERTS}),
+    "daisy": Family(DAISY, {**MUON, "window_schedule": "cubic"}),
+    "experts-in-windows": Family({"experts": EXPERTS, "windows": WINDOWS}),
+}
+
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -1,0 +1,87 @@
+"""Conversations packed into one row do not see each other, from the shard to the logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pion.data.conversation import Turn, tokenize_batch
+from pion.data.order import RowOrder
+from pion.data.packing import pack
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import Manifest, Rows
+from pion.data.stream import Batch, RowStream
+from pion.data.tokenizer import train_bpe
+from pion.model.decoder import Decoder
+from tests.families.families import VOCAB, Family, each_family
+
+TALKS = [
+    [Turn("user", "Where is the cat?"), Turn("assistant", "On the mat.")],
+    [Turn("user", "And the dog?"), Turn("assistant", "In the house, with a bone.")],
+]
+SEQ_LEN = 128
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
+    """Both conversations and padding in one row, written to a shard and read back."""
+    folder = tmp_path_factory.mktemp("shard")
+    tokenizer = train_bpe([turn.text for talk in TALKS for turn in talk] * 5, 300)
+    writer = ShardWriter(
+        folder,
+        seq_len=SEQ_LEN,
+        vocab_size=tokenizer.vocab_size,
+        rows_per_shard=1,
+        conversations=True,
+    )
+    for row in pack(tokenize_batch(tokenizer, TALKS), SEQ_LEN, tokenizer.pad or 1):
+        writer.append_rows(row.ids, row.flags)
+    manifest = Manifest("conversations", SEQ_LEN, tokenizer.vocab_size, writer.finish())
+    rows = Rows(manifest, lambda shard: folder / shard.name)
+    stream = RowStream([(rows, RowOrder(manifest.shard_rows, manifest.fingerprint, 0, 1))])
+    return stream.batch([0])
+
+
+def documents_of(batch: Batch) -> list[Tensor]:
+    """Return which tokens of the row are padding, in the first and in the second conversation."""
+    assert batch.documents is not None
+    documents = batch.documents[0]
+    assert documents.unique().tolist() == [-1, 0, 1]
+    return [documents == number for number in (-1, 0, 1)]
+
+
+def logits(model: Decoder, batch: Batch, tokens: Tensor, dtype: str = "float32") -> Tensor:
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    with torch.inference_mode(), bf16:
+        return model(tokens, positions=batch.positions, documents=batch.documents)[0]
+
+
+@each_family
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_changing_one_conversation_moves_no_bit_of_the_others_logits(
+    family: Family, dtype: str, batch: Batch
+) -> None:
+    model = family.decoder(seq_len=SEQ_LEN)
+    padding, first, second = documents_of(batch)
+    before = logits(model, batch, batch.tokens, dtype)
+    for changed in (first, second, padding):
+        tokens = batch.tokens.clone()
+        tokens[0, changed] = (tokens[0, changed] + 7) % VOCAB
+        after = logits(model, batch, tokens, dtype)
+        for other in (first, second):
+            if other is not changed:
+                assert torch.equal(before[other], after[other])
+        assert not torch.allclose(before[changed], after[changed])
+
+
+@each_family
+def test_a_packed_conversation_has_the_logits_it_has_alone(family: Family, batch: Batch) -> None:
+    """Windows are left out: their blocks begin with the row, not with a conversation."""
+    model = family.decoder(seq_len=SEQ_LEN, windows=None)
+    _, first, second = documents_of(batch)
+    packed = logits(model, batch, batch.tokens)
+    for conversation in (first, second):
+        with torch.inference_mode():
+            alone = model(batch.tokens[:, conversation])[0]
+        torch.testing.assert_close(packed[conversation], alone, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,40 @@
+"""Evaluation uses the softmax over the tokenizer's ids of the logits that the model computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pion.data.order import RowOrder
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import Manifest, Rows
+from pion.data.stream import RowStream
+from pion.evaluate import Scorer, held_out
+from tests.families.families import SEQ_LEN, Family, each_family
+
+IDS = 300  # that the tokenizer can produce
+
+
+@each_family
+def test_held_out_loss_is_minus_the_log_of_the_softmax_worked_out_by_hand(
+    family: Family, tmp_path: Path
+) -> None:
+    model = family.decoder()
+    ids = np.random.default_rng(0).integers(0, IDS, (6, SEQ_LEN))
+    writer = ShardWriter(tmp_path, seq_len=SEQ_LEN, vocab_size=IDS, rows_per_shard=6)
+    writer.append_rows(ids)
+    manifest = Manifest("tokens", SEQ_LEN, IDS, writer.finish())
+    order = RowOrder(manifest.shard_rows, manifest.fingerprint, seed=0, window=1)
+    stream = RowStream([(Rows(manifest, lambda shard: tmp_path / shard.name), order)])
+    measured = held_out(Scorer(model, IDS, micro_batch=4), stream, range(6), np.ones(IDS))
+
+    tokens = torch.from_numpy(ids)
+    with torch.inference_mode():
+        logits = model(tokens)[:, :-1, :IDS].double()
+    likelihood = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
+    expected = -likelihood.gather(2, tokens[:, 1:, None]).log().mean()
+    assert measured.tokens == 6 * (SEQ_LEN - 1)
+    assert measured.loss == pytest.approx(expected.item(), rel=1e-6)

@@ -1,0 +1,37 @@
+"""An export computes what the trained model computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pion.data.tokenizer import train_bpe
+from pion.errors import PionError
+from pion.export import export_model
+from pion.load import load_decoder
+from pion.verify import verify_export
+from tests.families.families import Family, each_family
+
+TEXTS = ["Return a new header with the string.\n\n    >>> os.path.join('a', 'b')"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_bpe(TEXTS * 3, 300).save(path)
+    return path
+
+
+@each_family
+def test_transformers_computes_the_logits_of_the_trained_model(
+    family: Family, tokenizer: Path, tmp_path: Path
+) -> None:
+    model, out = family.decoder(), tmp_path / "model"
+    export_model(model, tokenizer, out)
+    assert verify_export(out, model, tokenizer, TEXTS) < 1e-4
+    read_back = load_decoder(out)
+    assert verify_export(out, read_back, tokenizer, TEXTS) < 1e-4
+    other = family.decoder(seed=1)
+    with pytest.raises(PionError, match="different logits"):
+        verify_export(out, other, tokenizer, TEXTS)

@@ -1,0 +1,102 @@
+"""A family's training ends with the same weights, whatever interrupts it or shares the work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pion.train.trainer import TrainState
+from pipeline.state.checkpoints.restore import load_folder, newest_good
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from pipeline.state.workspace import Workspace
+from tests.families.families import FAMILIES
+from tests.families.training import (
+    DIGEST,
+    KILLED_AFTER,
+    STAGE,
+    STEPS,
+    TWO_WORKERS,
+    read_state,
+    train,
+    trainer,
+    write_state,
+)
+from tests.paths import REPOSITORY
+from tests.support.whole_runs import RUN_SECONDS
+
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder: Path) -> dict[str, Weights]:
+    """The weights of each family after all steps in this process.
+
+    `folder` then has the state that the pair of processes continues from.
+    """
+    weights = {}
+    for name, family in FAMILIES.items():
+        training = trainer(family, folder)
+        train(training, TWO_WORKERS[0])
+        write_state(training.state(), folder / "before" / name)
+        train(training, STEPS)
+        weights[name] = dict(training.model.state_dict())
+        training.close()
+    return weights
+
+
+@pytest.fixture(scope="module")
+def others(unbroken: dict[str, Weights], folder: Path) -> Path:
+    """The same folder, with what the killed processes and the pair of processes left."""
+    command = [sys.executable, "-m", "tests.families.training", str(folder)]
+    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=RUN_SECONDS)
+    return folder
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_process_killed_with_sigkill_is_continued_to_the_same_bits(
+    name: str, unbroken: dict[str, Weights], others: Path
+) -> None:
+    run = RunState(FileStore(others / "runs"), name)
+    head = run.read()
+    assert head is not None
+    found = newest_good(Workspace(run.store, name), head, STAGE, DIGEST)
+    assert found.folder is not None
+    saved = load_folder(found.folder)
+    training = trainer(FAMILIES[name], others)
+    with torch.no_grad():
+        for weight in training.model.parameters():
+            weight.add_(1.0)  # so that each weight must come from the checkpoint
+    training.load(TrainState(saved.model, saved.optimizer, saved.state))
+    assert training.step in (2, 4)
+    assert training.step < KILLED_AFTER
+    train(training, STEPS)
+    training.close()
+    for weight, tensor in training.model.state_dict().items():
+        assert torch.equal(tensor, unbroken[name][weight]), weight
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights(
+    name: str, unbroken: dict[str, Weights], others: Path
+) -> None:
+    """The weights differ only by the order in which gradients are added up."""
+    after = others / "after" / name
+    training = trainer(FAMILIES[name], others)
+    training.load(read_state(after))
+    rows = json.loads((after / "rows.json").read_text()) + train(training, STEPS)
+    training.close()
+    assert rows == [[4 * step, 4 * step + 4] for step in range(TWO_WORKERS[0], STEPS)]
+    for weight, tensor in training.model.state_dict().items():
+        torch.testing.assert_close(tensor, unbroken[name][weight], rtol=0, atol=1e-5, msg=weight)

@@ -1,0 +1,125 @@
+"""Train each family in processes that are killed, and in pairs of processes.
+
+    python -m tests.families.training FOLDER
+
+This process imports torch once and forks the others, because importing torch takes most of the
+time. In FOLDER, `before/<family>` has the state that each pair continues from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.claim import claim_run
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.families.families import FAMILIES, Family
+from tests.pion.train.conftest import open_stream
+
+STEPS, KILLED_AFTER = 8, 5
+TWO_WORKERS = (3, 6)  # they train the steps after the first number, up to the second
+STAGE, DIGEST = "pretrain", "d1"
+
+
+def trainer(family: Family, folder: Path, *, world_size: int = 1, rank: int = 0) -> Trainer:
+    """Return a trainer of the family's tiny model on data of its own below `folder`."""
+    data = folder / f"data-{os.getpid()}-{len(list(folder.glob('data-*')))}"
+    settings = {"steps": STEPS, "global_batch": 4, "lr": 1e-3, "warmup_steps": 2}
+    plan = ComputePlan(
+        micro_batch=1, world_size=world_size, threads=1, deterministic=world_size > 1
+    )
+    return Trainer(
+        family.decoder(),
+        open_stream(data, conversations=True, config=family.config()),
+        TrainSettings(**{**settings, **family.training}),
+        plan,
+        rank=rank,
+    )
+
+
+def train(training: Trainer, until: int) -> list[list[int]]:
+    """Train until that step; return the rows of each step."""
+    while training.step < until:
+        assert training.train_step()
+    return [row["rows"] for row in training.drain_metrics()]
+
+
+def write_state(state: TrainState, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    save_file(state.model, folder / "model.safetensors")
+    save_file(state.optimizer, folder / "optimizer.safetensors")
+    (folder / "meta.json").write_text(json.dumps(state.meta))
+
+
+def read_state(folder: Path) -> TrainState:
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+    tensors = (load_file(folder / f"{part}.safetensors") for part in ("model", "optimizer"))
+    return TrainState(*tensors, meta)
+
+
+def train_and_die(name: str, folder: Path) -> None:
+    """Train with a checkpoint at every second step, until SIGKILL during the second save."""
+    claim = claim_run(RunState(FileStore(folder / "runs"), name), Owner.me())
+    checkpointer = Checkpointer(claim, CheckpointSeries(STAGE, DIGEST, {}))
+    training = trainer(FAMILIES[name], folder)
+    while training.step < KILLED_AFTER:
+        train(training, training.step + 1)
+        if training.step % 2 == 0:
+            state = training.state()
+            assert checkpointer.save(state.model, state.optimizer, state.meta)
+        if training.step == 2:
+            checkpointer.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_as_one_of_two(rank: int, folder: Path) -> None:
+    """Continue each family's training in a pair of processes, and write what rank 0 ends with."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for name, family in FAMILIES.items():
+        training = trainer(family, folder, world_size=2, rank=rank)
+        training.load(read_state(folder / "before" / name) if rank == 0 else None)
+        rows = train(training, TWO_WORKERS[1])
+        if rank == 0:
+            write_state(training.state(), folder / "after" / name)
+            (folder / "after" / name / "rows.json").write_text(json.dumps(rows))
+    dist.destroy_process_group()
+
+
+def fork(work: Callable[[Any, Path], None], argument: Any, folder: Path) -> int:
+    """Return the id of a process that does `work`. Its exit code is 1 if an error is raised."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work(argument, folder)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    killed = [fork(train_and_die, name, folder) for name in FAMILIES]
+    ends = [os.WTERMSIG(os.waitpid(child, 0)[1]) for child in killed]
+    assert set(ends) == {signal.SIGKILL}, ends
+    pair = [fork(train_as_one_of_two, rank, folder) for rank in (0, 1)]
+    assert [os.waitpid(child, 0)[1] for child in pair] == [0, 0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,183 @@
+"""Windows see what Daisy-Wee's reference tables say, and every form of a mask says the same."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from pion.config import ModelConfig
+from pion.model.masks import (
+    build_masks,
+    expand,
+    mean_keys,
+    reach_of,
+    visited_blocks,
+    window_block_mask,
+)
+from pion.parts import Windows
+from tests.paths import SEEDS
+
+CPU = torch.device("cpu")
+
+
+def config(tokens: int = 64, block: int = 16, n_layers: int = 6) -> ModelConfig:
+    return ModelConfig(
+        d_model=32,
+        n_layers=n_layers,
+        n_heads=2,
+        n_kv_heads=2,
+        d_ff=32,
+        vocab_size=50,
+        seq_len=1024,
+        windows=Windows(tokens=tokens, block=block),
+    )
+
+
+def reference_of(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(SEEDS / f"daisy_{name}ref.pt", weights_only=True)
+    return loaded
+
+
+def documents_of(tokens: Tensor) -> Tensor:
+    return (tokens == 128).cumsum(dim=0)[None]
+
+
+def visited(name: str, documents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the full and the partial blocks of a window, called such as `short_w3`."""
+    kind, _, blocks = name.partition("_w")
+    count = int(blocks) if kind == "long" else int(blocks) // 2
+    return visited_blocks(documents, count, 128)
+
+
+def tables() -> list[tuple[str, dict[str, Any], Tensor]]:
+    trace, old = reference_of("trace_"), reference_of("old_")
+    documents = {"trace": trace["docs_step0"].long()[None], "old": documents_of(old["input_ids"])}
+    both = {"trace": trace["block_tables_step0"], "old": old["block_tables"]}
+    return [(name, table, documents[file]) for file in both for name, table in both[file].items()]
+
+
+def test_every_window_sees_what_the_seeds_masks_say() -> None:
+    reference = reference_of("")
+    documents = documents_of(reference["input_ids"])
+    for blocks in (1, 2, 3, 4):
+        for kind in ("long", "short"):
+            full, partial = visited(f"{kind}_w{blocks}", documents)
+            ours = expand(full | partial, documents, 128)[0, 0].numpy()
+            packed = reference[f"mask_{kind}_w{blocks}_packed"].numpy()
+            assert np.array_equal(ours, np.unpackbits(packed, axis=1).astype(bool))
+
+
+def test_every_window_visits_what_the_seeds_block_tables_say() -> None:
+    found = tables()
+    assert len(found) == 36
+    for name, table, documents in found:
+        full, partial = visited(name, documents)
+        assert torch.equal((2 * full.int() + partial.int())[0], table["visit"].int()), name
+        mask = expand(full | partial, documents, 128)[0, 0]
+        assert torch.equal(mask.sum(dim=1), table["keys_per_row"].long()), name
+        assert hashlib.sha256(mask.numpy().tobytes()).hexdigest() == table["sha256"], name
+
+
+def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu() -> None:
+    """The kernel needs a GPU. Here its tables are expanded: partial blocks by mask_mod, full ones
+    as they are."""
+    for name, _, documents in tables():
+        full, partial = visited(name, documents)
+        mask = window_block_mask(full, partial, documents, documents.shape[1], 128)
+        tokens = documents.shape[1]
+        shown = torch.zeros(tokens, tokens, dtype=torch.bool)
+        position = torch.arange(tokens)
+        judged = mask.mask_mod(torch.tensor(0), torch.tensor(0), position[:, None], position)
+        for counts, numbers, inside in (
+            (mask.kv_num_blocks, mask.kv_indices, judged),
+            (mask.full_kv_num_blocks, mask.full_kv_indices, torch.ones_like(judged)),
+        ):
+            for row, count in enumerate(counts[0, 0].tolist()):
+                for column in numbers[0, 0, row, :count].tolist():
+                    block = (
+                        slice(128 * row, 128 * row + 128),
+                        slice(128 * column, 128 * column + 128),
+                    )
+                    shown[block] = inside[block]
+        assert torch.equal(shown, expand(full | partial, documents, 128)[0, 0]), name
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["text", "documents"])
+def test_flex_attention_judges_each_token_of_several_rows(separate: bool) -> None:
+    """Without torch.compile, flex attention asks mask_mod about every pair of tokens, in each row.
+
+    It then ignores the tables, which the test before expands.
+    """
+    torch.manual_seed(0)
+    rows, tokens, block = 3, 512, 128
+    own = torch.arange(tokens) * torch.arange(1, rows + 1)[:, None] // tokens
+    documents = own if separate else None
+    numbers = torch.zeros(1, tokens, dtype=torch.int64) if documents is None else documents
+    mask = window_block_mask(*visited_blocks(numbers, 2, block), documents, tokens, block)
+    same = (numbers[:, :, None] == numbers[:, None]).tril()[:, None]
+    query, key, value = torch.randn(3, rows, 2, tokens, 16)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=same)
+    found = flex_attention(query, key, value, block_mask=mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_every_fourth_layer_and_the_last_have_the_long_window() -> None:
+    reaches = [reach_of(config(n_layers=8), layer)[0] for layer in range(8)]
+    assert "".join(reaches) == "lssslssl"
+
+
+@pytest.mark.parametrize("tokens", [16, 48, 64])
+@pytest.mark.parametrize("split", [1, 15, 16, 17, 50])
+def test_new_tokens_after_a_cache_see_what_they_see_in_the_whole_row(
+    tokens: int, split: int
+) -> None:
+    length = 70
+    whole = build_masks(config(tokens), length, length, None, CPU)
+    parts = build_masks(config(tokens), length - split, length, None, CPU)
+    for reach in ("long", "short"):
+        allowed, part = whole[reach].allowed, parts[reach].allowed
+        assert allowed is not None
+        assert part is not None
+        assert torch.equal(part, allowed[0, 0, split:])
+
+
+def test_padding_and_rows_that_end_inside_a_block_keep_to_their_documents() -> None:
+    documents = torch.tensor([[0] * 20 + [1] * 17 + [-1] * 4, [0] * 41])
+    masks = build_masks(config(tokens=32), 41, 41, documents, CPU)
+    for mask in masks.values():
+        assert mask.allowed is not None
+        same = documents[:, :, None] == documents[:, None]
+        assert not (mask.allowed[:, 0] & ~same.tril()).any()
+        assert mask.allowed[:, 0].diagonal(dim1=1, dim2=2).all()
+
+
+def test_a_window_as_long_as_the_row_hides_nothing() -> None:
+    masks = build_masks(config(tokens=128), 50, 50, None, CPU)
+    assert masks["long"].causal
+    assert masks["long"].allowed is None
+
+
+def test_training_may_see_less_than_the_model() -> None:
+    masks = build_masks(config(tokens=64), 64, 64, None, CPU, window=16)
+    for mask in masks.values():
+        assert mask.allowed is not None
+        assert int(mask.allowed.sum(dim=-1).max()) == 16
+
+
+@pytest.mark.parametrize("reach", ["full", "long", "short"])
+def test_mean_keys_are_the_keys_in_the_mask(reach: Any) -> None:
+    model = config(tokens=64)
+    keys = torch.ones(256, 256).tril()
+    if reach != "full":
+        allowed = build_masks(model, 256, 256, None, CPU)[reach].allowed
+        assert allowed is not None
+        keys = allowed[0, 0].float()
+    # A token's own key counts half, as in seq_len / 2.
+    assert mean_keys(model, reach, 256) == keys.sum(dim=1).mean().item() - 0.5

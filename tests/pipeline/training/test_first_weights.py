@@ -1,0 +1,72 @@
+"""`init_from` takes what an import or an export of the same model gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pion.config import ModelConfig
+from pion.data.tokenizer import train_bpe
+from pion.errors import BadInput
+from pion.export import export_model
+from pion.model.decoder import Decoder
+from pion.seeds import import_seed
+from pipeline.training.first_weights import first_model
+from tests.paths import SEEDS
+from tests.support.jobs import tiny_job
+
+TACHYON = SEEDS / "tachyon_moe_ckpt.pt"
+CORE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len")
+
+
+def first(model: dict[str, Any], source: Path) -> Decoder:
+    """Return the first weights of a job with this model and `init_from`."""
+    job = tiny_job(model=model, sft=None, pretrain__init_from=str(source))
+    context: Any = SimpleNamespace(job=job, fetch=lambda bring: bring())
+    return first_model(context, "pretrain")[0]
+
+
+def tachyon(**changes: int) -> dict[str, Any]:
+    """Return the `model` section that describes the seed."""
+    config = import_seed(TACHYON).config
+    names = ("n", "top_k", "shared", "d_shared")
+    experts = {name: getattr(config.experts, name) for name in names} | changes
+    return {name: getattr(config, name) for name in CORE} | {"experts": experts}
+
+
+def test_an_imported_mixture_of_experts_is_continued() -> None:
+    weights = import_seed(TACHYON).state_dict()
+    started = first(tachyon(), TACHYON)
+    assert started.config.experts is not None
+    assert started.config.experts.balance == "row"  # the seed's is "batch"
+    for name, tensor in started.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_another_number_of_experts_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"experts\.n: job 9, model 5"):
+        first(tachyon(n=9), TACHYON)
+
+
+def test_an_export_without_the_rows_that_no_token_has_is_continued(tmp_path: Path) -> None:
+    tokenizer = train_bpe(["some text to learn bytes from"], 262)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    changes = {"n_layers": 6, "d_model": 32, "n_heads": 2, "n_kv_heads": 2, "d_ff": 48}
+    changes |= {"vocab_size": tokenizer.vocab_size, "seq_len": 64}
+    model = Decoder(ModelConfig.preset("daisy-pico", **changes))
+    with torch.no_grad():
+        model.lm_head.weight.normal_()  # else its rows start as 0
+    export_model(model, tmp_path / "tokenizer.json", tmp_path / "export", chat=False)
+
+    started = first({"preset": "daisy-pico", **changes}, tmp_path / "export")
+    rows, padded = tokenizer.vocab_size, 384
+    assert len(started.lm_head.weight) == len(model.lm_head.weight) == padded
+    assert not started.lm_head.weight[rows:].any()
+    expected = model.state_dict()
+    for name, tensor in started.state_dict().items():
+        count = rows if name == "lm_head.weight" else len(tensor)
+        assert torch.equal(tensor[:count], expected[name][:count]), name

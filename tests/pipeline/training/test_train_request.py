@@ -1,0 +1,35 @@
+"""A worker reads the same job as the driver that sends it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.job import Job
+from pipeline.job.digest import digest_job
+from pipeline.job.file import load_job
+from pipeline.state.owner import Owner
+from pipeline.training.train_request import TrainRequest
+from tests.paths import JOBS
+from tests.support.jobs import tiny_job
+
+
+def received(job: Job) -> Job:
+    request = TrainRequest.of(job, digest_job(job), Owner.me(), job.train_stages)
+    return TrainRequest.from_dict(json.loads(json.dumps(request.to_dict()))).load_job()
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_job_arrives_as_it_was_sent(path: Path) -> None:
+    job = load_job(path)
+    assert received(job) == job
+    assert received(job).model_config_resolved() == job.model_config_resolved()
+
+
+def test_a_part_that_the_job_takes_away_stays_away() -> None:
+    job = tiny_job(model={"preset": "daisy-pico", "windows": None, "values": None})
+    config = received(job).model_config_resolved()
+    assert config == job.model_config_resolved()
+    assert (config.windows, config.values) == (None, None)
