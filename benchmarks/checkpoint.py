@@ -1,6 +1,6 @@
 """Measure what saving costs: the stall of each save, and the lost training throughput.
 
-    uv run python benchmarks/checkpoint.py [--rounds 30] [--shapes PRESET:MICRO_BATCH:SEQ_LEN …]
+    uv run python -m benchmarks.checkpoint [--rounds 30] [--shapes PRESET:MICRO_BATCH:SEQ_LEN …]
 
 Windows of the same training steps are timed in pairs: one with a save at its beginning and one
 without, in alternating order. A window is only a little longer than a save; in a longer window the

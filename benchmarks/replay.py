@@ -1,6 +1,6 @@
 """Measure how long replaying a trace from every start takes, and the share of useful paid time.
 
-    uv run python benchmarks/replay.py TRACE.json …
+    uv run python -m benchmarks.replay TRACE.json …
 
 The job is jobs/pion-small.yaml at 4.3 s per step, the speed of the published recipe on an A40. The
 first step comes 60 s after paying starts, and a checkpoint of 1.24 GB is uploaded at 100 MB/s.
@@ -48,7 +48,7 @@ def main() -> None:
             print(json.dumps(traces[-1], indent=1), flush=True)
     names = " ".join(Path(path).name for path in paths)
     result = {
-        "command": f"uv run python benchmarks/replay.py {names}",
+        "command": f"uv run python -m benchmarks.replay {names}",
         "numbers": dataclasses.asdict(numbers),
         "traces": traces,
     }

@@ -1,6 +1,6 @@
 """Measure the seconds to the first step of a resumed demo, and compare with a bare Ray Train loop.
 
-    uv run python benchmarks/startup.py [--rounds 3]
+    uv run python -m benchmarks.startup [--rounds 3]
 
 Both are fresh processes, started in turn on the same machine. The bare loop is a TorchTrainer with
 one CPU worker that does nothing. Then a shortened demo goes through all stages, to time the gaps

@@ -1,6 +1,6 @@
 """Compare a training step of Pion-nano with transformers' Qwen3ForCausalLM of the same shape.
 
-    uv run python benchmarks/train_speed.py [--rounds 15] [--batch 4] [--seq-len 256]
+    uv run python -m benchmarks.train_speed [--rounds 15] [--batch 4] [--seq-len 256]
 
 A step is forward, backward, clipping to norm 1 and fused AdamW for both models; Qwen3 computes its
 loss from `labels`. Both start from the same weights. Steps are timed in turn in one process, one of
@@ -30,10 +30,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.memory import resident
 from pion.config import ModelConfig
+from pion.exports.qwen3 import to_qwen3
 from pion.model.decoder import Decoder
 from pion.model.loss import IGNORED
-from pion.qwen3 import to_qwen3
 
 PRECISIONS = {"fp32": False, "bf16": True}
 MODELS = ("pion", "qwen3")
@@ -96,17 +97,9 @@ def time_all(rounds: int, batch: int, seq_len: int) -> dict[str, dict[str, list[
     return seconds
 
 
-def resident(field: str) -> int:
-    """Return a memory field of this process in bytes: VmRSS (now) or VmHWM (at its highest)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
 def measure_memory(model_name: str, precision: str, batch: int, seq_len: int) -> int:
     """Return the peak bytes of a few steps, above those of the imports, in a separate process."""
-    command = [sys.executable, __file__, "--memory-of", model_name, precision]
+    command = [sys.executable, "-m", "benchmarks.train_speed", "--memory-of", model_name, precision]
     command += ["--batch", str(batch), "--seq-len", str(seq_len)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
@@ -153,7 +146,8 @@ def main() -> None:
     batch, seq_len = options.batch, options.seq_len
 
     if options.memory_of:
-        print_own_memory(*options.memory_of, batch, seq_len)
+        model_name, precision = options.memory_of
+        print_own_memory(model_name, precision, batch, seq_len)
         return
 
     load = round(os.getloadavg()[0], 2)

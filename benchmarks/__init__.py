@@ -1,0 +1,1 @@
+"""Comparisons with other software and between versions: each is run by one command."""
