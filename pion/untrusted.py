@@ -1,0 +1,110 @@
+"""Read files that others may have written: a bounded number of bytes, and JSON without surprises.
+
+Stores, Hub repositories, folders with models and data can hold anything. What is read here fails
+as BadInput with the file named, and never hangs, fills the memory or ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from pion.errors import BadInput
+
+# The most bytes of a HEAD, manifest, config or other record; of a tokenizer; of a job file.
+LARGEST_RECORD = 16 << 20
+LARGEST_TOKENIZER = 128 << 20
+LARGEST_JOB = 1 << 20
+# How deep objects and lists may be nested.
+DEEPEST = 64
+
+
+def read_file(path: str | Path, limit: int = LARGEST_RECORD) -> bytes:
+    """Return the content of a regular file with at most `limit` bytes.
+
+    Raises BadInput for anything else that is there (a folder, a pipe, a device, a larger file), and
+    OSError, FileNotFoundError among them, where the file can't be opened or read.
+    """
+    # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BadInput(f"{path} is not a regular file, so it was not read")
+    with open(descriptor, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise too_large(str(path), limit)
+    return data
+
+
+def read_json(path: str | Path, limit: int = LARGEST_RECORD) -> Any:
+    """Return the JSON in a file. Raises as `read_file` and `parse_json` do."""
+    return parse_json(read_file(path, limit), str(path))
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """Return the JSON value in `data`: UTF-8, finite numbers, at most 64 levels, whole characters.
+
+    Raises BadInput that names `where`.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode()
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        _check(value, surrogates="\\ud" in text or "\\uD" in text)
+    except RecursionError:
+        raise BadInput(f"{where} is not valid JSON ({_TOO_DEEP})") from None
+    except ValueError as error:  # also: not UTF-8, and a whole number of more than 4,300 digits
+        raise BadInput(f"{where} is not valid JSON ({error})") from None
+    return value
+
+
+def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
+    """Return the JSON object in `data`. Raises BadInput that names `where`."""
+    value = parse_json(data, where)
+    if not isinstance(value, dict):
+        raise BadInput(f"{where} should be a JSON object, but is a {type(value).__name__}")
+    return value
+
+
+def too_large(where: str, limit: int) -> BadInput:
+    """Return the error for a file of more than `limit` bytes."""
+    return BadInput(f"{where} has more than {limit:,} bytes, so it was not read")
+
+
+_TOO_DEEP = f"nested deeper than {DEEPEST} levels"
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is too large for a number")
+    return number
+
+
+def _check(value: Any, surrogates: bool) -> None:
+    """Raise ValueError for values below DEEPEST levels and, if asked, for half characters."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        if surrogates:
+            texts = [item for item in level if isinstance(item, str)]
+            texts += [key for item in level if isinstance(item, dict) for key in item]
+            for text in texts:
+                if not text.isascii():
+                    text.encode()  # UnicodeEncodeError is a ValueError
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]

@@ -1,0 +1,67 @@
+"""Files and JSON that others may have written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pion.untrusted import DEEPEST, parse_json, parse_object, read_file, read_json
+
+
+def nested(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param("{", "Expecting property name", id="cut"),
+        pytest.param("NaN", "NaN is not a number", id="nan"),
+        pytest.param("[-Infinity]", "-Infinity is not a number", id="infinity"),
+        pytest.param("1e999", "1e999 is too large for a number", id="overflow"),
+        pytest.param("9" * 5000, "4300 digits", id="digits"),
+        pytest.param(nested(DEEPEST + 1), "nested deeper than 64 levels", id="deep"),
+        pytest.param('{"a":' * 100_000, "nested deeper than 64 levels", id="bottomless"),
+        pytest.param(r'{"a": ["\ud800"]}', "surrogates not allowed", id="half a character"),
+        pytest.param(r'{"\uDFFF": 1}', "surrogates not allowed", id="half a character as key"),
+        pytest.param(b"\xff\xfe", "can't decode byte 0xff", id="not utf-8"),
+    ],
+)
+def test_json_that_is_no_plain_value_is_refused_with_the_file_and_the_reason(
+    text: str | bytes, why: str
+) -> None:
+    with pytest.raises(BadInput, match=r"^HEAD.json is not valid JSON") as error:
+        parse_json(text, "HEAD.json")
+    assert why in str(error.value)
+
+
+def test_json_up_to_the_bounds_is_read() -> None:
+    assert parse_json(nested(DEEPEST), "x")
+    assert parse_json(r'["\ud83d\ude00", "\u00e9", 1e300, -0.0]', "x") == ["😀", "é", 1e300, 0.0]
+
+
+def test_an_object_must_be_an_object() -> None:
+    with pytest.raises(BadInput, match="x should be a JSON object, but is a list"):
+        parse_object("[]", "x")
+
+
+def test_a_file_of_the_largest_size_is_read_and_one_byte_more_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(json.dumps("x" * 98).encode())
+    assert len(read_json(file, limit=100)) == 98
+    with pytest.raises(BadInput, match=r"file has more than 99 bytes, so it was not read"):
+        read_file(file, limit=99)
+
+
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless", "."):
+        with pytest.raises(BadInput, match="is not a regular file, so it was not read"):
+            read_file(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "absent")
