@@ -83,7 +83,7 @@ class StoppingOnSignals:
 
     A context manager. SIGINT comes from a person and sets no deadline; SIGTERM sets one in `grace`
     seconds. A deadline that passes ends the process. A further SIGTERM changes nothing, because
-    machines repeat it: SkyPilot's watcher sends its own, up to a second after the cloud's. If
+    process managers repeat it (SkyPilot signals a job, and a second later its processes). If
     another thread than the main thread enters it, it receives no signals, and only `ask` asks for
     a stop.
     """

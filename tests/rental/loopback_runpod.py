@@ -33,6 +33,7 @@ class RunPod(RunPodApi):
         self._folder, self._image = folder, image
         self._environment, self._ports = environment, ports
         self._lock = threading.RLock()
+        self._notice = threading.Lock()
 
     def pods(self, status: str | None = "RUNNING") -> list[Pod]:
         """Return the pods that the API lists with `status` (None: any), the oldest first."""
@@ -50,9 +51,11 @@ class RunPod(RunPodApi):
         """Take a pod away: send SIGTERM, wait `notice` seconds (0: no signal) or until `early()`,
         then kill it.
 
-        The API no longer lists the pod, or continues to list it as EXITED.
+        SkyPilot may notice the signal and want to terminate the pod: that waits for the notice to
+        be over. Then the API no longer lists the pod, or continues to list it as EXITED.
         """
-        pod.end(notice, early)
+        with self._notice:
+            pod.end(notice, early)
         with self._lock:
             pod.status = "EXITED" if leaves == "exited" else "TERMINATED"
 
@@ -75,10 +78,11 @@ class RunPod(RunPodApi):
         return [_listed(pod) for pod in self.pods(None)]
 
     def terminate(self, pod_id: str) -> None:
-        for pod in self.pods(None):
-            if pod.id == pod_id:
-                pod.end()
-                pod.status = "TERMINATED"
+        with self._notice:
+            for pod in self.pods(None):
+                if pod.id == pod_id:
+                    pod.end()
+                    pod.status = "TERMINATED"
 
     def answer_other(self, query: str) -> dict[str, Any]:
         for mutation in ("podRentInterruptable", "podFindAndDeployOnDemand"):

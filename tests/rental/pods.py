@@ -213,7 +213,7 @@ class Pod:
     def _first_process(self) -> int:
         assert self._unshare is not None
         pid = self._unshare.pid
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, IndexError):  # no such process, no child
             return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
         return 0
 

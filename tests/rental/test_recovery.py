@@ -45,8 +45,7 @@ def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroke
         said = first.job_log()
         return not any("pion run" in command for command in first.processes().values())
 
-    # SkyPilot's watcher on the machine sends a second SIGTERM. RunPod gives five seconds; how many
-    # a run needs depends on the machine, and is printed.
+    # RunPod gives five seconds. How many a run needs depends on the machine, and is printed.
     signalled = time.monotonic()
     rented.loopback.runpod.preempt(first, notice=PATIENCE_SECONDS, early=run_has_ended)
     print(f"the run ended {time.monotonic() - signalled:.1f} s after its signal")

@@ -252,7 +252,7 @@ def test_sigint_after_a_signal_ends_the_process_at_once_even_in_c(
 
 
 def test_sigterm_again_takes_no_time_from_the_saving(start: type[Process]) -> None:
-    """SkyPilot's watcher sends its own SIGTERM, up to a second after the one of the cloud."""
+    """SkyPilot signals a job, and a second later each of its processes."""
     process = start(POLLING + "orderly(work, grace=60.0)")
     process.signal(signal.SIGTERM)
     process.wait_for_line("SIGTERM: saving finished work")
