@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pion.errors import BadInput, PionError
+from pipeline.machine.refusals import refusal
 from pipeline.rent.cli import Add, Command, add_rent_commands
 from pipeline.run.signals import early_sigterm
 
@@ -75,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PION_DEBUG"):
             raise
+        refused = refusal(error)
+        if refused is not None:
+            print(f"error: {refused}", file=sys.stderr)
+            return refused.exit_code
         print(_bug(error), file=sys.stderr)
         return 1
 

@@ -56,10 +56,11 @@ class Heartbeat:
         """Beat every `seconds` in a thread. Do nothing if the thread already runs."""
         if self._thread is None:
             self._stopped.clear()
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, args=(seconds,), name="heartbeat", daemon=True
             )
-            self._thread.start()
+            thread.start()  # fails if the user may start no more threads
+            self._thread = thread
 
     def stop(self) -> None:
         """Start no further beat, and block until a beat in progress has ended."""

@@ -21,6 +21,7 @@ from pion.errors import BadInput, PionError
 from pipeline.state.record_json import FORMAT, Damaged, parse
 from pipeline.state.stores import Missing, Store, StoreError
 from pipeline.state.stores.base import check_key
+from pipeline.state.stores.local import explained
 
 # The name, size and sha256 of each file of prepared data; in the store, next to the data. It is
 # written last.
@@ -126,7 +127,8 @@ class Workspace:
             for name, _ in zip(names, sent):
                 kept[name] = files[name][1]
                 if not self.store.commits:  # if this process ends, its staged writes are lost
-                    (folder / _KEPT).write_text(json.dumps(kept))
+                    with explained("write", folder / _KEPT):
+                        (folder / _KEPT).write_text(json.dumps(kept))
                 done += files[name][0]
                 progress(done, total)
         listed = {name: {"size": size, "sha256": sha} for name, (size, sha) in files.items()}

@@ -10,12 +10,14 @@ import queue
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 from pipeline.console.formats import duration
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
 from pipeline.state.error_codec import error_from_json
 from pipeline.state.stores import StoreError
+from pipeline.state.stores.local import explained
 
 KILL_SECONDS = 5.0
 
@@ -99,14 +101,15 @@ class Uploader:
 
     def _start(self) -> subprocess.Popen[str]:
         fd = self.snapshot.fd
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.state.checkpoints.upload_worker", str(fd)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            pass_fds=[fd],
-            start_new_session=True,
-        )
+        with explained("start", Path("the process that saves checkpoints")):
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipeline.state.checkpoints.upload_worker", str(fd)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=[fd],
+                start_new_session=True,
+            )
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -36,6 +36,9 @@ _REASONS = {
     errno.EACCES: "no permission; check who owns the folder",
     errno.EPERM: "no permission; check who owns the folder",
     errno.EROFS: "the file system is read-only",
+    errno.EMFILE: "this process has too many open files (ulimit -n)",
+    errno.EAGAIN: "this user may start no more processes (ulimit -u)",
+    errno.ENOMEM: "this machine has too little memory",
     errno.ENOTDIR: "part of the path is a file, not a folder",
 }
 _NOTHING_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
