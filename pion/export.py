@@ -20,6 +20,7 @@ from pion.exports.modelling_files import is_modelling_file, modelling_files
 from pion.exports.table import Architecture, architecture_of, to_transformers
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
+from pion.safetensors_file import write_safetensors
 
 # The sampling defaults that are saved with a model.
 GENERATION = {
@@ -86,8 +87,9 @@ def export_model(
         replace_folder(partial, out)
     except OSError as error:
         raise BadInput(
-            f"{out}: can't write the export ({error.strerror or error}). The checkpoint is safe. "
-            "Free some space, or name a different folder."
+            f"{out}: can't write the export ({error.strerror or error}). The checkpoint is safe, "
+            "and no part of the export is left. Free some space, or name a different folder. Then "
+            "run the same command again."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -150,15 +152,13 @@ def replace_folder(new: Path, target: Path) -> None:
 def _write_model(
     folder: Path, model: Decoder, tokenizer: Tokenizer, architecture: Architecture
 ) -> None:
-    from safetensors.torch import save_file
-
     config, weights = to_transformers(
         model.config, model.state_dict(), tokenizer.vocab_size, architecture.model_type
     )
     config |= {**_ids(tokenizer), "dtype": "float32"}
     _write_json(folder / "config.json", config | PRODUCER)
     tensors = {name: tensor.float().contiguous().cpu() for name, tensor in weights.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     if not architecture.stock:
         for name, text in modelling_files().items():
             (folder / name).write_text(text, encoding="utf-8")

@@ -55,6 +55,7 @@ LONGEST_FIRST = (
     "test_hangs",
     "test_secrets",
     "test_trouble",
+    "test_no_room",
 )
 
 

@@ -50,7 +50,11 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
             folder.rmdir()
         partial.rename(folder)
     except OSError as error:
-        raise BadInput(f"can't write {folder}: {error.strerror or error}") from None
+        raise BadInput(
+            f"can't write {folder} ({error.strerror or error}). {file} is unchanged, and no part "
+            "of the folder is left. Free some space, or choose a different folder. Then run the "
+            "same command again."
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     note = "" if tokenizer else "; without a tokenizer (pion chat and pion generate need one)"
@@ -58,13 +62,12 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
 
 
 def _write(folder: Path, model: Decoder, tokenizer: Tokenizer | None, *, chat: bool) -> None:
-    from safetensors.torch import save_file
-
     from pion.data.conversation import chat_template
+    from pion.safetensors_file import write_safetensors
 
     folder.mkdir(parents=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    write_safetensors(folder / WEIGHTS, tensors)
     config = json.dumps(model.config.to_dict(), indent=1)
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
     if tokenizer is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
+from pion.data.arrays import write_atomically
 from pion.errors import BadInput
 from pipeline.report.of_run import write_run_report
 from pipeline.state.find_run import read_run
@@ -21,8 +21,12 @@ def rewrite_report(run: str, *, as_json: bool) -> int:
     job = recorded_job(state, head)
     if job is None:
         raise BadInput(f"run {state.name} has no record of its job, so there is nothing to report")
-    path = write_run_report(job, state)
+    try:
+        path = write_run_report(job, state)
+    except BadInput as error:
+        raise BadInput(f"{error} Then run the same command again.") from error
     if state.store.local_path(state.name) is None:
-        path = Path(shutil.copyfile(path, f"{state.name}-report.html"))
+        report, path = path.read_bytes(), Path(f"{state.name}-report.html")
+        write_atomically(path, report)
     print(json.dumps({"report": str(path)}) if as_json else path)
     return 0

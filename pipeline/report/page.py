@@ -6,6 +6,7 @@ Every text from outside (samples, names, reasons) is escaped. The plots are embe
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -35,7 +36,8 @@ SAMPLED_STEPS = 6  # for each prompt, evenly spread from the first to the last
 def write_report(path: str | Path, history: RunHistory) -> Path:
     """Write the report of a run to `path`, replacing it atomically, and return `path`.
 
-    The report leaves out what has not happened yet.
+    The report leaves out what has not happened yet. Raises OSError if the file can't be written.
+    Then an earlier report is still there, and nothing else is left.
     """
     path = Path(path)
     sections = [
@@ -59,8 +61,12 @@ def write_report(path: str | Path, history: RunHistory) -> Path:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(html, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return path
 
 

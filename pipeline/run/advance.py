@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
-from pion.errors import Fenced, PionError, Stopped
+from pion.errors import BadInput, Fenced, PionError, Stopped
 from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
 from pipeline.job import STAGES
 from pipeline.job.digest import digest_of
+from pipeline.models.bring import run_reference
 from pipeline.report.of_run import write_run_report
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.journal import Journal
@@ -159,13 +161,19 @@ class Advance:
         self.journal.say(StageState(stage, "done"))
 
     def _end(self) -> None:
-        """Release the finished run, write its report and print the summary."""
+        """Release the finished run, write its report and print the summary.
+
+        A report or a summary that fails is only a warning: everything is committed by then.
+        """
         job, run = self.start.job, self.start.run
         self._patiently(self.journal.flush)
         self._patiently(lambda: sweep(self.claim))
         self._patiently(lambda: self.claim.release(forget_attempts=True))
-        self._patiently(lambda: write_run_report(job, run))
-        self.journal.say(Summary(self._patiently(lambda: summary_rows(job, run))))
+        name = run_reference(run.store, run.name)
+        with self._only_a_warning(f"The run is finished. To write its report: pion report {name}"):
+            self._patiently(lambda: write_run_report(job, run))
+        with self._only_a_warning(f"The run is finished. To see its results: pion status {name}"):
+            self.journal.say(Summary(self._patiently(lambda: summary_rows(job, run))))
 
     def _release(self) -> None:
         """Release the run, unless another process owns it now."""
@@ -180,6 +188,13 @@ class Advance:
                 self.claim.release()
 
     # ------------------------------------------------------------ what they share
+
+    @contextlib.contextmanager
+    def _only_a_warning(self, later: str) -> Iterator[None]:
+        try:
+            yield
+        except (BadInput, StoreError) as error:
+            self.journal.note(f"warning: {error} {later}")
 
     def _say_or_stop(self, message: Shown) -> None:
         self.journal.say(message)

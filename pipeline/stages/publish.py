@@ -122,7 +122,7 @@ def _export(
     """Write the model, its card and its plot into `folder`; return what was counted and measured.
 
     `decoder` is the model in the checkpoint folder `model`. Raises PionError if transformers does
-    not load the same model from `folder`.
+    not load the same model from `folder`, and OSError if `folder` can't be written.
     """
     from pion.data.tokenizer import Tokenizer
     from pion.export import export_model
@@ -132,7 +132,12 @@ def _export(
 
     tokenizer_path = model / "tokenizer.json"
     tokenizer = Tokenizer.from_file(tokenizer_path)
-    export_model(decoder, tokenizer_path, folder, chat=history.job.sft is not None)
+    try:
+        export_model(decoder, tokenizer_path, folder, chat=history.job.sft is not None)
+    except BadInput as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise error.__cause__ from None  # the caller's message names publish.to
     try:
         difference = verify_export(folder, decoder, tokenizer_path, texts)
     except PionError as error:
