@@ -1,0 +1,46 @@
+"""docs/faults.md: each row of its tables has exit codes and names the test that shows it.
+
+tests/docs/test_names.py checks that the named tests exist.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tests.docs.test_exit_codes import in_the_readme
+from tests.paths import REPOSITORY
+
+TEXT = (REPOSITORY / "docs" / "faults.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TEXT.splitlines()
+    if line.startswith("| ") and not line.endswith("| test |")
+]
+TEST = re.compile(r"`(tests/[\w/]+\.py):(test_\w+)`")
+
+
+def test_every_row_has_codes_and_a_test() -> None:
+    assert len(ROWS) > 30
+    for row in ROWS:
+        fault, expected, seen, test = row
+        assert fault
+        assert TEST.fullmatch(test), row
+        codes = {int(code) for code in re.findall(r"\b\d+\b", f"{expected} {seen}")}
+        assert codes, row
+        assert codes <= in_the_readme().keys(), row
+
+
+def test_what_was_seen_is_what_was_expected() -> None:
+    for fault, expected, seen, _ in ROWS:
+        codes = [set(re.findall(r"\b\d+\b", text)) for text in (expected, seen)]
+        assert codes[1] <= codes[0], fault
+
+
+def test_soak_tests_are_marked_in_the_table_and_in_the_code() -> None:
+    for fault, _, _, test in ROWS:
+        match = TEST.fullmatch(test)
+        assert match is not None
+        code = (REPOSITORY / match[1]).read_text(encoding="utf-8")
+        before = code[: code.index(f"def {match[2]}(")]
+        decorators = before[before.rindex("\n\n\n") :]
+        assert ("soak" in fault) == ("pytest.mark.soak" in decorators), fault
