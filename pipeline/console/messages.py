@@ -196,9 +196,13 @@ def to_json(message: Message) -> str:
     return json.dumps({"type": type(message).__name__} | dataclasses.asdict(message))
 
 
-def from_json(line: str) -> Message:
+def from_json(line: str | bytes) -> Message:
     """Return the message that `to_json` wrote. Raises ValueError for anything else."""
-    fields = json.loads(line)
+    return from_fields(json.loads(line))
+
+
+def from_fields(fields: Any) -> Message:
+    """Return the message with these fields of JSON. Raises ValueError for anything else."""
     name = fields.pop("type", None) if isinstance(fields, dict) else None
     if not isinstance(name, str) or name not in _BY_NAME:
         raise ValueError(f"there is no message type {name!r}")

@@ -3,6 +3,9 @@
 If the connection closes, the worker has lost its driver and exits at once, so no worker keeps
 training after its driver was killed. The connection is plain TCP: it works between nodes, answers
 within milliseconds (a preemption leaves seconds) and needs no other process.
+
+The driver listens on loopback, or with several nodes on its address between the nodes. Until a
+connection has shown the token, it may send one short line, in a short time.
 """
 
 from __future__ import annotations
@@ -12,19 +15,31 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pion.errors import BadInput
+from pion.untrusted import parse_json
 from pipeline.console.messages import (
     FromWorker,
     Hello,
     Message,
     SaveAndStop,
+    from_fields,
     from_json,
     to_json,
 )
 
 LOST_DRIVER_EXIT = 75
+
+# What a connection may do before it has shown the token. A worker does it at once.
+HELLO_BYTES = 1024
+HELLO_SECONDS = 30.0
+# How many connections may be at that point. If there are more, the oldest is closed.
+STRANGERS = 64
+# How long to wait if this process can't accept a connection, because it has too many files open.
+ACCEPT_AGAIN_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,9 +58,10 @@ class LifelineServer:
         self._on_message = on_message
         self._listener = socket.create_server((host, 0))
         self.address = LifelineAddress(host, self._listener.getsockname()[1], secrets.token_hex(16))
+        self._strangers: list[socket.socket] = []
         self._workers: dict[int, socket.socket] = {}
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping = self._closing = False
         threading.Thread(target=self._accept, name="lifeline", daemon=True).start()
 
     @property
@@ -63,30 +79,40 @@ class LifelineServer:
 
     def close(self) -> None:
         """Hang up; workers that are still connected exit."""
-        self._listener.close()
         with self._lock:
-            for worker in self._workers.values():
-                _hang_up(worker)
+            self._closing = True
+            for connection in (self._listener, *self._workers.values(), *self._strangers):
+                _hang_up(connection)
 
     def _accept(self) -> None:
-        while True:
+        while not self._closing:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                time.sleep(ACCEPT_AGAIN_SECONDS)
+                continue
+            with self._lock:
+                self._strangers.append(connection)
+                if self._closing or len(self._strangers) > STRANGERS:
+                    _hang_up(self._strangers.pop(0))
+            try:
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            except RuntimeError:  # no more threads
+                self._forget(connection)
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         rank = -1
-        with connection, connection.makefile("r", encoding="utf-8") as lines:
+        with connection, connection.makefile("rb") as lines:
             try:
-                hello = from_json(lines.readline())
-                if not isinstance(hello, Hello):
+                connection.settimeout(HELLO_SECONDS)
+                hello = self._checked(lines.readline(HELLO_BYTES))
+                if hello is None:
                     return
-                if not secrets.compare_digest(str(hello.token), self.address.token):
-                    return
+                connection.settimeout(None)
                 rank = hello.rank
                 with self._lock:
+                    self._strangers = [each for each in self._strangers if each is not connection]
                     self._workers[rank] = connection
                     if self._stopping:
                         _send(connection, SaveAndStop())
@@ -97,9 +123,23 @@ class LifelineServer:
             except (OSError, ValueError):
                 return
             finally:
-                with self._lock:
-                    if self._workers.get(rank) is connection:
-                        del self._workers[rank]
+                self._forget(connection)
+
+    def _checked(self, line: bytes) -> Hello | None:
+        """Return the message in a connection's first line, or None unless it has the token."""
+        try:
+            hello = from_fields(parse_json(line, "a worker's first line"))
+        except (BadInput, ValueError):
+            return None
+        if not isinstance(hello, Hello) or type(hello.rank) is not int:
+            return None
+        token = str(hello.token).encode()
+        return hello if secrets.compare_digest(token, self.address.token.encode()) else None
+
+    def _forget(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._strangers = [each for each in self._strangers if each is not connection]
+            self._workers = {r: each for r, each in self._workers.items() if each is not connection}
 
 
 class Lifeline:

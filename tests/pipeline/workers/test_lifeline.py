@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from pipeline.console.messages import FromWorker, Hello, Note, Trained, to_json
+from pipeline.workers import lifeline
 from pipeline.workers.lifeline import LOST_DRIVER_EXIT, Lifeline, LifelineServer
 from tests.support.waiting import wait_until
 
 WORKER = """
 import json, sys, time
 from pipeline.console.messages import Note
+from pipeline.workers import lifeline
 from pipeline.workers.lifeline import Lifeline, LifelineAddress
 line = Lifeline(LifelineAddress(**json.loads(sys.argv[1])), rank=0)
 line.send(Note("ready"))
@@ -71,6 +75,81 @@ def test_a_stranger_without_the_token_is_not_heard(server: Any) -> None:
         assert stranger.recv(1) == b""  # the server hung up
     assert server.connected == 0
     assert server.messages.empty()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"\n",
+        b"[]\n",
+        b"null\n",
+        b"not JSON\n",
+        b"\xff\xfe\n",
+        b"[" * 1000 + b"\n",
+        b"x" * 1_000_000,
+        b'{"type": "Hello"}\n',
+        b'{"type": "Hello", "token": 5, "rank": 0}\n',
+        b'{"type": "Hello", "token": ["x"], "rank": 0}\n',
+        b'{"type": "Hello", "token": "\xc3\xbc", "rank": 0}\n',
+        b'{"type": "Hello", "token": "\\ud800", "rank": 0}\n',
+        b'{"type": "Hello", "token": "TOKEN", "rank": "0"}\n',
+        b'{"type": "Hello", "token": "TOKEN", "rank": [0]}\n',
+        b'{"type": "SaveAndStop"}\n',
+    ],
+)
+def test_a_stranger_who_sends_junk_is_hung_up_on(
+    server: Any, words: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    host, port = server.address.host, server.address.port
+    with socket.create_connection((host, port), timeout=30) as stranger:
+        # The server hangs up before it has read a million bytes.
+        with contextlib.suppress(ConnectionError):
+            stranger.sendall(words.replace(b"TOKEN", server.address.token.encode()))
+        with contextlib.suppress(ConnectionError):
+            assert stranger.recv(1) == b""
+    assert server.connected == 0
+    assert server.messages.empty()
+    line = Lifeline(server.address, rank=0)
+    line.send(Note("ready"))
+    assert server.messages.get(timeout=30) == (0, Note("ready"))
+    assert raised == [], "a traceback was printed"
+    line.close()
+
+
+def test_a_stranger_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifeline, "HELLO_SECONDS", 0.05)
+    server = LifelineServer("127.0.0.1", lambda rank, message: None)
+    where = (server.address.host, server.address.port)
+    with socket.create_connection(where, timeout=30) as stranger:
+        assert stranger.recv(1) == b""
+    server.close()
+
+
+def test_strangers_who_wait_do_not_keep_a_worker_out(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifeline, "STRANGERS", 3)
+    where = (server.address.host, server.address.port)
+    before = threading.active_count()
+    strangers = [socket.create_connection(where, timeout=30) for _ in range(20)]
+    for stranger in strangers[:17]:
+        assert stranger.recv(1) == b""
+    line = Lifeline(server.address, rank=0)
+    line.send(Note("ready"))
+    assert server.messages.get(timeout=30) == (0, Note("ready"))
+    # Three threads for strangers, and two for the worker: one at each end.
+    wait_until(lambda: threading.active_count() <= before + 5, "the threads of the others to end")
+    line.close()
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_a_server_that_was_closed_listens_no_longer(server: Any) -> None:
+    server.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((server.address.host, server.address.port), timeout=30)
 
 
 def test_the_server_counts_who_is_on_the_line(server: Any) -> None:
