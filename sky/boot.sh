@@ -33,6 +33,8 @@ export AWS_DEFAULT_REGION=${AWS_DEFAULT_REGION:-us-east-1}
     exit 2
 }
 
+[ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || . sky/ray_token.sh
+
 # Split into shell words without running a shell: an override may contain spaces and quotes.
 words=$(mktemp)
 python3 -c '

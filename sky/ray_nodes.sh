@@ -14,9 +14,7 @@ gpus=${SKYPILOT_NUM_GPUS_PER_NODE:-0}
 workers_here=$((gpus > 0 ? gpus : 1))
 address=$head_ip:$port
 
-# Only processes that know this launch's secrets may use this Ray.
-secrets="$SKYPILOT_TASK_ID ${AWS_SECRET_ACCESS_KEY:-} ${HF_TOKEN:-}"
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(sha256sum <<<"$secrets" | cut -c1-64)
+. "$(dirname "$0")/ray_token.sh"
 # The same settings as in pipeline/workers/ray_fit.py.
 export RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_TRAIN_METRICS_ENABLED=0
 export RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=300
@@ -25,18 +23,20 @@ unset RAY_ADDRESS
 
 # Every process started from here on has the session's name in its environment. When this process
 # ends for any reason, the pipe closes, and the reaper ends all of them.
+# Ray opens its own folder to everybody, so this folder is in one that only this user can enter.
 export PION_RAY_SESSION=$(mktemp -d /tmp/pion-ray-XXXXXX)
 exec 9> >(exec .venv/bin/python -S -I pipeline/workers/reaper.py "$PION_RAY_SESSION")
 
 start_node() {
     .venv/bin/ray start "$@" --node-ip-address="$my_ip" --num-cpus="$workers_here" \
         --num-gpus="$gpus" --dashboard-agent-listen-port=0 --disable-usage-stats \
-        --log-style=record 9>&- >"$PION_RAY_SESSION/start.log" 2>&1
+        --temp-dir="$PION_RAY_SESSION/r" --log-style=record 9>&- >"$PION_RAY_SESSION/start.log" 2>&1
 }
 head_answers() { (exec 3<>"/dev/tcp/$head_ip/$port") 2>/dev/null; }
 
 if [ "$SKYPILOT_NODE_RANK" = 0 ]; then
-    start_node --head --port="$port" --temp-dir="$PION_RAY_SESSION" --include-dashboard=false || {
+    # Ray's monitor is for autoscaling. Its port would answer everybody, without a token.
+    start_node --head --port="$port" --include-dashboard=false --no-monitor || {
         cat "$PION_RAY_SESSION/start.log" >&2
         exit 75
     }

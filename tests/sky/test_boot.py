@@ -218,7 +218,8 @@ def test_several_nodes_get_the_job_and_each_override_as_a_separate_word(
     script = machine.folder / "checkout/sky/ray_nodes.sh"
     script.write_text('printf "%s\\n" "$@" >"$CALLS.nodes"\nexit 7\n')
     overrides = "pretrain.lr=1e-3 evaluate.prompts='[\"two words\"]'"
-    code, output = machine.boot(SKYPILOT_NUM_NODES="2", OVERRIDES=overrides)
+    token = "0123456789abcdef" * 4
+    code, output = machine.boot(SKYPILOT_NUM_NODES="2", PION_RAY_TOKEN=token, OVERRIDES=overrides)
     assert code == 7, output
     assert machine.pion("nodes") == [
         "job.yaml",
@@ -226,6 +227,18 @@ def test_several_nodes_get_the_job_and_each_override_as_a_separate_word(
         'evaluate.prompts=["two words"]',
     ]
     assert not machine.ran(), "ray_nodes.sh starts pion"
+
+
+@pytest.mark.parametrize("token", ["", "short", "x" * 31, "with spaces " * 4, "line\n" * 20])
+def test_several_nodes_without_a_good_token_are_the_same_on_every_machine(
+    machine: Machine, token: str
+) -> None:
+    code, output = machine.boot(SKYPILOT_NUM_NODES="2", PION_RAY_TOKEN=token)
+    assert code == 2
+    assert "--secret PION_RAY_TOKEN=$(openssl rand -hex 32)" in output
+    assert "Nothing was started" in output
+    assert not token or token not in output
+    assert machine.uv_calls == []
 
 
 @pytest.mark.parametrize("job", ["", "jobs/no-such.yaml"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
@@ -18,8 +20,10 @@ import pytest
 from pipeline.state.metrics import read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
+from pipeline.workers.reaper import children_of, session_processes
 from tests.paths import REPOSITORY
 from tests.support import waiting
+from tests.support.doors import listening
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.waiting import PATIENCE_SECONDS, run_to_end
 
@@ -97,12 +101,36 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
             "SKYPILOT_NUM_GPUS_PER_NODE": "0",
             "SKYPILOT_TASK_ID": "sky-managed-test",
             "PION_RAY_PORT": str(port),
+            "PION_RAY_TOKEN": secrets.token_hex(32),
         },
     )
     yield nodes
     for process in nodes.started:
         if process.poll() is None:
             nodes.lose(process)
+
+
+def check_sockets(nodes: Nodes) -> None:
+    """Check that all that listens on every address belongs to Ray, which asks for the token."""
+    family = children_of(set(session_processes(nodes.environment["PION_RAY_TOKEN"])))
+    sockets = listening(family)
+    here = [each for each in sockets if each.address == own_address()]
+    everywhere = [each for each in sockets if ip_address(each.address).is_unspecified]
+    workers, others = "ray::RayTrainWorker", {"gcs_server", "raylet", "python"}
+    rendezvous_and_gloo = [each for each in here if each.program == workers]
+    assert len(rendezvous_and_gloo) == 3, sockets
+    assert len([each for each in everywhere if each.program == workers]) == 2, sockets
+    names = {each.program for each in everywhere if not each.program.startswith("ray::")}
+    assert names == others, sockets
+    assert 44217 not in {each.port for each in sockets}, "Ray's monitor asks for no token"
+
+
+def test_without_a_token_no_ray_is_started(nodes: Nodes) -> None:
+    del nodes.environment["PION_RAY_TOKEN"]
+    for rank in (0, 1):
+        assert nodes.start(rank).wait(PATIENCE_SECONDS) == 2
+        assert "--secret PION_RAY_TOKEN=$(openssl rand -hex 32)" in nodes.log(rank)
+        assert "ray:" not in nodes.log(rank)
 
 
 @pytest.mark.soak
@@ -120,6 +148,7 @@ def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes: Nodes) 
     started = [event for event in nodes.events() if event["event"] == "training"]
     assert [event["workers"] for event in started] == [2]
 
+    check_sockets(nodes)
     state = RunState(open_store(f"{nodes.folder}/runs"), "tiny").read()
     assert state is not None
     committed = state.checkpoints[0].step

@@ -97,7 +97,7 @@ def test_skypilot_accepts_it_with_a_job(name: str) -> None:
     for resources in task.resources:
         assert resources.job_recovery["strategy"] == "EAGER_NEXT_REGION"
         assert resources.job_recovery["max_restarts_on_errors"] == 0
-        assert not resources.ports, "no process of a run listens"
+        assert not resources.ports, "nobody outside talks to a run"
 
 
 @pytest.mark.parametrize("name", YAMLS)

@@ -19,6 +19,7 @@ from pipeline.machine.rented import CPU, priced_at
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.managed.cheapest_first import resources_by_price
 from pipeline.rent.managed.managed_jobs import asking_skypilot
+from pipeline.rent.managed.ray_token import with_ray_token
 from pipeline.rent.plan.prices import Offer, Prices, offers_for
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import sky_module
@@ -98,8 +99,12 @@ def task_config(
 
 
 def make_task(config: Mapping[str, Any], secrets: Mapping[str, str]) -> Any:
-    """Return a sky.Task. Secrets are passed separately, to keep them out of SkyPilot's record."""
+    """Return a sky.Task. Secrets are passed separately, to keep them out of SkyPilot's record.
+
+    With several nodes, the task gets a new token for their Ray. So make a task at each submission.
+    """
     sky = sky_module()
+    secrets = with_ray_token(config, secrets)
     with asking_skypilot("read the task"):
         return sky.Task.from_yaml_config(
             deepcopy(dict(config)), secrets_overrides=list(secrets.items())
