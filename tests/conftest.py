@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.workers.private_ray import private_environment
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.paths import REPOSITORY
@@ -104,7 +104,7 @@ def shared_ray() -> Iterator[dict[str, str]]:
     """One Ray for tests that don't need their own; returns the variables that point to it."""
     session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
     reaper = start_reaper(session)
-    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    access = private_environment({})
     process = subprocess.Popen(
         [sys.executable, "-c", SHARED_RAY, str(session)],
         env=os.environ | access | {SESSION_VARIABLE: str(session)},

@@ -23,7 +23,6 @@ RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
-
 WAIT_SECONDS = 24 * 3600
 
 
@@ -37,16 +36,21 @@ def main() -> None:
 
 
 def start_ray(session: str, address: str | None, workers: int, gpus: int) -> None:
-    """Connect to the Ray at `address`, or start one whose files are in the folder `session`."""
+    """Connect to the Ray at `address`, or start one whose files are in the folder `session`.
+
+    A new Ray is private to this process only in the environment of `private_environment`.
+    """
     import ray
+
+    from pipeline.workers.private_ray import LOOPBACK, RAY_FOLDER
 
     if address is not None:
         ray.init(address=address, logging_level=logging.ERROR)
         return
     ray.init(
         address="local",
-        _temp_dir=session,
-        _node_ip_address="127.0.0.1",
+        _temp_dir=f"{session}/{RAY_FOLDER}",
+        _node_ip_address=LOOPBACK,
         num_cpus=max(workers, os.cpu_count() or 1),
         num_gpus=gpus,
         include_dashboard=False,
@@ -57,14 +61,20 @@ def start_ray(session: str, address: str | None, workers: int, gpus: int) -> Non
 def fit(task: dict[str, Any]) -> None:
     """Run `worker_loop` on every worker until it has returned everywhere."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from pipeline.workers.torch_workers import PrivateTorch
 
     cuda = task["request"]["gpus"] > 0
     TorchTrainer(
         worker_loop,
         train_loop_config={"request": task["request"], "lifeline": task["lifeline"]},
         # Rank 0 may wait long for its store, and the others for it. The watchdog finds real hangs.
-        torch_config=TorchConfig(backend="nccl" if cuda else "gloo", timeout_s=WAIT_SECONDS),
+        torch_config=PrivateTorch(
+            backend="nccl" if cuda else "gloo",
+            timeout_s=WAIT_SECONDS,
+            folder=task["session"] if task["address"] is None else None,
+        ),
         scaling_config=ScalingConfig(num_workers=task["workers"], use_gpu=cuda),
         run_config=RunConfig(
             # Scratch space, new each time: nothing resumes from Ray's own run state.

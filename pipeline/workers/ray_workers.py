@@ -24,9 +24,9 @@ from pathlib import Path
 from pipeline.console.messages import FitEnded, FromWorker
 from pipeline.training.train_request import TrainRequest
 from pipeline.workers.lifeline import LifelineServer
+from pipeline.workers.private_ray import LOOPBACK, private_environment, session_folder
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
-LOOPBACK = "127.0.0.1"
 # Environment variable: the address (host:port) of a running Ray to use instead of starting one.
 RAY_ADDRESS = "PION_RAY_ADDRESS"
 
@@ -41,10 +41,10 @@ class RayWorkers:
     def __init__(self, request: TrainRequest, count: int) -> None:
         self.messages: queue.Queue[tuple[int, FromWorker | FitEnded]] = queue.Queue()
         self._request, self._count = request, count
-        host = _own_address(os.environ.get(RAY_ADDRESS))
+        self._address = os.environ.get(RAY_ADDRESS) or None
+        self._session = session_folder()
+        host = _own_address(self._address)
         self._lifeline = LifelineServer(host, lambda r, m: self.messages.put((r, m)))
-        # A short path: Ray puts Unix sockets in it, and their names are limited to 107 bytes.
-        self._session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir=_short_temp_dir()))
         # Not in the session's folder: the reaper would kill a `tail` on it.
         self.log = Path(tempfile.mkstemp(prefix="pion-workers-", suffix=".log")[1])
         self._closing = self._ended_by_itself = False
@@ -54,19 +54,21 @@ class RayWorkers:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _start_ray_fit(self) -> subprocess.Popen[bytes]:
+        # The token of a Ray that already runs is in this environment.
+        environment = dict(os.environ) if self._address else private_environment()
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.workers.ray_fit"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {SESSION_VARIABLE: str(self._session)},
+                env=environment | {SESSION_VARIABLE: str(self._session)},
                 start_new_session=True,
             )
         assert process.stdin is not None
         task = {
             "session": str(self._session),
-            "address": os.environ.get(RAY_ADDRESS),
+            "address": self._address,
             "workers": self._count,
             "request": self._request.to_dict(),
             "lifeline": asdict(self._lifeline.address),
@@ -113,8 +115,3 @@ def _own_address(ray: str | None) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # sends nothing; it only chooses the interface
         return str(probe.getsockname()[0])
-
-
-def _short_temp_dir() -> str:
-    folder = tempfile.gettempdir()
-    return folder if len(folder) < 40 else "/tmp"

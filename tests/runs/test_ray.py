@@ -13,9 +13,10 @@ import pytest
 
 from pipeline.state.metrics import read_events
 from pipeline.state.stores import open_store
-from pipeline.workers.reaper import session_processes
+from pipeline.workers.reaper import children_of, session_processes
 from tests.runs.test_hops import JOB as HOPPING
 from tests.runs.test_hops import STEPS
+from tests.support.doors import listening, open_to_others
 from tests.support.meddling import Meddling
 from tests.support.waiting import wait_until
 from tests.support.whole_runs import (
@@ -66,6 +67,11 @@ def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole
     for step, workers in ((4, 0), (8, 2)):
         process = start(job, f"hardware.workers={workers}")
         wait_for(process, f"pretrain step {step}/")
+        if workers == 2:
+            # They met at a socket, as workers on several nodes do.
+            sockets = listening(worker.pid for worker in workers_of(process.pid, tmp_path))
+            assert len(sockets) >= 2 * workers
+            assert open_to_others(sockets) == set()
         interrupt(process, signal.SIGTERM)  # as a cloud sends before it takes the machine
     output = finish(job, "hardware.workers=1")
     assert "→" in output
@@ -90,12 +96,15 @@ def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
     )
     process = start(job)
     wait_for(process, "pretrain step", lines=40)
+    session = session_of(process.pid)
+    sockets = listening(children_of({process.pid, *session_processes(session)}))
+    assert {"gcs_server", "raylet"} <= {each.program for each in sockets}
+    assert open_to_others(sockets) == set()
     for worker in workers_of(process.pid, tmp_path):
         worker.kill()
     # Ray starts another worker, and it resumes from the last commit.
     wait_for(process, "pretrain: starts (continues after step")
     wait_for(process, "pretrain step", lines=30)
-    session = session_of(process.pid)
     assert len(session_processes(session)) > 5
     kill(process)
     wait_until(lambda: not session_processes(session), "the processes of Ray to end")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import pytest
 
 from pipeline.state.metrics import read_events
 from pipeline.state.stores import open_store
+from pipeline.workers.private_ray import private_environment
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
@@ -40,21 +40,19 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     """Two nodes of one CPU each. A line to the process replaces the second node."""
     session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
     reaper = start_reaper(session)
-    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # Without it, Ray replaces 127.0.0.1 by an address on a network that may not exist here.
-    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    access = private_environment({})
     # Ray writes its address here. With a `temp_dir` for all nodes, no node makes the folder.
     (session / "ray").mkdir()
     here = {"RAY_TMPDIR": str(session), SESSION_VARIABLE: str(session)}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(session)],
-        env=os.environ | RAY_ENVIRONMENT | access | loopback | here,
+        env=os.environ | RAY_ENVIRONMENT | access | here,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     address = read_until(process, "address").split()[-1]
-    for name, value in {**access, **loopback, RAY_ADDRESS: address}.items():
+    for name, value in {**access, RAY_ADDRESS: address}.items():
         monkeypatch.setenv(name, value)
     yield process
     assert reaper.stdin is not None

@@ -41,7 +41,9 @@ def write_job(folder: Path, **changes: Any) -> Path:
 # ---------------------------------------------------------------- the process
 
 
-def start(job: Path, *overrides: str, env: Mapping[str, str] | None = None) -> Process:
+def start(
+    job: Path, *overrides: str, env: Mapping[str, str] | None = None, umask: int = -1
+) -> Process:
     """Start `pion run job overrides…` in the job's folder."""
     command = [sys.executable, "-m", "pipeline.cli", "run", str(job), *overrides]
     process = subprocess.Popen(
@@ -52,6 +54,7 @@ def start(job: Path, *overrides: str, env: Mapping[str, str] | None = None) -> P
         stderr=subprocess.STDOUT,
         text=True,
         env=env,
+        umask=umask,
     )
     _started.append(process)
     return process

@@ -1,0 +1,102 @@
+"""How the workers of a training find each other: torch's rendezvous and process group.
+
+torch's usual rendezvous listens on every address of the machine, even if it is told 127.0.0.1, and
+asks nobody for a token. On one machine, the workers meet in a file instead. Between machines, they
+meet at a socket that is bound to the address between the nodes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import psutil
+import torch.distributed as dist
+
+# How long a worker tries to reach the first worker's socket.
+CONNECT_SECONDS = 300.0
+
+# The store that `listen` has opened in this process.
+_listening: list[dist.Store] = []
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where `count` workers meet: in a new `file`, or `at` a socket (host, port).
+
+    `seconds` is how long they may wait for each other, then and in every step.
+    """
+
+    count: int
+    seconds: float
+    file: str | None = None
+    at: tuple[str, int] | None = None
+
+
+def listen(address: str, count: int) -> tuple[str, int]:
+    """Open the socket at which `count` workers meet, in the first worker; return where it is.
+
+    Raises OSError if `address` does not belong to this machine.
+    """
+    listener = socket.create_server((address, 0))
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(
+        address,
+        port,
+        count,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+    _listening[:] = [store]
+    return address, port
+
+
+def join(meeting: Meeting, rank: int, backend: str, address: str) -> None:
+    """Make this process one of the group: worker `rank`, on the node with this `address`."""
+    # As Ray Train does: when NCCL fails, the worker ends, and Ray starts another.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    _stay_on_interface(address, on_one_machine=meeting.file is not None)
+    store = _store(meeting, rank)
+    waiting = timedelta(seconds=meeting.seconds)
+    store.set_timeout(waiting)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=meeting.count, timeout=waiting
+    )
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of the network interface with this address, such as lo or eth0."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address == address for known in addresses):
+            return name
+    return None
+
+
+def _store(meeting: Meeting, rank: int) -> dist.Store:
+    if meeting.file is not None:
+        return dist.FileStore(meeting.file, meeting.count)
+    if rank == 0:
+        return _listening.pop()
+    assert meeting.at is not None
+    host, port = meeting.at
+    connecting = timedelta(seconds=CONNECT_SECONDS)
+    return dist.TCPStore(host, port, meeting.count, timeout=connecting, wait_for_workers=False)
+
+
+def _stay_on_interface(address: str, *, on_one_machine: bool) -> None:
+    """Let Gloo and NCCL listen on the interface of `address` alone.
+
+    Between machines, an interface that the environment names has priority.
+    """
+    # NCCL's own monitor listens on a fixed port and asks nobody for a token.
+    os.environ["NCCL_RAS_ENABLE"] = "0"
+    interface = interface_of(address)
+    if interface is None:
+        return
+    # "=": NCCL would take eth1 as the beginning of eth10, too.
+    for name, value in (("GLOO_SOCKET_IFNAME", interface), ("NCCL_SOCKET_IFNAME", f"={interface}")):
+        if on_one_machine or not os.environ.get(name):
+            os.environ[name] = value
