@@ -201,7 +201,7 @@ class Values:
         if self.tables is None:
             return
         tables = _layers("values.tables", self.tables)
-        if len(tables) != len(layers) or set(tables) != set(range(max(tables) + 1)):
+        if len(tables) != len(layers) or set(tables) != set(range(len(set(tables)))):
             raise BadInput(
                 f"values.tables is {list(tables)}; give the number of a table for each of "
                 f"{len(layers)} layers, counting from 0 without gaps"

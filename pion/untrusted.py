@@ -11,7 +11,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pion.errors import BadInput
 
@@ -19,22 +19,33 @@ from pion.errors import BadInput
 LARGEST_RECORD = 16 << 20
 LARGEST_TOKENIZER = 128 << 20
 LARGEST_JOB = 1 << 20
+# Of the list of a data set's shards: enough for a million.
+LARGEST_LISTING = 512 << 20
 # How deep objects and lists may be nested.
 DEEPEST = 64
 
 
-def read_file(path: str | Path, limit: int = LARGEST_RECORD) -> bytes:
-    """Return the content of a regular file with at most `limit` bytes.
+def open_file(path: str | Path) -> BinaryIO:
+    """Return a regular file, open for reading bytes.
 
-    Raises BadInput for anything else that is there (a folder, a pipe, a device, a larger file), and
-    OSError, FileNotFoundError among them, where the file can't be opened or read.
+    Raises BadInput for anything else that is there (a folder, a pipe, a device), and OSError,
+    FileNotFoundError among them, where the file can't be opened.
     """
     # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise BadInput(f"{path} is not a regular file, so it was not read")
-    with open(descriptor, "rb") as file:
+    return open(descriptor, "rb")
+
+
+def read_file(path: str | Path, limit: int = LARGEST_RECORD) -> bytes:
+    """Return the content of a regular file with at most `limit` bytes.
+
+    Raises BadInput for a larger file and as `open_file` does, and OSError where the file can't be
+    read.
+    """
+    with open_file(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise too_large(str(path), limit)
@@ -46,19 +57,21 @@ def read_json(path: str | Path, limit: int = LARGEST_RECORD) -> Any:
     return parse_json(read_file(path, limit), str(path))
 
 
-def parse_json(data: bytes | str, where: str) -> Any:
+def parse_json(data: bytes | str, where: str, *, strict: bool = True) -> Any:
     """Return the JSON value in `data`: UTF-8, finite numbers, at most 64 levels, whole characters.
 
-    Raises BadInput that names `where`.
+    With `strict=False`, for data sets, numbers may be NaN or infinite, and texts may have half
+    characters. Raises BadInput that names `where`.
     """
     try:
         text = data if isinstance(data, str) else data.decode()
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-        _check(value, surrogates="\\ud" in text or "\\uD" in text)
+        numbers: Any = {"parse_constant": _refuse_constant, "parse_float": _finite}
+        value = json.loads(text, **(numbers if strict else {}))
+        _check(value, surrogates=strict and ("\\ud" in text or "\\uD" in text))
     except RecursionError:
         raise BadInput(f"{where} is not valid JSON ({_TOO_DEEP})") from None
     except ValueError as error:  # also: not UTF-8, and a whole number of more than 4,300 digits
-        raise BadInput(f"{where} is not valid JSON ({error})") from None
+        raise BadInput(f"{where} is not valid JSON ({_reason(error)})") from None
     return value
 
 
@@ -76,6 +89,12 @@ def too_large(where: str, limit: int) -> BadInput:
 
 
 _TOO_DEEP = f"nested deeper than {DEEPEST} levels"
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError) and error.lineno == 1:  # perhaps a line of a file
+        return f"{error.msg} at column {error.colno}"
+    return str(error).partition(";")[0]  # the rest is advice for programmers
 
 
 def _refuse_constant(name: str) -> float:

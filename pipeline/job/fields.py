@@ -156,6 +156,12 @@ class Data(Section):
     )
     shard_rows: int = identity(10_000, "rows in one file of prepared data (a shard)", gt=0)
     window: int = identity(8, "number of shards whose rows are shuffled together", gt=0)
+    max_line_mb: float = runtime(
+        16.0,
+        "longest line of a text, JSON Lines or conversation file, and longest row of a table, in "
+        "MB. A longer line is refused before it fills the memory",
+        gt=0,
+    )
     documents: bool | None = identity(
         None,
         "let tokens of text attend only within their own document, in pretraining and in "
@@ -542,8 +548,14 @@ class Job(Section):
         return self._folder
 
     def input_path(self, path: str) -> Path:
-        """Return the absolute form of an input path of this job."""
-        return (self._folder / Path(path).expanduser()).resolve()
+        """Return the absolute form of an input path of this job.
+
+        Raises BadInput for a path that no file can have, and for links that lead to themselves.
+        """
+        try:
+            return (self._folder / Path(path).expanduser()).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise BadInput(f"{path!r:.200} is no path of a file ({error})") from None
 
     @property
     def sft_seq_len(self) -> int:

@@ -12,11 +12,17 @@ import yaml
 from pydantic import ValidationError
 
 from pion.errors import BadInput
+from pion.untrusted import DEEPEST, LARGEST_JOB, read_file, too_large
 from pipeline.job import Job
+from pipeline.job.bounded_yaml import BoundedLoader, unreadable
+from pipeline.job.bounds import beyond_bounds
 from pipeline.job.mistakes import Document, join, listing, mistakes_in, shown
 
+# Characters of the longest dotted path whose line is remembered.
+LONGEST_PATH = 1000
 
-class JobLoader(yaml.SafeLoader):
+
+class JobLoader(BoundedLoader):
     """YAML as people write it: `3e-4` is a number (plain YAML 1.1 wants `3.0e-4`)."""
 
 
@@ -31,28 +37,42 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Return the job of a file, with `key=value` overrides applied.
 
     Raises:
-        BadInput: the file can't be read or parsed, or any field is wrong; the message lists every
-            mistake with its line, dotted path, value and what was expected.
+        BadInput: the file can't be read or parsed, any field is wrong, or a number exceeds its
+            bound; the message lists every mistake with its line, dotted path, value and what was
+            expected.
     """
-    job = _validated(_parse(Path(path), overrides), Path(path))
+    document = _parse(Path(path), overrides)
+    job = _validated(document, Path(path))
+    mistakes = beyond_bounds(job, document)
+    if mistakes:
+        raise BadInput(listing(Path(path), mistakes))
     job._folder = Path(path).resolve().parent
     return job
 
 
 def parse_job(text: str, where: str) -> Job:
-    """Return the job that `job_text` recorded; `where` names it in errors. Raises BadInput."""
+    """Return the job that `job_text` recorded; `where` names it in errors. Raises BadInput.
+
+    Numbers may exceed their bounds, which are for new work: older versions had none.
+    """
     return _validated(_parse_text(text, Path(where)), Path(where))
 
 
 def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """Return the record of a job: the file as written, or with the overrides merged in."""
+    """Return the record of a job: the file as written, or with the overrides merged in.
+
+    Raises BadInput for a record that `parse_job` would refuse for its size.
+    """
     if not overrides:
         return _read(Path(path))
     values = _parse(Path(path), overrides).values
     header = "".join(f"# {override}\n" for override in overrides)
-    return f"# {Path(path).name} with these overrides merged in:\n{header}" + yaml.safe_dump(
+    text = f"# {Path(path).name} with these overrides merged in:\n{header}" + yaml.safe_dump(
         values, sort_keys=False, allow_unicode=True
     )
+    if len(text) > LARGEST_JOB:
+        raise too_large(f"{path} with its overrides", LARGEST_JOB)
+    return text
 
 
 def _validated(document: Document, path: Path) -> Job:
@@ -78,7 +98,9 @@ def _parse(path: Path, overrides: Sequence[str]) -> Document:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return _newlines(read_file(path, LARGEST_JOB).decode())
+    except BadInput as error:
+        raise BadInput(f"can't read the job file: {error}") from None
     except FileNotFoundError:
         siblings = {p.name: p for p in sorted(path.parent.glob("*.yaml"))}
         close = difflib.get_close_matches(path.name, siblings, 1, 0.5)
@@ -88,7 +110,14 @@ def _read(path: Path) -> str:
         raise BadInput(f"can't read the job file {path}: {error}") from None
 
 
+def _newlines(text: str) -> str:
+    """Return the text with the line breaks that Python gives to text files."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _parse_text(text: str, path: Path) -> Document:
+    if len(text) > LARGEST_JOB:
+        raise too_large(str(path), LARGEST_JOB)
     try:
         loader = JobLoader(text)
         node = loader.get_single_node()
@@ -100,23 +129,17 @@ def _parse_text(text: str, path: Path) -> Document:
                 f"`model: …`)"
             )
         document = Document(values={})
-        _index(node, "", document.lines, path, ())
+        _index(node, "", document.lines, path)
         document.values = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise BadInput(f"{path}{at}: not YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise BadInput(f"{path}: not YAML: {error}") from None
+        raise unreadable(error, str(path)) from None
     return document
 
 
-def _index(
-    node: yaml.Node, path: str, lines: dict[str, int], file: Path, above: tuple[yaml.Node, ...]
-) -> None:
+def _index(node: yaml.Node, path: str, lines: dict[str, int], file: Path) -> None:
     """Record the line of every dotted path under `node`; refuse keys given twice."""
-    if node in above:
-        raise BadInput(f"{file} line {node.start_mark.line + 1}: an alias contains itself")
+    if len(path) > LONGEST_PATH:
+        return
     children: list[tuple[str, int, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
@@ -125,7 +148,7 @@ def _index(
             name = str(key.value)
             if name in first:
                 raise BadInput(
-                    f"{file} line {line}: `{join(path, name)}` is given twice "
+                    f"{file} line {line}: `{join(path, name):.200}` is given twice "
                     f"(first on line {first[name]}); keep one of the two"
                 )
             first[name] = line
@@ -134,7 +157,7 @@ def _index(
         children = [(str(i), v.start_mark.line + 1, v) for i, v in enumerate(node.value)]
     for name, line, value in children:
         lines[join(path, name)] = line
-        _index(value, join(path, name), lines, file, (*above, node))
+        _index(value, join(path, name), lines, file)
 
 
 def _apply(override: str, document: Document) -> None:
@@ -142,24 +165,24 @@ def _apply(override: str, document: Document) -> None:
     path, equals, text = override.partition("=")
     path = path.strip()
     keys = path.split(".")
+    given = f"override {override!r:.200}"
     if not equals or not all(keys):
-        raise BadInput(f"override {override!r} is not key=value, such as pretrain.lr=1e-3")
+        raise BadInput(f"{given} is not key=value, such as pretrain.lr=1e-3")
+    if len(keys) > DEEPEST:
+        raise BadInput(f"{given} is nested deeper than {DEEPEST} levels")
     try:
         value = yaml.load(text, Loader=JobLoader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or error
-        raise BadInput(f"override {override!r}: the value is not YAML: {problem}") from None
+        raise unreadable(error, f"{given}: the value") from None
 
     here: Any = document.values
     for depth, key in enumerate(keys):
         parent = ".".join(keys[:depth])
         if isinstance(here, list):
-            if not key.isdecimal() or int(key) >= len(here):
-                raise BadInput(
-                    f"override {override!r}: `{parent}` is a list of {len(here)}, numbered from 0"
-                )
+            if not key.isdecimal() or len(key) > 9 or int(key) >= len(here):
+                raise BadInput(f"{given}: `{parent}` is a list of {len(here)}, numbered from 0")
         elif not isinstance(here, dict):
-            raise BadInput(f"override {override!r}: `{parent}` is {shown(here)}, not a section")
+            raise BadInput(f"{given}: `{parent}` is {shown(here)}, not a section")
         slot: Any = int(key) if isinstance(here, list) else key
         if depth == len(keys) - 1:
             here[slot] = value

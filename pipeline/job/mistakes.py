@@ -14,6 +14,9 @@ from pydantic import ValidationError
 from pipeline.job import Job
 from pipeline.job.every_field import fields_at, find_field, homes_of, is_number
 
+# The most mistakes that are explained and listed.
+MOST_MISTAKES = 50
+
 
 @dataclass
 class Document:
@@ -55,19 +58,28 @@ def mistakes_in(document: Document, error: ValidationError | None) -> list[Mista
     `error` is what validation raised.
     """
     mistakes = _truths_for_numbers(document)
-    for details in error.errors() if error else ():
-        mistakes += _reported(details, document)
+    for number, details in enumerate(error.errors() if error else ()):
+        if number < MOST_MISTAKES:
+            mistakes += _reported(details, document)
+        else:
+            path = ".".join(_without_tags(details["loc"]))
+            mistakes.append(Mistake(document.where(path), path, details["msg"]))
     return sorted(mistakes, key=lambda mistake: mistake.order)
 
 
 def listing(path: Path, mistakes: list[Mistake]) -> str:
     """Return the message for a job file with mistakes."""
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-    width = max(len(m.where) for m in mistakes)
+    listed = mistakes[:MOST_MISTAKES]
+    width = max(len(m.where) for m in listed)
     rows = [
-        f"  {m.where:<{width}}  {m.path}: {m.text}" if m.path else f"  {m.where:<{width}}  {m.text}"
-        for m in mistakes
+        f"  {m.where:<{width}}  {m.path:.200}: {m.text}"
+        if m.path
+        else f"  {m.where:<{width}}  {m.text}"
+        for m in listed
     ]
+    if len(mistakes) > len(listed):
+        rows.append(f"  and {len(mistakes) - len(listed):,} more")
     return "\n".join(
         [f"{path} has {count}; nothing was started", *rows, "(pion run --help-job: every field)"]
     )
@@ -163,6 +175,7 @@ def _without_tags(loc: tuple[int | str, ...]) -> list[str]:
 
 def _closest_key(path: str, values: dict[str, Any]) -> str:
     section, _, key = path.rpartition(".")
+    key = key[:100]
     valid = fields_at(section, values)
     close = difflib.get_close_matches(key, valid, 1, 0.6)
     if close:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
+from pion.untrusted import LARGEST_JOB, read_file
+from pipeline.job.bounded_yaml import check_yaml
 from pipeline.rent.skypilot import close_names, known_clouds, quiet, sky_module
 
 JOB_VARIABLE = "JOB"
@@ -99,7 +101,7 @@ def _parse(path: Path) -> dict[str, Any]:
     from sky.utils import yaml_utils
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, LARGEST_JOB).decode()
     except FileNotFoundError:
         siblings = {p.name: p for p in sorted(path.parent.glob("*.yaml"))}
         close = close_names(path.name, list(siblings))
@@ -107,6 +109,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise BadInput(f"no SkyPilot YAML at {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"can't read the SkyPilot YAML {path}: {error}") from None
+    check_yaml(text, str(path))
     try:
         yaml_utils.check_no_duplicate_keys(text)
         documents = [d for d in yaml_utils.safe_load_all(text) if d is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pion.untrusted import DEEPEST, parse_json, parse_object, read_file, read_json
+from pion.untrusted import DEEPEST, open_file, parse_json, parse_object, read_file, read_json
 
 
 def nested(levels: int) -> str:
@@ -44,6 +44,21 @@ def test_json_up_to_the_bounds_is_read() -> None:
     assert parse_json(r'["\ud83d\ude00", "\u00e9", 1e300, -0.0]', "x") == ["😀", "é", 1e300, 0.0]
 
 
+def test_the_line_of_a_data_set_may_have_what_many_data_sets_have() -> None:
+    value = parse_json(r'{"a": NaN, "b": -Infinity, "c": 1e999, "d": "\ud800"}', "x", strict=False)
+    assert str(value) == r"{'a': nan, 'b': -inf, 'c': inf, 'd': '\ud800'}"
+    for text in (nested(DEEPEST + 1), "9" * 5000):
+        with pytest.raises(BadInput, match="x is not valid JSON"):
+            parse_json(text, "x", strict=False)
+
+
+def test_the_place_in_a_text_of_one_line_is_its_column() -> None:
+    with pytest.raises(BadInput, match=r"a:7 is not valid JSON \(Expecting value at column 7\)"):
+        parse_json('{"a": }', "a:7")
+    with pytest.raises(BadInput, match=r"Expecting value: line 2 column 6"):
+        parse_json('{\n"a": }', "a")
+
+
 def test_an_object_must_be_an_object() -> None:
     with pytest.raises(BadInput, match="x should be a JSON object, but is a list"):
         parse_object("[]", "x")
@@ -63,5 +78,7 @@ def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     for name in ("pipe", "endless", "."):
         with pytest.raises(BadInput, match="is not a regular file, so it was not read"):
             read_file(tmp_path / name)
+        with pytest.raises(BadInput, match="is not a regular file, so it was not read"):
+            open_file(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path / "absent")

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pion.errors import BadInput
+from pipeline.job.bounded_yaml import check_yaml
 from pipeline.rent.credentials import secrets_for
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.place import Place
@@ -45,8 +46,9 @@ def _recorded(job: ManagedJob) -> dict[str, Any]:
     SkyPilot's record is two documents: a header and this YAML.
     """
     try:
+        check_yaml(job.task or "", f"SkyPilot's record of managed job {job.id}")
         documents = [d for d in yaml.safe_load_all(job.task or "") if isinstance(d, dict)]
-    except yaml.YAMLError:
+    except (BadInput, yaml.YAMLError, ValueError):
         documents = []
     if not documents or "run" not in documents[-1]:
         raise BadInput(f"SkyPilot has no record of the task of managed job {job.id}.")

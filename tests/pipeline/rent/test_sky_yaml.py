@@ -109,3 +109,27 @@ def test_without_skypilot_a_folder_of_that_name_is_not_taken_for_it(tmp_path: Pa
     done = run_to_end([sys.executable, "-c", code, str(tmp_path)], env=os.environ)
     assert "SkyPilot is not installed here" in done.stdout, done.stderr
     assert "uv sync" in done.stdout
+
+
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (ALIASES, r"line \d+, column \d+: more than 10,000 values"),
+        ("envs: " + "[" * 100 + "]" * 100, "line 1, column 70: nested deeper than 64 levels"),
+        ("#" * (1 << 20) + "\n", "has more than 1,048,576 bytes"),
+    ],
+)
+def test_a_yaml_that_is_too_much_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "sky.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=rf"sky\.yaml {reason}"):
+        read_sky_yaml(path)
+
+
+def test_a_yaml_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sky.yaml")
+    with pytest.raises(BadInput, match=r"sky\.yaml is not a regular file"):
+        read_sky_yaml(tmp_path / "sky.yaml")

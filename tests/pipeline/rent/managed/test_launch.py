@@ -402,7 +402,9 @@ def test_a_secret_that_was_given_then_must_be_given_again_and_no_other(
         task_again(job, [])
 
 
-@pytest.mark.parametrize("record", [None, "", "name: pion-demo\n", "a: [\n"])
+@pytest.mark.parametrize(
+    "record", [None, "", "name: pion-demo\n", "a: [\n", "run: " + "[" * 3000, "run: &a [*a]\n"]
+)
 def test_a_job_without_a_record_of_its_task_can_not_be_submitted_again(record: str | None) -> None:
     with pytest.raises(BadInput, match="no record of the task of managed job 7"):
         task_again(dataclasses.replace(JOB, task=record), [])

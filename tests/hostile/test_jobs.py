@@ -1,0 +1,345 @@
+"""Job files, overrides and recorded jobs that are too much: exit 2 with the file and the line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic.fields import FieldInfo
+
+from pion.errors import BadInput
+from pipeline.job import Job, Price
+from pipeline.job.bounded_yaml import MOST_NODES, check_yaml
+from pipeline.job.bounds import BOUNDS, beyond_bounds
+from pipeline.job.digest import digest_job
+from pipeline.job.every_field import sections_of
+from pipeline.job.file import load_job, parse_job
+from pipeline.job.mistakes import Document
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.hostile.in_process import ended, refusal
+from tests.support.light_run import light_run
+
+GOOD = """\
+name: tiny
+model: pion-nano
+tokenizer: {train: {vocab_size: 512}}
+data: {seq_len: 64, sources: [{kind: text, path: corpus.txt}]}
+pretrain: {steps: 20, warmup_steps: 2}
+"""
+LINES = GOOD.count("\n")
+
+
+def aliases(levels: int, width: int, first: str = "x") -> str:
+    """Return lines of YAML that stand for width ** levels times `first`."""
+    lines = [f"a0: &a0 [{first}]"]
+    for n in range(1, levels + 1):
+        lines.append(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]")
+    return "\n".join(lines) + "\n"
+
+
+MERGES = "m0: &m0 {k: 1}\n" + "".join(
+    f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}\n" for n in range(1, 9)
+)
+# Each with the line where it is refused (counted from the end of GOOD) and the reason.
+JOBS: dict[str, tuple[str, int | None, str]] = {
+    "alias bomb": (aliases(30, 10), 5, "more than 10,000 values"),
+    "aliases of a long text": (aliases(3, 20, "x" * 1000), 4, "more than 1,048,576 characters"),
+    "merged aliases": (MERGES, 5, "more than 10,000 values"),
+    "aliases that add levels": (
+        "b0: &b0 [1]\n" + "".join(f"b{n}: &b{n} [*b{n - 1}]\n" for n in range(1, 90)),
+        63,
+        "nested deeper than 64 levels",
+    ),
+    "alias in itself": ("a: &a [1, [*a]]\n", 1, "an alias contains itself"),
+    "alias in itself, as a key": ("a: &a {? *a : 1}\n", 1, "an alias contains itself"),
+    "too many values": (f"x: [{'1,' * MOST_NODES}]\n", 1, "more than 10,000 values"),
+    "nested lists": ("x: " + "[" * 100 + "]" * 100 + "\n", 1, "nested deeper than 64 levels"),
+    "nested lists without an end": ("x: " + "[" * 300, 1, "nested deeper than 64 levels"),
+    "nested sections": ("x: " + "{a: " * 100 + "}" * 100, 1, "nested deeper than 64 levels"),
+    "nested dashes": ("x:\n  " + "- " * 3000 + "1\n", 2, "nested deeper than 64 levels"),
+    "a number of 5,000 digits": (f"seed: {'9' * 5000}\n", 1, "a number of 5,000 characters"),
+    "a long hexadecimal number": (
+        f"seed: 0x{'f' * 500_000}\n",
+        1,
+        "a number of 500,002 characters",
+    ),
+    "a long number to the base 60": (
+        f"seed: 1{':01' * 9999}\n",
+        1,
+        "a number of 29,998",
+    ),
+    "half a character": ('store: "\\ud800"\n', 1, "half a character in a text"),
+    "half a character in a key": ('"\\udfff": 1\n', 1, "half a character in a text"),
+    "more than 1 MiB": (f"# {'x' * (1 << 20)}\n", None, "has more than 1,048,576 bytes"),
+    "a control character": ("store: a\0b\n", None, "special characters are not allowed"),
+    "code": ("store: !!python/object/apply:os.system [touch /tmp/x]\n", 1, "could not determine"),
+    "a list as a key": ("? [1]\n: 2\n", 1, "unhashable key"),
+    "many unknown keys": (
+        "".join(f"unknown_{n}: 1\n" for n in range(500)),
+        1,
+        "and 450 more",
+    ),
+    "a long unknown key": (f"? {'k' * 500_000}\n: [1, 2, 3]\n", 1, "unknown key"),
+}
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.mark.parametrize("attack", JOBS)
+def test_a_job_file_that_is_too_much_is_refused_with_its_line(
+    job_file: Path, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    text, line, reason = JOBS[attack]
+    job_file.write_text(GOOD + text)
+    message = refusal(capsys, "run", job_file)
+    assert str(job_file) in message
+    assert reason in message
+    if line is not None:
+        assert f"line {LINES + line}" in message
+
+
+@pytest.mark.parametrize("command", ["plan", "check", "prove"])
+def test_each_command_that_reads_a_job_refuses_it(
+    job_file: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    job_file.write_text(GOOD + aliases(30, 10))
+    code, printed = ended(capsys, command, job_file)
+    assert code == 2
+    assert "more than 10,000 values" in " ".join(printed.split())
+    job_file.write_text(GOOD)
+    code, printed = ended(capsys, command, job_file, "pretrain.steps=2e9")
+    assert code == 2
+    assert "should be at most 1,000,000,000" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device", "folder", "not UTF-8"])
+def test_a_job_file_that_is_no_text_file_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"name: \xff\xfe")
+    message = refusal(capsys, "run", path)
+    assert f"can't read the job file{' ' if kind == 'not UTF-8' else ': '}{path}" in message
+
+
+OVERRIDES = {
+    "deep lists": ("pretrain.steps=" + "[" * 100 + "]" * 100, "nested deeper than 64 levels"),
+    "deep sections": ("pretrain.steps=" + "{a: " * 100 + "}" * 100, "nested deeper than 64 levels"),
+    "a deep path": (".".join(["x"] * 20_000) + "=1", "nested deeper than 64 levels"),
+    "an alias in itself": ("evaluate.prompts=&a [*a]", "an alias contains itself"),
+    "a long number": ("seed=0x" + "f" * 5000, "a number of 5,002 characters"),
+    "a long number of a source": (f"data.sources.{'9' * 5000}.weight=2", "is a list of 1"),
+    "half a character": ('store="\\ud800"', "half a character in a text"),
+}
+
+
+@pytest.mark.parametrize("attack", OVERRIDES)
+def test_an_override_that_is_too_much_is_refused(
+    job_file: Path, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    override, reason = OVERRIDES[attack]
+    message = refusal(capsys, "run", job_file, override)
+    assert message.startswith(f"error: override {override[:40]!r}"[:-1])
+    assert reason in message
+
+
+RECORDS = {
+    "alias bomb": (GOOD + aliases(30, 10)).encode(),
+    "deep": (GOOD + "x: " + "[" * 100 + "]" * 100).encode(),
+    "large": GOOD.encode() + b"#" * (1 << 20),
+    "merged aliases": (GOOD + MERGES).encode(),
+    "a long number": (GOOD + f"seed: 0x{'f' * 5000}\n").encode(),
+    "empty": b"",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunState:
+    return light_run(FileStore(tmp_path_factory.mktemp("store")))
+
+
+@pytest.mark.parametrize(
+    ("command", "attack"),
+    [("status", attack) for attack in RECORDS]
+    + [(command, "alias bomb") for command in ("checkpoints", "report", "fork")],
+)
+def test_a_recorded_job_that_is_too_much_stops_no_command(
+    run: RunState, capsys: pytest.CaptureFixture[str], command: str, attack: str
+) -> None:
+    run.store.write(run.key("jobs/0123.yaml"), RECORDS[attack])
+    new = ["new-" + attack.replace(" ", "-")] if command == "fork" else []
+    code, printed = ended(capsys, command, f"{run.store.url}/demo", *new)
+    assert code == 0 or "the job of run demo" in printed
+
+
+# ---------------------------------------------------------------- honest jobs
+
+
+def test_a_job_of_half_the_largest_size_is_accepted(job_file: Path) -> None:
+    prompts = ["ü" * 50] * (MOST_NODES // 2 - 50)
+    text = f"{GOOD}evaluate:\n  prompts: [{', '.join(prompts)}]\n"
+    text += "#" * ((1 << 19) - len(text.encode()))
+    job_file.write_text(text)
+    assert load_job(job_file).evaluate.prompts == prompts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("[" * 64 + "]" * 64, id="64 levels"),
+        pytest.param(aliases(3, 14), id="9,000 values after aliases"),
+        pytest.param("a: 1\n--- \nb: 2\n", id="two documents"),
+    ],
+)
+def test_yaml_up_to_the_bounds_is_accepted(text: str) -> None:
+    check_yaml(text, "a.yaml")
+
+
+def test_aliases_may_share_a_section(job_file: Path) -> None:
+    job_file.write_text(GOOD.replace("pretrain: {", "pretrain: &p {") + "evaluate: {every: 5}\n")
+    with job_file.open("a") as file:
+        file.write("sft: {<<: *p, sources: [{kind: python-docs-qa}]}\n")
+    job = load_job(job_file)
+    assert job.sft is not None
+    assert job.sft.steps == 20
+
+
+# ---------------------------------------------------------------- bounds of numbers
+
+# Every number of a job at half of its bound, as far as fields depend on each other.
+HALF = """\
+name: half
+seed: 4611686018427387903
+prices: {A40: 500000, L40S: {spot: 500000}}
+model:
+  {d_model: 32768, n_layers: 512, n_heads: 32768, n_kv_heads: 32768, d_ff: 32768, head_dim: 32768,
+   vocab_size: 524288, seq_len: 524288, rope_theta: 5e11, softcap: 5e5, norm_eps: 5e5,
+   logit_cap: 5e5,
+   experts: {n: 2048, top_k: 2048, shared: 2048, d_shared: 32768, balance_weight: 5e5,
+             z_weight: 5e5},
+   windows: {tokens: 524288, block: 524288, long_every: 512},
+   heads: {scale: 5e5},
+   wiring: {attention_layers: [1, 511], skips: [[511, 510]]},
+   values: {layers: [511], tables: [0]}}
+tokenizer: {train: {vocab_size: 524288, max_mb: 5e5}}
+data:
+  seq_len: 524288
+  held_out: 0.25
+  shard_rows: 50_000_000
+  window: 500_000
+  max_line_mb: 1000
+  sources:
+    - {kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}
+    - {kind: hub-npy, repo: a/b, max_shards: 500_000}
+pretrain: &train
+  {steps: 500_000_000, global_batch: 500_000, lr: 5e5, min_lr: 5e5, warmup_steps: 499_999_999,
+   decay_fraction: 0.5, muon_lr: 5e5, muon_momentum: 0.5, muon_momentum_start: 0.5,
+   embedding_lr: 5e5, head_lr: 5e5, vector_lr: 5e5, weight_decay: 5e5, beta1: 0.5, beta2: 0.5,
+   eps: 5e5, clip: 5e8, max_spike: 5e8}
+sft:
+  {<<: *train, held_out: 0.25, seq_len: 524288,
+   sources: [{kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}]}
+evaluate:
+  {every: 500_000_000, rows: 50_000_000, final_rows: 50_000_000, ngram_order: 3,
+   ngram_tokens: 500_000_000, continuations: 500_000, lm_eval: {limit: 500_000_000}}
+checkpoint:
+  {every_steps: 500_000_000, every_seconds: 5e7, preemption_hours: 15000, grace: 5e7,
+   max_undurable: 5e7, linger: 5e7, max_rewinds: 500_000, keep: {last: 5000, every: 500_000_000}}
+hardware:
+  {workers: 2048, micro_batch: 500_000, threads: 2048, hang_seconds: 5e7, shard_cache_gb: 5e5}
+budget: {hours: 5e6, dollars: 5e8, dollars_per_hour: 5e5}
+log: {every: 500_000_000}
+"""
+
+
+def holds_numbers(annotation: Any) -> bool:
+    return annotation in (int, float) or any(map(holds_numbers, get_args(annotation)))
+
+
+def number_fields(section: type, path: str) -> Iterator[str]:
+    fields: dict[str, FieldInfo] = section.model_fields  # type: ignore[attr-defined]
+    for name, field in fields.items():
+        below = sections_of(field.annotation)
+        for inner in below:
+            yield from number_fields(inner, f"{path}{name}.")
+        if not below and (holds_numbers(field.annotation) or name == "prices"):
+            yield f"{path}{name}"
+
+
+def test_every_number_of_a_job_has_a_bound_and_every_bound_a_number() -> None:
+    assert set(number_fields(Job, "")) == set(BOUNDS)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    path = tmp_path_factory.mktemp("half") / "half.yaml"
+    path.write_text(HALF)
+    return load_job(path)
+
+
+def test_a_job_with_every_number_at_half_of_its_bound_is_accepted(half: Job) -> None:
+    given = yaml.safe_dump(half.model_dump(mode="json", exclude_unset=True))
+    names = {path.rpartition(".")[2] for path in BOUNDS}
+    assert not [name for name in names if not re.search(rf"\b{name}:", given)]
+    assert digest_job(half).stages
+
+
+@pytest.mark.parametrize("field", BOUNDS)
+def test_a_number_beyond_its_bound_is_a_mistake(half: Job, field: str) -> None:
+    job = half.model_copy(deep=True)
+    *parents, name = field.split(".")
+    section: Any = job
+    for parent in parents:
+        section = getattr(section, parent)
+        if isinstance(section, list):
+            section = next(source for source in section if hasattr(source, name))
+    most, before = BOUNDS[field], getattr(section, name)
+    beyond = most + 1
+    if field == "prices":
+        beyond = {"A40": Price(spot=1, on_demand=beyond)}
+    elif isinstance(before, tuple):
+        beyond = ((0, beyond),) if isinstance(before[0], tuple) else (0, beyond)
+    setattr(section, name, beyond)
+    (mistake,) = beyond_bounds(job, Document({}, {field: 7}))
+    assert mistake.path.startswith(".".join(parents))
+    assert name in mistake.path
+    assert mistake.text == f"{most + 1} should be at most {most:,}"
+
+
+def test_the_bounds_are_not_applied_to_what_a_run_recorded(job_file: Path) -> None:
+    beyond = GOOD.replace("steps: 20,", "steps: 2000000000,")
+    assert parse_job(beyond, "the record").section("pretrain").steps == 2_000_000_000
+    job_file.write_text(beyond)
+    with pytest.raises(BadInput, match=r"line 5 +pretrain.steps: 2000000000 should be at most 1,0"):
+        load_job(job_file)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    ["seed=-99999999999999999999", "model.values={layers: [0], tables: [1000000000000]}"],
+)
+def test_numbers_that_made_a_bug_are_refused(
+    job_file: Path, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    message = refusal(capsys, "run", job_file, attack)
+    assert "should be at" in message or "counting from 0 without gaps" in message
