@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pion.data.corpus import json_lines, whole_characters
 from pion.data.shards import IGNORED
 from pion.data.stream import Batch
 from pion.data.tokenizer import Tokenizer
@@ -43,21 +43,15 @@ def read_questions(path: Path) -> list[Question]:
     Each line is {"context": str, "choices": [str, …], "answer": index}. Raises BadInput for a line
     that is not a question, naming the file and line, and for a file without questions.
     """
+    questions = []
     try:
-        lines = path.read_bytes().splitlines()
+        for where, value in json_lines(path):
+            try:
+                questions.append(_question(value))
+            except ValueError as error:
+                raise BadInput(f"{where}: not a question: {error}") from None
     except OSError as error:
         raise BadInput(f"{path}: can't read these questions ({error.strerror})") from None
-    questions = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                questions.append(_question(json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise BadInput(
-                    f"{path}:{number}: broken JSON at column {error.colno}: {error.msg}"
-                ) from None
-            except ValueError as error:
-                raise BadInput(f"{path}:{number}: not a question: {error}") from None
     if not questions:
         raise BadInput(f"{path}: the file has no question")
     return questions
@@ -154,11 +148,13 @@ def _question(raw: object) -> Question:
         raise ValueError(f"{', '.join(missing)} missing")
     context, choices, answer = raw["context"], raw["choices"], raw["answer"]
     if not isinstance(context, str):
-        raise ValueError(f"context is {context!r}; expected text")
+        raise ValueError(f"context is {context!r:.200}; expected text")
     if not isinstance(choices, list) or len(choices) < 2:
-        raise ValueError(f"choices is {choices!r}; expected a list of two or more texts")
+        raise ValueError(f"choices is {choices!r:.200}; expected a list of two or more texts")
     if not all(isinstance(choice, str) and choice for choice in choices):
-        raise ValueError(f"choices is {choices!r}; every choice must be a non-empty text")
+        raise ValueError(f"choices is {choices!r:.200}; every choice must be a non-empty text")
     if type(answer) is not int or not 0 <= answer < len(choices):
-        raise ValueError(f"answer is {answer!r}; expected an index from 0 to {len(choices) - 1}")
-    return Question(context, tuple(choices), answer)
+        raise ValueError(
+            f"answer is {answer!r:.200}; expected an index from 0 to {len(choices) - 1}"
+        )
+    return Question(whole_characters(context), tuple(map(whole_characters, choices)), answer)

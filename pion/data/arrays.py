@@ -6,13 +6,18 @@ Files are written whole or not at all.
 import contextlib
 import errno
 import hashlib
+import io
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pion.errors import BadInput
+from pion.untrusted import open_file
 
+# Of an .npy file: more than the longest header that numpy reads.
+NPY_HEADER_BYTES = 16_384
 # The header of Daisy's .bin shards has 256 int32: magic, version, number of tokens, and zeros.
 BIN_HEADER_BYTES = 1024
 BIN_MAGIC = 20240520
@@ -38,18 +43,12 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
             has rows whose length isn't a multiple of ``seq_len``.
     """
     try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran_order, dtype = read_header(file)
-            offset = file.tell()
+        with open_file(path) as file:
+            beginning = file.read(NPY_HEADER_BYTES)
             actual = file.seek(0, 2)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise BadInput(f"{path}: can't read this .npy shard ({error})") from None
+    shape, fortran_order, dtype, offset = parse_npy_header(beginning, str(path))
     if dtype.kind not in "iu":
         raise BadInput(
             f"{path}: contains {dtype}, but token ids must be integers (uint16, int32…)."
@@ -70,6 +69,35 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
     return _map_rows(path, dtype, offset, shape[0] * shape[1] // seq_len, seq_len)
 
 
+class NpyHeader(NamedTuple):
+    """What the header of an `.npy` file says; the data begin at byte `offset`."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+    offset: int
+
+
+def parse_npy_header(beginning: bytes, where: str) -> NpyHeader:
+    """Return the header in the first NPY_HEADER_BYTES (or all) of an `.npy` file.
+
+    Raises:
+        BadInput: there is no header, or one that no array can have; the message names ``where``.
+    """
+    file = io.BytesIO(beginning)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(file)
+    except Exception as error:  # numpy evaluates a Python literal, which can fail in many ways
+        raise BadInput(f"{where}: can't read this .npy shard ({str(error)[:200]})") from None
+    if not all(0 <= length < 2**63 for length in shape):
+        raise BadInput(f"{where}: can't read this .npy shard (its shape is impossible)")
+    return NpyHeader(shape, fortran_order, dtype, file.tell())
+
+
 def open_bin(path: str | Path, seq_len: int) -> np.ndarray:
     """Memory-map a Daisy ``.bin`` shard as ids ``(tokens // seq_len, seq_len)``.
 
@@ -81,7 +109,7 @@ def open_bin(path: str | Path, seq_len: int) -> np.ndarray:
             says.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             header = np.frombuffer(file.read(BIN_HEADER_BYTES), dtype="<i4")
             actual = file.seek(0, 2)
     except (OSError, ValueError) as error:

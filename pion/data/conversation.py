@@ -23,6 +23,9 @@ from pion.errors import BadInput
 
 Role = Literal["system", "user", "assistant"]
 
+# The keys of a record that can hold a conversation; the first that is there does.
+CONVERSATION_KEYS = ("conversations", "messages")
+
 # The names of roles in data sets, and the role that each name means.
 ROLES: dict[str, Role] = {
     "system": "system",

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import glob
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pion.errors import BadInput
+from pion.untrusted import open_file, parse_json
 
 TEXT_SUFFIXES = (".txt", ".md")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 PARQUET_SUFFIXES = (".parquet",)
 # A text file is read in parts of this many bytes.
 PART_BYTES = 4 << 20
+# Bytes of the longest line of a text or of JSON Lines, unless the caller says otherwise.
+LONGEST_LINE = 16_000_000
+RAISE_IT = ". If the line is meant to be so long, raise data.max_line_mb"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
     """
     if path.is_file():
         return [path]
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{key}: {path} is not a regular file, so it was not read")
     if path.is_dir():
         found = [p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
         wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
@@ -63,17 +69,19 @@ def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
     return sorted(found, key=lambda p: p.as_posix())
 
 
-def text_documents(path: Path, split: str, key: str) -> Iterator[Document]:
+def text_documents(
+    path: Path, split: str, key: str, longest: int = LONGEST_LINE
+) -> Iterator[Document]:
     """Yield a document for each UTF-8 file, or with split="paragraph" for each paragraph.
 
     A file is read in parts of about 4 MB, cut at line breaks, and each part is a document.
     Paragraphs are separated by blank lines. Raises BadInput for a missing path, text that is not
-    UTF-8, and a corpus without any text.
+    UTF-8, a line of more than `longest` bytes, and a corpus without any text.
     """
     empty = True
     for file in list_files(path, TEXT_SUFFIXES, key):
         number = 0
-        for part in _parts(file):
+        for part in _parts(file, longest):
             for text in re.split(r"\n\s*\n", part) if split == "paragraph" else [part]:
                 if text.strip():
                     empty = False
@@ -83,42 +91,59 @@ def text_documents(path: Path, split: str, key: str) -> Iterator[Document]:
         raise BadInput(f"{key}: the corpus is empty: no text in {path}")
 
 
-def jsonl_records(path: Path, key: str) -> Iterator[Record]:
+def jsonl_records(path: Path, key: str, longest: int = LONGEST_LINE) -> Iterator[Record]:
     """Yield a record for each line of JSON Lines files, also .gz files. Blank lines are skipped.
 
-    Raises BadInput for a line that is not a JSON object, naming the file and line, for a damaged
-    file, and for a corpus without any line.
+    Raises BadInput for a line that is not a JSON object or has more than `longest` bytes, naming
+    the file and line, for a damaged file, and for a corpus without any line.
     """
     empty = True
     for file in list_files(path, JSONL_SUFFIXES, key):
-        with _open(file) as lines:
-            for number, line in enumerate(_lines(lines, file), 1):
-                if line.strip():
-                    empty = False
-                    yield Record(_parse(line, f"{file}:{number}"), f"{file}:{number}")
+        for where, value in json_lines(file, longest, RAISE_IT):
+            if not isinstance(value, dict):
+                raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
+            empty = False
+            yield Record(value, where)
     if empty:
         raise BadInput(f"{key}: the corpus is empty: no line in {path}")
 
 
-def parquet_records(path: Path, key: str) -> Iterator[Record]:
-    """Yield a record for each row of parquet files.
+def json_lines(
+    file: Path, longest: int = LONGEST_LINE, advice: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield `file:line` and the JSON value of each line that is not blank; the file may be .gz.
 
-    Raises BadInput for a file that is not parquet, and for a corpus without any row.
+    Numbers may be NaN and texts may have half characters, as in many data sets. Raises BadInput for
+    a line that is not JSON or has more than `longest` bytes (`advice` ends this message), and for a
+    damaged file, and OSError where the file can't be opened or read.
     """
-    import pyarrow
-    import pyarrow.parquet
+    with _opened(file) as stream:
+        number = 0
+        while line := _line(stream, file, longest):
+            number += 1
+            where = f"{file}:{number}"
+            if len(line) - line.endswith(b"\n") > longest:
+                raise BadInput(f"{where}: the line has more than {longest:,} bytes{advice}")
+            if line.strip():
+                yield where, parse_json(_decode(line, where), where, strict=False)
+
+
+def parquet_records(
+    path: Path, key: str, columns: tuple[str, ...], longest: int = LONGEST_LINE
+) -> Iterator[Record]:
+    """Yield a record with those of `columns` that are there for each row of parquet files.
+
+    Without any of `columns`, the record has the names of the others. Raises BadInput for a file
+    that is not parquet, for a text of more than `longest` bytes, naming the file and row, and for a
+    corpus without any row.
+    """
+    from pion.data.parquet import parquet_rows
 
     empty = True
     for file in list_files(path, PARQUET_SUFFIXES, key):
-        try:
-            number = 0
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
-                for value in batch.to_pylist():
-                    number += 1
-                    empty = False
-                    yield Record(value, f"{file} row {number}")
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise BadInput(f"{file}: not a readable parquet file: {error}") from None
+        for number, value in enumerate(parquet_rows(file, columns, longest), 1):
+            empty = False
+            yield Record(value, f"{file} row {number}")
     if empty:
         raise BadInput(f"{key}: the corpus is empty: no row in {path}")
 
@@ -146,26 +171,42 @@ def record_documents(records: Iterator[Record], field: str, key: str) -> Iterato
         raise BadInput(f"{key}: the corpus is empty: every {field!r} is blank")
 
 
-def _open(file: Path) -> BinaryIO:
-    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
+def whole_characters(text: str) -> str:
+    """Return the text with `?` for halves of surrogate pairs (from broken JSON writers)."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _lines(lines: BinaryIO, file: Path) -> Iterator[bytes]:
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    with open_file(file) as stream:
+        if file.suffix == ".gz":
+            with gzip.GzipFile(fileobj=stream) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        else:
+            yield stream
+
+
+def _line(stream: BinaryIO, file: Path, longest: int) -> bytes:
+    """Return the next line, or the beginning of a line of more than `longest` bytes."""
     try:
-        yield from lines
+        return stream.readline(longest + 2)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadInput(f"{file}: damaged gzip file: {error}") from None
 
 
-def _parts(file: Path) -> Iterator[str]:
+def _parts(file: Path, longest: int) -> Iterator[str]:
     """Yield the text of a file in parts of PART_BYTES, cut between paragraphs or, if a part has
     none, lines."""
-    rest, start = b"", 0
-    with file.open("rb") as stream:
+    rest, start, lines = b"", 0, 0
+    with open_file(file) as stream:
         while block := stream.read(PART_BYTES):
             block = rest + block
             cut = block.rfind(b"\n\n") + 2 if b"\n\n" in block else block.rfind(b"\n") + 1
             rest = block[cut:]
+            lines += block.count(b"\n", 0, cut)
+            if len(rest) > longest and b"\n" not in rest:
+                where = f"{file}:{lines + 1}"
+                raise BadInput(f"{where}: the line has more than {longest:,} bytes{RAISE_IT}")
             yield _decode(block[:cut], str(file), start)
             start += cut
     yield _decode(rest, str(file), start)
@@ -179,15 +220,3 @@ def _decode(content: bytes, where: str, start: int = 0) -> str:
             f"{where}: not UTF-8 text at byte {start + error.start:,}; "
             "convert it with: iconv -f ENCODING -t UTF-8"
         ) from None
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(_decode(line, where))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where}: broken JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise BadInput(f"{where}: JSON nested too deeply") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
-    return value

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from pion.data.arrays import unwritable, write_atomically
-from pion.data.shards import Shard, flags_path
+from pion.data.shard import Shard
+from pion.data.shards import flags_path
 from pion.errors import BadInput
+from pion.untrusted import read_json
 
 
 class ShardWriter:
@@ -35,7 +37,7 @@ class ShardWriter:
         dropped_tokens: number of ids in the last, incomplete row; known after ``finish``.
 
     Raises:
-        BadInput: the folder can't be created.
+        BadInput: the folder can't be created, or a shard does not fit into memory.
     """
 
     def __init__(
@@ -55,8 +57,14 @@ class ShardWriter:
         self._seq_len, self._vocab_size = seq_len, vocab_size
         self._key = [key, seq_len, vocab_size, rows_per_shard, conversations]
         self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-        self._ids = np.empty(rows_per_shard * seq_len, dtype=self._dtype)
-        self._flags = np.empty(self._ids.size, dtype=np.uint8) if conversations else None
+        try:
+            self._ids = np.empty(rows_per_shard * seq_len, dtype=self._dtype)
+            self._flags = np.empty(self._ids.size, dtype=np.uint8) if conversations else None
+        except (MemoryError, ValueError):
+            raise BadInput(
+                f"{folder}: a shard of {rows_per_shard:,} rows of {seq_len:,} ids does not fit "
+                "into memory. Lower data.shard_rows"
+            ) from None
         self._filled = 0
         # The number of ids of document number `appended` that are in finished shards already.
         self._resumed_within = 0
@@ -177,7 +185,7 @@ class ShardWriter:
         while True:
             path = self._next_path()
             try:
-                progress = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                progress = read_json(path.with_suffix(".json"))
                 shard = Shard(**progress["shard"])
                 whole = path.stat().st_size == shard.bytes and (
                     shard.flags_sha256 is None
@@ -185,10 +193,11 @@ class ShardWriter:
                 )
                 if not whole or progress["key"] != self._key:
                     return
-                self.appended = progress["appended"]
-                self._resumed_within = progress["within"]
-                self.dropped_tokens = progress["dropped_tokens"]
-            except (OSError, ValueError, KeyError, TypeError):
+                counts = [progress[name] for name in ("appended", "within", "dropped_tokens")]
+                if not all(type(count) is int and count >= 0 for count in counts):
+                    return
+                self.appended, self._resumed_within, self.dropped_tokens = counts
+            except (OSError, BadInput, ValueError, KeyError, TypeError):
                 return  # not finished, or not from a ShardWriter: write this shard again
             self.shards.append(shard)
 

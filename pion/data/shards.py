@@ -19,7 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pion.data.arrays import open_npy, open_shard, sha256_file, write_atomically
+from pion.data.shard import Shard, require_count
 from pion.errors import BadInput
+from pion.untrusted import LARGEST_LISTING, parse_object, read_file
 
 # A target that is not learned.
 IGNORED = -100
@@ -31,31 +33,8 @@ PADDING = 4
 
 # The version of manifest.json that this version of Pion writes and reads.
 MANIFEST_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Rows ``start`` to ``start + rows`` of one file.
-
-    Attributes:
-        name: file name, unique within its data set; its ending tells the format.
-        sha256: of the whole file, although only some of its rows may belong to this data set.
-        bytes: size of the whole file.
-        dtype: numpy name of the ids' type.
-        flags_sha256: of the flags file, for conversations.
-        flags_bytes: size of the flags file.
-        remote: where to fetch the file (``repo``, ``revision``, ``path``); None if it is local.
-    """
-
-    name: str
-    rows: int
-    sha256: str
-    bytes: int
-    dtype: str
-    start: int = 0
-    flags_sha256: str | None = None
-    flags_bytes: int = 0
-    remote: dict[str, str] | None = None
+# The most shards of a data set.
+MOST_SHARDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +48,9 @@ class Manifest:
         vocab_size: every id is below it.
         pad: id that is never learned in rows of kind "tokens"; None if nothing is padded.
         info: notes for people, such as where the data came from; not part of the fingerprint.
+
+    Raises:
+        ValueError: a field is not of its type, or there are more shards than MOST_SHARDS.
     """
 
     kind: Literal["tokens", "conversations"]
@@ -77,6 +59,18 @@ class Manifest:
     shards: tuple[Shard, ...]
     pad: int | None = None
     info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("tokens", "conversations"):
+            raise ValueError(f"kind is {self.kind!r:.200}; it must be tokens or conversations")
+        for name in ("seq_len", "vocab_size"):
+            require_count(name, getattr(self, name), least=1)
+        if self.pad is not None:
+            require_count("pad", self.pad)
+        if not isinstance(self.info, dict):
+            raise ValueError(f"info is {self.info!r:.200}; it must be an object")
+        if len(self.shards) > MOST_SHARDS:
+            raise ValueError(f"{len(self.shards):,} shards are more than {MOST_SHARDS:,}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,17 +107,20 @@ class Manifest:
                 was written.
         """
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (found := document.pop("format")) != MANIFEST_FORMAT:
-                raise BadInput(f"{path}: manifest format {found}; this version reads format 1.")
+            document = parse_object(read_file(path, LARGEST_LISTING), str(path))
+            found = document.pop("format")
+            if type(found) is not int or found != MANIFEST_FORMAT:
+                raise BadInput(
+                    f"{path}: manifest format {found!r:.20}; this version reads format 1."
+                )
             fingerprint = document.pop("fingerprint")
             shards = tuple(Shard(**shard) for shard in document.pop("shards"))
             manifest = cls(shards=shards, **document)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path}: can't read this data manifest ({error!r})") from None
         if manifest.fingerprint != fingerprint:
             raise BadInput(
-                f"{path}: changed since it was written: its fingerprint is {fingerprint[:12]}, "
+                f"{path}: changed since it was written: its fingerprint is {fingerprint!s:.12}, "
                 f"but the fingerprint of its content is {manifest.fingerprint[:12]}. Prepare the "
                 "data again."
             )
@@ -164,12 +161,16 @@ def describe(path: str | Path, seq_len: int) -> Shard:
     """Return the ``Shard`` of another program's file. Reads the file once for its sha256.
 
     Raises:
-        BadInput: the file isn't a shard; see ``open_npy`` and ``open_bin``.
+        BadInput: the file isn't a shard (see ``open_npy`` and ``open_bin``), or its name has
+            control characters.
     """
     path = Path(path)
     rows = open_shard(path, seq_len)
     size = path.stat().st_size
-    return Shard(path.name, len(rows), sha256_file(path), size, rows.dtype.name)
+    try:
+        return Shard(path.name, len(rows), sha256_file(path), size, rows.dtype.name)
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ from pion.errors import BadInput
 from pion.evaluate import HeldOut, Scorer, summarize, token_nll
 from pion.model.decoder import Decoder
 from pion.multiple_choice import multiple_choice, read_questions
+from pion.untrusted import read_file
 
 TOKENS_AT_ONCE = 8192
+# Of a text, which is tokenized as a whole.
+LARGEST_TEXT = 1 << 30
 
 
 def eval_files(
@@ -51,7 +54,8 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
         scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
         return dataclasses.asdict(multiple_choice(scorer, tokenizer, read_questions(path)))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, LARGEST_TEXT).decode()
+        text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text files
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: can't read this file as text ({error})") from None
     if not text.strip():

@@ -1,4 +1,4 @@
-"""Data on the Hugging Face Hub: streamed data sets, `.npy` shards and tokenizers.
+"""Files on the Hugging Face Hub: `.npy` shards and tokenizers, and what its errors mean.
 
 Everything is read at a commit that is pinned first, so a run that resumes next week reads the same
 bytes. If a person can fix what the Hub refuses, a BadInput says how.
@@ -9,24 +9,21 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pion.data.corpus import Record
-from pion.data.shards import Shard
+from pion.data.arrays import NPY_HEADER_BYTES, parse_npy_header
+from pion.data.shard import Shard
 from pion.errors import BadInput, PionError
 
 if TYPE_CHECKING:
-    from pipeline.job import HubDataset, HubNpyShards
+    from pipeline.job import HubNpyShards
 
-NPY_HEADER_BYTES = 4096
 BROKEN_TRANSFERS = 5
 
 
@@ -42,7 +39,7 @@ def explained(what: str) -> Iterator[None]:
     except PionError:
         raise
     except Exception as error:
-        explanation = _explain(error, what)
+        explanation = explain(error, what)
         if explanation is None:
             raise
         raise explanation from None
@@ -55,29 +52,17 @@ def pin(repo: str, revision: str | None, repo_type: str = "dataset") -> str:
     """
     from huggingface_hub import HfApi
 
-    with explained(_named(repo, revision, repo_type)):
+    with explained(named(repo, revision, repo_type)):
         commit = HfApi().repo_info(repo, repo_type=repo_type, revision=revision).sha
     assert commit is not None
     return commit
-
-
-def hub_records(source: HubDataset, commit: str) -> Iterator[Record]:
-    """Stream the data set's rows at `commit`, at most `max_documents`."""
-    import datasets
-
-    with explained(_named(source.repo, source.revision)):
-        rows: Any = datasets.load_dataset(
-            source.repo, source.subset, split=source.split, revision=commit, streaming=True
-        )
-        for number, row in enumerate(islice(rows, source.max_documents), 1):
-            yield Record(row, f"{source.repo} row {number:,}")
 
 
 def hub_tokenizer(repo: str, revision: str | None, file: str) -> Path:
     """Return a local copy of a repository's tokenizer.json."""
     from huggingface_hub import hf_hub_download
 
-    with explained(_named(repo, revision, "model", file)):
+    with explained(named(repo, revision, "model", file)):
         return Path(hf_hub_download(repo, file, revision=revision))
 
 
@@ -91,7 +76,7 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    with explained(_named(source.repo, source.revision)):
+    with explained(named(source.repo, source.revision)):
         tree = HfApi().list_repo_tree(
             source.repo, repo_type="dataset", revision=commit, recursive=True
         )
@@ -105,7 +90,7 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
             raise BadInput(f"{source.repo}: no file matches pattern {source.pattern!r}")
         first = f"{source.repo}/{files[0].path}"
         header = read_range(source.repo, commit, files[0].path, 0, NPY_HEADER_BYTES)
-        offset, row_ids, dtype = _read_header(header, first, seq_len)
+        offset, row_ids, dtype = _header(header, first, seq_len)
         shards = []
         for file in files:
             rows, rest = divmod(file.size - offset, seq_len * dtype.itemsize)
@@ -125,9 +110,9 @@ def read_hub_rows(shard: Shard, count: int, seq_len: int) -> np.ndarray:
     """Read the first `count` rows (or all) of a remote shard as ids (rows, seq_len), by ranges."""
     assert shard.remote is not None
     repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
-    with explained(_named(repo, commit, file=path)):
+    with explained(named(repo, commit, file=path)):
         header = read_range(repo, commit, path, 0, NPY_HEADER_BYTES)
-        offset, _, dtype = _read_header(header, f"{repo}/{path}", seq_len)
+        offset, _, dtype = _header(header, f"{repo}/{path}", seq_len)
         row_bytes = seq_len * dtype.itemsize
         count = min(count, shard.rows)
         start = offset + shard.start * row_bytes
@@ -152,7 +137,7 @@ def download_shard(shard: Shard, folder: Path) -> Path:
 
     assert shard.remote is not None
     repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
-    with explained(_named(repo, commit, file=path)):
+    with explained(named(repo, commit, file=path)):
         return Path(
             _again_if_broken(
                 lambda: hf_hub_download(
@@ -180,34 +165,27 @@ def _sha256(repo: str, commit: str, path: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _read_header(content: bytes, where: str, seq_len: int) -> tuple[int, int, np.dtype]:
+def _header(content: bytes, where: str, seq_len: int) -> tuple[int, int, np.dtype]:
     """Return (bytes before the data, ids in a row, type) from the beginning of an `.npy` file."""
-    file = io.BytesIO(content)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            read = np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(file)
-    except ValueError as error:
-        raise BadInput(f"{where}: not an .npy file ({error})") from None
-    if dtype.kind not in "iu" or len(shape) != 2 or fortran_order:
+    found = parse_npy_header(content, where)
+    if found.dtype.kind not in "iu" or len(found.shape) != 2 or found.fortran_order:
         raise BadInput(
-            f"{where}: contains {dtype} of shape {shape}; a shard is a C-ordered (rows, seq_len) "
-            "array of integers"
+            f"{where}: contains {found.dtype} of shape {found.shape}; a shard is a C-ordered "
+            "(rows, seq_len) array of integers"
         )
-    if shape[1] == 0 or shape[1] % seq_len:
+    row_ids = found.shape[1]
+    if row_ids == 0 or row_ids % seq_len:
         raise BadInput(
-            f"{where}: rows of {shape[1]:,} ids can't be read as rows of data.seq_len {seq_len:,}: "
-            f"it must be {shape[1]:,} or divide it"
+            f"{where}: rows of {row_ids:,} ids can't be read as rows of data.seq_len {seq_len:,}: "
+            f"it must be {row_ids:,} or divide it"
         )
-    return file.tell(), shape[1], dtype
+    return found.offset, row_ids, found.dtype
 
 
 # ---------------------------------------------------------------- what went wrong
 
 
-def _named(
+def named(
     repo: str, revision: str | None, repo_type: str = "dataset", file: str | None = None
 ) -> str:
     kind = "data set" if repo_type == "dataset" else repo_type
@@ -215,7 +193,7 @@ def _named(
     return f"Hub {kind} {repo}{at}" + (f", file {file}" if file else "")
 
 
-def _explain(error: BaseException, what: str) -> PionError | None:
+def explain(error: BaseException, what: str) -> PionError | None:
     """Return the message for an error of a Hub client, or None if it is not about the Hub."""
     import huggingface_hub.errors as hub
 
@@ -239,6 +217,8 @@ def _explain(error: BaseException, what: str) -> PionError | None:
             return BadInput(f"{what}: there is no such repository; check its name.{private}")
         if status in (401, 403):
             return BadInput(f"{what}: the Hub denied access ({status}). {_token_advice()}")
+    if any("scripts are no longer supported" in str(cause) for cause in chain):
+        return BadInput(f"{what}: it is a program that writes data, and Pion does not run it")
     if any(type(cause).__name__ == "DatasetNotFoundError" for cause in chain):
         return BadInput(f"{what}: there is no such data set, or it is private. {_token_advice()}")
     for cause in chain:

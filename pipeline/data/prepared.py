@@ -8,21 +8,25 @@ choices.jsonl                 "true continuation" questions from the held-out te
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pion.data.shards import Manifest, Rows, Shard
+from pion.data.shard import Shard
+from pion.data.shards import Manifest, Rows
 from pion.errors import BadInput
+from pion.untrusted import parse_object, read_file
+from pipeline.state.stores.base import check_key
 
 if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pipeline.data.shard_cache import ShardCache
 
 DATASET = "dataset.json"
+# No weight of a source is larger.
+HEAVIEST = 1e100
 SPLITS = ("train", "held_out")
 
 
@@ -34,6 +38,15 @@ class PreparedSource:
     weight: float
     folder: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, str):
+            raise ValueError(f"kind is {self.kind!r:.200}; it must be text")
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not number or not 0 < self.weight < HEAVIEST:
+            raise ValueError(f"weight is {self.weight!r:.200}; it must be a number above 0")
+        if not isinstance(self.folder, str) or not _is_name(self.folder):
+            raise ValueError(f"folder is {self.folder!r:.200}; it must be a name")
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -43,6 +56,12 @@ class PreparedData:
     part: str
     sources: tuple[PreparedSource, ...]
     report: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.part not in ("pretrain", "sft"):
+            raise ValueError(f"part is {self.part!r:.200}; it must be pretrain or sft")
+        if not isinstance(self.report, dict):
+            raise ValueError(f"report is {self.report!r:.200}; it must be an object")
 
     @property
     def tokenizer_path(self) -> Path:
@@ -95,7 +114,9 @@ class PreparedData:
 def open_data(folder: Path) -> PreparedData:
     """Return the prepared data in `folder`. Raises BadInput if it is missing or unfinished."""
     try:
-        described = json.loads((folder / DATASET).read_text(encoding="utf-8"))
+        described = parse_object(read_file(folder / DATASET), str(folder / DATASET))
+        if not isinstance(described["sources"], list):
+            raise ValueError(f"sources is {described['sources']!r:.200}; it must be a list")
         sources = tuple(PreparedSource(**source) for source in described["sources"])
         data = PreparedData(folder, described["part"], sources, described["report"])
     except FileNotFoundError:
@@ -113,3 +134,11 @@ def open_data(folder: Path) -> PreparedData:
 
 def _local(folder: Path, shard: Shard) -> Path:
     return folder / shard.name
+
+
+def _is_name(text: str) -> bool:
+    """Return whether a text is one part of a key of a store, as the names of checkpoints are."""
+    try:
+        return "/" not in check_key(text)
+    except BadInput:
+        return False

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from pion.data.arrays import check_ids, open_shard, unwritable
+from pion.data.shard import Shard
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import Manifest, Shard, describe, split_tail
+from pion.data.shards import Manifest, describe, split_tail
 from pion.data.tokenizer import Tokenizer
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.sources import Input

@@ -17,6 +17,8 @@ from pion.data.packing import pack
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.untrusted import LARGEST_LISTING, read_json
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.prepared import SPLITS
 from pipeline.data.text_rows import RowFormat
@@ -24,6 +26,7 @@ from pipeline.kill_points import mark
 
 BUFFER = 16_384
 PROGRESS = "packed.json"
+COUNTED = ("conversations", "cut", "dropped", "tokens", "learned_tokens")
 
 
 def write_conversation_rows(
@@ -88,10 +91,7 @@ class _Packer:
         mark("shard")
         shards = self._writer.finish()
         mark("shard")
-        counts = {
-            name: sum(buffer[name] for buffer in self._done)
-            for name in ("conversations", "cut", "dropped", "tokens", "learned_tokens")
-        }
+        counts = {name: sum(buffer[name] for buffer in self._done) for name in COUNTED}
         return Manifest("conversations", rows.seq_len, vocab_size, shards), counts
 
     def _pack(self) -> None:
@@ -120,15 +120,17 @@ class _Packer:
     def _finished_buffers(self) -> list[dict[str, int]]:
         """Return the full buffers whose rows are all in finished shards."""
         try:
-            progress = json.loads(self._progress.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
+            progress = read_json(self._progress, LARGEST_LISTING)
+            if progress["key"] != self._rows.key:
+                return []
+            buffers = [{n: int(b[n]) for n in ("rows", *COUNTED)} for b in progress["buffers"]]
+        except (OSError, BadInput, KeyError, TypeError, ValueError):
+            return []  # never packed, or not by this class: pack again
         done: list[dict[str, int]] = []
-        if progress.get("key") == self._rows.key:
-            left = self._writer.appended
-            for buffer in progress["buffers"]:
-                left -= buffer["rows"]
-                if left < 0:
-                    break
-                done.append(buffer)
+        left = self._writer.appended
+        for buffer in buffers:
+            left -= buffer["rows"]
+            if left < 0:
+                break
+            done.append(buffer)
         return done

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from pion.data.arrays import sha256_file, unwritable
 from pion.data.order import RowOrder
-from pion.data.shards import Manifest, Rows, Shard
+from pion.data.shard import Shard
+from pion.data.shards import Manifest, Rows
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import download_shard
@@ -142,7 +143,8 @@ class ShardCache:
                 self._starved = True
 
     def _path(self, shard: Shard) -> Path:
-        return self._folder / f"{shard.sha256[:32]}{Path(shard.name).suffix}"
+        suffix = ".bin" if shard.name.endswith(".bin") else ".npy"
+        return self._folder / f"{shard.sha256[:32]}{suffix}"
 
     def _is_good(self, path: Path, shard: Shard) -> bool:
         if not path.is_file() or path.stat().st_size != shard.bytes:
@@ -274,6 +276,12 @@ def _largest(manifest: Manifest, count: int) -> int:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Prevent every other thread and process from fetching `path` too."""
-    with path.with_suffix(".lock").open("w") as file:
+    # O_NOFOLLOW: others may write to the folder, and their link could name any file of ours.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path.with_suffix(".lock"), flags, 0o666)
+    except OSError as error:
+        raise unwritable(path.with_suffix(".lock"), error) from None
+    with open(descriptor, "r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pion.data import python_docs, python_qa
-from pion.data.conversation import Turn, parse_conversation
+from pion.data.conversation import CONVERSATION_KEYS, Turn, parse_conversation
 from pion.data.corpus import (
     JSONL_SUFFIXES,
     PARQUET_SUFFIXES,
@@ -26,6 +26,7 @@ from pion.data.corpus import (
     parquet_records,
     record_documents,
     text_documents,
+    whole_characters,
 )
 from pion.errors import BadInput
 from pipeline.job import (
@@ -100,7 +101,7 @@ def texts(job: Job, found: Input) -> Iterator[tuple[bool, str]]:
             yield python_docs.is_held_out(document.origin, share), document.text
         return
     for document in _documents(job, found):
-        text = _encodable(document.text)
+        text = whole_characters(document.text)
         if len(text) <= LONG_CHARS:
             yield _drawn(text, share), text
             continue
@@ -122,9 +123,9 @@ def conversations(job: Job, found: Input) -> Iterator[tuple[bool, list[Turn]]]:
             held_out = python_docs.is_held_out(dialogue.origin, job.data.held_out)
             yield held_out, list(dialogue.turns)
         return
-    for record in _records(job, found):
+    for record in _records(job, found, CONVERSATION_KEYS):
         turns = parse_conversation(record.value, record.origin)
-        turns = [Turn(turn.role, _encodable(turn.text)) for turn in turns]
+        turns = [Turn(turn.role, whole_characters(turn.text)) for turn in turns]
         text = "\n".join(turn.text for turn in turns)
         yield _drawn(text, job.sft.held_out), turns
 
@@ -132,27 +133,28 @@ def conversations(job: Job, found: Input) -> Iterator[tuple[bool, list[Turn]]]:
 def _documents(job: Job, found: Input) -> Iterator[Document]:
     source = found.source
     if isinstance(source, TextFiles):
-        return text_documents(job.input_path(source.path), source.split, found.key)
+        path = job.input_path(source.path)
+        return text_documents(path, source.split, found.key, _longest_line(job))
     assert isinstance(source, JsonlTexts | ParquetTexts | HubTexts)
-    return record_documents(_records(job, found), source.field, found.key)
+    return record_documents(_records(job, found, (source.field,)), source.field, found.key)
 
 
-def _records(job: Job, found: Input) -> Iterator[Record]:
-    source = found.source
+def _records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Yield the records of a source. Of tables, only these `columns` are read."""
+    source, longest = found.source, _longest_line(job)
     if isinstance(source, JsonlFiles):
-        return jsonl_records(job.input_path(source.path), found.key)
+        return jsonl_records(job.input_path(source.path), found.key, longest)
     if isinstance(source, ParquetFiles):
-        return parquet_records(job.input_path(source.path), found.key)
+        return parquet_records(job.input_path(source.path), found.key, columns, longest)
     if isinstance(source, HubDataset):
-        from pipeline.data.hub import hub_records
+        from pipeline.data.hub_rows import hub_records
 
-        return hub_records(source, found.commit)
+        return hub_records(source, found.commit, columns)
     raise BadInput(f"{found.key}: this kind of source has no records")
 
 
-def _encodable(text: str) -> str:
-    """Replace halves of surrogate pairs (from broken JSON writers) with `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _longest_line(job: Job) -> int:
+    return int(job.data.max_line_mb * 1e6)
 
 
 def _drawn(text: str, share: float) -> bool:

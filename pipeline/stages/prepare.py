@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pion.data.arrays import sha256_file, unwritable, write_atomically
-from pion.data.shards import Rows, Shard
+from pion.data.shard import Shard
+from pion.data.shards import Rows
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
+from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.continuations import continuation_questions
 from pipeline.data.documents import check_documents
@@ -118,7 +120,7 @@ def _prepare_sft(job: Job, folder: Path, tokenizer_path: Path | None, say: Say) 
 def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path) -> list[Input]:
     """Find all sources, before any other work; pin Hub commits in the folder."""
     path = folder / PINNED
-    pinned = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    pinned = parse_object(read_file(path), str(path)) if path.exists() else {}
     inputs = [
         find_input(job, source, f"{section}.sources.{number}", pinned.get(str(number)))
         for number, source in enumerate(sources)
@@ -212,7 +214,12 @@ def _check_splits(report: dict[str, Any], found: Input, seq_len: int, share: flo
 
 
 def _check_rows(data: PreparedData, global_batch: int, stage: str, seq_len: int) -> None:
-    rows = data.report["train_rows"]
+    rows = data.report.get("train_rows")
+    if type(rows) is not int:
+        raise BadInput(
+            f"{data.folder / DATASET}: report.train_rows is {rows!r:.200}; it must be a whole "
+            "number. Prepare the data again: --redo prepare"
+        )
     if rows < global_batch:
         raise BadInput(
             f"{stage}: the corpus is smaller than one batch: it has {rows:,} rows of {seq_len:,} "

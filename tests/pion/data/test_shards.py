@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pion.data.shard import Shard
 from pion.data.shards import (
     LEARNED,
     PADDING,
     STARTS,
     Manifest,
     Rows,
-    Shard,
     describe,
     flags_path,
     sha256_file,
@@ -82,7 +82,8 @@ def test_whatever_changes_a_row_changes_the_fingerprint(change: dict[str, object
 
 def test_where_the_data_is_and_notes_about_it_do_not_change_the_fingerprint() -> None:
     here = Manifest("tokens", 8, 100, (shard(3),))
-    there = Manifest("tokens", 8, 100, (replace(shard(3), remote={"repo": "x"}),), info={"a": 1})
+    remote = {"repo": "x", "revision": "main", "path": "a.npy"}
+    there = Manifest("tokens", 8, 100, (replace(shard(3), remote=remote),), info={"a": 1})
     assert here.fingerprint == there.fingerprint
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pion.data.shards import Shard
+from pion.data.shard import Shard
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import (
     download_shard,
-    hub_records,
     hub_shards,
     hub_tokenizer,
     pin,
     read_hub_rows,
 )
+from pipeline.data.hub_rows import hub_records
 from pipeline.job import HubDataset, HubNpyShards
 from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
 
@@ -96,7 +96,7 @@ def test_a_data_set_is_streamed_up_to_max_documents(hub: HubServer) -> None:
     lines = b"".join(b'{"text": "document %d"}\n' % i for i in range(10))
     commit = hub.add_repo("user/text", "dataset", {"train.jsonl": lines})
     source = HubDataset(kind="hub", repo="user/text", max_documents=3)
-    records = list(hub_records(source, commit))
+    records = list(hub_records(source, commit, ("text",)))
     assert [r.value["text"] for r in records] == ["document 0", "document 1", "document 2"]
     assert records[2].origin == "user/text row 3"
 
@@ -157,7 +157,7 @@ def test_a_pattern_that_matches_no_file_is_bad_input(hub: HubServer) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"PK\x03\x04 not numpy at all" * 10, "not an .npy file"),
+        (b"PK\x03\x04 not numpy at all" * 10, "can't read this .npy shard"),
         (npy(np.zeros((4, SEQ_LEN), np.float32)), "array of integers"),
         (npy(np.zeros(SEQ_LEN, np.int32)), "array of integers"),
         (shard(4, row_ids=SEQ_LEN + 1), "can't be read as rows of data.seq_len 32"),
@@ -180,7 +180,7 @@ def test_a_split_that_is_not_there_names_those_that_are(hub: HubServer) -> None:
     commit = hub.add_repo("user/text", "dataset", {"train.jsonl": b'{"text": "x"}\n'})
     source = HubDataset(kind="hub", repo="user/text", split="test")
     with pytest.raises(BadInput, match=r"test.*\['train'\]"):
-        list(hub_records(source, commit))
+        list(hub_records(source, commit, ("text",)))
 
 
 def test_a_hub_out_of_reach_is_said_so_and_is_not_the_users_fault(
@@ -192,3 +192,84 @@ def test_a_hub_out_of_reach_is_said_so_and_is_not_the_users_fault(
     with pytest.raises(PionError, match=r"can't be reached.*Run the same command again") as raised:
         pin("user/shards", None)
     assert raised.value.exit_code == 1
+
+
+# ---------------------------------------------------------------- hostile data sets
+
+
+def streamed(hub: HubServer, files: dict[str, bytes], *columns: str) -> list[dict[str, object]]:
+    """Return the rows of a data set with these files, with only these columns."""
+    commit = hub.add_repo("user/rows", "dataset", files)
+    source = HubDataset(kind="hub", repo="user/rows")
+    return [record.value for record in hub_records(source, commit, columns)]
+
+
+def pictures(address: str) -> bytes:
+    """Return a parquet file with a picture that lies at `address`, as `datasets` writes it."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    features = datasets.Features({"text": datasets.Value("string"), "image": datasets.Image()})
+    rows = [{"text": "a", "image": {"bytes": None, "path": address}}]
+    table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [
+        (("text",), [{"text": "a"}]),
+        (("image",), [{"image": {"bytes": None, "path": "URL"}}]),
+        (("other",), [{"text": None, "image": None}]),
+    ],
+)
+def test_the_address_of_a_picture_is_never_opened(
+    hub: HubServer, columns: tuple[str, ...], rows: list[dict[str, object]]
+) -> None:
+    address = f"{hub.url}/picture.png"
+    found = streamed(hub, {"train.parquet": pictures(address)}, *columns)
+    assert str(found) == str(rows).replace("URL", address)
+    assert hub.count("GET .*/picture.png") == hub.count("HEAD .*/picture.png") == 0
+
+
+def test_of_a_row_only_the_columns_asked_for_are_kept(hub: HubServer) -> None:
+    lines = b'{"text": "a", "other": 1}\n{"text": "b", "other": 2}\n'
+    assert streamed(hub, {"train.jsonl": lines}, "text") == [{"text": "a"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"rows.py": b"import datasets"}, "it is a program that writes data"),
+        ({"train.xml": b"<a>b</a>"}, "of the kind 'xml', which Pion does not read"),
+        ({"train.tar": b"\0" * 10240}, "of the kind 'webdataset', which Pion does not read"),
+        ({"train.parquet": b"PAR1 no parquet"}, "Hub data set user/rows"),
+        ({"train.jsonl": b"[" * 100_000}, "Hub data set user/rows"),
+        ({"train.jsonl": b'{"text": 1}\n{"te'}, "Hub data set user/rows"),
+        ({"train.csv": b'"\0'}, "Hub data set user/rows|row 1"),
+        ({"README.md": b"---\nconfigs: 5\n---\n", "a.jsonl": b"{}"}, "Hub data set user/rows"),
+        ({"README.md": b"---\na: [\n---\n", "a.jsonl": b"{}"}, "Hub data set user/rows"),
+    ],
+)
+def test_a_hostile_data_set_is_bad_input(
+    hub: HubServer, files: dict[str, bytes], reason: str
+) -> None:
+    with pytest.raises(BadInput, match=reason):
+        streamed(hub, files, "text")
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("secret.txt", "don't belong to user/rows"), ("URL/secret.txt", "there is no such file")],
+)
+def test_a_data_set_that_names_files_elsewhere_is_refused(
+    hub: HubServer, tmp_path: Path, place: str, reason: str
+) -> None:
+    (tmp_path / "secret.txt").write_text("my secret")
+    path = place.replace("URL", hub.url) if "URL" in place else tmp_path / place
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n"
+    with pytest.raises(BadInput, match=reason):
+        streamed(hub, {"README.md": card.encode(), "train.jsonl": b"{}"}, "text")

@@ -264,7 +264,7 @@ def test_a_broken_line_is_named_with_file_and_line(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl", documents=20)
     with (tmp_path / "corpus.jsonl").open("a") as file:
         file.write('{"text": "cut o')
-    with pytest.raises(BadInput, match=r"corpus\.jsonl:21: broken JSON"):
+    with pytest.raises(BadInput, match=r"corpus\.jsonl:21 is not valid JSON"):
         prepared(make_job(tmp_path), tmp_path / "data")
 
 

@@ -1,0 +1,422 @@
+"""Data that is too much, lies, or is no file: exit 2 with the file and the line or row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+
+from pion.data.corpus import LONGEST_LINE, json_lines, text_documents
+from pion.data.parquet import parquet_rows
+from pion.errors import BadInput
+from pion.multiple_choice import read_questions
+from pipeline.job import Job
+from pipeline.stages.prepare import prepare_pretrain
+from tests.hostile.in_process import ended, little_memory, refusal
+from tests.support.corpora import SEQ_LEN, model_of, save_tokenizer
+from tests.support.finished_run import make_run
+
+GOOD_LINE = json.dumps({"text": "a text " * 20}).encode() + b"\n"
+# A whole job: a run of few seconds, if it gets so far.
+JOB: dict[str, Any] = {
+    "name": "attacked",
+    "model": model_of(400),
+    "tokenizer": {"file": "tokenizer.json"},
+    "pretrain": {"steps": 1, "global_batch": 1, "warmup_steps": 0},
+    "hardware": {"workers": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    save_tokenizer(path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer.json").hardlink_to(tokenizer_file)
+    return tmp_path
+
+
+def job_of(kind: str, path: str, **data: Any) -> dict[str, Any]:
+    """Return the job that trains on these files of the working directory."""
+    return {**JOB, "data": {"seq_len": SEQ_LEN, "sources": [{"kind": kind, "path": path}], **data}}
+
+
+def prepare_refuses(kind: str, path: str, **data: Any) -> str:
+    """Return the message with which the first stage of such a job ends. The exit code is 2."""
+    job = Job.model_validate(job_of(kind, path, **data))
+    with little_memory(), pytest.raises(BadInput) as refused:
+        prepare_pretrain(job, Path("prepared"), lambda message: None)
+    return str(refused.value)
+
+
+# By kind of source: a file that is hostile, its content, and what the message says about it.
+RUNS = {
+    "jsonl": ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}\n", "a.jsonl:1 is not valid JSON"),
+    "text": ("a.txt", b"a\n" + b"x" * 16_000_001, "a.txt:2: the line has more than 16,000,000"),
+    "parquet": ("a.parquet", b"PAR1" * 9, "a.parquet: not a readable parquet file"),
+    "npy": ("a.npy", b"\x93NUMPY\x02\0\xff\xff\xff\xff{", "a.npy: can't read this .npy shard"),
+    "bin": ("a.bin", b"\1\2\3", "a.bin: can't read this .bin shard"),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_ends_with_code_2_and_begins_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    name, content, reason = RUNS[kind]
+    Path(name).write_bytes(content)
+    Path("job.yaml").write_text(yaml.safe_dump(job_of(kind, name)))
+    message = refusal(capsys, "run", "job.yaml")
+    assert f"{here}/{reason}" in message
+
+
+# ---------------------------------------------------------------- lines
+
+LINES = {
+    "5,000 digits": (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "value has 5000 digits"),
+    "deep": (b'{"text": ' * 3000, "nested deeper than 64 levels"),
+    "deep and closed": (b"[" * 900 + b"]" * 900, "nested deeper than 64 levels"),
+    "deep by 65": (b'{"text": "a", "x": ' + b"[" * 64 + b"]" * 64 + b"}", "nested deeper than"),
+    "a list": (b"[1, 2]", "found a list instead of a JSON object"),
+    "not UTF-8": (b'{"text": "\xff"}', "not UTF-8 text at byte 10"),
+    "UTF-16": ('{"text": "a"}'.encode("utf-16"), "not UTF-8"),
+    "cut": (b'{"text": "a', "is not valid JSON"),
+    "a control character": (b'{"text": "\0"}', "is not valid JSON"),
+    "no text": (b'{"text": {"a": 1}}', "field 'text' is not text but dict"),
+    "another field": (b'{"body": "a"}', "no field 'text'"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("attack", LINES)
+def test_a_hostile_line_is_refused_with_file_and_line(
+    here: Path, attack: str, packed: bool
+) -> None:
+    line, reason = LINES[attack]
+    content = GOOD_LINE + b"\n" + line + b"\n" + GOOD_LINE
+    name = "a.jsonl.gz" if packed else "a.jsonl"
+    Path(name).write_bytes(gzip.compress(content) if packed else content)
+    message = prepare_refuses("jsonl", name)
+    assert f"{here / name}:3" in message
+    assert reason in message
+
+
+ENDLESS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "jsonl": ("a.jsonl", lambda: GOOD_LINE + b'{"text": "' + b"x" * LONGEST_LINE),
+    "gzip": ("a.jsonl.gz", lambda: gzip.compress(GOOD_LINE + b"\0" * (1 << 26), 1)),
+    "text": ("a.txt", lambda: b"a line\n" + b"x" * (LONGEST_LINE + 1)),
+}
+
+
+@pytest.mark.parametrize("attack", ENDLESS)
+def test_an_endless_line_is_refused_with_file_line_and_option(here: Path, attack: str) -> None:
+    name, content = ENDLESS[attack]
+    Path(name).write_bytes(content())
+    kind = "text" if attack == "text" else "jsonl"
+    message = prepare_refuses(kind, name)
+    assert f"{here / name}:2: the line has more than 16,000,000 bytes" in message
+    assert "raise data.max_line_mb" in message
+
+
+def test_the_option_sets_the_bound(here: Path) -> None:
+    Path("a.jsonl").write_bytes(GOOD_LINE * 2)
+    message = prepare_refuses("jsonl", "a.jsonl", max_line_mb=0.0001)
+    assert "a.jsonl:1: the line has more than 100 bytes" in message
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_line_of_exactly_the_bound_is_read_with_and_without_its_end(
+    tmp_path: Path, extra: int
+) -> None:
+    lines, text = tmp_path / "a.jsonl", tmp_path / "a.txt"
+    lines.write_bytes(b'"' + b"x" * (98 + extra) + b'"\n"' + b"y" * 98 + b'"')
+    text.write_bytes(b"x" * (100 + extra) + b"\n" + b"y" * 100)
+    if extra:
+        with pytest.raises(BadInput, match=r"a\.jsonl:1: the line has more than 100 bytes"):
+            list(json_lines(lines, 100))
+    else:
+        assert [value for _, value in json_lines(lines, 100)] == ["x" * 98, "y" * 98]
+    assert sum(len(d.text) for d in text_documents(text, "file", "k", 100)) == 201 + extra
+
+
+def test_honest_lines_of_half_the_bound_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    long = {"text": "x" * (LONGEST_LINE // 2), "score": float("nan"), "deep": [[[[[1]]]]]}
+    with gzip.open(path, "wb", 1) as file:
+        file.write(json.dumps(long).encode() + b'\n{"text": "half \\ud800", "n": 1e999}\n')
+    (_, first), (_, second) = json_lines(path)
+    assert len(first["text"]) == LONGEST_LINE // 2
+    assert second["n"] == float("inf")
+
+
+# ---------------------------------------------------------------- what is no file
+
+SOURCES = {
+    "jsonl": "a.jsonl",
+    "text": "a.txt",
+    "parquet": "a.parquet",
+    "npy": "a.npy",
+    "bin": "a.bin",
+}
+
+
+@pytest.mark.parametrize("attack", ["pipe", "link to a device", "device", "link to itself", "NUL"])
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_source_that_is_no_file_is_refused_at_once(here: Path, kind: str, attack: str) -> None:
+    path = Path(SOURCES[kind])
+    if attack == "pipe":
+        os.mkfifo(path)
+    elif attack == "link to itself":
+        path.symlink_to(path)
+    elif attack == "link to a device":
+        path.symlink_to("/dev/zero")
+    given = {"device": "/dev/zero", "NUL": "a\0b"}.get(attack, str(path))
+    message = prepare_refuses(kind, given)
+    if attack in ("link to itself", "NUL"):
+        assert f"{given!r} is no path of a file" in message
+    else:
+        place = (here / given).resolve()  # a link's target
+        assert f"data.sources.0.path: {place} is not a regular file" in message
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def npy(header: str, data: bytes = b"\0" * 4096, version: int = 1) -> bytes:
+    """Return an `.npy` file with a header of our own."""
+    size = struct.pack("<H" if version == 1 else "<I", len(header))
+    return b"\x93NUMPY" + bytes([version, 0]) + size + header.encode() + data
+
+
+def described(shape: str, descr: str = "'<u2'", order: str = "False") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}\n"
+
+
+BOMB = b"cposix\nsystem\n(S'touch exploded'\ntR."
+HUGE = f"(1{'0' * 3000}, 1{'0' * 3000})"
+ARRAYS = {
+    "objects": (npy(described("(1, 32)", "'|O'"), BOMB), "contains object"),
+    "more rows than bytes": (npy(described("(10000000000000, 32)")), "truncated"),
+    "fewer rows than bytes": (npy(described("(1, 32)")), "too long"),
+    "negative lengths": (npy(described("(-2, -32)")), "its shape is impossible"),
+    "a negative length": (npy(described("(-64, 32)")), "its shape is impossible"),
+    "lengths of 3,000 digits": (npy(described(HUGE)), "its shape is impossible"),
+    "lengths of 5,000 digits": (npy(described(f"({'9' * 5000}, 32)")), "can't read this .npy"),
+    "no length": (npy(described("()")), "C-ordered"),
+    "columns": (npy(described("(64, 32)", order="True")), "C-ordered"),
+    "floats": (npy(described("(64, 32)", "'<f2'")), "token ids must be integers"),
+    "records": (npy(described("(64, 32)", "[('a', '<u2')]")), "token ids must be integers"),
+    "no type": (npy(described("(64, 32)", "'nonsense'")), "can't read this .npy"),
+    "nested brackets": (npy("(" * 9000), "can't read this .npy"),
+    "an open text": (npy("'''"), "can't read this .npy"),
+    "code": (npy("__import__('os').system('touch exploded')"), "can't read this .npy"),
+    "no header": (npy("[]"), "can't read this .npy"),
+    "a header of 4 GiB": (b"\x93NUMPY\x02\0\xff\xff\xff\xff{'descr'", "can't read this .npy"),
+    "a long header": (npy(described("(64, 32)") + " " * 100_000, version=2), "can't read this"),
+    "another file": (b"PK\x03\x04", "can't read this .npy"),
+    "nothing": (b"", "can't read this .npy"),
+}
+
+
+@pytest.mark.parametrize("attack", ARRAYS)
+def test_a_hostile_npy_is_refused_with_its_name(here: Path, attack: str) -> None:
+    content, reason = ARRAYS[attack]
+    Path("shards").mkdir()
+    Path("shards/a.npy").write_bytes(content)
+    message = prepare_refuses("npy", "shards")
+    assert str(here / "shards" / "a.npy") in message
+    assert reason in message
+    assert not Path("exploded").exists()
+
+
+def bin_header(*values: int) -> bytes:
+    return np.array([*values, *[0] * (256 - len(values))], "<i4").tobytes()
+
+
+BINS = {
+    "more tokens than bytes": bin_header(20240520, 1, 2**31 - 1) + b"\0" * 64,
+    "fewer tokens than bytes": bin_header(20240520, 1, 1) + b"\0" * 64,
+    "negative tokens": bin_header(20240520, 1, -32) + b"\0" * 64,
+    "another version": bin_header(20240520, 2, 32) + b"\0" * 64,
+    "cut": bin_header(20240520, 1, 32)[:100],
+    "three bytes": b"\1\2\3",
+    "nothing": b"",
+    "ids beyond the vocabulary": bin_header(20240520, 1, 3200) + b"\xff" * 6400,
+}
+
+
+@pytest.mark.parametrize("attack", BINS)
+def test_a_hostile_bin_is_refused_with_its_name(here: Path, attack: str) -> None:
+    Path("a.bin").write_bytes(BINS[attack])
+    assert str(here / "a.bin") in prepare_refuses("bin", "a.bin")
+
+
+def test_rows_that_no_memory_holds_are_refused(here: Path) -> None:
+    Path("a.jsonl").write_bytes(GOOD_LINE * 50)
+    message = prepare_refuses("jsonl", "a.jsonl", shard_rows=100_000_000)
+    assert "does not fit into memory. Lower data.shard_rows" in message
+
+
+# ---------------------------------------------------------------- tables
+
+
+def table(path: str, **columns: Any) -> bytes:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+    return Path(path).read_bytes()
+
+
+TABLES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "another file": (lambda: b"PK\x03\x04" * 9, "not a readable parquet file"),
+    "only the magic": (lambda: b"PAR1PAR1", "not a readable parquet file"),
+    "a long footer": (lambda: b"PAR1\xff\xff\xff\x7fPAR1", "not a readable parquet file"),
+    "nothing": (lambda: b"", "not a readable parquet file"),
+    "cut": (lambda: table("t", text=["a"] * 100)[:-9], "not a readable parquet file"),
+    "other columns": (lambda: table("t", body=["a"]), "no field 'text'; its fields: body"),
+    "numbers": (lambda: table("t", text=[1]), "field 'text' is not text but int"),
+    "bytes": (lambda: table("t", text=[b"\xff"]), "field 'text' is not text but bytes"),
+    "nothing in a row": (lambda: table("t", text=["a", None]), "row 2: field 'text' is not text"),
+    "one long text many times": (
+        lambda: table("t", text=["a", *["x" * 10_001] * 20]),
+        "row 2: text has more than 10,000 bytes",
+    ),
+    "a long list": (
+        lambda: table("t", text=[[0] * 1251]),
+        "row 1: text has more than 10,000 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", TABLES)
+def test_a_hostile_table_is_refused_with_file_and_row(here: Path, attack: str) -> None:
+    make, reason = TABLES[attack]
+    Path("a.parquet").write_bytes(make())
+    message = prepare_refuses("parquet", "a.parquet", max_line_mb=0.01)
+    assert str(here / "a.parquet") in message
+    assert reason in message
+
+
+def test_a_table_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
+    content = table(str(tmp_path / "t"), text=[f"text {n}" for n in range(100)], n=range(100))
+    refusals = []
+    with little_memory():
+        for place in range(4, len(content), 41):
+            path = tmp_path / "a.parquet"
+            changed = bytes([content[place] ^ 0x55])
+            path.write_bytes(content[:place] + changed + content[place + 1 :])
+            try:
+                list(parquet_rows(path, ("text",), 1000))
+            except BadInput as error:
+                refusals.append(str(error))
+    assert len(refusals) > 10
+    assert all("a.parquet" in refusal for refusal in refusals)
+
+
+def test_an_honest_table_is_read_only_as_far_as_it_is_needed(tmp_path: Path) -> None:
+    half = "x" * (LONGEST_LINE // 2)
+    table(str(tmp_path / "t"), text=[half, "b"], blob=[b"\xff" * (LONGEST_LINE + 1), b""])
+    assert list(parquet_rows(tmp_path / "t", ("text",), LONGEST_LINE)) == [
+        {"text": half},
+        {"text": "b"},
+    ]
+
+
+# ---------------------------------------------------------------- `pion eval`
+
+QUESTION = {"context": "Return a", "choices": [" new", " jumps"], "answer": 0}
+VALUES: dict[str, Any] = {
+    "null": None,
+    "a number": 1.5,
+    "NaN": float("nan"),
+    "true": True,
+    "-1": -1,
+    "1e300": 1e300,
+    "a list": [1],
+    "an empty list": [],
+    "a deep list": json.loads("[" * 60 + "]" * 60),
+    "an object": {"a": 1},
+    "10 MB": "x" * 10_000_000,
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder, saves=[("pretrain", 10)], finished=["pretrain"])
+    return f"{folder}/demo"
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("key", QUESTION)
+def test_a_question_with_another_value_is_refused_with_its_line(
+    tmp_path: Path, key: str, value: str
+) -> None:
+    if (key, value) == ("context", "10 MB"):
+        return  # a context may be long
+    pack = tmp_path / "pack.jsonl"
+    wrong = json.dumps({**QUESTION, key: VALUES[value]})
+    pack.write_text(f"{json.dumps(QUESTION)}\n{wrong}\n")
+    with pytest.raises(BadInput, match=rf"pack\.jsonl:2: not a question: {key} is") as error:
+        read_questions(pack)
+    assert len(str(error.value)) < 1000
+
+
+PACKS = {
+    "5,000 digits": (b'{"answer": ' + b"9" * 5000 + b"}", ":1 is not valid JSON"),
+    "deep": (b"[" * 100_000, ":1 is not valid JSON (nested deeper than 64 levels)"),
+    "endless": (b"x" * (LONGEST_LINE + 1), ":1: the line has more than 16,000,000 bytes"),
+    "not UTF-8": (b"\xff", ":1: not UTF-8 text"),
+    "nothing": (b"", ": the file has no question"),
+}
+
+
+@pytest.mark.parametrize("attack", PACKS)
+def test_a_hostile_pack_is_refused_with_file_and_line(
+    demo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    content, reason = PACKS[attack]
+    pack = tmp_path / "pack.jsonl"
+    pack.write_bytes(content)
+    message = refusal(capsys, "eval", demo, pack)
+    assert f"{pack}{reason}" in message
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+@pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder", "missing"])
+def test_eval_of_what_is_no_file_is_refused_at_once(
+    demo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    message = refusal(capsys, "eval", demo, path)
+    assert str(path) in message
+    assert "is not a regular file, so it was not read" in message or kind == "missing"
+
+
+def test_a_question_with_half_a_character_is_asked(
+    demo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack = tmp_path / "pack.jsonl"
+    line = '{"context": "a \\ud800", "choices": [" b", "\\udc00"], "answer": 0, "x": NaN}\n'
+    pack.write_text(line)
+    code, printed = ended(capsys, "eval", demo, pack)
+    assert (code, "1 questions" in printed) == (0, True)
