@@ -8,8 +8,19 @@ from types import UnionType
 from typing import Any, Literal
 
 from pion.errors import BadInput
-from pion.later_fields import closest, from_fields, later_field, to_record, values_before
-from pion.parts import NUMBERED_LAYERS, PARTS, Experts, Heads, Values, Windows, Wiring, build_part
+from pion.later_fields import closest, from_fields, later_field, shown, to_record, values_before
+from pion.parts import (
+    NUMBERED_LAYERS,
+    PARTS,
+    Experts,
+    Heads,
+    Values,
+    Windows,
+    Wiring,
+    build_part,
+    is_number,
+    is_whole,
+)
 from pion.presets import PRESETS
 
 # The values of `family`. It is a label for presets, importers and cards; no computation reads it.
@@ -90,27 +101,27 @@ class ModelConfig:
         self._require_positive("head_multiple", int)
         for name in ("tie_embeddings", "norm_gain"):
             if not isinstance(getattr(self, name), bool):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; it must be true or false")
+                raise BadInput(f"{name} is {shown(getattr(self, name))}; it must be true or false")
         for name, known in (
             ("activation", ("swiglu", "relu2")),
             ("init", ("normal", "zero_outputs")),
         ):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
-                raise BadInput(f"{name} is {value!r}; it must be {' or '.join(known)}")
+                raise BadInput(f"{name} is {shown(value)}; it must be {' or '.join(known)}")
         for name in PARTS:
             part = getattr(self, name)
             if part is not None:
                 part.check(self)
         if self.family not in FAMILIES:
-            raise BadInput(f"unknown family {self.family!r}{closest(self.family, FAMILIES)}")
+            raise BadInput(f"unknown family {shown(self.family)}{closest(self.family, FAMILIES)}")
 
     def _require_positive(self, name: str, kind: type | UnionType) -> None:
         value: Any = getattr(self, name)
-        fits = isinstance(value, kind) and not isinstance(value, bool)
-        if not fits or not value > 0:
+        fits = is_whole(value) if kind is int else is_number(value)
+        if not fits or value <= 0:
             number = "whole number" if kind is int else "number"
-            raise BadInput(f"{name} is {value!r}; it must be a {number} above 0")
+            raise BadInput(f"{name} is {shown(value)}; it must be a {number} above 0")
 
     @property
     def head_rows(self) -> int:

@@ -21,6 +21,7 @@ from pion.exports.table import Architecture, architecture_of, to_transformers
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
 from pion.safetensors_file import write_safetensors
+from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file, read_json
 
 # The sampling defaults that are saved with a model.
 GENERATION = {
@@ -101,10 +102,10 @@ def is_export(folder: str | Path) -> bool:
     if _foreign(folder):
         return False
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return bool(config.items() >= PRODUCER.items())
-    except (OSError, ValueError, AttributeError):
+        config = parse_object(read_file(folder / "config.json"), "config.json")
+    except (OSError, BadInput):
         return False
+    return all(config.get(name) == value for name, value in PRODUCER.items())
 
 
 def _foreign(folder: Path) -> list[str]:
@@ -167,7 +168,7 @@ def _write_model(
 def _write_tokenizer(
     folder: Path, tokenizer_path: str | Path, tokenizer: Tokenizer, seq_len: int
 ) -> None:
-    settings = json.loads(Path(tokenizer_path).read_text(encoding="utf-8"))
+    settings = read_json(tokenizer_path, LARGEST_TOKENIZER)
     # In training nothing was truncated, padded or added around a text.
     settings |= {"truncation": None, "padding": None, "post_processor": None}
     _write_json(folder / "tokenizer.json", settings)

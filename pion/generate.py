@@ -74,6 +74,7 @@ def generate(
     Raises:
         BadInput: settings make no sense, or the prompt is empty, is longer than the context or
             has ids without an embedding. This is raised by the call, before the first token.
+            A model whose predictions are not finite is found at its first such token.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     prompt = _checked_prompt(ids, model.config)
@@ -87,6 +88,10 @@ def generate(
     randomness = _randomness(seed)
 
     def draw(logits: Tensor, present: Sequence[int]) -> int:
+        if not logits.isfinite().all():
+            raise BadInput(
+                "the model predicts NaN or infinity: its weights or settings are damaged"
+            )
         return sample(logits[:rows], sampling, present, randomness)
 
     limit = min(max_tokens, model.config.seq_len - len(prompt))

@@ -22,6 +22,8 @@ from pion.errors import BadInput
 Settings = TypeVar("Settings")
 
 BEFORE = "before"
+# A message shows at most this many characters of a value that others wrote.
+SHOWN_CHARS = 100
 
 
 def later_field(default: Any, *, before: Any) -> Any:
@@ -46,7 +48,7 @@ def from_fields(kind: type[Settings], fields: Mapping[str, Any], prefix: str = "
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in fields:
         if name not in known:
-            raise BadInput(f"unknown model field {prefix + name!r}{closest(name, known)}")
+            raise BadInput(f"unknown model field {shown(prefix + name)}{closest(name, known)}")
     missing = [
         prefix + name
         for name, field in known.items()
@@ -57,9 +59,18 @@ def from_fields(kind: type[Settings], fields: Mapping[str, Any], prefix: str = "
     return kind(**fields)
 
 
+def shown(value: object) -> str:
+    """Return a value as a message shows it: as Python writes it, but at most a line of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        return "a whole number of thousands of digits"
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
 def closest(name: object, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest choice, or "" if none is near."""
-    near = difflib.get_close_matches(str(name), list(choices), n=1)
+    near = difflib.get_close_matches(str(name)[:SHOWN_CHARS], list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

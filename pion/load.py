@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,10 @@ from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.exports.table import from_transformers
 from pion.model.decoder import Decoder
+from pion.model.possible import require_possible
 from pion.seeds import import_seed
+from pion.untrusted import parse_object, read_file
+from pion.weights import read_tensors
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
@@ -38,23 +40,19 @@ def load_decoder(folder: str | Path) -> Decoder:
     BadInput for a missing or damaged file, naming the file, and for weights that don't fit the
     settings.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     settings = _read_settings(folder / CONFIG)
     weights = folder / WEIGHTS
     try:
-        state = load_file(weights)
+        state = read_tensors(weights)
     except FileNotFoundError:
         raise BadInput(f"{folder} is not a model: it has no {WEIGHTS}") from None
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{weights} is damaged or can't be read ({error})") from None
     try:
         if "model_type" in settings:
             config, state = from_transformers(settings, state)
         else:
             config = ModelConfig.from_dict(settings)
+            require_possible(config, state)
         return Decoder.from_state(config, state)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
@@ -62,11 +60,8 @@ def load_decoder(folder: str | Path) -> Decoder:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text())
+        return parse_object(read_file(path), str(path))
     except FileNotFoundError:
         raise BadInput(f"{path.parent} is not a model: it has no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is damaged or can't be read ({error})") from None
-    if not isinstance(settings, dict):
-        raise BadInput(f"{path} has no settings: it should be a JSON object")
-    return settings
+    except OSError as error:
+        raise BadInput(f"{path} can't be read ({error.strerror or error})") from None

@@ -17,6 +17,9 @@ from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluate import Scorer, evaluating, in_batches, token_nll
 
+# The most tokens computed at once, whatever context the model claims: twice a full GPU's.
+TOKENS_AT_ONCE = 2**17
+
 
 @dataclass(frozen=True)
 class MultipleChoice:
@@ -90,7 +93,8 @@ def multiple_choice(
         scores[places] = -nll.sum(dim=1).cpu().numpy() / [choices[i].bytes for i in places]
 
     with evaluating(model):
-        at_once = scorer.micro_batch * model.config.seq_len // len(choices[longest_first[0]].ids)
+        tokens = min(scorer.micro_batch * model.config.seq_len, TOKENS_AT_ONCE)
+        at_once = tokens // len(choices[longest_first[0]].ids)
         in_batches(len(choices), max(1, at_once), compute, scorer.on_batch)
     credit, first = [], 0
     for question in questions:

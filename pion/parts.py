@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from pion.errors import BadInput
-from pion.later_fields import from_fields, values_before
+from pion.later_fields import from_fields, shown, values_before
 
 Part = TypeVar("Part")
 
 MEANING = "meaning"
 # Grouped products need rows of a multiple of this many bytes.
 ROW_BYTES = 16
+# The largest whole number that JSON carries exactly, and the largest number that is sure to fit
+# fp32.
+LARGEST_WHOLE, LARGEST_NUMBER = 2**53, 1e30
 
 
 def setting(meaning: str, default: Any = dataclasses.MISSING) -> Any:
@@ -73,10 +76,11 @@ class Experts:
             raise BadInput(f"experts.top_k {self.top_k} is more than experts.n {self.n}")
         for name in ("balance_weight", "z_weight"):
             value = getattr(self, name)
-            if not _is_number(value) or not value >= 0:
-                raise BadInput(f"experts.{name} is {value!r}; it must be a number of at least 0")
+            if not is_number(value) or value < 0:
+                text = shown(value)
+                raise BadInput(f"experts.{name} is {text}; it must be a number of at least 0")
         if self.balance not in ("row", "batch"):
-            raise BadInput(f"experts.balance is {self.balance!r}; it must be row or batch")
+            raise BadInput(f"experts.balance is {shown(self.balance)}; it must be row or batch")
 
     def check(self, model: Core) -> None:
         """Raise BadInput for widths that grouped products of bf16 elements can't have."""
@@ -126,11 +130,11 @@ class Heads:
     )
 
     def __post_init__(self) -> None:
-        if self.scale is not None and not _is_number(self.scale, above=0):
-            raise BadInput(f"heads.scale is {self.scale!r}; it must be a number above 0")
+        if self.scale is not None and not is_number(self.scale, above=0):
+            raise BadInput(f"heads.scale is {shown(self.scale)}; it must be a number above 0")
         _require_flag("heads.value_norm", self.value_norm)
         if self.rotary not in ("full", "half"):
-            raise BadInput(f"heads.rotary is {self.rotary!r}; it must be full or half")
+            raise BadInput(f"heads.rotary is {shown(self.rotary)}; it must be full or half")
 
     def check(self, model: Core) -> None:
         """Raise BadInput for heads too narrow for half of their frequencies."""
@@ -166,7 +170,8 @@ class Wiring:
         )
         for pair in skips:
             if len(pair) != 2:
-                raise BadInput(f"wiring.skips has {list(pair)}; each skip is a pair [to, from]")
+                text = shown(list(pair))
+                raise BadInput(f"wiring.skips has {text}; each skip is a pair [to, from]")
             if pair[1] >= pair[0]:
                 raise BadInput(
                     f"wiring.skips: layer {pair[0]} can't read layer {pair[1]}, which is computed "
@@ -180,6 +185,8 @@ class Wiring:
         """Raise BadInput for layers that the model does not have."""
         named = [*(self.attention_layers or ()), *(layer for pair in self.skips for layer in pair)]
         _require_layers("wiring", named, model)
+        if len(self.attention_layers or ()) > model.n_layers:
+            raise BadInput("wiring.attention_layers names a layer twice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,14 +203,16 @@ class Values:
         _require_flag("values.normed", self.normed)
         layers = _layers("values.layers", self.layers)
         if not layers or len(set(layers)) < len(layers):
-            raise BadInput(f"values.layers is {list(layers)}; name at least one layer, each once")
+            text = shown(list(layers))
+            raise BadInput(f"values.layers is {text}; name at least one layer, each once")
         object.__setattr__(self, "layers", layers)
         if self.tables is None:
             return
         tables = _layers("values.tables", self.tables)
-        if len(tables) != len(layers) or set(tables) != set(range(len(set(tables)))):
+        used = set(tables)
+        if len(tables) != len(layers) or used != set(range(len(used))):
             raise BadInput(
-                f"values.tables is {list(tables)}; give the number of a table for each of "
+                f"values.tables is {shown(list(tables))}; give the number of a table for each of "
                 f"{len(layers)} layers, counting from 0 without gaps"
             )
         object.__setattr__(self, "tables", tables)
@@ -230,28 +239,34 @@ def build_part(kind: type[Part], value: Any, name: str) -> Part:
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        raise BadInput(f"{name} is {value!r}; it must be a section with fields")
+        raise BadInput(f"{name} is {shown(value)}; it must be a section with fields")
     return from_fields(kind, values_before(kind) | dict(value), f"{name}.")
 
 
-def _require_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BadInput(f"{name} is {value!r}; it must be a whole number of at least {least}")
+def is_whole(value: object) -> bool:
+    """Return whether a value is a whole number that any setting could have."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_WHOLE
+
+
+def is_number(value: object, above: float = -LARGEST_NUMBER) -> bool:
+    """Return whether a value is a number above `above` that any setting could have."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and above < value <= LARGEST_NUMBER  # type: ignore[operator]
+
+
+def _require_whole(name: str, value: Any, least: int) -> None:
+    if not is_whole(value) or value < least:
+        raise BadInput(f"{name} is {shown(value)}; it must be a whole number of at least {least}")
 
 
 def _require_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise BadInput(f"{name} is {value!r}; it must be true or false")
-
-
-def _is_number(value: object, above: float = float("-inf")) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and value > above  # type: ignore[operator]
+        raise BadInput(f"{name} is {shown(value)}; it must be true or false")
 
 
 def _sequence(name: str, value: object) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        raise BadInput(f"{name} is {value!r}; it must be a list")
+        raise BadInput(f"{name} is {shown(value)}; it must be a list")
     return value
 
 

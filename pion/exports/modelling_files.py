@@ -7,7 +7,6 @@ settings and the weights, and never runs a modelling file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.exports.flat_copy import flat_copy
+from pion.untrusted import parse_object, read_file
 
 State = dict[str, Tensor]
 
@@ -49,20 +49,23 @@ def to_pion(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
     return hf_config, {PREFIX + name: tensor for name, tensor in state.items()}
 
 
-def from_pion(hf_config: Mapping[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
-    """Return the config fields and the state dict of an export with modelling files as ours.
+def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
+    """Return our settings in the config of an export with modelling files.
 
-    Raises BadInput for missing settings, a setting that this version doesn't know, and an
-    unexpected tensor.
+    Raises BadInput for missing settings and for a setting that this version doesn't know.
     """
     settings = hf_config.get(SETTINGS)
     if not isinstance(settings, dict):
         raise BadInput(f"config.json has no {SETTINGS}, which has the settings of the model")
+    return ModelConfig.from_dict(settings)
+
+
+def rename(config: ModelConfig, hf_state: State) -> State:
+    """Return the tensors without their prefix. Raises BadInput for a tensor without it."""
     for name in hf_state:
         if not name.startswith(PREFIX):
             raise BadInput(f"unexpected tensor {name}: the names start with {PREFIX!r}")
-    state = {name.removeprefix(PREFIX): tensor for name, tensor in hf_state.items()}
-    return ModelConfig.from_dict(settings), state
+    return {name.removeprefix(PREFIX): tensor for name, tensor in hf_state.items()}
 
 
 @lru_cache(maxsize=1)
@@ -87,11 +90,14 @@ def runs_only_our_code(folder: Path) -> bool:
     This is so if its Python files are exactly those that this version of Pion writes, and its
     settings name no other code.
     """
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
+    try:
+        found = {str(path.relative_to(folder)): read_file(path) for path in folder.rglob("*.py")}
+        config, tokenizer = (
+            parse_object(read_file(folder / name), str(folder / name))
+            for name in ("config.json", "tokenizer_config.json")
+        )
+    except (BadInput, OSError):
+        return False
     if found != {name: text.encode() for name, text in modelling_files().items()}:
         return False
-    config, tokenizer = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("config.json", "tokenizer_config.json")
-    )
     return config.get("auto_map") == AUTO_MAP and "auto_map" not in tokenizer

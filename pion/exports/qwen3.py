@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pion.later_fields import shown
 
 State = dict[str, Tensor]
 
@@ -55,14 +56,17 @@ def to_qwen3(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
     return hf_config, {names[name]: tensor for name, tensor in state.items()}
 
 
-def from_qwen3(hf_config: Mapping[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
-    """Return the config fields and the state dict of any Qwen3 model as ours.
+def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
+    """Return the config fields of any Qwen3 model as our settings.
 
-    Raises BadInput for settings that our decoder does not support, and for a missing setting or an
-    unexpected tensor.
+    Raises BadInput for settings that our decoder does not support, and for a missing setting.
     """
-    config = core_config(hf_config, lambda: {"d_ff": hf_config["intermediate_size"]})
-    return config, renamed(_names(config), without_tied_head(config, hf_state))
+    return core_config(hf_config, lambda: {"d_ff": hf_config["intermediate_size"]})
+
+
+def rename(config: ModelConfig, hf_state: State) -> State:
+    """Return the tensors of a Qwen3 model by our names. Raises BadInput for an unexpected one."""
+    return renamed(_names(config), without_tied_head(config, hf_state))
 
 
 # ---------------------------------------------------------------- what Qwen3's family shares
@@ -111,7 +115,7 @@ def core_config(
     """
     rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
-        raise BadInput(f"config.json: rope_parameters is {rope!r}; it must be an object")
+        raise BadInput(f"config.json: rope_parameters is {shown(rope)}; it must be an object")
     for what, value, expected in (
         ("hidden_act", hf_config.get("hidden_act", "silu"), "silu"),
         ("attention_bias", hf_config.get("attention_bias", False), False),
@@ -119,7 +123,8 @@ def core_config(
         ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
     ):
         if value != expected:
-            raise BadInput(f"config.json: {what} is {value!r}; only {expected!r} is supported")
+            text = shown(value)
+            raise BadInput(f"config.json: {what} is {text}; only {expected!r} is supported")
     try:
         return ModelConfig.from_dict(
             {

@@ -10,7 +10,7 @@ and the sum of two SwiGLUs is one SwiGLU of their widths together. The file grow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from pion.exports.qwen3 import (
     renamed,
     without_tied_head,
 )
+from pion.later_fields import shown
 from pion.parts import Experts
 
 State = dict[str, Tensor]
@@ -75,11 +76,11 @@ def to_qwen3_moe(config: ModelConfig, state: State) -> tuple[dict[str, Any], Sta
     return hf_config, hf_state
 
 
-def from_qwen3_moe(hf_config: Mapping[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
-    """Return the config fields and the state dict of a Qwen3Moe model as ours.
+def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
+    """Return the config fields of a Qwen3Moe model as our settings.
 
-    Every layer must have experts, with renormalized weights. Raises BadInput for other settings, a
-    missing setting and an unexpected or a missing tensor.
+    Every layer must have experts, with renormalized weights. Raises BadInput for other settings and
+    for a missing setting.
     """
     for what, value, expected in (
         ("norm_topk_prob", hf_config.get("norm_topk_prob", False), True),
@@ -87,7 +88,8 @@ def from_qwen3_moe(hf_config: Mapping[str, Any], hf_state: State) -> tuple[Model
         ("mlp_only_layers", hf_config.get("mlp_only_layers") or [], []),
     ):
         if value != expected:
-            raise BadInput(f"config.json: {what} is {value!r}; only {expected!r} is supported")
+            text = shown(value)
+            raise BadInput(f"config.json: {what} is {text}; only {expected!r} is supported")
 
     def feedforward() -> dict[str, Any]:
         n, top_k = hf_config["num_experts"], hf_config["num_experts_per_tok"]
@@ -95,29 +97,37 @@ def from_qwen3_moe(hf_config: Mapping[str, Any], hf_state: State) -> tuple[Model
         experts = Experts(n=n, top_k=top_k, shared=0, balance_weight=weight)
         return {"d_ff": hf_config["moe_intermediate_size"], "experts": experts}
 
-    config = core_config(hf_config, feedforward)
+    return core_config(hf_config, feedforward)
+
+
+def rename(config: ModelConfig, hf_state: State) -> State:
+    """Return the tensors of a Qwen3Moe model by our names.
+
+    Raises BadInput for an unexpected or a missing tensor.
+    """
     hf_state = dict(without_tied_head(config, hf_state))
     assert config.experts is not None
     state: State = {}
-    for layer in range(config.n_layers) if hf_state else ():
+    for layer in range(config.n_layers):
         ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
         state[f"{ours}.router"] = _take(hf_state, f"{theirs}.gate.weight")
         for name in _WIDTH:
-            each = [f"{theirs}.experts.{e}.{name}.weight" for e in range(config.experts.n)]
+            each = (f"{theirs}.experts.{e}.{name}.weight" for e in range(config.experts.n))
             state[f"{ours}.{name}"] = _stack(hf_state, each)
-    return config, state | renamed(core_names(config), hf_state)
+    return state | renamed(core_names(config), hf_state)
 
 
-def _stack(hf_state: State, names: list[str]) -> Tensor:
+def _stack(hf_state: State, names: Iterable[str]) -> Tensor:
     """Take the tensors of these names as one. Raises BadInput if their shapes differ."""
-    tensors = [_take(hf_state, name) for name in names]
-    for name, tensor in zip(names, tensors, strict=True):
-        if tensor.shape != tensors[0].shape:
+    tensors: State = {}
+    for name in names:
+        tensors[name] = tensor = _take(hf_state, name)
+        first, like = next(iter(tensors.items()))
+        if tensor.shape != like.shape:
             raise BadInput(
-                f"{name} has shape {tuple(tensor.shape)}, unlike {names[0]}: "
-                f"{tuple(tensors[0].shape)}"
+                f"{name} has shape {tuple(tensor.shape)}, unlike {first}: {tuple(like.shape)}"
             )
-    return torch.stack(tensors)
+    return torch.stack(list(tensors.values()))
 
 
 def _take(hf_state: State, name: str) -> Tensor:

@@ -15,7 +15,9 @@ from torch import Tensor
 from pion.config import ModelConfig, closest
 from pion.errors import BadInput
 from pion.exports import modelling_files, qwen3, qwen3_moe
+from pion.later_fields import shown
 from pion.model.decoder import Decoder
+from pion.model.possible import require_possible
 from pion.model.roles import vocabulary_rows
 
 State = dict[str, Tensor]
@@ -25,35 +27,45 @@ State = dict[str, Tensor]
 class Architecture:
     """A model class of transformers, and how our models become its models and back.
 
-    `misfit` returns the reason why the class can't compute a model, or None. A stock class is part
-    of transformers; the export of any other class has modelling files.
+    `misfit` returns the reason why the class can't compute a model, or None. `write` returns the
+    config fields and the state dict. `read` returns our settings for config fields, and `rename`
+    the tensors by our names. A stock class is part of transformers; the export of any other class
+    has modelling files.
     """
 
     name: str
     model_type: str
     misfit: Callable[[ModelConfig], str | None]
     write: Callable[[ModelConfig, State], tuple[dict[str, Any], State]]
-    read: Callable[[Mapping[str, Any], State], tuple[ModelConfig, State]]
+    read: Callable[[Mapping[str, Any]], ModelConfig]
+    rename: Callable[[ModelConfig, State], State]
     stock: bool = True
 
 
 ARCHITECTURES = (
     Architecture(
-        qwen3.ARCHITECTURE, qwen3.MODEL_TYPE, qwen3.misfit, qwen3.to_qwen3, qwen3.from_qwen3
+        qwen3.ARCHITECTURE,
+        qwen3.MODEL_TYPE,
+        qwen3.misfit,
+        qwen3.to_qwen3,
+        qwen3.read_config,
+        qwen3.rename,
     ),
     Architecture(
         qwen3_moe.ARCHITECTURE,
         qwen3_moe.MODEL_TYPE,
         qwen3_moe.misfit,
         qwen3_moe.to_qwen3_moe,
-        qwen3_moe.from_qwen3_moe,
+        qwen3_moe.read_config,
+        qwen3_moe.rename,
     ),
     Architecture(
         modelling_files.ARCHITECTURE,
         modelling_files.MODEL_TYPE,
         modelling_files.misfit,
         modelling_files.to_pion,
-        modelling_files.from_pion,
+        modelling_files.read_config,
+        modelling_files.rename,
         stock=False,
     ),
 )
@@ -113,11 +125,22 @@ def _with_vocabulary(config: ModelConfig, state: State, rows: int) -> tuple[Mode
 def from_transformers(hf_config: Mapping[str, Any], hf_state: State) -> tuple[ModelConfig, State]:
     """Return the config fields and the state dict of an architecture as ours.
 
-    Raises BadInput for another architecture, settings that our decoder does not support, a missing
-    setting and an unexpected tensor.
+    Raises BadInput like `config_from_transformers`, for settings that need more than the tensors
+    have, and for an unexpected tensor.
+    """
+    config = config_from_transformers(hf_config)
+    require_possible(config, hf_state)
+    return config, _TYPES[hf_config["model_type"]].rename(config, hf_state)
+
+
+def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:
+    """Return the config fields of an architecture as our settings.
+
+    Raises BadInput for another architecture, settings that our decoder does not support, and a
+    missing setting.
     """
     wanted = hf_config.get("model_type")
     if not isinstance(wanted, str) or wanted not in _TYPES:
         known = " and ".join(repr(model_type) for model_type in _TYPES)
-        raise BadInput(f"config.json: model_type is {wanted!r}; only {known} are supported")
-    return _TYPES[wanted].read(hf_config, hf_state)
+        raise BadInput(f"config.json: model_type is {shown(wanted)}; only {known} are supported")
+    return _TYPES[wanted].read(hf_config)

@@ -7,12 +7,15 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 
+# A cache for more tokens than this starts with room for this many, and doubles when it is full.
+SMALLEST_ROOM = 4096
+
 
 class LayerCache:
-    """One layer's keys and values, each in a buffer (B, n_kv_heads, max_tokens, head_dim).
+    """One layer's keys and values, each in a buffer (B, n_kv_heads, room, head_dim).
 
-    The first write allocates the whole buffers, with the dtype and device of the written tensors.
-    No gradient flows through them.
+    Writing allocates the buffers, with the dtype and device of the written tensors and with room
+    for at most `max_tokens`. No gradient flows through them.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -30,14 +33,23 @@ class LayerCache:
         end = self.length + tokens
         if end > self.max_tokens:
             raise ValueError(f"{end} tokens don't fit a cache of {self.max_tokens}")
-        if self.keys is None or self.values is None:
-            self.keys = keys.new_empty(batch, heads, self.max_tokens, head_dim)
-            self.values = torch.empty_like(self.keys)
         with torch.no_grad():
+            if self.keys is None or self.values is None or end > self.keys.shape[2]:
+                room = min(self.max_tokens, max(SMALLEST_ROOM, 2 * end))
+                shape = (batch, heads, room, head_dim)
+                self.keys = _moved(self.keys, self.length, keys.new_empty(shape))
+                self.values = _moved(self.values, self.length, values.new_empty(shape))
             self.keys[:, :, self.length : end] = keys
             self.values[:, :, self.length : end] = values
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def _moved(old: Tensor | None, length: int, new: Tensor) -> Tensor:
+    """Return the larger buffer `new` with the first `length` tokens of `old`."""
+    if old is not None:
+        new[:, :, :length] = old[:, :, :length]
+    return new
 
 
 class KVCache:

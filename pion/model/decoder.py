@@ -19,7 +19,7 @@ from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
 from pion.model.masks import build_masks
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.roles import Role
-from pion.model.rope import Rotation, rotary_table
+from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
 from pion.model.wiring import ValueTables, Wiring
 
 
@@ -249,7 +249,12 @@ class Decoder(nn.Module):
         """Return the rotation of each token, by `positions` or else by the place in the row."""
         config = self.config
         half = config.heads is not None and config.heads.rotary == "half"
-        cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_theta, device, half)
+        frequencies = Frequencies(config.head_dim, config.rope_theta, half)
+        if config.seq_len * config.head_dim > LARGEST_TABLE:
+            if positions is None:
+                positions = torch.arange(past, past + length, device=device)[None]
+            return rotation_at(positions, frequencies)
+        cos, sin = rotary_table(config.seq_len, frequencies, device)
         if positions is None:
             here = slice(past, past + length)
             return cos[None, here, None], sin[None, here, None]

@@ -6,6 +6,7 @@ Dimension i of a head is rotated together with dimension i + head_dim / 2.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,27 +14,47 @@ from torch import Tensor
 # Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
 Rotation = tuple[Tensor, Tensor]
 
+# A context has a table if cosines and sines together have at most this many numbers: 64 MiB. The
+# rotations of a longer context are computed for the tokens that are there.
+LARGEST_TABLE = 2**24
 
-@lru_cache(maxsize=8)
-def rotary_table(
-    seq_len: int, head_dim: int, theta: float, device: torch.device, half: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position · theta^(−2i / head_dim), each (seq_len, head_dim / 2).
+
+class Frequencies(NamedTuple):
+    """What decides the frequencies of a head's rotations: theta^(−2i / head_dim) for dimension i.
 
     With `half`, the first half of the dimensions i have theta^(−4i / (head_dim − 4)), from 1 to
     1 / theta, and the others have no rotation (Daisy-Wee, as in modded-nanogpt).
     """
+
+    head_dim: int
+    theta: float
+    half: bool = False
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the frequencies (head_dim / 2) in fp32."""
+        if self.half:
+            turning = torch.linspace(0, 1, self.head_dim // 4, dtype=torch.float32, device=device)
+            return torch.cat((self.theta**-turning, torch.zeros_like(turning)))
+        whole = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
+        return self.theta ** -(whole / self.head_dim)
+
+
+@lru_cache(maxsize=8)
+def rotary_table(
+    seq_len: int, frequencies: Frequencies, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of position · frequency, each (seq_len, head_dim / 2)."""
     # The table is cached, and tensors made in inference mode can't be used by autograd later.
     with torch.inference_mode(False):
-        if half:
-            turning = torch.linspace(0, 1, head_dim // 4, dtype=torch.float32, device=device)
-            frequencies = torch.cat((theta**-turning, torch.zeros_like(turning)))
-        else:
-            exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-            frequencies = theta**-exponents
         positions = torch.arange(seq_len, dtype=torch.float32, device=device)
-        angles = positions[:, None] * frequencies
+        angles = positions[:, None] * frequencies.on(device)
         return angles.cos(), angles.sin()
+
+
+def rotation_at(positions: Tensor, frequencies: Frequencies) -> Rotation:
+    """Return the rotations of tokens at these positions (B or 1, T), without a table."""
+    angles = positions[:, :, None, None].float() * frequencies.on(positions.device)
+    return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.model.possible import require_possible
 from pion.seeds.daisy import from_daisy
 from pion.seeds.pion import from_pion
 from pion.seeds.read import SeedCheckpoint, read_checkpoint
@@ -44,6 +45,7 @@ def import_seed(path: str | Path) -> Decoder:
     try:
         _refuse(checkpoint.tensors)
         config, state = _translate(checkpoint)
+        require_possible(config, state)
         return Decoder.from_state(config, state)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None

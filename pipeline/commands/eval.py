@@ -66,11 +66,12 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
 def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, rows_at_once: int = 1) -> HeldOut:
     """Return the loss on one document.
 
-    The document is cut into rows as long as the model's context. Rows don't see each other. As in
-    training, an end-of-text token precedes the document, so each of its tokens is predicted once.
+    The document is cut into rows as long as the model's context, or is one shorter row. Rows don't
+    see each other. As in training, an end-of-text token precedes the document, so each of its
+    tokens is predicted once.
     """
-    seq_len = model.config.seq_len
     ids = np.array([tokenizer.end_of_text, *tokenizer.encode(text)], np.int64)
+    seq_len = min(model.config.seq_len, max(1, len(ids) - 1))
     rows = -(-(len(ids) - 1) // seq_len)
     tokens = np.full((rows, seq_len), tokenizer.pad, np.int64)
     targets = np.full((rows, seq_len), IGNORED, np.int64)

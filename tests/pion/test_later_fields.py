@@ -8,7 +8,7 @@ import pytest
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.exports.table import from_transformers, to_transformers
+from pion.exports.table import config_from_transformers, to_transformers
 from pion.train.settings import ComputePlan
 from tests.support import later_version
 from tests.support.later_version import ChangedConfig, LaterConfig, LaterPlan
@@ -44,7 +44,7 @@ def test_every_value_of_a_new_field_survives_the_round_trip(window):
 def test_an_exported_model_stays_what_it_is(model_type, monkeypatch):
     exported, _ = to_transformers(TODAY, {}, model_type=model_type)
     later_version.install(monkeypatch, config=ChangedConfig)
-    again, _ = from_transformers(exported, {})
+    again = config_from_transformers(exported)
     assert (type(again), again.window) == (ChangedConfig, None)
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
     assert [getattr(again, n) for n in fields] == [getattr(TODAY, n) for n in fields]

@@ -84,7 +84,7 @@ def test_damaged_files_are_named(tmp_path, decoder):
     with pytest.raises(BadInput, match=r"model.safetensors is damaged"):
         load_decoder(tmp_path)
     (tmp_path / "config.json").write_text('{"d_model": ')
-    with pytest.raises(BadInput, match=r"config.json is damaged"):
+    with pytest.raises(BadInput, match=r"config.json is not valid JSON"):
         load_decoder(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(BadInput, match="should be a JSON object"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput, PionError
+from pion.untrusted import parse_object, read_file
 from pipeline.console.formats import size
 from pipeline.job import (
     BinShards,
@@ -96,7 +96,7 @@ def _config_of(found: Path | Listed | str) -> tuple[ModelConfig | None, str]:
         label = str(find_model(str(found)).folder.resolve())
         if found.is_file():
             return None, label
-        return _config((found / CONFIG).read_bytes(), str(found / CONFIG)), label
+        return _config(read_file(found / CONFIG), str(found / CONFIG)), label
     if isinstance(found, Listed):
         store, key = found.state.store, found.state.key(f"{found.entry.key}/{CONFIG}")
         label = f"run {found.state.name} in {store.url}, {found.entry.stage} {found.entry.step:,}"
@@ -111,23 +111,21 @@ def _config_of(found: Path | Listed | str) -> tuple[ModelConfig | None, str]:
     with explained(f"Hub model {repo} at {commit[:12]}, file {CONFIG}"):
         file = Path(hf_hub_download(repo, CONFIG, revision=commit))
     label = f"Hub model {repo} at {commit[:12]}"
-    return _config(file.read_bytes(), f"{label}, {CONFIG}"), label
+    return _config(read_file(file), f"{label}, {CONFIG}"), label
 
 
 def _config(content: bytes, where: str) -> ModelConfig:
     """Return the settings in a config.json, ours or transformers'. Raises BadInput if it has
     none."""
     from pion.config import ModelConfig
-    from pion.exports.table import from_transformers
+    from pion.exports.table import config_from_transformers
 
+    settings = parse_object(content, where)
     try:
-        settings = json.loads(content)
-        if not isinstance(settings, dict):
-            raise BadInput("it is not a JSON object of settings")
         if "model_type" in settings:
-            return from_transformers(settings, {})[0]
+            return config_from_transformers(settings)
         return ModelConfig.from_dict(settings)
-    except (BadInput, ValueError) as error:
+    except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
 
 

@@ -129,13 +129,12 @@ def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
 def load_folder(folder: Path) -> Loaded:
     """Read a checkpoint's folder without verifying it. Raises `PionError` if a file can't be
     read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from pion.weights import read_tensors
 
     try:
         state = json.loads((folder / STATE).read_bytes())
-        return Loaded(folder, load_file(folder / MODEL), load_file(folder / OPTIMIZER), state)
-    except (OSError, ValueError, SafetensorError) as error:
+        return Loaded(folder, read_tensors(folder / MODEL), read_tensors(folder / OPTIMIZER), state)
+    except (OSError, ValueError, PionError) as error:
         raise PionError(f"{folder} is not a complete checkpoint: {error}") from error
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pion.errors import BadInput
-from pion.exports.table import from_transformers, to_transformers
+from pion.exports.table import config_from_transformers, from_transformers, to_transformers
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
 
@@ -114,13 +114,13 @@ def test_a_model_transformers_saved_is_read(tmp_path, tied):
 def test_unsupported_settings_are_refused(change, message):
     hf_config, _ = to_transformers(CONFIG, {})
     with pytest.raises(BadInput, match=message):
-        from_transformers(hf_config | change, {})
+        config_from_transformers(hf_config | change)
 
 
 def test_a_missing_setting_and_a_foreign_tensor_are_named():
     hf_config, hf_state = to_transformers(CONFIG, scrambled(CONFIG).state_dict())
     with pytest.raises(BadInput, match="has no 'hidden_size'"):
-        from_transformers({k: v for k, v in hf_config.items() if k != "hidden_size"}, hf_state)
+        config_from_transformers({k: v for k, v in hf_config.items() if k != "hidden_size"})
     with pytest.raises(BadInput, match=r"unexpected tensor model.layers.0.mlp.experts.weight"):
         from_transformers(
             hf_config, hf_state | {"model.layers.0.mlp.experts.weight": torch.zeros(1)}

@@ -10,7 +10,7 @@ import transformers
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.exports.table import from_transformers, to_transformers
+from pion.exports.table import config_from_transformers, from_transformers, to_transformers
 from pion.model.decoder import Decoder
 from pion.parts import Experts
 from tests.support.tiny_config import tiny_config
@@ -77,7 +77,7 @@ def test_a_model_that_went_there_and_back_computes_the_same() -> None:
 def test_other_mixtures_are_refused_by_name(change: dict[str, object], message: str) -> None:
     hf_config, _ = to_transformers(CONFIG, decoder().state_dict())
     with pytest.raises(BadInput, match=message):
-        from_transformers(hf_config | change, {})
+        config_from_transformers(hf_config | change)
 
 
 def test_experts_of_different_shapes_are_refused() -> None:

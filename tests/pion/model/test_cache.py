@@ -42,6 +42,21 @@ def test_room_is_allocated_once():
     assert after == before
 
 
+def test_a_cache_for_many_tokens_has_room_for_those_that_came(monkeypatch):
+    decoder = model()
+    whole, cache = KVCache(decoder.config), KVCache(decoder.config)
+    decoder(IDS, cache=whole)
+    monkeypatch.setattr("pion.model.cache.SMALLEST_ROOM", 5)
+    rooms = []
+    for position in range(TOKENS):
+        decoder(IDS[:, position : position + 1], cache=cache)
+        rooms.append(cache.layers[0].keys.shape[2])
+    assert sorted(set(rooms)) == [5, 12, TOKENS]
+    for layer, expected in zip(cache.layers, whole.layers, strict=True):
+        torch.testing.assert_close(layer.keys, expected.keys)
+        torch.testing.assert_close(layer.values, expected.values)
+
+
 def test_tokens_beyond_the_context_are_refused_before_anything_is_stored():
     decoder = model()
     cache = KVCache(decoder.config)

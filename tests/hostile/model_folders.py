@@ -1,0 +1,118 @@
+"""Folders with a tiny model, to damage."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from pion.config import ModelConfig
+from pion.exports.table import to_transformers
+from pion.model.decoder import Decoder
+from tests.support.capped_models import MIXED
+from tests.support.finished_run import tiny_tokenizer
+from tests.support.tiny_config import tiny_config
+
+PLAIN = tiny_config(vocab_size=300, seq_len=64)
+# Every part of a model, each in use.
+PARTS = ModelConfig.from_dict(MIXED.to_dict() | {"vocab_size": 300})
+DEEP = "[" * 100_000 + "]" * 100_000
+ESCAPE = "\x1b]0;owned\x07"
+
+
+class Verbatim(str):
+    """A value of a JSON file that is written as it is."""
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """Return a record as JSON, with the `Verbatim` values in it as they are."""
+    fields = (
+        f"{json.dumps(name)}: {value if isinstance(value, Verbatim) else json.dumps(value)}"
+        for name, value in record.items()
+    )
+    return "{" + ", ".join(fields) + "}"
+
+
+def changed(record: Mapping[str, Any], path: tuple[str, ...], value: Any) -> str:
+    """Return a record as JSON, with another value at `path`; without it if `value` is ABSENT."""
+    name, *rest = path
+    fields = dict(record)
+    if rest:
+        fields[name] = Verbatim(changed(record[name], tuple(rest), value))
+    elif value is ABSENT:
+        del fields[name]
+    else:
+        fields[name] = value
+    return to_json(fields)
+
+
+ABSENT = object()
+# By name, what may stand in any field of a record: a wrong kind is given for each field.
+HOSTILE: dict[str, Any] = {
+    "missing": ABSENT,
+    "null": None,
+    "nan": Verbatim("NaN"),
+    "1e300": Verbatim("1e300"),
+    "-1": -1,
+    "deep": Verbatim(DEEP),
+    "escape": ESCAPE,
+    "huge": Verbatim("9" * 4000),
+    "object": {"a": [1]},
+}
+
+
+@functools.cache
+def _built(config: ModelConfig, foreign: bool) -> Path:
+    """Return a folder with the model of `config`, ours or for transformers."""
+    folder = Path(tempfile.mkdtemp(prefix="pion-hostile-"))
+    torch.manual_seed(0)
+    state = Decoder(config).state_dict()
+    record = config.to_dict()
+    if foreign:
+        record, state = to_transformers(config, state)
+    (folder / "config.json").write_text(json.dumps(record))
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights(folder))
+    tiny_tokenizer().save(folder / "tokenizer.json")
+    return folder
+
+
+def model_folder(folder: Path, config: ModelConfig = PLAIN, *, foreign: bool = False) -> Path:
+    """Return `folder` with a model and its tokenizer."""
+    return Path(shutil.copytree(_built(config, foreign), folder, dirs_exist_ok=True))
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """Return the settings in a model's folder."""
+    record: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return record
+
+
+def edit(folder: Path, **settings: Any) -> None:
+    """Change some settings of a model."""
+    (folder / "config.json").write_text(to_json(record_of(folder) | settings))
+
+
+def edit_tokenizer(folder: Path, **settings: Any) -> None:
+    """Change some settings of a model's tokenizer."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def weights(folder: Path) -> Path:
+    """Return the file with a model's weights."""
+    return folder / "model.safetensors"
+
+
+def raw_safetensors(path: Path, header: str | bytes, data: bytes = b"", length: int = -1) -> None:
+    """Write a safetensors file whose header has this text, and claims `length` bytes."""
+    text = header.encode() if isinstance(header, str) else header
+    claimed = len(text) if length < 0 else length
+    path.write_bytes(struct.pack("<Q", claimed) + text + data)

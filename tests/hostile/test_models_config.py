@@ -1,0 +1,213 @@
+"""A config.json that claims what its weights don't have is refused before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pion.config import PARTS as KINDS
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.evaluate import Scorer
+from pion.generate import generate
+from pion.load import load, load_decoder
+from pion.model.possible import MOST_LAYERS, require_possible
+from pion.multiple_choice import Question, multiple_choice
+from tests.hostile.limited import pion, refused
+from tests.hostile.model_folders import (
+    HOSTILE,
+    PARTS,
+    PLAIN,
+    Verbatim,
+    changed,
+    edit,
+    model_folder,
+    record_of,
+)
+from tests.support.known_models import OnSmallGpu
+
+# Every field of the settings, and of every part.
+FIELDS = [(field.name,) for field in dataclasses.fields(ModelConfig)]
+FIELDS += [(part, f.name) for part, kind in KINDS.items() for f in dataclasses.fields(kind)]
+FOREIGN = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rope_parameters",
+    "rms_norm_eps",
+    "initializer_range",
+    "tie_word_embeddings",
+    "intermediate_size",
+)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("parts"), PARTS)
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("foreign"), foreign=True)
+
+
+def loads_or_says_why(folder: Path, text: str) -> str | None:
+    """Return the refusal of a folder with this config.json; None if the model can be used."""
+    path = folder / "config.json"
+    before = path.read_text()
+    path.write_text(text)
+    why = None
+    try:
+        model = load_decoder(folder)
+    except BadInput as error:
+        why = str(error)
+    finally:
+        path.write_text(before)
+    if why is None:
+        assert list(generate(model, [1, 2], stop_ids=(), max_tokens=1))
+    else:
+        assert str(folder) in why
+        assert len(why) < 1000
+    return why
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("field", FIELDS, ids=".".join)
+def test_every_setting_is_checked(parts: Path, field: tuple[str, ...], kind: str) -> None:
+    record = PARTS.to_dict() | {name: getattr(PARTS, name) for name in ("softcap", "head_dim")}
+    for name in field[:-1]:
+        assert record[name], "the model has every part"
+    why = loads_or_says_why(parts, changed(_whole(record, field), field, HOSTILE[kind]))
+    if kind in ("nan", "deep"):
+        assert why is not None
+        assert "config.json is not valid JSON" in why
+    elif kind not in ("missing", "null"):
+        assert why is not None
+        assert field[-1] in why
+
+
+def _whole(record: dict[str, Any], field: tuple[str, ...]) -> dict[str, Any]:
+    """Return the record with the field, which it leaves out if it has its earlier value."""
+    if len(field) == 1:
+        return {field[0]: getattr(PARTS, field[0])} | record
+    return record | {field[0]: {field[1]: None} | record[field[0]]}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("field", FOREIGN)
+def test_every_setting_of_transformers_is_checked(foreign: Path, field: str, kind: str) -> None:
+    why = loads_or_says_why(foreign, changed(record_of(foreign), (field,), HOSTILE[kind]))
+    if kind not in ("missing", "null") and (field, kind) != ("rope_parameters", "object"):
+        assert why is not None
+
+
+# By name, settings that once took all memory, all time or a traceback.
+BOMBS: dict[str, dict[str, Any]] = {
+    "layers 1e5": {"num_hidden_layers": 10**5},
+    "layers 1e8": {"num_hidden_layers": 10**8},
+    "width 2^62": {"hidden_size": 2**62},
+    "width 2^50": {"hidden_size": 2**50},
+    "width 1e30": {"hidden_size": Verbatim("1e30")},
+    "feed-forward 2^50": {"intermediate_size": 2**50},
+    "vocabulary 1e12": {"vocab_size": 10**12},
+    "heads 1e9": {"num_attention_heads": 10**9, "num_key_value_heads": 10**9},
+    "head 1e9": {"head_dim": 10**9},
+    "positions in a list": {"rope_parameters": ["yarn"]},
+    "positions in a text": {"rope_parameters": "yarn"},
+    "theta 1e300": {"rope_parameters": {"rope_theta": 1e300}},
+    "true for 1": {"num_key_value_heads": True},
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_in_a_foreign_config_is_refused_by_generate(tmp_path: Path, bomb: str) -> None:
+    folder = model_folder(tmp_path, foreign=True)
+    edit(folder, **BOMBS[bomb])
+    assert str(folder) in refused("generate", folder, "--prompt", "Return")
+
+
+OURS: dict[str, dict[str, Any]] = {
+    "layers": {"n_layers": 10**8},
+    "experts": {"experts": {"n": 2**40, "top_k": 1, "shared": 0}},
+    "shared experts": {"experts": {"n": 1, "top_k": 1, "shared": 10**8, "d_shared": 1}},
+    "tables": {"values": {"layers": [0], "tables": [10**12]}},
+    "rows of the head": {"head_multiple": 2**50, "tie_embeddings": False},
+    "an unknown setting": {"x" * 10**6: 1},
+    "a layer named again and again": {"wiring": {"attention_layers": [0] * 10**5}},
+}
+
+
+@pytest.mark.parametrize("bomb", OURS)
+def test_a_bomb_in_our_own_config_is_refused_by_export(tmp_path: Path, bomb: str) -> None:
+    folder = model_folder(tmp_path / "model")
+    edit(folder, **OURS[bomb])
+    assert str(folder) in refused("export", folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_settings_are_ignored_in_a_foreign_config_and_refused_in_ours(
+    tmp_path: Path,
+) -> None:
+    foreign, ours = model_folder(tmp_path / "a", foreign=True), model_folder(tmp_path / "b")
+    edit(foreign, invented=1)
+    edit(ours, invented=1)
+    assert load_decoder(foreign).config == PLAIN
+    assert "unknown model field 'invented'" in refused("eval", ours, ours / "config.json")
+
+
+# ---------------------------------------------------------------- contexts
+
+
+def test_a_context_costs_what_is_used_of_it(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, foreign=True)
+    (folder / "text.txt").write_text("Return a new header. " * 20)
+    question = '{"context": "Return", "choices": [" a", " header"], "answer": 0}\n'
+    (folder / "pack.jsonl").write_text(question * 50)
+    command = ("generate", folder, "--prompt", "Return", "--max-tokens", "8", "--seed", "1")
+    measure = ("eval", folder, folder / "text.txt", folder / "pack.jsonl")
+    edit(folder, max_position_embeddings=4096)
+    honest = [pion(*command), pion(*measure)]
+    assert honest[0].code == honest[1].code == 0
+    for tokens in (10**11, 2**53):
+        edit(folder, max_position_embeddings=tokens)
+        assert [pion(*command), pion(*measure)] == honest
+    talk = pion("chat", folder, "--max-tokens", "4", typed="Return\n")
+    assert talk.code == 0, talk
+    assert f"context {2**53:,} tokens" in talk.out
+
+
+def test_a_context_of_1e11_does_not_make_one_batch_of_all_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model_folder(tmp_path, foreign=True)
+    edit(folder, max_position_embeddings=10**11)
+    model, tokenizer = load(folder)
+    assert tokenizer is not None
+    watched = OnSmallGpu(model, limit=10**6)
+    questions = [Question("Return", (" a new header", " the"), 0)] * 20
+    monkeypatch.setattr("pion.multiple_choice.TOKENS_AT_ONCE", 64)
+    multiple_choice(Scorer(watched, 300, 1), tokenizer, questions)  # type: ignore[arg-type]
+    assert sum(watched.seen) == 40
+    assert max(watched.seen) < 20
+
+
+def test_a_context_beyond_whole_numbers_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, foreign=True)
+    edit(folder, max_position_embeddings=2**53 + 1)
+    assert "seq_len is 9007199254740993" in refused("chat", folder)
+
+
+def test_a_model_of_half_the_most_layers_is_possible() -> None:
+    config = dataclasses.replace(PLAIN, n_layers=MOST_LAYERS // 2)
+    tensors = {f"blocks.{i}.norm.weight": torch.ones(64) for i in range(MOST_LAYERS // 2)}
+    require_possible(config, tensors)
+    with pytest.raises(BadInput, match="n_layers is 513, but the weights have tensors of 512"):
+        require_possible(dataclasses.replace(config, n_layers=513), tensors)
