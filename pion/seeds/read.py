@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pion.errors import BadInput
+from pion.later_fields import shown
+from pion.seeds.archive import Forbidden, check_archive
 
 
 class Stub:
@@ -25,7 +27,14 @@ def _stub(qualified_name: str) -> type[Stub]:
 
 
 # The restricted unpickler of torch.load compares these with the names in the file.
-STUBS = tuple(map(_stub, ("model.PionConfig", "model.TachyonConfig")))
+CONFIG_CLASSES = ("model.PionConfig", "model.TachyonConfig")
+STUBS = tuple(map(_stub, CONFIG_CLASSES))
+
+# Names longer than any seed's are not read.
+LONGEST_NAME = 200
+# The tensors may together have this many times the bytes of the file: a tied weight, or the names
+# of a compiled model, list a tensor again.
+MOST_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ def read_checkpoint(path: Path) -> SeedCheckpoint:
 
     Raises BadInput for a file that is not such a checkpoint or has more than plain data.
     """
-    checkpoint = _load(path)
+    checkpoint, size = _load(path)
     model = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(model, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in model.items()
@@ -57,13 +66,18 @@ def read_checkpoint(path: Path) -> SeedCheckpoint:
         if plain in tensors and not tensors[plain].equal(tensor):
             raise BadInput(f"{path}: {plain} and _orig_mod.{plain} differ; which one is right?")
         tensors[plain] = tensor
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if needed > MOST_COPIES * size:
+        raise BadInput(f"{path}: its tensors claim {needed:,} bytes, but the file has {size:,}")
     return SeedCheckpoint(tensors, _settings(path, checkpoint))
 
 
 def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
     """Raise BadInput unless the tensor is an array of real numbers that are all in the file."""
-    array = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
-    if not array or not tensor.is_floating_point():
+    if len(name) > LONGEST_NAME or not name.isascii():
+        raise BadInput(f"{path}: {shown(name)} is not the name of a seed's tensor")
+    array = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if not array or tensor.is_quantized or not tensor.is_floating_point():
         raise BadInput(
             f"{path}: {name} is not an array of real numbers, but {tensor.dtype} on "
             f"{tensor.device.type}, {tensor.layout}"
@@ -81,17 +95,22 @@ def _settings(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     for name, value in settings.items():
         if not isinstance(value, bool | int | float | str | list | tuple | dict | None):
             kind = type(value).__name__
-            raise BadInput(f"{path}: the setting {name} is a {kind}, not a plain value")
+            raise BadInput(f"{path}: the setting {shown(name)} is a {kind}, not a plain value")
     return settings
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> tuple[Any, int]:
+    """Return the content of the file, its tensors mapped from the file, and the file's size."""
     try:
+        size = check_archive(path, frozenset(CONFIG_CLASSES))
         with torch.serialization.safe_globals(list(STUBS)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # A mapped tensor is a part of the file, so it can't claim memory beyond the file.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), size
+    except BadInput:
+        raise
     except OSError as error:
         raise BadInput(f"can't read {path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError as error:
+    except (Forbidden, pickle.UnpicklingError) as error:
         raise BadInput(
             f"{path} is damaged, or it contains Python objects other than tensors and plain "
             "values. Pion did not load the file, because loading it could run code. "
@@ -104,6 +123,8 @@ def _load(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return the cause in torch's message, without torch's advice to run the file."""
+    """Return the cause, without torch's advice to run the file."""
+    if isinstance(error, Forbidden):
+        return f"it asks for {shown(str(error))}"
     global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f"it asks for {global_name[1]}" if global_name else type(error).__name__

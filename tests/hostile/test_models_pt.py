@@ -1,0 +1,289 @@
+"""`.pt` files: archives that unpack to more, and tensors that claim more than the file has."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from pion.errors import BadInput
+from pion.seeds import import_seed
+from pion.seeds.archive import LARGEST_PICKLE, MOST_FILES, check_archive
+from pion.seeds.read import STUBS
+from tests.hostile.limited import refused
+from tests.hostile.model_folders import ESCAPE
+from tests.paths import SEEDS
+
+SEED = SEEDS / "pion_nocap_ckpt.pt"
+Files = dict[str, bytes]
+EMBED = "embed.weight"
+
+
+@pytest.fixture(autouse=True)
+def seeds_config_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch.save write the seeds' config objects again."""
+    module = ModuleType("model")
+    for stub in STUBS:
+        setattr(module, stub.__name__, stub)
+    monkeypatch.setitem(sys.modules, "model", module)
+
+
+def content() -> dict[str, Any]:
+    with torch.serialization.safe_globals(list(STUBS)):
+        loaded: dict[str, Any] = torch.load(SEED, weights_only=True)
+    return loaded
+
+
+def saved(path: Path, **changes: Any) -> Path:
+    torch.save(content() | changes, path)
+    return path
+
+
+def with_tensor(path: Path, tensor: torch.Tensor, name: str = EMBED) -> Path:
+    return saved(path, model=content()["model"] | {name: tensor})
+
+
+def files_of(path: Path = SEED) -> Files:
+    with zipfile.ZipFile(path) as archive:
+        return {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
+
+
+def repacked(path: Path, files: Files, method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(f"x/{name}", data)
+    return path
+
+
+def not_imported(folder: Path, path: Path) -> str:
+    """Return the line with which `pion import-seed` refuses a file, and writes nothing."""
+    message = refused("import-seed", path, folder / "out")
+    assert str(path) in message
+    assert not (folder / "out").exists()
+    return message
+
+
+# ---------------------------------------------------------------- tensors
+
+TENSORS: dict[str, tuple[torch.Tensor, str]] = {
+    "5 GB of one number": (torch.zeros(1).expand(10**5, 12_500), "more elements than the file has"),
+    "4 TB of one number": (torch.zeros(1).expand(10**6, 10**6), "more elements than the file has"),
+    "a row again and again": (torch.zeros(1, 48).expand(10**8, 48), "more elements than the file"),
+    "a number": (torch.zeros(()), "embed.weight has shape ()"),
+    "a vector": (torch.zeros(48), "embed.weight has shape (48,)"),
+    "nothing": (torch.zeros(0, 48), "embed.weight has shape (0, 48)"),
+    "complex": (torch.zeros(4, 48, dtype=torch.complex64), "ComplexFloatStorage"),
+    "whole numbers": (torch.zeros(4, 48, dtype=torch.int64), "not an array of real numbers"),
+    "sparse": (torch.zeros(4, 48).to_sparse(), "_rebuild_sparse_tensor"),
+    "without data": (torch.zeros(4, 48, device="meta"), "_rebuild_meta_tensor"),
+}
+
+
+@pytest.mark.parametrize("tensor", TENSORS)
+def test_a_tensor_that_is_no_part_of_the_file_is_refused(tmp_path: Path, tensor: str) -> None:
+    given, why = TENSORS[tensor]
+    path = with_tensor(tmp_path / "x.pt", given)
+    if given.numel() > 10**9:
+        assert why in not_imported(tmp_path, path)
+        return
+    with pytest.raises(BadInput) as error:
+        import_seed(path)
+    assert f"{path}: " in str(error.value) or f"{path} is damaged" in str(error.value)
+    assert why in str(error.value)
+
+
+NAMES = {
+    "a layer of a thousand digits": f"blocks.{'9' * 1000}.attn.qkvo_w",
+    "a layer of a hundred digits": f"blocks.{'9' * 100}.attn.qkvo_w",
+    "a layer of other digits": "blocks.٣.attn.qkvo_w",
+    "a table of a hundred digits": f"value_embeds.{'9' * 100}.weight",
+    "an escape": f"blocks.0.{ESCAPE}",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_no_daisy_wee_has_is_refused(tmp_path: Path, name: str) -> None:
+    checkpoint = torch.load(SEEDS / "daisy_ckpt.pt", weights_only=True)
+    model = checkpoint["model"]
+    like = next(tensor for key, tensor in model.items() if key.endswith("qkvo_w"))
+    torch.save(checkpoint | {"model": model | {NAMES[name]: like}}, tmp_path / "x.pt")
+    assert len(not_imported(tmp_path, tmp_path / "x.pt")) < 1000
+
+
+def test_one_tensor_under_many_names_does_not_multiply_the_file(tmp_path: Path) -> None:
+    model = content()["model"]
+    matrix = torch.zeros(200, 200)
+    copies = {f"layers.{i}.ffn.w1.weight": matrix for i in range(2, 800)}
+    path = saved(tmp_path / "x.pt", model=model | copies)
+    assert "its tensors claim" in not_imported(tmp_path, path)
+
+
+def test_a_storage_that_claims_more_than_its_file_in_the_archive_reads_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """The pickle says how large a storage is, and torch believes the pickle."""
+    files = files_of()
+    matrix = content()["model"]["layers.0.ffn.w1.weight"].numpy().tobytes()
+    name = next(name for name, data in files.items() if data == matrix)
+    files[name] = matrix[:4]
+    repacked(tmp_path / "x.pt", files)
+    weights = import_seed(tmp_path / "x.pt").state_dict()
+    # It read other bytes of the same file, and no memory of this process.
+    read = weights["blocks.0.feedforward.gate_proj.weight"].numpy().tobytes()
+    assert read != matrix
+    assert read in (tmp_path / "x.pt").read_bytes()
+
+
+def test_tied_weights_views_and_the_names_of_a_compiled_model_are_imported(tmp_path: Path) -> None:
+    expected = import_seed(SEED).state_dict()
+    model = content()["model"]
+    flat = torch.cat([tensor.flatten() for tensor in model.values()])
+    views = dict(zip(model, flat.split([tensor.numel() for tensor in model.values()])))
+    views = {name: view.view_as(model[name]) for name, view in views.items()}
+    honest = {
+        "views of one storage": views,
+        "tied": model | {"lm_head.weight": model[EMBED]},
+        "compiled": model | {f"_orig_mod.{name}": tensor for name, tensor in model.items()},
+        "transposed in the file": model | {EMBED: model[EMBED].t().contiguous().t()},
+        "parameters": {name: torch.nn.Parameter(tensor) for name, tensor in model.items()},
+    }
+    for name, tensors in honest.items():
+        path = saved(tmp_path / "x.pt", model=tensors)
+        imported = import_seed(path).state_dict()
+        assert all(torch.equal(imported[key], expected[key]) for key in expected), name
+
+
+# ---------------------------------------------------------------- settings
+
+WRONG = {
+    "a tensor": torch.ones(2),
+    "a text": ESCAPE,
+    "NaN": float("nan"),
+    "1e300": 1e300,
+    "-1": -1,
+    "a list": [1],
+    "10^400": 10**400,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", ["tie_embeddings", "logit_cap", "max_seq_len", "rope_theta"])
+def test_a_setting_that_no_model_has_is_refused(tmp_path: Path, name: str, wrong: str) -> None:
+    config = content()["config"]
+    vars(config).update(logit_cap=30.0, use_soft_cap=True)
+    vars(config)[name] = WRONG[wrong]
+    with pytest.raises(BadInput) as error:
+        import_seed(saved(tmp_path / "x.pt", config=config))
+    ours = {"max_seq_len": "seq_len", "logit_cap": "softcap"}.get(name, name)
+    assert ours in str(error.value) or name in str(error.value)
+    assert str(tmp_path / "x.pt") in str(error.value)
+
+
+def test_a_context_of_1e11_costs_nothing(tmp_path: Path) -> None:
+    config = content()["config"]
+    vars(config)["max_seq_len"] = 10**11
+    assert import_seed(saved(tmp_path / "x.pt", config=config)).config.seq_len == 10**11
+
+
+# ---------------------------------------------------------------- archives
+
+
+def legacy(path: Path) -> None:
+    torch.save(content(), path, _use_new_zipfile_serialization=False)
+
+
+def deflated(path: Path) -> None:
+    repacked(path, files_of() | {"data.pkl": bytes(1 << 26)}, zipfile.ZIP_DEFLATED)
+
+
+def overlapping(path: Path) -> None:
+    """Let the directory list one file a thousand times."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data/0", bytes(10**5))
+        archive.filelist += archive.filelist * 999
+
+
+def encrypted(path: Path) -> None:
+    repacked(path, files_of())
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\1\2")
+    data[start + 8] |= 1
+    path.write_bytes(data)
+
+
+def with_comment(path: Path) -> None:
+    repacked(path, files_of())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"PK\5\6" + bytes(18)
+
+
+def behind_something(path: Path) -> None:
+    path.write_bytes(b"#!/bin/sh\n" + SEED.read_bytes())
+
+
+def large_pickle(path: Path) -> None:
+    repacked(path, files_of() | {"data.pkl": bytes(LARGEST_PICKLE + 1)})
+
+
+def no_pickle(path: Path) -> None:
+    repacked(path, {name: data for name, data in files_of().items() if name != "data.pkl"})
+
+
+def endless_number(path: Path) -> None:
+    repacked(path, files_of() | {"data.pkl": b"\x80\x02\x8b\xff\xff\xff\x7f" + bytes(100) + b"."})
+
+
+def asks_for(module: str, name: str, argument: bytes) -> Callable[[Path], None]:
+    """Return an attack that calls a function that torch allows with a whole number."""
+    data = b"\x80\x02c" + f"{module}\n{name}\n".encode() + argument + b"\x85R."
+    return lambda path: repacked(path, files_of() | {"data.pkl": data}) and None
+
+
+FIVE_BILLION = b"\x8a\x05" + (5 * 10**9).to_bytes(5, "little")
+ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "of PyTorch 1.5": (legacy, "load it in Python and save it again with torch.save"),
+    "compressed": (deflated, "compressed or encrypted"),
+    "encrypted": (encrypted, "compressed or encrypted"),
+    "one file a thousand times": (overlapping, "claim more bytes than"),
+    "with a comment": (with_comment, "is not a PyTorch checkpoint, or is damaged"),
+    "behind a script": (behind_something, "is not a PyTorch checkpoint, or is damaged"),
+    "a large pickle": (large_pickle, "its pickle has more than 4,194,304 bytes"),
+    "no pickle": (no_pickle, "is not a PyTorch checkpoint, or is damaged"),
+    "a number of 2 GB": (endless_number, "is not a PyTorch checkpoint, or is damaged"),
+    "5 GB of zeros": (asks_for("builtins", "bytearray", FIVE_BILLION), "builtins.bytearray"),
+    "a tensor of 20 GB": (asks_for("torch", "Tensor", FIVE_BILLION), "torch.Tensor"),
+    "a command": (asks_for("os", "system", b"X\x04\0\0\0true"), "os.system"),
+    "a name with escapes": (asks_for("os\x1b]0;x\x07", "y", b"N"), r"os\x1b]0;x\x07.y"),
+}
+
+
+@pytest.mark.parametrize("archive", ARCHIVES)
+def test_an_archive_that_torch_would_not_write_is_refused(tmp_path: Path, archive: str) -> None:
+    write, why = ARCHIVES[archive]
+    write(tmp_path / "x.pt")
+    assert why in not_imported(tmp_path, tmp_path / "x.pt")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").symlink_to("/dev/zero")
+    with pytest.raises(BadInput, match="not a regular file"):
+        import_seed(tmp_path / "x.pt")
+
+
+def test_half_as_many_files_and_half_as_large_a_pickle_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = dict.fromkeys((f"data/{i}" for i in range(MOST_FILES // 2 - 1)), b"")
+    note = pickle.dumps("x" * (LARGEST_PICKLE // 2), protocol=2)
+    path = repacked(tmp_path / "half.pt", half | {"data.pkl": note})
+    assert check_archive(path, frozenset()) == path.stat().st_size
+    monkeypatch.setattr("pion.seeds.archive.MOST_FILES", MOST_FILES // 2 - 1)
+    with pytest.raises(BadInput, match="has 16,384 files; at most 16,383 are read"):
+        check_archive(path, frozenset())
