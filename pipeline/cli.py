@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pion.errors import BadInput, PionError
+from pion.rust_panic import is_panic
 from pipeline.machine.refusals import refusal
 from pipeline.rent.cli import Add, Command, add_rent_commands
 from pipeline.run.signals import early_sigterm
@@ -73,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader is gone. Without this, Python prints an error when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:
-        if os.environ.get("PION_DEBUG"):
+    except BaseException as error:
+        if os.environ.get("PION_DEBUG") or not (isinstance(error, Exception) or is_panic(error)):
             raise
         refused = refusal(error)
         if refused is not None:
@@ -98,7 +99,7 @@ def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
     return verdict(error, Moment.NO_WORK, "Nothing was lost.", command=command)
 
 
-def _bug(error: Exception) -> str:
+def _bug(error: BaseException) -> str:
     import tempfile
 
     handle, path = tempfile.mkstemp(prefix="pion-bug-", suffix=".txt")

@@ -7,6 +7,7 @@ characters and never gives the special id. Only code inserts special ids.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ import numpy as np
 import tokenizers
 
 from pion.data.arrays import write_atomically
+from pion.data.tokenizer_steps import check_steps
 from pion.errors import BadInput
+from pion.later_fields import shown
+from pion.rust_panic import is_panic
+from pion.untrusted import LARGEST_TOKENIZER, parse_json, read_file
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -27,6 +32,8 @@ PIECE_CHARS = 8192
 # GPT-2's pre-tokenizer always starts a new piece between a word character and a whitespace, and
 # nothing before that place depends on the text after it. So a cut at such a place changes no id.
 SAFE_CUT = re.compile(r"(?<=\w)[ \n]")
+# Ids are exact in fp32 below this number.
+MOST_IDS = 2**24
 # JSON can contain half a character (a lone surrogate), which has no UTF-8 bytes.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -50,6 +57,7 @@ class Tokenizer:
                 end-of-text token.
         """
         self._source = source
+        self._where = where
         settings = _parse(source, where)
         # Truncation, padding and templates that add tokens would change the ids, and a byte-level
         # post-processor removes whitespace from offsets.
@@ -64,6 +72,8 @@ class Tokenizer:
         pad_token = next((name for name in PAD_NAMES if name in special_ids), None)
         self.pad: int = special_ids[pad_token] if pad_token else self.end_of_text
         self.vocab_size: int = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
+        if self.vocab_size > MOST_IDS:
+            raise BadInput(f"{where}: an id is {self.vocab_size - 1:,}; ids end at {MOST_IDS:,}")
         self._may_cut = _is_gpt2_pre_tokenizer(settings) and not any(
             not t["special"] for t in settings["added_tokens"]
         )
@@ -76,7 +86,7 @@ class Tokenizer:
             BadInput: the file is missing or isn't a usable tokenizer (see the constructor).
         """
         try:
-            source = Path(path).read_bytes().decode()
+            source = read_file(path, LARGEST_TOKENIZER).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{path}: can't read this tokenizer ({error})") from None
         return cls(source, where=str(path))
@@ -100,9 +110,8 @@ class Tokenizer:
         becomes U+FFFD.
         """
         pieces = [self._pieces(text) for text in texts]
-        encoded = iter(
-            _encode(self._plain.encode_batch_fast, [p for document in pieces for p in document])
-        )
+        flat = [piece for document in pieces for piece in document]
+        encoded = iter(self._encode(self._plain.encode_batch_fast, flat))
         return [[i for _ in document for i in next(encoded).ids] for document in pieces]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -111,7 +120,7 @@ class Tokenizer:
         Offsets include whitespace. If several tokens share the bytes of one character, the
         character belongs to all of them.
         """
-        (encoding,) = _encode(self._plain.encode_batch, [text])
+        (encoding,) = self._encode(self._plain.encode_batch, [text])
         return encoding.ids, encoding.offsets
 
     def encode_batch_from(
@@ -122,7 +131,7 @@ class Tokenizer:
         This uses all cores and avoids the cost of listing every offset.
         """
         found = []
-        encoded = _encode(self._plain.encode_batch, list(texts))
+        encoded = self._encode(self._plain.encode_batch, list(texts))
         for encoding, start in zip(encoded, starts, strict=True):
             ids = encoding.ids
             before = encoding.char_to_token(start)  # None if the text has no such character
@@ -138,7 +147,8 @@ class Tokenizer:
 
         An incomplete UTF-8 sequence becomes U+FFFD.
         """
-        text: str = self._plain.decode([int(i) for i in ids], skip_special_tokens=not specials)
+        with _library(self._where):
+            text: str = self._plain.decode([int(i) for i in ids], skip_special_tokens=not specials)
         return text
 
     def token_bytes(self) -> np.ndarray:
@@ -167,6 +177,16 @@ class Tokenizer:
                 f"Set model.vocab_size to {self.vocab_size:,} or more, or use a different "
                 "tokenizer."
             )
+
+    def _encode(
+        self, encode_batch: Callable[..., list[tokenizers.Encoding]], texts: list[str]
+    ) -> list[tokenizers.Encoding]:
+        with _library(self._where):
+            try:
+                return encode_batch(texts, add_special_tokens=False)
+            except TypeError:  # the library raises this for a lone surrogate
+                valid = [SURROGATE.sub("\ufffd", text) for text in texts]
+                return encode_batch(valid, add_special_tokens=False)
 
     def _pieces(self, text: str) -> list[str]:
         """Cut a long text where cutting changes no id."""
@@ -222,49 +242,56 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(bpe.to_str(), where="the tokenizer just trained")
 
 
-def _encode(
-    encode_batch: Callable[..., list[tokenizers.Encoding]], texts: list[str]
-) -> list[tokenizers.Encoding]:
+@contextmanager
+def _library(where: str) -> Iterator[None]:
+    """Raise BadInput, naming `where`, for what goes wrong inside the tokenizers library.
+
+    The library raises bare Exceptions, and for a mistake in its own code a PanicException.
+    """
     try:
-        return encode_batch(texts, add_special_tokens=False)
-    except TypeError:  # the library raises this for a lone surrogate
-        valid = [SURROGATE.sub("\ufffd", text) for text in texts]
-        return encode_batch(valid, add_special_tokens=False)
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise BadInput(
+            f"{where}: the tokenizers library can't use this tokenizer ({shown(str(error))})"
+        ) from None
 
 
 def _parse(source: str, where: str) -> dict[str, Any]:
     try:
-        settings = json.loads(source)
+        settings = parse_json(source, "it")
         model, vocab = settings["model"]["type"], settings["model"]["vocab"]
         added = settings.get("added_tokens") or []
-    except (ValueError, KeyError, TypeError) as error:
+    except (BadInput, KeyError, TypeError) as error:
         raise BadInput(
-            f"{where}: not a tokenizer in the tokenizer.json format ({error!r})"
+            f"{where}: not a tokenizer in the tokenizer.json format ({shown(error)})"
         ) from None
-    if model != "BPE" or not set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) <= set(vocab):
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    if model != "BPE" or not isinstance(vocab, dict) or not set(alphabet) <= set(vocab):
         raise BadInput(
-            f"{where}: not a byte-level BPE tokenizer: key model.type must be BPE (it is {model}) "
-            f"and key model.vocab must contain all 256 bytes, so that any text encodes exactly."
+            f"{where}: not a byte-level BPE tokenizer: key model.type must be BPE (it is "
+            f"{shown(model)}) and key model.vocab must contain all 256 bytes, so that any text "
+            "encodes exactly."
         )
     return {**settings, "added_tokens": added}
 
 
 def _build(settings: dict[str, Any], where: str) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(json.dumps(settings))
-    except Exception as error:  # the library raises bare Exception for malformed settings
-        raise BadInput(
-            f"{where}: the tokenizers library can't read this tokenizer ({error})"
-        ) from None
+    with _library(where):
+        built = tokenizers.Tokenizer.from_str(json.dumps(settings))
+    check_steps(settings, where)
+    return built
 
 
 def _end_of_text_token(special_ids: dict[str, int], where: str) -> str:
     for name in END_OF_TEXT_NAMES:
         if name in special_ids:
             return name
+    found = shown(", ".join(special_ids)) if special_ids else "none"
     raise BadInput(
         f"{where}: no end-of-text token: key added_tokens must contain a special token named one "
-        f"of {', '.join(END_OF_TEXT_NAMES)}; it contains {', '.join(special_ids) or 'none'}."
+        f"of {', '.join(END_OF_TEXT_NAMES)}; it contains {found}."
     )
 
 

@@ -1,0 +1,291 @@
+"""Tokenizers that make the library panic, or a short text very long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.data.tokenizer import MOST_IDS, Tokenizer
+from pion.data.tokenizer_steps import MOST_STEPS, check_steps
+from pion.errors import BadInput
+from pion.untrusted import LARGEST_TOKENIZER
+from tests.hostile.limited import pion, refused
+from tests.hostile.model_folders import DEEP, edit_tokenizer, model_folder
+from tests.support.finished_run import tiny_tokenizer
+from tests.support.hub_server import hub_server
+
+TEXT = "Return " + "a" * 60 + "!"
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+ENDLESS = "(a+)+$"
+Settings = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def no_rust_backtraces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save the quarter of a second that each backtrace takes."""
+    monkeypatch.setenv("RUST_BACKTRACE", "0")
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("honest") / "tokenizer.json"
+    tiny_tokenizer().save(path)
+    settings: dict[str, Any] = json.loads(path.read_text())
+    return settings
+
+
+def split(pattern: dict[str, str]) -> dict[str, Any]:
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+
+
+def before(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}}
+
+
+def normal(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"normalizer": {"type": "Sequence", "normalizers": list(steps)}}
+
+
+def after(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"decoder": {"type": "Sequence", "decoders": list(steps)}}
+
+
+def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def token(content: str, number: int, *, special: bool = False) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": content, "special": special, **flags}
+
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+DOUBLED = replace({"String": "a"}, "aa")
+
+# ---------------------------------------------------------------- steps that multiply
+
+MULTIPLYING: dict[str, dict[str, Any]] = {
+    "nothing by much": {"normalizer": replace({"String": ""}, "a" * 1000)},
+    "any place by much": {"normalizer": replace({"Regex": ""}, "a" * 1000)},
+    "a letter by much": {"normalizer": replace({"String": "a"}, "a" * 10_000)},
+    "a letter by two, often": normal(*[DOUBLED] * 20),
+    "steps in steps": normal(*[{"type": "Sequence", "normalizers": [DOUBLED] * 5}] * 4),
+    "a long beginning": {"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}},
+    "many beginnings": normal(*[{"type": "Prepend", "prepend": "a" * 20}] * 20),
+    "bytes of bytes": before(*[BYTES] * 16),
+    "bytes of bytes, as normalizer": normal(*[{"type": "ByteLevel"}] * 16),
+    "a space before each piece": before(*[METASPACE] * 12),
+    "a table": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAAA"}},
+    "too many steps": before(*[{"type": "Digits", "individual_digits": True}] * 65, BYTES),
+    "when decoding": after(*[DOUBLED] * 25),
+    "when decoding, anywhere": {"decoder": replace({"Regex": "x?"}, "a" * 5000)},
+}
+
+
+@pytest.mark.parametrize("steps", MULTIPLYING)
+def test_steps_that_multiply_a_text_are_refused(honest: Settings, steps: str) -> None:
+    with pytest.raises(BadInput, match=r"^x: .*a short text very long|^x: the tokenizers library"):
+        Tokenizer(json.dumps(honest | MULTIPLYING[steps]), "x")
+    if steps != "a table":
+        with pytest.raises(BadInput, match="very long, so it is not used"):
+            check_steps(honest | MULTIPLYING[steps], "x")
+
+
+@pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_what_is_added_to_each_letter_is_short(honest: Settings, key: str) -> None:
+    model = honest["model"] | {key: "#" * 10**6}
+    with pytest.raises(BadInput, match=rf"key model\.{key} has 1,000,000 characters"):
+        check_steps(honest | {"model": model}, "x")
+
+
+LLAMA = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WHOLE = {**BYTES, "use_regex": False}
+HONEST: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "GPT-2": {"pre_tokenizer": BYTES, "decoder": BYTES, "post_processor": BYTES},
+    "Llama 3": before(split({"Regex": LLAMA}), WHOLE),
+    "Qwen 3": {"normalizer": {"type": "NFC"}} | before(split({"Regex": LLAMA}), WHOLE),
+    "Llama 2": normal({"type": "Prepend", "prepend": "▁"}, replace({"String": " "}, "▁"))
+    | {"pre_tokenizer": None}
+    | after(
+        replace({"String": "▁"}, " "),
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ),
+    "Mistral": {"pre_tokenizer": METASPACE, "decoder": METASPACE},
+    "StarCoder": before({"type": "Digits", "individual_digits": True}, BYTES),
+    "Falcon": before(
+        {"type": "Punctuation", "behavior": "Contiguous"},
+        BYTES,
+        {"type": "Digits", "individual_digits": False},
+        split({"Regex": "[0-9][0-9][0-9]"}),
+    ),
+    "DeepSeek": before(
+        split({"Regex": "[\r\n]"}),
+        split({"Regex": r"\s?[A-Za-z]+"}),
+        split({"Regex": r"\s?[!-/:-~]+"}),
+        split({"Regex": r"\s+$"}),
+        {"type": "Digits", "individual_digits": True},
+        WHOLE,
+    ),
+    "BERT's and Unicode's": normal(
+        {"type": "NFKC"}, {"type": "Lowercase"}, {"type": "StripAccents"}, {"type": "ByteLevel"}
+    ),
+    "half of the steps": before(
+        *[{"type": "Digits", "individual_digits": True}] * (MOST_STEPS // 2 - 1), BYTES
+    ),
+    "half of the growth": {"normalizer": replace({"String": "a"}, "a" * 125)},
+    "half of the beginning": {"normalizer": {"type": "Prepend", "prepend": "a" * 128}},
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_tokenizer_is_used(honest: Settings, name: str) -> None:
+    tokenizer = Tokenizer(json.dumps(honest | HONEST[name]), name)
+    ids = tokenizer.encode(TEXT)
+    assert "eturn" in tokenizer.decode(ids).lower()
+
+
+# ---------------------------------------------------------------- panics
+
+PANICS: dict[str, dict[str, Any]] = {
+    "a regular expression without end": before(split({"Regex": ENDLESS}), WHOLE),
+    "pieces of no length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "a table that is none": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a decoder that removes more than there is": {
+        "decoder": {"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}
+    },
+}
+
+
+@pytest.mark.parametrize("panic", PANICS)
+def test_a_panic_of_the_library_is_bad_input(honest: Settings, panic: str) -> None:
+    def use() -> None:
+        tokenizer = Tokenizer(json.dumps(honest | PANICS[panic]), "its/tokenizer.json")
+        ids = tokenizer.encode_batch([TEXT])[0]
+        tokenizer.decode(ids)
+        for number in range(300):
+            tokenizer.decode([number])
+
+    with pytest.raises(BadInput, match=r"its/tokenizer\.json: the tokenizers library can't use"):
+        use()
+
+
+def test_a_prefix_that_makes_the_library_panic_is_bad_input(honest: Settings) -> None:
+    model = honest["model"] | {"continuing_subword_prefix": "#" * 1000}
+    with pytest.raises(BadInput, match="the tokenizers library can't use"):
+        Tokenizer(json.dumps(honest | {"model": model}))
+
+
+@pytest.mark.parametrize("command", ["generate", "eval"])
+def test_a_panic_ends_a_command_with_one_line(tmp_path: Path, command: str) -> None:
+    folder = model_folder(tmp_path / "model")
+    edit_tokenizer(folder, **PANICS["pieces of no length"])
+    (tmp_path / "text.txt").write_text(TEXT)
+    rest = {"generate": ["--prompt", TEXT], "eval": [tmp_path / "text.txt"]}[command]
+    message = refused(command, folder, *rest)
+    assert f"{folder / 'tokenizer.json'}: the tokenizers library can't use" in message
+
+
+def test_a_panic_does_not_end_a_chat(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    edit_tokenizer(folder, **PANICS["a regular expression without end"])
+    talk = pion("chat", folder, "--max-tokens", "2", typed=f"{TEXT}\nReturn\n")
+    assert talk.code == 0, talk
+    assert "the tokenizers library can't use" in talk.out
+    assert "Traceback" not in talk.out + talk.err
+
+
+def test_a_tokenizer_on_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model_folder(tmp_path / "model", foreign=True)
+    edit_tokenizer(folder, **MULTIPLYING["a letter by two, often"])
+    monkeypatch.chdir(tmp_path)
+    with hub_server() as hub:
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        hub.add_repo("someone/model", "model", files)
+        hub.use(monkeypatch, tmp_path / "hf")
+        message = refused("generate", "someone/model", "--prompt", "Return")
+    assert "tokenizer.json: this tokenizer could make a short text very long" in message
+
+
+# ---------------------------------------------------------------- other lies
+
+
+def words(**more: Any) -> Callable[[Settings], Settings]:
+    """Return a change that adds to the vocabulary."""
+    return lambda honest: {"model": honest["model"] | {"vocab": honest["model"]["vocab"] | more}}
+
+
+def model(**changes: Any) -> Callable[[Settings], Settings]:
+    return lambda honest: {"model": honest["model"] | changes}
+
+
+def tokens(*added: Any) -> Callable[[Settings], Settings]:
+    return lambda honest: {"added_tokens": [*honest["added_tokens"], *added]}
+
+
+# By what is wrong, how an honest tokenizer is changed.
+CHANGES: dict[str, Callable[[Settings], Settings]] = {
+    "a vocabulary in a list": model(vocab=[["a", 1]]),
+    "a vocabulary of lists": model(vocab=[[["a"]]]),
+    "an id below 0": words(zz=-1),
+    "an id of 32 bits": words(zz=2**32 - 1),
+    "an id above the bound": words(zz=MOST_IDS),
+    "an id that is a text": words(zz="1"),
+    "merges of nothing": model(merges=[["q", "zz"]]),
+    "an unknown model": model(type="\x1b[2J" * 1000),
+    "added tokens in an object": lambda honest: {"added_tokens": {"a": 1}},
+    "an added token without flags": tokens({"id": 2, "content": "x"}),
+    "an added token below 0": tokens(token("zz", -1)),
+    "escapes for special tokens": lambda _: {"added_tokens": [token("\x1b[2J", 0, special=True)]},
+    "a step of no type": lambda _: {"normalizer": {"type": "Nonsense"}},
+    "a step that is a list": lambda _: {"pre_tokenizer": []},
+    "a broken expression": lambda _: before(split({"Regex": "("})),
+    "a deep expression": lambda _: before(split({"Regex": "(" * 50_000 + "a" + ")" * 50_000})),
+}
+# By what is wrong, how the honest text ends.
+ENDINGS = {
+    "depth": f', "x": {DEEP}}}',
+    "NaN": ', "x": NaN}',
+    "half a character": r', "x": "\ud800"}',
+}
+CONTENTS = {"no text": b"\xff\xfe", "nothing": b"", "a number": b"3", "a list": b"[]"}
+
+
+@pytest.mark.parametrize("damage", [*CHANGES, *ENDINGS, *CONTENTS])
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, honest: Settings, damage: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    if damage in CHANGES:
+        path.write_text(json.dumps(honest | CHANGES[damage](honest)))
+    elif damage in ENDINGS:
+        path.write_text(json.dumps(honest)[:-1] + ENDINGS[damage])
+    else:
+        path.write_bytes(CONTENTS[damage])
+    with pytest.raises(BadInput) as error:
+        Tokenizer.from_file(path)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_tokenizer_that_is_no_file_or_too_large_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    path = folder / "tokenizer.json"
+    text = path.read_text()
+    with path.open("w") as file:
+        file.truncate(LARGEST_TOKENIZER + 1)
+    assert "has more than 134,217,728 bytes" in refused("generate", folder, "--prompt", "a")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(BadInput, match="not a regular file"):
+        Tokenizer.from_file(path)
+    path.unlink()
+    path.write_text(text.ljust(LARGEST_TOKENIZER // 2))
+    assert Tokenizer.from_file(path).vocab_size == tiny_tokenizer().vocab_size
