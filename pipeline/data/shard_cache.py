@@ -24,6 +24,7 @@ from pion.data.shards import Manifest, Rows
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import download_shard
+from pipeline.machine.private import cache_folder, open_private, private_folder
 
 ATTEMPTS = 3
 # Seconds. A file that another process has opened within this time is not deleted.
@@ -32,15 +33,14 @@ IN_USE_SECONDS = 600.0
 
 def default_folder() -> Path:
     """Return where shards are cached on this machine."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "pion" / "shards"
+    return cache_folder() / "shards"
 
 
 class ShardCache:
     """Remote shards in `folder`, at most `budget_bytes` of them.
 
     `fetch(shard, folder)` downloads a shard to somewhere below `folder` and returns the file.
-    Raises BadInput if the folder can't be made.
+    The folder is made for this user alone. Raises BadInput if it can't be made.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class ShardCache:
         self._closed = False
         self._thread: threading.Thread | None = None
         try:
-            self._downloads.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
+            self._downloads.mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(folder, error) from None
 
@@ -276,12 +277,11 @@ def _largest(manifest: Manifest, count: int) -> int:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Prevent every other thread and process from fetching `path` too."""
-    # O_NOFOLLOW: others may write to the folder, and their link could name any file of ours.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock = path.with_suffix(".lock")
     try:
-        descriptor = os.open(path.with_suffix(".lock"), flags, 0o666)
+        descriptor = open_private(str(lock), os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise unwritable(path.with_suffix(".lock"), error) from None
+        raise unwritable(lock, error) from None
     with open(descriptor, "r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -6,13 +6,17 @@ import importlib.metadata
 import os
 import platform
 import socket
+import stat
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pion.errors import BadInput
+from pion.untrusted import read_file
 from pipeline.machine.rented import is_rented, rented_since
 
 _PACKAGES = ("pion", "torch", "ray", "transformers", "numpy", "safetensors", "tokenizers")
@@ -142,8 +146,11 @@ def code_version() -> CodeVersion:
     return CodeVersion(commit, dirty, versions)
 
 
+GIT_SECONDS = 10.0
 # Of an untracked file with more bytes, only the size counts.
 LARGEST_CODE = 1 << 20
+# Of all changes together, bytes beyond these don't count.
+LARGEST_CHANGES = 64 << 20
 
 
 def checkout(root: Path) -> tuple[str | None, str | None]:
@@ -154,43 +161,65 @@ def checkout(root: Path) -> tuple[str | None, str | None]:
         return None, None  # an installed package, perhaps inside another project's checkout
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "diff", "HEAD") or b""
+    digest, room = hashlib.sha256(changes), LARGEST_CHANGES - len(changes)
     others = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or b""
     for name in filter(None, others.split(b"\0")):
-        changes += name + b"\0" + _content(root / os.fsdecode(name))
-    dirty = hashlib.sha256(changes).hexdigest()[:12] if changes else None
+        content = _content(root / os.fsdecode(name), min(LARGEST_CODE, max(0, room)))
+        digest.update(name + b"\0" + content)
+        room -= len(content)
+    dirty = digest.hexdigest()[:12] if changes or others else None
     return (commit.decode().strip() if commit else None), dirty
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, limit: int) -> bytes:
     """Return bytes that differ between two versions of an untracked file.
 
-    A large file is data, not code, so only its size counts.
+    A file of more than `limit` bytes is data, not code, so only its size counts. Of a link, the
+    target's name counts. Nothing else is read: a device may have no end.
     """
     try:
-        size = path.stat().st_size
-        return path.read_bytes() if size <= LARGEST_CODE else str(size).encode()
-    except OSError:  # a broken link
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            return os.fsencode(os.readlink(path))
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        return read_file(path, limit) if status.st_size <= limit else str(status.st_size).encode()
+    except (OSError, BadInput):  # removed or grown meanwhile
         return b""
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:
+    """Return the first LARGEST_CHANGES bytes that git prints; None if git fails or takes 10 s."""
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
+        with subprocess.Popen(
+            ["git", "-C", str(root), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            late = threading.Timer(GIT_SECONDS, process.kill)
+            late.start()
+            try:
+                assert process.stdout is not None
+                printed = process.stdout.read(LARGEST_CHANGES)
+                if len(printed) == LARGEST_CHANGES:
+                    process.kill()
+                    return printed
+                return printed if process.wait() == 0 else None
+            finally:
+                late.cancel()
+    except OSError:
         return None
-    return done.stdout
 
 
 def _running(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot; None if it is gone or a
     zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        line = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    state, *rest = stat.rpartition(")")[2].split()  # the process name may contain anything
+    state, *rest = line.rpartition(")")[2].split()  # the process name may contain anything
     return None if state in "ZX" else int(rest[18])
 
 

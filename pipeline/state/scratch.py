@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.state.workspace import Workspace, default_root
+from pipeline.machine.private import private_cache_folder
+from pipeline.state.workspace import COPIES, Workspace
 
 
 @contextlib.contextmanager
@@ -20,7 +21,6 @@ def scratch_workspace(run_workspace: Workspace) -> Iterator[Workspace]:
     if not run_workspace.remote:
         yield run_workspace
         return
-    root = default_root()
-    root.mkdir(parents=True, exist_ok=True)
+    root = private_cache_folder(COPIES)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=root) as folder:
         yield Workspace(run_workspace.store, run_workspace.run, Path(folder))

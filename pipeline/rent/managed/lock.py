@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
 
-from pipeline.state.workspace import default_root
+from pipeline.machine.private import open_private, private_cache_folder
 
 
 @contextlib.contextmanager
@@ -14,11 +14,10 @@ def rental_lock(name: str, purpose: str = "watch") -> Iterator[Callable[[], bool
     """Yield a function that tries to lock the rental `name` for `purpose`, until the block ends.
 
     The function returns False while another process of this machine holds the lock. Call it again
-    to try again.
+    to try again. Raises BadInput if the lock's folder can't be made for this user alone.
     """
-    path = default_root().parent / f"{purpose}-{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    path = private_cache_folder() / f"{purpose}-{name}.lock"
+    with open(path, "ab", opener=open_private) as file:
 
         def try_lock() -> bool:
             try:

@@ -278,5 +278,5 @@ def test_a_budget_below_one_window_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BadInput, match="file/cache: can't be written"):
+    with pytest.raises(BadInput, match="file/cache: this folder can't be made"):
         ShardCache(tmp_path / "file" / "cache", BYTES)

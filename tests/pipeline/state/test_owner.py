@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from pion.untrusted import read_file
+from pipeline.state import owner
 from pipeline.state.owner import Owner, checkout, differences, is_running, may_take_over
 from tests.support.states import someone
 from tests.support.waiting import read_until, run_to_end
@@ -138,6 +140,60 @@ def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path:
 
     (tmp_path / "site-packages").mkdir()
     assert checkout(tmp_path / "site-packages") == (None, None)
+
+
+@pytest.fixture
+def new_checkout(tmp_path: Path) -> Path:
+    """A checkout without a commit, in which nothing is tracked."""
+    run_to_end(["git", "-C", tmp_path, "init", "-q"], check=True)
+    return tmp_path
+
+
+def dirty(folder: Path) -> str | None:
+    return checkout(folder)[1]
+
+
+def test_of_a_link_only_its_target_is_read_and_of_a_device_nothing(new_checkout: Path) -> None:
+    (new_checkout / "train.py").write_text("lr = 1\n")
+    (new_checkout / "zeros").symlink_to("/dev/zero")  # its size is 0, and it has no end
+    first = dirty(new_checkout)
+    (new_checkout / "zeros").unlink()
+    (new_checkout / "zeros").symlink_to("/dev/null")
+    assert None not in (first, dirty(new_checkout))
+    assert dirty(new_checkout) != first
+    (new_checkout / "zeros").unlink()
+    os.mkfifo(new_checkout / "pipe")  # reading it would wait forever
+    assert dirty(new_checkout) is not None
+
+
+def test_of_many_files_only_so_many_bytes_are_read(
+    new_checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "LARGEST_CHANGES", 3000)
+    read: list[int] = []
+
+    def reading(path: Path, limit: int) -> bytes:
+        read.append(path.stat().st_size)
+        return read_file(path, limit)
+
+    monkeypatch.setattr(owner, "read_file", reading)
+    for name in "abcdef":
+        (new_checkout / name).write_bytes(b"x" * 999)
+    assert dirty(new_checkout) is not None
+    assert sum(read) == 3 * 999
+
+
+def test_of_a_large_difference_only_the_beginning_is_read(
+    new_checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (new_checkout / "data").write_text("a\n")
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"]
+    for command in (["add", "."], commit):
+        run_to_end(["git", "-C", new_checkout, *command], check=True)
+    monkeypatch.setattr(owner, "LARGEST_CHANGES", 1 << 16)
+    (new_checkout / "data").write_text("b\n" * (1 << 18))
+    assert len(owner._git(new_checkout, "diff", "HEAD") or b"") == 1 << 16
+    assert dirty(new_checkout) is not None
 
 
 def test_differences_between_two_owners_name_what_changed() -> None:
