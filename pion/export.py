@@ -120,6 +120,7 @@ def _foreign(folder: Path) -> list[str]:
 def check_replaceable(out: str | Path) -> None:
     """Raise BadInput unless `out` is absent, an empty folder or an earlier export."""
     out = Path(out)
+    refuse_current_folder(out)
     if not out.exists():
         return
     if not out.is_dir():
@@ -130,6 +131,15 @@ def check_replaceable(out: str | Path) -> None:
         raise BadInput(
             f"{out} contains files that are not part of a Pion export{found}. Nothing was changed. "
             "Name a different folder, or move these files away."
+        )
+
+
+def refuse_current_folder(out: Path) -> None:
+    """Raise BadInput if `out` is the current folder or above it, which can't be replaced."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise BadInput(
+            f"{out} is the folder that you are in, or above it, and would be replaced. Nothing was "
+            f"changed. Name a new folder, such as {out / 'model'}."
         )
 
 

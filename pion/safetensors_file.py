@@ -16,8 +16,11 @@ def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write contiguous `tensors` to `path`. Raises OSError if the file can't be written."""
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+        path.chmod(mode)  # safetensors makes files for this user alone, whatever the umask
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:

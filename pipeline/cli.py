@@ -7,7 +7,6 @@ import difflib
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pion.errors import BadInput, PionError
 from pion.rust_panic import is_panic
+from pipeline.console.bug_file import report_bug
+from pipeline.console.formats import printable, show
+from pipeline.console.masking import masked, refuse_secret_arguments
+from pipeline.console.userinfo import refuse_endpoints
 from pipeline.machine.refusals import refusal
 from pipeline.rent.cli import Add, Command, add_rent_commands
 from pipeline.run.signals import early_sigterm
@@ -32,7 +35,6 @@ MODEL_HELP = (
 )
 OVERRIDES_HELP = "fields to change, such as sft.lr=1e-4"
 RUN_HELP = "a name in runs/, or STORE/NAME"
-TRACEBACK_LIMIT = 100
 EXIT_CODES = """\
 exit codes:
   0   done
@@ -58,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv is None and arguments[:1] == ["run"]:
             early_sigterm()
+        refuse_secret_arguments(arguments)
         args = _parse(arguments)
+        refuse_endpoints(os.environ)
         code: int = args.command(args)
         sys.stdout.flush()
         return code
@@ -66,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except PionError as error:
         ending = _ending(error, arguments)
-        print(f"error: {ending}", file=sys.stderr)
+        _print_error(str(ending))
         return ending.exit_code
     except KeyboardInterrupt:
         return 130
@@ -79,10 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         refused = refusal(error)
         if refused is not None:
-            print(f"error: {refused}", file=sys.stderr)
+            _print_error(str(refused))
             return refused.exit_code
-        print(_bug(error), file=sys.stderr)
+        print(report_bug(error, arguments), file=sys.stderr)
         return 1
+
+
+def _print_error(message: str) -> None:
+    """Print the error with which the command ends, without secrets and control characters."""
+    print(f"error: {printable(masked(message))}", file=sys.stderr)
 
 
 def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
@@ -97,21 +106,6 @@ def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
         return error
     command = f"`pion {shlex.join(arguments)}`"
     return verdict(error, Moment.NO_WORK, "Nothing was lost.", command=command)
-
-
-def _bug(error: BaseException) -> str:
-    import tempfile
-
-    handle, path = tempfile.mkstemp(prefix="pion-bug-", suffix=".txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as log:
-        log.write(f"pion {' '.join(sys.argv[1:])}\n\n")
-        # The limit overrides sys.tracebacklimit, which SkyPilot sets to 0.
-        traceback.print_exception(error, limit=TRACEBACK_LIMIT, file=log)
-    return (
-        f"error: this is a bug in Pion: {type(error).__name__}: {error}\n"
-        f"Everything that was committed is safe. The traceback is in {path} (PION_DEBUG=1 prints "
-        "it here)."
-    )
 
 
 # ---------------------------------------------------------------- arguments
@@ -131,7 +125,8 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n(see {self.prog} --help)\n")
+        words = printable(masked(message))
+        self.exit(2, f"error: {words}\n(see {self.prog} --help)\n")
 
 
 class _Version(argparse.Action):
@@ -412,7 +407,7 @@ def _import_seed(args: argparse.Namespace) -> int:
     from pipeline.commands.import_seed import import_seed_folder
 
     tokenizer = Path(args.tokenizer) if args.tokenizer else None
-    print(import_seed_folder(Path(args.file), Path(args.folder), tokenizer))
+    show(import_seed_folder(Path(args.file), Path(args.folder), tokenizer))
     return 0
 
 
@@ -446,7 +441,7 @@ def _prove(args: argparse.Namespace) -> int:
     from pipeline.prove.proof import ProofOptions, prove
 
     options = ProofOptions(args.kills, args.store, args.seed, args.json, args.keep)
-    return prove(args.job, args.overrides, options, say=partial(print, flush=True))
+    return prove(args.job, args.overrides, options, say=show)
 
 
 def _report(args: argparse.Namespace) -> int:

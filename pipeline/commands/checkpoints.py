@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pipeline.console.formats import moment, size
+from pipeline.console.formats import moment, show, size
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import read_run
 from pipeline.state.records import CheckpointEntry
@@ -32,12 +32,12 @@ def show_checkpoints(run: str, *, verify: bool, as_json: bool) -> int:
     if as_json:
         print(json.dumps(rows, indent=1))
     elif not rows:
-        print(f"{state.name} has no checkpoint yet")
+        show(f"{state.name} has no checkpoint yet")
     else:
         for entry in head.checkpoints:
             problem = problems[entry.key]
             checked = problem or ("verified now" if verify else "verified when saved")
-            print(
+            show(
                 f"{entry.stage:<8} step {entry.step:>7,}  {moment(entry.at)}  "
                 f"{size(entry.bytes):>8}  weights {entry.model_sha256[:12]}  {checked}"
             )

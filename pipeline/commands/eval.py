@@ -19,6 +19,7 @@ from pion.evaluate import HeldOut, Scorer, summarize, token_nll
 from pion.model.decoder import Decoder
 from pion.multiple_choice import multiple_choice, read_questions
 from pion.untrusted import read_file
+from pipeline.console.formats import show
 
 TOKENS_AT_ONCE = 8192
 # Of a text, which is tokenized as a whole.
@@ -35,12 +36,12 @@ def eval_files(
         return 0
     for name, r in results.items():
         if "accuracy" in r:
-            print(
+            show(
                 f"{name}: accuracy {r['accuracy']:.1%} ± {r['accuracy_sem']:.1%} "
                 f"(chance {r['chance']:.1%}, {r['questions']:,} questions)"
             )
         else:
-            print(
+            show(
                 f"{name}: bits per byte {r['bits_per_byte']:.4f} ± {r['bits_per_byte_sem']:.4f}, "
                 f"loss {r['loss']:.4f} ± {r['loss_sem']:.4f}, perplexity {r['perplexity']:.2f} "
                 f"({r['tokens']:,} tokens, {r['bytes']:,} bytes)"

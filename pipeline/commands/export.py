@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from pipeline.console.formats import show
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model, load_tokenizer
 
@@ -28,7 +29,7 @@ def export(model: str, folder: str, model_type: str | None = None) -> int:
     decoder = load_model(found)
     export_model(decoder, found.tokenizer, folder, model_type=model_type)
     difference = verify_export(folder, decoder, found.tokenizer, _TEXTS, model_type=model_type)
-    print(
+    show(
         f"{folder}: {found.label}; loaded again with transformers, "
         f"logits differ by at most {difference:.1e}"
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput, PionError
-from pipeline.console.formats import size
+from pipeline.console.formats import show, size
 from pipeline.job import STAGES
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
@@ -46,8 +46,8 @@ def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
     with before_work("Nothing was forked."):
         state, head = read_run(run)
     store, name = (state.store, new) if "/" not in new else _named(new)
-    entry = fork_run(state, head, RunState(store, name), at=at, stage=stage, say=print)
-    print(
+    entry = fork_run(state, head, RunState(store, name), at=at, stage=stage, say=show)
+    show(
         f"created {store.url}/{name} from {state.name} at {entry.stage} step {entry.step:,}. "
         f"To train it: pion run JOB name={name}"
         + ("" if store.url == state.store.url else f" store={store.url}")

@@ -34,6 +34,9 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
             f"{file} is not a .pt checkpoint of an original Pion, Tachyon 2 or Daisy-Wee. Pion can "
             "load it without an import"
         )
+    from pion.export import refuse_current_folder  # imports torch
+
+    refuse_current_folder(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} exists and is not empty. Choose a different folder")
     source = tokenizer_file or found.tokenizer

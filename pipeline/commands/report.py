@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pion.data.arrays import write_atomically
 from pion.errors import BadInput
+from pipeline.console.formats import show
 from pipeline.report.of_run import write_run_report
 from pipeline.state.find_run import read_run
 from pipeline.state.recorded_job import recorded_job
@@ -28,5 +29,5 @@ def rewrite_report(run: str, *, as_json: bool) -> int:
     if state.store.local_path(state.name) is None:
         report, path = path.read_bytes(), Path(f"{state.name}-report.html")
         write_atomically(path, report)
-    print(json.dumps({"report": str(path)}) if as_json else path)
+    show(json.dumps({"report": str(path)}) if as_json else str(path))
     return 0

@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from pipeline.console.formats import duration, moment, printable, size
+from pipeline.console.formats import duration, moment, show, size
 from pipeline.cost.by_cause import costs_of
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.state.find_run import read_run, runs_in
@@ -28,15 +28,15 @@ def show_status(run: str, *, as_json: bool) -> int:
         about = {"cost": costs.to_dict(), "rental": rental and dataclasses.asdict(rental)}
         print(json.dumps({**status, **about}, indent=1))
         return 0
-    print(f"{status['run']} in {status['store']}")
+    show(f"{status['run']} in {status['store']}")
     for stage, about in status["stages"].items():
-        print(f"  {stage:<9} {_stage_in_words(about)}")
-    print(f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}")
-    print(f"owner: {_owner_in_words(status)}")
+        show(f"  {stage:<9} {_stage_in_words(about)}")
+    show(f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}")
+    show(f"owner: {_owner_in_words(status)}")
     if rental is not None:
-        print(printable(f"machines: rented from {rental.host} since {moment(rental.at)}"))
+        show(f"machines: rented from {rental.host} since {moment(rental.at)}")
     for line in [*_cost_lines(costs), *_remarks(status)]:
-        print(line)
+        show(line)
     return 0
 
 
@@ -50,12 +50,12 @@ def show_runs(*, as_json: bool) -> int:
     if as_json:
         print(json.dumps(runs, indent=1))
     elif not runs:
-        print(f"no runs in {store.url}; start one: pion run jobs/demo.yaml")
+        show(f"no runs in {store.url}; start one: pion run jobs/demo.yaml")
     else:
         width = max(len(status["run"]) for status in runs)
         for status in runs:
             done = [s for s, about in status["stages"].items() if about["state"] == "done"]
-            print(
+            show(
                 f"{status['run']:<{width}}  done: {', '.join(done) or 'nothing'}; "
                 f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}; "
                 f"owner: {_owner_in_words(status)}"
@@ -102,7 +102,7 @@ def _owner_in_words(status: dict[str, Any]) -> str:
             words += f", loss {progress['loss']:.4f}"
         if progress.get("tokens_per_second"):
             words += f", {progress['tokens_per_second']:,.0f} tokens/s"
-    return printable(words)
+    return words
 
 
 def _cost_lines(costs: Costs) -> list[str]:
@@ -112,7 +112,7 @@ def _cost_lines(costs: Costs) -> list[str]:
     lines = [f"{'time' if costs.dollars is None else 'cost'}: {costs.describe()}"]
     for machine in costs.machines:
         if machine.rented:
-            lines.append(printable(f"  {moment(machine.begin)}  {_machine_in_words(machine)}"))
+            lines.append(f"  {moment(machine.begin)}  {_machine_in_words(machine)}")
     return lines
 
 
@@ -134,7 +134,7 @@ def _remarks(status: dict[str, Any]) -> list[str]:
     for stage, skipped in status["skipped"].items():
         lines += [
             f"left out: {stage} rows {rows['first']:,} to {rows['stop'] - 1:,} "
-            f"(step {rows['step']:,}: {printable(rows['why'])})"
+            f"(step {rows['step']:,}: {rows['why']})"
             for rows in skipped
         ]
     return lines + status["notes"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pion.errors import BadInput, PionError, Stopped
-from pipeline.console.formats import duration, printable
+from pipeline.console.formats import duration, show
 from pipeline.state.find_run import read_run
 from pipeline.state.heartbeat import HEARTBEAT_SECONDS
 from pipeline.state.owner import Owner, is_running
@@ -26,7 +26,7 @@ def stop(run: str, *, wait: bool) -> int:
     Raises BadInput if there is no such run, and PionError as `stop_run` does.
     """
     state, head = read_run(run)
-    return stop_run(state, head, wait=wait, say=lambda text: print(text, flush=True))
+    return stop_run(state, head, wait=wait, say=show)
 
 
 def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
@@ -115,7 +115,7 @@ def _saved(state: RunState, head: Head) -> str:
 
 def _owner(head: Head) -> str:
     assert head.owner is not None
-    return printable(f"Its owner, {head.owner.describe()},")
+    return f"Its owner, {head.owner.describe()},"
 
 
 def _last_sign(state: RunState, head: Head) -> str:

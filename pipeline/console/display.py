@@ -110,7 +110,7 @@ class Display:
                 case CheckpointSaved():
                     self._show_checkpoint(message)
                 case Note():
-                    self._line(printable(message.text), style="yellow")
+                    self._line(message.text, style="yellow")
                 case Summary():
                     self._show_summary(message)
                 case _:
@@ -158,7 +158,7 @@ class Display:
 
     def _show_sample(self, sample: Sample) -> None:
         self._line(f"{sample.stage} step {sample.step:,}: sample for {sample.prompt!r}")
-        for line in printable(sample.text).strip("\n").split("\n"):
+        for line in sample.text.strip("\n").split("\n"):
             self._line(f"    | {line}", style="dim", stamp=False)
 
     def _show_checkpoint(self, checkpoint: CheckpointSaved) -> None:
@@ -177,13 +177,14 @@ class Display:
         self._progress = None
         width = max((len(label) for label, _ in summary.rows), default=0)
         for label, value in summary.rows:
-            self._line(f"{label:<{width}}  {printable(str(value))}", stamp=False)
+            self._line(f"{label:<{width}}  {value}", stamp=False)
 
     # ------------------------------------------------------------ writing
 
     def _line(self, text: str, *, style: str = "", stamp: bool = True) -> None:
         if self._silent:
             return
+        text = printable(text)
         try:
             if self._console is not None:
                 from rich.text import Text
@@ -236,7 +237,8 @@ class Display:
                     facts = " · ".join(self._facts(step))
                 case PrepareProgress() as progress:
                     done, total = progress.done, progress.total or 0.0
-                    title, count = f"prepare: {progress.what}", _amount(progress)
+                    title = printable(f"prepare: {progress.what}")
+                    count = _amount(progress)
                     facts = ""
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column()

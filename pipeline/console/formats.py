@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def show(text: str) -> None:
+    """Print text that may come from a store, a model or a job, without control characters."""
+    print(printable(text), flush=True)
+
+
 def duration(seconds: float) -> str:
     """Return `0.4 s`, `12 s`, `3 min 20 s`, `5 h 02 min` or `3 d 4 h`."""
     if seconds < 10:

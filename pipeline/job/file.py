@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pion.errors import BadInput
 from pion.untrusted import DEEPEST, LARGEST_JOB, read_file, too_large
+from pipeline.console.userinfo import refuse_in_values
 from pipeline.job import Job
 from pipeline.job.bounded_yaml import BoundedLoader, unreadable
 from pipeline.job.bounds import beyond_bounds
@@ -37,11 +38,12 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Return the job of a file, with `key=value` overrides applied.
 
     Raises:
-        BadInput: the file can't be read or parsed, any field is wrong, or a number exceeds its
-            bound; the message lists every mistake with its line, dotted path, value and what was
-            expected.
+        BadInput: the file can't be read or parsed, a URL in it has a user or a password, any field
+            is wrong, or a number exceeds its bound; the message lists every mistake with its line,
+            dotted path, value and what was expected.
     """
     document = _parse(Path(path), overrides)
+    refuse_in_values(document.values, str(path))
     job = _validated(document, Path(path))
     mistakes = beyond_bounds(job, document)
     if mistakes:

@@ -39,6 +39,8 @@ def refusal(error: BaseException) -> PionError | None:
     """
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
         return _unwritable_name(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return BadInput(f"{str(error.filename)[:80]}… is too long for the name of a file. {_SAFE}")
     where = _where(error)
     if isinstance(error, OSError) and error.errno in _FORBIDDEN:
         return BadInput(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.kill_points import HALT_AT
-from pipeline.state.workspace import default_root
+from pipeline.machine.private import private_cache_folder
 from pipeline.workers.reaper import children_of, session_processes
 
 POLL_SECONDS = 0.01
@@ -83,9 +83,7 @@ class Place:
     """
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
-        root = default_root().parent
-        root.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix="prove-", dir=root))
+        self.folder = Path(tempfile.mkdtemp(prefix="prove-", dir=private_cache_folder()))
         # A short path, because Ray puts Unix sockets into it.
         self.temporary = Path(tempfile.mkdtemp(prefix="pp-"))
         self._variables = dict(variables or {})

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_JOB, read_file
 from pipeline.job.bounded_yaml import check_yaml
+from pipeline.rent.recorded_secrets import refuse_recorded_secrets, secrets_written
 from pipeline.rent.skypilot import close_names, known_clouds, quiet, sky_module
 
 JOB_VARIABLE = "JOB"
@@ -66,11 +69,13 @@ def read_sky_yaml(path: str | Path) -> SkyYaml:
     """Read the rental that a SkyPilot task YAML describes.
 
     Raises:
-        BadInput: there is no such file, SkyPilot does not accept it, it is not one task, or it
-            lacks the JOB variable that tells the machine what to run.
+        BadInput: there is no such file, SkyPilot does not accept it, it is not one task, it shows
+            a secret outside of `secrets:`, or it lacks the JOB variable that tells the machine what
+            to run.
     """
     path = Path(path)
     config = _parse(path)
+    refuse_recorded_secrets(config, str(path))
     envs = _variables(path, config, "envs")
     if JOB_VARIABLE not in envs:
         raise BadInput(
@@ -113,7 +118,11 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         yaml_utils.check_no_duplicate_keys(text)
         documents = [d for d in yaml_utils.safe_load_all(text) if d is not None]
-    except Exception as error:  # a YAML error, or SkyPilot's error for a duplicate key
+    except yaml.MarkedYAMLError as error:  # as text, it would quote lines, perhaps with a secret
+        mark = error.problem_mark or error.context_mark
+        at = f" line {mark.line + 1}" if mark else ""
+        raise BadInput(f"{path}{at}: not YAML: {error.problem or error.context}") from None
+    except Exception as error:  # another YAML error, or SkyPilot's error for a duplicate key
         raise BadInput(f"{path}: not YAML: {error}") from None
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise BadInput(
@@ -149,7 +158,10 @@ def _load(path: Path, config: Mapping[str, Any], given: Mapping[str, str]) -> An
             f"list ({type(error).__name__}). Check the network, or name GPUs instead of sizes."
         ) from None
     except Exception as error:  # SkyPilot raises ValueError, AssertionError and many others
-        raise BadInput(f"{path}: {_unknown_cloud(config) or error}") from None
+        words = _unknown_cloud(config) or str(error)
+        for value in secrets_written(config).values():
+            words = words.replace(value, "<secret>")
+        raise BadInput(f"{path}: {words}") from None
 
 
 def _unknown_cloud(config: Mapping[str, Any]) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from pion.config import ModelConfig
 from pipeline.console.formats import duration
 from pipeline.job import Job, Train
+from pipeline.models.find import HUB_REPO
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.result_tables import (
     choice_rows,
@@ -116,7 +117,7 @@ def front_matter(job: Job) -> str:
 def _introduction(job: Job, config: ModelConfig, parameters: int) -> str:
     assert job.publish is not None
     first = job.section(job.train_stages[0])
-    start = f"from `{first.init_from}`" if first.init_from else "from random weights"
+    start = f"from {_origin(job, first.init_from)}" if first.init_from else "from random weights"
     what = "A conversational" if job.sft else "A base"
     steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
     tokens = human_count(sum(trained_tokens(job, stage) for stage in job.train_stages))
@@ -127,6 +128,15 @@ def _introduction(job: Job, config: ModelConfig, parameters: int) -> str:
     return (
         f"{job.publish.description.strip()}\n\n{sentence}" if job.publish.description else sentence
     )
+
+
+def _origin(job: Job, init_from: str) -> str:
+    """Return the model that training began with: a Hub repository, or else its last name alone."""
+    repo = init_from.removeprefix("hf://")
+    here = (job.input_path(init_from), Path(init_from).expanduser())
+    if HUB_REPO.fullmatch(repo) and not any(path.exists() for path in here):
+        return f"[{repo}](https://huggingface.co/{repo.partition('@')[0]})"
+    return f"`{PurePath(init_from).name}`"
 
 
 def _runs_in(config: ModelConfig) -> str:

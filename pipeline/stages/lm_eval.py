@@ -103,10 +103,14 @@ def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[st
 
 
 def _model_args(model: Path) -> str:
+    """Return the model's arguments as JSON: in a list `key=value,…`, a comma in the path would add
+    arguments."""
     from pion.exports.modelling_files import runs_only_our_code
 
-    trust = ",trust_remote_code=True" if runs_only_our_code(model) else ""
-    return f"pretrained={model.resolve()}{trust}"
+    arguments: dict[str, Any] = {"pretrained": str(model.resolve())}
+    if runs_only_our_code(model):
+        arguments["trust_remote_code"] = True
+    return json.dumps(arguments)
 
 
 @contextmanager

@@ -11,13 +11,13 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pion.errors import BadInput, PionError
+from pipeline.machine.private import cache_folder, open_private, private_cache_folder
 from pipeline.state.record_json import FORMAT, Damaged, parse
 from pipeline.state.stores import Missing, Store, StoreError
 from pipeline.state.stores.base import check_key
@@ -27,6 +27,8 @@ from pipeline.state.stores.local import explained
 # written last.
 FILES = "files.json"
 _KEPT = ".kept.json"
+# The folder of the copies of remote runs, below the cache folder.
+COPIES = "runs"
 _TRANSFERS = 4
 
 # The files that a folder must have: name below the folder → (bytes, sha256).
@@ -36,16 +38,21 @@ Progress = Callable[[int, int], None]
 
 def default_root() -> Path:
     """Return the folder of this machine's copies of remote runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pion" / "runs"
+    return cache_folder() / COPIES
 
 
 class Workspace:
-    """The files of run `run` of `store` on this machine. Keys are relative to the run."""
+    """The files of run `run` of `store` on this machine. Keys are relative to the run.
+
+    Copies of a remote run are for this user alone. Raises BadInput if that is not possible.
+    """
 
     def __init__(self, store: Store, run: str, root: Path | None = None) -> None:
         self.store, self.run = store, run
         self.remote = store.local_path(run) is None
         name = hashlib.sha256(store.url.encode()).hexdigest()[:12]
+        if self.remote and root is None:
+            private_cache_folder(COPIES)
         self._root = (root or default_root()) / name / run
 
     def folder(self, key: str) -> Path:
@@ -175,7 +182,7 @@ class Workspace:
         lock = self._root / f".lock-{key.replace('/', '-')}"
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            with lock.open("ab") as file:
+            with open(lock, "ab", opener=open_private) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield
         except OSError as error:

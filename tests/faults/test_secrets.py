@@ -46,17 +46,22 @@ sys.exit(main(sys.argv[1:]))
 
 @dataclass
 class Traces:
-    """The output and files of failing runs, by where they were found."""
+    """The output and files of failing runs, by where they were found, and the modes of files."""
 
     codes: list[int] = field(default_factory=list)
     found: dict[str, bytes] = field(default_factory=dict)
+    modes: dict[str, int] = field(default_factory=dict)
 
     def run(self, name: str, command: list[str], environment: dict[str, str]) -> None:
         """Run a command. During the run, record its processes' command lines, and keep Ray's files,
         which Ray deletes at the end."""
         links = Path(tempfile.mkdtemp(dir=environment["TMPDIR"]))
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            umask=0,  # without a umask, everyone may read what is made
         )
         listed: set[str] = set()
         output = bytearray()
@@ -158,6 +163,7 @@ def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, worke
         traces.run("a bug", with_a_bug, environment)
     for place in {folder, temporary}:
         for path in place.rglob("*"):
+            traces.modes[str(path.relative_to(place))] = path.stat().st_mode & 0o777
             if path.is_file():
                 traces.found[f"file {path.relative_to(place.parent)}"] = path.read_bytes()
     client: Any = s3.client()
@@ -189,6 +195,14 @@ def test_the_runs_failed_as_expected(traces: Traces) -> None:
 @pytest.mark.parametrize("name", SECRETS)
 def test_no_trace_of_a_failing_run_holds_a_secret(traces: Traces, name: str) -> None:
     assert traces.holding(SECRETS[name]) == []
+
+
+def test_copies_of_the_run_and_bug_files_are_for_this_user_alone(traces: Traces) -> None:
+    assert traces.modes["cache/pion"] == 0o700
+    assert traces.modes["cache/pion/runs"] == 0o700
+    bugs = {path: mode for path, mode in traces.modes.items() if "pion-bug-" in path}
+    assert bugs
+    assert set(bugs.values()) == {0o600}
 
 
 @pytest.mark.soak

@@ -1,7 +1,9 @@
 """Transformers loads an exported folder as stock Qwen3, with exactly the trained model."""
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,6 +207,30 @@ def test_pion_loads_its_own_export(exported: Path, decoder: Decoder, tokenizer: 
 
 
 # ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_every_file_follows_the_umask(
+    umask: int, decoder: Decoder, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        export_model(decoder, tokenizer_path, tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
+    assert modes == {0o666 & ~umask}
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o777 & ~umask
+
+
+def test_the_current_folder_is_refused(
+    decoder: Decoder, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", str(tmp_path), ".."):
+        with pytest.raises(BadInput, match="is the folder that you are in, or above it"):
+            export_model(decoder, tokenizer_path, folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_architecture_that_does_not_fit_is_refused_with_the_reason(

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput, PionError
+from pipeline.console.formats import printable
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.check import of_job, of_rental
@@ -128,7 +129,7 @@ def print_rows(rows: Sequence[CheckRow]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(MARKS[row.ok], Text(row.name), Text(row.words))
+        table.add_row(MARKS[row.ok], Text(printable(row.name)), Text(printable(row.words)))
     Console(highlight=False).print(table)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pion.errors import BadInput
+from pipeline.console.userinfo import refuse_endpoint
 from pipeline.data.sources import find_input
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.rent.check.of_job import count_parameters, is_prepared
@@ -42,6 +43,7 @@ def check_reach(job: Job) -> list[CheckRow]:
             "store=s3://bucket/prefix or store=hf://user/repo."
         )
     endpoint = _endpoint(job.store)
+    refuse_endpoint(f"the endpoint of {job.store}", endpoint)
     host = urlsplit(endpoint).hostname or ""
     if _is_local(host) and os.environ.get(LOOPBACK_VARIABLE) != "1":
         raise BadInput(

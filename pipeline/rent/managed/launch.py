@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pion.errors import BadInput
-from pipeline.console.formats import duration
+from pipeline.console.formats import duration, show
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.rent.managed.at_work import owner_age
@@ -49,7 +49,7 @@ def launch(
     state = RunState(open_store(job_file.job.store), job_file.job.name)
     order = make_order(state, job_file, sky_yaml, force=force)
     if dry_run:
-        print(task_yaml(order.config))
+        show(task_yaml(order.config))
         return 0
     require_checks(order, force=force)
     with before_work("Nothing was rented."):

@@ -17,6 +17,7 @@ from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.say import say_now
 from pipeline.rent.managed.task import make_task, task_config, task_variables
+from pipeline.rent.recorded_secrets import refuse_recorded_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.state.run_state import RunState
 
@@ -67,7 +68,8 @@ def make_order(
     """Return the order to run a job on the machines of `sky_yaml`.
 
     `force` accepts spot prices above the on-demand price. `variables` are added to the task's.
-    Raises BadInput if the job file would not be copied to the machine.
+    Raises BadInput if the job file would not be copied to the machine, or if SkyPilot's record of
+    the task would show a secret.
     """
     job = job_file.job
     accepted = with_candidates(sky_yaml, fitting(job, sky_yaml, force=force))
@@ -75,6 +77,7 @@ def make_order(
     envs.update(variables or {})
     name = rental_name(state.store.url, state.name)
     config = task_config(accepted, name, envs, job.prices)
+    refuse_recorded_secrets(config, "the task")
     return Order(state, name, envs["PION_LAUNCH_ID"], job_file, sky_yaml, config)
 
 

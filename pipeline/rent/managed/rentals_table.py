@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.console.formats import duration, moment
+from pipeline.console.formats import duration, moment, show
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.say import say_now
 
@@ -59,7 +59,7 @@ def print_table(
         _print_machines(machines)
         _print_jobs(jobs)
     else:
-        print(f"nothing was ever rented for {run}" if run else "nothing is rented")
+        show(f"nothing was ever rented for {run}" if run else "nothing is rented")
     if not runpod_asked:
         say_now("RunPod was not asked: this machine has no key for it (runpod config)")
     orphans = [machine for machine in machines if machine.state == "orphan"]
@@ -85,17 +85,17 @@ def _print_machines(machines: Sequence[ListedMachine]) -> None:
     ]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        show("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     known = [machine.dollars for machine in machines if machine.dollars is not None]
     if known:
-        print(f"${sum(known):.2f} in total; each machine counts until its last sign of life")
+        show(f"${sum(known):.2f} in total; each machine counts until its last sign of life")
 
 
 def _print_jobs(jobs: Sequence[ManagedJob]) -> None:
     for job in jobs:
         if job.live:
             place = f" on {job.place}" if job.place else ""
-            print(f"managed job {job.id} ({job.name}): {job.status}{place}")
+            show(f"managed job {job.id} ({job.name}): {job.status}{place}")
 
 
 def _when(machine: ListedMachine) -> str:

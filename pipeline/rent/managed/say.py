@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+
+from pipeline.console.formats import show
 
 Say = Callable[[str], None]
-say_now: Say = partial(print, flush=True)
+say_now: Say = show

@@ -112,10 +112,12 @@ def make_task(config: Mapping[str, Any], secrets: Mapping[str, str]) -> Any:
 
 
 def task_yaml(config: Mapping[str, Any]) -> str:
-    """Return the task as text, without secrets."""
+    """Return the task as text. Of its secrets, the text says only where they come from."""
     shown = deepcopy(dict(config))
     shown["secrets"] = {
-        name: "<from the environment>" if os.environ.get(name) else value
+        name: "<from the environment>"
+        if os.environ.get(name)
+        else (value and "<given in the YAML>")
         for name, value in (config.get("secrets") or {}).items()
     }
     if not shown["secrets"]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pion.errors import BadInput
+from pipeline.console.formats import printable
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate, what_would_fit
@@ -41,7 +42,7 @@ def show_plan(job: str, overrides: Sequence[str], *, gpus: Sequence[str], as_jso
     console = Console(highlight=False)
     console.print(_table(plan, estimates))
     for note in notes:
-        console.print(f"· {note}", markup=False, style="dim")
+        console.print(f"· {printable(note)}", markup=False, style="dim")
     return 0
 
 

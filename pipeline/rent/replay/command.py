@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
+from pipeline.console.formats import show
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.replay.numbers import Numbers, job_numbers
@@ -49,7 +50,7 @@ def show_replay(
     if as_json:
         print(json.dumps(_as_json(plan, numbers, on_demand, summaries), indent=1))
     else:
-        print("\n".join(_lines(plan, numbers, replay, on_demand, summaries)))
+        show("\n".join(_lines(plan, numbers, replay, on_demand, summaries)))
     if png is not None:
         _write_png(png, summaries, on_demand)
     return 0

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pion.errors import BadInput
+from pipeline.console.userinfo import is_url_with_userinfo, userinfo_refused
 from pipeline.state.stores.base import (
     Conflict,
     Entry,
@@ -35,8 +36,12 @@ def open_store(url: str) -> Store:
     path.
 
     Nothing is requested or created before the first read or write. Raises `BadInput` for other
-    forms and for a path that is not a folder.
+    forms, for a URL with a user or a password, and for a path that is not a folder.
     """
+    if is_url_with_userinfo(url):
+        raise userinfo_refused("the store", url)
+    if "\0" in url:
+        raise BadInput("store: a name can't have a NUL character.")
     scheme, separator, rest = url.partition("://")
     if not separator:
         path = url

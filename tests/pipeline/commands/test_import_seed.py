@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tests.paths import SEEDS
@@ -12,7 +13,10 @@ from tests.support.finished_run import tiny_tokenizer
 def test_a_seeds_checkpoint_becomes_a_folder_that_pion_loads(here: Path, pion: Pion) -> None:
     tiny_tokenizer().save("tokenizer.json")
     seed = str(SEEDS / "pion_nocap_ckpt.pt")
+    before = os.umask(0o002)
     code, out, _ = pion("import-seed", seed, "imported")
+    os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in Path("imported").iterdir()} == {0o664}
     assert code == 0
     assert "without a tokenizer" in out
     code, _, err = pion("import-seed", seed, "imported")

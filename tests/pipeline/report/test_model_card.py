@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +168,29 @@ def test_a_local_path_is_named_without_its_folders() -> None:
     card = card_of()
     assert "`notes.txt`" in card
     assert "someone" not in card
+
+
+@pytest.mark.parametrize(
+    ("init_from", "shown"),
+    [
+        ("/home/someone/secret-project/base", "`base`"),
+        ("secret-project/base.pt", "`base.pt`"),
+        ("s3://secret-project/runs/base", "`base`"),
+        ("hf://someone/secret-project/base", "`base`"),
+        ("Qwen/Qwen3-0.6B", "[Qwen/Qwen3-0.6B](https://huggingface.co/Qwen/Qwen3-0.6B)"),
+        ("hf://a/b@v1", "[a/b@v1](https://huggingface.co/a/b)"),
+    ],
+)
+def test_the_model_it_began_with_is_named_without_its_folders(
+    init_from: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret-project" / "base.pt").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    job = copy.deepcopy(JOB)
+    job["pretrain"]["init_from"] = init_from
+    card = card_of_history(history_of(Job.model_validate(job)))
+    assert f"trained from {shown} by" in card
+    assert "secret-project" not in card
 
 
 def test_it_shows_how_to_use_the_model() -> None:

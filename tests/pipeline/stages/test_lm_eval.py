@@ -57,10 +57,12 @@ def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
     tokenizer.save(tmp_path / "tokenizer.json")
     torch.manual_seed(0)
     model = Decoder(tiny_config(vocab_size=tokenizer.vocab_size, seq_len=64, softcap=softcap))
-    export_model(model, tmp_path / "tokenizer.json", tmp_path / "model")
+    # A path that would be several arguments in a list `key=value,…`.
+    folder = tmp_path / "a model,dtype=float16,x={1}"
+    export_model(model, tmp_path / "tokenizer.json", folder)
 
     options = TaskOptions(include_path=tmp_path / "tasks", working_folder=tmp_path, limit=4)
-    metrics = run_task("local_sums", tmp_path / "model", options)
+    metrics = run_task("local_sums", folder, options)
     assert set(metrics) == {"acc", "acc_stderr"}
     assert metrics["acc"] in (0, 0.25, 0.5, 0.75, 1)
 
@@ -128,7 +130,7 @@ def test_a_folder_with_code_that_pion_did_not_write_is_not_trusted(
     reports = "print(sys.argv, file=sys.stderr); sys.exit(1)"
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(reports, tmp_path))
     command = run_task("arc_easy", tmp_path)["skipped"]
-    assert f"'pretrained={tmp_path}'" in command
+    assert json.dumps({"pretrained": str(tmp_path)}) in command
     assert "trust" not in command
 
 

@@ -13,6 +13,7 @@ from botocore.config import Config
 from botocore.loaders import Loader
 
 from pion.errors import BadInput, PionError
+from pipeline.console.userinfo import refuse_endpoint
 from pipeline.state.stores.base import Conflict, Missing, StoreError, check_key
 from pipeline.state.stores.retry import retrying
 from pipeline.state.stores.s3 import errors
@@ -133,7 +134,9 @@ def _connect() -> "S3Client":
         tcp_keepalive=True,
     )
     try:
-        return session.client("s3", region_name=region_name() or "us-east-1", config=config)
+        client = session.client("s3", region_name=region_name() or "us-east-1", config=config)
+        refuse_endpoint("the S3 endpoint (AWS_ENDPOINT_URL)", client.meta.endpoint_url)
+        return client
     except ValueError as error:
         raise BadInput(
             "The S3 endpoint is not a URL: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL must look like "

@@ -1,0 +1,386 @@
+"""A secret, wherever it was written, is refused or travels, and is shown in no place."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import yaml
+
+import pipeline.cli
+from pipeline.cli import main
+from pipeline.rent.managed import launch as launching
+from tests.pipeline.rent.conftest import SkyHome
+from tests.pipeline.rent.conftest import sky_home as sky_home  # a fixture
+from tests.support.fake_provider import FakeProvider
+from tests.support.jobs import tiny_dict
+
+MARKER = "unmistakableMARKER0123456789"
+WITH_SLASH = "unmistakable/MARKER+0123456789"
+STORE = "s3://bucket/runs"
+RENTAL = """
+workdir: .
+resources:
+  infra: runpod
+  accelerators: A40
+  disk_size: 60
+  job_recovery: {strategy: EAGER_NEXT_REGION, recover_on_exit_codes: [75]}
+envs: {JOB: null, OVERRIDES: ""}
+secrets: {HF_TOKEN: "", AWS_ACCESS_KEY_ID: "", AWS_SECRET_ACCESS_KEY: ""}
+run: pion run "$JOB"
+"""
+S3_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+LAUNCH = ("launch", "jobs/tiny.yaml", "--on", "rental.yaml")
+
+
+@dataclass
+class Desk:
+    """A checkout on this machine, with everything that Pion could print, write or send from it."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+    capture: pytest.CaptureFixture[str]
+
+    def set(self, **variables: str) -> None:
+        for name, value in variables.items():
+            self.patch.setenv(name, value)
+
+    def rental(self, **sections: Any) -> None:
+        """Change sections of the SkyPilot YAML. Mappings are merged."""
+        config = yaml.safe_load(RENTAL)
+        for name, value in sections.items():
+            before = config.get(name)
+            merge = isinstance(value, dict) and isinstance(before, dict)
+            config[name] = {**before, **value} if merge else value
+        (self.folder / "rental.yaml").write_text(yaml.safe_dump(config))
+
+    def job(self, **changes: Any) -> None:
+        changes = {"store": STORE, **changes}
+        (self.folder / "jobs" / "tiny.yaml").write_text(yaml.safe_dump(tiny_dict(**changes)))
+
+    def pion(self, *arguments: str) -> tuple[int, str]:
+        """Run a command; return its exit code and everything that it printed."""
+        code = main(list(arguments))
+        return code, "".join(self.capture.readouterr())
+
+    def written(self) -> str:
+        """Return the content of every file below the test's folder, except what the test wrote."""
+        planted = ("rental.yaml", "tiny.yaml", "config")
+        files = [p for p in self.folder.parent.rglob("*") if p.is_file() and p.name not in planted]
+        return "".join(f"{path}\n{path.read_bytes().decode(errors='replace')}" for path in files)
+
+
+@pytest.fixture
+def desk(
+    sky_home: SkyHome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Desk:
+    folder = tmp_path / "project"
+    (folder / "jobs").mkdir(parents=True)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    found = Desk(folder, monkeypatch, capsys)
+    found.rental()
+    found.job()
+    return found
+
+
+def hides(text: str) -> bool:
+    """Return whether no part of a marker is in the text, in any spelling."""
+    return not any(
+        part in text for part in ("unmistakable", "MARKER", quote(WITH_SLASH, safe=""), "KEYID")
+    )
+
+
+# ---------------------------------------------------------------- userinfo in URLs
+
+URLS = {
+    "S3": f"s3://KEYID:{MARKER}@bucket/runs",
+    "S3, a slash in the secret": f"s3://KEYID:{WITH_SLASH}@bucket/runs",
+    "S3, only a secret": f"s3://{MARKER}@bucket/runs",
+    "Hub": f"hf://user:{MARKER}@repo/name",
+    "https": f"https://user:{MARKER}@host.example/x",
+    "http with a port": f"http://user:{MARKER}@127.0.0.1:9000",
+}
+
+
+@pytest.mark.parametrize("url", URLS.values(), ids=URLS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run jobs/tiny.yaml store=URL",
+        "run jobs/tiny.yaml publish.to=URL",
+        "run jobs/tiny.yaml data.sources=[{kind:text,path:URL}]",
+        "launch jobs/tiny.yaml --on rental.yaml --dry-run store=URL",
+        "check jobs/tiny.yaml store=URL",
+        "plan jobs/tiny.yaml store=URL",
+        "prove jobs/tiny.yaml --store URL",
+        "status URL/demo",
+        "checkpoints URL/demo",
+        "stop URL/demo",
+        "fork URL/demo new",
+        "report URL/demo",
+        "watch URL/demo",
+        "rentals URL/demo",
+        "generate URL/demo --prompt a",
+        "export URL/demo out",
+        "URL",
+    ],
+)
+def test_userinfo_in_an_argument_is_refused_and_not_repeated(
+    desk: Desk, command: str, url: str
+) -> None:
+    code, printed = desk.pion(*command.replace("URL", url).split())
+    assert code == 2, printed
+    assert "a user name or a password before the @" in printed
+    assert "in the environment" in printed
+    assert hides(printed + desk.written())
+
+
+@pytest.mark.parametrize(
+    ("field", "url", "instead"),
+    [
+        ("store", URLS["S3"], S3_KEYS),
+        ("publish__to", URLS["Hub"], "set HF_TOKEN in the environment"),
+        ("tokenizer", {"hub": URLS["https"]}, "set HF_TOKEN for the Hub"),
+        ("pretrain__init_from", URLS["S3, a slash in the secret"], S3_KEYS),
+        ("sft__init_from", URLS["Hub"], "set HF_TOKEN in the environment"),
+        ("data__sources", [{"kind": "text", "path": URLS["https"]}], "set HF_TOKEN for the Hub"),
+        ("no_such_field", URLS["S3"], S3_KEYS),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "check", LAUNCH[0]])
+def test_userinfo_in_a_job_file_is_refused_by_its_field(
+    desk: Desk, field: str, url: Any, instead: str, command: str
+) -> None:
+    desk.job(**{field: url})
+    on = ("--on", "rental.yaml") if command == "launch" else ()
+    code, printed = desk.pion(command, "jobs/tiny.yaml", *on)
+    words = " ".join(printed.replace("│", " ").split())
+    assert code == 2, printed
+    assert f"jobs/tiny.yaml: `{field.replace('__', '.')}" in words
+    assert instead in words
+    assert hides(printed + desk.written())
+
+
+@pytest.mark.parametrize(
+    ("variable", "instead"),
+    [
+        ("AWS_ENDPOINT_URL", S3_KEYS),
+        ("AWS_ENDPOINT_URL_S3", S3_KEYS),
+        ("HF_ENDPOINT", "set HF_TOKEN in the environment"),
+        ("WANDB_BASE_URL", "set WANDB_API_KEY in the environment"),
+    ],
+)
+@pytest.mark.parametrize("value", [URLS["https"], f"user:{MARKER}@host.example"])
+@pytest.mark.parametrize("command", ["run jobs/tiny.yaml", "status s3://bucket/x", "launch"])
+def test_userinfo_in_an_endpoint_is_refused_naming_the_variable(
+    desk: Desk, variable: str, instead: str, value: str, command: str
+) -> None:
+    desk.set(**{variable: value})
+    code, printed = desk.pion(*(LAUNCH if command == "launch" else command.split()))
+    assert code == 2
+    assert printed.startswith(f"error: {variable} is a URL with a user name or a password")
+    assert instead in printed
+    assert hides(printed + desk.written())
+
+
+def test_userinfo_in_the_endpoint_of_a_profile_is_refused(desk: Desk, sky_home: SkyHome) -> None:
+    (sky_home.folder / ".aws").mkdir()
+    (sky_home.folder / ".aws" / "config").write_text(f"[default]\nendpoint_url = {URLS['https']}\n")
+    for command in ("status s3://bucket/x", "run jobs/tiny.yaml"):
+        code, printed = desk.pion(*command.split())
+        assert code == 2
+        assert "the S3 endpoint (AWS_ENDPOINT_URL) is a URL with a user name" in printed
+        assert hides(printed + desk.written())
+
+
+def test_honest_urls_are_accepted() -> None:
+    from pipeline.console.userinfo import holds_userinfo, is_url_with_userinfo
+
+    for url in (
+        "s3://bucket/prefix",
+        "s3://bucket/a@b",
+        "hf://user/name@main",
+        "https://host.example",
+        "http://127.0.0.1:9000/path@x",
+        "http://[::1]:9000",
+        "file:///home/me@work/runs",
+        "file://user:x@/runs",
+        "user/name@v1.0",
+        "docker:user/image@sha256:0123",
+        "ssh://git@github.com/me/code",
+        "me@host:folder",
+        "https://user:$TOKEN@host.example",
+        "https://${TOKEN}@host.example",
+    ):
+        assert not is_url_with_userinfo(url), url
+        assert not holds_userinfo(f"see {url}, or [{url}]"), url
+
+
+def test_a_prompt_may_hold_anything(desk: Desk) -> None:
+    code, printed = desk.pion("generate", "nothing", "--prompt", URLS["https"])
+    assert (code, "no model 'nothing'" in printed) == (2, True)
+
+
+# ---------------------------------------------------------------- what SkyPilot gets
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"envs": {"HF_TOKEN": MARKER}}, "envs.HF_TOKEN is a secret"),
+        ({"envs": {"MY_PASSWORD": MARKER}}, "envs.MY_PASSWORD is a secret"),
+        ({"envs": {"WANDB_API_KEY": 123456789012345}}, "envs.WANDB_API_KEY is a secret"),
+        ({"envs": {"INNOCENT": f"x{MARKER}"}}, "envs.INNOCENT has the value of AWS_SECRET_ACCESS"),
+        ({"envs": {"AWS_ENDPOINT_URL": URLS["https"]}}, S3_KEYS),
+        ({"envs": {"AWS_ENDPOINT_URL": f"u:{MARKER}@host"}}, S3_KEYS),
+        ({"envs": {"DATABASE": f"postgres://u:{MARKER}@host/x"}}, "envs.DATABASE is a URL"),
+        ({"envs": {"HTTPS_PROXY": URLS["https"]}}, "envs.HTTPS_PROXY is a URL"),
+        ({"run": f"HF_TOKEN={MARKER}xy pion run"}, "run has the value of AWS_SECRET_ACCESS_KEY"),
+        ({"run": f"export MY_TOKEN='{WITH_SLASH}'\npion run"}, "run has a value of MY_TOKEN"),
+        ({"setup": f"curl {URLS['https']}"}, "setup is a URL with"),
+        ({"run": f"curl -H 'Bearer hf_{'MARKER' * 6}'"}, "run has a token"),
+        ({"file_mounts": {"/x": URLS["https"]}}, "file_mounts./x is a URL"),
+        ({"workdir": {"url": URLS["https"]}}, "workdir.url is a URL"),
+        ({"secrets": {"A": WITH_SLASH}, "envs": {"B": WITH_SLASH}}, "envs.B has the value of A"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_what_skypilot_would_show_is_refused(
+    desk: Desk, sections: dict[str, Any], words: str, more: tuple[str, ...]
+) -> None:
+    desk.set(AWS_SECRET_ACCESS_KEY=MARKER)
+    desk.rental(**sections)
+    code, printed = desk.pion(*LAUNCH, *more)
+    assert code == 2, printed
+    assert f"rental.yaml: {words}" in printed or words in printed
+    assert hides(printed + desk.written())
+
+
+@pytest.mark.parametrize(
+    "text", ["secrets: {A: [MARKER]}\nrum: x\n", "secrets: {A: MARKER\nrun: }\n", "MARKER: [a"]
+)
+def test_a_rental_that_can_not_be_read_is_refused_without_its_secrets(
+    desk: Desk, text: str
+) -> None:
+    written = f"envs: {{JOB: null}}\n{text.replace('MARKER', MARKER)}"
+    (desk.folder / "rental.yaml").write_text(written)
+    code, printed = desk.pion(*LAUNCH, "--dry-run")
+    assert code == 2
+    assert "rental.yaml" in printed
+    assert hides(printed + desk.written())
+
+
+@pytest.mark.parametrize("argument", ["publish.description=MARKER", "evaluate.prompts=[MARKER]"])
+@pytest.mark.parametrize("command", ["run", "launch"])
+def test_an_override_with_a_secret_of_the_environment_is_refused(
+    desk: Desk, argument: str, command: str
+) -> None:
+    desk.set(HF_TOKEN=MARKER)
+    on = ("--on", "rental.yaml") if command == "launch" else ()
+    code, printed = desk.pion(command, "jobs/tiny.yaml", *on, argument.replace("MARKER", MARKER))
+    assert code == 2
+    assert f"the argument {argument.partition('=')[0]} has the value of HF_TOKEN" in printed
+    assert hides(printed + desk.written())
+
+
+def test_secrets_travel_and_are_printed_written_and_recorded_nowhere(desk: Desk) -> None:
+    given = {name: f"{MARKER}{name}" for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY")}
+    desk.set(**given, AWS_ACCESS_KEY_ID=f"{MARKER}ID", WANDB_API_KEY=f"{MARKER}W")
+    desk.rental(secrets={"WRITTEN": f"{MARKER}written", "SHORT": "MARKER"})
+    code, printed = desk.pion(*LAUNCH, "--dry-run", f"store=file://{desk.folder}/runs")
+    assert code == 0
+    assert hides(printed)
+    shown = yaml.safe_load(printed)["secrets"]
+    assert shown == {
+        "HF_TOKEN": "<from the environment>",
+        "AWS_ACCESS_KEY_ID": "<from the environment>",
+        "AWS_SECRET_ACCESS_KEY": "<from the environment>",
+        "WRITTEN": "<given in the YAML>",
+        "SHORT": "<given in the YAML>",
+    }
+
+    sent: list[Any] = []
+
+    def submit(task: Any, name: str) -> int:
+        sent.append(task)
+        raise KeyboardInterrupt
+
+    provider = FakeProvider()
+    desk.patch.setattr(provider, "submit", submit)
+    desk.patch.setattr(launching, "Provider", lambda: provider)
+    desk.patch.setattr(launching, "require_checks", lambda order, **more: None)
+    code, printed = desk.pion(*LAUNCH, f"store=file://{desk.folder}/runs")
+    assert code == 130, printed
+    (task,) = sent
+    assert task.secrets["WRITTEN"].get_secret_value() == f"{MARKER}written"  # it does travel
+    record = yaml.safe_dump(task.to_yaml_config(use_user_specified_yaml=True))
+    assert "<redacted>" in record
+    assert hides(printed + record + yaml.safe_dump(dict(task.envs)) + str(task.run))
+    assert "rental.json" in desk.written()
+    assert hides(desk.written())
+
+
+# ---------------------------------------------------------------- bugs
+
+
+@pytest.fixture
+def buggy(desk: Desk) -> Callable[[], tuple[int, str]]:
+    """A command with a bug, whose message and arguments have secrets."""
+
+    words = f"{MARKER} {URLS['https']} {quote(WITH_SLASH, safe='')}\x1b[2J"
+
+    def broken(args: Any) -> int:
+        raise RuntimeError(words)  # the traceback quotes this line
+
+    desk.patch.setattr(pipeline.cli, "_status", broken)
+
+    def run() -> tuple[int, str]:
+        desk.set(HF_TOKEN=MARKER, AWS_SECRET_ACCESS_KEY=WITH_SLASH)
+        return desk.pion("status", "demo")
+
+    return run
+
+
+def test_a_bug_file_holds_no_secret_and_is_for_its_owner_alone(
+    desk: Desk, buggy: Callable[[], tuple[int, str]]
+) -> None:
+    umask = os.umask(0)
+    try:
+        code, printed = buggy()
+    finally:
+        os.umask(umask)
+    assert code == 1
+    assert "this is a bug in Pion: RuntimeError: <HF_TOKEN> https://<hidden>@host" in printed
+    assert hides(printed + desk.written())
+    assert "\x1b" not in printed
+    (file,) = (desk.folder.parent / "tmp").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "pion status demo" in file.read_text()
+    assert "<AWS_SECRET_ACCESS_KEY>" in file.read_text()
+
+
+def test_a_bug_without_room_for_its_file_is_one_line(
+    desk: Desk, buggy: Callable[[], tuple[int, str]]
+) -> None:
+    desk.patch.setattr(tempfile, "tempdir", str(desk.folder / "not there"))
+    code, printed = buggy()
+    assert code == 1
+    assert "could not be written to a file (No such file or directory)" in printed
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) == 2
+    assert hides(printed)

@@ -1,0 +1,217 @@
+"""What reaches a terminal has no control characters, and what reaches HTML is escaped."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.cli import main
+from pipeline.console.display import Display
+from pipeline.console.messages import (
+    Note,
+    Phase,
+    PrepareProgress,
+    Sample,
+    StageState,
+    Step,
+    Summary,
+)
+from pipeline.state.stores import FileStore
+from tests.paths import REPOSITORY
+from tests.support.jobs import tiny_dict, write_tiny_data
+from tests.support.light_run import light_run
+
+ATTACKS = {
+    "clear the screen": "\x1b[2J",
+    "window title": "\x1b]0;owned\x07",
+    "clipboard": "\x1b]52;c;cm0gLXJm\x1b\\",
+    "C1 control sequence": "\x9b31m",
+    "backspaces": "\x08\x08\x08\x7f",
+    "carriage return": "\rerror: nothing",
+    "reversed text": "\u202e\u2066",
+}
+ALL = "".join(ATTACKS.values())
+CONTROL = {*map(chr, range(32)), *map(chr, range(0x7F, 0xA0)), *"\u202a\u202e\u2066"} - {*"\n\t"}
+
+Pion = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def pion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Pion:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code = main(list(arguments))
+        printed = "".join(capsys.readouterr())
+        assert not CONTROL & set(printed), repr(printed)
+        return code, printed
+
+    return run
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_an_error_about_an_argument_is_printable(pion: Pion, attack: str) -> None:
+    for arguments in (
+        ("run", f"{attack}.yaml"),
+        ("run", "job.yaml", f"x{attack}=1"),
+        ("run", f"--{attack}"),
+        (f"{attack}",),
+        ("generate", f"model{attack}", "--prompt", "a"),
+        ("status", f"a{attack}/b"),
+        ("import-seed", f"{attack}.pt", "out"),
+    ):
+        assert pion(*arguments)[0] == 2
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_an_error_about_a_job_is_printable(pion: Pion, attack: str, tmp_path: Path) -> None:
+    job = tiny_dict() | {f"key{attack}": 1, "name": f"a{attack}"}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    code, printed = pion("run", "job.yaml")
+    assert (code, "job.yaml" in printed) == (2, True)
+
+
+def hostile(run: Any, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the HEAD of a run."""
+    path = run.store.folder / run.name / "HEAD.json"
+    head = json.loads(path.read_text())
+    change(head)
+    path.write_text(json.dumps(head))
+
+
+def skipped_rows(why: str) -> dict[str, Any]:
+    return {"first": 0, "stop": 4, "step": 1, "epoch": 1, "digest": "0", "at": 1.0, "why": why}
+
+
+def _stage(head: dict[str, Any]) -> None:
+    head["checkpoints"][0]["stage"] = f"sft{ALL}"
+
+
+def _weights(head: dict[str, Any]) -> None:
+    head["checkpoints"][0]["model_sha256"] = ALL
+
+
+def _digest(head: dict[str, Any]) -> None:
+    head["stages"]["pretrain"]["digest"] = ALL
+
+
+def _new_stage(head: dict[str, Any]) -> None:
+    head["stages"][f"a{ALL}"] = head["stages"]["pretrain"]
+
+
+def _owner(head: dict[str, Any]) -> None:
+    head["claims"][0]["owner"] |= {"host": ALL, "commit": ALL, "dirty": ALL}
+    head["owner"] = head["claims"][0]["owner"]
+
+
+def _skipped(head: dict[str, Any]) -> None:
+    head["skipped"] = {"pretrain": [skipped_rows(ALL)]}
+
+
+def _unknown_key(head: dict[str, Any]) -> None:
+    head[ALL] = 1
+
+
+def test_what_a_store_says_is_printable(pion: Pion, tmp_path: Path) -> None:
+    run = light_run(FileStore(tmp_path / "runs"))
+    good = run.store.read("demo/HEAD.json")
+    for change in (_stage, _weights, _digest, _new_stage, _owner, _skipped, _unknown_key):
+        run.store.write("demo/HEAD.json", good)
+        hostile(run, change)
+        for command in (("status",), ("status", "demo"), ("checkpoints", "demo"), ("stop", "demo")):
+            assert pion(*command)[0] in (0, 2)
+
+
+def test_the_fields_of_a_line_of_data_are_printable(pion: Pion, tmp_path: Path) -> None:
+    write_tiny_data(tmp_path)
+    (tmp_path / "x.jsonl").write_text(json.dumps({f"a{ALL}": "b"}) + "\n")
+    sources = [{"kind": "jsonl", "path": "x.jsonl"}]
+    job = tiny_dict(data__sources=sources, sft=None, hardware__workers=0, store="runs")
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    code, printed = pion("run", "job.yaml")
+    assert (code, "x.jsonl" in printed) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Note(ALL),
+        Phase(ALL, 1.0),
+        Phase("a", 1.0, parts={ALL: 1.0}),
+        PrepareProgress(ALL, 1, ALL),
+        StageState("sft", "done", ALL),
+        Sample("sft", 1, ALL, ALL),
+        Step(f"sft{ALL}", 1, 2, 1.0, 1.0, 1.0),
+        Summary([[ALL, ALL]]),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_a_run_shows_is_printable_in_a_log_and_on_a_terminal(message: Any) -> None:
+    log, terminal = io.StringIO(), io.StringIO()
+    Display(log, live=False).say(message)
+    Display(terminal, live=True).say(message)
+    assert log.getvalue()
+    assert not CONTROL & set(log.getvalue())
+    for attack in ATTACKS.values():
+        assert attack not in terminal.getvalue()
+
+
+MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&$body${title}"
+
+
+def test_what_a_store_says_is_escaped_in_the_report(pion: Pion, tmp_path: Path) -> None:
+    run = light_run(FileStore(tmp_path / "runs"))
+
+    def change(head: dict[str, Any]) -> None:
+        head["claims"][0]["owner"] |= {"host": MARKUP + ALL, "commit": MARKUP, "dirty": MARKUP}
+        head["claims"][0]["owner"]["versions"] = {MARKUP: MARKUP}
+        head["skipped"] = {"pretrain": [skipped_rows(MARKUP + ALL)]}
+
+    hostile(run, change)
+    for path in (run.store.folder / run.name / "events").rglob("*.jsonl"):
+        events = [json.loads(line) for line in path.read_text().splitlines()]
+        for event in events:
+            event |= {"device": MARKUP + ALL, "host": MARKUP + ALL}
+        path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    code, printed = pion("report", "demo")
+    assert code == 0, printed
+    html = (run.store.folder / run.name / "report.html").read_text()
+    assert "&lt;script&gt;" in html
+    assert "<script>alert" not in html
+    assert "<img src=x" not in html
+    assert not CONTROL & set(html)
+
+
+# Modules that print what no one else wrote, or write bytes that no person reads.
+PRINTS_ITSELF = {
+    "pipeline/cli.py": "the version, help, and errors through printable()",
+    "pipeline/commands/chat.py": "answers, through printable()",
+    "pipeline/console/display.py": "lines, through printable()",
+    "pipeline/console/formats.py": "show() itself",
+    "pipeline/job/reference.py": "docs/jobs.md",
+    "pipeline/rent/on_machine/boot_check.py": "starts without packages, and prints its own words",
+    "pipeline/rent/on_machine/gpu_check.py": "prints its own words",
+    "pipeline/run/signals.py": "prints its own words",
+}
+
+
+def test_every_module_prints_json_or_through_show() -> None:
+    printing = set()
+    for path in (REPOSITORY / "pipeline").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if "print(" in text else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+                argument = ast.unparse(node.args[0]) if node.args else ""
+                if not argument.startswith("json.dumps("):
+                    printing.add(str(path.relative_to(REPOSITORY)))
+    assert printing == PRINTS_ITSELF.keys()
