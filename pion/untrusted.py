@@ -10,8 +10,9 @@ import json
 import math
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pion.errors import BadInput
 
@@ -23,9 +24,11 @@ LARGEST_JOB = 1 << 20
 LARGEST_LISTING = 512 << 20
 # How deep objects and lists may be nested.
 DEEPEST = 64
+# How many digits a whole number may have, so that it can also become a float.
+_MOST_DIGITS = 300
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> BufferedReader:
     """Return a regular file, open for reading bytes.
 
     Raises BadInput for anything else that is there (a folder, a pipe, a device), and OSError,
@@ -57,17 +60,24 @@ def read_json(path: str | Path, limit: int = LARGEST_RECORD) -> Any:
     return parse_json(read_file(path, limit), str(path))
 
 
-def parse_json(data: bytes | str, where: str, *, strict: bool = True) -> Any:
+def parse_json(
+    data: bytes | str, where: str, *, strict: bool = True, nan_as_none: bool = False
+) -> Any:
     """Return the JSON value in `data`: UTF-8, finite numbers, at most 64 levels, whole characters.
 
-    With `strict=False`, for data sets, numbers may be NaN or infinite, and texts may have half
-    characters. Raises BadInput that names `where`.
+    With `nan_as_none`, for old records, NaN and Infinity are read as None. With `strict=False`, for
+    data sets, numbers may be NaN or infinite, and texts may have half characters. Raises BadInput
+    that names `where`.
     """
+    constant = _as_none if nan_as_none else _refuse_constant
     try:
         text = data if isinstance(data, str) else data.decode()
-        numbers: Any = {"parse_constant": _refuse_constant, "parse_float": _finite}
+        numbers: Any = {"parse_float": _finite, "parse_int": _whole, "parse_constant": constant}
         value = json.loads(text, **(numbers if strict else {}))
-        _check(value, surrogates=strict and ("\\ud" in text or "\\uD" in text))
+        surrogates = strict and ("\\ud" in text or "\\uD" in text)
+        # With so few brackets, nothing can be too deep.
+        if surrogates or text.count("[") + text.count("{") > DEEPEST:
+            _check(value, surrogates)
     except RecursionError:
         raise BadInput(f"{where} is not valid JSON ({_TOO_DEEP})") from None
     except ValueError as error:  # also: not UTF-8, and a whole number of more than 4,300 digits
@@ -75,9 +85,9 @@ def parse_json(data: bytes | str, where: str, *, strict: bool = True) -> Any:
     return value
 
 
-def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
-    """Return the JSON object in `data`. Raises BadInput that names `where`."""
-    value = parse_json(data, where)
+def parse_object(data: bytes | str, where: str, *, nan_as_none: bool = False) -> dict[str, Any]:
+    """Return the JSON object in `data`. Raises BadInput that names `where`; see `parse_json`."""
+    value = parse_json(data, where, nan_as_none=nan_as_none)
     if not isinstance(value, dict):
         raise BadInput(f"{where} should be a JSON object, but is a {type(value).__name__}")
     return value
@@ -101,11 +111,21 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
+def _as_none(name: str) -> None:
+    return None
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text[:40]} is too large for a number")
     return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MOST_DIGITS:  # more than any float has
+        raise ValueError(f"{text[:40]}… is too large for a number")
+    return int(text)
 
 
 def _check(value: Any, surrogates: bool) -> None:

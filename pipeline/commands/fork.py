@@ -7,7 +7,6 @@ HEAD is written last: an interrupted fork leaves no run behind, and the same com
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import uuid
@@ -24,7 +23,7 @@ from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import read_run
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
-from pipeline.state.record_json import to_json
+from pipeline.state.record_json import finite_json, parse, to_json
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.scratch import scratch_workspace
@@ -34,6 +33,7 @@ from pipeline.state.workspace import Workspace, read_files
 
 # The epoch under which the fork command owns the new run until it releases it.
 EPOCH = 1
+ROWS_PER_SEGMENT = 20_000
 
 Say = Callable[[str], None]
 
@@ -111,7 +111,7 @@ def choose(source: RunState, head: Head, at: int | None, stage: str | None) -> C
     entries = [
         entry
         for entry in head.checkpoints  # newest first
-        if stage in (None, entry.stage) and at in (None, entry.step)
+        if stage in (None, entry.stage) and at in (None, entry.step) and entry.stage in STAGES
     ]
     if not entries:
         there = ", ".join(f"{e.stage} {e.step:,}" for e in head.checkpoints) or "none"
@@ -146,6 +146,11 @@ class _Copy:
         for stage in before:
             record = head.stages[stage]
             if record.checkpoint is not None:
+                if record.checkpoint not in listed:
+                    raise BadInput(
+                        f"{self.source.name} can't be forked: its HEAD does not list "
+                        f"{record.checkpoint}, the end of {stage}. Nothing was forked."
+                    )
                 entry = self._copy_checkpoint(listed[record.checkpoint])
                 new = new.with_checkpoint(entry)
                 record = dataclasses.replace(record, checkpoint=entry.key)
@@ -182,8 +187,8 @@ class _Copy:
         """Return the digests of the data sets that the finished `prepare` made."""
         record = head.stages.get("prepare")
         kept = self.source.read_stage("prepare", record.digest) if record else None
-        inputs: Mapping[str, str] = kept["inputs"] if kept else {}
-        return sorted(v for path, v in inputs.items() if path.startswith("input.data."))
+        inputs = kept["inputs"] if kept else {}
+        return sorted(str(v) for path, v in inputs.items() if path.startswith("input.data."))
 
     def _copy_data(self, digest: str) -> None:
         source = Workspace(self.source.store, self.source.name)
@@ -231,7 +236,7 @@ class _Copy:
             key = self.target.key(copied.key)
             for name in files:
                 self.target.store.write(f"{key}/{name}", workspace.folder(entry.key) / name)
-        manifest = {**json.loads(data), "epoch": EPOCH, "ancestor": None}
+        manifest = {**parse(data, where), "epoch": EPOCH, "ancestor": None}
         self.target.store.write(f"{key}/{MANIFEST}", to_json(manifest).encode())
         sizes = {found.key: found.size for found in self.target.store.list(key + "/")}
         wrong = [n for n, (length, _) in files.items() if sizes.get(f"{key}/{n}") != length]
@@ -261,9 +266,11 @@ class _Copy:
         self._write_rows("events", [event])
 
     def _write_rows(self, log: str, rows: list[dict[str, Any]]) -> None:
-        """Write the first segment of a log. A repeated fork writes the same segment again."""
-        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        self.target.store.write(self.target.key(f"{log}/{EPOCH}/000000.jsonl"), data)
+        """Write the first segments of a log. A repeated fork writes the same segments again."""
+        for number, start in enumerate(range(0, len(rows), ROWS_PER_SEGMENT)):
+            some = rows[start : start + ROWS_PER_SEGMENT]
+            data = "".join(finite_json(row) + "\n" for row in some).encode()
+            self.target.store.write(self.target.key(f"{log}/{EPOCH}/{number:06d}.jsonl"), data)
 
 
 def _named(run: str) -> tuple[Any, str]:

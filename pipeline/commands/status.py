@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from pipeline.console.formats import duration, moment, show, size
-from pipeline.cost.by_cause import costs_of
+from pipeline.cost.by_cause import costs_of, read_log
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.state.find_run import read_run, runs_in
 from pipeline.state.rental_note import read_rental_note
@@ -22,10 +22,15 @@ def show_status(run: str, *, as_json: bool) -> int:
     """Print a run's stages, newest checkpoint and owner, and what the owner last reported."""
     state, head = read_run(run)
     now = time.time()
-    status, costs = run_status(state, head, now), costs_of(state, head, now)
+    log = read_log(state)
+    status, costs = run_status(state, head, now), costs_of(state, head, now, log)
     rental, _ = read_rental_note(state)
     if as_json:
-        about = {"cost": costs.to_dict(), "rental": rental and dataclasses.asdict(rental)}
+        about = {
+            "cost": costs.to_dict(),
+            "rental": rental and dataclasses.asdict(rental),
+            "unreadable_rows": log.unreadable.count,
+        }
         print(json.dumps({**status, **about}, indent=1))
         return 0
     show(f"{status['run']} in {status['store']}")
@@ -37,6 +42,8 @@ def show_status(run: str, *, as_json: bool) -> int:
         show(f"machines: rented from {rental.host} since {moment(rental.at)}")
     for line in [*_cost_lines(costs), *_remarks(status)]:
         show(line)
+    if missing := log.unreadable.describe():
+        show(missing)
     return 0
 
 

@@ -198,7 +198,11 @@ def to_json(message: Message) -> str:
 
 def from_json(line: str | bytes) -> Message:
     """Return the message that `to_json` wrote. Raises ValueError for anything else."""
-    return from_fields(json.loads(line))
+    try:
+        fields = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return from_fields(fields)
 
 
 def from_fields(fields: Any) -> Message:

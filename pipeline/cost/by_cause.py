@@ -26,7 +26,8 @@ Steps and stages are useful; the other five are badput.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.cost.lost import LostMachine, lost_machines
@@ -41,6 +42,7 @@ from pipeline.cost.timeline import (
 )
 from pipeline.state.metrics import read_all_metrics, read_events
 from pipeline.state.records import Head
+from pipeline.state.rows import Unreadable
 from pipeline.state.run_state import SILENCE_SECONDS, RunState
 
 TRAINED = ("pretrain", "sft")
@@ -51,7 +53,8 @@ def costs_of(run: RunState, head: Head, now: float, log: RunLog | None = None) -
 
     Raises StoreError.
     """
-    events, metrics = log or read_log(run)
+    log = log or read_log(run)
+    events, metrics = log.events, log.metrics
     # The owner under a process's last claim sent its last heartbeat.
     beats = {p.epochs[-1]: run.heartbeat(p.epochs[-1]) for p in processes_of(events, head)}
     return costs(
@@ -59,23 +62,27 @@ def costs_of(run: RunState, head: Head, now: float, log: RunLog | None = None) -
         metrics,
         head,
         now,
-        heartbeats={epoch: float(beat["at"]) for epoch, beat in beats.items() if beat},
+        heartbeats={epoch: beat["at"] for epoch, beat in beats.items() if beat},
         silence=run.silence,
     )
 
 
-class RunLog(NamedTuple):
-    """A run's events, and all rows of each training stage."""
+@dataclass(frozen=True)
+class RunLog:
+    """A run's events, all rows of each training stage, and what of both could not be read."""
 
     events: list[dict[str, Any]]
     metrics: dict[str, list[dict[str, Any]]]
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
 
 def read_log(run: RunState) -> RunLog:
     """Read everything that `run` has reported. Raises StoreError."""
+    unreadable = Unreadable()
     return RunLog(
-        read_events(run.store, run.name),
-        {stage: read_all_metrics(run.store, run.name, stage) for stage in TRAINED},
+        read_events(run.store, run.name, unreadable),
+        {stage: read_all_metrics(run.store, run.name, stage, unreadable) for stage in TRAINED},
+        unreadable,
     )
 
 

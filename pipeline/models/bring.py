@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pion.errors import BadInput
-from pipeline.state.checkpoints.layout import MANIFEST, OPTIMIZER
+from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
 from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store
@@ -42,5 +42,7 @@ def _fetch(workspace: Workspace, key: str) -> str | None:
         return f"{MANIFEST} is missing"
     except Damaged:
         return f"{MANIFEST} is damaged"
+    if MODEL not in files:
+        return f"{MANIFEST} lists no {MODEL}"
     files.pop(OPTIMIZER, None)
     return workspace.fetch(key, files)

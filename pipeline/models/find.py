@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal, NotRequired
+
+from annotated_types import Predicate
+from typing_extensions import TypedDict
 
 from pion.errors import BadInput
+from pion.untrusted import read_file
 from pipeline.models.bring import bring_model
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
+from pipeline.state.record_json import build, open_record, parse_record
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, open_store
+from pipeline.state.stores.base import is_key
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
@@ -182,20 +187,29 @@ def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
     else:
         state = _read_state(folder)
         chat, kind = state.get("stage") == "sft", "checkpoint"
-        if not (folder / "tokenizer.json").is_file() and state.get("tokenizer"):
+        key = state.get("tokenizer")
+        if key and not (folder / "tokenizer.json").is_file():
             # A key in the run's folder; `folder` is checkpoints/<stage>/<step>-<epoch> in it.
-            tokenizer = folder.absolute().parents[2] / state["tokenizer"]
+            tokenizer = folder.absolute().parents[2] / key
     if tokenizer is not None and not tokenizer.is_file():
         tokenizer = None
     return FoundModel(folder, kind, label or str(folder), chat, tokenizer)
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+@open_record
+class _State(TypedDict):
+    """What `state.json` of a checkpoint says about its model."""
+
+    stage: NotRequired[str]
+    tokenizer: NotRequired[Annotated[str, Predicate(is_key)] | None]
+
+
+def _read_state(folder: Path) -> _State:
+    path = folder / "state.json"
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder / 'state.json'} is damaged: {error}") from None
-    return state if isinstance(state, dict) else {}
+        return build(_State, parse_record(read_file(path), str(path)), str(path))
+    except OSError as error:
+        raise BadInput(f"{path} can't be read: {error}") from None
 
 
 def _from_hub(text: str) -> FoundModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,18 @@ from typing import Any
 
 from pion.data.order import step_rows
 from pion.errors import PionError
+from pion.untrusted import parse_object
 from pipeline.job import Job
 from pipeline.state.checkpoints.layout import MODEL, STATE
 from pipeline.state.metrics import Row, read_metrics
+from pipeline.state.record_json import parse_record
 from pipeline.state.records import SkippedRows
 from pipeline.state.run_state import RunState
 
 # Differing tensors or settings that a message names; it counts the rest.
 NAMED = 5
+# The most bytes of the header of a safetensors file; safetensors itself has the same limit.
+LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -88,16 +93,19 @@ def read_trained(run: RunState, job: Job) -> dict[str, Trained]:
         record = head.stages.get(stage) if head is not None else None
         if head is None or record is None or record.checkpoint is None:
             raise PionError(f"{run.url} has not finished {stage}.")
-        entry = next(entry for entry in head.checkpoints if entry.key == record.checkpoint)
+        entry = next((e for e in head.checkpoints if e.key == record.checkpoint), None)
+        if entry is None:
+            raise PionError(f"{run.url} does not list {record.checkpoint}, the end of {stage}.")
         steps = [r for r in read_metrics(run.store, run.name, head, stage) if "rows" in r]
-        state = json.loads(run.store.read(run.key(f"{entry.key}/{STATE}")))
+        where = run.key(f"{entry.key}/{STATE}")
+        state = parse_record(run.store.read(where), f"{run.store.url}/{where}")
         section = job.section(stage)
         skipped = [rows for rows in head.skipped.get(stage, ()) if rows.digest == record.digest]
         trained[stage] = Trained(
             checkpoint=entry.key,
             model_sha256=entry.model_sha256,
             rows=[(row["rows"][0], row["rows"][1]) for row in steps],
-            losses=[row["loss"] for row in steps],
+            losses=[row.get("loss", math.nan) for row in steps],
             plan=state.get("plan", {}),
             problem=_row_problem(steps, section.steps, section.global_batch, skipped),
         )
@@ -151,7 +159,7 @@ def _tensor_hashes(path: Path) -> dict[str, str]:
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
+        header = parse_object(file.read(min(size, LARGEST_HEADER)), f"the header of {path}")
         hashes = {}
         for name, about in header.items():
             if name != "__metadata__":

@@ -40,4 +40,9 @@ def experts_section(history: RunHistory) -> str:
 
 def _means(rows: Sequence[Row], key: str, digits: int) -> list[str]:
     """Return each layer's mean over the rows."""
-    return [f"{sum(of_layer) / len(rows):.{digits}f}" for of_layer in zip(*(r[key] for r in rows))]
+    layers = zip(*(row.get(key, ()) for row in rows))
+    return [_mean([value for value in layer if value is not None], digits) for layer in layers]
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    return f"{sum(values) / len(values):.{digits}f}" if values else "–"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.console.formats import moment, printable
 from pipeline.cost.by_cause import costs_of, read_log
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import Job
+from pipeline.report.results import evaluated, published
 from pipeline.state.metrics import kept_rows
 from pipeline.state.records import Head
+from pipeline.state.rows import Unreadable
 from pipeline.state.run_state import RunState
 
 Row = Mapping[str, Any]
@@ -42,6 +44,7 @@ class RunHistory:
         events: what the run's owners reported, oldest first.
         metrics: training stage → rows of the steps that lead to its present state, by step.
         costs: what all machines cost, by cause.
+        unreadable: the rows of events and metrics that are missing because they can't be read.
     """
 
     job: Job
@@ -50,16 +53,17 @@ class RunHistory:
     events: Sequence[Row]
     metrics: Mapping[str, Sequence[Row]]
     costs: Costs
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
     @property
     def results(self) -> Mapping[str, Any]:
-        """What the evaluate stage measured; empty before it is done."""
-        return self._result("evaluate")
+        """What the evaluate stage measured; empty before it is done. Raises Damaged."""
+        return evaluated(self.head, self.url)
 
     @property
     def published(self) -> Mapping[str, Any]:
-        """What the publish stage reported; empty before it is done."""
-        return self._result("publish")
+        """What the publish stage reported; empty before it is done. Raises Damaged."""
+        return published(self.head, self.url)
 
     def steps(self, stage: str) -> list[Row]:
         """Return the rows of the optimizer steps of `stage`, in order."""
@@ -154,10 +158,6 @@ class RunHistory:
         """Return the events of one kind, oldest first."""
         return [event for event in self.events if event["event"] == kind]
 
-    def _result(self, stage: str) -> Mapping[str, Any]:
-        record = self.head.stages.get(stage)
-        return record.result if record is not None else {}
-
 
 def read_history(job: Job, run: RunState) -> RunHistory:
     """Read what `run`, a run of `job`, has done until now. Raises StoreError."""
@@ -171,6 +171,7 @@ def read_history(job: Job, run: RunState) -> RunHistory:
         events=log.events,
         metrics={stage: kept_rows(log.metrics[stage], head, stage) for stage in log.metrics},
         costs=costs_of(run, head, time.time(), log),
+        unreadable=log.unreadable,
     )
 
 

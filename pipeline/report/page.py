@@ -76,6 +76,8 @@ def _summary(history: RunHistory) -> str:
         for name, value in _figures(history)
     )
     run = f'<p class="faint"><code>{escape(history.url)}</code></p>'
+    if missing := history.unreadable.describe():
+        run += f'\n<p class="faint">{text(missing)}</p>'
     return f'<h1>{escape(history.job.name)}</h1>\n{run}\n<dl class="figures">{cells}</dl>'
 
 
@@ -96,7 +98,7 @@ def _figures(history: RunHistory) -> list[tuple[str, str]]:
         stage, row = last[-1]
         figures.append((f"{TITLES[stage].lower()} steps", f"{row['step']:,}"))
     measured = history.results.get(job.train_stages[-1]) or {}
-    if "bits_per_byte" in measured:
+    if measured.get("bits_per_byte") is not None:
         figures.append(("bits per byte", f"{measured['bits_per_byte']:.3f}"))
     if costs.goodput is not None:
         figures.append(("time", duration(3600 * costs.hours)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model
 from pipeline.report.history import read_history
 from pipeline.report.of_run import REPORT
+from pipeline.report.results import evaluated, published
 from pipeline.state.claim import taken_over
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
+from pipeline.state.record_json import finite_json, parse_record
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, Missing
@@ -42,7 +44,7 @@ class _StoredParts:
 
     def load(self, name: str) -> Row | None:
         try:
-            return json.loads(self.patiently(lambda: self.run.store.read(self._key(name))))
+            return self._read(name, self.patiently(lambda: self.run.store.read(self._key(name))))
         except Missing:
             return None
 
@@ -56,13 +58,17 @@ class _StoredParts:
 
     def _save(self, name: str, result: Row) -> Row:
         head = self.run.read()  # the heartbeat notices a new owner only seconds later
-        if head is None or head.claims[0].owner.session != self.session:
+        if head is None or not head.claims or head.claims[0].owner.session != self.session:
             raise taken_over(self.run, head)
         try:
-            return json.loads(self.run.store.read(self._key(name)))
+            return self._read(name, self.run.store.read(self._key(name)))
         except Missing:
-            self.run.store.write(self._key(name), json.dumps(result).encode())
-            return result
+            written = finite_json(result).encode()
+            self.run.store.write(self._key(name), written)
+            return self._read(name, written)
+
+    def _read(self, name: str, data: bytes) -> Row:
+        return parse_record(data, f"{self.run.store.url}/{self._key(name)}")
 
     def _key(self, name: str) -> str:
         return self.run.key(f"stages/evaluate/{self.digest}-parts/{name}.json")
@@ -105,19 +111,16 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     local = run.store.local_path(run.key(REPORT))
     if run.store.list(run.key(REPORT)):
         rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
-    evaluated = head.stages.get("evaluate")
-    if evaluated is not None:
-        results = evaluated.result
-        for name in (*job.train_stages, "ngram", "untrained"):
-            bits = results.get(name, {}).get("bits_per_byte")
-            if bits is not None:
-                rows.append([f"{name} bits per byte", f"{bits:.3f}"])
+    results: Mapping[str, Any] = evaluated(head, run.url)
+    for name in (*job.train_stages, "ngram", "untrained"):
+        bits = results.get(name, {}).get("bits_per_byte")
+        if bits is not None:
+            rows.append([f"{name} bits per byte", f"{bits:.3f}"])
     costs = costs_of(run, head, time.time())
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
-    published = head.stages.get("publish")
-    if published is not None:
-        result = published.result
-        rows.append(["model", str(result.get("url") or _shown(Path(result["path"])))])
+    result = published(head, run.url)
+    if result:
+        rows.append(["model", result.get("url") or _shown(Path(result.get("path") or "?"))])
         rows.append(["card", str(result.get("card"))])
     default = job.store == DEFAULT_STORE
     rows.append(["try it", f"pion chat {'' if default else run.store.url + '/'}{job.name}"])

@@ -77,7 +77,7 @@ def work_left(
 
     def read_inputs(stage: str, digest: str) -> Inputs | None:
         kept = run.read_stage(stage, digest)
-        return kept["inputs"] if kept else None
+        return dict(kept["inputs"]) if kept else None
 
     if stale and head and continues_under_another_digest(job, stale, digests, head, read_inputs):
         return WorkLeft(digests, head, plans, redo, raised=stale)
@@ -225,7 +225,7 @@ def steps_may_be_raised(
     if old is None:
         return False
     changed = differences(old, stage_inputs(stale.stage, digests), digests.before)
-    if [c.path for c in changed] != [f"{stale.stage}.steps"]:
+    if [c.path for c in changed] != [f"{stale.stage}.steps"] or type(changed[0].old) is not int:
         return False
     newest = next(e for e in head.checkpoints if e.stage == stale.stage)
     settings = settings_of(job.section(stale.stage))

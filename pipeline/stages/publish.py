@@ -202,6 +202,8 @@ def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
             found |= _numbers(value, f"{prefix}{key}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[f"{prefix}{key}"] = float(value) if math.isfinite(value) else math.nan
+        elif value is None:  # it was measured, and was not finite
+            found[f"{prefix}{key}"] = math.nan
     return found
 
 

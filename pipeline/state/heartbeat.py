@@ -7,13 +7,13 @@ an error, because a store that is down must not end the run.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.state.owner import Owner
+from pipeline.state.record_json import finite_json
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState, heartbeat_path
 from pipeline.state.stop_requests import pending_stop
@@ -82,7 +82,8 @@ class Heartbeat:
         """Look at HEAD and the requests, and write the sign of life. Raises `StoreError`."""
         state = self._state
         present = state.read()
-        if present is None or present.claims[0].owner.session != self._owner.session:
+        newest = present.claims[0] if present is not None and present.claims else None
+        if present is None or newest is None or newest.owner.session != self._owner.session:
             self._on_taken_over(present)
             return
         # Set `lent` before reading the request: if the run is lent, the worker obeys the request.
@@ -102,7 +103,7 @@ class Heartbeat:
             "beat": self._beats,
             "status": dict(self._status),
         }
-        self._seen = (json.dumps(beat, indent=1) + "\n").encode()
+        self._seen = (finite_json(beat, indent=1) + "\n").encode()
         state.store.write(key, self._seen)
 
     def _another_beats(self, key: str) -> bool:

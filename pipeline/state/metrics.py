@@ -2,19 +2,26 @@
 segment is written once."""
 
 import json
+import re
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pion.errors import BadInput
+from pipeline.state.record_json import finite_json
 from pipeline.state.records import Head
-from pipeline.state.stores import Store
-
-Row = dict[str, Any]
+from pipeline.state.rows import LARGEST_SEGMENT, Row, Unreadable, event_row, metrics_row
+from pipeline.state.stores import Missing, Store
 
 # Segments read in parallel.
 READERS = 16
+# No step is later.
+LAST_STEP = 2**63
+# The name of a segment below its log's folder.
+_SEGMENT = re.compile(r"(?P<epoch>\d{1,9})/[\w.+=@-]+\.jsonl", re.ASCII)
 
 
 class MetricsLog:
@@ -71,43 +78,96 @@ class EventLog:
         self._segments.flush()
 
 
-def read_metrics(store: Store, run: str, head: Head, stage: str) -> list[Row]:
+def read_metrics(
+    store: Store, run: str, head: Head, stage: str, unreadable: Unreadable | None = None
+) -> list[Row]:
     """Return the stage's rows that lead to its present state, sorted by step.
 
-    A row is dropped when a later epoch resumed from an earlier step: its work was repeated.
+    A row is dropped when a later epoch resumed from an earlier step: its work was repeated. Counts
+    the rows that can't be read in `unreadable`.
     """
-    return kept_rows(read_all_metrics(store, run, stage), head, stage)
+    return kept_rows(read_all_metrics(store, run, stage, unreadable), head, stage)
 
 
-def read_all_metrics(store: Store, run: str, stage: str) -> list[Row]:
+def read_all_metrics(
+    store: Store, run: str, stage: str, unreadable: Unreadable | None = None
+) -> list[Row]:
     """Return all of the stage's rows by epoch, including the rows of repeated work.
 
-    A later attempt may write a row of an earlier attempt again. Such a row counts once.
+    A later attempt may write a row of an earlier attempt again. Such a row counts once. Counts the
+    rows that can't be read in `unreadable`.
     """
-    lines = dict.fromkeys(_lines(store, f"{run}/metrics/{stage}/"))
-    return [json.loads(line) for line in lines]
+    return _read_all(store, f"{run}/metrics/{stage}/", metrics_row, unreadable or Unreadable())
 
 
 def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
     """Return the stage's `rows` that lead to its present state, sorted by step."""
-    restores = [(epoch, steps[stage]) for epoch, steps in head.restores.items() if stage in steps]
-    current = [row for row in rows if not _rewound(row, restores)]
+    restores = sorted((e, steps[stage]) for e, steps in head.restores.items() if stage in steps)
+    epochs = [epoch for epoch, _ in restores]
+    # The lowest step from which any of the epochs[i:] resumed. Step 0 is a fresh start: all rows of
+    # step 0 are reported again.
+    lowest = [step or -1 for _, step in restores]
+    for i in range(len(lowest) - 2, -1, -1):
+        lowest[i] = min(lowest[i], lowest[i + 1])
+    lowest.append(LAST_STEP)
+    current = [r for r in rows if r["step"] <= lowest[bisect_right(epochs, r["epoch"])]]
     return sorted(current, key=lambda row: (row["step"], row["epoch"]))
 
 
-def read_events(store: Store, run: str) -> list[Row]:
+def read_events(store: Store, run: str, unreadable: Unreadable | None = None) -> list[Row]:
     """Return every event of the run, by epoch and then in the order of the reports.
 
-    An event that was written twice, because an acknowledgement was lost, counts once.
+    An event that was written twice, because an acknowledgement was lost, counts once. Counts the
+    events that can't be read in `unreadable`.
     """
-    return [json.loads(line) for line in dict.fromkeys(_lines(store, f"{run}/events/"))]
+    return _read_all(store, f"{run}/events/", event_row, unreadable or Unreadable())
 
 
-def _rewound(row: Row, restores: Iterable[tuple[int, int]]) -> bool:
-    # Step 0 is a fresh start: all rows of step 0 are reported again.
-    return any(
-        epoch > row["epoch"] and (row["step"] > step or step == 0) for epoch, step in restores
-    )
+def segments(store: Store, folder: str, unreadable: Unreadable) -> list[tuple[int, str]]:
+    """Return (epoch, key) of the files of rows below `folder`, which ends with a slash, sorted.
+
+    Counts other files in `unreadable`.
+    """
+    found = []
+    for entry in store.list(folder):
+        if entry.key.endswith(".jsonl"):
+            name = _SEGMENT.fullmatch(entry.key.removeprefix(folder))
+            if name is None:
+                unreadable.add(f"{store.url}/{entry.key}")
+            else:
+                found.append((int(name["epoch"]), entry.key))
+    return sorted(found)
+
+
+def lines_of(store: Store, key: str) -> list[bytes] | None:
+    """Return the lines of a file of rows; None if the file can't be read. Raises StoreError."""
+    try:
+        return store.read(key, LARGEST_SEGMENT).splitlines()
+    except (BadInput, Missing):
+        return None
+
+
+def _read_all(
+    store: Store, folder: str, parse: Callable[[bytes], Row | None], unreadable: Unreadable
+) -> list[Row]:
+    """Return the different rows below `folder`, by epoch and file."""
+    keys = [key for _, key in segments(store, folder, unreadable)]
+    first_in: dict[bytes, str] = {}
+    # A long run has thousands of segments, and each costs a round trip to a remote store.
+    with ThreadPoolExecutor(READERS) as pool:
+        for key, lines in zip(keys, pool.map(lambda key: lines_of(store, key), keys)):
+            if lines is None:
+                unreadable.add(f"{store.url}/{key}")
+            for line in lines or ():
+                first_in.setdefault(line, key)
+    rows = []
+    for line, key in first_in.items():
+        row = parse(line)
+        if row is None:
+            unreadable.add(f"{store.url}/{key}")
+        else:
+            rows.append(row)
+    return rows
 
 
 class _Segments:
@@ -127,7 +187,7 @@ class _Segments:
 
     def unwritten(self) -> str:
         with self._lock:
-            return "".join(json.dumps(row) + "\n" for row in self._rows)
+            return "".join(finite_json(row) + "\n" for row in self._rows)
 
     def flush(self) -> None:
         with self._flushing:
@@ -137,20 +197,10 @@ class _Segments:
                 return
             if self._next is None:
                 self._next = len(self._store.list(self._folder + "/"))
-            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            data = "".join(finite_json(row) + "\n" for row in rows).encode()
             key = f"{self._folder}/{self._next:06d}.jsonl"
             # Use a new number even if this write fails: the failed write may still land later.
             self._next += 1
             self._store.write(key, data)
             with self._lock:
                 del self._rows[: len(rows)]
-
-
-def _lines(store: Store, prefix: str) -> list[bytes]:
-    segments = sorted(
-        (entry.key for entry in store.list(prefix) if entry.key.endswith(".jsonl")),
-        key=lambda key: (int(key.split("/")[-2]), key),
-    )
-    # A long run has thousands of segments, and each costs a round trip to a remote store.
-    with ThreadPoolExecutor(READERS) as pool:
-        return [line for data in pool.map(store.read, segments) for line in data.splitlines()]

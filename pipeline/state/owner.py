@@ -18,6 +18,7 @@ from pathlib import Path
 from pion.errors import BadInput
 from pion.untrusted import read_file
 from pipeline.machine.rented import is_rented, rented_since
+from pipeline.state.record_json import Count, Time
 
 _PACKAGES = ("pion", "torch", "ray", "transformers", "numpy", "safetensors", "tokenizers")
 _SESSION = uuid.uuid4().hex
@@ -34,8 +35,8 @@ class Owner:
     """
 
     session: str
-    pid: int
-    pid_start: int
+    pid: Count
+    pid_start: Count
     pid_namespace: str
     boot_id: str
     host: str
@@ -43,7 +44,7 @@ class Owner:
     commit: str | None
     dirty: str | None
     versions: Mapping[str, str] = field(default_factory=dict)
-    started_at: float = 0.0
+    started_at: Time = 0.0
 
     @classmethod
     def me(cls) -> "Owner":

@@ -1,55 +1,167 @@
-"""Read and write JSON records. Reading checks the format version and the fields."""
+"""Read and write JSON records. Reading checks the format version, the fields and their types.
 
-import dataclasses
+A store may hold what others wrote. So a record with a wrong type, a time out of range or a negative
+count is damaged, and the message names the file and the place in it.
+"""
+
+import functools
 import json
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+# Not from pydantic: importing pydantic takes 0.1 s, and most processes that import records read
+# none.
+from annotated_types import Ge, Le, Lt, Predicate
 
 from pion.errors import BadInput
+from pion.untrusted import parse_object
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
 FORMAT = 1
+# The most epochs of a run. A claim takes seconds, so these are years of nothing but claims.
+EPOCHS = 10**6
+# 10000-01-01 00:00 UTC, the first time without a date.
+END_OF_TIME = 253_402_300_800
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_sha256(text: str) -> bool:
+    """Return whether `text` is 64 hexadecimal digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
+# The types of values in records. NaN and infinite numbers never reach them.
+Time = Annotated[float, Ge(0), Lt(END_OF_TIME)]  # Unix seconds
+Count = Annotated[int, Ge(0), Lt(2**63)]
+Epoch = Annotated[int, Ge(0), Le(EPOCHS)]
+Amount = Annotated[float, Ge(0), Lt(1e12)]  # hours, dollars
+Sha256 = Annotated[str, Predicate(is_sha256)]
+# A loss or a rate. None: it is not known, or it was not finite.
+Number = float | None
 
 Record = TypeVar("Record")
+
+
+def closed_record(kind: type[Record]) -> type[Record]:
+    """Let `build` refuse keys that the dataclass `kind` does not have."""
+    kind.__pydantic_config__ = {"strict": True, "extra": "forbid"}  # type: ignore[attr-defined]
+    return kind
+
+
+def open_record(kind: type[Record]) -> type[Record]:
+    """Let `build` keep keys that the TypedDict `kind` does not have."""
+    kind.__pydantic_config__ = {"strict": True, "extra": "allow"}  # type: ignore[attr-defined]
+    return kind
 
 
 class Damaged(BadInput):
     """A record can't be read, for a reason other than a newer pion."""
 
 
+def damaged(where: str, why: str) -> Damaged:
+    """Return the error for the file `where`. `why` is a clause about this file."""
+    return Damaged(f"{where} is damaged: {why}. Nothing was changed.")
+
+
 def to_json(value: Any) -> str:
     """Return readable JSON. Equal values give equal texts."""
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+    return finite_json(value, indent=1, sort_keys=True) + "\n"
+
+
+def finite_json(value: Any, **options: Any) -> str:
+    """Return `value` as `json.dumps` does, but with null for NaN and infinite numbers, which are
+    not JSON."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_without_nan(value), allow_nan=False, **options)
+
+
+def parse_record(data: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object in `data`. Raises `Damaged`.
+
+    Older pions wrote NaN and Infinity. They are read as None.
+    """
+    try:
+        return parse_object(data, "it", nan_as_none=True)
+    except BadInput as error:
+        raise damaged(where, str(error)) from None
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
     """Return a record's JSON object. Raises `Damaged`, or `BadInput` for another format version."""
-    try:
-        raw = json.loads(data)
-    except ValueError as error:
-        raise Damaged(
-            f"{where} is damaged: it is not valid JSON ({error}). Nothing was changed."
-        ) from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
-        raise Damaged(f"{where} is damaged: it has no format version. Nothing was changed.")
-    if raw["format"] != FORMAT:
+    raw = parse_record(data, where)
+    version = raw.get("format")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise damaged(where, "it has no format version")
+    if version != FORMAT:
         raise BadInput(
-            f"{where} has format version {raw['format']}, but this pion reads version {FORMAT}. "
+            f"{where} has format version {version}, but this pion reads version {FORMAT}. "
             "Nothing was changed. Use the pion that wrote this file, or update this pion."
         )
     return raw
 
 
-def build(kind: type[Record], raw: Mapping[str, Any], where: str) -> Record:
-    """Return one record from its JSON object. Raises `BadInput` for unknown fields, and `Damaged`
-    for missing ones."""
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-    unknown = sorted(set(raw) - {item.name for item in fields})
-    if unknown:
-        raise BadInput(
-            f"{where} has {', '.join(unknown)} in {kind.__name__}, which this pion (format version "
-            f"{FORMAT}) can't read. A newer pion wrote the file. Nothing was changed. Update pion."
-        )
+def build(kind: type[Record], raw: Mapping[str, Any], where: str, under: str = "") -> Record:
+    """Return the record of the dataclass or TypedDict `kind` in a JSON object.
+
+    Raises `BadInput` for unknown fields, and `Damaged` for missing fields and wrong values. The
+    message names the file `where`, in which the object is at the dotted place `under`.
+    """
+    from pydantic import ValidationError
+
     try:
-        return kind(**raw)
-    except TypeError as error:
-        raise Damaged(f"{where} is damaged: {error}. Nothing was changed.") from error
+        # From JSON, and only from JSON, strict types accept objects and lists.
+        record: Record = _adapter(kind).validate_json(finite_json(raw))  # type: ignore[arg-type]
+        return record
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+    unknown = [e["loc"] for e in found if e["type"] == "unexpected_keyword_argument"]
+    if unknown:
+        *outer, name = unknown[0]
+        raise BadInput(
+            f"{where} has {name} in {_place(outer) or kind.__name__}, which this pion (format "
+            f"version {FORMAT}) can't read. A newer pion wrote the file. Nothing was changed. "
+            "Update pion."
+        )
+    raise damaged(where, _in_words(found[0], under))
+
+
+@functools.cache
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _in_words(error: "ErrorDetails", under: str) -> str:
+    """Return a clause about a wrong value: `claims.0.at should be a valid number`."""
+    place, words = _place([*filter(None, [under]), *error["loc"]]) or "it", error["msg"]
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    if error["type"] == "predicate_failed":
+        return f"{place} is not a possible value"
+    if words.startswith("Input should "):
+        return f"{place} {words.removeprefix('Input ')}"
+    return f"{place}: {words}"
+
+
+def _place(path: Sequence[str | int]) -> str:
+    """Return `claims.0.at`. A key from the file may be of any length."""
+    return ".".join(str(part)[:80] for part in path)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return plain JSON with None for NaN and infinite numbers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pipeline.state.record_json import Damaged
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 
@@ -36,10 +37,18 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
     return parse_job(text, f"the job of run {state.name}")
 
 
-def recorded_stages(state: RunState, head: Head) -> list[str] | None:
-    """Return the stages of HEAD's job, in order; None if this pion can't read the job."""
+def recorded_stages(
+    state: RunState, head: Head, note: Callable[[str], None] = lambda text: None
+) -> list[str] | None:
+    """Return the stages of HEAD's job, in order; None if this pion can't read the job.
+
+    `note` gets the reason if the file is damaged, and not only of another version.
+    """
     try:
         job = recorded_job(state, head)
+    except Damaged as error:
+        note(str(error))
+        return None
     except BadInput:
         return None
     return None if job is None else job.stages

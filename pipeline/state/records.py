@@ -4,13 +4,27 @@ Times are Unix seconds. Keys are relative to the run's folder in the store.
 """
 
 import dataclasses
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Predicate
 
 from pipeline.state.owner import Owner
-from pipeline.state.record_json import FORMAT, build, parse
+from pipeline.state.record_json import (
+    FORMAT,
+    Amount,
+    Count,
+    Epoch,
+    Number,
+    Time,
+    build,
+    closed_record,
+    damaged,
+    finite_json,
+    parse,
+)
+from pipeline.state.stores.base import is_key
 
 CLAIMS_KEPT = 64
 WRITE_IDS_KEPT = 64
@@ -18,13 +32,15 @@ TRASH_SECONDS = 3600.0
 # The start of a process takes less than this.
 UNCOUNTED_SECONDS = 3600.0
 
+Key = Annotated[str, Predicate(is_key)]
+
 
 @dataclass(frozen=True)
 class ClaimRecord:
     """Who claimed the run, under which epoch, and when."""
 
-    epoch: int
-    at: float
+    epoch: Epoch
+    at: Time
     owner: Owner
 
 
@@ -34,8 +50,8 @@ class StageRecord:
     results."""
 
     digest: str
-    at: float
-    checkpoint: str | None = None
+    at: Time
+    checkpoint: Key | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -44,15 +60,15 @@ class CheckpointEntry:
     """A committed checkpoint, complete and verified when it was listed."""
 
     stage: str
-    step: int
-    epoch: int
+    step: Count
+    epoch: Epoch
     digest: str
-    key: str
-    at: float
-    bytes: int
+    key: Key
+    at: Time
+    bytes: Count
     model_sha256: str
     ancestor: str | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Number] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,13 +79,13 @@ class SkippedRows:
     says what went wrong, and `epoch` is the attempt in which it happened.
     """
 
-    first: int
-    stop: int
-    step: int
-    epoch: int
+    first: Count
+    stop: Count
+    step: Count
+    epoch: Epoch
     digest: str
     why: str
-    at: float
+    at: Time
 
 
 @dataclass(frozen=True)
@@ -79,9 +95,9 @@ class Spent:
     `until` (Unix seconds) is the time of the last count.
     """
 
-    hours: float = 0.0
-    dollars: float = 0.0
-    until: float = 0.0
+    hours: Amount = 0.0
+    dollars: Amount = 0.0
+    until: Time = 0.0
 
     def plus(self, seconds: float, price: float | None, until: float) -> "Spent":
         """Add `seconds` at `price` dollars per hour (None: unknown), and return the sum."""
@@ -93,10 +109,11 @@ class Spent:
 class Trash:
     """A folder that HEAD no longer lists. Its files may be deleted from `not_before` on."""
 
-    key: str
-    not_before: float
+    key: Key
+    not_before: Time
 
 
+@closed_record
 @dataclass(frozen=True)
 class Head:
     """The whole state of a run. `checkpoints` and `claims` are newest first.
@@ -110,16 +127,16 @@ class Head:
         skipped: each stage's rows to leave out, oldest first.
     """
 
-    epoch: int = 0
+    epoch: Epoch = 0
     owner: Owner | None = None
     job: str | None = None
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
     checkpoints: tuple[CheckpointEntry, ...] = ()
-    restores: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    restores: Mapping[Epoch, Mapping[str, Count]] = field(default_factory=dict)
     claims: tuple[ClaimRecord, ...] = ()
-    committed_epoch: int = 0
+    committed_epoch: Epoch = 0
     spent: Spent = field(default_factory=lambda: Spent())
-    forked: str | None = None
+    forked: Key | None = None
     skipped: Mapping[str, tuple[SkippedRows, ...]] = field(default_factory=dict)
     trash: tuple[Trash, ...] = ()
     write_ids: tuple[str, ...] = ()
@@ -168,7 +185,7 @@ class Head:
         stages = {**self.stages, stage: record}
         return dataclasses.replace(self, stages=stages, committed_epoch=self.epoch)
 
-    def with_metrics(self, key: str, metrics: Mapping[str, float]) -> "Head":
+    def with_metrics(self, key: str, metrics: Mapping[str, float | None]) -> "Head":
         """Return HEAD with these metrics for the checkpoint `key`."""
         checkpoints = tuple(
             dataclasses.replace(entry, metrics=metrics) if entry.key == key else entry
@@ -252,30 +269,12 @@ class Head:
         return finished | {entry.key for entry in self.checkpoints}
 
     def to_json(self) -> bytes:
-        return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
+        return (finite_json(dataclasses.asdict(self), indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Head":
         """Read HEAD.json. Raises `BadInput` if it is damaged or of another format version."""
-        raw = parse(data, where)
-        raw["owner"] = raw.get("owner") and build(Owner, raw["owner"], where)
-        raw["stages"] = {
-            stage: build(StageRecord, record, where)
-            for stage, record in raw.get("stages", {}).items()
-        }
-        raw["checkpoints"] = tuple(
-            build(CheckpointEntry, entry, where) for entry in raw.get("checkpoints", ())
-        )
-        raw["restores"] = {int(epoch): steps for epoch, steps in raw.get("restores", {}).items()}
-        raw["claims"] = tuple(
-            build(ClaimRecord, {**claim, "owner": build(Owner, claim["owner"], where)}, where)
-            for claim in raw.get("claims", ())
-        )
-        raw["skipped"] = {
-            stage: tuple(build(SkippedRows, rows, where) for rows in records)
-            for stage, records in raw.get("skipped", {}).items()
-        }
-        raw["spent"] = build(Spent, raw.get("spent", {}), where)
-        raw["trash"] = tuple(build(Trash, item, where) for item in raw.get("trash", ()))
-        raw["write_ids"] = tuple(raw.get("write_ids", ()))
-        return build(cls, raw, where)
+        head = build(cls, parse(data, where), where)
+        if head.owner is not None and not head.claims:
+            raise damaged(where, "it has an owner, but no claims")
+        return head

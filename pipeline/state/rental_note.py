@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pion.errors import BadInput, Fenced, Interrupted, PionError
-from pipeline.state.record_json import FORMAT, build, parse
+from pipeline.state.record_json import FORMAT, Epoch, Time, build, closed_record, finite_json, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Missing
 
 NOTE = "rental.json"
 
 
+@closed_record
 @dataclass(frozen=True)
 class RentalNote:
     """Who rents machines for a run.
@@ -34,11 +34,11 @@ class RentalNote:
         over: whether the rental has ended.
     """
 
-    at: float
+    at: Time
     host: str
     rented_from: str
     launch_id: str
-    epoch: int
+    epoch: Epoch
     over: bool = False
     format: int = FORMAT
 
@@ -49,23 +49,20 @@ def read_rental_note(state: RunState) -> tuple[RentalNote | None, str | None]:
     A note that can't be read is treated as absent, but its version is returned. Raises StoreError.
     """
     key = state.key(NOTE)
+    version = None
     try:
         data, version = state.store.read_versioned(key)
-    except Missing:
-        return None, None
-    where = f"{state.store.url}/{key}"
-    try:
+        where = f"{state.store.url}/{key}"
         note = build(RentalNote, parse(data, where), where)
-    except BadInput:
+    except (Missing, BadInput):
         return None, version
-    readable = isinstance(note.at, int | float) and isinstance(note.epoch, int)
-    return (note if readable and not note.over else None), version
+    return (None if note.over else note), version
 
 
 def write_rental_note(state: RunState, note: RentalNote, version: str | None) -> None:
     """Replace `version` of the note by `note`. Raises Conflict if the store has another version,
     and StoreError."""
-    text = json.dumps(dataclasses.asdict(note), indent=1) + "\n"
+    text = finite_json(dataclasses.asdict(note), indent=1) + "\n"
     state.store.compare_and_swap(state.key(NOTE), text.encode(), version)
 
 

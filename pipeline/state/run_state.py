@@ -3,14 +3,27 @@
 HEAD.json decides everything, and it changes only by compare-and-swap.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired
 
+from typing_extensions import TypedDict
+
+from pion.errors import BadInput
+from pion.untrusted import LARGEST_JOB, LARGEST_RECORD
 from pipeline.kill_points import mark
-from pipeline.state.record_json import Damaged, to_json
+from pipeline.state.record_json import (
+    Count,
+    Damaged,
+    Number,
+    Time,
+    build,
+    damaged,
+    open_record,
+    parse_record,
+    to_json,
+)
 from pipeline.state.records import Head
 from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_once
 from pipeline.state.stores.base import check_run_name
@@ -18,6 +31,32 @@ from pipeline.state.stores.base import check_run_name
 SILENCE_SECONDS = 60.0
 # The same on a store without heartbeats, where only commits show that an owner is alive.
 COMMIT_SILENCE_SECONDS = 1800.0
+
+
+class Progress(TypedDict):
+    """What the owner last reported. `pion status` shows it."""
+
+    stage: NotRequired[str | None]
+    step: NotRequired[Count]
+    steps: NotRequired[Count | None]
+    loss: NotRequired[Number]
+    tokens_per_second: NotRequired[Number]
+
+
+@open_record
+class Beat(TypedDict):
+    """A heartbeat: when it was written, and what the owner reported."""
+
+    at: Time
+    beat: NotRequired[Count]
+    status: NotRequired[Progress]
+
+
+@open_record
+class StageInputs(TypedDict):
+    """The data from which a stage's digest was computed."""
+
+    inputs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,10 +97,9 @@ class RunState:
         key = self.key("HEAD.json")
         try:
             data, version = self.store.read_versioned(key)
+            return Head.from_json(data, f"{self.store.url}/{key}"), version
         except Missing:
             return None, None
-        try:
-            return Head.from_json(data, f"{self.store.url}/{key}"), version
         except Damaged as error:
             raise Damaged(
                 f"{error} Restore this file from a backup. The run's checkpoints are not affected."
@@ -85,39 +123,62 @@ class RunState:
             return False
         return True
 
-    def heartbeat(self, epoch: int) -> dict[str, Any] | None:
-        """Return the last heartbeat of that epoch's owner: `{epoch, owner, at, beat, status}`."""
-        text = self._read_text(heartbeat_path(epoch))
-        return None if text is None else json.loads(text)
+    def heartbeat(self, epoch: int) -> Beat | None:
+        """Return the last heartbeat of that epoch's owner.
+
+        Returns None if there is none that can be read: a heartbeat is a courtesy and must not end a
+        command.
+        """
+        path = heartbeat_path(epoch)
+        try:
+            data = self._read(path)
+            return None if data is None else build(Beat, parse_record(data, path), path)
+        except BadInput:
+            return None
 
     def write_job(self, digest: str, text: str) -> None:
         """Store the job file under its `digest`."""
         write_once(self.store, self.key(f"jobs/{digest}.yaml"), text.encode())
 
     def read_job(self, digest: str) -> str | None:
-        """Return the job file with that digest; None if the store does not have it."""
-        return self._read_text(f"jobs/{digest}.yaml")
+        """Return the job file with that digest; None if the store does not have it.
+
+        Raises `Damaged` if it is not a text of at most 1 MiB.
+        """
+        path = f"jobs/{digest}.yaml"
+        data = self._read(path, LARGEST_JOB)
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError as error:
+            raise damaged(self._where(path), f"it is not UTF-8 ({error})") from None
 
     def write_stage(self, stage: str, digest: str, description: Mapping[str, Any]) -> None:
         """Store the data that a stage's digest was computed from, to show differences later."""
         text = to_json(description).encode()
         write_once(self.store, self.key(f"stages/{stage}/{digest}.json"), text)
 
-    def read_stage(self, stage: str, digest: str) -> dict[str, Any] | None:
-        """Return the data that the stage's digest was computed from; None if it is not stored."""
-        text = self._read_text(f"stages/{stage}/{digest}.json")
-        return None if text is None else json.loads(text)
+    def read_stage(self, stage: str, digest: str) -> StageInputs | None:
+        """Return the data that the stage's digest was computed from; None if it is not stored.
+
+        Raises `Damaged`.
+        """
+        path = f"stages/{stage}/{digest}.json"
+        data, where = self._read(path), self._where(path)
+        return None if data is None else build(StageInputs, parse_record(data, where), where)
 
     @property
     def silence(self) -> float:
         """The seconds without a sign of life after which an owner is presumed dead."""
         return COMMIT_SILENCE_SECONDS if self.store.commits else SILENCE_SECONDS
 
-    def _read_text(self, path: str) -> str | None:
+    def _read(self, path: str, limit: int = LARGEST_RECORD) -> bytes | None:
         try:
-            return self.store.read(self.key(path)).decode()
+            return self.store.read(self.key(path), limit)
         except Missing:
             return None
+
+    def _where(self, path: str) -> str:
+        return f"{self.store.url}/{self.key(path)}"
 
 
 def heartbeat_path(epoch: int) -> str:

@@ -15,12 +15,12 @@ from pipeline.state.stop_requests import pending_stop
 
 def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
     """Return what the store knows about a run, as plain JSON. Times are Unix seconds."""
-    beat = state.heartbeat(head.epoch) or {}
+    beat = state.heartbeat(head.epoch)
     notes: list[str] = []
     launch_id = head.owner.launch_id if head.owner else None
     stop = pending_stop(state, notes.append, launch_id=launch_id)
     newest = head.checkpoints[0] if head.checkpoints else None
-    ours = recorded_stages(state, head)
+    ours = recorded_stages(state, head, notes.append)
     stages = [s for s in STAGES if ours is None or s in ours or s in head.stages]
     return {
         "run": state.name,
@@ -30,10 +30,10 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
         "checkpoint": dataclasses.asdict(newest) if newest else None,
         "owner": dataclasses.asdict(head.owner) if head.owner else None,
         "owner_running": is_running(head.owner, Owner.me()) if head.owner else None,
-        "heartbeat_age": now - beat["at"] if head.owner and "at" in beat else None,
+        "heartbeat_age": now - beat["at"] if head.owner and beat else None,
         "heartbeats": not state.store.commits,
         "last_commit_age": now - last_change(head),
-        "progress": beat.get("status") or None,
+        "progress": (beat.get("status") if beat else None) or None,
         "stop": dataclasses.asdict(stop) if stop else None,
         "spent": {"hours": head.spent.hours, "dollars": head.spent.dollars},
         "skipped": {

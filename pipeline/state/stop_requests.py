@@ -15,17 +15,35 @@ import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired
+
+from typing_extensions import TypedDict
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, printable
-from pipeline.state.record_json import FORMAT, Damaged, parse
+from pipeline.state.record_json import FORMAT, Count, Time, build, open_record, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
 
 STOP = "stop"
 
 Note = Callable[[str], None]
+
+
+class _By(TypedDict):
+    host: str
+    pid: Count
+    user: str
+
+
+@open_record
+class _Record(TypedDict):
+    """A request in the store."""
+
+    at: Time
+    by: _By
+    reason: str
+    except_launch: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -140,19 +158,10 @@ def _parse(data: bytes, where: str) -> StopRequest:
         raise BadInput(
             f"{where} has the kind {raw.get('kind')!r}; this pion only supports {STOP!r}."
         )
-    try:
-        by: dict[str, Any] = raw["by"]
-        launch = raw.get("except_launch")
-        return StopRequest(
-            float(raw["at"]),
-            str(by["host"]),
-            int(by["pid"]),
-            str(by["user"]),
-            str(raw["reason"]),
-            None if launch is None else str(launch),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"{where} is damaged ({error!r}). Nothing was changed.") from error
+    record = build(_Record, raw, where)
+    by = record["by"]
+    launch = record.get("except_launch")
+    return StopRequest(record["at"], by["host"], by["pid"], by["user"], record["reason"], launch)
 
 
 def _user() -> str:

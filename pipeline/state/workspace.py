@@ -11,16 +11,31 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Predicate
+from typing_extensions import TypedDict
 
 from pion.errors import BadInput, PionError
+from pion.untrusted import open_file
 from pipeline.machine.private import cache_folder, open_private, private_cache_folder
-from pipeline.state.record_json import FORMAT, Damaged, parse
+from pipeline.state.record_json import (
+    FORMAT,
+    Count,
+    Damaged,
+    Sha256,
+    build,
+    damaged,
+    open_record,
+    parse,
+)
 from pipeline.state.stores import Missing, Store, StoreError
-from pipeline.state.stores.base import check_key
+from pipeline.state.stores.base import check_key, is_key
 from pipeline.state.stores.local import explained
 
 # The name, size and sha256 of each file of prepared data; in the store, next to the data. It is
@@ -30,6 +45,10 @@ _KEPT = ".kept.json"
 # The folder of the copies of remote runs, below the cache folder.
 COPIES = "runs"
 _TRANSFERS = 4
+# The most files of a checkpoint, and of prepared data; the most bytes of the list of the latter.
+MOST_FILES = 1024
+MOST_DATA_FILES = 1_000_000
+_LARGEST_LIST = 256 << 20
 
 # The files that a folder must have: name below the folder → (bytes, sha256).
 Files = Mapping[str, tuple[int, str]]
@@ -93,7 +112,8 @@ class Workspace:
             return folder
         where = f"{self.store.url}/{self.run}/{key}"
         try:
-            files = read_files(self.store.read(f"{self.run}/{key}/{FILES}"), f"{where}/{FILES}")
+            data = self.store.read(f"{self.run}/{key}/{FILES}", _LARGEST_LIST)
+            files = read_files(data, f"{where}/{FILES}", MOST_DATA_FILES)
             problem = self.fetch(key, files)
         except Missing:
             problem = f"{FILES} is missing"
@@ -160,9 +180,11 @@ class Workspace:
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            found = self.store.download(f"{self.run}/{key}/{name}", path)
+            found = self.store.download(f"{self.run}/{key}/{name}", path, limit=size)
         except Missing:
             return f"{name} is missing"
+        except Damaged:
+            return f"{name} has more than {size:,} bytes"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
         return None if found == sha256 else f"{name} has been altered (its sha256 differs)"
@@ -174,7 +196,7 @@ class Workspace:
     def _read_kept(self, folder: Path) -> dict[str, str]:
         try:
             return dict(json.loads((folder / _KEPT).read_text()))
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return {}
 
     @contextlib.contextmanager
@@ -189,28 +211,45 @@ class Workspace:
             raise StoreError("write", str(self._root), error.strerror or str(error)) from error
 
 
-def read_files(data: bytes, where: str) -> Files:
-    """Return the `files` of a manifest. Raises `Damaged`, or `BadInput` for another format
-    version."""
+class _ListedFile(TypedDict):
+    size: Count
+    sha256: Sha256
+
+
+@open_record
+class _Listing(TypedDict):
+    """What manifests have in common."""
+
+    files: Mapping[Annotated[str, Predicate(is_key)], _ListedFile]
+
+
+def read_files(data: bytes, where: str, most: int = MOST_FILES) -> Files:
+    """Return the `files` of a manifest, at most `most`. Raises `Damaged`, or `BadInput` for another
+    format version."""
     raw = parse(data, where)
-    try:
-        return {check_key(n): (f["size"], f["sha256"]) for n, f in raw["files"].items()}
-    except (AttributeError, KeyError, TypeError, BadInput) as error:
-        raise Damaged(f"{where} is damaged: its list of files can't be read.") from error
+    listed = raw.get("files")
+    if isinstance(listed, dict) and len(listed) > most:
+        raise damaged(where, f"it lists {len(listed):,} files, and {most:,} are possible")
+    files = build(_Listing, raw, where)["files"]
+    return {name: (about["size"], about["sha256"]) for name, about in files.items()}
 
 
 def file_problem(path: Path, size: int, sha256: str) -> str | None:
     """Return why a file does not have that size and hash; None if it does."""
     try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{path.name} has {found:,} bytes instead of {size:,}"
-        if _sha256(path) != sha256:
+        with open_file(path) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                return f"{path.name} has {found:,} bytes instead of {size:,}"
+            same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        if not same:
             return f"{path.name} has been altered (its sha256 differs)"
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
         return f"{path.name} can't be read ({error.strerror})"
+    except BadInput as error:
+        return str(error)
     return None
 
 

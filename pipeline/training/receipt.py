@@ -8,12 +8,13 @@ and next_row (the first row that this attempt trains on).
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipeline.console.formats import printable
+from pipeline.state.metrics import lines_of, segments
+from pipeline.state.rows import Unreadable, event_row, metrics_row
 from pipeline.state.run_state import RunState
 
 Row = Mapping[str, Any]
@@ -21,6 +22,10 @@ Row = Mapping[str, Any]
 ALARM = "ALARM: "
 LR_TOLERANCE = 1e-12
 PLAN = ("host", "device", "workers", "micro_batch", "grad_accum", "dtype", "python")
+# What a receipt needs to know about an attempt.
+COMPARED = {"from_step", "host", "device", "workers", "micro_batch", "grad_accum", "seq_len"} | {
+    "global_batch"
+}
 
 
 def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
@@ -143,11 +148,11 @@ _STOP = "Stop this run (Ctrl-C); everything committed is safe."
 
 
 def _attempt_before(run: RunState, epoch: int) -> Row | None:
-    """Return the newest "training" event of an epoch before `epoch`."""
+    """Return the newest "training" event of an epoch before `epoch` that can be compared."""
     for segment_epoch, key in _segments_backwards(run, "events/"):
         if segment_epoch < epoch:
-            for row in _rows_backwards(run, key):
-                if row["event"] == "training":
+            for row in _rows_backwards(run, key, event_row):
+                if row["event"] == "training" and row.keys() >= COMPARED:
                     return row
     return None
 
@@ -158,7 +163,7 @@ def _metrics_of_step(run: RunState, stage: str, step: int) -> Row | None:
     for epoch, key in _segments_backwards(run, f"metrics/{stage}/"):
         if epoch in before_step:
             continue
-        for row in _rows_backwards(run, key):
+        for row in _rows_backwards(run, key, metrics_row):
             if row["step"] == step and "rows" in row:
                 return row
             if row["step"] < step:
@@ -169,10 +174,10 @@ def _metrics_of_step(run: RunState, stage: str, step: int) -> Row | None:
 
 def _segments_backwards(run: RunState, folder: str) -> Iterator[tuple[int, str]]:
     """Yield (epoch, key) of a log's segments, newest first."""
-    keys = [e.key for e in run.store.list(run.key(folder)) if e.key.endswith(".jsonl")]
-    segments = [(int(key.split("/")[-2]), key) for key in keys]
-    return iter(sorted(segments, reverse=True))
+    return reversed(segments(run.store, run.key(folder), Unreadable()))
 
 
-def _rows_backwards(run: RunState, key: str) -> Iterator[Row]:
-    return (json.loads(line) for line in reversed(run.store.read(key).splitlines()))
+def _rows_backwards(run: RunState, key: str, parse: Callable[[bytes], Row | None]) -> Iterator[Row]:
+    """Yield the rows of a segment, newest first. Leave out rows that can't be read."""
+    parsed = map(parse, reversed(lines_of(run.store, key) or []))
+    return (row for row in parsed if row is not None)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.job import Job
 from pipeline.job.settings import settings_of
-from pipeline.state.checkpoints.layout import METRICS
+from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
 from pipeline.state.records import Head
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.first_weights import first_model
 from pipeline.training.rewind import rows_to_skip
+from pipeline.training.saved_state import check_saved_state
 
 if TYPE_CHECKING:
     from pion.data.stream import RowStream
@@ -128,7 +129,10 @@ def _find(context: TrainingContext, stage: str) -> Restored:
     head = context.run.read()
     assert head is not None
     found = newest_good(context.workspace, head, stage, context.request.digests[stage])
-    return Restored(head, found, load_folder(found.folder) if found.folder else None)
+    saved = load_folder(found.folder) if found.folder else None
+    if saved is not None:
+        check_saved_state(saved.state, str(saved.folder / STATE))
+    return Restored(head, found, saved)
 
 
 def _open(job: Job, folder: Path) -> StageData:

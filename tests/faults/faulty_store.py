@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.stores.base import Data, Entries, Staged
 
@@ -61,8 +62,8 @@ class FaultyStore:
         self._dead = False
         self._lock = threading.Lock()
 
-    def read(self, key: str) -> bytes:
-        return self.do("read", key, lambda: self.inner.read(key))
+    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
+        return self.do("read", key, lambda: self.inner.read(key, limit))
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         return self.do("read", key, lambda: self.inner.read_versioned(key))
@@ -85,8 +86,8 @@ class FaultyStore:
     def delete(self, key: str) -> None:
         self.do("delete", key, lambda: self.inner.delete(key))
 
-    def download(self, key: str, path: Path) -> str:
-        return self.do("download", key, lambda: self.inner.download(key, path))
+    def download(self, key: str, path: Path, limit: int | None = None) -> str:
+        return self.do("download", key, lambda: self.inner.download(key, path, limit))
 
     def local_path(self, key: str) -> Path | None:
         return self.inner.local_path(key)

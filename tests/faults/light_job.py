@@ -256,7 +256,7 @@ class _Training:
                 raise Trouble(self.step + 1, (self.next_row, next_row), "a loss spike")
             self.weights.setdefault(self.stage, []).extend(rows[i] for i in numbers)
             self.step, self.next_row = self.step + 1, next_row
-            self.metrics.append({"step": self.step, "rows": numbers})
+            self.metrics.append({"step": self.step, "trained_on": numbers})
             process.between_steps()
             if self.step < process.steps and self.step % SAVE_EVERY == 0:
                 outage = self._save()

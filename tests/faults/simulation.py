@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pion.errors import PionError
+from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
 from pipeline.state.stores.base import Data, Entries, WritesAtOnce
 from tests.faults.faulty_store import Crash
@@ -38,7 +39,7 @@ class MemoryStore(WritesAtOnce):
         self._swapped = swapped
         self._versions = map(str, itertools.count())
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
         return self.read_versioned(key)[0]
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
@@ -61,7 +62,7 @@ class MemoryStore(WritesAtOnce):
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
 
-    def download(self, key: str, path: Path) -> str:
+    def download(self, key: str, path: Path, limit: int | None = None) -> str:
         content = self.read(key)
         path.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
@@ -117,8 +118,8 @@ class SteppedStore(WritesAtOnce):
             self._resume.release()
             assert self._paused.acquire(timeout=PATIENCE_SECONDS), self.pending
 
-    def read(self, key: str) -> bytes:
-        return self.do(key, lambda: self.inner.read(key))
+    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
+        return self.do(key, lambda: self.inner.read(key, limit))
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         return self.do(key, lambda: self.inner.read_versioned(key))
@@ -134,8 +135,8 @@ class SteppedStore(WritesAtOnce):
     def delete(self, key: str) -> None:
         self.do(key, lambda: self.inner.delete(key), changes=True)
 
-    def download(self, key: str, path: Path) -> str:
-        return self.do(key, lambda: self.inner.download(key, path))
+    def download(self, key: str, path: Path, limit: int | None = None) -> str:
+        return self.do(key, lambda: self.inner.download(key, path, limit))
 
     def local_path(self, key: str) -> Path | None:
         return None

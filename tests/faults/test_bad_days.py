@@ -427,7 +427,7 @@ def test_a_folder_that_becomes_read_only_stops_the_run_until_it_is_writable(
 
 @pytest.mark.parametrize("jump", [90_000.0, -90_000.0])
 def test_a_clock_that_jumps_loses_nothing(folder: Days, jump: float) -> None:
-    now = [1_000_000.0]
+    now = [10_000_000.0]
     folder.clock = Clock(now=lambda: now[0])
 
     def leap() -> None:

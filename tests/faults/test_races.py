@@ -37,7 +37,7 @@ from pipeline.state.checkpoints.layout import MANIFEST, MODEL
 from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import Owner
-from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
+from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, ClaimRecord, Head
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import StoreError
 from tests.faults.faulty_store import Crash
@@ -394,7 +394,11 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         Claim, "commit", commit_under_any_epoch
     ),
     "a claim that keeps the epoch": lambda: patch.object(
-        Head, "claimed", lambda self, me, at, price=None: dataclasses.replace(self, owner=me)
+        Head,
+        "claimed",
+        lambda self, me, at, price=None: dataclasses.replace(
+            self, owner=me, claims=(ClaimRecord(self.epoch, at, me), *self.claims)
+        ),
     ),
     "garbage that goes at once": lambda: patch("pipeline.state.records.TRASH_SECONDS", 0.0),
     "retention that keeps nothing": lambda: patch(

@@ -23,7 +23,7 @@ def nested(levels: int) -> str:
         pytest.param("NaN", "NaN is not a number", id="nan"),
         pytest.param("[-Infinity]", "-Infinity is not a number", id="infinity"),
         pytest.param("1e999", "1e999 is too large for a number", id="overflow"),
-        pytest.param("9" * 5000, "4300 digits", id="digits"),
+        pytest.param("9" * 5000, "… is too large for a number", id="digits"),
         pytest.param(nested(DEEPEST + 1), "nested deeper than 64 levels", id="deep"),
         pytest.param('{"a":' * 100_000, "nested deeper than 64 levels", id="bottomless"),
         pytest.param(r'{"a": ["\ud800"]}', "surrogates not allowed", id="half a character"),

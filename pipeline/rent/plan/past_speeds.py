@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pipeline.job.digest import model_inputs
 from pipeline.machine.gpu_names import sky_names
 from pipeline.rent.time_limit import within
 from pipeline.state.find_run import runs_in
-from pipeline.state.metrics import read_events
+from pipeline.state.metrics import lines_of, read_events
 from pipeline.state.records import Head
+from pipeline.state.rows import metrics_row
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 
@@ -79,8 +79,9 @@ def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> It
             continue
         reached = _tokens_per_second(store, f"{name}/metrics/{event['stage']}/{event['epoch']}/")
         if reached is not None and "seq_len" in event:  # the first runs did not report seq_len
-            per_worker = reached / max(1, event["workers"])
-            yield Speed(name, event["device"], event["seq_len"], per_worker)
+            per_worker = reached / max(1, event.get("workers", 1))
+            device = event.get("device", "")
+            yield Speed(name, device, event["seq_len"], per_worker)
 
 
 def _has_shape(run: RunState, head: Head, stage: str, shape: Mapping[str, Any]) -> bool:
@@ -95,6 +96,6 @@ def _has_shape(run: RunState, head: Head, stage: str, shape: Mapping[str, Any]) 
 def _tokens_per_second(store: Store, folder: str) -> float | None:
     """Return the median speed in a folder's newest metrics; None if there is none."""
     keys = sorted(e.key for e in store.list(folder) if e.key.endswith(".jsonl"))[-SEGMENTS:]
-    rows = [json.loads(line) for key in keys for line in store.read(key).splitlines()]
-    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+    rows = [metrics_row(line) for key in keys for line in lines_of(store, key) or ()]
+    speeds = [row["tokens_per_second"] for row in rows if row and row.get("tokens_per_second")]
     return statistics.median(speeds) if speeds else None

@@ -61,11 +61,11 @@ def measured_run(job: Job) -> MeasuredRun:
         return MeasuredRun(f"the run can't be read: {error}")
     trained = [event for event in events if event["event"] == "training"]
     rented = [event for event in events if event["event"] == RENTED and event.get("gpu")]
-    devices = {event["epoch"]: str(event["device"]) for event in trained}
+    devices = {event["epoch"]: str(event.get("device")) for event in trained}
     found = MeasuredRun(
         gpu=str(rented[-1]["gpu"]) if rented else None,
         starts=_starts(events),
-        saves=[event for event in events if event["event"] == "saved"],
+        saves=[event for event in events if event["event"] == "saved" and _is_timed(event)],
         checkpoint_bytes=head.checkpoints[0].bytes if head.checkpoints else None,
     )
     for stage, stage_rows in rows.items():
@@ -83,6 +83,10 @@ def measured_run(job: Job) -> MeasuredRun:
     return found
 
 
+def _is_timed(save: Row) -> bool:
+    return None not in (save["stall"], save["write"])
+
+
 def _is_step(row: Row) -> bool:
     return bool(row.get("tokens_per_second"))
 
@@ -95,7 +99,8 @@ def _machine_of(epoch: int, events: Sequence[Row]) -> tuple[str | None, int, int
     if claims and claims[-1]["event"] == RENTED:
         machine = claims[-1]
         return machine.get("gpu"), machine.get("count") or 1, machine.get("nodes") or 1
-    workers = [e["workers"] for e in before if e["event"] == "training" and e["epoch"] == epoch]
+    trained = [e for e in before if e["event"] == "training" and e["epoch"] == epoch]
+    workers = [e.get("workers", 1) for e in trained]
     return None, max([1, *workers[-1:]]), 1
 
 

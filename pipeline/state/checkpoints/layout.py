@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.state.record_json import FORMAT, to_json
+from pipeline.state.record_json import FORMAT, Count, Epoch, Time, build, closed_record, to_json
 from pipeline.state.records import CheckpointEntry
 from pipeline.state.workspace import Files
 
@@ -30,21 +30,23 @@ def checkpoint_key(stage: str, step: int, epoch: int) -> str:
     return f"checkpoints/{stage}/{step}-{epoch}"
 
 
+@closed_record
 @dataclass(frozen=True)
 class Provenance:
     """Where a checkpoint comes from. `ancestor` is the key of the checkpoint before it."""
 
     stage: str
-    step: int
-    epoch: int
+    step: Count
+    epoch: Epoch
     digest: str
-    at: float
+    at: Time
     ancestor: str | None
 
     @classmethod
-    def from_manifest(cls, manifest: Mapping[str, Any]) -> Provenance:
-        """Return a manifest's fields other than the files."""
-        return cls(**{field.name: manifest[field.name] for field in dataclasses.fields(cls)})
+    def from_manifest(cls, manifest: Mapping[str, Any], where: str) -> Provenance:
+        """Return a manifest's fields other than the files. Raises `Damaged`."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return build(cls, {n: value for n, value in manifest.items() if n in names}, where)
 
     @property
     def key(self) -> str:

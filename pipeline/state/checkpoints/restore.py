@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import PionError
+from pion.untrusted import read_file
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER, STATE, Provenance
-from pipeline.state.record_json import Damaged, parse
+from pipeline.state.record_json import Damaged, parse, parse_record
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
@@ -132,7 +132,7 @@ def load_folder(folder: Path) -> Loaded:
     from pion.weights import read_tensors
 
     try:
-        state = json.loads((folder / STATE).read_bytes())
+        state = parse_record(read_file(folder / STATE), str(folder / STATE))
         return Loaded(folder, read_tensors(folder / MODEL), read_tensors(folder / OPTIMIZER), state)
     except (OSError, ValueError, PionError) as error:
         raise PionError(f"{folder} is not a complete checkpoint: {error}") from error
@@ -148,13 +148,13 @@ def _unlisted(
     found: list[tuple[CheckpointEntry, Files]] = []
     for path in workspace.folder(f"checkpoints/{stage}").glob(f"*/{MANIFEST}"):
         try:
-            data = path.read_bytes()
-            save = Provenance.from_manifest(parse(data, str(path)))
+            data = read_file(path)
+            save = Provenance.from_manifest(parse(data, str(path)), str(path))
             files = read_files(data, str(path))
         except (OSError, PionError):
             continue
         farther = newest is None or save.step > newest.step
-        if save.digest != digest or not farther or _rewound(head, save):
+        if save.digest != digest or not farther or _rewound(head, save) or MODEL not in files:
             continue
         if save.ancestor == (newest.key if newest else None):
             found.append((save.entry(files), files))

@@ -109,14 +109,12 @@ def sweep_unused(claim: Claim) -> None:
 
 
 def _best(entries: Iterable[CheckpointEntry], metric: str) -> Iterable[CheckpointEntry]:
-    best: dict[str, CheckpointEntry] = {}
+    best: dict[str, tuple[float, CheckpointEntry]] = {}
     for entry in entries:
         value = entry.metrics.get(metric)
-        if value is not None and math.isfinite(value):
-            leader = best.get(entry.stage)
-            if leader is None or value < leader.metrics[metric]:
-                best[entry.stage] = entry
-    return best.values()
+        if value is not None and (entry.stage not in best or value < best[entry.stage][0]):
+            best[entry.stage] = value, entry
+    return [entry for _, entry in best.values()]
 
 
 def _epoch_of(folder: str) -> float:

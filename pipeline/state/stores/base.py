@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pion.errors import BadInput, PionError
+from pion.untrusted import LARGEST_RECORD
+from pipeline.state.record_json import Damaged, damaged
 
 Data = bytes | memoryview | Path
 
@@ -81,12 +83,13 @@ class Store(Protocol):
     save_seconds: float
     """The shortest interval between checkpoints that the store allows."""
 
-    def read(self, key: str) -> bytes:
-        """Return the bytes under `key`. Raises `Missing`."""
+    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
+        """Return the bytes under `key`. Raises `Missing`, and `Damaged` without reading further if
+        there are more than `limit` bytes."""
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
-        """Return the bytes under `key` and their version for `compare_and_swap`. Raises
-        `Missing`."""
+        """Return the bytes under `key`, a record, and their version for `compare_and_swap`. Raises
+        as `read` does."""
 
     def write(self, key: str, data: Data) -> None:
         """Store bytes or a file's content under `key`, all or nothing."""
@@ -109,9 +112,10 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove `key`; do nothing if it does not exist."""
 
-    def download(self, key: str, path: Path) -> str:
+    def download(self, key: str, path: Path, limit: int | None = None) -> str:
         """Put the bytes under `key` into the file `path`, all or nothing. Return the sha256 of the
-        bytes that arrived. Raises `Missing`."""
+        bytes that arrived. Raises `Missing`, and `Damaged` before anything is written if there are
+        more than `limit` bytes."""
 
     def local_path(self, key: str) -> Path | None:
         """Return where `key` can be memory-mapped here, or None if it must be downloaded."""
@@ -160,6 +164,16 @@ def check_key(key: str) -> str:
                 "_ . + = @ - and start with a letter, digit or _."
             )
     return key
+
+
+def is_key(key: str) -> bool:
+    """Return whether every store can hold the key; see `check_key`."""
+    return all(_PART.fullmatch(part) for part in key.split("/"))
+
+
+def too_large(where: str, limit: int) -> Damaged:
+    """Return the error for an object in a store with more than `limit` bytes."""
+    return damaged(where, f"it has more than {limit:,} bytes")
 
 
 def check_run_name(name: str) -> str:

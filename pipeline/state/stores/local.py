@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from pion.errors import BadInput
+from pion.untrusted import LARGEST_RECORD, read_file
+from pipeline.state.record_json import damaged
 from pipeline.state.stores.base import (
     Conflict,
     Data,
@@ -21,6 +23,7 @@ from pipeline.state.stores.base import (
     StoreError,
     WritesAtOnce,
     check_key,
+    too_large,
 )
 from pipeline.state.stores.direct_io import write_directly
 
@@ -65,13 +68,17 @@ class FileStore(WritesAtOnce):
         self.folder = Path(folder).absolute()
         self.url = f"file://{self.folder}"
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
         path = self._path(key)
         with explained("read", path):
             try:
-                return path.read_bytes()
+                return read_file(path, limit)
             except _NOTHING_THERE:
                 raise Missing(key, self.url) from None
+            except BadInput:
+                if path.is_dir():
+                    raise Missing(key, self.url) from None
+                raise self._unusual(path, limit) from None
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         data = self.read(key)
@@ -86,8 +93,8 @@ class FileStore(WritesAtOnce):
         path = self._path(key)
         with explained("write", path), _locked(path):
             try:
-                present = _version(path.read_bytes())
-            except FileNotFoundError:
+                present = _version(self.read(key))
+            except Missing:
                 present = None
             if present != expected:
                 raise Conflict(key, self.url)
@@ -110,10 +117,12 @@ class FileStore(WritesAtOnce):
             except OSError:
                 break
 
-    def download(self, key: str, path: Path) -> str:
+    def download(self, key: str, path: Path, limit: int | None = None) -> str:
         source = self._path(key)
         if not source.is_file():
             raise Missing(key, self.url)
+        if limit is not None and source.stat().st_size > limit:
+            raise too_large(str(source), limit)
         with explained("write", path):
             _write_atomically(path, source)
             with path.open("rb") as file:
@@ -137,7 +146,7 @@ class FileStore(WritesAtOnce):
         for path in self._walk(prefix):
             key = path.relative_to(self.folder).as_posix()
             if key.startswith(prefix) and not path.name.startswith("."):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):  # it is gone, or a link that leads nowhere
                     entries.append(Entry(key, path.stat().st_size))
         return sorted(entries, key=lambda entry: entry.key)
 
@@ -148,6 +157,12 @@ class FileStore(WritesAtOnce):
             self.delete(key)
         except StoreError as error:
             raise BadInput(f"{error} Nothing was started.") from error
+
+    def _unusual(self, path: Path, limit: int) -> BadInput:
+        """Return the error for something that is neither a folder nor a file of `limit` bytes."""
+        if path.is_file():
+            return too_large(str(path), limit)
+        return damaged(str(path), "it is not a regular file")
 
     def _path(self, key: str) -> Path:
         return self.folder / check_key(key)

@@ -193,7 +193,7 @@ def test_an_event_whose_acknowledgement_was_lost_happened_once(store: FileStore)
     log.append("training", stage="sft")
     with pytest.raises(StoreError):
         log.flush()
-    log.append("hop", stage="sft")
+    log.append("hop", stage="sft", receipt=[])
     log.flush()
     assert [event["event"] for event in read_events(store, "demo")] == ["training", "hop"]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pion.untrusted import LARGEST_RECORD
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -184,9 +185,9 @@ def test_metrics_of_other_epochs_are_not_all_read(run: RunState) -> None:
     reads: list[str] = []
 
     class Counted(FileStore):
-        def read(self, key: str) -> bytes:
+        def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
             reads.append(key)
-            return super().read(key)
+            return super().read(key, limit)
 
     store = Counted(run.store.folder)  # type: ignore[attr-defined]
     now = A4000 | {"from_step": 118, "next_row": 64 * 118}

@@ -15,7 +15,7 @@ from huggingface_hub.hf_api import LFSFileInfo, RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from pion.errors import PionError
-from pipeline.state.stores.base import Missing, StoreError
+from pipeline.state.stores.base import Missing, StoreError, too_large
 from pipeline.state.stores.hub import errors
 from pipeline.state.stores.hub.client import set_up_client
 from pipeline.state.stores.retry import Retry, retrying
@@ -123,11 +123,18 @@ class HubRepo:
                     found[entry.path] = entry
         return found
 
-    def read(self, path: str) -> bytes:
-        """Return a file's bytes on main."""
-        response = get_session().get(self.file_url(path, BRANCH), headers=_headers())
-        hf_raise_for_status(response)
-        return response.content
+    def read(self, path: str, limit: int) -> bytes:
+        """Return a file's bytes on main. Raises `Damaged` if there are more than `limit`."""
+        content = bytearray()
+        with get_session().stream(
+            "GET", self.file_url(path, BRANCH), headers=_headers()
+        ) as response:
+            hf_raise_for_status(response)
+            for piece in response.iter_bytes(_PIECE_BYTES):
+                content += piece
+                if len(content) > limit:
+                    raise too_large(f"{self.url}/{path}", limit)
+        return bytes(content)
 
     def file_url(self, path: str, revision: str) -> str:
         return hf_hub_url(

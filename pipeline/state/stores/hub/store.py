@@ -19,7 +19,18 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from pion.errors import BadInput
-from pipeline.state.stores.base import Data, Entries, Entry, Missing, Staged, StoreError, check_key
+from pion.untrusted import LARGEST_RECORD
+from pipeline.state.stores.base import (
+    Data,
+    Entries,
+    Entry,
+    Missing,
+    Staged,
+    StoreError,
+    check_key,
+    is_key,
+    too_large,
+)
 from pipeline.state.stores.hub import errors
 from pipeline.state.stores.hub.commit import (
     Change,
@@ -124,17 +135,17 @@ class HubStore:
 
     # ------------------------------------------------------------ reading
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
         change = self._own(key)
         if isinstance(change, Put):
             return change.content
-        return self._repo.request("read", key, lambda: self._repo.read(key))
+        return self._repo.request("read", key, lambda: self._repo.read(key, limit))
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         data = self.read(key)
         return data, version_of(data)
 
-    def download(self, key: str, path: Path) -> str:
+    def download(self, key: str, path: Path, limit: int | None = None) -> str:
         repo, change = self._repo, self._own(key)
         if isinstance(change, Put):
             content = change.content
@@ -142,6 +153,8 @@ class HubStore:
                 lambda start, stop: [content[start:stop]], len(content), path, repo.retry
             )
         found = repo.request("read", key, lambda: repo.locate(key, BRANCH))
+        if limit is not None and found.size > limit:
+            raise too_large(f"{self.url}/{key}", limit)
         location = found.location
 
         def fetch(start: int, stop: int) -> Iterable[bytes]:
@@ -175,7 +188,7 @@ class HubStore:
                 sizes.pop(change.key, None)
             else:
                 sizes[change.key] = change.size
-        return [Entry(k, sizes[k]) for k in sorted(sizes) if k.startswith(prefix) and _is_key(k)]
+        return [Entry(k, sizes[k]) for k in sorted(sizes) if k.startswith(prefix) and is_key(k)]
 
     # ------------------------------------------------------------ tidying up
 
@@ -283,12 +296,3 @@ class HubStore:
         ]
         repo.delete_lfs_objects(unused)
         return len(unused)
-
-
-def _is_key(path: str) -> bool:
-    """Return whether a path is a key. Files such as .gitattributes are not."""
-    try:
-        check_key(path)
-    except BadInput:
-        return False
-    return True

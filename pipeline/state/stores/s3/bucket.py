@@ -1,5 +1,6 @@
 """Requests to one S3 bucket: the client, retries, and errors as `StoreError`s."""
 
+import contextlib
 import functools
 import os
 import threading
@@ -13,8 +14,9 @@ from botocore.config import Config
 from botocore.loaders import Loader
 
 from pion.errors import BadInput, PionError
+from pion.untrusted import LARGEST_RECORD
 from pipeline.console.userinfo import refuse_endpoint
-from pipeline.state.stores.base import Conflict, Missing, StoreError, check_key
+from pipeline.state.stores.base import Conflict, Missing, StoreError, check_key, too_large
 from pipeline.state.stores.retry import retrying
 from pipeline.state.stores.s3 import errors
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 _CONNECTIONS = 32
+_PIECE_BYTES = 1 << 20
 
 T = TypeVar("T")
 
@@ -53,13 +56,22 @@ class Bucket:
         except errors.ERRORS as error:
             raise self.explained(error, action, key) from error
 
-    def read_versioned(self, key: str) -> tuple[bytes, str]:
-        """Return the content of `key` and its version. Raises `Missing` and `StoreError`."""
+    def read_versioned(self, key: str, limit: int = LARGEST_RECORD) -> tuple[bytes, str]:
+        """Return the content of `key` and its version.
+
+        Raises `Missing`, `StoreError`, and `Damaged` if there are more than `limit` bytes.
+        """
         name = self.object_name(key)
 
         def get(client: "S3Client") -> tuple[bytes, str]:
             answer = client.get_object(Bucket=self.name, Key=name)
-            return answer["Body"].read(), answer["ETag"]
+            content = bytearray()
+            with contextlib.closing(answer["Body"]) as body:
+                for piece in body.iter_chunks(_PIECE_BYTES):
+                    content += piece
+                    if len(content) > limit:
+                        raise too_large(f"{self.url}/{key}", limit)
+            return bytes(content), answer["ETag"]
 
         return self.request("read", key, get)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError
+from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores.base import (
     Conflict,
     Data,
@@ -24,6 +25,7 @@ from pipeline.state.stores.base import (
     StoreError,
     WritesAtOnce,
     check_key,
+    too_large,
 )
 from pipeline.state.stores.s3 import errors, upload
 from pipeline.state.stores.s3.bucket import Bucket
@@ -75,8 +77,8 @@ class S3Store(WritesAtOnce):
         except BadInput as error:
             raise BadInput(f"store {'s3://' + rest!r}: {error} Use s3://bucket/prefix.") from None
 
-    def read(self, key: str) -> bytes:
-        return self.read_versioned(key)[0]
+    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
+        return self._bucket.read_versioned(key, limit)[0]
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         return self._bucket.read_versioned(key)
@@ -94,9 +96,11 @@ class S3Store(WritesAtOnce):
                 "delete", key, lambda client: client.delete_object(Bucket=bucket, Key=name)
             )
 
-    def download(self, key: str, path: Path) -> str:
+    def download(self, key: str, path: Path, limit: int | None = None) -> str:
         bucket, name = self._bucket.name, self._bucket.object_name(key)
         size, version = self._bucket.request("read", key, lambda client: self._look(client, name))
+        if limit is not None and size > limit:
+            raise too_large(f"{self.url}/{key}", limit)
 
         def fetch(start: int, stop: int) -> Iterable[bytes]:
             wanted = f"bytes={start}-{stop - 1}"

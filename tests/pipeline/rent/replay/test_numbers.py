@@ -181,7 +181,7 @@ def test_the_gpu_that_was_rented_last_is_the_one_that_is_paid_for(tmp_path: Path
     job = write_job(tmp_path, prices=BOTH)
     light_run(store_of(job))
     assert numbers(job).spot is None  # two prices, and the GPU is unknown
-    add_events(job, {"kind": "machine", "gpu": "L40S", "phases": {}})
+    add_events(job, {"kind": "machine", "id": "m", "gpu": "L40S", "phases": {}})
     assert numbers(job).spot == Number(0.9, "the job's prices.L40S.spot")
 
 
@@ -196,8 +196,10 @@ def test_a_gpu_without_a_price_is_refused_where_others_have_one(tmp_path: Path) 
 def test_a_measured_speed_costs_all_gpus_that_it_was_measured_on(tmp_path: Path) -> None:
     job = write_job(tmp_path, prices=BOTH)
     light_run(store_of(job))
-    add_event(job, 1, "machine", gpu="L40S", count=4, nodes=2)
-    add_events(job, {"kind": "machine", "gpu": "A40", "count": 1, "phases": {}})  # never trained
+    add_event(job, 1, "machine", id="m", gpu="L40S", count=4, nodes=2)
+    add_events(
+        job, {"kind": "machine", "id": "m", "gpu": "A40", "count": 1, "phases": {}}
+    )  # never trained
     found = numbers(job)
     assert found.spot == Number(
         pytest.approx(7.2), "the job's prices.L40S.spot × the 8 GPUs of the measurement"
@@ -221,7 +223,7 @@ def test_without_prices_of_the_job_the_catalog_says_them(tmp_path: Path, sky_hom
     assert found.spot == Number(0.1, "--price")
     assert found.on_demand == Number(0.4, "SkyPilot's catalog: 1 × A40 on demand on RunPod/CA")
     light_run(store_of(job))
-    add_event(job, 1, "machine", gpu="A40", count=4, nodes=2)
+    add_event(job, 1, "machine", id="m", gpu="A40", count=4, nodes=2)
     assert numbers(job).spot is None  # nobody offers four
     also_by_four(sky_home, "A40", sky_catalog.Price(0.7, 1.5))
     assert numbers(job).spot == Number(

@@ -1,0 +1,86 @@
+"""The results of finished stages in a run's HEAD, with the types that reports rely on.
+
+A store may hold what others wrote, so a number that is not a number is damaged and not formatted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+from pipeline.state.record_json import Count, Number, build, open_record
+from pipeline.state.records import Head
+
+
+class Choices(TypedDict):
+    """How many multiple-choice questions were answered right. `_sem` is a standard error."""
+
+    accuracy: NotRequired[Number]
+    accuracy_sem: NotRequired[Number]
+    chance: NotRequired[Number]
+    questions: Count
+
+
+class Measured(TypedDict):
+    """What was measured of one model. `_sem` is a standard error."""
+
+    loss: NotRequired[Number]
+    loss_sem: NotRequired[Number]
+    perplexity: NotRequired[Number]
+    bits_per_byte: NotRequired[Number]
+    bits_per_byte_sem: NotRequired[Number]
+    response_loss: NotRequired[Number]
+    response_loss_sem: NotRequired[Number]
+    stop_accuracy: NotRequired[Number]
+    stop_accuracy_sem: NotRequired[Number]
+    continuations: NotRequired[Choices | None]
+    packs: NotRequired[Mapping[str, Choices | None]]
+
+
+class Counted(Measured):
+    """What was measured of the n-gram baseline, with n and the tokens that it counted."""
+
+    order: Count
+    train_tokens: NotRequired[Count | None]
+
+
+@open_record
+class Evaluated(TypedDict):
+    """The result of the evaluate stage."""
+
+    pretrain: NotRequired[Measured]
+    sft: NotRequired[Measured]
+    untrained: NotRequired[Measured]
+    ngram: NotRequired[Counted]
+    lm_eval: NotRequired[Mapping[str, Mapping[str, Any]]]
+
+
+@open_record
+class Published(TypedDict):
+    """The result of the publish stage."""
+
+    parameters: NotRequired[Count]
+    url: NotRequired[str | None]
+    path: NotRequired[str | None]
+    card: NotRequired[str | None]
+
+
+def evaluated(head: Head, run: str) -> Evaluated:
+    """Return what the evaluate stage of the run at the address `run` measured; empty before it is
+    done. Raises `Damaged`."""
+    return _result(Evaluated, head, "evaluate", run)
+
+
+def published(head: Head, run: str) -> Published:
+    """Return what the publish stage of the run at the address `run` reported; empty before it is
+    done. Raises `Damaged`."""
+    return _result(Published, head, "publish", run)
+
+
+def _result(kind: type[Any], head: Head, stage: str, run: str) -> Any:
+    record = head.stages.get(stage)
+    if record is None:
+        return {}
+    return build(kind, record.result, f"{run}/HEAD.json", under=f"stages.{stage}.result")
