@@ -114,8 +114,10 @@ class Manifest:
                     f"{path}: manifest format {found!r:.20}; this version reads format 1."
                 )
             fingerprint = document.pop("fingerprint")
-            shards = tuple(Shard(**shard) for shard in document.pop("shards"))
-            manifest = cls(shards=shards, **document)
+            listed = document.pop("shards")
+            if not isinstance(listed, list):
+                raise ValueError(f"shards is {listed!r:.200}; it must be a list")
+            manifest = cls(shards=tuple(Shard(**shard) for shard in listed), **document)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path}: can't read this data manifest ({error!r})") from None
         if manifest.fingerprint != fingerprint:

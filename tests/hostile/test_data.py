@@ -22,7 +22,7 @@ from pion.errors import BadInput
 from pion.multiple_choice import read_questions
 from pipeline.job import Job
 from pipeline.stages.prepare import prepare_pretrain
-from tests.hostile.in_process import ended, little_memory, refusal
+from tests.hostile.in_process import MEMORY, ended, little_memory, refusal
 from tests.support.corpora import SEQ_LEN, model_of, save_tokenizer
 from tests.support.finished_run import make_run
 
@@ -116,19 +116,20 @@ def test_a_hostile_line_is_refused_with_file_and_line(
     assert reason in message
 
 
-ENDLESS: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "jsonl": ("a.jsonl", lambda: GOOD_LINE + b'{"text": "' + b"x" * LONGEST_LINE),
-    "gzip": ("a.jsonl.gz", lambda: gzip.compress(GOOD_LINE + b"\0" * (1 << 26), 1)),
-    "text": ("a.txt", lambda: b"a line\n" + b"x" * (LONGEST_LINE + 1)),
-}
+def write_endless(path: Path, beginning: bytes) -> None:
+    """Write a file whose second line has more bytes than a command may allocate."""
+    if path.suffix == ".gz":
+        zeros = gzip.compress(b"\0" * (1 << 24), 1)
+        path.write_bytes(gzip.compress(beginning) + zeros * (MEMORY // (1 << 24) + 1))
+    else:
+        path.write_bytes(beginning)
+        os.truncate(path, MEMORY)  # a hole, which takes no space on the disk
 
 
-@pytest.mark.parametrize("attack", ENDLESS)
-def test_an_endless_line_is_refused_with_file_line_and_option(here: Path, attack: str) -> None:
-    name, content = ENDLESS[attack]
-    Path(name).write_bytes(content())
-    kind = "text" if attack == "text" else "jsonl"
-    message = prepare_refuses(kind, name)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt"])
+def test_an_endless_line_is_refused_with_file_line_and_option(here: Path, name: str) -> None:
+    write_endless(Path(name), GOOD_LINE)
+    message = prepare_refuses("text" if name == "a.txt" else "jsonl", name)
     assert f"{here / name}:2: the line has more than 16,000,000 bytes" in message
     assert "raise data.max_line_mb" in message
 
@@ -327,10 +328,9 @@ def test_a_table_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> Non
 
 
 def test_an_honest_table_is_read_only_as_far_as_it_is_needed(tmp_path: Path) -> None:
-    half = "x" * (LONGEST_LINE // 2)
-    table(str(tmp_path / "t"), text=[half, "b"], blob=[b"\xff" * (LONGEST_LINE + 1), b""])
-    assert list(parquet_rows(tmp_path / "t", ("text",), LONGEST_LINE)) == [
-        {"text": half},
+    table(str(tmp_path / "t"), text=["x" * 500, "b"], blob=[b"\xff" * 1001, b""])
+    assert list(parquet_rows(tmp_path / "t", ("text",), 1000)) == [
+        {"text": "x" * 500},
         {"text": "b"},
     ]
 

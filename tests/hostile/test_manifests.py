@@ -108,6 +108,8 @@ def test_a_manifest_with_a_hostile_field_is_refused_with_its_name(
         with pytest.raises(BadInput) as error, little_memory():
             Manifest.read(path)
         assert str(path) in str(error.value), name
+        if field != "fingerprint":  # anyone can write a fingerprint that fits
+            assert "changed since it was written" not in str(error.value), name
         assert len(str(error.value)) < 1000, name
 
 
