@@ -45,6 +45,7 @@ os.environ["HF_MODULES_CACHE"] = str(CACHE / "modelling_files")
 # By measured time: a long file at the end would leave the other processes idle.
 LONGEST_FIRST = (
     "test_ray",
+    "test_doors",
     "test_resume",
     "test_sigterm",
     "test_stops",
