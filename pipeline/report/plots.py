@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ TITLES = {"pretrain": "Pretraining", "sft": "Fine-tuning"}
 LIGHT = {"ink": "#57606a", "title": "#1f2328", "grid": "#d8dee4", "paper": "#ffffff"}
 DARK = {"ink": "#9198a1", "title": "#e6edf3", "grid": "#2d333b", "paper": "#0d1117"}
 TRAIN, HELD_OUT = "#3b82c4", "#e8853a"
+# Larger losses, speeds and steps have no room at an axis, and don't happen.
+LARGEST_DRAWN = 1e15
 SMOOTHED_PARTS = 25  # the mean covers 1/25 of the curve: smooth, but spikes stay visible
 
 
@@ -76,11 +77,11 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
-    """Return the steps and values of the rows with a finite `key`, in step order."""
+    """Return the steps and values of the rows with a `key` that can be drawn, in step order."""
     points = sorted(
         (int(row["step"]), float(row[key]))
         for row in rows
-        if row.get(key) is not None and math.isfinite(row[key])
+        if row.get(key) is not None and max(abs(row[key]), row["step"]) < LARGEST_DRAWN
     )
     return [step for step, _ in points], [value for _, value in points]
 

@@ -5,10 +5,10 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import select
 import socket
 import stat
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -198,19 +198,26 @@ def _git(root: Path, *arguments: str) -> bytes | None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         ) as process:
-            late = threading.Timer(GIT_SECONDS, process.kill)
-            late.start()
-            try:
-                assert process.stdout is not None
-                printed = process.stdout.read(LARGEST_CHANGES)
-                if len(printed) == LARGEST_CHANGES:
-                    process.kill()
-                    return printed
-                return printed if process.wait() == 0 else None
-            finally:
-                late.cancel()
+            assert process.stdout is not None
+            printed, ended = _read(process.stdout.fileno())
+            if ended and process.wait() == 0:
+                return printed
+            process.kill()
+            return printed if len(printed) >= LARGEST_CHANGES else None
     except OSError:
         return None
+
+
+def _read(pipe: int) -> tuple[bytes, bool]:
+    """Read LARGEST_CHANGES bytes for at most GIT_SECONDS; return them, and whether that was all."""
+    chunks: list[bytes] = []
+    room, end = LARGEST_CHANGES, time.monotonic() + GIT_SECONDS
+    while room and select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
+        chunks.append(os.read(pipe, min(room, 1 << 20)))
+        if not chunks[-1]:
+            return b"".join(chunks), True
+        room -= len(chunks[-1])
+    return b"".join(chunks), False
 
 
 def _running(pid: int) -> int | None:

@@ -198,10 +198,20 @@ class _Changed(_Event):
     changes: list[str]
 
 
-@open_record
-class _Forked(_Event):
-    stage: str
-    at_step: Count
+# `from` is a word of Python, so this can't be a class.
+_Forked = open_record(
+    TypedDict(
+        "_Forked",
+        {
+            "event": str,
+            "epoch": Epoch,
+            "at": Time,
+            "from": str,
+            "stage": str,
+            "at_step": Count,
+        },
+    )
+)
 
 
 _EVENTS: Mapping[str, type[Any]] = {

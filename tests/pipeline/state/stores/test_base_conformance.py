@@ -13,6 +13,7 @@ import pytest
 
 from pion.errors import BadInput, Fenced, PionError
 from pipeline.state.claim import claim_run
+from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, FileStore, Missing, Store, StoreError, write_once
 from tests.support.clock import FakeClock
@@ -266,6 +267,22 @@ def test_write_once_accepts_the_same_and_refuses_another_content(store: Store) -
 
 
 # Compare-and-swap
+
+
+def test_nothing_larger_than_its_limit_is_read_or_downloaded(store: Store, tmp_path: Path) -> None:
+    store.write("demo/five", b"12345")
+    store.flush()
+    target = tmp_path / "target"
+    assert store.read("demo/five", 5) == b"12345"
+    assert store.download("demo/five", target, limit=5) == sha256(b"12345")
+    target.unlink()
+    for read in (
+        lambda: store.read("demo/five", 4),
+        lambda: store.download("demo/five", target, 4),
+    ):
+        with pytest.raises(Damaged, match="demo/five is damaged: it has more than 4 bytes"):
+            read()
+    assert not target.exists()
 
 
 def test_compare_and_swap_refuses_any_version_but_the_present_one(store: Store) -> None:

@@ -1,0 +1,159 @@
+"""A fuzzer: good documents with random changes end no command in a bug, a hang or a full memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.cli import main
+from pipeline.state.checkpoints.layout import MANIFEST, STATE
+from pipeline.state.run_state import RunState, heartbeat_path
+from tests.hostile.hostile_run import as_json, full_head, make_hostile_run, path_of, replace
+from tests.hostile.record_attacks import Place, places
+from tests.hostile.test_records_courtesies import BEAT, REQUEST
+from tests.hostile.test_records_rows import EVENTS, METRICS
+
+SFT = "checkpoints/sft/5-1"
+GENERATE = ("generate", "{run}@sft", "--prompt", "a", "--max-tokens", "1")
+# What a command may take longer, and use more, than with the good document.
+SECONDS = 5.0
+MEGABYTES = 200
+# Examples per document.
+FEW, MANY = 12, 1500
+
+# Document → its file, and the commands that read it.
+DOCUMENTS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
+    "HEAD": ("HEAD.json", (("status", "{run}", "--json"), ("checkpoints", "{run}"))),
+    "manifest": (f"{SFT}/{MANIFEST}", (GENERATE, ("checkpoints", "{run}", "--verify"))),
+    "config": (f"{SFT}/config.json", (("generate", "{folder}", *GENERATE[2:]),)),
+    "state": (f"{SFT}/{STATE}", (("generate", "{folder}", *GENERATE[2:]),)),
+    "events": ("events/1/000000.jsonl", (("status", "{run}"), ("report", "{run}"))),
+    "metrics": ("metrics/sft/1/000000.jsonl", (("status", "{run}"),)),
+    "heartbeat": (heartbeat_path(1), (("status", "{run}"),)),
+    "request": ("requests/1.json", (("status", "{run}"),)),
+}
+ALLOWED = {0, 1, 2, 74}
+
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**400), 10**400)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["../../x", "\x1b[2J", "9" * 50, "/dev/zero", "NaN", ""]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunState:
+    return make_hostile_run(tmp_path_factory.mktemp("fuzz") / "runs")
+
+
+def good(document: str, run: RunState) -> Any:
+    """Return the good document; rows are a list."""
+    if document == "HEAD":
+        return as_json(full_head())
+    if document in ("events", "metrics"):
+        return list(EVENTS.values()) if document == "events" else [METRICS]
+    known = {"heartbeat": BEAT, "request": REQUEST}
+    return known.get(document) or json.loads(path_of(run, DOCUMENTS[document][0]).read_text())
+
+
+@st.composite
+def changed(draw: st.DrawFn, document: Any, rows: bool) -> bytes:
+    """Return the document with other values at a few places, and perhaps other bytes."""
+    document = json.loads(json.dumps(document))
+    for _ in range(draw(st.integers(0, 3))):
+        found: list[Place] = [place for place, _ in places(document)]
+        if not found:
+            break
+        *parents, last = draw(st.sampled_from(found))
+        inner = document
+        for part in parents:
+            inner = inner[part]
+        inner[last] = draw(VALUES)
+    lines = document if rows and isinstance(document, list) else [document]
+    data = "\n".join(map(json.dumps, lines)).encode()
+    if draw(st.integers(0, 4)) == 0:
+        at = draw(st.integers(0, len(data)))
+        data = data[:at] + draw(st.binary(max_size=8)) + data[at + draw(st.integers(0, 9)) :]
+    return data
+
+
+def fuzz(document: str, run: RunState, examples: int, check: Callable[[bytes], None]) -> None:
+    """Call `check` with that many changed documents, always the same ones."""
+    quiet = settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    rows = document in ("events", "metrics")
+    quiet(given(changed(good(document, run), rows))(check))()
+
+
+def go(document: str, run: RunState, data: bytes) -> None:
+    """Run each command that reads the document."""
+    path, commands = DOCUMENTS[document]
+    replace(run, path, data)
+    for command in commands:
+        arguments = [part.format(run=run.url, folder=path_of(run, SFT)) for part in command]
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            code = main(arguments)
+        assert code in ALLOWED, (data, output.getvalue())
+        assert "bug in Pion" not in output.getvalue(), (data, output.getvalue())
+        assert "Traceback" not in output.getvalue(), (data, output.getvalue())
+
+
+@pytest.fixture
+def restored(run: RunState, request: pytest.FixtureRequest) -> Any:
+    """The run, whose file of this document is as before when the test has ended."""
+    path = path_of(run, DOCUMENTS[request.getfixturevalue("document")][0])
+    before = path.read_bytes() if path.exists() else None
+    yield run
+    path.unlink() if before is None else path.write_bytes(before)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_changed_documents_end_no_command_in_a_bug(document: str, restored: RunState) -> None:
+    fuzz(document, restored, FEW, lambda data: go(document, restored, data))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_many_changed_documents_cost_little_time_and_memory(
+    document: str, restored: RunState
+) -> None:
+    data = good(document, restored)
+    lines = data if document in ("events", "metrics") else [data]
+    whole = "\n".join(map(json.dumps, lines)).encode()
+    go(document, restored, whole)
+    began = time.monotonic()
+    go(document, restored, whole)
+    usual, used = time.monotonic() - began, _peak_megabytes()
+
+    def check(data: bytes) -> None:
+        began = time.monotonic()
+        go(document, restored, data)
+        assert time.monotonic() - began <= usual + SECONDS, data
+        assert _peak_megabytes() <= used + MEGABYTES, data
+
+    fuzz(document, restored, MANY, check)
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

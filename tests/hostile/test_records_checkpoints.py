@@ -1,0 +1,268 @@
+"""A manifest or a state.json with bad values is bad input, and the file is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pion.train.rng import rng_states
+from pipeline.models.find import find_model
+from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
+from pipeline.state.record_json import Damaged, parse, parse_record
+from pipeline.state.run_state import RunState
+from pipeline.state.workspace import MOST_DATA_FILES, MOST_FILES, read_files
+from pipeline.training.saved_state import check_saved_state
+from tests.hostile.hostile_run import (
+    NOW,
+    make_hostile_run,
+    path_of,
+    pion,
+    replace,
+)
+from tests.hostile.record_attacks import DEPTH, ESCAPE, Attack, attacks_on, nested
+
+PRETRAIN = "checkpoints/pretrain/10-1"
+SFT = "checkpoints/sft/5-1"
+FILE = {"size": 9, "sha256": "0" * 64}
+LISTED: dict[str, Any] = {
+    "format": 1,
+    "stage": "sft",
+    "step": 5,
+    "epoch": 1,
+    "digest": "digest",
+    "at": NOW,
+    "ancestor": PRETRAIN,
+    "files": {"model.safetensors": FILE, "state.json": FILE},
+}
+SAVED: dict[str, Any] = {
+    "step": 5,
+    "next_row": 20,
+    "skipped": [[0, 4]],
+    "recent_losses": [2.5],
+    "optimizer": {"steps": 5},
+    "rng": {"cpu": "AAAA"},
+    "plan": {
+        "device": "cpu",
+        "dtype": "float32",
+        "micro_batch": 4,
+        "world_size": 1,
+        "recompute": False,
+        "compile": False,
+        "threads": 1,
+        "deterministic": False,
+    },
+}
+MODEL_STATE: dict[str, Any] = {"stage": "sft", "step": 5, "tokenizer": "data/1234/tokenizer.json"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunState:
+    return make_hostile_run(tmp_path_factory.mktemp("checkpoints") / "runs")
+
+
+@pytest.fixture(autouse=True)
+def _restored(run: RunState) -> Any:
+    """Give every test the same run."""
+    names = [
+        "HEAD.json",
+        *(f"{key}/{name}" for key in (PRETRAIN, SFT) for name in (MANIFEST, STATE)),
+    ]
+    before = {name: path_of(run, name).read_bytes() for name in names}
+    yield
+    for name, data in before.items():
+        replace(run, name, data)
+
+
+# ---------------------------------------------------------------- manifests
+
+
+@pytest.mark.parametrize("case", attacks_on(LISTED), ids=str)
+def test_a_manifest_with_a_bad_value_is_damaged(case: Attack) -> None:
+    data = case.on(LISTED)
+
+    def read() -> None:
+        read_files(data, "store/manifest.json")
+        Provenance.from_manifest(parse(data, "store/manifest.json"), "store/manifest.json")
+
+    text = isinstance(case.good, str) and case.place[-1] != "sha256"
+    harmless = case.what == "escape" and text
+    harmless |= case.place == ("ancestor",) and case.what in ("null", "NaN")
+    harmless |= case.place[:1] == ("files",) and len(case.place) == 2 and case.what == "missing"
+    if harmless:
+        return read()
+    with pytest.raises(BadInput, match=r"^store/manifest\.json"):
+        read()
+    return None
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "a\nb", ".hidden", "", "a//b", ESCAPE, "-rf"]
+)
+def test_a_name_that_no_store_has_is_damaged(name: str) -> None:
+    data = json.dumps({**LISTED, "files": {name: FILE}}).encode()
+    with pytest.raises(Damaged, match=r"^store/manifest\.json is damaged: files\."):
+        read_files(data, "store/manifest.json")
+
+
+@pytest.mark.parametrize("sha256", ["../" * 21 + "x", "0" * 63, "G" * 64, "A" * 64, "0" * 65])
+def test_a_hash_is_64_hexadecimal_digits(sha256: str) -> None:
+    data = json.dumps({**LISTED, "files": {"a": {**FILE, "sha256": sha256}}}).encode()
+    with pytest.raises(Damaged, match=r"files\.a\.sha256 is not a possible value"):
+        read_files(data, "store/manifest.json")
+
+
+def test_a_manifest_lists_a_bounded_number_of_files() -> None:
+    def listing(count: int) -> bytes:
+        return json.dumps({"format": 1, "files": {f"f{n}": FILE for n in range(count)}}).encode()
+
+    assert len(read_files(listing(MOST_FILES // 2), "manifest.json")) == MOST_FILES // 2
+    with pytest.raises(
+        Damaged, match=r"manifest\.json is damaged: it lists 1,025 files, and 1,024"
+    ):
+        read_files(listing(MOST_FILES + 1), "manifest.json")
+    assert len(read_files(listing(5000), "files.json", MOST_DATA_FILES)) == 5000
+
+
+MANIFESTS = {
+    "deep": nested(DEPTH).encode(),
+    "not UTF-8": b"\xff",
+    "empty": b"",
+    "sizes are text": json.dumps(
+        {**LISTED, "files": {"model.safetensors": {**FILE, "size": "9"}}}
+    ).encode(),
+    "sizes are null": json.dumps(
+        {**LISTED, "files": {"model.safetensors": {**FILE, "size": None}}}
+    ).encode(),
+    "20,000 files": json.dumps(
+        {**LISTED, "files": {f"f{n}": FILE for n in range(20_000)}}
+    ).encode(),
+    "no model": json.dumps({**LISTED, "files": {"state.json": FILE}}).encode(),
+}
+
+
+@pytest.mark.parametrize("what", MANIFESTS)
+def test_commands_name_a_damaged_manifest(
+    what: str, run: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(run, f"{SFT}/{MANIFEST}", MANIFESTS[what])
+    code, output = pion(capsys, "generate", f"{run.url}@sft", "--prompt", "a")
+    assert code == 2
+    assert SFT in output
+    assert MANIFEST in output
+    code, output = pion(capsys, "checkpoints", run.url, "--verify")
+    assert code == 1
+    assert "verified now" in output, "the other checkpoint is good"
+    code, output = pion(capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "sft")
+    assert code == 2
+    assert "Nothing was forked" in output
+
+
+# ---------------------------------------------------------------- state.json
+
+
+def harmless(case: Attack, optional: set[str]) -> bool:
+    """Return whether the attack leaves an object of the same types."""
+    if case.what == "missing":
+        return case.place[-1] in optional or isinstance(case.place[-1], int)
+    return case.what == "escape" and isinstance(case.good, str)
+
+
+@pytest.mark.parametrize("case", attacks_on(SAVED), ids=str)
+def test_a_trainer_never_gets_a_state_with_a_bad_value(case: Attack) -> None:
+    data = case.on(SAVED)
+    optional = {"recent_losses", "cpu", *SAVED["plan"]}
+    may = harmless(case, optional) and case.place != ("skipped", 0, 0)
+    may |= case.place == ("plan", "threads") and case.what in ("null", "NaN")
+    may |= case.place == ("recent_losses", 0) and case.what in ("1e300", "-1")
+
+    def check() -> None:
+        check_saved_state(parse_record(data, "5-1/state.json"), "5-1/state.json")
+
+    if may:
+        return check()
+    with pytest.raises(Damaged, match=r"^5-1/state\.json is damaged"):
+        check()
+    return None
+
+
+def test_a_random_state_that_is_none_is_bad_input() -> None:
+    import torch
+
+    from pion.train.rng import set_rng_states
+
+    device = torch.device("cpu")
+    before = rng_states(device)
+    for text in ("AAAA", "x", "", "\x00é"):
+        with pytest.raises(BadInput, match="random state of cpu is damaged"):
+            set_rng_states({"cpu": text}, device)
+    assert rng_states(device) == before
+
+
+@pytest.mark.parametrize("case", attacks_on(MODEL_STATE), ids=str)
+def test_a_model_with_a_bad_state_is_bad_input(run: RunState, case: Attack) -> None:
+    folder = path_of(run, SFT)
+    (folder / STATE).write_bytes(case.on(MODEL_STATE))
+    may = harmless(case, {"stage", "tokenizer"}) and case.place != ("tokenizer",)
+    may |= case.what == "missing" or (case.place == ("step",) and case.what != "deep")
+    may |= case.place == ("tokenizer",) and case.what in ("null", "NaN")
+    if may:
+        assert find_model(str(folder)).chat == (case.place != ("stage",))
+        return
+    with pytest.raises(BadInput, match=r"state\.json"):
+        find_model(str(folder))
+
+
+@pytest.mark.parametrize("key", ["/etc/passwd", "../../../../etc/passwd", "..", "a/../b", "~/x"])
+def test_the_tokenizer_of_a_state_is_inside_the_run(
+    run: RunState, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = path_of(run, SFT)
+    (folder / STATE).write_text(json.dumps({**MODEL_STATE, "tokenizer": key}))
+    code, output = pion(capsys, "generate", str(folder), "--prompt", "a")
+    assert code == 2
+    assert "state.json is damaged: tokenizer is not a possible value" in output
+
+
+# ---------------------------------------------------------------- HEAD and its checkpoints
+
+
+def test_a_stage_whose_checkpoint_is_not_listed_is_not_forked(
+    run: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = run.read()
+    assert head is not None
+    record = dataclasses.replace(head.stages["pretrain"], checkpoint="checkpoints/pretrain/99-1")
+    replace(run, "HEAD.json", dataclasses.replace(head, stages={"pretrain": record}).to_json())
+    code, output = pion(capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "sft")
+    assert code == 2
+    assert "its HEAD does not list checkpoints/pretrain/99-1" in output
+
+
+def test_a_stage_of_another_name_has_no_checkpoint_to_fork_at(
+    run: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = run.read()
+    assert head is not None
+    entries = tuple(dataclasses.replace(entry, stage="x") for entry in head.checkpoints)
+    replace(run, "HEAD.json", dataclasses.replace(head, checkpoints=entries).to_json())
+    code, output = pion(capsys, "fork", run.url, f"{tmp_path}/fork")
+    assert code == 2
+    assert "has no checkpoint" in output
+    assert pion(capsys, "status", run.url)[0] == 0
+
+
+def test_honest_checkpoints_are_as_before(
+    run: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pion(capsys, "checkpoints", run.url, "--verify")[1].count("verified now") == 2
+    assert pion(capsys, "generate", run.url, "--prompt", "a", "--max-tokens", "1")[0] == 0
+    assert pion(capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "pretrain")[0] == 0
+    manifest = json.loads(path_of(run, f"{SFT}/{MANIFEST}").read_text())
+    state = path_of(run, f"{SFT}/{STATE}").read_bytes()
+    assert manifest["files"][STATE]["sha256"] == hashlib.sha256(state).hexdigest()

@@ -1,0 +1,230 @@
+"""Stores whose files are pipes, devices, endless or not what a list says; S3 and the Hub too."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pion.untrusted import LARGEST_RECORD
+from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
+from pipeline.state.checkpoints.restore import newest_good
+from pipeline.state.claim import claim_run
+from pipeline.state.record_json import Damaged
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, open_store
+from pipeline.state.stores.base import Entries, Entry
+from pipeline.state.workspace import Workspace
+from tests.hostile.hostile_run import NAME, make_hostile_run, make_run_in, path_of, pion
+from tests.hostile.record_attacks import DEPTH, nested
+from tests.support.hub_server import USER, hub_server
+from tests.support.s3_server import S3Server
+from tests.support.states import someone
+
+SFT = "checkpoints/sft/5-1"
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+UNUSUAL = {"pipe": pipe, "endless": endless, "huge": huge}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunState:
+    return make_hostile_run(tmp_path / "runs")
+
+
+def put(run: RunState, path: str, make: Callable[[Path], None]) -> None:
+    place = path_of(run, path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    make(place)
+
+
+# ---------------------------------------------------------------- a folder
+
+
+@pytest.mark.parametrize("what", UNUSUAL)
+@pytest.mark.parametrize("command", ["status", "checkpoints", "report", "stop"])
+def test_a_head_that_is_no_file_is_damaged(
+    run: RunState, what: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(run, "HEAD.json", UNUSUAL[what])
+    code, output = pion(capsys, command, run.url)
+    assert code == 2
+    assert f"{NAME}/HEAD.json is damaged: it " in output
+    assert "is not a regular file" in output or "has more than 16,777,216 bytes" in output
+
+
+@pytest.mark.parametrize("what", UNUSUAL)
+@pytest.mark.parametrize("name", [MANIFEST, MODEL, OPTIMIZER, "state.json"])
+def test_a_file_of_a_checkpoint_that_is_no_file_is_found(
+    run: RunState, what: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(run, f"{SFT}/{name}", UNUSUAL[what])
+    code, output = pion(capsys, "checkpoints", run.url, "--verify")
+    assert code == 1
+    assert name in output
+    assert output.count("verified now") == 1
+
+
+@pytest.mark.parametrize("what", UNUSUAL)
+def test_a_file_of_no_bytes_in_a_manifest_is_not_read_without_end(
+    run: RunState, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = path_of(run, f"{SFT}/{MANIFEST}")
+    listed = json.loads(manifest.read_text())
+    listed["files"]["config.json"]["size"] = 0  # the size of a pipe and of a device
+    manifest.write_text(json.dumps(listed))
+    put(run, f"{SFT}/config.json", UNUSUAL[what])
+    code, output = pion(capsys, "generate", f"{run.url}@sft", "--prompt", "a")
+    assert code == 2
+    assert "config.json" in output
+
+
+@pytest.mark.parametrize("what", ["pipe", "endless"])
+@pytest.mark.parametrize(
+    "path", ["owner/1.json", "requests/1.json", "rental.json", "events/1/0.jsonl", "jobs/0123.yaml"]
+)
+def test_other_files_that_are_no_files_end_no_status(
+    run: RunState, what: str, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(run, path, UNUSUAL[what])
+    code, output = pion(capsys, "status", run.url)
+    assert code == 0, output
+
+
+def test_a_link_to_itself_is_not_listed(run: RunState, capsys: pytest.CaptureFixture[str]) -> None:
+    put(run, "events/1/0.jsonl", loop)
+    assert pion(capsys, "status", run.url)[0] == 0
+    put(run, "HEAD.json", loop)
+    code, output = pion(capsys, "status", run.url)
+    assert code in (1, 2)
+    assert "HEAD.json" in output
+
+
+# ---------------------------------------------------------------- S3 and the Hub
+
+
+@pytest.fixture(params=["s3", "hub"])
+def remote(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RunState]:
+    """The run in a bucket, and in a repository on the Hub."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if request.param == "s3":
+        s3: S3Server = request.getfixturevalue("s3")
+        s3.use(monkeypatch)
+        yield make_run_in(open_store(f"s3://{s3.bucket()}/runs"))
+        return
+    with hub_server() as hub:
+        hub.add_repo(f"{USER}/runs")
+        hub.use(monkeypatch, tmp_path / "hf")
+        yield make_run_in(open_store(f"hf://{USER}/runs"))
+
+
+def test_hostile_contents_of_a_remote_store(
+    remote: RunState, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in ("owner/1.json", "requests/1.json", "rental.json", "events/1/7.jsonl"):
+        remote.store.write(remote.key(path), nested(DEPTH).encode())
+    remote.store.write(remote.key("events/x/1.jsonl"), b"\xff\n[]")
+    remote.store.flush()
+    code, output = pion(capsys, "status", remote.url)
+    assert code == 0, output
+    assert "a request was ignored" in output
+    assert "2 rows of metrics and events could not be read" in output
+    version = remote.store.read_versioned(remote.key("HEAD.json"))[1]
+    for data, why in (
+        (nested(DEPTH).encode(), "nested deeper than 64 levels"),
+        (b"[" + b" " * LARGEST_RECORD + b"]", "it has more than 16,777,216 bytes"),
+    ):
+        remote.store.delete(remote.key("HEAD.json"))
+        remote.store.write(remote.key("HEAD.json"), data)
+        remote.store.flush()
+        for command in ("status", "checkpoints", "report", "stop"):
+            code, output = pion(capsys, command, remote.url)
+            assert code == 2
+            assert f"{NAME}/HEAD.json is damaged" in output
+            assert why in output
+        with pytest.raises(BadInput, match=r"HEAD\.json is damaged"):
+            claim_run(remote, someone())
+    assert version
+
+
+def test_a_download_never_writes_more_than_the_manifest_says(
+    remote: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = f"{SFT}/{MODEL}"
+    remote.store.write(remote.key(key), b"x" * 2_000_000)
+    remote.store.flush()
+    code, output = pion(capsys, "generate", f"{remote.url}@sft", "--prompt", "a")
+    assert code == 2
+    assert f"{MODEL} has more than" in output
+    copies = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in copies) < 1_000_000
+
+
+# ---------------------------------------------------------------- lists
+
+
+class Listing(FileStore):
+    """A folder whose lists are not of what it has."""
+
+    def __init__(self, folder: Path, listed: Entries) -> None:
+        super().__init__(folder)
+        self._listed = listed
+
+    def list(self, prefix: str = "") -> Entries:
+        return self._listed
+
+
+LISTS = {
+    "empty": [],
+    "of what is not there": [Entry(f"{NAME}/checkpoints/sft/9-9/{MODEL}", 5)],
+    "of strange names": [Entry("../../x", -1), Entry(f"{NAME}/events/x/y.jsonl", 0)],
+}
+
+
+@pytest.mark.parametrize("listed", LISTS)
+def test_claiming_and_restoring_do_not_rely_on_a_list(run: RunState, listed: str) -> None:
+    folder = Path(run.store.url.removeprefix("file://"))
+    lying = RunState(Listing(folder, LISTS[listed]), NAME)
+    claim = claim_run(lying, someone())
+    found = newest_good(Workspace(lying.store, NAME), claim.head, "sft", "digest")
+    assert found.entry is not None
+    assert (found.entry.step, found.skipped) == (5, [])
+    claim.set_restore("sft", 5)
+    claim.release()
+    head = run.read()
+    assert head is not None
+    assert head.restores[claim.epoch] == {"sft": 5}
+    assert [entry.step for entry in head.checkpoints] == [5, 10]
+
+
+def test_a_damaged_record_is_no_missing_record(run: RunState) -> None:
+    """Otherwise a claim could begin a run from nothing."""
+    put(run, "HEAD.json", pipe)
+    with pytest.raises(Damaged, match="it is not a regular file"):
+        claim_run(run, someone())
+    with pytest.raises(Damaged):
+        run.store.compare_and_swap(run.key("HEAD.json"), b"{}", None)
