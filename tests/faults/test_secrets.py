@@ -19,6 +19,7 @@ from urllib.parse import quote
 import psutil
 import pytest
 
+from tests.support.changing_folder import files_below
 from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
 from tests.support.s3_server import FaultProxy, S3Server
 from tests.support.waiting import kill_tree
@@ -98,13 +99,13 @@ class Traces:
 
 def _keep_files_of_ray(temporary: Path, links: Path) -> None:
     """Link the logs of Ray's sessions and workers, so that they survive when Ray deletes them."""
-    for path in [*temporary.glob("pion-ray-*/**/*"), *temporary.glob("pion-workers-*.log")]:
+    sessions = [path for folder in temporary.glob("pion-ray-*") for path in files_below(folder)]
+    for path in [*sessions, *temporary.glob("pion-workers-*.log")]:
         link = links / path.relative_to(temporary)
         # Most files are linked already, and Ray may delete any of them now.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
-            if path.is_file() and not path.is_symlink():
-                link.parent.mkdir(parents=True, exist_ok=True)
-                os.link(path, link)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, link)
 
 
 def _command_lines(pid: int) -> list[str]:

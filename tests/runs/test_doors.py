@@ -6,6 +6,7 @@ sockets of one worker, and of two workers who meet at a socket, as on several no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from pipeline.workers.reaper import children_of, session_processes
 from tests.runs.test_ray import session_of
+from tests.support.changing_folder import files_below
 from tests.support.doors import Socket, listening, open_to_others
 from tests.support.waiting import run_to_end
 from tests.support.whole_runs import kill, start, wait_for, write_job
@@ -87,12 +89,10 @@ def look_at(driver: int, temporary: Path) -> Seen:
     seen = Seen(sockets, token, session, ask_ray(gcs, token), ask_ray(gcs, KNOWN_TOKEN))
     for path in (session, *temporary.iterdir()):
         seen.modes[path.name] = stat.S_IMODE(path.stat().st_mode)
-    for path in (*session.rglob("*"), *temporary.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+    places = [*files_below(session), *files_below(temporary)]
+    for path in (*places, *(Path(f"/proc/{pid}/cmdline") for pid in processes)):
+        with contextlib.suppress(OSError):  # a file or process of Ray that is gone already
             seen.texts[str(path)] = path.read_bytes()
-    for pid in processes:
-        if psutil.pid_exists(pid):
-            seen.texts[f"command line of {pid}"] = Path(f"/proc/{pid}/cmdline").read_bytes()
     return seen
 
 
@@ -128,7 +128,7 @@ def test_ray_asks_for_a_token_whatever_the_environment_says(seen: Seen) -> None:
 def test_the_token_is_random_and_can_be_read_nowhere(seen: Seen) -> None:
     assert len(bytes.fromhex(seen.token)) == 32
     names = {Path(name).name for name in seen.texts}
-    assert {"output", "raylet.out", "gcs_server.out"} <= names, (
+    assert {"output", "cmdline", "raylet.out", "gcs_server.out"} <= names, (
         "otherwise this test sees too little"
     )
     assert [name for name, text in seen.texts.items() if seen.token.encode() in text] == []
