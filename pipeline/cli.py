@@ -35,6 +35,7 @@ MODEL_HELP = (
 )
 OVERRIDES_HELP = "fields to change, such as sft.lr=1e-4"
 RUN_HELP = "a name in runs/, or STORE/NAME"
+LONGEST_ERROR = 20_000
 EXIT_CODES = """\
 exit codes:
   0   done
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_error(message: str) -> None:
     """Print the error with which the command ends, without secrets and control characters."""
-    print(f"error: {printable(masked(message))}", file=sys.stderr)
+    print(f"error: {printable(masked(message))[:LONGEST_ERROR]}", file=sys.stderr)
 
 
 def _ending(error: PionError, arguments: Sequence[str]) -> PionError:

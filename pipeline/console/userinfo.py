@@ -11,9 +11,11 @@ from typing import Any
 
 from pion.errors import BadInput
 
-# A scheme and what follows it: a URL alone, and a URL in a text.
-_WHOLE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?!/)(\S+)")
-_URL = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?!/)([^\s"'<>|,;`]+)""")
+# A scheme and what follows it: a URL alone, and a URL in a text. A scheme has a limit and begins a
+# word, so that the time to search a text grows only with its length.
+_SCHEME = r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{1,20}):/{1,2}(?!/)"
+_WHOLE = re.compile(rf"{_SCHEME}(\S+)")
+_URL = re.compile(rf"""{_SCHEME}([^\s"'<>|,;`]+)""")
 # The authority (user, password, host, port) ends here.
 _AUTHORITY_END = re.compile(r"[/?#\\]")
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:@\[\]]*)(:\d*)?")

@@ -16,6 +16,7 @@ import yaml
 
 import pipeline.cli
 from pipeline.cli import main
+from pipeline.console.masking import masked
 from pipeline.rent.managed import launch as launching
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.conftest import sky_home as sky_home  # a fixture
@@ -79,15 +80,14 @@ class Desk:
 
 @pytest.fixture
 def desk(
-    sky_home: SkyHome,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Desk:
     folder = tmp_path / "project"
     (folder / "jobs").mkdir(parents=True)
     (tmp_path / "tmp").mkdir()
+    (tmp_path / "home").mkdir(exist_ok=True)  # SkyHome makes it, too
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "WANDB_API_KEY"):
@@ -164,7 +164,7 @@ def test_userinfo_in_an_argument_is_refused_and_not_repeated(
 )
 @pytest.mark.parametrize("command", ["run", "check", LAUNCH[0]])
 def test_userinfo_in_a_job_file_is_refused_by_its_field(
-    desk: Desk, field: str, url: Any, instead: str, command: str
+    sky_home: SkyHome, desk: Desk, field: str, url: Any, instead: str, command: str
 ) -> None:
     desk.job(**{field: url})
     on = ("--on", "rental.yaml") if command == "launch" else ()
@@ -198,9 +198,11 @@ def test_userinfo_in_an_endpoint_is_refused_naming_the_variable(
     assert hides(printed + desk.written())
 
 
-def test_userinfo_in_the_endpoint_of_a_profile_is_refused(desk: Desk, sky_home: SkyHome) -> None:
-    (sky_home.folder / ".aws").mkdir()
-    (sky_home.folder / ".aws" / "config").write_text(f"[default]\nendpoint_url = {URLS['https']}\n")
+def test_userinfo_in_the_endpoint_of_a_profile_is_refused(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "home" / ".aws").mkdir()
+    (tmp_path / "home" / ".aws" / "config").write_text(
+        f"[default]\nendpoint_url = {URLS['https']}\n"
+    )
     for command in ("status s3://bucket/x", "run jobs/tiny.yaml"):
         code, printed = desk.pion(*command.split())
         assert code == 2
@@ -229,6 +231,13 @@ def test_honest_urls_are_accepted() -> None:
     ):
         assert not is_url_with_userinfo(url), url
         assert not holds_userinfo(f"see {url}, or [{url}]"), url
+
+
+def test_a_long_text_is_searched_once() -> None:
+    """The time must not grow with the square of the length: that would be days."""
+    for part in ("a", "a:/", "a://", "a@", "https://a:b", "hf_"):
+        text = part * (1_000_000 // len(part))
+        assert len(masked(text, {})) >= len(text) // 2
 
 
 def test_a_prompt_may_hold_anything(desk: Desk) -> None:
@@ -261,7 +270,7 @@ def test_a_prompt_may_hold_anything(desk: Desk) -> None:
 )
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
 def test_what_skypilot_would_show_is_refused(
-    desk: Desk, sections: dict[str, Any], words: str, more: tuple[str, ...]
+    sky_home: SkyHome, desk: Desk, sections: dict[str, Any], words: str, more: tuple[str, ...]
 ) -> None:
     desk.set(AWS_SECRET_ACCESS_KEY=MARKER)
     desk.rental(**sections)
@@ -275,7 +284,7 @@ def test_what_skypilot_would_show_is_refused(
     "text", ["secrets: {A: [MARKER]}\nrum: x\n", "secrets: {A: MARKER\nrun: }\n", "MARKER: [a"]
 )
 def test_a_rental_that_can_not_be_read_is_refused_without_its_secrets(
-    desk: Desk, text: str
+    sky_home: SkyHome, desk: Desk, text: str
 ) -> None:
     written = f"envs: {{JOB: null}}\n{text.replace('MARKER', MARKER)}"
     (desk.folder / "rental.yaml").write_text(written)
@@ -298,7 +307,9 @@ def test_an_override_with_a_secret_of_the_environment_is_refused(
     assert hides(printed + desk.written())
 
 
-def test_secrets_travel_and_are_printed_written_and_recorded_nowhere(desk: Desk) -> None:
+def test_secrets_travel_and_are_printed_written_and_recorded_nowhere(
+    sky_home: SkyHome, desk: Desk
+) -> None:
     given = {name: f"{MARKER}{name}" for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY")}
     desk.set(**given, AWS_ACCESS_KEY_ID=f"{MARKER}ID", WANDB_API_KEY=f"{MARKER}W")
     desk.rental(secrets={"WRITTEN": f"{MARKER}written", "SHORT": "MARKER"})

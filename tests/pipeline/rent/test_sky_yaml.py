@@ -59,6 +59,13 @@ def test_a_yaml_without_job_is_refused(sky_home: SkyHome) -> None:
         read_sky_yaml(path)
 
 
+def test_a_secret_outside_of_its_section_is_refused_and_not_repeated(sky_home: SkyHome) -> None:
+    text = "envs: {{JOB: null, MY_TOKEN: hidden}}\nrun: x\n"
+    with pytest.raises(BadInput, match=r"envs\.MY_TOKEN is a secret.* `secrets:`") as refusal:
+        read_sky_yaml(sky_home.yaml(text=text))
+    assert "hidden" not in str(refusal.value)
+
+
 def test_a_yaml_that_is_not_there_is_refused_naming_the_closest(sky_home: SkyHome) -> None:
     path = sky_home.yaml()
     with pytest.raises(BadInput, match=f"no SkyPilot YAML at .*did you mean {path}"):
