@@ -199,18 +199,9 @@ class _Changed(_Event):
 
 
 # `from` is a word of Python, so this can't be a class.
-_Forked = open_record(
-    TypedDict(
-        "_Forked",
-        {
-            "event": str,
-            "epoch": Epoch,
-            "at": Time,
-            "from": str,
-            "stage": str,
-            "at_step": Count,
-        },
-    )
+_Forked = TypedDict(
+    "_Forked",
+    {"event": str, "epoch": Epoch, "at": Time, "from": str, "stage": str, "at_step": Count},
 )
 
 
@@ -223,5 +214,5 @@ _EVENTS: Mapping[str, type[Any]] = {
     "saved": _Saved,
     "hop": _Hop,
     "changed": _Changed,
-    "forked": _Forked,
+    "forked": open_record(_Forked),
 }
