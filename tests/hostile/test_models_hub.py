@@ -1,0 +1,79 @@
+"""Hostile repositories on the Hub, through each command that takes a model from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.limited import refused
+from tests.hostile.model_folders import DEEP, model_folder
+from tests.support.hub_server import hub_server
+
+Files = dict[str, bytes]
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "generate": ("generate", "someone/model", "--prompt", "Return"),
+    "chat": ("chat", "someone/model"),
+    "import-seed": ("import-seed", "someone/model", "imported"),
+}
+
+
+def settings(**changes: object) -> Callable[[Files], Files]:
+    return lambda files: {
+        "config.json": json.dumps(json.loads(files["config.json"]) | changes).encode()
+    }
+
+
+# By what is wrong: the files that differ from an honest repository, and the file to name.
+ATTACKS: dict[str, tuple[Callable[[Files], Files], str]] = {
+    "layers without end": (settings(num_hidden_layers=10**8), "n_layers is 100,000,000"),
+    "a width of a billion": (settings(hidden_size=10**9), "300,000,000,000 numbers for vocab_size"),
+    "deep settings": (lambda _: {"config.json": DEEP.encode()}, "config.json"),
+    "code": (settings(architectures=["Evil"], model_type="evil"), "evil"),
+    "a header of a terabyte": (
+        lambda files: {
+            "model.safetensors": (2**40).to_bytes(8, "little") + files["model.safetensors"]
+        },
+        "model.safetensors",
+    ),
+    "weights that are cut": (
+        lambda files: {"model.safetensors": files["model.safetensors"][:-1]},
+        "model.safetensors",
+    ),
+    "a deep tokenizer": (lambda _: {"tokenizer.json": DEEP.encode()}, "tokenizer.json"),
+    "a tokenizer of half characters": (
+        lambda _: {"tokenizer.json": rb'{"model": "\ud800"}'},
+        "tokenizer.json",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = model_folder(tmp_path_factory.mktemp("honest"), foreign=True)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def publish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: Files
+) -> Iterator[Callable[[Files], None]]:
+    """Publish a repository that differs from an honest one in these files."""
+    monkeypatch.chdir(tmp_path)
+    with hub_server() as hub:
+        hub.use(monkeypatch, tmp_path / "hf")
+        yield lambda files: hub.add_repo("someone/model", "model", honest | files)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_hostile_repository_is_refused_with_what_is_wrong(
+    attack: str, command: str, honest: Files, publish: Callable[[Files], None], tmp_path: Path
+) -> None:
+    change, wrong = ATTACKS[attack]
+    publish(change(honest))
+    message = refused(*COMMANDS[command])
+    assert (wrong if command != "import-seed" else "is not a .pt checkpoint") in message
+    assert not (tmp_path / "imported").exists()
