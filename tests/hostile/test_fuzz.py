@@ -28,7 +28,7 @@ GENERATE = ("generate", "{run}@sft", "--prompt", "a", "--max-tokens", "1")
 SECONDS = 5.0
 MEGABYTES = 200
 # Examples per document.
-FEW, MANY = 12, 1500
+FEW, MANY = 8, 1500
 
 # Document → its file, and the commands that read it.
 DOCUMENTS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {

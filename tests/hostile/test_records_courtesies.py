@@ -34,7 +34,7 @@ RENTAL = dataclasses.asdict(RentalNote(NOW, "host", "user", "launch", 1))
 REQUESTED = "requests/1.json"
 BEATEN = heartbeat_path(1)
 # The attacks that also go through `pion status`.
-SHOWN = ("escape", "-1", "deep")
+SHOWN = ("escape", "-1")
 NOTHING = [b"", b"\xff\xfe", b"[]", b"{", nested(DEPTH).encode()]
 
 

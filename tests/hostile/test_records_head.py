@@ -89,6 +89,8 @@ def without_none(kind: Any) -> Any:
 
 # ---------------------------------------------------------------- through the commands
 
+# The attacks that also go through `pion status`, where a type allows them.
+SHOWN = ("escape", "missing")
 READ = [case for case in CASES if may_be_read(case)]
 REFUSED = [case for case in CASES if not may_be_read(case)]
 COMMANDS = {
@@ -104,7 +106,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("case", READ, ids=str)
+@pytest.mark.parametrize("case", [c for c in READ if c.what in SHOWN], ids=str)
 def test_what_a_field_may_be_is_shown_without_control_characters(
     run: RunState, case: Attack, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +118,7 @@ def test_what_a_field_may_be_is_shown_without_control_characters(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("case", REFUSED[::97], ids=str)
+@pytest.mark.parametrize("case", REFUSED[::151], ids=str)
 def test_every_command_refuses_a_damaged_head(
     run: RunState,
     case: Attack,

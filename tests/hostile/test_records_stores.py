@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,9 +49,16 @@ def huge(path: Path) -> None:
 UNUSUAL = {"pipe": pipe, "endless": endless, "huge": huge}
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores") / "runs"
+    make_hostile_run(folder)
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> RunState:
-    return make_hostile_run(tmp_path / "runs")
+def run(template: Path, tmp_path: Path) -> RunState:
+    return RunState(FileStore(shutil.copytree(template, tmp_path / "runs")), NAME)
 
 
 def put(run: RunState, path: str, make: Callable[[Path], None]) -> None:
