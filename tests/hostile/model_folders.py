@@ -64,7 +64,7 @@ HOSTILE: dict[str, Any] = {
     "-1": -1,
     "deep": Verbatim(DEEP),
     "escape": ESCAPE,
-    "huge": Verbatim("9" * 4000),
+    "huge": Verbatim("9" * 200),
     "object": {"a": [1]},
 }
 
