@@ -385,7 +385,7 @@ def test_a_bug_file_holds_no_secret_and_is_for_its_owner_alone(
     assert "<AWS_SECRET_ACCESS_KEY>" in file.read_text()
 
 
-def test_a_bug_without_room_for_its_file_is_one_line(
+def test_a_bug_without_room_for_its_file_ends_with_a_short_message(
     desk: Desk, buggy: Callable[[], tuple[int, str]]
 ) -> None:
     desk.patch.setattr(tempfile, "tempdir", str(desk.folder / "not there"))
