@@ -36,7 +36,7 @@ STAGE, DIGEST = "pretrain", "d1"
 
 
 def trainer(family: Family, folder: Path, *, world_size: int = 1, rank: int = 0) -> Trainer:
-    """Return a trainer of the family's tiny model on data of its own below `folder`."""
+    """Return a trainer of the family's tiny model on new data below `folder`."""
     data = folder / f"data-{os.getpid()}-{len(list(folder.glob('data-*')))}"
     settings = {"steps": STEPS, "global_batch": 4, "lr": 1e-3, "warmup_steps": 2}
     plan = ComputePlan(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,38 +14,23 @@ import torch
 from pion.errors import BadInput
 from pion.seeds import import_seed
 from pion.seeds.archive import LARGEST_PICKLE, MOST_FILES, check_archive
-from pion.seeds.read import STUBS
 from tests.hostile.limited import refused
 from tests.hostile.model_folders import ESCAPE
 from tests.paths import SEEDS
+from tests.support.seed_files import read_seed, write_seed
 
 SEED = SEEDS / "pion_nocap_ckpt.pt"
 Files = dict[str, bytes]
 EMBED = "embed.weight"
 
 
-@pytest.fixture(autouse=True)
-def seeds_config_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch.save write the seeds' config objects again."""
-    module = ModuleType("model")
-    for stub in STUBS:
-        setattr(module, stub.__name__, stub)
-    monkeypatch.setitem(sys.modules, "model", module)
-
-
-def content() -> dict[str, Any]:
-    with torch.serialization.safe_globals(list(STUBS)):
-        loaded: dict[str, Any] = torch.load(SEED, weights_only=True)
-    return loaded
-
-
 def saved(path: Path, **changes: Any) -> Path:
-    torch.save(content() | changes, path)
+    write_seed(read_seed(SEED) | changes, path)
     return path
 
 
 def with_tensor(path: Path, tensor: torch.Tensor, name: str = EMBED) -> Path:
-    return saved(path, model=content()["model"] | {name: tensor})
+    return saved(path, model=read_seed(SEED)["model"] | {name: tensor})
 
 
 def files_of(path: Path = SEED) -> Files:
@@ -113,12 +96,12 @@ def test_a_name_that_no_daisy_wee_has_is_refused(tmp_path: Path, name: str) -> N
     checkpoint = torch.load(SEEDS / "daisy_ckpt.pt", weights_only=True)
     model = checkpoint["model"]
     like = next(tensor for key, tensor in model.items() if key.endswith("qkvo_w"))
-    torch.save(checkpoint | {"model": model | {NAMES[name]: like}}, tmp_path / "x.pt")
+    write_seed(checkpoint | {"model": model | {NAMES[name]: like}}, tmp_path / "x.pt")
     assert len(not_imported(tmp_path, tmp_path / "x.pt")) < 1000
 
 
 def test_one_tensor_under_many_names_does_not_multiply_the_file(tmp_path: Path) -> None:
-    model = content()["model"]
+    model = read_seed(SEED)["model"]
     matrix = torch.zeros(200, 200)
     copies = {f"layers.{i}.ffn.w1.weight": matrix for i in range(2, 800)}
     path = saved(tmp_path / "x.pt", model=model | copies)
@@ -130,7 +113,7 @@ def test_a_storage_that_claims_more_than_its_file_in_the_archive_reads_nothing_e
 ) -> None:
     """The pickle says how large a storage is, and torch believes the pickle."""
     files = files_of()
-    matrix = content()["model"]["layers.0.ffn.w1.weight"].numpy().tobytes()
+    matrix = read_seed(SEED)["model"]["layers.0.ffn.w1.weight"].numpy().tobytes()
     name = next(name for name, data in files.items() if data == matrix)
     files[name] = matrix[:4]
     repacked(tmp_path / "x.pt", files)
@@ -143,7 +126,7 @@ def test_a_storage_that_claims_more_than_its_file_in_the_archive_reads_nothing_e
 
 def test_tied_weights_views_and_the_names_of_a_compiled_model_are_imported(tmp_path: Path) -> None:
     expected = import_seed(SEED).state_dict()
-    model = content()["model"]
+    model = read_seed(SEED)["model"]
     flat = torch.cat([tensor.flatten() for tensor in model.values()])
     views = dict(zip(model, flat.split([tensor.numel() for tensor in model.values()])))
     views = {name: view.view_as(model[name]) for name, view in views.items()}
@@ -176,7 +159,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("name", ["tie_embeddings", "logit_cap", "max_seq_len", "rope_theta"])
 def test_a_setting_that_no_model_has_is_refused(tmp_path: Path, name: str, wrong: str) -> None:
-    config = content()["config"]
+    config = read_seed(SEED)["config"]
     vars(config).update(logit_cap=30.0, use_soft_cap=True)
     vars(config)[name] = WRONG[wrong]
     with pytest.raises(BadInput) as error:
@@ -187,7 +170,7 @@ def test_a_setting_that_no_model_has_is_refused(tmp_path: Path, name: str, wrong
 
 
 def test_a_context_of_1e11_costs_nothing(tmp_path: Path) -> None:
-    config = content()["config"]
+    config = read_seed(SEED)["config"]
     vars(config)["max_seq_len"] = 10**11
     assert import_seed(saved(tmp_path / "x.pt", config=config)).config.seq_len == 10**11
 
@@ -196,7 +179,7 @@ def test_a_context_of_1e11_costs_nothing(tmp_path: Path) -> None:
 
 
 def legacy(path: Path) -> None:
-    torch.save(content(), path, _use_new_zipfile_serialization=False)
+    write_seed(read_seed(SEED), path, _use_new_zipfile_serialization=False)
 
 
 def deflated(path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.hostile.hostile_run import (
     pion,
     replace,
 )
-from tests.hostile.record_attacks import DEPTH, ESCAPE, Attack, attacks_on, nested
+from tests.hostile.record_attacks import DEPTH, ESCAPE, Attack, at_every_place, nested
 
 PRETRAIN = "checkpoints/pretrain/10-1"
 SFT = "checkpoints/sft/5-1"
@@ -82,7 +82,7 @@ def _restored(run: RunState) -> Any:
 # ---------------------------------------------------------------- manifests
 
 
-@pytest.mark.parametrize("case", attacks_on(LISTED), ids=str)
+@at_every_place(LISTED)
 def test_a_manifest_with_a_bad_value_is_damaged(case: Attack) -> None:
     data = case.on(LISTED)
 
@@ -173,7 +173,7 @@ def harmless(case: Attack, optional: set[str]) -> bool:
     return case.what == "escape" and isinstance(case.good, str)
 
 
-@pytest.mark.parametrize("case", attacks_on(SAVED), ids=str)
+@at_every_place(SAVED)
 def test_a_trainer_never_gets_a_state_with_a_bad_value(case: Attack) -> None:
     data = case.on(SAVED)
     optional = {"recent_losses", "cpu", *SAVED["plan"]}
@@ -204,7 +204,7 @@ def test_a_random_state_that_is_none_is_bad_input() -> None:
     assert rng_states(device) == before
 
 
-@pytest.mark.parametrize("case", attacks_on(MODEL_STATE), ids=str)
+@at_every_place(MODEL_STATE)
 def test_a_model_with_a_bad_state_is_bad_input(run: RunState, case: Attack) -> None:
     folder = path_of(run, SFT)
     (folder / STATE).write_bytes(case.on(MODEL_STATE))

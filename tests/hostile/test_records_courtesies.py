@@ -13,7 +13,7 @@ from pipeline.state.rental_note import NOTE, RentalNote, read_rental_note
 from pipeline.state.run_state import RunState, heartbeat_path
 from pipeline.state.stop_requests import clear_stops, pending_stop
 from tests.hostile.hostile_run import NOW, as_json, full_head, make_hostile_run, pion, replace
-from tests.hostile.record_attacks import DEPTH, Attack, attacks_on, nested
+from tests.hostile.record_attacks import DEPTH, Attack, at_every_place, nested
 
 BEAT: dict[str, Any] = {
     "epoch": 1,
@@ -70,7 +70,7 @@ def test_good_files_are_shown(run: RunState, capsys: pytest.CaptureFixture[str])
     assert "machines: rented from host" in output
 
 
-@pytest.mark.parametrize("case", attacks_on(BEAT), ids=str)
+@at_every_place(BEAT)
 def test_an_unreadable_heartbeat_is_none(
     run: RunState, case: Attack, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,7 +82,7 @@ def test_an_unreadable_heartbeat_is_none(
         assert ("no heartbeat" in status(run, capsys)) == (beat is None)
 
 
-@pytest.mark.parametrize("case", attacks_on(REQUEST), ids=str)
+@at_every_place(REQUEST)
 def test_an_unreadable_request_is_named_and_stops_nothing(
     run: RunState, case: Attack, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +98,7 @@ def test_an_unreadable_request_is_named_and_stops_nothing(
         assert ("a request was ignored" in output) == (request is None)
 
 
-@pytest.mark.parametrize("case", attacks_on(RENTAL), ids=str)
+@at_every_place(RENTAL)
 def test_an_unreadable_note_of_a_rental_is_none(
     run: RunState, case: Attack, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from pipeline.state.record_json import EPOCHS, Number
 from pipeline.state.records import CheckpointEntry, Head, Trash
 from pipeline.state.run_state import RunState
 from tests.hostile.hostile_run import NAME, as_json, full_head, make_hostile_run, pion, replace
-from tests.hostile.record_attacks import Attack, Place, attacks_on, nested, places
+from tests.hostile.record_attacks import Attack, Place, at_every_place, attacks_on, nested, places
 
 GOOD = as_json(full_head())
 CASES = attacks_on(GOOD)
@@ -35,7 +35,7 @@ def test_each_field_has_something_to_attack() -> None:
     assert [place for place, value in places(GOOD) if value is None or value in ({}, [])] == []
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@at_every_place(GOOD)
 def test_a_field_of_head_is_what_its_type_says(case: Attack) -> None:
     data = case.on(GOOD)
     if may_be_read(case):

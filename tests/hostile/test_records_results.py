@@ -26,7 +26,7 @@ from tests.hostile.hostile_run import (
     pion,
     replace,
 )
-from tests.hostile.record_attacks import DEPTH, Attack, attacks_on, nested
+from tests.hostile.record_attacks import DEPTH, Attack, at_every_place, nested
 from tests.support.jobs import tiny_dict
 
 
@@ -82,7 +82,7 @@ def with_result(stage: str, data: bytes) -> Head:
     return Head.from_json(text.replace('"result": {}', f'"result": {data.decode()}').encode(), "x")
 
 
-@pytest.mark.parametrize("case", attacks_on(EVALUATED), ids=str)
+@at_every_place(EVALUATED)
 def test_a_result_is_shown_or_damaged(case: Attack) -> None:
     if case.what == "deep":
         with pytest.raises(Damaged):
@@ -113,7 +113,7 @@ def is_damaged(case: Attack) -> bool:
     return True
 
 
-@pytest.mark.parametrize("case", attacks_on(PUBLISHED), ids=str)
+@at_every_place(PUBLISHED)
 def test_what_was_published_is_text_or_damaged(case: Attack) -> None:
     if case.what == "deep":
         return

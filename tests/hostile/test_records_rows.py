@@ -17,7 +17,7 @@ from pipeline.state.record_json import finite_json
 from pipeline.state.rows import LARGEST_LINE, Unreadable, event_row, metrics_row
 from pipeline.state.run_state import RunState
 from tests.hostile.hostile_run import NOW, make_hostile_run, path_of, pion, replace
-from tests.hostile.record_attacks import DEPTH, Attack, attacks_on, nested, places
+from tests.hostile.record_attacks import DEPTH, attacks_on, nested, places
 from tests.paths import OLDER_RUNS
 
 METRICS: dict[str, Any] = {
@@ -93,8 +93,6 @@ FREE = {
 }
 # The fields without which nothing is read.
 NEEDED = {"epoch", "at"}
-CASES = [(kind, case) for kind, row in EVENTS.items() for case in attacks_on(row)]
-CASES += [("metrics", case) for case in attacks_on(METRICS)]
 BAD_LINES = [
     b"{",
     b"[]",
@@ -126,14 +124,15 @@ def test_a_good_row_is_read_as_it_was_written(kind: str) -> None:
     assert [place for place, value in places(good(kind)) if value in (None, {}, [])] == []
 
 
-@pytest.mark.parametrize(("kind", "case"), CASES, ids=str)
-def test_a_row_with_a_value_of_another_type_is_unreadable(kind: str, case: Attack) -> None:
-    row = parsed(kind, case.on(good(kind)))
-    other_type = case.what == "wrong type" and case.place[0] not in FREE.get(kind, ())
-    needed = case.place[0] in NEEDED | ({"step"} if kind == "metrics" else {"event"})
-    if case.what == "deep" or other_type or (needed and case.what not in ("escape", "missing")):
-        assert row is None
-    assert row is None or json.dumps(row, allow_nan=False)
+@pytest.mark.parametrize("kind", [*EVENTS, "metrics"])
+def test_a_row_with_a_value_of_another_type_is_unreadable(kind: str) -> None:
+    for case in attacks_on(good(kind)):
+        row = parsed(kind, case.on(good(kind)))
+        other_type = case.what == "wrong type" and case.place[0] not in FREE.get(kind, ())
+        needed = case.place[0] in NEEDED | ({"step"} if kind == "metrics" else {"event"})
+        if case.what == "deep" or other_type or (needed and case.what not in ("escape", "missing")):
+            assert row is None, case
+        assert row is None or json.dumps(row, allow_nan=False), case
 
 
 # ---------------------------------------------------------------- through the commands
@@ -157,7 +156,7 @@ UNDRAWN = {key: METRICS[key] for key in ("step", "epoch", "at", "sample")}
 def test_hostile_rows_are_counted_and_reports_leave_them_out(
     kind: str, run: RunState, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases = [case.on(good(kind)) for of, case in CASES if of == kind]
+    cases = [case.on(good(kind)) for case in attacks_on(good(kind))]
     around = [(name, json.dumps(event).encode()) for name, event in EVENTS.items()]
     around.append(("metrics", json.dumps(UNDRAWN).encode()))
     write_rows(run, [*around, *((kind, line) for line in cases)])

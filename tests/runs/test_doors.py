@@ -1,6 +1,6 @@
 """What a running `pion run` with workers opens to others: to other machines and other users.
 
-The run of these tests has two workers and a Ray of its own. tests/runs/test_ray.py looks at the
+The run of these tests has two workers and starts Ray itself. tests/runs/test_ray.py looks at the
 sockets of one worker, and of two workers who meet at a socket, as on several nodes.
 """
 

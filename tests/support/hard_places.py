@@ -108,7 +108,7 @@ def _is_partial(path: Path) -> bool:
 
 
 def _own_mounts() -> None:
-    """Give this process mounts of its own; a user who is not root becomes root of them."""
+    """Give this process a mount namespace; a user who is not root becomes root inside it."""
     me, group = os.getuid(), os.getgid()
     _call("unshare", _NEW_MOUNTS | (_NEW_USERS if me else 0))
     if me:

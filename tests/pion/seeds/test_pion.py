@@ -6,10 +6,7 @@ results of the seed's code on them.
 
 import os
 import shlex
-import sys
 from dataclasses import replace
-from types import ModuleType
-from unittest import mock
 
 import pytest
 import torch
@@ -18,16 +15,15 @@ from pion.errors import BadInput
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.seeds import import_seed
-from pion.seeds.read import STUBS
 from tests.paths import SEEDS
 from tests.pion.seeds.adamw_traces import four_steps, gradient_norms, losses_of
+from tests.support.seed_files import read_seed, write_seed
 
 NAMES = ("nocap", "softcap")
 
 
 def checkpoint_of(name):
-    with torch.serialization.safe_globals(list(STUBS)):
-        return torch.load(SEEDS / f"pion_{name}_ckpt.pt", weights_only=True)
+    return read_seed(SEEDS / f"pion_{name}_ckpt.pt")
 
 
 @pytest.fixture(params=NAMES)
@@ -88,11 +84,7 @@ def test_cached_decoding_is_the_seeds_token_by_token_decoding(model, reference):
 
 
 def saved(tmp_path, checkpoint):
-    """Write a checkpoint as the seed's trainer does: there, `model.PionConfig` can be imported."""
-    seed_module = ModuleType("model")
-    seed_module.PionConfig = STUBS[0]
-    with mock.patch.dict(sys.modules, model=seed_module):
-        torch.save(checkpoint, tmp_path / "seed.pt")
+    write_seed(checkpoint, tmp_path / "seed.pt")
     return tmp_path / "seed.pt"
 
 

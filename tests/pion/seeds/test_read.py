@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,8 +14,8 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.seeds import import_seed
-from pion.seeds.read import STUBS
 from tests.paths import SEEDS
+from tests.support.seed_files import read_seed, write_seed
 
 CHECKPOINTS = ("pion_nocap", "tachyon_moe", "daisy", "daisy_old", "daisy_tied_init")
 EMBEDDINGS = ("embed.weight", "lm_head_w")
@@ -28,24 +26,9 @@ def seed(request: pytest.FixtureRequest) -> Path:
     return SEEDS / f"{request.param}_ckpt.pt"
 
 
-@pytest.fixture(autouse=True)
-def seeds_config_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch.save write the seeds' config objects again."""
-    module = ModuleType("model")
-    for stub in STUBS:
-        setattr(module, stub.__name__, stub)
-    monkeypatch.setitem(sys.modules, "model", module)
-
-
-def content_of(seed: Path) -> dict[str, Any]:
-    with torch.serialization.safe_globals(list(STUBS)):
-        content: dict[str, Any] = torch.load(seed, weights_only=True)
-    return content
-
-
 def refusal(path: Path, content: Any) -> str:
     """Return the one message with which `content`, saved at `path`, is refused."""
-    torch.save(content, path)
+    write_seed(content, path)
     with pytest.raises(BadInput) as error:
         import_seed(path)
     assert str(path) in str(error.value)
@@ -75,7 +58,7 @@ def test_a_file_that_runs_a_command_is_refused_and_nothing_runs(
     seed: Path, tmp_path: Path, where: str
 ) -> None:
     victim = tmp_path / "victim"
-    content = content_of(seed) | {where: Attack(victim)}
+    content = read_seed(seed) | {where: Attack(victim)}
     assert "Pion did not load the file" in refusal(tmp_path / "x.pt", content)
     assert not victim.exists()
     # The file is a working attack: Python's own pickle would run it.
@@ -86,7 +69,7 @@ def test_a_file_that_runs_a_command_is_refused_and_nothing_runs(
 def test_a_tensor_without_a_name_and_a_setting_that_is_a_tensor_are_refused(
     seed: Path, tmp_path: Path
 ) -> None:
-    content = content_of(seed)
+    content = read_seed(seed)
     message = refusal(tmp_path / "x.pt", content | {"model": {0: torch.zeros(1)}})
     assert "it has no tensors under 'model'" in message
     content |= {"config": None, "hparams": {"tied_embeddings": torch.zeros(2)}}
@@ -112,7 +95,7 @@ WRONG_SHAPES = {
 def test_a_tensor_that_is_no_array_of_real_numbers_is_refused(
     seed: Path, tmp_path: Path, kind: str
 ) -> None:
-    content = content_of(seed)
+    content = read_seed(seed)
     name = next(iter(content["model"]))
     change, why = NOT_ARRAYS[kind]
     content["model"] |= {name: change(content["model"][name])}
@@ -122,7 +105,7 @@ def test_a_tensor_that_is_no_array_of_real_numbers_is_refused(
 def test_a_tensor_that_claims_more_than_the_file_has_is_refused_before_it_is_copied(
     seed: Path, tmp_path: Path
 ) -> None:
-    content = content_of(seed)
+    content = read_seed(seed)
     name = next(iter(content["model"]))
     terabytes = torch.zeros(1).expand(10**7, 10**6)
     content["model"] |= {name: terabytes}
@@ -131,7 +114,7 @@ def test_a_tensor_that_claims_more_than_the_file_has_is_refused_before_it_is_cop
 
 @pytest.mark.parametrize("shape", WRONG_SHAPES)
 def test_a_tensor_of_another_shape_is_refused(seed: Path, tmp_path: Path, shape: str) -> None:
-    content = content_of(seed)
+    content = read_seed(seed)
     tensors: dict[str, Tensor] = content["model"]
     embedding = next(name for name in EMBEDDINGS if name in tensors)
     for name in [embedding, *list(tensors)[1:14]]:
@@ -142,7 +125,7 @@ def test_a_tensor_of_another_shape_is_refused(seed: Path, tmp_path: Path, shape:
 def test_a_daisy_wee_with_more_layers_than_the_file_has_is_refused_before_it_is_built(
     tmp_path: Path,
 ) -> None:
-    content = content_of(SEEDS / "daisy_ckpt.pt")
+    content = read_seed(SEEDS / "daisy_ckpt.pt")
     content["model"]["scalars"] = torch.zeros(5 * 10**6)
     message = refusal(tmp_path / "x.pt", content)
     assert "the weights have no blocks.8.mlp.fc_w" in message

@@ -15,11 +15,11 @@ from pion.model.decoder import Decoder
 from pion.parts import Experts
 from pion.seeds import import_seed
 from pion.seeds.names import renamed
-from pion.seeds.read import STUBS
 from pion.seeds.tachyon import _FEEDFORWARD
 from tests.paths import SEEDS
 from tests.pion.seeds.adamw_traces import four_steps, gradient_norms, losses_of
 from tests.pion.seeds.digest import digest
+from tests.support.seed_files import read_seed
 
 NAMES = ("moe", "rows")
 
@@ -166,10 +166,7 @@ def our_names(reference: dict[str, Any]) -> list[str]:
 
 
 def checkpoint() -> dict[str, Any]:
-    with torch.serialization.safe_globals(list(STUBS)):
-        path = SEEDS / "tachyon_moe_ckpt.pt"
-        loaded: dict[str, Any] = torch.load(path, weights_only=True)
-    return {"model": loaded["model"]}  # without a config
+    return {"model": read_seed(SEEDS / "tachyon_moe_ckpt.pt")["model"]}  # without a config
 
 
 def test_a_head_that_repeats_the_embedding_is_read_once(tmp_path: Path) -> None:
