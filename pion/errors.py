@@ -58,6 +58,22 @@ class Trouble(PionError):
         )
 
 
+class PlanFailed(PionError):
+    """A step can't be computed as planned; a new attempt can, by the smaller `plan`.
+
+    `plan` is the record of a ComputePlan, and `why` says what failed.
+    """
+
+    exit_code = 75
+
+    def __init__(self, plan: dict[str, Any], why: str) -> None:
+        super().__init__(plan, why)
+        self.plan, self.why = plan, why
+
+    def __str__(self) -> str:
+        return f"{self.why}. Run the same command again to resume with a smaller plan"
+
+
 class NotDurable(PionError):
     """Finished work could not be stored; the message says where the local copy is."""
 

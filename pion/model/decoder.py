@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -21,6 +23,20 @@ from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.roles import Role
 from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
 from pion.model.wiring import ValueTables, Wiring
+
+BlockRun = Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]
+
+
+def _run_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
+    result: tuple[Tensor, Stats] = block(x, inputs)
+    return result
+
+
+@lru_cache(maxsize=1)
+def _compiled_block() -> BlockRun:
+    # Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
+    # could differ from those of the unbroken run, which met the shapes in another order.
+    return torch.compile(_run_block, dynamic=False, fullgraph=True)
 
 
 class Losses(NamedTuple):
@@ -52,6 +68,9 @@ class Decoder(nn.Module):
         self.config = config
         # Whether to keep only each block's input for the backward pass and recompute the rest.
         self.recompute = False
+        # Whether torch.compile computes training: all blocks of one structure share a compilation.
+        # Evaluation and generation meet many shapes, so they are never compiled.
+        self.compiled = False
         # nn.Embedding(…) would draw random weights. On the meta device this makes torch import its
         # compiler, and the import takes 4 s.
         self.embed = nn.Embedding.from_pretrained(
@@ -155,7 +174,11 @@ class Decoder(nn.Module):
         """
         hidden, reports = self._run(tokens, positions, documents, None, window)
         states, flat = hidden.flatten(0, 1), targets.reshape(-1)
-        ce = linear_cross_entropy(states, self._head(), flat, self.config.logit_cap)
+        # On a CPU, the plain loss is as fast.
+        compiled = self.compiled and states.is_cuda
+        ce = linear_cross_entropy(
+            states, self._head(), flat, self.config.logit_cap, compiled=compiled
+        )
         aux = [report[AUX] for report in reports if AUX in report]
         stats = {
             name: torch.stack([report[name] for report in reports if name in report])
@@ -198,6 +221,8 @@ class Decoder(nn.Module):
         x0, reports = x, []
         results: dict[int, Tensor] = {}
         kept = set() if self.wiring is None else set(self.wiring.source.values())
+        trained = cache is None and torch.is_grad_enabled()
+        run = _compiled_block() if self.compiled and trained else _run_block
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             inputs = BlockInputs(
@@ -208,10 +233,10 @@ class Decoder(nn.Module):
                 None if self.wiring is None else self.wiring.input_of(layer, x0, results),
                 None if self.values is None else self.values.of(layer, tokens),
             )
-            if self.recompute and cache is None and torch.is_grad_enabled():
-                x, report = checkpoint(block, x, inputs, use_reentrant=False)
+            if self.recompute and trained:
+                x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
             else:
-                x, report = block(x, inputs)
+                x, report = run(block, x, inputs)
             if layer in kept:
                 results[layer] = x
             reports.append(report)

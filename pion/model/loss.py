@@ -1,12 +1,21 @@
-"""Compute the cross-entropy over a large vocabulary, one chunk of logits at a time."""
+"""Compute the cross-entropy over a large vocabulary, one chunk of logits at a time.
+
+There are two ways, with the same result up to rounding. `_plain` works in place on one buffer of
+logits; this is the reference, and the fast way on a CPU. `_compiled` leaves what lies between the
+matrix products to torch.compile: the products write fp32 logits once, and the compiled kernels read
+them twice, once for the sums and once for the gradient. It is the fast way on a GPU.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from pion.model.norm import compute_dtype
 
@@ -27,6 +36,11 @@ CPU_TILE = 4096
 # for hours.
 ROW_MULTIPLE = 256
 
+# Compiled, the products have a multiple of this many columns. The rows of the logits and of their
+# gradient are then aligned as the fast kernels of cuBLAS need them. Checkpoints keep the weight's
+# own number of rows.
+COLUMN_MULTIPLE = 64
+
 
 def cap_logits(logits: Tensor, cap: float) -> Tensor:
     """Return cap · z / sqrt(z² + cap²), between −cap and cap (the logit cap of Daisy-Wee)."""
@@ -34,7 +48,12 @@ def cap_logits(logits: Tensor, cap: float) -> Tensor:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cap: float | None = None,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """Return the sum over rows of the cross-entropy of softmax(hidden @ weightᵀ), in nats.
 
@@ -43,26 +62,34 @@ def linear_cross_entropy(
     fp32. The gradient of each chunk is computed in the forward pass, while its logits exist (as in
     Hsu et al. 2024, "Liger Kernel"). So only one chunk of logits exists at a time, and the backward
     pass recomputes nothing. Products use autocast's dtype if autocast is on. Softmax and all sums
-    are fp32.
+    are fp32. `compiled` computes the gradients with kernels of torch.compile.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, targets, cap)
-    loss, _, _ = _chunked(hidden, weight, targets, cap, with_gradients=False)
+        return _LinearCrossEntropy.apply(hidden, weight, targets, cap, compiled)
+    loss, _, _ = _plain(hidden, weight, targets, cap, with_gradients=False)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        cap: float | None,
+        compiled: bool,
     ) -> Tensor:
-        loss, *ctx.gradients = _chunked(hidden, weight, targets, cap, with_gradients=True)
+        if compiled:
+            loss, *ctx.gradients = _compiled(hidden, weight, targets, cap)
+        else:
+            loss, *ctx.gradients = _plain(hidden, weight, targets, cap, with_gradients=True)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("backward scales the loss's gradients in place: call it only once")
         # Dropping our references lets autograd keep these tensors as .grad without a copy.
@@ -73,10 +100,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight.mul_(grad_loss).to(weight_dtype),
             None,
             None,
+            None,
         )
 
 
-def _chunked(
+# ---------------------------------------------------------------- plain
+
+
+def _plain(
     hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, *, with_gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the summed loss and, if wanted, its fp32 gradients by `hidden` and by `weight`."""
@@ -141,7 +172,101 @@ def _learned_rows(targets: Tensor) -> Tensor:
     return torch.cat([learned, others[: -len(learned) % ROW_MULTIPLE]])
 
 
+# ---------------------------------------------------------------- compiled
+
+
+def _compiled(
+    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed loss and its fp32 gradients by `hidden` and by `weight`.
+
+    The products write fp32 although they read bf16, so the logits are not rounded.
+    """
+    dtype = compute_dtype(hidden, weight)
+    rows, vocab = len(hidden), len(weight)
+    columns = -(-vocab // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    limit = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else CUDA_CHUNK_BYTES
+    chunk = _divisor_near(rows, _rows_per_chunk(rows, columns, limit))
+    gradient_of_logits = _compiled_gradient_of_logits()
+    loss = torch.zeros((), device=hidden.device)
+    grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
+    grad_weight: Tensor | None = None
+    with torch.autocast(hidden.device.type, enabled=False):
+        x = hidden.to(dtype)
+        head = weight.to(dtype)
+        if columns > vocab:
+            head = pad(head, (0, 0, 0, columns - vocab))
+        for first in range(0, rows, chunk):
+            part = slice(first, first + chunk)
+            logits = _product(x[part], head.T)
+            chunk_loss, grad_logits = gradient_of_logits(logits, targets[part], vocab, cap, dtype)
+            loss += chunk_loss
+            del logits
+            grad_hidden[part] = _product(grad_logits, head)
+            grad_weight = _product(grad_logits.T, x[part], grad_weight)
+    assert grad_weight is not None
+    return loss, grad_hidden, grad_weight[:vocab]
+
+
+@lru_cache(maxsize=1)
+def _compiled_gradient_of_logits() -> Callable[..., tuple[Tensor, Tensor]]:
+    # Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
+    # could differ from those of the unbroken run, which met the shapes in another order.
+    return torch.compile(_gradient_of_logits, dynamic=False, fullgraph=True)
+
+
+def _gradient_of_logits(
+    logits: Tensor, targets: Tensor, vocab: int, cap: float | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of logits (N, columns), summed, and its gradient by the logits in `dtype`.
+
+    The columns from `vocab` on are padding. Their gradient is 0.
+    """
+    column = torch.arange(logits.shape[1], device=logits.device)
+    slope: Tensor | float = 1.0
+    if cap is not None:
+        # The derivative of the cap is (cap² / (z² + cap²))^1.5.
+        slope = (cap * torch.rsqrt(logits.square() + cap * cap)).pow(3)
+        logits = cap_logits(logits, cap)
+    logits = torch.where(column < vocab, logits, float("-inf"))
+    top = logits.amax(dim=1, keepdim=True)
+    total = (logits - top).exp().sum(dim=1, keepdim=True)
+    valid = (targets != IGNORED)[:, None]
+    target = targets.clamp(min=0)[:, None]
+    loss = ((top + total.log() - logits.gather(1, target)) * valid).sum()
+    softmax = (logits - top).exp() / total
+    gradient = (softmax - (column == target).float()) * slope * valid
+    return loss, gradient.to(dtype)
+
+
+def _product(a: Tensor, b: Tensor, added: Tensor | None = None) -> Tensor:
+    """Return a @ b in fp32, plus `added` (fp32) if given."""
+    if a.dtype == torch.float32:
+        return a @ b if added is None else torch.addmm(added, a, b)
+    if a.device.type == "cpu":  # which has no products of bf16 that write fp32
+        product = (a @ b).float()
+        return product if added is None else product.add_(added)
+    if added is None:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.addmm(added, a, b, out_dtype=torch.float32)
+
+
+# ---------------------------------------------------------------- chunks
+
+
 def _rows_per_chunk(rows: int, vocab: int, limit: int) -> int:
     """Return the rows per chunk, so that even chunks of fp32 logits fit into `limit` bytes."""
     chunks = -(-rows * vocab * 4 // limit)
     return max(1, -(-rows // max(1, chunks)))
+
+
+def _divisor_near(rows: int, most: int) -> int:
+    """Return a divisor of `rows` from most / 2 to `most`, or `most` if there is none.
+
+    Chunks of one size need one compilation.
+    """
+    fewest = -(-rows // most)
+    for chunks in range(fewest, 2 * fewest + 1):
+        if rows % chunks == 0:
+            return rows // chunks
+    return most

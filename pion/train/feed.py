@@ -1,13 +1,15 @@
 """Build the next step's batch in a background thread while the current step computes.
 
-A step's batch is a pure function of the data position. If the position changes after a batch was
-built ahead (a restore, skipped rows), this batch is discarded and the right batch is built.
+A step's batch is a pure function of the data position and the micro-batch. If one of them changes
+after a batch was built ahead (a restore, skipped rows), this batch is discarded and the right batch
+is built.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -27,8 +29,16 @@ class StepBatch:
     targets: int  # target tokens in this rank's micro-batches
 
 
+class _Position(NamedTuple):
+    """What decides a step's batch."""
+
+    next_row: int
+    skipped: tuple[RowRange, ...]
+    micro_batch: int
+
+
 class BatchFeed:
-    """The batches of one rank, step after step.
+    """The batches of one rank, step after step. `micro_batch` may change between steps.
 
     `pin` puts the batches into page-locked memory, so that copying them to a GPU does not block.
     """
@@ -44,35 +54,36 @@ class BatchFeed:
         pin: bool,
     ) -> None:
         self._stream, self._pin = stream, pin
-        self._global_batch, self._micro_batch = global_batch, micro_batch
+        self._global_batch, self.micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-feed")
-        self._ahead: tuple[object, Future[StepBatch]] | None = None
+        self._ahead: tuple[_Position, Future[StepBatch]] | None = None
 
     def take(self, next_row: int, skipped: list[RowRange]) -> StepBatch:
         """Return the batch of the step at `next_row`, without the `skipped` row ranges.
 
         Raises BadInput if there are fewer rows in a step than ranks, or a shard can't be read.
         """
-        position = (next_row, tuple(skipped))
+        position = _Position(next_row, tuple(skipped), self.micro_batch)
         if self._ahead is not None and self._ahead[0] == position:
             batch = self._ahead[1].result()
             self._ahead = None
             return batch
-        return self._build(*position)
+        return self._build(position)
 
     def prepare(self, next_row: int, skipped: list[RowRange]) -> None:
         """Start building the batch for the next `take`."""
-        position = (next_row, tuple(skipped))
-        self._ahead = (position, self._thread.submit(self._build, *position))
+        position = _Position(next_row, tuple(skipped), self.micro_batch)
+        self._ahead = (position, self._thread.submit(self._build, position))
 
     def close(self) -> None:
         """End the background thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _build(self, next_row: int, skipped: tuple[RowRange, ...]) -> StepBatch:
-        rows, after = step_rows(next_row, self._global_batch, skipped)
-        parts = rank_rows(rows, self._rank, self._world_size, self._micro_batch)
+    def _build(self, position: _Position) -> StepBatch:
+        next_row = position.next_row
+        rows, after = step_rows(next_row, self._global_batch, position.skipped)
+        parts = rank_rows(rows, self._rank, self._world_size, position.micro_batch)
         micro_batches = [self._pinned(self._stream.batch(part)) for part in parts]
         targets = sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches)
         return StepBatch((next_row, after), micro_batches, targets)

@@ -49,6 +49,10 @@ GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
 )
 
 
+# Of one function of Pion; torch then refuses to compile it again.
+MOST_COMPILATIONS = 128
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device to train on; for "auto", CUDA if there is a CUDA device.
 
@@ -106,6 +110,37 @@ def configure(plan: ComputePlan) -> None:
         torch.use_deterministic_algorithms(plan.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    if plan.compile:
+        _configure_compiler(plan)
+
+
+def _configure_compiler(plan: ComputePlan) -> None:
+    # Imported here, because importing torch's compiler takes seconds.
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
+    # Layers of different structure and rows of different lengths each need a compilation.
+    dynamo.recompile_limit = MOST_COMPILATIONS
+    if compiles_deterministically():
+        inductor.deterministic = plan.deterministic
+
+
+def compiles_deterministically() -> bool:
+    """Return whether this torch's compiler can choose kernels without timing them."""
+    from torch._inductor import config as inductor
+
+    return hasattr(inductor, "deterministic")
+
+
+def pick_compile(
+    setting: bool | Literal["auto"], device: torch.device, *, deterministic: bool
+) -> bool:
+    """Return whether to compile; for "auto", on CUDA. A CPU gains little for the time it takes.
+
+    Nothing is compiled where results must be deterministic and the compiler's are not.
+    """
+    wanted = device.type == "cuda" if setting == "auto" else setting
+    return wanted and (not deterministic or compiles_deterministically())
 
 
 def total_memory(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
-from pion.errors import BadInput, Trouble
+from pion.errors import BadInput, PlanFailed, Trouble
 from pion.evaluate import Scorer
 from pion.model.decoder import Decoder
 from pion.train import hardware
@@ -30,6 +30,7 @@ from pion.train.ranks import Ranks
 from pion.train.rng import rng_states, set_rng_states
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.step_down import StepDown, free_memory, step_down
 
 __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
 
@@ -52,11 +53,16 @@ def _never() -> bool:
     return False
 
 
+def _nothing(change: StepDown) -> None:
+    pass
+
+
 class Trainer:
     """Trains `model` on `stream`. `settings` say what is learned, `plan` how it is computed.
 
     `step` counts finished optimizer steps. `next_row` is the first row not yet trained on, and
     `skipped` has the [first, stop) row ranges to leave out. `clock` (seconds) times throughput.
+    `on_step_down` is called when a step could not be computed as planned, and the plan has changed.
     Every rank constructs a trainer and calls the same methods in the same order.
     """
 
@@ -75,11 +81,13 @@ class Trainer:
         self.device = torch.device(plan.device)
         self.dtype = torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32
         self.model = model.to(self.device)
-        self.model.recompute = plan.recompute
+        self.model.recompute, self.model.compiled = plan.recompute, plan.compile
         self.optimizer = Optimizer(self.model, settings, self.dtype)
         self.step = 0
         self.next_row = 0
         self.skipped: list[RowRange] = []
+        self.on_step_down: Callable[[StepDown], None] = _nothing
+        self._updating = False
         self._feed = BatchFeed(
             stream,
             global_batch=settings.global_batch,
@@ -89,9 +97,6 @@ class Trainer:
             pin=self.device.type == "cuda",
         )
         self._metrics = StepMetrics(model.config, plan, clock, settings.max_spike)
-        if plan.compile:
-            for block in self.model.blocks:
-                block.compile()
         self._ranks = Ranks(plan.world_size)
         # DDP averages over ranks, but the auxiliary losses are means over the rows of all ranks.
         aux_scale = plan.world_size / settings.global_batch
@@ -112,8 +117,35 @@ class Trainer:
         ranks abandon the step, and nothing is changed. This call does not wait for the device: loss
         and gradient norm stay there until `drain_metrics`.
 
-        Raises BadInput if the global batch is smaller than the world size.
+        If the memory runs out or the compilation fails, the step begins again from its first row,
+        and this and all later steps use a smaller plan (step_down.py).
+
+        Raises BadInput if the global batch is smaller than the world size, or if not even one row
+        fits into memory; PlanFailed if the plan has to change but not in place: other ranks wait
+        for this one, or the weights are partly updated.
         """
+        while True:
+            try:
+                return self._train_step(should_stop)
+            except Exception as error:
+                change = step_down(self.plan, error)
+                if change is None:
+                    raise
+                if self.plan.world_size > 1 or self._updating:
+                    raise PlanFailed(change.plan.to_dict(), change.why) from None
+            # Here the error is gone, and with its traceback the tensors of the step.
+            self._replan(change)
+
+    def _replan(self, change: StepDown) -> None:
+        """Drop what the step has computed, and compute by another plan from now on."""
+        self.optimizer.zero_grad()
+        free_memory(self.device)
+        self.plan = change.plan
+        self.model.recompute, self.model.compiled = self.plan.recompute, self.plan.compile
+        self._feed.micro_batch = self.plan.micro_batch
+        self.on_step_down(change)
+
+    def _train_step(self, should_stop: Callable[[], bool]) -> bool:
         self._metrics.begin_step()
         batch = self._feed.take(self.next_row, self.skipped)
         if self.step + 1 < self.settings.steps:
@@ -127,7 +159,9 @@ class Trainer:
             return False
         loss, stats = measured
         grad_norm = self._clip_gradients()
+        self._updating = True
         self.optimizer.step(plan)
+        self._updating = False
         self.optimizer.zero_grad()
         self.step += 1
         self.next_row = batch.rows[1]

@@ -393,7 +393,9 @@ class Hardware(Section):
         "recompute activations to save memory; unset: only if a single sequence would otherwise "
         "not fit into memory",
     )
-    compile: bool = runtime(False, "compile the blocks with torch.compile")
+    compile: Literal["auto"] | bool = runtime(
+        "auto", "compile the training step with torch.compile; auto: on a GPU"
+    )
     hang_seconds: float | None = runtime(
         None,
         "seconds without a step that count as a hang; unset: 20 times the usual time of a step, "

@@ -6,8 +6,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
-from pion.errors import BadInput, Fenced, PionError, Stopped
+from pion.errors import BadInput, Fenced, PionError, PlanFailed, Stopped
 from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
 from pipeline.job import STAGES
@@ -27,6 +28,7 @@ from pipeline.state.patience import Patience
 from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.verdict import Moment, verdict
+from pipeline.training.context import smaller_plan_note
 from pipeline.training.saving import linger_seconds
 
 Plans = dict[str, StagePlan]
@@ -107,14 +109,29 @@ class Advance:
         return plans
 
     def _prepare_and_train(self, plans: Plans) -> None:
+        training = [s for s in self.start.job.train_stages if plans[s].state != "done"]
+        at_most: dict[str, Any] | None = None
+        while True:
+            try:
+                return self._prepare_and_train_once(plans, training, at_most)
+            except PlanFailed as failed:
+                # One of several workers could not compute a step as planned. All start again.
+                at_most = failed.plan
+                self._claim_after_training()
+                self._patiently(self.claim.forget_attempts)
+                self.journal.note(smaller_plan_note(failed))
+
+    def _prepare_and_train_once(
+        self, plans: Plans, training: list[str], at_most: dict[str, Any] | None
+    ) -> None:
         start, say = self.start, self.journal.say
-        training = [s for s in start.job.train_stages if plans[s].state != "done"]
+        prepared = plans["prepare"].state == "done" or at_most is not None
         with contextlib.ExitStack() as ending:
             workers = None
             if training and worker_count(start.job) > 0:
-                workers = start_workers(start, training)
+                workers = start_workers(start, training, at_most)
                 ending.callback(workers.close)
-            if plans["prepare"].state != "done":
+            if not prepared:
                 self.work_done = True
                 self._prepare()
             elif workers is not None and start.workspace.remote:

@@ -30,7 +30,7 @@ def preflight(job: Job) -> list[str]:
             f"hardware.workers {workers}: this machine has {gpus} GPUs, and each worker needs one. "
             f"Nothing was started. Set hardware.workers={gpus}, or remove the setting."
         )
-    if job.hardware.compile and gpus == 0:
+    if job.hardware.compile is True and gpus == 0:
         _check_compiler_folders()
     for stage in job.train_stages:
         batch = job.section(stage).global_batch

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pion.errors import PionError
 from pipeline.console.messages import (
@@ -38,8 +38,13 @@ GONE_SECONDS = 2.0
 LOOK_SECONDS = 0.2
 
 
-def start_workers(start: Start, stages: Sequence[str]) -> RayWorkers:
-    """Start workers of Ray, which train `stages` once the data is there; don't wait for them."""
+def start_workers(
+    start: Start, stages: Sequence[str], at_most: dict[str, Any] | None = None
+) -> RayWorkers:
+    """Start workers of Ray, which train `stages` once the data is there; don't wait for them.
+
+    `at_most` is the record of the plan to try after a larger one has failed.
+    """
     from pipeline.training.train_request import TrainRequest
     from pipeline.workers.ray_workers import RayWorkers
 
@@ -52,6 +57,7 @@ def start_workers(start: Start, stages: Sequence[str]) -> RayWorkers:
         gpus=min(count, gpu_count()),
         by_ray=True,
         started=start.at,
+        at_most=at_most,
     )
     return RayWorkers(request, count)
 

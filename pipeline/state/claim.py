@@ -140,6 +140,10 @@ class Claim:
         self.commit(lambda head: dataclasses.replace(head, **change))
         self._fenced = Fenced(f"This process has already released run {self.state.name}.")
 
+    def forget_attempts(self) -> None:
+        """Reset the count of attempts without a commit."""
+        self.commit(lambda head: dataclasses.replace(head, committed_epoch=self.epoch))
+
     def _lose(self, head: Head | None) -> None:
         """Refuse every further commit: `head` shows that another process owns the run."""
         self._fenced = self._fenced or taken_over(self.state, head, self.epoch)

@@ -11,6 +11,7 @@ from pion.errors import (
     Interrupted,
     NotDurable,
     PionError,
+    PlanFailed,
     Stopped,
     Trouble,
 )
@@ -27,6 +28,7 @@ _FIELDS: Mapping[type[PionError], tuple[str, ...]] = {
     NotDurable: (),
     Interrupted: (),
     Trouble: ("step", "rows", "what"),
+    PlanFailed: ("plan", "why"),
     Missing: ("key", "url"),
     Conflict: ("key", "url"),
     StoreError: ("action", "where", "reason", "outage"),

@@ -176,6 +176,8 @@ class _Training(_Event):
     workers: NotRequired[Count]
     micro_batch: NotRequired[Count]
     grad_accum: NotRequired[Count]
+    recompute: NotRequired[bool]
+    compile: NotRequired[bool]
     seq_len: NotRequired[Count]
     global_batch: NotRequired[Count]
     lr: NotRequired[Number]
@@ -189,8 +191,17 @@ class _Saved(_Event):
 
 
 @open_record
+class _Plan(TypedDict):
+    micro_batch: Count
+    grad_accum: Count
+    recompute: bool
+    compile: bool
+
+
+@open_record
 class _Hop(_Event):
     receipt: list[str]
+    plan: NotRequired[_Plan]
 
 
 @open_record

@@ -15,16 +15,36 @@ if TYPE_CHECKING:
     from pion.train.settings import ComputePlan
 
 
-def choose_plan(job: Job, stage: str, group: Group, recorded: dict[str, Any] | None) -> ComputePlan:
+def choose_plan(
+    job: Job,
+    stage: str,
+    group: Group,
+    recorded: dict[str, Any] | None,
+    at_most: dict[str, Any] | None = None,
+) -> ComputePlan:
     """Return the plan of `stage` on this machine; all ranks get the same micro-batch.
 
     The plan `recorded` in the checkpoint is used again where hardware and job allow: only then is
-    the resumed run bit-identical to an unbroken one.
+    the resumed run bit-identical to an unbroken one. `at_most` is the record of the plan to try
+    after a larger one has failed here.
     """
-    plan = _choose_alone(job, stage, group.world_size, recorded)
+    plan = _within(at_most, _choose_alone(job, stage, group.world_size, recorded))
     # The machines of a cluster may differ, and all ranks must compute alike.
-    micro_batch, recompute = group.from_rank_0((plan.micro_batch, plan.recompute))
-    return dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute)
+    micro_batch, recompute, compiled = group.from_rank_0(
+        (plan.micro_batch, plan.recompute, plan.compile)
+    )
+    return dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute, compile=compiled)
+
+
+def _within(at_most: dict[str, Any] | None, plan: ComputePlan) -> ComputePlan:
+    if at_most is None:
+        return plan
+    return dataclasses.replace(
+        plan,
+        micro_batch=min(plan.micro_batch, at_most["micro_batch"]),
+        recompute=plan.recompute or at_most["recompute"],
+        compile=plan.compile and at_most["compile"],
+    )
 
 
 def _choose_alone(
@@ -48,7 +68,7 @@ def _asked_plan(job: Job, stage: str, world_size: int, device: torch.device) -> 
     """Return the plan that job and hardware ask for, with guesses for what they leave open."""
     import torch
 
-    from pion.train.hardware import pick_dtype
+    from pion.train.hardware import pick_compile, pick_dtype
     from pion.train.settings import ComputePlan
 
     hardware = job.hardware
@@ -57,7 +77,7 @@ def _asked_plan(job: Job, stage: str, world_size: int, device: torch.device) -> 
         device=str(device),
         dtype=pick_dtype(hardware.dtype, device),
         world_size=world_size,
-        compile=hardware.compile,
+        compile=pick_compile(hardware.compile, device, deterministic=hardware.deterministic),
         threads=torch.get_num_threads(),
         deterministic=hardware.deterministic,
         micro_batch=min(hardware.micro_batch or rows, rows),
@@ -67,7 +87,12 @@ def _asked_plan(job: Job, stage: str, world_size: int, device: torch.device) -> 
 
 def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> ComputePlan:
     """Return `asked` with what the job leaves open as it was `before`."""
-    in_job = {"micro_batch": job.hardware.micro_batch, "recompute": job.hardware.recompute}
+    compiled = job.hardware.compile
+    in_job = {
+        "micro_batch": job.hardware.micro_batch,
+        "recompute": job.hardware.recompute,
+        "compile": None if compiled == "auto" else compiled,
+    }
     left_open = {name: getattr(before, name) for name, value in in_job.items() if value is None}
     return dataclasses.replace(asked, **left_open)
 

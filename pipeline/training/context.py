@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from pion.errors import Interrupted, PionError, Stopped, Trouble
+from pion.errors import Interrupted, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, Say
 from pipeline.cost.budget import over_budget, price_per_hour
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
@@ -47,6 +47,8 @@ class TrainingContext:
         self.run = RunState(open_store(request.store), self.job.name)
         self.workspace = Workspace(self.run.store, self.run.name)
         self.first_step_seen = False
+        # The record of the plan to try after a larger one has failed on this machine.
+        self.at_most = request.at_most
         limit = self.job.hardware.hang_seconds
         self.watchdog = (
             Watchdog(self._end_hang, factor=0.0, at_least=limit)
@@ -129,6 +131,12 @@ class TrainingContext:
         claim.heartbeat.start()
         return claim
 
+    def use_smaller_plan(self, failed: PlanFailed, claim: Claim) -> None:
+        """Train by the smaller plan from now on; the attempt does not count as a failed one."""
+        self.at_most = failed.plan
+        self.patiently(claim.forget_attempts)
+        self.report(Note(smaller_plan_note(failed)))
+
     def own(self, claim: Claim | None) -> None:
         """From now on, obey the stop requests and spending of `claim` (None except on rank 0)."""
         self._claim = claim
@@ -192,6 +200,14 @@ class TrainingContext:
         saying.start()
         saying.join(1.0)  # the connection to the driver may hang too
         os._exit(HANG_EXIT if self.request.by_ray else 75)
+
+
+def smaller_plan_note(failed: PlanFailed) -> str:
+    """Return what to say when training starts again by a smaller plan."""
+    plan = failed.plan
+    words = [f"micro_batch {plan['micro_batch']}"]
+    words += [word for word in ("recompute", "compile") if plan[word]]
+    return f"{failed.why}. Starting again from the last checkpoint with {', '.join(words)}"
 
 
 def phase(name: str, started: float) -> Phase:

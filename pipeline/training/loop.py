@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pion.errors import Stopped
 from pipeline.console.messages import Note, Phase, StageState
@@ -13,6 +14,9 @@ from pipeline.training.context import TrainingContext, phase
 from pipeline.training.machine_note import record_machine
 from pipeline.training.rank_zero import Rank, RankZero
 from pipeline.training.start import Setup, start_stage
+
+if TYPE_CHECKING:
+    from pion.train.step_down import StepDown
 
 
 def train_stage(context: TrainingContext, claim: Claim | None, stage: str) -> bool:
@@ -55,7 +59,7 @@ class StageTraining:
         self.context, self.rank = context, rank
         self.section = context.job.section(stage)
         self.trainer, self.data = setup.trainer, setup.data
-        self.evaluated = False
+        self.trainer.on_step_down = self._stepped_down
 
     def run(self) -> bool:
         """Train until all steps are done (True) or somebody asks for a stop (False)."""
@@ -90,15 +94,16 @@ class StageTraining:
         if not last:
             self.rank.save_if_due()
 
+    def _stepped_down(self, change: StepDown) -> None:
+        self.context.watchdog.restart()  # the smaller step may be compiled again
+        self.rank.stepped_down(change)
+
     def _report_first_step(self) -> None:
         since_start = time.time() - self.context.request.started
         self.context.report(Phase("first step", since_start, total=True))
 
     def _evaluate(self) -> None:
         trainer, held_out = self.trainer, self.data.held_out
-        if trainer.plan.compile and not self.evaluated:
-            self.context.watchdog.restart()  # the model is compiled again, without gradients
-        self.evaluated = True
         rows = range(min(self.context.job.evaluate.rows, held_out.total_rows))
         vocab_size = self.data.tokenizer.vocab_size
         result = trainer.evaluate(

@@ -6,10 +6,12 @@ import platform
 import socket
 from typing import TYPE_CHECKING, Any
 
+from pipeline.console.formats import printable
 from pipeline.state.metrics import EventLog
-from pipeline.training.receipt import hop_receipt
+from pipeline.training.receipt import NOT_IDENTICAL, hop_receipt
 
 if TYPE_CHECKING:
+    from pion.train.step_down import StepDown
     from pion.train.trainer import Trainer
     from pipeline.training.context import TrainingContext
 
@@ -34,6 +36,8 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
         "micro_batch": plan.micro_batch,
         "grad_accum": trainer.grad_accum,
         "dtype": plan.dtype,
+        "recompute": plan.recompute,
+        "compile": plan.compile,
         "seq_len": job.seq_len(stage),
         "global_batch": settings.global_batch,
         # The schedule's rate for the last finished step, to compare with the rate that was used.
@@ -45,5 +49,30 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
     events.append("training", **now)
     if receipt:
         events.append("hop", stage=stage, receipt=receipt)
+    context.patiently(events.flush)
+    return receipt
+
+
+def record_step_down(
+    context: TrainingContext, epoch: int, stage: str, trainer: Trainer, change: StepDown
+) -> list[str]:
+    """Append the receipt of a smaller plan as a "hop" event, and return the receipt.
+
+    The event has the new plan. So the receipt of the next attempt compares with that plan.
+    """
+    plan = trainer.plan
+    receipt = [
+        f"{stage} after step {trainer.step:,}: {printable(change.why)}. This step begins again, "
+        f"with {change.changes}",
+        NOT_IDENTICAL,
+    ]
+    now = {
+        "micro_batch": plan.micro_batch,
+        "grad_accum": trainer.grad_accum,
+        "recompute": plan.recompute,
+        "compile": plan.compile,
+    }
+    events = EventLog(context.run.store, context.run.name, epoch)
+    events.append("hop", stage=stage, receipt=receipt, plan=now)
     context.patiently(events.flush)
     return receipt

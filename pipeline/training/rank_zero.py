@@ -18,6 +18,7 @@ from pipeline.state.claim import Claim
 from pipeline.state.record_json import to_json
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 from pipeline.training.context import TrainingContext
+from pipeline.training.machine_note import record_step_down
 from pipeline.training.samples import sample_text
 from pipeline.training.saving import Saving
 from pipeline.training.stage_metrics import StageMetrics
@@ -25,6 +26,7 @@ from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from pion.train.heldout import Evaluation as HeldOutLoss
+    from pion.train.step_down import StepDown
     from pion.train.trainer import Trainer, TrainState
     from pipeline.training.start import Setup
 
@@ -47,6 +49,9 @@ class Rank:
         Raises `Trouble` on all ranks if a step went wrong.
         """
         self._trainer.drain_metrics()
+
+    def stepped_down(self, change: StepDown) -> None:
+        """Record and report that this attempt continues by a smaller plan."""
 
     def save_if_due(self) -> None:
         """Begin a save if it is due."""
@@ -108,6 +113,12 @@ class RankZero(Rank):
             self._metrics.append(rows)
             self._report_step(rows[-1])
             self._metrics.flush_if_due()
+
+    def stepped_down(self, change: StepDown) -> None:
+        for line in record_step_down(
+            self._context, self._claim.epoch, self._stage, self._trainer, change
+        ):
+            self._context.report(Note(line))
 
     def save_if_due(self) -> None:
         if self._saving.due(self._trainer.step):

@@ -2,8 +2,8 @@
 
 It compares two "training" events; an attempt records one when it begins (machine_note.py). Of
 their fields it uses: stage, from_step, host, device, workers, micro_batch, grad_accum, dtype,
-python, seq_len, global_batch, lr (the schedule's rate for step `from_step`, the last finished step)
-and next_row (the first row that this attempt trains on).
+recompute, compile, python, seq_len, global_batch, lr (the schedule's rate for step `from_step`, the
+last finished step) and next_row (the first row that this attempt trains on).
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from pipeline.state.run_state import RunState
 Row = Mapping[str, Any]
 
 ALARM = "ALARM: "
+NOT_IDENTICAL = (
+    "not bit-identical: from this step on, the weights equal those of an unbroken run only up to "
+    "rounding"
+)
 LR_TOLERANCE = 1e-12
 PLAN = ("host", "device", "workers", "micro_batch", "grad_accum", "dtype", "python")
+# Older events lack these, and the plans were without them unless the job said otherwise.
+LATER_IN_PLAN = ("recompute", "compile")
 # What a receipt needs to know about an attempt.
 COMPARED = {"from_step", "host", "device", "workers", "micro_batch", "grad_accum", "seq_len"} | {
     "global_batch"
@@ -44,7 +50,13 @@ def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
 
 def plan_changed(before: Row, now: Row) -> bool:
     """Return whether the machine changed, or how it computes."""
-    return any(before.get(name) != now.get(name) for name in PLAN)
+    if any(before.get(name) != now.get(name) for name in PLAN):
+        return True
+    return any(_differs(before, now, name) for name in LATER_IN_PLAN)
+
+
+def _differs(before: Row, now: Row, name: str) -> bool:
+    return name in before and name in now and before[name] != now[name]
 
 
 def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
@@ -65,9 +77,20 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
         for field, name in (("dtype", "dtype"), ("python", "Python"))
         if before.get(field) != now.get(field)
     ]
+    lines += [
+        f"{name} {_yes_or_no(before[name])} → {_yes_or_no(now[name])}"
+        for name in LATER_IN_PLAN
+        if _differs(before, now, name)
+    ]
+    if same_stage and _differs(before, now, "compile"):
+        lines.append(NOT_IDENTICAL)
     if same_stage:
         lines += [_learning_rate(before, now, last), _first_row(now, last)]
     return [printable(line) for line in lines]
+
+
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _machines(before: Row, now: Row) -> str:
@@ -148,12 +171,16 @@ _STOP = "Stop this run (Ctrl-C); everything committed is safe."
 
 
 def _attempt_before(run: RunState, epoch: int) -> Row | None:
-    """Return the newest "training" event of an epoch before `epoch` that can be compared."""
+    """Return the newest "training" event of an epoch before `epoch` that can be compared, with the
+    plan that the attempt ended with."""
+    plan: dict[str, Any] = {}
     for segment_epoch, key in _segments_backwards(run, "events/"):
         if segment_epoch < epoch:
             for row in _rows_backwards(run, key, event_row):
+                if row["event"] == "hop":
+                    plan = {**row.get("plan", {}), **plan}  # newer plans count
                 if row["event"] == "training" and row.keys() >= COMPARED:
-                    return row
+                    return {**row, **plan}
     return None
 
 

@@ -111,7 +111,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     folder, restored = context.fetch(bring)
     data = _open(context.job, folder)
     recorded = context.group.from_rank_0(restored.plan)
-    plan = choose_plan(context.job, stage, context.group, recorded)
+    plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
     if recorded is None:
         trainer, why = _begin(context, stage, data, plan)
     else:

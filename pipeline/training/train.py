@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from pion.errors import PionError, Trouble
+from pion.errors import PionError, PlanFailed, Trouble
 from pipeline.console.messages import Say, Shown
 from pipeline.job import Job
 from pipeline.training.context import TrainingContext, phase
@@ -64,6 +64,12 @@ def _attempt(context: TrainingContext) -> str:
                 break
         done = done or not todo
         return "done" if done else "stopped"
+    except PlanFailed as failed:
+        if claim is None or group.world_size > 1:
+            raise  # other ranks wait for this one: the driver starts all of them again
+        context.use_smaller_plan(failed, claim)
+        again = True
+        return "again"
     except Trouble as trouble:  # on all ranks, at the same step
         refusal = group.from_rank_0(context.leave_out(stage, trouble, claim) if claim else None)
         if refusal is not None:

@@ -28,6 +28,7 @@ class TrainRequest:
         gpus: the number of GPUs to train on; 0 for CPUs.
         by_ray: whether Ray restarts dead workers.
         started: when `pion run` began (Unix time), for the seconds until the first step.
+        at_most: the record of the plan to train by at most, after a larger one has failed; or None.
     """
 
     job: dict[str, Any]
@@ -40,6 +41,7 @@ class TrainRequest:
     gpus: int = 0
     by_ray: bool = False
     started: float = 0.0
+    at_most: dict[str, Any] | None = None
 
     @classmethod
     def of(

@@ -185,3 +185,55 @@ def test_few_row_counts_are_ever_computed_on_a_cpu(learned):
     assert len(rows) % ROW_MULTIPLE == 0
     assert len(rows.unique()) == len(rows)
     assert (targets[rows] != IGNORED).sum() == learned
+
+
+# ---------------------------------------------------------------- compiled
+
+
+def compiled_loss(hidden, weight, targets, cap=None):
+    return linear_cross_entropy(hidden, weight, targets, cap, compiled=True)
+
+
+@pytest.fixture(scope="module")
+def without_compiler():
+    """Run the functions that would be compiled as they are written: compiling takes seconds."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.parametrize("cap", [None, 15.0])
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("vocab", [64, 65, 1000])
+def test_compiled_gradients_are_those_of_the_plain_loss(
+    without_compiler, small_chunks, cap, ignored, vocab
+):
+    arguments = *problem(50, vocab, ignored), cap
+    hidden, weight, _, _ = arguments
+    for loss in (linear_cross_entropy, compiled_loss):
+        value = loss(*arguments)
+        grads = torch.autograd.grad(value * 0.37, (hidden, weight))
+        if loss is linear_cross_entropy:
+            expected = value, *grads
+    assert torch.allclose(value, expected[0], rtol=1e-6)
+    for mine, exact in zip(grads, expected[1:], strict=True):
+        assert mine.shape == exact.shape
+        assert (mine - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_in_bf16_compiled_gradients_are_no_further_from_fp32(without_compiler, small_chunks):
+    hidden, weight, targets = problem(512, 1000)
+    exact = gradients(whole, hidden, weight, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = gradients(linear_cross_entropy, hidden, weight, targets)
+        compiled = gradients(compiled_loss, hidden, weight, targets)
+    for ours, theirs, reference in zip(compiled[1:], plain[1:], exact[1:], strict=True):
+        assert (ours - reference).norm() <= (theirs - reference).norm()
+
+
+def test_the_compiler_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/tmp")  # the C++ compiler fails at a path with a space
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"/tmp/{tmp_path.parent.name}")
+    arguments = problem(40, 100)
+    expected = gradients(linear_cross_entropy, *arguments)
+    for mine, exact in zip(gradients(compiled_loss, *arguments), expected, strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)

@@ -4,7 +4,10 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
+from pion.train import hardware
+from pion.train.hardware import pick_compile
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.group import Group
 from tests.support.jobs import tiny_job
@@ -39,3 +42,49 @@ def test_a_plan_of_a_later_version_is_not_used_again() -> None:
     before = recorded(micro_batch=1) | {"colour": "blue"}
     fresh = choose_plan(tiny_job(), "pretrain", Group(), None)
     assert choose_plan(tiny_job(), "pretrain", Group(), before) == fresh
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "deterministic", "compiled"),
+    [
+        ("auto", "cuda", False, True),
+        ("auto", "cpu", False, False),
+        (True, "cpu", False, True),
+        (True, "cpu", True, True),
+        (False, "cuda", False, False),
+    ],
+)
+def test_the_step_is_compiled_on_a_gpu_and_where_the_job_says_so(
+    setting: Any, device: str, deterministic: bool, compiled: bool
+) -> None:
+    picked = pick_compile(setting, torch.device(device), deterministic=deterministic)
+    assert picked == compiled
+
+
+def test_without_a_deterministic_compiler_deterministic_results_are_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hardware, "compiles_deterministically", lambda: False)
+    assert pick_compile("auto", torch.device("cuda"), deterministic=False)
+    assert not pick_compile("auto", torch.device("cuda"), deterministic=True)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_auto_stays_as_the_checkpoint_recorded_it(compiled: bool) -> None:
+    plan = choose_plan(tiny_job(), "pretrain", Group(), recorded(compile=compiled))
+    assert plan.compile == compiled
+
+
+def test_the_job_decides_whether_a_resumed_run_is_compiled() -> None:
+    job = tiny_job(hardware__compile=False)
+    assert not choose_plan(job, "pretrain", Group(), recorded(compile=True)).compile
+
+
+def test_after_a_plan_has_failed_here_nothing_larger_is_chosen() -> None:
+    job = tiny_job(hardware__micro_batch=4, hardware__compile=True)
+    failed = recorded(micro_batch=2, recompute=True, compile=False)
+    plan = choose_plan(job, "pretrain", Group(), None, at_most=failed)
+    assert (plan.micro_batch, plan.recompute, plan.compile) == (2, True, False)

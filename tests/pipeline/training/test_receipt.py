@@ -53,6 +53,18 @@ def test_a_hop_shows_both_machines_and_that_the_run_is_the_same() -> None:
     ]
 
 
+def test_a_step_that_is_compiled_no_more_is_not_bit_identical() -> None:
+    now = A40 | {"from_step": 10, "next_row": 640, "compile": False, "recompute": False}
+    before = A40 | {"compile": True, "recompute": False}
+    lines = receipt(before, now, None)
+    assert "compile yes → no" in lines
+    assert any(line.startswith("not bit-identical") for line in lines)
+
+
+def test_attempts_of_before_the_plan_was_recorded_whole_are_compared_without_it() -> None:
+    assert receipt(A40, A40 | {"from_step": 10, "next_row": 640, "compile": True}, None) == []
+
+
 def test_the_same_machine_and_plan_need_no_receipt() -> None:
     assert receipt(A40, A40 | {"from_step": 10, "next_row": 640}, None) == []
 

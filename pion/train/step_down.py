@@ -1,0 +1,100 @@
+"""What to try when a step can't be computed as planned: the next smaller plan, or none.
+
+Running out of GPU memory halves the micro-batch, down to one row, and then recomputes activations.
+A compilation that fails gives way to eager computation. All these plans learn the same, up to
+rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+
+import torch
+
+from pion.errors import BadInput
+from pion.train.settings import ComputePlan
+
+# Errors of the compiler come from these packages: while it traces, makes code or loads a kernel.
+_COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepDown:
+    """The plan to try next, `plan`, in place of `before`, and why."""
+
+    before: ComputePlan
+    plan: ComputePlan
+    why: str
+
+    @property
+    def changes(self) -> str:
+        """What differs between the two plans: `micro_batch 8 → 4`."""
+        old, new = dataclasses.asdict(self.before), dataclasses.asdict(self.plan)
+        return ", ".join(
+            f"{name} {_word(old[name])} → {_word(new[name])}"
+            for name in old
+            if old[name] != new[name]
+        )
+
+
+class StepTooLarge(BadInput):
+    """Not even one row fits into the GPU's memory, although activations are recomputed."""
+
+
+def step_down(plan: ComputePlan, error: BaseException) -> StepDown | None:
+    """Return the plan to try after `error` ended a step; None if another plan can't help.
+
+    Raises StepTooLarge if memory ran out and there is no smaller plan.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        why = "the GPU's memory ran out"
+        if plan.micro_batch > 1:
+            half = (plan.micro_batch + 1) // 2
+            return StepDown(plan, dataclasses.replace(plan, micro_batch=half), why)
+        if not plan.recompute:
+            return StepDown(plan, dataclasses.replace(plan, recompute=True), why)
+        raise StepTooLarge(
+            "the model does not fit: training on one row with recomputed activations ran out of "
+            f"the GPU's memory{_numbers(plan)}. Everything committed is safe. Use a larger GPU, a "
+            f"smaller model or a shorter data.seq_len. The GPU's error: {_first_lines(error)}"
+        ) from None
+    if plan.compile and _is_compilers(error):
+        why = f"torch.compile failed ({type(error).__name__}: {_first_lines(error)})"
+        return StepDown(plan, dataclasses.replace(plan, compile=False), why)
+    return None
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back the memory of an abandoned step."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _is_compilers(error: BaseException) -> bool:
+    """Return whether the error, or one that it came from, is of the compiler."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if any(kind.__module__.startswith(_COMPILERS) for kind in type(seen).__mro__):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _numbers(plan: ComputePlan) -> str:
+    """Return how much memory the GPU has and how much of it was in use, if there is a GPU."""
+    if not plan.device.startswith("cuda"):
+        return ""
+    total = torch.cuda.get_device_properties(plan.device).total_memory
+    peak = torch.cuda.max_memory_allocated(plan.device)
+    return f" ({peak / 2**30:.1f} of {total / 2**30:.1f} GiB were in use)"
+
+
+def _first_lines(error: BaseException) -> str:
+    """Return the first two lines of the message: the second line says what the first announces."""
+    return " ".join(str(error).split("\n")[:2]).strip()[:300] or "no message"
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
