@@ -133,7 +133,7 @@ def _type_in_words(annotation: Any) -> str:
         return words[annotation]
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return " | ".join(str(choice) for choice in inside)
+        return " | ".join(_value_in_words(choice) for choice in inside)
     if origin in (Union, types.UnionType):
         return " or ".join(_type_in_words(a) for a in inside if a is not type(None))
     if origin is list:

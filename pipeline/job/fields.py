@@ -393,7 +393,7 @@ class Hardware(Section):
         "recompute activations to save memory; unset: only if a single sequence would otherwise "
         "not fit into memory",
     )
-    compile: Literal["auto"] | bool = runtime(
+    compile: Literal["auto", True, False] = runtime(
         "auto", "compile the training step with torch.compile; auto: on a GPU"
     )
     hang_seconds: float | None = runtime(

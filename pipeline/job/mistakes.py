@@ -120,7 +120,9 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
         text = "missing" if given is None else _not_one_of("kind", given, kinds)
         text += f" (the kinds are {', '.join(kinds)})"
     elif kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"])
+        # Texts are in quotes, and true and false as in Python.
+        words = re.findall(r"'([^']*)'|\b(True|False)\b", context["expected"])
+        choices = [text or flag.lower() for text, flag in words]
         text = f"{_not_one_of('value', value, choices)} (expected {', '.join(choices)})"
     elif kind == "invalid_key":
         text = f"the key {shown(value)} is not text"

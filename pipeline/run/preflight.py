@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pion.errors import BadInput
 from pipeline.job import Job
+from pipeline.machine.compile_cache import VARIABLE as COMPILE_CACHE
+from pipeline.machine.compile_cache import compile_cache_folder
 from pipeline.machine.gpu_count import gpu_count
 from pipeline.machine.rented import is_rented
 from pipeline.state.stores import FileStore, open_store
@@ -65,7 +67,7 @@ def _check_compiler_folders() -> None:
     """Raise BadInput where the C++ compiler would fail: torch does not quote the paths."""
     for variable, folder in (
         ("TMPDIR", tempfile.gettempdir()),
-        ("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")),
+        (COMPILE_CACHE, str(compile_cache_folder())),
     ):
         if any(character.isspace() for character in folder):
             raise BadInput(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.job import Job
 from pipeline.job.settings import settings_of
+from pipeline.machine.compile_cache import use_private_compile_cache
 from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
 from pipeline.state.records import Head
@@ -112,6 +113,8 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     data = _open(context.job, folder)
     recorded = context.group.from_rank_0(restored.plan)
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
+    if plan.compile:
+        use_private_compile_cache()
     if recorded is None:
         trainer, why = _begin(context, stage, data, plan)
     else:

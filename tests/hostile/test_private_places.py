@@ -11,6 +11,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.data.shard_cache import ShardCache, default_folder
+from pipeline.machine.compile_cache import use_private_compile_cache
 from pipeline.machine.private import cache_folder
 from pipeline.prove.attempt import Place
 from pipeline.rent.managed.lock import rental_lock
@@ -45,6 +46,19 @@ def open_umask() -> Iterator[None]:
     before = os.umask(0)
     yield
     os.umask(before)
+
+
+def test_the_pickles_of_the_compiler_are_read_from_a_private_folder(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, open_umask: None
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    use_private_compile_cache()
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder == cache / "torch-compile"
+    assert (mode(cache), mode(folder)) == (0o700, 0o700)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/chosen")
+    use_private_compile_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/chosen"
 
 
 def mode(path: Path) -> int:

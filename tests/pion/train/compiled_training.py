@@ -1,6 +1,6 @@
 """Train a compiled decoder in this process, as two parts that a SIGKILL separates.
 
-test_compiled_training.py starts it: `python -m tests.pion.train.compiled_training FOLDER PART`.
+test_trainer_compiled.py starts it: `python -m tests.pion.train.compiled_training FOLDER PART`.
 """
 
 from __future__ import annotations

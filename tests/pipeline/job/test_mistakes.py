@@ -50,7 +50,11 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(job_file):
         ("data.sources.0.path=null", "data.sources.0.path: None should be text"),
         ("data.sources=corpus.txt", "data.sources: 'corpus.txt' should be a list"),
         ("data=corpus.txt", "data: 'corpus.txt' should be a section of `key: value` lines"),
-        ("hardware.compile=maybe", "hardware.compile: 'maybe' should be true or false"),
+        (
+            "hardware.compile=maybe",
+            "hardware.compile: unknown value 'maybe'; did you mean false? (expected auto, true, ",
+        ),
+        ("hardware.deterministic=maybe", "'maybe' should be true or false"),
         ("pretrain.schedule=wds", "unknown value 'wds'; did you mean wsd? (expected wsd, cosine"),
         ("model=pion-smal", "unknown model preset 'pion-smal'; did you mean 'pion-small'?"),
         ("model=pion-smal", "pion-nano, pion-micro, pion-small, pion-base, pion-large, pion-xl"),

@@ -58,7 +58,7 @@ def test_a_worker_needs_a_gpu_of_this_machine_unless_a_ray_has_others(
     assert preflight(job) == []
 
 
-@pytest.mark.parametrize("variable", ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR"])
+@pytest.mark.parametrize("variable", ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"])
 def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
@@ -67,11 +67,12 @@ def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
     monkeypatch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
     monkeypatch.setenv("TMPDIR", "/tmp")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/tmp")
     write_tiny_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     job = Job.model_validate(tiny_dict(store=f"{tmp_path}/runs", hardware__compile=True))
     preflight(job)
     monkeypatch.setenv(variable, str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    with pytest.raises(BadInput, match=f"a folder.*Nothing was started. Set {variable} to"):
+    with pytest.raises(BadInput, match="a folder.*Nothing was started. Set [A-Z_]+ to"):
         preflight(job)
