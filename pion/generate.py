@@ -19,6 +19,10 @@ from pion.model.decoder import Decoder
 # A tokenizer decodes bytes that are not a whole character to this.
 INCOMPLETE = "\ufffd"
 
+# Where masks are dense, a prompt is read in pieces of this many tokens. Otherwise memory would be
+# quadratic in the prompt's length.
+PROMPT_PIECE = 1024
+
 # Draws a token id from fp32 logits (vocab,), given the ids so far.
 Draw = Callable[[Tensor, Sequence[int]], int]
 
@@ -131,6 +135,10 @@ def _generate(
     """Yield at most `limit` new ids, and append them to `ids`."""
     cache = KVCache(model.config, max_tokens=len(ids) + limit)
     new = ids
+    if _needs_dense_masks(model.config):
+        for first in range(0, len(ids) - PROMPT_PIECE, PROMPT_PIECE):
+            _hidden(model, ids[first : first + PROMPT_PIECE], cache)
+            new = ids[first + PROMPT_PIECE :]
     for _ in range(limit):
         token = draw(_next_logits(model, new, cache), ids)
         if token in stop_ids:
@@ -140,20 +148,28 @@ def _generate(
         new = [token]
 
 
+def _needs_dense_masks(config: ModelConfig) -> bool:
+    """Return whether attention to a prompt has scores for each pair of tokens at once."""
+    return config.softcap is not None or config.windows is not None
+
+
+# These are separate functions because a generator that is suspended inside inference mode would
+# leave its caller in inference mode.
 @torch.inference_mode()
 def _next_logits(model: Decoder, tokens: list[int], cache: KVCache) -> Tensor:
-    """Return fp32 logits (vocab,) on the CPU after the given tokens, and cache these tokens.
+    """Return fp32 logits (vocab,) on the CPU after the given tokens, and cache these tokens."""
+    return model.logits(_hidden(model, tokens, cache)[0, -1]).float().cpu()
 
-    This is a separate function because a generator that is suspended inside inference mode would
-    leave its caller in inference mode.
-    """
+
+@torch.inference_mode()
+def _hidden(model: Decoder, tokens: list[int], cache: KVCache) -> Tensor:
+    """Cache the given tokens, and return their hidden states (1, T, d_model)."""
     training = model.training
     model.eval()
     try:
         # `torch.tensor(…, device=…)` would wait for the GPU.
         new = torch.tensor([tokens]).to(model.embed.weight.device, non_blocking=True)
-        hidden = model.hidden(new, cache=cache)
-        return model.logits(hidden[0, -1]).float().cpu()
+        return model.hidden(new, cache=cache)
     finally:
         model.train(training)
 

@@ -18,7 +18,7 @@ from pion.model.cache import KVCache
 from pion.model.experts import AUX, Experts, Stats
 from pion.model.initial import draw_weights
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
-from pion.model.masks import build_masks
+from pion.model.masks import build_masks, flexible
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.roles import Role
 from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
@@ -212,7 +212,11 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer."""
         past, total = self._span(tokens, documents, cache)
-        masks = build_masks(self.config, tokens.shape[1], total, documents, tokens.device, window)
+        # Flex attention is compiled for each length, and prompts have any length.
+        flex = cache is None and flexible(self.config, tokens.device.type)
+        masks = build_masks(
+            self.config, tokens.shape[1], total, documents, tokens.device, window, flex=flex
+        )
         rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()

@@ -56,26 +56,29 @@ def build_masks(
     documents: Tensor | None,
     device: torch.device,
     window: int | None = None,
+    *,
+    flex: bool = False,
 ) -> Masks:
     """Return the mask of each reach for the last `queries` of `keys` tokens.
 
     `window` is the long window in tokens, if it differs from the model's: training begins with
-    short windows. Documents (B, T) are numbered in the order of the row.
+    short windows. Documents (B, T) are numbered in the order of the row. With `flex`, flex
+    attention masks whole rows; otherwise masks are dense.
     """
     windows = config.windows
     if windows is None:
-        return {"full": build_mask(config, queries, keys, documents, device)}
+        return {"full": build_mask(config, queries, keys, documents, device, flex=flex)}
     long = (windows.tokens if window is None else window) // windows.block
     blocks: dict[Reach, int] = {"long": long, "short": long // 2}
     return {
-        reach: _window_mask(config, count, queries, keys, documents, device)
+        reach: _window_mask(config, count, queries, keys, documents, device, flex=flex)
         for reach, count in blocks.items()
         if reach in _reaches(config)
     }
 
 
 def flexible(config: ModelConfig, device: str) -> bool:
-    """Return whether flex attention masks whole rows on a device. Otherwise masks are dense."""
+    """Return whether flex attention can mask whole rows on a device."""
     aligned = config.windows is None or config.windows.block % FLEX_BLOCK == 0
     return device == "cuda" and aligned and config.head_dim >= FLEX_MIN_HEAD_DIM
 
@@ -90,17 +93,19 @@ def build_mask(
     keys: int,
     documents: Tensor | None,
     device: torch.device,
+    *,
+    flex: bool = False,
 ) -> Mask:
     """Return the mask for the last `queries` of `keys` tokens.
 
     Each token sees itself and the tokens before it. With documents (B, T), it sees only the tokens
-    of the same document.
+    of the same document. `flex` as in `build_masks`.
     """
     if queries == 1:
         return Mask()
     if documents is None and config.softcap is None and queries == keys:
         return Mask(causal=True)
-    if queries == keys and flexible(config, device.type):
+    if queries == keys and flex:
         return Mask(blocks=block_mask(queries, documents, device))
     allowed = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     if documents is not None:
@@ -135,18 +140,20 @@ def _window_mask(
     keys: int,
     documents: Tensor | None,
     device: torch.device,
+    *,
+    flex: bool,
 ) -> Mask:
     """Return the mask of a window of `count` blocks."""
     assert config.windows is not None
     block = config.windows.block
     if documents is None and max(count, 1) * block >= keys:
-        return build_mask(config, queries, keys, None, device)
+        return build_mask(config, queries, keys, None, device, flex=flex)
     if queries < keys:
         return Mask(allowed=_recent(count, queries, keys, block, device))
     one = torch.zeros(1, keys, dtype=torch.int64, device=device)
     numbers = one if documents is None else documents
     full, partial = visited_blocks(numbers, count, block)
-    if flexible(config, device.type):
+    if flex:
         return Mask(blocks=window_block_mask(full, partial, documents, keys, block))
     return Mask(allowed=expand(full | partial, numbers, block))
 

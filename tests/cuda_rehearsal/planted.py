@@ -70,7 +70,9 @@ def rotate_by_host_table(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def mask_on_host(right: Callable[..., Any]) -> Callable[..., Any]:
-    def build_mask(config: Any, queries: int, keys: int, documents: Any, device: Any) -> Any:
+    def build_mask(
+        config: Any, queries: int, keys: int, documents: Any, device: Any, *, flex: bool = False
+    ) -> Any:
         return masks.Mask(allowed=torch.ones(queries, keys, dtype=torch.bool).tril())
 
     return build_mask

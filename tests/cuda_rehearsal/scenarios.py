@@ -85,10 +85,11 @@ def _trainer(
     optimizer: Literal["adamw", "muon"] = "adamw",
     recompute: bool = False,
     documents: bool = False,
+    compiled: bool = False,
 ) -> Trainer:
     rows = ROWS_AT_ONCE * MICRO_BATCHES
     settings = TrainSettings(steps=10, global_batch=rows, lr=1e-3, optimizer=optimizer)
-    plan = ComputePlan("cuda", dtype, ROWS_AT_ONCE, recompute=recompute)
+    plan = ComputePlan("cuda", dtype, ROWS_AT_ONCE, recompute=recompute, compile=compiled)
     return Trainer(Decoder(config), Zeros(config.seq_len, documents), settings, plan)
 
 
@@ -101,6 +102,12 @@ def train(
         for _ in range(steps):
             trainer.train_step()
         return steps, trainer
+
+
+def train_as_written(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Train a step by the functions that a real card would compile."""
+    with torch.compiler.set_stance("force_eager"):
+        return train(watch, config, dtype, compiled=True)
 
 
 def drain(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
@@ -170,6 +177,8 @@ SCENARIOS: dict[str, Scenario] = {
     "train muon float32": functools.partial(train, dtype="float32", optimizer="muon"),
     "train recompute bfloat16": functools.partial(train, dtype="bfloat16", recompute=True),
     "train documents bfloat16": functools.partial(train, dtype="bfloat16", documents=True),
+    "train compiled bfloat16": functools.partial(train_as_written, dtype="bfloat16"),
+    "train compiled float32": functools.partial(train_as_written, dtype="float32"),
     "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
     "evaluate in training bfloat16": functools.partial(evaluate_in_training, dtype="bfloat16"),
     "evaluate text float32": functools.partial(evaluate_text, dtype="float32"),

@@ -56,6 +56,8 @@ PRODUCTS = {
     aten._scaled_dot_product_efficient_attention,
     aten._scaled_dot_product_cudnn_attention,
 }
+# The first argument of these is added to the product.
+ADDING = {aten.addmm, aten.baddbmm}
 DOUBLE = (torch.float64, torch.complex128)
 OUR_FOLDERS = ("pion", "pipeline", "tests")
 # The files of the pretence. A finding names the code that they watch, not them.
@@ -153,7 +155,9 @@ class Watch(TorchDispatchMode):
                 self.note("host_sync", f"{call.func} without a kernel")
             result = call.run()
         if packet in PRODUCTS:
-            self.matmuls.update({str(tensor.dtype) for tensor in call.tensors[:2]})
+            added = int(packet in ADDING)
+            factors = call.tensors[added : added + 2]
+            self.matmuls.update({str(tensor.dtype) for tensor in factors})
         results = result if isinstance(result, list | tuple) else [result]
         if any(_is_double_on_card(tensor) for tensor in [*call.tensors, *results]):
             self.note("fp64", str(call.func))

@@ -51,7 +51,7 @@ def open_umask() -> Iterator[None]:
 def test_the_pickles_of_the_compiler_are_read_from_a_private_folder(
     cache: Path, monkeypatch: pytest.MonkeyPatch, open_umask: None
 ) -> None:
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     use_private_compile_cache()
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder == cache / "torch-compile"

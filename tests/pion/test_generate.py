@@ -1,6 +1,7 @@
 """Generation: which tokens are drawn, when it ends, what it does not change, what it refuses."""
 
 import itertools
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pion
+import pion.model.attention as attention_module
+import pion.model.decoder as decoder_module
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.generate import Sampling, generate_text, sample, stream_text
@@ -16,6 +19,8 @@ from tests.support.tiny_config import tiny_config
 
 TEXT = "naïve café, 日本語 🌍 done"
 CONTEXT = 64
+# `pion.generate` is the function, so the module has to be imported by name.
+generate_module = import_module("pion.generate")
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +213,41 @@ def test_repetition_is_penalised_whatever_the_sign_of_the_logit():
 def test_a_tiny_temperature_is_greedy_not_a_crash():
     for logits in itertools.permutations([10, 20, 30]):
         assert drawn_ids(list(logits), Sampling(1e-30, 0, 1.0), draws=3) == {logits.index(30)}
+
+
+# ---------------------------------------------------------------- long prompts
+
+
+MASKED = {"softcap": {"softcap": 5.0}, "windows": {"windows": {"tokens": 16, "block": 8}}}
+
+
+@pytest.fixture(params=MASKED)
+def masked(request):
+    torch.manual_seed(2)
+    return Decoder(tiny_config(seq_len=CONTEXT, **MASKED[request.param]))
+
+
+def greedy(model, prompt):
+    return list(pion.generate(model, prompt, temperature=0, stop_ids=(), max_tokens=12))
+
+
+@pytest.mark.parametrize("length", [1, 8, 9, 16, 40])
+def test_a_prompt_read_in_pieces_is_continued_as_one_read_at_once(masked, monkeypatch, length):
+    prompt = torch.randint(0, 64, (length,), generator=torch.Generator().manual_seed(length))
+    at_once = greedy(masked, prompt.tolist())
+    monkeypatch.setattr(generate_module, "PROMPT_PIECE", 8)
+    assert greedy(masked, prompt.tolist()) == at_once
+
+
+def test_a_prompt_is_never_compiled(masked, monkeypatch):
+    """Flex attention is compiled for each length, which takes seconds."""
+
+    def compile_flex_attention():
+        raise AssertionError("flex attention was asked for")
+
+    monkeypatch.setattr(decoder_module, "flexible", lambda config, device: True)
+    monkeypatch.setattr(attention_module, "_flex_attention", compile_flex_attention)
+    assert len(greedy(masked, list(range(40)))) == 12
+    tokens = torch.zeros(1, CONTEXT, dtype=torch.int64)
+    with pytest.raises(AssertionError, match="was asked for"):
+        masked.loss(tokens, tokens)

@@ -74,5 +74,5 @@ def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
     preflight(job)
     monkeypatch.setenv(variable, str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    with pytest.raises(BadInput, match="a folder.*Nothing was started. Set [A-Z_]+ to"):
+    with pytest.raises(BadInput, match=r"a folder.*Nothing was started\. Set [A-Z_]+ to"):
         preflight(job)
