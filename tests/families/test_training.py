@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
+from pion.model import decoder
 from pion.train.trainer import TrainState
 from pipeline.state.checkpoints.restore import load_folder, newest_good
 from pipeline.state.run_state import RunState
@@ -100,3 +104,29 @@ def test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights
     assert rows == [[4 * step, 4 * step + 4] for step in range(TWO_WORKERS[0], STEPS)]
     for weight, tensor in training.model.state_dict().items():
         torch.testing.assert_close(tensor, unbroken[name][weight], rtol=0, atol=1e-5, msg=weight)
+
+
+@pytest.mark.parametrize(("name", "structures"), [("pion", 1), ("tachyon", 1), ("daisy", 4)])
+def test_layers_of_one_structure_share_one_compilation(
+    name: str, structures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer of a tiny Daisy differs from the others in what it reads or in its window."""
+    compiled: list[GraphModule] = []
+
+    def count(graph: GraphModule, inputs: object) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    run = torch.compile(decoder._run_block, dynamic=False, fullgraph=True, backend=count)
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: run)
+    config = FAMILIES[name].config(n_layers=4)
+    model = decoder.Decoder(config)
+    model.compiled = True
+    for seed in range(2):
+        torch.manual_seed(seed)
+        tokens = torch.randint(0, config.vocab_size, (2, config.seq_len))
+        documents = torch.randint(0, 2, tokens.shape).cumsum(dim=1)
+        losses = model.losses(tokens, tokens, documents=documents)
+        (losses.ce + losses.aux).backward()
+    assert len(compiled) == structures
