@@ -26,6 +26,8 @@ IGNORED = -100
 # rows are enough on a CPU, but a GPU needs thousands.
 CPU_CHUNK_BYTES = 56 * 2**20
 CUDA_CHUNK_BYTES = 512 * 2**20
+# Compiled, a chunk has fewer copies, so it may be larger. Fewer chunks start fewer kernels.
+COMPILED_CHUNK_BYTES = 2**30
 
 # Vocabulary columns per matrix product on a CPU. With this few columns, the data to cast or to add
 # to the weight's gradient is still in the CPU's cache; in bf16 the gradient takes half as long.
@@ -185,10 +187,10 @@ def _compiled(
     dtype = compute_dtype(hidden, weight)
     rows, vocab = len(hidden), len(weight)
     columns = -(-vocab // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-    limit = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else CUDA_CHUNK_BYTES
+    limit = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else COMPILED_CHUNK_BYTES
     chunk = _divisor_near(rows, _rows_per_chunk(rows, columns, limit))
     gradient_of_logits = _compiled_gradient_of_logits()
-    loss = torch.zeros((), device=hidden.device)
+    losses = []
     grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
     grad_weight: Tensor | None = None
     with torch.autocast(hidden.device.type, enabled=False):
@@ -200,12 +202,12 @@ def _compiled(
             part = slice(first, first + chunk)
             logits = _product(x[part], head.T)
             chunk_loss, grad_logits = gradient_of_logits(logits, targets[part], vocab, cap, dtype)
-            loss += chunk_loss
+            losses.append(chunk_loss)
             del logits
-            grad_hidden[part] = _product(grad_logits, head)
-            grad_weight = _product(grad_logits.T, x[part], grad_weight)
+            _product(grad_logits, head, into=grad_hidden[part])
+            grad_weight = _product(grad_logits.T, x[part], added=grad_weight)
     assert grad_weight is not None
-    return loss, grad_hidden, grad_weight[:vocab]
+    return torch.stack(losses).sum(), grad_hidden, grad_weight[:vocab]
 
 
 @lru_cache(maxsize=1)
@@ -239,15 +241,17 @@ def _gradient_of_logits(
     return loss, gradient.to(dtype)
 
 
-def _product(a: Tensor, b: Tensor, added: Tensor | None = None) -> Tensor:
-    """Return a @ b in fp32, plus `added` (fp32) if given."""
+def _product(
+    a: Tensor, b: Tensor, *, added: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    """Return a @ b in fp32, plus `added` (fp32) if given, or written `into` a tensor."""
+    if a.dtype == torch.bfloat16 and a.device.type == "cpu":
+        # A CPU has no products of bf16 that write fp32.
+        a, b = a.float(), b.float()
     if a.dtype == torch.float32:
-        return a @ b if added is None else torch.addmm(added, a, b)
-    if a.device.type == "cpu":  # which has no products of bf16 that write fp32
-        product = (a @ b).float()
-        return product if added is None else product.add_(added)
+        return torch.mm(a, b, out=into) if added is None else torch.addmm(added, a, b)
     if added is None:
-        return torch.mm(a, b, out_dtype=torch.float32)
+        return torch.mm(a, b, out_dtype=torch.float32, out=into)
     return torch.addmm(added, a, b, out_dtype=torch.float32)
 
 

@@ -123,6 +123,10 @@ def _configure_compiler(plan: ComputePlan) -> None:
     dynamo.recompile_limit = MOST_COMPILATIONS
     if compiles_deterministically():
         inductor.deterministic = plan.deterministic
+    # Each weight of a block is cast for itself. One kernel for several casts starts faster.
+    if hasattr(inductor, "combo_kernels_pointwise_only"):
+        inductor.combo_kernels = plan.device.startswith("cuda")
+        inductor.combo_kernels_pointwise_only = True
 
 
 def compiles_deterministically() -> bool:
