@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 
 from pion.errors import BadInput
@@ -151,15 +150,14 @@ def total_memory(device: torch.device) -> int:
     """Return the bytes that training may use: the GPU's, or the limit of machine and container."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
-    return min([free, *_cgroup_limits()])
+    return min([_available_bytes() + _resident_bytes(), *_cgroup_limits()])
 
 
 def memory_in_use(device: torch.device) -> int:
     """Return the peak bytes allocated on a CUDA device, or this process's resident bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss
+    return _resident_bytes()
 
 
 def peak_flops(device: torch.device, dtype: str) -> float:
@@ -192,6 +190,19 @@ def _cpu_flags() -> set[str]:
         if key.strip().lower() in ("flags", "features"):
             return set(value.split())
     return set()
+
+
+def _available_bytes() -> int:
+    """Return the bytes that new processes of this machine could use."""
+    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    assert found is not None  # Linux has this line since 3.14
+    return int(found[1]) * 1024
+
+
+def _resident_bytes() -> int:
+    """Return the bytes of this process that are in memory."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cgroup_limits() -> list[int]:
