@@ -1,0 +1,1 @@
+"""The measurements: speed of training and generation, cost of a save, memory."""

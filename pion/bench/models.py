@@ -1,0 +1,123 @@
+"""The models of the bench: small ones to check each family, and presets to measure."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pion.config import ModelConfig
+from pion.data.stream import Batch
+from pion.model.decoder import Decoder
+from pion.presets import PRESETS
+
+# By family, a preset with the parts of the family.
+FAMILIES = {"pion": "pion-nano", "tachyon": "tachyon-tiny", "daisy": "daisy-pico"}
+# A step has this many tokens, or one row if a row is longer.
+STEP_TOKENS = 32_768
+# Rows are not longer than this, although Daisy-Wees could read longer rows.
+LONGEST_ROW = 2048
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the bench runs, and whether its models are tiny."""
+
+    device: torch.device
+    tiny: bool
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def check_model(family: str, tiny: bool, **changes: Any) -> ModelConfig:
+    """Return a small model with the parts of a family. Its rows are longer than its windows."""
+    shape: dict[str, Any] = {"n_layers": 4, "vocab_size": 2048, "seq_len": 512}
+    shape |= {"d_model": 128, "n_heads": 4, "d_ff": 352}
+    window, block, shared = 256, 128, 176
+    if tiny:
+        shape |= {"vocab_size": 128, "seq_len": 48, "d_model": 32, "n_heads": 2, "d_ff": 48}
+        window, block, shared = 16, 8, 16
+    shape["n_kv_heads"] = shape["n_heads"] if family == "daisy" else shape["n_heads"] // 2
+    if family == "tachyon":
+        shape["experts"] = {"d_shared": shared}
+    if family == "daisy":
+        shape["windows"] = {"tokens": window, "block": block}
+        shape["wiring"] = {"attention_layers": [0, 1, 3], "skips": [[2, 1], [3, 0]]}
+        shape["values"] = {"layers": [0, 3]}
+    return ModelConfig.preset(FAMILIES[family], **shape, **changes)
+
+
+def scrambled(config: ModelConfig) -> Decoder:
+    """Return a model on the CPU whose weights, gains and scalars all differ from initial values.
+
+    The weights are the same in each call. Initial weights would hide mistakes: some are 0 or 1.
+    """
+    torch.manual_seed(0)
+    model = Decoder(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.03)
+    return model.eval()
+
+
+def twin(model: Decoder, device: torch.device) -> Decoder:
+    """Return a copy of the model on a device."""
+    return copy.deepcopy(model).to(device)
+
+
+def measured_presets(tiny: bool) -> dict[str, ModelConfig]:
+    """Return the models to measure, the most useful first."""
+    if tiny:
+        return {f"tiny-{family}": check_model(family, tiny) for family in FAMILIES}
+    first = ["pion-small", "tachyon-tiny", "daisy-280m", "pion-large", "pion-base", "pion-xl"]
+    names = [*first, *(name for name in PRESETS if name not in first)]
+    return {name: ModelConfig.preset(name) for name in names}
+
+
+def row_tokens(config: ModelConfig) -> int:
+    """Return the tokens in a row of a measured step."""
+    return min(config.seq_len, LONGEST_ROW)
+
+
+class Rows:
+    """A stream of rows for a Trainer: row i counts up from a random id in random strides.
+
+    A model learns this within a few steps, so wrong gradients show in the losses.
+    """
+
+    def __init__(self, vocab_size: int, seq_len: int) -> None:
+        self._vocab_size, self._seq_len = vocab_size, seq_len
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Return the rows with these numbers."""
+        rows = torch.stack([self._row(i) for i in indices])
+        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), None, None)
+
+    def _row(self, i: int) -> Tensor:
+        randomness = torch.Generator().manual_seed(i)
+        start = torch.randint(self._vocab_size, (1,), generator=randomness)
+        stride = torch.randint(1, 4, (1,), generator=randomness)
+        return (start + stride * torch.arange(self._seq_len + 1)) % min(self._vocab_size, 512)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Multiply fp32 matrices in fp32, not in TF32, inside the `with` block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def largest_difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference, on the CPU in fp64; NaN if one is not a number."""
+    return float((found.detach().cpu().double() - expected.detach().cpu().double()).abs().max())

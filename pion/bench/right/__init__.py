@@ -1,0 +1,1 @@
+"""The checks: the card's results against the same computation on the CPU."""

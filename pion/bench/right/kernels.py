@@ -1,0 +1,161 @@
+"""Compare hand-written forward and backward passes with plain torch: loss, experts, flex attention.
+
+Plain torch computes in fp32 on the CPU. Differences are shares of the largest element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, silu
+
+from pion.bench.models import Bench, exact_float32, largest_difference
+from pion.bench.results import Outcome, judged
+from pion.model.attention import attend
+from pion.model.expert_products import mix_experts
+from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
+from pion.model.masks import Mask, block_mask
+
+# The most that a result or a gradient may differ, in fp32 and in bf16.
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# Flex attention's softmax is not torch's: it adds up in blocks, and its exponential has base 2.
+FLEX_LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+CAP = 15.0
+
+Passes = Callable[[Sequence[Tensor]], Tensor]
+
+
+def check_loss(bench: Bench) -> Outcome:
+    """Check the chunked cross-entropy, with and without a cap on the logits."""
+    rows, width, vocab = (64, 32, 512) if bench.tiny else (4096, 512, 16_384)
+    inputs = [_random(rows, width), _random(vocab, width, scale=width**-0.5)]
+    targets = torch.randint(vocab, (rows,))
+    targets[::5] = IGNORED
+
+    def ours(cap: float | None) -> Passes:
+        def passes(given: Sequence[Tensor]) -> Tensor:
+            return linear_cross_entropy(given[0], given[1], targets.to(given[0].device), cap)
+
+        return passes
+
+    def plain(cap: float | None) -> Passes:
+        def passes(given: Sequence[Tensor]) -> Tensor:
+            logits = given[0] @ given[1].T
+            logits = logits if cap is None else cap_logits(logits, cap)
+            return cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+        return passes
+
+    worst = {}
+    for cap in (None, CAP):
+        for dtype in LIMITS:
+            name = f"{'plain' if cap is None else 'capped'}_{_short(dtype)}"
+            worst[name] = _worst(bench, ours(cap), plain(cap), inputs, dtype)
+    return _judged(worst)
+
+
+def check_experts(bench: Bench) -> Outcome:
+    """Check the products of a mixture of experts, of which one has no token."""
+    tokens, width, hidden, n, top_k = (48, 16, 24, 4, 2) if bench.tiny else (2048, 256, 704, 8, 2)
+    shapes = ((n, hidden, width), (n, hidden, width), (n, width, hidden))
+    matrices = [_random(*shape, scale=width**-0.5) for shape in shapes]
+    chosen = torch.rand(tokens, n - 1).topk(top_k).indices  # never the last expert
+    weights = torch.rand(tokens, top_k).softmax(dim=1)
+    inputs = [_random(tokens, width), weights, *matrices]
+
+    def ours(given: Sequence[Tensor]) -> Tensor:
+        x, own, *three = given
+        dtype = _dtype_of(x)
+        experts, order = chosen.to(x.device).flatten().sort(stable=True)
+        ends = torch.searchsorted(experts, torch.arange(n, device=x.device), right=True)
+        return mix_experts(x.to(dtype), three, own, order, ends.to(torch.int32)).float()
+
+    def plain(given: Sequence[Tensor]) -> Tensor:
+        x, own, gate, up, down = given
+        total = torch.zeros_like(x)
+        for place in range(top_k):
+            expert = chosen[:, place]
+            gated = torch.einsum("td,thd->th", x, gate[expert])
+            raised = torch.einsum("td,thd->th", x, up[expert])
+            part = torch.einsum("th,tdh->td", silu(gated) * raised, down[expert])
+            total = total + own[:, place, None] * part
+        return total
+
+    return _judged({_short(d): _worst(bench, ours, plain, inputs, d) for d in LIMITS})
+
+
+def check_flex(bench: Bench) -> Outcome:
+    """Check flex attention's compiled kernels, with documents and capped scores."""
+    if not bench.on_cuda:
+        return Outcome("left out", "flex attention has kernels only on CUDA")
+    rows, heads, kv_heads, tokens, width = 2, 4, 2, 1024, 64
+    shapes = ((rows, heads, tokens, width), *[(rows, kv_heads, tokens, width)] * 2)
+    inputs = [_random(*shape) for shape in shapes]
+    places = torch.arange(tokens)
+    documents = places * torch.tensor([[7], [3]]) // tokens
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    dense = Mask(allowed=same & (places[:, None] >= places))
+    flex = Mask(blocks=block_mask(tokens, documents.to(bench.device), bench.device))
+
+    def with_mask(mask: Mask, cap: float | None) -> Passes:
+        def passes(given: Sequence[Tensor]) -> Tensor:
+            dtype = _dtype_of(given[0])
+            query, key, value = (tensor.to(dtype) for tensor in given)
+            return attend(query, key, value, mask, cap).float()
+
+        return passes
+
+    worst = {}
+    for cap in (None, CAP):
+        ours, plain = with_mask(flex, cap), with_mask(dense, cap)
+        for dtype in LIMITS:
+            name = f"{'plain' if cap is None else 'capped'}_{_short(dtype)}"
+            worst[name] = _worst(bench, ours, plain, inputs, dtype)
+    return _judged(worst, FLEX_LIMITS)
+
+
+def _worst(
+    bench: Bench, ours: Passes, plain: Passes, inputs: Sequence[Tensor], dtype: torch.dtype
+) -> float:
+    """Return the largest difference of the result and of the gradients from plain torch."""
+    with exact_float32():
+        expected = _both_passes(plain, inputs)
+        there = [tensor.to(bench.device) for tensor in inputs]
+        with torch.autocast(bench.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = _both_passes(ours, there)
+    shares = [
+        largest_difference(a, b) / float(b.abs().max().clamp(min=1e-30))
+        for a, b in zip(found, expected, strict=True)
+    ]
+    return max(shares, key=lambda share: (share != share, share))
+
+
+def _both_passes(passes: Passes, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the result, and the gradients of a fixed mixture of its elements."""
+    given = [tensor.clone().requires_grad_() for tensor in inputs]
+    result = passes(given)
+    mixture = torch.cos(torch.arange(result.numel(), device=result.device)).view(result.shape)
+    return [result.detach(), *torch.autograd.grad((result * mixture).sum(), given)]
+
+
+def _judged(worst: dict[str, float], limits_of: dict[torch.dtype, float] = LIMITS) -> Outcome:
+    limits = {_short(dtype): limit for dtype, limit in limits_of.items()}
+    right = all(share <= limits[name.split("_")[-1]] for name, share in worst.items())
+    words = ", ".join(f"{name.replace('_', ' ')} {share:.0e}" for name, share in worst.items())
+    shown = " and ".join(f"{limit:.0e} in {name}" for name, limit in limits.items())
+    return judged(right, f"largest differences: {words}; at most {shown}", **worst)
+
+
+def _random(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape))) * scale
+
+
+def _dtype_of(x: Tensor) -> torch.dtype:
+    """Return the dtype of products with `x`, which autocast decides."""
+    return torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]

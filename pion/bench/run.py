@@ -1,0 +1,198 @@
+"""Run the rows one by one. The file has every finished row, so that a bench can be resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from pion.bench.card import Card, describe, file_name, require_torch
+from pion.bench.catalog import Task, chosen_tasks
+from pion.bench.models import Bench
+from pion.bench.options import Options
+from pion.bench.results import Outcome, Results, Row, now, read_results, write_results
+from pion.bench.table import Table, heading, summary
+from pion.errors import BadInput, PionError
+from pion.train.hardware import pick_device
+
+Say = Callable[[str], None]
+# Paths in the message of an exception, which a result must not have.
+_PATH = re.compile(r"(?<![\w.])~?(?:/[^\s/:'\"]+)+/?")
+_LONGEST_WORDS = 300
+
+
+def bench(options: Options, folder: Path, say: Say) -> int:
+    """Run the chosen rows and print the table; return 1 if anything is wrong, else 0.
+
+    `folder` gets the result if the options name no file. Raises BadInput for a request that can't
+    be met; then nothing was measured.
+    """
+    require_torch()
+    if options.names:
+        anywhere = Bench(torch.device("cpu"), options.tiny)
+        say("\n".join(task.name for task in chosen_tasks(anywhere, options.only)))
+        return 0
+    place = Bench(_device(options), options.tiny)
+    tasks = chosen_tasks(place, options.only)
+    card = describe(place.device)
+    path = options.out or options.resume or folder / file_name(card.card)
+    results = _begin(options, card, say)
+    write_results(path, results)  # a file that can't be written fails before anything is measured
+    say(heading(card))
+    done = _Done(results, path, place, say)
+    try:
+        with _cold_compiler():
+            return _run(tasks, done, options)
+    except KeyboardInterrupt:
+        say(f"interrupted. The rows so far are in {path}. To continue, add --resume {path}")
+        raise
+
+
+def _device(options: Options) -> torch.device:
+    """Return the device to bench on. Raises BadInput if there is no such device."""
+    if options.device != "auto":
+        try:
+            device = pick_device(options.device)
+        except RuntimeError:  # torch does not know the word
+            raise BadInput(f"--device {options.device}: use cpu, cuda, or cuda:1") from None
+        if (device.index or 0) >= max(1, torch.cuda.device_count()):
+            count = torch.cuda.device_count()
+            raise BadInput(f"--device {device}: this machine has {count} CUDA devices, from cuda:0")
+        return device
+    if options.tiny:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BadInput(
+            f"torch {torch.__version__} sees no CUDA device on this machine, so there is no card "
+            "to bench. Nothing was measured. Check `nvidia-smi`. To check the code on a CPU in "
+            "seconds, add --tiny"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _begin(options: Options, card: Card, say: Say) -> Results:
+    """Return the results to add rows to: those of --resume as far as they hold here."""
+    fresh = Results(card, now(), options.tiny)
+    if options.resume is None:
+        return fresh
+    found = read_results(options.resume)
+    if found.card.card != card.card and options.out is None:
+        raise BadInput(
+            f"{options.resume} has the result of {found.card.card}, and this is {card.card}. The "
+            "file was not changed. Name another file with --out"
+        )
+    difference = card.difference(found.card)
+    if difference is None and found.tiny != options.tiny:
+        difference = "tiny models" if found.tiny else "models that are not tiny"
+    if difference is not None:
+        say(f"no row of {options.resume} is kept: they are from {difference}")
+        return fresh
+    return dataclasses.replace(found, rows=tuple(r for r in found.rows if r.verdict != "wrong"))
+
+
+@contextlib.contextmanager
+def _cold_compiler() -> Iterator[None]:
+    """Hide what earlier processes compiled, so that the seconds to compile can be compared."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        yield
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="pion-bench-") as folder,
+        mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder),
+    ):
+        yield
+
+
+class _Done:
+    """The rows so far, in memory and in the file."""
+
+    def __init__(self, results: Results, path: Path, place: Bench, say: Say) -> None:
+        self.results, self.path, self.place, self.say = results, path, place, say
+
+    def add(self, row: Row) -> None:
+        self.results = self.results.with_row(row)
+        write_results(self.path, self.results)
+
+
+def _run(tasks: list[Task], done: _Done, options: Options) -> int:
+    table = Table([task.name for task in tasks])
+    kept = {row.name: row for row in done.results.rows}
+    started, late = time.monotonic(), []
+    for task in tasks:
+        if task.name in kept:
+            done.say(table.line(kept[task.name], kept=True))
+            continue
+        minutes = (time.monotonic() - started) / 60
+        if not (task.check or options.only) and minutes > options.minutes:
+            late.append(task.name)
+            continue
+        row = _row_of(task)
+        done.add(row)
+        done.say(table.line(row))
+        problem = _unusable(done.place)
+        if problem is not None:
+            raise PionError(
+                f"after {task.name} the card answers nothing more ({problem}). The rows so far "
+                f"are in {done.path}. Restart the process: python -m pion.bench --resume "
+                f"{done.path}"
+            )
+    if late:
+        done.say(
+            f"{len(late)} rows were left out after {options.minutes:g} minutes. To add them, run "
+            f"the same command with --resume {done.path}"
+        )
+    done.say(f"{summary(done.results.rows)}. The result is in {done.path}")
+    return 1 if done.results.wrong else 0
+
+
+def _row_of(task: Task) -> Row:
+    """Run one row. A row that raises an exception is wrong: the card could not do it."""
+    start = time.perf_counter()
+    try:
+        outcome = task.run()
+    except Exception as error:  # whatever torch, a driver or a compiler raises
+        outcome = Outcome("wrong", _in_words(error))
+    finally:
+        _tidy()
+    return Row(
+        task.name,
+        outcome.verdict,
+        outcome.words[:_LONGEST_WORDS],
+        outcome.measures,
+        round(time.perf_counter() - start, 3),
+    )
+
+
+def _in_words(error: Exception) -> str:
+    """Return the exception's name and first line, without paths."""
+    line = next(iter(str(error).strip().splitlines()), "no message")
+    return f"{type(error).__name__}: {_PATH.sub('…', line)}"
+
+
+def _tidy() -> None:
+    """Free a card's memory, and forget what was compiled, before the next row measures them."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.compiler.reset()
+
+
+def _unusable(place: Bench) -> str | None:
+    """Return why the card can't be used any more; None if it can.
+
+    After an illegal access to its memory, every later call of this process fails.
+    """
+    try:
+        torch.ones(1, device=place.device).sum().item()
+    except Exception as error:  # the kind depends on what broke
+        return _in_words(error)
+    return None
