@@ -166,6 +166,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         return sub
 
     _add_run(add)
+    _add_bench(add)
     _add_model_commands(add)
     _add_store_commands(add)
     _add_prove(add)
@@ -198,6 +199,13 @@ def _add_run(add: Add) -> None:
         help="take the run from its owner; if the owner is still running, it stops",
     )
     run.add_argument("--help-job", action="store_true", help="print every field of a job file")
+
+
+def _add_bench(add: Add) -> None:
+    from pion.bench.options import add_options
+
+    bench = add("bench", _bench, "check that this card computes right, and measure its speed")
+    add_options(bench, "~/.cache/pion/bench, where `pion plan` finds it")
 
 
 def _add_model_commands(add: Add) -> None:
@@ -371,6 +379,13 @@ def _run(args: argparse.Namespace) -> int:
     )
     with Display() as display:
         return run_job(job, options, display)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from pion.bench.options import Options
+    from pipeline.commands.bench import run_bench
+
+    return run_bench(Options.of(args))
 
 
 def _chat(args: argparse.Namespace) -> int:

@@ -18,6 +18,8 @@ from pion.train.hardware import device_name, total_memory
 # The oldest torch that Pion runs on, as in pyproject.toml.
 OLDEST_TORCH = (2, 13)
 PACKAGE = Path(__file__).parents[1]
+# The results that ship with Pion: in an installed package, and in a checkout.
+_INSTALLED, _CHECKOUT = PACKAGE / "bench" / "cards", PACKAGE.parent / "benchmarks/results/bench"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ def describe(device: torch.device) -> Card:
 def file_name(card: str) -> str:
     """Return the name of a card's result: `nvidia-a40.json`."""
     return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-") + ".json"
+
+
+def shipped_results() -> list[Path]:
+    """Return the files with the results that ship with Pion."""
+    folder = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
+    return sorted(folder.glob("*.json"))
 
 
 def require_torch() -> None:

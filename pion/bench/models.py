@@ -44,6 +44,7 @@ def check_model(family: str, tiny: bool, **changes: Any) -> ModelConfig:
     if tiny:
         shape |= {"vocab_size": 128, "seq_len": 48, "d_model": 32, "n_heads": 2, "d_ff": 48}
         window, block, shared = 16, 8, 16
+        shape["n_layers"] = 4 if family == "daisy" else 2
     shape["n_kv_heads"] = shape["n_heads"] if family == "daisy" else shape["n_heads"] // 2
     if family == "tachyon":
         shape["experts"] = {"d_shared": shared}

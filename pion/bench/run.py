@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import torch
 
@@ -28,6 +27,8 @@ Say = Callable[[str], None]
 # Paths in the message of an exception, which a result must not have.
 _PATH = re.compile(r"(?<![\w.])~?(?:/[^\s/:'\"]+)+/?")
 _LONGEST_WORDS = 300
+# Where torch's compiler keeps what it has compiled, for later processes.
+_COMPILED_FILES = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def bench(options: Options, folder: Path, say: Say) -> int:
@@ -102,14 +103,15 @@ def _begin(options: Options, card: Card, say: Say) -> Results:
 @contextlib.contextmanager
 def _cold_compiler() -> Iterator[None]:
     """Hide what earlier processes compiled, so that the seconds to compile can be compared."""
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+    if _COMPILED_FILES in os.environ:
         yield
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="pion-bench-") as folder,
-        mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder),
-    ):
-        yield
+    with tempfile.TemporaryDirectory(prefix="pion-bench-") as folder:
+        os.environ[_COMPILED_FILES] = folder
+        try:
+            yield
+        finally:
+            del os.environ[_COMPILED_FILES]
 
 
 class _Done:

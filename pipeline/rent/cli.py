@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Protocol
 
+from pipeline.rent.replay.options import BENCH_HELP
+
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -49,6 +51,7 @@ def _add_check_and_plan(add: Add) -> None:
         default=[],
         help="show only this GPU; may be repeated",
     )
+    plan.add_argument("--bench", metavar="FILE", action="append", default=[], help=BENCH_HELP)
     plan.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -117,7 +120,7 @@ def _check(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from pipeline.rent.plan.command import show_plan
 
-    return show_plan(args.job, args.overrides, gpus=args.gpu, as_json=args.json)
+    return show_plan(args.job, args.overrides, gpus=args.gpu, as_json=args.json, bench=args.bench)
 
 
 def _launch(args: argparse.Namespace) -> int:

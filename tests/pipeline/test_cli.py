@@ -17,7 +17,7 @@ from tests.support.finished_run import make_run
 from tests.support.waiting import run_to_end
 
 COMMANDS = ("run", "chat", "generate", "eval", "export", "import-seed", "status", "checkpoints")
-COMMANDS += ("report", "stop", "fork", "prove")
+COMMANDS += ("report", "stop", "fork", "prove", "bench")
 
 
 # ---------------------------------------------------------------- starting

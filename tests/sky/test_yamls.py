@@ -18,7 +18,9 @@ from tests.support.sky_catalog import GPU_MEMORY_GIB, PRICES, Price, write_catal
 from tests.support.waiting import run_to_end
 
 SKY = REPOSITORY / "sky"
-YAMLS = sorted(path.name for path in SKY.glob("*.yaml"))
+BENCH = "bench.yaml"
+# Those that run a job. tests/sky/test_bench_yaml.py has the one that runs `pion.bench`.
+YAMLS = sorted(path.name for path in SKY.glob("*.yaml") if path.name != BENCH)
 
 DryRun = Callable[..., dict[str, dict[str, Any]]]
 
@@ -55,7 +57,7 @@ def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
 @pytest.fixture(scope="module")
 def rented(dryrun: DryRun) -> dict[str, dict[str, Any]]:
     """Return what each YAML would rent at the usual prices."""
-    single = [SKY / name for name in YAMLS if name != "multi-node.yaml"]
+    single = [SKY / name for name in (*YAMLS, BENCH) if name != "multi-node.yaml"]
     several = dryrun([SKY / "multi-node.yaml"], {"A10": Price(None, 0.75)}, ("Lambda",))
     return dryrun(single) | several
 
@@ -68,6 +70,7 @@ def rented(dryrun: DryRun) -> dict[str, dict[str, Any]]:
         ("runpod-spot.yaml", "A40", True, 0.20),
         ("cloud-spot.yaml", "RTXA4000", True, 0.22),
         ("multi-node.yaml", "A10", False, 0.75),
+        (BENCH, "A40", False, 0.40),
     ],
 )
 def test_a_dry_run_picks_the_expected_machine(

@@ -127,5 +127,5 @@ def _words(speed: TrainSpeed, timed: Timed, predicted: int) -> str:
     words += "*" if speed.recompute else ""
     if speed.compiled:
         words += f", compiled in {timed.warmup_seconds:.0f} s"
-    peak = "not measured" if timed.peak_bytes is None else f"{timed.peak_bytes / 2**30:.1f}"
-    return f"{words}; GiB predicted {predicted / 2**30:.1f}, measured {peak}"
+    peak = "not" if timed.peak_bytes is None else f"{timed.peak_bytes / 2**30:.1f} GiB"
+    return f"{words}; memory: {predicted / 2**30:.1f} GiB predicted, {peak} measured"

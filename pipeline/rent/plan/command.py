@@ -14,22 +14,32 @@ from pion.errors import BadInput
 from pipeline.console.formats import printable
 from pipeline.job import Job
 from pipeline.job.file import load_job
+from pipeline.rent.plan.bench_speeds import bench_results
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate, what_would_fit
 from pipeline.rent.plan.past_speeds import past_speeds
 from pipeline.rent.plan.prices import market
 
 
-def show_plan(job: str, overrides: Sequence[str], *, gpus: Sequence[str], as_json: bool) -> int:
+def show_plan(
+    job: str,
+    overrides: Sequence[str],
+    *,
+    gpus: Sequence[str],
+    as_json: bool,
+    bench: Sequence[str] = (),
+) -> int:
     """Print what a job takes on each type of GPU, ranked by dollars.
 
-    A machine has one GPU, or as many as the job's `hardware.workers`. Raises BadInput for a job
-    with mistakes, for an unknown GPU, and if the job fits on none of the GPUs.
+    A machine has one GPU, or as many as the job's `hardware.workers`. `bench` names results of
+    `pion bench`, which come before this user's. Raises BadInput for a job with mistakes, for an
+    unknown GPU, for a file that is no result, and if the job fits on none of the GPUs.
     """
     plan = load_job(job, overrides)
+    results = bench_results(bench)
     count = max(1, plan.hardware.workers or 1)
     offers, notes = market(gpus, plan.prices, count=count)
     speeds = past_speeds(plan)
-    estimates = ranked([estimate(plan, offer, speeds) for offer in offers])
+    estimates = ranked([estimate(plan, offer, speeds, bench=results) for offer in offers])
     if estimates and not any(e.fits for e in estimates):
         reasons = "\n".join(f"  {reason}" for reason in _why_unfit(estimates))
         raise BadInput(

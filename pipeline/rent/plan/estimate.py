@@ -1,6 +1,7 @@
 """What a job takes on a machine: memory, micro-batch, speed, hours, dollars, and preemptions.
 
-    tokens/s = measured by earlier runs of the model, or peak FLOP/s × ASSUMED_MFU / FLOPs per token
+    tokens/s = measured by earlier runs of the model or by `pion bench`,
+               or estimated: peak FLOP/s × MFU / FLOPs per token
     loss per preemption L = RESTART_SECONDS + half the interval between saves
     hours on spot = (RESTART_SECONDS + training) × M / (M − L), one preemption every M seconds
 
@@ -10,8 +11,10 @@ publishing are extra.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pion.bench.results import Results
 from pion.errors import BadInput
 from pion.model.cost import flops_per_token
 from pion.train.hardware import gpu_flops
@@ -23,12 +26,13 @@ from pion.train.micro_batch import (
     predict_memory,
 )
 from pipeline.job import Job
+from pipeline.rent.plan.bench_speeds import Training, bench_speed
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.past_speeds import Speed, speed_on
 from pipeline.rent.plan.prices import Offer
 from pipeline.training.cadence import SaveCadence
 
-# The share of a GPU's peak that a model is assumed to reach if no run has measured it. The
+# The share of a GPU's peak that a model is assumed to reach if nobody has measured it. The
 # published recipe of Pion-small reached this share on an A40 (64 × 2,048 tokens in 4.3 s).
 ASSUMED_MFU = 0.15
 # How many GPUs are suggested to a job that does not fit, the smallest first.
@@ -38,6 +42,14 @@ RECOMPUTE_SPEED = 3 / 4
 # The assumed time from when a machine is paid for to its first step: boot, install, restore. `pion
 # replay` uses the measured time if the run has one.
 RESTART_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was measured: by runs of the job's model, and by `pion bench` on cards."""
+
+    runs: list[Speed]
+    bench: Sequence[Results]
 
 
 @dataclass(frozen=True)
@@ -98,8 +110,18 @@ class Estimate:
         return None if self.dollars is None else self.dollars / self.tokens * 1e9
 
 
-def estimate(job: Job, offer: Offer, speeds: list[Speed], *, num_nodes: int = 1) -> Estimate:
-    """Return what `job` takes on `num_nodes` machines of `offer`, at the speeds of earlier runs."""
+def estimate(
+    job: Job,
+    offer: Offer,
+    speeds: list[Speed],
+    *,
+    num_nodes: int = 1,
+    bench: Sequence[Results] = (),
+) -> Estimate:
+    """Return what `job` takes on `num_nodes` machines of `offer`.
+
+    Speeds are those of earlier runs, or else of the results of `pion bench`.
+    """
     if offer.gpu is None:
         return Estimate(offer, (), None)
     if (why := too_old(offer.gpu)) is not None:
@@ -109,7 +131,9 @@ def estimate(job: Job, offer: Offer, speeds: list[Speed], *, num_nodes: int = 1)
     asked = job.hardware.workers
     workers = offer.count * num_nodes if asked is None else max(1, asked)
     try:
-        stages = tuple(_stage(job, stage, offer, workers, speeds) for stage in job.train_stages)
+        stages = tuple(
+            _stage(job, stage, offer, workers, Known(speeds, bench)) for stage in job.train_stages
+        )
     except DoesNotFit as error:
         return Estimate(offer, (), str(error), lacks=error)
     except BadInput as error:
@@ -162,7 +186,7 @@ def _priced(
     return Estimate(offer, stages, None, hours, lost / 3600, dollars)
 
 
-def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]) -> StageEstimate:
+def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> StageEstimate:
     """Return a stage's plan, as its workers will choose it. Raises BadInput if it does not fit."""
     assert offer.gpu is not None
     assert offer.gpu_memory is not None
@@ -184,9 +208,8 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]
             f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
             f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
         )
-    speed, where = _speed(offer.gpu, dtype, seq_len, job, speeds)
-    if speed is not None and recompute and where.startswith("assumed"):
-        speed *= RECOMPUTE_SPEED
+    training = Training(work, hardware.compile, recompute)
+    speed, where = _speed(offer.gpu, training, known)
     return StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
@@ -199,18 +222,22 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, speeds: list[Speed]
     )
 
 
-def _speed(
-    gpu: str, dtype: str, seq_len: int, job: Job, speeds: list[Speed]
-) -> tuple[float | None, str]:
+def _speed(gpu: str, how: Training, known: Known) -> tuple[float | None, str]:
     """Return the tokens per second of one GPU, and where that number comes from."""
-    measured = speed_on(speeds, gpu, seq_len)
+    work = how.work
+    measured = speed_on(known.runs, gpu, work.seq_len)
     if measured is not None:
         return measured.tokens_per_second, f"measured in run {measured.run}"
-    flops = gpu_flops(GPU_TYPES[gpu].cuda, dtype) if gpu in GPU_TYPES else None
+    found = bench_speed(known.bench, gpu, how)
+    if found is not None:
+        slower = 1.0 if found.as_is else RECOMPUTE_SPEED
+        return found.tokens_per_second * slower, found.words
+    flops = gpu_flops(GPU_TYPES[gpu].cuda, work.dtype) if gpu in GPU_TYPES else None
     if flops is None:
         return None, f"the speed of a {gpu} is unknown"
-    per_token = flops_per_token(job.model_config_resolved(), seq_len)
-    return flops * ASSUMED_MFU / per_token, f"assumed: {ASSUMED_MFU:.0%} MFU"
+    speed = flops * ASSUMED_MFU / flops_per_token(work.config, work.seq_len)
+    slower = RECOMPUTE_SPEED if how.recompute else 1.0
+    return speed * slower, f"estimated: {ASSUMED_MFU:.0%} MFU assumed"
 
 
 def _save_interval(job: Job, stages: tuple[StageEstimate, ...]) -> float:

@@ -69,7 +69,7 @@ def _steps(job: Job, given: Given, measured: MeasuredRun) -> dict[str, Number]:
         whose = {s: "" if s == first else f", scaled by tokens from {first}" for s in tokens}
         return {s: Number(tokens[s] / speed, option("step_seconds") + whose[s]) for s in tokens}
     if given.gpu is not None:
-        return _steps_on(job, given.gpu, tokens)
+        return _steps_on(job, given, tokens)
     known = measured.tokens_per_second
     if not known:
         raise BadInput(
@@ -86,21 +86,23 @@ def _tokens_per_step(job: Job, stage: str) -> int:
     return job.section(stage).global_batch * seq_len
 
 
-def _steps_on(job: Job, gpu: str, tokens: Mapping[str, int]) -> dict[str, Number]:
-    """Return the seconds that `pion plan` expects on one such GPU, or `hardware.workers` of
-    them."""
+def _steps_on(job: Job, given: Given, tokens: Mapping[str, int]) -> dict[str, Number]:
+    """Return the seconds that `pion plan` expects on one GPU of the given type, or on
+    `hardware.workers` of them."""
+    from pipeline.rent.plan.bench_speeds import bench_results
     from pipeline.rent.plan.estimate import estimate
     from pipeline.rent.plan.gpus import GPU_TYPES
     from pipeline.rent.plan.past_speeds import past_speeds
     from pipeline.rent.plan.prices import Offer
 
+    gpu = given.gpu or ""
     if gpu not in GPU_TYPES:
         raise BadInput(
             f"--gpu {gpu} is unknown. Pass a different GPU, or --step-seconds N"
             f"{closest(gpu, GPU_TYPES)}"
         )
     offer = Offer(gpu, 1, None, None, True, None, None, GPU_TYPES[gpu].memory, 0)
-    expected = estimate(job, offer, past_speeds(job))
+    expected = estimate(job, offer, past_speeds(job), bench=bench_results(given.bench))
     if expected.problem is not None:
         raise BadInput(f"--gpu {gpu}: {expected.problem}.")
     steps = {}
@@ -164,12 +166,26 @@ def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number
     basis = "as saved" if measured.checkpoint_bytes else "from the parameter count"
     state = f"{size(count)} {basis}"
     return (
-        Number(count / COPY_BYTES, f"assumed: {state}, copied at {size(COPY_BYTES)}/s"),
+        _stall(given, count, state),
         Number(
             count / WRITE_BYTES + count / upload,
             f"{whence}: {state}, written at {size(WRITE_BYTES)}/s, uploaded at {size(upload)}/s",
         ),
     )
+
+
+def _stall(given: Given, count: int, state: str) -> Number:
+    """Return the seconds of copying `count` bytes, at the speed of the given GPU if it is known."""
+    copy = None
+    if given.gpu is not None:
+        from pipeline.rent.plan.bench_speeds import bench_results, copy_speed
+
+        copy = copy_speed(bench_results(given.bench), given.gpu)
+    if copy is None:
+        return Number(count / COPY_BYTES, f"assumed: {state}, copied at {size(COPY_BYTES)}/s")
+    speed, source = copy
+    words = f"estimated: {state}, copied at {size(speed)}/s, which {source} measured"
+    return Number(count / speed, words)
 
 
 def _state_bytes(job: Job) -> int:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 from pion.errors import BadInput
 
+BENCH_HELP = (
+    "a result of `pion bench` on the GPU, for its speed; may be repeated. The results in "
+    "~/.cache/pion/bench are always used"
+)
 HELP = {
     "gpu": "the GPU type; sets the price, and without --step-seconds also the speed",
     "step_seconds": "seconds per step in the first training stage; for later stages, this time is "
@@ -34,7 +38,10 @@ class Number:
 
 @dataclass(frozen=True)
 class Given:
-    """The options that were given (see HELP); None if an option was not given."""
+    """The options that were given (see HELP); None if an option was not given.
+
+    `bench` names results of `pion bench`.
+    """
 
     gpu: str | None = None
     step_seconds: float | None = None
@@ -46,11 +53,12 @@ class Given:
     warning_seconds: float | None = None
     price: float | None = None
     on_demand_price: float | None = None
+    bench: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Given:
         """Return the parsed options of `add_options`."""
-        return cls(**{name: getattr(args, name) for name in HELP})
+        return cls(**{name: getattr(args, name) for name in HELP}, bench=tuple(args.bench))
 
     def number(self, name: str) -> Number | None:
         """Return the given value of `name`; None if it was not given."""
@@ -60,7 +68,7 @@ class Given:
     def check(self) -> None:
         """Raise BadInput for an invalid amount."""
         for name, value in dataclasses.asdict(self).items():
-            if name == "gpu" or value is None:
+            if name in ("gpu", "bench") or value is None:
                 continue
             above = name in ("step_seconds", "upload_mb_per_second")
             if not math.isfinite(value) or value < 0 or (above and value == 0):
@@ -80,3 +88,4 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(option(name), metavar="NAME", help=words)
         else:
             parser.add_argument(option(name), metavar="N", type=float, help=words)
+    parser.add_argument("--bench", metavar="FILE", action="append", default=[], help=BENCH_HELP)

@@ -53,7 +53,7 @@ def test_a_row_has_everything_there_is_to_compare(plan: Any) -> None:
 
 def test_what_is_assumed_is_said(plan: Any) -> None:
     notes = "\n".join(plan()["notes"])
-    assert "tokens/s assumed: 15% MFU" in notes
+    assert "tokens/s estimated: 15% MFU assumed" in notes
     assert "a preemption every 2 h" in notes
     assert "a restart of 120 s" in notes
     assert "training only" in notes

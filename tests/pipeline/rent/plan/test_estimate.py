@@ -111,7 +111,7 @@ def test_torch_has_kernels_for_compute_capability_7_5_and_none_older() -> None:
 def test_an_unmeasured_model_is_as_fast_as_the_published_recipe_was() -> None:
     found = on("A40")
     assert found.stages[0].tokens_per_second == pytest.approx(64 * 2048 / 4.3, rel=0.02)
-    assert found.stages[0].speed_from == "assumed: 15% MFU"
+    assert found.stages[0].speed_from == "estimated: 15% MFU assumed"
 
 
 def test_recomputing_activations_is_slower() -> None:

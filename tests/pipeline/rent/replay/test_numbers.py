@@ -25,6 +25,7 @@ from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.pipeline.rent.replay.test_command import GIVEN, SPOT, write_job
 from tests.support import sky_catalog
+from tests.support.bench_results import SOURCE, keep, results, save_row, train_row
 from tests.support.light_run import light_run
 
 
@@ -149,7 +150,18 @@ def test_a_gpu_nobody_has_measured_is_estimated_and_says_so(
 ) -> None:
     steps = numbers(write_job(tmp_path), Given(gpu="A40")).steps
     assert steps["sft"].value > steps["pretrain"].value > 0
-    assert "A40: assumed: 15% MFU" in steps["pretrain"].origin
+    assert "A40: estimated: 15% MFU assumed" in steps["pretrain"].origin
+
+
+def test_a_gpu_that_was_benched_gives_its_speed_and_the_time_of_a_save(
+    tmp_path: Path, sky_home: SkyHome
+) -> None:
+    path = keep(tmp_path / "bench", results(train_row(), save_row()))
+    found = numbers(write_job(tmp_path), Given(gpu="A40", bench=(str(path),)))
+    assert "A40: estimated: 25% MFU, as pion-small reached in" in found.steps["pretrain"].origin
+    assert SOURCE in found.steps["pretrain"].origin
+    assert f"copied at 8 GB/s, which {SOURCE} measured" in found.stall.origin
+    assert found.stall.origin.startswith("estimated: ")
 
 
 def test_a_gpu_nobody_knows_is_refused_with_the_closest_name(tmp_path: Path) -> None:
@@ -250,7 +262,7 @@ def test_skypilot_is_not_asked_where_no_gpu_is_known_or_all_prices_are_given(
     assert numbers(job, given).spot == Number(0.2, "--price")
 
 
-@pytest.mark.parametrize("name", [name for name in asdict(Given()) if name != "gpu"])
+@pytest.mark.parametrize("name", [name for name in HELP if name != "gpu"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_an_invalid_amount_is_refused_and_its_option_named(
     tmp_path: Path, name: str, value: Any
@@ -265,7 +277,9 @@ def test_every_number_has_an_option() -> None:
     words = [
         word for n in HELP for word in (f"--{n.replace('_', '-')}", "A40" if n == "gpu" else "7")
     ]
-    assert asdict(Given.of(parser.parse_args(words))) == {**dict.fromkeys(HELP, 7.0), "gpu": "A40"}
+    given = {**dict.fromkeys(HELP, 7.0), "gpu": "A40", "bench": ("a.json", "b.json")}
+    words += ["--bench", "a.json", "--bench", "b.json"]
+    assert asdict(Given.of(parser.parse_args(words))) == given
     assert Given.of(parser.parse_args([])) == Given()
 
 

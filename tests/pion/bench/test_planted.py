@@ -1,0 +1,182 @@
+"""The checks find what they are for: each mistake here is planted on the card's side only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pion.bench.models import Bench
+from pion.bench.models import twin as true_twin
+from pion.bench.results import Outcome
+from pion.bench.right import generation, kernels, logits, losses, masks, resume
+from pion.model.cache import LayerCache
+from pion.model.decoder import Decoder
+from pion.train.trainer import Trainer, TrainState
+
+TINY = Bench(torch.device("cpu"), tiny=True)
+
+Change = Callable[[Decoder], None]
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, module: Any, change: Change) -> None:
+    """Change every model that the check moves to the card."""
+
+    def twin(model: Decoder, device: torch.device) -> Decoder:
+        there = true_twin(model, device)
+        change(there)
+        return there
+
+    monkeypatch.setattr(module, "twin", twin)
+
+
+@torch.no_grad()
+def wrong_weight(model: Decoder) -> None:
+    model.norm.weight[0] *= 1.01
+
+
+def wrong_scale(model: Decoder) -> None:
+    """Attention with a scale that is one percent off."""
+    block: Any = model.blocks[0]
+    block.attention.scale = 1.01 * model.config.head_dim**-0.5
+
+
+def nan_after(model: Decoder) -> None:
+    model.norm.register_forward_hook(lambda module, args, out: out * float("nan"))
+
+
+def is_wrong(outcome: Outcome) -> bool:
+    return outcome.verdict == "wrong"
+
+
+# ---------------------------------------------------------------- logits and losses
+
+
+@pytest.mark.parametrize("change", [wrong_weight, wrong_scale, nan_after])
+def test_logits(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    plant(monkeypatch, logits, change)
+    assert is_wrong(logits.check_logits(TINY, "pion"))
+
+
+def test_logits_of_documents_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_document(model: Decoder) -> None:
+        run = model.forward
+        model.forward = lambda tokens, documents: run(tokens)  # type: ignore[method-assign]
+
+    plant(monkeypatch, logits, one_document)
+    found = logits.check_logits(TINY, "pion")
+    assert is_wrong(found)
+    assert found.measures["text"] == 0.0
+
+
+def wrong_gradient(model: Decoder) -> None:
+    model.embed.weight.register_hook(lambda grad: -grad)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_losses_of_a_wrong_backward_pass(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    plant(monkeypatch, losses, wrong_gradient)
+    assert is_wrong(losses.check_losses(TINY, "pion", dtype))
+
+
+# ---------------------------------------------------------------- masks and generation
+
+
+def test_a_mask_that_shows_one_block_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generous(numbers: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
+        return true_blocks(numbers, count + 1, block)
+
+    true_blocks = masks.visited_blocks
+    monkeypatch.setattr(masks, "visited_blocks", generous)
+    found = masks.check_masks(TINY)
+    assert is_wrong(found)
+    assert "windows (long)" in found.words
+    assert "documents (full)" not in found.words
+
+
+def test_a_mask_that_forgets_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_mask = masks.block_mask
+    monkeypatch.setattr(
+        masks, "block_mask", lambda tokens, _, device: true_mask(tokens, None, device)
+    )
+    found = masks.check_masks(TINY)
+    assert "documents (full)" in found.words
+
+
+@pytest.mark.parametrize("kind", generation.KINDS)
+def test_generation_with_a_cache_that_loses_a_key(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    extend = LayerCache.extend
+
+    def forgetful(self: LayerCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        all_keys, all_values = extend(self, keys, values)
+        return all_keys.index_fill(2, torch.tensor(self.length - 2), 0.0), all_values
+
+    monkeypatch.setattr(LayerCache, "extend", forgetful)
+    assert is_wrong(generation.check_generation(TINY, kind))
+
+
+# ---------------------------------------------------------------- resume
+
+
+def test_a_resume_that_loses_an_optimizer_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Trainer.load
+
+    def forgetful(self: Trainer, state: TrainState | None) -> None:
+        assert state is not None
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in state.optimizer.items()}
+        load(self, TrainState(state.model, zeros, state.meta))
+
+    monkeypatch.setattr(Trainer, "load", forgetful)
+    found = resume.compare_resume(TINY, "pion")
+    assert is_wrong(found)
+    assert "tensors differ" in found.words
+
+
+def test_a_resume_one_bit_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Trainer.load
+
+    @torch.no_grad()
+    def careless(self: Trainer, state: TrainState | None) -> None:
+        load(self, state)
+        weight = self.model.embed.weight
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(1.0))
+
+    monkeypatch.setattr(Trainer, "load", careless)
+    assert is_wrong(resume.compare_resume(TINY, "pion"))
+
+
+# ---------------------------------------------------------------- kernels
+
+
+def test_a_loss_whose_gradient_is_a_little_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_loss = kernels.linear_cross_entropy
+
+    def careless(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+        total = true_loss(hidden, weight, targets, cap)
+        return total + 1e-4 * (hidden - hidden.detach()).sum()
+
+    monkeypatch.setattr(kernels, "linear_cross_entropy", careless)
+    assert is_wrong(kernels.check_loss(TINY))
+
+
+def test_experts_that_swap_two_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_mixture = kernels.mix_experts
+
+    def careless(x: Tensor, *rest: Any) -> Tensor:
+        result = true_mixture(x, *rest)
+        swapped = torch.arange(len(x))
+        swapped[:2] = torch.tensor([1, 0])
+        return result[swapped]
+
+    monkeypatch.setattr(kernels, "mix_experts", careless)
+    assert is_wrong(kernels.check_experts(TINY))
+
+
+def test_without_a_mistake_the_same_checks_are_right() -> None:
+    assert logits.check_logits(TINY, "pion").verdict == "right"
+    assert kernels.check_loss(TINY).verdict == "right"

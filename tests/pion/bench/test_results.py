@@ -1,0 +1,146 @@
+"""A result may come from another machine: it is read strictly, and a bad file is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.bench.card import Card, file_name
+from pion.bench.fast.speeds import SaveSpeed, TrainSpeed, save_speeds, train_speeds
+from pion.bench.results import (
+    LARGEST_FILE,
+    MOST_ROWS,
+    Results,
+    Row,
+    read_results,
+    write_results,
+)
+from pion.errors import BadInput
+
+SPEED = {
+    "model": "pion-small",
+    "params": 103_000_000,
+    "flops_per_token": 7.5e8,
+    "seq_len": 2048,
+    "dtype": "bfloat16",
+    "compiled": True,
+    "recompute": False,
+    "micro_batch": 16,
+    "tokens_per_second": 61_000.0,
+    "mfu": 0.31,
+}
+SAVE = {"bytes": 1_240_000_000, "stall_seconds": 0.2, "bytes_per_second": 6.2e9}
+A40 = Card("NVIDIA A40", "8.6", 45 * 2**30, "570.1", "2.15.0", "13.2", "0.1.0", "0123456789ab")
+RESULTS = Results(
+    A40,
+    "2026-11-20T10:00:00+00:00",
+    False,
+    (
+        Row("logits/pion", "right", "fine", {"text": 1e-6, "limit": 1e-4}, 1.5),
+        Row("train/pion-small/compiled", "measured", "fast", dict(SPEED), 30.0),
+        Row("save/pion-small", "measured", "short", dict(SAVE), 2.0),
+    ),
+)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> dict[str, Any]:
+    write_results(tmp_path / "a40.json", RESULTS)
+    found: dict[str, Any] = json.loads((tmp_path / "a40.json").read_text())
+    return found
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    write_results(tmp_path / "a40.json", RESULTS)
+    assert read_results(tmp_path / "a40.json") == RESULTS
+
+
+def test_a_file_is_called_after_its_card() -> None:
+    assert file_name("NVIDIA A40") == "nvidia-a40.json"
+    assert file_name("NVIDIA A100-SXM4-80GB") == "nvidia-a100-sxm4-80gb.json"
+    assert file_name("../../etc/passwd") == "etc-passwd.json"
+
+
+def changes() -> dict[str, tuple[Any, str]]:
+    """Return attacks by name: what to do to the record, and what the error says."""
+
+    def put(*path: Any) -> Any:
+        *outer, last, value = path
+
+        def change(raw: dict[str, Any]) -> None:
+            place: Any = raw
+            for key in outer:
+                place = place[key]
+            place[last] = value
+
+        return change
+
+    return {
+        "another format": (put("format", 2), "format 1"),
+        "an unknown field": (put("more", 1), "more is unknown"),
+        "no date": (lambda raw: raw.pop("date"), "date is missing"),
+        "a date in words": (put("date", "yesterday"), "date must be a date"),
+        "a card without a name": (lambda raw: raw["card"].pop("card"), "cardcard is missing"),
+        "a number as the card": (put("card", "card", 7), "must be str"),
+        "memory in words": (put("card", "memory", "much"), "must be int"),
+        "true for a number": (put("rows", 0, "seconds", True), "no true or false"),
+        "rows that are no list": (put("rows", {}), "a list of rows"),
+        "too many rows": (put("rows", [0] * (MOST_ROWS + 1)), "a list of rows"),
+        "a row that is no object": (put("rows", 0, 5), "must be an object"),
+        "an unknown verdict": (put("rows", 0, "verdict", "perhaps"), "must be one of right"),
+        "a verdict that is a list": (put("rows", 0, "verdict", ["right"]), "must be one of right"),
+        "a measure that is a list": (put("rows", 0, "measures", "text", [1]), "measures.text"),
+        "measures that are a list": (put("rows", 0, "measures", [1]), "must be an object"),
+        "too many measures": (
+            put("rows", 0, "measures", {str(i): 1 for i in range(99)}),
+            "at most 50",
+        ),
+        "a text without an end": (put("rows", 0, "words", "x" * 2000), "at most 1000 characters"),
+        "a number without an end": (put("card", "memory", 10**30), "a smaller number"),
+    }
+
+
+@pytest.mark.parametrize("attack", changes())
+def test_a_damaged_result_is_refused_by_name(
+    raw: dict[str, Any], tmp_path: Path, attack: str
+) -> None:
+    change, expected = changes()[attack]
+    change(raw)
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(BadInput) as error:
+        read_results(path)
+    assert str(path) in str(error.value)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xff", b'{"a": NaN}', b" " * (LARGEST_FILE + 1)]
+)
+def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"bad\.json"):
+        read_results(path)
+
+
+# ---------------------------------------------------------------- speeds
+
+
+def test_speeds_are_those_of_measured_rows() -> None:
+    assert list(train_speeds(RESULTS)) == [TrainSpeed(**SPEED)]  # type: ignore[arg-type]
+    assert list(save_speeds(RESULTS)) == [SaveSpeed(**SAVE)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tokens_per_second", 0.0), ("mfu", -0.1), ("seq_len", 2048.5), ("dtype", None), ("mfu", "1")],
+)
+def test_a_speed_that_makes_no_sense_is_no_speed(name: str, value: Any) -> None:
+    row = copy.deepcopy(RESULTS.rows[1])
+    row.measures[name] = value
+    assert list(train_speeds(Results(A40, RESULTS.date, False, (row,)))) == []

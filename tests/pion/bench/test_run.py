@@ -1,0 +1,273 @@
+"""Which rows run, what the file has after each row, and the exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pion.bench import run
+from pion.bench.__main__ import main
+from pion.bench.card import OLDEST_TORCH, describe, file_name
+from pion.bench.catalog import Task, chosen_tasks, every_task
+from pion.bench.models import Bench
+from pion.bench.options import Options
+from pion.bench.results import Outcome, read_results, write_results
+from pion.errors import BadInput
+from tests.paths import REPOSITORY
+
+RIGHT, WRONG = Outcome("right", "fine"), Outcome("wrong", "off by 3")
+SPEED = Outcome("measured", "fast", {"tokens_per_second": 5.0})
+TINY = Bench(torch.device("cpu"), tiny=True)
+
+
+class Bench3:
+    """The bench with other tasks; `said` is what it printed, `ran` the rows that ran."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.said: list[str] = []
+        self.ran: list[str] = []
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, tasks: dict[str, Any], **options: Any) -> int:
+        """Run tasks by name, each an outcome or a function; "fast" tasks measure."""
+        made = [
+            Task(name, self._running(name, do), "fast" not in name) for name, do in tasks.items()
+        ]
+        self._monkeypatch.setattr(run, "chosen_tasks", lambda place, only: made)
+        return run.bench(Options(tiny=True, **options), self.folder, self.said.append)
+
+    def _running(self, name: str, do: Any) -> Callable[[], Outcome]:
+        def runs() -> Outcome:
+            self.ran.append(name)
+            return do() if callable(do) else do
+
+        return runs
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.said)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / file_name(describe(TINY.device).card)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench3:
+    return Bench3(monkeypatch, tmp_path)
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def test_all_right_is_exit_code_0(bench: Bench3) -> None:
+    assert bench({"a": RIGHT, "fast": SPEED}) == 0
+    assert "1 right, 1 measured" in bench.text
+
+
+def test_anything_wrong_is_exit_code_1_and_the_other_rows_still_run(bench: Bench3) -> None:
+    assert bench({"a": RIGHT, "b": WRONG, "fast": SPEED}) == 1
+    assert bench.ran == ["a", "b", "fast"]
+    assert "wrong: off by 3" in bench.text
+
+
+def test_a_row_that_raises_is_wrong_and_its_words_have_no_path(bench: Bench3) -> None:
+    def fails() -> Outcome:
+        raise RuntimeError("no kernel image in /home/someone/kernels/a.so: 7\nand more")
+
+    assert bench({"a": fails, "b": RIGHT}) == 1
+    first, second = read_results(bench.path).rows
+    assert first.words == "RuntimeError: no kernel image in …: 7"
+    assert second.verdict == "right"
+
+
+def test_a_card_that_answers_no_more_ends_the_bench_and_keeps_the_rows(
+    bench: Bench3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_unusable", lambda place: "illegal memory access")
+    with pytest.raises(run.PionError, match=r"answers nothing more.*--resume") as error:
+        bench({"a": RIGHT, "b": RIGHT})
+    assert error.value.exit_code == 1
+    assert [row.name for row in read_results(bench.path).rows] == ["a"]
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_the_file_has_every_finished_row_before_the_next_row_begins(bench: Bench3) -> None:
+    seen = []
+
+    def look() -> Outcome:
+        seen.append([row["name"] for row in json.loads(bench.path.read_text())["rows"]])
+        return RIGHT
+
+    bench({"a": look, "b": look, "c": look})
+    assert seen == [[], ["a"], ["a", "b"]]
+
+
+def test_a_file_that_cannot_be_written_fails_before_anything_is_measured(
+    bench: Bench3, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="no-folder"):
+        bench({"a": RIGHT}, out=tmp_path / "no-folder" / "x.json")
+    assert bench.ran == []
+
+
+def test_interrupting_says_how_to_continue(bench: Bench3) -> None:
+    def interrupt() -> Outcome:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench({"a": RIGHT, "b": interrupt})
+    assert f"--resume {bench.path}" in bench.said[-1]
+    assert [row.name for row in read_results(bench.path).rows] == ["a"]
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def test_resuming_keeps_rows_and_repeats_what_was_wrong(bench: Bench3) -> None:
+    assert bench({"a": RIGHT, "b": WRONG}) == 1
+    bench.ran.clear()
+    assert bench({"a": WRONG, "b": RIGHT, "c": RIGHT}, resume=bench.path) == 0
+    assert bench.ran == ["b", "c"]
+    assert {row.name: row.verdict for row in read_results(bench.path).rows} == {
+        "a": "right",
+        "b": "right",
+        "c": "right",
+    }
+
+
+@pytest.mark.parametrize("changed", [{"torch": "2.13.0"}, {"code": "0" * 12}, {"pion": "0.0.9"}])
+def test_rows_of_other_software_are_measured_again(bench: Bench3, changed: Any) -> None:
+    bench({"a": RIGHT})
+    found = read_results(bench.path)
+    write_results(
+        bench.path, dataclasses.replace(found, card=dataclasses.replace(found.card, **changed))
+    )
+    bench.ran.clear()
+    bench({"a": RIGHT}, resume=bench.path)
+    assert bench.ran == ["a"]
+    assert f"another {next(iter(changed))}" in bench.text
+
+
+def test_the_result_of_another_card_is_not_overwritten(bench: Bench3, tmp_path: Path) -> None:
+    bench({"a": RIGHT})
+    found = read_results(bench.path)
+    other = dataclasses.replace(found, card=dataclasses.replace(found.card, card="NVIDIA A40"))
+    write_results(bench.path, other)
+    with pytest.raises(BadInput, match=r"result of NVIDIA A40.*not changed.*--out"):
+        bench({"a": RIGHT}, resume=bench.path)
+    assert read_results(bench.path) == other
+    bench.ran.clear()
+    bench({"a": RIGHT}, resume=bench.path, out=tmp_path / "mine.json")
+    assert bench.ran == ["a"]
+
+
+def test_rows_of_full_models_are_not_mixed_with_tiny_ones(bench: Bench3) -> None:
+    bench({"a": RIGHT})
+    write_results(bench.path, dataclasses.replace(read_results(bench.path), tiny=False))
+    bench.ran.clear()
+    bench({"a": RIGHT}, resume=bench.path)
+    assert bench.ran == ["a"]
+
+
+# ---------------------------------------------------------------- which rows
+
+
+def names(*only: str) -> list[str]:
+    return [task.name for task in chosen_tasks(TINY, only)]
+
+
+def test_only_takes_rows_by_name_or_by_what_their_names_begin_with() -> None:
+    assert names("masks") == ["masks"]
+    assert names("logits", "kernels/loss") == [
+        "logits/pion",
+        "logits/tachyon",
+        "logits/daisy",
+        "kernels/loss",
+    ]
+    assert names() == [task.name for task in every_task(TINY)]
+
+
+def test_a_name_that_no_row_has_is_refused_with_the_nearest() -> None:
+    with pytest.raises(BadInput, match=r"logits/poin.*did you mean 'logits/pion'.*--names"):
+        names("logits/poin")
+
+
+def test_the_default_set_begins_no_measurement_after_its_minutes(bench: Bench3) -> None:
+    assert bench({"a": RIGHT, "fast": SPEED, "b": RIGHT}, minutes=0) == 0
+    assert bench.ran == ["a", "b"], "checks are never left out"
+    assert "1 rows were left out after 0 minutes" in bench.text
+    bench({"a": RIGHT, "fast": SPEED}, minutes=0, only=("fast",), resume=bench.path)
+    assert bench.ran == ["a", "b", "fast"], "a row that was asked for runs"
+
+
+def test_every_family_has_every_kind_of_check() -> None:
+    found = names()
+    for family in ("pion", "tachyon", "daisy"):
+        for row in ("logits/{}", "losses/{}/float32", "losses/{}/bfloat16", "resume/{}"):
+            assert row.format(family) in found
+    assert {"masks", "generation/capped", "generation/windowed"} <= set(found)
+
+
+def test_a_card_measures_every_preset_eager_and_compiled() -> None:
+    found = {task.name for task in every_task(Bench(torch.device("cuda", 0), tiny=False))}
+    for preset in ("pion-small", "pion-xl", "tachyon-large", "daisy-420m"):
+        assert {f"train/{preset}/eager", f"train/{preset}/compiled"} <= found
+
+
+# ---------------------------------------------------------------- requests
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_machine_without_a_card_is_told_of_tiny(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 2
+    assert "--tiny" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--device", "tpu0"], "--device tpu0"),
+        (["--only", "nothing"], "--only nothing"),
+        (["--resume", "absent.json"], "absent.json can't be read"),
+    ],
+)
+def test_an_invalid_request_is_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert main(["--tiny", *arguments]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_names_are_listed_without_a_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--names", "--only", "train/pion-small"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "train/pion-small/eager",
+        "train/pion-small/compiled",
+    ]
+
+
+def test_an_old_torch_is_refused_with_the_command_that_helps(
+    bench: Bench3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    with pytest.raises(BadInput, match=r'pip install "torch>='):
+        bench({"a": RIGHT})
+
+
+def test_the_oldest_torch_is_that_of_the_project() -> None:
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"torch>={".".join(map(str, OLDEST_TORCH))}"' in text

@@ -1,0 +1,170 @@
+"""What `pion plan` takes from results of `pion bench`, and how it says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.bench.results import Results
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.cost import flops_per_token
+from pion.train.hardware import gpu_flops
+from pipeline.job.file import load_job
+from pipeline.rent.plan import bench_speeds
+from pipeline.rent.plan.bench_speeds import bench_results, copy_speed
+from pipeline.rent.plan.command import show_plan
+from pipeline.rent.plan.estimate import RECOMPUTE_SPEED, estimate
+from pipeline.rent.plan.past_speeds import Speed
+from tests.paths import JOBS
+from tests.pipeline.rent.conftest import SkyHome
+from tests.pipeline.rent.plan.test_estimate import offer
+from tests.support.bench_results import A40, SOURCE, keep, results, save_row, train_row
+
+MEASURED = f"measured by {SOURCE}"
+
+
+def pretraining(
+    found: Results, *overrides: str, job: str = "pion-small", gpu: str = "A40", **more: Any
+) -> Any:
+    """Return the estimate of pretraining on a GPU, with this result known."""
+    loaded = load_job(JOBS / f"{job}.yaml", overrides)
+    return estimate(loaded, offer(gpu), more.pop("speeds", []), bench=[found], **more).stages[0]
+
+
+# ---------------------------------------------------------------- which speed
+
+
+def test_a_preset_that_was_measured_trains_as_fast_as_it_was() -> None:
+    stage = pretraining(results(train_row()))
+    assert stage.tokens_per_second == 50_000.0
+    assert stage.speed_from == MEASURED
+
+
+def test_another_model_is_estimated_from_the_share_that_the_nearest_reached() -> None:
+    found = results(train_row("pion-xl", mfu=0.4), train_row("pion-small", mfu=0.25))
+    stage = pretraining(found, job="pion-base")
+    flops = gpu_flops("A40", "bfloat16")
+    assert flops is not None
+    per_token = flops_per_token(ModelConfig.preset("pion-base"), 2048)
+    assert stage.tokens_per_second == pytest.approx(0.25 * flops / per_token)
+    assert stage.speed_from == f"estimated: 25% MFU, as pion-small reached in {SOURCE}"
+
+
+@pytest.mark.parametrize(
+    "override", ["data.seq_len=1024", "model.d_ff=1024", "hardware.recompute=true"]
+)
+def test_what_was_not_measured_like_this_is_an_estimate(override: str) -> None:
+    assert pretraining(results(train_row()), override).speed_from.startswith("estimated: 25% MFU")
+
+
+def test_conversations_were_not_measured() -> None:
+    loaded = load_job(JOBS / "pion-small.yaml", [])
+    _, sft = estimate(loaded, offer("A40"), [], bench=[results(train_row())]).stages
+    assert sft.stage == "sft"
+    assert sft.speed_from.startswith("estimated: 25% MFU")
+
+
+def test_recomputing_is_slower_than_what_was_measured() -> None:
+    plain = pretraining(results(train_row()), "model.d_ff=1024")
+    again = pretraining(results(train_row()), "model.d_ff=1024", "hardware.recompute=true")
+    assert again.tokens_per_second == pytest.approx(RECOMPUTE_SPEED * plain.tokens_per_second)
+
+
+def test_a_preset_that_has_changed_since_is_an_estimate() -> None:
+    stage = pretraining(results(train_row(flops_per_token=1e9)))
+    assert stage.speed_from.startswith("estimated: 25% MFU")
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"compiled": True}])
+def test_another_way_to_compute_says_nothing(change: dict[str, Any]) -> None:
+    stage = pretraining(results(train_row(**change)))
+    assert stage.speed_from == "estimated: 15% MFU assumed"
+
+
+def test_a_compiled_job_is_as_fast_as_compiled_rows() -> None:
+    found = results(train_row(), train_row(how="compiled", tokens_per_second=70_000.0))
+    assert pretraining(found, "hardware.compile=true").tokens_per_second == 70_000.0
+
+
+def test_another_card_says_nothing() -> None:
+    found = results(train_row(), card=dataclasses.replace(A40, card="NVIDIA L40S"))
+    assert pretraining(found).speed_from == "estimated: 15% MFU assumed"
+    assert pretraining(found, gpu="L40S").speed_from.startswith("measured by")
+
+
+def test_a_run_of_the_model_comes_before_the_bench() -> None:
+    speeds = [Speed("mine", "NVIDIA A40", 2048, 40_000.0)]
+    stage = pretraining(results(train_row()), speeds=speeds)
+    assert (stage.tokens_per_second, stage.speed_from) == (40_000.0, "measured in run mine")
+
+
+def test_wrong_rows_say_nothing() -> None:
+    row = dataclasses.replace(train_row(), verdict="wrong")
+    assert pretraining(results(row)).speed_from == "estimated: 15% MFU assumed"
+
+
+def test_the_speed_of_a_copy_is_that_of_the_card() -> None:
+    found = [results(train_row(), save_row())]
+    assert copy_speed(found, "A40") == (8e9, SOURCE)
+    assert copy_speed(found, "L40S") is None
+
+
+# ---------------------------------------------------------------- which files
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of this user's results; no result ships with Pion."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(bench_speeds, "shipped_results", list)
+    return tmp_path / "cache" / "pion" / "bench"
+
+
+def test_without_any_file_there_is_no_result(own: Path) -> None:
+    assert bench_results([]) == []
+
+
+def test_a_given_file_comes_before_the_users_and_the_users_before_pions(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dates = {"given": "2026-11-03", "own": "2026-11-02", "pion": "2026-11-01"}
+    files = {
+        name: keep(own if name == "own" else tmp_path / name, results(date=date))
+        for name, date in dates.items()
+    }
+    monkeypatch.setattr(bench_speeds, "shipped_results", lambda: [files["pion"]])
+    assert [r.date for r in bench_results([str(files["given"])])] == list(dates.values())
+
+
+def test_tiny_models_and_cpus_say_nothing_about_a_gpu(own: Path) -> None:
+    keep(own, results(train_row(), tiny=True))
+    keep(own, results(card=dataclasses.replace(A40, card="CPU", capability=None)))
+    assert bench_results([]) == []
+
+
+@pytest.mark.parametrize("where", ["given", "own"])
+def test_a_file_that_is_no_result_is_named(own: Path, tmp_path: Path, where: str) -> None:
+    path = (own if where == "own" else tmp_path) / "bad.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"format": 1, "rows": []}')
+    with pytest.raises(BadInput, match=r"bad\.json is no result of `pion bench`"):
+        bench_results([str(path)] if where == "given" else [])
+
+
+def test_a_file_that_is_not_there_is_named(own: Path) -> None:
+    with pytest.raises(BadInput, match=r"absent\.json can't be read"):
+        bench_results(["absent.json"])
+
+
+def test_the_plan_says_which_result_its_speed_is_from(
+    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = keep(tmp_path, results(train_row()))
+    job, store = str(JOBS / "pion-small.yaml"), f"store={tmp_path / 'runs'}"
+    assert show_plan(job, [store], gpus=["A40"], as_json=False, bench=[str(path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"tokens/s {MEASURED}" in printed

@@ -1,0 +1,76 @@
+"""sky/bench.yaml rents a card, runs `pion.bench` on it with four packages, and ends."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pion.bench.results import read_results
+from pipeline.cli import main
+from tests.paths import JOBS, REPOSITORY
+from tests.support.waiting import run_to_end
+
+FILE = REPOSITORY / "sky" / "bench.yaml"
+NEEDED = {"torch", "numpy", "safetensors", "tokenizers"}
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(FILE.read_text())
+    return found
+
+
+def test_it_needs_no_job_no_variable_and_no_secret(config: dict[str, Any]) -> None:
+    assert config.keys() == {"name", "workdir", "resources", "setup", "run"}
+
+
+def test_the_machine_ends_by_itself_and_is_on_demand(config: dict[str, Any]) -> None:
+    from sky.task import Task
+
+    (resources,) = Task.from_yaml_config(copy.deepcopy(config)).resources
+    assert config["resources"]["autostop"] == {"idle_minutes": 10, "down": True}
+    assert not resources.use_spot
+    assert not resources.ports
+
+
+def test_setup_installs_the_four_packages_and_nothing_else(config: dict[str, Any]) -> None:
+    (words,) = re.findall(r"uv pip install (.*)", config["setup"])
+    assert {word for word in words.split() if word[0] not in "-~"} - {"bench-python"} == NEEDED
+
+
+def test_the_comment_brings_the_result_to_where_plan_reads_it() -> None:
+    text = FILE.read_text()
+    assert "rsync -a pion-bench:bench/ ~/.cache/pion/bench/ && sky down" in text
+
+
+def test_run_leaves_the_result_where_the_comment_fetches_it(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Here `python` is ours and checks one row of a tiny model, because there is no card."""
+    python = tmp_path / "bench-python" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --tiny --only logits/pion\n')
+    python.chmod(0o755)
+    done = run_to_end(
+        ["bash", "-c", config["run"]], cwd=REPOSITORY, env=os.environ | {"HOME": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (tmp_path / "bench").iterdir()
+    assert path.suffix == ".json"
+    assert [row.verdict for row in read_results(path).rows] == ["right"]
+
+
+def test_launch_does_not_take_it_for_a_job(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = main(["launch", str(JOBS / "demo.yaml"), "--on", str(FILE), "--dry-run"])
+    assert code == 2, capsys.readouterr().out
