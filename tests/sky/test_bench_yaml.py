@@ -14,10 +14,10 @@ import yaml
 
 from pion.bench.results import read_results
 from pipeline.cli import main
-from tests.paths import JOBS, REPOSITORY
+from tests.paths import JOBS, REPOSITORY, SKY
 from tests.support.waiting import run_to_end
 
-FILE = REPOSITORY / "sky" / "bench.yaml"
+FILE = SKY / "bench.yaml"
 NEEDED = {"torch", "numpy", "safetensors", "tokenizers"}
 
 

@@ -13,14 +13,13 @@ import pytest
 import yaml
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
-from tests.paths import REPOSITORY
+from tests.paths import RENTALS, SKY
 from tests.support.sky_catalog import GPU_MEMORY_GIB, PRICES, Price, write_catalog
 from tests.support.waiting import run_to_end
 
-SKY = REPOSITORY / "sky"
+YAMLS = [path.name for path in RENTALS]
+# tests/sky/test_bench_yaml.py has the rest about this one.
 BENCH = "bench.yaml"
-# Those that run a job. tests/sky/test_bench_yaml.py has the one that runs `pion.bench`.
-YAMLS = sorted(path.name for path in SKY.glob("*.yaml") if path.name != BENCH)
 
 DryRun = Callable[..., dict[str, dict[str, Any]]]
 

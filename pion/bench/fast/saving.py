@@ -38,7 +38,9 @@ def measure_saving(bench: Bench, config: ModelConfig) -> Outcome:
     tensors = [
         tensor.detach() for part in (state.model, state.optimizer) for tensor in part.values()
     ]
-    room = [torch.empty(t.shape, dtype=t.dtype, pin_memory=bench.on_cuda) for t in tensors]
+    room = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
+    if bench.on_cuda:
+        room = [tensor.pin_memory() for tensor in room]
     seconds = [_copy(bench, tensors, room) for _ in range(COPIES + 1)][1:]
     stall, count = statistics.median(seconds), sum(t.nbytes for t in tensors)
     speed = SaveSpeed(bytes=count, stall_seconds=stall, bytes_per_second=count / stall)

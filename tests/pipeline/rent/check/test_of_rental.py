@@ -22,6 +22,7 @@ from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
+from tests.paths import RENTALS
 from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
 from tests.pipeline.rent.conftest import YAML, SkyHome
 from tests.support.finished_run import make_run
@@ -132,7 +133,7 @@ def test_temporary_keys_travel_whole_and_expire(
     assert "never-to-be-seen" not in repr(rows)
 
 
-@pytest.mark.parametrize("path", sorted(Path("sky").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RENTALS, ids=lambda path: path.stem)
 def test_every_rental_of_ours_passes_temporary_keys_on(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["secrets"]["AWS_SESSION_TOKEN"] == ""
 

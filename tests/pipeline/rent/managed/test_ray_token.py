@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from pipeline.rent.managed.ray_token import RAY_TOKEN, with_ray_token
 from pipeline.rent.managed.recorded_task import task_again
 from pipeline.rent.managed.task import make_task, task_config, task_yaml
 from pipeline.rent.sky_yaml import read_sky_yaml
-from tests.paths import REPOSITORY
+from tests.paths import RENTALS
 from tests.pipeline.rent.conftest import YAML, SkyHome
 from tests.support.fake_provider import JOB
 
@@ -68,8 +67,6 @@ def test_one_node_gets_no_token() -> None:
 
 def test_the_yaml_for_several_nodes_names_the_token() -> None:
     names = {
-        path.name
-        for path in Path(REPOSITORY, "sky").glob("*.yaml")
-        if RAY_TOKEN in yaml.safe_load(path.read_text())["secrets"]
+        path.name for path in RENTALS if RAY_TOKEN in yaml.safe_load(path.read_text())["secrets"]
     }
     assert names == {"multi-node.yaml"}

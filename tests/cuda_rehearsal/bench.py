@@ -1,0 +1,61 @@
+"""Run the rows of `pion.bench` on a pretended card, and print what became of each.
+
+environment.py starts this program: `python -m tests.cuda_rehearsal.bench`. The card has no values,
+so a check may say that they are wrong. It must not raise.
+
+Rows that train many steps are left out: scenarios.py has training, and a step on this card is slow.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from pion.bench.catalog import Task, every_task
+from pion.bench.fast import training
+from pion.bench.models import Bench, check_model
+from pion.config import ModelConfig
+from pion.model.decoder import Decoder
+from tests.cuda_rehearsal.pretended_card import pretended_card
+from tests.cuda_rehearsal.report import print_reports
+from tests.cuda_rehearsal.scenarios import rehearse
+from tests.cuda_rehearsal.watch import Watch
+
+SLOW = ("losses/", "resume/")
+
+
+def run(task: Task, watch: Watch, config: ModelConfig) -> tuple[int, None]:
+    """Run one row; it is the scenario's only unit, and nothing of it remains."""
+    task.run()
+    return 1, None
+
+
+def move(model: Decoder, device: Any) -> Decoder:
+    """Move the model, but only once: a fake parameter can't be replaced again."""
+    there = model.embed.weight.device == torch.device(device)
+    return model if there else nn.Module.to(model, device)
+
+
+def main() -> None:
+    reports = {}
+    anything = check_model("pion", tiny=True)
+    with (
+        pretended_card() as watch,
+        mock.patch.object(torch.cuda, "reset_peak_memory_stats"),
+        mock.patch.object(Decoder, "to", move),
+        mock.patch.object(training, "WARMUP_STEPS", 1),
+        mock.patch.object(training, "MOST_STEPS", 1),
+    ):
+        for task in every_task(Bench(torch.device("cuda", 0), tiny=True)):
+            if task.name.startswith(SLOW):
+                continue
+            reports[task.name] = rehearse(watch, anything, partial(run, task))
+    print_reports(reports)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Every row of `pion.bench` runs to its end on a pretended CUDA card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.cuda_rehearsal.report import Report
+
+Reports = dict[str, Report]
+
+
+@pytest.fixture(scope="module")
+def reports(on_pretended_card: Callable[[str], Reports]) -> Reports:
+    return on_pretended_card("tests.cuda_rehearsal.bench")
+
+
+def test_no_row_raises(reports: Reports) -> None:
+    assert {name: report.error for name, report in reports.items() if report.error} == {}
+    assert len(reports) > 12
+
+
+def test_no_operation_mixes_host_and_card(reports: Reports) -> None:
+    mixed = {name: report.of_kind("wrong_device") for name, report in reports.items()}
+    assert {name: found for name, found in mixed.items() if found} == {}
