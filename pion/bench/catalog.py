@@ -13,11 +13,12 @@ from pion.bench.fast.training import measure_training
 from pion.bench.models import FAMILIES, Bench, measured_presets
 from pion.bench.results import Outcome
 from pion.bench.right.generation import KINDS, check_generation
-from pion.bench.right.kernels import check_experts, check_flex, check_loss
+from pion.bench.right.kernels import check_compiled_loss, check_experts, check_flex, check_loss
 from pion.bench.right.logits import check_logits
 from pion.bench.right.losses import LIMITS, check_losses
 from pion.bench.right.masks import check_masks
 from pion.bench.right.resume import check_resume
+from pion.bench.right.step_down import check_step_down
 from pion.errors import BadInput
 from pion.later_fields import closest
 
@@ -72,10 +73,10 @@ def _checks(bench: Bench) -> list[Task]:
     for family in FAMILIES:
         found[f"resume/{family}"] = partial(check_resume, bench, family)
     found["kernels/loss"] = partial(check_loss, bench)
+    found["kernels/compiled-loss"] = partial(check_compiled_loss, bench)
     found["kernels/experts"] = partial(check_experts, bench)
     found["kernels/flex"] = partial(check_flex, bench)
-    # The step-down after running out of memory belongs here, once the trainer has it: a check that
-    # gives a step too little memory, and compares the losses with those of a step with enough.
+    found["step-down"] = partial(check_step_down, bench)
     return [Task(name, run, True) for name, run in found.items()]
 
 

@@ -15,6 +15,7 @@ from pion.config import ModelConfig
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.presets import PRESETS
+from pion.train.step_down import StepDown
 
 # By family, a preset with the parts of the family.
 FAMILIES = {"pion": "pion-nano", "tachyon": "tachyon-tiny", "daisy": "daisy-pico"}
@@ -106,6 +107,15 @@ class Rows:
         start = torch.randint(self._vocab_size, (1,), generator=randomness)
         stride = torch.randint(1, 4, (1,), generator=randomness)
         return (start + stride * torch.arange(self._seq_len + 1)) % min(self._vocab_size, 512)
+
+
+class PlanChanged(Exception):
+    """A step could not be computed as it should be measured."""
+
+
+def refuse(change: StepDown) -> None:
+    """Raise PlanChanged. As a trainer's `on_step_down`, this keeps a row from measuring less."""
+    raise PlanChanged(f"{change.why}, and the trainer would continue with {change.changes}")
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def bench(options: Options, folder: Path, say: Say) -> int:
     say(heading(card))
     done = _Done(results, path, place, say)
     try:
-        with _cold_compiler():
+        with _cold_compiler(), _few_threads(place):
             return _run(tasks, done, options)
     except KeyboardInterrupt:
         say(f"interrupted. The rows so far are in {path}. To continue, add --resume {path}")
@@ -112,6 +112,18 @@ def _cold_compiler() -> Iterator[None]:
             yield
         finally:
             del os.environ[_COMPILED_FILES]
+
+
+@contextlib.contextmanager
+def _few_threads(place: Bench) -> Iterator[None]:
+    """Compute tiny models on one core: more threads would mostly wait for each other."""
+    before = torch.get_num_threads()
+    if place.tiny and not place.on_cuda:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Done:

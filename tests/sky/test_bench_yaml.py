@@ -47,7 +47,7 @@ def test_setup_installs_the_four_packages_and_nothing_else(config: dict[str, Any
 
 def test_the_comment_brings_the_result_to_where_plan_reads_it() -> None:
     text = FILE.read_text()
-    assert "rsync -a pion-bench:bench/ ~/.cache/pion/bench/ && sky down" in text
+    assert "rsync 'pion-bench:bench/*.json' ~/.cache/pion/bench/ && sky down" in text
 
 
 def test_run_leaves_the_result_where_the_comment_fetches_it(

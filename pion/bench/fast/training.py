@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pion.bench.fast.speeds import TrainSpeed
-from pion.bench.models import STEP_TOKENS, Bench, Rows, row_tokens
+from pion.bench.models import STEP_TOKENS, Bench, Rows, refuse, row_tokens
 from pion.bench.results import Measures, Outcome
 from pion.config import ModelConfig
 from pion.model.cost import cost_of, flops_per_token
@@ -94,6 +94,7 @@ def _time(bench: Bench, config: ModelConfig, plan: ComputePlan, rows: int, seq_l
         model = Decoder(config)
     stream: Any = Rows(config.vocab_size, seq_len)
     trainer = Trainer(model, stream, settings, plan)
+    trainer.on_step_down = refuse
     with contextlib.closing(trainer):
         warmup = [_step(bench, trainer)[0] for _ in range(WARMUP_STEPS)]
         steps: list[float] = []

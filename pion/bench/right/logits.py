@@ -23,7 +23,7 @@ def check_logits(bench: Bench, family: str) -> Outcome:
     config = check_model(family, bench.tiny)
     model = scrambled(config)
     copy = twin(model, bench.device)
-    tokens = torch.randint(config.vocab_size, (ROWS, config.seq_len))
+    tokens = torch.randint(config.vocab_size, (ROWS, config.seq_len))  # seeded by `scrambled`
     places = torch.arange(config.seq_len)
     # Documents of different lengths, whose ends are inside the blocks of a window.
     documents = places * torch.tensor([[5], [3]]) // config.seq_len

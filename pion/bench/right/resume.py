@@ -20,9 +20,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pion.bench.card import PACKAGE
-from pion.bench.models import Bench, Rows, check_model, scrambled, twin
+from pion.bench.models import Bench, Rows, check_model, refuse, scrambled, twin
 from pion.bench.results import Outcome, judged
-from pion.train.hardware import pick_dtype
+from pion.train.hardware import pick_compile, pick_dtype
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer, TrainState
 
@@ -74,14 +74,18 @@ def _trainer(bench: Bench, family: str) -> Trainer:
     config = check_model(family, bench.tiny)
     optimizer: Any = "muon" if family == "daisy" else "adamw"
     settings = TrainSettings(steps=STEPS, global_batch=BATCH, lr=1e-3, optimizer=optimizer)
+    deterministic = bench.on_cuda  # a CPU always is
     plan = ComputePlan(
         str(bench.device),
         pick_dtype("auto", bench.device),
         micro_batch=BATCH // 2,
-        deterministic=bench.on_cuda,  # a CPU always is
+        compile=not bench.tiny and pick_compile("auto", bench.device, deterministic=deterministic),
+        deterministic=deterministic,
     )
     rows: Any = Rows(config.vocab_size, config.seq_len)
-    return Trainer(twin(scrambled(config), bench.device), rows, settings, plan)
+    trainer = Trainer(twin(scrambled(config), bench.device), rows, settings, plan)
+    trainer.on_step_down = refuse
+    return trainer
 
 
 def _train(trainer: Trainer, steps: int) -> None:

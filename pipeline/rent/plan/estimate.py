@@ -208,7 +208,7 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
             f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
             f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
         )
-    training = Training(work, hardware.compile, recompute)
+    training = Training(work, hardware.compile is not False, recompute)
     speed, where = _speed(offer.gpu, training, known)
     return StageEstimate(
         stage=stage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pion.bench.models import Bench
+from pion.bench.fast import training
+from pion.bench.models import Bench, PlanChanged, check_model
 from pion.bench.models import twin as true_twin
 from pion.bench.results import Outcome
-from pion.bench.right import generation, kernels, logits, losses, masks, resume
+from pion.bench.right import generation, kernels, logits, losses, masks, resume, step_down
+from pion.model import loss
 from pion.model.cache import LayerCache
 from pion.model.decoder import Decoder
-from pion.train.trainer import Trainer, TrainState
+from pion.train import trainer
+from pion.train.optimizer import Optimizer
+from pion.train.step_down import StepDown
+from pion.train.trainer import ComputePlan, Trainer, TrainState
 
 TINY = Bench(torch.device("cpu"), tiny=True)
 
@@ -150,6 +156,40 @@ def test_a_resume_one_bit_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_wrong(resume.compare_resume(TINY, "pion"))
 
 
+# ---------------------------------------------------------------- step-down
+
+
+def test_a_step_down_that_keeps_the_gradients_of_the_failed_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Optimizer, "zero_grad", lambda self: None)
+    assert is_wrong(step_down.check_step_down(TINY))
+
+
+def test_a_step_down_that_skips_a_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_step_down = trainer.step_down
+
+    def hasty(plan: ComputePlan, error: BaseException) -> StepDown | None:
+        return true_step_down(dataclasses.replace(plan, micro_batch=1), error)
+
+    monkeypatch.setattr(trainer, "step_down", hasty)
+    found = step_down.check_step_down(TINY)
+    assert is_wrong(found)
+    assert found.words.startswith("recompute false → true;")
+
+
+def test_a_row_does_not_measure_a_smaller_plan_than_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_large(self: Decoder, tokens: Tensor, targets: Tensor, **rest: Any) -> Any:
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Decoder, "losses", too_large)
+    config = check_model("pion", tiny=True)
+    with pytest.raises(PlanChanged, match=r"memory ran out.* micro_batch 4 → 2"):
+        training.measure_training(TINY, "tiny-pion", config, compiled=False)
+
+
 # ---------------------------------------------------------------- kernels
 
 
@@ -162,6 +202,17 @@ def test_a_loss_whose_gradient_is_a_little_off(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(kernels, "linear_cross_entropy", careless)
     assert is_wrong(kernels.check_loss(TINY))
+
+
+def test_a_compiled_loss_whose_gradient_is_a_little_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_gradient = loss._gradient_of_logits
+
+    def careless(*arguments: Any) -> tuple[Tensor, Tensor]:
+        total, gradient = true_gradient(*arguments)
+        return total, gradient * 1.0001
+
+    monkeypatch.setattr(loss, "_compiled_gradient_of_logits", lambda: careless)
+    assert is_wrong(kernels.check_compiled_loss(TINY))
 
 
 def test_experts_that_swap_two_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

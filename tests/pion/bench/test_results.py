@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pion.bench import card
 from pion.bench.card import Card, file_name
 from pion.bench.fast.speeds import SaveSpeed, TrainSpeed, save_speeds, train_speeds
 from pion.bench.results import (
@@ -20,6 +22,7 @@ from pion.bench.results import (
     write_results,
 )
 from pion.errors import BadInput
+from tests.paths import REPOSITORY
 
 SPEED = {
     "model": "pion-small",
@@ -144,3 +147,39 @@ def test_a_speed_that_makes_no_sense_is_no_speed(name: str, value: Any) -> None:
     row = copy.deepcopy(RESULTS.rows[1])
     row.measures[name] = value
     assert list(train_speeds(Results(A40, RESULTS.date, False, (row,)))) == []
+
+
+# ---------------------------------------------------------------- what ships with Pion
+
+
+def test_every_committed_result_is_of_a_gpu_and_called_after_it() -> None:
+    for path in (REPOSITORY / "benchmarks" / "results" / "bench").glob("*.json"):
+        found = read_results(path)
+        assert path.name == file_name(found.card.card)
+        assert found.card.capability is not None
+        assert not found.tiny
+
+
+def test_committed_results_are_found_in_a_checkout_and_in_an_installed_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a wheel, the folder is inside the package (pyproject.toml)."""
+    checkout, installed = tmp_path / "checkout", tmp_path / "installed"
+    for folder in (checkout, installed):
+        folder.mkdir()
+        write_results(folder / "nvidia-a40.json", RESULTS)
+    monkeypatch.setattr(card, "_CHECKOUT", checkout)
+    monkeypatch.setattr(card, "_INSTALLED", tmp_path / "absent")
+    assert card.shipped_results() == [checkout / "nvidia-a40.json"]
+    monkeypatch.setattr(card, "_INSTALLED", installed)
+    assert card.shipped_results() == [installed / "nvidia-a40.json"]
+
+
+def test_the_wheel_has_the_committed_results_where_the_package_looks() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    (source, inside), *_ = wheel["sources"].items()
+    assert source in wheel["only-include"]
+    assert (REPOSITORY / source).is_dir()
+    assert REPOSITORY / source == card._CHECKOUT
+    assert REPOSITORY / inside == card._INSTALLED
