@@ -31,7 +31,7 @@ struct cudaDeviceProp *properties_of(signed char device)
 
 signed char device_count(void) { return (signed char)announced_cards; }
 
-/* The same card as CARD in pretended_card.py: an NVIDIA A40, but for its capability. */
+/* An NVIDIA A40, but for its capability. The choice of a kernel asks for nothing else. */
 struct cudaDeviceProp *current_properties(void) {
   static struct cudaDeviceProp card;
   strcpy(card.name, "NVIDIA A40");

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from tests.cuda_rehearsal.report import Report, read_reports
 from tests.paths import REPOSITORY
 from tests.support.waiting import run_to_end
 
@@ -87,14 +86,16 @@ def compile_shim(folder: Path) -> Path:
     return library
 
 
-def run_pretended(module: str, shim: Path) -> dict[str, Report]:
-    """Run `python -m module` with the shim preloaded; return the reports that it prints."""
+def run_pretended(module: str, shim: Path, *arguments: str) -> str:
+    """Run `python -m module arguments` with the shim preloaded; return what it prints."""
     # LD_PRELOAD can't have spaces, but the folder's path may have some. So the path is relative.
     variables = {
         "LD_PRELOAD": f"./{shim.name}",
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(shim.parent / "inductor"),
+        "TRITON_CACHE_DIR": str(shim.parent / "triton"),
     }
-    command = [sys.executable, "-m", module]
+    command = [sys.executable, "-m", module, *arguments]
     done = run_to_end(command, check=True, cwd=shim.parent, env=os.environ | variables)
-    return read_reports(done.stdout)
+    return done.stdout

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -19,23 +20,41 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tests.cuda_rehearsal.watch import Watch
 
-# What `torch.cuda.get_device_properties` says about an NVIDIA A40; cuda_shim.c has the same card.
-# `insert_card` changes the name and the capability.
+
+@dataclass(frozen=True)
+class CardModel:
+    """What the library and the compiler ask about a card, besides its name."""
+
+    capability: tuple[int, int]
+    processors: int  # streaming multiprocessors
+    gib: int  # memory
+    shared_kib: int  # shared memory that one block of threads can have
+    threads: int = 1536  # that one multiprocessor can hold
+
+    @property
+    def architecture(self) -> int:
+        """The number in ptxas' `sm_86`."""
+        major, minor = self.capability
+        return 10 * major + minor
+
+
+CARDS = {
+    "A100": CardModel((8, 0), processors=108, gib=80, shared_kib=163, threads=2048),
+    "A40": CardModel((8, 6), processors=84, gib=45, shared_kib=99),
+    "L40S": CardModel((8, 9), processors=142, gib=45, shared_kib=99),
+    "H100": CardModel((9, 0), processors=132, gib=80, shared_kib=227, threads=2048),
+    "H200": CardModel((9, 0), processors=132, gib=141, shared_kib=227, threads=2048),
+    "RTX 5090": CardModel((12, 0), processors=170, gib=32, shared_kib=99),
+}
+
+# What `torch.cuda.get_device_properties` says. `insert_card` fills in the rest.
 CARD = SimpleNamespace(
-    name="NVIDIA A40",
-    major=8,
-    minor=6,
-    total_memory=45 * 2**30,
-    multi_processor_count=84,
     warp_size=32,
     shared_memory_per_block=48 * 1024,
-    shared_memory_per_block_optin=99 * 1024,
-    shared_memory_per_multiprocessor=100 * 1024,
     regs_per_multiprocessor=65_536,
-    max_threads_per_multi_processor=1536,
+    max_threads_per_block=1024,
     L2_cache_size=6 * 2**20,
 )
-CAPABILITIES = {"A40": (8, 6), "H100": (9, 0), "RTX 5090": (12, 0)}
 
 # Torch's device guard that does nothing guards this many cards. After a backward pass, the autograd
 # engine asks about each of them.
@@ -133,9 +152,15 @@ def pretended_card() -> Iterator[Watch]:
 
 
 def insert_card(name: str) -> None:
-    """Make the pretended card the one of this name in CAPABILITIES."""
+    """Make the pretended card the one of this name in CARDS."""
+    model = CARDS[name]
     CARD.name = f"NVIDIA {name}"
-    CARD.major, CARD.minor = CAPABILITIES[name]
+    CARD.major, CARD.minor = model.capability
+    CARD.multi_processor_count = model.processors
+    CARD.max_threads_per_multi_processor = model.threads
+    CARD.total_memory = model.gib * 2**30
+    CARD.shared_memory_per_block_optin = model.shared_kib * 1024
+    CARD.shared_memory_per_multiprocessor = (model.shared_kib + 1) * 1024
     _shim_variable("card_major").value = CARD.major
     _shim_variable("card_minor").value = CARD.minor
 

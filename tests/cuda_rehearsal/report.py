@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["host_sync", "unpinned_copy", "wrong_device", "fp64"]
 
-# A rehearsal prints its reports as the line after this line, because libraries print too.
+# A program prints what it hands back as the line after this line, because libraries print too.
 MARKER = "--- reports of the rehearsal ---"
 
 
@@ -45,19 +45,28 @@ class Report:
         return [str(finding) for finding in self.findings if finding.kind == kind]
 
 
+def hand_back(plain: Any) -> None:
+    """Print something that JSON can hold, for `handed_back`."""
+    print(f"\n{MARKER}\n{json.dumps(plain)}", flush=True)
+
+
+def handed_back(output: str) -> Any:
+    """Return what a program handed back, from its output. Raises ValueError if there is nothing."""
+    _, marker, rest = output.partition(f"{MARKER}\n")
+    if not marker:
+        raise ValueError(f"a rehearsal printed no reports:\n{output}")
+    return json.loads(rest.splitlines()[0])
+
+
 def print_reports(reports: dict[str, Report]) -> None:
     """Print the reports, by name of their scenario, for `read_reports`."""
-    plain = {name: dataclasses.asdict(report) for name, report in reports.items()}
-    print(f"\n{MARKER}\n{json.dumps(plain)}", flush=True)
+    hand_back({name: dataclasses.asdict(report) for name, report in reports.items()})
 
 
 def read_reports(output: str) -> dict[str, Report]:
     """Return the reports in the output of a rehearsal. Raises ValueError if there are none."""
-    _, marker, rest = output.partition(f"{MARKER}\n")
-    if not marker:
-        raise ValueError(f"a rehearsal printed no reports:\n{output}")
     reports = {}
-    for name, fields in json.loads(rest.splitlines()[0]).items():
+    for name, fields in handed_back(output).items():
         findings = [Finding(**finding) for finding in fields.pop("findings")]
         reports[name] = Report(findings=findings, **fields)
     return reports

@@ -78,10 +78,31 @@ class Call:
         return self.func(*self.args, **self.kwargs)
 
 
+@dataclass(frozen=True)
+class Operation:
+    """An operation that ran on the card: what torch was asked to do, and what it returned.
+
+    `func` is an OpOverload, or flex attention. `inside` is the operation of Pion that consists of
+    this one, if any.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    inside: OpOverload | None
+
+
+def ones(source: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return made-up values, on the host, for a copy of a tensor of the card."""
+    return torch.ones(source.shape, dtype=dtype)
+
+
 class Watch(TorchDispatchMode):
     """Sends operations on the card to fake tensors and all others to the CPU, and keeps findings.
 
-    Enter it after a FakeTensorMode.
+    Enter it after a FakeTensorMode. `seen`, if set, is called with each operation on the card.
+    `values_of` makes up the values that the host copies from the card.
     """
 
     # Without this, torch refuses flex attention while the mode is on.
@@ -91,6 +112,9 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.findings: list[Finding] = []
         self.matmuls: Counter[str] = Counter()  # by the dtypes of their inputs
+        self.seen: Callable[[Operation], None] | None = None
+        self.values_of: Callable[[Tensor, torch.dtype], Tensor] = ones
+        self._opened: OpOverload | None = None
         # By address. The tensors are kept so that nothing else gets their address.
         self._page_locked: dict[int, Tensor] = {}
 
@@ -123,20 +147,36 @@ class Watch(TorchDispatchMode):
         # Flex attention is not a plain operation, and fake tensors know its shapes. An operation of
         # `prim` only asks a fake tensor for its device.
         if not isinstance(func, OpOverload) or func.namespace == "prim":
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if not isinstance(func, OpOverload):
+                self._tell(func, args, kwargs, result)
+            return result
         leaves = arg_tree_leaves(*args, **kwargs)
         if not any(_is_on_card(leaf) for leaf in leaves):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         if func.namespace.startswith("pion"):
-            with self:
-                return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+            self._opened = func
+            try:
+                with self:
+                    result = OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+            finally:
+                self._opened = None
+            self._tell(func, args, kwargs, result)
+            return result
         if func.namespace == "aten" and func._can_decompose():
             # Only in inference mode do we get operations that consist of others. In all other modes
             # torch has taken them apart before. We do so here, so that both modes look the same.
             with self:
                 return func.decompose(*args, **kwargs)
-        return self._on_card(Call(func, args, kwargs, [x for x in leaves if isinstance(x, Tensor)]))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        result = self._on_card(Call(func, args, kwargs, tensors))
+        self._tell(func, args, kwargs, result)
+        return result
+
+    def _tell(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self.seen is not None:
+            self.seen(Operation(func, args, kwargs, result, self._opened))
 
     def _on_card(self, call: Call) -> Any:
         """Write down what is wrong with the operation, and return its fake result."""
@@ -179,7 +219,7 @@ class Watch(TorchDispatchMode):
         if in_place:
             return args[0]
         with unset_fake_temporarily():
-            return torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype)
+            return self.values_of(source, kwargs.get("dtype") or source.dtype)
 
     def _index(self, call: Call) -> Any:
         """Index by numbers on the card, after noting indices that are masks or on the host."""

@@ -1,0 +1,170 @@
+"""Train steps whose blocks are compiled, lower them, and assemble their kernels for a card."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pion.config import ModelConfig
+from pion.model.block import Block
+from pion.model.decoder import Decoder
+from pion.model.rope import rotary_table
+from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.trainer import Trainer
+from tests.cuda_rehearsal.kernels import Assembler, Kernel
+from tests.cuda_rehearsal.lowering import Graph, lowering
+from tests.cuda_rehearsal.pretended_card import insert_card
+from tests.cuda_rehearsal.scenarios import Zeros
+from tests.cuda_rehearsal.watch import Watch
+
+Optimizer = Literal["adamw", "muon"]
+Dtype = Literal["bfloat16", "float32"]
+Kind = Literal["plain", "recompute", "documents", "softcap"]
+
+ROWS, SEQ_LEN = 2, 2048
+# With few ids, the loss is quick.
+_SMALL: dict[str, Any] = {"n_layers": 2, "vocab_size": 4096, "seq_len": SEQ_LEN}
+_ONE_DAISY: dict[str, Any] = _SMALL | {
+    "n_layers": 1,
+    "wiring": {"attention_layers": None, "skips": []},
+    "values": {"layers": [0]},
+}
+# Layers with and without attention, a value table and a skip, with long and short windows.
+_DAISY: dict[str, Any] = _SMALL | {
+    "n_layers": 4,
+    "wiring": {"attention_layers": [0, 1, 3], "skips": [[3, 0]]},
+    "values": {"layers": [0, 3]},
+}
+_EXPERTS = {"n": 4, "top_k": 2, "shared": 1, "d_shared": 704}
+
+# All three have the same width, because kernels that are the same are assembled once.
+SUITE: dict[str, ModelConfig] = {
+    "dense": ModelConfig.preset("pion-micro", **_SMALL),
+    "tachyon": ModelConfig.preset("tachyon-tiny", **_SMALL),
+    "daisy": ModelConfig.preset("daisy-pico-tied", **_ONE_DAISY),
+}
+# One for each family, and one that has the parts of several families. The widths of their heads,
+# which decide what flex attention needs of a card, are 96, 128, 128 and 64.
+SOAK: dict[str, ModelConfig] = {
+    "dense": ModelConfig.preset("pion-xl", **_SMALL),
+    "tachyon": ModelConfig.preset("tachyon-large", **_SMALL),
+    "daisy": ModelConfig.preset("daisy-280m", **_DAISY),
+    "mixed": ModelConfig.preset("daisy-pico", **_DAISY, experts=_EXPERTS),
+}
+SOAK_CARDS = ("A100", "A40", "L40S", "H100")
+SOFTCAP = 30.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Training steps of a model, one with each optimizer."""
+
+    config: ModelConfig
+    card: str = "A40"
+    dtype: Dtype = "bfloat16"
+    kind: Kind = "plain"
+    optimizers: tuple[Optimizer, ...] = ("adamw",)
+    every: bool = False  # assemble every configuration of a kernel
+
+
+@dataclass
+class Outcome:
+    """What became of a case.
+
+    `compiles` has the reasons why each function was compiled again; see `Lowered.compiles`.
+    `kernels` counts the assembled kernels, and `most_shared` is the most shared memory that a
+    kernel needs. `unfit` has the errors of the kernels that can't run, by their names. `waits` has
+    the findings of watch.py. `error` is the exception that ended the case, if there was one.
+    """
+
+    graphs: int = 0
+    compiles: dict[str, list[str]] = field(default_factory=dict)
+    graph_breaks: list[str] = field(default_factory=list)
+    kernels: int = 0
+    most_shared: int = 0
+    unfit: dict[str, str] = field(default_factory=dict)
+    waits: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    def add(self, kernels: Iterable[Kernel]) -> None:
+        """Count kernels that were assembled."""
+        for kernel in kernels:
+            self.kernels += 1
+            self.most_shared = max(self.most_shared, kernel.shared)
+            if kernel.error is not None:
+                self.unfit[f"{kernel.name} {kernel.configuration}"] = kernel.error
+
+    def block_compiles(self) -> list[str]:
+        """Return the reasons why the blocks' function was compiled again."""
+        code = Block.forward.__code__
+        return self.compiles.get(f"{code.co_filename}:{code.co_name}", [])
+
+
+def suite() -> dict[str, Case]:
+    """Return the cases of every run of the tests, by name."""
+    return {name: Case(config) for name, config in SUITE.items()}
+
+
+def soak(family: str, card: str) -> dict[str, Case]:
+    """Return the cases of a family on a card, by name."""
+    cases = {}
+    dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
+    kinds: tuple[Kind, ...] = ("plain", "recompute", "documents", "softcap")
+    for dtype, kind in itertools.product(dtypes, kinds):
+        config = SOAK[family]
+        if kind == "softcap":
+            config = dataclasses.replace(config, softcap=SOFTCAP)
+        cases[f"{dtype} {kind}"] = Case(config, card, dtype, kind, ("adamw", "muon"), every=True)
+    return cases
+
+
+def structures(config: ModelConfig) -> int:
+    """Return how many different blocks a model has. Blocks that are equal share one compile."""
+    wiring, values = config.wiring, config.values
+    attending = wiring.attention_layers if wiring is not None else None
+    skipping = dict(wiring.skips) if wiring is not None else {}
+    tables = values.table_of() if values is not None else {}
+    layers = range(config.n_layers)
+    return len({(attending is None or n in attending, n in skipping, n in tables) for n in layers})
+
+
+def compile_case(watch: Watch, case: Case, trace_only: bool = False) -> tuple[Outcome, list[Graph]]:
+    """Train the case's steps; return what was compiled, and its graphs.
+
+    An exception ends only this case.
+    """
+    insert_card(case.card)
+    rotary_table.cache_clear()
+    outcome = Outcome()
+    with lowering(trace_only) as lowered:
+        try:
+            for optimizer in case.optimizers:
+                _train_step(watch, case, optimizer)
+                outcome.waits += map(str, watch.findings)
+        except Exception:
+            outcome.error = traceback.format_exc()
+        outcome.compiles, outcome.graph_breaks = lowered.compiles(), lowered.graph_breaks()
+    outcome.graphs = len(lowered.graphs)
+    return outcome, lowered.graphs
+
+
+def run(watch: Watch, case: Case, assembler: Assembler) -> Outcome:
+    """Train the case's steps, assemble the kernels, and return the outcome."""
+    outcome, graphs = compile_case(watch, case)
+    outcome.add(itertools.chain.from_iterable(map(assembler.assemble, graphs)))
+    return outcome
+
+
+def _train_step(watch: Watch, case: Case, optimizer: Optimizer) -> None:
+    settings = TrainSettings(steps=10, global_batch=ROWS, lr=1e-3, optimizer=optimizer)
+    recompute = case.kind == "recompute"
+    plan = ComputePlan("cuda", case.dtype, ROWS, recompute=recompute, compile=True)
+    rows = Zeros(SEQ_LEN, documents=case.kind == "documents")
+    with contextlib.closing(Trainer(Decoder(case.config), rows, settings, plan)) as trainer:
+        watch.start()
+        trainer.train_step()

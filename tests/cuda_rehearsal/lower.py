@@ -1,0 +1,63 @@
+"""Lower compiled training steps for a pretended card, and hand back the outcomes.
+
+test_kernels.py starts this program with one of these arguments:
+
+  * `suite`: one block of each family, and the mistakes of planted_kernels.py;
+  * `soak FAMILY CARD`: a family on a card, in each dtype and kind;
+  * `layers PRESET …`: all layers of full presets, traced and not lowered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from pion.config import ModelConfig
+from tests.cuda_rehearsal.compiled import Case, Outcome, compile_case, run, soak, suite
+from tests.cuda_rehearsal.kernels import Assembler
+from tests.cuda_rehearsal.lowering import Graph
+from tests.cuda_rehearsal.planted_kernels import ASSEMBLED, COMPILED, plant_in_kernel
+from tests.cuda_rehearsal.pretended_card import pretended_card
+from tests.cuda_rehearsal.report import hand_back
+from tests.cuda_rehearsal.watch import Watch
+
+
+def lower_suite(watch: Watch) -> dict[str, Outcome]:
+    """Return the outcomes of the suite's cases, and of the planted mistakes."""
+    assembler = Assembler("A40", every=False)
+    outcomes: dict[str, Outcome] = {}
+    kept: list[Graph] = []
+    for name, case in suite().items():
+        outcomes[name], graphs = compile_case(watch, case)
+        for graph in graphs:
+            outcomes[name].add(assembler.assemble(graph))
+        kept += graphs
+    for name in ASSEMBLED:
+        outcomes[name] = plant_in_kernel(name, kept, assembler)
+    for name, plant in COMPILED.items():
+        outcomes[name] = plant(watch)
+    return outcomes
+
+
+def lower_soak(watch: Watch, family: str, card: str) -> dict[str, Outcome]:
+    """Return the outcomes of a family on a card."""
+    assembler = Assembler(card, every=True)
+    return {name: run(watch, case, assembler) for name, case in soak(family, card).items()}
+
+
+def trace_layers(watch: Watch, *presets: str) -> dict[str, Outcome]:
+    """Return the outcomes of full presets. Their layers are compiled, and not lowered."""
+    cases = {name: Case(ModelConfig.preset(name, vocab_size=4096)) for name in presets}
+    return {name: compile_case(watch, case, trace_only=True)[0] for name, case in cases.items()}
+
+
+def main() -> None:
+    task, *rest = sys.argv[1:]
+    tasks = {"suite": lower_suite, "soak": lower_soak, "layers": trace_layers}
+    with pretended_card() as watch:
+        outcomes = tasks[task](watch, *rest)
+    hand_back({name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()})
+
+
+if __name__ == "__main__":
+    main()

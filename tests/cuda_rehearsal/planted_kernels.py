@@ -1,0 +1,92 @@
+"""Plant mistakes that make a compile fail on a card, one at a time.
+
+test_kernels.py says how each must be found.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from pion.model.feedforward import SwiGLU
+from pion.model.norm import RMSNorm
+from tests.cuda_rehearsal.compiled import SUITE, Case, Outcome, compile_case
+from tests.cuda_rehearsal.kernels import Assembler, triton_sources
+from tests.cuda_rehearsal.lowering import Graph
+from tests.cuda_rehearsal.watch import Watch
+
+
+def break_the_graph(watch: Watch) -> Outcome:
+    """Let a part of a block stay uncompiled."""
+    right = SwiGLU.forward
+
+    def forward_with_a_break(self: SwiGLU, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return right(self, x)
+
+    with mock.patch.object(SwiGLU, "forward", forward_with_a_break):
+        return compile_case(watch, Case(SUITE["dense"]), trace_only=True)[0]
+
+
+def tell_layers_apart(watch: Watch) -> Outcome:
+    """Let each norm have a number of its own, on which its compiled code depends."""
+    init, forward, numbers = RMSNorm.__init__, RMSNorm.forward, itertools.count(1)
+
+    def init_with_a_number(self: RMSNorm, *arguments: Any) -> None:
+        init(self, *arguments)
+        self.number = float(next(numbers))
+
+    def forward_with_the_number(self: RMSNorm, x: Tensor) -> Tensor:
+        return forward(self, x) * self.number
+
+    with (
+        mock.patch.object(RMSNorm, "__init__", init_with_a_number),
+        mock.patch.object(RMSNorm, "forward", forward_with_the_number),
+    ):
+        return compile_case(watch, Case(SUITE["dense"]), trace_only=True)[0]
+
+
+def confuse_shapes(watch: Watch) -> Outcome:
+    """Let a block multiply matrices that do not fit together."""
+    right = SwiGLU.forward
+
+    def forward_with_wrong_width(self: SwiGLU, x: Tensor) -> Tensor:
+        return right(self, x[..., 1:])
+
+    with mock.patch.object(SwiGLU, "forward", forward_with_wrong_width):
+        return compile_case(watch, Case(SUITE["dense"]), trace_only=True)[0]
+
+
+COMPILED: dict[str, Callable[[Watch], Outcome]] = {
+    "a block breaks the graph": break_the_graph,
+    "each layer is compiled": tell_layers_apart,
+    "a block multiplies matrices of wrong shapes": confuse_shapes,
+}
+
+# By the mistake's name: what the kernel's name begins with, and a replacement in its source.
+ASSEMBLED: dict[str, tuple[str, str, str]] = {
+    "flex attention reads far ahead": ("triton_tem_fused", "num_stages=3", "num_stages=9"),
+    "ptxas does not know an instruction": (
+        "triton_poi_fused",
+        "    xmask = ",
+        '    tl.inline_asm_elementwise("nonsense.b32 $0, $1;", "=r,r", [xindex],'
+        " dtype=tl.int32, is_pure=False, pack=1)\n    xmask = ",
+    ),
+    "Triton does not know a function": ("triton_poi_fused", "tl.load(", "tl.lode("),
+}
+
+
+def plant_in_kernel(name: str, graphs: list[Graph], assembler: Assembler) -> Outcome:
+    """Make a mistake of ASSEMBLED in the first kernel of the graphs that can have the mistake."""
+    prefix, right, wrong = ASSEMBLED[name]
+    outcome = Outcome()
+    for kernel, source in itertools.chain.from_iterable(map(triton_sources, graphs)):
+        if kernel.startswith(prefix) and right in source:
+            outcome.add(assembler.assemble_source(kernel, source.replace(right, wrong)))
+            return outcome
+    raise AssertionError(f"no kernel {prefix}… has {right!r} in its source")

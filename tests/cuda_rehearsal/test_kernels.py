@@ -1,0 +1,148 @@
+"""Compiled blocks become kernels that fit on the cards, without running the kernels.
+
+Inductor lowers training steps on a pretended card, flex attention included, and ptxas assembles the
+kernels for the card's architecture. This finds a step that can't be lowered, a kernel that Triton or
+ptxas refuses, a kernel that needs more shared memory than the card has, a block that is not compiled
+as a whole, and equal layers that are compiled again.
+
+A pretended card can't see:
+
+  * values: wrong results, NaN, overflow, and whether two runs give the same bits;
+  * races, in a kernel and between streams, and a kernel that waits or never ends;
+  * addresses: misaligned or out-of-bounds access;
+  * what an operation does inside a library: cuBLAS and flash attention are not assembled here;
+  * speed: inductor would time a kernel's configurations on the card and take the fastest. Whether
+    it pads a product is decided by time, too. Here no product is padded;
+  * registers that do not fit and go to memory, a lack of memory, and the driver's own limits;
+  * CUDA graphs, and the code that starts the kernels: only the kernels are assembled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from pion.config import ModelConfig
+from pion.presets import PRESETS
+from tests.cuda_rehearsal.compiled import (
+    SOAK,
+    SOAK_CARDS,
+    SUITE,
+    Case,
+    Outcome,
+    soak,
+    structures,
+    suite,
+)
+from tests.cuda_rehearsal.planted_kernels import ASSEMBLED, COMPILED
+from tests.cuda_rehearsal.report import handed_back
+
+Outcomes = dict[str, Outcome]
+
+# By the mistake's name: what the error of the kernel, or of the compiler, contains.
+REFUSED = {
+    "flex attention reads far ahead": "bytes of shared memory; the card has 101376 for a block",
+    "ptxas does not know an instruction": "Not a name of any known instruction: 'nonsense'",
+    "Triton does not know a function": "lode",
+    "a block multiplies matrices of wrong shapes": "in forward",
+}
+# Where sliced products of experts copy to the host where the slices end.
+SLICES = "pion/model/expert_products.py"
+
+
+@pytest.fixture(scope="module")
+def lower(run_on_pretended_card: Callable[..., str]) -> Callable[..., Outcomes]:
+    """`lower(*arguments)`: the outcomes of lower.py."""
+
+    def outcomes(*arguments: str) -> Outcomes:
+        output = run_on_pretended_card("tests.cuda_rehearsal.lower", *arguments)
+        return {name: Outcome(**fields) for name, fields in handed_back(output).items()}
+
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def in_suite(lower: Callable[..., Outcomes]) -> Outcomes:
+    return lower("suite")
+
+
+def unneeded_compiles(config: ModelConfig) -> int:
+    """Return how often a block is compiled although an equal block is."""
+    # The input of the first layer is x0 itself, and compiled code depends on this.
+    mixes_input = config.wiring is not None and config.wiring.input_mix
+    return 1 if mixes_input and config.n_layers > 1 else 0
+
+
+def faults(case: Case, outcome: Outcome) -> list[str]:
+    """Return what is wrong with an outcome, as text."""
+    expected = structures(case.config) + unneeded_compiles(case.config)
+    reasons = outcome.block_compiles()
+    found = [] if outcome.error is None else [outcome.error]
+    found += [f"graph break: {reason}" for reason in outcome.graph_breaks]
+    found += [f"{kernel}: {error}" for kernel, error in outcome.unfit.items()]
+    if len(reasons) != expected:
+        found.append(f"blocks were compiled {len(reasons)} times, not {expected}: {reasons}")
+    for function, again in outcome.compiles.items():
+        if len(again) > 1 and again is not reasons:
+            found.append(f"{function} was compiled {len(again)} times: {again}")
+    found += [f"a wait: {wait}" for wait in outcome.waits if SLICES not in wait]
+    return found
+
+
+@pytest.mark.parametrize("family", SUITE)
+def test_a_block_of_each_family_fits_on_an_a40(in_suite: Outcomes, family: str) -> None:
+    outcome = in_suite[family]
+    assert faults(suite()[family], outcome) == []
+    assert outcome.graphs == 2 * len(outcome.block_compiles())  # forward and backward
+    assert outcome.kernels > 0
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_kernel_that_cannot_run_is_found(in_suite: Outcomes, name: str) -> None:
+    outcome = in_suite[name]
+    found = [*outcome.unfit.values(), *([] if outcome.error is None else [outcome.error])]
+    assert len(found) == 1
+    assert REFUSED[name] in found[0]
+
+
+def test_a_block_that_is_not_compiled_as_a_whole_is_found(in_suite: Outcomes) -> None:
+    found = faults(Case(SUITE["dense"]), in_suite["a block breaks the graph"])
+    assert len(found) == 1
+    assert found[0].startswith("graph break: Call to `torch._dynamo.graph_break()`")
+
+
+def test_equal_layers_that_are_compiled_again_are_found(in_suite: Outcomes) -> None:
+    (found,) = faults(Case(SUITE["dense"]), in_suite["each layer is compiled"])
+    assert found.startswith("blocks were compiled 2 times, not 1")
+    assert ".number == 3.0" in found  # the condition that the second layer does not meet
+
+
+def test_every_mistake_is_checked() -> None:
+    others = {"a block breaks the graph", "each layer is compiled"}
+    assert COMPILED.keys() | ASSEMBLED.keys() == REFUSED.keys() | others
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("card", SOAK_CARDS)
+@pytest.mark.parametrize("family", SOAK)
+def test_every_kind_of_step_fits_on_a_card(
+    lower: Callable[..., Outcomes], family: str, card: str
+) -> None:
+    outcomes = lower("soak", family, card)
+    cases = soak(family, card)
+    assert outcomes.keys() == cases.keys()
+    wrong = {name: faults(case, outcomes[name]) for name, case in cases.items()}
+    shared = {name: outcome.most_shared for name, outcome in outcomes.items()}
+    print(family, card, json.dumps(shared))
+    assert {name: found for name, found in wrong.items() if found} == {}
+
+
+@pytest.mark.soak
+def test_equal_layers_of_each_preset_share_one_compile(lower: Callable[..., Outcomes]) -> None:
+    outcomes = lower("layers", *PRESETS)
+    wrong = {
+        name: faults(Case(ModelConfig.preset(name)), outcome) for name, outcome in outcomes.items()
+    }
+    assert {name: found for name, found in wrong.items() if found} == {}
