@@ -69,7 +69,6 @@ class Case:
     dtype: Dtype = "bfloat16"
     kind: Kind = "plain"
     optimizers: tuple[Optimizer, ...] = ("adamw",)
-    every: bool = False  # assemble every configuration of a kernel
 
 
 @dataclass
@@ -78,7 +77,8 @@ class Outcome:
 
     `compiles` has the reasons why each function was compiled again; see `Lowered.compiles`.
     `kernels` counts the assembled kernels, and `most_shared` is the most shared memory that a
-    kernel needs. `unfit` has the errors of the kernels that can't run, by their names. `waits` has
+    kernel needs. `slower` has the shared memory of the kernels that only fit without pipelining, by
+    their names. `unfit` has the errors of the kernels that can't run, by their names. `waits` has
     the findings of watch.py. `error` is the exception that ended the case, if there was one.
     """
 
@@ -87,6 +87,7 @@ class Outcome:
     graph_breaks: list[str] = field(default_factory=list)
     kernels: int = 0
     most_shared: int = 0
+    slower: dict[str, int] = field(default_factory=dict)
     unfit: dict[str, str] = field(default_factory=dict)
     waits: list[str] = field(default_factory=list)
     error: str | None = None
@@ -96,6 +97,8 @@ class Outcome:
         for kernel in kernels:
             self.kernels += 1
             self.most_shared = max(self.most_shared, kernel.shared)
+            if kernel.fallback:
+                self.slower[kernel.name] = kernel.shared
             if kernel.error is not None:
                 self.unfit[f"{kernel.name} {kernel.configuration}"] = kernel.error
 
@@ -119,7 +122,7 @@ def soak(family: str, card: str) -> dict[str, Case]:
         config = SOAK[family]
         if kind == "softcap":
             config = dataclasses.replace(config, softcap=SOFTCAP)
-        cases[f"{dtype} {kind}"] = Case(config, card, dtype, kind, ("adamw", "muon"), every=True)
+        cases[f"{dtype} {kind}"] = Case(config, card, dtype, kind, ("adamw", "muon"))
     return cases
 
 

@@ -17,14 +17,14 @@ from tests.cuda_rehearsal.compiled import Case, Outcome, compile_case, run, soak
 from tests.cuda_rehearsal.kernels import Assembler
 from tests.cuda_rehearsal.lowering import Graph
 from tests.cuda_rehearsal.planted_kernels import ASSEMBLED, COMPILED, plant_in_kernel
-from tests.cuda_rehearsal.pretended_card import pretended_card
+from tests.cuda_rehearsal.pretended_card import CARDS, pretended_card
 from tests.cuda_rehearsal.report import hand_back
 from tests.cuda_rehearsal.watch import Watch
 
 
 def lower_suite(watch: Watch) -> dict[str, Outcome]:
     """Return the outcomes of the suite's cases, and of the planted mistakes."""
-    assembler = Assembler("A40", every=False)
+    assembler = Assembler(CARDS["A40"])
     outcomes: dict[str, Outcome] = {}
     kept: list[Graph] = []
     for name, case in suite().items():
@@ -33,7 +33,7 @@ def lower_suite(watch: Watch) -> dict[str, Outcome]:
             outcomes[name].add(assembler.assemble(graph))
         kept += graphs
     for name in ASSEMBLED:
-        outcomes[name] = plant_in_kernel(name, kept, assembler)
+        outcomes[name] = plant_in_kernel(name, kept)
     for name, plant in COMPILED.items():
         outcomes[name] = plant(watch)
     return outcomes
@@ -41,7 +41,7 @@ def lower_suite(watch: Watch) -> dict[str, Outcome]:
 
 def lower_soak(watch: Watch, family: str, card: str) -> dict[str, Outcome]:
     """Return the outcomes of a family on a card."""
-    assembler = Assembler(card, every=True)
+    assembler = Assembler(CARDS[card])
     return {name: run(watch, case, assembler) for name, case in soak(family, card).items()}
 
 

@@ -148,13 +148,14 @@ def _keep(graph: GraphLowering, lowered: Lowered) -> Any:
     code, _ = graph.codegen()
     kept = Graph(code.value, graph.count_bytes()[0], _launches(graph))
     lowered.graphs.append(kept)
-    run = torch.fx.Interpreter(graph.orig_gm).run
 
     def call(inputs: list[Any]) -> list[Any]:
         lowered.entered(kept)
         try:
             with torch.no_grad():
-                result = run(*inputs)
+                # An interpreter keeps its last results, and autograd copies gradients that somebody
+                # else keeps. So each call has its own.
+                result = torch.fx.Interpreter(graph.orig_gm).run(*inputs)
         finally:
             inputs.clear()  # as inductor's code does, to free what nothing else holds
             lowered.left(kept)

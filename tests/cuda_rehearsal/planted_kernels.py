@@ -5,8 +5,10 @@ test_kernels.py says how each must be found.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -18,6 +20,7 @@ from pion.model.norm import RMSNorm
 from tests.cuda_rehearsal.compiled import SUITE, Case, Outcome, compile_case
 from tests.cuda_rehearsal.kernels import Assembler, triton_sources
 from tests.cuda_rehearsal.lowering import Graph
+from tests.cuda_rehearsal.pretended_card import CARDS, CardModel
 from tests.cuda_rehearsal.watch import Watch
 
 
@@ -68,25 +71,37 @@ COMPILED: dict[str, Callable[[Watch], Outcome]] = {
     "a block multiplies matrices of wrong shapes": confuse_shapes,
 }
 
-# By the mistake's name: what the kernel's name begins with, and a replacement in its source.
-ASSEMBLED: dict[str, tuple[str, str, str]] = {
-    "flex attention reads far ahead": ("triton_tem_fused", "num_stages=3", "num_stages=9"),
-    "ptxas does not know an instruction": (
+
+@dataclass(frozen=True)
+class PlantedKernel:
+    """A replacement in the source of a kernel, by the beginning of its name; or a smaller card."""
+
+    prefix: str
+    right: str = ""
+    wrong: str = ""
+    card: CardModel = CARDS["A40"]
+
+
+ASSEMBLED: dict[str, PlantedKernel] = {
+    "a norm needs more shared memory than a card has": PlantedKernel(
+        "triton_per_fused", card=dataclasses.replace(CARDS["A40"], shared_kib=0)
+    ),
+    "ptxas does not know an instruction": PlantedKernel(
         "triton_poi_fused",
         "    xmask = ",
         '    tl.inline_asm_elementwise("nonsense.b32 $0, $1;", "=r,r", [xindex],'
         " dtype=tl.int32, is_pure=False, pack=1)\n    xmask = ",
     ),
-    "Triton does not know a function": ("triton_poi_fused", "tl.load(", "tl.lode("),
+    "Triton does not know a function": PlantedKernel("triton_poi_fused", "tl.load(", "tl.lode("),
 }
 
 
-def plant_in_kernel(name: str, graphs: list[Graph], assembler: Assembler) -> Outcome:
+def plant_in_kernel(name: str, graphs: list[Graph]) -> Outcome:
     """Make a mistake of ASSEMBLED in the first kernel of the graphs that can have the mistake."""
-    prefix, right, wrong = ASSEMBLED[name]
-    outcome = Outcome()
+    planted, outcome = ASSEMBLED[name], Outcome()
     for kernel, source in itertools.chain.from_iterable(map(triton_sources, graphs)):
-        if kernel.startswith(prefix) and right in source:
-            outcome.add(assembler.assemble_source(kernel, source.replace(right, wrong)))
+        if kernel.startswith(planted.prefix) and planted.right in source:
+            changed = source.replace(planted.right, planted.wrong) if planted.right else source
+            outcome.add([Assembler(planted.card).assemble_source(kernel, changed)])
             return outcome
-    raise AssertionError(f"no kernel {prefix}… has {right!r} in its source")
+    raise AssertionError(f"no kernel {planted.prefix}… has {planted.right!r} in its source")

@@ -1,9 +1,12 @@
 """Compiled blocks become kernels that fit on the cards, without running the kernels.
 
-Inductor lowers training steps on a pretended card, flex attention included, and ptxas assembles the
-kernels for the card's architecture. This finds a step that can't be lowered, a kernel that Triton or
-ptxas refuses, a kernel that needs more shared memory than the card has, a block that is not compiled
-as a whole, and equal layers that are compiled again.
+Inductor lowers training steps on a pretended card, flex attention included. Triton and ptxas
+assemble the kernels for the card's architecture. This finds:
+
+  * a step that can't be lowered;
+  * a kernel that Triton or ptxas refuses, or that needs more shared memory than the card has, in
+    every configuration that inductor would try;
+  * a block that is not compiled as a whole, and equal layers that are compiled again.
 
 A pretended card can't see:
 
@@ -43,7 +46,9 @@ Outcomes = dict[str, Outcome]
 
 # By the mistake's name: what the error of the kernel, or of the compiler, contains.
 REFUSED = {
-    "flex attention reads far ahead": "bytes of shared memory; the card has 101376 for a block",
+    "a norm needs more shared memory than a card has": (
+        "bytes of shared memory; the card has 0 for a block"
+    ),
     "ptxas does not know an instruction": "Not a name of any known instruction: 'nonsense'",
     "Triton does not know a function": "lode",
     "a block multiplies matrices of wrong shapes": "in forward",

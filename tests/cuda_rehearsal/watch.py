@@ -128,7 +128,7 @@ class Watch(TorchDispatchMode):
 
     def note(self, kind: Kind, operation: str) -> None:
         """Write down a finding in the line of our code that now runs."""
-        self.findings.append(Finding(kind, operation, _where()))
+        self.findings.append(Finding(kind, operation, where()))
 
     def page_locked(self, tensor: Tensor) -> Tensor:
         """Return a copy that counts as page-locked. This replaces `Tensor.pin_memory`."""
@@ -164,7 +164,7 @@ class Watch(TorchDispatchMode):
                 self._opened = None
             self._tell(func, args, kwargs, result)
             return result
-        if func.namespace == "aten" and func._can_decompose():
+        if func.namespace == "aten" and _consists_of_others(func):
             # Only in inference mode do we get operations that consist of others. In all other modes
             # torch has taken them apart before. We do so here, so that both modes look the same.
             with self:
@@ -246,6 +246,13 @@ class Watch(TorchDispatchMode):
         return call.func(target, indices, *values, **call.kwargs)
 
 
+@functools.cache
+def _consists_of_others(func: OpOverload) -> bool:
+    """Return whether an operation is made of others on a card, and has no kernel of its own."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CUDA")
+    return not has_kernel and func._can_decompose()
+
+
 def _is_on_card(leaf: Any) -> bool:
     return isinstance(leaf, FakeTensor) or (isinstance(leaf, torch.device) and leaf.type == "cuda")
 
@@ -315,7 +322,7 @@ def _made_up(call: Call) -> Any:
     return call.run()
 
 
-def _where() -> str:
+def where() -> str:
     """Return the innermost line of our code in the call stack.
 
     Torch calls the backward pass of most operations without our code, so they have the line that
