@@ -36,9 +36,10 @@ from pion.model.rope import rotary_table
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.lowering import Graph, Lowered, lowering
+from tests.cuda_rehearsal.our_code import where
 from tests.cuda_rehearsal.pretended_card import insert_card
 from tests.cuda_rehearsal.scenarios import Zeros
-from tests.cuda_rehearsal.watch import Operation, Watch, where
+from tests.cuda_rehearsal.watch import Operation, Watch
 
 aten = torch.ops.aten
 

@@ -25,6 +25,8 @@ from tests.cuda_rehearsal.watch import Watch
 Optimizer = Literal["adamw", "muon"]
 Dtype = Literal["bfloat16", "float32"]
 Kind = Literal["plain", "recompute", "documents", "softcap"]
+DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
+KINDS: tuple[Kind, ...] = ("plain", "recompute", "documents", "softcap")
 
 ROWS, SEQ_LEN = 2, 2048
 # With few ids, the loss is quick.
@@ -113,27 +115,37 @@ def suite() -> dict[str, Case]:
     return {name: Case(config) for name, config in SUITE.items()}
 
 
-def soak(family: str, card: str) -> dict[str, Case]:
-    """Return the cases of a family on a card, by name."""
-    cases = {}
-    dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
-    kinds: tuple[Kind, ...] = ("plain", "recompute", "documents", "softcap")
-    for dtype, kind in itertools.product(dtypes, kinds):
-        config = SOAK[family]
-        if kind == "softcap":
-            config = dataclasses.replace(config, softcap=SOFTCAP)
-        cases[f"{dtype} {kind}"] = Case(config, card, dtype, kind, ("adamw", "muon"))
-    return cases
+def soak(family: str, card: str, dtype: Dtype) -> dict[str, Case]:
+    """Return the cases of a family on a card in a dtype, by kind."""
+    config = SOAK[family]
+    capped = dataclasses.replace(config, softcap=SOFTCAP)
+    return {
+        kind: Case(capped if kind == "softcap" else config, card, dtype, kind, ("adamw", "muon"))
+        for kind in KINDS
+    }
 
 
 def structures(config: ModelConfig) -> int:
     """Return how many different blocks a model has. Blocks that are equal share one compile."""
+    return len(set(_structures(config)))
+
+
+def unneeded_compiles(config: ModelConfig) -> int:
+    """Return how often a block is compiled although an equal block is compiled."""
+    # The mix of the first layer gets one tensor twice: the layer's input is x0.
+    twice = config.wiring is not None and config.wiring.input_mix
+    first, *others = _structures(config)
+    return 1 if twice and first in others else 0
+
+
+def _structures(config: ModelConfig) -> list[tuple[bool, ...]]:
+    """Return of each layer whether it has attention, a skip and a value table."""
     wiring, values = config.wiring, config.values
     attending = wiring.attention_layers if wiring is not None else None
     skipping = dict(wiring.skips) if wiring is not None else {}
     tables = values.table_of() if values is not None else {}
     layers = range(config.n_layers)
-    return len({(attending is None or n in attending, n in skipping, n in tables) for n in layers})
+    return [(attending is None or n in attending, n in skipping, n in tables) for n in layers]
 
 
 def compile_case(watch: Watch, case: Case, trace_only: bool = False) -> tuple[Outcome, list[Graph]]:
@@ -167,7 +179,7 @@ def _train_step(watch: Watch, case: Case, optimizer: Optimizer) -> None:
     settings = TrainSettings(steps=10, global_batch=ROWS, lr=1e-3, optimizer=optimizer)
     recompute = case.kind == "recompute"
     plan = ComputePlan("cuda", case.dtype, ROWS, recompute=recompute, compile=True)
-    rows = Zeros(SEQ_LEN, documents=case.kind == "documents")
+    rows: Any = Zeros(SEQ_LEN, documents=case.kind == "documents")
     with contextlib.closing(Trainer(Decoder(case.config), rows, settings, plan)) as trainer:
         watch.start()
         trainer.train_step()

@@ -3,7 +3,7 @@
 test_kernels.py starts this program with one of these arguments:
 
   * `suite`: one block of each family, and the mistakes of planted_kernels.py;
-  * `soak FAMILY CARD`: a family on a card, in each dtype and kind;
+  * `soak FAMILY CARD DTYPE`: all kinds of steps of a family on a card;
   * `layers PRESET …`: all layers of full presets, traced and not lowered.
 """
 
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 
 from pion.config import ModelConfig
-from tests.cuda_rehearsal.compiled import Case, Outcome, compile_case, run, soak, suite
+from tests.cuda_rehearsal.compiled import Case, Dtype, Outcome, compile_case, run, soak, suite
 from tests.cuda_rehearsal.kernels import Assembler
 from tests.cuda_rehearsal.lowering import Graph
 from tests.cuda_rehearsal.planted_kernels import ASSEMBLED, COMPILED, plant_in_kernel
@@ -39,10 +40,10 @@ def lower_suite(watch: Watch) -> dict[str, Outcome]:
     return outcomes
 
 
-def lower_soak(watch: Watch, family: str, card: str) -> dict[str, Outcome]:
+def lower_soak(watch: Watch, family: str, card: str, dtype: Dtype) -> dict[str, Outcome]:
     """Return the outcomes of a family on a card."""
     assembler = Assembler(CARDS[card])
-    return {name: run(watch, case, assembler) for name, case in soak(family, card).items()}
+    return {kind: run(watch, case, assembler) for kind, case in soak(family, card, dtype).items()}
 
 
 def trace_layers(watch: Watch, *presets: str) -> dict[str, Outcome]:
@@ -51,9 +52,20 @@ def trace_layers(watch: Watch, *presets: str) -> dict[str, Outcome]:
     return {name: compile_case(watch, case, trace_only=True)[0] for name, case in cases.items()}
 
 
+TASKS: dict[str, Callable[..., dict[str, Outcome]]] = {
+    "suite": lower_suite,
+    "soak": lower_soak,
+    "layers": trace_layers,
+}
+
+
 def main() -> None:
     task, *rest = sys.argv[1:]
-    tasks = {"suite": lower_suite, "soak": lower_soak, "layers": trace_layers}
+    tasks: dict[str, Callable[..., dict[str, Outcome]]] = {
+        "suite": lower_suite,
+        "soak": lower_soak,
+        "layers": trace_layers,
+    }
     with pretended_card() as watch:
         outcomes = tasks[task](watch, *rest)
     hand_back({name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()})

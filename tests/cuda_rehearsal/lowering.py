@@ -38,9 +38,17 @@ from tests.cuda_rehearsal.watch import Watch
 # Torch compiles a function at most this often, and then runs the function uncompiled. Here such a
 # function is compiled again, so that each reason is seen.
 MOST_COMPILES = 1000
+LIMITS: dict[str, Any] = {
+    "recompile_limit": MOST_COMPILES,
+    "accumulated_recompile_limit": MOST_COMPILES,
+}
 
 # Padding a product is decided by a measurement of time, which a pretended card does not have.
-SETTINGS = {"force_disable_caches": True, "compile_threads": 1, "shape_padding": False}
+SETTINGS: dict[str, Any] = {
+    "force_disable_caches": True,
+    "compile_threads": 1,
+    "shape_padding": False,
+}
 
 
 @dataclass(frozen=True)
@@ -100,9 +108,8 @@ def lowering(trace_only: bool = False) -> Iterator[Lowered]:
         replace(Watch, "ignore_compile_internals", classmethod(lambda cls: True))
         replace(UniformValueConstantFolder, "_deduce_value", _fold_on_host)
         _answer_the_compiler(replace)
-        limits = {"recompile_limit": MOST_COMPILES, "accumulated_recompile_limit": MOST_COMPILES}
-        stack.enter_context(torch._dynamo.config.patch(**limits))
-        stack.enter_context(inductor_config.patch(**SETTINGS))
+        stack.enter_context(torch._dynamo.config.patch(LIMITS))
+        stack.enter_context(inductor_config.patch(SETTINGS))
         torch._dynamo.reset()
         set_compilation_metrics_limit(2 * MOST_COMPILES)  # forward and backward
         clear_compilation_metrics()

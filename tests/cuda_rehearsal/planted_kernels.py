@@ -40,12 +40,13 @@ def tell_layers_apart(watch: Watch) -> Outcome:
     """Let each norm have a number of its own, on which its compiled code depends."""
     init, forward, numbers = RMSNorm.__init__, RMSNorm.forward, itertools.count(1)
 
-    def init_with_a_number(self: RMSNorm, *arguments: Any) -> None:
+    def init_with_a_number(self: Any, *arguments: Any) -> None:
         init(self, *arguments)
         self.number = float(next(numbers))
 
-    def forward_with_the_number(self: RMSNorm, x: Tensor) -> Tensor:
-        return forward(self, x) * self.number
+    def forward_with_the_number(self: Any, x: Tensor) -> Tensor:
+        scaled: Tensor = forward(self, x) * self.number
+        return scaled
 
     with (
         mock.patch.object(RMSNorm, "__init__", init_with_a_number),
@@ -83,8 +84,9 @@ class PlantedKernel:
 
 
 ASSEMBLED: dict[str, PlantedKernel] = {
-    "a norm needs more shared memory than a card has": PlantedKernel(
-        "triton_per_fused", card=dataclasses.replace(CARDS["A40"], shared_kib=0)
+    "attention needs more shared memory than a card has": PlantedKernel(
+        "triton_tem_fused_flex_attention_backward",
+        card=dataclasses.replace(CARDS["A40"], shared_kib=16),
     ),
     "ptxas does not know an instruction": PlantedKernel(
         "triton_poi_fused",

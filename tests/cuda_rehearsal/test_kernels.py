@@ -22,7 +22,6 @@ A pretended card can't see:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import pytest
@@ -30,14 +29,17 @@ import pytest
 from pion.config import ModelConfig
 from pion.presets import PRESETS
 from tests.cuda_rehearsal.compiled import (
+    DTYPES,
     SOAK,
     SOAK_CARDS,
     SUITE,
     Case,
+    Dtype,
     Outcome,
     soak,
     structures,
     suite,
+    unneeded_compiles,
 )
 from tests.cuda_rehearsal.planted_kernels import ASSEMBLED, COMPILED
 from tests.cuda_rehearsal.report import handed_back
@@ -46,8 +48,8 @@ Outcomes = dict[str, Outcome]
 
 # By the mistake's name: what the error of the kernel, or of the compiler, contains.
 REFUSED = {
-    "a norm needs more shared memory than a card has": (
-        "bytes of shared memory; the card has 0 for a block"
+    "attention needs more shared memory than a card has": (
+        "bytes of shared memory; the card has 16384 for a block"
     ),
     "ptxas does not know an instruction": "Not a name of any known instruction: 'nonsense'",
     "Triton does not know a function": "lode",
@@ -71,13 +73,6 @@ def lower(run_on_pretended_card: Callable[..., str]) -> Callable[..., Outcomes]:
 @pytest.fixture(scope="module")
 def in_suite(lower: Callable[..., Outcomes]) -> Outcomes:
     return lower("suite")
-
-
-def unneeded_compiles(config: ModelConfig) -> int:
-    """Return how often a block is compiled although an equal block is."""
-    # The input of the first layer is x0 itself, and compiled code depends on this.
-    mixes_input = config.wiring is not None and config.wiring.input_mix
-    return 1 if mixes_input and config.n_layers > 1 else 0
 
 
 def faults(case: Case, outcome: Outcome) -> list[str]:
@@ -130,18 +125,16 @@ def test_every_mistake_is_checked() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("card", SOAK_CARDS)
 @pytest.mark.parametrize("family", SOAK)
 def test_every_kind_of_step_fits_on_a_card(
-    lower: Callable[..., Outcomes], family: str, card: str
+    lower: Callable[..., Outcomes], family: str, card: str, dtype: Dtype
 ) -> None:
-    outcomes = lower("soak", family, card)
-    cases = soak(family, card)
+    outcomes, cases = lower("soak", family, card, dtype), soak(family, card, dtype)
     assert outcomes.keys() == cases.keys()
-    wrong = {name: faults(case, outcomes[name]) for name, case in cases.items()}
-    shared = {name: outcome.most_shared for name, outcome in outcomes.items()}
-    print(family, card, json.dumps(shared))
-    assert {name: found for name, found in wrong.items() if found} == {}
+    wrong = {kind: faults(case, outcomes[kind]) for kind, case in cases.items()}
+    assert {kind: found for kind, found in wrong.items() if found} == {}
 
 
 @pytest.mark.soak

@@ -22,12 +22,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -38,8 +36,8 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import arg_tree_leaves
 
+from tests.cuda_rehearsal.our_code import where
 from tests.cuda_rehearsal.report import Finding, Kind
-from tests.paths import REPOSITORY
 
 aten = torch.ops.aten
 
@@ -59,9 +57,6 @@ PRODUCTS = {
 # The first argument of these is added to the product.
 ADDING = {aten.addmm, aten.baddbmm}
 DOUBLE = (torch.float64, torch.complex128)
-OUR_FOLDERS = ("pion", "pipeline", "tests")
-# The files of the pretence. A finding names the code that they watch, not them.
-OWN_FILES = {__file__, str(Path(__file__).with_name("pretended_card.py"))}
 
 
 @dataclass(frozen=True)
@@ -320,20 +315,3 @@ def _made_up(call: Call) -> Any:
     if packet is aten.masked_select:
         return source.new_zeros(source.numel())
     return call.run()
-
-
-def where() -> str:
-    """Return the innermost line of our code in the call stack.
-
-    Torch calls the backward pass of most operations without our code, so they have the line that
-    started the backward pass.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if str(path) not in OWN_FILES and path.is_relative_to(REPOSITORY):
-            inside = path.relative_to(REPOSITORY)
-            if inside.parts[0] in OUR_FOLDERS:
-                return f"{inside}:{frame.f_lineno} in {frame.f_code.co_name}"
-        frame = frame.f_back
-    return "outside our code"

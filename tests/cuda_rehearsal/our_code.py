@@ -1,0 +1,31 @@
+"""Name the line of our code that runs now."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import FrameType
+
+from tests.paths import REPOSITORY
+
+OUR_FOLDERS = ("pion", "pipeline", "tests")
+# The files of the pretence. A finding names the code that they watch, not them.
+PRETENCE = ("our_code.py", "watch.py", "pretended_card.py", "lowering.py")
+OWN_FILES = {str(Path(__file__).with_name(name)) for name in PRETENCE}
+
+
+def where() -> str:
+    """Return the innermost line of our code in the call stack.
+
+    Torch calls the backward pass of most operations without our code, so they have the line that
+    started the backward pass.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if str(path) not in OWN_FILES and path.is_relative_to(REPOSITORY):
+            inside = path.relative_to(REPOSITORY)
+            if inside.parts[0] in OUR_FOLDERS:
+                return f"{inside}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "outside our code"
