@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._higher_order_ops.flex_attention import flex_attention, flex_attention_backward
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import arg_tree_leaves, tree_leaves
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from pion.config import ModelConfig
@@ -35,6 +35,7 @@ from pion.model.masks import mean_keys
 from pion.model.rope import rotary_table
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
+from tests.cuda_rehearsal.compiled import refuse
 from tests.cuda_rehearsal.lowering import Graph, Lowered, lowering
 from tests.cuda_rehearsal.our_code import where
 from tests.cuda_rehearsal.pretended_card import insert_card
@@ -58,6 +59,8 @@ NO_KERNEL = {
 LOOKUPS = {"embedding", "gather", "index", "index_select"}
 # These write without reading what was there.
 OVERWRITING = {"copy_", "fill_", "zero_"}
+# Which argument is the first factor. A row of a grouped product meets one matrix of the second.
+PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten._grouped_mm: 0, aten.addmm: 1, aten.baddbmm: 1}
 ATTENTION = {flex_attention, flex_attention_backward}
 # Parts of a step by the file that starts their operations. The backward pass has no file.
 PARTS = {
@@ -101,6 +104,7 @@ def count_step(watch: Watch, step: Step) -> list[Counted]:
     with lowering() as lowered:
         rows: Any = Zeros(step.seq_len)
         trainer = Trainer(Decoder(step.config), rows, settings, plan)
+        trainer.on_step_down = refuse
         with contextlib.closing(trainer):
             watch.values_of = even_ends(step)
             trainer.train_step()
@@ -161,7 +165,7 @@ class Counter:
                 return
             self._elsewhere += moved
         launches = 0 if in_graph and operation.inside is None else 1
-        fp32 = _first_dtype(operation) == torch.float32
+        fp32 = flops > 0 and _in_fp32(operation)
         part = self._part_of(name, flops)
         self.counted.append(Counted(part, name, flops, moved, fp32, launches))
 
@@ -173,8 +177,9 @@ class Counter:
         if not isinstance(func, OpOverload):
             return 0.0
         packet = func.overloadpacket
-        if packet is aten._grouped_mm:  # each row is multiplied by one expert's matrix
-            return 2.0 * args[0].numel() * args[1].shape[-1]
+        if packet in PRODUCTS:
+            a, b = _factors(operation)
+            return 2.0 * a.numel() * b.shape[-1]
         if packet not in flop_registry:
             return 0.0
         flops = float(flop_registry[packet](*args, **operation.kwargs, out_val=result))
@@ -203,9 +208,17 @@ def _part() -> str:
     return PARTS.get(where().partition(":")[0], "blocks, but products")
 
 
-def _first_dtype(operation: Operation) -> torch.dtype | None:
-    leaves = arg_tree_leaves(*operation.args)
-    return next((leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)), None)
+def _factors(operation: Operation) -> tuple[Tensor, Tensor]:
+    """Return the matrices that a product multiplies."""
+    first = PRODUCTS[operation.func.overloadpacket]
+    return operation.args[first], operation.args[first + 1]
+
+
+def _in_fp32(operation: Operation) -> bool:
+    """Return whether an operation multiplies fp32."""
+    if not isinstance(operation.func, OpOverload) or operation.func.overloadpacket not in PRODUCTS:
+        return _tensors(operation)[0].dtype == torch.float32
+    return _factors(operation)[0].dtype == torch.float32
 
 
 def _has_no_kernel(operation: Operation, name: str) -> bool:

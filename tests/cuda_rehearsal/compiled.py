@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pion.config import ModelConfig
-from pion.model.block import Block
-from pion.model.decoder import Decoder
+from pion.model.decoder import Decoder, _run_block
 from pion.model.rope import rotary_table
 from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.step_down import StepDown
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.kernels import Assembler, Kernel
 from tests.cuda_rehearsal.lowering import Graph, lowering
@@ -106,7 +106,7 @@ class Outcome:
 
     def block_compiles(self) -> list[str]:
         """Return the reasons why the blocks' function was compiled again."""
-        code = Block.forward.__code__
+        code = _run_block.__code__
         return self.compiles.get(f"{code.co_filename}:{code.co_name}", [])
 
 
@@ -181,5 +181,11 @@ def _train_step(watch: Watch, case: Case, optimizer: Optimizer) -> None:
     plan = ComputePlan("cuda", case.dtype, ROWS, recompute=recompute, compile=True)
     rows: Any = Zeros(SEQ_LEN, documents=case.kind == "documents")
     with contextlib.closing(Trainer(Decoder(case.config), rows, settings, plan)) as trainer:
+        trainer.on_step_down = refuse
         watch.start()
         trainer.train_step()
+
+
+def refuse(change: StepDown) -> None:
+    """Raise RuntimeError, where a trainer would compute a step in another way than its plan."""
+    raise RuntimeError(change.why)

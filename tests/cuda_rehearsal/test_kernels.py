@@ -46,14 +46,15 @@ from tests.cuda_rehearsal.report import handed_back
 
 Outcomes = dict[str, Outcome]
 
-# By the mistake's name: what the error of the kernel, or of the compiler, contains.
+# By the mistake's name: what the error of its kernel, or of the compiler, contains.
 REFUSED = {
     "attention needs more shared memory than a card has": (
         "bytes of shared memory; the card has 16384 for a block"
     ),
     "ptxas does not know an instruction": "Not a name of any known instruction: 'nonsense'",
     "Triton does not know a function": "lode",
-    "a block multiplies matrices of wrong shapes": "in forward",
+    "a block breaks the graph": "Call to `torch._dynamo.graph_break()`",
+    "a block multiplies matrices of wrong shapes": "size=(2, 2048, 511)",
 }
 # Where sliced products of experts copy to the host where the slices end.
 SLICES = "pion/model/expert_products.py"
@@ -95,22 +96,17 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
 def test_a_block_of_each_family_fits_on_an_a40(in_suite: Outcomes, family: str) -> None:
     outcome = in_suite[family]
     assert faults(suite()[family], outcome) == []
-    assert outcome.graphs == 2 * len(outcome.block_compiles())  # forward and backward
+    # Blocks have a forward and a backward pass, and the loss has one graph for both.
+    assert outcome.graphs == 2 * len(outcome.block_compiles()) + 1
     assert outcome.kernels > 0
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_kernel_that_cannot_run_is_found(in_suite: Outcomes, name: str) -> None:
+def test_a_step_that_cannot_be_compiled_or_run_is_found(in_suite: Outcomes, name: str) -> None:
     outcome = in_suite[name]
     found = [*outcome.unfit.values(), *([] if outcome.error is None else [outcome.error])]
     assert len(found) == 1
     assert REFUSED[name] in found[0]
-
-
-def test_a_block_that_is_not_compiled_as_a_whole_is_found(in_suite: Outcomes) -> None:
-    found = faults(Case(SUITE["dense"]), in_suite["a block breaks the graph"])
-    assert len(found) == 1
-    assert found[0].startswith("graph break: Call to `torch._dynamo.graph_break()`")
 
 
 def test_equal_layers_that_are_compiled_again_are_found(in_suite: Outcomes) -> None:
@@ -120,8 +116,7 @@ def test_equal_layers_that_are_compiled_again_are_found(in_suite: Outcomes) -> N
 
 
 def test_every_mistake_is_checked() -> None:
-    others = {"a block breaks the graph", "each layer is compiled"}
-    assert COMPILED.keys() | ASSEMBLED.keys() == REFUSED.keys() | others
+    assert COMPILED.keys() | ASSEMBLED.keys() == REFUSED.keys() | {"each layer is compiled"}
 
 
 @pytest.mark.soak
