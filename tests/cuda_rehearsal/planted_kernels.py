@@ -89,7 +89,7 @@ ASSEMBLED: dict[str, PlantedKernel] = {
         card=dataclasses.replace(CARDS["A40"], shared_kib=16),
     ),
     "ptxas does not know an instruction": PlantedKernel(
-        "triton_poi_fused",
+        "triton_per_fused",
         "    xmask = ",
         '    tl.inline_asm_elementwise("nonsense.b32 $0, $1;", "=r,r", [xindex],'
         " dtype=tl.int32, is_pure=False, pack=1)\n    xmask = ",
