@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pion.config import ModelConfig
 from pion.model.cache import LayerCache
-from pion.model.forward_pass import ForwardPass
+from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.masks import Mask, flexible
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.rope import Rotation, rotate
@@ -67,7 +67,8 @@ def kept_by_attend(at: ForwardPass, config: ModelConfig) -> int:
     """Return the bytes per token that `attend` keeps for the backward pass.
 
     All kernels keep queries, keys, values and the result. The fused kernels also keep the logsumexp
-    of the scores (fp32). The other two keep numbers for each head and each key:
+    of the scores (fp32), and flex attention their maximum unless it is compiled with its block. The
+    other two keep numbers for each head and each key:
 
       * `attend_softcapped`: the capped scores and the weights in fp32, the weights in bf16 if
         products are in bf16, and the mask. It repeats keys and values for each query head.
@@ -79,8 +80,8 @@ def kept_by_attend(at: ForwardPass, config: ModelConfig) -> int:
     scores = config.n_heads * at.tokens
     fused = 2 * at.width * (query + kv) + 4 * config.n_heads
     masked = config.softcap is not None or at.documents
-    if masked and flexible(config, at.device):
-        return fused
+    if (masked or config.windows is not None) and flexible(config, at.device):
+        return fused + (0 if at.compiled else 4 * config.n_heads)
     if config.softcap is not None:
         weights = 4 if at.width == 4 else 4 + at.width
         mask = at.tokens if at.documents else 0
@@ -89,6 +90,17 @@ def kept_by_attend(at: ForwardPass, config: ModelConfig) -> int:
         return 2 * at.width * (query + kv) + at.width * scores
     # PyTorch turns the mask into numbers to add to the scores, in each layer again.
     return fused + (at.width * at.tokens if at.documents else 0)
+
+
+def inside_kernels(at: ForwardPass, config: ModelConfig) -> int:
+    """Return the bytes per token that a fused kernel on CUDA allocates inside its backward pass.
+
+    Read in the source of flash attention, which allocates the most, and not measured: the gradient
+    of queries and a sum for each head in fp32, and the gradients of keys and values for each query
+    head.
+    """
+    query = config.n_heads * config.head_dim
+    return 4 * (query + config.n_heads) + 2 * at.width * query if at.device == "cuda" else 0
 
 
 def attend_softcapped(
@@ -248,8 +260,18 @@ class Attention(nn.Module):
     def kept_bytes_per_token(self, at: ForwardPass) -> int:
         """Return the bytes kept for the backward pass: by the norms, and by `attend`."""
         config = self.config
-        norms = config.n_heads * self.q_norm.kept_bytes()
-        norms += config.n_kv_heads * self.k_norm.kept_bytes()
+        norms = config.n_heads * self.q_norm.kept_bytes(at, of_product=True)
+        norms += config.n_kv_heads * self.k_norm.kept_bytes(at, of_product=True)
         if self.v_norm is not None:
-            norms += config.n_kv_heads * self.v_norm.kept_bytes()
+            norms += config.n_kv_heads * self.v_norm.kept_bytes(at, of_product=True)
         return norms + kept_by_attend(at, config)
+
+    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+        """Return the most bytes that the backward pass adds to what is kept.
+
+        These are the gradients of queries, keys and values in the dtype of products, and in fp32
+        what the rotation's backward pass has at once of the gradients of queries.
+        """
+        query, kv = self.q_proj.out_features, self.k_proj.out_features
+        gradients = at.width * (query + 2 * kv) + 16 * query
+        return gradients * tokens + gradient_bytes(at, self.q_proj.weight.numel())

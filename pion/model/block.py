@@ -71,15 +71,45 @@ class Block(nn.Module):
         return 0 if self.attention is None else self.attention.macs_per_key()
 
     def kept_bytes_per_token(self, at: ForwardPass) -> int:
-        """Return the bytes kept for the backward pass: by its parts, and the inputs of products."""
+        """Return the bytes kept for the backward pass: by its parts, and the inputs of products.
+
+        Compiled code adds the result of attention to the block's input again, unless the input
+        itself is a sum.
+        """
         given = at.width * self.feedforward_norm.width
-        kept = self.feedforward_norm.kept_bytes() + given
+        again = self.attention_norm is not None
+        kept = self.feedforward_norm.kept_bytes(at, of_product=again) + given
         kept += self.feedforward.kept_bytes_per_token(at)
         if self.attention is not None:
             kept += given + self.attention.kept_bytes_per_token(at)
         if self.attention_norm is not None:
-            kept += self.attention_norm.kept_bytes()
+            kept += self.attention_norm.kept_bytes(at)
         return kept
+
+    def copied_bytes(self, at: ForwardPass) -> int:
+        """Return the bytes of the weights' copies that bf16 products read."""
+        if at.width == 4:
+            return 0
+        products = [part for part in self.modules() if isinstance(part, nn.Linear)]
+        weights = sum(product.weight.numel() for product in products)
+        if isinstance(self.feedforward, Experts) and at.grouped:
+            weights += self.feedforward.stacked_params()
+        return at.width * weights
+
+    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+        """Return the most bytes that the backward pass adds to what is kept.
+
+        The gradient of the result is there all the time. What the feed-forward layer keeps is free
+        before the backward pass of attention begins. Compiled code returns the gradients of all
+        weights at its end.
+        """
+        most = self.feedforward.backward_bytes(at, tokens)
+        if self.attention is not None:
+            freed = tokens * self.feedforward.kept_bytes_per_token(at)
+            most = max(most, self.attention.backward_bytes(at, tokens) - freed)
+        if at.compiled:
+            most += 4 * sum(parameter.numel() for parameter in self.parameters())
+        return most + 4 * self.feedforward_norm.width * tokens
 
 
 def build_feedforward(config: ModelConfig) -> SwiGLU | ReluSquared | Experts:

@@ -33,6 +33,7 @@ class ModelCost:
 
     Attributes:
         params: number of parameters by role.
+        tensors: number of tensors of parameters.
         active_params: number of parameters that one token uses.
         macs_per_token: multiply-accumulates with weights for one token, the head included.
         macs_per_key: by reach of attention, the multiply-accumulates of these layers for one token
@@ -40,6 +41,7 @@ class ModelCost:
     """
 
     params: Mapping[Role, int]
+    tensors: int
     active_params: int
     macs_per_token: int
     macs_per_key: Mapping[Reach, int]
@@ -65,6 +67,7 @@ def cost_of(config: ModelConfig) -> ModelCost:
         macs_per_key[block.reach] = macs_per_key.get(block.reach, 0) + block.macs_per_key()
     return ModelCost(
         params=params,
+        tensors=len(parameters),
         active_params=model.num_params(active=True),
         macs_per_token=head + sum(block.macs_per_token() for block in blocks),
         macs_per_key=macs_per_key,
@@ -77,24 +80,65 @@ def kept_bytes_per_token(config: ModelConfig, at: ForwardPass) -> tuple[int, ...
     model = _without_weights(config)
     kept = []
     for layer, block in enumerate(_blocks(model)):
-        wiring = 0 if model.wiring is None else model.wiring.kept_bytes_per_token(layer)
-        values = 0 if model.values is None else model.values.kept_bytes_per_token(layer)
+        wiring = 0 if model.wiring is None else model.wiring.kept_bytes_per_token(layer, at)
+        values = 0
+        if model.values is not None and block.attention is not None:
+            values = model.values.kept_bytes_per_token(layer, at)
         kept.append(block.kept_bytes_per_token(at) + wiring + values)
     return tuple(kept)
 
 
-@lru_cache(maxsize=16)
-def kept_if_recomputed(config: ModelConfig) -> int:
-    """Return the bytes of a token that are kept before the blocks if all blocks are recomputed.
+@lru_cache(maxsize=64)
+def kept_if_recomputed(config: ModelConfig, at: ForwardPass) -> tuple[int, ...]:
+    """Return the bytes of a token that each block keeps if all blocks are recomputed.
 
     A block then keeps only what it reads: the result of the block before, which later blocks read
     too, and the vectors of its value table.
     """
     model = _without_weights(config)
-    states = 4 * config.d_model * config.n_layers
-    if model.values is None:
-        return states
-    return states + sum(model.values.kept_if_recomputed(n) for n in range(config.n_layers))
+    tables = [0] * config.n_layers
+    if model.values is not None:
+        tables = [model.values.kept_if_recomputed(n, at) for n in range(config.n_layers)]
+    return tuple(4 * config.d_model + table for table in tables)
+
+
+@lru_cache(maxsize=64)
+def kept_around_blocks(config: ModelConfig, at: ForwardPass) -> int:
+    """Return the bytes of a token that are kept outside the blocks: its ids and the norms."""
+    model, at = _without_weights(config), at.outside_blocks
+    norms = model.norm.kept_bytes(at)
+    if model.embed_norm is not None:
+        norms += model.embed_norm.kept_bytes(at)
+    ids = 8 * (4 if at.documents else 2)  # with documents, also their numbers and positions
+    return norms + ids
+
+
+@lru_cache(maxsize=64)
+def copied_bytes(config: ModelConfig, at: ForwardPass) -> tuple[int, ...]:
+    """Return the bytes of the copies of each block's weights that bf16 products read."""
+    return tuple(block.copied_bytes(at) for block in _blocks(_without_weights(config)))
+
+
+@lru_cache(maxsize=64)
+def backward_bytes(config: ModelConfig, at: ForwardPass, tokens: int) -> tuple[int, ...]:
+    """Return the most bytes that each block's backward pass adds to what is kept."""
+    model = _without_weights(config)
+    return tuple(block.backward_bytes(at, tokens) for block in _blocks(model))
+
+
+@lru_cache(maxsize=16)
+def shared_table_bytes(config: ModelConfig) -> int:
+    """Return the bytes of gradients of value tables that wait for other layers."""
+    values = _without_weights(config).values
+    return 0 if values is None else values.backward_bytes()
+
+
+@lru_cache(maxsize=16)
+def matrix_shapes(config: ModelConfig) -> tuple[torch.Size, ...]:
+    """Return the shapes of the matrices in the blocks, in the order of the model's parameters."""
+    model = _without_weights(config)
+    roles = parameter_roles(model)
+    return tuple(p.shape for name, p in model.named_parameters() if roles[name] == "matrix")
 
 
 @lru_cache(maxsize=16)

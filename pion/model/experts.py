@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from pion.config import ModelConfig
 from pion.model.expert_products import mix_experts
 from pion.model.feedforward import SwiGLU
-from pion.model.forward_pass import ForwardPass
+from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import compute_dtype
 from pion.model.roles import Role
 
@@ -113,34 +113,56 @@ class Experts(nn.Module):
 
     def idle_params(self) -> int:
         """Return the number of parameters that a token does not use."""
-        routed = sum(weight.numel() for weight in (self.gate_proj, self.up_proj, self.down_proj))
-        return routed // self.settings.n * (self.settings.n - self.settings.top_k)
+        return self.stacked_params() // self.settings.n * (self.settings.n - self.settings.top_k)
+
+    def stacked_params(self) -> int:
+        """Return the number of parameters of the routed experts."""
+        return sum(weight.numel() for weight in (self.gate_proj, self.up_proj, self.down_proj))
 
     def kept_bytes_per_token(self, at: ForwardPass) -> int:
         """Return the bytes kept for the backward pass.
 
         For each chosen expert: the products with gate and up, and its weight. Grouped products also
-        keep its input, silu(gate), the product with up, and its result in the tokens' order. See
-        `_router_bytes_per_token` for the router.
+        keep its input, silu(gate), the product with up, and its result in the tokens' order.
+        Compiled code computes silu(gate) again. See `_router_bytes_per_token` for the router.
         """
         _, d_ff, d_model = self.gate_proj.shape
-        # Not every GPU has grouped products, but they keep more.
-        grouped = at.device == "cuda" and at.width == 2
-        chosen = 2 * d_model + 4 * d_ff + 1 if grouped else 2 * d_ff + 1
+        chosen = 2 * d_ff + 1
+        if at.grouped:
+            chosen += 2 * d_model + (1 if at.compiled else 2) * d_ff
         shared = sum(p.kept_bytes_per_token(at) for p in self.shared if isinstance(p, SwiGLU))
         routed = self.settings.top_k * at.width * chosen
         return routed + shared + self._router_bytes_per_token(at)
+
+    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+        """Return the most bytes that the backward pass adds to what is kept.
+
+        Grouped products: for each chosen expert, the gradients of its result (in both orders), of
+        silu(gate) and of the product with up; then the gradient of one of the three stacks.
+
+        Sliced products, if all tokens choose the same experts: the gradient of each choice's input,
+        for the tokens of one expert the input, the gradient of the result and six tensors of the
+        width d_ff; then one expert's matrices and their gradients, and the stacks' gradients.
+        """
+        n, d_ff, d_model = self.gate_proj.shape
+        top_k, expert = self.settings.top_k, d_ff * d_model
+        if at.grouped:
+            own = top_k * (2 * d_model + 2 * d_ff) * tokens
+            return at.width * own + gradient_bytes(at, n * expert)
+        own = (top_k + 2) * d_model + 6 * d_ff
+        return at.width * (own * tokens + 5 * expert) + 3 * 4 * n * expert
 
     def _router_bytes_per_token(self, at: ForwardPass) -> int:
         """Return the bytes kept for the backward pass of routing and of the auxiliary losses.
 
         In fp32: the input, if the block keeps it only in bf16; logits and probabilities; the top-k
         probabilities and their sum; the logsumexp of the logits, and whether the token counts. In
-        int64: the chosen experts, and the order of the rows in both directions. For each row of
-        tokens: its mean probabilities and its number of tokens.
+        int64: the chosen experts, and the order of the rows, in both directions if products are
+        grouped. For each row of tokens: its mean probabilities and its number of tokens.
         """
         n, d_model = self.router.shape
         top_k = self.settings.top_k
         given = 4 * d_model if at.width == 2 else 0
         per_row = 4 * (n + 1)
-        return given + 4 * (2 * n + top_k + 3) + 3 * 8 * top_k + -(-per_row // at.tokens)
+        numbers = 8 * top_k * (4 if at.grouped else 2)
+        return given + 4 * (2 * n + top_k + 3) + numbers + -(-per_row // at.tokens)

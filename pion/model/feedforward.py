@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu, silu
 
-from pion.model.forward_pass import ForwardPass
+from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import compute_dtype
 
 
@@ -29,8 +29,21 @@ class SwiGLU(nn.Module):
         return sum(projection.weight.numel() for projection in projections)
 
     def kept_bytes_per_token(self, at: ForwardPass) -> int:
-        """Return the bytes kept for the backward pass: gate, up, silu(gate) and their product."""
-        return 4 * at.width * self.down_proj.in_features
+        """Return the bytes kept for the backward pass: gate, up, silu(gate) and their product.
+
+        Compiled code computes silu(gate) again.
+        """
+        return (3 if at.compiled else 4) * at.width * self.down_proj.in_features
+
+    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+        """Return the most bytes that the backward pass adds to what is kept.
+
+        These are the gradient of the product, which takes the place of the product, and the
+        gradients of up and silu(gate). A weight's gradient is made in the dtype of the product.
+        """
+        return 2 * at.width * self.down_proj.in_features * tokens + gradient_bytes(
+            at, self.down_proj.weight.numel()
+        )
 
 
 class ReluSquared(nn.Module):
@@ -51,5 +64,23 @@ class ReluSquared(nn.Module):
         return self.up_proj.weight.numel() + self.down_proj.weight.numel()
 
     def kept_bytes_per_token(self, at: ForwardPass) -> int:
-        """Return the bytes kept for the backward pass: relu(up) and its square."""
-        return 2 * at.width * self.down_proj.in_features
+        """Return the bytes kept for the backward pass: relu(up) and its square.
+
+        Where the square is in fp32, so is its input.
+        """
+        return (2 * at.width + 4 * _squares_in_fp32(at)) * self.down_proj.in_features
+
+    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+        """Return the most bytes that the backward pass adds to what is kept.
+
+        The gradient of the square takes the place of the square. Then come relu(up), twice relu(up)
+        and the gradient of relu(up). All four are in fp32 where the square is.
+        """
+        new = 4 * 4 - at.width if _squares_in_fp32(at) else 3 * at.width
+        weight = gradient_bytes(at, self.down_proj.weight.numel())
+        return new * self.down_proj.in_features * tokens + weight
+
+
+def _squares_in_fp32(at: ForwardPass) -> bool:
+    """Return whether autocast squares bf16 in fp32, as on CUDA, and the result is kept."""
+    return at.device == "cuda" and at.width == 2 and not at.compiled

@@ -1,8 +1,8 @@
-"""How a forward pass is computed, as far as this decides what it keeps for the backward pass."""
+"""How a forward pass is computed, as far as this decides what memory a training step needs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,27 @@ class ForwardPass:
         tokens: the tokens in a row.
         device: "cpu" or "cuda"; each has its own kernels.
         documents: whether the rows hold several documents, so that each row has its own mask.
+        grouped: whether experts compute grouped products (expert_products.py).
+        compiled: whether blocks are compiled by torch.compile. Its partitioner then decides what a
+            block keeps.
     """
 
     width: int
     tokens: int
     device: str = "cpu"
     documents: bool = False
+    grouped: bool = False
+    compiled: bool = False
+
+    @property
+    def outside_blocks(self) -> ForwardPass:
+        """The same pass for what is not in a block, and so never compiled."""
+        return replace(self, compiled=False)
+
+
+def gradient_bytes(at: ForwardPass, weights: int) -> int:
+    """Return the bytes of a new gradient of that many weights, before it is added to the sum.
+
+    It has the dtype of the product, and is then cast to fp32.
+    """
+    return (4 if at.width == 4 else 4 + at.width) * weights

@@ -257,15 +257,21 @@ def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
     return seq_len / 2 - hidden * block / seq_len
 
 
-def dense_mask_bytes(config: ModelConfig, at: ForwardPass, rows: int) -> int:
-    """Return the bytes of the boolean masks of a pass over `rows` rows.
+def mask_bytes(config: ModelConfig, at: ForwardPass, rows: int) -> int:
+    """Return the bytes of the masks of a pass over `rows` rows.
 
     Without documents, all rows share the masks, and so they share the numbers that PyTorch makes of
-    a window's mask in each layer.
+    a window's mask in each layer. A mask of flex attention lists blocks as int32, full and partial
+    ones, by queries and by keys.
     """
     masked = at.documents or config.windows is not None or config.softcap is not None
-    if not masked or flexible(config, at.device):
+    if not masked:
         return 0
+    if flexible(config, at.device):
+        size = FLEX_BLOCK if config.windows is None else config.windows.block
+        blocks = -(-at.tokens // size)
+        tables = 4 * 4 * blocks * (blocks + 1) * len(_reaches(config))
+        return tables * (rows if at.documents else 1)
     booleans = at.tokens * at.tokens * len(_reaches(config))
     if at.documents:
         return rows * booleans

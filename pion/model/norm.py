@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pion.model.forward_pass import ForwardPass
+
 
 class RMSNorm(nn.Module):
     """Computes x / sqrt(mean(x²) + eps) · weight over the last dimension, in fp32.
@@ -22,13 +24,16 @@ class RMSNorm(nn.Module):
         weight = None if self.weight is None else self.weight.float()
         return nn.functional.rms_norm(x.float(), (self.width,), weight, self.eps)
 
-    def kept_bytes(self) -> int:
+    def kept_bytes(self, at: ForwardPass, *, of_product: bool = False) -> int:
         """Return the bytes kept for the backward pass of one vector.
 
-        In fp32, these are the input, 1 / sqrt(…) and, if there is a gain, the normalized input.
+        In fp32, these are the input and 1 / sqrt(…). A CPU, which has no fused kernel, also keeps
+        the normalized input if there is a gain. Where a matrix product made the input
+        (`of_product`), compiled code keeps this product, in its dtype.
         """
-        vectors = 1 if self.weight is None else 2
-        return 4 * (vectors * self.width + 1)
+        vectors = 2 if at.device == "cpu" and self.weight is not None else 1
+        each = at.width if at.compiled and of_product else 4 * vectors
+        return each * self.width + 4
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

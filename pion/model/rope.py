@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pion.config import ModelConfig
+from pion.model.forward_pass import ForwardPass
+
 # Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
 Rotation = tuple[Tensor, Tensor]
 
@@ -55,6 +58,17 @@ def rotation_at(positions: Tensor, frequencies: Frequencies) -> Rotation:
     """Return the rotations of tokens at these positions (B or 1, T), without a table."""
     angles = positions[:, :, None, None].float() * frequencies.on(positions.device)
     return angles.cos(), angles.sin()
+
+
+def rotation_bytes(config: ModelConfig, at: ForwardPass, rows: int) -> int:
+    """Return the bytes of the rotations of a pass over `rows` rows, with the table if there is one.
+
+    Rows of documents have their own positions.
+    """
+    each = 4 * config.head_dim * at.tokens
+    if config.seq_len * config.head_dim > LARGEST_TABLE:
+        return each * (rows if at.documents else 1)
+    return 4 * config.head_dim * config.seq_len + (each * rows if at.documents else 0)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

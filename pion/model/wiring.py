@@ -13,6 +13,7 @@ from torch.nn.functional import embedding
 
 from pion.config import ModelConfig
 from pion.model.attention import ValueMix
+from pion.model.forward_pass import ForwardPass
 from pion.model.norm import RMSNorm
 from pion.model.roles import Role
 
@@ -53,17 +54,23 @@ class Wiring(nn.Module):
         assert config.wiring is not None
         self.d_model = config.d_model
         self.source = dict(config.wiring.skips)
+        attention = config.wiring.attention_layers
+        self.attention_layers = range(config.n_layers) if attention is None else attention
         self.gates = nn.Parameter(torch.ones(config.n_layers)) if self.source else None
         self.mix: nn.Parameter | None = None
         if config.wiring.input_mix:
             self.mix = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1))
 
-    def kept_bytes_per_token(self, layer: int) -> int:
+    def kept_bytes_per_token(self, layer: int, at: ForwardPass) -> int:
         """Return the bytes of a token that the sums of a layer's input keep, in fp32.
 
         The mix keeps the layer's input. A skip keeps what it reads, unless the mix of the next
-        layer keeps the same states.
+        layer keeps the same states. Compiled code computes the sums again: it keeps the result of
+        the layer before, which is also what a skip reads. In a layer without attention it has this
+        result in place of the input of the norm.
         """
+        if at.compiled and self.mix is not None:
+            return 4 * self.d_model if layer in self.attention_layers else 0
         states = 0 if self.mix is None else 1
         if layer in self.source:
             after = self.source[layer] + 1
@@ -101,20 +108,30 @@ class ValueTables(nn.Module):
         if config.values.normed:
             self.norm = RMSNorm(width, config.norm_eps, config.norm_gain)
 
-    def kept_bytes_per_token(self, layer: int) -> int:
+    def kept_bytes_per_token(self, layer: int, at: ForwardPass) -> int:
         """Return the bytes of a token that a layer's sum of values keeps, in fp32.
 
         These are the values of attention, and the vectors of the table, with what their norm keeps.
+        Compiled code keeps the values in the dtype of the product that made them.
         """
-        if layer not in self.table_of:
-            return 4 * self.width
-        return 4 * self.width + self.kept_if_recomputed(layer)
+        own = at.width if at.compiled else 4
+        return own * self.width + self.kept_if_recomputed(layer, at)
 
-    def kept_if_recomputed(self, layer: int) -> int:
+    def kept_if_recomputed(self, layer: int, at: ForwardPass) -> int:
         """Return the bytes of a token that are kept even if the layer is recomputed, in fp32."""
         if layer not in self.table_of:
             return 0
-        return 4 * self.width + (0 if self.norm is None else self.norm.kept_bytes())
+        return 4 * self.width + (
+            0 if self.norm is None else self.norm.kept_bytes(at.outside_blocks)
+        )
+
+    def backward_bytes(self) -> int:
+        """Return the most bytes of the tables' gradients, before they are added to the sums.
+
+        The gradient of a table that several layers share waits for the last of these layers.
+        """
+        shared = len(self.table_of) - len(self.tables)
+        return 4 * sum(weight.numel() for weight in self.tables.parameters()) if shared else 0
 
     def of(self, layer: int, tokens: Tensor) -> ValueMix:
         """Return what joins the values of a layer, for tokens (B, T)."""

@@ -146,6 +146,11 @@ def pick_compile(
     return wanted and (not deterministic or compiles_deterministically())
 
 
+def cuda_capability(device: torch.device) -> tuple[int, int] | None:
+    """Return the compute capability of a GPU, which decides what kernels it has."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def total_memory(device: torch.device) -> int:
     """Return the bytes that training may use: the GPU's, or the limit of machine and container."""
     if device.type == "cuda":

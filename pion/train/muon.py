@@ -9,7 +9,8 @@ hidden layers in neural networks").
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,44 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, gram, x, beta=a)
     return x.mT if tall else x
+
+
+def step_bytes(shapes: Iterable[torch.Size], width: int) -> int:
+    """Return the most bytes at once of a step over parameters of these shapes, besides its state.
+
+    `width` is the bytes of an element in the iterations. There are the gradients of a batch in
+    fp32, what orthogonalizing them needs (see `_orthogonalize_bytes`), and the last batch's update.
+    """
+    most = before = 0
+    for shape, count in Counter(shapes).items():
+        while count:
+            size = min(count, _batch_size(shape))
+            elements = size * shape.numel()
+            most = max(most, before + 4 * elements + _orthogonalize_bytes(shape, elements, width))
+            before = 4 * elements
+            count -= size
+    return most
+
+
+def _orthogonalize_bytes(shape: torch.Size, elements: int, width: int) -> int:
+    """Return the most bytes at once in `orthogonalize`, and in the cast of its result to fp32.
+
+    First the quotient in fp32 and its cast. Then the matrices before and after a product, and one
+    Gram matrix; or the matrices and two Gram matrices. At last the result and its cast to fp32.
+    """
+    rows, cols = shape[-2:]
+    gram = width * (elements // (rows * cols)) * min(rows, cols) ** 2
+    cast = 0 if width == 4 else width * elements
+    return max(
+        4 * elements + cast,  # the quotient, or the result in fp32
+        2 * width * elements + gram,
+        width * elements + 2 * gram,
+    )
+
+
+def _batch_size(shape: torch.Size) -> int:
+    """Return how many parameters of this shape are in a batch."""
+    return max(1, BATCH_ELEMENTS // shape.numel())
 
 
 @dataclass(frozen=True)
@@ -81,7 +120,7 @@ class Muon:
         for name, param in params.items():
             by_shape[param.shape].append(name)
         for shape, names in by_shape.items():
-            size = max(1, BATCH_ELEMENTS // shape.numel())
+            size = _batch_size(shape)
             for start in range(0, len(names), size):
                 self._add_batch({name: params[name] for name in names[start : start + size]})
 

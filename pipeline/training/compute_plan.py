@@ -101,8 +101,9 @@ def _fitting_micro_batch(
     job: Job, stage: str, plan: ComputePlan, device: torch.device
 ) -> tuple[int, bool]:
     """Return the micro-batch that fits into memory, and whether activations are recomputed."""
-    from pion.train.hardware import total_memory
-    from pion.train.micro_batch import Workload, choose_micro_batch
+    from pion.train.hardware import cuda_capability, total_memory
+    from pion.train.memory import Workload
+    from pion.train.micro_batch import choose_micro_batch
 
     work = Workload(
         job.model_config_resolved(),
@@ -111,6 +112,8 @@ def _fitting_micro_batch(
         optimizer=job.section(stage).optimizer,
         device=device.type,
         documents=stage == "sft" or job.within_documents,
+        compile=plan.compile,
+        capability=cuda_capability(device),
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory
     return choose_micro_batch(

@@ -218,7 +218,7 @@ def rehearse(watch: Watch, config: ModelConfig, scenario: Scenario) -> Report:
     watch.start()
     report = Report()
     try:
-        with _flex_attention_without_compiler():
+        with flex_attention_without_compiler():
             report.units, kept = scenario(watch, config)
     except Exception:
         report.error = traceback.format_exc()
@@ -232,7 +232,7 @@ def rehearse(watch: Watch, config: ModelConfig, scenario: Scenario) -> Report:
 
 
 @contextlib.contextmanager
-def _flex_attention_without_compiler() -> Iterator[None]:
+def flex_attention_without_compiler() -> Iterator[None]:
     """Call flex attention directly: fake tensors know its shapes, and compiling takes seconds."""
     flag, direct = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", flex_attention.flex_attention
     with (

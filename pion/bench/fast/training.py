@@ -16,14 +16,9 @@ from pion.bench.results import Measures, Outcome
 from pion.config import ModelConfig
 from pion.model.cost import cost_of, flops_per_token
 from pion.model.decoder import Decoder
-from pion.train.hardware import memory_in_use, pick_dtype, total_memory
-from pion.train.micro_batch import (
-    RUNTIME_BYTES,
-    DoesNotFit,
-    Workload,
-    choose_micro_batch,
-    predict_memory,
-)
+from pion.train.hardware import cuda_capability, memory_in_use, pick_dtype, total_memory
+from pion.train.memory import RUNTIME_BYTES, Workload, predict_memory
+from pion.train.micro_batch import DoesNotFit, choose_micro_batch
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 
@@ -39,7 +34,16 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
         return Outcome("left out", "--tiny compiles nothing, because compiling takes a minute")
     seq_len = row_tokens(config)
     dtype = pick_dtype("auto", bench.device)
-    work = Workload(config, seq_len, dtype, "muon", bench.device.type, documents=False)
+    work = Workload(
+        config,
+        seq_len,
+        dtype,
+        "muon",
+        bench.device.type,
+        documents=False,
+        compile=compiled,
+        capability=cuda_capability(bench.device),
+    )
     rows = 4 if bench.tiny else max(1, STEP_TOKENS // seq_len)
     memory = total_memory(bench.device)
     try:

@@ -15,7 +15,7 @@ from pion.config import ModelConfig
 from pion.model.cost import flops_per_token
 from pion.presets import PRESETS
 from pion.train.hardware import gpu_flops
-from pion.train.micro_batch import Workload
+from pion.train.memory import Workload
 from pipeline.machine.bench_folder import own_bench_files
 from pipeline.machine.gpu_names import sky_names
 from pipeline.rent.plan.past_speeds import NOT_ABOUT_SPEED

@@ -18,13 +18,8 @@ from pion.bench.results import Results
 from pion.errors import BadInput
 from pion.model.cost import flops_per_token
 from pion.train.hardware import gpu_flops
-from pion.train.micro_batch import (
-    HEADROOM,
-    DoesNotFit,
-    Workload,
-    choose_micro_batch,
-    predict_memory,
-)
+from pion.train.memory import Workload, predict_memory
+from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
 from pipeline.job import Job
 from pipeline.rent.plan.bench_speeds import Training, bench_speed
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
@@ -196,7 +191,16 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
     dtype = kind.dtype(hardware.dtype) if kind else "bfloat16"
     rows = -(-section.global_batch // workers)
     documents = stage == "sft" or job.within_documents
-    work = Workload(config, seq_len, dtype, section.optimizer, "cuda", documents)
+    work = Workload(
+        config,
+        seq_len,
+        dtype,
+        section.optimizer,
+        "cuda",
+        documents,
+        compile=hardware.compile is not False,
+        capability=kind.capability if kind else None,
+    )
     derived, recompute = choose_micro_batch(
         work, rows_per_rank=rows, memory_bytes=offer.gpu_memory, recompute=hardware.recompute
     )
@@ -208,7 +212,7 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
             f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
             f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
         )
-    training = Training(work, hardware.compile is not False, recompute)
+    training = Training(work, work.compile, recompute)
     speed, where = _speed(offer.gpu, training, known)
     return StageEstimate(
         stage=stage,

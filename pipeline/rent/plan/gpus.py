@@ -1,4 +1,4 @@
-"""GPU types: SkyPilot's name, CUDA's name, and the memory that CUDA reports."""
+"""GPU types: SkyPilot's name, CUDA's name, and the memory and capability that CUDA reports."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ CATALOG_SHARE = 0.92
 
 @dataclass(frozen=True)
 class GpuType:
-    """A GPU that can be rented: `cuda` is what its device name contains, `gib` its usable GiB."""
+    """A GPU that can be rented: `cuda` is what its device name contains, `gib` its usable GiB.
+
+    `capability` is CUDA's, from NVIDIA's table of GPUs.
+    """
 
     cuda: str
     gib: float
+    capability: tuple[int, int]
 
     @property
     def memory(self) -> int:
@@ -33,31 +37,31 @@ class GpuType:
 
 # SkyPilot's name → the GPU. The FLOP/s are in pion.train.hardware, under CUDA's name.
 GPU_TYPES: dict[str, GpuType] = {
-    "T4": GpuType("T4", 14.6),
-    "RTXA4000": GpuType("RTX A4000", 15.7),
-    "RTXA4500": GpuType("RTX A4500", 19.6),
-    "A10": GpuType("A10", 22.0),
-    "A10G": GpuType("A10G", 22.0),
-    "L4": GpuType("L4", 22.0),
-    "A30": GpuType("A30", 23.5),
-    "RTX3090": GpuType("RTX 3090", 23.5),
-    "RTX4090": GpuType("RTX 4090", 23.5),
-    "RTXA5000": GpuType("RTX A5000", 23.5),
-    "RTX5090": GpuType("RTX 5090", 31.3),
-    "A100": GpuType("A100", 39.4),
-    "A40": GpuType("A40", 44.3),
-    "L40": GpuType("L40", 44.4),
-    "L40S": GpuType("L40S", 44.4),
-    "RTX6000-Ada": GpuType("RTX 6000 Ada", 47.4),
-    "RTXA6000": GpuType("RTX A6000", 47.4),
-    "A100-80GB": GpuType("A100", 79.1),
-    "A100-80GB-SXM": GpuType("A100", 79.1),
-    "H100": GpuType("H100", 79.1),
-    "H100-SXM": GpuType("H100", 79.1),
-    "H100-NVL": GpuType("H100 NVL", 93.1),
-    "H200": GpuType("H200", 139.8),
-    "H200-SXM": GpuType("H200", 139.8),
-    "B200": GpuType("B200", 178.3),
+    "T4": GpuType("T4", 14.6, (7, 5)),
+    "RTXA4000": GpuType("RTX A4000", 15.7, (8, 6)),
+    "RTXA4500": GpuType("RTX A4500", 19.6, (8, 6)),
+    "A10": GpuType("A10", 22.0, (8, 6)),
+    "A10G": GpuType("A10G", 22.0, (8, 6)),
+    "L4": GpuType("L4", 22.0, (8, 9)),
+    "A30": GpuType("A30", 23.5, (8, 0)),
+    "RTX3090": GpuType("RTX 3090", 23.5, (8, 6)),
+    "RTX4090": GpuType("RTX 4090", 23.5, (8, 9)),
+    "RTXA5000": GpuType("RTX A5000", 23.5, (8, 6)),
+    "RTX5090": GpuType("RTX 5090", 31.3, (12, 0)),
+    "A100": GpuType("A100", 39.4, (8, 0)),
+    "A40": GpuType("A40", 44.3, (8, 6)),
+    "L40": GpuType("L40", 44.4, (8, 9)),
+    "L40S": GpuType("L40S", 44.4, (8, 9)),
+    "RTX6000-Ada": GpuType("RTX 6000 Ada", 47.4, (8, 9)),
+    "RTXA6000": GpuType("RTX A6000", 47.4, (8, 6)),
+    "A100-80GB": GpuType("A100", 79.1, (8, 0)),
+    "A100-80GB-SXM": GpuType("A100", 79.1, (8, 0)),
+    "H100": GpuType("H100", 79.1, (9, 0)),
+    "H100-SXM": GpuType("H100", 79.1, (9, 0)),
+    "H100-NVL": GpuType("H100 NVL", 93.1, (9, 0)),
+    "H200": GpuType("H200", 139.8, (9, 0)),
+    "H200-SXM": GpuType("H200", 139.8, (9, 0)),
+    "B200": GpuType("B200", 178.3, (10, 0)),
 }
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.train.micro_batch import Memory, Workload, choose_micro_batch, predict_memory
+from pion.train.memory import Memory, Workload, predict_memory
+from pion.train.micro_batch import choose_micro_batch
 
 GIB = 2**30
 DEMO = ModelConfig(
@@ -130,7 +131,7 @@ def test_more_memory_means_a_larger_micro_batch_up_to_what_is_useful() -> None:
 def test_activations_are_recomputed_only_where_one_row_would_not_fit_otherwise() -> None:
     xl = ModelConfig.preset("pion-xl")
     assert chosen(xl, 80)[1] is False
-    assert chosen(xl, 20) == (pytest.approx(2, abs=2), True)
+    assert chosen(xl, 20) == (pytest.approx(6, abs=2), True)
     assert chosen(xl, 80, recompute=True)[1] is True
 
 
@@ -155,4 +156,5 @@ def test_a_cpu_needs_memory_for_the_boolean_masks_of_windows() -> None:
         ).activations
         for device in ("cpu", "cuda")
     ]
-    assert sizes[0] - sizes[1] >= 2 * 2 * 4096**2  # rows, and reaches
+    # Two rows and two reaches. The tables of flex attention are small beside these masks.
+    assert sizes[0] - sizes[1] >= 0.99 * 2 * 2 * 4096**2

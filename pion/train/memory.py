@@ -1,0 +1,205 @@
+"""Predict the memory of a training step: its parts, and the phase that needs the most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from pion.config import ModelConfig
+from pion.model.attention import inside_kernels
+from pion.model.cost import (
+    backward_bytes,
+    copied_bytes,
+    cost_of,
+    kept_around_blocks,
+    kept_bytes_per_token,
+    kept_if_recomputed,
+    matrix_shapes,
+    shared_table_bytes,
+)
+from pion.model.expert_products import product_path
+from pion.model.forward_pass import ForwardPass
+from pion.model.loss import LossShape, loss_bytes
+from pion.model.masks import mask_bytes
+from pion.model.rope import rotation_bytes
+from pion.train.muon import step_bytes
+
+# The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
+# buffers. On a CPU: the libraries.
+RUNTIME_BYTES = 600 * 2**20
+
+# CUDA's allocator rounds up to a multiple of this. It matters for gains and scalars.
+ROUNDED_TO = 512
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a rank trains and how it computes, apart from the micro-batch."""
+
+    config: ModelConfig
+    seq_len: int  # tokens in a row
+    dtype: Literal["float32", "bfloat16"]
+    optimizer: Literal["adamw", "muon"]
+    device: str  # "cpu" or "cuda"; they differ in their kernels and in the chunks of the loss
+    documents: bool  # whether rows hold several documents, as those of conversations do
+    compile: bool = False  # whether the blocks are compiled
+    # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
+    capability: tuple[int, int] | None = None
+
+    @property
+    def width(self) -> int:
+        """The bytes of an element in matrix products."""
+        return 2 if self.dtype == "bfloat16" else 4
+
+    def forward_pass(self) -> ForwardPass:
+        """Return how the workload passes forward through the model."""
+        capability = (9, 0) if self.capability is None else self.capability
+        path = product_path(self.device, capability, getattr(torch, self.dtype))
+        return ForwardPass(
+            self.width,
+            self.seq_len,
+            self.device,
+            self.documents,
+            grouped=self.config.experts is not None and path == "grouped",
+            compiled=self.compile and self.device == "cuda",
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The predicted peak of a training step, in bytes.
+
+    The first fields last for the whole step. Each of the others is the most that one phase of the
+    step needs in addition. Phases follow each other, so the largest one counts.
+    """
+
+    weights: int  # in float32, and their gradients
+    optimizer: int  # the moments, and AdamW's counts of steps
+    activations: int  # what the forward pass keeps for the backward pass
+    loss: int  # the end of the forward pass: activations, copies of weights, and the loss
+    backward: int
+    update: int  # the optimizer's step
+    reserve: int  # what is no tensor, see `_reserve`
+
+    @property
+    def counted(self) -> int:
+        """The bytes of the tensors at the peak."""
+        return self.weights + self.optimizer + max(self.loss, self.backward, self.update)
+
+    @property
+    def total(self) -> int:
+        """The bytes of a training step, including the reserve."""
+        return self.reserve + self.counted
+
+
+def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memory:
+    """Return the peak bytes of a training step over micro-batches of `micro_batch` rows.
+
+    `recompute` keeps only what each block reads for the backward pass.
+    """
+    cost = cost_of(work.config)
+    parameters, matrices = cost.all_params, cost.params["matrix"]
+    rounding = ROUNDED_TO * cost.tensors
+    moments, update = 8 * parameters + 3 * rounding, 0
+    if work.optimizer == "muon":
+        moments -= 4 * matrices
+        update = step_bytes(matrix_shapes(work.config), work.width)
+    step = _MicroBatch(work, micro_batch, recompute)
+    # On a CPU, what one phase frees is not all used again by the next.
+    left = update if work.device == "cpu" else 0
+    return Memory(
+        weights=8 * parameters + 2 * rounding,
+        optimizer=moments,
+        activations=step.activations(),
+        loss=step.end_of_forward() + left,
+        backward=step.backward() + left,
+        update=update,
+        reserve=_reserve(work, micro_batch),
+    )
+
+
+def _reserve(work: Workload, micro_batch: int) -> int:
+    """Return the bytes for what is no tensor: the runtime, and what kernels allocate inside.
+
+    Attention's backward pass in one layer allocates the most. Fragmentation is not in the reserve:
+    HEADROOM (micro_batch.py) is left for it.
+    """
+    inside = inside_kernels(work.forward_pass(), work.config)
+    return RUNTIME_BYTES + micro_batch * work.seq_len * inside
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """One micro-batch of `rows` rows, forward and backward, after others in the same step."""
+
+    work: Workload
+    rows: int
+    recompute: bool
+
+    @property
+    def _at(self) -> ForwardPass:
+        return self.work.forward_pass()
+
+    @property
+    def _tokens(self) -> int:
+        return self.rows * self.work.seq_len
+
+    @property
+    def _states(self) -> int:
+        """The bytes of hidden states in fp32."""
+        return 4 * self.work.config.d_model * self._tokens
+
+    @property
+    def _copies(self) -> tuple[int, ...]:
+        """The bytes of the copies of each block's weights in bf16."""
+        return copied_bytes(self.work.config, self._at)
+
+    def activations(self) -> int:
+        """Return the bytes that the forward pass keeps for the backward pass."""
+        return self._around_blocks() + self._kept_until(self.work.config.n_layers)
+
+    def end_of_forward(self) -> int:
+        """Return the bytes while the loss is computed, in which its input is still there.
+
+        Autocast keeps the copies of weights until the end of the forward pass.
+        """
+        config = self.work.config
+        capped = config.logit_cap is not None
+        shape = LossShape(self._tokens, config.d_model, config.head_rows, capped)
+        copies = 0 if self.recompute and self._at.compiled else sum(self._copies)
+        return self.activations() + copies + self._states + loss_bytes(shape, self._at)
+
+    def backward(self) -> int:
+        """Return the most bytes at once in the backward pass."""
+        config = self.work.config
+        waiting = shared_table_bytes(config)
+        if config.tie_embeddings:  # the head's gradient waits for that of the embedding
+            waiting += 4 * config.head_rows * config.d_model
+        copies = 0 if self.recompute else sum(self._copies)
+        around = self._around_blocks() + copies + waiting
+        kept = kept_bytes_per_token(config, self._at)
+        # The last norm has the gradients of its result and of its input.
+        phases = [around + self._kept_until(config.n_layers) + 2 * self._states]
+        for layer, most in enumerate(backward_bytes(config, self._at, self._tokens)):
+            own = 0
+            if self.recompute:
+                # The block's input is counted twice, and is there once.
+                own = kept[layer] * self._tokens + self._copies[layer] - self._states
+            phases.append(around + self._kept_until(layer + 1) + own + most)
+        # The embedding's gradient, and the sum of both where it is tied.
+        table = 4 * config.vocab_size * config.d_model
+        phases.append(around - copies + table * (2 if config.tie_embeddings else 1))
+        return max(phases)
+
+    def _around_blocks(self) -> int:
+        """Return the bytes that are kept outside the blocks, and what all blocks read."""
+        config, at = self.work.config, self._at
+        shared = mask_bytes(config, at, self.rows) + rotation_bytes(config, at, self.rows)
+        return self._tokens * kept_around_blocks(config, at) + shared
+
+    def _kept_until(self, layers: int) -> int:
+        """Return the bytes that the first blocks keep."""
+        of_blocks = kept_if_recomputed if self.recompute else kept_bytes_per_token
+        return self._tokens * sum(of_blocks(self.work.config, self._at)[:layers])

@@ -1,0 +1,72 @@
+"""Count the bytes that are alive on the pretended card, and name what is alive at their peak.
+
+Each storage counts until nothing refers to it, rounded up as torch's allocator rounds. What a real
+kernel allocates inside itself is not seen, nor are CUDA's context and fragmentation.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from tests.cuda_rehearsal.our_code import where
+from tests.cuda_rehearsal.watch import Watch
+
+# Torch's allocator rounds a request up to a multiple of this.
+ROUNDED_TO = 512
+
+
+class LiveBytes(Watch):
+    """A watch that also counts the card's live bytes.
+
+    Attributes:
+        live: the bytes that are alive now.
+        peak: the most bytes that were alive at once since `start`.
+        at_peak: what was alive then: the bytes by the line of our code that made them. This takes
+            time, so it is kept only with `explain`.
+    """
+
+    def __init__(self, *, explain: bool = False) -> None:
+        super().__init__()
+        self._explain = explain
+        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._by_line: Counter[str] = Counter()
+        self.live = self.peak = 0
+        self.at_peak: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Forget the findings and the peak so far. What is alive stays counted."""
+        super().start()
+        self.peak, self.at_peak = self.live, {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_cuda:
+                self._count(leaf, str(func))
+        return result
+
+    def _count(self, tensor: Tensor, operation: str) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        size = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
+        line = f"{operation} at {where()}" if self._explain else ""
+        self._known[storage] = size
+        self.live += size
+        self._by_line[line] += size
+        weakref.finalize(storage, self._drop, size, line)
+        if self.live > self.peak:
+            self.peak = self.live
+            if self._explain:
+                self.at_peak = {line: size for line, size in self._by_line.items() if size}
+
+    def _drop(self, size: int, line: str) -> None:
+        self.live -= size
+        self._by_line[line] -= size

@@ -1,0 +1,181 @@
+"""Trace the memory of training steps on a pretended card, and print the peaks.
+
+environment.py starts this program: `python -m tests.cuda_rehearsal.memory_traces` with the name of
+a list of traces (see `named`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from pion.config import ModelConfig
+from pion.model import expert_products
+from pion.model.decoder import Decoder
+from pion.model.rope import rotary_table
+from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.trainer import Trainer
+from tests.cuda_rehearsal.live_bytes import LiveBytes
+from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
+from tests.cuda_rehearsal.scenarios import Zeros, flex_attention_without_compiler
+
+# The program prints its peaks as the line after this line.
+MARKER = "--- peaks of the traces ---"
+# So many lines of what is alive at a peak are kept, the largest first.
+LINES = 8
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A training step, with everything that decides its memory. `changes` are of the preset."""
+
+    preset: str
+    micro_batch: int = 8
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    recompute: bool = False
+    documents: bool = False
+    card: str = "A40"
+    changes: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig.preset(self.preset, **self.changes)
+
+    def __str__(self) -> str:
+        words = [self.preset, f"{self.micro_batch} rows", self.optimizer, self.dtype, self.card]
+        words += [name for name in ("recompute", "documents") if getattr(self, name)]
+        return " ".join(words + [f"{name}={value}" for name, value in self.changes.items()])
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most bytes at once in a trace, and the lines of code that made the largest of them."""
+
+    size: int
+    lines: dict[str, int]
+
+
+_CUT = {"n_layers": 2}
+_DAISY_CUT = _CUT | {
+    "wiring": {"attention_layers": [0], "skips": [[1, 0]]},
+    "values": {"layers": [0]},
+}
+_OLD_DAISY_CUT = _CUT | {
+    "wiring": {"skips": [[1, 0]]},
+    "values": {"layers": [0, 1], "tables": [0, 0]},
+}
+# With few tokens and ids, the optimizer's step needs the most.
+_FEW = _CUT | {"vocab_size": 512, "seq_len": 128}
+
+# Each kernel and each way to compute is in one of these.
+SUITE = [
+    Trace("pion-small", changes=_CUT),
+    Trace("pion-small", dtype="float32", optimizer="muon", recompute=True, changes=_CUT),
+    Trace("pion-small", 32, recompute=True, documents=True, changes=_CUT),
+    Trace("pion-small", changes=_CUT | {"softcap": 50.0, "tie_embeddings": False}),
+    Trace("pion-xl", 1, optimizer="muon", changes=_FEW),
+    Trace("pion-xl", 1, optimizer="muon", dtype="float32", changes=_FEW),
+    Trace("tachyon-tiny", 32, recompute=True, changes=_CUT),
+    Trace("tachyon-tiny", card="H100", documents=True, changes=_CUT),
+    Trace("tachyon-tiny", dtype="float32", optimizer="muon", card="H100", changes=_CUT),
+    Trace("daisy-280m", 1, optimizer="muon", changes=_DAISY_CUT),
+    Trace("daisy-pico", dtype="float32", recompute=True, documents=True, changes=_DAISY_CUT),
+    Trace("daisy-350m", 1, changes=_OLD_DAISY_CUT),
+]
+MICRO_BATCHES = (1, 8, 32)
+
+
+def named(name: str) -> list[Trace]:
+    """Return the traces of this name: "suite", or all of a preset with so many rows ("pion-xl 8").
+
+    Experts are traced on a card with kernels for grouped products, too.
+    """
+    if name == "suite":
+        return SUITE
+    preset, rows = name.split()
+    cards = ["A40"] if ModelConfig.preset(preset).experts is None else ["A40", "H100"]
+    return [
+        Trace(preset, int(rows), optimizer, dtype, recompute, card=card)
+        for optimizer in ("adamw", "muon")
+        for dtype in ("bfloat16", "float32")
+        for recompute in (False, True)
+        for card in cards
+    ]
+
+
+def main() -> None:
+    peaks = []
+    with pretended_card(LiveBytes(explain=True)) as watch:
+        for trace in named(sys.argv[1]):
+            traced(watch, trace)
+            largest = sorted(watch.at_peak.items(), key=lambda item: -item[1])
+            peaks.append((watch.peak, dict(largest[:LINES])))
+    print(f"\n{MARKER}\n{json.dumps(peaks)}", flush=True)
+
+
+def read_peaks(name: str, output: str) -> dict[Trace, Peak]:
+    """Return the peaks that the program printed for the traces of this name."""
+    *_, after = output.partition(f"{MARKER}\n")
+    return dict(
+        zip(named(name), (Peak(*peak) for peak in json.loads(after.splitlines()[0])), strict=True)
+    )
+
+
+def traced(watch: LiveBytes, trace: Trace) -> None:
+    """Train a step on the pretended card, so that `watch` has the peak."""
+    insert_card(trace.card)
+    rotary_table.cache_clear()
+    watch.free_page_locked()
+    gc.collect()
+    before = watch.live
+    if before:
+        raise RuntimeError(f"{before} bytes of the last trace are still alive")
+    config = trace.config
+    with torch.device("cuda"):  # drawing weights on the host would take gigabytes and seconds
+        model = Decoder(config)
+    settings = TrainSettings(
+        steps=10,
+        global_batch=trace.micro_batch,
+        lr=1e-3,
+        optimizer=trace.optimizer,
+    )
+    plan = ComputePlan("cuda", trace.dtype, trace.micro_batch, recompute=trace.recompute)
+    stream = Zeros(config.seq_len, trace.documents)
+    with (
+        mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there
+        contextlib.closing(Trainer(model, stream, settings, plan)) as trainer,
+        flex_attention_without_compiler(),
+        all_tokens_choose_the_first_experts(),
+    ):
+        for parameter in model.parameters():  # as after an earlier micro-batch of the step
+            parameter.grad = torch.zeros_like(parameter)
+        watch.start()
+        trainer.train_step()
+
+
+@contextlib.contextmanager
+def all_tokens_choose_the_first_experts() -> Iterator[None]:
+    """Let sliced products of experts see the largest slices, which a router can cause."""
+    slices = expert_products._slices
+
+    def of_full_slices(x: Tensor, weights: Tensor, order: Tensor, ends: Tensor) -> Any:
+        tokens, top_k = weights.shape
+        full = tokens * (torch.arange(len(ends)) + 1).clamp(max=top_k)
+        return slices(x, weights, order, full)
+
+    with mock.patch.object(expert_products, "_slices", of_full_slices):
+        yield
+
+
+if __name__ == "__main__":
+    main()
