@@ -214,9 +214,7 @@ class Decoder(nn.Module):
         past, total = self._span(tokens, documents, cache)
         # Flex attention is compiled for each length, and prompts have any length.
         flex = cache is None and flexible(self.config, tokens.device.type)
-        masks = build_masks(
-            self.config, tokens.shape[1], total, documents, tokens.device, window, flex=flex
-        )
+        masks = build_masks(self.config, tokens, total, documents, window, flex=flex)
         rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()

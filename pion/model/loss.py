@@ -9,7 +9,6 @@ them twice, once for the sums and once for the gradient. It is the fast way on a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from pion.model.forward_pass import ForwardPass
 from pion.model.norm import compute_dtype
 
 # The target of a position without a loss.
@@ -129,7 +127,7 @@ def _plain(
 
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight, targets = hidden[learned].to(dtype), weight.to(dtype), targets[learned]
-        chunk = _rows_per_chunk(len(hidden), vocab, CPU_CHUNK_BYTES if on_cpu else CUDA_CHUNK_BYTES)
+        chunk = rows_per_chunk(len(hidden), vocab, CPU_CHUNK_BYTES if on_cpu else CUDA_CHUNK_BYTES)
         tile = CPU_TILE if on_cpu else vocab
         tiles = [slice(start, start + tile) for start in range(0, vocab, tile)]
         buffer = torch.empty(chunk, vocab, device=hidden.device)
@@ -190,7 +188,7 @@ def _compiled(
     rows, vocab = len(hidden), len(weight)
     columns = -(-vocab // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
     limit = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else COMPILED_CHUNK_BYTES
-    chunk = _divisor_near(rows, _rows_per_chunk(rows, columns, limit))
+    chunk = divisor_near(rows, rows_per_chunk(rows, columns, limit))
     gradient_of_logits = _compiled_gradient_of_logits()
     losses = []
     grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
@@ -260,13 +258,13 @@ def _product(
 # ---------------------------------------------------------------- chunks
 
 
-def _rows_per_chunk(rows: int, vocab: int, limit: int) -> int:
+def rows_per_chunk(rows: int, vocab: int, limit: int) -> int:
     """Return the rows per chunk, so that even chunks of fp32 logits fit into `limit` bytes."""
     chunks = -(-rows * vocab * 4 // limit)
     return max(1, -(-rows // max(1, chunks)))
 
 
-def _divisor_near(rows: int, most: int) -> int:
+def divisor_near(rows: int, most: int) -> int:
     """Return a divisor of `rows` from most / 2 to `most`, or `most` if there is none.
 
     Chunks of one size need one compilation.
@@ -276,80 +274,3 @@ def _divisor_near(rows: int, most: int) -> int:
         if rows % chunks == 0:
             return rows // chunks
     return most
-
-
-# ---------------------------------------------------------------- costs
-
-
-@dataclass(frozen=True)
-class LossShape:
-    """What decides the memory of a loss with its gradients."""
-
-    rows: int  # hidden states, one for each token
-    d_model: int
-    vocab: int  # rows of the head
-    capped: bool
-
-
-def loss_bytes(shape: LossShape, at: ForwardPass) -> int:
-    """Return the most bytes at once in `linear_cross_entropy`, in addition to its arguments.
-
-    All the time: the gradient of the hidden states in fp32, and their copy in the dtype of
-    products. The other functions add the rest.
-    """
-    states = shape.rows * shape.d_model
-    always = 4 * states + (at.width * states if at.width == 2 else 0)
-    if at.compiled:
-        return always + _compiled_bytes(shape, at)
-    head = shape.vocab * shape.d_model
-    always += 4 * head + (at.width * head if at.width == 2 else 0)  # its gradient, and its copy
-    always += 2 * 8 * shape.rows  # the indices of the rows, and their targets
-    if at.device == "cpu":
-        # Half chunks: the logits, and a product or a gradient. A cap keeps its derivative.
-        halves = 5 if shape.capped else 3
-        return always + min(CPU_CHUNK_BYTES, 4 * shape.rows * shape.vocab) * halves // 2
-    # The hidden states are indexed in fp32. In bf16 that copy is gone once they are cast.
-    indexed = 4 * states
-    chunk = _plain_chunk_bytes(shape, at)
-    return always + (max(indexed, chunk) if at.width == 2 else indexed + chunk)
-
-
-def _plain_chunk_bytes(shape: LossShape, at: ForwardPass) -> int:
-    """Return the most bytes at once that belong to one chunk of logits in `_plain`, on CUDA.
-
-    In bf16, these are the logits and the product before its copy to fp32, or their gradient. Of all
-    chunks but the first, the gradient of the chunk before is still there. In fp32, the product
-    before its copy, and no gradient besides the logits. A cap has two more tensors in fp32, and
-    keeps one, also of the chunk before.
-    """
-    chunk = _rows_per_chunk(shape.rows, shape.vocab, CUDA_CHUNK_BYTES)
-    logits, several = 4 * chunk * shape.vocab, shape.rows > chunk
-    side = (4 + 2 * at.width) * chunk * shape.d_model
-    products = side + at.width * shape.d_model * shape.vocab
-    product = logits * at.width // 4
-    gradient = product if at.width == 2 else 0
-    before = gradient if several else 0
-    if not shape.capped:
-        return max(logits + product + before + side, logits + gradient + products)
-    before += logits if several else 0
-    return max(3 * logits + before + side, 2 * logits + gradient + products)
-
-
-def _compiled_bytes(shape: LossShape, at: ForwardPass) -> int:
-    """Return the most bytes at once of the head and of one chunk of logits in `_compiled`.
-
-    There are the head with its padding, its gradient, and of each chunk the logits in fp32 and
-    their gradient. While a chunk is computed, the gradient of the chunk before is still there.
-    Then the next sum of the head's gradient is beside the last sum.
-    """
-    columns = -(-shape.vocab // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-    most = _rows_per_chunk(shape.rows, columns, COMPILED_CHUNK_BYTES)
-    chunk = _divisor_near(shape.rows, most)
-    logits, head = chunk * columns, columns * shape.d_model
-    several = shape.rows > chunk
-    copy = at.width * head if at.width == 2 or columns > shape.vocab else 0
-    sums = 4 * head if several else 0
-    before = at.width * logits if several else 0
-    in_chunk = 4 * logits + at.width * logits + before + sums
-    in_product = at.width * logits + 4 * head + sums
-    return copy + max(in_chunk, in_product, at.width * shape.vocab * shape.d_model)

@@ -51,15 +51,14 @@ def reach_of(config: ModelConfig, layer: int) -> Reach:
 
 def build_masks(
     config: ModelConfig,
-    queries: int,
+    tokens: Tensor,
     keys: int,
     documents: Tensor | None,
-    device: torch.device,
     window: int | None = None,
     *,
     flex: bool = False,
 ) -> Masks:
-    """Return the mask of each reach for the last `queries` of `keys` tokens.
+    """Return the mask of each reach for `tokens` (B, T), the last of `keys` tokens.
 
     `window` is the long window in tokens, if it differs from the model's: training begins with
     short windows. Documents (B, T) are numbered in the order of the row. With `flex`, flex
@@ -67,11 +66,12 @@ def build_masks(
     """
     windows = config.windows
     if windows is None:
+        queries, device = tokens.shape[1], tokens.device
         return {"full": build_mask(config, queries, keys, documents, device, flex=flex)}
     long = (windows.tokens if window is None else window) // windows.block
     blocks: dict[Reach, int] = {"long": long, "short": long // 2}
     return {
-        reach: _window_mask(config, count, queries, keys, documents, device, flex=flex)
+        reach: _window_mask(config, count, tokens, keys, documents, flex=flex)
         for reach, count in blocks.items()
         if reach in _reaches(config)
     }
@@ -136,16 +136,15 @@ def _visible(documents: Tensor | None) -> Any:
 def _window_mask(
     config: ModelConfig,
     count: int,
-    queries: int,
+    tokens: Tensor,
     keys: int,
     documents: Tensor | None,
-    device: torch.device,
     *,
     flex: bool,
 ) -> Mask:
     """Return the mask of a window of `count` blocks."""
     assert config.windows is not None
-    block = config.windows.block
+    block, queries, device = config.windows.block, tokens.shape[1], tokens.device
     if documents is None and max(count, 1) * block >= keys:
         return build_mask(config, queries, keys, None, device, flex=flex)
     if queries < keys:

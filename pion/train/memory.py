@@ -21,7 +21,7 @@ from pion.model.cost import (
 )
 from pion.model.expert_products import product_path
 from pion.model.forward_pass import ForwardPass
-from pion.model.loss import LossShape, loss_bytes
+from pion.model.loss_cost import LossShape, loss_bytes
 from pion.model.masks import mask_bytes
 from pion.model.rope import rotation_bytes
 from pion.train.muon import step_bytes

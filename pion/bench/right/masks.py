@@ -50,7 +50,8 @@ def _config(tokens: int, windowed: bool) -> ModelConfig:
 
 def _on_cpu(tokens: int, windowed: bool, documents: Tensor | None) -> dict[str, Tensor]:
     """Return which keys each query sees, by reach: (B or 1, tokens, tokens)."""
-    masks = build_masks(_config(tokens, windowed), tokens, tokens, documents, CPU)
+    row = torch.zeros(1, tokens, dtype=torch.int64)
+    masks = build_masks(_config(tokens, windowed), row, tokens, documents)
     found = {}
     for reach, mask in masks.items():
         assert mask.allowed is not None

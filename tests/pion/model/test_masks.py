@@ -24,7 +24,10 @@ from pion.model.masks import (
 from pion.parts import Windows
 from tests.paths import SEEDS
 
-CPU = torch.device("cpu")
+
+def row(tokens: int) -> Tensor:
+    """Return a row of so many tokens."""
+    return torch.zeros(1, tokens, dtype=torch.int64)
 
 
 def config(tokens: int = 64, block: int = 16, n_layers: int = 6) -> ModelConfig:
@@ -139,8 +142,8 @@ def test_new_tokens_after_a_cache_see_what_they_see_in_the_whole_row(
     tokens: int, split: int
 ) -> None:
     length = 70
-    whole = build_masks(config(tokens), length, length, None, CPU)
-    parts = build_masks(config(tokens), length - split, length, None, CPU)
+    whole = build_masks(config(tokens), row(length), length, None)
+    parts = build_masks(config(tokens), row(length - split), length, None)
     for reach in ("long", "short"):
         allowed, part = whole[reach].allowed, parts[reach].allowed
         assert allowed is not None
@@ -150,7 +153,7 @@ def test_new_tokens_after_a_cache_see_what_they_see_in_the_whole_row(
 
 def test_padding_and_rows_that_end_inside_a_block_keep_to_their_documents() -> None:
     documents = torch.tensor([[0] * 20 + [1] * 17 + [-1] * 4, [0] * 41])
-    masks = build_masks(config(tokens=32), 41, 41, documents, CPU)
+    masks = build_masks(config(tokens=32), row(41), 41, documents)
     for mask in masks.values():
         assert mask.allowed is not None
         same = documents[:, :, None] == documents[:, None]
@@ -159,13 +162,13 @@ def test_padding_and_rows_that_end_inside_a_block_keep_to_their_documents() -> N
 
 
 def test_a_window_as_long_as_the_row_hides_nothing() -> None:
-    masks = build_masks(config(tokens=128), 50, 50, None, CPU)
+    masks = build_masks(config(tokens=128), row(50), 50, None)
     assert masks["long"].causal
     assert masks["long"].allowed is None
 
 
 def test_training_may_see_less_than_the_model() -> None:
-    masks = build_masks(config(tokens=64), 64, 64, None, CPU, window=16)
+    masks = build_masks(config(tokens=64), row(64), 64, None, window=16)
     for mask in masks.values():
         assert mask.allowed is not None
         assert int(mask.allowed.sum(dim=-1).max()) == 16
@@ -176,7 +179,7 @@ def test_mean_keys_are_the_keys_in_the_mask(reach: Any) -> None:
     model = config(tokens=64)
     keys = torch.ones(256, 256).tril()
     if reach != "full":
-        allowed = build_masks(model, 256, 256, None, CPU)[reach].allowed
+        allowed = build_masks(model, row(256), 256, None)[reach].allowed
         assert allowed is not None
         keys = allowed[0, 0].float()
     # A token's own key counts half, as in seq_len / 2.

@@ -1,0 +1,84 @@
+"""Compute losses on the pretended card, and print the peak of each.
+
+environment.py starts this program: `python -m tests.cuda_rehearsal.loss_peaks`. The compiled kernel
+between the matrix products is replaced by its results, which is all that it allocates.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import dataclass
+from itertools import product
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from pion.model import loss
+from tests.cuda_rehearsal.live_bytes import LiveBytes
+from tests.cuda_rehearsal.pretended_card import pretended_card
+
+# The program prints the peaks as the line after this line.
+MARKER = "--- peaks of the losses ---"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss over `rows` hidden states, with its gradients."""
+
+    rows: int
+    d_model: int
+    vocab: int
+    cap: float | None
+    bf16: bool
+    compiled: bool
+
+
+LOSSES = [
+    Loss(rows, d_model, vocab, cap, bf16, compiled)
+    for rows, (d_model, vocab), cap, bf16, compiled in product(
+        (2048, 7 * 2048),
+        ((640, 50_258), (1600, 50_304), (384, 512)),
+        (None, 15.0),
+        (False, True),
+        (False, True),
+    )
+]
+
+
+def peak(watch: LiveBytes, how: Loss) -> int:
+    """Return the most bytes at once, without the hidden states, the weight and the targets."""
+    with torch.device("cuda"):
+        hidden = torch.zeros(how.rows, how.d_model, requires_grad=True)
+        weight = torch.zeros(how.vocab, how.d_model, requires_grad=True)
+        targets = torch.zeros(how.rows, dtype=torch.int64)
+    gc.collect()
+    given = watch.live
+    watch.start()
+    kernel = mock.patch.object(loss, "_compiled_gradient_of_logits", return_value=_results)
+    with kernel, torch.autocast("cuda", torch.bfloat16, enabled=how.bf16):
+        loss.linear_cross_entropy(hidden, weight, targets, how.cap, compiled=how.compiled)
+    return watch.peak - given
+
+
+def _results(
+    logits: Tensor, targets: Tensor, vocab: int, cap: float | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return logits.new_zeros(()), torch.empty_like(logits, dtype=dtype)
+
+
+def main() -> None:
+    with pretended_card(LiveBytes()) as watch:
+        peaks = [peak(watch, how) for how in LOSSES]
+    print(f"\n{MARKER}\n{json.dumps(peaks)}", flush=True)
+
+
+def read_loss_peaks(output: str) -> dict[Loss, int]:
+    """Return what the program printed."""
+    *_, after = output.partition(f"{MARKER}\n")
+    return dict(zip(LOSSES, json.loads(after.splitlines()[0]), strict=True))
+
+
+if __name__ == "__main__":
+    main()
