@@ -56,7 +56,8 @@ class Workload:
     def forward_pass(self) -> ForwardPass:
         """Return how the workload passes forward through the model."""
         capability = (9, 0) if self.capability is None else self.capability
-        path = product_path(self.device, capability, getattr(torch, self.dtype))
+        dtype = torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+        path = product_path(self.device, capability, dtype)
         return ForwardPass(
             self.width,
             self.seq_len,

@@ -86,9 +86,9 @@ def test_a_job_that_fits_on_none_of_the_gpus_is_refused_with_what_would_do(plan:
     assert str(refused.value).splitlines() == [
         "tachyon-large fits on none of these GPUs.",
         "  A40 (39.9 GiB usable), A100-80GB (71.2 GiB usable): the model does not fit: training on "
-        "one row of 2048 tokens needs 114.6 GiB",
+        "one row of 2048 tokens needs 115.1 GiB",
         "  H100 (71.2 GiB usable): the model does not fit: training on one row of 2048 tokens "
-        "needs 114.5 GiB",
+        "needs 115.0 GiB",
         "It fits on H200, H200-SXM, B200.",
     ]
 
