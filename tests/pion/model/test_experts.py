@@ -177,13 +177,17 @@ def test_a_block_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch, path: st
     torch.manual_seed(0)
     model = Decoder(CONFIG)
     tokens = torch.arange(24).view(1, 24)
-    expected = model.losses(tokens, tokens)
+    # Products are grouped in bf16 only, and torch 2.10 can't trace them otherwise.
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=path == "grouped")
+    with precision:
+        expected = model.losses(tokens, tokens)
     (expected.ce + expected.aux).backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     for block in model.blocks:
         block.compile(fullgraph=True, backend="eager")
-    compiled = model.losses(tokens, tokens)
+    with precision:
+        compiled = model.losses(tokens, tokens)
     (compiled.ce + compiled.aux).backward()
     assert torch.equal(compiled.ce, expected.ce)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
