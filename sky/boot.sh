@@ -73,10 +73,7 @@ sync=(uv sync --no-default-groups)
 mentions lm_eval && sync+=(--group evaluate)
 mentions wandb && sync+=(--extra wandb)
 mentions tensorboard && sync+=(--extra tensorboard)
-if [ -n "$image_packages$build" ]; then
-    pinned='s/^ *"\(torch\|triton\|nvidia-[a-z0-9-]*\|cuda-[a-z0-9-]*\)==.*/--no-install-package \1/p'
-    sync+=($(sed -n "$pinned" pyproject.toml))
-fi
+[ -z "$image_packages$build" ] || sync+=($(bash sky/without_torch.sh))
 # Keep the build that an earlier start on this machine installed.
 [ -z "$build" ] || sync+=(--inexact)
 if [ -n "$image_packages" ]; then

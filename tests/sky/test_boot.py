@@ -7,6 +7,7 @@ install (pion, torch) are stand-ins that record their calls.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.rent.on_machine.torch_builds import BUILDS, choose_torch
 from tests.paths import REPOSITORY
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
@@ -371,6 +373,25 @@ def test_several_nodes_have_the_same_torch_whatever_their_drivers_are(machine: M
     assert code == 75
     assert "torch 2.15.0 for CUDA 13.2 needs driver 580" in output
     assert machine.uv_calls == []
+
+
+def test_the_image_of_the_dockerfile_has_a_torch_that_old_drivers_run() -> None:
+    text = (REPOSITORY / "sky/Dockerfile").read_text()
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", text, re.MULTILINE))
+    assert arguments.items() >= {"TORCH": BUILDS[0].version, "BACKEND": BUILDS[0].backend}.items()
+    (copied,) = re.findall(r"^COPY (.*) /tmp/pion/$", text, re.MULTILINE)
+    assert all((REPOSITORY / path).is_file() for path in copied.split())
+
+
+def test_the_readme_names_each_yaml_and_each_build() -> None:
+    text = (REPOSITORY / "sky/README.md").read_text()
+    assert {path.name for path in (REPOSITORY / "sky").glob("*.yaml")} == set(
+        re.findall(r"`sky/(\S+\.yaml)` \|", text)
+    )
+    torch, _ = choose_torch((REPOSITORY / "pyproject.toml").read_text(), None, None, any_build=True)
+    for build in (torch, *BUILDS):
+        cuda = ".".join(map(str, build.cuda[:2]))
+        assert re.search(rf"{re.escape(build.version)} for CUDA\s{cuda}", text, re.IGNORECASE)
 
 
 def test_what_the_yaml_leaves_empty_is_not_set(machine: Machine) -> None:
