@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def test_each_build_is_at_least_the_lowest_torch_and_at_most_the_pinned_one() ->
         assert build.backend == "cu" + "".join(map(str, build.cuda))
 
 
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
 def test_uv_knows_each_build(tmp_path: Path) -> None:
     """uv checks the names of backends before it looks for a package."""
     for build in BUILDS:
