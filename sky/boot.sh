@@ -51,14 +51,21 @@ if [ -n "${VIRTUAL_ENV:-}" ]; then
     PATH=${PATH//"$VIRTUAL_ENV/bin:"/}
     unset VIRTUAL_ENV
 fi
-image_packages=$(python3 pipeline/rent/on_machine/boot_check.py) || leave_with $?
+# Several nodes need the same torch, whatever their drivers run.
+any_build=--any-build
+[ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || any_build=
+torch=$(python3 pipeline/rent/on_machine/boot_check.py $any_build) || leave_with $?
+# The folder of the image's packages if its torch is used, or a build that this driver runs.
+{ read -r image_packages; read -r build backend; } <<<"$torch"
 export PION_BOOT_CHECKED=$(date +%s.%N)
 
 # Install only the packages of a run (no SkyPilot, no test tools), at the versions that
-# pyproject.toml pins. `uv sync` does not see packages outside its environment. So if the image's
-# torch is used, uv is told not to install torch and its dependencies, and a .pth file puts the
-# image's packages on the path, after the installed ones. (--system-site-packages would fail for an
-# image whose Python is a virtual environment: it would find the interpreter below it.)
+# pyproject.toml pins. If another torch than the pinned one is used, uv is told not to install torch
+# and its dependencies.
+#
+# `uv sync` does not see packages outside its environment. So if the image's torch is used, a .pth
+# file puts the image's packages on the path, after the installed ones. (--system-site-packages would
+# fail for an image whose Python is a virtual environment: it would find the interpreter below it.)
 export PATH=$HOME/.local/bin:$PATH   # where SkyPilot has put uv
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh || exit 75
 mentions() { grep -Eq "(^|[[:space:]{.])$1[:=.]" "$JOB" - <<<"${OVERRIDES:-}"; }
@@ -66,12 +73,13 @@ sync=(uv sync --no-default-groups)
 mentions lm_eval && sync+=(--group evaluate)
 mentions wandb && sync+=(--extra wandb)
 mentions tensorboard && sync+=(--extra tensorboard)
+[ -z "$image_packages$build" ] || sync+=($(bash sky/without_torch.sh))
+# Keep the build that an earlier start on this machine installed.
+[ -z "$build" ] || sync+=(--inexact)
 if [ -n "$image_packages" ]; then
     [ -d .venv ] || uv venv --quiet --python "$(command -v python3)" || exit 75
     python=$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')
     echo "$image_packages" >"$python/image-torch.pth"
-    pinned='s/^ *"\(torch\|triton\|nvidia-[a-z0-9-]*\|cuda-[a-z0-9-]*\)==.*/--no-install-package \1/p'
-    sync+=($(sed -n "$pinned" pyproject.toml))
 fi
 if ! said=$("${sync[@]}" 2>&1); then
     printf '%s\n' "$said" >&2
@@ -84,6 +92,13 @@ if ! said=$("${sync[@]}" 2>&1); then
     exit 75
 fi
 printf '%s\n' "${said##*$'\n'}"
+# --no-config, because pyproject.toml allows only the pinned torch.
+if [ -n "$build" ] && ! uv pip install --quiet --no-config --python .venv/bin/python \
+    --torch-backend "$backend" "$build"; then
+    echo "boot: this machine's driver needs $build ($backend), and this build can't be installed" \
+        "here; exiting with 75" >&2
+    exit 75
+fi
 export PION_BOOT_SYNCED=$(date +%s.%N)
 
 if [ "${PION_EXPECT_GPUS:-${SKYPILOT_NUM_GPUS_PER_NODE:-0}}" != 0 ]; then

@@ -17,7 +17,7 @@ address=$head_ip:$port
 . "$(dirname "$0")/ray_token.sh"
 # The same settings as in pipeline/workers/ray_fit.py.
 export RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_TRAIN_METRICS_ENABLED=0
-export RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=300
+export RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=300 RAY_worker_niceness=0
 export PION_RAY_ADDRESS=$address
 unset RAY_ADDRESS
 

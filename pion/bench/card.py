@@ -16,7 +16,7 @@ from pion.errors import BadInput
 from pion.train.hardware import device_name, total_memory
 
 # The oldest torch that Pion runs on, as in pyproject.toml.
-OLDEST_TORCH = (2, 13)
+OLDEST_TORCH = (2, 9)
 PACKAGE = Path(__file__).parents[1]
 # The results that ship with Pion: in an installed package, and in a checkout.
 _INSTALLED, _CHECKOUT = PACKAGE / "bench" / "cards", PACKAGE.parent / "benchmarks/results/bench"

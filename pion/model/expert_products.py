@@ -20,11 +20,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm, pad, silu
+from torch.nn import functional
+from torch.nn.functional import pad, silu
 
 # Torch has kernels for grouped products only for these major capabilities. On other GPUs, 12.0
 # included (RTX 5090), torch would read where the groups end inside each product.
 GROUPED_MAJORS = (9, 10)
+# Torch 2.9 has no public grouped product: there, every GPU computes slices.
+_grouped_mm: Any = getattr(functional, "grouped_mm", None)
 # On a CPU, the rows of an expert are padded to a multiple of this.
 ROW_MULTIPLE = {torch.bfloat16: 128, torch.float32: 16}
 # An export has a copy of this file. Where both are imported, each registers its own operations.
@@ -36,6 +39,8 @@ def product_path(
 ) -> Literal["grouped", "sliced"]:
     """Return how products of experts are computed on a device; `capability` is a GPU's."""
     if device_type != "cuda" or capability is None or dtype != torch.bfloat16:
+        return "sliced"
+    if _grouped_mm is None:
         return "sliced"
     return "grouped" if capability[0] in GROUPED_MAJORS else "sliced"
 
@@ -63,9 +68,9 @@ def _grouped_mixture(
 ) -> Tensor:
     rows = x[order // weights.shape[1]]
     gate, up, down = (matrix.to(x.dtype) for matrix in matrices)
-    gated = grouped_mm(rows, gate.mT, offs=ends)
-    raised = grouped_mm(rows, up.mT, offs=ends)
-    parts = grouped_mm(silu(gated) * raised, down.mT, offs=ends)
+    gated = _grouped_mm(rows, gate.mT, offs=ends)
+    raised = _grouped_mm(rows, up.mT, offs=ends)
+    parts = _grouped_mm(silu(gated) * raised, down.mT, offs=ends)
     # Bring the rows back into the order of the tokens: adding them up where they belong would not
     # be deterministic on a GPU.
     parts = parts[order.argsort()].view(*weights.shape, -1)

@@ -152,7 +152,7 @@ def _runs_in(config: ModelConfig) -> str:
     return (
         f"No stock architecture of transformers computes it exactly ({'; '.join(misfits(config))}),"
         " so it comes with its code: modelling files, which transformers and lm-evaluation-harness "
-        "run with `trust_remote_code=True`. Read them first. They need torch 2.13 and transformers "
+        "run with `trust_remote_code=True`. Read them first. They need torch 2.9 and transformers "
         "5.17, or newer."
     )
 

@@ -178,6 +178,7 @@ class _Training(_Event):
     grad_accum: NotRequired[Count]
     recompute: NotRequired[bool]
     compile: NotRequired[bool]
+    torch: NotRequired[str]
     seq_len: NotRequired[Count]
     global_batch: NotRequired[Count]
     lr: NotRequired[Number]

@@ -22,6 +22,8 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
     The receipt is empty if machine and plan are the same as in the previous attempt. It is also
     kept as an event.
     """
+    import torch
+
     from pion.train.hardware import device_name
     from pion.train.schedule import lr_at
 
@@ -38,6 +40,7 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
         "dtype": plan.dtype,
         "recompute": plan.recompute,
         "compile": plan.compile,
+        "torch": str(torch.__version__),
         "seq_len": job.seq_len(stage),
         "global_batch": settings.global_batch,
         # The schedule's rate for the last finished step, to compare with the rate that was used.

@@ -21,6 +21,8 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # With Ray's 15, everything else on the machine would come before training.
+    "RAY_worker_niceness": "0",
 }
 
 WAIT_SECONDS = 24 * 3600

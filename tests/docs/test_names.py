@@ -16,6 +16,7 @@ DOCUMENTS = [
     REPOSITORY / "CONTRIBUTING.md",
     REPOSITORY / "CHANGELOG.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
+    REPOSITORY / "sky" / "README.md",
 ]
 ROOTS = r"(?:pion|pipeline|tests|docs|jobs|sky|benchmarks|tools|\.ci)/"
 NAMED = re.compile(rf"`({ROOTS}[\w./-]*)(?::([\w.]+))?`")

@@ -101,6 +101,7 @@ def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
     assert {"gcs_server", "raylet"} <= {each.program for each in sockets}
     assert open_to_others(sockets) == set()
     for worker in workers_of(process.pid, tmp_path):
+        assert worker.nice() == psutil.Process(process.pid).nice(), "others come before training"
         worker.kill()
     # Ray starts another worker, and it resumes from the last commit.
     wait_for(process, "pretrain: starts (continues after step")

@@ -7,6 +7,7 @@ install (pion, torch) are stand-ins that record their calls.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.rent.on_machine.torch_builds import BUILDS, choose_torch
 from tests.paths import REPOSITORY
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
@@ -30,6 +32,7 @@ cp "$PYTHON" .venv/bin/python
 case $1 in
     sync) [ -z "$UV_SAYS" ] || { echo "$UV_SAYS" >&2; exit 1; }
           cp "$PION" .venv/bin/pion ;;
+    pip) [ -z "$UV_PIP_SAYS" ] || { echo "$UV_PIP_SAYS" >&2; exit 1; } ;;
 esac
 """
 PYTHON = """#!/bin/bash
@@ -99,12 +102,17 @@ class Machine:
         return (self.folder / f"calls.{what}").exists()
 
 
-def give_gpu(machine: Machine) -> dict[str, str]:
-    """Return an environment in which `machine` has one GPU, and can't load libcuda.so.1."""
+def give_gpu(machine: Machine, card: str = "NVIDIA A40, 580.95.05, 8.6") -> dict[str, str]:
+    """Return an environment in which `machine` has one GPU, and can't load libcuda.so.1.
+
+    Its image has no torch: -S hides the packages of the Python that runs the tests.
+    """
     tools = machine.folder / "tools"
     tools.mkdir()
-    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA A40, 580.95.05'\n")
-    (tools / "nvidia-smi").chmod(0o755)
+    (tools / "nvidia-smi").write_text(f"#!/bin/sh\necho '{card}'\n")
+    (tools / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    for tool in ("nvidia-smi", "python3"):
+        (tools / tool).chmod(0o755)
     (tools / "libcuda.so.1").touch()
     return {
         "PATH": f"{tools}:{machine.environment['PATH']}",
@@ -308,6 +316,82 @@ def test_a_torch_of_the_image_is_used_and_nothing_it_brings_is_installed(machine
     assert "--no-install-package torchvision" not in machine.uv_calls[-1]
     path_file = machine.folder / "checkout/packages/image-torch.pth"
     assert path_file.read_text() == f"{image}\n"
+
+
+@pytest.mark.parametrize(
+    ("card", "installs"),
+    [
+        ("NVIDIA A40, 525.60.13, 8.6", "--torch-backend cu126 torch==2.14.1"),
+        ("NVIDIA A40, 535.104.05, 8.6", "--torch-backend cu126 torch==2.14.1"),
+        ("NVIDIA A40, 550.54.15, 8.6", "--torch-backend cu126 torch==2.14.1"),
+        ("NVIDIA A40, 570.133.20, 8.6", "--torch-backend cu126 torch==2.14.1"),
+        ("NVIDIA GeForce RTX 5090, 570.133.20, 12.0", "--torch-backend cu128 torch==2.11.0"),
+    ],
+)
+def test_an_old_driver_gets_the_torch_that_it_runs(
+    machine: Machine, card: str, installs: str
+) -> None:
+    code, output = machine.boot(**give_gpu(machine, card))
+    assert code == 0, output
+    sync, pip = machine.uv_calls
+    assert "--no-install-package torch --" in sync
+    assert "--no-install-package nvidia-cudnn-cu13" in sync
+    assert "--inexact" in sync, "another start would take the build away"
+    # Without --no-config, uv would refuse all but the pinned torch.
+    assert pip == f"pip install --quiet --no-config --python .venv/bin/python {installs}"
+    assert machine.pion("torch") == ["imported"], "nobody has tried these builds: the GPU test must"
+
+
+@pytest.mark.parametrize("driver", ["580.65.06", "590.48.01"])
+def test_a_new_driver_gets_the_pinned_torch(machine: Machine, driver: str) -> None:
+    code, output = machine.boot(**give_gpu(machine, f"NVIDIA A40, {driver}, 8.6"))
+    assert code == 0, output
+    assert machine.uv_calls == ["sync --no-default-groups"]
+
+
+def test_a_driver_that_runs_no_torch_is_left_before_anything_is_installed(machine: Machine) -> None:
+    code, output = machine.boot(**give_gpu(machine, "NVIDIA A40, 515.65.01, 8.6"))
+    assert code == 75
+    assert "no torch runs on its NVIDIA A40 with driver 515.65.01" in output
+    assert machine.uv_calls == []
+
+
+def test_a_build_that_can_not_be_installed_may_not_be_needed_elsewhere(machine: Machine) -> None:
+    old = give_gpu(machine, "NVIDIA A40, 550.54.15, 8.6")
+    code, output = machine.boot(**old, UV_PIP_SAYS="× No solution found")
+    assert code == 75
+    assert "× No solution found" in output
+    assert "driver needs torch==2.14.1 (cu126), and this build can't be installed" in output
+    assert not machine.ran()
+
+
+def test_several_nodes_have_the_same_torch_whatever_their_drivers_are(machine: Machine) -> None:
+    old = give_gpu(machine, "NVIDIA A40, 550.54.15, 8.6")
+    code, output = machine.boot(
+        **old, SKYPILOT_NUM_NODES="2", PION_RAY_TOKEN="0123456789abcdef" * 4
+    )
+    assert code == 75
+    assert "torch 2.15.0 for CUDA 13.2 needs driver 580" in output
+    assert machine.uv_calls == []
+
+
+def test_the_image_of_the_dockerfile_has_a_torch_that_old_drivers_run() -> None:
+    text = (REPOSITORY / "sky/Dockerfile").read_text()
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", text, re.MULTILINE))
+    assert arguments.items() >= {"TORCH": BUILDS[0].version, "BACKEND": BUILDS[0].backend}.items()
+    (copied,) = re.findall(r"^COPY (.*) /tmp/pion/$", text, re.MULTILINE)
+    assert all((REPOSITORY / path).is_file() for path in copied.split())
+
+
+def test_the_readme_names_each_yaml_and_each_build() -> None:
+    text = (REPOSITORY / "sky/README.md").read_text()
+    assert {path.name for path in (REPOSITORY / "sky").glob("*.yaml")} == set(
+        re.findall(r"`sky/(\S+\.yaml)` \|", text)
+    )
+    torch, _ = choose_torch((REPOSITORY / "pyproject.toml").read_text(), None, None, any_build=True)
+    for build in (torch, *BUILDS):
+        cuda = ".".join(map(str, build.cuda[:2]))
+        assert re.search(rf"{re.escape(build.version)} for CUDA\s{cuda}", text, re.IGNORECASE)
 
 
 def test_what_the_yaml_leaves_empty_is_not_set(machine: Machine) -> None:

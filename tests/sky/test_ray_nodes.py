@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import secrets
 import signal
 import socket
@@ -20,6 +21,7 @@ import pytest
 from pipeline.state.metrics import read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
+from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.reaper import children_of, session_processes
 from tests.paths import REPOSITORY
 from tests.support import waiting
@@ -131,6 +133,13 @@ def test_without_a_token_no_ray_is_started(nodes: Nodes) -> None:
         assert nodes.start(rank).wait(PATIENCE_SECONDS) == 2
         assert "--secret PION_RAY_TOKEN=$(openssl rand -hex 32)" in nodes.log(rank)
         assert "ray:" not in nodes.log(rank)
+
+
+def test_ray_has_the_settings_that_it_has_on_one_machine() -> None:
+    script = (REPOSITORY / "sky" / "ray_nodes.sh").read_text()
+    settings = dict(re.findall(r"\b(RAY_(?!AUTH)\w+)=(\w+)", script))
+    assert settings.items() <= RAY_ENVIRONMENT.items()
+    assert "RAY_worker_niceness" in settings
 
 
 @pytest.mark.soak

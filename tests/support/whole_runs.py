@@ -42,10 +42,14 @@ def write_job(folder: Path, **changes: Any) -> Path:
 
 
 def start(
-    job: Path, *overrides: str, env: Mapping[str, str] | None = None, umask: int = -1
+    job: Path,
+    *overrides: str,
+    env: Mapping[str, str] | None = None,
+    umask: int = -1,
+    python: str = sys.executable,
 ) -> Process:
     """Start `pion run job overrides…` in the job's folder."""
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(job), *overrides]
+    command = [python, "-m", "pipeline.cli", "run", str(job), *overrides]
     process = subprocess.Popen(
         command,
         cwd=job.parent,

@@ -1,11 +1,14 @@
 """Check, before anything else runs on a rented machine, that it is as good as the one paid for.
 
-    python3 pipeline/rent/on_machine/boot_check.py     exit 0: fine · exit 75: rent another
+    python3 pipeline/rent/on_machine/boot_check.py [--any-build]
+                                                exit 0: fine · exit 75: rent another
 
 Hosts differ, and a bad host should cost only seconds. So this runs before anything is installed or
 downloaded, and needs only the standard library and any Python from 3.8. Findings go to standard
-error. If the image's torch satisfies this project, its folder of packages goes to standard output,
-which saves a download of 3 GB; otherwise standard output stays empty.
+error, and the torch to use (torch_builds.py) to standard output. If it is the image's, the first
+line is its folder of packages. If it is another build than the pinned one, the first line is empty
+and the second is such as "torch==2.14.1 cu126": what uv shall install, and its torch backend.
+Without --any-build, which older boot scripts don't know, a machine that needs such a build is bad.
 
 If there are GPUs, a separate process (`boot_check.py --probe`) writes and reads back memory of each
 GPU, using only the driver. Whether the GPUs compute is checked later, with torch (gpu_check.py).
@@ -16,22 +19,30 @@ without GPUs sets PION_EXPECT_GPUS=0), and PION_DISK_GB is the requested disk.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence, Tuple  # noqa: UP035  (Python 3.8)
+from typing import Any, Mapping, Sequence  # noqa: UP035  (Python 3.8)
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[3]))  # this project is not installed yet
+
+from pipeline.rent.on_machine.torch_builds import (
+    Gpu,
+    NoTorch,
+    Torch,
+    choose_torch,
+    find_image_torch,
+    numbers,
+)
+
+if __name__ == "__main__":
+    del sys.path[0]  # only the image's packages count as its torch
 
 ANOTHER_MACHINE = 75
-
-# The oldest driver for all programs of a CUDA major version:
-# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
-LEAST_DRIVER = {12: 525, 13: 580}
 
 # A file system reserves a part of the disk, so it shows less than the seller promises.
 DISK_TOLERANCE = 0.9
@@ -42,40 +53,37 @@ PROBE_SECONDS = 20
 # Additional seconds for each further GPU. A driver that is not kept awake wakes them one by one.
 PROBE_SECONDS_MORE = 5
 
-Version = Tuple[int, ...]  # noqa: UP006  (Python 3.8)
-
 
 class BadMachine(Exception):
     """Why this machine won't do. Another machine of the same kind may be fine."""
 
 
-@dataclass(frozen=True)
-class Torch:
-    """A torch: the folder it is installed in, its version, and the CUDA it was built for."""
-
-    folder: Optional[Path]  # noqa: UP045  (Python 3.8)
-    version: str
-    cuda: Version
-
-
 def check_machine(
-    environment: Mapping[str, str], project: str, image_torch: Torch | None
+    environment: Mapping[str, str],
+    project: str,
+    image_torch: Torch | None,
+    *,
+    any_build: bool = False,
 ) -> tuple[str, Torch]:
-    """Describe this machine, and choose the torch to use. `project` is the text of pyproject.toml.
+    """Describe this machine, and choose the torch to use (see `choose_torch`).
 
     Raises BadMachine.
     """
-    torch = _pinned_torch(project)
-    if image_torch is not None and _satisfies(image_torch, project):
-        torch = image_torch
     found = [_check_disk(float(environment.get("PION_DISK_GB") or 0))]
     gpus = environment.get("PION_EXPECT_GPUS") or environment.get("SKYPILOT_NUM_GPUS_PER_NODE")
     asked = int(float(gpus or 0))
-    if asked:
+    seen = _list_gpus(asked) if asked else []
+    try:
+        torch, words = choose_torch(
+            project, image_torch, seen[0] if seen else None, any_build=any_build
+        )
+    except NoTorch as why:
+        raise BadMachine(str(why)) from None
+    if seen:
         seconds = PROBE_SECONDS + PROBE_SECONDS_MORE * (asked - 1)
-        found[:0] = [_check_gpus(asked, torch), try_gpus(PROBE, seconds)]
-    where = f"in this image's {torch.folder}" if torch.folder else "to be installed"
-    return f"{', '.join(found)}, torch {torch.version} {where}", torch
+        cards = f"{len(seen)} × {seen[0].name} with driver {seen[0].driver}"
+        found[:0] = [cards, try_gpus(PROBE, seconds)]
+    return f"{', '.join(found)}, {words}", torch
 
 
 def try_gpus(command: Sequence[str], seconds: float) -> str:
@@ -177,42 +185,6 @@ def _error_name(cuda: Any, result: int) -> str:
     return f"{(name.value or b'error').decode()} ({result})"
 
 
-def find_image_torch() -> Torch | None:
-    """Return the torch of this Python, without importing it; None if it has no CUDA."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent
-    try:
-        text = (folder / "version.py").read_text()
-    except OSError:
-        return None
-    version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
-    cuda = re.search(r"^cuda[^=]*= '([0-9.]+)'", text, re.MULTILINE)
-    if version is None or cuda is None:
-        return None
-    return Torch(folder.parent, version[1], _numbers(cuda[1]))
-
-
-def _satisfies(torch: Torch, project: str) -> bool:
-    """Return whether this Python and `torch` meet pyproject.toml's requirements."""
-    floor = re.search(r'"torch>=([0-9.]+)"', project)
-    python = re.search(r'^requires-python = ">=([0-9.]+),<([0-9.]+)"', project, re.MULTILINE)
-    if floor is None or python is None:
-        return False
-    right_python = _numbers(python[1]) <= sys.version_info[:2] < _numbers(python[2])
-    return right_python and _numbers(torch.version) >= _numbers(floor[1])
-
-
-def _pinned_torch(project: str) -> Torch:
-    """Return the torch that would be installed."""
-    torch = re.search(r'"torch==([0-9.]+)', project)
-    cuda = re.search(r'"cuda-toolkit==([0-9.]+)', project)
-    return Torch(
-        None, torch[1] if torch else "of the newest version", _numbers(cuda[1] if cuda else "")
-    )
-
-
 def _check_disk(asked_gb: float) -> str:
     total_gb = shutil.disk_usage(Path.cwd()).total / 1e9
     if total_gb < DISK_TOLERANCE * asked_gb:
@@ -220,10 +192,13 @@ def _check_disk(asked_gb: float) -> str:
     return f"{total_gb:.0f} GB disk"
 
 
-def _check_gpus(asked: int, torch: Torch) -> str:
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+def _list_gpus(asked: int) -> list[Gpu]:
+    """Return the GPUs of this machine, at least `asked`. Raises BadMachine."""
+    query = ("nvidia-smi", "--format=csv,noheader")
     try:
-        done = _run(query, 60)
+        done = _run([*query, "--query-gpu=name,driver_version,compute_cap"], 60)
+        if done.returncode:  # an old driver does not know compute_cap
+            done = _run([*query, "--query-gpu=name,driver_version"], 60)
     except FileNotFoundError:
         raise BadMachine(
             f"{asked} GPU(s) were requested, but it has no nvidia-smi: this container has no driver"
@@ -235,15 +210,7 @@ def _check_gpus(asked: int, torch: Torch) -> str:
     lines = [line.split(", ") for line in done.stdout.strip().splitlines()]
     if len(lines) < asked:
         raise BadMachine(f"it has {len(lines)} GPU(s), but {asked} were requested")
-    name, driver = lines[0][0], lines[0][-1]
-    needed = LEAST_DRIVER.get(torch.cuda[0]) if torch.cuda else None
-    if needed is not None and _numbers(driver)[:1] < (needed,):
-        cuda = ".".join(map(str, torch.cuda[:2]))
-        raise BadMachine(
-            f"its driver {driver} is too old: torch {torch.version} is built for CUDA {cuda}, "
-            f"which needs driver {needed} or newer"
-        )
-    return f"{len(lines)} × {name} with driver {driver}"
+    return [Gpu(line[0], line[1], numbers("".join(line[2:]))) for line in lines]
 
 
 def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -265,13 +232,6 @@ def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
-def _numbers(version: str) -> Version:
-    """Return the leading numbers of a version to compare, such as (2, 13, 0) for "2.13.0a0+cu130";
-    empty if there are none."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
-
-
 def probe_main() -> int:
     """Run the probe of `try_gpus` in this process."""
     # Imported only here: a Python built without ctypes can still check everything else.
@@ -290,7 +250,9 @@ def main() -> int:
         return probe_main()
     project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     try:
-        words, torch = check_machine(os.environ, project, find_image_torch())
+        words, torch = check_machine(
+            os.environ, project, find_image_torch(), any_build="--any-build" in sys.argv
+        )
     except BadMachine as bad:
         print(
             f"boot check: this machine won't do: {bad}. Nothing was installed. Exiting with code "
@@ -300,6 +262,8 @@ def main() -> int:
         return ANOTHER_MACHINE
     print(f"boot check: {words}", file=sys.stderr)
     print(torch.folder or "")
+    if torch.backend:
+        print(f"torch=={torch.version} {torch.backend}")
     return 0
 
 

@@ -263,7 +263,7 @@ def test_names_are_listed_without_a_card(capsys: pytest.CaptureFixture[str]) -> 
 def test_an_old_torch_is_refused_with_the_command_that_helps(
     bench: Bench3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cu128")
     with pytest.raises(BadInput, match=r'pip install "torch>='):
         bench({"a": RIGHT})
 

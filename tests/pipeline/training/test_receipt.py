@@ -61,8 +61,17 @@ def test_a_step_that_is_compiled_no_more_is_not_bit_identical() -> None:
     assert any(line.startswith("not bit-identical") for line in lines)
 
 
+def test_another_torch_is_shown_as_equal_up_to_rounding() -> None:
+    now = A40 | {"from_step": 10, "next_row": 640, "torch": "2.15.0+cu132"}
+    lines = receipt(A40 | {"torch": "2.11.0+cu128"}, now, None)
+    assert lines[0] == "same machine: 1 × NVIDIA A40 on host-a"
+    assert "torch 2.11.0+cu128 → 2.15.0+cu132: equal up to rounding" in lines
+    assert not alarms(lines)
+
+
 def test_attempts_of_before_the_plan_was_recorded_whole_are_compared_without_it() -> None:
-    assert receipt(A40, A40 | {"from_step": 10, "next_row": 640, "compile": True}, None) == []
+    now = A40 | {"from_step": 10, "next_row": 640, "compile": True, "torch": "2.15.0+cu132"}
+    assert receipt(A40, now, None) == []
 
 
 def test_the_same_machine_and_plan_need_no_receipt() -> None:

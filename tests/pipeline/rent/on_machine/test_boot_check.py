@@ -20,9 +20,6 @@ from pipeline.rent.on_machine import boot_check
 from pipeline.rent.on_machine.boot_check import (
     ANOTHER_MACHINE,
     BadMachine,
-    Torch,
-    check_machine,
-    find_image_torch,
     main,
     probe_gpus,
     try_gpus,
@@ -31,13 +28,6 @@ from tests.paths import REPOSITORY
 from tests.support.waiting import PATIENCE_SECONDS, run_to_end
 
 SCRIPT = REPOSITORY / "pipeline" / "rent" / "on_machine" / "boot_check.py"
-PROJECT = """
-requires-python = ">=3.11,<3.15"
-    "torch>=2.13",
-    "cuda-toolkit==13.2.2",
-    "torch==2.15.0",
-"""
-
 SIZE = 4096  # bytes that are written to a GPU and read back
 
 Machine = Callable[[str], dict[str, str]]
@@ -154,9 +144,9 @@ class Driver:
         return 0 if error in self.names else 1
 
 
-def boot(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def boot(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     """Run the check as the boot script does, with a Python without torch."""
-    return run_to_end([sys.executable, "-I", "-S", str(SCRIPT)], env=environment)
+    return run_to_end([sys.executable, "-I", "-S", str(SCRIPT), *options], env=environment)
 
 
 def test_a_machine_as_requested_passes(machine: Machine) -> None:
@@ -166,10 +156,26 @@ def test_a_machine_as_requested_passes(machine: Machine) -> None:
     assert done.stdout.strip() == "", "nothing but the folder of the image's torch belongs here"
 
 
+def test_a_driver_that_is_too_old_for_the_pinned_torch_gets_a_build_that_it_runs(
+    machine: Machine,
+) -> None:
+    done = boot(machine("echo 'NVIDIA A40, 550.54.15, 8.6'"), "--any-build")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "\ntorch==2.14.1 cu126\n"
+    assert "torch 2.14.1 (cu126) to be installed, because torch 2.15.0" in done.stderr
+
+
+def test_an_old_driver_that_tells_no_compute_capability_is_asked_again(machine: Machine) -> None:
+    fails = "case $2 in *compute_cap*) echo 'not a valid field' >&2; exit 2 ;; esac"
+    done = boot(machine(f"{fails}\necho 'NVIDIA A40, 470.57.02'"), "--any-build")
+    assert done.returncode == ANOTHER_MACHINE
+    assert "with driver 470.57.02: torch" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("nvidia_smi", "words"),
     [
-        ("echo 'NVIDIA A40, 570.133.20'", "driver 570.133.20 is too old"),
+        ("echo 'NVIDIA A40, 570.133.20'", "driver 570.133.20: torch"),
         ("echo 'Unable to determine the device handle: GPU is lost' >&2; exit 15", "GPU is lost"),
         ("true", "it has 0 GPU(s), but 1 were requested"),
     ],
@@ -327,48 +333,3 @@ def test_a_disk_smaller_than_asked_for_is_left_for_another(tmp_path: Path) -> No
 
 def test_its_exit_code_is_the_one_that_is_recovered() -> None:
     assert Interrupted.exit_code == ANOTHER_MACHINE
-
-
-@pytest.mark.parametrize(
-    ("torch", "used"),
-    [
-        (Torch(Path("/image"), "2.13.0+cu130", (13, 0)), True),
-        (Torch(Path("/image"), "2.14.0a0+nv26.10", (13, 1)), True),
-        (Torch(Path("/image"), "2.9.1+cu128", (12, 8)), False),
-        (None, False),
-    ],
-)
-def test_an_images_torch_is_used_if_it_is_new_enough(torch: Torch | None, used: bool) -> None:
-    words, chosen = check_machine({}, PROJECT, torch)
-    assert (chosen.folder == Path("/image")) is used
-    assert chosen.version in words
-
-
-def test_an_old_driver_will_do_for_an_images_torch_that_was_built_for_it(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environment = machine("echo 'NVIDIA A40, 550.54.15'")
-    monkeypatch.setenv("PATH", environment["PATH"])
-    image = Torch(Path("/image"), "2.13.0+cu126", (12, 6))
-    assert check_machine(environment, PROJECT, image)[1] is image
-    with pytest.raises(BadMachine, match=r"built for CUDA 13\.2, which needs driver 580"):
-        check_machine(environment, PROJECT, None)
-
-
-def test_it_finds_the_torch_of_its_own_python() -> None:
-    import torch
-
-    found = find_image_torch()
-    if torch.version.cuda is None:
-        assert found is None, "a torch without CUDA is no use on a rented GPU"
-    else:
-        assert found is not None
-        assert found.folder == Path(torch.__file__).parents[1]
-        assert found.version == str(torch.__version__)
-        assert found.cuda == tuple(map(int, torch.version.cuda.split(".")))
-
-
-def test_it_reads_what_this_project_asks_for() -> None:
-    _, torch = check_machine({}, (REPOSITORY / "pyproject.toml").read_text(), None)
-    assert torch.version[0].isdigit()
-    assert torch.cuda, "no pin of cuda-toolkit: the oldest driver can't be told"
