@@ -11,7 +11,7 @@ from pion.model.attention import Attention, ValueMix
 from pion.model.cache import LayerCache
 from pion.model.experts import Experts, Stats
 from pion.model.feedforward import ReluSquared, SwiGLU
-from pion.model.forward_pass import ForwardPass
+from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.masks import Mask, Reach, reach_of
 from pion.model.norm import RMSNorm
 from pion.model.rope import Rotation
@@ -108,7 +108,7 @@ class Block(nn.Module):
             freed = tokens * self.feedforward.kept_bytes_per_token(at)
             most = max(most, self.attention.backward_bytes(at, tokens) - freed)
         if at.compiled:
-            most += 4 * sum(parameter.numel() for parameter in self.parameters())
+            most += gradient_bytes(at, sum(weight.numel() for weight in self.parameters()))
         return most + 4 * self.feedforward_norm.width * tokens
 
 

@@ -5,7 +5,8 @@ Each part states its costs next to its maths:
   * `macs_per_token()`: multiply-accumulates with the part's weights, for one token;
   * `macs_per_key()`: multiply-accumulates for one token and one key that the token sees;
   * `kept_bytes_per_token(at)`: what a forward pass keeps of a token for the backward pass. This
-    depends on the kernels, so it depends on how the pass is computed (forward_pass.py).
+    depends on the kernels, so it depends on how the pass is computed (forward_pass.py);
+  * `backward_bytes(at, tokens)`: the most that the part's backward pass adds to what is kept.
 
 Nothing else in Pion derives these numbers from a shape.
 """

@@ -137,8 +137,9 @@ class Experts(nn.Module):
     def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
-        Grouped products: for each chosen expert, the gradients of its result (in both orders), of
-        silu(gate) and of the product with up; then the gradient of one of the three stacks.
+        Grouped products: for each chosen expert, three gradients of its result, or those of
+        silu(gate) and of the product with up; and the gradient of one of the three stacks. What
+        shared experts keep is free before.
 
         Sliced products, if all tokens choose the same experts: the gradient of each choice's input,
         for the tokens of one expert the input, the gradient of the result and six tensors of the
@@ -147,8 +148,11 @@ class Experts(nn.Module):
         n, d_ff, d_model = self.gate_proj.shape
         top_k, expert = self.settings.top_k, d_ff * d_model
         if at.grouped:
-            own = top_k * (2 * d_model + 2 * d_ff) * tokens
-            return at.width * own + gradient_bytes(at, n * expert)
+            shared = [part for part in self.shared if isinstance(part, SwiGLU)]
+            freed = sum(part.kept_bytes_per_token(at) for part in shared)
+            own = top_k * at.width * max(3 * d_model, 2 * d_ff) - freed
+            most = own * tokens + gradient_bytes(at, n * expert)
+            return max([most, *(part.backward_bytes(at, tokens) for part in shared)])
         own = (top_k + 2) * d_model + 6 * d_ff
         return at.width * (own * tokens + 5 * expert) + 3 * 4 * n * expert
 
