@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help="count in this process")
     options = parser.parse_args()
     if options.here:
-        with pretended_card(Watch()) as watch:
+        with pretended_card() as watch:
             models = count_all(watch, options.presets)
             hand_back({"checked": count_checked(watch, checked_steps()), "models": models})
         return

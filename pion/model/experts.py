@@ -152,7 +152,7 @@ class Experts(nn.Module):
             freed = sum(part.kept_bytes_per_token(at) for part in shared)
             own = top_k * at.width * max(3 * d_model, 2 * d_ff) - freed
             most = own * tokens + gradient_bytes(at, n * expert)
-            return max(most, *(part.backward_bytes(at, tokens) for part in shared))
+            return max([most, *(part.backward_bytes(at, tokens) for part in shared)])
         own = (top_k + 2) * d_model + 6 * d_ff
         return at.width * (own * tokens + 5 * expert) + 3 * 4 * n * expert
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -164,13 +164,18 @@ class _MicroBatch:
     def end_of_forward(self) -> int:
         """Return the bytes while the loss is computed, in which its input is still there.
 
-        Autocast keeps the copies of weights until the end of the forward pass.
+        Autocast keeps its copies of weights until the end of the forward pass, even if blocks are
+        recomputed. Then only its copies are there: not those of compiled blocks, nor of the stacks
+        of grouped products.
         """
         config = self.work.config
         capped = config.logit_cap is not None
         shape = LossShape(self._tokens, config.d_model, config.head_rows, capped)
-        copies = 0 if self.recompute and self._at.compiled else sum(self._copies)
-        return self.activations() + copies + self._states + loss_bytes(shape, self._at)
+        copies = self._copies
+        if self.recompute:
+            ungrouped = replace(self._at, grouped=False)
+            copies = () if self._at.compiled else copied_bytes(config, ungrouped)
+        return self.activations() + sum(copies) + self._states + loss_bytes(shape, self._at)
 
     def backward(self) -> int:
         """Return the most bytes at once in the backward pass."""

@@ -44,7 +44,7 @@ def main() -> None:
     reports = {}
     anything = check_model("pion", tiny=True)
     with (
-        pretended_card(Watch()) as watch,
+        pretended_card() as watch,
         mock.patch.object(torch.cuda, "reset_peak_memory_stats"),
         mock.patch.object(Decoder, "to", move),
         mock.patch.object(training, "WARMUP_STEPS", 1),

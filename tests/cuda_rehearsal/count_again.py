@@ -13,7 +13,6 @@ from benchmarks.roofline import EAGER, checked_steps, count_checked
 from pion.model.feedforward import SwiGLU
 from tests.cuda_rehearsal.pretended_card import pretended_card
 from tests.cuda_rehearsal.report import hand_back
-from tests.cuda_rehearsal.watch import Watch
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
     def forward_with_a_copy(self: SwiGLU, x: Tensor) -> Tensor:
         return right(self, x.clone())
 
-    with pretended_card(Watch()) as watch:
+    with pretended_card() as watch:
         counts = count_checked(watch, checked_steps())
         with mock.patch.object(SwiGLU, "forward", forward_with_a_copy):
             worse = count_checked(watch, {EAGER: checked_steps()[EAGER]})

@@ -14,24 +14,24 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tests.cuda_rehearsal.our_code import where
-from tests.cuda_rehearsal.watch import Watch
+from tests.cuda_rehearsal.watch import Operation, Watch
 
 # Torch's allocator rounds a request up to a multiple of this.
 ROUNDED_TO = 512
 
 
-class LiveBytes(Watch):
-    """A watch that also counts the card's live bytes.
+class LiveBytes:
+    """Counts the bytes of what `watch` sees.
 
     Attributes:
         live: the bytes that are alive now.
         peak: the most bytes that were alive at once since `start`.
-        at_peak: what was alive then: the bytes by the line of our code that made them. This takes
-            time, so it is kept only with `explain`.
+        at_peak: what was alive then: the bytes by the operation and the line of our code that made
+            them. This takes time, so it is kept only with `explain`.
     """
 
-    def __init__(self, *, explain: bool = False) -> None:
-        super().__init__()
+    def __init__(self, watch: Watch, *, explain: bool = False) -> None:
+        watch.seen = self._see
         self._explain = explain
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._by_line: Counter[str] = Counter()
@@ -39,20 +39,15 @@ class LiveBytes(Watch):
         self.at_peak: dict[str, int] = {}
 
     def start(self) -> None:
-        """Forget the findings and the peak so far. What is alive stays counted."""
-        super().start()
+        """Forget the peak so far. What is alive stays counted."""
         self.peak, self.at_peak = self.live, {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        for leaf in tree_leaves(result):
+    def _see(self, operation: Operation) -> None:
+        for leaf in tree_leaves(operation.result):
             if isinstance(leaf, Tensor) and leaf.is_cuda:
-                self._count(leaf, str(func))
-        return result
+                self._count(leaf, operation.func)
 
-    def _count(self, tensor: Tensor, operation: str) -> None:
+    def _count(self, tensor: Tensor, operation: Any) -> None:
         storage = tensor.untyped_storage()
         if storage in self._known:
             return

@@ -7,7 +7,6 @@ between the matrix products is replaced by its results, which is all that it all
 from __future__ import annotations
 
 import gc
-import json
 from dataclasses import dataclass
 from itertools import product
 from unittest import mock
@@ -18,9 +17,7 @@ from torch import Tensor
 from pion.model import loss
 from tests.cuda_rehearsal.live_bytes import LiveBytes
 from tests.cuda_rehearsal.pretended_card import pretended_card
-
-# The program prints the peaks as the line after this line.
-MARKER = "--- peaks of the losses ---"
+from tests.cuda_rehearsal.report import hand_back, handed_back
 
 
 @dataclass(frozen=True)
@@ -47,19 +44,19 @@ LOSSES = [
 ]
 
 
-def peak(watch: LiveBytes, how: Loss) -> int:
+def peak(live: LiveBytes, how: Loss) -> int:
     """Return the most bytes at once, without the hidden states, the weight and the targets."""
     with torch.device("cuda"):
         hidden = torch.zeros(how.rows, how.d_model, requires_grad=True)
         weight = torch.zeros(how.vocab, how.d_model, requires_grad=True)
         targets = torch.zeros(how.rows, dtype=torch.int64)
     gc.collect()
-    given = watch.live
-    watch.start()
+    given = live.live
+    live.start()
     kernel = mock.patch.object(loss, "_compiled_gradient_of_logits", return_value=_results)
     with kernel, torch.autocast("cuda", torch.bfloat16, enabled=how.bf16):
         loss.linear_cross_entropy(hidden, weight, targets, how.cap, compiled=how.compiled)
-    return watch.peak - given
+    return live.peak - given
 
 
 def _results(
@@ -69,15 +66,14 @@ def _results(
 
 
 def main() -> None:
-    with pretended_card(LiveBytes()) as watch:
-        peaks = [peak(watch, how) for how in LOSSES]
-    print(f"\n{MARKER}\n{json.dumps(peaks)}", flush=True)
+    with pretended_card() as watch:
+        live = LiveBytes(watch)
+        hand_back([peak(live, how) for how in LOSSES])
 
 
 def read_loss_peaks(output: str) -> dict[Loss, int]:
     """Return what the program printed."""
-    *_, after = output.partition(f"{MARKER}\n")
-    return dict(zip(LOSSES, json.loads(after.splitlines()[0]), strict=True))
+    return dict(zip(LOSSES, handed_back(output), strict=True))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def main() -> None:
         "soak": lower_soak,
         "layers": trace_layers,
     }
-    with pretended_card(Watch()) as watch:
+    with pretended_card() as watch:
         outcomes = tasks[task](watch, *rest)
     hand_back({name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,10 +25,10 @@ from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.live_bytes import LiveBytes
 from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
+from tests.cuda_rehearsal.report import hand_back, handed_back
 from tests.cuda_rehearsal.scenarios import Zeros, flex_attention_without_compiler
+from tests.cuda_rehearsal.watch import Watch
 
-# The program prints its peaks as the line after this line.
-MARKER = "--- peaks of the traces ---"
 # So many lines of what is alive at a peak are kept, the largest first.
 LINES = 8
 
@@ -115,31 +114,29 @@ def named(name: str) -> list[Trace]:
 
 def main() -> None:
     peaks = []
-    with pretended_card(LiveBytes(explain=True)) as watch:
+    with pretended_card() as watch:
+        live = LiveBytes(watch, explain=True)
         for trace in named(sys.argv[1]):
-            traced(watch, trace)
-            largest = sorted(watch.at_peak.items(), key=lambda item: -item[1])
-            peaks.append((watch.peak, dict(largest[:LINES])))
-    print(f"\n{MARKER}\n{json.dumps(peaks)}", flush=True)
+            trace_peak(watch, live, trace)
+            largest = sorted(live.at_peak.items(), key=lambda item: -item[1])
+            peaks.append((live.peak, dict(largest[:LINES])))
+    hand_back(peaks)
 
 
 def read_peaks(name: str, output: str) -> dict[Trace, Peak]:
     """Return the peaks that the program printed for the traces of this name."""
-    *_, after = output.partition(f"{MARKER}\n")
-    return dict(
-        zip(named(name), (Peak(*peak) for peak in json.loads(after.splitlines()[0])), strict=True)
-    )
+    peaks = [Peak(*peak) for peak in handed_back(output)]
+    return dict(zip(named(name), peaks, strict=True))
 
 
-def traced(watch: LiveBytes, trace: Trace) -> None:
-    """Train a step on the pretended card, so that `watch` has the peak."""
+def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
+    """Train a step on the pretended card, so that `live` has the peak."""
     insert_card(trace.card)
     rotary_table.cache_clear()
     watch.free_page_locked()
     gc.collect()
-    before = watch.live
-    if before:
-        raise RuntimeError(f"{before} bytes of the last trace are still alive")
+    if live.live:
+        raise RuntimeError(f"{live.live} bytes of the last trace are still alive")
     config = trace.config
     with torch.device("cuda"):  # drawing weights on the host would take gigabytes and seconds
         model = Decoder(config)
@@ -159,7 +156,7 @@ def traced(watch: LiveBytes, trace: Trace) -> None:
     ):
         for parameter in model.parameters():  # as after an earlier micro-batch of the step
             parameter.grad = torch.zeros_like(parameter)
-        watch.start()
+        live.start()
         trainer.train_step()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -22,10 +23,18 @@ def where() -> str:
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if str(path) not in OWN_FILES and path.is_relative_to(REPOSITORY):
-            inside = path.relative_to(REPOSITORY)
-            if inside.parts[0] in OUR_FOLDERS:
-                return f"{inside}:{frame.f_lineno} in {frame.f_code.co_name}"
+        inside = _inside(frame.f_code.co_filename)
+        if inside is not None:
+            return f"{inside}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
     return "outside our code"
+
+
+@cache
+def _inside(filename: str) -> Path | None:
+    """Return the path inside the repository if a finding may name this file, else None."""
+    path = Path(filename)
+    if filename in OWN_FILES or not path.is_relative_to(REPOSITORY):
+        return None
+    inside = path.relative_to(REPOSITORY)
+    return inside if inside.parts[0] in OUR_FOLDERS else None

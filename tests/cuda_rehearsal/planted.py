@@ -29,7 +29,6 @@ from pion.train.muon import Muon
 from tests.cuda_rehearsal.pretended_card import pretended_card
 from tests.cuda_rehearsal.report import print_reports
 from tests.cuda_rehearsal.scenarios import MODELS, SCENARIOS, rehearse
-from tests.cuda_rehearsal.watch import Watch
 
 CPU = torch.device("cpu")
 
@@ -273,7 +272,7 @@ PLANTED: dict[str, Planted] = {
 
 def main() -> None:
     reports = {}
-    with pretended_card(Watch()) as watch:
+    with pretended_card() as watch:
         for name, planted in PLANTED.items():
             with planted.plant():
                 config = MODELS[planted.model]

@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 from unittest import mock
 
 import torch
@@ -46,8 +46,6 @@ CARDS = {
     "H200": CardModel((9, 0), processors=132, gib=141, shared_kib=227, threads=2048),
     "RTX 5090": CardModel((12, 0), processors=170, gib=32, shared_kib=99),
 }
-
-AnyWatch = TypeVar("AnyWatch", bound=Watch)
 
 # What `torch.cuda.get_device_properties` says. `insert_card` fills in the rest.
 CARD = SimpleNamespace(
@@ -122,12 +120,13 @@ def _answers(watch: Watch) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def pretended_card(watch: AnyWatch) -> Iterator[AnyWatch]:
-    """Pretend an A40 inside the `with` block; yield `watch`, which sees every operation on it.
+def pretended_card() -> Iterator[Watch]:
+    """Pretend an A40 inside the `with` block; yield the watch that collects the findings.
 
     Only one such block may run in a process. Raises RuntimeError if cuda_shim.c is not preloaded.
     """
     insert_card("A40")
+    watch = Watch()
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
 from tests.cuda_rehearsal.report import print_reports
 from tests.cuda_rehearsal.scenarios import MODELS, REHEARSALS, SCENARIOS, rehearse
-from tests.cuda_rehearsal.watch import Watch
 
 
 def main() -> None:
     reports = {}
-    with pretended_card(Watch()) as watch:
+    with pretended_card() as watch:
         for rehearsal in REHEARSALS:
             insert_card(rehearsal.card)
             config, scenario = MODELS[rehearsal.model], SCENARIOS[rehearsal.scenario]
