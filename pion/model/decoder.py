@@ -220,11 +220,14 @@ class Decoder(nn.Module):
         x = embedding(tokens, self.embed.weight).float()
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        x0, reports = x, []
         results: dict[int, Tensor] = {}
+        reports = []
         kept = set() if self.wiring is None else set(self.wiring.source.values())
         trained = cache is None and torch.is_grad_enabled()
-        run = _compiled_block() if self.compiled and trained else _run_block
+        compiled = self.compiled and trained
+        run = _compiled_block() if compiled else _run_block
+        # A block that gets one tensor as both inputs would need a compilation of its own.
+        x0 = x.view_as(x) if compiled else x
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             inputs = BlockInputs(

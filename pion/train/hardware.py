@@ -122,6 +122,9 @@ def _configure_compiler(plan: ComputePlan) -> None:
     dynamo.recompile_limit = MOST_COMPILATIONS
     if compiles_deterministically():
         inductor.deterministic = plan.deterministic
+    # Whether to pad the operands of a product is found out by timing, so the next attempt might
+    # compute another way.
+    inductor.shape_padding = False
     # Each weight of a block is cast for itself. One kernel for several casts starts faster.
     if hasattr(inductor, "combo_kernels_pointwise_only"):
         inductor.combo_kernels = plan.device.startswith("cuda")

@@ -130,14 +130,6 @@ def structures(config: ModelConfig) -> int:
     return len(set(_structures(config)))
 
 
-def unneeded_compiles(config: ModelConfig) -> int:
-    """Return how often a block is compiled although an equal block is compiled."""
-    # The mix of the first layer gets one tensor twice: the layer's input is x0.
-    twice = config.wiring is not None and config.wiring.input_mix
-    first, *others = _structures(config)
-    return 1 if twice and first in others else 0
-
-
 def _structures(config: ModelConfig) -> list[tuple[bool, ...]]:
     """Return of each layer whether it has attention, a skip and a value table."""
     wiring, values = config.wiring, config.values
