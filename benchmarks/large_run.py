@@ -1,7 +1,7 @@
 """Estimate what 20 billion tokens of a 1B-parameter model take on 1, 4 and 8 GPUs.
 
     uv run python -m benchmarks.large_run
-    uv run python -m benchmarks.large_run --price A40=0.40 --price H100=2.50
+    uv run python -m benchmarks.large_run --price A40=DOLLARS --price H100=DOLLARS
 
 NOTHING RUNS ON A GPU. The result names, for each number, one of three kinds:
 
@@ -12,7 +12,7 @@ NOTHING RUNS ON A GPU. The result names, for each number, one of three kinds:
   * assumed: speeds that `pion plan` and `pion replay` assume until a run has measured them.
 
 No number here is measured. The hours at ASSUMED_MFU (pipeline/rent/plan/estimate.py) are what `pion
-plan` says for a card that nobody has measured. They are about three times the roofline's.
+plan` says for a card that nobody has measured. They are more than three times the roofline's.
 
 The model is the shape of pion-xl with 37 layers. pion-xl itself is the preset that is nearest to
 1B parameters, and is estimated from the same counts. All layers are alike, so the operations are
@@ -32,6 +32,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -334,11 +335,11 @@ def memory_report(memory: Memory) -> dict[str, float]:
 
 
 def price_of(text: str) -> tuple[str, float]:
-    """Return the card and the dollars of `A40=0.40`."""
-    card, _, dollars = text.partition("=")
-    if card not in LINKS:
-        raise argparse.ArgumentTypeError(f"{card!r} is none of {', '.join(LINKS)}")
-    return card, float(dollars)
+    """Return the card and the dollars of a --price. Raises ArgumentTypeError for a mistake."""
+    found = re.fullmatch(r"(\w+)=(\d+(?:\.\d+)?)", text)
+    if found is None or found[1] not in LINKS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no GPU=DOLLARS for {' or '.join(LINKS)}")
+    return found[1], float(found[2])
 
 
 def print_tables(models: dict[str, Any]) -> None:
@@ -351,7 +352,7 @@ def print_tables(models: dict[str, Any]) -> None:
         print("seconds of a step (estimates)")
         print(
             "           rows products memory update  sum (not hidden)  est. MFU   tokens/s"
-            "   hours  GPU-hours  at 15 % MFU       $"
+            f"   hours  GPU-hours  at {ASSUMED_MFU:.0%} MFU       $"
         )
         for card, found in model["cards"].items():
             for run in found["runs"]:
