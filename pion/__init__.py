@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pion.config import ModelConfig
     from pion.generate import generate
+    from pion.generate_batch import generate_batch
     from pion.load import load
     from pion.model.decoder import Decoder
     from pion.seeds import import_seed
 
-__all__ = ["Decoder", "ModelConfig", "generate", "import_seed", "load"]
+__all__ = ["Decoder", "ModelConfig", "generate", "generate_batch", "import_seed", "load"]
 
 _HOMES = {
     "Decoder": "pion.model.decoder",
     "ModelConfig": "pion.config",
     "generate": "pion.generate",
+    "generate_batch": "pion.generate_batch",
     "import_seed": "pion.seeds",
     "load": "pion.load",
 }

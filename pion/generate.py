@@ -1,10 +1,8 @@
-"""Sample from a decoder, token by token."""
+"""Continue a text token by token: from a prompt's ids to new ids, or from text to text."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +11,10 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.model.batch_cache import BatchCache
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
+from pion.sampling import Sampling, sample
 
 # A tokenizer decodes bytes that are not a whole character to this.
 INCOMPLETE = "\ufffd"
@@ -23,34 +23,64 @@ INCOMPLETE = "\ufffd"
 # quadratic in the prompt's length.
 PROMPT_PIECE = 1024
 
-# Draws a token id from fp32 logits (vocab,), given the ids so far.
-Draw = Callable[[Tensor, Sequence[int]], int]
 
+class Text:
+    """A text that is being continued.
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn from its logits; see `sample`.
-
-    Raises BadInput for values that make no sense.
+    Attributes:
+        ids: the ids of the prompt, and the new ids.
+        limit: how many new ids there may be.
     """
 
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 0.9
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.temperature):
-            raise BadInput(f"temperature is {self.temperature}; use a number, 0 for greedy")
-        if self.top_k < 0:
-            raise BadInput(f"top_k is {self.top_k}; use 0 for no limit, or a number of tokens")
-        if not 0 < self.top_p <= 1:
-            raise BadInput(f"top_p is {self.top_p}; it must be above 0 and at most 1 (no limit)")
-        if not 0 < self.repetition_penalty < math.inf:
+    # The parameters are explained in `generate`, whose keywords they are.
+    def __init__(
+        self,
+        model: Decoder,
+        ids: Sequence[int],
+        *,
+        stop_ids: Iterable[int],
+        max_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 50,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+        vocab_size: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+        self.ids = _checked_prompt(ids, model.config)
+        if max_tokens < 0:
+            raise BadInput(f"max_tokens is {max_tokens}; it can't be negative")
+        self._rows = model.config.vocab_size if vocab_size is None else vocab_size
+        if not 0 < self._rows <= model.config.vocab_size:
             raise BadInput(
-                f"repetition_penalty is {self.repetition_penalty}; "
-                "it must be above 0 (1 has no effect)"
+                f"vocab_size is {vocab_size}; it must be from 1 to the model's "
+                f"{model.config.vocab_size}"
             )
+        self._stop_ids = frozenset(stop_ids)
+        self._randomness = _randomness(seed)
+        self.limit = min(max_tokens, model.config.seq_len - len(self.ids))
+        self._end = len(self.ids) + self.limit
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text has as many ids as it may have."""
+        return len(self.ids) >= self._end
+
+    def draw(self, logits: Tensor) -> int | None:
+        """Draw the next id from fp32 logits (vocab,), and add it; None: the text ends before it.
+
+        Raises BadInput if the logits are not finite.
+        """
+        if not logits.isfinite().all():
+            raise BadInput(
+                "the model predicts NaN or infinity: its weights or settings are damaged"
+            )
+        token = sample(logits[: self._rows], self._sampling, self.ids, self._randomness)
+        if token in self._stop_ids:
+            return None
+        self.ids.append(token)
+        return token
 
 
 # Users call this function with the settings as keywords, so it has more parameters than most.
@@ -80,26 +110,61 @@ def generate(
             has ids without an embedding. This is raised by the call, before the first token.
             A model whose predictions are not finite is found at its first such token.
     """
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
-    prompt = _checked_prompt(ids, model.config)
-    if max_tokens < 0:
-        raise BadInput(f"max_tokens is {max_tokens}; it can't be negative")
-    rows = model.config.vocab_size if vocab_size is None else vocab_size
-    if not 0 < rows <= model.config.vocab_size:
-        raise BadInput(
-            f"vocab_size is {rows}; it must be from 1 to the model's {model.config.vocab_size}"
-        )
-    randomness = _randomness(seed)
+    text = Text(
+        model,
+        ids,
+        stop_ids=stop_ids,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+    return _continue(model, text)
 
-    def draw(logits: Tensor, present: Sequence[int]) -> int:
-        if not logits.isfinite().all():
-            raise BadInput(
-                "the model predicts NaN or infinity: its weights or settings are damaged"
-            )
-        return sample(logits[:rows], sampling, present, randomness)
 
-    limit = min(max_tokens, model.config.seq_len - len(prompt))
-    return _generate(model, prompt, limit, draw, frozenset(stop_ids))
+def _continue(model: Decoder, text: Text) -> Iterator[int]:
+    if text.ended:
+        return
+    cache = KVCache(model.config, max_tokens=len(text.ids) + text.limit)
+    token = text.draw(read_prompt(model, text.ids, cache))
+    while token is not None:
+        yield token
+        if text.ended:
+            return
+        token = text.draw(next_logits(model, [[token]], cache)[0])
+
+
+def read_prompt(model: Decoder, ids: list[int], cache: KVCache) -> Tensor:
+    """Cache a prompt, and return the fp32 logits (vocab,) after it, on the CPU."""
+    if _needs_dense_masks(model.config):
+        while len(ids) > PROMPT_PIECE:
+            _hidden(model, [ids[:PROMPT_PIECE]], cache)
+            ids = ids[PROMPT_PIECE:]
+    return next_logits(model, [ids], cache)[0]
+
+
+def _needs_dense_masks(config: ModelConfig) -> bool:
+    """Return whether attention to a prompt has scores for each pair of tokens at once."""
+    return config.softcap is not None or config.windows is not None
+
+
+# These are separate functions because a generator that is suspended inside inference mode would
+# leave its caller in inference mode.
+@torch.inference_mode()
+def next_logits(model: Decoder, rows: list[list[int]], cache: KVCache | BatchCache) -> Tensor:
+    """Cache the tokens of each row; return the fp32 logits after them, (B, vocab) on the CPU."""
+    return model.logits(_hidden(model, rows, cache)[:, -1]).float().cpu()
+
+
+@torch.inference_mode()
+def _hidden(model: Decoder, rows: list[list[int]], cache: KVCache | BatchCache) -> Tensor:
+    """Cache the tokens of each row, and return their hidden states (B, T, d_model)."""
+    # `torch.tensor(…, device=…)` would wait for the GPU.
+    new = torch.tensor(rows).to(model.embed.weight.device, non_blocking=True)
+    return model.hidden(new, cache=cache)
 
 
 def _checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
@@ -127,85 +192,6 @@ def _randomness(seed: int | None) -> torch.Generator:
     else:
         randomness.manual_seed(seed)
     return randomness
-
-
-def _generate(
-    model: Decoder, ids: list[int], limit: int, draw: Draw, stop_ids: frozenset[int]
-) -> Iterator[int]:
-    """Yield at most `limit` new ids, and append them to `ids`."""
-    cache = KVCache(model.config, max_tokens=len(ids) + limit)
-    new = ids
-    if _needs_dense_masks(model.config):
-        for first in range(0, len(ids) - PROMPT_PIECE, PROMPT_PIECE):
-            _hidden(model, ids[first : first + PROMPT_PIECE], cache)
-            new = ids[first + PROMPT_PIECE :]
-    for _ in range(limit):
-        token = draw(_next_logits(model, new, cache), ids)
-        if token in stop_ids:
-            return
-        yield token
-        ids.append(token)
-        new = [token]
-
-
-def _needs_dense_masks(config: ModelConfig) -> bool:
-    """Return whether attention to a prompt has scores for each pair of tokens at once."""
-    return config.softcap is not None or config.windows is not None
-
-
-# These are separate functions because a generator that is suspended inside inference mode would
-# leave its caller in inference mode.
-@torch.inference_mode()
-def _next_logits(model: Decoder, tokens: list[int], cache: KVCache) -> Tensor:
-    """Return fp32 logits (vocab,) on the CPU after the given tokens, and cache these tokens."""
-    return model.logits(_hidden(model, tokens, cache)[0, -1]).float().cpu()
-
-
-@torch.inference_mode()
-def _hidden(model: Decoder, tokens: list[int], cache: KVCache) -> Tensor:
-    """Cache the given tokens, and return their hidden states (1, T, d_model)."""
-    training = model.training
-    model.eval()
-    try:
-        # `torch.tensor(…, device=…)` would wait for the GPU.
-        new = torch.tensor([tokens]).to(model.embed.weight.device, non_blocking=True)
-        return model.hidden(new, cache=cache)
-    finally:
-        model.train(training)
-
-
-def sample(
-    logits: Tensor, sampling: Sampling, present: Sequence[int], randomness: torch.Generator
-) -> int:
-    """Draw one id from fp32 logits (vocab,); `present` has the ids so far.
-
-    1. Logits of ids in `present` are divided by `repetition_penalty` if positive and multiplied by
-       it if negative (Keskar et al. 2019, "CTRL").
-    2. All logits are divided by `temperature`. A temperature of 0 or less takes the likeliest id.
-    3. Ids less likely than the `top_k`-th are left out (Fan et al. 2018, "Hierarchical neural
-       story generation"); 0 leaves out none.
-    4. With the likeliest id first, all ids are left out from the first one whose cumulative
-       probability exceeds `top_p` (after Holtzman et al. 2020, "The curious case of neural text
-       degeneration", who still keep that first one). The likeliest id always remains.
-    """
-    if sampling.repetition_penalty != 1:
-        seen = torch.tensor(list({token for token in present if token < len(logits)})).long()
-        values = logits[seen]
-        penalty = torch.tensor(sampling.repetition_penalty)
-        logits = logits.clone()
-        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if sampling.temperature <= 0:
-        return int(logits.argmax())
-    # With a maximum of 0, logits stay finite at any small temperature.
-    logits = (logits - logits.max()) / sampling.temperature
-    count = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
-    kept = (logits >= logits.topk(count).values[-1]).nonzero().squeeze(1)
-    ordered, order = logits[kept].sort(descending=True, stable=True)
-    candidates, probabilities = kept[order], ordered.softmax(dim=0)
-    if sampling.top_p < 1:
-        within = int((probabilities.cumsum(dim=0) <= sampling.top_p).sum())
-        probabilities = probabilities[: max(1, within)]
-    return int(candidates[torch.multinomial(probabilities, 1, generator=randomness)])
 
 
 def generate_text(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
@@ -18,27 +20,31 @@ from pion.weights import read_tensors
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
-def load(source: str | Path) -> tuple[Decoder, Tokenizer | None]:
-    """Return the model, in fp32 on the CPU, and its tokenizer.
+def load(
+    source: str | Path, dtype: torch.dtype = torch.float32
+) -> tuple[Decoder, Tokenizer | None]:
+    """Return the model, on the CPU, and its tokenizer.
 
     The source is a folder (see `load_decoder`) with a tokenizer.json, or a seed's `.pt` file (no
-    tokenizer). Raises BadInput for anything else.
+    tokenizer). `dtype` is that of matrices: see `Decoder.from_state`. Raises BadInput for anything
+    else.
     """
     source = Path(source)
     if source.suffix == ".pt":
-        return import_seed(source), None
-    decoder = load_decoder(source)
+        seed = import_seed(source)
+        return Decoder.from_state(seed.config, seed.state_dict(), dtype), None
+    decoder = load_decoder(source, dtype)
     tokenizer = Tokenizer.from_file(source / TOKENIZER)
     tokenizer.fits(decoder.config.vocab_size, where=str(source / TOKENIZER))
     return decoder, tokenizer
 
 
-def load_decoder(folder: str | Path) -> Decoder:
-    """Return the model of a folder with config.json and model.safetensors, in fp32 on the CPU.
+def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Return the model of a folder with config.json and model.safetensors, on the CPU.
 
-    config.json has the fields of ModelConfig, or of a stock architecture in transformers. Raises
-    BadInput for a missing or damaged file, naming the file, and for weights that don't fit the
-    settings.
+    config.json has the fields of ModelConfig, or of a stock architecture in transformers. `dtype`
+    is that of matrices: see `Decoder.from_state`. Raises BadInput for a missing or damaged file,
+    naming the file, and for weights that don't fit the settings.
     """
     folder = Path(folder)
     settings = _read_settings(folder / CONFIG)
@@ -53,7 +59,7 @@ def load_decoder(folder: str | Path) -> Decoder:
         else:
             config = ModelConfig.from_dict(settings)
             require_possible(config, state)
-        return Decoder.from_state(config, state)
+        return Decoder.from_state(config, state, dtype)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pion.errors import BadInput, PionError
 from pion.rust_panic import is_panic
@@ -213,9 +213,16 @@ def _add_model_commands(add: Add) -> None:
     chat.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     _add_sampling(chat)
 
-    generate = add("generate", _generate, "continue a text")
+    generate = add("generate", _generate, "continue a text, or several texts together")
     generate.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
-    generate.add_argument("--prompt", help="the text to continue; default: standard input")
+    texts = generate.add_mutually_exclusive_group()
+    texts.add_argument("--prompt", help="the text to continue; default: standard input")
+    texts.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='the texts to continue: one on each line, or in a .jsonl file one {"prompt": TEXT} '
+        'on each line. Prints {"prompt": …, "text": …} for each, in their order',
+    )
     generate.add_argument(
         "--chat",
         action="store_true",
@@ -343,6 +350,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, metavar="N", help="the same seed generates the same text"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="precision of weights and products; auto (the default): bfloat16 if the hardware "
+        "computes it, which is faster and rounds more",
+    )
 
 
 def _converted(convert: Callable[[str, str], float], name: str, text: str) -> float:
@@ -391,17 +405,23 @@ def _bench(args: argparse.Namespace) -> int:
 def _chat(args: argparse.Namespace) -> int:
     from pipeline.commands.chat import chat
 
-    found, model, tokenizer = _load(args.model)
+    found, model, tokenizer = _load_to_generate(args)
     return chat(model, tokenizer, found, _settings(args))
 
 
 def _generate(args: argparse.Namespace) -> int:
+    if args.prompts is not None:
+        from pipeline.commands.prompts import answer_all, read_prompts
+
+        prompts = read_prompts(Path(args.prompts))
+        _, model, tokenizer = _load_to_generate(args)
+        return answer_all(model, tokenizer, prompts, _settings(args), as_chat=args.chat)
     from pipeline.commands.chat import answer_once
 
     if args.prompt is None and sys.stdin.isatty():
         raise BadInput("no text to continue was given. Use --prompt TEXT or standard input")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
-    _, model, tokenizer = _load(args.model)
+    _, model, tokenizer = _load_to_generate(args)
     return answer_once(model, tokenizer, prompt, _settings(args), as_chat=args.chat)
 
 
@@ -466,16 +486,30 @@ def _report(args: argparse.Namespace) -> int:
     return rewrite_report(args.run, as_json=args.json)
 
 
-def _load(name: str | None) -> tuple[FoundModel, Decoder, Tokenizer]:
-    """Return the model called `name`, on the accelerator if there is one, and its tokenizer."""
+def _load(
+    name: str | None, dtype: Literal["auto", "bfloat16", "float32"] = "float32"
+) -> tuple[FoundModel, Decoder, Tokenizer]:
+    """Return the model called `name`, on the accelerator if there is one, and its tokenizer.
+
+    `dtype` is the precision of products.
+    """
     from pipeline.models.find import find_model
     from pipeline.models.load import load_found
 
     found = find_model(name)  # before torch is imported, so a wrong name fails at once
-    from pion.train.hardware import pick_device
+    import torch
 
-    model, tokenizer = load_found(found)
-    return found, model.to(pick_device()), tokenizer
+    from pion.train.hardware import pick_device, pick_dtype
+
+    device = pick_device()
+    model, tokenizer = load_found(found, getattr(torch, pick_dtype(dtype, device)))
+    return found, model.to(device), tokenizer
+
+
+def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, Tokenizer]:
+    found, model, tokenizer = _load(args.model, args.dtype)
+    model.join_projections()
+    return found, model, tokenizer
 
 
 def _settings(args: argparse.Namespace) -> GenerationSettings:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pion.config import ModelConfig
 from pion.model.attention import Attention, ValueMix
+from pion.model.batch_cache import BatchLayerCache
 from pion.model.cache import LayerCache
 from pion.model.experts import Experts, Stats
 from pion.model.feedforward import ReluSquared, SwiGLU
@@ -26,7 +27,7 @@ class BlockInputs(NamedTuple):
 
     rotation: Rotation
     mask: Mask
-    cache: LayerCache | None = None
+    cache: LayerCache | BatchLayerCache | None = None
     real: Tensor | None = None
     wiring: LayerInput | None = None
     values: ValueMix | None = None

@@ -8,19 +8,23 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pion.model.attention import Attention
+from pion.model.batch_cache import BatchCache
 from pion.model.block import Block, BlockInputs
 from pion.model.cache import KVCache
 from pion.model.experts import AUX, Experts, Stats
+from pion.model.feedforward import SwiGLU
 from pion.model.initial import draw_weights
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
-from pion.model.masks import build_masks, flexible
+from pion.model.masks import Masks, build_batch_masks, build_masks, flexible
 from pion.model.norm import RMSNorm, compute_dtype
-from pion.model.roles import Role
+from pion.model.projection import Projection, project
+from pion.model.roles import Role, parameter_roles
 from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
 from pion.model.wiring import ValueTables, Wiring
 
@@ -58,7 +62,7 @@ class Decoder(nn.Module):
     Tokens are (B, T) int64. `documents` (B, T) int64 is the number of each token's document: tokens
     attend only within their own document. `positions` (B, T) int64 replaces 0 … T − 1, so that
     each packed document starts at 0. With a `cache`, the tokens continue the cached tokens and are
-    added to the cache.
+    added to the cache. A BatchCache takes one token of each of its texts, (B, 1).
     """
 
     roles: ClassVar[dict[str, Role]] = {"lm_head.weight": "head"}
@@ -84,19 +88,26 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.head_rows, bias=False)
+            self.lm_head = Projection(config.d_model, config.head_rows)
         if not self.embed.weight.is_meta:
             draw_weights(self, config.init, config.init_std, tied=config.tie_embeddings)
 
     @classmethod
-    def from_state(cls, config: ModelConfig, state: dict[str, Tensor]) -> Decoder:
-        """Return a decoder with these weights, copied to fp32, without drawing random weights.
+    def from_state(
+        cls,
+        config: ModelConfig,
+        state: dict[str, Tensor],
+        dtype: torch.dtype = torch.float32,
+    ) -> Decoder:
+        """Return a decoder with these weights, copied, without drawing random weights.
 
-        Raises BadInput naming the first tensor that is missing, unexpected or of the wrong shape.
+        Matrices, embeddings and the head get `dtype`, in which their products are computed. Gains,
+        scalars and routers get fp32, as in training. Raises BadInput naming the first tensor that
+        is missing, unexpected or of the wrong shape.
         """
         with torch.device("meta"):
             decoder = cls(config)
-        weights = {}
+        weights, roles = {}, parameter_roles(decoder)
         for name, expected in decoder.state_dict().items():
             if name not in state:
                 raise BadInput(f"the weights have no {name} of shape {tuple(expected.shape)}")
@@ -107,7 +118,8 @@ class Decoder(nn.Module):
                 )
             # Copy fp32 tensors too. A tensor mapped from a file has a different alignment, and
             # matrix products may then differ in the last bit.
-            weights[name] = torch.empty(expected.shape).copy_(state[name])
+            kept = torch.float32 if roles[name] in ("vector", "router") else dtype
+            weights[name] = torch.empty(expected.shape, dtype=kept).copy_(state[name])
         unknown = next((name for name in state if name not in weights), None)
         if unknown is not None:
             raise BadInput(
@@ -115,6 +127,16 @@ class Decoder(nn.Module):
             )
         decoder.load_state_dict(weights, assign=True)
         return decoder
+
+    def join_projections(self) -> None:
+        """Compute projections of the same input as one product: few large products are faster.
+
+        This is for generation, after the model is on its device. The model can't be trained or
+        moved afterwards, and its results differ by rounding.
+        """
+        for part in self.modules():
+            if isinstance(part, Attention | SwiGLU):
+                part.join_projections()
 
     def forward(
         self,
@@ -134,7 +156,7 @@ class Decoder(nn.Module):
         `vocab_size` is the number of ids to predict, by default all that have an embedding.
         """
         head = self._head()[: vocab_size or self.config.vocab_size]
-        logits = linear(hidden.to(compute_dtype(hidden, head)), head)
+        logits = project(hidden.to(compute_dtype(hidden, head)), head)
         cap = self.config.logit_cap
         return logits if cap is None else cap_logits(logits, cap)
 
@@ -194,7 +216,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | BatchCache | None = None,
     ) -> Tensor:
         """Return the head's input: hidden states (B, T, d_model) in fp32, after the last norm.
 
@@ -207,14 +229,19 @@ class Decoder(nn.Module):
         tokens: Tensor,
         positions: Tensor | None,
         documents: Tensor | None,
-        cache: KVCache | None,
+        cache: KVCache | BatchCache | None,
         window: int | None = None,
     ) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer."""
         past, total = self._span(tokens, documents, cache)
-        # Flex attention is compiled for each length, and prompts have any length.
-        flex = cache is None and flexible(self.config, tokens.device.type)
-        masks = build_masks(self.config, tokens, total, documents, window, flex=flex)
+        masks: Masks
+        if isinstance(cache, BatchCache):
+            positions = cache.next_positions(tokens.device)
+            masks = build_batch_masks(self.config, positions, total)
+        else:
+            # Flex attention is compiled for each length, and prompts have any length.
+            flex = cache is None and flexible(self.config, tokens.device.type)
+            masks = build_masks(self.config, tokens, total, documents, window, flex=flex)
         rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()
@@ -248,9 +275,12 @@ class Decoder(nn.Module):
         return self.norm(x), reports
 
     def _span(
-        self, tokens: Tensor, documents: Tensor | None, cache: KVCache | None
+        self, tokens: Tensor, documents: Tensor | None, cache: KVCache | BatchCache | None
     ) -> tuple[int, int]:
-        """Return the number of cached tokens, and of all. Raises BadInput or ValueError."""
+        """Return the number of cached tokens, and of all; of several texts, those of the longest.
+
+        Raises BadInput or ValueError.
+        """
         past = 0 if cache is None else cache.length
         total = past + tokens.shape[1]
         if total > self.config.seq_len:

@@ -7,6 +7,7 @@ from torch.nn.functional import relu, silu
 
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import compute_dtype
+from pion.model.projection import Projection, join, project
 
 
 class SwiGLU(nn.Module):
@@ -14,13 +15,21 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(d_model, d_ff, bias=False)
-        self.up_proj = nn.Linear(d_model, d_ff, bias=False)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=False)
+        self.gate_proj = Projection(d_model, d_ff)
+        self.up_proj = Projection(d_model, d_ff)
+        self.down_proj = Projection(d_ff, d_model)
+        self._joined: Tensor | None = None
+
+    def join_projections(self) -> None:
+        """Compute gate and up as one product from now on; see Decoder."""
+        self._joined = join([self.gate_proj, self.up_proj])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, d_model) to (B, T, d_model)."""
         x = x.to(compute_dtype(x, self.gate_proj.weight))
+        if self._joined is not None:
+            gate, up = project(x, self._joined).chunk(2, dim=-1)
+            return self.down_proj(silu(gate) * up)
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
     def macs_per_token(self) -> int:
@@ -51,8 +60,8 @@ class ReluSquared(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(d_model, d_ff, bias=False)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=False)
+        self.up_proj = Projection(d_model, d_ff)
+        self.down_proj = Projection(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, d_model) to (B, T, d_model)."""

@@ -77,6 +77,26 @@ def build_masks(
     }
 
 
+def build_batch_masks(config: ModelConfig, positions: Tensor, keys: int) -> Masks:
+    """Return the mask of each reach for one new token of each text of a BatchCache.
+
+    `positions` (B, 1) are the places of the new tokens in their texts, and `keys` is the length of
+    the longest text.
+    """
+    key = torch.arange(keys, device=positions.device)
+    seen = key <= positions
+    windows = config.windows
+    if windows is None:
+        return {"full": Mask(allowed=seen[:, None, None])}
+    block = windows.block
+    long = windows.tokens // block
+    blocks: dict[Reach, int] = {"long": long, "short": long // 2}
+    return {
+        reach: Mask(allowed=(seen & _in_window(key, positions, count, block))[:, None, None])
+        for reach, count in blocks.items()
+    }
+
+
 def flexible(config: ModelConfig, device: str) -> bool:
     """Return whether flex attention can mask whole rows on a device."""
     aligned = config.windows is None or config.windows.block % FLEX_BLOCK == 0
@@ -164,7 +184,12 @@ def _recent(count: int, queries: int, keys: int, block: int, device: torch.devic
     """
     key = torch.arange(keys, device=device)
     query = key[keys - queries :, None]
-    return (key <= query) & (key // block > query // block - max(count, 1))
+    return (key <= query) & _in_window(key, query, count, block)
+
+
+def _in_window(key: Tensor, query: Tensor, count: int, block: int) -> Tensor:
+    """Return whether a key's block is among the last `count` blocks up to the query's."""
+    return key // block > query // block - max(count, 1)
 
 
 def visited_blocks(documents: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:

@@ -84,6 +84,24 @@ class Conversation:
         return tokenize(self.tokenizer, [*told, *turns], add_generation_prompt=True).ids.tolist()
 
 
+def prompt_ids(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    settings: GenerationSettings,
+    *,
+    as_chat: bool,
+) -> list[int]:
+    """Return the ids of a text to continue, or with `as_chat` of a user's message.
+
+    Raises BadInput if the text is empty or fills the context.
+    """
+    if not prompt.strip():
+        raise BadInput("the prompt is empty. Give some text for the model to continue")
+    conversation = Conversation(tokenizer, model.config.seq_len, template=as_chat)
+    return conversation.ask(prompt, settings.max_tokens)[0]
+
+
 def answer_once(
     model: Decoder,
     tokenizer: Tokenizer,
@@ -95,10 +113,7 @@ def answer_once(
 ) -> int:
     """Print `prompt` and its continuation, or with `as_chat` only the answer to it."""
     out = out or sys.stdout
-    conversation = Conversation(tokenizer, model.config.seq_len, template=as_chat)
-    if not prompt.strip():
-        raise BadInput("the prompt is empty. Give some text for the model to continue")
-    ids, _ = conversation.ask(prompt, settings.max_tokens)
+    ids = prompt_ids(model, tokenizer, prompt, settings, as_chat=as_chat)
     if not as_chat:
         print(printable(prompt), end="", file=out, flush=True)
     last = ""
@@ -210,14 +225,13 @@ def _pieces(
     """Yield the continuation of `ids` as pieces of text, up to the end of the turn or text."""
     from pion.generate import generate, stream_text
 
-    tokens = generate(
-        model,
-        ids,
-        stop_ids=(tokenizer.end_of_text,),
-        vocab_size=tokenizer.vocab_size,
-        **dataclasses.asdict(settings),
-    )
-    return stream_text(tokenizer, tokens)
+    return stream_text(tokenizer, generate(model, ids, **library_settings(tokenizer, settings)))
+
+
+def library_settings(tokenizer: Tokenizer, settings: GenerationSettings) -> dict[str, Any]:
+    """Return the keywords of `pion.generate`, which stops at the end of the turn or text."""
+    ends = {"stop_ids": (tokenizer.end_of_text,), "vocab_size": tokenizer.vocab_size}
+    return ends | dataclasses.asdict(settings)
 
 
 def _typed_lines(say: Callable[[str], None]) -> Iterator[str]:

@@ -8,19 +8,25 @@ from pion.errors import BadInput
 from pipeline.models.find import FoundModel
 
 if TYPE_CHECKING:
+    import torch
+
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
 
 
-def load_model(found: FoundModel) -> Decoder:
-    """Load the weights into a Decoder, in float32 on the CPU. Raises BadInput for other files."""
+def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:
+    """Load the weights into a Decoder on the CPU.
+
+    `dtype` is that of matrices, by default float32. Raises BadInput for other files.
+    """
+    import torch
+
+    from pion.load import load, load_decoder
+
+    dtype = dtype or torch.float32
     if found.kind == "seed":
-        from pion.seeds import import_seed
-
-        return import_seed(found.folder)
-    from pion.load import load_decoder
-
-    return load_decoder(found.folder)
+        return load(found.folder, dtype)[0]
+    return load_decoder(found.folder, dtype)
 
 
 def load_tokenizer(found: FoundModel) -> Tokenizer:
@@ -40,9 +46,12 @@ def load_tokenizer(found: FoundModel) -> Tokenizer:
     return Tokenizer.from_file(found.tokenizer)
 
 
-def load_found(found: FoundModel) -> tuple[Decoder, Tokenizer]:
-    """Load the model and its tokenizer. Raises BadInput if they don't fit each other."""
+def load_found(found: FoundModel, dtype: torch.dtype | None = None) -> tuple[Decoder, Tokenizer]:
+    """Load the model and its tokenizer; `dtype` as in `load_model`.
+
+    Raises BadInput if they don't fit each other.
+    """
     tokenizer = load_tokenizer(found)
-    model = load_model(found)
+    model = load_model(found, dtype)
     tokenizer.fits(model.config.vocab_size, where=str(found.tokenizer))
     return model, tokenizer

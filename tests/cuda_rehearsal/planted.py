@@ -175,9 +175,9 @@ def scores_by_list(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tokens_by_tensor(right: Callable[..., Any]) -> Callable[..., Any]:
-    def next_logits_by_tensor(model: Decoder, tokens: list[int], cache: Any) -> Any:
-        torch.tensor(tokens, device=model.embed.weight.device)
-        return right(model, tokens, cache)
+    def next_logits_by_tensor(model: Decoder, rows: list[list[int]], cache: Any) -> Any:
+        torch.tensor(rows, device=model.embed.weight.device)
+        return right(model, rows, cache)
 
     return next_logits_by_tensor
 
@@ -264,7 +264,7 @@ PLANTED: dict[str, Planted] = {
         heldout, "token_nll", scores_by_list, "evaluate in training bfloat16"
     ),
     "generation copies a token with torch.tensor": Planted(
-        import_module("pion.generate"), "_next_logits", tokens_by_tensor, "generate float32"
+        import_module("pion.generate"), "next_logits", tokens_by_tensor, "generate float32"
     ),
     "the cache is on the host": Planted(LayerCache, "extend", cache_on_host, "generate float32"),
 }

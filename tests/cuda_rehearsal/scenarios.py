@@ -20,6 +20,7 @@ from pion.config import ModelConfig
 from pion.data.stream import Batch
 from pion.evaluate import Scorer, held_out, responses
 from pion.model import attention
+from pion.model.batch_cache import BatchCache
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.loss import IGNORED
@@ -169,6 +170,27 @@ def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     return NEW_TOKENS, (model, caches)
 
 
+def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
+    """Continue two prompts of different lengths together; count the forward passes."""
+    model = Decoder(config).to("cuda")
+    model.join_projections()
+    caches: list[BatchCache] = []
+
+    def keep(*arguments: Any) -> BatchCache:
+        caches.append(BatchCache(*arguments))
+        return caches[-1]
+
+    module = import_module("pion.generate_batch")
+    watch.start()
+    with mock.patch.object(module, "BatchCache", keep):
+        prompts = [list(range(PROMPT_TOKENS)), list(range(PROMPT_TOKENS // 2))]
+        settings = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
+        new = [token for _, token in module.generate_batch(model, prompts, **settings)]
+    assert sum(token is not None for token in new) == 2 * NEW_TOKENS
+    # Each prompt is read by itself, and gives the first of its new tokens.
+    return len(prompts) + NEW_TOKENS - 1, (model, caches)
+
+
 # By name. The first word says what is counted, the last word is the dtype of the computation.
 SCENARIOS: dict[str, Scenario] = {
     "train adamw bfloat16": functools.partial(train, dtype="bfloat16"),
@@ -184,6 +206,7 @@ SCENARIOS: dict[str, Scenario] = {
     "evaluate text float32": functools.partial(evaluate_text, dtype="float32"),
     "evaluate responses bfloat16": functools.partial(evaluate_responses, dtype="bfloat16"),
     "generate float32": generate,
+    "generate together float32": generate_together,
 }
 
 

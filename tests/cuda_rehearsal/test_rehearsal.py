@@ -101,7 +101,7 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> 
         f"{name}: {tensor}": place
         for name, report in reports.items()
         for tensor, place in report.tensors.items()
-        if place != "cuda:0 torch.float32"
+        if place != f"cuda:0 torch.{'int64' if tensor.endswith('.positions') else 'float32'}"
     }
     assert astray == {}
 
@@ -113,6 +113,7 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> 
         ("train muon bfloat16", ("exp_avgs", "momentum")),
         ("evaluate text float32", ("embed._parameters.weight",)),
         ("generate float32", ("layers.0.keys", "layers.0.values")),
+        ("generate together float32", ("layers.0.keys", "layers.0.positions", "_joined")),
     ],
 )
 @pytest.mark.parametrize("model", MODELS)

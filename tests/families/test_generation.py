@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pion
+from pion.model.batch_cache import BatchCache
 from pion.model.cache import KVCache
+from pion.model.decoder import Decoder
+from pion.model.roles import parameter_roles
 from tests.families.families import SEQ_LEN, VOCAB, Family, each_family
 
+SAMPLED: dict[str, Any] = {"stop_ids": (1, 2, 3), "max_tokens": 20, "vocab_size": VOCAB}
 IDS = torch.randint(0, VOCAB, (2, SEQ_LEN), generator=torch.Generator().manual_seed(1))
 
 
@@ -45,3 +51,70 @@ def test_greedy_generation_takes_the_likeliest_token_of_the_whole_forward_pass(
     with torch.inference_mode():
         likeliest = model(torch.tensor([ids]))[0].argmax(dim=-1)
     assert ids[5:] == likeliest[4:-1].tolist()
+
+
+@each_family
+def test_texts_of_different_lengths_are_continued_together_as_each_alone(family: Family) -> None:
+    model = family.decoder()
+    prompts = [IDS[0, :length].tolist() for length in (1, 5, SEQ_LEN, 9, SEQ_LEN - 1, 2)]
+    alone = [list(pion.generate(model, ids, seed=3, **SAMPLED)) for ids in prompts]
+    for rows in (1, 2, len(prompts)):
+        together: list[list[int]] = [[] for _ in prompts]
+        ended = []
+        for number, token in pion.generate_batch(model, prompts, rows=rows, seed=3, **SAMPLED):
+            assert number not in ended
+            if token is None:
+                ended.append(number)
+            else:
+                together[number].append(token)
+        assert sorted(ended) == list(range(len(prompts)))
+        assert together == alone
+    assert len({len(ids) for ids in alone}) > 2  # some texts end before the others
+
+
+@each_family
+def test_a_row_has_the_logits_of_its_text_wherever_it_has_been_moved(family: Family) -> None:
+    """The first text leaves, so the last text takes its row, which was longer."""
+    model = family.decoder()
+    cache = BatchCache(model.config, 3, SEQ_LEN)
+    with torch.inference_mode():
+        for length in (SEQ_LEN - 2, 3, 7):
+            text = KVCache(model.config)
+            model.hidden(IDS[:1, :length], cache=text)
+            cache.join(text)
+        cache.leave(0)
+        assert cache.lengths == [7, 3]
+        hidden = model.hidden(torch.stack([IDS[0, 7:8], IDS[0, 3:4]]), cache=cache)
+        whole = model.hidden(IDS[:1])[0]
+    torch.testing.assert_close(hidden[:, 0], whole[[7, 3]], rtol=0, atol=1e-4)
+    assert cache.lengths == [8, 4]
+
+
+@each_family
+@pytest.mark.parametrize("joined", [False, True])
+def test_bf16_rounds_products_but_neither_gains_nor_routers(family: Family, joined: bool) -> None:
+    exact = family.decoder()
+    model = Decoder.from_state(exact.config, exact.state_dict(), torch.bfloat16)
+    if joined:
+        model.join_projections()
+    roles = parameter_roles(model)
+    for name, weight in model.named_parameters():
+        rounded = roles[name] in ("matrix", "embedding", "head")
+        assert weight.dtype == (torch.bfloat16 if rounded else torch.float32), name
+    with torch.inference_mode():
+        whole, logits = exact(IDS), model(IDS).float()
+        one_by_one = torch.cat([model(IDS[:, :n])[:, -1:].float() for n in (1, 2, 5)], dim=1)
+    error = (logits - whole).square().mean().sqrt() / whole.square().mean().sqrt()
+    # Tokens whose router is undecided may go to other experts.
+    assert 0 < error < (0.03 if exact.config.experts is None else 0.15)
+    assert (one_by_one - logits[:, [0, 1, 4]]).abs().max() < 0.1 * whole.abs().max()
+
+
+@each_family
+def test_joined_projections_give_the_same_logits(family: Family) -> None:
+    model = family.decoder()
+    with torch.inference_mode():
+        whole = model(IDS)
+        model.join_projections()
+        torch.testing.assert_close(model(IDS), whole, rtol=0, atol=1e-5)
+    assert family.decoder().state_dict().keys() == model.state_dict().keys()

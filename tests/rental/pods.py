@@ -119,6 +119,7 @@ class Pod:
         with (folder / self.id / "log").open("wb") as log:
             self._unshare = subprocess.Popen(
                 ["unshare", *namespaces, "--propagation", "private", "bash", "-c", entry],
+                env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"},  # chroot is there
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -71,7 +71,7 @@ def measures_slowly(folder: Path, seconds: float) -> Meddling:
         """,
     )
     meddling.wrap(
-        "pion.generate:_next_logits",
+        "pion.generate:next_logits",
         """
         def wrapper(next_logits, *arguments):
             time.sleep(0.1)

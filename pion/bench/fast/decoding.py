@@ -12,18 +12,21 @@ from pion.bench.results import Outcome
 from pion.config import ModelConfig
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
+from pion.train.hardware import pick_dtype
 
 PROMPT_TOKENS, NEW_TOKENS = 128, 64
 WARMUP_TOKENS = 4
 
 
 def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
-    """Decode `texts` texts in step, in fp32 as `pion generate` does, with the likeliest ids."""
+    """Decode `texts` texts in step, as `pion generate` does, with the likeliest ids."""
     prompt, new = (16, 8) if bench.tiny else (PROMPT_TOKENS, NEW_TOKENS)
     torch.manual_seed(0)
-    with torch.device(bench.device):
-        model = Decoder(config).eval()
-        ids = torch.randint(config.vocab_size, (texts, prompt))
+    dtype = pick_dtype("auto", torch.device(bench.device))
+    weights = Decoder(config).state_dict()
+    model = Decoder.from_state(config, weights, getattr(torch, dtype)).to(bench.device).eval()
+    model.join_projections()
+    ids = torch.randint(config.vocab_size, (texts, prompt)).to(bench.device)
     cache = KVCache(config, max_tokens=prompt + WARMUP_TOKENS + new)
     with torch.inference_mode():
         started = time.perf_counter()
@@ -41,12 +44,12 @@ def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
     speed = texts * (new - 1) / seconds
     return Outcome(
         "measured",
-        f"{speed:,.0f} tokens/s, {1000 * seconds / (new - 1):.1f} ms a token, float32",
+        f"{speed:,.0f} tokens/s, {1000 * seconds / (new - 1):.1f} ms a token, {dtype}",
         {
             "texts": texts,
             "tokens_per_second": speed,
             "first_token_seconds": first,
-            "dtype": "float32",
+            "dtype": dtype,
         },
     )
 
