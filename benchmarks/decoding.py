@@ -42,6 +42,7 @@ def run(quick: bool) -> Iterator[Comparison]:
         # What `--dtype auto` chooses.
         name = pick_dtype("auto", torch.device("cpu"))
         ours = load_decoder(model, dtype=getattr(torch, name))
+        ours.join_projections()  # as `pion generate` does
         theirs = {dtype: load_theirs(model, options) for dtype, options in LOADED.items()}
         check_tokens(load_decoder(model), theirs[DEFAULT], new)
     for count in SEQUENCES:

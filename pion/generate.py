@@ -61,11 +61,12 @@ class Text:
         self._randomness = _randomness(seed)
         self.limit = min(max_tokens, model.config.seq_len - len(self.ids))
         self._end = len(self.ids) + self.limit
+        self._stopped = False
 
     @property
     def ended(self) -> bool:
-        """Whether the text has as many ids as it may have."""
-        return len(self.ids) >= self._end
+        """Whether nothing follows: a stop id was drawn, or the text has as many ids as it may."""
+        return self._stopped or len(self.ids) >= self._end
 
     def draw(self, logits: Tensor) -> int | None:
         """Draw the next id from fp32 logits (vocab,), and add it; None: the text ends before it.
@@ -78,6 +79,7 @@ class Text:
             )
         token = sample(logits[: self._rows], self._sampling, self.ids, self._randomness)
         if token in self._stop_ids:
+            self._stopped = True
             return None
         self.ids.append(token)
         return token
@@ -157,6 +159,20 @@ def _needs_dense_masks(config: ModelConfig) -> bool:
 def next_logits(model: Decoder, rows: list[list[int]], cache: KVCache | BatchCache) -> Tensor:
     """Cache the tokens of each row; return the fp32 logits after them, (B, vocab) on the CPU."""
     return model.logits(_hidden(model, rows, cache)[:, -1]).float().cpu()
+
+
+@torch.inference_mode()
+def read_prompts(model: Decoder, prompts: list[list[int]], cache: KVCache) -> Tensor:
+    """Cache several prompts; return the fp32 logits (B, vocab) after each, on the CPU.
+
+    Shorter prompts are filled up at their end, where attention is causal: no token of a prompt sees
+    what fills it up.
+    """
+    longest = max(len(ids) for ids in prompts)
+    hidden = _hidden(model, [ids + [0] * (longest - len(ids)) for ids in prompts], cache)
+    last = torch.tensor([len(ids) - 1 for ids in prompts]).to(hidden.device, non_blocking=True)
+    rows = torch.arange(len(prompts), device=hidden.device)
+    return model.logits(hidden[rows, last]).float().cpu()
 
 
 @torch.inference_mode()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from pion.errors import BadInput
-from pion.generate import Text, next_logits, read_prompt
+from pion.generate import PROMPT_PIECE, Text, next_logits, read_prompt, read_prompts
 from pion.model.batch_cache import BatchCache
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
@@ -35,31 +38,50 @@ def generate_batch(
 def _continue(model: Decoder, texts: list[Text], rows: int) -> Iterator[tuple[int, int | None]]:
     room = max((len(text.ids) + text.limit for text in texts), default=0)
     cache = BatchCache(model.config, rows, room)
-    waiting = list(enumerate(texts))[::-1]
+    waiting = deque(enumerate(texts))
     in_rows: list[tuple[int, Text]] = []
     while waiting or in_rows:
         while waiting and len(in_rows) < rows:
-            number, text = waiting.pop()
-            prompt = KVCache(model.config, max_tokens=len(text.ids))
-            token = None if text.ended else text.draw(read_prompt(model, text.ids, prompt))
-            if token is not None:
-                yield number, token
-            if token is None or text.ended:
-                yield number, None
-            else:
-                cache.join(prompt)
-                in_rows.append((number, text))
+            group = _next_group(waiting, rows - len(in_rows))
+            prompts = [list(text.ids) for _, text in group]
+            read = KVCache(model.config, max_tokens=max(len(ids) for ids in prompts))
+            logits = (
+                read_prompts(model, prompts, read)
+                if len(group) > 1
+                else read_prompt(model, prompts[0], read)[None]
+            )
+            for row, (number, text) in enumerate(group):
+                yield from _drawn(number, text, logits[row])
+                if not text.ended:
+                    cache.join(read, row, len(prompts[row]))
+                    in_rows.append((number, text))
         if in_rows:
             logits = next_logits(model, [[text.ids[-1]] for _, text in in_rows], cache)
-            ended = []
             for row, (number, text) in enumerate(in_rows):
-                token = text.draw(logits[row])
-                if token is not None:
-                    yield number, token
-                if token is None or text.ended:
-                    yield number, None
-                    ended.append(row)
-            for row in reversed(ended):  # the last text takes the row, so later rows leave first
-                cache.leave(row)
-                in_rows[row] = in_rows[-1]
-                in_rows.pop()
+                yield from _drawn(number, text, logits[row])
+            # The last text takes the row of a text that has ended, so later rows leave first.
+            for row in reversed(range(len(in_rows))):
+                if in_rows[row][1].ended:
+                    cache.leave(row)
+                    in_rows[row] = in_rows[-1]
+                    in_rows.pop()
+
+
+def _next_group(waiting: deque[tuple[int, Text]], most: int) -> list[tuple[int, Text]]:
+    """Take the texts from `waiting` that are read together: at least one, and at most `most`."""
+    group = [waiting.popleft()]
+    longest = len(group[0][1].ids)
+    while waiting and len(group) < most:
+        longest = max(longest, len(waiting[0][1].ids))
+        if longest * (len(group) + 1) > PROMPT_PIECE:
+            break
+        group.append(waiting.popleft())
+    return group
+
+
+def _drawn(number: int, text: Text, logits: Tensor) -> Iterator[tuple[int, int | None]]:
+    token = None if text.ended else text.draw(logits)
+    if token is not None:
+        yield number, token
+    if text.ended:
+        yield number, None

@@ -24,15 +24,19 @@ class BatchCache:
         self.lengths: list[int] = []
         self.layers = [BatchLayerCache(rows, max_tokens) for _ in range(config.n_layers)]
 
-    def join(self, text: KVCache) -> None:
-        """Add a text below the others. Raises ValueError if there is no row or no room for it."""
+    def join(self, cache: KVCache, row: int = 0, length: int | None = None) -> None:
+        """Add the text of a row of `cache` below the others: its first `length` tokens, or all.
+
+        Raises ValueError if there is no row or no room for it.
+        """
+        length = cache.length if length is None else length
         if len(self.lengths) == self.rows:
             raise ValueError(f"all {self.rows} rows are taken")
-        if text.length > self.max_tokens:
-            raise ValueError(f"{text.length} tokens don't fit rows of {self.max_tokens}")
-        for layer, read in zip(self.layers, text.layers, strict=True):
-            layer.copy(len(self.lengths), read)
-        self.lengths.append(text.length)
+        if length > self.max_tokens:
+            raise ValueError(f"{length} tokens don't fit rows of {self.max_tokens}")
+        for layer, read in zip(self.layers, cache.layers, strict=True):
+            layer.copy(len(self.lengths), read, row, length)
+        self.lengths.append(length)
 
     def leave(self, row: int) -> None:
         """Remove the text of a row. The text of the last row takes this row."""
@@ -89,17 +93,17 @@ class BatchLayerCache:
         self.values[rows, :, self.positions] = values[:, :, 0]
         return self.keys[:batch, :, : self.longest], self.values[:batch, :, : self.longest]
 
-    def copy(self, row: int, text: LayerCache) -> None:
-        """Write a text's keys and values into a row."""
-        if text.keys is None or text.values is None:  # a layer without attention
+    def copy(self, row: int, cache: LayerCache, source: int, length: int) -> None:
+        """Write the first `length` keys and values in the row `source` of `cache` into a row."""
+        if cache.keys is None or cache.values is None:  # a layer without attention
             return
         if self.keys is None or self.values is None:
-            _, heads, _, head_dim = text.keys.shape
+            _, heads, _, head_dim = cache.keys.shape
             # Zeros, because a mask does not hide NaN: 0 · NaN is NaN.
             shape = (self.rows, heads, self.max_tokens, head_dim)
-            self.keys, self.values = text.keys.new_zeros(shape), text.values.new_zeros(shape)
-        self.keys[row, :, : text.length] = text.keys[0, :, : text.length]
-        self.values[row, :, : text.length] = text.values[0, :, : text.length]
+            self.keys, self.values = cache.keys.new_zeros(shape), cache.values.new_zeros(shape)
+        self.keys[row, :, :length] = cache.keys[source, :, :length]
+        self.values[row, :, :length] = cache.values[source, :, :length]
 
     def move(self, source: int, row: int) -> None:
         """Copy a row over another."""

@@ -80,8 +80,8 @@ def test_a_row_has_the_logits_of_its_text_wherever_it_has_been_moved(family: Fam
     with torch.inference_mode():
         for length in (SEQ_LEN - 2, 3, 7):
             text = KVCache(model.config)
-            model.hidden(IDS[:1, :length], cache=text)
-            cache.join(text)
+            model.hidden(IDS[:, :length], cache=text)
+            cache.join(text, row=0)
         cache.leave(0)
         assert cache.lengths == [7, 3]
         hidden = model.hidden(torch.stack([IDS[0, 7:8], IDS[0, 3:4]]), cache=cache)
