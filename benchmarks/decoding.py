@@ -40,7 +40,7 @@ def run(quick: bool) -> Iterator[Comparison]:
     with tempfile.TemporaryDirectory() as folder:
         model = export_random(Path(folder) / "model", quick)
         # What `--dtype auto` chooses.
-        name = pick_dtype("auto", torch.device("cpu"))
+        name = pick_dtype("auto", torch.device("cpu"), generating=True)
         ours = load_decoder(model, dtype=getattr(torch, name))
         ours.join_projections()  # as `pion generate` does
         theirs = {dtype: load_theirs(model, options) for dtype, options in LOADED.items()}

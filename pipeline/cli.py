@@ -502,7 +502,7 @@ def _load(
     from pion.train.hardware import pick_device, pick_dtype
 
     device = pick_device()
-    model, tokenizer = load_found(found, getattr(torch, pick_dtype(dtype, device)))
+    model, tokenizer = load_found(found, getattr(torch, pick_dtype(dtype, device, generating=True)))
     return found, model.to(device), tokenizer
 
 

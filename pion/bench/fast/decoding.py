@@ -22,7 +22,7 @@ def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
     """Decode `texts` texts in step, as `pion generate` does, with the likeliest ids."""
     prompt, new = (16, 8) if bench.tiny else (PROMPT_TOKENS, NEW_TOKENS)
     torch.manual_seed(0)
-    dtype = pick_dtype("auto", torch.device(bench.device))
+    dtype = pick_dtype("auto", bench.device, generating=True)
     weights = Decoder(config).state_dict()
     model = Decoder.from_state(config, weights, getattr(torch, dtype)).to(bench.device).eval()
     model.join_projections()

@@ -42,13 +42,28 @@ def test_a_cpus_peak_is_measured_once() -> None:
     assert hardware.peak_flops(CPU, "float32") == first
 
 
-def test_auto_precision_is_bf16_exactly_where_the_hardware_has_it(
+@pytest.mark.parametrize(
+    ("vendor", "flags", "training", "generating"),
+    [
+        ("AuthenticAMD", {"avx512f", "avx512_bf16"}, "bfloat16", "bfloat16"),
+        ("GenuineIntel", {"avx512f", "avx512_bf16", "amx_bf16"}, "bfloat16", "bfloat16"),
+        ("GenuineIntel", {"avx512f", "avx512_bf16"}, "float32", "bfloat16"),
+        ("GenuineIntel", {"avx2", "avx512f"}, "float32", "float32"),
+        ("", {"asimd", "bf16"}, "bfloat16", "bfloat16"),
+    ],
+)
+def test_auto_precision_is_bf16_exactly_where_it_is_faster(
+    vendor: str,
+    flags: set[str],
+    training: str,
+    generating: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for flags, dtype in (({"avx512_bf16"}, "bfloat16"), ({"avx2", "avx512f"}, "float32")):
-        monkeypatch.setattr(hardware, "_cpu_flags", lambda flags=flags: flags)
-        assert hardware.pick_dtype("auto", CPU) == dtype
-        assert hardware.pick_dtype("float32", CPU) == "float32"
+    cpu = hardware._Processor(vendor, frozenset(flags))
+    monkeypatch.setattr(hardware, "_processor", lambda: cpu)
+    assert hardware.pick_dtype("auto", CPU) == training
+    assert hardware.pick_dtype("auto", CPU, generating=True) == generating
+    assert hardware.pick_dtype("float32", CPU, generating=True) == "float32"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
