@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -19,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.comparison import Comparison, at_least, compare
 from benchmarks.exported import export_random
 from benchmarks.interleaved import Work, alternate, speed_of
+from pion.generate import generate
 from pion.generate_batch import generate_batch
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
@@ -80,8 +82,10 @@ def random_prompts(count: int, vocab_size: int) -> list[list[int]]:
 
 def our_tokens(model: Decoder, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
     """Return the continuations that Pion decodes."""
+    settings: dict[str, Any] = {"stop_ids": (), "max_tokens": new, "temperature": 0}
+    if len(prompts) == 1:
+        return [list(generate(model, prompts[0], **settings))]
     found: list[list[int]] = [[] for _ in prompts]
-    settings = {"stop_ids": (), "max_tokens": new, "temperature": 0}
     for number, token in generate_batch(model, prompts, rows=len(prompts), **settings):
         if token is not None:  # None: the text has ended
             found[number].append(token)

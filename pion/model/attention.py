@@ -6,6 +6,7 @@ al. 2023, "GQA"). `attend` picks the right kernel:
   * PyTorch's scaled_dot_product_attention if scores are not capped;
   * flex attention on CUDA for whole sequences with a softcap, documents or windows; it skips the
     blocks that documents and windows exclude;
+  * PyTorch's kernel for one document after another, in long rows of documents on a CPU;
   * plain tensor operations for other cases with a softcap; memory is quadratic in the length;
   * plain matrix products for short sequences in bf16 on a CPU, where they are faster.
 """
@@ -24,7 +25,7 @@ from pion.config import ModelConfig
 from pion.model.batch_cache import BatchLayerCache
 from pion.model.cache import LayerCache
 from pion.model.forward_pass import ForwardPass, gradient_bytes
-from pion.model.masks import Mask, flexible
+from pion.model.masks import Mask, Spans, attends_by_document, flexible
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.projection import Projection, join, project
 from pion.model.rope import Rotation, rotate
@@ -47,6 +48,8 @@ def attend(
     `query` is (B, n_heads, T, head_dim); `key` and `value` are (B, n_kv_heads, keys, head_dim).
     Consecutive groups of n_heads / n_kv_heads query heads share a key/value head.
     """
+    if mask.spans is not None:
+        return attend_by_document(query, key, value, mask.spans, scale)
     if mask.blocks is not None:
         return attend_flex(query, key, value, mask.blocks, softcap, scale)
     if softcap is not None:
@@ -90,6 +93,8 @@ def kept_by_attend(at: ForwardPass, config: ModelConfig) -> int:
         return 4 * at.width * query + (4 + weights) * scores + mask
     if at.device == "cpu" and at.width == 2 and at.tokens <= CPU_BF16_TOKENS:
         return 2 * at.width * (query + kv) + at.width * scores
+    if attends_by_document(config, at):
+        return fused + at.width * query  # the results of documents, and all of them in one tensor
     # PyTorch turns the mask into numbers to add to the scores, in each layer again.
     return fused + (at.width * at.tokens if at.documents else 0)
 
@@ -150,6 +155,24 @@ def attend_short(
     weights = scores.softmax(dim=-1).view(batch * kv_heads, -1, tokens)
     mixed = weights @ value.reshape(-1, tokens, head_dim)
     return mixed.view(batch, heads, tokens, head_dim)
+
+
+def attend_by_document(
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None = None
+) -> Tensor:
+    """Return the attention of whole sequences whose documents are at `spans`.
+
+    Scores between documents are never computed. Shapes are as in `attend`.
+    """
+    rows: list[list[Tensor]] = [[] for _ in range(query.shape[0])]
+    for row, start, end in spans:
+        here = (slice(row, row + 1), slice(None), slice(start, end))
+        rows[row].append(
+            scaled_dot_product_attention(
+                query[here], key[here], value[here], is_causal=True, scale=scale, enable_gqa=True
+            )
+        )
+    return torch.cat([torch.cat(parts, dim=2) for parts in rows])
 
 
 def attend_flex(

@@ -19,9 +19,16 @@ from pion.model.block import Block, BlockInputs
 from pion.model.cache import KVCache
 from pion.model.experts import AUX, Experts, Stats
 from pion.model.feedforward import SwiGLU
+from pion.model.forward_pass import ForwardPass
 from pion.model.initial import draw_weights
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
-from pion.model.masks import Masks, build_batch_masks, build_masks, flexible
+from pion.model.masks import (
+    Masks,
+    attends_by_document,
+    build_batch_masks,
+    build_masks,
+    flexible,
+)
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.projection import Projection, project
 from pion.model.roles import Role, parameter_roles
@@ -234,14 +241,21 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer."""
         past, total = self._span(tokens, documents, cache)
+        trained = cache is None and torch.is_grad_enabled()
+        compiled = self.compiled and trained
         masks: Masks
         if isinstance(cache, BatchCache):
             positions = cache.next_positions(tokens.device)
             masks = build_batch_masks(self.config, positions, total)
         else:
             # Flex attention is compiled for each length, and prompts have any length.
-            flex = cache is None and flexible(self.config, tokens.device.type)
-            masks = build_masks(self.config, tokens, total, documents, window, flex=flex)
+            device = tokens.device.type
+            flex = cache is None and flexible(self.config, device)
+            at = ForwardPass(4, total, device, documents is not None, compiled=compiled)
+            spans = attends_by_document(self.config, at)
+            masks = build_masks(
+                self.config, tokens, total, documents, window, flex=flex, spans=spans
+            )
         rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()
@@ -250,8 +264,6 @@ class Decoder(nn.Module):
         results: dict[int, Tensor] = {}
         reports = []
         kept = set() if self.wiring is None else set(self.wiring.source.values())
-        trained = cache is None and torch.is_grad_enabled()
-        compiled = self.compiled and trained
         run = _compiled_block() if compiled else _run_block
         # A block that gets one tensor as both inputs would need a compilation of its own.
         x0 = x.view_as(x) if compiled else x

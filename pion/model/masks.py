@@ -8,6 +8,7 @@ table: the boolean masks of a CPU and flex attention's block masks on CUDA come 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -18,11 +19,17 @@ from pion.model.forward_pass import ForwardPass
 
 Reach = Literal["full", "long", "short"]
 Masks = dict[Reach, "Mask"]
+# The row, the first token and the end of each document, in this order.
+Spans = list[tuple[int, int, int]]
 
 # Flex attention's CUDA kernels need heads of at least this width, and blocks of a multiple of this
 # many tokens.
 FLEX_MIN_HEAD_DIM = 16
 FLEX_BLOCK = 128
+
+# On a CPU, documents in rows of more than this many tokens attend one after another. In shorter
+# rows, one mask for all of them is faster than many small kernels.
+LONGEST_MASKED_ROW = 512
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Mask:
     """Boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key."""
     blocks: Any = None
     """`allowed` as flex attention's BlockMask."""
+    spans: Spans | None = None
+    """Where the documents are; each token sees itself and the tokens of its document before it."""
 
 
 def reach_of(config: ModelConfig, layer: int) -> Reach:
@@ -57,16 +66,20 @@ def build_masks(
     window: int | None = None,
     *,
     flex: bool = False,
+    spans: bool = False,
 ) -> Masks:
     """Return the mask of each reach for `tokens` (B, T), the last of `keys` tokens.
 
     `window` is the long window in tokens, if it differs from the model's: training begins with
     short windows. Documents (B, T) are numbered in the order of the row. With `flex`, flex
-    attention masks whole rows; otherwise masks are dense.
+    attention masks whole rows. With `spans`, documents attend one after another. Otherwise masks
+    are dense.
     """
     windows = config.windows
     if windows is None:
         queries, device = tokens.shape[1], tokens.device
+        if spans and documents is not None:
+            return {"full": Mask(spans=document_spans(documents))}
         return {"full": build_mask(config, queries, keys, documents, device, flex=flex)}
     long = (windows.tokens if window is None else window) // windows.block
     blocks: dict[Reach, int] = {"long": long, "short": long // 2}
@@ -101,6 +114,23 @@ def flexible(config: ModelConfig, device: str) -> bool:
     """Return whether flex attention can mask whole rows on a device."""
     aligned = config.windows is None or config.windows.block % FLEX_BLOCK == 0
     return device == "cuda" and aligned and config.head_dim >= FLEX_MIN_HEAD_DIM
+
+
+def attends_by_document(config: ModelConfig, at: ForwardPass) -> bool:
+    """Return whether the documents of a pass attend one after another."""
+    # Compiled code has the same operations for all rows, wherever their documents are.
+    plain = config.softcap is None and config.windows is None and not at.compiled
+    return at.documents and at.device == "cpu" and plain and at.tokens > LONGEST_MASKED_ROW
+
+
+def document_spans(documents: Tensor) -> Spans:
+    """Return where each document of (B, T) is; padding is a document, too."""
+    length = documents.shape[1]
+    spans = []
+    for row, numbers in enumerate(documents):
+        starts = [0, *((numbers.diff() != 0).nonzero().flatten() + 1).tolist()]
+        spans += [(row, start, end) for start, end in pairwise([*starts, length])]
+    return spans
 
 
 def _reaches(config: ModelConfig) -> set[Reach]:
@@ -289,7 +319,7 @@ def mask_bytes(config: ModelConfig, at: ForwardPass, rows: int) -> int:
     ones, by queries and by keys.
     """
     masked = at.documents or config.windows is not None or config.softcap is not None
-    if not masked:
+    if not masked or attends_by_document(config, at):
         return 0
     if flexible(config, at.device):
         size = FLEX_BLOCK if config.windows is None else config.windows.block

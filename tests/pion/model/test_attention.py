@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from pion.config import ModelConfig
+from pion.model import masks
 from pion.model.attention import attend, attend_flex, attend_short, attend_softcapped
-from pion.model.masks import Mask, block_mask, build_mask
+from pion.model.decoder import Decoder
+from pion.model.masks import Mask, block_mask, build_mask, document_spans
 
 B, H, K, T, D = 2, 6, 2, 20, 16
 CPU = torch.device("cpu")
@@ -68,6 +70,28 @@ def test_attention_is_what_it_says(qkv, softcap, documents):
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_documents_that_attend_one_after_another_see_only_themselves(qkv):
+    mask = Mask(spans=document_spans(DOCUMENTS))
+    assert mask.spans == [(0, 0, 5), (0, 5, 14), (0, 14, 20), (1, 0, 20)]
+    expected = written_out(*qkv, documents=DOCUMENTS)
+    torch.testing.assert_close(attend(*qkv, mask, None), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_long_rows_of_documents_attend_one_after_another(monkeypatch):
+    """They have the loss and the gradients of the mask for all of them."""
+    torch.manual_seed(0)
+    model = Decoder(config())
+    tokens = torch.randint(10, (B, T))
+    model.loss(tokens, tokens, documents=DOCUMENTS).backward()
+    masked = [weight.grad.clone() for weight in model.parameters()]
+    model.zero_grad()
+    monkeypatch.setattr(masks, "LONGEST_MASKED_ROW", T - 1)
+    monkeypatch.setattr(masks, "build_mask", None)
+    model.loss(tokens, tokens, documents=DOCUMENTS).backward()
+    alone = [weight.grad for weight in model.parameters()]
+    torch.testing.assert_close(alone, masked, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
