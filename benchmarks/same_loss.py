@@ -1,8 +1,8 @@
 """Compare what the models learn: the loss at the end of a short training, with transformers' Qwen3.
 
 Both start from the same weights and train on the same rows with the same optimizer, in fp32 and in
-bf16: the demo's shape, on the prose of Python's standard library. So speed is not bought with a worse loss.
-The result is the largest difference of a seed; a seed decides the weights and the rows.
+bf16: the demo's shape, on the prose of Python's standard library. So speed is not bought with a
+worse loss. The result is the largest difference of a seed, which decides the weights and the rows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def run(quick: bool) -> Iterator[Comparison]:
     rows = random_text(shape) if quick else text_rows(shape)
     for precision in ("fp32", "bf16"):
         bf16 = precision == "bf16"
-        ours, theirs = [], []
+        ours: list[float] = []
+        theirs: list[float] = []
         for seed in range(seeds):
             order = np.random.default_rng(seed).permutation(len(rows))[: steps * shape.batch]
             batches = torch.from_numpy(rows[order]).view(steps, shape.batch, shape.seq_len)
