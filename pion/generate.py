@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,42 +25,44 @@ INCOMPLETE = "\ufffd"
 PROMPT_PIECE = 1024
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How a text is continued: the keywords of `generate`, which explains them."""
+
+    stop_ids: Iterable[int]
+    max_tokens: int = 128
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    vocab_size: int | None = None
+    seed: int | None = None
+
+
 class Text:
     """A text that is being continued.
 
     Attributes:
         ids: the ids of the prompt, and the new ids.
         limit: how many new ids there may be.
+
+    Raises BadInput for settings that make no sense, and for a prompt that doesn't fit.
     """
 
-    # The parameters are explained in `generate`, whose keywords they are.
-    def __init__(
-        self,
-        model: Decoder,
-        ids: Sequence[int],
-        *,
-        stop_ids: Iterable[int],
-        max_tokens: int = 128,
-        temperature: float = 0.8,
-        top_k: int = 50,
-        top_p: float = 0.9,
-        repetition_penalty: float = 1.0,
-        vocab_size: int | None = None,
-        seed: int | None = None,
-    ) -> None:
-        self._sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+    def __init__(self, model: Decoder, ids: Sequence[int], settings: Settings) -> None:
+        self._sampling = Sampling(
+            settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty
+        )
         self.ids = _checked_prompt(ids, model.config)
-        if max_tokens < 0:
-            raise BadInput(f"max_tokens is {max_tokens}; it can't be negative")
-        self._rows = model.config.vocab_size if vocab_size is None else vocab_size
-        if not 0 < self._rows <= model.config.vocab_size:
-            raise BadInput(
-                f"vocab_size is {vocab_size}; it must be from 1 to the model's "
-                f"{model.config.vocab_size}"
-            )
-        self._stop_ids = frozenset(stop_ids)
-        self._randomness = _randomness(seed)
-        self.limit = min(max_tokens, model.config.seq_len - len(self.ids))
+        if settings.max_tokens < 0:
+            raise BadInput(f"max_tokens is {settings.max_tokens}; it can't be negative")
+        rows = model.config.vocab_size
+        self._rows = rows if settings.vocab_size is None else settings.vocab_size
+        if not 0 < self._rows <= rows:
+            raise BadInput(f"vocab_size is {self._rows}; it must be from 1 to the model's {rows}")
+        self._stop_ids = frozenset(settings.stop_ids)
+        self._randomness = _randomness(settings.seed)
+        self.limit = min(settings.max_tokens, model.config.seq_len - len(self.ids))
         self._end = len(self.ids) + self.limit
         self._stopped = False
 
@@ -112,9 +115,7 @@ def generate(
             has ids without an embedding. This is raised by the call, before the first token.
             A model whose predictions are not finite is found at its first such token.
     """
-    text = Text(
-        model,
-        ids,
+    settings = Settings(
         stop_ids=stop_ids,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -124,7 +125,7 @@ def generate(
         vocab_size=vocab_size,
         seed=seed,
     )
-    return _continue(model, text)
+    return _continue(model, Text(model, ids, settings))
 
 
 def _continue(model: Decoder, text: Text) -> Iterator[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pion.errors import BadInput
-from pion.generate import PROMPT_PIECE, Text, next_logits, read_prompt, read_prompts
+from pion.generate import PROMPT_PIECE, Settings, Text, next_logits, read_prompt, read_prompts
 from pion.model.batch_cache import BatchCache
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
@@ -31,7 +31,7 @@ def generate_batch(
     """
     if rows < 1:
         raise BadInput(f"rows is {rows}; it must be at least 1")
-    texts = [Text(model, ids, **settings) for ids in prompts]
+    texts = [Text(model, ids, Settings(**settings)) for ids in prompts]
     return _continue(model, texts, min(rows, len(texts)))
 
 

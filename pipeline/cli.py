@@ -502,7 +502,8 @@ def _load(
     from pion.train.hardware import pick_device, pick_dtype
 
     device = pick_device()
-    model, tokenizer = load_found(found, getattr(torch, pick_dtype(dtype, device, generating=True)))
+    bf16 = pick_dtype(dtype, device, generating=True) == "bfloat16"
+    model, tokenizer = load_found(found, torch.bfloat16 if bf16 else torch.float32)
     return found, model.to(device), tokenizer
 
 

@@ -23,6 +23,7 @@ from pion.model.forward_pass import ForwardPass
 from pion.model.initial import draw_weights
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
 from pion.model.masks import (
+    Kernel,
     Masks,
     attends_by_document,
     build_batch_masks,
@@ -240,23 +241,9 @@ class Decoder(nn.Module):
         window: int | None = None,
     ) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer."""
-        past, total = self._span(tokens, documents, cache)
         trained = cache is None and torch.is_grad_enabled()
         compiled = self.compiled and trained
-        masks: Masks
-        if isinstance(cache, BatchCache):
-            positions = cache.next_positions(tokens.device)
-            masks = build_batch_masks(self.config, positions, total)
-        else:
-            # Flex attention is compiled for each length, and prompts have any length.
-            device = tokens.device.type
-            flex = cache is None and flexible(self.config, device)
-            at = ForwardPass(4, total, device, documents is not None, compiled=compiled)
-            spans = attends_by_document(self.config, at)
-            masks = build_masks(
-                self.config, tokens, total, documents, window, flex=flex, spans=spans
-            )
-        rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
+        masks, rotation = self._view(tokens, positions, documents, cache, window)
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()
         if self.embed_norm is not None:
@@ -285,6 +272,30 @@ class Decoder(nn.Module):
                 results[layer] = x
             reports.append(report)
         return self.norm(x), reports
+
+    def _view(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None,
+        documents: Tensor | None,
+        cache: KVCache | BatchCache | None,
+        window: int | None,
+    ) -> tuple[Masks, Rotation]:
+        """Return what each reach of attention sees, and the rotations of the tokens."""
+        config, device = self.config, tokens.device
+        past, total = self._span(tokens, documents, cache)
+        if isinstance(cache, BatchCache):
+            positions = cache.next_positions(device)
+            masks = build_batch_masks(config, positions, total)
+            return masks, self._rotation(past, 1, positions, device)
+        compiled = self.compiled and torch.is_grad_enabled()
+        at = ForwardPass(4, total, device.type, documents is not None, compiled=compiled)
+        kernel: Kernel = "documents" if attends_by_document(config, at) else "dense"
+        # Flex attention is compiled for each length, and prompts have any length.
+        if cache is None and flexible(config, device.type):
+            kernel = "flex"
+        masks = build_masks(config, tokens, total, documents, window, kernel=kernel)
+        return masks, self._rotation(past, tokens.shape[1], positions, device)
 
     def _span(
         self, tokens: Tensor, documents: Tensor | None, cache: KVCache | BatchCache | None

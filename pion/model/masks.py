@@ -19,6 +19,7 @@ from pion.model.forward_pass import ForwardPass
 
 Reach = Literal["full", "long", "short"]
 Masks = dict[Reach, "Mask"]
+Kernel = Literal["dense", "flex", "documents"]
 # The row, the first token and the end of each document, in this order.
 Spans = list[tuple[int, int, int]]
 
@@ -65,26 +66,25 @@ def build_masks(
     documents: Tensor | None,
     window: int | None = None,
     *,
-    flex: bool = False,
-    spans: bool = False,
+    kernel: Kernel = "dense",
 ) -> Masks:
     """Return the mask of each reach for `tokens` (B, T), the last of `keys` tokens.
 
     `window` is the long window in tokens, if it differs from the model's: training begins with
-    short windows. Documents (B, T) are numbered in the order of the row. With `flex`, flex
-    attention masks whole rows. With `spans`, documents attend one after another. Otherwise masks
-    are dense.
+    short windows. Documents (B, T) are numbered in the order of the row. `kernel` says how
+    rows are masked: "flex" by flex attention, "documents" by attending within one document after
+    another.
     """
     windows = config.windows
     if windows is None:
         queries, device = tokens.shape[1], tokens.device
-        if spans and documents is not None:
+        if kernel == "documents" and documents is not None:
             return {"full": Mask(spans=document_spans(documents))}
-        return {"full": build_mask(config, queries, keys, documents, device, flex=flex)}
+        return {"full": build_mask(config, queries, keys, documents, device, flex=kernel == "flex")}
     long = (windows.tokens if window is None else window) // windows.block
     blocks: dict[Reach, int] = {"long": long, "short": long // 2}
     return {
-        reach: _window_mask(config, count, tokens, keys, documents, flex=flex)
+        reach: _window_mask(config, count, tokens, keys, documents, flex=kernel == "flex")
         for reach, count in blocks.items()
         if reach in _reaches(config)
     }

@@ -187,8 +187,8 @@ def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
         settings = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
         new = [token for _, token in module.generate_batch(model, prompts, **settings)]
     assert sum(token is not None for token in new) == 2 * NEW_TOKENS
-    # Each prompt is read by itself, and gives the first of its new tokens.
-    return len(prompts) + NEW_TOKENS - 1, (model, caches)
+    # Both prompts are read in one pass, which gives the first new tokens.
+    return NEW_TOKENS, (model, caches)
 
 
 # By name. The first word says what is counted, the last word is the dtype of the computation.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from tests.paths import REPOSITORY
 from tests.runs.test_hops import JOB, STEPS
+from tests.support.waiting import run_to_end
 from tests.support.whole_runs import (
     ends_with,
     interrupt,
@@ -40,7 +40,7 @@ pytestmark = [
 def other_torch() -> str:
     """The version of the other torch."""
     command = [OTHER_PYTHON, "-c", "import torch; print(torch.__version__)"]
-    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    version = run_to_end(command, check=True).stdout.strip()
     assert version != str(torch.__version__), "PION_TEST_OTHER_PYTHON has the same torch"
     return version
 
