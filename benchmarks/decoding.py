@@ -24,7 +24,7 @@ from pion.generate import generate
 from pion.generate_batch import generate_batch
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
-from pion.train.hardware import pick_dtype
+from pion.train.hardware import pick_dtype, torch_dtype
 
 ROUNDS, WARMUP = 9, 1
 SEQUENCES = (1, 16)
@@ -43,7 +43,7 @@ def run(quick: bool) -> Iterator[Comparison]:
         model = export_random(Path(folder) / "model", quick)
         # What `--dtype auto` chooses.
         name = pick_dtype("auto", torch.device("cpu"), generating=True)
-        ours = load_decoder(model, dtype=getattr(torch, name))
+        ours = load_decoder(model, dtype=torch_dtype(name))
         ours.join_projections()  # as `pion generate` does
         theirs = {dtype: load_theirs(model, options) for dtype, options in LOADED.items()}
         check_tokens(load_decoder(model), theirs[DEFAULT], new)

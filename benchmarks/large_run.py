@@ -33,11 +33,11 @@ import argparse
 import json
 import math
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pretended import counted_by
 from benchmarks.roofline import BANDWIDTH as MEMORY_BANDWIDTH
 from benchmarks.roofline import REACHED_BANDWIDTH, REACHED_FLOPS, seconds
 from benchmarks.step_counts import Step, count_step
@@ -51,15 +51,8 @@ from pipeline.rent.plan.estimate import ASSUMED_MFU
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.replay.numbers import COPY_BYTES, STATE_BYTES, UPLOAD_BYTES, WRITE_BYTES
 from pipeline.training.cadence import SaveCadence
-from tests.cuda_rehearsal.environment import (
-    compile_shim,
-    pinned_torch,
-    run_pretended,
-    this_machine,
-    why_impossible,
-)
 from tests.cuda_rehearsal.pretended_card import pretended_card
-from tests.cuda_rehearsal.report import hand_back, handed_back
+from tests.cuda_rehearsal.report import hand_back
 from tests.cuda_rehearsal.watch import Watch
 
 RESULT = Path(__file__).parent / "results" / "large_run.json"
@@ -96,17 +89,17 @@ class Link:
 
 
 LINKS = {
-    # NVLink (56 GB/s each way, the same data sheet) joins two A40s at most. A ring of four or more
+    # NVLink (56 GB/s each way) joins two A40s at most. A ring of four or more
     # also passes PCI Express, and is as fast as its slowest link.
     "A40": Link(
         "PCI Express 4.0 x16",
         31.5e9,
-        "NVIDIA's A40 data sheet (PCIe Gen4 x16); 16 GT/s × 16 lanes × 128/130, one direction",
+        "16 GT/s × 16 lanes × 128/130, one direction; the A40 has PCIe Gen4 x16",
     ),
     "H100": Link(
         "NVLink 4",
         450e9,
-        "NVIDIA's H100 data sheet (SXM): 900 GB/s in both directions together",
+        "pages that quote NVIDIA's H100 data sheet (SXM): 900 GB/s in both directions together",
     ),
 }
 
@@ -377,12 +370,7 @@ def main() -> None:
         with pretended_card() as watch:
             hand_back(count(watch))
         return
-    reason = why_impossible(this_machine(), pinned_torch())
-    if reason is not None:
-        raise SystemExit(reason)
-    with tempfile.TemporaryDirectory() as folder:
-        shim = compile_shim(Path(folder))
-        counted = handed_back(run_pretended("benchmarks.large_run", shim, "--here"))
+    counted = counted_by("benchmarks.large_run", ["--here"])
     prices = dict(options.price)
     models = {name: model_report(layers, counted, prices) for name, layers in LAYERS.items()}
     report = {

@@ -20,25 +20,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.pretended import counted_by
 from benchmarks.step_counts import Counted, Step, count_step
 from pion.config import ModelConfig
 from pion.model.cost import flops_per_token
 from pion.train.hardware import gpu_flops
-from tests.cuda_rehearsal.environment import (
-    compile_shim,
-    pinned_torch,
-    run_pretended,
-    this_machine,
-    why_impossible,
-)
 from tests.cuda_rehearsal.pretended_card import pretended_card
-from tests.cuda_rehearsal.report import hand_back, handed_back
+from tests.cuda_rehearsal.report import hand_back
 from tests.cuda_rehearsal.watch import Watch
 
 RESULT = Path(__file__).parent / "results" / "roofline.json"
@@ -168,17 +161,12 @@ def main() -> None:
             models = count_all(watch, options.presets)
             hand_back({"checked": count_checked(watch, checked_steps()), "models": models})
         return
-    reason = why_impossible(this_machine(), pinned_torch())
-    if reason is not None:
-        raise SystemExit(reason)
-    with tempfile.TemporaryDirectory() as folder:
-        shim = compile_shim(Path(folder))
-        output = run_pretended("benchmarks.roofline", shim, "--here", *options.presets)
+    counted = counted_by("benchmarks.roofline", ["--here", *options.presets])
     report = {
         "note": NOTE,
         "torch": torch.__version__.partition("+")[0],
         "micro_batch": f"{ROWS} rows of {SEQ_LEN} tokens, bf16, AdamW",
-    } | handed_back(output)
+    } | counted
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
     print_table(report["models"])

@@ -25,16 +25,12 @@ INCOMPLETE = "\ufffd"
 PROMPT_PIECE = 1024
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Sampling):
     """How a text is continued: the keywords of `generate`, which explains them."""
 
     stop_ids: Iterable[int]
     max_tokens: int = 128
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 0.9
-    repetition_penalty: float = 1.0
     vocab_size: int | None = None
     seed: int | None = None
 
@@ -44,15 +40,12 @@ class Text:
 
     Attributes:
         ids: the ids of the prompt, and the new ids.
-        limit: how many new ids there may be.
+        room: how many ids there may be in all.
 
     Raises BadInput for settings that make no sense, and for a prompt that doesn't fit.
     """
 
     def __init__(self, model: Decoder, ids: Sequence[int], settings: Settings) -> None:
-        self._sampling = Sampling(
-            settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty
-        )
         self.ids = _checked_prompt(ids, model.config)
         if settings.max_tokens < 0:
             raise BadInput(f"max_tokens is {settings.max_tokens}; it can't be negative")
@@ -60,16 +53,16 @@ class Text:
         self._rows = rows if settings.vocab_size is None else settings.vocab_size
         if not 0 < self._rows <= rows:
             raise BadInput(f"vocab_size is {self._rows}; it must be from 1 to the model's {rows}")
+        self._sampling = settings
         self._stop_ids = frozenset(settings.stop_ids)
         self._randomness = _randomness(settings.seed)
-        self.limit = min(settings.max_tokens, model.config.seq_len - len(self.ids))
-        self._end = len(self.ids) + self.limit
+        self.room = min(len(self.ids) + settings.max_tokens, model.config.seq_len)
         self._stopped = False
 
     @property
     def ended(self) -> bool:
         """Whether nothing follows: a stop id was drawn, or the text has as many ids as it may."""
-        return self._stopped or len(self.ids) >= self._end
+        return self._stopped or len(self.ids) >= self.room
 
     def draw(self, logits: Tensor) -> int | None:
         """Draw the next id from fp32 logits (vocab,), and add it; None: the text ends before it.
@@ -131,8 +124,8 @@ def generate(
 def _continue(model: Decoder, text: Text) -> Iterator[int]:
     if text.ended:
         return
-    cache = KVCache(model.config, max_tokens=len(text.ids) + text.limit)
-    token = text.draw(read_prompt(model, text.ids, cache))
+    cache = KVCache(model.config, max_tokens=text.room)
+    token = text.draw(read_prompts(model, [text.ids], cache)[0])
     while token is not None:
         yield token
         if text.ended:
@@ -140,13 +133,21 @@ def _continue(model: Decoder, text: Text) -> Iterator[int]:
         token = text.draw(next_logits(model, [[token]], cache)[0])
 
 
-def read_prompt(model: Decoder, ids: list[int], cache: KVCache) -> Tensor:
-    """Cache a prompt, and return the fp32 logits (vocab,) after it, on the CPU."""
-    if _needs_dense_masks(model.config):
+def read_prompts(model: Decoder, prompts: list[list[int]], cache: KVCache) -> Tensor:
+    """Cache the prompts, a row for each; return the fp32 logits (B, vocab) after each, on the CPU.
+
+    A lone prompt may have any length. Of several, the shorter ones are filled up at their end:
+    attention is causal, so no token of a prompt sees what fills it up.
+    """
+    if len(prompts) == 1 and _needs_dense_masks(model.config):
+        (ids,) = prompts
         while len(ids) > PROMPT_PIECE:
             _hidden(model, [ids[:PROMPT_PIECE]], cache)
             ids = ids[PROMPT_PIECE:]
-    return next_logits(model, [ids], cache)[0]
+        prompts = [ids]
+    longest = max(len(ids) for ids in prompts)
+    filled = [ids + [0] * (longest - len(ids)) for ids in prompts]
+    return next_logits(model, filled, cache, [len(ids) for ids in prompts])
 
 
 def _needs_dense_masks(config: ModelConfig) -> bool:
@@ -157,23 +158,22 @@ def _needs_dense_masks(config: ModelConfig) -> bool:
 # These are separate functions because a generator that is suspended inside inference mode would
 # leave its caller in inference mode.
 @torch.inference_mode()
-def next_logits(model: Decoder, rows: list[list[int]], cache: KVCache | BatchCache) -> Tensor:
-    """Cache the tokens of each row; return the fp32 logits after them, (B, vocab) on the CPU."""
-    return model.logits(_hidden(model, rows, cache)[:, -1]).float().cpu()
+def next_logits(
+    model: Decoder,
+    rows: list[list[int]],
+    cache: KVCache | BatchCache,
+    lengths: Sequence[int] | None = None,
+) -> Tensor:
+    """Cache the tokens of each row; return the fp32 logits after them, (B, vocab) on the CPU.
 
-
-@torch.inference_mode()
-def read_prompts(model: Decoder, prompts: list[list[int]], cache: KVCache) -> Tensor:
-    """Cache several prompts; return the fp32 logits (B, vocab) after each, on the CPU.
-
-    Shorter prompts are filled up at their end, where attention is causal: no token of a prompt sees
-    what fills it up.
+    With `lengths`, only so many tokens of each row count.
     """
-    longest = max(len(ids) for ids in prompts)
-    hidden = _hidden(model, [ids + [0] * (longest - len(ids)) for ids in prompts], cache)
-    last = torch.tensor([len(ids) - 1 for ids in prompts]).to(hidden.device, non_blocking=True)
-    rows = torch.arange(len(prompts), device=hidden.device)
-    return model.logits(hidden[rows, last]).float().cpu()
+    hidden = _hidden(model, rows, cache)
+    if lengths is None:
+        return model.logits(hidden[:, -1]).float().cpu()
+    last = torch.tensor([length - 1 for length in lengths]).to(hidden.device, non_blocking=True)
+    every = torch.arange(len(lengths), device=hidden.device)
+    return model.logits(hidden[every, last]).float().cpu()
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pion.errors import BadInput
-from pion.generate import PROMPT_PIECE, Settings, Text, next_logits, read_prompt, read_prompts
+from pion.generate import PROMPT_PIECE, Settings, Text, next_logits, read_prompts
 from pion.model.batch_cache import BatchCache
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
@@ -36,8 +36,7 @@ def generate_batch(
 
 
 def _continue(model: Decoder, texts: list[Text], rows: int) -> Iterator[tuple[int, int | None]]:
-    room = max((len(text.ids) + text.limit for text in texts), default=0)
-    cache = BatchCache(model.config, rows, room)
+    cache = BatchCache(model.config, rows, max((text.room for text in texts), default=0))
     waiting = deque(enumerate(texts))
     in_rows: list[tuple[int, Text]] = []
     while waiting or in_rows:
@@ -45,11 +44,7 @@ def _continue(model: Decoder, texts: list[Text], rows: int) -> Iterator[tuple[in
             group = _next_group(waiting, rows - len(in_rows))
             prompts = [list(text.ids) for _, text in group]
             read = KVCache(model.config, max_tokens=max(len(ids) for ids in prompts))
-            logits = (
-                read_prompts(model, prompts, read)
-                if len(group) > 1
-                else read_prompt(model, prompts[0], read)[None]
-            )
+            logits = read_prompts(model, prompts, read)
             for row, (number, text) in enumerate(group):
                 yield from _drawn(number, text, logits[row])
                 if not text.ended:

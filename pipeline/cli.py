@@ -497,13 +497,11 @@ def _load(
     from pipeline.models.load import load_found
 
     found = find_model(name)  # before torch is imported, so a wrong name fails at once
-    import torch
-
-    from pion.train.hardware import pick_device, pick_dtype
+    from pion.train.hardware import pick_device, pick_dtype, torch_dtype
 
     device = pick_device()
-    bf16 = pick_dtype(dtype, device, generating=True) == "bfloat16"
-    model, tokenizer = load_found(found, torch.bfloat16 if bf16 else torch.float32)
+    picked = pick_dtype(dtype, device, generating=True)
+    model, tokenizer = load_found(found, torch_dtype(picked))
     return found, model.to(device), tokenizer
 
 

@@ -93,10 +93,12 @@ def kept_by_attend(at: ForwardPass, config: ModelConfig) -> int:
         return 4 * at.width * query + (4 + weights) * scores + mask
     if at.device == "cpu" and at.width == 2 and at.tokens <= CPU_BF16_TOKENS:
         return 2 * at.width * (query + kv) + at.width * scores
-    if attends_by_document(config, at):
+    if not at.documents:
+        return fused
+    if attends_by_document(config, at.device, at.tokens, compiled=at.compiled):
         return fused + at.width * query  # the results of documents, and all of them in one tensor
     # PyTorch turns the mask into numbers to add to the scores, in each layer again.
-    return fused + (at.width * at.tokens if at.documents else 0)
+    return fused + at.width * at.tokens
 
 
 def inside_kernels(at: ForwardPass, config: ModelConfig) -> int:

@@ -19,7 +19,6 @@ from pion.model.block import Block, BlockInputs
 from pion.model.cache import KVCache
 from pion.model.experts import AUX, Experts, Stats
 from pion.model.feedforward import SwiGLU
-from pion.model.forward_pass import ForwardPass
 from pion.model.initial import draw_weights
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
 from pion.model.masks import (
@@ -243,7 +242,7 @@ class Decoder(nn.Module):
         """Return what `hidden` returns, and the report of each layer."""
         trained = cache is None and torch.is_grad_enabled()
         compiled = self.compiled and trained
-        masks, rotation = self._view(tokens, positions, documents, cache, window)
+        masks, rotation = self._masks_and_rotation(tokens, positions, documents, cache, window)
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()
         if self.embed_norm is not None:
@@ -252,7 +251,7 @@ class Decoder(nn.Module):
         reports = []
         kept = set() if self.wiring is None else set(self.wiring.source.values())
         run = _compiled_block() if compiled else _run_block
-        # A block that gets one tensor as both inputs would need a compilation of its own.
+        # A block that gets one tensor as both inputs would be compiled separately.
         x0 = x.view_as(x) if compiled else x
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -273,7 +272,7 @@ class Decoder(nn.Module):
             reports.append(report)
         return self.norm(x), reports
 
-    def _view(
+    def _masks_and_rotation(
         self,
         tokens: Tensor,
         positions: Tensor | None,
@@ -288,9 +287,10 @@ class Decoder(nn.Module):
             positions = cache.next_positions(device)
             masks = build_batch_masks(config, positions, total)
             return masks, self._rotation(past, 1, positions, device)
+        kernel: Kernel = "dense"
         compiled = self.compiled and torch.is_grad_enabled()
-        at = ForwardPass(4, total, device.type, documents is not None, compiled=compiled)
-        kernel: Kernel = "documents" if attends_by_document(config, at) else "dense"
+        if attends_by_document(config, device.type, total, compiled=compiled):
+            kernel = "documents"
         # Flex attention is compiled for each length, and prompts have any length.
         if cache is None and flexible(config, device.type):
             kernel = "flex"

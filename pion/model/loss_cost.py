@@ -76,7 +76,7 @@ def _compiled_bytes(shape: LossShape, at: ForwardPass) -> int:
 
     There are the head with its padding, its gradient, and of each chunk the logits in fp32 and
     their gradient. While a chunk is computed, the gradient of the chunk before is still there.
-    Then the next sum of the head's gradient is beside the last sum.
+    Then the last and the next sum of the head's gradient are there.
     """
     columns = -(-shape.vocab // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
     most = rows_per_chunk(shape.rows, columns, COMPILED_CHUNK_BYTES)

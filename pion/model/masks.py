@@ -116,11 +116,11 @@ def flexible(config: ModelConfig, device: str) -> bool:
     return device == "cuda" and aligned and config.head_dim >= FLEX_MIN_HEAD_DIM
 
 
-def attends_by_document(config: ModelConfig, at: ForwardPass) -> bool:
-    """Return whether the documents of a pass attend one after another."""
+def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compiled: bool) -> bool:
+    """Return whether the documents in rows of `tokens` tokens attend one after another."""
     # Compiled code has the same operations for all rows, wherever their documents are.
-    plain = config.softcap is None and config.windows is None and not at.compiled
-    return at.documents and at.device == "cpu" and plain and at.tokens > LONGEST_MASKED_ROW
+    plain = config.softcap is None and config.windows is None and not compiled
+    return device == "cpu" and plain and tokens > LONGEST_MASKED_ROW
 
 
 def document_spans(documents: Tensor) -> Spans:
@@ -319,7 +319,9 @@ def mask_bytes(config: ModelConfig, at: ForwardPass, rows: int) -> int:
     ones, by queries and by keys.
     """
     masked = at.documents or config.windows is not None or config.softcap is not None
-    if not masked or attends_by_document(config, at):
+    if not masked:
+        return 0
+    if attends_by_document(config, at.device, at.tokens, compiled=at.compiled):
         return 0
     if flexible(config, at.device):
         size = FLEX_BLOCK if config.windows is None else config.windows.block

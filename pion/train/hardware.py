@@ -117,6 +117,11 @@ def pick_dtype(
     return "bfloat16" if faster else "float32"
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the dtype that a plan calls "bfloat16" or "float32"."""
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
 def configure(plan: ComputePlan) -> None:
     """Apply the plan's choices for the whole process: thread count and determinism."""
     if plan.threads is not None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-
 from pion.config import ModelConfig
 from pion.model.attention import inside_kernels
 from pion.model.cost import (
@@ -24,6 +22,7 @@ from pion.model.forward_pass import ForwardPass
 from pion.model.loss_cost import LossShape, loss_bytes
 from pion.model.masks import mask_bytes
 from pion.model.rope import rotation_bytes
+from pion.train.hardware import torch_dtype
 from pion.train.muon import step_bytes
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
@@ -56,8 +55,7 @@ class Workload:
     def forward_pass(self) -> ForwardPass:
         """Return how the workload passes forward through the model."""
         capability = (9, 0) if self.capability is None else self.capability
-        dtype = torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
-        path = product_path(self.device, capability, dtype)
+        path = product_path(self.device, capability, torch_dtype(self.dtype))
         return ForwardPass(
             self.width,
             self.seq_len,

@@ -79,7 +79,7 @@ class Trainer:
         hardware.configure(plan)
         self.settings, self.plan, self.rank = settings, plan, rank
         self.device = torch.device(plan.device)
-        self.dtype = torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32
+        self.dtype = hardware.torch_dtype(plan.dtype)
         self.model = model.to(self.device)
         self.model.recompute, self.model.compiled = plan.recompute, plan.compile
         self.optimizer = Optimizer(self.model, settings, self.dtype)

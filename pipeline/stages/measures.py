@@ -181,12 +181,9 @@ class Measures:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        import torch
+        from pion.train.hardware import pick_dtype, torch_dtype
 
-        from pion.train.hardware import pick_dtype
-
-        name = pick_dtype(self.job.hardware.dtype, self.device)
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
+        return torch_dtype(pick_dtype(self.job.hardware.dtype, self.device))
 
     def _stream(
         self, data: PreparedData | None, split: str, window: int | None = None

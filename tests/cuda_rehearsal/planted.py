@@ -175,9 +175,9 @@ def scores_by_list(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tokens_by_tensor(right: Callable[..., Any]) -> Callable[..., Any]:
-    def next_logits_by_tensor(model: Decoder, rows: list[list[int]], cache: Any) -> Any:
+    def next_logits_by_tensor(model: Decoder, rows: list[list[int]], *others: Any) -> Any:
         torch.tensor(rows, device=model.embed.weight.device)
-        return right(model, rows, cache)
+        return right(model, rows, *others)
 
     return next_logits_by_tensor
 

@@ -12,7 +12,7 @@ from pion.bench.results import Outcome
 from pion.config import ModelConfig
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.train.hardware import pick_dtype
+from pion.train.hardware import pick_dtype, torch_dtype
 
 PROMPT_TOKENS, NEW_TOKENS = 128, 64
 WARMUP_TOKENS = 4
@@ -24,7 +24,7 @@ def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
     torch.manual_seed(0)
     dtype = pick_dtype("auto", bench.device, generating=True)
     weights = Decoder(config).state_dict()
-    model = Decoder.from_state(config, weights, getattr(torch, dtype)).to(bench.device).eval()
+    model = Decoder.from_state(config, weights, torch_dtype(dtype)).to(bench.device).eval()
     model.join_projections()
     ids = torch.randint(config.vocab_size, (texts, prompt)).to(bench.device)
     cache = KVCache(config, max_tokens=prompt + WARMUP_TOKENS + new)

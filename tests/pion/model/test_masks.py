@@ -112,6 +112,7 @@ def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu() -> No
         assert torch.equal(shown, expand(full | partial, documents, 128)[0, 0]), name
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("separate", [False, True], ids=["text", "documents"])
 def test_flex_attention_judges_each_token_of_several_rows(separate: bool) -> None:
     """Without torch.compile, flex attention asks mask_mod about every pair of tokens, in each row.
