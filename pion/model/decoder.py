@@ -13,10 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.attention import Attention
+from pion.model.bank import Band
 from pion.model.batch_cache import BatchCache
 from pion.model.block import Block, BlockInputs
 from pion.model.cache import KVCache
+from pion.model.composed import Composed, Mixing
 from pion.model.experts import AUX, Experts, Stats
 from pion.model.feedforward import SwiGLU
 from pion.model.initial import draw_weights
@@ -34,6 +35,9 @@ from pion.model.projection import Projection, project
 from pion.model.roles import Role, parameter_roles
 from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
 from pion.model.wiring import ValueTables, Wiring
+
+# Weights of these roles keep fp32 in a model of another dtype.
+ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe")
 
 BlockRun = Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]
 
@@ -72,7 +76,10 @@ class Decoder(nn.Module):
     added to the cache. A BatchCache takes one token of each of its texts, (B, 1).
     """
 
-    roles: ClassVar[dict[str, Role]] = {"lm_head.weight": "head"}
+    roles: ClassVar[dict[str, Role]] = {
+        "lm_head.weight": "head",
+        "positions.weight": "vector",
+    }
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -87,11 +94,19 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.d_model), freeze=False
         )
+        self.positions: nn.Embedding | None = None
+        if config.positions == "learned":
+            self.positions = nn.Embedding.from_pretrained(
+                torch.empty(config.seq_len, config.d_model), freeze=False
+            )
         self.embed_norm: RMSNorm | None = None
         if config.wiring is not None and config.wiring.embed_norm:
             self.embed_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         self.wiring = None if config.wiring is None else Wiring(config)
         self.values = None if config.values is None else ValueTables(config)
+        self.bands: nn.ModuleList | None = None
+        if config.primitives is not None:
+            self.bands = nn.ModuleList(Band(config) for _ in config.primitives.bands)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         if not config.tie_embeddings:
@@ -109,8 +124,8 @@ class Decoder(nn.Module):
         """Return a decoder with these weights, copied, without drawing random weights.
 
         Matrices, embeddings and the head get `dtype`, in which their products are computed. Gains,
-        scalars and routers get fp32, as in training. Raises BadInput naming the first tensor that
-        is missing, unexpected or of the wrong shape.
+        scalars, routers and primitives get fp32, as in training. Raises BadInput naming the first
+        tensor that is missing, unexpected or of the wrong shape.
         """
         with torch.device("meta"):
             decoder = cls(config)
@@ -125,7 +140,7 @@ class Decoder(nn.Module):
                 )
             # Copy fp32 tensors too. A tensor mapped from a file has a different alignment, and
             # matrix products may then differ in the last bit.
-            kept = torch.float32 if roles[name] in ("vector", "router") else dtype
+            kept = torch.float32 if roles[name] in ROLES_IN_FP32 else dtype
             weights[name] = torch.empty(expected.shape, dtype=kept).copy_(state[name])
         unknown = next((name for name in state if name not in weights), None)
         if unknown is not None:
@@ -141,8 +156,16 @@ class Decoder(nn.Module):
         This is for generation, after the model is on its device. The model can't be trained or
         moved afterwards, and its results differ by rounding.
         """
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            if block.attention is not None:
+                block.attention.join_projections()
+            feedforward = block.feedforward
+            mixing = self._mixing(layer)
+            if isinstance(feedforward, Composed) and mixing is not None:
+                feedforward.join_projections(mixing.band, self.embed.weight.dtype)
         for part in self.modules():
-            if isinstance(part, Attention | SwiGLU):
+            if isinstance(part, SwiGLU):
                 part.join_projections()
 
     def forward(
@@ -245,6 +268,8 @@ class Decoder(nn.Module):
         masks, rotation = self._masks_and_rotation(tokens, positions, documents, cache, window)
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()
+        if self.positions is not None:
+            x = x + self._positions_of(tokens, positions, cache)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         results: dict[int, Tensor] = {}
@@ -262,6 +287,7 @@ class Decoder(nn.Module):
                 real,
                 None if self.wiring is None else self.wiring.input_of(layer, x0, results),
                 None if self.values is None else self.values.of(layer, tokens),
+                self._mixing(layer),
             )
             if self.recompute and trained:
                 x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
@@ -279,8 +305,8 @@ class Decoder(nn.Module):
         documents: Tensor | None,
         cache: KVCache | BatchCache | None,
         window: int | None,
-    ) -> tuple[Masks, Rotation]:
-        """Return what each reach of attention sees, and the rotations of the tokens."""
+    ) -> tuple[Masks, Rotation | None]:
+        """Return what each reach of attention sees, and the rotations of the tokens, if any."""
         config, device = self.config, tokens.device
         past, total = self._span(tokens, documents, cache)
         if isinstance(cache, BatchCache):
@@ -326,11 +352,34 @@ class Decoder(nn.Module):
     def _head(self) -> Tensor:
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
 
+    def _mixing(self, layer: int) -> Mixing | None:
+        """Return what a layer mixes its feed-forward matrices of, if anything."""
+        primitives = self.config.primitives
+        if primitives is None or self.bands is None:
+            return None
+        band = self.bands[primitives.band_of()[layer]]
+        assert isinstance(band, Band)
+        return Mixing(band, primitives.top_k)
+
+    def _positions_of(
+        self, tokens: Tensor, positions: Tensor | None, cache: KVCache | BatchCache | None
+    ) -> Tensor:
+        """Return the vectors of the tokens' positions, in fp32."""
+        assert self.positions is not None
+        if isinstance(cache, BatchCache):
+            positions = cache.next_positions(tokens.device)
+        if positions is None:
+            past = 0 if cache is None else cache.length
+            return self.positions.weight[past : past + tokens.shape[1]].float()
+        return embedding(positions, self.positions.weight).float()
+
     def _rotation(
         self, past: int, length: int, positions: Tensor | None, device: torch.device
-    ) -> Rotation:
+    ) -> Rotation | None:
         """Return the rotation of each token, by `positions` or else by the place in the row."""
         config = self.config
+        if config.positions == "learned":
+            return None
         half = config.heads is not None and config.heads.rotary == "half"
         frequencies = Frequencies(config.head_dim, config.rope_theta, half)
         if config.seq_len * config.head_dim > LARGEST_TABLE:

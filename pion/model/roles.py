@@ -14,8 +14,9 @@ from typing import Literal
 from torch import nn
 
 # A matrix maps hidden states to hidden states. The embedding and the head have a row for each token
-# id. A router has a row for each expert. All else is a vector: gains and scalars.
-Role = Literal["matrix", "router", "embedding", "head", "vector"]
+# id. A router has a row for each expert. Primitives are shared by layers, and a recipe says which
+# primitives a layer uses. All else is a vector: gains, scalars and the vectors of positions.
+Role = Literal["matrix", "router", "embedding", "head", "primitive", "recipe", "vector"]
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:

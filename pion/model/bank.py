@@ -1,0 +1,136 @@
+"""Banks of low-rank primitives, and the mixtures that layers make of them.
+
+Primitive p of a bank maps x to ((x · Aₚ) ⊙ s + b) · Bₚ, with A (d_in, rank) and B (rank, d_out).
+The gain s and the bias b (rank) are shared by the primitives. A layer's recipe has a logit for each
+primitive; its result is Σ ŵₚ · primitiveₚ(x) over the `top_k` largest logits, and ŵ is their
+softmax, rescaled to add up to 1. From PILON.
+
+The weights ŵ and ternary scales are factors of the hidden states between A and B. So a mixture is
+two products, with the factors of all its primitives next to each other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from pion.config import ModelConfig
+from pion.model.norm import RMSNorm, compute_dtype
+from pion.model.roles import Role
+from pion.model.ternary import activation_scales, rounded, ternary_scales
+from pion.primitives import Primitives
+
+# The seed adds this to sums and under roots, so that they are never 0.
+TINY = 1e-8
+
+
+class Recipe(NamedTuple):
+    """What a mixture uses: primitives `chosen` (k,), with `weights` (k,) that add up to 1."""
+
+    chosen: Tensor
+    weights: Tensor
+
+
+def recipe_of(logits: Tensor, top_k: int) -> Recipe:
+    """Return the recipe of a layer from its logits (n,) in fp32."""
+    weights, chosen = logits.softmax(dim=0).topk(top_k, sorted=False)
+    return Recipe(chosen, weights / (weights.sum() + TINY))
+
+
+class Mixture(NamedTuple):
+    """The tensors of a mixture, for a recipe: y = ((x · insᵀ) ⊙ scale + shift) · outs.
+
+    `ins` is (k · rank, d_in), `outs` (k · rank, d_out), `scale` and `shift` (k · rank).
+    """
+
+    ins: Tensor
+    scale: Tensor
+    shift: Tensor
+    outs: Tensor
+
+
+class Bank(nn.Module):
+    """`n` primitives d_in -> d_out, shared by the layers of a band.
+
+    `ins` has the transposed A of each primitive, `outs` its B.
+    """
+
+    roles: ClassVar[dict[str, Role]] = dict.fromkeys(
+        ("ins", "outs", "gain", "bias", "input_norm.weight"), "primitive"
+    )
+
+    def __init__(self, d_in: int, d_out: int, settings: Primitives, eps: float) -> None:
+        super().__init__()
+        self.settings = settings
+        self.ins = nn.Parameter(torch.empty(settings.n, settings.rank, d_in))
+        self.outs = nn.Parameter(torch.empty(settings.n, settings.rank, d_out))
+        self.gain = nn.Parameter(torch.ones(settings.rank))
+        self.bias = nn.Parameter(torch.zeros(settings.rank))
+        self.input_norm = RMSNorm(d_in, eps) if settings.ternary else None
+
+    def forward(self, x: Tensor, recipe: Recipe, rank: int | None = None) -> Tensor:
+        """Map (B, T, d_in) to (B, T, d_out) by a recipe; with `rank`, by the first ranks only."""
+        return self.apply_mixture(x, self.mixture(recipe, rank))
+
+    def mixture(self, recipe: Recipe, rank: int | None = None) -> Mixture:
+        """Return the mixture of a recipe."""
+        chosen, weights = recipe
+        ins, outs = self.ins[chosen], self.outs[chosen]
+        in_scale = out_scale = torch.ones((), device=ins.device)
+        if self.settings.ternary:
+            of = self.settings.ternary_scale
+            in_scale = ternary_scales(self.ins, chosen, of)
+            out_scale = ternary_scales(self.outs, chosen, of)
+            ins, outs = rounded(ins, in_scale, 1), rounded(outs, out_scale, 1)
+            in_scale, out_scale = in_scale[..., 0], out_scale[..., 0]
+        weights = weights[:, None]
+        shifted = weights
+        if self.settings.bias_weight == "root":
+            weights, shifted = weights + TINY, (weights + TINY).sqrt()
+        scale = weights * in_scale * out_scale * self.gain
+        shift = shifted * out_scale * self.bias
+        if rank is not None:
+            ins, outs = ins[:, :rank], outs[:, :rank]
+            scale, shift = scale[:, :rank], shift[:, :rank]
+        return Mixture(ins.flatten(0, 1), scale.flatten(), shift.flatten(), outs.flatten(0, 1))
+
+    def apply_mixture(self, x: Tensor, mixture: Mixture) -> Tensor:
+        """Map (B, T, d_in) to (B, T, d_out)."""
+        dtype = compute_dtype(x, mixture.ins)
+        if self.input_norm is not None:
+            x = self.input_norm(x)
+        settings = self.settings
+        if not settings.levels:
+            hidden = linear(x.to(dtype), mixture.ins)
+        else:
+            x = x.float()
+            sizes = activation_scales(x, settings.levels, settings.activation_scale)
+            # bf16 has whole numbers up to 256 without rounding.
+            hidden = linear(rounded(x, sizes, settings.levels).to(dtype), mixture.ins) * sizes
+        hidden = hidden * mixture.scale + mixture.shift
+        return hidden.to(dtype) @ mixture.outs.to(dtype)
+
+    @torch.no_grad()
+    def draw_weights(self) -> None:
+        """Draw orthonormal A, over all primitives, and B from N(0, 1 / rank)."""
+        n, rank, d_in = self.ins.shape
+        drawn = torch.randn(d_in, n * rank)
+        wide = d_in < n * rank
+        basis, _ = torch.linalg.qr(drawn.T if wide else drawn)
+        columns = basis.T if wide else basis
+        self.ins.copy_(columns.view(d_in, n, rank).permute(1, 2, 0))
+        nn.init.normal_(self.outs, std=1 / math.sqrt(rank))
+
+
+class Band(nn.Module):
+    """The two banks of a band: `up` maps d_model to d_ff, and `down` back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.primitives is not None
+        self.up = Bank(config.d_model, config.d_ff, config.primitives, config.norm_eps)
+        self.down = Bank(config.d_ff, config.d_model, config.primitives, config.norm_eps)
