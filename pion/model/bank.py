@@ -56,18 +56,19 @@ class Mixture(NamedTuple):
 class Bank(nn.Module):
     """`n` primitives d_in -> d_out, shared by the layers of a band.
 
-    `ins` has the transposed A of each primitive, `outs` its B.
+    `factors` (n, rank, d_in + d_out) has the rank-one maps of each primitive: a row is a column of
+    A and the row of B that belongs to it.
     """
 
     roles: ClassVar[dict[str, Role]] = dict.fromkeys(
-        ("ins", "outs", "gain", "bias", "input_norm.weight"), "primitive"
+        ("factors", "gain", "bias", "input_norm.weight"), "primitive"
     )
 
     def __init__(self, d_in: int, d_out: int, settings: Primitives, eps: float) -> None:
         super().__init__()
         self.settings = settings
-        self.ins = nn.Parameter(torch.empty(settings.n, settings.rank, d_in))
-        self.outs = nn.Parameter(torch.empty(settings.n, settings.rank, d_out))
+        self.widths = d_in, d_out
+        self.factors = nn.Parameter(torch.empty(settings.n, settings.rank, d_in + d_out))
         self.gain = nn.Parameter(torch.ones(settings.rank))
         self.bias = nn.Parameter(torch.zeros(settings.rank))
         self.input_norm = RMSNorm(d_in, eps) if settings.ternary else None
@@ -79,15 +80,18 @@ class Bank(nn.Module):
     def mixture(self, recipe: Recipe, rank: int | None = None) -> Mixture:
         """Return the mixture of a recipe."""
         chosen, weights = recipe
-        ins, outs = self.ins[chosen], self.outs[chosen]
-        in_scale = out_scale = torch.ones((), device=ins.device)
+        ins, outs = self.factors[chosen].split(self.widths, dim=-1)
+        weights = weights[:, None]
+        in_scale = out_scale = torch.ones_like(weights)
         if self.settings.ternary:
+            every = self.factors.split(self.widths, dim=-1)
             of = self.settings.ternary_scale
-            in_scale = ternary_scales(self.ins, chosen, of)
-            out_scale = ternary_scales(self.outs, chosen, of)
+            in_scale, out_scale = (
+                ternary_scales(bank, part, of)
+                for bank, part in zip(every, (ins, outs), strict=True)
+            )
             ins, outs = rounded(ins, in_scale, 1), rounded(outs, out_scale, 1)
             in_scale, out_scale = in_scale[..., 0], out_scale[..., 0]
-        weights = weights[:, None]
         shifted = weights
         if self.settings.bias_weight == "root":
             weights, shifted = weights + TINY, (weights + TINY).sqrt()
@@ -117,13 +121,15 @@ class Bank(nn.Module):
     @torch.no_grad()
     def draw_weights(self) -> None:
         """Draw orthonormal A, over all primitives, and B from N(0, 1 / rank)."""
-        n, rank, d_in = self.ins.shape
+        n, rank, _ = self.factors.shape
+        ins, outs = self.factors.split(self.widths, dim=-1)
+        d_in = self.widths[0]
         drawn = torch.randn(d_in, n * rank)
         wide = d_in < n * rank
         basis, _ = torch.linalg.qr(drawn.T if wide else drawn)
         columns = basis.T if wide else basis
-        self.ins.copy_(columns.view(d_in, n, rank).permute(1, 2, 0))
-        nn.init.normal_(self.outs, std=1 / math.sqrt(rank))
+        ins.copy_(columns.view(d_in, n, rank).permute(1, 2, 0))
+        outs.copy_(torch.randn(outs.shape) / math.sqrt(rank))
 
 
 class Band(nn.Module):

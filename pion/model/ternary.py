@@ -42,23 +42,22 @@ def rounded(x: Tensor, scale: Tensor, most: int) -> Tensor:
 
 
 @torch.no_grad()
-def ternary_scales(primitives: Tensor, chosen: Tensor, of: ScaleOf) -> Tensor:
+def ternary_scales(bank: Tensor, chosen: Tensor, of: ScaleOf) -> Tensor:
     """Return the scale of each chosen primitive, (k, 1, 1) or (1, 1, 1): a mean of |weights|.
 
-    `primitives` is a bank's factor (n, rank, width), and `of` says what the mean is over: each
-    primitive, the whole bank, or all chosen primitives together.
+    `bank` has one factor of all primitives (n, rank, width), `chosen` that of the chosen ones
+    (k, rank, width). `of` says what the mean is over: each primitive, the whole bank, or all chosen
+    primitives together.
     """
-    if of == "bank":
-        mean = primitives.abs().mean().view(1, 1, 1)
-    elif of == "chosen":
-        mean = primitives[chosen].abs().mean().view(1, 1, 1)
+    if of == "primitive":
+        mean = chosen.abs().mean(dim=(1, 2), keepdim=True)
     else:
-        mean = primitives[chosen].abs().mean(dim=(1, 2), keepdim=True)
+        mean = (bank if of == "bank" else chosen).abs().mean().view(1, 1, 1)
     return mean.clamp(min=SMALLEST_SCALE)
 
 
 @torch.no_grad()
 def activation_scales(x: Tensor, levels: int, of: Literal["token", "batch"]) -> Tensor:
-    """Return the scale that maps the largest |x| to `levels`: of each token (B, T, 1), or (1, 1, 1)."""
+    """Return the scale that maps the largest |x| to `levels`: (B, T, 1), or (1, 1, 1)."""
     largest = x.abs().amax(dim=-1, keepdim=True) if of == "token" else x.abs().amax().view(1, 1, 1)
     return largest.clamp(min=SMALLEST_SCALE) / levels

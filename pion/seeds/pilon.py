@@ -41,8 +41,7 @@ _NAMES = {
 }
 _BANK = re.compile(r"primitive_banks\.fc([12])_banks\.(\w+)\.(.+)")
 _BANK_NAMES = {
-    "A": "ins",
-    "B": "outs",
+    "A": "factors",
     "latent_scale": "gain",
     "latent_bias": "bias",
     "input_norm.weight": "input_norm.weight",
@@ -131,9 +130,13 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
     state: State = {}
     bands = _band_numbers(tensors, config)
     for name, tensor in tensors.items():
-        if (bank := _BANK.fullmatch(name)) and bank[3] in _BANK_NAMES:
-            ours = f"bands.{bands[bank[2]]}.{_MATRIX[bank[1]]}.{_BANK_NAMES[bank[3]]}"
-            state[ours] = tensor.mT if bank[3] == "A" else tensor
+        bank = _BANK.fullmatch(name)
+        if bank and bank[3] == "B":
+            continue  # with A
+        if bank and bank[3] in _BANK_NAMES:
+            if bank[3] == "A":
+                tensor = torch.cat((tensor.mT, tensors[f"{name.removesuffix('A')}B"]), dim=-1)
+            state[f"bands.{bands[bank[2]]}.{_MATRIX[bank[1]]}.{_BANK_NAMES[bank[3]]}"] = tensor
             continue
         for theirs, ours in _NAMES.items():
             if match := re.fullmatch(theirs, name):

@@ -37,8 +37,8 @@ CONFIG_CLASSES = (
 )
 STUBS = tuple(map(_stub, CONFIG_CLASSES))
 
-# Parts of the names of a PILON's tensors that are not read: each layer repeats the shared banks, and
-# has a causal mask.
+# Parts of the names of a PILON's tensors that are not read: each layer repeats the shared banks,
+# and has a causal mask.
 REPEATED = (".ffn.primitive_banks.", ".attention.causal_mask")
 # The other tensors without real numbers: which primitives of a tiered bank are where.
 WHOLE_NUMBERS = (".hot_indices", ".warm_indices")
