@@ -1,10 +1,9 @@
-"""Continue a text token by token: from a prompt's ids to new ids, or from text to text."""
+"""Continue a text token by token: from a prompt's ids to new ids, and from ids to pieces of text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ class Text:
     """
 
     def __init__(self, model: Decoder, ids: Sequence[int], settings: Settings) -> None:
-        self.ids = _checked_prompt(ids, model.config)
+        self.ids = checked_prompt(ids, model.config)
         if settings.max_tokens < 0:
             raise BadInput(f"max_tokens is {settings.max_tokens}; it can't be negative")
         rows = model.config.vocab_size
@@ -184,7 +183,7 @@ def _hidden(model: Decoder, rows: list[list[int]], cache: KVCache | BatchCache) 
     return model.hidden(new, cache=cache)
 
 
-def _checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
+def checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
     """Return the prompt's ids. Raises BadInput if there are none, or if they don't fit."""
     prompt = [int(token) for token in ids]
     if not prompt:
@@ -209,19 +208,6 @@ def _randomness(seed: int | None) -> torch.Generator:
     else:
         randomness.manual_seed(seed)
     return randomness
-
-
-def generate_text(
-    model: Decoder, tokenizer: Tokenizer, prompt: str, **settings: Any
-) -> Iterator[str]:
-    """Continue a text, yielding pieces of whole characters.
-
-    `settings` are the keywords of `generate`. By default, generation stops at the tokenizer's
-    end-of-text and draws only ids that the tokenizer has. Raises what `generate` raises.
-    """
-    ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
-    defaults = {"stop_ids": (tokenizer.end_of_text,), "vocab_size": tokenizer.vocab_size}
-    return stream_text(tokenizer, generate(model, ids, **{**defaults, **settings}))
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from pipeline.state.record_json import to_json
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 from pipeline.training.context import TrainingContext
 from pipeline.training.machine_note import record_step_down
-from pipeline.training.samples import sample_text
+from pipeline.training.samples import prompt_ids, sample_texts
 from pipeline.training.saving import Saving
 from pipeline.training.stage_metrics import StageMetrics
 from pipeline.training.trackers import Trackers
@@ -141,8 +141,7 @@ class RankZero(Rank):
             [{"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}]
         )
         self._context.report(Evaluation(self._stage, step, result.loss, result.sem))
-        for prompt in self._context.job.evaluate.prompts:
-            self._sample(step, prompt)
+        self._sample(step)
 
     def finish(self) -> None:
         with self._context.watchdog.paused():
@@ -200,20 +199,23 @@ class RankZero(Rank):
         self._context.report(step_message(status, self._claim.spent.dollars or None))
         self._claim.heartbeat.report(**status)
 
-    def _sample(self, step: int, prompt: str) -> None:
+    def _sample(self, step: int) -> None:
+        model, readable = self._trainer.model, []
+        for prompt in self._context.job.evaluate.prompts:
+            try:
+                ids = prompt_ids(model, self._tokenizer, prompt, chat=self._stage == "sft")
+                readable.append((prompt, ids))
+            except BadInput as error:  # for example, a prompt longer than the context
+                self._context.report(Note(f"no sample for {prompt[:40]!r}: {error}"))
+        prompts = [ids for _, ids in readable]
         try:
-            text = sample_text(
-                self._trainer.model,
-                self._tokenizer,
-                prompt,
-                chat=self._stage == "sft",
-                on_piece=self._progress,
-            )
-        except BadInput as error:  # for example, a prompt longer than the context
-            self._context.report(Note(f"no sample for {prompt[:40]!r}: {error}"))
+            texts = sample_texts(model, self._tokenizer, prompts, on_token=self._progress)
+        except BadInput as error:
+            self._context.report(Note(f"no samples after step {step}: {error}"))
             return
-        self._metrics.append_sample(step, prompt, text)
-        self._context.report(Sample(self._stage, step, prompt, text))
+        for (prompt, _), text in zip(readable, texts, strict=True):
+            self._metrics.append_sample(step, prompt, text)
+            self._context.report(Sample(self._stage, step, prompt, text))
 
     def _progress(self) -> None:
         self._context.watchdog.progress()

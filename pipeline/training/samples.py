@@ -1,4 +1,4 @@
-"""Text that the model in training writes after a prompt."""
+"""Text that the model in training writes after the job's prompts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,39 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 48
 
 
-def sample_text(
-    model: Decoder, tokenizer: Tokenizer, prompt: str, *, chat: bool, on_piece: Callable[[], None]
-) -> str:
-    """Return the model's continuation of `prompt`, or with `chat` its answer.
+def prompt_ids(model: Decoder, tokenizer: Tokenizer, prompt: str, *, chat: bool) -> list[int]:
+    """Return the ids that the model continues; with `chat`, the prompt is a user's message.
 
-    `on_piece` is called after each token. Raises BadInput if the prompt is too long for the model.
+    Raises BadInput if the prompt is too long for the model.
     """
     from pion.data.conversation import Turn, render
-    from pion.generate import generate_text
+    from pion.generate import checked_prompt
 
     text = prompt
     if chat:
         text, _ = render(tokenizer, [Turn("user", prompt)], add_generation_prompt=True)
-    pieces = []
-    for piece in generate_text(model, tokenizer, text, max_tokens=SAMPLE_TOKENS, seed=0):
-        pieces.append(piece)
-        on_piece()
-    return "".join(pieces)
+    return checked_prompt(tokenizer.encode(text) or [tokenizer.end_of_text], model.config)
+
+
+def sample_texts(
+    model: Decoder, tokenizer: Tokenizer, prompts: list[list[int]], *, on_token: Callable[[], None]
+) -> list[str]:
+    """Return the model's continuation of each of the prompts.
+
+    `on_token` is called after each token. Raises BadInput if the model predicts NaN or infinity.
+    """
+    from pion.generate_batch import generate_batch
+
+    new: list[list[int]] = [[] for _ in prompts]
+    for number, token in generate_batch(
+        model,
+        prompts,
+        stop_ids=(tokenizer.end_of_text,),
+        vocab_size=tokenizer.vocab_size,
+        max_tokens=SAMPLE_TOKENS,
+        seed=0,
+    ):
+        if token is not None:
+            new[number].append(token)
+            on_token()
+    return [tokenizer.decode(ids) for ids in new]

@@ -61,13 +61,8 @@ TASKS: dict[str, Callable[..., dict[str, Outcome]]] = {
 
 def main() -> None:
     task, *rest = sys.argv[1:]
-    tasks: dict[str, Callable[..., dict[str, Outcome]]] = {
-        "suite": lower_suite,
-        "soak": lower_soak,
-        "layers": trace_layers,
-    }
     with pretended_card() as watch:
-        outcomes = tasks[task](watch, *rest)
+        outcomes = TASKS[task](watch, *rest)
     hand_back({name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()})
 
 

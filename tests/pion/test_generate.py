@@ -13,7 +13,7 @@ import pion.model.attention as attention_module
 import pion.model.decoder as decoder_module
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput
-from pion.generate import Sampling, generate_text, sample, stream_text
+from pion.generate import Sampling, sample, stream_text
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
 
@@ -61,12 +61,10 @@ def test_greedy_generation_says_what_the_model_memorised_and_stops_at_its_end(me
     assert tokenizer.decode(start + continued) == TEXT
 
 
-def test_an_empty_text_starts_from_end_of_text(memorised, tokenizer):
-    assert "".join(generate_text(memorised, tokenizer, "", temperature=0)) == TEXT
-
-
 def test_text_comes_in_whole_characters_whose_bytes_were_several_tokens(memorised, tokenizer):
-    pieces = list(generate_text(memorised, tokenizer, "naïve", temperature=0))
+    start, end = tokenizer.encode("naïve"), tokenizer.end_of_text
+    continued = pion.generate(memorised, start, temperature=0, stop_ids=[end])
+    pieces = list(stream_text(tokenizer, continued))
     assert "".join(pieces) == TEXT.removeprefix("naïve")
     assert "\ufffd" not in "".join(pieces)
     assert "🌍" in pieces

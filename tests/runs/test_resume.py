@@ -31,7 +31,7 @@ Whole = Callable[..., Path]
 LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None}
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_sigkill_at_random_instants_changes_no_bit_of_the_weights(
     tmp_path: Path, whole: Whole, seed: int
 ) -> None:

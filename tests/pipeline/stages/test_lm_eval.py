@@ -39,7 +39,8 @@ metadata:
 """
 
 
-@pytest.mark.parametrize("softcap", [None, 30.0])  # with a cap, the export has modelling files
+# With a cap, the export has modelling files.
+@pytest.mark.parametrize("softcap", [pytest.param(None, marks=pytest.mark.soak), 30.0])
 def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
     softcap: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

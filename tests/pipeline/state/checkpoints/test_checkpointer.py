@@ -261,7 +261,7 @@ def mapped_from_dev_shm() -> set[str]:
     return set(re.findall(r"/dev/shm/\S+", maps))
 
 
-def test_memory_stays_flat_over_two_hundred_saves(claim: Claim) -> None:
+def test_memory_stays_flat_over_eighty_saves(claim: Claim) -> None:
     model = {"weight": torch.ones(1_000_000)}
     me = psutil.Process()
     others = me.children()  # servers of other tests
@@ -273,16 +273,16 @@ def test_memory_stays_flat_over_two_hundred_saves(claim: Claim) -> None:
         return sum(p.memory_full_info().uss for p in (me, *mine))
 
     found = []
-    for step in range(1, 201):
+    for step in range(1, 81):
         assert checkpointer.save(model, {}, {"step": step})
         checkpointer.wait()
-        if step in (20, 110, 200):
+        if step in (20, 50, 80):
             gc.collect()
             found.append(memory())
     # Threads of other tests may still load data once; a leak would show in both halves.
     begin, middle, end = found
-    assert min(middle - begin, end - middle) < 8_000_000  # two saves' worth, of ninety
-    assert checkpointer.stats.saved == 200
+    assert min(middle - begin, end - middle) < 8_000_000  # two saves' worth, of thirty
+    assert checkpointer.stats.saved == 80
     checkpointer.close()
 
 
