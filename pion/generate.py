@@ -1,4 +1,4 @@
-"""Continue a text token by token: from a prompt's ids to new ids, and from ids to pieces of text."""
+"""Continue a text token by token: from a prompt's ids to new ids, and from ids to text."""
 
 from __future__ import annotations
 
