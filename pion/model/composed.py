@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pion.config import ModelConfig
 from pion.model.bank import Band, Mixture, recipe_of
 from pion.model.feedforward import activation
+from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import RMSNorm
 from pion.model.roles import Role
 
@@ -62,6 +63,30 @@ class Composed(nn.Module):
         hidden = self.activate(mixing.band.up.apply_mixture(x, up))
         result = mixing.band.down.apply_mixture(hidden, down)
         return result if self.sub_norm is None else self.sub_norm(result)
+
+    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+        """Return the bytes kept for the backward pass.
+
+        For each matrix, the hidden states between the two products, before and after their gain
+        and bias; of the activation, what it reads and what it returns. With a sub-norm, what this
+        normalizes; of ternary banks, the normalized inputs and their rounding.
+        """
+        ranks = self.settings.top_k * self.settings.rank
+        kept = 4 * at.width * ranks + 2 * at.width * self.d_ff
+        if self.sub_norm is not None:
+            kept += self.sub_norm.kept_bytes(at, of_product=True)
+        if self.settings.ternary:
+            for width in (self.d_model, self.d_ff):
+                kept += 4 * width + 4
+        return kept
+
+    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+        """Return the most bytes that the backward pass adds to what is kept.
+
+        The gradients of what the activation reads and returns, and of one bank.
+        """
+        bank = self.settings.n * self.settings.rank * (self.d_model + self.d_ff)
+        return 3 * at.width * self.d_ff * tokens + 2 * gradient_bytes(at, bank)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""

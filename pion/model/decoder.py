@@ -32,8 +32,10 @@ from pion.model.masks import (
 )
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.projection import Projection, project
+from pion.model.recipes import diversity_loss, recipe_report
 from pion.model.roles import Role, parameter_roles
 from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
+from pion.model.varying import OF_THE_MODEL, Varying
 from pion.model.wiring import ValueTables, Wiring
 
 # Weights of these roles keep fp32 in a model of another dtype.
@@ -58,8 +60,8 @@ class Losses(NamedTuple):
     """What a training step needs of one forward pass.
 
     `ce` is the cross-entropy in nats, summed over targets, and `aux` the auxiliary losses of all
-    layers, summed over rows; both are scalars in fp32. `stats` has the reports of the layers,
-    without gradient: by name, (n_layers, …).
+    layers, summed over rows; both are scalars in fp32. `stats` has what experts or recipes report,
+    without gradient, by name: see experts.py and recipes.py.
     """
 
     ce: Tensor
@@ -216,15 +218,15 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        window: int | None = None,
+        varying: Varying = OF_THE_MODEL,
     ) -> Losses:
         """Return all losses of one forward pass, and the reports of the layers.
 
         Padding has a document number below 0 and is left out of auxiliary losses and reports.
-        `window` is the long window in tokens, if this step trains with another than the model's.
+        `varying` has what this step trains with other sizes than the model's.
         Raises BadInput for more tokens than the context.
         """
-        hidden, reports = self._run(tokens, positions, documents, None, window)
+        hidden, reports = self._run(tokens, positions, documents, None, varying)
         states, flat = hidden.flatten(0, 1), targets.reshape(-1)
         # On a CPU, the plain loss is as fast.
         compiled = self.compiled and states.is_cuda
@@ -232,12 +234,21 @@ class Decoder(nn.Module):
             states, self._head(), flat, self.config.logit_cap, compiled=compiled
         )
         aux = [report[AUX] for report in reports if AUX in report]
-        stats = {
-            name: torch.stack([report[name] for report in reports if name in report])
-            # In the report's order: ranks add these up one by one.
-            for name in reports[0]
-            if name != AUX
-        }
+        primitives = self.config.primitives
+        if primitives is not None:
+            recipes, bands = self.recipes(), primitives.bands
+            if primitives.diversity_weight:
+                # Auxiliary losses are summed over rows.
+                weight = primitives.diversity_weight * len(tokens)
+                aux.append(weight * diversity_loss(recipes, bands))
+            stats = recipe_report(recipes, bands, varying.top_k or primitives.top_k)
+        else:
+            stats = {
+                name: torch.stack([report[name] for report in reports if name in report])
+                # In the report's order: ranks add these up one by one.
+                for name in reports[0]
+                if name != AUX
+            }
         return Losses(ce, torch.stack(aux).sum() if aux else torch.zeros_like(ce), stats)
 
     def hidden(
@@ -260,12 +271,14 @@ class Decoder(nn.Module):
         positions: Tensor | None,
         documents: Tensor | None,
         cache: KVCache | BatchCache | None,
-        window: int | None = None,
+        varying: Varying = OF_THE_MODEL,
     ) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer."""
         trained = cache is None and torch.is_grad_enabled()
         compiled = self.compiled and trained
-        masks, rotation = self._masks_and_rotation(tokens, positions, documents, cache, window)
+        masks, rotation = self._masks_and_rotation(
+            tokens, positions, documents, cache, varying.window
+        )
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()
         if self.positions is not None:
@@ -287,7 +300,7 @@ class Decoder(nn.Module):
                 real,
                 None if self.wiring is None else self.wiring.input_of(layer, x0, results),
                 None if self.values is None else self.values.of(layer, tokens),
-                self._mixing(layer),
+                self._mixing(layer, varying),
             )
             if self.recompute and trained:
                 x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
@@ -349,17 +362,27 @@ class Decoder(nn.Module):
         every = sum(parameter.numel() for parameter in self.parameters())
         return every - idle if active else every
 
+    def recipes(self) -> Tensor:
+        """Return the logits of all recipes in fp32: (2, n_layers, n), up and down."""
+        up: list[Tensor] = []
+        down: list[Tensor] = []
+        for block in self.blocks:
+            if isinstance(block.feedforward, Composed):
+                up.append(block.feedforward.up_recipe)
+                down.append(block.feedforward.down_recipe)
+        return torch.stack((torch.stack(up), torch.stack(down))).float()
+
     def _head(self) -> Tensor:
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
 
-    def _mixing(self, layer: int) -> Mixing | None:
+    def _mixing(self, layer: int, varying: Varying = OF_THE_MODEL) -> Mixing | None:
         """Return what a layer mixes its feed-forward matrices of, if anything."""
         primitives = self.config.primitives
         if primitives is None or self.bands is None:
             return None
         band = self.bands[primitives.band_of()[layer]]
         assert isinstance(band, Band)
-        return Mixing(band, primitives.top_k)
+        return Mixing(band, varying.top_k or primitives.top_k, varying.rank)
 
     def _positions_of(
         self, tokens: Tensor, positions: Tensor | None, cache: KVCache | BatchCache | None
