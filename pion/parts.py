@@ -251,7 +251,11 @@ def _require_layers(part: str, layers: Sequence[int], model: Core) -> None:
 
 
 # By part, the fields that name layers by their numbers.
-NUMBERED_LAYERS = {"wiring": ("attention_layers", "skips"), "values": ("layers", "tables")}
+NUMBERED_LAYERS = {
+    "wiring": ("attention_layers", "skips"),
+    "values": ("layers", "tables"),
+    "primitives": ("bands",),
+}
 
 # By the name of the field in ModelConfig.
 PARTS = {

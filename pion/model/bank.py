@@ -20,8 +20,8 @@ from torch.nn.functional import linear
 
 from pion.config import ModelConfig
 from pion.model.norm import RMSNorm, compute_dtype
-from pion.model.roles import Role
 from pion.model.ternary import activation_scales, rounded, ternary_scales
+from pion.parameter_role import Role
 from pion.primitives import Primitives
 
 # The seed adds this to sums and under roots, so that they are never 0.

@@ -12,7 +12,7 @@ from pion.model.bank import Band, Mixture, recipe_of
 from pion.model.feedforward import activation
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import RMSNorm
-from pion.model.roles import Role
+from pion.parameter_role import Role
 
 
 class Mixing(NamedTuple):

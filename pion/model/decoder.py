@@ -33,10 +33,11 @@ from pion.model.masks import (
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.projection import Projection, project
 from pion.model.recipes import diversity_loss, recipe_report
-from pion.model.roles import Role, parameter_roles
+from pion.model.roles import parameter_roles
 from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
 from pion.model.varying import OF_THE_MODEL, Varying
 from pion.model.wiring import ValueTables, Wiring
+from pion.parameter_role import Role
 
 # Weights of these roles keep fp32 in a model of another dtype.
 ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe")

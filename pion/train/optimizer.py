@@ -19,7 +19,8 @@ from torch.optim.adamw import adamw
 
 from pion.errors import BadInput
 from pion.model.bands import band_of_parameter
-from pion.model.roles import Role, parameter_roles
+from pion.model.roles import parameter_roles
+from pion.parameter_role import Role
 from pion.train.muon import Muon
 from pion.train.primitive_wise import PrimitiveWise
 from pion.train.schedule import StepPlan

@@ -12,7 +12,7 @@ from typing import get_args
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
-from pion.model.roles import Role
+from pion.parameter_role import Role
 
 OTHERS = "others"
 
@@ -28,14 +28,14 @@ class Phase:
             with the factor 0 is frozen: its parameters, moments and counts stand still.
         top_k: primitives in a recipe.
         rank: ranks of each primitive in use.
-        bands: the bands that are trained, with their layers and banks. Others are frozen.
+        unfreeze: the only bands that are trained, with their layers and banks.
     """
 
     until: float | int | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     top_k: int | None = None
     rank: int | None = None
-    bands: tuple[int, ...] | None = None
+    unfreeze: tuple[int, ...] | None = None
 
     def factor(self, role: Role) -> float:
         """Return the factor of a role's learning rate."""
@@ -58,60 +58,59 @@ def phase_at(phases: Sequence[Phase], step: int, steps: int) -> Phase:
 
 
 def check_phases(phases: Sequence[Phase], steps: int) -> None:
-    """Raise BadInput for phases that no run of `steps` steps can have."""
+    """Raise BadInput for phases that no run of `steps` steps can have, naming the first mistake."""
     before = 0
     for number, phase in enumerate(phases):
-        where = f"phases[{number}]"
-        last = number == len(phases) - 1
-        if (phase.until is None) is not last:
-            raise BadInput(
-                f"{where}.until: the last phase lasts to the end of the run, so it has no `until`"
-                if last
-                else f"{where}: give `until`, the share of the steps at which the phase ends"
-            )
-        _check_rates(where, phase)
+        where, last = f"phases.{number}", number == len(phases) - 1
+        if last and phase.until is not None:
+            raise BadInput(f"{where}.until: the last phase lasts to the end; remove `until`")
+        if not last and phase.until is None:
+            raise BadInput(f"{where}.until: missing; only the last phase lasts to the end")
         if isinstance(phase.until, float) and not 0 < phase.until < 1:
-            raise BadInput(
-                f"{where}.until is {shown(phase.until)}; a share of the steps must be in (0, 1)"
-            )
+            text = shown(phase.until)
+            raise BadInput(f"{where}.until: {text} is no share of the steps; give 0 < until < 1")
         end = phase.end(steps)
         if not before < end <= steps or (end == steps and not last):
             raise BadInput(
-                f"{where} ends at step {end}; it must end after step {before} and before step "
-                f"{steps}, the end of the run"
+                f"{where}.until: the phase would end after step {end}. It must end after step "
+                f"{before}, where it begins, and before step {steps}, the last"
             )
+        _check_trained(where, phase)
         before = end
 
 
-def _check_rates(where: str, phase: Phase) -> None:
+def _check_trained(where: str, phase: Phase) -> None:
     known = (*get_args(Role), OTHERS)
     for name, rate in phase.rates.items():
         if name not in known:
             raise BadInput(f"{where}.rates: unknown role {shown(name)}{closest(name, known)}")
         if not rate >= 0:
-            raise BadInput(f"{where}.rates.{name} is {shown(rate)}; it must be at least 0")
-    if len(phase.frozen_roles()) == len(get_args(Role)) or phase.bands == ():
-        raise BadInput(f"{where} freezes everything: give some rate above 0")
+            raise BadInput(f"{where}.rates.{name}: {shown(rate)} is below 0")
+    if len(phase.frozen_roles()) == len(get_args(Role)):
+        raise BadInput(f"{where}.rates: all roles are frozen; give some role a rate above 0")
 
 
 def check_phases_of_model(phases: Sequence[Phase], config: ModelConfig) -> None:
-    """Raise BadInput for phases that do not fit a model."""
+    """Raise BadInput for phases that do not fit a model, naming the first mistake."""
     primitives = config.primitives
     for number, phase in enumerate(phases):
-        for name in ("top_k", "rank", "bands"):
-            if primitives is None and getattr(phase, name) is not None:
-                raise BadInput(f"phases[{number}].{name}: the model has no primitives")
+        where = f"phases.{number}"
+        sizes = {"top_k": phase.top_k, "rank": phase.rank, "unfreeze": phase.unfreeze}
+        given = [name for name, value in sizes.items() if value is not None]
         if primitives is None:
+            if given:
+                raise BadInput(f"{where}.{given[0]}: the model has no primitives")
             continue
-        for name, most in (("top_k", primitives.n), ("rank", primitives.rank)):
-            value = getattr(phase, name)
+        for name, value, most in (
+            ("top_k", phase.top_k, primitives.n),
+            ("rank", phase.rank, primitives.rank),
+        ):
             if value is not None and not 1 <= value <= most:
+                raise BadInput(f"{where}.{name}: {shown(value)} must be from 1 to {most}")
+        bands = range(len(primitives.bands))
+        for band in phase.unfreeze or ():
+            if band not in bands:
                 raise BadInput(
-                    f"phases[{number}].{name} is {shown(value)}; it must be from 1 to {most}"
-                )
-        for band in phase.bands or ():
-            if not 0 <= band < len(primitives.bands):
-                raise BadInput(
-                    f"phases[{number}].bands names band {band}, but the model has "
-                    f"{len(primitives.bands)} bands, 0 to {len(primitives.bands) - 1}"
+                    f"{where}.unfreeze: there is no band {shown(band)}; the model has "
+                    f"{len(bands)}, counted from 0"
                 )

@@ -24,7 +24,7 @@ from pion.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from pion.config import ModelConfig
-    from pion.model.roles import Role
+    from pion.parameter_role import Role
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def plan_at(settings: TrainSettings, step: int, config: ModelConfig | None = Non
         momentum=momentum_at(settings, step),
         varying=Varying(window_at(settings, step, windows), phase.top_k, phase.rank),
         frozen=phase.frozen_roles(),
-        bands=phase.bands,
+        bands=phase.unfreeze,
     )
 
 

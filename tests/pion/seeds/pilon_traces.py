@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from pion.model import composed
 from pion.model.bank import Bank, Recipe, recipe_of
 from pion.model.decoder import Decoder
-from pion.model.roles import Role, parameter_roles
+from pion.model.roles import parameter_roles
 from pion.model.ternary import ScaleOf
 from pion.model.varying import Varying
+from pion.parameter_role import Role
 from pion.train.optimizer import Optimizer
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
