@@ -90,8 +90,8 @@ class Model(Section):
     )
     activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
         None,
-        "of feed-forward layers; relu2 and gelu: two matrices, and relu(x)² or GELU between; unset: "
-        "swiglu",
+        "of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU between; "
+        "unset: swiglu",
     )
     positions: Literal["rotary", "learned"] | None = identity(
         None,
