@@ -64,6 +64,9 @@ class Primitives:
     activation_scale: Literal["token", "batch"] = imported("token")
     # The seed mixes a bias with the square root of its weight.
     bias_weight: Literal["exact", "root"] = imported("exact")
+    # Of a published model, whose ternary banks are packed: how many primitives each band stores of
+    # its two banks. Primitives that no recipe uses are left out.
+    stored: tuple[tuple[int, int], ...] | None = imported(None)
 
     def __post_init__(self) -> None:
         for name in ("n", "rank", "top_k"):
@@ -94,6 +97,21 @@ class Primitives:
                 text = shown(getattr(self, name))
                 raise BadInput(f"primitives.{name} is {text}; it must be {' or '.join(known)}")
         object.__setattr__(self, "bands", _bands(self.bands))
+        if self.stored is not None:
+            object.__setattr__(self, "stored", self._checked_stored(self.stored))
+
+    def _checked_stored(self, stored: object) -> tuple[tuple[int, int], ...]:
+        pairs = [
+            layer_numbers("primitives.stored", pair)
+            for pair in require_list("primitives.stored", stored)
+        ]
+        good = all(len(pair) == 2 and 1 <= min(pair) <= max(pair) <= self.n for pair in pairs)
+        if not self.ternary or len(pairs) != len(self.bands) or not good:
+            raise BadInput(
+                f"primitives.stored is {shown(stored)}; a ternary model has two numbers from 1 to "
+                f"{self.n} for each of its {len(self.bands)} bands"
+            )
+        return tuple((up, down) for up, down in pairs)
 
     @property
     def levels(self) -> int:

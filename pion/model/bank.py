@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pion.config import ModelConfig
+from pion.errors import BadInput
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.ternary import activation_scales, rounded, ternary_scales
+from pion.model.trits import packed_bytes, unpack_trits
 from pion.parameter_role import Role
 from pion.primitives import Primitives
 
@@ -58,17 +60,35 @@ class Bank(nn.Module):
 
     `factors` (n, rank, d_in + d_out) has the rank-one maps of each primitive: a row is a column of
     A and the row of B that belongs to it.
+
+    A packed bank, as in a published model, has trits and scales instead: `packed` has the trits of
+    the `stored` primitives (trits.py), `scales` (stored, 2) those of A and B, and `numbers`
+    (stored,) says in rising order which primitives of the bank these are. It can't be trained.
     """
 
     roles: ClassVar[dict[str, Role]] = dict.fromkeys(
         ("factors", "gain", "bias", "input_norm.weight"), "primitive"
     )
 
-    def __init__(self, d_in: int, d_out: int, settings: Primitives, eps: float) -> None:
+    packed: Tensor
+    scales: Tensor
+    numbers: Tensor
+
+    def __init__(
+        self, d_in: int, d_out: int, settings: Primitives, eps: float, stored: int | None = None
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.widths = d_in, d_out
-        self.factors = nn.Parameter(torch.empty(settings.n, settings.rank, d_in + d_out))
+        self.stored = stored
+        self._trits: Tensor | None = None
+        if stored is None:
+            self.factors = nn.Parameter(torch.empty(settings.n, settings.rank, d_in + d_out))
+        else:
+            size = packed_bytes(stored * settings.rank * (d_in + d_out))
+            self.register_buffer("packed", torch.empty(size, dtype=torch.uint8))
+            self.register_buffer("scales", torch.empty(stored, 2))
+            self.register_buffer("numbers", torch.empty(stored, dtype=torch.int64))
         self.gain = nn.Parameter(torch.ones(settings.rank))
         self.bias = nn.Parameter(torch.zeros(settings.rank))
         self.input_norm = RMSNorm(d_in, eps) if settings.ternary else None
@@ -80,10 +100,15 @@ class Bank(nn.Module):
     def mixture(self, recipe: Recipe, rank: int | None = None) -> Mixture:
         """Return the mixture of a recipe."""
         chosen, weights = recipe
-        ins, outs = self.factors[chosen].split(self.widths, dim=-1)
         weights = weights[:, None]
         in_scale = out_scale = torch.ones_like(weights)
-        if self.settings.ternary:
+        if self.stored is not None:
+            where = torch.searchsorted(self.numbers, chosen)
+            ins, outs = self.trits()[where].to(weights.dtype).split(self.widths, dim=-1)
+            in_scale, out_scale = self.scales[where].to(weights.dtype).split(1, dim=-1)
+        else:
+            ins, outs = self.factors[chosen].split(self.widths, dim=-1)
+        if self.settings.ternary and self.stored is None:
             every = self.factors.split(self.widths, dim=-1)
             of = self.settings.ternary_scale
             in_scale, out_scale = (
@@ -118,9 +143,39 @@ class Bank(nn.Module):
         hidden = hidden * mixture.scale + mixture.shift
         return hidden.to(dtype) @ mixture.outs.to(dtype)
 
+    def trits(self) -> Tensor:
+        """Return the trits of a packed bank: int8 (stored, rank, d_in + d_out)."""
+        if self._trits is None or self._trits.device != self.packed.device:
+            assert self.stored is not None
+            shape = (self.stored, self.settings.rank, sum(self.widths))
+            self._trits = unpack_trits(self.packed, shape)
+        return self._trits
+
+    def check_packed(self, name: str, chosen: Tensor) -> None:
+        """Raise BadInput for a damaged packed bank, or one without some of the `chosen`."""
+        try:
+            self.trits()
+        except ValueError as error:
+            raise BadInput(f"{name}.packed is damaged: {error}") from None
+        numbers = self.numbers
+        rising = bool((numbers.diff() > 0).all()) and int(numbers[0]) >= 0
+        if not rising or int(numbers[-1]) >= self.settings.n:
+            raise BadInput(
+                f"{name}.numbers is damaged: it must have rising numbers below {self.settings.n}"
+            )
+        if not self.scales.isfinite().all():
+            raise BadInput(f"{name}.scales is damaged: a scale is not finite")
+        missing = chosen[~torch.isin(chosen, numbers)]
+        if len(missing):
+            raise BadInput(
+                f"{name} has no primitive {int(missing[0])}, which a layer's recipe uses"
+            )
+
     @torch.no_grad()
     def draw_weights(self) -> None:
         """Draw orthonormal A, over all primitives, and B from N(0, 1 / rank)."""
+        if self.stored is not None:
+            return  # a packed bank is only ever read from a file
         n, rank, _ = self.factors.shape
         ins, outs = self.factors.split(self.widths, dim=-1)
         d_in = self.widths[0]
@@ -135,8 +190,10 @@ class Bank(nn.Module):
 class Band(nn.Module):
     """The two banks of a band: `up` maps d_model to d_ff, and `down` back."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
-        assert config.primitives is not None
-        self.up = Bank(config.d_model, config.d_ff, config.primitives, config.norm_eps)
-        self.down = Bank(config.d_ff, config.d_model, config.primitives, config.norm_eps)
+        primitives, eps = config.primitives, config.norm_eps
+        assert primitives is not None
+        up, down = (None, None) if primitives.stored is None else primitives.stored[number]
+        self.up = Bank(config.d_model, config.d_ff, primitives, eps, up)
+        self.down = Bank(config.d_ff, config.d_model, primitives, eps, down)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.bank import Band
+from pion.model.bank import Band, recipe_of
 from pion.model.batch_cache import BatchCache
 from pion.model.block import Block, BlockInputs
 from pion.model.cache import KVCache
@@ -109,7 +109,9 @@ class Decoder(nn.Module):
         self.values = None if config.values is None else ValueTables(config)
         self.bands: nn.ModuleList | None = None
         if config.primitives is not None:
-            self.bands = nn.ModuleList(Band(config) for _ in config.primitives.bands)
+            self.bands = nn.ModuleList(
+                Band(config, number) for number in range(len(config.primitives.bands))
+            )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         if not config.tie_embeddings:
@@ -143,7 +145,11 @@ class Decoder(nn.Module):
                 )
             # Copy fp32 tensors too. A tensor mapped from a file has a different alignment, and
             # matrix products may then differ in the last bit.
-            kept = torch.float32 if roles[name] in ROLES_IN_FP32 else dtype
+            kept = dtype
+            if not expected.is_floating_point():
+                kept = expected.dtype
+            elif roles.get(name, "vector") in ROLES_IN_FP32:
+                kept = torch.float32
             weights[name] = torch.empty(expected.shape, dtype=kept).copy_(state[name])
         unknown = next((name for name in state if name not in weights), None)
         if unknown is not None:
@@ -151,6 +157,7 @@ class Decoder(nn.Module):
                 f"unexpected tensor {unknown}: this model has no parameter with that name"
             )
         decoder.load_state_dict(weights, assign=True)
+        decoder._check_packed_banks()
         return decoder
 
     def join_projections(self) -> None:
@@ -362,6 +369,19 @@ class Decoder(nn.Module):
         idle = sum(part.idle_params() for part in self.modules() if isinstance(part, Experts))
         every = sum(parameter.numel() for parameter in self.parameters())
         return every - idle if active else every
+
+    def _check_packed_banks(self) -> None:
+        """Raise BadInput for packed banks that are damaged or lack a primitive of a recipe."""
+        primitives = self.config.primitives
+        if primitives is None or primitives.stored is None or self.bands is None:
+            return
+        up, down = self.recipes()
+        for number, layers in enumerate(primitives.bands):
+            band = self.bands[number]
+            assert isinstance(band, Band)
+            for way, bank, logits in (("up", band.up, up), ("down", band.down, down)):
+                chosen = [recipe_of(logits[layer], primitives.top_k).chosen for layer in layers]
+                bank.check_packed(f"bands.{number}.{way}", torch.cat(chosen))
 
     def recipes(self) -> Tensor:
         """Return the logits of all recipes in fp32: (2, n_layers, n), up and down."""

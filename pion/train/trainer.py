@@ -64,6 +64,8 @@ class Trainer:
     `skipped` has the [first, stop) row ranges to leave out. `clock` (seconds) times throughput.
     `on_step_down` is called when a step could not be computed as planned, and the plan has changed.
     Every rank constructs a trainer and calls the same methods in the same order.
+
+    Raises BadInput for a model whose banks are packed.
     """
 
     def __init__(
@@ -76,6 +78,9 @@ class Trainer:
         rank: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        primitives = model.config.primitives
+        if primitives is not None and primitives.stored is not None:
+            raise BadInput("a published model with packed banks can't be trained: unpack it first")
         hardware.configure(plan)
         self.settings, self.plan, self.rank = settings, plan, rank
         self.device = torch.device(plan.device)
