@@ -3,7 +3,7 @@
 Primitive p of a bank maps x to ((x · Aₚ) ⊙ s + b) · Bₚ, with A (d_in, rank) and B (rank, d_out).
 The gain s and the bias b (rank) are shared by the primitives. A layer's recipe has a logit for each
 primitive; its result is Σ ŵₚ · primitiveₚ(x) over the `top_k` largest logits, and ŵ is their
-softmax, rescaled to add up to 1. From PILON.
+softmax. From PILON.
 
 The weights ŵ and ternary scales are factors of the hidden states between A and B. So a mixture is
 two products, with the factors of all its primitives next to each other.
@@ -20,13 +20,14 @@ from torch.nn.functional import linear
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.norm import RMSNorm, compute_dtype
+from pion.model.forward_pass import ForwardPass
+from pion.model.norm import RMSNorm, compute_dtype, kept_by_norm
 from pion.model.ternary import activation_scales, rounded, ternary_scales
 from pion.model.trits import packed_bytes, unpack_trits
 from pion.parameter_role import Role
 from pion.primitives import Primitives
 
-# The seed adds this to sums and under roots, so that they are never 0.
+# The seed adds this under roots, so that they are never 0.
 TINY = 1e-8
 
 
@@ -39,8 +40,10 @@ class Recipe(NamedTuple):
 
 def recipe_of(logits: Tensor, top_k: int) -> Recipe:
     """Return the recipe of a layer from its logits (n,) in fp32."""
-    weights, chosen = logits.softmax(dim=0).topk(top_k, sorted=False)
-    return Recipe(chosen, weights / (weights.sum() + TINY))
+    # A softmax over all logits, rescaled, is the same. But rounding would give the other logits
+    # gradients, which AdamW would follow.
+    weights, chosen = logits.topk(top_k, sorted=False)
+    return Recipe(chosen, weights.softmax(dim=0))
 
 
 class Mixture(NamedTuple):
@@ -185,6 +188,20 @@ class Bank(nn.Module):
         columns = basis.T if wide else basis
         ins.copy_(columns.view(d_in, n, rank).permute(1, 2, 0))
         outs.copy_(torch.randn(outs.shape) / math.sqrt(rank))
+
+
+def kept_by_mixture(settings: Primitives, d_in: int, at: ForwardPass) -> int:
+    """Return the bytes of a token that a mixture keeps for the backward pass.
+
+    These are the inputs of the two products, and the hidden states before their gain and bias;
+    these are in fp32 if the input was rounded. A ternary bank also keeps what its norm keeps, and
+    the scale of the rounding.
+    """
+    ranks = settings.top_k * settings.rank
+    kept = at.width * (d_in + ranks) + (4 if settings.levels else at.width) * ranks
+    if settings.ternary:
+        kept += kept_by_norm(d_in, at, gain=True)
+    return kept + (4 if settings.levels else 0)
 
 
 class Band(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pion.config import ModelConfig
-from pion.model.bank import Band, Mixture, recipe_of
-from pion.model.feedforward import activation
+from pion.model.bank import Band, Mixture, kept_by_mixture, recipe_of
+from pion.model.feedforward import activation, squares_in_fp32
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import RMSNorm
 from pion.parameter_role import Role
@@ -36,6 +36,7 @@ class Composed(nn.Module):
         assert config.primitives is not None
         self.settings, self.d_model, self.d_ff = config.primitives, config.d_model, config.d_ff
         self.activate = activation(config.activation)
+        self.squares = config.activation == "relu2"
         self.up_recipe = nn.Parameter(torch.empty(self.settings.n))
         self.down_recipe = nn.Parameter(torch.empty(self.settings.n))
         self.sub_norm: RMSNorm | None = None
@@ -65,19 +66,17 @@ class Composed(nn.Module):
         return result if self.sub_norm is None else self.sub_norm(result)
 
     def kept_bytes_per_token(self, at: ForwardPass) -> int:
-        """Return the bytes kept for the backward pass.
+        """Return the bytes kept for the backward pass: by both mixtures, but the block counts the
+        first one's input; by the activation, and by the sub-norm.
 
-        For each matrix, the hidden states between the two products, before and after their gain
-        and bias; of the activation, what it reads and what it returns. With a sub-norm, what this
-        normalizes; of ternary banks, the normalized inputs and their rounding.
+        A square keeps its input, which is in fp32 where the square is. GELU keeps its input too.
         """
-        ranks = self.settings.top_k * self.settings.rank
-        kept = 4 * at.width * ranks + 2 * at.width * self.d_ff
+        kept = kept_by_mixture(self.settings, self.d_model, at) - at.width * self.d_model
+        kept += kept_by_mixture(self.settings, self.d_ff, at) + at.width * self.d_ff
+        if self.squares and squares_in_fp32(at):
+            kept += 4 * self.d_ff
         if self.sub_norm is not None:
-            kept += self.sub_norm.kept_bytes(at, of_product=True)
-        if self.settings.ternary:
-            for width in (self.d_model, self.d_ff):
-                kept += 4 * width + 4
+            kept += self.sub_norm.kept_bytes(at)
         return kept
 
     def backward_bytes(self, at: ForwardPass, tokens: int) -> int:

@@ -284,13 +284,17 @@ class Decoder(nn.Module):
         """Return what `hidden` returns, and the report of each layer."""
         trained = cache is None and torch.is_grad_enabled()
         compiled = self.compiled and trained
-        masks, rotation = self._masks_and_rotation(
-            tokens, positions, documents, cache, varying.window
-        )
+        past, total = self._span(tokens, documents, cache)
+        if isinstance(cache, BatchCache):
+            positions = cache.next_positions(tokens.device)
+            masks = build_batch_masks(self.config, positions, total)
+        else:
+            masks = self._masks(tokens, total, documents, varying.window, cached=cache is not None)
+        rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()
         if self.positions is not None:
-            x = x + self._positions_of(tokens, positions, cache)
+            x = x + self._position_vectors(past, tokens.shape[1], positions)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         results: dict[int, Tensor] = {}
@@ -319,30 +323,25 @@ class Decoder(nn.Module):
             reports.append(report)
         return self.norm(x), reports
 
-    def _masks_and_rotation(
+    def _masks(
         self,
         tokens: Tensor,
-        positions: Tensor | None,
+        total: int,
         documents: Tensor | None,
-        cache: KVCache | BatchCache | None,
         window: int | None,
-    ) -> tuple[Masks, Rotation | None]:
-        """Return what each reach of attention sees, and the rotations of the tokens, if any."""
-        config, device = self.config, tokens.device
-        past, total = self._span(tokens, documents, cache)
-        if isinstance(cache, BatchCache):
-            positions = cache.next_positions(device)
-            masks = build_batch_masks(config, positions, total)
-            return masks, self._rotation(past, 1, positions, device)
+        *,
+        cached: bool,
+    ) -> Masks:
+        """Return what each reach of attention sees, if `tokens` are the last of `total`."""
+        config, device = self.config, tokens.device.type
         kernel: Kernel = "dense"
         compiled = self.compiled and torch.is_grad_enabled()
-        if attends_by_document(config, device.type, total, compiled=compiled):
+        if attends_by_document(config, device, total, compiled=compiled):
             kernel = "documents"
         # Flex attention is compiled for each length, and prompts have any length.
-        if cache is None and flexible(config, device.type):
+        if not cached and flexible(config, device):
             kernel = "flex"
-        masks = build_masks(config, tokens, total, documents, window, kernel=kernel)
-        return masks, self._rotation(past, tokens.shape[1], positions, device)
+        return build_masks(config, tokens, total, documents, window, kernel=kernel)
 
     def _span(
         self, tokens: Tensor, documents: Tensor | None, cache: KVCache | BatchCache | None
@@ -405,16 +404,11 @@ class Decoder(nn.Module):
         assert isinstance(band, Band)
         return Mixing(band, varying.top_k or primitives.top_k, varying.rank)
 
-    def _positions_of(
-        self, tokens: Tensor, positions: Tensor | None, cache: KVCache | BatchCache | None
-    ) -> Tensor:
-        """Return the vectors of the tokens' positions, in fp32."""
+    def _position_vectors(self, past: int, length: int, positions: Tensor | None) -> Tensor:
+        """Return the vector of each token's position in fp32: by `positions`, or by its place."""
         assert self.positions is not None
-        if isinstance(cache, BatchCache):
-            positions = cache.next_positions(tokens.device)
         if positions is None:
-            past = 0 if cache is None else cache.length
-            return self.positions.weight[past : past + tokens.shape[1]].float()
+            return self.positions.weight[past : past + length].float()
         return embedding(positions, self.positions.weight).float()
 
     def _rotation(

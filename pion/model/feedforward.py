@@ -91,7 +91,7 @@ class TwoMatrices(nn.Module):
 
         Where the square is in fp32, so is its input.
         """
-        in_fp32 = self.squares and _squares_in_fp32(at)
+        in_fp32 = self.squares and squares_in_fp32(at)
         return (2 * at.width + 4 * in_fp32) * self.down_proj.in_features
 
     def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
@@ -103,11 +103,11 @@ class TwoMatrices(nn.Module):
         """
         new = at.width
         if self.squares:
-            new = 4 * 4 - at.width if _squares_in_fp32(at) else 3 * at.width
+            new = 4 * 4 - at.width if squares_in_fp32(at) else 3 * at.width
         weight = gradient_bytes(at, self.down_proj.weight.numel())
         return new * self.down_proj.in_features * tokens + weight
 
 
-def _squares_in_fp32(at: ForwardPass) -> bool:
+def squares_in_fp32(at: ForwardPass) -> bool:
     """Return whether autocast squares bf16 in fp32, as on CUDA, and the result is kept."""
     return at.device == "cuda" and at.width == 2 and not at.compiled

@@ -28,10 +28,13 @@ class Family:
     Attributes:
         model: fields of ModelConfig; a job's `model` section has the same fields.
         training: fields of a job's training sections.
+        apart: how far weights may be apart after gradients were added in another order. Rounding
+            to a few values makes some differences large.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    apart: float = 1e-5
 
     def config(self, **changes: Any) -> ModelConfig:
         """Return the settings of the tiny model, with these changes."""
@@ -85,21 +88,13 @@ DAISY = {
     "head_multiple": 128,
 }
 PILON = {
-    "activation": "relu2",
+    "activation": "gelu",
     "positions": "learned",
     "heads": {"qk_norm": False},
     "init": "uniform",
-    "primitives": {
-        "n": 8,
-        "rank": 4,
-        "top_k": 3,
-        "bands": [[0], [1]],
-        "ternary": True,
-        "activation_bits": 8,
-        "sub_norm": True,
-        "diversity_weight": 0.01,
-    },
 }
+BANKS = {"n": 8, "rank": 4, "top_k": 3, "bands": [[0], [1]], "diversity_weight": 0.01}
+TERNARY = BANKS | {"ternary": True, "activation_bits": 8, "sub_norm": True}
 PHASES = [
     {"until": 0.3, "rates": {"recipe": 0}, "top_k": 8},
     {"until": 0.6, "rates": {"primitive": 0}},
@@ -112,7 +107,8 @@ FAMILIES = {
     "softcapped": Family({"softcap": 1.5}),
     "tachyon": Family({"experts": EXPERTS}),
     "daisy": Family(DAISY, {**MUON, "window_schedule": "cubic"}),
-    "pilon": Family(PILON, {"phases": PHASES}),
+    "pilon": Family(PILON | {"primitives": BANKS}, {"phases": PHASES}),
+    "ternary": Family(PILON | {"primitives": TERNARY, "activation": "relu2"}, apart=1e-2),
     "experts-in-windows": Family({"experts": EXPERTS, "windows": WINDOWS}),
 }
 

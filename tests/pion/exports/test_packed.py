@@ -28,7 +28,7 @@ TOKENS = torch.arange(80).view(2, 40)
 
 
 def model_of(**primitives: Any) -> Decoder:
-    model = FAMILIES["pilon"].decoder()
+    model = FAMILIES["ternary"].decoder()
     assert model.config.primitives is not None
     config = replace(model.config, primitives=replace(model.config.primitives, **primitives))
     return Decoder.from_state(config, model.state_dict())
@@ -138,7 +138,7 @@ def test_a_pruned_model_can_not_be_trained() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("packed")
     train_bpe(["some words"], 300).save(where / "tokenizer.json")
-    export_model(FAMILIES["pilon"].decoder(), where / "tokenizer.json", where / "model")
+    export_model(FAMILIES["ternary"].decoder(), where / "tokenizer.json", where / "model")
     return where / "model"
 
 
@@ -147,7 +147,7 @@ def test_a_published_folder_is_packed_and_exact(folder: Path) -> None:
     assert tensors["decoder.bands.0.up.packed"].dtype == torch.uint8
     assert not any(name.endswith(".factors") for name in tensors)
     again, _ = pion.load(folder)
-    whole = FAMILIES["pilon"].decoder()
+    whole = FAMILIES["ternary"].decoder()
     with torch.no_grad():
         expected = whole.logits(whole.hidden(TOKENS), vocab_size=again.config.vocab_size)
     assert torch.equal(logits(again), expected)
