@@ -1,8 +1,7 @@
 """A checkpoint of the original PILON: {step, model_state_dict, config, …}.
 
-Every layer repeats the names of the banks that it shares, and has its causal mask; read.py leaves
-these out. `config` is a pickled object of the seed's class. Fine-tuning adds rows to the
-vocabulary; post-hoc training of exit gates adds the gates.
+Every layer repeats the banks that it shares, and has a causal mask; read.py leaves these out.
+`config` is a pickled object of the seed's class. Fine-tuning adds rows to the vocabulary.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def _primitives(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> 
         n=n,
         rank=rank,
         top_k=described.get("top_k", 0),
-        bands=tuple(tuple(band.get("layers", ())) for band in described.get("bands", ())),
+        bands=_bands(described.get("bands")),
         ternary=ternary,
         activation_bits=described.get("activation_bits", 0) if ternary else 0,
         sub_norm=any(name.endswith(".subln.weight") for name in tensors),
@@ -125,6 +124,13 @@ def _primitives(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> 
     )
 
 
+def _bands(described: object) -> Any:
+    """Return the layers of each band. Anything that is no list of bands is for Primitives."""
+    if not isinstance(described, list) or not all(isinstance(band, dict) for band in described):
+        return described
+    return tuple(band.get("layers") for band in described)
+
+
 def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[State, dict[str, int]]:
     """Return the tensors by our names, and the number of each band by the seed's name."""
     state: State = {}
@@ -132,10 +138,12 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
     for name, tensor in tensors.items():
         bank = _BANK.fullmatch(name)
         if bank and bank[3] == "B":
-            continue  # with A
+            if f"{name.removesuffix('B')}A" not in tensors:
+                raise BadInput(f"the weights have no {name.removesuffix('B')}A")
+            continue  # both are joined
         if bank and bank[3] in _BANK_NAMES:
             if bank[3] == "A":
-                tensor = torch.cat((tensor.mT, tensors[f"{name.removesuffix('A')}B"]), dim=-1)
+                tensor = _joined(tensors, name.removesuffix(".A"))
             state[f"bands.{bands[bank[2]]}.{_MATRIX[bank[1]]}.{_BANK_NAMES[bank[3]]}"] = tensor
             continue
         for theirs, ours in _NAMES.items():
@@ -145,6 +153,17 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
         else:
             raise BadInput(f"unexpected tensor {name}: no PILON has a tensor of that name")
     return state, bands
+
+
+def _joined(tensors: Mapping[str, Tensor], bank: str) -> Tensor:
+    """Return the factors of a bank as one tensor: (n, rank, d_in + d_out)."""
+    if f"{bank}.B" not in tensors:
+        raise BadInput(f"the weights have no {bank}.B")
+    n, _, rank = sizes(tensors, f"{bank}.A", 3)
+    if sizes(tensors, f"{bank}.B", 3)[:2] != (n, rank):
+        shapes = [tuple(tensors[f"{bank}.{factor}"].shape) for factor in "AB"]
+        raise BadInput(f"{bank}.A and {bank}.B have shapes {shapes[0]} and {shapes[1]}")
+    return torch.cat((tensors[f"{bank}.A"].mT, tensors[f"{bank}.B"]), dim=-1)
 
 
 def _band_numbers(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, int]:
@@ -186,14 +205,26 @@ def _with_whole_banks(
         if bank is None or bank[3] != "hot_indices":
             continue
         prefix = name.removesuffix("hot_indices")
-        hot, warm = state.pop(name), state.pop(f"{prefix}warm_indices")
-        state.pop(f"{prefix}usage_counts", None)
+        hot, warm = state.pop(name), _taken(state, f"{prefix}warm_indices")
         for factor in "AB":
-            parts = torch.cat(
-                [state.pop(f"{prefix}{factor}_hot"), state.pop(f"{prefix}{factor}_warm")]
-            )
-            whole = torch.empty_like(parts)
-            whole[torch.cat([hot, warm])] = parts
-            state[f"{prefix}{factor}"] = whole
+            tiers = [_taken(state, f"{prefix}{factor}_{tier}") for tier in ("hot", "warm")]
+            state[f"{prefix}{factor}"] = _whole(name, tiers, [hot, warm])
         hot_of[bank[1], bank[2]] = hot
     return state, hot_of
+
+
+def _taken(state: State, name: str) -> Tensor:
+    if name not in state:
+        raise BadInput(f"the weights have no {name}")
+    return state.pop(name)
+
+
+def _whole(name: str, tiers: list[Tensor], indices: list[Tensor]) -> Tensor:
+    """Return the primitives of both tiers in the order of their numbers."""
+    fits = all(tier.ndim == 3 for tier in tiers) and tiers[0].shape[1:] == tiers[1].shape[1:]
+    numbers = [index.flatten() for index in indices]
+    counts_fit = [len(tier) for tier in tiers if tier.ndim] == [len(index) for index in numbers]
+    order = torch.cat(numbers)
+    if not fits or not counts_fit or sorted(order.tolist()) != list(range(len(order))):
+        raise BadInput(f"{name} and its warm_indices do not number the primitives of the bank")
+    return torch.cat(tiers)[order.argsort()]

@@ -37,9 +37,9 @@ CONFIG_CLASSES = (
 )
 STUBS = tuple(map(_stub, CONFIG_CLASSES))
 
-# Parts of the names of a PILON's tensors that are not read: each layer repeats the shared banks,
-# and has a causal mask.
-REPEATED = (".ffn.primitive_banks.", ".attention.causal_mask")
+# Parts of the names of a PILON's tensors that are not read: each layer repeats the shared banks and
+# has a causal mask, and tiered banks count how often their primitives were used.
+NOT_READ = (".ffn.primitive_banks.", ".attention.causal_mask", ".usage_counts")
 # The other tensors without real numbers: which primitives of a tiered bank are where.
 WHOLE_NUMBERS = (".hot_indices", ".warm_indices")
 # Names longer than any seed's are not read.
@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> SeedCheckpoint:
         )
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.items():
-        if any(mark in name for mark in REPEATED):
+        if any(mark in name for mark in NOT_READ):
             continue
         _check_tensor(path, name, tensor)
         plain = name.replace("_orig_mod.", "")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
@@ -15,6 +17,7 @@ from pion.seeds import import_seed
 from tests.paths import SEEDS
 from tests.pion.seeds.digest import digest
 from tests.pion.seeds.pilon_traces import GRAD_ACCUM, Step, steps_of
+from tests.support.seed_files import read_seed, tensors_of, write_seed
 
 # By the case: its checkpoint, and the largest difference of a logit.
 CASES = {
@@ -131,6 +134,73 @@ def test_training_repeats_the_seeds_trace(name: str) -> None:
             apart = digest(found.weights[tensor]) - trace["param_digest"][step + 1, number]
             assert apart.abs().max() <= most_digest, (step, tensor)
     assert step == 19
+
+
+HOT = "primitive_banks.fc1_banks.early.hot_indices"
+BANK = "primitive_banks.fc2_banks.late"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tiered", {HOT: torch.tensor([0, 1, 2, 9])}, f"{HOT} and its warm_indices"),
+        ("tiered", {HOT: torch.tensor([0, 1, 2, 2])}, f"{HOT} and its warm_indices"),
+        ("tiered", {HOT: torch.tensor([0, 1])}, f"{HOT} and its warm_indices"),
+        ("tiered", {HOT.replace("hot", "warm"): None}, "warm_indices"),
+        ("tiered", {f"{BANK}.B_warm": None}, f"{BANK}.B_warm"),
+        ("comp", {f"{BANK}.A": None}, f"{BANK}.A"),
+        ("comp", {f"{BANK}.B": None}, f"{BANK}.B"),
+        ("comp", {f"{BANK}.B": torch.zeros(8, 5, 32)}, f"{BANK}.A and {BANK}.B"),
+        ("comp", {"position_embedding.weight": None}, "position_embedding.weight"),
+        ("comp", {"layers.1.ffn.bias": torch.zeros(1)}, "unexpected tensor layers.1.ffn.bias"),
+    ],
+)
+def test_damaged_banks_are_refused_by_name(
+    tmp_path: Path, name: str, change: dict[str, Tensor | None], message: str
+) -> None:
+    content = read_seed(SEEDS / f"pilon_{name}_ckpt.pt")
+    tensors = tensors_of(content)
+    for tensor, value in change.items():
+        if value is None:
+            del tensors[tensor]
+        else:
+            tensors[tensor] = value
+    write_seed(content, tmp_path / "x.pt")
+    with pytest.raises(BadInput) as refusal:
+        import_seed(tmp_path / "x.pt")
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("bands", [{"layers": [0, 1]}], "layer 2 in no band"),
+        ("bands", [{"layers": [0]}, {"layers": [2, 3]}], "layer 1 in no band"),
+        ("bands", [{"layers": [0, 1]}, {"layers": [1, 2, 3]}], "layer 1 twice"),
+        ("bands", [{"layers": [0, 1]}, {"layers": [2, 3, 4]}], "names layer 4"),
+        ("bands", "none", "primitives.bands"),
+        ("bands", [1, 2], "primitives.bands"),
+        ("top_k", 9, "top_k 9 is more than primitives.n 8"),
+        ("top_k", None, "primitives.top_k"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    content = read_seed(SEEDS / "pilon_comp_ckpt.pt")
+    setattr(content["config"].primitive_config, field, value)
+    write_seed(content, tmp_path / "x.pt")
+    with pytest.raises(BadInput) as refusal:
+        import_seed(tmp_path / "x.pt")
+    assert message in str(refusal.value)
+
+
+def test_without_a_config_the_heads_are_unknown(tmp_path: Path) -> None:
+    content = read_seed(SEEDS / "pilon_comp_ckpt.pt")
+    del content["config"]
+    write_seed(content, tmp_path / "x.pt")
+    with pytest.raises(BadInput, match="the file has no config"):
+        import_seed(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(
