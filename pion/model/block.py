@@ -93,14 +93,17 @@ class Block(nn.Module):
         return kept
 
     def copied_bytes(self, at: ForwardPass) -> int:
-        """Return the bytes of the weights' copies that bf16 products read."""
+        """Return the bytes of the weights' copies that products read: in bf16, or mixed."""
+        mixed = 0
+        if isinstance(self.feedforward, Composed):
+            mixed = self.feedforward.copied_bytes(at)
         if at.width == 4:
-            return 0
+            return mixed
         products = [part for part in self.modules() if isinstance(part, nn.Linear)]
         weights = sum(product.weight.numel() for product in products)
         if isinstance(self.feedforward, Experts) and at.grouped:
             weights += self.feedforward.stacked_params()
-        return at.width * weights
+        return at.width * weights + mixed
 
     def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.

@@ -79,6 +79,10 @@ class Composed(nn.Module):
             kept += self.sub_norm.kept_bytes(at)
         return kept
 
+    def copied_bytes(self, at: ForwardPass) -> int:
+        """Return the bytes of the chosen primitives, which are copied next to each other."""
+        return at.width * self.macs_per_token()
+
     def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
