@@ -6,7 +6,7 @@ The phase of a step depends only on the step. So a resumed run needs nothing but
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from pion.config import ModelConfig
@@ -55,6 +55,15 @@ class Phase:
 def phase_at(phases: Sequence[Phase], step: int, steps: int) -> Phase:
     """Return the phase of optimizer step `step`, of a run of `steps`."""
     return next((phase for phase in phases if step < phase.end(steps)), phases[-1])
+
+
+def config_of_largest_phase(phases: Sequence[Phase], config: ModelConfig) -> ModelConfig:
+    """Return the model with the longest recipes of any phase, which need the most memory."""
+    primitives = config.primitives
+    if primitives is None:
+        return config
+    longest = max([primitives.top_k, *(phase.top_k or 0 for phase in phases)])
+    return replace(config, primitives=replace(primitives, top_k=longest))
 
 
 def check_phases(phases: Sequence[Phase], steps: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.optimizer import Optimizer
-from pion.train.phases import Phase, check_phases_of_model
+from pion.train.phases import Phase, check_phases_of_model, config_of_largest_phase
 from pion.train.schedule import fixed_until, plan_at
 from pion.train.settings import TrainSettings
 from tests.support.tiny_config import tiny_config
@@ -174,3 +174,11 @@ def test_a_model_without_primitives_has_no_recipes_to_size() -> None:
     check_phases_of_model((Phase(rates={"others": 0.5}),), dense)
     with pytest.raises(BadInput, match=r"phases\.0\.top_k: the model has no primitives"):
         check_phases_of_model((Phase(top_k=1),), dense)
+
+
+def test_the_memory_plan_is_for_the_longest_recipes_of_any_phase() -> None:
+    largest = config_of_largest_phase(THREE, CONFIG)
+    assert largest.primitives is not None
+    assert largest.primitives.top_k == 8
+    assert config_of_largest_phase((Phase(top_k=1),), CONFIG) == CONFIG
+    assert config_of_largest_phase((), tiny_config()) == tiny_config()
