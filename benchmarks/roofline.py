@@ -35,7 +35,7 @@ from tests.cuda_rehearsal.report import hand_back
 from tests.cuda_rehearsal.watch import Watch
 
 RESULT = Path(__file__).parent / "results" / "roofline.json"
-PRESETS = ("pion-small", "tachyon-tiny", "daisy-280m")
+PRESETS = ("pion-small", "tachyon-tiny", "daisy-280m", "pilon-360m")
 ROWS, SEQ_LEN = 16, 2048
 CARDS = ("A40", "H200")
 # Of the memory, from NVIDIA's data sheets, in bytes per second. The H100 is the SXM module.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pion.errors import BadInput
 from pion.later_fields import closest, from_fields, later_field, shown, to_record, values_before
+from pion.part_fields import is_number, is_whole
 from pion.parts import (
     NUMBERED_LAYERS,
     PARTS,
@@ -18,13 +19,12 @@ from pion.parts import (
     Windows,
     Wiring,
     build_part,
-    is_number,
-    is_whole,
 )
 from pion.presets import PRESETS
+from pion.primitives import Primitives
 
 # The values of `family`. It is a label for presets, importers and cards; no computation reads it.
-FAMILIES = ("pion", "tachyon", "daisy")
+FAMILIES = ("pion", "tachyon", "daisy", "pilon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +59,19 @@ class ModelConfig:
     heads: Heads | None = later_field(None, before=None)
     wiring: Wiring | None = later_field(None, before=None)
     values: Values | None = later_field(None, before=None)
-    activation: Literal["swiglu", "relu2"] = later_field("swiglu", before="swiglu")
-    """Of feed-forward layers that are not experts. relu2: two matrices, and relu(x)² between."""
+    primitives: Primitives | None = later_field(None, before=None)
+    activation: Literal["swiglu", "relu2", "gelu"] = later_field("swiglu", before="swiglu")
+    """Of feed-forward layers that are not experts. relu2 and gelu: two matrices, and relu(x)² or
+    the exact GELU between."""
+    positions: Literal["rotary", "learned"] = later_field("rotary", before="rotary")
+    """learned: a table with a vector for each position, which is added to the embeddings."""
     norm_gain: bool = later_field(True, before=True)
     """Whether norms have a learned gain."""
     logit_cap: float | None = later_field(None, before=None)
     """The head's results z become cap · z / sqrt(z² + cap²)."""
     head_multiple: int = later_field(1, before=1)
     """The rows of an untied head are rounded up to a multiple of this."""
-    init: Literal["normal", "zero_outputs"] = later_field("normal", before="normal")
+    init: Literal["normal", "zero_outputs", "uniform"] = later_field("normal", before="normal")
     """How the initial weights are drawn; see pion/model/initial.py."""
 
     def __post_init__(self) -> None:
@@ -86,7 +90,7 @@ class ModelConfig:
                 )
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
         self._require_positive("head_dim", int)
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.positions == "rotary":
             raise BadInput(f"head_dim {self.head_dim} is odd: rotary positions need pairs")
         if self.n_heads % self.n_kv_heads:
             raise BadInput(
@@ -103,8 +107,9 @@ class ModelConfig:
             if not isinstance(getattr(self, name), bool):
                 raise BadInput(f"{name} is {shown(getattr(self, name))}; it must be true or false")
         for name, known in (
-            ("activation", ("swiglu", "relu2")),
-            ("init", ("normal", "zero_outputs")),
+            ("activation", ("swiglu", "relu2", "gelu")),
+            ("positions", ("rotary", "learned")),
+            ("init", ("normal", "zero_outputs", "uniform")),
         ):
             if getattr(self, name) not in known:
                 value = getattr(self, name)

@@ -17,6 +17,7 @@ from pion.data.conversation import chat_template
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.exports.modelling_files import is_modelling_file, modelling_files
+from pion.exports.packed import packed
 from pion.exports.table import Architecture, architecture_of, to_transformers
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
@@ -164,11 +165,14 @@ def _write_model(
     folder: Path, model: Decoder, tokenizer: Tokenizer, architecture: Architecture
 ) -> None:
     config, weights = to_transformers(
-        model.config, model.state_dict(), tokenizer.vocab_size, architecture.model_type
+        *packed(model.config, model.state_dict()), tokenizer.vocab_size, architecture.model_type
     )
     config |= {**_ids(tokenizer), "dtype": "float32"}
     _write_json(folder / "config.json", config | PRODUCER)
-    tensors = {name: tensor.float().contiguous().cpu() for name, tensor in weights.items()}
+    tensors = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous().cpu()
+        for name, tensor in weights.items()
+    }
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     if not architecture.stock:
         for name, text in modelling_files().items():

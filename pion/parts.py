@@ -6,32 +6,28 @@ family's name: a family is a preset that names parts, and any mixture of parts i
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from pion.errors import BadInput
 from pion.later_fields import from_fields, shown, values_before
+from pion.part_fields import (
+    imported,
+    is_number,
+    later_setting,
+    layer_numbers,
+    require_flag,
+    require_list,
+    require_whole,
+    setting,
+)
+from pion.primitives import Primitives
 
 Part = TypeVar("Part")
 
-MEANING = "meaning"
 # Grouped products need rows of a multiple of this many bytes.
 ROW_BYTES = 16
-# The largest whole number that JSON carries exactly, and the largest number that is sure to fit
-# fp32.
-LARGEST_WHOLE, LARGEST_NUMBER = 2**53, 1e30
-
-
-def setting(meaning: str, default: Any = dataclasses.MISSING) -> Any:
-    """Declare a field of a part that a job can set; `meaning` is for the job's reference."""
-    return dataclasses.field(default=default, metadata={MEANING: meaning})
-
-
-def imported(default: Any) -> Any:
-    """Declare a field of a part that only an importer sets, to compute what a seed computed."""
-    return dataclasses.field(default=default)
 
 
 class Core(Protocol):
@@ -69,7 +65,7 @@ class Experts:
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("top_k", 1), ("shared", 0), ("d_shared", 0)):
-            _require_whole(f"experts.{name}", getattr(self, name), least)
+            require_whole(f"experts.{name}", getattr(self, name), least)
         if self.shared and not self.d_shared:
             raise BadInput("experts.d_shared: give the width of the shared experts")
         if self.top_k > self.n:
@@ -107,7 +103,7 @@ class Windows:
 
     def __post_init__(self) -> None:
         for name in ("tokens", "block", "long_every"):
-            _require_whole(f"windows.{name}", getattr(self, name), least=1)
+            require_whole(f"windows.{name}", getattr(self, name), least=1)
         if self.tokens % self.block:
             raise BadInput(
                 f"windows.tokens {self.tokens} is not a multiple of windows.block {self.block}"
@@ -119,7 +115,7 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Attention heads that differ from a Pion's in their scale, values or positions."""
+    """Attention heads that differ from a Pion's in their scale, norms or positions."""
 
     scale: float | None = setting("factor of the scores; unset: head_dim^-0.5", None)
     value_norm: bool = setting("normalize the values of each head too", False)
@@ -128,11 +124,13 @@ class Heads:
         "1 / rope_theta; the others are 0",
         "full",
     )
+    qk_norm: bool = later_setting("normalize queries and keys", True, before=True)
 
     def __post_init__(self) -> None:
         if self.scale is not None and not is_number(self.scale, above=0):
             raise BadInput(f"heads.scale is {shown(self.scale)}; it must be a number above 0")
-        _require_flag("heads.value_norm", self.value_norm)
+        require_flag("heads.value_norm", self.value_norm)
+        require_flag("heads.qk_norm", self.qk_norm)
         if self.rotary not in ("full", "half"):
             raise BadInput(f"heads.rotary is {shown(self.rotary)}; it must be full or half")
 
@@ -158,15 +156,15 @@ class Wiring:
 
     def __post_init__(self) -> None:
         for name in ("attention_norm", "embed_norm", "input_mix"):
-            _require_flag(f"wiring.{name}", getattr(self, name))
+            require_flag(f"wiring.{name}", getattr(self, name))
         layers = self.attention_layers
         if layers is not None:
-            layers = _layers("wiring.attention_layers", layers)
+            layers = layer_numbers("wiring.attention_layers", layers)
             if not layers:
                 raise BadInput("wiring.attention_layers is empty: some layer must have attention")
             object.__setattr__(self, "attention_layers", layers)
         skips = tuple(
-            _layers("wiring.skips", pair) for pair in _sequence("wiring.skips", self.skips)
+            layer_numbers("wiring.skips", pair) for pair in require_list("wiring.skips", self.skips)
         )
         for pair in skips:
             if len(pair) != 2:
@@ -200,15 +198,15 @@ class Values:
     normed: bool = setting("normalize the vectors of the tables", True)
 
     def __post_init__(self) -> None:
-        _require_flag("values.normed", self.normed)
-        layers = _layers("values.layers", self.layers)
+        require_flag("values.normed", self.normed)
+        layers = layer_numbers("values.layers", self.layers)
         if not layers or len(set(layers)) < len(layers):
             text = shown(list(layers))
             raise BadInput(f"values.layers is {text}; name at least one layer, each once")
         object.__setattr__(self, "layers", layers)
         if self.tables is None:
             return
-        tables = _layers("values.tables", self.tables)
+        tables = layer_numbers("values.tables", self.tables)
         used = set(tables)
         if len(tables) != len(layers) or used != set(range(len(used))):
             raise BadInput(
@@ -243,41 +241,6 @@ def build_part(kind: type[Part], value: Any, name: str) -> Part:
     return from_fields(kind, values_before(kind) | dict(value), f"{name}.")
 
 
-def is_whole(value: object) -> bool:
-    """Return whether a value is a whole number that any setting could have."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_WHOLE
-
-
-def is_number(value: object, above: float = -LARGEST_NUMBER) -> bool:
-    """Return whether a value is a number above `above` that any setting could have."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and above < value <= LARGEST_NUMBER  # type: ignore[operator]
-
-
-def _require_whole(name: str, value: Any, least: int) -> None:
-    if not is_whole(value) or value < least:
-        raise BadInput(f"{name} is {shown(value)}; it must be a whole number of at least {least}")
-
-
-def _require_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise BadInput(f"{name} is {shown(value)}; it must be true or false")
-
-
-def _sequence(name: str, value: object) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
-        raise BadInput(f"{name} is {shown(value)}; it must be a list")
-    return value
-
-
-def _layers(name: str, value: object) -> tuple[int, ...]:
-    """Return layer numbers as a tuple: a record has a list."""
-    layers = _sequence(name, value)
-    for layer in layers:
-        _require_whole(name, layer, least=0)
-    return tuple(layers)
-
-
 def _require_layers(part: str, layers: Sequence[int], model: Core) -> None:
     for layer in layers:
         if layer >= model.n_layers:
@@ -288,7 +251,11 @@ def _require_layers(part: str, layers: Sequence[int], model: Core) -> None:
 
 
 # By part, the fields that name layers by their numbers.
-NUMBERED_LAYERS = {"wiring": ("attention_layers", "skips"), "values": ("layers", "tables")}
+NUMBERED_LAYERS = {
+    "wiring": ("attention_layers", "skips"),
+    "values": ("layers", "tables"),
+    "primitives": ("bands",),
+}
 
 # By the name of the field in ModelConfig.
 PARTS = {
@@ -297,4 +264,5 @@ PARTS = {
     "heads": Heads,
     "wiring": Wiring,
     "values": Values,
+    "primitives": Primitives,
 }

@@ -18,7 +18,12 @@ from pion.presets import PRESETS
 from pion.train.step_down import StepDown
 
 # By family, a preset with the parts of the family.
-FAMILIES = {"pion": "pion-nano", "tachyon": "tachyon-tiny", "daisy": "daisy-pico"}
+FAMILIES = {
+    "pion": "pion-nano",
+    "tachyon": "tachyon-tiny",
+    "daisy": "daisy-pico",
+    "pilon": "pilon-48m",
+}
 # A step has this many tokens, or one row if a row is longer.
 STEP_TOKENS = 32_768
 # Rows are not longer than this, although Daisy-Wees could read longer rows.
@@ -41,18 +46,22 @@ def check_model(family: str, tiny: bool, **changes: Any) -> ModelConfig:
     """Return a small model with the parts of a family. Its rows are longer than its windows."""
     shape: dict[str, Any] = {"n_layers": 4, "vocab_size": 2048, "seq_len": 512}
     shape |= {"d_model": 128, "n_heads": 4, "d_ff": 352}
-    window, block, shared = 256, 128, 176
+    window, block, shared, primitives = 256, 128, 176, {"n": 16, "rank": 16, "top_k": 4}
     if tiny:
         shape |= {"vocab_size": 128, "seq_len": 48, "d_model": 32, "n_heads": 2, "d_ff": 48}
-        window, block, shared = 16, 8, 16
+        window, block, shared, primitives = 16, 8, 16, {"n": 8, "rank": 4, "top_k": 3}
         shape["n_layers"] = 4 if family == "daisy" else 2
-    shape["n_kv_heads"] = shape["n_heads"] if family == "daisy" else shape["n_heads"] // 2
+    every = shape["n_heads"]
+    shape["n_kv_heads"] = every if family in ("daisy", "pilon") else every // 2
     if family == "tachyon":
         shape["experts"] = {"d_shared": shared}
     if family == "daisy":
         shape["windows"] = {"tokens": window, "block": block}
         shape["wiring"] = {"attention_layers": [0, 1, 3], "skips": [[2, 1], [3, 0]]}
         shape["values"] = {"layers": [0, 3]}
+    if family == "pilon":
+        half, layers = shape["n_layers"] // 2, list(range(shape["n_layers"]))
+        shape["primitives"] = primitives | {"bands": [layers[:half], layers[half:]]}
     return ModelConfig.preset(FAMILIES[family], **shape, **changes)
 
 
@@ -78,7 +87,8 @@ def measured_presets(tiny: bool) -> dict[str, ModelConfig]:
     """Return the models to measure, the most useful first."""
     if tiny:
         return {f"tiny-{family}": check_model(family, tiny) for family in FAMILIES}
-    first = ["pion-small", "tachyon-tiny", "daisy-280m", "pion-large", "pion-base", "pion-xl"]
+    first = ["pion-small", "tachyon-tiny", "daisy-280m", "pilon-360m"]
+    first += ["pion-large", "pion-base", "pion-xl"]
     names = [*first, *(name for name in PRESETS if name not in first)]
     return {name: ModelConfig.preset(name) for name in names}
 

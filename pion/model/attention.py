@@ -240,8 +240,11 @@ class Attention(nn.Module):
         self.k_proj = Projection(config.d_model, kv_width)
         self.v_proj = Projection(config.d_model, kv_width)
         self.o_proj = Projection(query_width, config.d_model)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_gain)
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_gain)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if config.heads is None or config.heads.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_gain)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_gain)
         self.v_norm: RMSNorm | None = None
         if config.heads is not None and config.heads.value_norm:
             self.v_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_gain)
@@ -251,7 +254,8 @@ class Attention(nn.Module):
         """Compute queries, keys and values as one product from now on; see Decoder."""
         weight = join([self.q_proj, self.k_proj, self.v_proj])
         gains = None
-        if self.q_norm.weight is not None and self.k_norm.weight is not None:
+        if self.q_norm is not None and self.k_norm is not None and self.q_norm.weight is not None:
+            assert self.k_norm.weight is not None
             heads, kv_heads = self.config.n_heads, self.config.n_kv_heads
             query, key = self.q_norm.weight.detach(), self.k_norm.weight.detach()
             gains = torch.stack([query] * heads + [key] * kv_heads)
@@ -260,7 +264,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | None,
         mask: Mask,
         cache: LayerCache | BatchLayerCache | None,
         values: ValueMix | None = None,
@@ -273,8 +277,11 @@ class Attention(nn.Module):
             query = self.q_proj(x).view(batch, tokens, -1, self.head_dim)
             key = self.k_proj(x).view(batch, tokens, -1, self.head_dim)
             value = self.v_proj(x).view(batch, tokens, -1, self.head_dim)
-            query = rotate(self.q_norm(query), rotation).to(dtype).transpose(1, 2)
-            key = rotate(self.k_norm(key), rotation).to(dtype).transpose(1, 2)
+            if self.q_norm is not None and self.k_norm is not None:
+                query, key = self.q_norm(query), self.k_norm(key)
+            if rotation is not None:
+                query, key = rotate(query, rotation), rotate(key, rotation)
+            query, key = query.to(dtype).transpose(1, 2), key.to(dtype).transpose(1, 2)
         else:
             query, key, value = self._project_joined(x, rotation)
         if self.v_norm is not None:
@@ -289,16 +296,21 @@ class Attention(nn.Module):
         mixed = attend(query, key, value, mask, self.softcap, self.scale)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 
-    def _project_joined(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_joined(
+        self, x: Tensor, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `forward` computes before it attends, with fewer operations."""
         assert self._joined is not None
         (weight, gains), config = self._joined, self.config
         every = project(x, weight).view(*x.shape[:2], -1, self.head_dim)
         both, value = every.split((config.n_heads + config.n_kv_heads, config.n_kv_heads), dim=2)
-        normed = rms_norm(both.float(), (self.head_dim,), eps=config.norm_eps)
+        if self.q_norm is not None:
+            both = rms_norm(both.float(), (self.head_dim,), eps=config.norm_eps)
         if gains is not None:
-            normed = normed * gains
-        both = rotate(normed, rotation).to(x.dtype).transpose(1, 2)
+            both = both * gains
+        if rotation is not None:
+            both = rotate(both, rotation)
+        both = both.to(x.dtype).transpose(1, 2)
         query, key = both.split((config.n_heads, config.n_kv_heads), dim=1)
         return query, key, value
 
@@ -314,8 +326,10 @@ class Attention(nn.Module):
     def kept_bytes_per_token(self, at: ForwardPass) -> int:
         """Return the bytes kept for the backward pass: by the norms, and by `attend`."""
         config = self.config
-        norms = config.n_heads * self.q_norm.kept_bytes(at, of_product=True)
-        norms += config.n_kv_heads * self.k_norm.kept_bytes(at, of_product=True)
+        norms = 0
+        if self.q_norm is not None and self.k_norm is not None:
+            norms += config.n_heads * self.q_norm.kept_bytes(at, of_product=True)
+            norms += config.n_kv_heads * self.k_norm.kept_bytes(at, of_product=True)
         if self.v_norm is not None:
             norms += config.n_kv_heads * self.v_norm.kept_bytes(at, of_product=True)
         return norms + kept_by_attend(at, config)

@@ -10,8 +10,9 @@ from pion.config import ModelConfig
 from pion.model.attention import Attention, ValueMix
 from pion.model.batch_cache import BatchLayerCache
 from pion.model.cache import LayerCache
+from pion.model.composed import Composed, Mixing
 from pion.model.experts import Experts, Stats
-from pion.model.feedforward import ReluSquared, SwiGLU
+from pion.model.feedforward import SwiGLU, TwoMatrices
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.masks import Mask, Reach, reach_of
 from pion.model.norm import RMSNorm
@@ -25,12 +26,13 @@ class BlockInputs(NamedTuple):
     `real` (B, T) is false for padding; None: there is no padding.
     """
 
-    rotation: Rotation
+    rotation: Rotation | None
     mask: Mask
     cache: LayerCache | BatchLayerCache | None = None
     real: Tensor | None = None
     wiring: LayerInput | None = None
     values: ValueMix | None = None
+    mixing: Mixing | None = None
 
 
 class Block(nn.Module):
@@ -60,6 +62,9 @@ class Block(nn.Module):
         if isinstance(self.feedforward, Experts):
             mixed, stats = self.feedforward(normed, inputs.real)
             return x + mixed, stats
+        if isinstance(self.feedforward, Composed):
+            assert inputs.mixing is not None
+            return x + self.feedforward(normed, inputs.mixing), {}
         return x + self.feedforward(normed), {}
 
     def macs_per_token(self) -> int:
@@ -88,14 +93,17 @@ class Block(nn.Module):
         return kept
 
     def copied_bytes(self, at: ForwardPass) -> int:
-        """Return the bytes of the weights' copies that bf16 products read."""
+        """Return the bytes of the weights' copies that products read: in bf16, or mixed."""
+        mixed = 0
+        if isinstance(self.feedforward, Composed):
+            mixed = self.feedforward.copied_bytes(at)
         if at.width == 4:
-            return 0
+            return mixed
         products = [part for part in self.modules() if isinstance(part, nn.Linear)]
         weights = sum(product.weight.numel() for product in products)
         if isinstance(self.feedforward, Experts) and at.grouped:
             weights += self.feedforward.stacked_params()
-        return at.width * weights
+        return at.width * weights + mixed
 
     def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
@@ -113,10 +121,12 @@ class Block(nn.Module):
         return most + 4 * self.feedforward_norm.width * tokens
 
 
-def build_feedforward(config: ModelConfig) -> SwiGLU | ReluSquared | Experts:
+def build_feedforward(config: ModelConfig) -> SwiGLU | TwoMatrices | Experts | Composed:
     """Return the feed-forward layer of a block."""
     if config.experts is not None:
         return Experts(config)
-    if config.activation == "relu2":
-        return ReluSquared(config.d_model, config.d_ff)
-    return SwiGLU(config.d_model, config.d_ff)
+    if config.primitives is not None:
+        return Composed(config)
+    if config.activation == "swiglu":
+        return SwiGLU(config.d_model, config.d_ff)
+    return TwoMatrices(config.d_model, config.d_ff, config.activation)

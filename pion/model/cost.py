@@ -25,7 +25,8 @@ from pion.model.block import Block
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import ForwardPass
 from pion.model.masks import Reach, mean_keys
-from pion.model.roles import Role, parameter_roles
+from pion.model.roles import parameter_roles
+from pion.parameter_role import Role
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.attention import Attention
+from pion.model.bank import Band, recipe_of
 from pion.model.batch_cache import BatchCache
 from pion.model.block import Block, BlockInputs
 from pion.model.cache import KVCache
+from pion.model.composed import Composed, Mixing
 from pion.model.experts import AUX, Experts, Stats
 from pion.model.feedforward import SwiGLU
 from pion.model.initial import draw_weights
@@ -31,9 +32,15 @@ from pion.model.masks import (
 )
 from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.projection import Projection, project
-from pion.model.roles import Role, parameter_roles
+from pion.model.recipes import diversity_loss, recipe_report
+from pion.model.roles import parameter_roles
 from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
+from pion.model.varying import OF_THE_MODEL, Varying
 from pion.model.wiring import ValueTables, Wiring
+from pion.parameter_role import Role
+
+# Weights of these roles keep fp32 in a model of another dtype.
+ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe")
 
 BlockRun = Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]
 
@@ -54,8 +61,8 @@ class Losses(NamedTuple):
     """What a training step needs of one forward pass.
 
     `ce` is the cross-entropy in nats, summed over targets, and `aux` the auxiliary losses of all
-    layers, summed over rows; both are scalars in fp32. `stats` has the reports of the layers,
-    without gradient: by name, (n_layers, …).
+    layers, summed over rows; both are scalars in fp32. `stats` has what experts or recipes report,
+    without gradient, by name: see experts.py and recipes.py.
     """
 
     ce: Tensor
@@ -72,7 +79,10 @@ class Decoder(nn.Module):
     added to the cache. A BatchCache takes one token of each of its texts, (B, 1).
     """
 
-    roles: ClassVar[dict[str, Role]] = {"lm_head.weight": "head"}
+    roles: ClassVar[dict[str, Role]] = {
+        "lm_head.weight": "head",
+        "positions.weight": "vector",
+    }
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -87,11 +97,21 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.d_model), freeze=False
         )
+        self.positions: nn.Embedding | None = None
+        if config.positions == "learned":
+            self.positions = nn.Embedding.from_pretrained(
+                torch.empty(config.seq_len, config.d_model), freeze=False
+            )
         self.embed_norm: RMSNorm | None = None
         if config.wiring is not None and config.wiring.embed_norm:
             self.embed_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         self.wiring = None if config.wiring is None else Wiring(config)
         self.values = None if config.values is None else ValueTables(config)
+        self.bands: nn.ModuleList | None = None
+        if config.primitives is not None:
+            self.bands = nn.ModuleList(
+                Band(config, number) for number in range(len(config.primitives.bands))
+            )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         if not config.tie_embeddings:
@@ -109,8 +129,8 @@ class Decoder(nn.Module):
         """Return a decoder with these weights, copied, without drawing random weights.
 
         Matrices, embeddings and the head get `dtype`, in which their products are computed. Gains,
-        scalars and routers get fp32, as in training. Raises BadInput naming the first tensor that
-        is missing, unexpected or of the wrong shape.
+        scalars, routers and primitives get fp32, as in training. Raises BadInput naming the first
+        tensor that is missing, unexpected or of the wrong shape.
         """
         with torch.device("meta"):
             decoder = cls(config)
@@ -125,7 +145,11 @@ class Decoder(nn.Module):
                 )
             # Copy fp32 tensors too. A tensor mapped from a file has a different alignment, and
             # matrix products may then differ in the last bit.
-            kept = torch.float32 if roles[name] in ("vector", "router") else dtype
+            kept = dtype
+            if not expected.is_floating_point():
+                kept = expected.dtype
+            elif roles.get(name, "vector") in ROLES_IN_FP32:
+                kept = torch.float32
             weights[name] = torch.empty(expected.shape, dtype=kept).copy_(state[name])
         unknown = next((name for name in state if name not in weights), None)
         if unknown is not None:
@@ -133,6 +157,7 @@ class Decoder(nn.Module):
                 f"unexpected tensor {unknown}: this model has no parameter with that name"
             )
         decoder.load_state_dict(weights, assign=True)
+        decoder._check_packed_banks()
         return decoder
 
     def join_projections(self) -> None:
@@ -141,8 +166,16 @@ class Decoder(nn.Module):
         This is for generation, after the model is on its device. The model can't be trained or
         moved afterwards, and its results differ by rounding.
         """
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            if block.attention is not None:
+                block.attention.join_projections()
+            feedforward = block.feedforward
+            mixing = self._mixing(layer)
+            if isinstance(feedforward, Composed) and mixing is not None:
+                feedforward.join_projections(mixing.band, self.embed.weight.dtype)
         for part in self.modules():
-            if isinstance(part, Attention | SwiGLU):
+            if isinstance(part, SwiGLU):
                 part.join_projections()
 
     def forward(
@@ -193,15 +226,15 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        window: int | None = None,
+        varying: Varying = OF_THE_MODEL,
     ) -> Losses:
         """Return all losses of one forward pass, and the reports of the layers.
 
         Padding has a document number below 0 and is left out of auxiliary losses and reports.
-        `window` is the long window in tokens, if this step trains with another than the model's.
+        `varying` has what this step trains with other sizes than the model's.
         Raises BadInput for more tokens than the context.
         """
-        hidden, reports = self._run(tokens, positions, documents, None, window)
+        hidden, reports = self._run(tokens, positions, documents, None, varying)
         states, flat = hidden.flatten(0, 1), targets.reshape(-1)
         # On a CPU, the plain loss is as fast.
         compiled = self.compiled and states.is_cuda
@@ -209,12 +242,21 @@ class Decoder(nn.Module):
             states, self._head(), flat, self.config.logit_cap, compiled=compiled
         )
         aux = [report[AUX] for report in reports if AUX in report]
-        stats = {
-            name: torch.stack([report[name] for report in reports if name in report])
-            # In the report's order: ranks add these up one by one.
-            for name in reports[0]
-            if name != AUX
-        }
+        primitives = self.config.primitives
+        if primitives is not None:
+            recipes, bands = self.recipes(), primitives.bands
+            if primitives.diversity_weight:
+                # Auxiliary losses are summed over rows.
+                weight = primitives.diversity_weight * len(tokens)
+                aux.append(weight * diversity_loss(recipes, bands))
+            stats = recipe_report(recipes, bands, varying.top_k or primitives.top_k)
+        else:
+            stats = {
+                name: torch.stack([report[name] for report in reports if name in report])
+                # In the report's order: ranks add these up one by one.
+                for name in reports[0]
+                if name != AUX
+            }
         return Losses(ce, torch.stack(aux).sum() if aux else torch.zeros_like(ce), stats)
 
     def hidden(
@@ -237,14 +279,22 @@ class Decoder(nn.Module):
         positions: Tensor | None,
         documents: Tensor | None,
         cache: KVCache | BatchCache | None,
-        window: int | None = None,
+        varying: Varying = OF_THE_MODEL,
     ) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer."""
         trained = cache is None and torch.is_grad_enabled()
         compiled = self.compiled and trained
-        masks, rotation = self._masks_and_rotation(tokens, positions, documents, cache, window)
+        past, total = self._span(tokens, documents, cache)
+        if isinstance(cache, BatchCache):
+            positions = cache.next_positions(tokens.device)
+            masks = build_batch_masks(self.config, positions, total)
+        else:
+            masks = self._masks(tokens, total, documents, varying.window, cached=cache is not None)
+        rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
         real = None if documents is None else documents >= 0
         x = embedding(tokens, self.embed.weight).float()
+        if self.positions is not None:
+            x = x + self._position_vectors(past, tokens.shape[1], positions)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         results: dict[int, Tensor] = {}
@@ -262,6 +312,7 @@ class Decoder(nn.Module):
                 real,
                 None if self.wiring is None else self.wiring.input_of(layer, x0, results),
                 None if self.values is None else self.values.of(layer, tokens),
+                self._mixing(layer, varying),
             )
             if self.recompute and trained:
                 x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
@@ -272,30 +323,25 @@ class Decoder(nn.Module):
             reports.append(report)
         return self.norm(x), reports
 
-    def _masks_and_rotation(
+    def _masks(
         self,
         tokens: Tensor,
-        positions: Tensor | None,
+        total: int,
         documents: Tensor | None,
-        cache: KVCache | BatchCache | None,
         window: int | None,
-    ) -> tuple[Masks, Rotation]:
-        """Return what each reach of attention sees, and the rotations of the tokens."""
-        config, device = self.config, tokens.device
-        past, total = self._span(tokens, documents, cache)
-        if isinstance(cache, BatchCache):
-            positions = cache.next_positions(device)
-            masks = build_batch_masks(config, positions, total)
-            return masks, self._rotation(past, 1, positions, device)
+        *,
+        cached: bool,
+    ) -> Masks:
+        """Return what each reach of attention sees, if `tokens` are the last of `total`."""
+        config, device = self.config, tokens.device.type
         kernel: Kernel = "dense"
         compiled = self.compiled and torch.is_grad_enabled()
-        if attends_by_document(config, device.type, total, compiled=compiled):
+        if attends_by_document(config, device, total, compiled=compiled):
             kernel = "documents"
         # Flex attention is compiled for each length, and prompts have any length.
-        if cache is None and flexible(config, device.type):
+        if not cached and flexible(config, device):
             kernel = "flex"
-        masks = build_masks(config, tokens, total, documents, window, kernel=kernel)
-        return masks, self._rotation(past, tokens.shape[1], positions, device)
+        return build_masks(config, tokens, total, documents, window, kernel=kernel)
 
     def _span(
         self, tokens: Tensor, documents: Tensor | None, cache: KVCache | BatchCache | None
@@ -323,14 +369,55 @@ class Decoder(nn.Module):
         every = sum(parameter.numel() for parameter in self.parameters())
         return every - idle if active else every
 
+    def _check_packed_banks(self) -> None:
+        """Raise BadInput for packed banks that are damaged or lack a primitive of a recipe."""
+        primitives = self.config.primitives
+        if primitives is None or primitives.stored is None or self.bands is None:
+            return
+        up, down = self.recipes()
+        for number, layers in enumerate(primitives.bands):
+            band = self.bands[number]
+            assert isinstance(band, Band)
+            for way, bank, logits in (("up", band.up, up), ("down", band.down, down)):
+                chosen = [recipe_of(logits[layer], primitives.top_k).chosen for layer in layers]
+                bank.check_packed(f"bands.{number}.{way}", torch.cat(chosen))
+
+    def recipes(self) -> Tensor:
+        """Return the logits of all recipes in fp32: (2, n_layers, n), up and down."""
+        up: list[Tensor] = []
+        down: list[Tensor] = []
+        for block in self.blocks:
+            if isinstance(block.feedforward, Composed):
+                up.append(block.feedforward.up_recipe)
+                down.append(block.feedforward.down_recipe)
+        return torch.stack((torch.stack(up), torch.stack(down))).float()
+
     def _head(self) -> Tensor:
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
 
+    def _mixing(self, layer: int, varying: Varying = OF_THE_MODEL) -> Mixing | None:
+        """Return what a layer mixes its feed-forward matrices of, if anything."""
+        primitives = self.config.primitives
+        if primitives is None or self.bands is None:
+            return None
+        band = self.bands[primitives.band_of()[layer]]
+        assert isinstance(band, Band)
+        return Mixing(band, varying.top_k or primitives.top_k, varying.rank)
+
+    def _position_vectors(self, past: int, length: int, positions: Tensor | None) -> Tensor:
+        """Return the vector of each token's position in fp32: by `positions`, or by its place."""
+        assert self.positions is not None
+        if positions is None:
+            return self.positions.weight[past : past + length].float()
+        return embedding(positions, self.positions.weight).float()
+
     def _rotation(
         self, past: int, length: int, positions: Tensor | None, device: torch.device
-    ) -> Rotation:
+    ) -> Rotation | None:
         """Return the rotation of each token, by `positions` or else by the place in the row."""
         config = self.config
+        if config.positions == "learned":
+            return None
         half = config.heads is not None and config.heads.rotary == "half"
         frequencies = Frequencies(config.head_dim, config.rope_theta, half)
         if config.seq_len * config.head_dim > LARGEST_TABLE:

@@ -17,7 +17,7 @@ from pion.model.expert_products import mix_experts
 from pion.model.feedforward import SwiGLU
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import compute_dtype
-from pion.model.roles import Role
+from pion.parameter_role import Role
 
 # Names of what a layer with experts reports: see `Experts.forward`.
 AUX, LOAD, ENTROPY = "aux", "load", "entropy"

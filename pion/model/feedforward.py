@@ -1,9 +1,11 @@
-"""Feed-forward layers: SwiGLU with a gate, and squared ReLU without one."""
+"""Feed-forward layers: SwiGLU with a gate, and two matrices without one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
-from torch.nn.functional import relu, silu
+from torch.nn.functional import gelu, relu, silu
 
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import compute_dtype
@@ -55,41 +57,57 @@ class SwiGLU(nn.Module):
         )
 
 
-class ReluSquared(nn.Module):
-    """Computes down(relu(up(x))²) without biases (So et al. 2021, "Primer")."""
+def relu_squared(x: Tensor) -> Tensor:
+    """Return relu(x)² (So et al. 2021, "Primer")."""
+    return relu(x).square()
 
-    def __init__(self, d_model: int, d_ff: int) -> None:
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the function between the two matrices: relu2, or the exact gelu."""
+    return relu_squared if name == "relu2" else gelu
+
+
+class TwoMatrices(nn.Module):
+    """Computes down(act(up(x))) without biases; act is squared ReLU or GELU."""
+
+    def __init__(self, d_model: int, d_ff: int, activation_name: str) -> None:
         super().__init__()
+        self.activate = activation(activation_name)
+        self.squares = activation_name == "relu2"
         self.up_proj = Projection(d_model, d_ff)
         self.down_proj = Projection(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, d_model) to (B, T, d_model)."""
         x = x.to(compute_dtype(x, self.up_proj.weight))
-        return self.down_proj(relu(self.up_proj(x)).square())
+        return self.down_proj(self.activate(self.up_proj(x)))
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
         return self.up_proj.weight.numel() + self.down_proj.weight.numel()
 
     def kept_bytes_per_token(self, at: ForwardPass) -> int:
-        """Return the bytes kept for the backward pass: relu(up) and its square.
+        """Return the bytes kept for the backward pass: relu(up) and its square, or up and its GELU.
 
         Where the square is in fp32, so is its input.
         """
-        return (2 * at.width + 4 * _squares_in_fp32(at)) * self.down_proj.in_features
+        in_fp32 = self.squares and squares_in_fp32(at)
+        return (2 * at.width + 4 * in_fp32) * self.down_proj.in_features
 
     def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
         The gradient of the square takes the place of the square. Then come relu(up), twice relu(up)
-        and the gradient of relu(up). All four are in fp32 where the square is.
+        and the gradient of relu(up). All four are in fp32 where the square is. GELU adds only the
+        gradient of up.
         """
-        new = 4 * 4 - at.width if _squares_in_fp32(at) else 3 * at.width
+        new = at.width
+        if self.squares:
+            new = 4 * 4 - at.width if squares_in_fp32(at) else 3 * at.width
         weight = gradient_bytes(at, self.down_proj.weight.numel())
         return new * self.down_proj.in_features * tokens + weight
 
 
-def _squares_in_fp32(at: ForwardPass) -> bool:
+def squares_in_fp32(at: ForwardPass) -> bool:
     """Return whether autocast squares bf16 in fp32, as on CUDA, and the result is kept."""
     return at.device == "cuda" and at.width == 2 and not at.compiled

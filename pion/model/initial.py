@@ -6,6 +6,12 @@
 are 0, so that a new model predicts every id with the same probability. Other matrices are uniform
 with the standard deviation ½ / √(input width), and embeddings from N(0, 1). A tied embedding and
 routers are from N(0, init_std²).
+
+`uniform`, as in PILON: attention's matrices are uniform with Xavier's variance (Glorot and Bengio
+2010), and those of feed-forward layers within ±1 / √(input width). Embeddings are from
+N(0, init_std²).
+
+Banks of primitives are drawn by themselves (bank.py), and their recipes from N(0, 0.01²).
 """
 
 from __future__ import annotations
@@ -15,10 +21,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pion.model.bank import Bank
+from pion.model.composed import Composed
 from pion.model.experts import Experts
 
+RECIPE_STD = 0.01
 # The matrices that write into the residual stream, and the head.
 OUTPUTS = ("o_proj", "down_proj", "lm_head")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
@@ -29,6 +39,11 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
             nn.init.normal_(module.router, std=std)
             for matrix in ("gate_proj", "up_proj", "down_proj"):
                 _draw_matrix(getattr(module, matrix), matrix, init, std)
+        elif isinstance(module, Bank):
+            module.draw_weights()
+        elif isinstance(module, Composed):
+            nn.init.normal_(module.up_recipe, std=RECIPE_STD)
+            nn.init.normal_(module.down_recipe, std=RECIPE_STD)
         elif isinstance(module, nn.Linear):
             _draw_matrix(module.weight, name, init, std)
         elif isinstance(module, nn.Embedding):
@@ -40,6 +55,11 @@ def _draw_matrix(weight: Tensor, name: str, init: str, std: float) -> None:
     """Draw matrices (…, outputs, inputs)."""
     if init == "normal":
         nn.init.normal_(weight, std=std)
+    elif init == "uniform" and name in ATTENTION:
+        nn.init.xavier_uniform_(weight)
+    elif init == "uniform":
+        bound = 1 / math.sqrt(weight.shape[-1])
+        nn.init.uniform_(weight, -bound, bound)
     elif name in OUTPUTS:
         nn.init.zeros_(weight)
     else:

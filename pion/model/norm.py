@@ -31,9 +31,14 @@ class RMSNorm(nn.Module):
         the normalized input if there is a gain. Where a matrix product made the input
         (`of_product`), compiled code keeps this product, in its dtype.
         """
-        vectors = 2 if at.device == "cpu" and self.weight is not None else 1
-        each = at.width if at.compiled and of_product else 4 * vectors
-        return each * self.width + 4
+        return kept_by_norm(self.width, at, gain=self.weight is not None, of_product=of_product)
+
+
+def kept_by_norm(width: int, at: ForwardPass, *, gain: bool, of_product: bool = False) -> int:
+    """Return what `RMSNorm.kept_bytes` does, without a norm."""
+    vectors = 2 if at.device == "cpu" and gain else 1
+    each = at.width if at.compiled and of_product else 4 * vectors
+    return each * width + 4
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

@@ -21,6 +21,9 @@ MOST_LAYERS, MOST_MODULES = 1024, 4096
 
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
+# Ends of the names of tensors without real numbers: those of packed banks (bank.py).
+WHOLE_NUMBERS = (".packed", ".numbers")
+
 # The number of a layer, in our names and in those of transformers and the seeds.
 _LAYER = re.compile(r"(?:^|\.)(?:blocks|layers)\.(\d+)\.")
 
@@ -32,7 +35,7 @@ def require_possible(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None
     and has the right shape is for `Decoder.from_state`.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in REAL:
+        if tensor.dtype not in REAL and not name.endswith(WHOLE_NUMBERS):
             raise BadInput(f"{name} is not an array of real numbers, but {tensor.dtype}")
     layers = {match[1] for name in tensors if (match := _LAYER.search(name))}
     if config.n_layers > len(layers):
@@ -62,8 +65,17 @@ def _least_elements(config: ModelConfig) -> Iterator[tuple[str, int]]:
     yield "the rows of the head × d_model", config.head_rows * config.d_model
     yield "n_heads × head_dim × d_model", config.n_heads * config.head_dim * config.d_model
     yield "n_kv_heads × head_dim × d_model", key_width * config.d_model
-    experts = 1 if config.experts is None else config.experts.n
-    yield "experts × d_ff × d_model", experts * config.d_ff * config.d_model
+    if config.positions == "learned":
+        yield "seq_len × d_model", config.seq_len * config.d_model
+    primitives = config.primitives
+    if primitives is None:
+        experts = 1 if config.experts is None else config.experts.n
+        yield "experts × d_ff × d_model", experts * config.d_ff * config.d_model
+    else:
+        yield "primitives.n × n_layers", primitives.n * config.n_layers
+        if primitives.stored is None:
+            ranks = primitives.n * primitives.rank
+            yield "primitives.n × rank × (d_model + d_ff)", ranks * (config.d_model + config.d_ff)
     if config.experts is not None and config.experts.shared:
         yield "experts.d_shared × d_model", config.experts.d_shared * config.d_model
     if config.values is not None:

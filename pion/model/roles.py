@@ -9,13 +9,9 @@ The names are relative to the part, so a part may also state a role for a parame
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
-# A matrix maps hidden states to hidden states. The embedding and the head have a row for each token
-# id. A router has a row for each expert. All else is a vector: gains and scalars.
-Role = Literal["matrix", "router", "embedding", "head", "vector"]
+from pion.parameter_role import Role
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:

@@ -63,8 +63,10 @@ def rotation_at(positions: Tensor, frequencies: Frequencies) -> Rotation:
 def rotation_bytes(config: ModelConfig, at: ForwardPass, rows: int) -> int:
     """Return the bytes of the rotations of a pass over `rows` rows, with the table if there is one.
 
-    Rows of documents have their own positions.
+    Rows of documents have their own positions. Learned positions have no rotations.
     """
+    if config.positions == "learned":
+        return 0
     each = 4 * config.head_dim * at.tokens
     if config.seq_len * config.head_dim > LARGEST_TABLE:
         return each * (rows if at.documents else 1)

@@ -15,7 +15,7 @@ from pion.config import ModelConfig
 from pion.model.attention import ValueMix
 from pion.model.forward_pass import ForwardPass
 from pion.model.norm import RMSNorm
-from pion.model.roles import Role
+from pion.parameter_role import Role
 
 
 class LayerInput(NamedTuple):

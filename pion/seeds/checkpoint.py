@@ -12,6 +12,7 @@ from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.possible import require_possible
 from pion.seeds.daisy import from_daisy
+from pion.seeds.pilon import from_pilon
 from pion.seeds.pion import from_pion
 from pion.seeds.read import SeedCheckpoint, read_checkpoint
 from pion.seeds.tachyon import from_tachyon
@@ -20,18 +21,26 @@ from pion.seeds.tachyon import from_tachyon
 REFUSED = {
     "tok_emb.": "a Lepton. A Lepton's forward pass saw the tokens that it was trained to predict, "
     "so its weights are of no use",
-    "primitive_banks.": "a PILON, which Pion can't import yet",
+    ".ffn.router.": "a PILON with routed recipes, which Pion can't import yet",
+    ".exit_gate.": "a PILON with exit gates, which Pion can't import yet",
 }
 
 # By a part of a tensor's name: the family that has such tensors.
 MARKS = {
-    ".ffn.": "Pion",
+    "token_embedding.": "PILON",
+    "primitive_banks.": "PILON",
+    ".ffn.w": "Pion",
     ".moe.": "Tachyon",
     "lm_head_w": "Daisy-Wee",
     "scalars": "Daisy-Wee",
     "qkvo_w": "Daisy-Wee",
 }
-IMPORTERS = {"Pion": from_pion, "Tachyon": from_tachyon, "Daisy-Wee": from_daisy}
+IMPORTERS = {
+    "Pion": from_pion,
+    "Tachyon": from_tachyon,
+    "Daisy-Wee": from_daisy,
+    "PILON": from_pilon,
+}
 
 
 def import_seed(path: str | Path) -> Decoder:

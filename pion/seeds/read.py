@@ -27,9 +27,21 @@ def _stub(qualified_name: str) -> type[Stub]:
 
 
 # The restricted unpickler of torch.load compares these with the names in the file.
-CONFIG_CLASSES = ("model.PionConfig", "model.TachyonConfig")
+CONFIG_CLASSES = (
+    "model.PionConfig",
+    "model.TachyonConfig",
+    *(
+        f"pilon_r.core.config.{name}Config"
+        for name in ("Model", "Primitive", "Band", "MoE", "Training", "SFT")
+    ),
+)
 STUBS = tuple(map(_stub, CONFIG_CLASSES))
 
+# Parts of the names of a PILON's tensors that are not read: each layer repeats the shared banks and
+# has a causal mask, and tiered banks count how often their primitives were used.
+NOT_READ = (".ffn.primitive_banks.", ".attention.causal_mask", ".usage_counts")
+# The other tensors without real numbers: which primitives of a tiered bank are where.
+WHOLE_NUMBERS = (".hot_indices", ".warm_indices")
 # Names longer than any seed's are not read.
 LONGEST_NAME = 200
 # The tensors may together have this many times the bytes of the file: a tied weight, or the names
@@ -54,13 +66,20 @@ def read_checkpoint(path: Path) -> SeedCheckpoint:
     Raises BadInput for a file that is not such a checkpoint or has more than plain data.
     """
     checkpoint, size = _load(path)
-    model = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    model = None
+    if isinstance(checkpoint, dict):
+        model = checkpoint.get("model", checkpoint.get("model_state_dict"))
     if not isinstance(model, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in model.items()
     ):
-        raise BadInput(f"{path} is not a seed's checkpoint: it has no tensors under 'model'")
+        raise BadInput(
+            f"{path} is not a seed's checkpoint: it has no tensors under 'model' or "
+            "'model_state_dict'"
+        )
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.items():
+        if any(mark in name for mark in NOT_READ):
+            continue
         _check_tensor(path, name, tensor)
         plain = name.replace("_orig_mod.", "")
         if plain in tensors and not tensors[plain].equal(tensor):
@@ -77,7 +96,8 @@ def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
     if len(name) > LONGEST_NAME or not name.isascii():
         raise BadInput(f"{path}: {shown(name)} is not the name of a seed's tensor")
     array = tensor.layout is torch.strided and tensor.device.type == "cpu"
-    if not array or tensor.is_quantized or not tensor.is_floating_point():
+    whole = name.endswith(WHOLE_NUMBERS) and tensor.dtype is torch.int64
+    if not array or tensor.is_quantized or not (whole or tensor.is_floating_point()):
         raise BadInput(
             f"{path}: {name} is not an array of real numbers, but {tensor.dtype} on "
             f"{tensor.device.type}, {tensor.layout}"
@@ -89,7 +109,7 @@ def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
 
 def _settings(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     config, hparams = checkpoint.get("config"), checkpoint.get("hparams")
-    settings = dict(vars(config)) if isinstance(config, Stub) else hparams
+    settings = _plain(config) if isinstance(config, Stub) else hparams
     if not isinstance(settings, dict):
         return None
     for name, value in settings.items():
@@ -97,6 +117,13 @@ def _settings(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
             kind = type(value).__name__
             raise BadInput(f"{path}: the setting {shown(name)} is a {kind}, not a plain value")
     return settings
+
+
+def _plain(value: Any) -> Any:
+    """Return a stand-in as a dict of its attributes, in lists too."""
+    if isinstance(value, Stub):
+        return {name: _plain(attribute) for name, attribute in vars(value).items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _load(path: Path) -> tuple[Any, int]:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pion.data.stream import Batch, to_device
 from pion.model.decoder import Decoder, Losses
+from pion.model.varying import OF_THE_MODEL, Varying
 
 
 class _ScaledLoss(nn.Module):
@@ -20,14 +21,14 @@ class _ScaledLoss(nn.Module):
         self.model = model
 
     def forward(
-        self, batch: Batch, scale: Tensor, aux_scale: float, window: int | None
+        self, batch: Batch, scale: Tensor, aux_scale: float, varying: Varying
     ) -> tuple[Tensor, Losses]:
         losses = self.model.losses(
             batch.tokens,
             batch.targets,
             positions=batch.positions,
             documents=batch.documents,
-            window=window,
+            varying=varying,
         )
         scaled = losses._replace(ce=losses.ce * scale, aux=losses.aux * aux_scale)
         return scaled.ce + scaled.aux, scaled
@@ -51,17 +52,16 @@ class Gradients:
             self._ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
             self._loss = self._ddp
 
-    def add(self, batch: Batch, scale: Tensor, window: int | None, *, synchronise: bool) -> Losses:
+    def add(self, batch: Batch, scale: Tensor, varying: Varying, *, synchronise: bool) -> Losses:
         """Add the gradients of the cross-entropy times `scale` and of the auxiliary losses.
 
-        `window` is the long window of this step in tokens, if it is not the model's. Return the
-        scaled losses, without gradient.
+        `varying` has this step's sizes. Return the scaled losses, without gradient.
 
         With `synchronise`, average the gradients added since the last synchronization over ranks.
         """
         alone = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
         with alone:
-            total, losses = self._forward(batch, scale, window)
+            total, losses = self._forward(batch, scale, varying)
             total.backward()
         return losses._replace(ce=losses.ce.detach(), aux=losses.aux.detach())
 
@@ -77,15 +77,15 @@ class Gradients:
         if self._ddp is None or self._primed:
             return
         nothing = torch.zeros((), device=self._device)
-        self._forward(batch, nothing, None)[0].backward()
+        self._forward(batch, nothing, OF_THE_MODEL)[0].backward()
         with self._ddp.no_sync():
-            self._forward(batch, nothing, None)
+            self._forward(batch, nothing, OF_THE_MODEL)
         self._model.zero_grad()
         self._primed = True
 
-    def _forward(self, batch: Batch, scale: Tensor, window: int | None) -> tuple[Tensor, Losses]:
+    def _forward(self, batch: Batch, scale: Tensor, varying: Varying) -> tuple[Tensor, Losses]:
         batch = to_device(batch, self._device)
         bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            result: tuple[Tensor, Losses] = self._loss(batch, scale, self._aux_scale, window)
+            result: tuple[Tensor, Losses] = self._loss(batch, scale, self._aux_scale, varying)
         return result

@@ -16,10 +16,18 @@ from pion.config import ModelConfig
 from pion.errors import Trouble
 from pion.model.cost import flops_per_token
 from pion.model.experts import ENTROPY, LOAD
+from pion.model.recipes import PRIMITIVES_USED, RECIPE_ENTROPY
 from pion.train import hardware
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan
 
+# What metrics call a report, by its name in `stats`.
+COLUMNS = {
+    LOAD: "expert_load",
+    ENTROPY: "router_entropy",
+    RECIPE_ENTROPY: "recipe_entropy",
+    PRIMITIVES_USED: "primitives_used",
+}
 # A loss is compared with the median of this many good steps before it.
 RECENT_STEPS = 64
 # After fewer good steps than this, no loss counts as a spike.
@@ -30,8 +38,8 @@ ENOUGH_STEPS = 16
 class StepRecord:
     """One finished step; the tensors are still on the device.
 
-    `stats` has what the layers' experts report: "load" (n_layers, E), the share of tokens that go
-    to each expert, and "entropy" (n_layers,) in nats. It is empty for a model without experts.
+    `stats` has what experts or recipes report; see pion/model/experts.py and recipes.py. It is
+    empty for other models.
     """
 
     step: int
@@ -155,7 +163,7 @@ class StepMetrics:
                     "grad_norm": grad_norm,
                     "tokens": int(targets),
                     "rows": list(record.rows),
-                    **_by_layer(record, reported),
+                    **_reported(record, reported),
                 }
             )
 
@@ -176,17 +184,21 @@ class StepMetrics:
 
 
 def _numbers(record: StepRecord) -> Tensor:
-    """Return all numbers of a step in one tensor: for each layer with experts, the load of its
-    busiest expert as a multiple of the mean load, then for each the entropy of its router."""
+    """Return all numbers of a step in one tensor, the reports at its end."""
     parts = [torch.stack((record.loss, record.grad_norm, record.targets))]
-    if record.stats:
-        load = record.stats[LOAD]
-        parts += [load.amax(dim=1) * load.shape[1], record.stats[ENTROPY]]
-    return torch.cat(parts)
+    return torch.cat([*parts, *(_shown(name, value) for name, value in record.stats.items())])
 
 
-def _by_layer(record: StepRecord, reported: list[float]) -> dict[str, list[float]]:
-    if not record.stats:
-        return {}
-    layers = len(record.stats[ENTROPY])
-    return {"expert_load": reported[:layers], "router_entropy": reported[layers:]}
+def _shown(name: str, value: Tensor) -> Tensor:
+    """Return the numbers of a report that metrics have.
+
+    Of each layer's experts, this is the load of the busiest one as a multiple of the mean load.
+    """
+    return value.amax(dim=1) * value.shape[1] if name == LOAD else value
+
+
+def _reported(record: StepRecord, numbers: list[float]) -> dict[str, list[float]]:
+    columns = {}
+    for name, value in record.stats.items():
+        columns[COLUMNS[name]], numbers = numbers[: len(value)], numbers[len(value) :]
+    return columns

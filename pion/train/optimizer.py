@@ -3,20 +3,26 @@
 The role of a parameter (pion/model/roles.py) decides: matrices, the embedding and the head are
 decayed, vectors are not. Each role has its own learning rate. With `optimizer: muon`, Muon updates
 the matrices. AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization") updates
-everything else.
+everything else, and the primitives of a bank each for itself.
+
+A phase may freeze roles and bands. Frozen parameters, their moments and counts stand still.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pion.errors import BadInput
-from pion.model.roles import Role, parameter_roles
+from pion.model.bands import band_of_parameter
+from pion.model.roles import parameter_roles
+from pion.parameter_role import Role
 from pion.train.muon import Muon
+from pion.train.primitive_wise import PrimitiveWise
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
 
@@ -26,16 +32,20 @@ class _AdamWGroup:
     """The parameters of a role that AdamW updates; the lists have the same order."""
 
     weight_decay: float
-    params: list[Tensor] = field(default_factory=list)
+    params: list[nn.Parameter] = field(default_factory=list)
     exp_avgs: list[Tensor] = field(default_factory=list)
     exp_avg_sqs: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)  # the kernel needs its count on the device
 
-    def add(self, param: Tensor) -> None:
+    def add(self, param: nn.Parameter) -> None:
         self.params.append(param)
         self.exp_avgs.append(torch.zeros_like(param))
         self.exp_avg_sqs.append(torch.zeros_like(param))
         self.steps.append(torch.zeros((), dtype=torch.float32, device=param.device))
+
+
+# A role of parameters, and the band that they belong to, if any.
+Group = tuple[Role, int | None]
 
 
 class Optimizer:
@@ -49,49 +59,87 @@ class Optimizer:
         self, model: nn.Module, settings: TrainSettings, dtype: torch.dtype = torch.float32
     ) -> None:
         self.settings = settings
-        self.steps = 0  # updates made; AdamW's bias correction counts them
         self.params = list(model.parameters())
-        self._adamw: dict[Role, _AdamWGroup] = {}
+        self._groups: dict[Group, list[nn.Parameter]] = {}
+        self._adamw: dict[Group, _AdamWGroup] = {}
+        self._primitives: dict[Group, list[tuple[nn.Parameter, PrimitiveWise]]] = {}
+        self._muon: dict[Group, Muon] = {}
         self._moments: dict[str, Tensor] = {}
-        matrices: dict[str, nn.Parameter] = {}
+        matrices: dict[Group, dict[str, nn.Parameter]] = {}
         roles = parameter_roles(model)
         for name, param in model.named_parameters():
+            group = roles[name], band_of_parameter(model, name)
+            self._groups.setdefault(group, []).append(param)
             if settings.optimizer == "muon" and roles[name] == "matrix":
-                matrices[name] = param
-                continue
-            decay = 0.0 if roles[name] == "vector" else settings.weight_decay
-            group = self._adamw.setdefault(roles[name], _AdamWGroup(decay))
-            group.add(param)
-            self._moments[f"{name}.exp_avg"] = group.exp_avgs[-1]
-            self._moments[f"{name}.exp_avg_sq"] = group.exp_avg_sqs[-1]
-        self._muon = Muon(matrices, weight_decay=settings.weight_decay, dtype=dtype)
-        self._moments |= {f"{name}.momentum": m for name, m in self._muon.momentum.items()}
+                matrices.setdefault(group, {})[name] = param
+            elif roles[name] == "primitive" and param.ndim == 3:
+                primitives = PrimitiveWise(param, settings)
+                self._primitives.setdefault(group, []).append((param, primitives))
+                self._moments |= {f"{name}.{key}": t for key, t in primitives.state.items()}
+            else:
+                adamw = self._adamw.setdefault(group, _AdamWGroup(self._decay(roles[name])))
+                adamw.add(param)
+                self._moments[f"{name}.exp_avg"] = adamw.exp_avgs[-1]
+                self._moments[f"{name}.exp_avg_sq"] = adamw.exp_avg_sqs[-1]
+        for group, params in matrices.items():
+            muon = Muon(params, weight_decay=settings.weight_decay, dtype=dtype)
+            self._muon[group] = muon
+            self._moments |= {f"{name}.momentum": m for name, m in muon.momentum.items()}
+        self.steps = 0  # updates made
+        # AdamW's bias correction counts the updates of each group.
+        self._updates = dict.fromkeys(self._groups, 0)
+
+    def _decay(self, role: Role) -> float:
+        if role == "primitive":
+            return self.settings.primitive_weight_decay
+        return 0.0 if role in ("vector", "recipe") else self.settings.weight_decay
+
+    def trained(self, plan: StepPlan) -> list[nn.Parameter]:
+        """Return the parameters that `plan` does not freeze."""
+        frozen = {
+            id(param)
+            for group, params in self._groups.items()
+            if _frozen(group, plan)
+            for param in params
+        }
+        return [param for param in self.params if id(param) not in frozen]
 
     @torch.no_grad()
     def step(self, plan: StepPlan) -> None:
         """Update all parameters from their gradients, at the rates of `plan`."""
-        settings = self.settings
-        for role, group in self._adamw.items():
-            # The functional form is used because constructing an optimizer object imports torch's
-            # compiler, which would delay every start by seconds.
-            adamw(
-                group.params,
-                [param.grad for param in group.params],  # type: ignore[misc]
-                group.exp_avgs,
-                group.exp_avg_sqs,
-                [],
-                group.steps,
-                fused=True,
-                amsgrad=False,
-                beta1=settings.beta1,
-                beta2=settings.beta2,
-                lr=plan.rates[role],
-                weight_decay=group.weight_decay,
-                eps=settings.eps,
-                maximize=False,
-            )
-        self._muon.step(plan.rates["matrix"], plan.momentum)
+        trained = [group for group in self._groups if not _frozen(group, plan)]
+        for group in trained:
+            if group in self._adamw:
+                self._step_adamw(self._adamw[group], plan.rates[group[0]])
+            for param, primitives in self._primitives.get(group, ()):
+                assert param.grad is not None
+                primitives.step(param.grad, plan.rates[group[0]])
+        for group in trained:
+            if group in self._muon:
+                self._muon[group].step(plan.rates["matrix"], plan.momentum)
+            self._updates[group] += 1
         self.steps += 1
+
+    def _step_adamw(self, group: _AdamWGroup, lr: float) -> None:
+        settings = self.settings
+        # The functional form is used because constructing an optimizer object imports torch's
+        # compiler, which would delay every start by seconds.
+        adamw(
+            group.params,  # type: ignore[arg-type]
+            [param.grad for param in group.params],  # type: ignore[misc]
+            group.exp_avgs,
+            group.exp_avg_sqs,
+            [],
+            group.steps,
+            fused=True,
+            amsgrad=False,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            lr=lr,
+            weight_decay=group.weight_decay,
+            eps=settings.eps,
+            maximize=False,
+        )
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -99,15 +147,43 @@ class Optimizer:
             param.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return live references to all state: `{name}.exp_avg`, `.exp_avg_sq` and `.momentum`."""
+        """Return live references to all state, by the parameter's name and what it is.
+
+        AdamW has `{name}.exp_avg` and `.exp_avg_sq`, for primitives also `.counts`; Muon has
+        `{name}.momentum`.
+        """
         return dict(self._moments)
 
-    def set_steps(self, steps: int) -> None:
-        """Set the number of updates that led to the state tensors."""
-        self.steps = steps
-        for group in self._adamw.values():
-            for count in group.steps:
-                count.fill_(float(steps))
+    def counts(self) -> dict[str, Any]:
+        """Return the updates that led to the state tensors, as a checkpoint records them.
+
+        With phases, the updates of each group count.
+        """
+        if not self.settings.phases:
+            return {"steps": self.steps}
+        groups = {_name(group): updates for group, updates in self._updates.items()}
+        return {"steps": self.steps, "groups": groups}
+
+    def set_counts(self, counts: dict[str, Any]) -> None:
+        """Set the updates that led to the state tensors."""
+        self.steps = counts["steps"]
+        groups = counts.get("groups", {})
+        for group in self._groups:
+            self._updates[group] = groups.get(_name(group), self.steps)
+            if group in self._adamw:
+                for count in self._adamw[group].steps:
+                    count.fill_(float(self._updates[group]))
+
+
+def _frozen(group: Group, plan: StepPlan) -> bool:
+    role, band = group
+    left_out = plan.bands is not None and band is not None and band not in plan.bands
+    return left_out or role in plan.frozen
+
+
+def _name(group: Group) -> str:
+    role, band = group
+    return role if band is None else f"{role}.{band}"
 
 
 def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:

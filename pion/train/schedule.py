@@ -3,7 +3,8 @@
 So a resumed run needs nothing but its step. `step` counts finished steps: step 0 is the first step
 trained. A step uses the learning rate at the end of the step: the first step of a warm-up has a
 rate above 0, and the last step of a run has exactly `min_lr`. All rates scale by the same factor,
-except Muon's if it does not decay. A step uses the momentum and the window at its start.
+except Muon's if it does not decay, and by the factors of the step's phase. A step uses the momentum
+and the window at its start.
 
 wsd (warm-up, stable, decay) is from Hu et al. 2024, "MiniCPM"; cosine from Loshchilov and Hutter
 2017, "SGDR".
@@ -16,44 +17,57 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pion.model.varying import OF_THE_MODEL, Varying
 from pion.parts import Windows
+from pion.train.phases import Phase, phase_at
 from pion.train.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from pion.model.roles import Role
+    from pion.config import ModelConfig
+    from pion.parameter_role import Role
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one optimizer step uses: rates by role, Muon's momentum, and the long window in tokens.
+    """What one optimizer step uses: rates by role, Muon's momentum, and the model's sizes.
 
-    `lr` is the rate that metrics show: of AdamW, for roles without a separate rate.
+    `lr` is the rate that metrics show: of AdamW, for roles without a separate rate. Parameters of
+    `frozen` roles are not trained, nor those of bands that are not in `bands` (None: all are).
     """
 
     lr: float
     rates: Mapping[Role, float]
     momentum: float
-    window: int | None = None
+    varying: Varying = OF_THE_MODEL
+    frozen: frozenset[Role] = frozenset()
+    bands: tuple[int, ...] | None = None
 
 
-def plan_at(settings: TrainSettings, step: int, windows: Windows | None = None) -> StepPlan:
-    """Return what optimizer step `step` uses. `windows` is the part of the model."""
+def plan_at(settings: TrainSettings, step: int, config: ModelConfig | None = None) -> StepPlan:
+    """Return what optimizer step `step` uses; `config` is the model's."""
     scale = lr_at(settings, step)
     lr = settings.lr * scale
     matrices = lr
     if settings.optimizer == "muon":
         matrices = settings.muon_lr * (scale if settings.muon_decays else 1.0)
+    rates: dict[Role, float] = {
+        "matrix": matrices,
+        "router": lr,
+        "embedding": (settings.embedding_lr or settings.lr) * scale,
+        "head": (settings.head_lr or settings.lr) * scale,
+        "vector": (settings.vector_lr or settings.lr) * scale,
+        "primitive": lr,
+        "recipe": lr,
+    }
+    windows = None if config is None else config.windows
+    phase = phase_at(settings.phases, step, settings.steps) if settings.phases else Phase()
     return StepPlan(
         lr=lr,
-        rates={
-            "matrix": matrices,
-            "router": lr,
-            "embedding": (settings.embedding_lr or settings.lr) * scale,
-            "head": (settings.head_lr or settings.lr) * scale,
-            "vector": (settings.vector_lr or settings.lr) * scale,
-        },
+        rates={role: rate * phase.factor(role) for role, rate in rates.items()},
         momentum=momentum_at(settings, step),
-        window=window_at(settings, step, windows),
+        varying=Varying(window_at(settings, step, windows), phase.top_k, phase.rank),
+        frozen=phase.frozen_roles(),
+        bands=phase.unfreeze,
     )
 
 
@@ -97,15 +111,18 @@ def fixed_until(settings: TrainSettings) -> int:
     """Return the number of steps whose plan does not depend on `steps`.
 
     Up to this number of finished steps, `steps` can be raised without contradicting the finished
-    steps. A momentum or a window that grows over the run depends on `steps` from the start. A decay
-    that is longer than the steps after the warm-up begins at the end of the warm-up.
+    steps. A momentum or a window that grows over the run, and a phase that ends at a share of the
+    run, depend on `steps` from the start. A decay that is longer than the steps after the warm-up
+    begins at the end of the warm-up.
     """
     return 0 if grows_over_the_run(settings) else _decay_start(settings)
 
 
 def grows_over_the_run(settings: TrainSettings) -> bool:
-    """Return whether windows or momentum grow in proportion to `steps`."""
-    return settings.window_schedule != "constant" or settings.muon_momentum_start is not None
+    """Return whether windows, momentum or phases are in proportion to `steps`."""
+    shares = any(isinstance(phase.until, float) for phase in settings.phases)
+    grows = settings.window_schedule != "constant" or settings.muon_momentum_start is not None
+    return shares or grows
 
 
 def _decay_start(settings: TrainSettings) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pion.errors import BadInput
 from pion.later_fields import later_field, to_record, values_before
+from pion.train.phases import Phase, check_phases
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class TrainSettings:
     muon_momentum_start: float | None = later_field(None, before=None)
     # Of models with windows. cubic: windows grow to their full size over the run.
     window_schedule: Literal["constant", "cubic"] = later_field("constant", before="constant")
+    primitive_weight_decay: float = later_field(0.0, before=0.0)
+    phases: tuple[Phase, ...] = later_field((), before=())
     max_spike: float | None = None  # limit of a step's loss over the recent median; None = none
 
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "lr", "muon_lr", "eps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
-        for name in ("warmup_steps", "weight_decay", "clip"):
+        for name in ("warmup_steps", "weight_decay", "primitive_weight_decay", "clip"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
         for name in ("muon_momentum", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
@@ -74,6 +77,7 @@ class TrainSettings:
         ):
             value = getattr(self, name)
             _require(value in known, name, value, f"must be one of {', '.join(known)}")
+        check_phases(self.phases, self.steps)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ class Trainer:
     `skipped` has the [first, stop) row ranges to leave out. `clock` (seconds) times throughput.
     `on_step_down` is called when a step could not be computed as planned, and the plan has changed.
     Every rank constructs a trainer and calls the same methods in the same order.
+
+    Raises BadInput for a model whose banks are packed.
     """
 
     def __init__(
@@ -76,6 +78,9 @@ class Trainer:
         rank: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        primitives = model.config.primitives
+        if primitives is not None and primitives.stored is not None:
+            raise BadInput("a published model with packed banks can't be trained: unpack it first")
         hardware.configure(plan)
         self.settings, self.plan, self.rank = settings, plan, rank
         self.device = torch.device(plan.device)
@@ -152,13 +157,13 @@ class Trainer:
             self._feed.prepare(batch.rows[1], self.skipped)
 
         targets = self._ranks.sum(torch.full((), float(batch.targets), device=self.device))
-        plan = plan_at(self.settings, self.step, self.model.config.windows)
+        plan = plan_at(self.settings, self.step, self.model.config)
         measured = self._add_gradients(batch, targets, plan, should_stop)
         if measured is None:
             self.optimizer.zero_grad()
             return False
         loss, stats = measured
-        grad_norm = self._clip_gradients()
+        grad_norm = self._clip_gradients(plan)
         self._updating = True
         self.optimizer.step(plan)
         self._updating = False
@@ -201,7 +206,7 @@ class Trainer:
             if i >= 0:
                 last = i == len(batch.micro_batches) - 1
                 micro_batch = batch.micro_batches[i]
-                losses = self._gradients.add(micro_batch, scale, plan.window, synchronise=last)
+                losses = self._gradients.add(micro_batch, scale, plan.varying, synchronise=last)
                 loss = loss + losses.ce
                 share = len(micro_batch.tokens) / self.settings.global_batch
                 for name, value in losses.stats.items():
@@ -209,9 +214,12 @@ class Trainer:
         of_all_ranks = {name: self._ranks.sum(value) for name, value in stats.items()}
         return self._ranks.sum(loss) / self.plan.world_size, of_all_ranks
 
-    def _clip_gradients(self) -> Tensor:
-        """Scale the gradients down to the norm `settings.clip`; return their norm before that."""
-        params, limit = self.optimizer.params, self.settings.clip
+    def _clip_gradients(self, plan: StepPlan) -> Tensor:
+        """Scale the gradients down to the norm `settings.clip`; return their norm before that.
+
+        Frozen parameters do not count.
+        """
+        params, limit = self.optimizer.trained(plan), self.settings.clip
         grads = [param.grad for param in params if param.grad is not None]
         norm = nn.utils.get_total_norm(grads, foreach=True)
         if limit > 0:
@@ -279,7 +287,7 @@ class Trainer:
                 "next_row": self.next_row,
                 "skipped": [list(rows) for rows in self.skipped],
                 "recent_losses": self._metrics.recent_losses(),
-                "optimizer": {"steps": self.optimizer.steps},
+                "optimizer": self.optimizer.counts(),
                 "rng": rng_states(self.device),
                 "plan": self.plan.to_dict(),
             },
@@ -308,7 +316,7 @@ class Trainer:
             copy_tensors(state.optimizer, self.optimizer.state_tensors())
         self._ranks.copy_from_rank_0(self.model.state_dict().values())
         self._ranks.copy_from_rank_0(self.optimizer.state_tensors().values())
-        self.optimizer.set_steps(meta["optimizer"]["steps"])
+        self.optimizer.set_counts(meta["optimizer"])
         self.step, self.next_row = meta["step"], meta["next_row"]
         self.skipped = [(first, stop) for first, stop in meta["skipped"]]
         set_rng_states(meta["rng"], self.device)

@@ -42,6 +42,12 @@ _TRAIN = {
     "head_lr": FACTOR,
     "vector_lr": FACTOR,
     "weight_decay": FACTOR,
+    "primitive_weight_decay": FACTOR,
+    "phases.until": STEPS,
+    "phases.rates": FACTOR,
+    "phases.top_k": 4096,
+    "phases.rank": WIDTH,
+    "phases.unfreeze": LAYERS,
     "beta1": 1,
     "beta2": 1,
     "eps": FACTOR,
@@ -77,6 +83,12 @@ BOUNDS: dict[str, float] = {
     "model.wiring.skips": LAYERS,
     "model.values.layers": LAYERS,
     "model.values.tables": LAYERS,
+    "model.primitives.n": 4096,
+    "model.primitives.rank": WIDTH,
+    "model.primitives.top_k": 4096,
+    "model.primitives.bands": LAYERS,
+    "model.primitives.activation_bits": 16,
+    "model.primitives.diversity_weight": FACTOR,
     "model.norm_eps": FACTOR,
     "model.logit_cap": FACTOR,
     "tokenizer.train.vocab_size": VOCABULARY,
@@ -129,12 +141,19 @@ def beyond_bounds(job: Job, document: Document) -> list[Mistake]:
     for path, number in _numbers(job, ""):
         keys = [key for key in path.split(".") if not key.isdecimal()]
         # A test compares the table with the schema. No missing bound may end a run.
-        most = BOUNDS.get("prices" if keys[0] == "prices" else ".".join(keys), math.inf)
+        most = BOUNDS.get(_bounded(keys), math.inf)
         if abs(number) > most:
             limit = f"at most {most:,}" if number > 0 else f"at least {-most:,}"
             text = f"{shown(number)} should be {limit}"
             mistakes.append(Mistake(document.where(path), path, text))
     return sorted(mistakes, key=lambda mistake: mistake.order)
+
+
+def _bounded(keys: list[str]) -> str:
+    """Return the path of a number's bound: all prices have one, and all factors of a phase."""
+    if keys[0] == "prices":
+        return "prices"
+    return ".".join(keys[:3] if keys[1:3] == ["phases", "rates"] else keys)
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, int | float]]:

@@ -19,7 +19,8 @@ PARTS = {
     "shows the difference and asks for `--redo`",
     "schedule": "changes how the model is trained, so the stage must run again. There are two "
     "exceptions. A fork may continue with a different schedule. You may raise `steps` as long as "
-    "the learning rate has not started to decay, unless windows or momentum grow over the run",
+    "the learning rate has not started to decay, unless windows, momentum or phases depend on "
+    "`steps`",
     "runtime": "changes no result, so finished stages stay finished. With a different `name` or "
     "`store`, the job is a different run",
 }

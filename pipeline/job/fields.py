@@ -18,7 +18,10 @@ from pion.config import OPTIONAL, ModelConfig
 from pion.errors import BadInput
 from pion.parts import Experts, Heads, Values, Windows, Wiring
 from pion.presets import PRESETS
+from pion.primitives import Primitives
+from pion.train.phases import check_phases, check_phases_of_model
 from pipeline.job.model_parts import section_of
+from pipeline.job.phases import Phase, phases_of
 from pipeline.job.section import Section, identity, refuse, runtime, scheduled
 from pipeline.job.sources import ConversationSource, DataSource, Source
 
@@ -74,7 +77,7 @@ class Model(Section):
         None, "attention that sees only recent tokens"
     )
     heads: section_of(Heads) | None = identity(  # type: ignore[valid-type]
-        None, "attention heads with another scale, normalized values or fewer rotary frequencies"
+        None, "attention heads with another scale, other norms or fewer rotary frequencies"
     )
     wiring: section_of(Wiring) | None = identity(  # type: ignore[valid-type]
         None, "which layers have attention, and what layers read besides the layer before"
@@ -82,8 +85,17 @@ class Model(Section):
     values: section_of(Values) | None = identity(  # type: ignore[valid-type]
         None, "tables with a vector for each token id, which joins attention's values"
     )
-    activation: Literal["swiglu", "relu2"] | None = identity(
-        None, "of feed-forward layers; relu2: two matrices, and relu(x)² between; unset: swiglu"
+    primitives: section_of(Primitives) | None = identity(  # type: ignore[valid-type]
+        None, "feed-forward layers whose matrices are mixed from shared low-rank primitives"
+    )
+    activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
+        None,
+        "of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU between; "
+        "unset: swiglu",
+    )
+    positions: Literal["rotary", "learned"] | None = identity(
+        None,
+        "learned: a table with a vector for each position, added to the embeddings; unset: rotary",
     )
     norm_gain: bool | None = identity(None, "give norms a learned gain; unset: true")
     norm_eps: float | None = identity(None, "epsilon of all norms; unset: 1e-6", gt=0)
@@ -93,10 +105,11 @@ class Model(Section):
     tie_embeddings: bool | None = identity(
         None, "use the embedding as the head too; unset: the preset's value, or else true"
     )
-    init: Literal["normal", "zero_outputs"] | None = identity(
+    init: Literal["normal", "zero_outputs", "uniform"] | None = identity(
         None,
         "initial weights. normal: N(0, 0.02²). zero_outputs: the head and the matrices that write "
-        "to the residual stream are 0, embeddings N(0, 1); unset: normal",
+        "to the residual stream are 0, embeddings N(0, 1). uniform: matrices uniform, embeddings "
+        "N(0, 0.02²); unset: normal",
     )
 
     @field_validator("preset")
@@ -225,6 +238,12 @@ class Train(Section):
         before="constant",
     )
     weight_decay: float = scheduled(0.1, "decoupled weight decay of matrices and embeddings", ge=0)
+    primitive_weight_decay: float = scheduled(
+        0.0, "decoupled weight decay of primitives, while a recipe uses them", before=0.0, ge=0
+    )
+    phases: list[Phase] = scheduled(
+        [], "phases with their own rates, recipe sizes and trained bands, in order", before=[]
+    )
     beta1: float = scheduled(0.9, "decay rate of AdamW's first moment", ge=0, lt=1)
     beta2: float = scheduled(0.95, "decay rate of AdamW's second moment", ge=0, lt=1)
     eps: float = scheduled(1e-8, "AdamW's epsilon", gt=0)
@@ -247,6 +266,10 @@ class Train(Section):
             mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {self.steps}")
         if self.min_lr > self.lr:
             mistakes.append(f"min_lr: {self.min_lr} is above lr {self.lr}")
+        try:
+            check_phases(phases_of(self.phases), self.steps)
+        except BadInput as error:
+            mistakes.append(str(error))
         start = self.muon_momentum_start
         if start is not None and start > self.muon_momentum:
             mistakes.append(
@@ -542,6 +565,11 @@ class Job(Section):
                 for stage in self.train_stages
                 if self.section(stage).window_schedule != "constant" and config.windows is None
             ]
+            for stage in self.train_stages:
+                try:
+                    check_phases_of_model(phases_of(self.section(stage).phases), config)
+                except BadInput as error:
+                    mistakes.append(f"{stage}.{error}")
         return refuse(self, mistakes)
 
     @property

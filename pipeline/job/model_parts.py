@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from pydantic import create_model
 
-from pion.parts import MEANING
+from pion.part_fields import MEANING
 from pipeline.job.section import Section, identity
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from pipeline.job.fields import Train
+from pipeline.job.phases import phases_of
 
 if TYPE_CHECKING:
     from pion.train.settings import TrainSettings
@@ -15,5 +16,5 @@ def settings_of(section: Train) -> TrainSettings:
     """Return the trainer's settings in a section of the job."""
     from pion.train.settings import TrainSettings
 
-    names = [f.name for f in dataclasses.fields(TrainSettings)]
-    return TrainSettings(**section.model_dump(include=set(names)))
+    names = {field.name for field in dataclasses.fields(TrainSettings)} - {"phases"}
+    return TrainSettings(**section.model_dump(include=names), phases=phases_of(section.phases))

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from pion.config import ModelConfig
+from pion.primitives import Primitives
 from pipeline.console.formats import duration
 from pipeline.job import Job, Train
 from pipeline.models.find import HUB_REPO
@@ -238,10 +239,16 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int) -> str:
         *_feedforward(config, parameters),
         ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
-        ("positions", f"rotary, θ = {config.rope_theta:,.0f}"),
+        ("positions", _positions(config)),
         ("weights", "float32" + (", embedding and head tied" if config.tie_embeddings else "")),
     ]
     return f"## Model\n\n{table(('shape', ''), shape)}"
+
+
+def _positions(config: ModelConfig) -> str:
+    if config.positions == "learned":
+        return f"learned, one vector for each of {config.seq_len:,}"
+    return f"rotary, θ = {config.rope_theta:,.0f}"
 
 
 def _attention(config: ModelConfig) -> list[tuple[str, str]]:
@@ -260,10 +267,13 @@ def _attention(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
-    experts = config.experts
+    experts, primitives = config.experts, config.primitives
     if experts is None:
-        kind = {"swiglu": "SwiGLU", "relu2": "squared ReLU"}[config.activation]
-        return [("feed-forward width", f"{config.d_ff:,} ({kind})")]
+        kind = {"swiglu": "SwiGLU", "relu2": "squared ReLU", "gelu": "GELU"}[config.activation]
+        rows = [("feed-forward width", f"{config.d_ff:,} ({kind})")]
+        if primitives is not None:
+            rows.append(("feed-forward matrices", _primitives(primitives)))
+        return rows
     from pion.exports.table import architecture_of
     from pion.model.cost import cost_of
 
@@ -278,6 +288,15 @@ def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
         note = "; the file has a copy in each routed expert" if stock else ""
         rows.append(("shared experts", f"{experts.shared} of width {experts.d_shared:,}{note}"))
     return rows
+
+
+def _primitives(primitives: Primitives) -> str:
+    bits = primitives.activation_bits
+    rounded = f", ternary{f' with {bits}-bit activations' if bits else ''}"
+    return (
+        f"{primitives.top_k} of {primitives.n} shared primitives of rank {primitives.rank}"
+        f"{rounded if primitives.ternary else ''}; {len(primitives.bands)} bands share them"
+    )
 
 
 def _training(history: RunHistory) -> str:

@@ -20,6 +20,7 @@ from pipeline.report.experts import experts_section
 from pipeline.report.history import Row, RunHistory, Sample
 from pipeline.report.html import bars, items, section, table, text
 from pipeline.report.plots import TITLES, loss_plot, throughput_plot
+from pipeline.report.recipes import recipes_section
 from pipeline.report.result_tables import (
     choice_rows,
     human_count,
@@ -44,6 +45,7 @@ def write_report(path: str | Path, history: RunHistory) -> Path:
         _summary(history),
         _plots(history.curves()),
         experts_section(history),
+        recipes_section(history),
         _evaluation(history.results),
         _samples(history.samples()),
         _stages(history),

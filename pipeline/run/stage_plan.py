@@ -194,7 +194,7 @@ class Refusal:
             return []
         if not grows_over_the_run(settings_of(self.job.section(stale.stage))):
             return []
-        return [f"{steps} can't be raised: windows or momentum grow in proportion to it."]
+        return [f"{steps} can't be raised: windows, momentum or phases are in proportion to it."]
 
     def changes(self, stale: StaleStage) -> list[Difference]:
         """Return the fields, data included, in which the job differs from the stale stage."""

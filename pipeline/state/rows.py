@@ -106,6 +106,8 @@ class _Metrics(TypedDict):
     rows: NotRequired[Annotated[list[Count], Len(2, 2)]]
     expert_load: NotRequired[list[Number]]
     router_entropy: NotRequired[list[Number]]
+    recipe_entropy: NotRequired[list[Number]]
+    primitives_used: NotRequired[list[Number]]
     sample: NotRequired[_Sample]
 
 

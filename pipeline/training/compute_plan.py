@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.data.order import rows_per_rank
 from pipeline.job import Job
+from pipeline.job.phases import phases_of
 from pipeline.training.group import Group
 
 if TYPE_CHECKING:
@@ -104,9 +105,11 @@ def _fitting_micro_batch(
     from pion.train.hardware import cuda_capability, total_memory
     from pion.train.memory import Workload
     from pion.train.micro_batch import choose_micro_batch
+    from pion.train.phases import config_of_largest_phase
 
+    phases = phases_of(job.section(stage).phases)
     work = Workload(
-        job.model_config_resolved(),
+        config_of_largest_phase(phases, job.model_config_resolved()),
         seq_len=job.seq_len(stage),
         dtype=plan.dtype,
         optimizer=job.section(stage).optimizer,

@@ -29,6 +29,7 @@ FREE = {
         "experts.balance",
         "experts.balance_weight",
         "experts.z_weight",
+        "primitives.diversity_weight",
     )
 }
 
@@ -45,7 +46,9 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
 
     job, source = context.job, context.job.section(stage).init_from
     if source is not None:
-        return _model_from(context, source), f"starts from {source}"
+        model, was_packed = _model_from(context, source)
+        warning = ", whose ternary weights are already rounded" if was_packed else ""
+        return model, f"starts from {source}{warning}"
     if stage == "sft":
         folder = context.fetch(lambda: _bring_pretrained(context.run))
         return load_decoder(folder), "starts from the pretrained model"
@@ -64,8 +67,12 @@ def _bring_pretrained(run: RunState) -> Path:
     return bring_model(run, key)
 
 
-def _model_from(context: TrainingContext, source: str) -> Decoder:
-    """Return the job's decoder with the weights that `init_from: source` names."""
+def _model_from(context: TrainingContext, source: str) -> tuple[Decoder, bool]:
+    """Return the job's decoder with the weights that `init_from: source` names.
+
+    Also return whether its ternary banks were packed.
+    """
+    from pion.exports.packed import is_packed, unpacked
     from pion.model.decoder import Decoder
     from pipeline.models.find import find_model
     from pipeline.models.load import load_model
@@ -73,8 +80,29 @@ def _model_from(context: TrainingContext, source: str) -> Decoder:
     path = context.job.input_path(source)
     found = load_model(context.fetch(lambda: find_model(str(path) if path.exists() else source)))
     config = context.job.model_config_resolved()
-    require_same_model(config, found.config, source)
-    return Decoder.from_state(config, _with_head_rows(config, found.state_dict()))
+    try:
+        given, state = unpacked(found.config, found.state_dict())
+    except BadInput as error:
+        raise BadInput(f"init_from {source}: {error}") from None
+    require_same_model(config, given, source)
+    state = _with_positions(config, _with_head_rows(config, state), source)
+    return Decoder.from_state(config, state), is_packed(found.config)
+
+
+def _with_positions(
+    config: ModelConfig, state: dict[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Return the weights with as many learned positions as the model's context has tokens."""
+    table = state.get("positions.weight")
+    if table is None:
+        return state
+    if len(table) < config.seq_len:
+        raise BadInput(
+            f"init_from {source}: that model learned {len(table):,} positions, but the job's "
+            f"context has {config.seq_len:,} tokens. Nothing was lost. Set model.seq_len, "
+            f"data.seq_len and sft.seq_len to at most {len(table):,}"
+        )
+    return state | {"positions.weight": table[: config.seq_len]}
 
 
 def _with_head_rows(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:

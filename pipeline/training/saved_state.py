@@ -16,6 +16,7 @@ from pipeline.state.record_json import Count, build, open_record
 
 class _Optimizer(TypedDict):
     steps: Count
+    groups: NotRequired[dict[str, Count]]
 
 
 class _Plan(TypedDict):

@@ -42,21 +42,24 @@ _DAISY: dict[str, Any] = _SMALL | {
     "wiring": {"attention_layers": [0, 1, 3], "skips": [[3, 0]]},
     "values": {"layers": [0, 3]},
 }
+_PRIMITIVES: dict[str, Any] = _SMALL | {"primitives": {"bands": [[0, 1]]}}
 _EXPERTS = {"n": 4, "top_k": 2, "shared": 1, "d_shared": 704}
 
-# All three have the same width, because kernels that are the same are assembled once.
+# All have the same width, because kernels that are the same are assembled once.
 SUITE: dict[str, ModelConfig] = {
     "dense": ModelConfig.preset("pion-micro", **_SMALL),
     "tachyon": ModelConfig.preset("tachyon-tiny", **_SMALL),
     "daisy": ModelConfig.preset("daisy-pico-tied", **_ONE_DAISY),
+    "pilon": ModelConfig.preset("pilon-48m", **_PRIMITIVES),
 }
 # One for each family, and one that has the parts of several families. The widths of their heads,
-# which decide what flex attention needs of a card, are 96, 128, 128 and 64.
+# which decide what flex attention needs of a card, are 96, 128, 128, 64 and 64.
 SOAK: dict[str, ModelConfig] = {
     "dense": ModelConfig.preset("pion-xl", **_SMALL),
     "tachyon": ModelConfig.preset("tachyon-large", **_SMALL),
     "daisy": ModelConfig.preset("daisy-280m", **_DAISY),
     "mixed": ModelConfig.preset("daisy-pico", **_DAISY, experts=_EXPERTS),
+    "pilon": ModelConfig.preset("pilon-360m", **_PRIMITIVES),
 }
 SOAK_CARDS = ("A100", "A40", "L40S", "H100")
 SOFTCAP = 30.0

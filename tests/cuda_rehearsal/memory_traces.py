@@ -73,6 +73,7 @@ _OLD_DAISY_CUT = _CUT | {
     "wiring": {"skips": [[1, 0]]},
     "values": {"layers": [0, 1], "tables": [0, 0]},
 }
+_PILON_CUT = _CUT | {"primitives": {"bands": [[0, 1]]}}
 # With few tokens and ids, the optimizer's step needs the most.
 _FEW = _CUT | {"vocab_size": 512, "seq_len": 128}
 
@@ -90,6 +91,9 @@ SUITE = [
     Trace("daisy-280m", 1, optimizer="muon", changes=_DAISY_CUT),
     Trace("daisy-pico", dtype="float32", recompute=True, documents=True, changes=_DAISY_CUT),
     Trace("daisy-350m", 1, changes=_OLD_DAISY_CUT),
+    Trace("pilon-48m", changes=_PILON_CUT),
+    Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT),
+    Trace("pilon-48m-dense", documents=True, changes=_CUT),
 ]
 MICRO_BATCHES = (1, 8, 32)
 

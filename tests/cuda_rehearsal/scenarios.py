@@ -51,6 +51,7 @@ MODELS: dict[str, ModelConfig] = {
         wiring={"attention_layers": [0, 2], "skips": [[2, 0]]},
         values={"layers": [0, 2]},
     ),
+    "primitives": ModelConfig.preset("pilon-48m", primitives={"bands": [[0, 1]]}, **_SMALL),
 }
 
 # The prompt is longer than the window.

@@ -48,7 +48,11 @@ def test_a_compiled_block_keeps_what_its_parts_state(
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    "preset", ["pion-small", "pion-xl", "tachyon-tiny", "tachyon-large", "daisy-pico", "daisy-1.6b"]
+    "preset",
+    [
+        *("pion-small", "pion-xl", "tachyon-tiny", "tachyon-large", "daisy-pico", "daisy-1.6b"),
+        *("pilon-48m", "pilon-360m"),
+    ],
 )
 def test_compiled_blocks_of_each_family_keep_what_their_parts_state(
     run_on_pretended_card: Callable[..., str], preset: str

@@ -11,6 +11,7 @@ import torch
 
 from pion.config import ModelConfig
 from pion.model.decoder import Decoder
+from pion.train.phases import Phase
 from pipeline.job.fields import Model
 from tests.support.tiny_config import tiny_config
 
@@ -26,15 +27,23 @@ class Family:
 
     Attributes:
         model: fields of ModelConfig; a job's `model` section has the same fields.
-        training: fields of TrainSettings; a job's training sections have the same fields.
+        training: fields of a job's training sections.
+        apart: how far weights may be apart after gradients were added in another order. Rounding
+            to a few values makes some differences large.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    apart: float = 1e-5
 
     def config(self, **changes: Any) -> ModelConfig:
         """Return the settings of the tiny model, with these changes."""
         return tiny_config(**{"vocab_size": VOCAB, "seq_len": SEQ_LEN, **self.model, **changes})
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of TrainSettings."""
+        phases = tuple(Phase(**fields) for fields in self.training.get("phases", ()))
+        return {**self.training, "phases": phases}
 
     def job(self) -> dict[str, Any]:
         """Return the changes that make the tiny job (tests/support/jobs.py) train this family."""
@@ -78,6 +87,19 @@ DAISY = {
     "tie_embeddings": False,
     "head_multiple": 128,
 }
+PILON = {
+    "activation": "gelu",
+    "positions": "learned",
+    "heads": {"qk_norm": False},
+    "init": "uniform",
+}
+BANKS = {"n": 8, "rank": 4, "top_k": 3, "bands": [[0], [1]], "diversity_weight": 0.01}
+TERNARY = BANKS | {"ternary": True, "activation_bits": 8, "sub_norm": True}
+PHASES = [
+    {"until": 0.3, "rates": {"recipe": 0}, "top_k": 8},
+    {"until": 0.6, "rates": {"primitive": 0}},
+    {"unfreeze": [1]},
+]
 MUON = {"optimizer": "muon", "muon_decays": False, "muon_momentum_start": 0.85}
 
 FAMILIES = {
@@ -85,6 +107,8 @@ FAMILIES = {
     "softcapped": Family({"softcap": 1.5}),
     "tachyon": Family({"experts": EXPERTS}),
     "daisy": Family(DAISY, {**MUON, "window_schedule": "cubic"}),
+    "pilon": Family(PILON | {"primitives": BANKS}, {"phases": PHASES}),
+    "ternary": Family(PILON | {"primitives": TERNARY, "activation": "relu2"}, apart=1e-2),
     "experts-in-windows": Family({"experts": EXPERTS, "windows": WINDOWS}),
 }
 

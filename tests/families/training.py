@@ -45,7 +45,7 @@ def trainer(family: Family, folder: Path, *, world_size: int = 1, rank: int = 0)
     return Trainer(
         family.decoder(),
         open_stream(data, conversations=True, config=family.config()),
-        TrainSettings(**{**settings, **family.training}),
+        TrainSettings(**{**settings, **family.settings()}),
         plan,
         rank=rank,
     )

@@ -8,6 +8,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from pion.config import ModelConfig
 from pion.exports.table import to_transformers
 from pion.model.decoder import Decoder
+from pion.primitives import Primitives
 from tests.support.capped_models import MIXED
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.tiny_config import tiny_config
@@ -24,6 +26,13 @@ from tests.support.tiny_config import tiny_config
 PLAIN = tiny_config(vocab_size=300, seq_len=64)
 # Every part of a model, each in use.
 PARTS = ModelConfig.from_dict(MIXED.to_dict() | {"vocab_size": 300})
+# Primitives exclude experts.
+PRIMITIVES = replace(
+    PARTS,
+    experts=None,
+    activation="relu2",
+    primitives=Primitives(n=4, rank=4, top_k=2, bands=((0, 1), (2, 3)), ternary=True),
+)
 DEEP = "[" * 100_000 + "]" * 100_000
 ESCAPE = "\x1b]0;owned\x07"
 

@@ -18,7 +18,7 @@ from pipeline.job.bounded_yaml import MOST_NODES, check_yaml
 from pipeline.job.bounds import BOUNDS, beyond_bounds
 from pipeline.job.digest import digest_job
 from pipeline.job.every_field import sections_of
-from pipeline.job.file import load_job, parse_job
+from pipeline.job.file import JobLoader, load_job, parse_job
 from pipeline.job.mistakes import Document
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -290,23 +290,53 @@ def test_every_number_of_a_job_has_a_bound_and_every_bound_a_number() -> None:
     assert set(number_fields(Job, "")) == set(BOUNDS)
 
 
+def with_primitives(half: str) -> str:
+    """Return the job with primitives, which exclude experts, and with phases."""
+    job = yaml.load(half, JobLoader)  # noqa: S506
+    del job["model"]["experts"]
+    job["model"] |= {
+        "activation": "relu2",
+        "primitives": {
+            "n": 2048,
+            "rank": 2**15,
+            "top_k": 2048,
+            "bands": [list(range(job["model"]["n_layers"]))],
+            "ternary": True,
+            "activation_bits": 8,
+            "diversity_weight": 5e5,
+        },
+    }
+    phases = [
+        {"until": 0.5, "rates": {"matrix": 5e5}},
+        {"top_k": 2048, "rank": 2**15, "unfreeze": [0]},
+    ]
+    for stage in ("pretrain", "sft"):
+        job[stage] |= {"primitive_weight_decay": 5e5, "phases": phases}
+    return yaml.safe_dump(job)
+
+
 @pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    path = tmp_path_factory.mktemp("half") / "half.yaml"
-    path.write_text(HALF)
-    return load_job(path)
+def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+    folder, jobs = tmp_path_factory.mktemp("half"), {}
+    for name, text in (("experts", HALF), ("primitives", with_primitives(HALF))):
+        (folder / f"{name}.yaml").write_text(text)
+        jobs[name] = load_job(folder / f"{name}.yaml")
+    return jobs
 
 
-def test_a_job_with_every_number_at_half_of_its_bound_is_accepted(half: Job) -> None:
-    given = yaml.safe_dump(half.model_dump(mode="json", exclude_unset=True))
+def test_jobs_with_every_number_at_half_of_its_bound_are_accepted(halves: dict[str, Job]) -> None:
+    given = yaml.safe_dump(
+        [half.model_dump(mode="json", exclude_unset=True) for half in halves.values()]
+    )
     names = {path.rpartition(".")[2] for path in BOUNDS}
     assert not [name for name in names if not re.search(rf"\b{name}:", given)]
-    assert digest_job(half).stages
+    assert all(digest_job(half).stages for half in halves.values())
 
 
 @pytest.mark.parametrize("field", BOUNDS)
-def test_a_number_beyond_its_bound_is_a_mistake(half: Job, field: str) -> None:
-    job = half.model_copy(deep=True)
+def test_a_number_beyond_its_bound_is_a_mistake(halves: dict[str, Job], field: str) -> None:
+    of_primitives = "primitive" in field or "phases" in field
+    job = halves["primitives" if of_primitives else "experts"].model_copy(deep=True)
     *parents, name = field.split(".")
     section: Any = job
     for parent in parents:
@@ -319,6 +349,8 @@ def test_a_number_beyond_its_bound_is_a_mistake(half: Job, field: str) -> None:
         beyond = {"A40": Price(spot=1, on_demand=beyond)}
     elif isinstance(before, tuple):
         beyond = ((0, beyond),) if isinstance(before[0], tuple) else (0, beyond)
+    elif isinstance(before, dict):
+        beyond = {"matrix": beyond}
     setattr(section, name, beyond)
     (mistake,) = beyond_bounds(job, Document({}, {field: 7}))
     assert mistake.path.startswith(".".join(parents))

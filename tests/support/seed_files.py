@@ -22,8 +22,19 @@ def read_seed(path: Path) -> dict[str, Any]:
 
 def write_seed(content: Any, path: Path, **options: Any) -> None:
     """Write a `.pt` file whose config objects are of the seeds' classes, as `model.PionConfig`."""
-    module = ModuleType("model")
+    modules: dict[str, ModuleType] = {}
     for stub in STUBS:
-        setattr(module, stub.__name__, stub)
-    with mock.patch.dict(sys.modules, model=module):
+        # Importing `a.b` needs `a`, too.
+        names = stub.__module__.split(".")
+        for end in range(1, len(names) + 1):
+            package = ".".join(names[:end])
+            modules.setdefault(package, ModuleType(package))
+        setattr(modules[stub.__module__], stub.__name__, stub)
+    with mock.patch.dict(sys.modules, modules):
         torch.save(content, path, **options)
+
+
+def tensors_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors by the seed's names; changing the dict changes the content."""
+    tensors: dict[str, Any] = content["model" if "model" in content else "model_state_dict"]
+    return tensors

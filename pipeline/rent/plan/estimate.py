@@ -12,7 +12,7 @@ publishing are extra.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pion.bench.results import Results
 from pion.errors import BadInput
@@ -20,7 +20,9 @@ from pion.model.cost import flops_per_token
 from pion.train.hardware import gpu_flops
 from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
+from pion.train.phases import config_of_largest_phase
 from pipeline.job import Job
+from pipeline.job.phases import phases_of
 from pipeline.rent.plan.bench_speeds import Training, bench_speed
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.past_speeds import Speed, speed_on
@@ -201,11 +203,13 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
         compile=hardware.compile is not False,
         capability=kind.capability if kind else None,
     )
+    largest = config_of_largest_phase(phases_of(section.phases), config)
+    in_memory = replace(work, config=largest)
     derived, recompute = choose_micro_batch(
-        work, rows_per_rank=rows, memory_bytes=offer.gpu_memory, recompute=hardware.recompute
+        in_memory, rows_per_rank=rows, memory_bytes=offer.gpu_memory, recompute=hardware.recompute
     )
     micro_batch = min(hardware.micro_batch or derived, rows)
-    peak = predict_memory(work, micro_batch=micro_batch, recompute=recompute).total
+    peak = predict_memory(in_memory, micro_batch=micro_batch, recompute=recompute).total
     usable = int(offer.gpu_memory * (1 - HEADROOM))
     if peak > usable:
         raise BadInput(

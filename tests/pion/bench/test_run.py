@@ -192,6 +192,7 @@ def test_only_takes_rows_by_name_or_by_what_their_names_begin_with() -> None:
         "logits/pion",
         "logits/tachyon",
         "logits/daisy",
+        "logits/pilon",
         "kernels/loss",
     ]
     assert names() == [task.name for task in every_task(TINY)]
@@ -212,7 +213,7 @@ def test_the_default_set_begins_no_measurement_after_its_minutes(bench: Bench3) 
 
 def test_every_family_has_every_kind_of_check() -> None:
     found = names()
-    for family in ("pion", "tachyon", "daisy"):
+    for family in ("pion", "tachyon", "daisy", "pilon"):
         for row in ("logits/{}", "losses/{}/float32", "losses/{}/bfloat16", "resume/{}"):
             assert row.format(family) in found
     assert {"masks", "generation/capped", "generation/windowed"} <= set(found)

@@ -32,6 +32,7 @@ LEFT_OUT = {
     "train/tiny-pion/compiled": "compiles nothing",
     "train/tiny-tachyon/compiled": "compiles nothing",
     "train/tiny-daisy/compiled": "compiles nothing",
+    "train/tiny-pilon/compiled": "compiles nothing",
 }
 
 

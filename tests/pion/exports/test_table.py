@@ -29,6 +29,8 @@ TOKENS = torch.randint(0, 250, (2, 64), generator=torch.Generator().manual_seed(
         ("tachyon-tiny", "Qwen3MoeForCausalLM"),
         ("daisy-pico", "PionForCausalLM"),
         ("daisy-350m", "PionForCausalLM"),
+        ("pilon-48m", "PionForCausalLM"),
+        ("pilon-48m-dense", "PionForCausalLM"),
     ],
 )
 def test_the_first_architecture_that_fits_is_taken(preset: str, name: str) -> None:
@@ -47,6 +49,8 @@ def test_what_no_stock_architecture_computes_gets_modelling_files() -> None:
         ("softcap", 30.0),
         ("logit_cap", 15.0),
         ("activation", "relu2"),
+        ("activation", "gelu"),
+        ("positions", "learned"),
         ("norm_gain", False),
         ("windows", MIXED.windows),
         ("heads", MIXED.heads),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pion.model.decoder import Decoder
+from pion.model.varying import Varying
 from pion.seeds.daisy import turned
 from pion.train.optimizer import Optimizer
 from pion.train.schedule import StepPlan
@@ -68,7 +69,9 @@ def steps_of(
             start = (step * grad_accum + micro_batch) * seq_len
             row = tokens[start : start + seq_len + 1][None]
             ids, targets = row[:, :-1], row[:, 1:]
-            losses = model.losses(ids, targets, documents=documents_of(ids), window=window)
+            losses = model.losses(
+                ids, targets, documents=documents_of(ids), varying=Varying(window)
+            )
             loss = losses.ce / (seq_len * grad_accum)
             loss.backward()
             total += loss.detach()

@@ -87,7 +87,7 @@ def test_loaded_state_continues_bit_for_bit(kind: str) -> None:
     copy.load_state_dict(weights(model))
     second = Optimizer(copy, settings(kind))
     copy_tensors(saved, second.state_tensors())
-    second.set_steps(3)
+    second.set_counts({"steps": 3})
     for each, optimizer in ((model, first), (copy, second)):
         give_gradients(each, seed=9)
         optimizer.step(at(0.5, optimizer=kind))

@@ -19,12 +19,16 @@ def steps(first: int, stop: int, load: list[float], entropy: list[float]) -> lis
     return [row(step, loss=3.0, **reported) for step in range(first, stop)]
 
 
+def rows_of(html: str) -> list[list[str]]:
+    """Return the rows of all tables."""
+    return [re.findall(r"<t[hd].*?>(.*?)</t", found) for found in html.split("<tr>")[1:]]
+
+
 def shown(html: str) -> tuple[list[list[str]], str]:
     """Return the table's rows, the header first, and the note of the section on experts."""
     _, _, rest = html.partition("<h2>Experts</h2>")
     inside = rest.partition("</section>")[0]
-    rows = [re.findall(r"<t[hd].*?>(.*?)</t", found) for found in inside.split("<tr>")[1:]]
-    return rows, Page(inside.partition("</table>")[2].removeprefix("</div>")).text
+    return rows_of(inside), Page(inside.partition("</table>")[2].removeprefix("</div>")).text
 
 
 def test_each_layer_has_its_load_and_entropy_at_the_end_of_each_stage(tmp_path: Path) -> None:

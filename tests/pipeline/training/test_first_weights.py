@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import pion
 from pion.config import ModelConfig
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput
@@ -70,3 +71,46 @@ def test_an_export_without_the_rows_that_no_token_has_is_continued(tmp_path: Pat
     for name, tensor in started.state_dict().items():
         count = rows if name == "lm_head.weight" else len(tensor)
         assert torch.equal(tensor[:count], expected[name][:count]), name
+
+
+def ternary(**primitives: Any) -> dict[str, Any]:
+    """Return the `model` section of a small ternary PILON."""
+    shape = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "d_ff": 48}
+    shape |= {"vocab_size": 262, "seq_len": 64, "positions": "learned", "activation": "relu2"}
+    banks = {"n": 4, "rank": 4, "top_k": 4, "bands": [[0, 1]], "ternary": True} | primitives
+    return shape | {"heads": {"qk_norm": False}, "primitives": banks}
+
+
+def published(folder: Path, model: dict[str, Any]) -> Path:
+    """Publish random weights of a model, and return the folder."""
+    train_bpe(["some text to learn bytes from"], 262).save(folder / "tokenizer.json")
+    decoder = Decoder(ModelConfig.of(model))
+    export_model(decoder, folder / "tokenizer.json", folder / "export", chat=False)
+    return folder / "export"
+
+
+def test_a_packed_model_is_continued_and_its_rounding_is_said(tmp_path: Path) -> None:
+    folder = published(tmp_path, ternary())
+    job = tiny_job(model=ternary(), sft=None, pretrain__init_from=str(folder))
+    context: Any = SimpleNamespace(job=job, fetch=lambda bring: bring())
+    started, origin = first_model(context, "pretrain")
+    assert origin == f"starts from {folder}, whose ternary weights are already rounded"
+    again, _ = pion.load(folder)
+    tokens = torch.arange(60).view(2, 30)
+    with torch.no_grad():
+        assert (started(tokens) - again(tokens)).abs().max() <= 1e-4
+
+
+def test_a_packed_model_without_its_unused_primitives_is_refused(tmp_path: Path) -> None:
+    model = ternary(top_k=1)
+    folder = published(tmp_path, model)
+    with pytest.raises(BadInput, match="primitives that no layer used were left out") as refusal:
+        first(model, folder)
+    assert f"init_from {folder}" in str(refusal.value)
+
+
+def test_a_context_beyond_the_learned_positions_is_refused(tmp_path: Path) -> None:
+    folder = published(tmp_path, ternary())
+    assert first(ternary() | {"seq_len": 32}, folder).config.seq_len == 32
+    with pytest.raises(BadInput, match="learned 64 positions, but the job's context has 128"):
+        first(ternary() | {"seq_len": 128}, folder)

@@ -1,0 +1,160 @@
+"""Pack the ternary banks of a model for shipping, and unpack them to train from them.
+
+A packed bank has five trits in a byte and two scales for each primitive (bank.py). Primitives that
+no recipe uses are left out, which changes no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.bank import recipe_of
+from pion.model.ternary import rounded, ternary_scales
+from pion.model.trits import pack_trits, unpack_trits
+from pion.primitives import Primitives
+
+State = dict[str, Tensor]
+
+WAYS = ("up", "down")
+FP32_BYTES = 4
+
+
+def is_packed(config: ModelConfig) -> bool:
+    """Return whether the banks of a model are packed."""
+    return config.primitives is not None and config.primitives.stored is not None
+
+
+def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    """Return a model with its ternary banks packed; other models as they are.
+
+    A scale over the primitives that a layer chose gives each layer its own trits. Such a model is
+    packed layer by layer, if that is smaller than its banks in fp32.
+    """
+    primitives = config.primitives
+    if primitives is None or not primitives.ternary or is_packed(config):
+        return config, state
+    if primitives.ternary_scale == "chosen":
+        alone, state_alone = _a_band_for_each_layer(config, state)
+        smaller = _packed_bands(alone, state_alone)
+        banks = [tensor for name, tensor in state.items() if name.endswith(".factors")]
+        if _bank_bytes(smaller[1]) < sum(FP32_BYTES * bank.numel() for bank in banks):
+            return smaller
+        return config, state
+    return _packed_bands(config, state)
+
+
+def unpacked(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    """Return a packed model with latent weights in fp32, which can be trained.
+
+    Rounding the latents gives the same trits, and the same scales up to rounding. Raises BadInput
+    if primitives were left out.
+    """
+    primitives = config.primitives
+    if primitives is None or primitives.stored is None:
+        return config, state
+    left_out = sum(primitives.n - stored for pair in primitives.stored for stored in pair)
+    if left_out:
+        raise BadInput(
+            f"{left_out:,} primitives that no layer used were left out of this published model, so "
+            "it can't be trained. Start from a checkpoint of the run that trained it"
+        )
+    latent: State = {}
+    for name, tensor in state.items():
+        prefix, _, part = name.rpartition(".")
+        if part not in ("packed", "scales", "numbers"):
+            latent[name] = tensor
+        elif part == "packed":
+            latent[f"{prefix}.factors"] = _latents(config, primitives, prefix, state)
+    return replace(config, primitives=replace(primitives, stored=None)), latent
+
+
+def _packed_bands(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    primitives = config.primitives
+    assert primitives is not None
+    shipped, stored = dict(state), []
+    for band, layers in enumerate(primitives.bands):
+        pair = []
+        for way in WAYS:
+            prefix = f"bands.{band}.{way}"
+            chosen = _chosen(state, layers, way, primitives.top_k)
+            used = chosen.unique()
+            factors = shipped.pop(f"{prefix}.factors")
+            trits, scales = _quantised(factors, used, chosen, config, way)
+            shipped[f"{prefix}.packed"] = pack_trits(trits)
+            shipped[f"{prefix}.scales"], shipped[f"{prefix}.numbers"] = scales, used
+            pair.append(len(used))
+        stored.append((pair[0], pair[1]))
+    return replace(config, primitives=replace(primitives, stored=tuple(stored))), shipped
+
+
+def _chosen(state: State, layers: Sequence[int], way: str, top_k: int) -> Tensor:
+    """Return the numbers of the primitives that the layers choose, in the order of the recipes."""
+    recipes = [state[f"blocks.{layer}.feedforward.{way}_recipe"].float() for layer in layers]
+    return torch.cat([recipe_of(logits, top_k).chosen for logits in recipes])
+
+
+def _quantised(
+    factors: Tensor, used: Tensor, chosen: Tensor, config: ModelConfig, way: str
+) -> tuple[Tensor, Tensor]:
+    """Return the trits of the used primitives as int8, and their scales (used, 2)."""
+    assert config.primitives is not None
+    of = config.primitives.ternary_scale
+    trits, scales = [], []
+    for factor in factors.float().split(widths(config, way), dim=-1):
+        # A mean over all chosen ones is rounded as the model rounds it: in their order.
+        scale = ternary_scales(factor, factor[used if of == "primitive" else chosen], of)
+        trits.append(rounded(factor[used], scale, 1).to(torch.int8))
+        scales.append(scale[:, 0].expand(len(used), 1))
+    return torch.cat(trits, dim=-1), torch.cat(scales, dim=1)
+
+
+def widths(config: ModelConfig, way: str) -> tuple[int, int]:
+    """Return d_in and d_out of a bank."""
+    pair = config.d_model, config.d_ff
+    return pair if way == "up" else pair[::-1]
+
+
+def _latents(config: ModelConfig, primitives: Primitives, prefix: str, state: State) -> Tensor:
+    """Return latents whose mean of |weights| is the scale: zeros, and larger values elsewhere."""
+    pair = widths(config, prefix.rpartition(".")[2])
+    shape = (len(state[f"{prefix}.scales"]), primitives.rank, sum(pair))
+    trits = unpack_trits(state[f"{prefix}.packed"], shape).float().split(pair, dim=-1)
+    scales = state[f"{prefix}.scales"].float().split(1, dim=-1)
+    return torch.cat(
+        [
+            factor
+            * (scale[..., None] / factor.abs().mean(dim=(1, 2), keepdim=True).clamp(min=1e-8))
+            for factor, scale in zip(trits, scales, strict=True)
+        ],
+        dim=-1,
+    )
+
+
+def _a_band_for_each_layer(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    """Return the model with a band for each layer, which has only the primitives that it chose."""
+    primitives = config.primitives
+    assert primitives is not None
+    band_of = primitives.band_of()
+    alone = {name: tensor for name, tensor in state.items() if not name.startswith("bands.")}
+    for layer in range(config.n_layers):
+        for way in WAYS:
+            for name, tensor in state.items():
+                prefix = f"bands.{band_of[layer]}.{way}."
+                if name.startswith(prefix):
+                    alone[f"bands.{layer}.{way}.{name.removeprefix(prefix)}"] = tensor
+    bands = tuple((layer,) for layer in range(config.n_layers))
+    return replace(config, primitives=replace(primitives, bands=bands)), alone
+
+
+def _bank_bytes(state: State) -> int:
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in state.items()
+        if name.startswith("bands.")
+    )

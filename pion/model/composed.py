@@ -1,0 +1,97 @@
+"""Feed-forward layers whose two matrices are mixtures of a band's primitives (PILON)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pion.config import ModelConfig
+from pion.model.bank import Band, Mixture, kept_by_mixture, recipe_of
+from pion.model.feedforward import activation, squares_in_fp32
+from pion.model.forward_pass import ForwardPass, gradient_bytes
+from pion.model.norm import RMSNorm
+from pion.parameter_role import Role
+
+
+class Mixing(NamedTuple):
+    """What a layer mixes: the banks of its band, of which it uses `top_k` primitives.
+
+    `rank` is how many ranks of each primitive it uses, if not all.
+    """
+
+    band: Band
+    top_k: int
+    rank: int | None = None
+
+
+class Composed(nn.Module):
+    """Computes down(act(up(x))), both mixtures of primitives, and normalizes it with a sub-norm."""
+
+    roles: ClassVar[dict[str, Role]] = {"up_recipe": "recipe", "down_recipe": "recipe"}
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.primitives is not None
+        self.settings, self.d_model, self.d_ff = config.primitives, config.d_model, config.d_ff
+        self.activate = activation(config.activation)
+        self.squares = config.activation == "relu2"
+        self.up_recipe = nn.Parameter(torch.empty(self.settings.n))
+        self.down_recipe = nn.Parameter(torch.empty(self.settings.n))
+        self.sub_norm: RMSNorm | None = None
+        if self.settings.sub_norm:
+            self.sub_norm = RMSNorm(config.d_model, config.norm_eps)
+        self._joined: tuple[Mixture, Mixture] | None = None
+
+    @torch.no_grad()
+    def join_projections(self, band: Band, dtype: torch.dtype) -> None:
+        """Mix the primitives once, for all tokens from now on; see Decoder."""
+        joined = []
+        for bank, logits in ((band.up, self.up_recipe), (band.down, self.down_recipe)):
+            ins, scale, shift, outs = bank.mixture(recipe_of(logits.float(), self.settings.top_k))
+            joined.append(Mixture(ins.to(dtype), scale, shift, outs.to(dtype)))
+        self._joined = joined[0], joined[1]
+
+    def forward(self, x: Tensor, mixing: Mixing) -> Tensor:
+        """Map (B, T, d_model) to (B, T, d_model)."""
+        up, down = self._joined or (
+            mixing.band.up.mixture(recipe_of(self.up_recipe.float(), mixing.top_k), mixing.rank),
+            mixing.band.down.mixture(
+                recipe_of(self.down_recipe.float(), mixing.top_k), mixing.rank
+            ),
+        )
+        hidden = self.activate(mixing.band.up.apply_mixture(x, up))
+        result = mixing.band.down.apply_mixture(hidden, down)
+        return result if self.sub_norm is None else self.sub_norm(result)
+
+    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+        """Return the bytes kept for the backward pass: by both mixtures, but the block counts the
+        first one's input; by the activation, and by the sub-norm.
+
+        A square keeps its input, which is in fp32 where the square is. GELU keeps its input too.
+        """
+        kept = kept_by_mixture(self.settings, self.d_model, at) - at.width * self.d_model
+        kept += kept_by_mixture(self.settings, self.d_ff, at) + at.width * self.d_ff
+        if self.squares and squares_in_fp32(at):
+            kept += 4 * self.d_ff
+        if self.sub_norm is not None:
+            kept += self.sub_norm.kept_bytes(at)
+        return kept
+
+    def copied_bytes(self, at: ForwardPass) -> int:
+        """Return the bytes of the chosen primitives, which are copied next to each other."""
+        return at.width * self.macs_per_token()
+
+    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+        """Return the most bytes that the backward pass adds to what is kept.
+
+        The gradients of what the activation reads and returns, and of one bank.
+        """
+        bank = self.settings.n * self.settings.rank * (self.d_model + self.d_ff)
+        return 3 * at.width * self.d_ff * tokens + 2 * gradient_bytes(at, bank)
+
+    def macs_per_token(self) -> int:
+        """Return the multiply-accumulates with weights for one token."""
+        ranks = self.settings.top_k * self.settings.rank
+        return 2 * ranks * (self.d_model + self.d_ff)

@@ -1,0 +1,162 @@
+"""The part of a model whose feed-forward layers are mixed from shared low-rank primitives.
+
+This is the idea of PILON. Its maths is in pion/model/bank.py and pion/model/composed.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pion.errors import BadInput
+from pion.later_fields import shown
+from pion.part_fields import (
+    imported,
+    is_number,
+    layer_numbers,
+    require_flag,
+    require_list,
+    require_whole,
+    setting,
+)
+
+# The bytes of a row of bf16 in a matrix product are a multiple of this.
+ROW_BYTES = 16
+
+
+class Layered(Protocol):
+    """The fields of a model that its primitives must fit: a ModelConfig has them."""
+
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def experts(self) -> object: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Primitives:
+    """Feed-forward layers whose two matrices are mixed from banks of shared low-rank primitives.
+
+    The layers of a band share two banks, one for each matrix. A layer has a recipe for each: logits
+    over the primitives, of which the `top_k` largest count, weighted by their softmax.
+    """
+
+    n: int = setting("primitives in a bank")
+    rank: int = setting("rank of a primitive")
+    top_k: int = setting("primitives in a recipe")
+    bands: tuple[tuple[int, ...], ...] = setting(
+        "the layers of each band, for example [[0, 1, 2], [3, 4, 5]]"
+    )
+    ternary: bool = setting("give the weights of a primitive three values only: −a, 0 and a", False)
+    activation_bits: int = setting(
+        "bits to which a ternary bank rounds its normalized input, from 2 to 16; 0: no rounding", 0
+    )
+    sub_norm: bool = setting("normalize the result of a feed-forward layer", False)
+    diversity_weight: float = setting(
+        "weight of the loss that keeps the recipes of a band apart", 0.0
+    )
+    # What a ternary scale is the mean of, and which maximum rounding is relative to. The seed's
+    # vary; ours neither depend on a recipe nor let a token see other tokens.
+    ternary_scale: Literal["primitive", "bank", "chosen"] = imported("primitive")
+    activation_scale: Literal["token", "batch"] = imported("token")
+    # The seed mixes a bias with the square root of its weight.
+    bias_weight: Literal["exact", "root"] = imported("exact")
+    # Of a published model, whose ternary banks are packed: how many primitives each band stores of
+    # its two banks. Primitives that no recipe uses are left out.
+    stored: tuple[tuple[int, int], ...] | None = imported(None)
+
+    def __post_init__(self) -> None:
+        for name in ("n", "rank", "top_k"):
+            require_whole(f"primitives.{name}", getattr(self, name), least=1)
+        if self.top_k > self.n:
+            raise BadInput(f"primitives.top_k {self.top_k} is more than primitives.n {self.n}")
+        for name in ("ternary", "sub_norm"):
+            require_flag(f"primitives.{name}", getattr(self, name))
+        require_whole("primitives.activation_bits", self.activation_bits, least=0)
+        if self.activation_bits and not self.ternary:
+            raise BadInput("primitives.activation_bits: only a ternary bank rounds its input")
+        if self.activation_bits == 1 or self.activation_bits > 16:
+            raise BadInput(
+                f"primitives.activation_bits is {self.activation_bits}; it must be 0, or from 2 "
+                "to 16"
+            )
+        weight = self.diversity_weight
+        if not is_number(weight) or weight < 0:
+            raise BadInput(
+                f"primitives.diversity_weight is {shown(weight)}; it must be a number of at least 0"
+            )
+        for name, known in (
+            ("ternary_scale", ("primitive", "bank", "chosen")),
+            ("activation_scale", ("token", "batch")),
+            ("bias_weight", ("exact", "root")),
+        ):
+            if getattr(self, name) not in known:
+                text = shown(getattr(self, name))
+                raise BadInput(f"primitives.{name} is {text}; it must be {' or '.join(known)}")
+        object.__setattr__(self, "bands", _bands(self.bands))
+        if self.stored is not None:
+            object.__setattr__(self, "stored", self._checked_stored(self.stored))
+
+    def _checked_stored(self, stored: object) -> tuple[tuple[int, int], ...]:
+        pairs = [
+            layer_numbers("primitives.stored", pair)
+            for pair in require_list("primitives.stored", stored)
+        ]
+        good = all(len(pair) == 2 and 1 <= min(pair) <= max(pair) <= self.n for pair in pairs)
+        if not self.ternary or len(pairs) != len(self.bands) or not good:
+            raise BadInput(
+                f"primitives.stored is {shown(stored)}; a ternary model has two numbers from 1 to "
+                f"{self.n} for each of its {len(self.bands)} bands"
+            )
+        return tuple((up, down) for up, down in pairs)
+
+    @property
+    def levels(self) -> int:
+        """The largest whole number to which a bank rounds its input; 0: no rounding."""
+        if not self.activation_bits:
+            return 0
+        # The seed rounds to one number more than fits its bits.
+        return 2 ** (self.activation_bits - 1) - (self.activation_scale == "token")
+
+    def band_of(self) -> dict[int, int]:
+        """Return the number of the band of each layer."""
+        return {layer: number for number, band in enumerate(self.bands) for layer in band}
+
+    def check(self, model: Layered) -> None:
+        """Raise BadInput for a model that these primitives do not fit."""
+        if model.experts is not None:
+            raise BadInput("primitives and experts: a feed-forward layer can't be both. Remove one")
+        if model.activation == "swiglu":
+            raise BadInput(
+                "primitives: layers of primitives have two matrices and no gate. Set activation "
+                "to gelu or relu2"
+            )
+        layers = [layer for band in self.bands for layer in band]
+        for layer in range(model.n_layers):
+            if layers.count(layer) != 1:
+                what = "twice" if layer in layers else "in no band"
+                raise BadInput(
+                    f"primitives.bands has layer {layer} {what}; each of the {model.n_layers} "
+                    "layers must be in one band"
+                )
+        if max(layers) >= model.n_layers:
+            raise BadInput(
+                f"primitives.bands names layer {max(layers)}, but the model has {model.n_layers} "
+                f"layers, 0 to {model.n_layers - 1}"
+            )
+        if 2 * self.n * self.rank % ROW_BYTES:
+            raise BadInput(
+                f"primitives.n {self.n} times primitives.rank {self.rank} must be a multiple of "
+                f"{ROW_BYTES // 2}: matrix products are fast only with aligned rows"
+            )
+
+
+def _bands(value: object) -> tuple[tuple[int, ...], ...]:
+    bands = require_list("primitives.bands", value)
+    found: Sequence[tuple[int, ...]] = [layer_numbers("primitives.bands", band) for band in bands]
+    if not found or not all(found):
+        raise BadInput(f"primitives.bands is {shown(value)}; each band needs at least one layer")
+    return tuple(found)

@@ -1,0 +1,125 @@
+"""Phases of a run: parts with their own rates, recipe sizes and trained bands (PILON).
+
+The phase of a step depends only on the step. So a resumed run needs nothing but its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.later_fields import closest, shown
+from pion.parameter_role import Role
+
+OTHERS = "others"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run. Fields that are None leave things as the model has them.
+
+    Attributes:
+        until: where the phase ends: a share of the run's steps in (0, 1), or a number of finished
+            steps. The last phase has None: it lasts to the end.
+        rates: factors of the learning rates by role, and by "others" for all other roles. A role
+            with the factor 0 is frozen: its parameters, moments and counts stand still.
+        top_k: primitives in a recipe.
+        rank: ranks of each primitive in use.
+        unfreeze: the only bands that are trained, with their layers and banks.
+    """
+
+    until: float | int | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+    top_k: int | None = None
+    rank: int | None = None
+    unfreeze: tuple[int, ...] | None = None
+
+    def factor(self, role: Role) -> float:
+        """Return the factor of a role's learning rate."""
+        return self.rates.get(role, self.rates.get(OTHERS, 1.0))
+
+    def frozen_roles(self) -> frozenset[Role]:
+        """Return the roles that this phase does not train."""
+        return frozenset(role for role in get_args(Role) if self.factor(role) == 0)
+
+    def end(self, steps: int) -> int:
+        """Return the number of finished steps at which the phase ends, of a run of `steps`."""
+        if self.until is None:
+            return steps
+        return round(self.until * steps) if isinstance(self.until, float) else self.until
+
+
+def phase_at(phases: Sequence[Phase], step: int, steps: int) -> Phase:
+    """Return the phase of optimizer step `step`, of a run of `steps`."""
+    return next((phase for phase in phases if step < phase.end(steps)), phases[-1])
+
+
+def config_of_largest_phase(phases: Sequence[Phase], config: ModelConfig) -> ModelConfig:
+    """Return the model with the longest recipes of any phase, which need the most memory."""
+    primitives = config.primitives
+    if primitives is None:
+        return config
+    longest = max([primitives.top_k, *(phase.top_k or 0 for phase in phases)])
+    return replace(config, primitives=replace(primitives, top_k=longest))
+
+
+def check_phases(phases: Sequence[Phase], steps: int) -> None:
+    """Raise BadInput for phases that no run of `steps` steps can have, naming the first mistake."""
+    before = 0
+    for number, phase in enumerate(phases):
+        where, last = f"phases.{number}", number == len(phases) - 1
+        if last and phase.until is not None:
+            raise BadInput(f"{where}.until: the last phase lasts to the end; remove `until`")
+        if not last and phase.until is None:
+            raise BadInput(f"{where}.until: missing; only the last phase lasts to the end")
+        if isinstance(phase.until, float) and not 0 < phase.until < 1:
+            text = shown(phase.until)
+            raise BadInput(f"{where}.until: {text} is no share of the steps; give 0 < until < 1")
+        end = phase.end(steps)
+        if not before < end <= steps or (end == steps and not last):
+            raise BadInput(
+                f"{where}.until: the phase would end after step {end}. It must end after step "
+                f"{before}, where it begins, and before step {steps}, the last"
+            )
+        _check_trained(where, phase)
+        before = end
+
+
+def _check_trained(where: str, phase: Phase) -> None:
+    known = (*get_args(Role), OTHERS)
+    for name, rate in phase.rates.items():
+        if name not in known:
+            raise BadInput(f"{where}.rates: unknown role {shown(name)}{closest(name, known)}")
+        if not rate >= 0:
+            raise BadInput(f"{where}.rates.{name}: {shown(rate)} is below 0")
+    if len(phase.frozen_roles()) == len(get_args(Role)):
+        raise BadInput(f"{where}.rates: all roles are frozen; give some role a rate above 0")
+
+
+def check_phases_of_model(phases: Sequence[Phase], config: ModelConfig) -> None:
+    """Raise BadInput for phases that do not fit a model, naming the first mistake."""
+    primitives = config.primitives
+    for number, phase in enumerate(phases):
+        where = f"phases.{number}"
+        sizes = {"top_k": phase.top_k, "rank": phase.rank, "unfreeze": phase.unfreeze}
+        given = [name for name, value in sizes.items() if value is not None]
+        if primitives is None:
+            if given:
+                raise BadInput(f"{where}.{given[0]}: the model has no primitives")
+            continue
+        for name, value, most in (
+            ("top_k", phase.top_k, primitives.n),
+            ("rank", phase.rank, primitives.rank),
+        ):
+            if value is not None and not 1 <= value <= most:
+                raise BadInput(f"{where}.{name}: {shown(value)} must be from 1 to {most}")
+        bands = range(len(primitives.bands))
+        for band in phase.unfreeze or ():
+            if band not in bands:
+                raise BadInput(
+                    f"{where}.unfreeze: there is no band {shown(band)}; the model has "
+                    f"{len(bands)}, counted from 0"
+                )

@@ -1,0 +1,184 @@
+"""Phases: which step is in which phase, and what a phase freezes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.train.optimizer import Optimizer
+from pion.train.phases import Phase, check_phases_of_model, config_of_largest_phase
+from pion.train.schedule import fixed_until, plan_at
+from pion.train.settings import TrainSettings
+from tests.support.tiny_config import tiny_config
+
+PRIMITIVES = {"n": 8, "rank": 4, "top_k": 3, "bands": [[0], [1]]}
+CONFIG = tiny_config(
+    activation="gelu", positions="learned", heads={"qk_norm": False}, primitives=PRIMITIVES
+)
+THREE = (
+    Phase(until=0.2, rates={"recipe": 0}, top_k=8),
+    Phase(until=0.5, rates={"primitive": 0, "others": 0.75}, rank=2),
+    Phase(unfreeze=(1,)),
+)
+
+
+def settings(phases: tuple[Phase, ...] = THREE, **fields: Any) -> TrainSettings:
+    return TrainSettings(
+        **{"steps": 10, "global_batch": 2, "lr": 1e-2, "schedule": "constant", "phases": phases}
+        | fields
+    )
+
+
+def decoder() -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(CONFIG)
+
+
+def trained(model: Decoder, optimizer: Optimizer, step: int) -> set[str]:
+    """Update with random gradients at a step of the run; return the parameters that moved."""
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    for param in model.parameters():
+        param.grad = torch.randn(param.shape)
+    optimizer.step(plan_at(optimizer.settings, step, CONFIG))
+    return {
+        name for name, param in model.named_parameters() if not torch.equal(param, before[name])
+    }
+
+
+def test_the_phase_of_a_step_depends_only_on_the_step() -> None:
+    plans = [plan_at(settings(), step, CONFIG) for step in range(10)]
+    assert [plan.varying.top_k for plan in plans] == [8] * 2 + [None] * 8
+    assert [plan.varying.rank for plan in plans] == [None] * 2 + [2] * 3 + [None] * 5
+    assert [plan.rates["matrix"] for plan in plans] == [0.01] * 2 + [0.0075] * 3 + [0.01] * 5
+    assert [plan.rates["primitive"] for plan in plans] == [0.01] * 2 + [0.0] * 3 + [0.01] * 5
+    assert [plan.rates["recipe"] for plan in plans] == [0.0] * 2 + [0.0075] * 3 + [0.01] * 5
+
+
+def test_a_phase_may_end_at_a_number_of_steps() -> None:
+    at_seven = settings((Phase(until=7, top_k=1), Phase()))
+    plans = [plan_at(at_seven, step, CONFIG) for step in range(10)]
+    assert [plan.varying.top_k for plan in plans] == [1] * 7 + [None] * 3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_frozen_roles_and_bands_do_not_move(optimizer: str) -> None:
+    model = decoder()
+    optimize = Optimizer(model, settings(optimizer=optimizer))
+    every = {name for name, _ in model.named_parameters()}
+    recipes = {name for name in every if name.endswith("_recipe")}
+    primitives = {name for name in every if name.startswith("bands.")}
+    first_band = {name for name in every if name.startswith(("bands.0.", "blocks.0."))}
+    assert trained(model, optimize, 0) == every - recipes
+    assert trained(model, optimize, 2) == every - primitives
+    assert trained(model, optimize, 5) == every - first_band
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_state_and_counts_of_what_is_frozen_stand_still(optimizer: str) -> None:
+    model = decoder()
+    optimize = Optimizer(model, settings(optimizer=optimizer))
+    trained(model, optimize, 0)
+    before = {name: tensor.clone() for name, tensor in optimize.state_tensors().items()}
+    trained(model, optimize, 2)  # primitives are frozen
+    for name, tensor in optimize.state_tensors().items():
+        assert torch.equal(tensor, before[name]) == name.startswith("bands."), name
+    groups = optimize.counts()["groups"]
+    assert (groups["primitive.0"], groups["recipe.0"], groups["embedding"]) == (1, 1, 2)
+
+
+def test_a_resumed_optimizer_continues_the_counts_of_each_group() -> None:
+    """Recipes begin late: their bias correction counts from there, before and after a resume."""
+    models = decoder(), decoder()
+    unbroken, first = (Optimizer(model, settings()) for model in models)
+    for step in range(6):
+        for model, optimizer in zip(models, (unbroken, first), strict=True):
+            torch.manual_seed(step)
+            trained(model, optimizer, step)
+    resumed = Optimizer(models[1], settings())
+    for name, tensor in resumed.state_tensors().items():
+        tensor.copy_(first.state_tensors()[name])
+    resumed.set_counts(first.counts())
+    for model, optimizer in zip(models, (unbroken, resumed), strict=True):
+        torch.manual_seed(6)
+        trained(model, optimizer, 6)
+    assert resumed.counts() == unbroken.counts()
+    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters()):
+        assert torch.equal(one, other), name
+
+
+def test_frozen_parameters_do_not_count_in_the_norm() -> None:
+    model = decoder()
+    optimizer = Optimizer(model, settings())
+    names = {id(param): name for name, param in model.named_parameters()}
+    clipped = {names[id(param)] for param in optimizer.trained(plan_at(settings(), 2, CONFIG))}
+    assert clipped == {name for name in names.values() if not name.startswith("bands.")}
+
+
+def test_without_phases_the_optimizer_records_what_it_always_did() -> None:
+    assert Optimizer(decoder(), settings(())).counts() == {"steps": 0}
+
+
+def test_steps_can_be_raised_only_if_no_phase_ends_at_a_share_of_them() -> None:
+    assert fixed_until(settings()) == 0
+    assert fixed_until(settings((Phase(until=7), Phase()))) == 10
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ((Phase(until=0.5), Phase(until=0.2), Phase()), "phases.1.until: the phase would end"),
+        ((Phase(until=0.5), Phase(until=5), Phase()), "phases.1.until: the phase would end"),
+        ((Phase(until=10), Phase()), "phases.0.until: the phase would end after step 10"),
+        ((Phase(until=11), Phase()), "phases.0.until: the phase would end after step 11"),
+        ((Phase(until=0), Phase()), "phases.0.until: the phase would end after step 0"),
+        ((Phase(until=1.0), Phase()), "phases.0.until: 1.0 is no share of the steps"),
+        ((Phase(until=-0.5), Phase()), "phases.0.until: -0.5 is no share of the steps"),
+        ((Phase(), Phase()), "phases.0.until: missing"),
+        ((Phase(until=5),), "phases.0.until: the last phase lasts to the end"),
+        ((Phase(rates={"others": 0}),), "phases.0.rates: all roles are frozen"),
+        ((Phase(rates={"recipe": -1}),), "phases.0.rates.recipe: -1 is below 0"),
+        ((Phase(rates={"recipes": 1}),), "unknown role 'recipes'; did you mean 'recipe'?"),
+    ],
+)
+def test_phases_that_no_run_can_have_are_refused(phases: tuple[Phase, ...], message: str) -> None:
+    with pytest.raises(BadInput) as refusal:
+        settings(phases)
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_k": 9}, "phases.0.top_k: 9 must be from 1 to 8"),
+        ({"rank": 5}, "phases.0.rank: 5 must be from 1 to 4"),
+        ({"rank": 0}, "phases.0.rank: 0 must be from 1 to 4"),
+        ({"unfreeze": (2,)}, "phases.0.unfreeze: there is no band 2; the model has 2"),
+    ],
+)
+def test_phases_that_the_model_can_not_have_are_refused(
+    fields: Mapping[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput) as refusal:
+        check_phases_of_model((Phase(**fields),), CONFIG)
+    assert message in str(refusal.value)
+
+
+def test_a_model_without_primitives_has_no_recipes_to_size() -> None:
+    dense = replace(CONFIG, primitives=None)
+    check_phases_of_model((Phase(rates={"others": 0.5}),), dense)
+    with pytest.raises(BadInput, match=r"phases\.0\.top_k: the model has no primitives"):
+        check_phases_of_model((Phase(top_k=1),), dense)
+
+
+def test_the_memory_plan_is_for_the_longest_recipes_of_any_phase() -> None:
+    largest = config_of_largest_phase(THREE, CONFIG)
+    assert largest.primitives is not None
+    assert largest.primitives.top_k == 8
+    assert config_of_largest_phase((Phase(top_k=1),), CONFIG) == CONFIG
+    assert config_of_largest_phase((), tiny_config()) == tiny_config()

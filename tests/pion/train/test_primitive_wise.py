@@ -1,0 +1,97 @@
+"""Each primitive of a bank is updated for itself, and only if some layer chose it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pion.train.primitive_wise import PrimitiveWise
+from pion.train.settings import TrainSettings
+
+SHAPE = (6, 4, 10)  # primitives, rank, width
+STEPS, LR = 12, 3e-3
+
+
+def settings(decay: float = 0.0) -> TrainSettings:
+    return TrainSettings(steps=STEPS, global_batch=1, lr=LR, primitive_weight_decay=decay)
+
+
+def factors() -> Tensor:
+    return 0.1 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def gradients() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(SHAPE, generator=generator) for _ in range(STEPS)]
+
+
+def adamw(weights: Tensor, decay: float) -> tuple[nn.Parameter, torch.optim.AdamW]:
+    param = nn.Parameter(weights.clone())
+    optimizer = torch.optim.AdamW([param], lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=decay)
+    return param, optimizer
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_it_is_adamw_if_all_primitives_are_chosen_in_each_step(decay: float) -> None:
+    ours = factors()
+    theirs, optimizer = adamw(ours, decay)
+    primitives = PrimitiveWise(ours, settings(decay))
+    for gradient in gradients():
+        theirs.grad = gradient.clone()
+        optimizer.step()
+        primitives.step(gradient.clone(), LR)
+        assert (ours - theirs).abs().max() <= 1e-7
+
+
+def test_a_primitive_counts_only_the_steps_in_which_it_was_chosen() -> None:
+    """Primitive p is chosen in every (p+1)-th step: as if its other steps did not exist."""
+    ours = factors()
+    primitives = PrimitiveWise(ours, settings(decay=0.1))
+    alone = [adamw(weights, decay=0.1) for weights in factors()]
+    for step, gradient in enumerate(gradients(), 1):
+        chosen = [p for p in range(SHAPE[0]) if step % (p + 1) == 0]
+        for p in chosen:
+            param, optimizer = alone[p]
+            param.grad = gradient[p].clone()
+            optimizer.step()
+        masked = torch.zeros_like(gradient)
+        masked[chosen] = gradient[chosen]
+        primitives.step(masked, LR)
+    assert primitives.counts.tolist() == [STEPS // (p + 1) for p in range(SHAPE[0])]
+    for p, (param, _) in enumerate(alone):
+        assert (ours[p] - param).abs().max() <= 1e-7
+
+
+def test_a_primitive_that_no_layer_chose_keeps_every_bit() -> None:
+    ours = factors()
+    primitives = PrimitiveWise(ours, settings(decay=0.5))
+    for gradient in gradients():
+        gradient[2] = 0
+        primitives.step(gradient, LR)
+    assert torch.equal(ours[2], factors()[2])
+    assert not torch.equal(ours[3], factors()[3])
+    assert all(tensor[2].count_nonzero() == 0 for tensor in primitives.state.values())
+
+
+def test_the_update_takes_at_most_twelve_operations() -> None:
+    """On a GPU, each operation that computes starts a kernel. Views start none."""
+    primitives = PrimitiveWise(factors(), settings())
+    (gradient, *_) = gradients()
+    with Counted() as counted:
+        primitives.step(gradient, LR)
+    assert len(counted.names) <= 12, counted.names
+
+
+class Counted(TorchDispatchMode):
+    """Lists the operations that are not views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if not func.is_view:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
