@@ -154,9 +154,10 @@ def test_steps_may_be_raised_until_the_decay_begins(
     [
         {"pretrain__window_schedule": "cubic", "model__windows": {"tokens": 32, "block": 16}},
         {"pretrain__muon_momentum_start": 0.85},
+        {"pretrain__phases": [{"until": 0.5, "rates": {"matrix": 2}}, {}]},
     ],
 )
-def test_steps_can_not_be_raised_if_windows_or_momentum_grow_and_the_fork_is_named(
+def test_steps_can_not_be_raised_if_the_plan_depends_on_them_and_the_fork_is_named(
     grows: dict[str, object],
 ) -> None:
     old, new = tiny_job(**grows), tiny_job(**grows, pretrain__steps=40)
@@ -164,5 +165,6 @@ def test_steps_can_not_be_raised_if_windows_or_momentum_grow_and_the_fork_is_nam
     plans = plan_stages(new, digest_job(new), head)
     with pytest.raises(BadInput) as refused:
         check_redo(new, plans, None, Refusal(new, "j", digest_job(new), inputs_of(old)))
-    assert "pretrain.steps can't be raised: windows or momentum grow" in str(refused.value)
+    reason = "pretrain.steps can't be raised: windows, momentum or phases are in proportion to it"
+    assert reason in str(refused.value)
     assert "pion fork tiny tiny-2 --stage pretrain --at 5" in str(refused.value)
