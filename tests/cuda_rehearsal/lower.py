@@ -14,7 +14,16 @@ import sys
 from collections.abc import Callable
 
 from pion.config import ModelConfig
-from tests.cuda_rehearsal.compiled import Case, Dtype, Outcome, compile_case, run, soak, suite
+from tests.cuda_rehearsal.compiled import (
+    SEQ_LEN,
+    Case,
+    Dtype,
+    Outcome,
+    compile_case,
+    run,
+    soak,
+    suite,
+)
 from tests.cuda_rehearsal.kernels import Assembler
 from tests.cuda_rehearsal.lowering import Graph
 from tests.cuda_rehearsal.planted_kernels import ASSEMBLED, COMPILED, plant_in_kernel
@@ -48,7 +57,10 @@ def lower_soak(watch: Watch, family: str, card: str, dtype: Dtype) -> dict[str, 
 
 def trace_layers(watch: Watch, *presets: str) -> dict[str, Outcome]:
     """Return the outcomes of full presets. Their layers are compiled, and not lowered."""
-    cases = {name: Case(ModelConfig.preset(name, vocab_size=4096)) for name in presets}
+    cases = {}
+    for name in presets:
+        seq_len = max(SEQ_LEN, ModelConfig.preset(name).seq_len)
+        cases[name] = Case(ModelConfig.preset(name, vocab_size=4096, seq_len=seq_len))
     return {name: compile_case(watch, case, trace_only=True)[0] for name, case in cases.items()}
 
 
