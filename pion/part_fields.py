@@ -13,6 +13,9 @@ MEANING = "meaning"
 # The largest whole number that JSON carries exactly, and the largest number that is sure to fit
 # fp32.
 LARGEST_WHOLE, LARGEST_NUMBER = 2**53, 1e30
+# Matrix products are fast, and grouped ones possible, if rows of bf16 are a multiple of this many
+# bytes.
+ROW_BYTES = 16
 
 
 def setting(meaning: str, default: Any = dataclasses.MISSING) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from pion.errors import BadInput
 from pion.later_fields import from_fields, shown, values_before
 from pion.part_fields import (
+    ROW_BYTES,
     imported,
     is_number,
     later_setting,
@@ -25,9 +26,6 @@ from pion.part_fields import (
 from pion.primitives import Primitives
 
 Part = TypeVar("Part")
-
-# Grouped products need rows of a multiple of this many bytes.
-ROW_BYTES = 16
 
 
 class Core(Protocol):

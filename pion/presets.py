@@ -37,15 +37,10 @@ def _tachyon(
     return shape | {"family": "tachyon", "experts": experts}
 
 
-def _daisy(
-    d_model: int, n_layers: int, n_heads: int, window: int, seq_len: int, old: bool = False
-) -> Preset:
-    """Return a Daisy-Wee; `old`: of the vintage that the README of Daisy-Wee describes."""
-    values: Preset = {"layers": value_layers(n_layers)}
-    if old:
-        values = {**old_value_layers(n_layers), "normed": False}
+def _gpt2(family: str, d_model: int, n_layers: int, n_heads: int, seq_len: int) -> Preset:
+    """Return the shape of a decoder with GPT-2's vocabulary and proportions."""
     return {
-        "family": "daisy",
+        "family": family,
         "vocab_size": 50_257,
         "seq_len": seq_len,
         "d_model": d_model,
@@ -53,6 +48,17 @@ def _daisy(
         "n_heads": n_heads,
         "n_kv_heads": n_heads,
         "d_ff": 4 * d_model,
+    }
+
+
+def _daisy(
+    d_model: int, n_layers: int, n_heads: int, window: int, seq_len: int, old: bool = False
+) -> Preset:
+    """Return a Daisy-Wee; `old`: of the vintage that the README of Daisy-Wee describes."""
+    values: Preset = {"layers": value_layers(n_layers)}
+    if old:
+        values = {**old_value_layers(n_layers), "normed": False}
+    return _gpt2("daisy", d_model, n_layers, n_heads, seq_len) | {
         "rope_theta": 1024.0,
         "norm_eps": 2**-23,
         "norm_gain": False,
@@ -87,15 +93,7 @@ def _pilon(
     `bands` has the number of layers of each band. The recipe with banks is the one that its authors
     found best: ternary weights, sub-norms and squared ReLU.
     """
-    preset: Preset = {
-        "family": "pilon",
-        "vocab_size": 50_257,
-        "seq_len": seq_len,
-        "d_model": d_model,
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "n_kv_heads": n_heads,
-        "d_ff": 4 * d_model,
+    preset = _gpt2("pilon", d_model, n_layers, n_heads, seq_len) | {
         "positions": "learned",
         "heads": {"qk_norm": False},
         "activation": "relu2" if n else "gelu",

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.part_fields import (
+    ROW_BYTES,
     imported,
     is_number,
     layer_numbers,
@@ -20,9 +21,6 @@ from pion.part_fields import (
     require_whole,
     setting,
 )
-
-# The bytes of a row of bf16 in a matrix product are a multiple of this.
-ROW_BYTES = 16
 
 
 class Layered(Protocol):

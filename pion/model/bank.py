@@ -96,31 +96,10 @@ class Bank(nn.Module):
         self.bias = nn.Parameter(torch.zeros(settings.rank))
         self.input_norm = RMSNorm(d_in, eps) if settings.ternary else None
 
-    def forward(self, x: Tensor, recipe: Recipe, rank: int | None = None) -> Tensor:
-        """Map (B, T, d_in) to (B, T, d_out) by a recipe; with `rank`, by the first ranks only."""
-        return self.apply_mixture(x, self.mixture(recipe, rank))
-
     def mixture(self, recipe: Recipe, rank: int | None = None) -> Mixture:
-        """Return the mixture of a recipe."""
-        chosen, weights = recipe
-        weights = weights[:, None]
-        in_scale = out_scale = torch.ones_like(weights)
-        if self.stored is not None:
-            where = torch.searchsorted(self.numbers, chosen)
-            ins, outs = self.trits()[where].to(weights.dtype).split(self.widths, dim=-1)
-            in_scale, out_scale = self.scales[where].to(weights.dtype).split(1, dim=-1)
-        else:
-            ins, outs = self.factors[chosen].split(self.widths, dim=-1)
-        if self.settings.ternary and self.stored is None:
-            every = self.factors.split(self.widths, dim=-1)
-            of = self.settings.ternary_scale
-            in_scale, out_scale = (
-                ternary_scales(bank, part, of)
-                for bank, part in zip(every, (ins, outs), strict=True)
-            )
-            ins, outs = rounded(ins, in_scale, 1), rounded(outs, out_scale, 1)
-            in_scale, out_scale = in_scale[..., 0], out_scale[..., 0]
-        shifted = weights
+        """Return the mixture of a recipe; with `rank`, of the first ranks only."""
+        ins, outs, in_scale, out_scale = self._chosen(recipe.chosen)
+        weights = shifted = recipe.weights[:, None]
         if self.settings.bias_weight == "root":
             weights, shifted = weights + TINY, (weights + TINY).sqrt()
         scale = weights * in_scale * out_scale * self.gain
@@ -130,8 +109,29 @@ class Bank(nn.Module):
             scale, shift = scale[:, :rank], shift[:, :rank]
         return Mixture(ins.flatten(0, 1), scale.flatten(), shift.flatten(), outs.flatten(0, 1))
 
-    def apply_mixture(self, x: Tensor, mixture: Mixture) -> Tensor:
-        """Map (B, T, d_in) to (B, T, d_out)."""
+    def _chosen(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the factors of the chosen primitives (k, rank, width), A's and B's.
+
+        Also return the scales of both factors, (k, 1) or (1, 1). They are 1 if the bank is not
+        ternary; else the factors are trits.
+        """
+        if self.stored is not None:
+            where = torch.searchsorted(self.numbers, chosen)
+            scales = self.scales[where].float()
+            trits = self.trits()[where].to(scales.dtype)
+            return *trits.split(self.widths, dim=-1), *scales.split(1, dim=-1)
+        ins, outs = self.factors[chosen].split(self.widths, dim=-1)
+        if not self.settings.ternary:
+            one = ins.new_ones(1, 1)
+            return ins, outs, one, one
+        of = self.settings.ternary_scale
+        every_in, every_out = self.factors.split(self.widths, dim=-1)
+        in_scale, out_scale = ternary_scales(every_in, ins, of), ternary_scales(every_out, outs, of)
+        ins, outs = rounded(ins, in_scale, 1), rounded(outs, out_scale, 1)
+        return ins, outs, in_scale[..., 0], out_scale[..., 0]
+
+    def forward(self, x: Tensor, mixture: Mixture) -> Tensor:
+        """Map (B, T, d_in) to (B, T, d_out) by a mixture of this bank."""
         dtype = compute_dtype(x, mixture.ins)
         if self.input_norm is not None:
             x = self.input_norm(x)
@@ -141,7 +141,7 @@ class Bank(nn.Module):
         else:
             x = x.float()
             sizes = activation_scales(x, settings.levels, settings.activation_scale)
-            # bf16 has whole numbers up to 256 without rounding.
+            # bf16 has the whole numbers of up to 9 bits exactly.
             hidden = linear(rounded(x, sizes, settings.levels).to(dtype), mixture.ins) * sizes
         hidden = hidden * mixture.scale + mixture.shift
         return hidden.to(dtype) @ mixture.outs.to(dtype)

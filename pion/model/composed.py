@@ -47,23 +47,26 @@ class Composed(nn.Module):
     @torch.no_grad()
     def join_projections(self, band: Band, dtype: torch.dtype) -> None:
         """Mix the primitives once, for all tokens from now on; see Decoder."""
-        joined = []
-        for bank, logits in ((band.up, self.up_recipe), (band.down, self.down_recipe)):
-            ins, scale, shift, outs = bank.mixture(recipe_of(logits.float(), self.settings.top_k))
-            joined.append(Mixture(ins.to(dtype), scale, shift, outs.to(dtype)))
-        self._joined = joined[0], joined[1]
+        up, down = (
+            mixture._replace(ins=mixture.ins.to(dtype), outs=mixture.outs.to(dtype))
+            for mixture in self._mixtures(Mixing(band, self.settings.top_k))
+        )
+        self._joined = up, down
 
     def forward(self, x: Tensor, mixing: Mixing) -> Tensor:
         """Map (B, T, d_model) to (B, T, d_model)."""
-        up, down = self._joined or (
-            mixing.band.up.mixture(recipe_of(self.up_recipe.float(), mixing.top_k), mixing.rank),
-            mixing.band.down.mixture(
-                recipe_of(self.down_recipe.float(), mixing.top_k), mixing.rank
-            ),
-        )
-        hidden = self.activate(mixing.band.up.apply_mixture(x, up))
-        result = mixing.band.down.apply_mixture(hidden, down)
+        up, down = self._joined or self._mixtures(mixing)
+        hidden = self.activate(mixing.band.up(x, up))
+        result: Tensor = mixing.band.down(hidden, down)
         return result if self.sub_norm is None else self.sub_norm(result)
+
+    def _mixtures(self, mixing: Mixing) -> tuple[Mixture, Mixture]:
+        """Return the mixtures of the layer's two recipes."""
+        band, top_k, rank = mixing
+        return (
+            band.up.mixture(recipe_of(self.up_recipe.float(), top_k), rank),
+            band.down.mixture(recipe_of(self.down_recipe.float(), top_k), rank),
+        )
 
     def kept_bytes_per_token(self, at: ForwardPass) -> int:
         """Return the bytes kept for the backward pass: by both mixtures, but the block counts the

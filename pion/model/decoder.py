@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pion.model.attention import Attention
 from pion.model.bank import Band, recipe_of
 from pion.model.batch_cache import BatchCache
 from pion.model.block import Block, BlockInputs
@@ -108,7 +109,9 @@ class Decoder(nn.Module):
         self.wiring = None if config.wiring is None else Wiring(config)
         self.values = None if config.values is None else ValueTables(config)
         self.bands: nn.ModuleList | None = None
+        self._band_of: dict[int, int] = {}
         if config.primitives is not None:
+            self._band_of = config.primitives.band_of()
             self.bands = nn.ModuleList(
                 Band(config, number) for number in range(len(config.primitives.bands))
             )
@@ -166,17 +169,13 @@ class Decoder(nn.Module):
         This is for generation, after the model is on its device. The model can't be trained or
         moved afterwards, and its results differ by rounding.
         """
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            if block.attention is not None:
-                block.attention.join_projections()
-            feedforward = block.feedforward
-            mixing = self._mixing(layer)
-            if isinstance(feedforward, Composed) and mixing is not None:
-                feedforward.join_projections(mixing.band, self.embed.weight.dtype)
         for part in self.modules():
-            if isinstance(part, SwiGLU):
+            if isinstance(part, Attention | SwiGLU):
                 part.join_projections()
+        for layer, block in enumerate(self.blocks):
+            mixing = self._mixing(layer)
+            if isinstance(block.feedforward, Composed) and mixing is not None:
+                block.feedforward.join_projections(mixing.band, self.embed.weight.dtype)
 
     def forward(
         self,
@@ -400,7 +399,7 @@ class Decoder(nn.Module):
         primitives = self.config.primitives
         if primitives is None or self.bands is None:
             return None
-        band = self.bands[primitives.band_of()[layer]]
+        band = self.bands[self._band_of[layer]]
         assert isinstance(band, Band)
         return Mixing(band, varying.top_k or primitives.top_k, varying.rank)
 

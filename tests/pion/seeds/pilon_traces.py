@@ -83,7 +83,7 @@ def _cached_choices(trace: dict[str, Any], step: int) -> Iterator[None]:
 
     def recipe(logits: Tensor, top_k: int) -> Recipe:
         choice = torch.tensor(next(choices))
-        if len(choice) != top_k:  # the seed then chooses anew
+        if len(choice) != top_k:  # the seed then chooses again
             return recipe_of(logits, top_k)
         weights = logits.softmax(dim=0)[choice]
         return Recipe(choice, weights / weights.sum())
