@@ -61,7 +61,7 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("on_shared_ray")
 def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole) -> None:
-    """World size 1 in this process, 2 under Ray, 1 under Ray."""
+    """World size 1 in one process, 2 under Ray, 1 in one process."""
     unbroken = whole(**HOPPING)
     job = write_job(tmp_path, **HOPPING, hardware__threads=1)
     for step, workers in ((4, 0), (8, 2)):
@@ -73,7 +73,7 @@ def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole
             assert len(sockets) >= 2 * workers
             assert open_to_others(sockets) == set()
         interrupt(process, signal.SIGTERM)  # as a cloud sends before it takes the machine
-    output = finish(job, "hardware.workers=1")
+    output = finish(job)
     assert "→" in output
     assert rows_trained(tmp_path, "pretrain") == [[8 * s, 8 * s + 8] for s in range(STEPS)]
     assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=1e-4)
@@ -111,7 +111,8 @@ def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
     wait_until(lambda: not session_processes(session), "the processes of Ray to end")
     wait_until(lambda: not Path(session).exists(), "their folder to be removed")
 
-    assert "continues after step" in finish(job)
+    # A worker and a single process compute the same bits, and a second start of Ray takes long.
+    assert "continues after step" in finish(job, "hardware.workers=0")
     assert final_weights(tmp_path) == final_weights(unbroken)
     assert head_of(tmp_path).owner is None
 
