@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pion.data.conversation import chat_template
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
@@ -21,6 +23,7 @@ from pion.exports.packed import packed
 from pion.exports.table import Architecture, architecture_of, to_transformers
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
+from pion.model.roles import vocabulary_rows
 from pion.safetensors_file import write_safetensors
 from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file, read_json
 
@@ -56,13 +59,15 @@ def export_model(
     generation: Mapping[str, Any] | None = None,
     chat: bool = True,
     model_type: str | None = None,
+    embeddings: str = "float32",
 ) -> None:
     """Write `out`, a folder that `transformers.AutoModelForCausalLM` loads.
 
-    Weights are float32. `generation` overrides entries of `GENERATION`, the sampling defaults that
-    are saved with the model. If the model learned our chat template (`chat`), the template is saved
-    too. `model_type` asks for an architecture of pion/exports/table.py. The folder appears whole or
-    not at all, and replaces an earlier export.
+    Weights are float32. With `embeddings="bfloat16"`, rows of token ids have half the size: the
+    folder's model is then the one that `round_embeddings` leaves. `generation` overrides entries of
+    `GENERATION`, the sampling defaults that are saved with the model. If the model learned our chat
+    template (`chat`), the template is saved too. `model_type` asks for an architecture of
+    pion/exports/table.py. The folder appears whole or not at all, and replaces an earlier export.
 
     Raises:
         BadInput: the architecture `model_type` can't compute the model, the tokenizer has more ids
@@ -79,7 +84,7 @@ def export_model(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_model(partial, model, tokenizer, architecture)
+        _write_model(partial, model, tokenizer, architecture, getattr(torch, embeddings))
         _write_tokenizer(partial, tokenizer_path, tokenizer, model.config.seq_len)
         if chat:
             template = chat_template(tokenizer)
@@ -95,6 +100,14 @@ def export_model(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@torch.no_grad()
+def round_embeddings(model: Decoder, dtype: str) -> None:
+    """Round the rows of token ids, the head's too, to `dtype`, and keep them in their own dtype."""
+    weights = model.state_dict()
+    for name in vocabulary_rows(model):
+        weights[name].copy_(weights[name].to(getattr(torch, dtype)))
 
 
 def is_export(folder: str | Path) -> bool:
@@ -162,17 +175,22 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _write_model(
-    folder: Path, model: Decoder, tokenizer: Tokenizer, architecture: Architecture
+    folder: Path,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    architecture: Architecture,
+    embeddings: torch.dtype,
 ) -> None:
+    state, rows = model.state_dict(), vocabulary_rows(model)
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            state[name] = tensor.to(embeddings if name in rows else torch.float32)
     config, weights = to_transformers(
-        *packed(model.config, model.state_dict()), tokenizer.vocab_size, architecture.model_type
+        *packed(model.config, state), tokenizer.vocab_size, architecture.model_type
     )
     config |= {**_ids(tokenizer), "dtype": "float32"}
     _write_json(folder / "config.json", config | PRODUCER)
-    tensors = {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous().cpu()
-        for name, tensor in weights.items()
-    }
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     if not architecture.stock:
         for name, text in modelling_files().items():

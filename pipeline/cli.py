@@ -270,6 +270,12 @@ def _add_export(add: Add) -> None:
         help="qwen3, qwen3_moe, or pion (modelling files); default: the first that computes the "
         "model exactly",
     )
+    export.add_argument(
+        "--embeddings",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of the embeddings and the head; bfloat16: half the size, rounded",
+    )
 
 
 def _add_store_commands(add: Add) -> None:
@@ -436,7 +442,7 @@ def _export(args: argparse.Namespace) -> int:
     from pipeline.commands.export import export
 
     model = f"{args.run}@{args.stage}" if args.stage else args.run
-    return export(model, args.folder, args.model_type)
+    return export(model, args.folder, args.model_type, args.embeddings)
 
 
 def _import_seed(args: argparse.Namespace) -> int:

@@ -21,8 +21,8 @@ MOST_LAYERS, MOST_MODULES = 1024, 4096
 
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# Ends of the names of tensors without real numbers: those of packed banks (bank.py).
-WHOLE_NUMBERS = (".packed", ".numbers")
+# Tensors of whole numbers, by the last part of their name: those of packed banks (bank.py).
+WHOLE_NUMBERS = {"packed": torch.uint8, "numbers": torch.int64}
 
 # The number of a layer, in our names and in those of transformers and the seeds.
 _LAYER = re.compile(r"(?:^|\.)(?:blocks|layers)\.(\d+)\.")
@@ -35,7 +35,10 @@ def require_possible(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None
     and has the right shape is for `Decoder.from_state`.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in REAL and not name.endswith(WHOLE_NUMBERS):
+        whole = WHOLE_NUMBERS.get(name.rpartition(".")[2])
+        if whole is not None and tensor.dtype != whole:
+            raise BadInput(f"{name} is not an array of {whole}, but {tensor.dtype}")
+        if whole is None and tensor.dtype not in REAL:
             raise BadInput(f"{name} is not an array of real numbers, but {tensor.dtype}")
     layers = {match[1] for name in tensors if (match := _LAYER.search(name))}
     if config.n_layers > len(layers):

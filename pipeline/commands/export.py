@@ -13,21 +13,24 @@ from pipeline.models.load import load_model, load_tokenizer
 _TEXTS = [text for text in (argparse.__doc__, json.__doc__) if text]
 
 
-def export(model: str, folder: str, model_type: str | None = None) -> int:
+def export(
+    model: str, folder: str, model_type: str | None = None, embeddings: str = "float32"
+) -> int:
     """Export the model called `model` to `folder` and return 0.
 
-    `model_type` asks for an architecture. Raises BadInput for a model without a tokenizer or an
-    architecture that can't compute the model, and PionError if transformers does not load the same
-    model.
+    `model_type` asks for an architecture, and `embeddings` is the dtype of the rows of token ids.
+    Raises BadInput for a model without a tokenizer or an architecture that can't compute the model,
+    and PionError if transformers does not load the same model.
     """
     found = find_model(model)
     load_tokenizer(found)  # before torch is imported: it may be missing
     assert found.tokenizer is not None
-    from pion.export import export_model
+    from pion.export import export_model, round_embeddings
     from pion.verify import verify_export
 
     decoder = load_model(found)
-    export_model(decoder, found.tokenizer, folder, model_type=model_type)
+    round_embeddings(decoder, embeddings)
+    export_model(decoder, found.tokenizer, folder, model_type=model_type, embeddings=embeddings)
     difference = verify_export(folder, decoder, found.tokenizer, _TEXTS, model_type=model_type)
     show(
         f"{folder}: {found.label}; loaded again with transformers, "

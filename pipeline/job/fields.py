@@ -343,6 +343,11 @@ class Publish(Section):
         None, "license named on the model card, such as apache-2.0 or mit"
     )
     description: str | None = identity(None, "a sentence for the model card")
+    embeddings: Literal["float32", "bfloat16"] = identity(
+        "float32",
+        "of the published embeddings and head; bfloat16: half the size, rounded after evaluation",
+        before="float32",
+    )
     cost: bool = runtime(False, "write the run's time and cost on the model card")
     require: list[str] = identity(
         [],

@@ -43,7 +43,7 @@ def model_card(
         "![Training and held-out loss](loss.png)",
         _usage(job, config),
         _results(history.results),
-        _architecture(config, parameters, vocab_size),
+        _architecture(config, parameters, vocab_size, job.publish.embeddings),
         _training(history),
         _limitations(job, config),
     ]
@@ -223,7 +223,7 @@ def _results(results: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Results", *parts, "± is one standard error."])
 
 
-def _architecture(config: ModelConfig, parameters: int, vocab_size: int) -> str:
+def _architecture(config: ModelConfig, parameters: int, vocab_size: int, embeddings: str) -> str:
     from pion.exports.table import architecture_of
 
     architecture = architecture_of(config)
@@ -240,9 +240,16 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int) -> str:
         ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
         ("positions", _positions(config)),
-        ("weights", "float32" + (", embedding and head tied" if config.tie_embeddings else "")),
+        ("weights", _weights(config, embeddings)),
     ]
     return f"## Model\n\n{table(('shape', ''), shape)}"
+
+
+def _weights(config: ModelConfig, embeddings: str) -> str:
+    tied = ", embedding and head tied" if config.tie_embeddings else ""
+    if embeddings == "float32":
+        return f"float32{tied}"
+    return f"float32{tied}; rows of tokens were rounded to {embeddings} after the results above"
 
 
 def _positions(config: ModelConfig) -> str:

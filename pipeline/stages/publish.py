@@ -125,15 +125,21 @@ def _export(
     not load the same model from `folder`, and OSError if `folder` can't be written.
     """
     from pion.data.tokenizer import Tokenizer
-    from pion.export import export_model
+    from pion.export import export_model, round_embeddings
     from pion.model.roles import vocabulary_rows
     from pion.verify import verify_export
     from pipeline.report.plots import loss_plot
 
     tokenizer_path = model / "tokenizer.json"
     tokenizer = Tokenizer.from_file(tokenizer_path)
+    job = history.job
+    assert job.publish is not None
+    embeddings = job.publish.embeddings
+    round_embeddings(decoder, embeddings)
     try:
-        export_model(decoder, tokenizer_path, folder, chat=history.job.sft is not None)
+        export_model(
+            decoder, tokenizer_path, folder, chat=job.sft is not None, embeddings=embeddings
+        )
     except BadInput as error:
         if not isinstance(error.__cause__, OSError):
             raise

@@ -167,6 +167,8 @@ def change(folder: Path, out: Path, name: str, tensor: Tensor) -> Path:
     [
         ("packed", lambda t: t.clone().fill_(250), "holds a value that is no trit"),
         ("packed", lambda t: t[:-1], "has shape"),
+        ("packed", lambda t: t.float(), "not an array of torch.uint8, but torch.float32"),
+        ("numbers", lambda t: t.int(), "not an array of torch.int64, but torch.int32"),
         ("numbers", lambda t: t.flip(0), "rising numbers"),
         ("numbers", lambda t: t + 8, "rising numbers"),
         ("scales", lambda t: t * float("nan"), "a scale is not finite"),

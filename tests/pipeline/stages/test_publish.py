@@ -99,6 +99,24 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- a folder
 
 
+def test_embeddings_may_have_half_the_size_and_are_exact_on_reload(
+    trained: Trained, tmp_path: Path
+) -> None:
+    out = tmp_path / "small"
+    published = trained.publish(out, embeddings="bfloat16")
+    assert published["max_logit_difference"] < 1e-4
+    weights, whole = (
+        load_file(out / "model.safetensors"),
+        load_file(trained.model / "model.safetensors"),
+    )
+    rows = weights.pop("model.embed_tokens.weight")
+    assert torch.equal(rows, whole["embed.weight"][: len(rows)].bfloat16())
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    again, _ = pion.load(out)
+    assert torch.equal(again.embed.weight, rows.float())
+    assert "rounded to bfloat16 after the results above" in (out / "README.md").read_text()
+
+
 def test_a_folder_gets_the_model_its_card_and_its_loss_plot(
     trained: Trained, tmp_path: Path
 ) -> None:
