@@ -59,15 +59,14 @@ def export_model(
     generation: Mapping[str, Any] | None = None,
     chat: bool = True,
     model_type: str | None = None,
-    embeddings: str = "float32",
 ) -> None:
     """Write `out`, a folder that `transformers.AutoModelForCausalLM` loads.
 
-    Weights are float32. With `embeddings="bfloat16"`, rows of token ids have half the size: the
-    folder's model is then the one that `round_embeddings` leaves. `generation` overrides entries of
-    `GENERATION`, the sampling defaults that are saved with the model. If the model learned our chat
-    template (`chat`), the template is saved too. `model_type` asks for an architecture of
-    pion/exports/table.py. The folder appears whole or not at all, and replaces an earlier export.
+    Weights are float32, but rows of token ids are bfloat16 where this changes nothing: see
+    `round_embeddings`. `generation` overrides entries of `GENERATION`, the sampling defaults that
+    are saved with the model. If the model learned our chat template (`chat`), the template is saved
+    too. `model_type` asks for an architecture of pion/exports/table.py. The folder appears whole or
+    not at all, and replaces an earlier export.
 
     Raises:
         BadInput: the architecture `model_type` can't compute the model, the tokenizer has more ids
@@ -84,7 +83,7 @@ def export_model(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_model(partial, model, tokenizer, architecture, getattr(torch, embeddings))
+        _write_model(partial, model, tokenizer, architecture)
         _write_tokenizer(partial, tokenizer_path, tokenizer, model.config.seq_len)
         if chat:
             template = chat_template(tokenizer)
@@ -103,11 +102,14 @@ def export_model(
 
 
 @torch.no_grad()
-def round_embeddings(model: Decoder, dtype: str) -> None:
-    """Round the rows of token ids, the head's too, to `dtype`, and keep them in their own dtype."""
+def round_embeddings(model: Decoder) -> None:
+    """Round the rows of token ids, the head's too, to bfloat16, but keep them in their own dtype.
+
+    An export of the model then has half as many bytes for them.
+    """
     weights = model.state_dict()
     for name in vocabulary_rows(model):
-        weights[name].copy_(weights[name].to(getattr(torch, dtype)))
+        weights[name].copy_(weights[name].bfloat16())
 
 
 def is_export(folder: str | Path) -> bool:
@@ -175,16 +177,16 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _write_model(
-    folder: Path,
-    model: Decoder,
-    tokenizer: Tokenizer,
-    architecture: Architecture,
-    embeddings: torch.dtype,
+    folder: Path, model: Decoder, tokenizer: Tokenizer, architecture: Architecture
 ) -> None:
-    state, rows = model.state_dict(), vocabulary_rows(model)
+    state = model.state_dict()
     for name, tensor in state.items():
         if tensor.is_floating_point():
-            state[name] = tensor.to(embeddings if name in rows else torch.float32)
+            state[name] = tensor.float()
+    for name in vocabulary_rows(model):
+        short = state[name].bfloat16()
+        if torch.equal(short.float(), state[name]):
+            state[name] = short
     config, weights = to_transformers(
         *packed(model.config, state), tokenizer.vocab_size, architecture.model_type
     )

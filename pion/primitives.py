@@ -23,6 +23,13 @@ from pion.part_fields import (
 )
 
 
+class Routed(Protocol):
+    """The experts of a model."""
+
+    @property
+    def shared(self) -> int: ...
+
+
 class Layered(Protocol):
     """The fields of a model that its primitives must fit: a ModelConfig has them."""
 
@@ -31,7 +38,7 @@ class Layered(Protocol):
     @property
     def activation(self) -> str: ...
     @property
-    def experts(self) -> object: ...
+    def experts(self) -> Routed | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,8 @@ class Primitives:
     """Feed-forward layers whose two matrices are mixed from banks of shared low-rank primitives.
 
     The layers of a band share two banks, one for each matrix. A layer has a recipe for each: logits
-    over the primitives, of which the `top_k` largest count, weighted by their softmax.
+    over the primitives, of which the `top_k` largest count, weighted by their softmax. In a model
+    with experts, each expert has recipes of its own.
     """
 
     n: int = setting("primitives in a bank")
@@ -125,8 +133,11 @@ class Primitives:
 
     def check(self, model: Layered) -> None:
         """Raise BadInput for a model that these primitives do not fit."""
-        if model.experts is not None:
-            raise BadInput("primitives and experts: a feed-forward layer can't be both. Remove one")
+        if model.experts is not None and model.experts.shared:
+            raise BadInput(
+                "experts.shared: experts that are recipes of primitives have no shared ones. Set "
+                "experts.shared to 0"
+            )
         if model.activation == "swiglu":
             raise BadInput(
                 "primitives: layers of primitives have two matrices and no gate. Set activation "

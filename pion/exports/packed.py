@@ -34,12 +34,15 @@ def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     """Return a model with its ternary banks packed; other models as they are.
 
     A scale over the primitives that a layer chose gives each layer its own trits. Such a model is
-    packed layer by layer, if that is smaller than its banks in fp32.
+    packed layer by layer, if that is smaller than its banks in fp32; with routed recipes it is not
+    packed.
     """
     primitives = config.primitives
     if primitives is None or not primitives.ternary or is_packed(config):
         return config, state
     if primitives.ternary_scale == "chosen":
+        if config.experts is not None:
+            return config, state
         alone, state_alone = _a_band_for_each_layer(config, state)
         smaller = _packed_bands(alone, state_alone)
         banks = [tensor for name, tensor in state.items() if name.endswith(".factors")]
@@ -95,7 +98,12 @@ def _packed_bands(config: ModelConfig, state: State) -> tuple[ModelConfig, State
 
 def _chosen(state: State, layers: Sequence[int], way: str, top_k: int) -> Tensor:
     """Return the numbers of the primitives that the layers choose, in the order of the recipes."""
-    recipes = [state[f"blocks.{layer}.feedforward.{way}_recipe"].float() for layer in layers]
+    prefixes = tuple(f"blocks.{layer}.feedforward." for layer in layers)
+    recipes = [
+        tensor.float()
+        for name, tensor in state.items()
+        if name.startswith(prefixes) and name.endswith(f"{way}_recipe")
+    ]
     return torch.cat([recipe_of(logits, top_k).chosen for logits in recipes])
 
 

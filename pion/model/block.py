@@ -11,12 +11,14 @@ from pion.model.attention import Attention, ValueMix
 from pion.model.batch_cache import BatchLayerCache
 from pion.model.cache import LayerCache
 from pion.model.composed import Composed, Mixing
-from pion.model.experts import Experts, Stats
+from pion.model.experts import Experts
 from pion.model.feedforward import SwiGLU, TwoMatrices
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.masks import Mask, Reach, reach_of
 from pion.model.norm import RMSNorm
 from pion.model.rope import Rotation
+from pion.model.routed import RoutedRecipes
+from pion.model.router import Stats
 from pion.model.wiring import LayerInput
 
 
@@ -62,6 +64,10 @@ class Block(nn.Module):
         if isinstance(self.feedforward, Experts):
             mixed, stats = self.feedforward(normed, inputs.real)
             return x + mixed, stats
+        if isinstance(self.feedforward, RoutedRecipes):
+            assert inputs.mixing is not None
+            mixed, stats = self.feedforward(normed, inputs.mixing, inputs.real)
+            return x + mixed, stats
         if isinstance(self.feedforward, Composed):
             assert inputs.mixing is not None
             return x + self.feedforward(normed, inputs.mixing), {}
@@ -95,7 +101,7 @@ class Block(nn.Module):
     def copied_bytes(self, at: ForwardPass) -> int:
         """Return the bytes of the weights' copies that products read: in bf16, or mixed."""
         mixed = 0
-        if isinstance(self.feedforward, Composed):
+        if isinstance(self.feedforward, Composed | RoutedRecipes):
             mixed = self.feedforward.copied_bytes(at)
         if at.width == 4:
             return mixed
@@ -121,12 +127,14 @@ class Block(nn.Module):
         return most + 4 * self.feedforward_norm.width * tokens
 
 
-def build_feedforward(config: ModelConfig) -> SwiGLU | TwoMatrices | Experts | Composed:
+def build_feedforward(
+    config: ModelConfig,
+) -> SwiGLU | TwoMatrices | Experts | Composed | RoutedRecipes:
     """Return the feed-forward layer of a block."""
+    if config.primitives is not None:
+        return Composed(config) if config.experts is None else RoutedRecipes(config)
     if config.experts is not None:
         return Experts(config)
-    if config.primitives is not None:
-        return Composed(config)
     if config.activation == "swiglu":
         return SwiGLU(config.d_model, config.d_ff)
     return TwoMatrices(config.d_model, config.d_ff, config.activation)

@@ -19,7 +19,7 @@ from pion.model.batch_cache import BatchCache
 from pion.model.block import Block, BlockInputs
 from pion.model.cache import KVCache
 from pion.model.composed import Composed, Mixing
-from pion.model.experts import AUX, Experts, Stats
+from pion.model.experts import Experts
 from pion.model.feedforward import SwiGLU
 from pion.model.initial import draw_weights
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
@@ -36,6 +36,8 @@ from pion.model.projection import Projection, project
 from pion.model.recipes import diversity_loss, recipe_report
 from pion.model.roles import parameter_roles
 from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
+from pion.model.routed import RoutedRecipes
+from pion.model.router import AUX, Stats
 from pion.model.varying import OF_THE_MODEL, Varying
 from pion.model.wiring import ValueTables, Wiring
 from pion.parameter_role import Role
@@ -174,7 +176,7 @@ class Decoder(nn.Module):
                 part.join_projections()
         for layer, block in enumerate(self.blocks):
             mixing = self._mixing(layer)
-            if isinstance(block.feedforward, Composed) and mixing is not None:
+            if isinstance(block.feedforward, Composed | RoutedRecipes) and mixing is not None:
                 block.feedforward.join_projections(mixing.band, self.embed.weight.dtype)
 
     def forward(
@@ -241,21 +243,20 @@ class Decoder(nn.Module):
             states, self._head(), flat, self.config.logit_cap, compiled=compiled
         )
         aux = [report[AUX] for report in reports if AUX in report]
+        stats = {
+            name: torch.stack([report[name] for report in reports if name in report])
+            # In the report's order: ranks add these up one by one.
+            for name in reports[0]
+            if name != AUX
+        }
         primitives = self.config.primitives
         if primitives is not None:
-            recipes, bands = self.recipes(), primitives.bands
+            recipes, bands = self.recipes(), self._rows_of_bands()
             if primitives.diversity_weight:
                 # Auxiliary losses are summed over rows.
                 weight = primitives.diversity_weight * len(tokens)
                 aux.append(weight * diversity_loss(recipes, bands))
-            stats = recipe_report(recipes, bands, varying.top_k or primitives.top_k)
-        else:
-            stats = {
-                name: torch.stack([report[name] for report in reports if name in report])
-                # In the report's order: ranks add these up one by one.
-                for name in reports[0]
-                if name != AUX
-            }
+            stats |= recipe_report(recipes, bands, varying.top_k or primitives.top_k)
         return Losses(ce, torch.stack(aux).sum() if aux else torch.zeros_like(ce), stats)
 
     def hidden(
@@ -374,22 +375,31 @@ class Decoder(nn.Module):
         if primitives is None or primitives.stored is None or self.bands is None:
             return
         up, down = self.recipes()
-        for number, layers in enumerate(primitives.bands):
+        for number, rows in enumerate(self._rows_of_bands()):
             band = self.bands[number]
             assert isinstance(band, Band)
             for way, bank, logits in (("up", band.up, up), ("down", band.down, down)):
-                chosen = [recipe_of(logits[layer], primitives.top_k).chosen for layer in layers]
+                chosen = [recipe_of(logits[row], primitives.top_k).chosen for row in rows]
                 bank.check_packed(f"bands.{number}.{way}", torch.cat(chosen))
 
     def recipes(self) -> Tensor:
-        """Return the logits of all recipes in fp32: (2, n_layers, n), up and down."""
-        up: list[Tensor] = []
-        down: list[Tensor] = []
-        for block in self.blocks:
-            if isinstance(block.feedforward, Composed):
-                up.append(block.feedforward.up_recipe)
-                down.append(block.feedforward.down_recipe)
-        return torch.stack((torch.stack(up), torch.stack(down))).float()
+        """Return the logits of all recipes in fp32: (2, rows, n), up and down.
+
+        A layer has a row, or with experts a row for each, in the order of the layers.
+        """
+        parts = [part for part in self.blocks.modules() if isinstance(part, Composed)]
+        up = torch.stack([part.up_recipe for part in parts])
+        down = torch.stack([part.down_recipe for part in parts])
+        return torch.stack((up, down)).float()
+
+    def _rows_of_bands(self) -> tuple[tuple[int, ...], ...]:
+        """Return the rows of `recipes` that share the banks of each band."""
+        assert self.config.primitives is not None
+        each = 1 if self.config.experts is None else self.config.experts.n
+        return tuple(
+            tuple(each * layer + number for layer in band for number in range(each))
+            for band in self.config.primitives.bands
+        )
 
     def _head(self) -> Tensor:
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight

@@ -1,8 +1,4 @@
-"""A mixture of experts: route each token to a few experts, and weigh their results.
-
-Token-choice top-k routing without a capacity, as in Tachyon 2; the load-balancing loss is that of
-Fedus et al. 2022, "Switch Transformers", and the z-loss that of Zoph et al. 2022, "ST-MoE".
-"""
+"""A mixture of experts: route each token to a few experts, and weigh their results (Tachyon 2)."""
 
 from __future__ import annotations
 
@@ -10,18 +6,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from pion.config import ModelConfig
 from pion.model.expert_products import mix_experts
 from pion.model.feedforward import SwiGLU
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import compute_dtype
+from pion.model.router import Stats, kept_by_router, route, routing_report
 from pion.parameter_role import Role
-
-# Names of what a layer with experts reports: see `Experts.forward`.
-AUX, LOAD, ENTROPY = "aux", "load", "entropy"
-Stats = dict[str, Tensor]
 
 
 class Experts(nn.Module):
@@ -45,29 +37,19 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Stats]:
         """Map (B, T, d_model) to (B, T, d_model), and report on the router.
 
-        `real` (B, T) is false for padding, which is left out of the report; None: no padding. The
-        report has "aux", the auxiliary losses summed over rows; "load" (E,), the share of tokens
-        that go to each expert; and "entropy", the mean entropy of the router in nats.
+        `real` (B, T) is false for padding, which is left out of the report; None: no padding.
         """
         batch, tokens, d_model = x.shape
         dtype = compute_dtype(x, self.gate_proj)
-        logits = self._route(x)
-        # torch's softmax over a few elements is slow on a CPU, and the report needs the logsumexp.
-        log_total = logits.logsumexp(dim=-1)
-        probabilities = (logits - log_total[..., None]).exp()
-        weights, chosen = probabilities.topk(self.settings.top_k, dim=-1)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        routed = route(x, self.router, self.settings.top_k)
         x = x.to(dtype)
-        mixed = self._mix(x.view(-1, d_model), chosen.flatten(0, 1), weights.flatten(0, 1))
+        mixed = self._mix(
+            x.view(-1, d_model), routed.chosen.flatten(0, 1), routed.weights.flatten(0, 1)
+        )
         result = mixed.view(batch, tokens, d_model)
         for expert in self.shared:
             result = result + expert(x)
-        return result, self._report(log_total, probabilities, chosen, real)
-
-    def _route(self, x: Tensor) -> Tensor:
-        """Return the router's logits (B, T, E) in fp32: rounded logits would tie."""
-        with torch.autocast(x.device.type, enabled=False):
-            return linear(x.float(), self.router.float())
+        return result, routing_report(routed, self.settings, real)
 
     def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted results of the chosen experts; all are (tokens, …)."""
@@ -77,33 +59,6 @@ class Experts(nn.Module):
         ends = torch.searchsorted(experts, every, right=True).to(torch.int32)
         matrices: list[Tensor] = [self.gate_proj, self.up_proj, self.down_proj]
         return mix_experts(x, matrices, weights, order, ends)
-
-    def _report(
-        self, log_total: Tensor, probabilities: Tensor, chosen: Tensor, real: Tensor | None
-    ) -> Stats:
-        settings, (batch, _, n) = self.settings, probabilities.shape
-        counted = torch.ones_like(log_total) if real is None else real.to(log_total.dtype)
-        per_row = counted.sum(dim=1).clamp(min=1)
-        picks = torch.zeros_like(probabilities).scatter(
-            2, chosen, counted[..., None].expand(-1, -1, settings.top_k)
-        )
-        z = (log_total.square() * counted).sum(dim=1) / per_row
-        share = picks.sum(dim=1) / (per_row[:, None] * settings.top_k)  # (B, E)
-        mass = (probabilities * counted[..., None]).sum(dim=1) / per_row[:, None]
-        if settings.balance == "batch":
-            share, mass = share.mean(dim=0, keepdim=True), mass.mean(dim=0, keepdim=True)
-            balance = (n * (share * mass).sum(dim=1)).expand(batch)
-        else:
-            balance = n * (share * mass).sum(dim=1)
-        aux = settings.z_weight * z + settings.balance_weight * balance
-        with torch.no_grad():
-            everything = counted.sum().clamp(min=1)
-            surprise = torch.special.entr(probabilities).sum(dim=-1) * counted
-            report = {
-                LOAD: picks.sum(dim=(0, 1)) / (everything * settings.top_k),
-                ENTROPY: surprise.sum() / everything,
-            }
-        return {AUX: aux.sum(), **report}
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token: only its own experts."""
@@ -124,7 +79,7 @@ class Experts(nn.Module):
 
         For each chosen expert: the products with gate and up, and its weight. Grouped products also
         keep its input, silu(gate), the product with up, and its result in the tokens' order.
-        Compiled code computes silu(gate) again. See `_router_bytes_per_token` for the router.
+        Compiled code computes silu(gate) again.
         """
         _, d_ff, d_model = self.gate_proj.shape
         chosen = 2 * d_ff + 1
@@ -132,7 +87,7 @@ class Experts(nn.Module):
             chosen += 2 * d_model + (1 if at.compiled else 2) * d_ff
         shared = sum(p.kept_bytes_per_token(at) for p in self.shared if isinstance(p, SwiGLU))
         routed = self.settings.top_k * at.width * chosen
-        return routed + shared + self._router_bytes_per_token(at)
+        return routed + shared + kept_by_router(self.settings, d_model, at)
 
     def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
@@ -155,18 +110,3 @@ class Experts(nn.Module):
             return max([most, *(part.backward_bytes(at, tokens) for part in shared)])
         own = (top_k + 2) * d_model + 6 * d_ff
         return at.width * (own * tokens + 5 * expert) + 3 * 4 * n * expert
-
-    def _router_bytes_per_token(self, at: ForwardPass) -> int:
-        """Return the bytes kept for the backward pass of routing and of the auxiliary losses.
-
-        In fp32: the input, if the block keeps it only in bf16; logits and probabilities; the top-k
-        probabilities and their sum; the logsumexp of the logits, and whether the token counts. In
-        int64: the chosen experts, and the order of the rows, in both directions if products are
-        grouped. For each row of tokens: its mean probabilities and its number of tokens.
-        """
-        n, d_model = self.router.shape
-        top_k = self.settings.top_k
-        given = 4 * d_model if at.width == 2 else 0
-        per_row = 4 * (n + 1)
-        numbers = 8 * top_k * (4 if at.grouped else 2)
-        return given + 4 * (2 * n + top_k + 3) + numbers + -(-per_row // at.tokens)

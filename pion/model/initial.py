@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pion.model.bank import Bank
 from pion.model.composed import Composed
 from pion.model.experts import Experts
+from pion.model.routed import RoutedRecipes
 
 RECIPE_STD = 0.01
 # The matrices that write into the residual stream, and the head.
@@ -39,6 +40,8 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
             nn.init.normal_(module.router, std=std)
             for matrix in ("gate_proj", "up_proj", "down_proj"):
                 _draw_matrix(getattr(module, matrix), matrix, init, std)
+        elif isinstance(module, RoutedRecipes):
+            nn.init.normal_(module.router, std=std)
         elif isinstance(module, Bank):
             module.draw_weights()
         elif isinstance(module, Composed):

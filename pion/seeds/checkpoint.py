@@ -21,7 +21,7 @@ from pion.seeds.tachyon import from_tachyon
 REFUSED = {
     "tok_emb.": "a Lepton. A Lepton's forward pass saw the tokens that it was trained to predict, "
     "so its weights are of no use",
-    ".ffn.router.": "a PILON with routed recipes, which Pion can't import yet",
+    ".ffn.router.router.0.": "a PILON whose router has two matrices, which Pion can't import",
     ".exit_gate.": "a PILON with exit gates, which Pion can't import yet",
 }
 

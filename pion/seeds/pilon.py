@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.parts import Heads
+from pion.parts import Experts, Heads
 from pion.primitives import Primitives
 from pion.seeds.names import State, sizes, untied
 from pion.seeds.read import SeedCheckpoint
@@ -36,8 +36,12 @@ _NAMES = {
     r"layers\.(\d+)\.ffn\.fc2\.weight": r"blocks.\1.feedforward.down_proj.weight",
     r"layers\.(\d+)\.ffn\.composition_weights\.fc1_logits": r"blocks.\1.feedforward.up_recipe",
     r"layers\.(\d+)\.ffn\.composition_weights\.fc2_logits": r"blocks.\1.feedforward.down_recipe",
+    r"layers\.(\d+)\.ffn\.router\.router\.weight": r"blocks.\1.feedforward.router",
     r"layers\.(\d+)\.ffn\.subln\.weight": r"blocks.\1.feedforward.sub_norm.weight",
 }
+# A router with one matrix. A seed's router with two has other names.
+_ROUTER = ".ffn.router.router.weight"
+_RECIPES = re.compile(r"layers\.(\d+)\.ffn\.expert_compositions\.fc([12])_logits")
 _BANK = re.compile(r"primitive_banks\.fc([12])_banks\.(\w+)\.(.+)")
 _BANK_NAMES = {
     "A": "factors",
@@ -63,6 +67,7 @@ def from_pilon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
     seq_len, _ = sizes(tensors, "position_embedding.weight", 2)
     described = recorded.get("primitive_config") or {}
     primitives = _primitives(tensors, described)
+    experts = _experts(tensors, described.get("moe_config"))
     squared = described.get("use_squared_relu") is True
     config = ModelConfig.from_dict(
         {
@@ -78,6 +83,7 @@ def from_pilon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
             "activation": "relu2" if squared else "gelu",
             "heads": Heads(qk_norm=False),
             "primitives": primitives,
+            "experts": experts,
             "init": "uniform",
         }
     )
@@ -124,6 +130,23 @@ def _primitives(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> 
     )
 
 
+def _experts(tensors: Mapping[str, Tensor], described: object) -> Experts | None:
+    """Return how recipes are routed, or None if a layer has one recipe for each matrix."""
+    router = next((name for name in tensors if name.endswith(_ROUTER)), None)
+    if router is None:
+        return None
+    routing = described if isinstance(described, dict) else {}
+    weight = routing.get("aux_loss_weight", 0.0) if routing.get("load_balancing") is True else 0.0
+    return Experts(
+        n=sizes(tensors, router, 2)[0],
+        top_k=routing.get("top_k", 0),
+        shared=0,
+        balance_weight=weight,
+        z_weight=routing.get("router_z_loss_coef", 0.0),
+        balance="batch",
+    )
+
+
 def _bands(described: object) -> Any:
     """Return the layers of each band. Anything that is no list of bands is for Primitives."""
     if not isinstance(described, list) or not all(isinstance(band, dict) for band in described):
@@ -145,6 +168,11 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
             if bank[3] == "A":
                 tensor = _joined(tensors, name.removesuffix(".A"))
             state[f"bands.{bands[bank[2]]}.{_MATRIX[bank[1]]}.{_BANK_NAMES[bank[3]]}"] = tensor
+            continue
+        if recipes := _RECIPES.fullmatch(name):
+            where = f"blocks.{recipes[1]}.feedforward.recipes"
+            for number, logits in enumerate(tensor):
+                state[f"{where}.{number}.{_MATRIX[recipes[2]]}_recipe"] = logits
             continue
         for theirs, ours in _NAMES.items():
             if match := re.fullmatch(theirs, name):

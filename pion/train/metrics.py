@@ -15,8 +15,8 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import Trouble
 from pion.model.cost import flops_per_token
-from pion.model.experts import ENTROPY, LOAD
 from pion.model.recipes import PRIMITIVES_USED, RECIPE_ENTROPY
+from pion.model.router import ENTROPY, LOAD
 from pion.train import hardware
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan

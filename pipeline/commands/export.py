@@ -29,8 +29,9 @@ def export(
     from pion.verify import verify_export
 
     decoder = load_model(found)
-    round_embeddings(decoder, embeddings)
-    export_model(decoder, found.tokenizer, folder, model_type=model_type, embeddings=embeddings)
+    if embeddings == "bfloat16":
+        round_embeddings(decoder)
+    export_model(decoder, found.tokenizer, folder, model_type=model_type)
     difference = verify_export(folder, decoder, found.tokenizer, _TEXTS, model_type=model_type)
     show(
         f"{folder}: {found.label}; loaded again with transformers, "

@@ -134,12 +134,10 @@ def _export(
     tokenizer = Tokenizer.from_file(tokenizer_path)
     job = history.job
     assert job.publish is not None
-    embeddings = job.publish.embeddings
-    round_embeddings(decoder, embeddings)
+    if job.publish.embeddings == "bfloat16":
+        round_embeddings(decoder)
     try:
-        export_model(
-            decoder, tokenizer_path, folder, chat=job.sft is not None, embeddings=embeddings
-        )
+        export_model(decoder, tokenizer_path, folder, chat=job.sft is not None)
     except BadInput as error:
         if not isinstance(error.__cause__, OSError):
             raise

@@ -109,6 +109,7 @@ FAMILIES = {
     "daisy": Family(DAISY, {**MUON, "window_schedule": "cubic"}),
     "pilon": Family(PILON | {"primitives": BANKS}, {"phases": PHASES}),
     "ternary": Family(PILON | {"primitives": TERNARY, "activation": "relu2"}, apart=1e-2),
+    "routed-recipes": Family(PILON | {"primitives": BANKS, "experts": {"n": 4, "shared": 0}}),
     "experts-in-windows": Family({"experts": EXPERTS, "windows": WINDOWS}),
 }
 

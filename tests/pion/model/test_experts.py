@@ -123,7 +123,7 @@ def test_reports_are_in_the_same_order_in_each_process(monkeypatch: pytest.Monke
     """Ranks add their reports up one by one, and Python orders sets of text by chance."""
     names = [f"report {n}" for n in range(8)]
     report = {name: torch.zeros(()) for name in ("aux", *names)}
-    monkeypatch.setattr(Experts, "_report", lambda *_: report)
+    monkeypatch.setattr("pion.model.experts.routing_report", lambda *_: report)
     tokens = torch.arange(24).view(1, 24)
     assert list(Decoder(CONFIG).losses(tokens, tokens).stats) == names
 

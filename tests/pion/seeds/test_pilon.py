@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.model.routed import RoutedRecipes
 from pion.seeds import import_seed
 from tests.paths import SEEDS
 from tests.pion.seeds.digest import digest
@@ -26,6 +27,7 @@ CASES = {
     "comp_bias": ("comp_bias", 2e-5),
     "tiered": ("tiered", 2e-5),
     "ternary": ("ternary", 2e-5),
+    "moe": ("moe", 2e-5),
 }
 # By the trace: its start, the bounds of losses, weights and norms, and changes of the settings.
 TRACES: dict[str, tuple[str, float, float, float, dict[str, Any]]] = {
@@ -93,13 +95,46 @@ def test_a_scale_over_the_bank_gives_the_logits_of_the_seeds_trainer() -> None:
     assert (logits - reference["logits_trainer_qcache"]).abs().max() <= 1e-3
 
 
-@pytest.mark.parametrize("name", ["comp", "comp_bias", "ternary"])
+@pytest.mark.parametrize("name", ["comp", "comp_bias", "ternary", "moe"])
 def test_primitives_mixed_once_for_generation_give_the_same_logits(name: str) -> None:
     reference, model = reference_of(name), model_of(name)
     model.join_projections()
     with torch.no_grad():
         logits = model(reference["input_ids"])
     assert (logits - reference["logits"]).abs().max() <= 2e-5
+
+
+def test_routed_recipes_have_the_seeds_losses_and_gradients() -> None:
+    reference, model = reference_of("moe"), model_of("moe")
+    assert model.config.experts is not None
+    assert (model.config.experts.n, model.config.experts.top_k) == (4, 2)
+    tokens, labels = reference["input_ids"], reference["labels"]
+    losses = model.losses(tokens[:, :-1], labels[:, 1:])
+    ce = losses.ce / (labels[:, 1:] != -100).sum()
+    assert ce.item() == pytest.approx(reference["loss"].item(), abs=1e-5)
+    # Ours is weighted and summed over rows. The seed reports one loss of all tokens.
+    aux = model.losses(tokens, labels).aux / len(tokens)
+    assert aux.item() == pytest.approx(0.01 * reference["aux_loss"].item(), abs=1e-6)
+    ce.backward()
+    for layer, block in enumerate(model.blocks):
+        routed = block.feedforward
+        assert isinstance(routed, RoutedRecipes)
+        recipes = torch.stack([recipe.up_recipe.grad for recipe in routed.recipes])
+        for name, gradient in (
+            ("router.router.weight", routed.router.grad),
+            ("expert_compositions.fc1_logits", recipes),
+        ):
+            expected = reference["grad_norms"][f"layers.{layer}.ffn.{name}"].item()
+            assert gradient.norm().item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_router_with_two_matrices_is_refused(tmp_path: Path) -> None:
+    content = read_seed(SEEDS / "pilon_moe_ckpt.pt")
+    name = "layers.0.ffn.router.router"
+    tensors_of(content)[f"{name}.0.weight"] = tensors_of(content).pop(f"{name}.weight")
+    write_seed(content, tmp_path / "x.pt")
+    with pytest.raises(BadInput, match="whose router has two matrices"):
+        import_seed(tmp_path / "x.pt")
 
 
 def test_a_fine_tuned_model_has_the_seeds_larger_vocabulary_and_logits() -> None:
@@ -203,9 +238,7 @@ def test_without_a_config_the_heads_are_unknown(tmp_path: Path) -> None:
         import_seed(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize(
-    ("name", "what"), [("moe", "routed recipes"), ("exit", "exit gates"), ("gates", "exit gates")]
-)
+@pytest.mark.parametrize(("name", "what"), [("exit", "exit gates"), ("gates", "exit gates")])
 def test_what_can_not_be_imported_is_said(name: str, what: str) -> None:
     with pytest.raises(BadInput, match=what):
         model_of(name)
