@@ -65,6 +65,8 @@ class ModelConfig:
     the exact GELU between."""
     positions: Literal["rotary", "learned"] = later_field("rotary", before="rotary")
     """learned: a table with a vector for each position, which is added to the embeddings."""
+    gates: bool = later_field(False, before=False)
+    """Whether blocks have gates that learn which tokens need no feed-forward layer."""
     norm_gain: bool = later_field(True, before=True)
     """Whether norms have a learned gain."""
     logit_cap: float | None = later_field(None, before=None)
@@ -103,7 +105,7 @@ class ModelConfig:
         if self.logit_cap is not None:
             self._require_positive("logit_cap", int | float)
         self._require_positive("head_multiple", int)
-        for name in ("tie_embeddings", "norm_gain"):
+        for name in ("tie_embeddings", "gates", "norm_gain"):
             if not isinstance(getattr(self, name), bool):
                 raise BadInput(f"{name} is {shown(getattr(self, name))}; it must be true or false")
         for name, known in (

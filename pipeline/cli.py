@@ -212,6 +212,7 @@ def _add_model_commands(add: Add) -> None:
     chat = add("chat", _chat, "talk to a model")
     chat.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     _add_sampling(chat)
+    _add_gates(chat)
 
     generate = add("generate", _generate, "continue a text, or several texts together")
     generate.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
@@ -229,6 +230,7 @@ def _add_model_commands(add: Add) -> None:
         help="treat the prompt as a user's message, and print only the answer",
     )
     _add_sampling(generate)
+    _add_gates(generate)
 
     evaluate = add("eval", _eval, "measure a model on your own files")
     evaluate.add_argument("model", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
@@ -240,12 +242,13 @@ def _add_model_commands(add: Add) -> None:
         "questions {context, choices, answer} (prints accuracy)",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+    _add_gates(evaluate)
 
     _add_export(add)
     seed = add(
         "import-seed",
         _import_seed,
-        "convert a checkpoint of the original Pion, Tachyon 2 or Daisy-Wee",
+        "convert a checkpoint of the original Pion, Tachyon 2, Daisy-Wee or PILON",
     )
     seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
     seed.add_argument("folder", metavar="DIR", help="the folder to write")
@@ -365,6 +368,16 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_gates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-above",
+        type=float,
+        metavar="P",
+        help="of a model with gates: skip a feed-forward layer where its gate is surer than P "
+        "(0 to 1); default: skip none",
+    )
+
+
 def _converted(convert: Callable[[str, str], float], name: str, text: str) -> float:
     try:
         return convert(name, text)
@@ -434,7 +447,7 @@ def _generate(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from pipeline.commands.eval import eval_files
 
-    _, model, tokenizer = _load(args.model)
+    _, model, tokenizer = _load(args.model, args.skip_above)
     return eval_files(model, tokenizer, [Path(f) for f in args.files], as_json=args.json)
 
 
@@ -493,11 +506,13 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _load(
-    name: str | None, dtype: Literal["auto", "bfloat16", "float32"] = "float32"
+    name: str | None,
+    skip_above: float | None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "float32",
 ) -> tuple[FoundModel, Decoder, Tokenizer]:
     """Return the model called `name`, on the accelerator if there is one, and its tokenizer.
 
-    `dtype` is the precision of products.
+    `dtype` is the precision of products; `skip_above` as in `Decoder.use_gates`, None: no gates.
     """
     from pipeline.models.find import find_model
     from pipeline.models.load import load_found
@@ -508,11 +523,13 @@ def _load(
     device = pick_device()
     picked = pick_dtype(dtype, device, generating=True)
     model, tokenizer = load_found(found, torch_dtype(picked))
+    if skip_above is not None:
+        model.use_gates(skip_above)
     return found, model.to(device), tokenizer
 
 
 def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, Tokenizer]:
-    found, model, tokenizer = _load(args.model, args.dtype)
+    found, model, tokenizer = _load(args.model, args.skip_above, args.dtype)
     model.join_projections()
     return found, model, tokenizer
 

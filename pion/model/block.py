@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from pion.config import ModelConfig
 from pion.model.attention import Attention, ValueMix
+from pion.model.bands import Mixing
 from pion.model.batch_cache import BatchLayerCache
 from pion.model.cache import LayerCache
-from pion.model.composed import Composed, Mixing
+from pion.model.composed import Composed
 from pion.model.experts import Experts
 from pion.model.feedforward import SwiGLU, TwoMatrices
 from pion.model.forward_pass import ForwardPass, gradient_bytes
+from pion.model.gates import GATE, SEEN_BY_GATE, Gate, apply_to_others
 from pion.model.masks import Mask, Reach, reach_of
 from pion.model.norm import RMSNorm
 from pion.model.rope import Rotation
@@ -22,10 +24,20 @@ from pion.model.router import Stats
 from pion.model.wiring import LayerInput
 
 
+class Gating(NamedTuple):
+    """What blocks do with their gates.
+
+    With `skip_above`, tokens of a higher confidence skip the feed-forward layer. None: gates learn.
+    """
+
+    skip_above: float | None
+
+
 class BlockInputs(NamedTuple):
     """What a block gets besides the hidden states.
 
-    `real` (B, T) is false for padding; None: there is no padding.
+    `real` (B, T) is false for padding; None: there is no padding. Without `gating`, a gate is not
+    computed.
     """
 
     rotation: Rotation | None
@@ -35,6 +47,7 @@ class BlockInputs(NamedTuple):
     wiring: LayerInput | None = None
     values: ValueMix | None = None
     mixing: Mixing | None = None
+    gating: Gating | None = None
 
 
 class Block(nn.Module):
@@ -52,31 +65,48 @@ class Block(nn.Module):
             self.attention = Attention(config)
         self.feedforward_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         self.feedforward = build_feedforward(config)
+        self.gate: Gate | None = Gate(config.d_model) if config.gates else None
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
-        """Return the new hidden states, and what the block's experts report, if it has any."""
+        """Return the new hidden states, and what the block's experts and its gate report."""
         if inputs.wiring is not None:
             x = inputs.wiring.into(x)
         if self.attention is not None:
             seen = x if self.attention_norm is None else self.attention_norm(x)
             x = x + self.attention(seen, inputs.rotation, inputs.mask, inputs.cache, inputs.values)
         normed = self.feedforward_norm(x)
+        if self.gate is None or inputs.gating is None:
+            result, stats = self._feed_forward(normed, inputs)
+            return x + result, stats
+        gate = self.gate(x)
+        if inputs.gating.skip_above is None:
+            result, stats = self._feed_forward(normed, inputs)
+            return x + result, stats | {GATE: gate, SEEN_BY_GATE: x.detach()}
+        alone = inputs._replace(real=None)  # nobody reads the report
+        skipped = gate.sigmoid() > inputs.gating.skip_above
+        return x + apply_to_others(
+            lambda some: self._feed_forward(some, alone)[0], normed, skipped
+        ), {}
+
+    def _feed_forward(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
+        """Return the result of the feed-forward layer, and what its experts report."""
         if isinstance(self.feedforward, Experts):
-            mixed, stats = self.feedforward(normed, inputs.real)
-            return x + mixed, stats
+            mixed, stats = self.feedforward(x, inputs.real)
+            return mixed, stats
         if isinstance(self.feedforward, RoutedRecipes):
             assert inputs.mixing is not None
-            mixed, stats = self.feedforward(normed, inputs.mixing, inputs.real)
-            return x + mixed, stats
+            mixed, stats = self.feedforward(x, inputs.mixing, inputs.real)
+            return mixed, stats
         if isinstance(self.feedforward, Composed):
             assert inputs.mixing is not None
-            return x + self.feedforward(normed, inputs.mixing), {}
-        return x + self.feedforward(normed), {}
+            return self.feedforward(x, inputs.mixing), {}
+        return self.feedforward(x), {}
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
         attention = 0 if self.attention is None else self.attention.macs_per_token()
-        return attention + self.feedforward.macs_per_token()
+        gate = 0 if self.gate is None else self.gate.weight.numel()
+        return attention + self.feedforward.macs_per_token() + gate
 
     def macs_per_key(self) -> int:
         """Return the multiply-accumulates for one token and one key that it sees."""
@@ -96,6 +126,8 @@ class Block(nn.Module):
             kept += given + self.attention.kept_bytes_per_token(at)
         if self.attention_norm is not None:
             kept += self.attention_norm.kept_bytes(at)
+        if self.gate is not None:  # its logit, its target and their loss
+            kept += 3 * 4
         return kept
 
     def copied_bytes(self, at: ForwardPass) -> int:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pion.config import ModelConfig
-from pion.model.bank import Band, Mixture, kept_by_mixture, recipe_of
+from pion.model.bands import Mixing
+from pion.model.bank import Mixture, kept_by_mixture, recipe_of
 from pion.model.feedforward import activation, squares_in_fp32
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import RMSNorm
 from pion.parameter_role import Role
-
-
-class Mixing(NamedTuple):
-    """What a layer mixes: the banks of its band, of which it uses `top_k` primitives.
-
-    `rank` is how many ranks of each primitive it uses, if not all.
-    """
-
-    band: Band
-    top_k: int
-    rank: int | None = None
 
 
 class Composed(nn.Module):
@@ -45,11 +35,11 @@ class Composed(nn.Module):
         self._joined: tuple[Mixture, Mixture] | None = None
 
     @torch.no_grad()
-    def join_projections(self, band: Band, dtype: torch.dtype) -> None:
+    def join_projections(self, mixing: Mixing, dtype: torch.dtype) -> None:
         """Mix the primitives once, for all tokens from now on; see Decoder."""
         up, down = (
             mixture._replace(ins=mixture.ins.to(dtype), outs=mixture.outs.to(dtype))
-            for mixture in self._mixtures(Mixing(band, self.settings.top_k))
+            for mixture in self._mixtures(mixing)
         )
         self._joined = up, down
 

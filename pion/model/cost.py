@@ -95,13 +95,14 @@ def kept_if_recomputed(config: ModelConfig, at: ForwardPass) -> tuple[int, ...]:
     """Return the bytes of a token that each block keeps if all blocks are recomputed.
 
     A block then keeps only what it reads: the result of the block before, which later blocks read
-    too, and the vectors of its value table.
+    too, and the vectors of its value table. What its gate sees is kept for the loss.
     """
     model = _without_weights(config)
     tables = [0] * config.n_layers
     if model.values is not None:
         tables = [model.values.kept_if_recomputed(n, at) for n in range(config.n_layers)]
-    return tuple(4 * config.d_model + table for table in tables)
+    seen_by_gate = 4 * config.d_model if config.gates else 0
+    return tuple(4 * config.d_model + seen_by_gate + table for table in tables)
 
 
 @lru_cache(maxsize=64)

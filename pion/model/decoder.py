@@ -14,13 +14,14 @@ from torch.utils.checkpoint import checkpoint
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.attention import Attention
-from pion.model.bank import Band, recipe_of
+from pion.model.bands import Bands
 from pion.model.batch_cache import BatchCache
-from pion.model.block import Block, BlockInputs
+from pion.model.block import Block, BlockInputs, Gating
 from pion.model.cache import KVCache
-from pion.model.composed import Composed, Mixing
+from pion.model.composed import Composed
 from pion.model.experts import Experts
 from pion.model.feedforward import SwiGLU
+from pion.model.gates import GATE, SEEN_BY_GATE, gate_loss
 from pion.model.initial import draw_weights
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
 from pion.model.masks import (
@@ -37,13 +38,13 @@ from pion.model.recipes import diversity_loss, recipe_report
 from pion.model.roles import parameter_roles
 from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
 from pion.model.routed import RoutedRecipes
-from pion.model.router import AUX, Stats
+from pion.model.router import AUX, Stats, stack_reports
 from pion.model.varying import OF_THE_MODEL, Varying
 from pion.model.wiring import ValueTables, Wiring
 from pion.parameter_role import Role
 
 # Weights of these roles keep fp32 in a model of another dtype.
-ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe")
+ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe", "gate")
 
 BlockRun = Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]
 
@@ -64,8 +65,8 @@ class Losses(NamedTuple):
     """What a training step needs of one forward pass.
 
     `ce` is the cross-entropy in nats, summed over targets, and `aux` the auxiliary losses of all
-    layers, summed over rows; both are scalars in fp32. `stats` has what experts or recipes report,
-    without gradient, by name: see experts.py and recipes.py.
+    layers, summed over rows; both are scalars in fp32. `stats` has what routers, recipes and
+    gates report, without gradient, by name: see router.py, recipes.py and gates.py.
     """
 
     ce: Tensor
@@ -95,6 +96,7 @@ class Decoder(nn.Module):
         # Whether torch.compile computes training: all blocks of one structure share a compilation.
         # Evaluation and generation meet many shapes, so they are never compiled.
         self.compiled = False
+        self.skip_above: float | None = None  # see `use_gates`
         # nn.Embedding(…) would draw random weights. On the meta device this makes torch import its
         # compiler, and the import takes 4 s.
         self.embed = nn.Embedding.from_pretrained(
@@ -110,13 +112,9 @@ class Decoder(nn.Module):
             self.embed_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         self.wiring = None if config.wiring is None else Wiring(config)
         self.values = None if config.values is None else ValueTables(config)
-        self.bands: nn.ModuleList | None = None
-        self._band_of: dict[int, int] = {}
+        self.bands: Bands | None = None
         if config.primitives is not None:
-            self._band_of = config.primitives.band_of()
-            self.bands = nn.ModuleList(
-                Band(config, number) for number in range(len(config.primitives.bands))
-            )
+            self.bands = Bands(config, config.primitives)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         if not config.tie_embeddings:
@@ -162,7 +160,8 @@ class Decoder(nn.Module):
                 f"unexpected tensor {unknown}: this model has no parameter with that name"
             )
         decoder.load_state_dict(weights, assign=True)
-        decoder._check_packed_banks()
+        if decoder.bands is not None:
+            decoder.bands.check_packed(decoder.recipes())
         return decoder
 
     def join_projections(self) -> None:
@@ -174,10 +173,23 @@ class Decoder(nn.Module):
         for part in self.modules():
             if isinstance(part, Attention | SwiGLU):
                 part.join_projections()
+        if self.bands is None:
+            return
         for layer, block in enumerate(self.blocks):
-            mixing = self._mixing(layer)
-            if isinstance(block.feedforward, Composed | RoutedRecipes) and mixing is not None:
-                block.feedforward.join_projections(mixing.band, self.embed.weight.dtype)
+            if isinstance(block.feedforward, Composed | RoutedRecipes):
+                mixing = self.bands.mixing(layer)
+                block.feedforward.join_projections(mixing, self.embed.weight.dtype)
+
+    def use_gates(self, skip_above: float) -> None:
+        """Skip the feed-forward layer of tokens whose gate is surer than this, without gradients.
+
+        Raises BadInput for a model without gates, or a confidence that is not from 0 to 1.
+        """
+        if not self.config.gates:
+            raise BadInput("this model has no gates, so no layer can be skipped")
+        if not 0 <= skip_above <= 1:
+            raise BadInput(f"{skip_above} is no confidence of a gate; give a number from 0 to 1")
+        self.skip_above = skip_above
 
     def forward(
         self,
@@ -232,7 +244,8 @@ class Decoder(nn.Module):
         """Return all losses of one forward pass, and the reports of the layers.
 
         Padding has a document number below 0 and is left out of auxiliary losses and reports.
-        `varying` has what this step trains with other sizes than the model's.
+        `varying` has what this step trains with other sizes than the model's. Gates learn, and
+        skip nothing.
         Raises BadInput for more tokens than the context.
         """
         hidden, reports = self._run(tokens, positions, documents, None, varying)
@@ -243,20 +256,19 @@ class Decoder(nn.Module):
             states, self._head(), flat, self.config.logit_cap, compiled=compiled
         )
         aux = [report[AUX] for report in reports if AUX in report]
-        stats = {
-            name: torch.stack([report[name] for report in reports if name in report])
-            # In the report's order: ranks add these up one by one.
-            for name in reports[0]
-            if name != AUX
-        }
-        primitives = self.config.primitives
-        if primitives is not None:
-            recipes, bands = self.recipes(), self._rows_of_bands()
-            if primitives.diversity_weight:
+        stats = stack_reports(reports, without=(AUX, GATE, SEEN_BY_GATE))
+        if GATE in reports[0]:
+            real = None if documents is None else documents >= 0
+            of_gates, report = gate_loss(reports, hidden, self.logits, self.norm, real)
+            aux.append(of_gates)
+            stats |= report
+        if self.bands is not None:
+            recipes, rows, settings = self.recipes(), self.bands.rows(), self.bands.settings
+            if settings.diversity_weight:
                 # Auxiliary losses are summed over rows.
-                weight = primitives.diversity_weight * len(tokens)
-                aux.append(weight * diversity_loss(recipes, bands))
-            stats |= recipe_report(recipes, bands, varying.top_k or primitives.top_k)
+                weight = settings.diversity_weight * len(tokens)
+                aux.append(weight * diversity_loss(recipes, rows))
+            stats |= recipe_report(recipes, rows, varying.top_k or settings.top_k)
         return Losses(ce, torch.stack(aux).sum() if aux else torch.zeros_like(ce), stats)
 
     def hidden(
@@ -292,13 +304,11 @@ class Decoder(nn.Module):
             masks = self._masks(tokens, total, documents, varying.window, cached=cache is not None)
         rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
         real = None if documents is None else documents >= 0
-        x = embedding(tokens, self.embed.weight).float()
-        if self.positions is not None:
-            x = x + self._position_vectors(past, tokens.shape[1], positions)
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
+        x = self._embedded(tokens, past, positions)
         results: dict[int, Tensor] = {}
         reports = []
+        gating = Gating(None if trained else self.skip_above)
+        used = trained or gating.skip_above is not None
         kept = set() if self.wiring is None else set(self.wiring.source.values())
         run = _compiled_block() if compiled else _run_block
         # A block that gets one tensor as both inputs would be compiled separately.
@@ -312,7 +322,8 @@ class Decoder(nn.Module):
                 real,
                 None if self.wiring is None else self.wiring.input_of(layer, x0, results),
                 None if self.values is None else self.values.of(layer, tokens),
-                self._mixing(layer, varying),
+                None if self.bands is None else self.bands.mixing(layer, varying),
+                gating if used else None,
             )
             if self.recompute and trained:
                 x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
@@ -369,19 +380,6 @@ class Decoder(nn.Module):
         every = sum(parameter.numel() for parameter in self.parameters())
         return every - idle if active else every
 
-    def _check_packed_banks(self) -> None:
-        """Raise BadInput for packed banks that are damaged or lack a primitive of a recipe."""
-        primitives = self.config.primitives
-        if primitives is None or primitives.stored is None or self.bands is None:
-            return
-        up, down = self.recipes()
-        for number, rows in enumerate(self._rows_of_bands()):
-            band = self.bands[number]
-            assert isinstance(band, Band)
-            for way, bank, logits in (("up", band.up, up), ("down", band.down, down)):
-                chosen = [recipe_of(logits[row], primitives.top_k).chosen for row in rows]
-                bank.check_packed(f"bands.{number}.{way}", torch.cat(chosen))
-
     def recipes(self) -> Tensor:
         """Return the logits of all recipes in fp32: (2, rows, n), up and down.
 
@@ -392,33 +390,18 @@ class Decoder(nn.Module):
         down = torch.stack([part.down_recipe for part in parts])
         return torch.stack((up, down)).float()
 
-    def _rows_of_bands(self) -> tuple[tuple[int, ...], ...]:
-        """Return the rows of `recipes` that share the banks of each band."""
-        assert self.config.primitives is not None
-        each = 1 if self.config.experts is None else self.config.experts.n
-        return tuple(
-            tuple(each * layer + number for layer in band for number in range(each))
-            for band in self.config.primitives.bands
-        )
-
     def _head(self) -> Tensor:
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
 
-    def _mixing(self, layer: int, varying: Varying = OF_THE_MODEL) -> Mixing | None:
-        """Return what a layer mixes its feed-forward matrices of, if anything."""
-        primitives = self.config.primitives
-        if primitives is None or self.bands is None:
-            return None
-        band = self.bands[self._band_of[layer]]
-        assert isinstance(band, Band)
-        return Mixing(band, varying.top_k or primitives.top_k, varying.rank)
-
-    def _position_vectors(self, past: int, length: int, positions: Tensor | None) -> Tensor:
-        """Return the vector of each token's position in fp32: by `positions`, or by its place."""
-        assert self.positions is not None
-        if positions is None:
-            return self.positions.weight[past : past + length].float()
-        return embedding(positions, self.positions.weight).float()
+    def _embedded(self, tokens: Tensor, past: int, positions: Tensor | None) -> Tensor:
+        """Return what the first block gets: (B, T, d_model) in fp32."""
+        x = embedding(tokens, self.embed.weight).float()
+        if self.positions is not None:
+            here = self.positions.weight[past : past + tokens.shape[1]]
+            if positions is not None:
+                here = embedding(positions, self.positions.weight)
+            x = x + here.float()
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def _rotation(
         self, past: int, length: int, positions: Tensor | None, device: torch.device

@@ -11,7 +11,8 @@ routers are from N(0, init_std²).
 2010), and those of feed-forward layers within ±1 / √(input width). Embeddings are from
 N(0, init_std²).
 
-Banks of primitives are drawn by themselves (bank.py), and their recipes from N(0, 0.01²).
+Banks of primitives are drawn by themselves (bank.py), and their recipes from N(0, 0.01²). Gates are
+not random (gates.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from pion.model.bank import Bank
 from pion.model.composed import Composed
 from pion.model.experts import Experts
+from pion.model.gates import Gate
 from pion.model.routed import RoutedRecipes
 
 RECIPE_STD = 0.01
@@ -42,7 +44,7 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
                 _draw_matrix(getattr(module, matrix), matrix, init, std)
         elif isinstance(module, RoutedRecipes):
             nn.init.normal_(module.router, std=std)
-        elif isinstance(module, Bank):
+        elif isinstance(module, Bank | Gate):
             module.draw_weights()
         elif isinstance(module, Composed):
             nn.init.normal_(module.up_recipe, std=RECIPE_STD)

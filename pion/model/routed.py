@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pion.config import ModelConfig
-from pion.model.bank import Band
-from pion.model.composed import Composed, Mixing
+from pion.model.bands import Mixing
+from pion.model.composed import Composed
 from pion.model.forward_pass import ForwardPass
 from pion.model.router import Stats, kept_by_router, route, routing_report
 from pion.parameter_role import Role
@@ -31,10 +31,10 @@ class RoutedRecipes(nn.Module):
         self.router = nn.Parameter(torch.empty(config.experts.n, config.d_model))
         self.recipes = nn.ModuleList(Composed(config) for _ in range(config.experts.n))
 
-    def join_projections(self, band: Band, dtype: torch.dtype) -> None:
+    def join_projections(self, mixing: Mixing, dtype: torch.dtype) -> None:
         """Mix the primitives once, for all tokens from now on; see Decoder."""
         for recipe in self._each():
-            recipe.join_projections(band, dtype)
+            recipe.join_projections(mixing, dtype)
 
     def forward(self, x: Tensor, mixing: Mixing, real: Tensor | None) -> tuple[Tensor, Stats]:
         """Map (B, T, d_model) to (B, T, d_model), and report on the router: see routing_report."""

@@ -6,6 +6,7 @@ Fedus et al. 2022, "Switch Transformers", and the z-loss that of Zoph et al. 202
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,16 @@ def routing_report(routed: Routed, settings: Experts, real: Tensor | None) -> St
             ENTROPY: surprise.sum() / everything,
         }
     return {AUX: aux.sum(), **report}
+
+
+def stack_reports(reports: Sequence[Stats], without: Collection[str]) -> Stats:
+    """Return the reports of all layers that have one, stacked by name, but not those `without`."""
+    return {
+        name: torch.stack([report[name] for report in reports if name in report])
+        # In the report's order: ranks add these up one by one.
+        for name in reports[0]
+        if name not in without
+    }
 
 
 def kept_by_router(settings: Experts, d_model: int, at: ForwardPass) -> int:

@@ -22,7 +22,6 @@ REFUSED = {
     "tok_emb.": "a Lepton. A Lepton's forward pass saw the tokens that it was trained to predict, "
     "so its weights are of no use",
     ".ffn.router.router.0.": "a PILON whose router has two matrices, which Pion can't import",
-    ".exit_gate.": "a PILON with exit gates, which Pion can't import yet",
 }
 
 # By a part of a tensor's name: the family that has such tensors.

@@ -37,6 +37,7 @@ _NAMES = {
     r"layers\.(\d+)\.ffn\.composition_weights\.fc1_logits": r"blocks.\1.feedforward.up_recipe",
     r"layers\.(\d+)\.ffn\.composition_weights\.fc2_logits": r"blocks.\1.feedforward.down_recipe",
     r"layers\.(\d+)\.ffn\.router\.router\.weight": r"blocks.\1.feedforward.router",
+    r"layers\.(\d+)\.exit_gate\.linear\.(weight|bias)": r"blocks.\1.gate.\2",
     r"layers\.(\d+)\.ffn\.subln\.weight": r"blocks.\1.feedforward.sub_norm.weight",
 }
 # A router with one matrix. A seed's router with two has other names.
@@ -84,6 +85,7 @@ def from_pilon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
             "heads": Heads(qk_norm=False),
             "primitives": primitives,
             "experts": experts,
+            "gates": any(".exit_gate." in name for name in tensors),
             "init": "uniform",
         }
     )

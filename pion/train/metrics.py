@@ -15,6 +15,7 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import Trouble
 from pion.model.cost import flops_per_token
+from pion.model.gates import GATE_LOSS
 from pion.model.recipes import PRIMITIVES_USED, RECIPE_ENTROPY
 from pion.model.router import ENTROPY, LOAD
 from pion.train import hardware
@@ -27,6 +28,7 @@ COLUMNS = {
     ENTROPY: "router_entropy",
     RECIPE_ENTROPY: "recipe_entropy",
     PRIMITIVES_USED: "primitives_used",
+    GATE_LOSS: "gate_loss",
 }
 # A loss is compared with the median of this many good steps before it.
 RECENT_STEPS = 64
@@ -38,8 +40,8 @@ ENOUGH_STEPS = 16
 class StepRecord:
     """One finished step; the tensors are still on the device.
 
-    `stats` has what experts or recipes report; see pion/model/experts.py and recipes.py. It is
-    empty for other models.
+    `stats` has what routers, recipes and gates report; see router.py, recipes.py and gates.py in
+    pion/model/. It is empty for other models.
     """
 
     step: int

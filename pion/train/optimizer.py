@@ -92,7 +92,7 @@ class Optimizer:
     def _decay(self, role: Role) -> float:
         if role == "primitive":
             return self.settings.primitive_weight_decay
-        return 0.0 if role in ("vector", "recipe") else self.settings.weight_decay
+        return 0.0 if role in ("vector", "recipe", "gate") else self.settings.weight_decay
 
     def trained(self, plan: StepPlan) -> list[nn.Parameter]:
         """Return the parameters that `plan` does not freeze."""

@@ -58,6 +58,7 @@ def plan_at(settings: TrainSettings, step: int, config: ModelConfig | None = Non
         "vector": (settings.vector_lr or settings.lr) * scale,
         "primitive": lr,
         "recipe": lr,
+        "gate": lr,
     }
     windows = None if config is None else config.windows
     phase = phase_at(settings.phases, step, settings.steps) if settings.phases else Phase()

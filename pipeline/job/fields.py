@@ -97,6 +97,11 @@ class Model(Section):
         None,
         "learned: a table with a vector for each position, added to the embeddings; unset: rotary",
     )
+    gates: bool | None = identity(
+        None,
+        "give each layer a gate that learns which tokens need no feed-forward layer; they are used "
+        "only with --skip-above; unset: false",
+    )
     norm_gain: bool | None = identity(None, "give norms a learned gain; unset: true")
     norm_eps: float | None = identity(None, "epsilon of all norms; unset: 1e-6", gt=0)
     logit_cap: float | None = identity(

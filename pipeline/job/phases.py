@@ -19,7 +19,7 @@ class Phase(Section):
     rates: dict[str, float] = scheduled(
         {},
         "factors of the learning rates by role (matrix, router, embedding, head, primitive, "
-        "recipe, vector), and by `others` for all other roles; 0 freezes a role",
+        "recipe, gate, vector), and by `others` for all other roles; 0 freezes a role",
     )
     top_k: int | None = scheduled(None, "primitives in a recipe; unset: the model's", gt=0)
     rank: int | None = scheduled(None, "ranks of each primitive in use; unset: all", gt=0)

@@ -108,6 +108,7 @@ class _Metrics(TypedDict):
     router_entropy: NotRequired[list[Number]]
     recipe_entropy: NotRequired[list[Number]]
     primitives_used: NotRequired[list[Number]]
+    gate_loss: NotRequired[list[Number]]
     sample: NotRequired[_Sample]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.training.context import TrainingContext
 
 # Settings of a model that decide neither its weights' shapes nor its results: those of a context's
-# length, of random weights and of training, and the rows of the head that no token has.
+# length, of random weights and of training, the rows of the head that no token has, and gates.
 FREE = {
     f"model.{name}"
     for name in (
@@ -26,6 +26,7 @@ FREE = {
         "init",
         "init_std",
         "head_multiple",
+        "gates",
         "experts.balance",
         "experts.balance_weight",
         "experts.z_weight",
@@ -86,6 +87,7 @@ def _model_from(context: TrainingContext, source: str) -> tuple[Decoder, bool]:
         raise BadInput(f"init_from {source}: {error}") from None
     require_same_model(config, given, source)
     state = _with_positions(config, _with_head_rows(config, state), source)
+    state = _with_gates(config, state)
     return Decoder.from_state(config, state), is_packed(found.config)
 
 
@@ -116,6 +118,19 @@ def _with_head_rows(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, 
     padded = head.new_zeros(config.head_rows, head.shape[1])
     padded[: config.vocab_size] = head[: config.vocab_size]
     return state | {"lm_head.weight": padded}
+
+
+def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with the gates that the model has: its own if it learned them, or new."""
+    from pion.model.gates import Gate
+
+    names = [f"blocks.{layer}.gate." for layer in range(config.n_layers)]
+    if not config.gates:
+        return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(names))}
+    new = Gate(config.d_model)
+    new.draw_weights()
+    fresh = {prefix + name: t for prefix in names for name, t in new.state_dict().items()}
+    return fresh | state
 
 
 def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:

@@ -110,6 +110,7 @@ FAMILIES = {
     "pilon": Family(PILON | {"primitives": BANKS}, {"phases": PHASES}),
     "ternary": Family(PILON | {"primitives": TERNARY, "activation": "relu2"}, apart=1e-2),
     "routed-recipes": Family(PILON | {"primitives": BANKS, "experts": {"n": 4, "shared": 0}}),
+    "gated": Family({"gates": True}),
     "experts-in-windows": Family({"experts": EXPERTS, "windows": WINDOWS}),
 }
 

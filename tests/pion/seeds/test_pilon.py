@@ -128,6 +128,42 @@ def test_routed_recipes_have_the_seeds_losses_and_gradients() -> None:
             assert gradient.norm().item() == pytest.approx(expected, rel=1e-3)
 
 
+# Of the checkpoints with gates: how sure a gate must be, and the seed's logits.
+SKIPS = [("exit", 0.5, "logits"), ("gates", 0.5, "eval_logits_thr05"), ("gates", 0.0, "alt")]
+
+
+@pytest.mark.parametrize(("name", "above", "logits"), SKIPS, ids=["exit", "gates", "gates skip"])
+def test_gates_skip_what_the_seeds_skip(name: str, above: float, logits: str) -> None:
+    reference, model = reference_of(name), model_of(name)
+    if logits == "alt":
+        above, logits = reference["alt_threshold"], "eval_logits_alt"
+    model.use_gates(above)
+    with torch.no_grad():
+        found = model(reference["input_ids"][:2])
+    assert (found - reference[logits]).abs().max() <= 1e-5
+
+
+def test_gates_train_as_the_seeds_do() -> None:
+    """The seed's three epochs: the losses of each batch and layer, and the gates at the end."""
+    reference, trunk = reference_of("gates"), model_of("trace_comp_final")
+    config = replace(trunk.config, gates=True)
+    new = {name: t for name, t in Decoder(config).state_dict().items() if ".gate." in name}
+    model = Decoder.from_state(config, trunk.state_dict() | new)
+    gates = {name: gate for name, gate in model.named_parameters() if ".gate." in name}
+    optimizer = torch.optim.Adam(gates.values(), lr=reference["lr"])
+    batches = reference["input_ids"].split(reference["batch_size"])
+    for expected in reference["bce_per_batch_and_layer"].tolist():
+        for tokens, of_layers in zip(batches, expected, strict=True):
+            losses = model.losses(tokens, tokens)
+            assert losses.stats["gate_loss"].tolist() == pytest.approx(of_layers, abs=1e-5)
+            optimizer.zero_grad()
+            (losses.aux / len(tokens)).backward()
+            optimizer.step()
+    for theirs, gate in reference["gates"].items():
+        layer, name = theirs.split(".")[1], theirs.split(".")[-1]
+        assert (gates[f"blocks.{layer}.gate.{name}"] - gate).abs().max() <= 1e-6
+
+
 def test_a_router_with_two_matrices_is_refused(tmp_path: Path) -> None:
     content = read_seed(SEEDS / "pilon_moe_ckpt.pt")
     name = "layers.0.ffn.router.router"
@@ -236,9 +272,3 @@ def test_without_a_config_the_heads_are_unknown(tmp_path: Path) -> None:
     write_seed(content, tmp_path / "x.pt")
     with pytest.raises(BadInput, match="the file has no config"):
         import_seed(tmp_path / "x.pt")
-
-
-@pytest.mark.parametrize(("name", "what"), [("exit", "exit gates"), ("gates", "exit gates")])
-def test_what_can_not_be_imported_is_said(name: str, what: str) -> None:
-    with pytest.raises(BadInput, match=what):
-        model_of(name)

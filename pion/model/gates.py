@@ -1,0 +1,97 @@
+"""Gates that say which tokens need no feed-forward layer (the exit gates of PILON).
+
+A gate sees the hidden states after attention. It learns how close a prediction from there comes to
+the model's own: its target is exp(−KL(p ‖ p_here)), where p_here is what the last norm and the head
+make of these states. Gates learn from a model, and change nothing in it: neither their targets nor
+their inputs have gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, linear
+
+from pion.model.router import Stats
+from pion.parameter_role import Role
+
+# Names of what a block with a gate returns for `gate_loss`, and of what the model reports of it.
+GATE, SEEN_BY_GATE, GATE_LOSS = "gate", "seen_by_gate", "gate_loss"
+# The confidence sigmoid(−2) = 0.12, with which all gates start.
+FIRST_BIAS = -2.0
+# Targets are computed in so many parts. A part takes less memory than the loss took before.
+PARTS = 8
+
+
+class Gate(nn.Module):
+    """Computes a · x + b. Its sigmoid is the confidence that a token needs no more."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight": "gate", "bias": "gate"}
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, d_model))
+        self.bias = nn.Parameter(torch.empty(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, d_model) to the logits of confidences (B, T), in fp32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.detach().float(), self.weight.float(), self.bias.float())[..., 0]
+
+    @torch.no_grad()
+    def draw_weights(self) -> None:
+        """Give all tokens the same low confidence."""
+        self.weight.zero_()
+        self.bias.fill_(FIRST_BIAS)
+
+
+def apply_to_others(layer: Callable[[Tensor], Tensor], x: Tensor, skipped: Tensor) -> Tensor:
+    """Return layer(x) (B, T, d_model), computed without the `skipped` (B, T) tokens: 0 for them.
+
+    `layer` maps (1, tokens, d_model) to the same shape, each token for itself.
+    """
+    result = torch.zeros_like(x)
+    computed = ~skipped
+    if computed.any():
+        result[computed] = layer(x[computed][None])[0].to(result.dtype)
+    return result
+
+
+def gate_loss(
+    reports: Sequence[Stats],
+    states: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    norm: Callable[[Tensor], Tensor],
+    real: Tensor | None,
+) -> tuple[Tensor, Stats]:
+    """Return the loss of all gates, summed over rows, and its report.
+
+    `reports` has each layer's GATE, logits (B, T), and SEEN_BY_GATE (B, T, d_model). `predict`
+    applies the head, `states` are its input, and `norm` is the norm before it. A row's loss is the
+    mean binary cross-entropy over its gates and its `real` tokens. The report has "gate_loss" (L,),
+    the mean of each layer.
+    """
+    logits = torch.stack([report[GATE] for report in reports])
+    with torch.no_grad():
+        seen = (report[SEEN_BY_GATE] for report in reports)
+        targets = torch.stack([_closeness(norm(each), states, predict) for each in seen])
+    losses = binary_cross_entropy_with_logits(logits, targets, reduction="none")  # (L, B, T)
+    counted = torch.ones_like(losses[0]) if real is None else real.to(losses.dtype)
+    per_row = (losses * counted).sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
+    return per_row.mean(dim=0).sum(), {GATE_LOSS: per_row.mean(dim=1).detach()}
+
+
+def _closeness(seen: Tensor, states: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return exp(−KL(p ‖ p_here)) of each token (B, T)."""
+    parts = []
+    size = -(-seen[..., 0].numel() // PARTS)
+    for here, last in zip(
+        seen.flatten(0, 1).split(size), states.flatten(0, 1).split(size), strict=True
+    ):
+        final = predict(last).float().log_softmax(dim=-1)
+        apart = final - predict(here).float().log_softmax(dim=-1)
+        parts.append((-(final.exp() * apart).sum(dim=-1)).exp())
+    return torch.cat(parts).view(seen.shape[:-1])

@@ -1,0 +1,173 @@
+"""Gates learn which tokens need no feed-forward layer, and skip it exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pion.errors import BadInput
+from pion.generate import generate
+from pion.model.cache import KVCache
+from pion.model.decoder import Decoder
+from pion.model.feedforward import SwiGLU
+from pion.model.gates import FIRST_BIAS, Gate, apply_to_others
+from tests.families.families import FAMILIES, PILON
+
+TOKENS = torch.randint(0, 320, (3, 24), generator=torch.Generator().manual_seed(0))
+# Between the confidences of this model, so that some tokens skip each layer.
+BETWEEN = 0.3
+
+
+def gated(**changes: Any) -> Decoder:
+    return FAMILIES["gated"].decoder(**changes)
+
+
+@torch.no_grad()
+def skipping(model: Decoder, above: float) -> tuple[Tensor, list[int]]:
+    """Return the logits, and how many tokens each feed-forward layer computed."""
+    computed: list[int] = []
+    for block in model.blocks:
+        layer = block.feedforward
+        assert isinstance(layer, SwiGLU)
+        layer.register_forward_hook(
+            lambda _, given, result: computed.append(given[0][..., 0].numel())
+        )
+    model.use_gates(above)
+    return model(TOKENS), computed
+
+
+def test_skipped_layers_are_not_computed() -> None:
+    _, computed = skipping(gated(), BETWEEN)
+    assert len(computed) == 2
+    assert all(0 < tokens < TOKENS.numel() for tokens in computed)
+    assert skipping(gated(), 0.0)[1] == []
+    assert skipping(gated(), 1.0)[1] == [TOKENS.numel()] * 2
+
+
+def test_gates_are_off_by_default_and_change_nothing() -> None:
+    with torch.no_grad():
+        model = gated()
+        weights = {n: t for n, t in model.state_dict().items() if ".gate." not in n}
+        plain = Decoder.from_state(FAMILIES["pion"].config(), weights)
+        assert torch.equal(model(TOKENS), plain(TOKENS))
+        torch.testing.assert_close(skipping(gated(), 1.0)[0], plain(TOKENS))
+
+
+def test_a_skipped_layer_adds_nothing() -> None:
+    """Compare with a plain computation of all layers, whose results are then masked."""
+    model = gated()
+    expected_of: list[Tensor] = []
+
+    def masked(block: Any, given: Any, _: Any) -> Any:
+        x, inputs = given
+        seen = x + block.attention(block.attention_norm(x), inputs.rotation, inputs.mask, None)
+        skipped = block.gate(seen).sigmoid() > BETWEEN
+        added = block.feedforward(block.feedforward_norm(seen))
+        expected_of.append(skipped)
+        return seen + torch.where(skipped[..., None], 0, added), {}
+
+    for block in model.blocks:
+        block.register_forward_hook(masked)
+    with torch.no_grad():
+        expected = model(TOKENS)
+    assert all(skipped.any() and not skipped.all() for skipped in expected_of)
+    torch.testing.assert_close(skipping(gated(), BETWEEN)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "family", [{}, PILON | {"primitives": {"n": 8, "rank": 4, "top_k": 3, "bands": [[0, 1]]}}]
+)
+def test_a_cached_text_has_the_logits_of_the_whole_text(family: dict[str, Any]) -> None:
+    model = gated(**family)
+    model.use_gates(BETWEEN)
+    with torch.no_grad():
+        whole = model(TOKENS)
+        cache = KVCache(model.config)
+        pieces = [model(piece, cache=cache) for piece in TOKENS.split([10, 1, 1, 12], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_generation_skips_and_draws_what_whole_texts_predict() -> None:
+    model = gated()
+    model.use_gates(BETWEEN)
+    ids = TOKENS[0, :8].tolist()
+    drawn = list(generate(model, ids, stop_ids=[], max_tokens=6, temperature=0))
+    with torch.no_grad():
+        for token in drawn:
+            assert int(model(torch.tensor([ids]))[0, -1].argmax()) == token
+            ids.append(token)
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_only_gates_learn_from_the_loss_of_gates() -> None:
+    model = gated()
+    model.losses(TOKENS, TOKENS).aux.backward()
+    learned = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert learned == {f"blocks.{n}.gate.{name}" for n in (0, 1) for name in ("weight", "bias")}
+
+
+def test_new_gates_are_equally_unsure_and_the_report_is_their_loss() -> None:
+    model = Decoder(FAMILIES["gated"].config())
+    losses = model.losses(TOKENS, TOKENS)
+    for block in model.blocks:
+        assert isinstance(block.gate, Gate)
+        assert (block.gate.weight == 0).all()
+        assert block.gate.bias.item() == FIRST_BIAS
+    assert losses.stats["gate_loss"].mean() == pytest.approx(losses.aux.item() / 3, rel=1e-5)
+
+
+def test_padding_teaches_gates_nothing() -> None:
+    model = gated()
+    documents = torch.zeros_like(TOKENS)
+    documents[:, 20:] = -1
+    positions = torch.arange(24).expand(3, -1)
+    loss = model.losses(TOKENS, TOKENS, positions=positions, documents=documents).aux
+    changed = torch.cat((TOKENS[:, :20], (TOKENS[:, 20:] + 1) % 320), dim=1)
+    again = model.losses(changed, changed, positions=positions, documents=documents).aux
+    torch.testing.assert_close(loss, again)
+
+
+def test_the_loss_of_rows_is_that_of_each_row_alone() -> None:
+    model = gated()
+    alone = sum(model.losses(row[None], row[None]).aux for row in TOKENS)
+    torch.testing.assert_close(model.losses(TOKENS, TOKENS).aux, alone)
+
+
+def test_recomputed_blocks_teach_gates_the_same() -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = gated()
+        model.recompute = recompute
+        model.losses(TOKENS, TOKENS).aux.backward()
+        gradients.append(torch.cat([block.gate.weight.grad for block in model.blocks]))
+    assert torch.equal(*gradients)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: FAMILIES["pion"].decoder().use_gates(0.5), "has no gates"),
+        (lambda: gated().use_gates(1.5), "1.5 is no confidence"),
+        (lambda: gated().use_gates(float("nan")), "nan is no confidence"),
+    ],
+)
+def test_gates_that_are_not_there_or_no_number_are_refused(
+    use: Callable[[], None], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        use()
+
+
+def test_no_token_is_computed_if_all_are_skipped() -> None:
+    x = torch.randn(2, 3, 4)
+    every = torch.ones(2, 3, dtype=torch.bool)
+    assert not apply_to_others(lambda _: pytest.fail("computed"), x, every).any()
