@@ -11,7 +11,7 @@ from pion.config import ModelConfig
 from pion.model.bands import Mixing
 from pion.model.bank import Mixture, kept_by_mixture, recipe_of
 from pion.model.feedforward import activation, squares_in_fp32
-from pion.model.forward_pass import ForwardPass, gradient_bytes
+from pion.model.forward_pass import ForwardPass
 from pion.model.norm import RMSNorm
 from pion.parameter_role import Role
 
@@ -79,10 +79,12 @@ class Composed(nn.Module):
     def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
-        The gradients of what the activation reads and returns, and of one bank.
+        The gradients of both banks wait until all layers of the band have theirs. In addition,
+        there are the gradients of what the activation reads and returns, or a new gradient of one
+        bank, for which autograd needs twice its size.
         """
-        bank = self.settings.n * self.settings.rank * (self.d_model + self.d_ff)
-        return 3 * at.width * self.d_ff * tokens + 2 * gradient_bytes(at, bank)
+        bank = 4 * self.settings.n * self.settings.rank * (self.d_model + self.d_ff)
+        return 2 * bank + max(3 * at.width * self.d_ff * tokens, 2 * bank)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""

@@ -48,6 +48,8 @@ class Compiled:
             changes["n_layers"] = 2
             changes["wiring"] = {"attention_layers": [0], "skips": [[1, 0]]}
             changes["values"] = {"layers": [0], "tables": None}
+        if config.primitives is not None:
+            changes["primitives"] = {"bands": [[0]]}
         return ModelConfig.preset(self.preset, **changes)
 
 
