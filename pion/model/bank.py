@@ -195,12 +195,12 @@ def kept_by_mixture(settings: Primitives, d_in: int, at: ForwardPass) -> int:
 
     These are the inputs of the two products, and the hidden states before their gain and bias;
     these are in fp32 if the input was rounded. A ternary bank also keeps what its norm keeps, and
-    the scale of the rounding.
+    the scale of the rounding. Compiled code computes the norm's input again.
     """
     ranks = settings.top_k * settings.rank
     kept = at.width * (d_in + ranks) + (4 if settings.levels else at.width) * ranks
     if settings.ternary:
-        kept += kept_by_norm(d_in, at, gain=True)
+        kept += 4 if at.compiled else kept_by_norm(d_in, at, gain=True)
     return kept + (4 if settings.levels else 0)
 
 

@@ -69,7 +69,7 @@ class Composed(nn.Module):
         if self.squares and squares_in_fp32(at):
             kept += 4 * self.d_ff
         if self.sub_norm is not None:
-            kept += self.sub_norm.kept_bytes(at)
+            kept += self.sub_norm.kept_bytes(at, of_product=True)
         return kept
 
     def copied_bytes(self, at: ForwardPass) -> int:
