@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.optimizer import Optimizer
 from pion.train.phases import Phase, check_phases_of_model, config_of_largest_phase
 from pion.train.schedule import fixed_until, plan_at
 from pion.train.settings import TrainSettings
+from pion.train.trainer import ComputePlan, Trainer
 from tests.support.tiny_config import tiny_config
 
 PRIMITIVES = {"n": 8, "rank": 4, "top_k": 3, "bands": [[0], [1]]}
@@ -182,3 +185,19 @@ def test_the_memory_plan_is_for_the_longest_recipes_of_any_phase() -> None:
     assert largest.primitives.top_k == 8
     assert config_of_largest_phase((Phase(top_k=1),), CONFIG) == CONFIG
     assert config_of_largest_phase((), tiny_config()) == tiny_config()
+
+
+def test_gates_learn_on_a_frozen_model(text: RowStream) -> None:
+    torch.manual_seed(0)
+    model = Decoder(tiny_config(gates=True))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    only_gates = (Phase(rates={"gate": 1.0, "others": 0.0}),)
+    plan = ComputePlan("cpu", "float32", 4)
+    with closing(Trainer(model, text, settings(only_gates, global_batch=4, lr=0.1), plan)) as it:
+        losses = []
+        for _ in range(6):
+            it.train_step()
+            losses.append(sum(it.drain_metrics()[-1]["gate_loss"]))
+    assert losses[-1] < losses[0]
+    moved = {n for n, weight in model.state_dict().items() if not torch.equal(weight, before[n])}
+    assert moved == {name for name in before if ".gate." in name}

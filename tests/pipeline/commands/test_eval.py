@@ -55,3 +55,11 @@ def test_text_is_scored_token_by_token_like_a_full_forward(here: Path) -> None:
     assert result.tokens == ids.shape[1] - 1
     long = text_loss(model, tokenizer, text * 20, rows_at_once=2)
     assert long.rows == -(-long.tokens // model.config.seq_len)
+
+
+def test_layers_of_a_model_without_gates_can_not_be_skipped(here: Path, pion: Pion) -> None:
+    make_run(here / "runs")
+    Path("text.txt").write_text("Return a new header.")
+    code, _, err = pion("eval", "demo", "text.txt", "--skip-above", "0.5")
+    assert code == 2
+    assert "has no gates" in err

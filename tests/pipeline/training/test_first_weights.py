@@ -114,3 +114,26 @@ def test_a_context_beyond_the_learned_positions_is_refused(tmp_path: Path) -> No
     assert first(ternary() | {"seq_len": 32}, folder).config.seq_len == 32
     with pytest.raises(BadInput, match="learned 64 positions, but the job's context has 128"):
         first(ternary() | {"seq_len": 128}, folder)
+
+
+def test_a_model_gets_new_gates_and_keeps_all_else(tmp_path: Path) -> None:
+    folder = published(tmp_path, ternary())
+    plain = first(ternary(), folder).state_dict()
+    gated = first(ternary() | {"gates": True}, folder).state_dict()
+    added = {f"blocks.{layer}.gate.{name}" for layer in (0, 1) for name in ("weight", "bias")}
+    assert gated.keys() - plain.keys() == added
+    for name, tensor in plain.items():
+        assert torch.equal(gated[name], tensor), name
+
+
+def test_learned_gates_are_continued_or_left_out(tmp_path: Path) -> None:
+    train_bpe(["some text to learn bytes from"], 262).save(tmp_path / "tokenizer.json")
+    model = Decoder(ModelConfig.of(ternary() | {"gates": True}))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.gate.weight.normal_()
+    export_model(model, tmp_path / "tokenizer.json", tmp_path / "export", chat=False)
+    again = first(ternary() | {"gates": True}, tmp_path / "export").state_dict()
+    assert torch.equal(again["blocks.1.gate.weight"], model.state_dict()["blocks.1.gate.weight"])
+    without = first(ternary(), tmp_path / "export").state_dict()
+    assert not any(".gate." in name for name in without)
