@@ -9,6 +9,9 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from unittest import mock
+
+import torch
 
 from pion.config import ModelConfig
 from pion.model.decoder import Decoder, _run_block
@@ -74,6 +77,7 @@ class Case:
     dtype: Dtype = "bfloat16"
     kind: Kind = "plain"
     optimizers: tuple[Optimizer, ...] = ("adamw",)
+    row_tokens: int = SEQ_LEN
 
 
 @dataclass
@@ -174,8 +178,13 @@ def _train_step(watch: Watch, case: Case, optimizer: Optimizer) -> None:
     settings = TrainSettings(steps=10, global_batch=ROWS, lr=1e-3, optimizer=optimizer)
     recompute = case.kind == "recompute"
     plan = ComputePlan("cuda", case.dtype, ROWS, recompute=recompute, compile=True)
-    rows: Any = Zeros(SEQ_LEN, documents=case.kind == "documents")
-    with contextlib.closing(Trainer(Decoder(case.config), rows, settings, plan)) as trainer:
+    rows: Any = Zeros(case.row_tokens, documents=case.kind == "documents")
+    with torch.device("cuda"):  # drawing weights on the host would take gigabytes and seconds
+        model = Decoder(case.config)
+    with (
+        mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there
+        contextlib.closing(Trainer(model, rows, settings, plan)) as trainer,
+    ):
         trainer.on_step_down = refuse
         watch.start()
         trainer.train_step()

@@ -60,9 +60,14 @@ def trace_layers(watch: Watch, *presets: str) -> dict[str, Outcome]:
     cases = {}
     for name in presets:
         seq_len = max(SEQ_LEN, ModelConfig.preset(name).seq_len)
-        cases[name] = Case(ModelConfig.preset(name, vocab_size=4096, seq_len=seq_len))
+        config = ModelConfig.preset(name, vocab_size=4096, seq_len=seq_len)
+        # Windows have masks of another kind if they cover whole rows.
+        cases[name] = Case(config, row_tokens=min(seq_len, LONG_ROW))
     return {name: compile_case(watch, case, trace_only=True)[0] for name, case in cases.items()}
 
+
+# The tokens of a row that no preset's window covers.
+LONG_ROW = 4096
 
 TASKS: dict[str, Callable[..., dict[str, Outcome]]] = {
     "suite": lower_suite,
