@@ -11,7 +11,7 @@ from pion.config import ModelConfig
 from pion.model.bands import Mixing
 from pion.model.bank import Mixture, kept_by_mixture, recipe_of
 from pion.model.feedforward import activation, squares_in_fp32
-from pion.model.forward_pass import ForwardPass
+from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import RMSNorm
 from pion.parameter_role import Role
 
@@ -80,11 +80,21 @@ class Composed(nn.Module):
         """Return the most bytes that the backward pass adds to what is kept.
 
         The gradients of both banks wait until all layers of the band have theirs. In addition,
-        there are the gradients of what the activation reads and returns, or a new gradient of one
-        bank, for which autograd needs twice its size.
+        there are those around the activation, and of the chosen primitives of one bank; or a new
+        gradient of this bank, for which autograd needs twice its size.
+
+        What the second mixture keeps is free before the activation's backward pass begins. A square
+        has the gradient of its result, relu(x), twice relu(x) and its own gradient, in fp32 if a
+        norm reads the result. GELU and compiled code have the first and the last.
         """
-        bank = 4 * self.settings.n * self.settings.rank * (self.d_model + self.d_ff)
-        return 2 * bank + max(3 * at.width * self.d_ff * tokens, 2 * bank)
+        row = self.settings.rank * (self.d_model + self.d_ff)
+        bank = 4 * self.settings.n * row
+        chosen = gradient_bytes(at, self.settings.top_k * row)
+        in_fp32 = self.settings.ternary or squares_in_fp32(at)
+        each = (4 if in_fp32 else at.width) * self.d_ff
+        around = (4 if self.squares and not at.compiled else 2) * each
+        around -= kept_by_mixture(self.settings, self.d_ff, at)
+        return 2 * bank + max(around * tokens + chosen, 2 * bank)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
