@@ -65,6 +65,8 @@ class ModelConfig:
     the exact GELU between."""
     positions: Literal["rotary", "learned"] = later_field("rotary", before="rotary")
     """learned: a table with a vector for each position, which is added to the embeddings."""
+    feedforward_bias: bool = later_field(False, before=False)
+    """Whether the two matrices of a feed-forward layer have biases. Only imports set this."""
     gates: bool = later_field(False, before=False)
     """Whether blocks have gates that learn which tokens need no feed-forward layer."""
     norm_gain: bool = later_field(True, before=True)
@@ -105,7 +107,7 @@ class ModelConfig:
         if self.logit_cap is not None:
             self._require_positive("logit_cap", int | float)
         self._require_positive("head_multiple", int)
-        for name in ("tie_embeddings", "gates", "norm_gain"):
+        for name in ("tie_embeddings", "feedforward_bias", "gates", "norm_gain"):
             if not isinstance(getattr(self, name), bool):
                 raise BadInput(f"{name} is {shown(getattr(self, name))}; it must be true or false")
         for name, known in (
@@ -120,6 +122,9 @@ class ModelConfig:
             part = getattr(self, name)
             if part is not None:
                 part.check(self)
+        two_matrices = self.activation != "swiglu" and self.experts is None
+        if self.feedforward_bias and (not two_matrices or self.primitives is not None):
+            raise BadInput("feedforward_bias: only feed-forward layers of two matrices have biases")
         if self.family not in FAMILIES:
             raise BadInput(f"unknown family {shown(self.family)}{closest(self.family, FAMILIES)}")
 

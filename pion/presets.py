@@ -114,6 +114,12 @@ def _pilon(
     return preset
 
 
+def _stock(pilon: Preset) -> Preset:
+    """Return a PILON that a stock architecture computes: rotary, with plain primitives."""
+    plain = {"ternary": False, "activation_bits": 0, "sub_norm": False}
+    return pilon | {"positions": "rotary", "primitives": pilon["primitives"] | plain}
+
+
 PRESETS: dict[str, Preset] = {
     "pion-nano": _pion(d_model=384, n_layers=6, n_heads=6, n_kv_heads=2, d_ff=1024),
     "pion-micro": _pion(d_model=512, n_layers=12, n_heads=8, n_kv_heads=2, d_ff=1408),
@@ -135,6 +141,7 @@ PRESETS: dict[str, Preset] = {
     "daisy-350m": _daisy(1024, 16, 8, window=3456, seq_len=65_536, old=True),
     "daisy-1.6b": _daisy(1600, 48, 25, window=3456, seq_len=16_384, old=True),
     "pilon-48m": _pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2)),
+    "pilon-48m-rope": _stock(_pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2))),
     "pilon-48m-dense": _pilon(512, 8, 8, 512),
     "pilon-360m": _pilon(1024, 24, 16, 2048, n=80, bands=(8, 8, 8)),
     "pilon-500m": _pilon(1024, 36, 16, 1024, n=96, bands=(12, 12, 12)),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig, closest
 from pion.errors import BadInput
-from pion.exports import modelling_files, qwen3, qwen3_moe
+from pion.exports import arcee, modelling_files, qwen3, qwen3_moe
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pion.model.possible import require_possible
@@ -58,6 +58,14 @@ ARCHITECTURES = (
         qwen3_moe.to_qwen3_moe,
         qwen3_moe.read_config,
         qwen3_moe.rename,
+    ),
+    Architecture(
+        arcee.ARCHITECTURE,
+        arcee.MODEL_TYPE,
+        arcee.misfit,
+        arcee.to_arcee,
+        arcee.read_config,
+        arcee.rename,
     ),
     Architecture(
         modelling_files.ARCHITECTURE,
@@ -141,6 +149,7 @@ def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:
     """
     wanted = hf_config.get("model_type")
     if not isinstance(wanted, str) or wanted not in _TYPES:
-        known = " and ".join(repr(model_type) for model_type in _TYPES)
+        *most, last = map(repr, _TYPES)
+        known = f"{', '.join(most)} and {last}"
         raise BadInput(f"config.json: model_type is {shown(wanted)}; only {known} are supported")
     return _TYPES[wanted].read(hf_config)

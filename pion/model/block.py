@@ -169,4 +169,4 @@ def build_feedforward(
         return Experts(config)
     if config.activation == "swiglu":
         return SwiGLU(config.d_model, config.d_ff)
-    return TwoMatrices(config.d_model, config.d_ff, config.activation)
+    return TwoMatrices(config)

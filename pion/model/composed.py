@@ -39,18 +39,18 @@ class Composed(nn.Module):
         """Mix the primitives once, for all tokens from now on; see Decoder."""
         up, down = (
             mixture._replace(ins=mixture.ins.to(dtype), outs=mixture.outs.to(dtype))
-            for mixture in self._mixtures(mixing)
+            for mixture in self.mixtures(mixing)
         )
         self._joined = up, down
 
     def forward(self, x: Tensor, mixing: Mixing) -> Tensor:
         """Map (B, T, d_model) to (B, T, d_model)."""
-        up, down = self._joined or self._mixtures(mixing)
+        up, down = self._joined or self.mixtures(mixing)
         hidden = self.activate(mixing.band.up(x, up))
         result: Tensor = mixing.band.down(hidden, down)
         return result if self.sub_norm is None else self.sub_norm(result)
 
-    def _mixtures(self, mixing: Mixing) -> tuple[Mixture, Mixture]:
+    def mixtures(self, mixing: Mixing) -> tuple[Mixture, Mixture]:
         """Return the mixtures of the layer's two recipes."""
         band, top_k, rank = mixing
         return (

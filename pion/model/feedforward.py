@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
+from pion.config import ModelConfig
 from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import compute_dtype
 from pion.model.projection import Projection, join, project
@@ -68,19 +70,27 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class TwoMatrices(nn.Module):
-    """Computes down(act(up(x))) without biases; act is squared ReLU or GELU."""
+    """Computes down(act(up(x))); act is squared ReLU or GELU. Only imports have biases."""
 
-    def __init__(self, d_model: int, d_ff: int, activation_name: str) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activate = activation(activation_name)
-        self.squares = activation_name == "relu2"
-        self.up_proj = Projection(d_model, d_ff)
-        self.down_proj = Projection(d_ff, d_model)
+        self.activate = activation(config.activation)
+        self.squares = config.activation == "relu2"
+        self.up_proj = Projection(config.d_model, config.d_ff)
+        self.down_proj = Projection(config.d_ff, config.d_model)
+        self.up_bias: nn.Parameter | None = None
+        self.down_bias: nn.Parameter | None = None
+        if config.feedforward_bias:
+            self.up_bias = nn.Parameter(torch.zeros(config.d_ff))
+            self.down_bias = nn.Parameter(torch.zeros(config.d_model))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, d_model) to (B, T, d_model)."""
-        x = x.to(compute_dtype(x, self.up_proj.weight))
-        return self.down_proj(self.activate(self.up_proj(x)))
+        hidden = self.up_proj(x.to(compute_dtype(x, self.up_proj.weight)))
+        if self.up_bias is not None:
+            hidden = hidden + self.up_bias.to(hidden.dtype)
+        result = self.down_proj(self.activate(hidden))
+        return result if self.down_bias is None else result + self.down_bias.to(result.dtype)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""

@@ -30,6 +30,7 @@ TOKENS = torch.randint(0, 250, (2, 64), generator=torch.Generator().manual_seed(
         ("daisy-pico", "PionForCausalLM"),
         ("daisy-350m", "PionForCausalLM"),
         ("pilon-48m", "PionForCausalLM"),
+        ("pilon-48m-rope", "ArceeForCausalLM"),
         ("pilon-48m-dense", "PionForCausalLM"),
     ],
 )
@@ -40,7 +41,11 @@ def test_the_first_architecture_that_fits_is_taken(preset: str, name: str) -> No
 def test_what_no_stock_architecture_computes_gets_modelling_files() -> None:
     for config in MODELS.values():
         assert not architecture_of(config).stock
-    assert misfits(DENSE) == ["Qwen3 does not support softcap 1.5", "Qwen3Moe needs experts"]
+    assert misfits(DENSE) == [
+        "Qwen3 does not support softcap 1.5",
+        "Qwen3Moe needs experts",
+        "Arcee has two matrices in a feed-forward layer, not three",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -87,5 +92,7 @@ def test_rows_that_the_tokenizer_lacks_are_dropped_from_every_table(name: str) -
 
 
 def test_a_folder_of_another_architecture_is_refused_by_name() -> None:
-    with pytest.raises(BadInput, match="'llama'; only 'qwen3' and 'qwen3_moe' and 'pion' are"):
+    with pytest.raises(
+        BadInput, match="'llama'; only 'qwen3', 'qwen3_moe', 'arcee' and 'pion' are"
+    ):
         from_transformers({"model_type": "llama"}, {})
