@@ -1,4 +1,4 @@
-"""How tests share three processes, and one S3 service in each. Each test has its own bucket.
+"""How tests share four processes, and one S3 service in each. Each test has its own bucket.
 
 Starting Python and Ray takes one core and most of the time, so several processes are faster. The
 tests of one file stay in one process, so the tests of test_ray.py share one Ray. The longest files
