@@ -97,37 +97,41 @@ def operations(trainer: Trainer) -> dict[str, float]:
     return {name: round(spent[name] / 1000 / PROFILED_STEPS, 1) for name in most}
 
 
-def compare(shape: str, pairs: int) -> dict[str, Any]:
-    """Return speed, update time and profile of both models, and the ratio of their speeds."""
-    job = load_job(ROOT / "jobs" / JOBS[shape])
-    models = models_of(job)
-    trainers = {name: make_trainer(config, job) for name, config in models.items()}
-    steps: dict[str, list[float]] = {name: [] for name in models}
-    updates: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(WARMUP_STEPS + pairs):
+def compare(trainers: dict[str, Trainer], rounds: int) -> dict[str, dict[str, Any]]:
+    """Return each model's speed, update time and profile, and the ratio to the first one's speed.
+
+    The trainers are closed.
+    """
+    steps: dict[str, list[float]] = {name: [] for name in trainers}
+    updates: dict[str, list[float]] = {name: [] for name in trainers}
+    for number in range(WARMUP_STEPS + rounds):
         for name, trainer in trainers.items():
             step, update = step_seconds(trainer), update_seconds(trainer)
             if number >= WARMUP_STEPS:
                 steps[name].append(step)
                 updates[name].append(update)
-    ratios = [dense / mixture for dense, mixture in zip(*steps.values(), strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4)
-    report: dict[str, Any] = {
-        "pairs": pairs,
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
-    }
+    first, report = next(iter(steps.values())), {}
     for name, trainer in trainers.items():
-        cost = cost_of(models[name])
+        ratios = [theirs / own for theirs, own in zip(first, steps[name], strict=True)]
+        cost = cost_of(trainer.model.config)
         report[name] = {
             "params": cost.all_params,
             "macs_per_token": cost.macs_per_token,
             "tokens_per_second": round(STEP_TOKENS / statistics.median(steps[name])),
+            "ratio": round(statistics.median(ratios), 3),
+            "ratio_quartiles": [round(q, 3) for q in statistics.quantiles(ratios, n=4)[::2]],
             "update_seconds": round(statistics.median(updates[name]), 4),
             "operations_ms_per_step": operations(trainer),
         }
         trainer.close()
     return report
+
+
+def compare_shape(shape: str, pairs: int) -> dict[str, Any]:
+    """Return the measures of the mixture of experts and of its dense model."""
+    job = load_job(ROOT / "jobs" / JOBS[shape])
+    trainers = {name: make_trainer(config, job) for name, config in models_of(job).items()}
+    return {"pairs": pairs, **compare(trainers, pairs)}
 
 
 def main() -> None:
@@ -141,7 +145,7 @@ def main() -> None:
         "tokens_per_step": STEP_TOKENS,
     }
     for shape in options.shapes:
-        report[shape] = compare(shape, options.pairs)
+        report[shape] = compare_shape(shape, options.pairs)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))

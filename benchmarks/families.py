@@ -14,8 +14,8 @@ of a step, in place of each row.
 A difference from the first model, or of the two balance losses, is the mean over seeds of paired
 differences. It counts as real where |t| > 2.8, which is p < 0.05 for five seeds. Peak memory is the
 resident peak of a process minus what was resident after the imports (Linux). Each group has its
-own file in benchmarks/results/. What is measured is kept there after each seed, so the same command
-continues a comparison that was cut short.
+own file in benchmarks/results/. What is measured is kept there after each model, so the same
+command continues a comparison that was cut short; the code must be the same.
 """
 
 from __future__ import annotations
@@ -230,9 +230,10 @@ def summary(group: str, measures: Measures, steps: int) -> dict[str, Any]:
             "speed_ratio": round(statistics.median(a / b for a, b in speeds), 3),
             "peak_mib": round(statistics.median(own["peak_mib"])),
         }
-        for other in {first, ALSO_COMPARED.get(name, first)} - {name}:
-            difference = paired(own["bits_per_byte"], measures[other]["bits_per_byte"])
-            models[name][f"from {other}"] = difference
+        for other in dict.fromkeys((first, ALSO_COMPARED.get(name, first))):
+            if other != name:
+                difference = paired(own["bits_per_byte"], measures[other]["bits_per_byte"])
+                models[name][f"from {other}"] = difference
     return models
 
 

@@ -83,9 +83,11 @@ def watched(model: Decoder) -> Iterator[list[list[Tensor]]]:
         gate.register_forward_hook(lambda _, x, logits, of=of: of.append(logits.sigmoid()))
         for gate, of in zip(gates_of(model), seen, strict=True)
     ]
-    yield seen
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def bits_per_byte(of_tokens: Tensor, size: int) -> float:

@@ -20,29 +20,19 @@ import argparse
 import dataclasses
 import json
 import os
-import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.expert_speed import (
-    STEP_TOKENS,
-    WARMUP_STEPS,
-    make_trainer,
-    operations,
-    step_seconds,
-    update_seconds,
-)
+from benchmarks.expert_speed import STEP_TOKENS, compare, make_trainer
 from pion.config import ModelConfig
-from pion.model.cost import cost_of
 from pion.train.hardware import device_name
 from pipeline.job.file import load_job
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "primitive_speed.json"
 JOB = ROOT / "jobs" / "demo-pilon.yaml"
-DENSE = "dense"
 
 
 def models_of(ternary: ModelConfig) -> dict[str, ModelConfig]:
@@ -52,48 +42,23 @@ def models_of(ternary: ModelConfig) -> dict[str, ModelConfig]:
     plain = dataclasses.replace(primitives, ternary=False, activation_bits=0, sub_norm=False)
     mixed = dataclasses.replace(plain, top_k=plain.n)
     return {
-        DENSE: dataclasses.replace(ternary, primitives=None),
+        "dense": dataclasses.replace(ternary, primitives=None),
         "compositional": dataclasses.replace(ternary, primitives=plain),
         "ternary": ternary,
         "full mix": dataclasses.replace(ternary, primitives=mixed),
     }
 
 
-def compare(rounds: int, compiled: bool) -> dict[str, Any]:
-    """Return speed, update time and profile of each model, and its ratio to the dense one."""
+def compare_models(rounds: int, compiled: bool) -> dict[str, Any]:
+    """Return the measures of each model."""
     # Phases would freeze what a step updates, or forbid sizes that a dense model does not have.
     job = load_job(JOB, ["pretrain.phases=[]"])
     models = models_of(job.model_config_resolved())
+    load = round(os.getloadavg()[0], 2)
     trainers = {name: make_trainer(config, job) for name, config in models.items()}
     for trainer in trainers.values():
         trainer.model.compiled = compiled
-    steps: dict[str, list[float]] = {name: [] for name in models}
-    updates: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(WARMUP_STEPS + rounds):
-        for name, trainer in trainers.items():
-            step, update = step_seconds(trainer), update_seconds(trainer)
-            if number >= WARMUP_STEPS:
-                steps[name].append(step)
-                updates[name].append(update)
-    report: dict[str, Any] = {
-        "load_average": round(os.getloadavg()[0], 2),
-        "rounds": rounds,
-        "models": {},
-    }
-    for name, trainer in trainers.items():
-        ratios = [dense / own for dense, own in zip(steps[DENSE], steps[name], strict=True)]
-        cost = cost_of(models[name])
-        report["models"][name] = {
-            "params": cost.all_params,
-            "macs_per_token": cost.macs_per_token,
-            "tokens_per_second": round(STEP_TOKENS / statistics.median(steps[name])),
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_quartiles": [round(q, 3) for q in statistics.quantiles(ratios, n=4)[::2]],
-            "update_seconds": round(statistics.median(updates[name]), 4),
-            "operations_ms_per_step": operations(trainer),
-        }
-        trainer.close()
-    return report
+    return {"load_average_before": load, "rounds": rounds, "models": compare(trainers, rounds)}
 
 
 def main() -> None:
@@ -104,7 +69,9 @@ def main() -> None:
     report = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     report["device"] = device_name(torch.device("cpu"))
     report["tokens_per_step"] = STEP_TOKENS
-    report["compiled" if options.compiled else "eager"] = compare(options.rounds, options.compiled)
+    report["compiled" if options.compiled else "eager"] = compare_models(
+        options.rounds, options.compiled
+    )
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 

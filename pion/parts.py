@@ -41,6 +41,8 @@ class Core(Protocol):
     def head_dim(self) -> int: ...
     @property
     def wiring(self) -> Wiring | None: ...
+    @property
+    def primitives(self) -> Primitives | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,9 @@ class Experts:
         for name, least in (("n", 1), ("top_k", 1), ("shared", 0), ("d_shared", 0)):
             require_whole(f"experts.{name}", getattr(self, name), least)
         if self.shared and not self.d_shared:
-            raise BadInput("experts.d_shared: give the width of the shared experts")
+            raise BadInput(
+                "experts.d_shared: give the width of the shared experts, or set experts.shared to 0"
+            )
         if self.top_k > self.n:
             raise BadInput(f"experts.top_k {self.top_k} is more than experts.n {self.n}")
         for name in ("balance_weight", "z_weight"):
@@ -78,6 +82,8 @@ class Experts:
 
     def check(self, model: Core) -> None:
         """Raise BadInput for widths that grouped products of bf16 elements can't have."""
+        if model.primitives is not None:
+            return  # experts are recipes, without grouped products
         if 2 * model.d_ff % ROW_BYTES or 2 * model.d_model % ROW_BYTES:
             raise BadInput(
                 f"d_ff {model.d_ff} and d_model {model.d_model} must be multiples of "

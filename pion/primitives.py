@@ -23,8 +23,8 @@ from pion.part_fields import (
 )
 
 
-class Routed(Protocol):
-    """The experts of a model."""
+class SomeExperts(Protocol):
+    """What primitives need to know of a model's experts."""
 
     @property
     def shared(self) -> int: ...
@@ -38,7 +38,7 @@ class Layered(Protocol):
     @property
     def activation(self) -> str: ...
     @property
-    def experts(self) -> Routed | None: ...
+    def experts(self) -> SomeExperts | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,9 @@ class Primitives:
     activation_bits: int = setting(
         "bits to which a ternary bank rounds its normalized input, from 2 to 16; 0: no rounding", 0
     )
-    sub_norm: bool = setting("normalize the result of a feed-forward layer", False)
+    sub_norm: bool = setting(
+        "normalize the result of a feed-forward layer, or of each expert's recipe", False
+    )
     diversity_weight: float = setting(
         "weight of the loss that keeps the recipes of a band apart", 0.0
     )

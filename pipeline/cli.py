@@ -270,14 +270,14 @@ def _add_export(add: Add) -> None:
         "--as",
         dest="model_type",
         metavar="ARCHITECTURE",
-        help="qwen3, qwen3_moe, or pion (modelling files); default: the first that computes the "
-        "model exactly",
+        help="qwen3, qwen3_moe, arcee, or pion (modelling files); default: the first that computes "
+        "the model exactly",
     )
     export.add_argument(
         "--embeddings",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="dtype of the embeddings and the head; bfloat16: half the size, rounded",
+        help="dtype of all rows of token ids, the head's too; bfloat16: half the size, rounded",
     )
 
 

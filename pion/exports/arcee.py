@@ -47,6 +47,8 @@ def misfit(config: ModelConfig) -> str | None:
     """Return why stock Arcee can't compute the model; None if it can."""
     if config.activation not in ACTIVATIONS:
         return "Arcee has two matrices in a feed-forward layer, not three"
+    if config.d_model % config.n_heads:
+        return "Arcee needs a d_model that is a multiple of n_heads"
     heads = config.heads or Heads()
     if heads.qk_norm:
         return "Arcee does not normalize queries and keys"
@@ -70,6 +72,7 @@ def to_arcee(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
         "intermediate_size": config.d_ff,
         "hidden_act": config.activation,
         "mlp_bias": config.feedforward_bias,
+        "bos_token_id": None,  # else Arcee's own, which our tokenizers do not have
     }
     names = _names(config)
     return hf_config, {names[name]: tensor for name, tensor in state.items()}
@@ -112,7 +115,8 @@ def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
             "feedforward_bias": hf_config.get("mlp_bias", False),
         }
 
-    return core_config({**hf_config, "hidden_act": "silu"}, feedforward)
+    defaults = {"rms_norm_eps": 1e-5}
+    return core_config({**defaults, **hf_config, "hidden_act": "silu"}, feedforward)
 
 
 def rename(config: ModelConfig, hf_state: State) -> State:

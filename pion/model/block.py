@@ -128,6 +128,8 @@ class Block(nn.Module):
             kept += self.attention_norm.kept_bytes(at)
         if self.gate is not None:  # its logit, its target and their loss
             kept += 3 * 4
+            # Compiled code keeps the norm's input as a product. The gate's input is in fp32.
+            kept += 4 * self.feedforward_norm.width if at.compiled else 0
         return kept
 
     def copied_bytes(self, at: ForwardPass) -> int:

@@ -183,10 +183,20 @@ class Decoder(nn.Module):
     def use_gates(self, skip_above: float) -> None:
         """Skip the feed-forward layer of tokens whose gate is surer than this, without gradients.
 
-        Raises BadInput for a model without gates, or a confidence that is not from 0 to 1.
+        Raises BadInput for a model without gates or one that rounds by the largest of a batch, and
+        for a confidence that is not from 0 to 1.
         """
         if not self.config.gates:
-            raise BadInput("this model has no gates, so no layer can be skipped")
+            raise BadInput(
+                "this model has no gates, so no layer can be skipped. Leave out --skip-above, or "
+                "train gates as in jobs/demo-gates.yaml"
+            )
+        primitives = self.config.primitives
+        if primitives is not None and primitives.levels and primitives.activation_scale == "batch":
+            raise BadInput(
+                "this imported model rounds activations by the largest of a batch, so skipped "
+                "tokens would change others. Leave out --skip-above"
+            )
         if not 0 <= skip_above <= 1:
             raise BadInput(f"{skip_above} is no confidence of a gate; give a number from 0 to 1")
         self.skip_above = skip_above
@@ -259,7 +269,8 @@ class Decoder(nn.Module):
         stats = stack_reports(reports, without=(AUX, GATE, SEEN_BY_GATE))
         if GATE in reports[0]:
             real = None if documents is None else documents >= 0
-            of_gates, report = gate_loss(reports, hidden, self.logits, self.norm, real)
+            vocab = self.config.vocab_size
+            of_gates, report = gate_loss(reports, hidden, self.logits, self.norm, vocab, real)
             aux.append(of_gates)
             stats |= report
         if self.bands is not None:

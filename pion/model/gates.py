@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
+from pion.model.loss import CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES, rows_per_chunk
 from pion.model.router import Stats
 from pion.parameter_role import Role
 
@@ -22,8 +23,8 @@ from pion.parameter_role import Role
 GATE, SEEN_BY_GATE, GATE_LOSS = "gate", "seen_by_gate", "gate_loss"
 # The confidence sigmoid(−2) = 0.12, with which all gates start.
 FIRST_BIAS = -2.0
-# Targets are computed in so many parts. A part takes less memory than the loss took before.
-PARTS = 8
+# Targets of a part of the tokens need this many tensors (tokens, vocab) in fp32.
+TENSORS = 6
 
 
 class Gate(nn.Module):
@@ -65,33 +66,45 @@ def gate_loss(
     states: Tensor,
     predict: Callable[[Tensor], Tensor],
     norm: Callable[[Tensor], Tensor],
+    vocab: int,
     real: Tensor | None,
 ) -> tuple[Tensor, Stats]:
     """Return the loss of all gates, summed over rows, and its report.
 
     `reports` has each layer's GATE, logits (B, T), and SEEN_BY_GATE (B, T, d_model). `predict`
-    applies the head, `states` are its input, and `norm` is the norm before it. A row's loss is the
-    mean binary cross-entropy over its gates and its `real` tokens. The report has "gate_loss" (L,),
-    the mean of each layer.
+    applies the head, of `vocab` rows; `states` are its input, and `norm` is the norm before it. A
+    row's loss is the mean binary cross-entropy over its gates and its `real` tokens. The report has
+    "gate_loss" (L,), the mean of each layer.
     """
     logits = torch.stack([report[GATE] for report in reports])
     with torch.no_grad():
-        seen = (report[SEEN_BY_GATE] for report in reports)
-        targets = torch.stack([_closeness(norm(each), states, predict) for each in seen])
+        seen = [norm(report[SEEN_BY_GATE]) for report in reports]
+        targets = _closeness(seen, states, predict, vocab)
     losses = binary_cross_entropy_with_logits(logits, targets, reduction="none")  # (L, B, T)
     counted = torch.ones_like(losses[0]) if real is None else real.to(losses.dtype)
     per_row = (losses * counted).sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
     return per_row.mean(dim=0).sum(), {GATE_LOSS: per_row.mean(dim=1).detach()}
 
 
-def _closeness(seen: Tensor, states: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return exp(−KL(p ‖ p_here)) of each token (B, T)."""
-    parts = []
-    size = -(-seen[..., 0].numel() // PARTS)
-    for here, last in zip(
-        seen.flatten(0, 1).split(size), states.flatten(0, 1).split(size), strict=True
-    ):
-        final = predict(last).float().log_softmax(dim=-1)
-        apart = final - predict(here).float().log_softmax(dim=-1)
-        parts.append((-(final.exp() * apart).sum(dim=-1)).exp())
-    return torch.cat(parts).view(seen.shape[:-1])
+def _closeness(
+    seen: Sequence[Tensor], states: Tensor, predict: Callable[[Tensor], Tensor], vocab: int
+) -> Tensor:
+    """Return exp(−KL(p ‖ p_here)) of each token in each layer (L, B, T).
+
+    This takes at most as much memory as the loss took for its logits.
+    """
+    layers, last = [each.flatten(0, 1) for each in seen], states.flatten(0, 1)
+    limit = CPU_CHUNK_BYTES if last.device.type == "cpu" else CUDA_CHUNK_BYTES
+    limit = min(limit, 4 * vocab * len(last))
+    found = []
+    size = rows_per_chunk(len(last), TENSORS * vocab, limit)
+    for start in range(0, len(last), size):
+        here = slice(start, start + size)
+        final = predict(last[here]).float().log_softmax(dim=-1)
+        weights = final.exp()
+        apart = [
+            (weights * (final - predict(layer[here]).float().log_softmax(dim=-1))).sum(dim=-1)
+            for layer in layers
+        ]
+        found.append((-torch.stack(apart)).exp())
+    return torch.cat(found, dim=1).view(len(seen), *states.shape[:-1])

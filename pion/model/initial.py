@@ -38,12 +38,11 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
     """Draw the weights of all layers, in the order of the modules. Norms and scalars stay."""
     for path, module in model.named_modules():
         name = path.rpartition(".")[2]
-        if isinstance(module, Experts):
+        if isinstance(module, Experts | RoutedRecipes):
             nn.init.normal_(module.router, std=std)
+        if isinstance(module, Experts):
             for matrix in ("gate_proj", "up_proj", "down_proj"):
                 _draw_matrix(getattr(module, matrix), matrix, init, std)
-        elif isinstance(module, RoutedRecipes):
-            nn.init.normal_(module.router, std=std)
         elif isinstance(module, Bank | Gate):
             module.draw_weights()
         elif isinstance(module, Composed):

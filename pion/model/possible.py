@@ -15,8 +15,8 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import BadInput
 
-# The most layers, and the most layers and shared experts together. A module takes about a
-# millisecond to build.
+# The most layers, and the most layers, shared experts and recipes of experts together. A module
+# takes about a millisecond to build.
 MOST_LAYERS, MOST_MODULES = 1024, 4096
 
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -46,11 +46,14 @@ def require_possible(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None
             f"n_layers is {config.n_layers:,}, but the weights have tensors of {len(layers):,} "
             "layers"
         )
-    shared = 0 if config.experts is None else config.experts.shared
-    if config.n_layers > MOST_LAYERS or config.n_layers * (1 + shared) > MOST_MODULES:
+    parts = 0
+    if config.experts is not None:
+        # Other experts of a layer are stacked in its tensors.
+        parts = config.experts.shared if config.primitives is None else config.experts.n
+    if config.n_layers > MOST_LAYERS or config.n_layers * (1 + parts) > MOST_MODULES:
         raise BadInput(
-            f"n_layers is {config.n_layers:,}, with {shared:,} shared experts each: at most "
-            f"{MOST_LAYERS:,} layers, and {MOST_MODULES:,} layers and shared experts, are read"
+            f"n_layers is {config.n_layers:,}, with {parts:,} shared experts or recipes each: at "
+            f"most {MOST_LAYERS:,} layers, and {MOST_MODULES:,} layers and such parts, are read"
         )
     elements = sum(tensor.numel() for tensor in tensors.values())
     for what, needed in _least_elements(config):

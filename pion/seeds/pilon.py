@@ -137,6 +137,8 @@ def _experts(tensors: Mapping[str, Tensor], described: object) -> Experts | None
     router = next((name for name in tensors if name.endswith(_ROUTER)), None)
     if router is None:
         return None
+    if any(name.endswith(".subln.weight") for name in tensors):
+        raise BadInput("a PILON with routed recipes and sub-norms can't be imported")
     routing = described if isinstance(described, dict) else {}
     weight = routing.get("aux_loss_weight", 0.0) if routing.get("load_balancing") is True else 0.0
     return Experts(
@@ -173,6 +175,7 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
             continue
         if recipes := _RECIPES.fullmatch(name):
             where = f"blocks.{recipes[1]}.feedforward.recipes"
+            sizes(tensors, name, 2)
             for number, logits in enumerate(tensor):
                 state[f"{where}.{number}.{_MATRIX[recipes[2]]}_recipe"] = logits
             continue
@@ -212,6 +215,8 @@ def _choose_only(
     config: ModelConfig,
 ) -> None:
     """Let layers choose only among the hot primitives of tiered banks."""
+    if hot and config.experts is not None:
+        raise BadInput("a PILON with tiered banks and routed recipes can't be imported")
     for (matrix, name), indices in hot.items():
         assert config.primitives is not None
         for layer in config.primitives.bands[bands[name]]:

@@ -99,11 +99,27 @@ def _check_trained(where: str, phase: Phase) -> None:
         raise BadInput(f"{where}.rates: all roles are frozen; give some role a rate above 0")
 
 
+def _roles_of(config: ModelConfig) -> set[Role]:
+    """Return the roles that some parameter of the model has."""
+    roles: set[Role] = {"matrix", "embedding", "vector"}
+    parts: dict[Role, bool] = {
+        "head": not config.tie_embeddings,
+        "router": config.experts is not None,
+        "primitive": config.primitives is not None,
+        "recipe": config.primitives is not None,
+        "gate": config.gates,
+    }
+    return roles | {role for role, there in parts.items() if there}
+
+
 def check_phases_of_model(phases: Sequence[Phase], config: ModelConfig) -> None:
     """Raise BadInput for phases that do not fit a model, naming the first mistake."""
     primitives = config.primitives
     for number, phase in enumerate(phases):
         where = f"phases.{number}"
+        if _roles_of(config) <= phase.frozen_roles():
+            trained = ", ".join(sorted(set(get_args(Role)) - phase.frozen_roles()))
+            raise BadInput(f"{where}.rates: only {trained} would be trained: the model has none")
         sizes = {"top_k": phase.top_k, "rank": phase.rank, "unfreeze": phase.unfreeze}
         given = [name for name, value in sizes.items() if value is not None]
         if primitives is None:

@@ -138,8 +138,11 @@ def _type_in_words(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_type_in_words(a) for a in inside if a is not type(None))
     if origin is list:
-        return "list of sources" if sections_of(annotation) else "list of texts"
-    return "a price for each GPU"  # Job.prices, the only mapping with free keys
+        whole = "list of whole numbers" if inside == (int,) else "list of texts"
+        return "list of sources" if sections_of(annotation) else whole
+    if annotation == dict[str, float]:
+        return "a number for each name"
+    return "a price for each GPU"  # Job.prices, the only other mapping with free keys
 
 
 # ---------------------------------------------------------------- what is at a path

@@ -350,7 +350,8 @@ class Publish(Section):
     description: str | None = identity(None, "a sentence for the model card")
     embeddings: Literal["float32", "bfloat16"] = identity(
         "float32",
-        "of the published embeddings and head; bfloat16: half the size, rounded after evaluation",
+        "of all published rows of token ids, the head's too; bfloat16: half the size, rounded "
+        "after evaluation",
         before="float32",
     )
     cost: bool = runtime(False, "write the run's time and cost on the model card")

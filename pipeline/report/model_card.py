@@ -237,6 +237,7 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int, embeddi
         ("key/value heads", f"{config.n_kv_heads}"),
         *_attention(config),
         *_feedforward(config, parameters),
+        *([("gates", "one in each layer; used with `pion generate --skip-above`")] * config.gates),
         ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
         ("positions", _positions(config)),
@@ -274,14 +275,18 @@ def _attention(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
+    from pion.exports.table import architecture_of
+
     experts, primitives = config.experts, config.primitives
-    if experts is None:
+    if experts is None or primitives is not None:
         kind = {"swiglu": "SwiGLU", "relu2": "squared ReLU", "gelu": "GELU"}[config.activation]
         rows = [("feed-forward width", f"{config.d_ff:,} ({kind})")]
         if primitives is not None:
-            rows.append(("feed-forward matrices", _primitives(primitives)))
+            stock = architecture_of(config).stock
+            rows.append(("feed-forward matrices", _primitives(primitives, stock)))
+        if experts is not None:
+            rows.append(("recipes in a layer", f"{experts.n}, {experts.top_k} per token"))
         return rows
-    from pion.exports.table import architecture_of
     from pion.model.cost import cost_of
 
     cost = cost_of(config)
@@ -297,12 +302,13 @@ def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _primitives(primitives: Primitives) -> str:
+def _primitives(primitives: Primitives, stock: bool) -> str:
     bits = primitives.activation_bits
     rounded = f", ternary{f' with {bits}-bit activations' if bits else ''}"
     return (
         f"{primitives.top_k} of {primitives.n} shared primitives of rank {primitives.rank}"
         f"{rounded if primitives.ternary else ''}; {len(primitives.bands)} bands share them"
+        f"{'; the file has their products' if stock else ''}"
     )
 
 

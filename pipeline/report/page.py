@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.console.formats import duration, moment
 from pipeline.report.cost import cost_section
 from pipeline.report.experts import experts_section
+from pipeline.report.gates import gates_section
 from pipeline.report.history import Row, RunHistory, Sample
 from pipeline.report.html import bars, items, section, table, text
 from pipeline.report.plots import TITLES, loss_plot, throughput_plot
@@ -46,6 +47,7 @@ def write_report(path: str | Path, history: RunHistory) -> Path:
         _plots(history.curves()),
         experts_section(history),
         recipes_section(history),
+        gates_section(history),
         _evaluation(history.results),
         _samples(history.samples()),
         _stages(history),

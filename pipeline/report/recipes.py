@@ -15,7 +15,8 @@ WAYS = ("up", "down")
 
 def recipes_section(history: RunHistory) -> str:
     """Return tables of layers and banks after each stage; empty for a model without primitives."""
-    primitives = history.job.model_config_resolved().primitives
+    config = history.job.model_config_resolved()
+    primitives, experts = config.primitives, config.experts
     last: dict[str, Row] = {}
     for stage in history.job.train_stages:
         rows: Sequence[Row] = [row for row in history.steps(stage) if row.get("primitives_used")]
@@ -26,8 +27,8 @@ def recipes_section(history: RunHistory) -> str:
     titles = [TITLES[stage].lower() for stage in last]
     entropies = zip(*(row.get("recipe_entropy", ()) for row in last.values()))
     layers = [
-        [f"blocks.{layer}", *(_number(value) for value in values)]
-        for layer, values in enumerate(entropies)
+        [_row_name(row, 0 if experts is None else experts.n), *map(_number, values)]
+        for row, values in enumerate(entropies)
     ]
     used = zip(*(row["primitives_used"] for row in last.values()))
     names = [f"bands.{band}.{way}" for band in range(len(primitives.bands)) for way in WAYS]
@@ -48,6 +49,11 @@ def recipes_section(history: RunHistory) -> str:
         + table(["layer", *(f"{title}: entropy" for title in titles)], layers)
         + f'<p class="faint small">{note}</p>',
     )
+
+
+def _row_name(row: int, experts: int) -> str:
+    """Return what a row of `Decoder.recipes` belongs to: a layer, or one of its experts."""
+    return f"blocks.{row // experts}.recipes.{row % experts}" if experts else f"blocks.{row}"
 
 
 def _used(value: float | None, n: int) -> tuple[str, str]:

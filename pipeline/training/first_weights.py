@@ -142,6 +142,12 @@ def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> Non
         for path in sorted((wanted.keys() | given.keys()) - FREE)
         if wanted.get(path) != given.get(path)
     ]
+    if model.feedforward_bias and job.primitives is not None:
+        raise BadInput(
+            f"init_from {source}: this published model has its primitives multiplied out to dense "
+            "matrices. Nothing was lost. Start from a checkpoint of the run that trained it, such "
+            "as runs/NAME@pretrain"
+        )
     if wrong:
         raise BadInput(
             f"init_from {source}: that model differs from the job's model ({'; '.join(wrong)}). "

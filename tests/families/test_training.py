@@ -107,7 +107,10 @@ def test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights
         torch.testing.assert_close(tensor, expected, rtol=0, atol=apart, msg=weight)
 
 
-@pytest.mark.parametrize(("name", "structures"), [("pion", 1), ("tachyon", 1), ("daisy", 4)])
+@pytest.mark.parametrize(
+    ("name", "structures"),
+    [("pion", 1), ("tachyon", 1), ("daisy", 4), ("gated", 1)],
+)
 def test_layers_of_one_structure_share_one_compilation(
     name: str, structures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

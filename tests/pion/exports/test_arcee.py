@@ -91,6 +91,7 @@ def test_a_model_transformers_saved_is_read(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"activation": "swiglu"}, "Arcee has two matrices in a feed-forward layer, not three"),
+        ({"n_heads": 6, "head_dim": 8}, "Arcee needs a d_model that is a multiple of n_heads"),
         ({"heads": {"qk_norm": True}}, "Arcee does not normalize queries and keys"),
         ({"heads": {"qk_norm": False, "value_norm": True}}, "Arcee does not support heads"),
         ({"positions": "learned"}, "Arcee does not support positions learned"),
@@ -106,6 +107,14 @@ def test_what_arcee_can_not_compute_is_said(changes: dict[str, Any], reason: str
     with pytest.raises(BadInput, match=f"can't be exported as arcee: {reason}"):
         architecture_of(config, "arcee")
     assert architecture_of(config).model_type != "arcee"
+
+
+def test_no_id_of_the_config_is_beyond_the_vocabulary() -> None:
+    hf_config, _ = to_transformers(config_of(activation="relu2"), {})
+    loaded = transformers.ArceeConfig(**hf_config)
+    ids = [value for name, value in loaded.to_dict().items() if name.endswith("_token_id")]
+    assert all(value is None or value < loaded.vocab_size for value in ids if value != 128_001)
+    assert loaded.bos_token_id is None
 
 
 def test_another_activation_is_refused() -> None:

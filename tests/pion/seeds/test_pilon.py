@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.model.gates import Gate
 from pion.model.routed import RoutedRecipes
 from pion.seeds import import_seed
 from tests.paths import SEEDS
@@ -128,19 +129,34 @@ def test_routed_recipes_have_the_seeds_losses_and_gradients() -> None:
             assert gradient.norm().item() == pytest.approx(expected, rel=1e-3)
 
 
-# Of the checkpoints with gates: how sure a gate must be, and the seed's logits.
-SKIPS = [("exit", 0.5, "logits"), ("gates", 0.5, "eval_logits_thr05"), ("gates", 0.0, "alt")]
+# Of the checkpoints with gates: the reference's names of a threshold (or 0.5) and of its logits.
+SKIPS = [
+    ("exit", None, "logits"),
+    ("gates", None, "eval_logits_thr05"),
+    ("gates", "alt_threshold", "eval_logits_alt"),
+]
 
 
-@pytest.mark.parametrize(("name", "above", "logits"), SKIPS, ids=["exit", "gates", "gates skip"])
-def test_gates_skip_what_the_seeds_skip(name: str, above: float, logits: str) -> None:
+@pytest.mark.parametrize(("name", "above", "logits"), SKIPS)
+def test_gates_skip_what_the_seeds_skip(name: str, above: str | None, logits: str) -> None:
     reference, model = reference_of(name), model_of(name)
-    if logits == "alt":
-        above, logits = reference["alt_threshold"], "eval_logits_alt"
-    model.use_gates(above)
+    threshold = 0.5 if above is None else reference[above]
+    skipped: list[int] = []
+
+    def count(_: Any, seen: Any, gate: Tensor) -> None:
+        skipped.append(int((gate.sigmoid() > threshold).sum()))
+
+    for block in model.blocks:
+        assert isinstance(block.gate, Gate)
+        block.gate.register_forward_hook(count)
+    model.use_gates(threshold)
     with torch.no_grad():
         found = model(reference["input_ids"][:2])
     assert (found - reference[logits]).abs().max() <= 1e-5
+    if above is not None:
+        assert skipped == reference["skips_per_layer_alt"]
+    else:
+        assert sum(skipped) == reference.get("skip_total", 0)
 
 
 def test_gates_train_as_the_seeds_do() -> None:

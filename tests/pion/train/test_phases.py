@@ -187,6 +187,13 @@ def test_the_memory_plan_is_for_the_longest_recipes_of_any_phase() -> None:
     assert config_of_largest_phase((), tiny_config()) == tiny_config()
 
 
+def test_a_phase_that_trains_nothing_of_the_model_is_refused() -> None:
+    only_gates = (Phase(rates={"gate": 1.0, "others": 0.0}),)
+    with pytest.raises(BadInput, match="only gate would be trained: the model has none"):
+        check_phases_of_model(only_gates, tiny_config())
+    check_phases_of_model(only_gates, tiny_config(gates=True))
+
+
 def test_gates_learn_on_a_frozen_model(text: RowStream) -> None:
     torch.manual_seed(0)
     model = Decoder(tiny_config(gates=True))

@@ -39,6 +39,18 @@ def test_each_bank_and_layer_has_its_numbers_after_each_stage(tmp_path: Path) ->
     assert "2.079 nats if all 8 primitives weigh the same" in Page(html).text
 
 
+def test_recipes_of_experts_are_named_by_layer_and_number(tmp_path: Path) -> None:
+    routed = MIXED | {"experts": {"n": 2, "shared": 0}}
+    entropy = [2.0, 1.5, 1.0, 0.5]
+    last = row(1, loss=3.0, recipe_entropy=entropy, primitives_used=[8, 8, 8, 8])
+    job = Job.model_validate(JOB | {"model": routed})
+    html = report_of(tmp_path, job=job, metrics={"pretrain": [last]})
+    _, _, rest = html.partition("<h2>Recipes</h2>")
+    rows = rows_of(rest.partition("</section>")[0])
+    names = [f"blocks.{layer}.recipes.{number}" for layer in (0, 1) for number in (0, 1)]
+    assert [cells[0] for cells in rows[-4:]] == names
+
+
 @pytest.mark.parametrize(
     ("job", "metrics"),
     [(Job.model_validate(JOB), METRICS), (WITH_RECIPES, {}), (WITH_RECIPES, METRICS)],

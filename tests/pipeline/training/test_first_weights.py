@@ -116,6 +116,15 @@ def test_a_context_beyond_the_learned_positions_is_refused(tmp_path: Path) -> No
         first(ternary() | {"seq_len": 128}, folder)
 
 
+def test_a_published_model_whose_primitives_are_multiplied_out_is_refused(tmp_path: Path) -> None:
+    plain = ternary(ternary=False) | {"positions": "rotary"}
+    folder = published(tmp_path, plain)
+    assert pion.load(folder)[0].config.feedforward_bias
+    with pytest.raises(BadInput, match="has its primitives multiplied out") as refusal:
+        first(plain, folder)
+    assert "runs/NAME@pretrain" in str(refusal.value)
+
+
 def test_a_model_gets_new_gates_and_keeps_all_else(tmp_path: Path) -> None:
     folder = published(tmp_path, ternary())
     plain = first(ternary(), folder).state_dict()
