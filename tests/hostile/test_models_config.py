@@ -160,6 +160,12 @@ def test_a_bomb_in_our_own_config_is_refused_by_export(tmp_path: Path, bomb: str
     assert not (tmp_path / "out").exists()
 
 
+def test_recipes_that_no_tensor_has_are_refused_before_they_are_built(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", PRIMITIVES)
+    edit(folder, experts={"n": 10**8, "top_k": 1, "shared": 0})
+    assert "100,000,000 shared experts or recipes" in refused("export", folder, tmp_path / "out")
+
+
 def test_unknown_settings_are_ignored_in_a_foreign_config_and_refused_in_ours(
     tmp_path: Path,
 ) -> None:
