@@ -12,6 +12,9 @@ from torch import Tensor
 
 from pion.train.settings import TrainSettings
 
+# After so many updates, the corrections are 1 in fp32, for every β up to 0.99998.
+MOST_COUNTED = 1_000_000
+
 
 class PrimitiveWise:
     """AdamW for one parameter `factors` (n, rank, width), with a count of updates per primitive.
@@ -26,7 +29,8 @@ class PrimitiveWise:
         self.exp_avg_sq = torch.zeros_like(factors)
         self.counts = torch.zeros(len(factors), dtype=torch.int64, device=device)
         # By count: 1 / (1 − β1^count) and 1 / √(1 − β2^count). A count never exceeds the steps.
-        count = torch.arange(settings.steps + 1, dtype=torch.float64).clamp(min=1)
+        self._last = min(settings.steps, MOST_COUNTED)
+        count = torch.arange(self._last + 1, dtype=torch.float64).clamp(min=1)
         first, second = (1 - beta**count for beta in (settings.beta1, settings.beta2))
         self._corrections = torch.stack((1 / first, second.rsqrt())).float().to(device)
         shares = torch.tensor([[1 - settings.beta1], [1 - settings.beta2]])
@@ -49,7 +53,10 @@ class PrimitiveWise:
         first, second = (self._shares * chosen)[..., None, None]
         self.exp_avg.lerp_(gradient, first)
         self.exp_avg_sq.lerp_(gradient.square_(), second)
-        scale, root = (self._corrections[:, self.counts] * chosen)[..., None, None]
+        counts = self.counts
+        if self._last < self._settings.steps:
+            counts = counts.clamp(max=self._last)
+        scale, root = (self._corrections[:, counts] * chosen)[..., None, None]
         decay = self._settings.primitive_weight_decay
         if decay:
             self._factors.mul_(1 - lr * decay * chosen[:, None, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,19 @@ def test_it_is_adamw_if_all_primitives_are_chosen_in_each_step(decay: float) -> 
         optimizer.step()
         primitives.step(gradient.clone(), LR)
         assert (ours - theirs).abs().max() <= 1e-7
+
+
+def test_a_run_of_very_many_steps_needs_no_table_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a table of 8 corrections, steps after the eighth are corrected as the eighth."""
+    monkeypatch.setattr("pion.train.primitive_wise.MOST_COUNTED", 8)
+    ours, theirs = factors(), factors()
+    few = PrimitiveWise(ours, replace(settings(), steps=10**12, beta1=0.01, beta2=0.02))
+    every = PrimitiveWise(theirs, replace(settings(), beta1=0.01, beta2=0.02))
+    for gradient in gradients():
+        few.step(gradient.clone(), LR)
+        every.step(gradient.clone(), LR)
+    assert torch.equal(few.counts, torch.full((SHAPE[0],), STEPS))
+    assert torch.equal(ours, theirs)
 
 
 def test_a_primitive_counts_only_the_steps_in_which_it_was_chosen() -> None:
