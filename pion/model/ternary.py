@@ -59,5 +59,9 @@ def ternary_scales(bank: Tensor, chosen: Tensor, of: ScaleOf) -> Tensor:
 @torch.no_grad()
 def activation_scales(x: Tensor, levels: int, of: Literal["token", "batch"]) -> Tensor:
     """Return the scale that maps the largest |x| to `levels`: (B, T, 1), or (1, 1, 1)."""
-    largest = x.abs().amax(dim=-1, keepdim=True) if of == "token" else x.abs().amax().view(1, 1, 1)
+    if of == "token":
+        low, high = x.aminmax(dim=-1, keepdim=True)  # reads x once, and writes no |x|
+        largest = torch.maximum(high, -low)
+    else:
+        largest = x.abs().amax().view(1, 1, 1)
     return largest.clamp(min=SMALLEST_SCALE) / levels

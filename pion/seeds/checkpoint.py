@@ -59,6 +59,16 @@ def import_seed(path: str | Path) -> Decoder:
         raise BadInput(f"{path}: {error}") from None
 
 
+def ids_of_seed(path: str | Path) -> int | None:
+    """Return how many ids the tokenizer of a seed's checkpoint has; None: its tensors do not tell.
+
+    A PILON has a row for each id, also after fine-tuning added some. Raises BadInput like
+    `import_seed`.
+    """
+    table = read_checkpoint(Path(path)).tensors.get("token_embedding.weight")
+    return None if table is None else len(table)
+
+
 def _translate(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
     found: dict[str, str] = {}
     for mark, family in MARKS.items():

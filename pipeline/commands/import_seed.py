@@ -31,8 +31,8 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     found = find_model(str(file))
     if found.kind != "seed":
         raise BadInput(
-            f"{file} is not a .pt checkpoint of an original Pion, Tachyon 2 or Daisy-Wee. Pion can "
-            "load it without an import"
+            f"{file} is not a .pt checkpoint of an original Pion, Tachyon 2, Daisy-Wee or PILON. "
+            "Pion can load it without an import"
         )
     from pion.export import refuse_current_folder  # imports torch
 
@@ -44,6 +44,7 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     model = load_model(found)
     if tokenizer is not None:
         tokenizer.fits(model.config.vocab_size, where=str(source))
+        _require_all_ids(tokenizer, str(source), file)
 
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -62,6 +63,19 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
         shutil.rmtree(partial, ignore_errors=True)
     note = "" if tokenizer else "; without a tokenizer (pion chat and pion generate need one)"
     return f"{folder}: {file.name}, {model.num_params():,} parameters{note}"
+
+
+def _require_all_ids(tokenizer: Tokenizer, source: str, file: Path) -> None:
+    """Raise BadInput if the model has ids that its tokenizer lacks, as after fine-tuning."""
+    from pion.seeds.checkpoint import ids_of_seed
+
+    ids = ids_of_seed(file)
+    if ids is not None and tokenizer.vocab_size < ids:
+        raise BadInput(
+            f"{source} has {tokenizer.vocab_size:,} ids, but {file} has learned {ids:,}: "
+            "fine-tuning adds ids to the vocabulary. Nothing was written. Give the tokenizer "
+            "that was saved with this checkpoint: --tokenizer FILE"
+        )
 
 
 def _write(folder: Path, model: Decoder, tokenizer: Tokenizer | None, *, chat: bool) -> None:

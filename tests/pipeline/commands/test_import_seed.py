@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pion.data.tokenizer import train_bpe
 from tests.paths import SEEDS
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import tiny_tokenizer
+from tests.support.seed_files import read_seed, tensors_of, write_seed
 
 
 def test_a_seeds_checkpoint_becomes_a_folder_that_pion_loads(here: Path, pion: Pion) -> None:
@@ -24,6 +26,23 @@ def test_a_seeds_checkpoint_becomes_a_folder_that_pion_loads(here: Path, pion: P
     assert "imported exists and is not empty" in err
     code, _, err = pion("import-seed", seed, "other", "--tokenizer", "tokenizer.json")
     assert (code, Path("other").exists()) in {(0, True), (2, False)}
+
+
+def test_a_grown_vocabulary_needs_the_tokenizer_that_was_saved_with_it(
+    here: Path, pion: Pion
+) -> None:
+    train_bpe(["some words"], 262).save("base.json")
+    content = read_seed(SEEDS / "pilon_sft_ckpt.pt")
+    tensors = tensors_of(content)
+    for name in ("token_embedding.weight", "lm_head.weight"):
+        tensors[name] = tensors[name].repeat(3, 1)[:264]
+    write_seed(content, Path("sft.pt"))
+    code, _, err = pion("import-seed", "sft.pt", "out", "--tokenizer", "base.json")
+    assert code == 2
+    assert "base.json has 262 ids, but sft.pt has learned 264" in err
+    assert not Path("out").exists()
+    train_bpe(["some words"], 264).save("grown.json")
+    assert pion("import-seed", "sft.pt", "out", "--tokenizer", "grown.json")[0] == 0
 
 
 def test_importing_what_is_no_seeds_checkpoint_is_refused(here: Path, pion: Pion) -> None:
