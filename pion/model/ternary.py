@@ -60,8 +60,8 @@ def ternary_scales(bank: Tensor, chosen: Tensor, of: ScaleOf) -> Tensor:
 def activation_scales(x: Tensor, levels: int, of: Literal["token", "batch"]) -> Tensor:
     """Return the scale that maps the largest |x| to `levels`: (B, T, 1), or (1, 1, 1)."""
     if of == "token":
-        low, high = x.aminmax(dim=-1, keepdim=True)  # reads x once, and writes no |x|
-        largest = torch.maximum(high, -low)
+        # On a CPU, this takes a third of the time of |x| and its largest value.
+        largest = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True))
     else:
         largest = x.abs().amax().view(1, 1, 1)
     return largest.clamp(min=SMALLEST_SCALE) / levels
