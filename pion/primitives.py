@@ -22,6 +22,9 @@ from pion.part_fields import (
     setting,
 )
 
+# The matrices of a feed-forward layer, and the banks that they are mixed of, in this order.
+WAYS = ("up", "down")
+
 
 class SomeExperts(Protocol):
     """What primitives need to know of a model's experts."""
@@ -47,7 +50,7 @@ class Primitives:
 
     The layers of a band share two banks, one for each matrix. A layer has a recipe for each: logits
     over the primitives, of which the `top_k` largest count, weighted by their softmax. In a model
-    with experts, each expert has recipes of its own.
+    with experts, each expert has its own recipes.
     """
 
     n: int = setting("primitives in a bank")

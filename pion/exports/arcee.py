@@ -14,31 +14,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.exports.qwen3 import (
-    CORE_FIELDS,
-    core_config,
-    core_names,
-    core_settings,
-    lacks,
-    renamed,
-    without_tied_head,
-)
+from pion.exports import core
+from pion.exports.core import State
 from pion.later_fields import shown
 from pion.model.composed import Composed
 from pion.model.decoder import Decoder
 from pion.parts import Heads
-
-State = dict[str, Tensor]
+from pion.primitives import WAYS
 
 ARCHITECTURE, MODEL_TYPE = "ArceeForCausalLM", "arcee"
 ACTIVATIONS = ("relu2", "gelu")  # by the same names in transformers
-FIELDS = CORE_FIELDS | {"activation", "heads", "primitives", "feedforward_bias"}
-# Of Qwen3, which Arcee does not have.
-_NORMS = ("q_norm", "k_norm")
+FIELDS = core.FIELDS | {"activation", "heads", "primitives", "feedforward_bias"}
 _PARTS = {"up_proj.weight": "up_proj.weight", "down_proj.weight": "down_proj.weight"}
 _BIASES = {"up_bias": "up_proj.bias", "down_bias": "down_proj.bias"}
 
@@ -57,16 +45,14 @@ def misfit(config: ModelConfig) -> str | None:
     primitives = config.primitives
     if primitives is not None and (primitives.ternary or primitives.sub_norm):
         return "Arcee does not support primitives with norms"
-    return lacks("Arcee", config, FIELDS)
+    return core.lacks("Arcee", config, FIELDS)
 
 
 def to_arcee(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
     """Return the config fields and the state dict of Arcee."""
     if config.primitives is not None:
         config, state = multiplied_out(config, state)
-    hf_config = core_settings(config)
-    del hf_config["use_sliding_window"]
-    hf_config |= {
+    hf_config = core.settings(config) | {
         "model_type": MODEL_TYPE,
         "architectures": [ARCHITECTURE],
         "intermediate_size": config.d_ff,
@@ -87,7 +73,7 @@ def multiplied_out(config: ModelConfig, state: State) -> tuple[ModelConfig, Stat
     for layer, block in enumerate(model.blocks):
         assert isinstance(block.feedforward, Composed)
         mixtures = block.feedforward.mixtures(model.bands.mixing(layer))
-        for way, (ins, scale, shift, outs) in zip(("up", "down"), mixtures, strict=True):
+        for way, (ins, scale, shift, outs) in zip(WAYS, mixtures, strict=True):
             prefix = f"blocks.{layer}.feedforward.{way}"
             dense[f"{prefix}_proj.weight"] = (outs.T @ (scale[:, None] * ins)).detach()
             dense[f"{prefix}_bias"] = (shift @ outs).detach()
@@ -110,26 +96,22 @@ def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
         return {
             "d_ff": hf_config["intermediate_size"],
             "head_dim": hf_config.get("head_dim"),
+            "norm_eps": hf_config.get("rms_norm_eps", 1e-5),
             "activation": activation,
             "heads": {"qk_norm": False},
             "feedforward_bias": hf_config.get("mlp_bias", False),
         }
 
-    defaults = {"rms_norm_eps": 1e-5}
-    return core_config({**defaults, **hf_config, "hidden_act": "silu"}, feedforward)
+    return core.read(hf_config, feedforward)
 
 
 def rename(config: ModelConfig, hf_state: State) -> State:
     """Return the tensors of an Arcee model by our names. Raises BadInput for an unexpected one."""
-    return renamed(_names(config), without_tied_head(config, hf_state))
+    return core.renamed(_names(config), core.without_tied_head(config, hf_state))
 
 
 def _names(config: ModelConfig) -> dict[str, str]:
-    names = {
-        ours: theirs
-        for ours, theirs in core_names(config).items()
-        if not any(norm in ours for norm in _NORMS)
-    }
+    names = core.names(config)
     parts = _PARTS | (_BIASES if config.feedforward_bias else {})
     for layer in range(config.n_layers):
         for ours, theirs in parts.items():

@@ -17,11 +17,10 @@ from pion.errors import BadInput
 from pion.model.bank import recipe_of
 from pion.model.ternary import rounded, ternary_scales
 from pion.model.trits import pack_trits, unpack_trits
-from pion.primitives import Primitives
+from pion.primitives import WAYS, Primitives
 
 State = dict[str, Tensor]
 
-WAYS = ("up", "down")
 FP32_BYTES = 4
 
 

@@ -18,19 +18,11 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.exports.qwen3 import (
-    CORE_FIELDS,
-    core_config,
-    core_names,
-    core_settings,
-    lacks,
-    renamed,
-    without_tied_head,
-)
+from pion.exports import core
+from pion.exports.core import State
+from pion.exports.qwen3 import COMMON
 from pion.later_fields import shown
 from pion.parts import Experts
-
-State = dict[str, Tensor]
 
 ARCHITECTURE, MODEL_TYPE = "Qwen3MoeForCausalLM", "qwen3_moe"
 # The dimension of one expert's matrix that is its width.
@@ -41,7 +33,7 @@ def misfit(config: ModelConfig) -> str | None:
     """Return why stock Qwen3Moe can't compute the model; None if it can."""
     if config.experts is None:
         return "Qwen3Moe needs experts"
-    return lacks("Qwen3Moe", config, CORE_FIELDS | {"experts"})
+    return core.lacks("Qwen3Moe", config, core.FIELDS | {"experts"})
 
 
 def to_qwen3_moe(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
@@ -50,7 +42,8 @@ def to_qwen3_moe(config: ModelConfig, state: State) -> tuple[dict[str, Any], Sta
     assert experts is not None
     width = config.d_ff + experts.shared * experts.d_shared
     hf_config = {
-        **core_settings(config),
+        **core.settings(config),
+        **COMMON,
         "model_type": MODEL_TYPE,
         "architectures": [ARCHITECTURE],
         "num_experts": experts.n,
@@ -63,7 +56,7 @@ def to_qwen3_moe(config: ModelConfig, state: State) -> tuple[dict[str, Any], Sta
         "output_router_logits": False,
         "router_aux_loss_coef": experts.balance_weight,
     }
-    names = core_names(config)
+    names = core.names(config)
     hf_state = {theirs: state[name] for name, theirs in names.items()}
     for layer in range(config.n_layers):
         ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
@@ -97,7 +90,8 @@ def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
         experts = Experts(n=n, top_k=top_k, shared=0, balance_weight=weight)
         return {"d_ff": hf_config["moe_intermediate_size"], "experts": experts}
 
-    return core_config(hf_config, feedforward)
+    core.require(hf_config, COMMON)
+    return core.read(hf_config, feedforward)
 
 
 def rename(config: ModelConfig, hf_state: State) -> State:
@@ -105,7 +99,7 @@ def rename(config: ModelConfig, hf_state: State) -> State:
 
     Raises BadInput for an unexpected or a missing tensor.
     """
-    hf_state = dict(without_tied_head(config, hf_state))
+    hf_state = dict(core.without_tied_head(config, hf_state))
     assert config.experts is not None
     state: State = {}
     for layer in range(config.n_layers):
@@ -114,7 +108,7 @@ def rename(config: ModelConfig, hf_state: State) -> State:
         for name in _WIDTH:
             each = (f"{theirs}.experts.{e}.{name}.weight" for e in range(config.experts.n))
             state[f"{ours}.{name}"] = _stack(hf_state, each)
-    return state | renamed(core_names(config), hf_state)
+    return state | core.renamed(core.names(config), hf_state)
 
 
 def _stack(hf_state: State, names: Iterable[str]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pion.config import ModelConfig
 from pion.model.bank import Band, recipe_of
 from pion.model.varying import OF_THE_MODEL, Varying
-from pion.primitives import Primitives
+from pion.primitives import WAYS, Primitives
 
 
 class Mixing(NamedTuple):
@@ -51,11 +51,10 @@ class Bands(nn.ModuleList):
         """Raise BadInput for packed banks that are damaged or lack a primitive of the recipes."""
         if self.settings.stored is None:
             return
-        up, down = recipes
         for number, rows in enumerate(self.rows()):
             band = self[number]
             assert isinstance(band, Band)
-            for way, bank, logits in (("up", band.up, up), ("down", band.down, down)):
+            for way, bank, logits in zip(WAYS, (band.up, band.down), recipes, strict=True):
                 chosen = [recipe_of(logits[row], self.settings.top_k).chosen for row in rows]
                 bank.check_packed(f"bands.{number}.{way}", torch.cat(chosen))
 

@@ -75,28 +75,28 @@ class Block(nn.Module):
             seen = x if self.attention_norm is None else self.attention_norm(x)
             x = x + self.attention(seen, inputs.rotation, inputs.mask, inputs.cache, inputs.values)
         normed = self.feedforward_norm(x)
-        if self.gate is None or inputs.gating is None:
-            result, stats = self._feed_forward(normed, inputs)
-            return x + result, stats
-        gate = self.gate(x)
-        if inputs.gating.skip_above is None:
-            result, stats = self._feed_forward(normed, inputs)
-            return x + result, stats | {GATE: gate, SEEN_BY_GATE: x.detach()}
-        alone = inputs._replace(real=None)  # nobody reads the report
-        skipped = gate.sigmoid() > inputs.gating.skip_above
-        return x + apply_to_others(
-            lambda some: self._feed_forward(some, alone)[0], normed, skipped
-        ), {}
+        gating = inputs.gating
+        if self.gate is not None and gating is not None and gating.skip_above is not None:
+            alone = inputs._replace(real=None)  # nobody reads the report
+            skipped = self.gate(x).sigmoid() > gating.skip_above
+            result = apply_to_others(
+                lambda some: self._feed_forward(some, alone)[0], normed, skipped
+            )
+            return x + result, {}
+        result, stats = self._feed_forward(normed, inputs)
+        if self.gate is not None and gating is not None:
+            stats = stats | {GATE: self.gate(x), SEEN_BY_GATE: x.detach()}
+        return x + result, stats
 
     def _feed_forward(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
         """Return the result of the feed-forward layer, and what its experts report."""
         if isinstance(self.feedforward, Experts):
-            mixed, stats = self.feedforward(x, inputs.real)
-            return mixed, stats
+            of_experts: tuple[Tensor, Stats] = self.feedforward(x, inputs.real)
+            return of_experts
         if isinstance(self.feedforward, RoutedRecipes):
             assert inputs.mixing is not None
-            mixed, stats = self.feedforward(x, inputs.mixing, inputs.real)
-            return mixed, stats
+            of_recipes: tuple[Tensor, Stats] = self.feedforward(x, inputs.mixing, inputs.real)
+            return of_recipes
         if isinstance(self.feedforward, Composed):
             assert inputs.mixing is not None
             return self.feedforward(x, inputs.mixing), {}

@@ -318,8 +318,7 @@ class Decoder(nn.Module):
         x = self._embedded(tokens, past, positions)
         results: dict[int, Tensor] = {}
         reports = []
-        gating = Gating(None if trained else self.skip_above)
-        used = trained or gating.skip_above is not None
+        gating = self._gating(trained)
         kept = set() if self.wiring is None else set(self.wiring.source.values())
         run = _compiled_block() if compiled else _run_block
         # A block that gets one tensor as both inputs would be compiled separately.
@@ -334,7 +333,7 @@ class Decoder(nn.Module):
                 None if self.wiring is None else self.wiring.input_of(layer, x0, results),
                 None if self.values is None else self.values.of(layer, tokens),
                 None if self.bands is None else self.bands.mixing(layer, varying),
-                gating if used else None,
+                gating,
             )
             if self.recompute and trained:
                 x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
@@ -344,6 +343,12 @@ class Decoder(nn.Module):
                 results[layer] = x
             reports.append(report)
         return self.norm(x), reports
+
+    def _gating(self, trained: bool) -> Gating | None:
+        """Return what gates are for: to learn, or to skip layers. None: nothing."""
+        if not self.config.gates or not (trained or self.skip_above is not None):
+            return None
+        return Gating(None if trained else self.skip_above)
 
     def _masks(
         self,

@@ -175,7 +175,7 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
             continue
         if recipes := _RECIPES.fullmatch(name):
             where = f"blocks.{recipes[1]}.feedforward.recipes"
-            sizes(tensors, name, 2)
+            sizes(tensors, name, 2)  # a row for each expert
             for number, logits in enumerate(tensor):
                 state[f"{where}.{number}.{_MATRIX[recipes[2]]}_recipe"] = logits
             continue

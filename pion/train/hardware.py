@@ -258,7 +258,7 @@ def _cgroup_limits() -> list[int]:
 
 @functools.cache
 def _measured_flops(device: torch.device, dtype: str, threads: int) -> float:
-    """Return the FLOP/s of a square matmul: the best of many, because the machine may be busy.
+    """Return the FLOP/s of a square matmul: the best of several, because the machine may be busy.
 
     `threads` is only a cache key: a CPU's peak depends on the number of threads.
     """

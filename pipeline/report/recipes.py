@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pion.primitives import WAYS
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.html import section, table
 from pipeline.report.plots import TITLES
-
-# The banks of a band, in the order in which metrics count them.
-WAYS = ("up", "down")
 
 
 def recipes_section(history: RunHistory) -> str:
