@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,9 +24,9 @@ def tiny_tokenizer() -> Tokenizer:
     return train_bpe(TEXT, 300)
 
 
-def tiny_model(vocab_size: int, seq_len: int = 64, seed: int = 0) -> Decoder:
+def tiny_model(vocab_size: int, seq_len: int = 64, seed: int = 0, **changes: Any) -> Decoder:
     torch.manual_seed(seed)
-    return Decoder(tiny_config(vocab_size=vocab_size, seq_len=seq_len))
+    return Decoder(tiny_config(vocab_size=vocab_size, seq_len=seq_len, **changes))
 
 
 def make_run(
@@ -35,8 +36,12 @@ def make_run(
     saves: Sequence[tuple[str, int]] = (("pretrain", 10), ("pretrain", 20), ("sft", 5)),
     finished: Sequence[str] = ("pretrain", "sft"),
     release: bool = True,
+    **changes: Any,
 ) -> RunState:
-    """Make a run in the store `folder` with these (stage, step) checkpoints and finished stages."""
+    """Make a run in the store `folder` with these (stage, step) checkpoints and finished stages.
+
+    `changes` are made to the tiny model's settings.
+    """
     run = RunState(FileStore(folder), name)
     claim = claim_run(run, Owner.me())
     tokenizer = tiny_tokenizer()
@@ -45,7 +50,7 @@ def make_run(
     tokenizer.save(path)
     newest: dict[str, str] = {}
     for seed, (stage, step) in enumerate(saves):
-        model = tiny_model(tokenizer.vocab_size, seed=seed)
+        model = tiny_model(tokenizer.vocab_size, seed=seed, **changes)
         config = json.dumps(model.config.to_dict()).encode()
         series = CheckpointSeries(
             stage, f"digest-{stage}", files={"config.json": config}, keep=Keep(last=9)

@@ -57,6 +57,23 @@ def test_text_is_scored_token_by_token_like_a_full_forward(here: Path) -> None:
     assert long.rows == -(-long.tokens // model.config.seq_len)
 
 
+def test_a_model_with_gates_is_measured_while_it_skips_layers(here: Path, pion: Pion) -> None:
+    make_run(here / "runs", gates=True)
+    Path("text.txt").write_text("Return a new header with string. ")
+
+    def bits(*options: str) -> float:
+        code, out, _ = pion("eval", "demo", "text.txt", "--json", *options)
+        assert code == 0
+        return float(json.loads(out)["text.txt"]["bits_per_byte"])
+
+    all_layers = bits()
+    assert bits("--skip-above", "1") == pytest.approx(all_layers, rel=1e-6)
+    # With random weights, each layer adds something.
+    assert abs(bits("--skip-above", "0") - all_layers) > 1e-4
+    generate = ("generate", "demo", "--prompt", "Return", "--max-tokens", "2")
+    assert pion(*generate, "--skip-above", "0.5")[0] == 0
+
+
 def test_layers_of_a_model_without_gates_can_not_be_skipped(here: Path, pion: Pion) -> None:
     make_run(here / "runs")
     Path("text.txt").write_text("Return a new header.")
