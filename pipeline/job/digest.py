@@ -87,7 +87,7 @@ def _join(prefix: str, name: str) -> str:
 
 def digest_job(job: Job) -> Digests:
     """Return the digests of every data set and stage of `job`."""
-    tokenizer = covered_fields(job.tokenizer, "tokenizer")
+    tokenizer = tokenizer_inputs(job)
     data: dict[str, str] = {}
     inputs: dict[str, Inputs] = {}
 
@@ -104,7 +104,9 @@ def digest_job(job: Job) -> Digests:
         } | {"sft.seq_len": job.sft_seq_len, "data.held_out": job.data.held_out}
         # A trained tokenizer comes from the pretraining text, so its data decides the ids.
         inputs["data.sft"] |= (
-            {"input.data.pretrain": data["pretrain"]} if job.tokenizer.train else tokenizer
+            {"input.data.pretrain": data["pretrain"]}
+            if job.tokenizer is not None and job.tokenizer.train
+            else tokenizer
         )
         data["sft"] = digest_of(inputs["data.sft"])
 
@@ -120,6 +122,8 @@ def digest_job(job: Job) -> Digests:
         inputs[stage] = model | own | order | {f"input.data.{stage}": data[stage]}
         if previous is not None and job.section(stage).init_from is None:
             inputs[stage][f"input.{previous}"] = stages[previous]
+        elif previous is None and job.base is not None:
+            inputs[stage]["model.from"] = job.base.hash
         stages[stage] = digest_of(inputs[stage])
         previous = stage
 
@@ -133,6 +137,13 @@ def digest_job(job: Job) -> Digests:
         stages["publish"] = digest_of(inputs["publish"])
     before = {f"model.{k}": v for k, v in values_before(type(config)).items()}
     return Digests(data, stages, inputs, before | fields_before(job))
+
+
+def tokenizer_inputs(job: Job) -> Inputs:
+    """Return what decides token ids. That of a model to start from is named by its content."""
+    if job.base is not None:
+        return {"tokenizer.from": job.base.tokenizer}
+    return {} if job.tokenizer is None else covered_fields(job.tokenizer, "tokenizer")
 
 
 def model_inputs(config: ModelConfig) -> Inputs:

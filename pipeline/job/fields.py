@@ -8,11 +8,11 @@ Paths of inputs are relative to the job file, paths of outputs to the working di
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PrivateAttr, field_validator, model_validator
+from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from pion.config import OPTIONAL, ModelConfig
 from pion.errors import BadInput
@@ -20,6 +20,7 @@ from pion.parts import Experts, Heads, Values, Windows, Wiring
 from pion.presets import PRESETS
 from pion.primitives import Primitives
 from pion.train.phases import check_phases, check_phases_of_model
+from pipeline.job.base import Base
 from pipeline.job.model_parts import section_of
 from pipeline.job.phases import Phase, phases_of
 from pipeline.job.section import Section, identity, refuse, runtime, scheduled
@@ -32,9 +33,16 @@ STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 
 
 class Model(Section):
-    """The decoder: a preset, a preset with some fields replaced, or every field. `null` takes away
-    what a preset has: a part, softcap or logit_cap."""
+    """The decoder: a model to start from, a preset, a preset with some fields replaced, or every
+    field. `null` takes away what a preset has: a part, softcap or logit_cap."""
 
+    base: str | None = identity(
+        None,
+        "a trained model to start from, with its shape, weights, tokenizer and context: a Hub "
+        "repository (user/name, or user/name@REVISION), a folder, a run or a seed's .pt file. Only "
+        "seq_len may be given too, to shorten the context",
+        alias="from",
+    )
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
     d_model: int | None = identity(None, "width of the residual stream", gt=0)
     n_layers: int | None = identity(None, "number of decoder blocks", gt=0)
@@ -509,11 +517,13 @@ class Job(Section):
     )
     model: Model = identity(
         ...,
-        "the decoder. Name a preset, name a preset and replace some of its fields, or set every "
-        "field yourself",
+        "the decoder. Name a model to start from, name a preset, name a preset and replace some of "
+        "its fields, or set every field yourself",
     )
-    tokenizer: TokenizerSection = identity(
-        ..., "the tokenizer. Set exactly one of `train`, `file` and `hub`"
+    tokenizer: TokenizerSection | None = identity(
+        None,
+        "the tokenizer. Set exactly one of `train`, `file` and `hub`; required, except with "
+        "model.from, which brings its own",
     )
     data: Data = identity(Data(), "the pretraining text")
     pretrain: Pretrain | None = identity(None, "the pretraining stage")
@@ -537,6 +547,7 @@ class Job(Section):
     log: Log = runtime(Log(), "where metrics go, and how often")
 
     _folder: Path = PrivateAttr(default=Path("."))
+    _base: Base | None = PrivateAttr(default=None)
 
     @field_validator("model", mode="before")
     @classmethod
@@ -551,37 +562,72 @@ class Job(Section):
         return {str(gpu): _price(str(gpu), value) for gpu, value in prices.items()}
 
     @model_validator(mode="after")
-    def _whole(self) -> Job:
-        mistakes = []
-        if self.pretrain is None and self.sft is None:
-            mistakes.append("nothing to train: give `pretrain`, `sft` or both")
-        if self.pretrain is None and self.sft is not None and self.sft.init_from is None:
-            mistakes.append("sft.init_from: without `pretrain` it must name a model to start from")
-        if self.pretrain is not None and not self.data.sources:
-            mistakes.append("data.sources: empty, but `pretrain` needs text")
-        elif self.tokenizer.train is not None and not self.data.sources:
-            mistakes.append("data.sources: empty, but tokenizer.train learns from it")
+    def _whole(self, info: ValidationInfo) -> Job:
+        self._base = (info.context or {}).get("base")
+        mistakes = self._mistakes_of_start() + self._missing()
         try:
             config = self.model_config_resolved()
         except BadInput as error:
-            mistakes.append(f"model: {error}")
-        else:
-            for where, seq_len in (("data", self.data.seq_len), ("sft", self.sft_seq_len)):
-                if seq_len > config.seq_len and (where == "data" or self.sft):
-                    mistakes.append(
-                        f"{where}.seq_len: {seq_len} exceeds the model's context {config.seq_len}"
-                    )
-            mistakes += [
-                f"{stage}.window_schedule: the model has no windows"
-                for stage in self.train_stages
-                if self.section(stage).window_schedule != "constant" and config.windows is None
-            ]
-            for stage in self.train_stages:
-                try:
-                    check_phases_of_model(phases_of(self.section(stage).phases), config)
-                except BadInput as error:
-                    mistakes.append(f"{stage}.{error}")
+            return refuse(self, [*mistakes, f"model: {error}"])
+        if self._base is not None and "seq_len" not in self.data.model_fields_set:
+            shorter = min(self.data.seq_len, config.seq_len)
+            self.data = self.data.model_copy(update={"seq_len": shorter})
+        for where, seq_len in (("data", self.data.seq_len), ("sft", self.sft_seq_len)):
+            if seq_len > config.seq_len and (where == "data" or self.sft):
+                mistakes.append(
+                    f"{where}.seq_len: {seq_len} exceeds the model's context {config.seq_len}"
+                )
+        mistakes += [
+            f"{stage}.window_schedule: the model has no windows"
+            for stage in self.train_stages
+            if self.section(stage).window_schedule != "constant" and config.windows is None
+        ]
+        for stage in self.train_stages:
+            try:
+                check_phases_of_model(phases_of(self.section(stage).phases), config)
+            except BadInput as error:
+                mistakes.append(f"{stage}.{error}")
         return refuse(self, mistakes)
+
+    def _mistakes_of_start(self) -> list[str]:
+        """Return what is wrong with what the run starts from."""
+        if self.model.base is None:
+            missing = f"missing: {type(self).model_fields['tokenizer'].description}"
+            return [] if self.tokenizer else [f"tokenizer: {missing}"]
+        mistakes = [
+            f"model.{name}: the model that the run starts from decides this. Next to `from`, only "
+            "seq_len can be given"
+            for name in sorted(self.model.model_fields_set - {"base", "seq_len"})
+        ]
+        if self.tokenizer is not None:
+            mistakes.append("tokenizer: model.from brings its own tokenizer; remove this section")
+        first = next(iter(self.train_stages), None)
+        if first is not None and self.section(first).init_from is not None:
+            mistakes.append(
+                f"{first}.init_from: the run starts from model.from; remove one of both"
+            )
+        if self._base is None:
+            mistakes.append("model.from: the model was not looked up, so its shape is not known")
+        return mistakes
+
+    def _missing(self) -> list[str]:
+        """Return what the job lacks."""
+        mistakes = []
+        if self.pretrain is None and self.sft is None:
+            mistakes.append("nothing to train: give `pretrain`, `sft` or both")
+        start = self.model.base or (self.sft is not None and self.sft.init_from)
+        if self.pretrain is None and self.sft is not None and not start:
+            mistakes.append("sft.init_from: without `pretrain` it must name a model to start from")
+        if self.pretrain is not None and not self.data.sources:
+            mistakes.append("data.sources: empty, but `pretrain` needs text")
+        elif self.tokenizer is not None and self.tokenizer.train and not self.data.sources:
+            mistakes.append("data.sources: empty, but tokenizer.train learns from it")
+        return mistakes
+
+    @property
+    def base(self) -> Base | None:
+        """The model that the run starts from; None if it starts from random weights."""
+        return self._base
 
     @property
     def folder(self) -> Path:
@@ -643,13 +689,15 @@ class Job(Section):
         `null` takes away what a preset has, where a model can be without it. Raises BadInput for an
         unknown preset or a shape that does not fit together.
         """
+        if self.model.base is not None:
+            return self._config_of_base()
         given = self.model.model_dump(exclude={"preset"}, exclude_unset=True)
         fields = {
             name: value for name, value in given.items() if value is not None or name in OPTIONAL
         }
         if self.model.preset is not None:
             return ModelConfig.preset(self.model.preset, **fields)
-        if self.tokenizer.train is not None:
+        if self.tokenizer is not None and self.tokenizer.train is not None:
             fields.setdefault("vocab_size", self.tokenizer.train.vocab_size)
         fields.setdefault("seq_len", max(self.data.seq_len, self.sft_seq_len))
         needed = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
@@ -657,3 +705,16 @@ class Job(Section):
         if missing:
             raise BadInput(f"give a preset, or these fields too: {', '.join(missing)}")
         return ModelConfig.of(fields)
+
+    def _config_of_base(self) -> ModelConfig:
+        """Return the settings of the model to start from, with the job's context."""
+        if self._base is None:
+            raise BadInput("its shape is not known")
+        config = self._base.model_config
+        seq_len = self.model.seq_len or config.seq_len
+        if seq_len > config.seq_len:
+            raise BadInput(
+                f"seq_len {seq_len:,} exceeds the {config.seq_len:,} tokens of context that "
+                f"{self._base.source} has; it can only be shortened"
+            )
+        return replace(config, seq_len=seq_len)

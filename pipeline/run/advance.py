@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pion.errors import BadInput, Fenced, PionError, PlanFailed, Stopped
+from pipeline.base.keep import keep_as_base
 from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
 from pipeline.job import STAGES
@@ -96,6 +97,10 @@ class Advance:
         if start.owner.launch_id is None and clear_stops(start.run):  # a person wants it to resume
             self.journal.note("cleared a request to stop this run")
         self.claim.heartbeat.start()  # it also looks for requests
+        if start.job.base is not None:
+            keep_as_base(
+                start.run, start.job.base, start.job.folder, self._say_or_stop, self._patiently
+            )
         self._record_job(raised)
         head = self.claim.head.without_stages(self._redone, 0.0)
         plans = {p.stage: p for p in plan_stages(start.job, start.digests, head)}

@@ -31,6 +31,8 @@ from pipeline.data.sources import Input, conversations, find_input, texts
 from pipeline.data.text_rows import RowFormat, write_text_rows
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields
+from pipeline.state.bases import bring_base
+from pipeline.state.stores import open_store
 
 __all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
 
@@ -137,7 +139,12 @@ def _tokenizer(
     """Put the job's tokenizer into the folder. Raises BadInput if it doesn't fit the model."""
     path, section = folder / "tokenizer.json", job.tokenizer
     started = time.monotonic()
-    if section.train is not None:
+    if section is None:
+        assert job.base is not None
+        where = job.base.source
+        brought = bring_base(open_store(job.store), job.base, weights=False)
+        _save(Tokenizer.from_file(brought / "tokenizer.json"), path)
+    elif section.train is not None:
         where = "trained on data.sources"
         if not path.exists():
             say(Note(f"training a BPE of {section.train.vocab_size:,} entries"))
@@ -168,6 +175,7 @@ def _save(tokenizer: Tokenizer, path: Path) -> None:
 
 def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
     """Yield training documents to learn merges from, the same amount from every source."""
+    assert job.tokenizer is not None
     assert job.tokenizer.train is not None
     readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
     if not readable:

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput, PionError
+from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable
 from pipeline.job import Job
-from pipeline.job.file import load_job
 from pipeline.rent.check import of_job, of_rental
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_machines import check_machines
@@ -47,7 +47,7 @@ def show_check(
     rows: list[CheckRow] = []
     loaded, sky_yaml = None, None
     try:
-        loaded = load_job(job, overrides)
+        loaded = read_job(job, overrides)
     except BadInput as error:
         rows.append(CheckRow("job", False, str(error)))
     if on is not None:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pion.errors import BadInput
+from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable
 from pipeline.job import Job
-from pipeline.job.file import load_job
 from pipeline.rent.plan.bench_speeds import bench_results
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate, what_would_fit
 from pipeline.rent.plan.past_speeds import past_speeds
@@ -34,7 +34,7 @@ def show_plan(
     `pion bench`, which come before this user's. Raises BadInput for a job with mistakes, for an
     unknown GPU, for a file that is no result, and if the job fits on none of the GPUs.
     """
-    plan = load_job(job, overrides)
+    plan = read_job(job, overrides)
     results = bench_results(bench)
     count = max(1, plan.hardware.workers or 1)
     offers, notes = market(gpus, plan.prices, count=count)
