@@ -16,6 +16,7 @@ from typing import Any
 from pion.config import ModelConfig
 from pion.later_fields import values_before
 from pipeline.job import Job, Section
+from pipeline.job.fields import Sft
 from pipeline.job.section import ALWAYS_THERE, part_of, value_before
 
 # Dotted path → value. Paths that start with `input.` are digests of earlier stages and of data.
@@ -97,17 +98,10 @@ def digest_job(job: Job) -> Digests:
         inputs["data.pretrain"] = covered_fields(text, "data") | tokenizer
         data["pretrain"] = digest_of(inputs["data.pretrain"])
     if job.sft is not None:
-        inputs["data.sft"] = {
-            path: value
-            for path, value in covered_fields(job.sft, "sft").items()
-            if path.startswith(("sft.sources", "sft.held_out"))
-        } | {"sft.seq_len": job.sft_seq_len, "data.held_out": job.data.held_out}
         # A trained tokenizer comes from the pretraining text, so its data decides the ids.
-        inputs["data.sft"] |= (
-            {"input.data.pretrain": data["pretrain"]}
-            if job.tokenizer is not None and job.tokenizer.train
-            else tokenizer
-        )
+        trained = job.tokenizer is not None and job.tokenizer.train is not None
+        ids = {"input.data.pretrain": data["pretrain"]} if trained else tokenizer
+        inputs["data.sft"] = _conversation_inputs(job, job.sft) | ids
         data["sft"] = digest_of(inputs["data.sft"])
 
     inputs["prepare"] = {f"input.data.{part}": digest for part, digest in data.items()}
@@ -127,8 +121,8 @@ def digest_job(job: Job) -> Digests:
         stages[stage] = digest_of(inputs[stage])
         previous = stage
 
-    trained = {f"input.{stage}": stages[stage] for stage in job.train_stages}
-    inputs["evaluate"] = covered_fields(job.evaluate, "evaluate") | trained | inputs["prepare"]
+    models = {f"input.{stage}": stages[stage] for stage in job.train_stages}
+    inputs["evaluate"] = covered_fields(job.evaluate, "evaluate") | models | inputs["prepare"]
     stages["evaluate"] = digest_of(inputs["evaluate"])
     if job.publish is not None:
         inputs["publish"] = covered_fields(job.publish, "publish") | {
@@ -137,6 +131,15 @@ def digest_job(job: Job) -> Digests:
         stages["publish"] = digest_of(inputs["publish"])
     before = {f"model.{k}": v for k, v in values_before(type(config)).items()}
     return Digests(data, stages, inputs, before | fields_before(job))
+
+
+def _conversation_inputs(job: Job, sft: Sft) -> Inputs:
+    """Return what decides the rows of conversations, apart from the tokenizer."""
+    return {
+        path: value
+        for path, value in covered_fields(sft, "sft").items()
+        if path.startswith(("sft.sources", "sft.held_out"))
+    } | {"sft.seq_len": job.sft_seq_len, "data.held_out": job.data.held_out}
 
 
 def tokenizer_inputs(job: Job) -> Inputs:

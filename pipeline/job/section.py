@@ -67,7 +67,11 @@ class Section(BaseModel):
     """A mapping in the job file. Its keys are the class's fields."""
 
     model_config = ConfigDict(
-        extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+        extra="forbid",
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        serialize_by_alias=True,
     )
 
 

@@ -52,7 +52,7 @@ class TrainRequest:
     ) -> TrainRequest:
         """Return the request for `stages` of `job`."""
         return cls(
-            job=job.model_dump(mode="json", exclude_unset=True, by_alias=True),
+            job=job.model_dump(mode="json", exclude_unset=True),
             base=None if job.base is None else job.base.to_dict(),
             job_folder=str(job.folder),
             store=open_store(job.store).url,

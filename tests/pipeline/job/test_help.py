@@ -5,11 +5,12 @@ import re
 from pipeline.job import Job
 from pipeline.job.every_field import sections_of
 from pipeline.job.help import help_job
+from pipeline.job.section import keys_of
 
 
 def every_path(section: type, prefix: str = "") -> set[str]:
     paths = set()
-    for name, field in section.model_fields.items():
+    for name, field in keys_of(section).items():
         inner = sections_of(field.annotation)
         here = f"{prefix}{name}"
         if len(inner) != 1:
