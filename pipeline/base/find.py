@@ -22,12 +22,19 @@ from pipeline.data.hub import explained, named, pin
 from pipeline.job.base import Base
 from pipeline.machine.private import private_cache_folder
 from pipeline.models.bring import bring_model
-from pipeline.models.find import CONFIG, WEIGHTS, FoundModel, Listed, find_model, locate_model
+from pipeline.models.find import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    FoundModel,
+    Listed,
+    find_model,
+    locate_model,
+)
 from pipeline.state.bases import DECIDE_IDS, decides_results, hash_of
 from pipeline.state.workspace import Files
 
 TOKENIZER = "tokenizer.json"
-INDEX = "model.safetensors.index.json"
 # Settings, tokenizer and template; and what the model card needs: licence and conditions.
 KEPT = (*DECIDE_IDS, CONFIG, "generation_config.json", "chat_template.jinja", "README.md")
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")

@@ -106,10 +106,12 @@ def _read_pin(run: RunState, source: str) -> tuple[Base | None, str | None]:
         data, version = run.store.read_versioned(key)
     except Missing:
         return None, None
-    where = f"{run.store.url}/{key}"
+    return _base(data, f"{run.store.url}/{key}"), version
+
+
+def _base(data: bytes, where: str) -> Base:
     pin = build(_Pin, parse(data, where), where)
-    base = Base(pin["source"], pin["hash"], pin["tokenizer"], pin["config"], pin.get("commit"))
-    return base, version
+    return Base(pin["source"], pin["hash"], pin["tokenizer"], pin["config"], pin.get("commit"))
 
 
 # ---------------------------------------------------------------- the files
@@ -182,13 +184,18 @@ def _listed(store: Store, base_hash: str) -> Files | None:
         return None
 
 
-def copy_base(source: Store, target: Store, base: Base) -> None:
-    """Put a base of one store into another, for a fork."""
-    files = _listed(source, base.hash)
-    if files is None or source.url == target.url:
-        return
-    folder = bring_base(source, base)
-    keep_base(target, base.hash, files, lambda name: folder / name)
+def copy_bases(source: RunState, target: RunState) -> None:
+    """Give a fork the models that its source started from, and what their names mean."""
+    for entry in source.store.list(source.key("bases/")):
+        if not entry.key.endswith(".json"):
+            continue
+        where = f"{source.store.url}/{entry.key}"
+        base = _base(source.store.read(entry.key), where)
+        files = _listed(source.store, base.hash)
+        if files is not None and source.store.url != target.store.url:
+            folder = bring_base(source.store, base)
+            keep_base(target.store, base.hash, files, folder.joinpath)
+        write_pin(target, base, replace=True)
 
 
 def _copy(path: Path, to: Path) -> None:

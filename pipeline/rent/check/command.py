@@ -18,6 +18,7 @@ from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable
 from pipeline.job import Job
 from pipeline.rent.check import of_job, of_rental
+from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_machines import check_machines
 from pipeline.rent.check.of_memory import check_memory
@@ -96,6 +97,7 @@ def run_checks(
         return [CheckRow("checks", False, words)]
     checks: list[tuple[str, Check]] = [
         ("model", partial(of_job.check_model, job, rented=sky_yaml is not None)),
+        ("model.from", partial(check_base, job, sky_yaml)),
         ("tokenizer", partial(of_job.check_tokenizer, job)),
         ("data", partial(of_job.check_data, job)),
         ("store", partial(of_job.check_store, job)),
