@@ -141,7 +141,7 @@ class _Proof:
 
     def go(self) -> None:
         """Do the unbroken run, then killed runs until enough kills have landed or a run differs."""
-        steps = ", ".join(f"{s} {self.cut.section(s).steps}" for s in self.cut.train_stages)
+        steps = ", ".join(f"{s} {self.cut.section(s).total_steps}" for s in self.cut.train_stages)
         where = f"{self.store.url}/{self.name}"
         self.say(f"{where}: {steps} steps, saved every {SAVE_EVERY}; seed {self.seed}")
         self.unbroken = RunState(self.store, f"{self.name}-unbroken")
@@ -229,7 +229,7 @@ class _Proof:
         if head is None:
             return 0
         if stage in head.stages:
-            return self.cut.section(stage).steps
+            return self.cut.section(stage).total_steps
         return max((e.step for e in head.checkpoints if e.stage == stage), default=0)
 
     def _saves_left(self, head: Head | None) -> int:
@@ -239,7 +239,7 @@ class _Proof:
         the previous one is being written.
         """
         stages = self.cut.train_stages
-        left = [self.cut.section(s).steps - self._committed(head, s) for s in stages]
+        left = [self.cut.section(s).total_steps - self._committed(head, s) for s in stages]
         return sum(max(1, steps // (2 * SAVE_EVERY)) for steps in left if steps > 0)
 
     def tidy(self) -> None:

@@ -25,6 +25,7 @@ from pipeline.run.start import Start
 from pipeline.run.train import WorkersTraining, fetch_ahead, start_workers, train_here
 from pipeline.state.checkpoints.retention import sweep
 from pipeline.state.claim import Claim, claim_again
+from pipeline.state.known_rows import know_rows_of
 from pipeline.state.patience import Patience
 from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError
@@ -157,6 +158,7 @@ class Advance:
     def _prepare(self) -> None:
         started = time.monotonic()
         reports = prepare_data(self.start, self._say_or_stop, self._patiently)
+        know_rows_of(self.start.job, reports)
         self._patiently(self._drop_redone)
         digest = self.start.digests.stages["prepare"]
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
@@ -245,7 +247,7 @@ class Advance:
         if raised is not None:
             old, new = raised.old_digest, start.digests.stages[raised.stage]
             self.claim.commit(lambda head: head.with_digest(raised.stage, old, new))
-            steps = start.job.section(raised.stage).steps
+            steps = start.job.section(raised.stage).total_steps
             self.journal.note(
                 f"{raised.stage} continues with this job's schedule, to step {steps:,}"
             )

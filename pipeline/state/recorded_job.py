@@ -34,6 +34,7 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
     if text is None:
         return None
     from pipeline.job.file import parse_job
+    from pipeline.state.known_rows import know_rows
 
     def find(values: dict[str, Any]) -> Base:
         from pipeline.state.bases import read_pin
@@ -43,7 +44,9 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
             raise BadInput(f"run {state.name} has no record of the model that it starts from")
         return base
 
-    return parse_job(text, f"the job of run {state.name}", find)
+    job = parse_job(text, f"the job of run {state.name}", find)
+    know_rows(job, head)
+    return job
 
 
 def recorded_stages(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from pipeline.models.find import find_model
 from tests.pipeline.base.conftest import export_base
 from tests.support.jobs import write_tiny_data
 from tests.support.s3_server import S3Server
-from tests.support.whole_runs import ends_with, finish, head_of, kill, start, wait_for
+from tests.support.whole_runs import ends_with, finish, head_of, kill, rows_trained, start, wait_for
 
 SFT = {
     "steps": 6,
@@ -68,6 +70,24 @@ def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Pa
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == tokenizer
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["max_position_embeddings"] == 96
+
+
+def test_without_steps_each_conversation_is_seen_three_times_in_batches_of_16(
+    tmp_path: Path,
+) -> None:
+    job = write_job(tmp_path, sft={"held_out": 0.1, "sources": SFT["sources"]})
+    output = finish(job, "log.every=1")
+    (rows,) = re.findall(r"sft data: (\d+) rows", output)
+    steps = math.ceil(3 * int(rows) / 16)
+    assert f"sft step {steps}/{steps} " in output
+    trained = rows_trained(tmp_path, "sft")
+    assert trained[-1][1] == 16 * steps
+    head = head_of(tmp_path)
+    # Later commands know the steps from the store.
+    assert main(["report", f"{tmp_path}/runs/tiny"]) == 0
+    assert main(["check", str(job)]) == 0
+    assert "same settings" in finish(job)
+    assert head_of(tmp_path) == head
 
 
 def test_a_folder_that_changes_alters_nothing_until_the_stage_is_redone(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
         grad_accum=-(-rows // micro_batch),
         recompute=recompute,
         peak_bytes=peak,
-        tokens=section.steps * section.global_batch * seq_len,
+        tokens=section.total_steps * section.global_batch * seq_len,
         tokens_per_second=None if speed is None else speed * workers,
         speed_from=where,
     )
@@ -260,5 +260,5 @@ def _save_interval(job: Job, stages: tuple[StageEstimate, ...]) -> float:
     )
     if checkpoint.every_steps is None or checkpoint.every_seconds is not None:
         return cadence.interval
-    step_seconds = [(s.seconds or 0.0) / job.section(s.stage).steps for s in stages]
+    step_seconds = [(s.seconds or 0.0) / job.section(s.stage).total_steps for s in stages]
     return checkpoint.every_steps * max(step_seconds)

@@ -83,7 +83,10 @@ def _write_png(png: str, summaries: Sequence[Summary], on_demand: Outcome) -> No
 def replay_of(job: Job, numbers: Numbers) -> Replay:
     """Return the replay of `job`'s training with these numbers."""
     return Replay(
-        [StageWork(s, job.section(s).steps, numbers.steps[s].value) for s in job.train_stages],
+        [
+            StageWork(s, job.section(s).total_steps, numbers.steps[s].value)
+            for s in job.train_stages
+        ],
         Overheads(
             boot=numbers.boot.value,
             restore=numbers.restore.value,

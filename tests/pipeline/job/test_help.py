@@ -27,7 +27,7 @@ def test_help_lists_every_field_with_type_default_and_part():
     assert lines["pretrain.lr"] == (
         "pretrain.lr  (number; 0.0003; schedule)  peak learning rate of AdamW"
     )
-    assert "(whole number; required; schedule)" in lines["sft.steps"]
+    assert "(whole number; required; schedule)" in lines["pretrain.steps"]
     assert "(wsd | cosine | constant; wsd; schedule)" in lines["pretrain.schedule"]
     assert "(true or false; true; identity)" in lines["publish.private"]
     assert "runtime" in lines["hardware.threads"]
