@@ -9,7 +9,7 @@ from pion.errors import BadInput
 from pipeline.base.find import find_base
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.job.base import Base
-from pipeline.state.bases import keep_base, read_pin, write_pin
+from pipeline.state.bases import bring_base, keep_base, read_pin, write_pin
 from pipeline.state.patience import Patience
 from pipeline.state.run_state import RunState
 
@@ -35,6 +35,21 @@ def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: P
     patiently(partial(keep_base, run.store, base.hash, found.files, found.bring, progress))
     patiently(partial(write_pin, run, base, replace=pinned is not None))
     say(Note(f"starts from {base}, now kept in {run.store.url}"))
+
+
+def file_of_base(run: RunState, base: Base, folder: Path, name: str) -> Path:
+    """Return where a small file of the run's base is on this machine.
+
+    It is read from the run's store if the run has recorded the base, else from the base's source.
+    Raises BadInput if the base has no such file.
+    """
+    pinned = read_pin(run, base.source)
+    if pinned is not None and pinned.hash == base.hash:
+        return bring_base(run.store, base, weights=False) / name
+    found = find_base(base.source, folder)
+    if name not in found.files:
+        raise BadInput(f"{base.source} has no {name}")
+    return found.bring(name)
 
 
 def say_if_moved(run: RunState, base: Base, folder: Path, say: Say) -> None:
