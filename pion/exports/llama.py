@@ -26,7 +26,7 @@ def misfit(config: ModelConfig) -> str | None:
     if heads.qk_norm:
         return "Llama does not normalize queries and keys"
     if heads.qkv_bias:
-        return "Llama has biases of queries, keys and values only together with a fourth one"
+        return "Llama has no biases of queries, keys and values without one of the output"
     if config.d_model % config.n_heads:
         return "Llama needs a d_model that is a multiple of n_heads"
     return core.lacks("Llama", config, core.FIELDS | ({"heads"} if heads == HEADS else set()))
