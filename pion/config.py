@@ -69,12 +69,10 @@ class ModelConfig:
     """learned: a table with a vector for each position, which is added to the embeddings."""
     feedforward_bias: bool = later_field(False, before=False)
     """Whether the two matrices of a feed-forward layer have biases. Only imports set this."""
-    keep_rows: bool = later_field(False, before=False)
-    """Whether an export keeps the embedding rows of ids that the tokenizer can't produce.
-
-    Only imports set this, for every model that is read from a folder of transformers: its authors
-    chose the number of rows, and other programs may count on it. Checkpoints record the setting, so
-    a model that is trained from such a model is exported with all rows too."""
+    imported: bool = later_field(False, before=False)
+    """Whether the model is from a folder of transformers. An export then keeps the embedding rows
+    of ids that the tokenizer can't produce: the model's authors chose the number of rows, and other
+    programs may count on it. Checkpoints record this, so training keeps all rows too."""
     gates: bool = later_field(False, before=False)
     """Whether blocks have gates that learn which tokens need no feed-forward layer."""
     norm_gain: bool = later_field(True, before=True)
@@ -115,7 +113,7 @@ class ModelConfig:
         if self.logit_cap is not None:
             self._require_positive("logit_cap", int | float)
         self._require_positive("head_multiple", int)
-        for name in ("tie_embeddings", "feedforward_bias", "keep_rows", "gates", "norm_gain"):
+        for name in ("tie_embeddings", "feedforward_bias", "imported", "gates", "norm_gain"):
             if not isinstance(getattr(self, name), bool):
                 raise BadInput(f"{name} is {shown(getattr(self, name))}; it must be true or false")
         for name, known in (

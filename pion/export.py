@@ -2,7 +2,7 @@
 
 If a stock architecture computes the model exactly (pion/exports/table.py), the folder needs no
 custom code. Otherwise the folder has modelling files. Embedding rows of ids that the tokenizer
-can't produce are dropped, unless the model is an import (`ModelConfig.keep_rows`). Evaluation and
+can't produce are dropped, unless the model is an import (`ModelConfig.imported`). Evaluation and
 generation don't use these rows either.
 """
 
@@ -105,7 +105,7 @@ def export_model(
 
 def exported_rows(config: ModelConfig, tokenizer: Tokenizer) -> int:
     """Return how many embedding rows an export of the model with this tokenizer has."""
-    return config.vocab_size if config.keep_rows else tokenizer.vocab_size
+    return config.vocab_size if config.imported else tokenizer.vocab_size
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 FIELDS = frozenset((
     "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len", "head_dim",
     "rope_theta", "rope_scaling", "norm_eps", "tie_embeddings", "init", "init_std", "head_multiple",
-    "keep_rows", "family",
+    "imported", "family",
 ))
 # fmt: on
 
@@ -122,7 +122,7 @@ def read(hf_config: Mapping[str, Any], feedforward: Callable[[], Mapping[str, An
                 "norm_eps": hf_config["rms_norm_eps"],
                 "tie_embeddings": hf_config["tie_word_embeddings"],
                 "init_std": hf_config["initializer_range"],
-                "keep_rows": True,
+                "imported": True,
                 **rotary.read(hf_config),
                 **feedforward(),
             }

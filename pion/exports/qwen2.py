@@ -1,6 +1,10 @@
 """A decoder with biases on queries, keys and values, as transformers' Qwen2.
 
 Qwen2 is from Qwen Team 2024, "Qwen2 technical report". Qwen2.5 has the same architecture.
+
+transformers 5 reads a tokenizer.json next to a Qwen2 with Qwen's normalizer and Qwen's rule for
+splitting words, whatever the file says (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS in
+tokenization_auto.py). So only an imported model, whose tokenizer is Qwen's, is exported as a Qwen2.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ def misfit(config: ModelConfig) -> str | None:
         return "Qwen2 needs biases of queries, keys and values"
     if config.head_dim * config.n_heads != config.d_model:
         return "Qwen2 needs a head_dim of d_model / n_heads"
+    if not config.imported:
+        return "transformers splits the text of each Qwen2 as Qwen's own tokenizer does"
     return core.lacks("Qwen2", config, core.FIELDS | ({"heads"} if heads == HEADS else set()))
 
 

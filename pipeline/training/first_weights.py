@@ -27,7 +27,7 @@ FREE = {
         "init_std",
         "head_multiple",
         "gates",
-        "keep_rows",
+        "imported",
         "experts.balance",
         "experts.balance_weight",
         "experts.z_weight",

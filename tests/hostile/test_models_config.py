@@ -172,7 +172,7 @@ def test_unknown_settings_are_ignored_in_a_foreign_config_and_refused_in_ours(
     foreign, ours = model_folder(tmp_path / "a", foreign=True), model_folder(tmp_path / "b")
     edit(foreign, invented=1)
     edit(ours, invented=1)
-    assert load_decoder(foreign).config == dataclasses.replace(PLAIN, keep_rows=True)
+    assert load_decoder(foreign).config == dataclasses.replace(PLAIN, imported=True)
     assert "unknown model field 'invented'" in refused("eval", ours, ours / "config.json")
 
 

@@ -18,7 +18,7 @@ import pion
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.exports import arcee, core, llama, qwen2, qwen3, qwen3_moe
-from pion.exports.table import architecture_of, from_transformers, to_transformers
+from pion.exports.table import from_transformers, to_transformers
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
 from tests.support.stock_models import STOCK, apart, randomize, saved, stock_model, tokens
@@ -106,10 +106,9 @@ def test_a_model_goes_back_as_its_class_with_its_settings_and_tensors(
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_a_model_of_a_job_is_exported_as_the_class_that_it_could_have_come_from(name: str) -> None:
-    """Without `keep_rows`, which only an import has."""
-    config = replace(read(stock_model(name)).config, keep_rows=False)
-    assert architecture_of(config).name == f"{STOCK[name][0]}ForCausalLM"
+def test_a_checkpoint_records_all_settings(name: str, theirs: dict[str, Any]) -> None:
+    config = read(theirs[name]).config
+    assert config.imported
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 

@@ -19,7 +19,7 @@ from pion.model.decoder import Decoder
 from tests.support.stock_models import apart, stock_model, tokens
 from tests.support.tiny_config import tiny_config
 
-CONFIG = tiny_config(heads={"qk_norm": False, "qkv_bias": True})
+CONFIG = tiny_config(heads={"qk_norm": False, "qkv_bias": True}, imported=True)
 FIELDS, _ = to_transformers(CONFIG, {})
 
 
@@ -68,6 +68,7 @@ def test_a_field_with_an_effect_that_we_lack_is_refused(
             "Qwen2 does not support heads",
         ),
         ({"logit_cap": 15.0}, "Qwen2 does not support logit_cap 15.0"),
+        ({"imported": False}, "transformers splits the text of each Qwen2 as Qwen's own tokenizer"),
     ],
 )
 def test_what_qwen2_can_not_compute_is_said(changes: dict[str, Any], reason: str) -> None:

@@ -81,7 +81,7 @@ def test_a_capped_model_is_not_stock():
 def test_the_way_back_is_the_inverse(tied):
     ours = scrambled(replace(CONFIG, tie_embeddings=tied))
     config, state = from_transformers(*to_transformers(ours.config, ours.state_dict()))
-    assert config == replace(ours.config, keep_rows=True)
+    assert config == replace(ours.config, imported=True)
     assert state.keys() == ours.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
 
