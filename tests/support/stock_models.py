@@ -76,12 +76,12 @@ def randomize(model: Any, seed: int = 0, std: float = 0.15) -> None:
         weight.copy_(1 + 0.3 * drawn if "norm" in name else std * drawn)
 
 
-def saved(model: Any, folder: Path, **spelled: Any) -> Path:
+def saved(model: Any, folder: Path, *, shard_size: str = "1GB", **spelled: Any) -> Path:
     """Save a model of transformers in `folder`, with these fields of its config.json.
 
-    A field that is None is left out.
+    A field that is None is left out. A shard has at most `shard_size`.
     """
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=shard_size)
     path = folder / "config.json"
     fields = json.loads(path.read_text()) | spelled
     kept = {
