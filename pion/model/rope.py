@@ -64,10 +64,10 @@ def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     context, and becomes share · f + (1 − share) · f / factor. The share rises from 0 at
     n = low_freq_factor to 1 at n = high_freq_factor.
     """
-    turns = scaling.original_max_position_embeddings * frequencies.double() / (2 * math.pi)
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    # In fp64, two factors that differ at all have a quotient.
-    share = ((turns - low) / (high - low)).clamp(0, 1).float()
+    # Factors may be so close that their difference is 0 in fp32. Then 0 / 0 is no turns at all.
+    share = ((turns - low) / (high - low)).nan_to_num(nan=0.0).clamp(0, 1)
     return share * frequencies + (1 - share) * frequencies / scaling.factor
 
 
