@@ -140,9 +140,9 @@ def with_defaults(hf_config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[
 
 
 def _require_full_attention(hf_config: Mapping[str, Any]) -> None:
-    """Raise BadInput for attention with biases or windows.
+    """Raise BadInput for attention through windows.
 
-    Fields that describe a window that is not used have no effect, and any value.
+    Where `use_sliding_window` is false, the fields that describe the windows have no effect.
     """
     require(hf_config, {"use_sliding_window": False})
     layers = hf_config.get("layer_types")
