@@ -2,7 +2,8 @@
 
 If a stock architecture computes the model exactly (pion/exports/table.py), the folder needs no
 custom code. Otherwise the folder has modelling files. Embedding rows of ids that the tokenizer
-can't produce are dropped; evaluation and generation don't use these rows either.
+can't produce are dropped, unless the model is an import (`ModelConfig.imported`). Evaluation and
+generation don't use these rows either.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pion.config import ModelConfig
 from pion.data.conversation import chat_template
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
@@ -99,6 +101,11 @@ def export_model(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def exported_rows(config: ModelConfig, tokenizer: Tokenizer) -> int:
+    """Return how many embedding rows an export of the model with this tokenizer has."""
+    return config.vocab_size if config.imported else tokenizer.vocab_size
 
 
 @torch.no_grad()
@@ -188,7 +195,9 @@ def _write_model(
         if torch.equal(short.float(), state[name]):
             state[name] = short
     config, weights = to_transformers(
-        *packed(model.config, state), tokenizer.vocab_size, architecture.model_type
+        *packed(model.config, state),
+        exported_rows(model.config, tokenizer),
+        architecture.model_type,
     )
     config |= {**_ids(tokenizer), "dtype": "float32"}
     _write_json(folder / "config.json", config | PRODUCER)

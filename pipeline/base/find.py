@@ -7,30 +7,21 @@ or from a run's manifest; only those of a folder are computed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pion.config import ModelConfig
 from pion.data.arrays import sha256_file
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.later_fields import shown
-from pion.untrusted import parse_object, read_file, read_json
+from pion.model_files import INDEX, WEIGHTS, shards_of
+from pion.untrusted import parse_object, read_file
 from pipeline.data.hub import explained, named, pin
 from pipeline.job.base import Base
 from pipeline.machine.private import private_cache_folder
 from pipeline.models.bring import bring_model
-from pipeline.models.find import (
-    CONFIG,
-    INDEX,
-    WEIGHTS,
-    FoundModel,
-    Listed,
-    find_model,
-    locate_model,
-)
+from pipeline.models.find import CONFIG, FoundModel, Listed, find_model, locate_model
 from pipeline.state.bases import DECIDE_IDS, decides_results, hash_of
 from pipeline.state.workspace import Files
 
@@ -171,7 +162,7 @@ def _wanted(names: list[str], where: str, read: Callable[[str], Path]) -> list[s
     if WEIGHTS in names:
         return [*kept, WEIGHTS]
     if INDEX in names:
-        shards = _shards(read(INDEX), where)
+        shards = set(shards_of(read(INDEX)).values())
         missing = sorted(shards - set(names))
         if missing:
             raise BadInput(f"{where} has {INDEX}, but not its file {missing[0]}")
@@ -185,17 +176,6 @@ def _wanted(names: list[str], where: str, read: Callable[[str], Path]) -> list[s
             "copy its tokenizer files there, and start from FOLDER"
         )
     raise BadInput(f"{where} has no {WEIGHTS}, so it is no model to start from")
-
-
-def _shards(index: Path, where: str) -> set[str]:
-    raw: Mapping[str, Any] = read_json(index)
-    names = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise BadInput(f"{where}: {INDEX} is damaged: weight_map must name the file of each tensor")
-    wrong = [n for n in names.values() if "/" in n or "\\" in n or not n.endswith(".safetensors")]
-    if wrong:
-        raise BadInput(f"{where}: {INDEX} names {shown(wrong[0])}, which is no file of this folder")
-    return set(names.values())
 
 
 # ---------------------------------------------------------------- the Hub

@@ -20,6 +20,7 @@ from pion.errors import BadInput
 from pion.parts import Experts, Heads, Values, Windows, Wiring
 from pion.presets import PRESETS
 from pion.primitives import Primitives
+from pion.rope_scaling import RopeScaling
 from pion.train.phases import check_phases, check_phases_of_model
 from pipeline.job.base import Base
 from pipeline.job.model_parts import section_of
@@ -88,7 +89,7 @@ class Model(Section):
         None, "attention that sees only recent tokens"
     )
     heads: section_of(Heads) | None = identity(  # type: ignore[valid-type]
-        None, "attention heads with another scale, other norms or fewer rotary frequencies"
+        None, "attention heads with another scale, other norms, biases or fewer rotary frequencies"
     )
     wiring: section_of(Wiring) | None = identity(  # type: ignore[valid-type]
         None, "which layers have attention, and what layers read besides the layer before"
@@ -98,6 +99,9 @@ class Model(Section):
     )
     primitives: section_of(Primitives) | None = identity(  # type: ignore[valid-type]
         None, "feed-forward layers whose matrices are mixed from shared low-rank primitives"
+    )
+    rope_scaling: section_of(RopeScaling) | None = identity(  # type: ignore[valid-type]
+        None, "rotary positions for a longer context than the original one, as in Llama 3.1"
     )
     activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
         None,

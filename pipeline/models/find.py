@@ -11,6 +11,7 @@ from annotated_types import Predicate
 from typing_extensions import TypedDict
 
 from pion.errors import BadInput
+from pion.model_files import INDEX, WEIGHTS, has_weights
 from pion.untrusted import read_file
 from pipeline.models.bring import bring_model
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
@@ -20,8 +21,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, open_store
 from pipeline.state.stores.base import is_key
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-INDEX = "model.safetensors.index.json"  # of weights in several files
+CONFIG = "config.json"
 HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 HUB_MODEL = re.compile(r"hf://[^/]+/[^/]+")  # with one more part, it is a run in a store
 
@@ -94,7 +94,7 @@ def locate_model(text: str) -> Path | Listed | str:
             raise BadInput(no_such_run(open_run(text)))
         return found
     path = Path(text).expanduser()
-    if path.is_file() or any((path / name).is_file() for name in (WEIGHTS, CONFIG)):
+    if path.is_file() or has_weights(path) or (path / CONFIG).is_file():
         return path
     found = _in_run(text)
     if found is not None:
@@ -180,7 +180,7 @@ def _from_file(path: Path) -> FoundModel:
 
 def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
     if not (folder / CONFIG).is_file():
-        raise BadInput(f"{folder} is not a model: it has {WEIGHTS}, but no {CONFIG}")
+        raise BadInput(f"{folder} is not a model: it has weights, but no {CONFIG}")
     tokenizer: Path | None = folder / "tokenizer.json"
     if not (folder / "state.json").is_file():
         chat = (folder / "chat_template.jinja").is_file()
@@ -244,6 +244,8 @@ def _from_hub(text: str) -> FoundModel:
         ) from None
     except (OSError, ValueError) as error:
         raise BadInput(f"can't get {repo} from the Hub: {error}") from None
-    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
-        raise BadInput(f"the Hub repository {repo} has no {WEIGHTS}: Pion can't load it")
+    if not has_weights(folder):
+        raise BadInput(
+            f"the Hub repository {repo} has no {WEIGHTS} and no {INDEX}: Pion can't load it"
+        )
     return _from_folder(folder, label=f"hf://{text}")

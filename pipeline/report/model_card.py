@@ -256,7 +256,12 @@ def _weights(config: ModelConfig, embeddings: str) -> str:
 def _positions(config: ModelConfig) -> str:
     if config.positions == "learned":
         return f"learned, one vector for each of {config.seq_len:,}"
-    return f"rotary, θ = {config.rope_theta:,.0f}"
+    rotary = f"rotary, θ = {config.rope_theta:,.0f}"
+    scaling = config.rope_scaling
+    if scaling is None:
+        return rotary
+    original = scaling.original_max_position_embeddings
+    return f"{rotary}, scaled by {scaling.factor:g} from a context of {original:,} tokens"
 
 
 def _attention(config: ModelConfig) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.training.context import TrainingContext
 
 # Settings of a model that decide neither its weights' shapes nor its results: those of a context's
-# length, of random weights and of training, the rows of the head that no token has, and gates.
+# length, of random weights and of training, of rows that no token has, and gates.
 FREE = {
     f"model.{name}"
     for name in (
@@ -29,6 +29,7 @@ FREE = {
         "init_std",
         "head_multiple",
         "gates",
+        "imported",
         "experts.balance",
         "experts.balance_weight",
         "experts.z_weight",

@@ -99,6 +99,26 @@ def run_checks(
             "command again"
         )
         return [CheckRow("checks", False, words)]
+    checks = _checks(job, sky_yaml, path, force=force)
+    words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
+    rows = [CheckRow("job", True, words)]
+    talks = ("conversations", begin(partial(check_conversations, job)))
+    if not all(job.section(stage).steps_are_known for stage in job.train_stages):
+        # What a machine costs follows from the steps, and these from the conversations.
+        rows += _outcome(*talks, min(end, time.monotonic() + CONVERSATION_SECONDS))
+        waiting = []
+    else:
+        waiting = [talks]
+    waiting += [(name, begin(check)) for name, check in checks]
+    for name, wait in waiting:
+        rows += _outcome(name, wait, end)
+    return rows
+
+
+def _checks(
+    job: Job, sky_yaml: SkyYaml | None, path: str | None, *, force: bool
+) -> list[tuple[str, Check]]:
+    """Return the checks that can run at the same time, by name."""
     checks: list[tuple[str, Check]] = [
         ("model", partial(of_job.check_model, job, rented=sky_yaml is not None)),
         ("model.from", partial(check_base, job, sky_yaml)),
@@ -120,19 +140,7 @@ def run_checks(
             ("controller", check_controller),
             ("machines", partial(check_machines, job, sky_yaml, force=force)),
         ]
-    words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
-    rows = [CheckRow("job", True, words)]
-    talks = ("conversations", begin(partial(check_conversations, job)))
-    if not all(job.section(stage).steps_are_known for stage in job.train_stages):
-        # What a machine costs follows from the steps, and these from the conversations.
-        rows += _outcome(*talks, min(end, time.monotonic() + CONVERSATION_SECONDS))
-        waiting = []
-    else:
-        waiting = [talks]
-    waiting += [(name, begin(check)) for name, check in checks]
-    for name, wait in waiting:
-        rows += _outcome(name, wait, end)
-    return rows
+    return checks
 
 
 def print_rows(rows: Sequence[CheckRow]) -> None:
