@@ -109,6 +109,7 @@ BOUNDS: dict[str, float] = {
     **{f"sft.{name}": most for name, most in _TRAIN.items()},
     "sft.sources.weight": 10**9,
     "sft.sources.max_documents": 10**12,
+    "sft.epochs": 10_000,
     "sft.held_out": 1,
     "sft.seq_len": SEQ_LEN,
     "evaluate.every": STEPS,
