@@ -26,11 +26,6 @@ _SHARD = re.compile(r"[A-Za-z0-9_][\w.-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = ("pytorch_model*.bin", "*.bin.index.json")
 
 
-def has_weights(folder: Path) -> bool:
-    """Return whether the folder has files with a model's weights, pickles included."""
-    return any((folder / name).is_file() for name in (WEIGHTS, INDEX)) or _has_pickles(folder)
-
-
 def shards_of(index: Path) -> Mapping[str, str]:
     """Return the shard of each tensor by the tensor's name. Raises BadInput for a bad index."""
     try:

@@ -32,7 +32,7 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
         return read_tensors(folder / WEIGHTS)
     except FileNotFoundError:
         pass
-    if not (folder / INDEX).exists():
+    if not (folder / INDEX).is_file():
         raise no_weights(folder)
     names_in: dict[str, list[str]] = {}
     for name, shard in shards_of(folder / INDEX).items():
