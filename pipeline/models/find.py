@@ -11,7 +11,7 @@ from annotated_types import Predicate
 from typing_extensions import TypedDict
 
 from pion.errors import BadInput
-from pion.model_files import INDEX, WEIGHTS, has_weights
+from pion.model_files import INDEX, WEIGHTS
 from pion.untrusted import read_file
 from pipeline.models.bring import bring_model
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
@@ -94,7 +94,7 @@ def locate_model(text: str) -> Path | Listed | str:
             raise BadInput(no_such_run(open_run(text)))
         return found
     path = Path(text).expanduser()
-    if path.is_file() or has_weights(path) or (path / CONFIG).is_file():
+    if path.is_file() or any((path / name).is_file() for name in (WEIGHTS, CONFIG)):
         return path
     found = _in_run(text)
     if found is not None:
@@ -180,7 +180,7 @@ def _from_file(path: Path) -> FoundModel:
 
 def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
     if not (folder / CONFIG).is_file():
-        raise BadInput(f"{folder} is not a model: it has weights, but no {CONFIG}")
+        raise BadInput(f"{folder} is not a model: it has {WEIGHTS}, but no {CONFIG}")
     tokenizer: Path | None = folder / "tokenizer.json"
     if not (folder / "state.json").is_file():
         chat = (folder / "chat_template.jinja").is_file()
@@ -244,8 +244,6 @@ def _from_hub(text: str) -> FoundModel:
         ) from None
     except (OSError, ValueError) as error:
         raise BadInput(f"can't get {repo} from the Hub: {error}") from None
-    if not has_weights(folder):
-        raise BadInput(
-            f"the Hub repository {repo} has no {WEIGHTS} and no {INDEX}: Pion can't load it"
-        )
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        raise BadInput(f"the Hub repository {repo} has no {WEIGHTS}: Pion can't load it")
     return _from_folder(folder, label=f"hf://{text}")
