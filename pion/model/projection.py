@@ -37,8 +37,11 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
 def join(projections: Sequence[nn.Linear]) -> Tensor:
     """Return the weights of projections of one input as one weight, (sum of outs, in).
 
-    They then share its memory, so this is for models that are not trained.
+    They then share its memory, so this is for models that are not trained. Raises ValueError for a
+    projection that computes more than x · weightᵀ.
     """
+    if any(type(projection).forward is not Projection.forward for projection in projections):
+        raise ValueError("projections with additions can't be joined: merge them first")
     joined = torch.cat([projection.weight.detach() for projection in projections])
     parts = joined.split([projection.out_features for projection in projections])
     for projection, part in zip(projections, parts, strict=True):

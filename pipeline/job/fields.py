@@ -16,10 +16,12 @@ from pydantic import PrivateAttr, field_validator, model_validator
 
 from pion.config import OPTIONAL, ModelConfig
 from pion.errors import BadInput
+from pion.lora import Lora as LoraSettings
 from pion.parts import Experts, Heads, Values, Windows, Wiring
 from pion.presets import PRESETS
 from pion.primitives import Primitives
 from pion.train.phases import check_phases, check_phases_of_model
+from pipeline.job.lora import Lora, with_defaults
 from pipeline.job.model_parts import section_of
 from pipeline.job.phases import Phase, phases_of
 from pipeline.job.section import Section, identity, refuse, runtime, scheduled
@@ -300,6 +302,30 @@ class Sft(Train):
         0.01, "share of the conversations reserved for evaluation", gt=0, lt=0.5
     )
     seq_len: int | None = identity(None, "tokens in a packed row; unset: data.seq_len", ge=8)
+    lora: Lora | None = identity(
+        None,
+        "train low-rank additions to the frozen model; then lr is 2e-4, min_lr 2e-5 and "
+        "weight_decay 0 unless given",
+        before=None,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rates_of_lora(cls, section: Any) -> Any:
+        return with_defaults(section)
+
+    @model_validator(mode="after")
+    def _lora_fits(self) -> Sft:
+        if self.lora is None:
+            return self
+        frozen = [
+            f"{name}: LoRA trains only its additions; remove `{name}`"
+            for name in ("embedding_lr", "head_lr", "vector_lr", "phases", "primitive_weight_decay")
+            if getattr(self, name)
+        ]
+        if self.optimizer == "muon":
+            frozen.append("optimizer: LoRA trains with adamw; remove `optimizer`")
+        return refuse(self, frozen)
 
 
 # ---------------------------------------------------------------- evaluate and publish
@@ -353,6 +379,18 @@ class Publish(Section):
         "of all published rows of token ids, the head's too; bfloat16: half the size, rounded "
         "after evaluation",
         before="float32",
+    )
+    dtype: Literal["float32", "bfloat16"] = identity(
+        "float32",
+        "of all published weights; bfloat16: half the size, rounded after evaluation. The card "
+        "says what the rounding costs",
+        before="float32",
+    )
+    adapter: bool = identity(
+        False,
+        "publish LoRA's additions alone, as a folder that peft loads with its base; false: merged "
+        "into the base",
+        before=False,
     )
     cost: bool = runtime(False, "write the run's time and cost on the model card")
     require: list[str] = identity(
@@ -561,6 +599,7 @@ class Job(Section):
             mistakes.append("data.sources: empty, but `pretrain` needs text")
         elif self.tokenizer.train is not None and not self.data.sources:
             mistakes.append("data.sources: empty, but tokenizer.train learns from it")
+        mistakes += self._adapter_mistakes()
         try:
             config = self.model_config_resolved()
         except BadInput as error:
@@ -581,7 +620,24 @@ class Job(Section):
                     check_phases_of_model(phases_of(self.section(stage).phases), config)
                 except BadInput as error:
                     mistakes.append(f"{stage}.{error}")
+            try:
+                if (lora := self.lora("sft") if self.sft else None) is not None:
+                    lora.targets_of(config)
+            except BadInput as error:
+                mistakes.append(f"sft.lora.{error}")
         return refuse(self, mistakes)
+
+    def _adapter_mistakes(self) -> list[str]:
+        if self.publish is None or not self.publish.adapter:
+            return []
+        mistakes = [
+            f"publish.{name}: an adapter is published in float32"
+            for name in ("dtype", "embeddings")
+            if getattr(self.publish, name) != "float32"
+        ]
+        if self.sft is None or self.sft.lora is None:
+            mistakes.append("publish.adapter: only a job with sft.lora trains an adapter")
+        return mistakes
 
     @property
     def folder(self) -> Path:
@@ -625,6 +681,12 @@ class Job(Section):
         section = getattr(self, stage)
         assert isinstance(section, Train)
         return section
+
+    def lora(self, stage: str) -> LoraSettings | None:
+        """Return LoRA's settings in a training stage; None: the stage trains all weights."""
+        section = self.section(stage)
+        lora = section.lora if isinstance(section, Sft) else None
+        return None if lora is None else lora.settings()
 
     def seq_len(self, stage: str) -> int:
         """Return the tokens in a row of a training stage."""
