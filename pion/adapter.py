@@ -2,7 +2,9 @@
 
 The file adapter.json lies next to an adapter's tensors, in a checkpoint and in a published folder.
 It has the settings of LoRA and names the base. A base is named by what a person calls it, and
-proved by a hash of its tensors.
+proved by a hash of its tensors. Folders of peft (pion/exports/peft_folder.py) are adapters too.
+
+Without torch, so that a model is found fast.
 """
 
 from __future__ import annotations
@@ -15,18 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.lora import ALL_LINEAR, Lora
-from pion.model.decoder import Decoder
-from pion.model.lora import add_lora, additions, merge, round_weights
-from pion.model.tensor_hash import tensors_sha256
 from pion.untrusted import parse_object, read_file
 
 RECORD = "adapter.json"
+# The files of a folder in peft's format: settings, tensors, and tensors that only a pickle has.
+PEFT_CONFIG = "adapter_config.json"
+PEFT_TENSORS, PEFT_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "commit": re.compile(r"[0-9a-f]{7,64}")}
 LONGEST_NAME = 1000
 
@@ -46,11 +45,6 @@ class BaseModel:
     sha256: str | None = None
     commit: str | None = None
 
-    @classmethod
-    def of(cls, model: Decoder, name: str, commit: str | None = None) -> BaseModel:
-        """Return the identity of `model`."""
-        return cls(name, tensors_sha256(model.state_dict()), commit)
-
 
 @dataclass(frozen=True)
 class Adapter:
@@ -62,6 +56,16 @@ class Adapter:
     def to_json(self) -> bytes:
         """Return the content of adapter.json."""
         return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
+
+
+def is_peft_folder(folder: Path) -> bool:
+    """Return whether a folder has an adapter in peft's format, whether or not we may read it."""
+    return any((folder / name).is_file() for name in (PEFT_CONFIG, PEFT_TENSORS, PEFT_PICKLE))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder has LoRA's additions to a base, and not a whole model."""
+    return (folder / RECORD).is_file() or is_peft_folder(folder)
 
 
 def read_record(folder: Path) -> Adapter | None:
@@ -114,41 +118,11 @@ def _base(fields: Mapping[str, Any]) -> BaseModel:
     return BaseModel(name, fields.get("sha256"), fields.get("commit"))
 
 
-def require_base(wanted: BaseModel, found: BaseModel, where: str) -> None:
-    """Raise BadInput unless `found` has the tensors of the `wanted` base of the adapter `where`."""
-    if wanted.sha256 is not None and wanted.sha256 != found.sha256:
+def require_base(wanted: BaseModel, sha256: str, where: str) -> None:
+    """Raise BadInput unless `sha256` is the hash of the `wanted` base of the adapter `where`."""
+    if wanted.sha256 not in (None, sha256):
         raise BadInput(
-            f"{where} is an adapter of {wanted.name} with the tensors {wanted.sha256[:12]}…, but "
-            f"{found.name} has the tensors {str(found.sha256)[:12]}…. Nothing was changed. Bring "
-            "back the base that the adapter was trained on."
+            f"{where} is an adapter of {wanted.name} with the tensors {str(wanted.sha256)[:12]}…, "
+            f"but the model found there has the tensors {sha256[:12]}…. Nothing was changed. Bring "
+            "back the base that the adapter was trained on"
         )
-
-
-def apply_adapter(base: Decoder, lora: Lora, tensors: Mapping[str, Tensor]) -> Decoder:
-    """Return `base`, a decoder in fp32, with the additions `tensors` merged into it.
-
-    `base` may not be used afterwards. Raises BadInput for tensors that are not the additions of
-    these settings.
-    """
-    lora.targets_of(base.config)
-    if lora.base_dtype == "bfloat16":
-        round_weights(base)
-    add_lora(base, lora, seed=0)
-    _copy(tensors, additions(base))
-    return merge(base)
-
-
-@torch.no_grad()
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    for name in sorted(target.keys() ^ source.keys()):
-        problem = "there is no tensor" if name in target else "unexpected tensor"
-        raise BadInput(f"{problem} {shown(name)} of LoRA")
-    for name, tensor in source.items():
-        if tensor.shape != target[name].shape:
-            raise BadInput(
-                f"{name} has shape {tuple(tensor.shape)}; the settings of LoRA need "
-                f"{tuple(target[name].shape)}"
-            )
-        if not tensor.isfinite().all():
-            raise BadInput(f"{name} has numbers that are not finite")
-        target[name].copy_(tensor)

@@ -8,14 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.adapter import RECORD, Adapter, BaseModel, apply_adapter, read_record, require_base
+from pion.adapter import (
+    RECORD,
+    Adapter,
+    BaseModel,
+    is_adapter,
+    is_peft_folder,
+    read_record,
+    require_base,
+)
 from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.exports.peft_folder import is_adapter_folder, our_names, read_adapter_folder
+from pion.exports.peft_folder import base_in, our_names, read_adapter_folder
 from pion.exports.table import from_transformers
 from pion.model.decoder import Decoder
+from pion.model.lora import with_tensors
 from pion.model.possible import require_possible
+from pion.model.tensor_hash import tensors_sha256
 from pion.seeds import import_seed
 from pion.untrusted import parse_object, read_file
 from pion.weights import read_tensors
@@ -69,14 +79,14 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
         raise BadInput(f"{folder}: {error}") from None
 
 
-def is_adapter(folder: Path) -> bool:
-    """Return whether the folder has LoRA's additions to a base, and not a whole model."""
-    return (folder / RECORD).is_file() or is_adapter_folder(folder)
+def identify(model: Decoder, name: str, commit: str | None = None) -> BaseModel:
+    """Return the identity of a base in fp32, as `load_decoder` returns it."""
+    return BaseModel(name, tensors_sha256(model.state_dict()), commit)
 
 
 def base_of(folder: Path) -> BaseModel:
     """Return the base of the adapter in `folder`. Raises BadInput that names a wrong file."""
-    return _read_adapter(folder)[0].base
+    return base_in(folder) if is_peft_folder(folder) else _record_in(folder).base
 
 
 def trained_config(folder: Path) -> ModelConfig | None:
@@ -97,27 +107,31 @@ def load_adapter(folder: Path, base: Decoder, as_trained: Decoder | None = None)
     another base, and tensors that don't fit the base.
     """
     adapter, tensors = _read_adapter(folder)
-    require_base(adapter.base, BaseModel.of(base, adapter.base.name), str(folder))
+    require_base(adapter.base, tensors_sha256(base.state_dict()), str(folder))
     base = as_trained or base
     try:
-        if is_adapter_folder(folder):
+        if is_peft_folder(folder):
             tensors = our_names(base.config, adapter, tensors)
-        return apply_adapter(base, adapter.lora, tensors)
+        return with_tensors(base, adapter.lora, tensors)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
 
 
 def _read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     """Return an adapter's settings and its tensors, by the names in its file."""
-    if is_adapter_folder(folder):
+    if is_peft_folder(folder):
         return read_adapter_folder(folder)
+    try:
+        return _record_in(folder), read_tensors(folder / WEIGHTS)
+    except FileNotFoundError:
+        raise BadInput(f"{folder} is not an adapter: it has no {WEIGHTS}") from None
+
+
+def _record_in(folder: Path) -> Adapter:
     adapter = read_record(folder)
     if adapter is None:
         raise BadInput(f"{folder} is not an adapter: it has no {RECORD}")
-    try:
-        return adapter, read_tensors(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise BadInput(f"{folder} is not an adapter: it has no {WEIGHTS}") from None
+    return adapter
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

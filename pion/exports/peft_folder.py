@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.adapter import RECORD, Adapter, BaseModel, read_record
+from pion.adapter import (
+    PEFT_CONFIG,
+    PEFT_PICKLE,
+    PEFT_TENSORS,
+    RECORD,
+    Adapter,
+    BaseModel,
+    read_record,
+)
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.exports.table import architecture_of
@@ -29,7 +37,6 @@ from pion.safetensors_file import write_safetensors
 from pion.untrusted import parse_object, read_file
 from pion.weights import read_tensors
 
-CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
 _ENDS = {A: "lora_A.weight", B: "lora_B.weight"}
 # A name of a tensor that peft's LoRA writes: the layer and the matrix.
@@ -66,11 +73,6 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def is_adapter_folder(folder: Path) -> bool:
-    """Return whether a folder has an adapter in peft's format, in files that we may read or not."""
-    return any((folder / name).is_file() for name in (CONFIG, TENSORS, PICKLED))
-
-
 def write_adapter_folder(
     folder: Path, config: ModelConfig, adapter: Adapter, tensors: Mapping[str, Tensor]
 ) -> None:
@@ -100,9 +102,9 @@ def write_adapter_folder(
         "use_dora": False,
         "use_rslora": False,
     }
-    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    (folder / PEFT_CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     (folder / RECORD).write_bytes(adapter.to_json())
-    write_safetensors(folder / TENSORS, renamed, {"format": "pt"})
+    write_safetensors(folder / PEFT_TENSORS, renamed, {"format": "pt"})
 
 
 def read_adapter_folder(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
@@ -111,30 +113,41 @@ def read_adapter_folder(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     The base has the hash that adapter.json records, if there is one. Raises BadInput that names the
     file for a missing or damaged file, settings that we can't compute, and pickled tensors.
     """
-    if not (folder / TENSORS).is_file() and (folder / PICKLED).is_file():
+    if not (folder / PEFT_TENSORS).is_file() and (folder / PEFT_PICKLE).is_file():
         raise BadInput(
-            f"{folder / PICKLED} is a pickle, which could run any code, so it was not read. Save "
-            "the adapter with peft again: it writes adapter_model.safetensors"
+            f"{folder / PEFT_PICKLE} is a pickle, which could run any code, so it was not read. "
+            "Save the adapter with peft again: it writes adapter_model.safetensors"
         )
-    fields = _read_fields(folder / CONFIG)
+    fields = _read_fields(folder / PEFT_CONFIG)
     try:
-        tensors = read_tensors(folder / TENSORS)
+        tensors = read_tensors(folder / PEFT_TENSORS)
     except FileNotFoundError:
-        raise BadInput(f"{folder} is not an adapter: it has no {TENSORS}") from None
+        raise BadInput(f"{folder} is not an adapter: it has no {PEFT_TENSORS}") from None
     try:
         adapter = Adapter(_lora(fields, tensors), _base(fields))
     except BadInput as error:
-        raise BadInput(f"{folder / CONFIG}: {error}") from None
+        raise BadInput(f"{folder / PEFT_CONFIG}: {error}") from None
     record = read_record(folder)
     if record is None:
         return adapter, tensors
     ours, theirs = record.lora, adapter.lora
     if (ours.rank, ours.alpha) != (theirs.rank, theirs.alpha):
         raise BadInput(
-            f"{folder}: {RECORD} has rank {ours.rank} and alpha {ours.alpha:g}, but {CONFIG} has "
-            f"{theirs.rank} and {theirs.alpha:g}. Publish the adapter again"
+            f"{folder}: {RECORD} has rank {ours.rank} and alpha {ours.alpha:g}, but {PEFT_CONFIG} "
+            f"has {theirs.rank} and {theirs.alpha:g}. Publish the adapter again"
         )
     return record, tensors
+
+
+def base_in(folder: Path) -> BaseModel:
+    """Return the base that an adapter folder names. Raises BadInput that names the file."""
+    record = read_record(folder)
+    if record is not None:
+        return record.base
+    try:
+        return _base(_read_fields(folder / PEFT_CONFIG))
+    except BadInput as error:
+        raise BadInput(f"{folder / PEFT_CONFIG}: {error}") from None
 
 
 def our_names(

@@ -8,11 +8,13 @@ results. Merging writes W + (alpha / rank) · B A in place of W, computed in fp3
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from pion.errors import BadInput
+from pion.later_fields import shown
 from pion.lora import ATTENTION, Lora
 from pion.model.decoder import ROLES_IN_FP32, Decoder
 from pion.model.projection import Projection, project
@@ -108,6 +110,36 @@ def merge(model: Decoder) -> Decoder:
         if isinstance(part, LoraProjection):
             state[f"{path}.weight"] = part.merged()
     return Decoder.from_state(model.config, state)
+
+
+def with_tensors(base: Decoder, lora: Lora, tensors: Mapping[str, Tensor]) -> Decoder:
+    """Return `base`, a decoder in fp32, with the additions `tensors` merged into it.
+
+    `base` may not be used afterwards. Raises BadInput for tensors that are not the additions of
+    these settings.
+    """
+    lora.targets_of(base.config)
+    if lora.base_dtype == "bfloat16":
+        round_weights(base)
+    add_lora(base, lora, seed=0)
+    _copy(tensors, additions(base))
+    return merge(base)
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name in sorted(target.keys() ^ source.keys()):
+        problem = "there is no tensor" if name in target else "unexpected tensor"
+        raise BadInput(f"{problem} {shown(name)} of LoRA")
+    for name, tensor in source.items():
+        if tensor.shape != target[name].shape:
+            raise BadInput(
+                f"{name} has shape {tuple(tensor.shape)}; the settings of LoRA need "
+                f"{tuple(target[name].shape)}"
+            )
+        if not tensor.isfinite().all():
+            raise BadInput(f"{name} has numbers that are not finite")
+        target[name].copy_(tensor)
 
 
 def is_bfloat16(model: Decoder) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pion.adapter import is_adapter, read_record
 from pion.errors import BadInput
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
 from pipeline.state.record_json import Damaged
@@ -15,10 +16,14 @@ from pipeline.state.workspace import Workspace, read_files
 def bring_model(run: RunState, key: str) -> Path:
     """Return the verified folder of the listed checkpoint `key`; download it unless it is here.
 
-    Raises BadInput if files are missing or damaged.
+    The base of an adapter is brought too if it is a checkpoint of the same run. Raises BadInput if
+    files are missing or damaged.
     """
     workspace = Workspace(run.store, run.name)
     problem = _fetch(workspace, key)
+    record = read_record(workspace.folder(key)) if problem is None else None
+    if record is not None and record.base.name.startswith("checkpoints/"):
+        _bring_base(run, record.base.name)
     if problem is not None:
         raise BadInput(
             f"The checkpoint {key} of run {run.name} is listed, but its files in {run.store.url} "
@@ -26,6 +31,18 @@ def bring_model(run: RunState, key: str) -> Path:
             f"pion checkpoints {run_reference(run.store, run.name)} --verify"
         )
     return workspace.folder(key)
+
+
+def _bring_base(run: RunState, key: str) -> None:
+    head = run.read()
+    if head is None or key not in {entry.key for entry in head.checkpoints}:
+        raise BadInput(
+            f"Run {run.name} has an adapter of its checkpoint {key}, but does not list it. Bring "
+            "back that checkpoint, or redo the stage: pion run JOB --redo sft"
+        )
+    folder = bring_model(run, key)
+    if is_adapter(folder):
+        raise BadInput(f"{folder} is an adapter, but should be the base of one")
 
 
 def run_reference(store: Store, name: str) -> str:

@@ -83,7 +83,7 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
         Interrupted: the Hub stayed unreachable.
     """
     from pion.export import replace_folder
-    from pion.load import load_decoder
+    from pipeline.models.load import load_folder
 
     job = history.job
     assert job.publish is not None
@@ -93,7 +93,7 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
     repo = repo_of(to)
     if repo is None:
         _check_folder(to)
-    decoder = load_decoder(model)
+    decoder = load_folder(model)
     with _staging(target, repo) as staging:
         try:
             exported = _export(history, model, decoder, texts, staging)
