@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
-from pion.adapter import is_adapter, read_record
+from pion.adapter import RECORD, is_adapter, read_record
 from pion.errors import BadInput
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
 from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store
-from pipeline.state.workspace import Workspace, read_files
+from pipeline.state.workspace import Files, Workspace, read_files
 
 
 def bring_model(run: RunState, key: str) -> Path:
@@ -43,6 +46,23 @@ def _bring_base(run: RunState, key: str) -> None:
     folder = bring_model(run, key)
     if is_adapter(folder):
         raise BadInput(f"{folder} is an adapter, but should be the base of one")
+
+
+def with_renamed_base(
+    folder: Path, files: Files, keys: Mapping[str, str]
+) -> tuple[Files, dict[str, bytes]]:
+    """Return the listing of a checkpoint in a run where the checkpoints `keys` have new keys.
+
+    Also return the content of the files that are not those in `folder`: adapter.json, if it names
+    one of these checkpoints as the base. Raises BadInput.
+    """
+    record = read_record(folder)
+    if record is None or record.base.name not in keys:
+        return files, {}
+    base = dataclasses.replace(record.base, name=keys[record.base.name])
+    content = dataclasses.replace(record, base=base).to_json()
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {**files, RECORD: (len(content), sha256)}, {RECORD: content}
 
 
 def run_reference(store: Store, name: str) -> str:

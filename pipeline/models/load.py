@@ -38,6 +38,21 @@ def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:
     return load_decoder(found.folder, dtype)
 
 
+def check_start(found: FoundModel, source: str, *, lora: bool) -> None:
+    """Raise BadInput, before training, if `init_from: source` can't be the start of a stage.
+
+    LoRA can't start from an adapter. Other training can, if its base is the right one.
+    """
+    if found.base is None:
+        return
+    if lora:
+        raise BadInput(
+            f"sft.init_from {source}: it is an adapter itself, and LoRA needs a whole model. "
+            f"Nothing was lost. Merge the adapter first: pion export {source} FOLDER"
+        )
+    load_model(found)
+
+
 def load_folder(folder: Path) -> Decoder:
     """Load the model of a checkpoint's or an exported folder, with its base if it is an adapter."""
     return load_model(found_in(folder))

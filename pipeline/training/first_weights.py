@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pion.errors import BadInput
 from pipeline.models.bring import bring_model
 from pipeline.models.find import FoundModel, find_model
 from pipeline.models.fit import fitted
@@ -50,7 +49,7 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
     Raises BadInput if `init_from` names a model that does not fit the job, or an adapter.
     """
     from pion.load import identify, load_decoder
-    from pipeline.models.load import load_model
+    from pipeline.models.load import check_start, load_model
 
     source = context.job.section(stage).init_from
     if source is None:
@@ -58,11 +57,7 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
         pretrained = load_decoder(folder)
         return pretrained, identify(pretrained, key)
     found = context.fetch(lambda: _found(context, source))
-    if found.base is not None:
-        raise BadInput(
-            f"sft.init_from {source}: it is an adapter itself, and LoRA needs a whole model. "
-            f"Nothing was lost. Merge the adapter first: pion export {source} FOLDER"
-        )
+    check_start(found, source, lora=True)
     model = load_model(found)
     base = identify(model, _name(context, source, found), found.commit)
     return fitted(context.job.model_config_resolved(), model, source), base

@@ -21,6 +21,7 @@ from pipeline.state.records import Head
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.first_weights import first_model, frozen_base
 from pipeline.training.rewind import rows_to_skip
+from pipeline.training.rounded_base import cost_of_rounding
 from pipeline.training.saved_state import check_saved_state
 
 if TYPE_CHECKING:
@@ -110,7 +111,6 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     Raises BadInput when the weights to start from do not fit the job, and PionError when nothing
     good is left of what was committed.
     """
-
     from pion.train.trainer import Trainer
 
     def bring() -> tuple[Path, Restored]:
@@ -123,10 +123,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
     if plan.compile:
         use_private_compile_cache()
-    model, origin, adapter = _model(context, stage, plan, restored.saved)
+    model, why, adapter = _model(context, stage, data, plan, restored.saved)
     settings = settings_of(context.job.section(stage))
     trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
-    why = origin
     if recorded is not None:
         trainer.load(_state(restored.saved))
         why = f"continues after step {trainer.step:,}"
@@ -175,7 +174,11 @@ def _open(job: Job, folder: Path) -> StageData:
 
 
 def _model(
-    context: TrainingContext, stage: str, plan: ComputePlan, saved: Loaded | None
+    context: TrainingContext,
+    stage: str,
+    data: StageData,
+    plan: ComputePlan,
+    saved: Loaded | None,
 ) -> tuple[Decoder, str, Adapter | None]:
     """Return the model to train, where its weights come from, and what LoRA trains of it.
 
@@ -184,7 +187,7 @@ def _model(
     from pion.model.decoder import Decoder
 
     if context.job.lora(stage) is not None:
-        return _with_additions(context, stage, plan, saved)
+        return _with_additions(context, stage, data, plan, saved)
     resumes = context.group.from_rank_0(saved is not None)
     if not resumes:
         return *first_model(context, stage), None
@@ -194,7 +197,11 @@ def _model(
 
 
 def _with_additions(
-    context: TrainingContext, stage: str, plan: ComputePlan, saved: Loaded | None
+    context: TrainingContext,
+    stage: str,
+    data: StageData,
+    plan: ComputePlan,
+    saved: Loaded | None,
 ) -> tuple[Decoder, str, Adapter]:
     """Return a frozen base with LoRA's additions. The base is found again for each attempt.
 
@@ -214,8 +221,11 @@ def _with_additions(
     if recorded is not None:
         where = f"the newest checkpoint of {stage}"
         require_base(recorded.base, str(identity.sha256), where)
+    why = f"adds LoRA of rank {lora.rank} to {identity.name}"
+    if lora.base_dtype is not None and recorded is None:
+        why += f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
     model = adapted(base, lora, seed=context.job.seed, dtype=torch_dtype(plan.dtype))
-    return model, f"adds LoRA of rank {lora.rank} to {identity.name}", Adapter(lora, identity)
+    return model, why, Adapter(lora, identity)
 
 
 def _state(saved: Loaded | None) -> TrainState | None:

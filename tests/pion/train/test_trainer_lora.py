@@ -128,10 +128,15 @@ def work(rank: int, folder: Path) -> None:
     resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)
     resumed.load(saved if rank == 0 else None)
     steps(resumed, STEPS - 3)
+    alone = make(stream)
+    steps(alone, 3)
+    hopped = make(stream, seed=7 + rank, rank=rank, world_size=2)
+    hopped.load(copied(alone.state()) if rank == 0 else None)
     numbers = sum(tensor.numel() for tensor in trainer.state().model.values())
     found = {
         "losses": losses,
         "same": same(trainer.state().model, resumed.state().model),
+        "hopped": steps(hopped, STEPS - 3),
         "exchanged": bytes_in_buckets(trainer) == 4 * numbers,
     }
     (folder / f"{rank}.json").write_text(json.dumps(found))
@@ -149,6 +154,12 @@ def test_two_ranks_follow_the_losses_of_one(ranks: list[dict[str, Any]], text: R
     alone = steps(make(text), STEPS)
     assert ranks[0]["losses"] == pytest.approx(alone, rel=1e-5)
     assert ranks[0]["losses"] == ranks[1]["losses"]
+
+
+def test_a_run_that_hops_from_one_rank_to_two_follows_the_losses_of_one(
+    ranks: list[dict[str, Any]], text: RowStream
+) -> None:
+    assert ranks[0]["hopped"] == pytest.approx(steps(make(text), STEPS)[3:], rel=1e-5)
 
 
 def test_two_ranks_exchange_the_additions_alone_and_resume_bit_for_bit(
