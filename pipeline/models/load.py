@@ -53,7 +53,7 @@ def check_start(found: FoundModel, source: str, *, lora: bool) -> None:
     load_model(found)
 
 
-def load_folder(folder: Path) -> Decoder:
+def load_model_in(folder: Path) -> Decoder:
     """Load the model of a checkpoint's or an exported folder, with its base if it is an adapter."""
     return load_model(found_in(folder))
 

@@ -100,7 +100,7 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
         Interrupted: the Hub stayed unreachable.
     """
     from pion.export import replace_folder
-    from pipeline.models.load import load_folder
+    from pipeline.models.load import load_model_in
 
     job = history.job
     assert job.publish is not None
@@ -110,7 +110,7 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
     repo = repo_of(to)
     if repo is None:
         _check_folder(to)
-    decoder = load_folder(model)
+    decoder = load_model_in(model)
     with _staging(target, repo) as staging:
         try:
             exported = write_published(history, model, decoder, texts, staging)
