@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pion.adapter import PEFT_CONFIG, PEFT_TENSORS, RECORD, read_record
 from pion.config import ModelConfig
 from pion.data.conversation import chat_template
 from pion.data.tokenizer import Tokenizer
@@ -49,6 +50,8 @@ EXPORT_FILES = (
     "README.md",
     "loss.png",
 )
+# The files of a published adapter. Its card and tokenizer are as in an export.
+ADAPTER_FILES = (PEFT_CONFIG, PEFT_TENSORS, RECORD)
 # Marks a config.json as an export of Pion, for `is_export`. Transformers ignores this entry.
 PRODUCER = {"producer": "pion"}
 
@@ -64,11 +67,11 @@ def export_model(
 ) -> None:
     """Write `out`, a folder that `transformers.AutoModelForCausalLM` loads.
 
-    Weights are float32, but rows of token ids are bfloat16 where this changes nothing: see
-    `round_embeddings`. `generation` overrides entries of `GENERATION`, the sampling defaults that
-    are saved with the model. If the model learned our chat template (`chat`), the template is saved
-    too. `model_type` asks for an architecture of pion/exports/table.py. The folder appears whole or
-    not at all, and replaces an earlier export.
+    Weights are bfloat16 if the decoder's are. Otherwise they are float32, but rows of token ids are
+    bfloat16 where this changes nothing: see `round_embeddings`. `generation` overrides entries of
+    `GENERATION`, the sampling defaults that are saved with the model. If the model learned our chat
+    template (`chat`), the template is saved too. `model_type` asks for an architecture of
+    pion/exports/table.py. The folder appears whole or not at all, and replaces an earlier export.
 
     Raises:
         BadInput: the architecture `model_type` can't compute the model, the tokenizer has more ids
@@ -86,10 +89,7 @@ def export_model(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_model(partial, model, tokenizer, architecture)
-        _write_tokenizer(partial, tokenizer_path, tokenizer, model.config.seq_len)
-        if chat:
-            template = chat_template(tokenizer)
-            (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
+        write_tokenizer(partial, tokenizer_path, model.config.seq_len, chat=chat)
         sampling = {**GENERATION, **(generation or {}), **_ids(tokenizer)}
         _write_json(partial / "generation_config.json", sampling)
         replace_folder(partial, out)
@@ -120,11 +120,16 @@ def round_embeddings(model: Decoder) -> None:
 
 
 def is_export(folder: str | Path) -> bool:
-    """Return whether Pion wrote the folder's config.json and the folder has no foreign files."""
+    """Return whether Pion wrote the folder's config.json and the folder has no foreign files.
+
+    Of an adapter, Pion wrote adapter.json.
+    """
     folder = Path(folder)
     if _foreign(folder):
         return False
     try:
+        if read_record(folder) is not None:
+            return True
         config = parse_object(read_file(folder / "config.json"), "config.json")
     except (OSError, BadInput):
         return False
@@ -136,7 +141,7 @@ def _foreign(folder: Path) -> list[str]:
     return sorted(
         path.name
         for path in folder.iterdir()
-        if path.name not in EXPORT_FILES and not is_modelling_file(path)
+        if path.name not in EXPORT_FILES + ADAPTER_FILES and not is_modelling_file(path)
     )
 
 
@@ -199,7 +204,10 @@ def _write_model(
         exported_rows(model.config, tokenizer),
         architecture.model_type,
     )
-    config |= {**_ids(tokenizer), "dtype": "float32"}
+    dtype = "float32"
+    if model.embed.weight.dtype == torch.bfloat16:
+        dtype, weights = "bfloat16", {name: t.bfloat16() for name, t in weights.items()}
+    config |= {**_ids(tokenizer), "dtype": dtype}
     _write_json(folder / "config.json", config | PRODUCER)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -208,9 +216,15 @@ def _write_model(
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_tokenizer(
-    folder: Path, tokenizer_path: str | Path, tokenizer: Tokenizer, seq_len: int
-) -> None:
+def write_tokenizer(folder: Path, tokenizer_path: str | Path, seq_len: int, *, chat: bool) -> None:
+    """Write a tokenizer as transformers reads it, with our chat template if the model learned it.
+
+    Raises BadInput for a file that is no tokenizer, and OSError if the folder can't be written.
+    """
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    if chat:
+        template = chat_template(tokenizer)
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     settings = read_json(tokenizer_path, LARGEST_TOKENIZER)
     # In training nothing was truncated, padded or added around a text.
     settings |= {"truncation": None, "padding": None, "post_processor": None}

@@ -321,6 +321,9 @@ class Decoder(nn.Module):
         gating = self._gating(trained)
         kept = set() if self.wiring is None else set(self.wiring.source.values())
         run = _compiled_block() if compiled else _run_block
+        if compiled and not x.requires_grad:
+            # Behind a frozen embedding, the first block would be compiled separately.
+            x.requires_grad_()
         # A block that gets one tensor as both inputs would be compiled separately.
         x0 = x.view_as(x) if compiled else x
         for layer, block in enumerate(self.blocks):

@@ -8,9 +8,9 @@ them twice, once for the sums and once for the gradient. It is the fast way on a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from pion.model.norm import compute_dtype
+
+# The gradients that a loss computes: none, of the hidden states, or of the head too.
+Gradients = Literal["none", "of states", "both"]
 
 # The target of a position without a loss.
 IGNORED = -100
@@ -64,11 +67,12 @@ def linear_cross_entropy(
     fp32. The gradient of each chunk is computed in the forward pass, while its logits exist (as in
     Hsu et al. 2024, "Liger Kernel"). So only one chunk of logits exists at a time, and the backward
     pass recomputes nothing. Products use autocast's dtype if autocast is on. Softmax and all sums
-    are fp32. `compiled` computes the gradients with kernels of torch.compile.
+    are fp32. `compiled` computes the gradients with kernels of torch.compile. The gradient of a
+    weight that needs none, such as a frozen head, is not computed.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, cap, compiled)
-    loss, _, _ = _plain(hidden, weight, targets, cap, with_gradients=False)
+    loss, _, _ = _plain(hidden, weight, targets, cap, wanted="none")
     return loss
 
 
@@ -82,16 +86,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cap: float | None,
         compiled: bool,
     ) -> Tensor:
+        learned_head = ctx.needs_input_grad[1]
         if compiled:
-            loss, *ctx.gradients = _compiled(hidden, weight, targets, cap)
+            loss, *ctx.gradients = _compiled(hidden, weight, targets, cap, learned_head)
         else:
-            loss, *ctx.gradients = _plain(hidden, weight, targets, cap, with_gradients=True)
+            wanted: Gradients = "both" if learned_head else "of states"
+            loss, *ctx.gradients = _plain(hidden, weight, targets, cap, wanted=wanted)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("backward scales the loss's gradients in place: call it only once")
         # Dropping our references lets autograd keep these tensors as .grad without a copy.
@@ -99,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.dtypes
         return (
             grad_hidden.mul_(grad_loss).to(hidden_dtype),
-            grad_weight.mul_(grad_loss).to(weight_dtype),
+            None if grad_weight is None else grad_weight.mul_(grad_loss).to(weight_dtype),
             None,
             None,
             None,
@@ -110,15 +116,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _plain(
-    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, *, with_gradients: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, *, wanted: Gradients
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the summed loss and, if wanted, its fp32 gradients by `hidden` and by `weight`."""
     dtype = compute_dtype(hidden, weight)
     vocab = weight.shape[0]
     on_cpu = hidden.device.type == "cpu"
     loss = torch.zeros((), device=hidden.device)
-    grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if with_gradients else None
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
+    grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wanted != "none" else None
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted == "both" else None
     # On a CPU, rows without a target are left out. On a GPU, finding these rows would make us wait
     # for the GPU.
     learned = torch.arange(len(targets), device=targets.device)
@@ -144,7 +150,7 @@ def _plain(
             exp = logits.sub_(top).exp_()
             total = exp.sum(dim=1, keepdim=True)
             loss += ((total.log() - target_logit) * valid).sum()
-            if grad_hidden is None or grad_weight is None:
+            if grad_hidden is None:
                 continue
             # The gradient of the logits is softmax − one-hot. Here each row is multiplied by its
             # `total`. The d_model side of both products divides by `total`, where this is cheap.
@@ -154,10 +160,17 @@ def _plain(
             grad_logits = grad_logits.to(dtype)
             scale = valid / total
             grad_hidden[learned[rows]] = (grad_logits @ weight) * scale
-            scaled = (x * scale).to(dtype)
-            for columns in tiles:
-                grad_weight[columns] += grad_logits[:, columns].T @ scaled
+            if grad_weight is not None:
+                _add_gradient_of_head(grad_weight, grad_logits, (x * scale).to(dtype), tiles)
     return loss, grad_hidden, grad_weight
+
+
+def _add_gradient_of_head(
+    total: Tensor, grad_logits: Tensor, states: Tensor, tiles: Sequence[slice]
+) -> None:
+    """Add grad_logitsᵀ · states, of one chunk of rows, to `total` (vocab, d_model)."""
+    for columns in tiles:
+        total[columns] += grad_logits[:, columns].T @ states
 
 
 def _cap_in_place(logits: Tensor, cap: float) -> Tensor:
@@ -178,9 +191,9 @@ def _learned_rows(targets: Tensor) -> Tensor:
 
 
 def _compiled(
-    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the summed loss and its fp32 gradients by `hidden` and by `weight`.
+    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, learned_head: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the summed loss and its fp32 gradients by `hidden` and, if learned, by `weight`.
 
     The products write fp32 although they read bf16, so the logits are not rounded.
     """
@@ -205,9 +218,10 @@ def _compiled(
             losses.append(chunk_loss)
             del logits
             _product(grad_logits, head, into=grad_hidden[part])
-            grad_weight = _product(grad_logits.T, x[part], added=grad_weight)
-    assert grad_weight is not None
-    return torch.stack(losses).sum(), grad_hidden, grad_weight[:vocab]
+            if learned_head:
+                grad_weight = _product(grad_logits.T, x[part], added=grad_weight)
+    loss = torch.stack(losses).sum()
+    return loss, grad_hidden, None if grad_weight is None else grad_weight[:vocab]
 
 
 @lru_cache(maxsize=1)

@@ -26,6 +26,8 @@ class LossShape:
     d_model: int
     vocab: int  # rows of the head
     capped: bool
+    learned: bool = True  # whether the head has a gradient
+    stored: int = 4  # bytes of an element of the head
 
 
 def loss_bytes(shape: LossShape, at: ForwardPass) -> int:
@@ -39,7 +41,8 @@ def loss_bytes(shape: LossShape, at: ForwardPass) -> int:
     if at.compiled:
         return always + _compiled_bytes(shape, at)
     head = shape.vocab * shape.d_model
-    always += 4 * head + (at.width * head if at.width == 2 else 0)  # its gradient, and its copy
+    always += 4 * head if shape.learned else 0  # its gradient
+    always += at.width * head if at.width != shape.stored else 0  # its copy
     always += 2 * 8 * shape.rows  # the indices of the rows, and their targets
     if at.device == "cpu":
         # Half chunks: the logits, and a product or a gradient. A cap keeps its derivative.
@@ -83,11 +86,12 @@ def _compiled_bytes(shape: LossShape, at: ForwardPass) -> int:
     chunk = divisor_near(shape.rows, most)
     logits, head = chunk * columns, columns * shape.d_model
     several = shape.rows > chunk
-    copy = at.width * head if at.width == 2 or columns > shape.vocab else 0
-    sums = 4 * head if several else 0
+    copy = at.width * head if at.width != shape.stored or columns > shape.vocab else 0
+    gradient = 4 * head if shape.learned else 0
+    sums = gradient if several else 0
     before = at.width * logits if several else 0
     in_chunk = 4 * logits + at.width * logits + before + sums
-    in_product = at.width * logits + 4 * head + sums
+    in_product = at.width * logits + gradient + sums
     sums_of_chunks = SCALAR_BYTES * (2 + -(-shape.rows // chunk))
     padding = at.width * shape.vocab * shape.d_model  # the head before it is padded
     return copy + sums_of_chunks + max(in_chunk, in_product, padding)

@@ -42,8 +42,11 @@ def join(projections: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Return projections of one input as one weight (sum of outs, in), and one bias or None.
 
     The projections then share the memory of the weight, so this is for models that are not trained.
-    All of them have a bias, or none.
+    All of them have a bias, or none. Raises ValueError for a projection that computes more than
+    x · weightᵀ + bias.
     """
+    if any(type(projection).forward is not Projection.forward for projection in projections):
+        raise ValueError("projections with additions can't be joined: merge them first")
     joined = torch.cat([projection.weight.detach() for projection in projections])
     biases = [projection.bias.detach() for projection in projections if projection.bias is not None]
     parts = joined.split([projection.out_features for projection in projections])

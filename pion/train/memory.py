@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pion.config import ModelConfig
+from pion.lora import Lora
 from pion.model.attention import inside_kernels
 from pion.model.cost import (
     backward_bytes,
@@ -19,6 +20,14 @@ from pion.model.cost import (
 )
 from pion.model.expert_products import product_path
 from pion.model.forward_pass import ForwardPass
+from pion.model.lora_cost import (
+    LoraCost,
+    copies_of_additions,
+    kept_by_additions,
+    lora_cost,
+    passing_backward,
+    passing_forward,
+)
 from pion.model.loss_cost import LossShape, loss_bytes
 from pion.model.masks import mask_bytes
 from pion.model.rope import rotation_bytes
@@ -44,6 +53,7 @@ class Workload:
     device: str  # "cpu" or "cuda"; they differ in their kernels and in the chunks of the loss
     documents: bool  # whether rows hold several documents, as those of conversations do
     compile: bool = False  # whether the blocks are compiled
+    lora: Lora | None = None  # what LoRA adds to a frozen model; None: all weights are trained
     # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
     capability: tuple[int, int] | None = None
 
@@ -51,6 +61,15 @@ class Workload:
     def width(self) -> int:
         """The bytes of an element in matrix products."""
         return 2 if self.dtype == "bfloat16" else 4
+
+    @property
+    def stored_width(self) -> int:
+        """The bytes of an element of the weights that products read.
+
+        Whether bfloat16 has the exact values of LoRA's base is seen only when the base is loaded.
+        """
+        asked = self.lora is not None and self.lora.base_dtype == "bfloat16"
+        return 2 if asked and self.width == 2 else 4
 
     def forward_pass(self) -> ForwardPass:
         """Return how the workload passes forward through the model."""
@@ -74,7 +93,7 @@ class Memory:
     step needs in addition. Phases follow each other, so the largest one counts.
     """
 
-    weights: int  # in float32, and their gradients
+    weights: int  # in float32 unless they are frozen, and the gradients of the learned ones
     optimizer: int  # the moments, and AdamW's counts of steps
     activations: int  # what the forward pass keeps for the backward pass
     loss: int  # the end of the forward pass: activations, copies of weights, and the loss
@@ -98,18 +117,12 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
 
     `recompute` keeps only what each block reads for the backward pass.
     """
-    cost = cost_of(work.config)
-    parameters, matrices = cost.all_params, cost.params["matrix"]
-    rounding = ROUNDED_TO * cost.tensors
-    moments, update = 8 * parameters + 3 * rounding, 0
-    if work.optimizer == "muon":
-        moments -= 4 * matrices
-        update = step_bytes(matrix_shapes(work.config), work.width)
+    weights, moments, update = _state(work)
     step = _MicroBatch(work, micro_batch, recompute)
     # On a CPU, what one phase frees is not all used again by the next.
     left = update if work.device == "cpu" else 0
     return Memory(
-        weights=8 * parameters + 2 * rounding,
+        weights=weights,
         optimizer=moments,
         activations=step.activations(),
         loss=step.end_of_forward() + left,
@@ -117,6 +130,23 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
         update=update,
         reserve=_reserve(work, micro_batch),
     )
+
+
+def _state(work: Workload) -> tuple[int, int, int]:
+    """Return the bytes of the weights with their gradients, of the moments, and of an update."""
+    cost = cost_of(work.config)
+    rounding = ROUNDED_TO * cost.tensors
+    if work.lora is not None:
+        additions = lora_cost(work.config, work.lora)
+        in_products = sum(cost.params[role] for role in ("matrix", "embedding", "head"))
+        frozen = work.stored_width * in_products + 4 * (cost.all_params - in_products) + rounding
+        each = ROUNDED_TO * additions.tensors
+        return frozen + 8 * additions.params + 2 * each, 8 * additions.params + 3 * each, 0
+    weights, moments = 8 * cost.all_params + 2 * rounding, 8 * cost.all_params + 3 * rounding
+    if work.optimizer != "muon":
+        return weights, moments, 0
+    update = step_bytes(matrix_shapes(work.config), work.width)
+    return weights, moments - 4 * cost.params["matrix"], update
 
 
 def _reserve(work: Workload, micro_batch: int) -> int:
@@ -153,7 +183,18 @@ class _MicroBatch:
     @property
     def _copies(self) -> tuple[int, ...]:
         """The bytes of the copies of each block's weights in bf16."""
-        return copied_bytes(self.work.config, self._at)
+        of_base = copied_bytes(self.work.config, self._at)
+        if self._additions is None:
+            return of_base
+        if self.work.stored_width == self._at.width:
+            of_base = (0,) * len(of_base)
+        added = copies_of_additions(self._additions, self._at)
+        return tuple(map(sum, zip(of_base, added, strict=True)))
+
+    @property
+    def _additions(self) -> LoraCost | None:
+        lora = self.work.lora
+        return None if lora is None else lora_cost(self.work.config, lora)
 
     def activations(self) -> int:
         """Return the bytes that the forward pass keeps for the backward pass."""
@@ -168,19 +209,30 @@ class _MicroBatch:
         """
         config = self.work.config
         capped = config.logit_cap is not None
-        shape = LossShape(self._tokens, config.d_model, config.head_rows, capped)
+        learned, stored = self.work.lora is None, self.work.stored_width
+        shape = LossShape(
+            self._tokens, config.d_model, config.head_rows, capped, learned=learned, stored=stored
+        )
         copies = self._copies
-        if self.recompute:
+        if self.recompute and not learned:
+            copies = ()  # autocast keeps no copies of frozen weights
+        elif self.recompute:
             ungrouped = replace(self._at, grouped=False)
             copies = () if self._at.compiled else copied_bytes(config, ungrouped)
-        return self.activations() + sum(copies) + self._states + loss_bytes(shape, self._at)
+        most = self._states + loss_bytes(shape, self._at)
+        if self._additions is not None:  # in the last block
+            most = max(most, passing_forward(self._additions, self._at, self._tokens))
+        return self.activations() + sum(copies) + most
 
     def backward(self) -> int:
         """Return the most bytes at once in the backward pass."""
         config = self.work.config
-        waiting = shared_table_bytes(config)
-        if config.tie_embeddings:  # the head's gradient waits for that of the embedding
-            waiting += 4 * config.head_rows * config.d_model
+        additions = self._additions
+        waiting = 0
+        if additions is None:
+            waiting = shared_table_bytes(config)
+            if config.tie_embeddings:  # the head's gradient waits for that of the embedding
+                waiting += 4 * config.head_rows * config.d_model
         copies = 0 if self.recompute else sum(self._copies)
         around = self._around_blocks() + copies + waiting
         kept = kept_bytes_per_token(config, self._at)
@@ -191,7 +243,12 @@ class _MicroBatch:
             if self.recompute:
                 # The block's input is counted twice, and is there once.
                 own = kept[layer] * self._tokens + self._copies[layer] - self._states
+                own += self._kept_by_additions(layer + 1) - self._kept_by_additions(layer)
+            if additions is not None:
+                own += passing_backward(additions, self._at, self._tokens)
             phases.append(around + self._kept_until(layer + 1) + own + most)
+        if additions is not None:
+            return max(phases)
         # The embedding's gradient, and the sum of both where it is tied.
         table = 4 * config.vocab_size * config.d_model
         phases.append(around - copies + table * (2 if config.tie_embeddings else 1))
@@ -206,4 +263,12 @@ class _MicroBatch:
     def _kept_until(self, layers: int) -> int:
         """Return the bytes that the first blocks keep."""
         of_blocks = kept_if_recomputed if self.recompute else kept_bytes_per_token
-        return self._tokens * sum(of_blocks(self.work.config, self._at)[:layers])
+        kept = self._tokens * sum(of_blocks(self.work.config, self._at)[:layers])
+        return kept if self.recompute else kept + self._kept_by_additions(layers)
+
+    def _kept_by_additions(self, layers: int) -> int:
+        """Return the bytes that LoRA's additions keep in the first blocks."""
+        lora, additions = self.work.lora, self._additions
+        if lora is None or additions is None:
+            return 0
+        return self._tokens * kept_by_additions(additions, lora, self._at, layers)

@@ -6,6 +6,7 @@ the matrices. AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regular
 everything else, and the primitives of a bank each for itself.
 
 A phase may freeze roles and bands. Frozen parameters, their moments and counts stand still.
+Parameters that need no gradient, as the base of LoRA, have no moments at all.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ Group = tuple[Role, int | None]
 
 
 class Optimizer:
-    """AdamW, or Muon and AdamW, over a model's float32 parameters.
+    """AdamW, or Muon and AdamW, over the float32 parameters that a model learns.
 
     `dtype` is the precision of Muon's iterations. All state exists from the start, so that memory
     for a snapshot can be reserved before the first step. None of it depends on the world size.
@@ -59,7 +60,8 @@ class Optimizer:
         self, model: nn.Module, settings: TrainSettings, dtype: torch.dtype = torch.float32
     ) -> None:
         self.settings = settings
-        self.params = list(model.parameters())
+        learned = {n: param for n, param in model.named_parameters() if param.requires_grad}
+        self.params = list(learned.values())
         self._groups: dict[Group, list[nn.Parameter]] = {}
         self._adamw: dict[Group, _AdamWGroup] = {}
         self._primitives: dict[Group, list[tuple[nn.Parameter, PrimitiveWise]]] = {}
@@ -67,7 +69,7 @@ class Optimizer:
         self._moments: dict[str, Tensor] = {}
         matrices: dict[Group, dict[str, nn.Parameter]] = {}
         roles = parameter_roles(model)
-        for name, param in model.named_parameters():
+        for name, param in learned.items():
             group = roles[name], band_of_parameter(model, name)
             self._groups.setdefault(group, []).append(param)
             if settings.optimizer == "muon" and roles[name] == "matrix":

@@ -39,9 +39,9 @@ __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"
 class TrainState:
     """Everything that a stage resumes from.
 
-    The tensors are live: copy them before the next step changes them. `meta` is JSON: step,
-    next_row, skipped, the recent losses that define a spike, optimizer counters, RNG states and the
-    plan.
+    The tensors are live: copy them before the next step changes them. `model` has no parameters
+    that need no gradient: whoever resumes brings them. `meta` is JSON: step, next_row, skipped, the
+    recent losses that define a spike, optimizer counters, RNG states and the plan.
     """
 
     model: dict[str, Tensor]
@@ -280,7 +280,7 @@ class Trainer:
         if trouble is not None:
             raise trouble
         return TrainState(
-            model=self.model.state_dict(),
+            model=self._learned(),
             optimizer=self.optimizer.state_tensors(),
             meta={
                 "step": self.step,
@@ -302,7 +302,7 @@ class Trainer:
         refusal = None
         if state is not None:
             try:
-                check_tensors(state.model, self.model.state_dict(), "checkpoint")
+                check_tensors(state.model, self._learned(), "checkpoint")
                 check_tensors(
                     state.optimizer, self.optimizer.state_tensors(), "checkpoint's optimizer state"
                 )
@@ -312,15 +312,20 @@ class Trainer:
         if refusal is not None:
             raise BadInput(refusal)
         if state is not None:
-            copy_tensors(state.model, self.model.state_dict())
+            copy_tensors(state.model, self._learned())
             copy_tensors(state.optimizer, self.optimizer.state_tensors())
-        self._ranks.copy_from_rank_0(self.model.state_dict().values())
+        self._ranks.copy_from_rank_0(self._learned().values())
         self._ranks.copy_from_rank_0(self.optimizer.state_tensors().values())
         self.optimizer.set_counts(meta["optimizer"])
         self.step, self.next_row = meta["step"], meta["next_row"]
         self.skipped = [(first, stop) for first, stop in meta["skipped"]]
         set_rng_states(meta["rng"], self.device)
         self._metrics.restart(meta.get("recent_losses", ()))
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Return the model's tensors without frozen parameters, as live references."""
+        frozen = {n for n, param in self.model.named_parameters() if not param.requires_grad}
+        return {n: t for n, t in self.model.state_dict().items() if n not in frozen}
 
     def close(self) -> None:
         """End the background thread."""

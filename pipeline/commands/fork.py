@@ -18,6 +18,7 @@ from typing import Any
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import show, size
 from pipeline.job import STAGES
+from pipeline.models.bring import with_renamed_base
 from pipeline.state.bases import copy_bases
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
@@ -145,6 +146,7 @@ class _Copy:
         now = self.target.clock.now()
         new = Head(job=head.job).claimed(Owner.me(), now)
         listed = {entry.key: entry for entry in head.checkpoints}
+        keys: dict[str, str] = {}  # of copied checkpoints: the old key, and the new one
         for stage in before:
             record = head.stages[stage]
             if record.checkpoint is not None:
@@ -153,12 +155,13 @@ class _Copy:
                         f"{self.source.name} can't be forked: its HEAD does not list "
                         f"{record.checkpoint}, the end of {stage}. Nothing was forked."
                     )
-                entry = self._copy_checkpoint(listed[record.checkpoint])
+                entry = self._copy_checkpoint(listed[record.checkpoint], keys)
                 new = new.with_checkpoint(entry)
+                keys[record.checkpoint] = entry.key
                 record = dataclasses.replace(record, checkpoint=entry.key)
                 self._write_metrics(stage, read_metrics(*self._log, head, stage))
             new = new.with_stage(stage, record)
-        entry = self._copy_checkpoint(chosen)
+        entry = self._copy_checkpoint(chosen, keys)
         new = new.with_checkpoint(entry)
         rows = read_metrics(*self._log, head, chosen.stage)
         self._write_metrics(chosen.stage, [row for row in rows if row["step"] <= chosen.step])
@@ -215,8 +218,9 @@ class _Copy:
                 self.target.store.write(self.target.key(f"{key}/{name}"), path)
         target.keep_data(digest)
 
-    def _copy_checkpoint(self, entry: CheckpointEntry) -> CheckpointEntry:
-        """Verify the checkpoint and copy it into the new run, under the fork's epoch."""
+    def _copy_checkpoint(self, entry: CheckpointEntry, keys: Mapping[str, str]) -> CheckpointEntry:
+        """Verify the checkpoint and copy it, under the fork's epoch, with an adapter's base by its
+        new key of `keys`."""
         self.say(f"copying {entry.stage} step {entry.step:,}: {size(entry.bytes)}")
         copied = dataclasses.replace(
             entry,
@@ -236,9 +240,12 @@ class _Copy:
             data = self.source.store.read(where)
             files = read_files(data, f"{self.source.store.url}/{where}")
             key = self.target.key(copied.key)
+            files, changed = with_renamed_base(workspace.folder(entry.key), files, keys)
             for name in files:
-                self.target.store.write(f"{key}/{name}", workspace.folder(entry.key) / name)
-        manifest = {**parse(data, where), "epoch": EPOCH, "ancestor": None}
+                content = changed.get(name, workspace.folder(entry.key) / name)
+                self.target.store.write(f"{key}/{name}", content)
+        listed = {name: {"size": length, "sha256": sha} for name, (length, sha) in files.items()}
+        manifest = {**parse(data, where), "epoch": EPOCH, "ancestor": None, "files": listed}
         self.target.store.write(f"{key}/{MANIFEST}", to_json(manifest).encode())
         sizes = {found.key: found.size for found in self.target.store.list(key + "/")}
         wrong = [n for n, (length, _) in files.items() if sizes.get(f"{key}/{n}") != length]

@@ -1,6 +1,6 @@
 """The job file: its fields, how it is read, its mistakes, its digests."""
 
-from pipeline.job.fields import REQUIREMENT, STAGES, Budget, Checkpoint, Job, Price, Train
+from pipeline.job.fields import REQUIREMENT, STAGES, Budget, Checkpoint, Job, Price, Publish, Train
 from pipeline.job.section import Section
 from pipeline.job.sources import (
     BinShards,
@@ -34,6 +34,7 @@ __all__ = [
     "ParquetFiles",
     "ParquetTexts",
     "Price",
+    "Publish",
     "PythonDocs",
     "PythonDocsQA",
     "Section",

@@ -17,12 +17,14 @@ from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validat
 
 from pion.config import OPTIONAL, ModelConfig
 from pion.errors import BadInput
+from pion.lora import Lora as LoraSettings
 from pion.parts import Experts, Heads, Values, Windows, Wiring
 from pion.presets import PRESETS
 from pion.primitives import Primitives
 from pion.rope_scaling import RopeScaling
 from pion.train.phases import check_phases, check_phases_of_model
 from pipeline.job.base import Base
+from pipeline.job.lora import Lora, with_defaults
 from pipeline.job.model_parts import section_of
 from pipeline.job.phases import Phase, phases_of
 from pipeline.job.section import Section, identity, refuse, runtime, scheduled
@@ -382,6 +384,30 @@ class Sft(Train):
         0.01, "share of the conversations reserved for evaluation", gt=0, lt=0.5
     )
     seq_len: int | None = identity(None, "tokens in a packed row; unset: data.seq_len", ge=8)
+    lora: Lora | None = identity(
+        None,
+        "train low-rank additions to the frozen model; then lr is 2e-4, min_lr 2e-5 and "
+        "weight_decay 0 unless given",
+        before=None,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rates_of_lora(cls, section: Any) -> Any:
+        return with_defaults(section)
+
+    @model_validator(mode="after")
+    def _lora_fits(self) -> Sft:
+        if self.lora is None:
+            return self
+        frozen = [
+            f"{name}: LoRA trains only its additions; remove `{name}`"
+            for name in ("embedding_lr", "head_lr", "vector_lr", "phases", "primitive_weight_decay")
+            if getattr(self, name)
+        ]
+        if self.optimizer == "muon":
+            frozen.append("optimizer: LoRA trains with adamw; remove `optimizer`")
+        return refuse(self, frozen)
 
     @property
     def passes(self) -> float:
@@ -449,6 +475,18 @@ class Publish(Section):
         "of all published rows of token ids, the head's too; bfloat16: half the size, rounded "
         "after evaluation",
         before="float32",
+    )
+    dtype: Literal["float32", "bfloat16"] = identity(
+        "float32",
+        "of all published weights; bfloat16: half the size, rounded after evaluation. The card "
+        "says what the rounding costs",
+        before="float32",
+    )
+    adapter: bool = identity(
+        False,
+        "publish LoRA's additions alone, as a folder that peft loads with its base; false: merged "
+        "into the base",
+        before=False,
     )
     cost: bool = runtime(False, "write the run's time and cost on the model card")
     require: list[str] = identity(
@@ -652,7 +690,7 @@ class Job(Section):
     @model_validator(mode="after")
     def _whole(self, info: ValidationInfo) -> Job:
         self._base = (info.context or {}).get("base")
-        mistakes = self._mistakes_of_start() + self._missing()
+        mistakes = self._mistakes_of_start() + self._missing() + self._adapter_mistakes()
         try:
             config = self.model_config_resolved()
         except BadInput as error:
@@ -674,6 +712,11 @@ class Job(Section):
                 check_phases_of_model(phases_of(self.section(stage).phases), config)
             except BadInput as error:
                 mistakes.append(f"{stage}.{error}")
+        try:
+            if (lora := self.lora("sft") if self.sft else None) is not None:
+                lora.targets_of(config)
+        except BadInput as error:
+            mistakes.append(f"sft.lora.{error}")
         return refuse(self, mistakes)
 
     def _use_defaults_of_base(self, config: ModelConfig) -> None:
@@ -732,6 +775,18 @@ class Job(Section):
         """The model that the run starts from; None if it starts from random weights."""
         return self._base
 
+    def _adapter_mistakes(self) -> list[str]:
+        if self.publish is None or not self.publish.adapter:
+            return []
+        mistakes = [
+            f"publish.{name}: an adapter is published in float32"
+            for name in ("dtype", "embeddings")
+            if getattr(self.publish, name) != "float32"
+        ]
+        if self.sft is None or self.sft.lora is None:
+            mistakes.append("publish.adapter: only a job with sft.lora trains an adapter")
+        return mistakes
+
     @property
     def folder(self) -> Path:
         """The folder of the job file. Input paths are relative to it."""
@@ -774,6 +829,12 @@ class Job(Section):
         section = getattr(self, stage)
         assert isinstance(section, Train)
         return section
+
+    def lora(self, stage: str) -> LoraSettings | None:
+        """Return LoRA's settings in a training stage; None: the stage trains all weights."""
+        section = self.section(stage)
+        lora = section.lora if isinstance(section, Sft) else None
+        return None if lora is None else lora.settings()
 
     def seq_len(self, stage: str) -> int:
         """Return the tokens in a row of a training stage."""

@@ -88,6 +88,7 @@ pretrain:
 sft:
   steps: 3000
   global_batch: 16
+  lora: {rank: 16, alpha: 32, targets: all-linear}
   sources: [{kind: jsonl, path: talks.jsonl}]
 """,
     "sft.sources/python-docs-qa": "{kind: python-docs-qa}",

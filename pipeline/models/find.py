@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Annotated, Literal, NotRequired
 from annotated_types import Predicate
 from typing_extensions import TypedDict
 
+from pion.adapter import is_adapter
 from pion.errors import BadInput
+from pion.later_fields import shown
 from pion.model_files import INDEX, WEIGHTS
 from pion.untrusted import read_file
 from pipeline.models.bring import bring_model
+from pipeline.state.bases import BASES
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
 from pipeline.state.record_json import build, open_record, parse_record
 from pipeline.state.records import CheckpointEntry, Head
@@ -36,6 +40,8 @@ class FoundModel:
         label: what to call the model in messages.
         chat: whether it was fine-tuned on conversations.
         tokenizer: its `tokenizer.json`, or None if it is missing, as for a seed's `.pt` file.
+        base: of an adapter, the model that it was trained on; None: this is a whole model.
+        commit: of a model on the Hub, the commit that was downloaded.
     """
 
     folder: Path
@@ -43,6 +49,8 @@ class FoundModel:
     label: str
     chat: bool
     tokenizer: Path | None
+    base: FoundModel | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,16 +72,22 @@ def find_model(text: str | None) -> FoundModel:
       * the folder of a checkpoint or of an exported model, or a seed's `.pt` file.
       * a Hub repository: `user/name` or `hf://user/name`, with `@REVISION`.
 
+    Of an adapter of LoRA, the base that it names is found too.
+
     Raises:
-        BadInput: nothing has that name. The message lists what was searched.
+        BadInput: nothing has that name; the message lists what was searched. Or an adapter's base
+            is not there.
         StoreError: the store that would have it can't be read.
     """
-    found = _latest() if text is None else locate_model(text)
+    return _found(_latest() if text is None else locate_model(text))
+
+
+def _found(found: Path | Listed | str, *, whole: bool = False) -> FoundModel:
     if isinstance(found, Listed):
-        return _of_run(found)
+        return _of_run(found, whole=whole)
     if isinstance(found, Path):
-        return _from_file(found) if found.is_file() else _from_folder(found)
-    return _from_hub(found)
+        return _from_file(found) if found.is_file() else found_in(found, whole=whole)
+    return _from_hub(found, whole=whole)
 
 
 def locate_model(text: str) -> Path | Listed | str:
@@ -94,7 +108,7 @@ def locate_model(text: str) -> Path | Listed | str:
             raise BadInput(no_such_run(open_run(text)))
         return found
     path = Path(text).expanduser()
-    if path.is_file() or any((path / name).is_file() for name in (WEIGHTS, CONFIG)):
+    if path.is_file() or (path / CONFIG).is_file() or _has_model(path):
         return path
     found = _in_run(text)
     if found is not None:
@@ -139,13 +153,13 @@ def _in_run(text: str) -> Listed | None:
     return None
 
 
-def _of_run(found: Listed) -> FoundModel:
+def _of_run(found: Listed, *, whole: bool = False) -> FoundModel:
     state, head, entry = found.state, found.head, found.entry
     folder = bring_model(state, entry.key)
     record = head.stages.get(entry.stage)
     done = record is not None and record.checkpoint == entry.key
     step = f"step {entry.step:,}" + ("" if done else ", unfinished")
-    return _from_folder(folder, label=f"{state.name} ({entry.stage}, {step})")
+    return found_in(folder, f"{state.name} ({entry.stage}, {step})", whole=whole)
 
 
 def _listed(state: RunState, head: Head, which: str | None) -> Listed:
@@ -176,6 +190,47 @@ def _from_file(path: Path) -> FoundModel:
     # The seeds' trainers name the folder or the file of a fine-tuned model "sft".
     chat = "sft" in f"{path.parent.name}/{path.name}".lower()
     return FoundModel(path, "seed", path.name, chat, tokenizer)
+
+
+def _has_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX)) or is_adapter(folder)
+
+
+def found_in(folder: Path, label: str | None = None, *, whole: bool = False) -> FoundModel:
+    """Return the model in a folder. Of an adapter, its base is found, on the Hub too.
+
+    Raises BadInput if the folder has no model, if a base can't be found, and for an adapter where
+    the model must be `whole`, as a base must be.
+    """
+    if not is_adapter(folder):
+        return _from_folder(folder, label)
+    if whole:
+        raise BadInput(f"{label or folder} is an adapter itself, not a whole model")
+    base = _base_of(folder)
+    if (folder / CONFIG).is_file():
+        return dataclasses.replace(_from_folder(folder, label), base=base)
+    tokenizer, chat = folder / "tokenizer.json", (folder / "chat_template.jinja").is_file()
+    if not tokenizer.is_file():  # peft does not write it
+        return FoundModel(folder, "export", label or str(folder), base.chat, base.tokenizer, base)
+    return FoundModel(folder, "export", label or str(folder), chat, tokenizer, base)
+
+
+def _base_of(folder: Path) -> FoundModel:
+    """Return the base of the adapter in a folder."""
+    from pion.load import base_of
+
+    base = base_of(folder)
+    name = base.name if base.commit is None else f"{base.name}@{base.commit}"
+    try:
+        if base.name.startswith("checkpoints/") and is_key(base.name):
+            # A key in the run's folder; `folder` is checkpoints/<stage>/<step>-<epoch> in it.
+            return found_in(folder.absolute().parents[2] / base.name, whole=True)
+        if base.name.startswith(f"{BASES}/") and is_key(base.name):
+            return found_in(folder.absolute().parents[3] / base.name, whole=True)
+        return _found(locate_model(name), whole=True)
+    except BadInput as error:
+        problem = f"{folder} is an adapter, and its base {shown(name)} can't be used: {error}"
+        raise BadInput(problem) from None
 
 
 def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
@@ -213,7 +268,7 @@ def _read_state(folder: Path) -> _State:
         raise BadInput(f"{path} can't be read: {error}") from None
 
 
-def _from_hub(text: str) -> FoundModel:
+def _from_hub(text: str, *, whole: bool = False) -> FoundModel:
     repo, _, revision = text.partition("@")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
@@ -244,6 +299,7 @@ def _from_hub(text: str) -> FoundModel:
         ) from None
     except (OSError, ValueError) as error:
         raise BadInput(f"can't get {repo} from the Hub: {error}") from None
-    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+    if not _has_model(folder):
         raise BadInput(f"the Hub repository {repo} has no {WEIGHTS}: Pion can't load it")
-    return _from_folder(folder, label=f"hf://{text}")
+    # The Hub's client names the folder of a snapshot by its commit.
+    return dataclasses.replace(found_in(folder, f"hf://{text}", whole=whole), commit=folder.name)

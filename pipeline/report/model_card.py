@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pion.config import ModelConfig
 from pion.primitives import Primitives
 from pipeline.console.formats import duration
-from pipeline.job import Job, Train
+from pipeline.job import Job, Publish, Train
 from pipeline.models.find import HUB_REPO
+from pipeline.report.adapter_card import adapter_sections, hub_name
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.result_tables import (
     choice_rows,
@@ -22,28 +24,45 @@ from pipeline.report.result_tables import (
     value_with_error,
 )
 
+if TYPE_CHECKING:
+    from pion.adapter import Adapter
+    from pion.rounding import RoundingCost
+
 STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
 
 
+@dataclass(frozen=True)
+class CardExtras:
+    """What only some cards have: what rounding to bfloat16 has cost, and the published adapter."""
+
+    rounding: RoundingCost | None = None
+    adapter: Adapter | None = None
+
+
 def model_card(
-    history: RunHistory, config: ModelConfig, *, parameters: int, vocab_size: int
+    history: RunHistory,
+    config: ModelConfig,
+    *,
+    parameters: int,
+    vocab_size: int,
+    extra: CardExtras = CardExtras(),
 ) -> str:
     """Return the card as Markdown with YAML front matter.
 
     `vocab_size` counts the published embedding rows, `parameters` the published weights (tied
-    weights once). The card leaves out what the run has not recorded. The same history gives the
-    same card.
+    weights once; of an adapter, its own alone). The card leaves out what the run has not recorded.
+    The same history gives the same card.
     """
     job = history.job
     assert job.publish is not None
     parts = [
         front_matter(job),
         f"# {job.name}",
-        _introduction(job, config, parameters),
+        _introduction(job, config, parameters, extra),
         "![Training and held-out loss](loss.png)",
-        _usage(job, config),
+        _usage(job, config) if extra.adapter is None else adapter_sections(job, extra.adapter),
         _results(history.results),
-        _architecture(config, parameters, vocab_size, job.publish.embeddings),
+        _architecture(config, parameters, vocab_size, _weights(job.publish, config, extra)),
         _training(history),
         _limitations(job, config),
     ]
@@ -106,7 +125,8 @@ def front_matter(job: Job) -> str:
     datasets = sorted({source.repo for source in sources if hasattr(source, "repo")})
     data = ModelCardData(
         license=job.publish.license,
-        library_name="transformers",
+        library_name="peft" if job.publish.adapter else "transformers",
+        base_model=hub_name(job.sft.init_from) if job.publish.adapter and job.sft else None,
         pipeline_tag="text-generation",
         tags=["pion", *(["conversational"] if job.sft else [])],
         datasets=datasets or None,
@@ -115,7 +135,7 @@ def front_matter(job: Job) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _introduction(job: Job, config: ModelConfig, parameters: int) -> str:
+def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExtras) -> str:
     assert job.publish is not None
     first = job.section(job.train_stages[0])
     start = f"from {_origin(job, first.init_from)}" if first.init_from else "from random weights"
@@ -126,6 +146,11 @@ def _introduction(job: Job, config: ModelConfig, parameters: int) -> str:
         f"{what} language model of **{human_count(parameters)} parameters**, trained {start} by "
         f"{steps} on {tokens} tokens. {_runs_in(config)}"
     )
+    if extra.adapter is not None:
+        sentence = (
+            f"A LoRA adapter of **{human_count(parameters)} parameters** for a base model, trained "
+            f"{start} by {steps} on {tokens} tokens."
+        )
     return (
         f"{job.publish.description.strip()}\n\n{sentence}" if job.publish.description else sentence
     )
@@ -223,7 +248,7 @@ def _results(results: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Results", *parts, "± is one standard error."])
 
 
-def _architecture(config: ModelConfig, parameters: int, vocab_size: int, embeddings: str) -> str:
+def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights: str) -> str:
     from pion.exports.table import architecture_of
 
     architecture = architecture_of(config)
@@ -241,16 +266,24 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int, embeddi
         ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
         ("positions", _positions(config)),
-        ("weights", _weights(config, embeddings)),
+        ("weights", weights),
     ]
     return f"## Model\n\n{table(('shape', ''), shape)}"
 
 
-def _weights(config: ModelConfig, embeddings: str) -> str:
+def _weights(publish: Publish, config: ModelConfig, extra: CardExtras) -> str:
     tied = ", embedding and head tied" if config.tie_embeddings else ""
-    if embeddings == "float32":
+    if extra.rounding is not None:
+        cost = extra.rounding
+        return (
+            f"bfloat16{tied}; rounded after the results above. On {cost.tokens:,} held-out tokens, "
+            f"logits differ by at most {cost.logits:.2g}, and bits per byte were "
+            f"{cost.before:.4f} before and are {cost.after:.4f} after"
+        )
+    if publish.embeddings == "float32":
         return f"float32{tied}"
-    return f"float32{tied}; rows of tokens were rounded to {embeddings} after the results above"
+    rows = f"rows of tokens were rounded to {publish.embeddings} after the results above"
+    return f"float32{tied}; {rows}"
 
 
 def _positions(config: ModelConfig) -> str:
@@ -325,6 +358,8 @@ def _training(history: RunHistory) -> str:
         section = job.section(stage)
         seq_len = job.seq_len(stage)
         optimizer = "AdamW"
+        if (lora := job.lora(stage)) is not None:
+            optimizer = f"LoRA of rank {lora.rank}, AdamW"
         if section.optimizer == "muon":
             optimizer = f"Muon {section.muon_lr:g}, AdamW"
         schedule = {"wsd": "warm-up–stable–decay"}.get(section.schedule, section.schedule)

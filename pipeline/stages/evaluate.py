@@ -133,6 +133,7 @@ class _Evaluation:
         import torch
 
         from pion.export import export_model
+        from pipeline.models.load import load_model_in
         from pipeline.stages.lm_eval import TaskOptions, run_task
 
         torch.cuda.empty_cache()  # lm-eval runs in separate processes, on the same card
@@ -151,7 +152,7 @@ class _Evaluation:
 
             def run(task: str) -> Result:
                 if not exported.exists():
-                    final = list(self.trained.models.values())[-1]
+                    final = load_model_in(list(self.trained.models.values())[-1])
                     export_model(final, self.measures.tokenizer_path, exported)
                 return run_task(task, exported, options, self.sleep)
 

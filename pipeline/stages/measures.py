@@ -112,11 +112,11 @@ class Measures:
 
     def _decoder(self, stage: str) -> Decoder:
         """Return the model of `stage`, on the device. One model is kept at a time."""
-        from pion.load import load_decoder
+        from pipeline.models.load import load_model_in
 
         if self._loaded is None or self._loaded[0] != stage:
             self._loaded = None  # free it before loading the next model
-            self._loaded = stage, load_decoder(self.trained.models[stage]).to(self.device)
+            self._loaded = stage, load_model_in(self.trained.models[stage]).to(self.device)
         return self._loaded[1]
 
     # ------------------------------------------------------------ baselines

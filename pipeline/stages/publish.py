@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.config import closest
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
 from pipeline.report.history import RunHistory
-from pipeline.report.model_card import front_matter, model_card
+from pipeline.report.model_card import front_matter
+from pipeline.stages.publish_adapter import check_adapter
+from pipeline.stages.publish_folder import write_published
 from pipeline.stages.publish_hub import Unreachable, check_repo, push, repo_of
 
 if TYPE_CHECKING:
-    from pion.model.decoder import Decoder
+    pass
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": lambda measured, limit: measured < limit,
@@ -54,6 +56,7 @@ def check_target(job: Job) -> list[str]:
         return []
     _check_names(job)
     repo = repo_of(job.publish.to)
+    _check_form(job, to_hub=repo is not None)
     if repo is None:
         _check_folder(job.publish.to)
         return []
@@ -62,6 +65,20 @@ def check_target(job: Job) -> list[str]:
     except Unreachable as error:
         return [f"publish.to: {job.publish.to} could not be checked: {error}"]
     return []
+
+
+def _check_form(job: Job, *, to_hub: bool) -> None:
+    """Raise BadInput for a dtype or an adapter that this model can't be published as."""
+    assert job.publish is not None
+    if job.publish.adapter:
+        check_adapter(job, to_hub=to_hub)
+    if job.publish.dtype == "bfloat16":
+        from pion.rounding import require_roundable
+
+        try:
+            require_roundable(job.model_config_resolved())
+        except BadInput as error:
+            raise BadInput(f"publish.{error}. Nothing was started.") from None
 
 
 def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say) -> dict[str, Any]:
@@ -83,7 +100,7 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
         Interrupted: the Hub stayed unreachable.
     """
     from pion.export import replace_folder
-    from pion.load import load_decoder
+    from pipeline.models.load import load_model_in
 
     job = history.job
     assert job.publish is not None
@@ -93,12 +110,12 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
     repo = repo_of(to)
     if repo is None:
         _check_folder(to)
-    decoder = load_decoder(model)
+    decoder = load_model_in(model)
     with _staging(target, repo) as staging:
         try:
-            exported = _export(history, model, decoder, texts, staging)
-            difference = f"{exported['max_logit_difference']:.1g}"
-            say(Note(f"transformers loads the same model: logits differ by {difference}"))
+            exported = write_published(history, model, decoder, texts, staging)
+            who, worst = exported.pop("loaded_by"), exported["max_logit_difference"]
+            say(Note(f"{who} loads the same model: logits differ by {worst:.1g}"))
             if repo is None:
                 replace_folder(staging, target)
                 where = {"path": str(target), "card": str(target / "README.md")}
@@ -114,48 +131,6 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
                 "repeat the publish stage."
             ) from error
     return {"target": to, **where, **exported}
-
-
-def _export(
-    history: RunHistory, model: Path, decoder: Decoder, texts: Sequence[str], folder: Path
-) -> dict[str, Any]:
-    """Write the model, its card and its plot into `folder`; return what was counted and measured.
-
-    `decoder` is the model in the checkpoint folder `model`. Raises PionError if transformers does
-    not load the same model from `folder`, and OSError if `folder` can't be written.
-    """
-    from pion.data.tokenizer import Tokenizer
-    from pion.export import export_model, exported_rows, round_embeddings
-    from pion.model.roles import vocabulary_rows
-    from pion.verify import verify_export
-    from pipeline.report.plots import loss_plot
-
-    tokenizer_path = model / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(tokenizer_path)
-    job = history.job
-    assert job.publish is not None
-    if job.publish.embeddings == "bfloat16":
-        round_embeddings(decoder)
-    try:
-        export_model(decoder, tokenizer_path, folder, chat=job.sft is not None)
-    except BadInput as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        raise error.__cause__ from None  # the caller's message names publish.to
-    try:
-        difference = verify_export(folder, decoder, tokenizer_path, texts)
-    except PionError as error:
-        raise PionError(
-            f"Nothing was published: {error} The trained model is safe in {model}."
-        ) from error
-    weights = decoder.state_dict()
-    rows = exported_rows(decoder.config, tokenizer)
-    dropped = sum(weights[name][rows:].numel() for name in vocabulary_rows(decoder))
-    parameters = decoder.num_params() - dropped
-    card = model_card(history, decoder.config, parameters=parameters, vocab_size=rows)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "loss.png").write_bytes(loss_plot(history.curves()))
-    return {"parameters": parameters, "max_logit_difference": difference}
 
 
 def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:

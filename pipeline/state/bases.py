@@ -156,23 +156,28 @@ def bring_base(store: Store, base: Base, *, weights: bool = True) -> Path:
 
     Raises PionError if the store's copy is missing or damaged.
     """
+    return bring_files(store, base.hash, weights=weights)
+
+
+def bring_files(store: Store, base_hash: str, *, weights: bool = True) -> Path:
+    """Do as `bring_base` for the base of this hash."""
     workspace = Workspace(store, BASES)
     try:
-        files = _listed(store, base.hash)
+        files = _listed(store, base_hash)
         problem = "it is missing" if files is None else None
     except Damaged as error:
         files, problem = None, str(error)
     if files is not None:
         wanted = {n: about for n, about in files.items() if weights or not n.endswith(WEIGHTS)}
-        problem = workspace.fetch(base.hash, wanted)
+        problem = workspace.fetch(base_hash, wanted)
     if problem is not None:
+        key = f"{BASES}/{base_hash}"
         raise PionError(
-            f"The model that this run starts from, {base}, can't be used: {problem} "
-            f"({store.url}/{BASES}/{base.hash}). Nothing was changed. If {base.source} still has "
-            f"this content, delete {BASES}/{base.hash}/{FILES} there, and run the same command "
-            "again."
+            f"The model that this run starts from, {store.url}/{key}, can't be used: {problem}. "
+            f"Nothing was changed. If its source still has this content, delete {key}/{FILES} in "
+            "the store, and run the same command again with --redo of the run's first stage."
         )
-    return workspace.folder(base.hash)
+    return workspace.folder(base_hash)
 
 
 def _listed(store: Store, base_hash: str) -> Files | None:

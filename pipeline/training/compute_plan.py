@@ -116,6 +116,7 @@ def _fitting_micro_batch(
         device=device.type,
         documents=stage == "sft" or job.within_documents,
         compile=plan.compile,
+        lora=job.lora(stage),
         capability=cuda_capability(device),
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory

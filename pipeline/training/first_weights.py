@@ -5,37 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pion.errors import BadInput
 from pipeline.job.base import Base
-from pipeline.job.digest import model_inputs
-from pipeline.state.bases import bring_base
+from pipeline.models.bring import bring_model
+from pipeline.models.find import FoundModel, find_model
+from pipeline.models.fit import fitted
+from pipeline.state.bases import BASES, bring_base
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pion.config import ModelConfig
+    from pion.adapter import BaseModel
     from pion.model.decoder import Decoder
     from pipeline.training.context import TrainingContext
-
-# Settings of a model that decide neither its weights' shapes nor its results: those of a context's
-# length, of random weights and of training, of rows that no token has, and gates.
-FREE = {
-    f"model.{name}"
-    for name in (
-        "seq_len",
-        "family",
-        "init",
-        "init_std",
-        "head_multiple",
-        "gates",
-        "imported",
-        "experts.balance",
-        "experts.balance_weight",
-        "experts.z_weight",
-        "primitives.diversity_weight",
-    )
-}
 
 
 def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
@@ -45,126 +25,80 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
     """
     import torch
 
-    from pion.load import load_decoder
     from pion.model.decoder import Decoder
 
     job, source = context.job, context.job.section(stage).init_from
     if source is not None:
-        model, was_packed = _model_from(context, source)
-        warning = ", whose ternary weights are already rounded" if was_packed else ""
+        from pion.exports.packed import is_packed
+        from pipeline.models.load import load_model
+
+        found = load_model(context.fetch(lambda: _found(context, source)))
+        warning = ", whose ternary weights are already rounded" if is_packed(found.config) else ""
+        model = fitted(job.model_config_resolved(), found, source)
         return model, f"starts from {source}{warning}"
     if job.base is not None and stage == job.train_stages[0]:
-        return _model_of_base(context, job.base), f"starts from {job.base}"
+        found = _brought_base(context, job.base)
+        model = fitted(job.model_config_resolved(), found, job.base.source)
+        return model, f"starts from {job.base}"
     if stage == "sft":
-        folder = context.fetch(lambda: _bring_pretrained(context.run))
+        from pion.load import load_decoder
+
+        _, folder = context.fetch(lambda: _bring_pretrained(context.run))
         return load_decoder(folder), "starts from the pretrained model"
     torch.manual_seed(job.seed)
     return Decoder(job.model_config_resolved()), "starts from random weights"
 
 
-def _model_of_base(context: TrainingContext, base: Base) -> Decoder:
-    """Return the job's decoder with the weights of the model that the run starts from."""
+def _brought_base(context: TrainingContext, base: Base) -> Decoder:
+    """Return the model that the run starts from, as it is in the run's store."""
     from pion.load import load_decoder
-    from pion.model.decoder import Decoder
 
-    found = load_decoder(context.fetch(lambda: bring_base(context.run.store, base)))
-    config = context.job.model_config_resolved()
-    return Decoder.from_state(config, _with_positions(config, found.state_dict(), base.source))
+    return load_decoder(context.fetch(lambda: bring_base(context.run.store, base)))
 
 
-def _bring_pretrained(run: RunState) -> Path:
-    """Return the folder with the final weights of pretraining."""
-    from pipeline.models.bring import bring_model
+def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseModel]:
+    """Return the model that LoRA adapts in `stage`, in fp32, and its identity.
 
+    Raises BadInput if `init_from` names a model that does not fit the job, or an adapter.
+    """
+    from pion.load import identify, load_decoder
+    from pipeline.models.load import check_start, load_model
+
+    job, source = context.job, context.job.section(stage).init_from
+    if job.base is not None and stage == job.train_stages[0]:
+        whole = _brought_base(context, job.base)
+        identity = identify(whole, f"{BASES}/{job.base.hash}")
+        return fitted(job.model_config_resolved(), whole, job.base.source), identity
+    if source is None:
+        key, folder = context.fetch(lambda: _bring_pretrained(context.run))
+        pretrained = load_decoder(folder)
+        return pretrained, identify(pretrained, key)
+    found = context.fetch(lambda: _found(context, source))
+    check_start(found, source, lora=True)
+    model = load_model(found)
+    base = identify(model, _name(context, source, found), found.commit)
+    return fitted(context.job.model_config_resolved(), model, source), base
+
+
+def _found(context: TrainingContext, source: str) -> FoundModel:
+    path = context.job.input_path(source)
+    return find_model(str(path) if path.exists() else source)
+
+
+def _name(context: TrainingContext, source: str, found: FoundModel) -> str:
+    """Return what any folder's `pion chat` would call the model that `init_from: source` names."""
+    path = context.job.input_path(source)
+    if path.exists():
+        return str(path)
+    if found.commit is not None:
+        return source.removeprefix("hf://").partition("@")[0]
+    return source
+
+
+def _bring_pretrained(run: RunState) -> tuple[str, Path]:
+    """Return the key and the folder of the final checkpoint of pretraining."""
     head = run.read()
     assert head is not None
     key = head.stages["pretrain"].checkpoint
     assert key is not None
-    return bring_model(run, key)
-
-
-def _model_from(context: TrainingContext, source: str) -> tuple[Decoder, bool]:
-    """Return the job's decoder with the weights that `init_from: source` names.
-
-    Also return whether its ternary banks were packed.
-    """
-    from pion.exports.packed import is_packed, unpacked
-    from pion.model.decoder import Decoder
-    from pipeline.models.find import find_model
-    from pipeline.models.load import load_model
-
-    path = context.job.input_path(source)
-    found = load_model(context.fetch(lambda: find_model(str(path) if path.exists() else source)))
-    config = context.job.model_config_resolved()
-    try:
-        given, state = unpacked(found.config, found.state_dict())
-    except BadInput as error:
-        raise BadInput(f"init_from {source}: {error}") from None
-    require_same_model(config, given, source)
-    state = _with_positions(config, _with_head_rows(config, state), source)
-    state = _with_gates(config, state)
-    return Decoder.from_state(config, state), is_packed(found.config)
-
-
-def _with_positions(
-    config: ModelConfig, state: dict[str, Tensor], source: str
-) -> dict[str, Tensor]:
-    """Return the weights with as many learned positions as the model's context has tokens."""
-    table = state.get("positions.weight")
-    if table is None:
-        return state
-    if len(table) < config.seq_len:
-        raise BadInput(
-            f"init_from {source}: that model learned {len(table):,} positions, but the job's "
-            f"context has {config.seq_len:,} tokens. Nothing was lost. Set model.seq_len, "
-            f"data.seq_len and sft.seq_len to at most {len(table):,}"
-        )
-    return state | {"positions.weight": table[: config.seq_len]}
-
-
-def _with_head_rows(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights with as many rows of the head as the model has.
-
-    Rows beyond the vocabulary are no token's, and an export leaves them out.
-    """
-    head = state.get("lm_head.weight")
-    if head is None or len(head) == config.head_rows:
-        return state
-    padded = head.new_zeros(config.head_rows, head.shape[1])
-    padded[: config.vocab_size] = head[: config.vocab_size]
-    return state | {"lm_head.weight": padded}
-
-
-def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights with the gates that the model has: its own if it learned them, or new."""
-    from pion.model.gates import Gate
-
-    names = [f"blocks.{layer}.gate." for layer in range(config.n_layers)]
-    if not config.gates:
-        return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(names))}
-    new = Gate(config.d_model)
-    new.draw_weights()
-    fresh = {prefix + name: t for prefix in names for name, t in new.state_dict().items()}
-    return fresh | state
-
-
-def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
-    """Raise BadInput if the job's model and the model of `init_from: source` differ."""
-    wanted, given = model_inputs(job), model_inputs(model)
-    wrong = [
-        f"{path.removeprefix('model.')}: job {wanted.get(path, '(not set)')}, "
-        f"model {given.get(path, '(not set)')}"
-        for path in sorted((wanted.keys() | given.keys()) - FREE)
-        if wanted.get(path) != given.get(path)
-    ]
-    if model.feedforward_bias and job.primitives is not None:
-        raise BadInput(
-            f"init_from {source}: this published model has its primitives multiplied out to dense "
-            "matrices. Nothing was lost. Start from a checkpoint of the run that trained it, such "
-            "as runs/NAME@pretrain"
-        )
-    if wrong:
-        raise BadInput(
-            f"init_from {source}: that model differs from the job's model ({'; '.join(wrong)}). "
-            "Nothing was lost. Change the job's `model` section to match."
-        )
+    return key, bring_model(run, key)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pion.adapter import RECORD
 from pion.errors import BadInput, Trouble
 from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
 from pipeline.kill_points import mark
@@ -235,6 +236,8 @@ def _open_checkpointer(
         "config.json": to_json(setup.trainer.model.config.to_dict()).encode(),
         "tokenizer.json": setup.data.tokenizer_file.read_bytes(),
     }
+    if setup.adapter is not None:
+        files[RECORD] = setup.adapter.to_json()
     return Checkpointer(
         claim,
         CheckpointSeries(stage, context.request.digests[stage], files, keep),

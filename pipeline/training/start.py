@@ -19,15 +19,18 @@ from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
 from pipeline.state.records import Head
 from pipeline.training.compute_plan import choose_plan
-from pipeline.training.first_weights import first_model
+from pipeline.training.first_weights import first_model, frozen_base
 from pipeline.training.rewind import rows_to_skip
+from pipeline.training.rounded_base import cost_of_rounding
 from pipeline.training.saved_state import check_saved_state
 
 if TYPE_CHECKING:
+    from pion.adapter import Adapter
     from pion.data.stream import RowStream
     from pion.data.tokenizer import Tokenizer
+    from pion.model.decoder import Decoder
     from pion.train.settings import ComputePlan
-    from pion.train.trainer import Trainer
+    from pion.train.trainer import Trainer, TrainState
     from pipeline.data.shard_cache import ShardCache
     from pipeline.training.context import TrainingContext
 
@@ -84,12 +87,16 @@ class StageData:
 
 @dataclass(frozen=True)
 class Setup:
-    """A stage ready for its next step. `why` says where it starts."""
+    """A stage ready for its next step.
+
+    `why` says where it starts. `adapter` is what LoRA trains; None: the whole model is trained.
+    """
 
     trainer: Trainer
     data: StageData
     restored: Restored
     why: str
+    adapter: Adapter | None = None
 
     def close(self) -> None:
         """End the trainer's and the data's threads."""
@@ -104,6 +111,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     Raises BadInput when the weights to start from do not fit the job, and PionError when nothing
     good is left of what was committed.
     """
+    from pion.train.trainer import Trainer
 
     def bring() -> tuple[Path, Restored]:
         folder = context.workspace.bring_data(context.request.data[stage])
@@ -116,14 +124,16 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
     if plan.compile:
         use_private_compile_cache()
-    if recorded is None:
-        trainer, why = _begin(context, stage, data, plan)
-    else:
-        trainer, why = _resume(context, stage, data, plan, restored.saved)
+    model, why, adapter = _model(context, stage, data, plan, restored.saved)
+    settings = settings_of(context.job.section(stage))
+    trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
+    if recorded is not None:
+        trainer.load(_state(restored.saved))
+        why = f"continues after step {trainer.step:,}"
     digest = context.request.digests[stage]
     skipped = rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
     trainer.skipped = context.group.from_rank_0(skipped)
-    return Setup(trainer, data, restored, why)
+    return Setup(trainer, data, restored, why, adapter)
 
 
 def _find(context: TrainingContext, stage: str) -> Restored:
@@ -164,31 +174,62 @@ def _open(job: Job, folder: Path) -> StageData:
     )
 
 
-def _begin(
-    context: TrainingContext, stage: str, data: StageData, plan: ComputePlan
-) -> tuple[Trainer, str]:
-    """Return a trainer before its first step, and where its weights come from."""
-    from pion.train.trainer import Trainer
-
-    model, why = first_model(context, stage)
-    settings = settings_of(context.job.section(stage))
-    return Trainer(model, data.train, settings, plan, rank=context.group.rank), why
-
-
-def _resume(
+def _model(
     context: TrainingContext,
     stage: str,
     data: StageData,
     plan: ComputePlan,
     saved: Loaded | None,
-) -> tuple[Trainer, str]:
-    """Return a trainer in the state that rank 0 has `saved`."""
-    from pion.model.decoder import Decoder
-    from pion.train.trainer import Trainer, TrainState
+) -> tuple[Decoder, str, Adapter | None]:
+    """Return the model to train, where its weights come from, and what LoRA trains of it.
 
+    Of a stage that resumes, rank 0 has `saved` the checkpoint, and the trainer loads its weights.
+    """
+    from pion.model.decoder import Decoder
+
+    if context.job.lora(stage) is not None:
+        return _with_additions(context, stage, data, plan, saved)
+    resumes = context.group.from_rank_0(saved is not None)
+    if not resumes:
+        return *first_model(context, stage), None
     config = context.job.model_config_resolved()
-    settings = settings_of(context.job.section(stage))
     model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
-    trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
-    trainer.load(TrainState(saved.model, saved.optimizer, saved.state) if saved else None)
-    return trainer, f"continues after step {trainer.step:,}"
+    return model, "", None
+
+
+def _with_additions(
+    context: TrainingContext,
+    stage: str,
+    data: StageData,
+    plan: ComputePlan,
+    saved: Loaded | None,
+) -> tuple[Decoder, str, Adapter]:
+    """Return a frozen base with LoRA's additions. The base is found again for each attempt.
+
+    Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
+    """
+    from pion.adapter import Adapter, BaseModel, read_record, require_base
+    from pion.model.lora import adapted
+    from pion.train.hardware import torch_dtype
+
+    lora = context.job.lora(stage)
+    assert lora is not None
+    base, identity = frozen_base(context, stage)
+    recorded = None
+    if saved is not None:
+        recorded = read_record(saved.folder) or Adapter(lora, BaseModel("an unknown base", ""))
+    recorded = context.group.from_rank_0(recorded)
+    if recorded is not None:
+        where = f"the newest checkpoint of {stage}"
+        require_base(recorded.base, str(identity.sha256), where)
+    why = f"adds LoRA of rank {lora.rank} to {identity.name}"
+    if lora.base_dtype is not None and recorded is None:
+        why += f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
+    model = adapted(base, lora, seed=context.job.seed, dtype=torch_dtype(plan.dtype))
+    return model, why, Adapter(lora, identity)
+
+
+def _state(saved: Loaded | None) -> TrainState | None:
+    from pion.train.trainer import TrainState
+
+    return TrainState(saved.model, saved.optimizer, saved.state) if saved else None

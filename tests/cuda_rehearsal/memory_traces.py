@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from pion.config import ModelConfig
+from pion.lora import Lora
 from pion.model import expert_products
 from pion.model.decoder import Decoder
+from pion.model.lora import add_lora
 from pion.model.rope import rotary_table
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
@@ -45,6 +47,7 @@ class Trace:
     documents: bool = False
     card: str = "A40"
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
+    lora: Lora | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -53,6 +56,7 @@ class Trace:
     def __str__(self) -> str:
         words = [self.preset, f"{self.micro_batch} rows", self.optimizer, self.dtype, self.card]
         words += [name for name in ("recompute", "documents") if getattr(self, name)]
+        words += [str(self.lora)] if self.lora else []
         return " ".join(words + [f"{name}={value}" for name, value in self.changes.items()])
 
 
@@ -99,6 +103,10 @@ SUITE = [
     Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT),
     Trace("pilon-48m-dense", documents=True, changes=_CUT),
     Trace("pion-small", changes=_CUT | _BIASED),
+    Trace("pion-small", changes=_CUT, lora=Lora()),
+    Trace("pion-small", 32, recompute=True, documents=True, changes=_CUT, lora=Lora(rank=64)),
+    Trace("pion-small", 1, changes=_CUT, lora=Lora(base_dtype="bfloat16")),
+    Trace("tachyon-tiny", dtype="float32", changes=_CUT, lora=Lora(8, targets=("q_proj",))),
 ]
 MICRO_BATCHES = (1, 8, 32)
 
@@ -149,6 +157,8 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
     config = trace.config
     with torch.device("cuda"):  # drawing weights on the host would take gigabytes and seconds
         model = Decoder(config)
+        if trace.lora is not None:
+            model = with_additions(model, trace.lora, trace.dtype)
     settings = TrainSettings(
         steps=10,
         global_batch=trace.micro_batch,
@@ -163,10 +173,18 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         flex_attention_without_compiler(),
         all_tokens_choose_the_first_experts(),
     ):
-        for parameter in model.parameters():  # as after an earlier micro-batch of the step
+        for parameter in trainer.optimizer.params:  # as after an earlier micro-batch of the step
             parameter.grad = torch.zeros_like(parameter)
         live.start()
         trainer.train_step()
+
+
+def with_additions(model: Decoder, lora: Lora, dtype: str) -> Decoder:
+    """Return the model with LoRA's additions, stored as `pion.model.lora.adapted` stores it."""
+    if lora.base_dtype == dtype == "bfloat16":
+        model = Decoder.from_state(model.config, model.state_dict(), torch.bfloat16)
+    add_lora(model, lora, seed=0)
+    return model
 
 
 @contextlib.contextmanager

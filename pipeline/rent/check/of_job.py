@@ -68,7 +68,7 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
     Raises BadInput if the model does not exist, a rented machine can't read it, or its settings
     differ from the job's.
     """
-    from pipeline.training.first_weights import require_same_model
+    from pipeline.models.fit import require_same_model
 
     path = job.input_path(source)
     with before_work("Nothing was started."):
@@ -83,21 +83,28 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
             "read (s3://bucket/prefix/run), a Hub repository (hf://user/name), or a folder inside "
             "the rental's workdir, as a path relative to the job file."
         )
-    config, label = _config_of(found)
+    config, label = _config_of(found, source, lora=job.lora(key.partition(".")[0]) is not None)
     if config is not None:
         require_same_model(job.model_config_resolved(), config, source)
     return label
 
 
-def _config_of(found: Path | Listed | str) -> tuple[ModelConfig | None, str]:
+def _config_of(
+    found: Path | Listed | str, source: str, *, lora: bool
+) -> tuple[ModelConfig | None, str]:
     """Return a model's settings and a label. The settings are None for a seed's .pt file, which
     has them only together with its weights."""
     from pipeline.data.hub import explained, pin
+    from pipeline.models.load import check_start
 
     if isinstance(found, Path):
-        label = str(find_model(str(found)).folder.resolve())
+        model = find_model(str(found))
+        check_start(model, source, lora=lora)
+        label = str(model.folder.resolve())
         if found.is_file():
             return None, label
+        if model.base is not None and not (found / CONFIG).is_file():
+            found = model.base.folder
         return _config(read_file(found / CONFIG), str(found / CONFIG)), label
     if isinstance(found, Listed):
         store, key = found.state.store, found.state.key(f"{found.entry.key}/{CONFIG}")

@@ -207,6 +207,7 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
         "cuda",
         documents,
         compile=hardware.compile is not False,
+        lora=job.lora(stage),
         capability=kind.capability if kind else None,
     )
     largest = config_of_largest_phase(phases_of(section.phases), config)

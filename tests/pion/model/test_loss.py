@@ -237,3 +237,15 @@ def test_the_compiler_changes_nothing(tmp_path, monkeypatch):
     expected = gradients(linear_cross_entropy, *arguments)
     for mine, exact in zip(gradients(compiled_loss, *arguments), expected, strict=True):
         torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [linear_cross_entropy, compiled_loss])
+def test_a_frozen_head_changes_neither_the_loss_nor_the_gradient_of_the_states(
+    without_compiler, small_chunks, loss
+):
+    hidden, weight, targets = problem(60, 300)
+    value, grad_hidden, _ = gradients(loss, hidden, weight, targets)
+    with_frozen_head = loss(hidden, weight.detach(), targets)
+    (grad,) = torch.autograd.grad(with_frozen_head, (hidden,))
+    assert torch.equal(with_frozen_head, value)
+    assert torch.equal(grad, grad_hidden)

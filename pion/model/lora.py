@@ -1,0 +1,162 @@
+"""Low-rank additions to a frozen model's projections (Hu et al. 2022, "LoRA").
+
+A projection with an addition computes y = W x + (alpha / rank) · B A x. W is frozen, and A and B
+are trained. A is drawn as peft draws it, and B is 0, so that training starts from the base's own
+results. Merging writes W + (alpha / rank) · B A in place of W, computed in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pion.errors import BadInput
+from pion.later_fields import shown
+from pion.lora import ATTENTION, Lora
+from pion.model.decoder import ROLES_IN_FP32, Decoder
+from pion.model.projection import Projection, project
+from pion.model.roles import parameter_roles
+
+A, B = "lora_a", "lora_b"
+
+
+class LoraProjection(Projection):
+    """A frozen projection of (…, in) -> (…, out) with a low-rank addition.
+
+    The parameter `weight` (out, in) is that of `base` and keeps its name. `lora_a` is (rank, in)
+    and `lora_b` (out, rank), in fp32.
+    """
+
+    def __init__(self, base: Projection, lora: Lora) -> None:
+        with torch.device("meta"):
+            super().__init__(base.in_features, base.out_features)
+        self.weight = base.weight
+        self.scale = lora.scale
+        device = base.weight.device
+        self.lora_a = nn.Parameter(torch.empty(lora.rank, base.in_features, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, lora.rank, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, in) to (…, out). Where `lora_b` is 0, the result is the base's."""
+        low = project(x, self.lora_a.to(x.dtype))
+        return project(x, self.weight) + project(low, self.lora_b.to(x.dtype)) * self.scale
+
+    @torch.no_grad()
+    def merged(self) -> Tensor:
+        """Return W + (alpha / rank) · B A, (out, in) in fp32. Where B A is 0, W keeps its bits."""
+        weight = self.weight.float()
+        added = (self.lora_b.float() @ self.lora_a.float()) * self.scale
+        return torch.where(added == 0, weight, weight + added)
+
+
+def adapted(base: Decoder, lora: Lora, *, seed: int, dtype: torch.dtype) -> Decoder:
+    """Return a decoder that trains LoRA's additions to `base` by products in `dtype`.
+
+    The frozen weights are stored in bfloat16 if products read them in bfloat16 and that has their
+    exact values, and otherwise in fp32. If the settings ask for bfloat16, the values are rounded,
+    whatever the products. `base` may not be used afterwards. Raises BadInput as `add_lora` does.
+    """
+    lora.targets_of(base.config)  # before weights are copied
+    if lora.base_dtype == "bfloat16":
+        round_weights(base)
+    if dtype == torch.bfloat16 and is_bfloat16(base):
+        base = Decoder.from_state(base.config, base.state_dict(), torch.bfloat16)
+    add_lora(base, lora, seed)
+    return base
+
+
+def add_lora(model: Decoder, lora: Lora, seed: int) -> None:
+    """Freeze all parameters of `model`, and give its target projections trained additions.
+
+    A is drawn from `seed`, uniform within ±1 / √in as in peft, and B is 0. Raises BadInput if the
+    settings don't fit the model.
+    """
+    targets = lora.targets_of(model.config)
+    generator = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    for block in model.blocks:
+        for parent, name in _places(block, targets):
+            added = LoraProjection(getattr(parent, name), lora)
+            drawn = torch.empty(added.lora_a.shape)
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            with torch.no_grad():
+                added.lora_a.copy_(drawn)
+            setattr(parent, name, added)
+
+
+def _places(block: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the layer and the name of each target in a block."""
+    for name in targets:
+        parent = getattr(block, "attention" if name in ATTENTION else "feedforward")
+        if parent is not None:  # a layer may have no attention
+            yield parent, name
+
+
+def additions(model: Decoder) -> dict[str, Tensor]:
+    """Return the tensors of all additions by their names in the state dict, as live references."""
+    ends = (f".{A}", f".{B}")
+    return {name: t for name, t in model.state_dict().items() if name.endswith(ends)}
+
+
+def merge(model: Decoder) -> Decoder:
+    """Return a decoder in fp32 without additions, whose weights are the merged ones, copied."""
+    state = model.state_dict()
+    for name in additions(model):
+        del state[name]
+    for path, part in model.named_modules():
+        if isinstance(part, LoraProjection):
+            state[f"{path}.weight"] = part.merged()
+    return Decoder.from_state(model.config, state)
+
+
+def with_tensors(base: Decoder, lora: Lora, tensors: Mapping[str, Tensor]) -> Decoder:
+    """Return `base`, a decoder in fp32, with the additions `tensors` merged into it.
+
+    `base` may not be used afterwards. Raises BadInput for tensors that are not the additions of
+    these settings.
+    """
+    lora.targets_of(base.config)
+    if lora.base_dtype == "bfloat16":
+        round_weights(base)
+    add_lora(base, lora, seed=0)
+    _copy(tensors, additions(base))
+    return merge(base)
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name in sorted(target.keys() ^ source.keys()):
+        problem = "there is no tensor" if name in target else "unexpected tensor"
+        raise BadInput(f"{problem} {shown(name)} of LoRA")
+    for name, tensor in source.items():
+        if tensor.shape != target[name].shape:
+            raise BadInput(
+                f"{name} has shape {tuple(tensor.shape)}; the settings of LoRA need "
+                f"{tuple(target[name].shape)}"
+            )
+        if not tensor.isfinite().all():
+            raise BadInput(f"{name} has numbers that are not finite")
+        target[name].copy_(tensor)
+
+
+def is_bfloat16(model: Decoder) -> bool:
+    """Return whether bfloat16 has the exact value of every weight that products read."""
+    return all(torch.equal(t, t.bfloat16().to(t.dtype)) for t in _weights_of_products(model))
+
+
+@torch.no_grad()
+def round_weights(model: Decoder) -> None:
+    """Round the weights that products read to bfloat16, but keep their dtype."""
+    for tensor in _weights_of_products(model):
+        tensor.copy_(tensor.bfloat16())
+
+
+def _weights_of_products(model: Decoder) -> Iterator[Tensor]:
+    """Yield the matrices, the embeddings and the head: what `Decoder.from_state` gives a dtype."""
+    roles, state = parameter_roles(model), model.state_dict()
+    for name, role in roles.items():
+        if role not in ROLES_IN_FP32:
+            yield state[name]

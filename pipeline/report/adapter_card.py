@@ -1,0 +1,44 @@
+"""What the model card says about an adapter: what it adds to which base, and how to use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.job import Job
+from pipeline.models.find import HUB_REPO
+
+if TYPE_CHECKING:
+    from pion.adapter import Adapter
+
+
+def hub_name(name: str | None) -> str | None:
+    """Return the repository of a base on the Hub; None for any other base."""
+    repo = (name or "").removeprefix("hf://").partition("@")[0]
+    return repo if HUB_REPO.fullmatch(repo) else None
+
+
+def adapter_sections(job: Job, adapter: Adapter) -> str:
+    """Return the sections of the card that say what the adapter is and how to load it."""
+    assert job.publish is not None
+    target, base, lora = job.publish.to.removeprefix("hf://"), adapter.base, adapter.lora
+    commit = "" if base.commit is None else f" at commit `{base.commit}`"
+    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+    revision = "" if base.commit is None else f', revision="{base.commit}"'
+    return f"""## Adapter
+
+This folder has only what LoRA trained: additions of rank {lora.rank} (alpha {lora.alpha:g}) to \
+{targets}. It needs its base, `{base.name}`{commit}, whose tensors have the SHA-256 \
+`{base.sha256}` (adapter.json).
+
+## How to use it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{base.name}"{revision})
+model = PeftModel.from_pretrained(base, "{target}")
+tokenizer = AutoTokenizer.from_pretrained("{target}")
+```
+
+Or with Pion, which checks that the base is the right one: `pion chat {job.publish.to}`"""

@@ -1,0 +1,202 @@
+"""Training LoRA's additions: the base has no gradient, no moments, no bucket and no snapshot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from pion.data.stream import RowStream
+from pion.errors import BadInput
+from pion.lora import Lora
+from pion.model import loss as loss_module
+from pion.model.lora import adapted, additions
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from tests.pion.train.conftest import open_stream, tiny_decoder
+
+STEPS = 8
+SETTINGS: dict[str, Any] = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "weight_decay": 0.0}
+
+
+def make(stream: RowStream, *, seed: int = 0, rank: int = 0, **plan: Any) -> Trainer:
+    compute = ComputePlan(**{"micro_batch": 2, "threads": 1} | plan)
+    dtype = torch.bfloat16 if compute.dtype == "bfloat16" else torch.float32
+    model = adapted(tiny_decoder(0), Lora(rank=4), seed=seed, dtype=dtype)
+    return Trainer(model, stream, TrainSettings(**SETTINGS), compute, rank=rank)
+
+
+def steps(trainer: Trainer, number: int) -> list[float]:
+    for _ in range(number):
+        assert trainer.train_step()
+    return [row["loss"] for row in trainer.drain_metrics()]
+
+
+def copied(state: TrainState) -> TrainState:
+    return TrainState(
+        {name: tensor.clone() for name, tensor in state.model.items()},
+        {name: tensor.clone() for name, tensor in state.optimizer.items()},
+        json.loads(json.dumps(state.meta)),
+    )
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_a_state_has_only_the_additions_and_their_moments(text: RowStream) -> None:
+    trainer = make(text)
+    steps(trainer, 1)
+    state, names = trainer.state(), additions(trainer.model).keys()
+    assert state.model.keys() == names
+    moments = {f"{name}.{moment}" for name in names for moment in ("exp_avg", "exp_avg_sq")}
+    assert state.optimizer.keys() == moments
+    assert [id(param) for param in trainer.optimizer.params] == [
+        id(param) for param in trainer.model.parameters() if param.requires_grad
+    ]
+
+
+def test_training_changes_the_additions_alone_and_lowers_the_loss(text: RowStream) -> None:
+    trainer = make(text)
+    before = tiny_decoder(0).state_dict()
+    losses = steps(trainer, STEPS)
+    after = trainer.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(tensor.any() for tensor in additions(trainer.model).values())
+    assert losses[-1] < losses[0]
+
+
+def test_the_heads_gradient_is_not_even_computed(
+    text: RowStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    plain = loss_module._plain
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        result = plain(*arguments, **options)
+        computed.append((result[1] is not None, result[2] is not None))
+        return result
+
+    monkeypatch.setattr(loss_module, "_plain", watched)
+    steps(make(text), 1)
+    assert set(computed) == {(True, False)}
+
+
+@pytest.mark.parametrize("plan", [{}, {"dtype": "bfloat16"}, {"recompute": True}])
+def test_a_resumed_run_ends_with_the_same_bits(text: RowStream, plan: dict[str, Any]) -> None:
+    unbroken = make(text, **plan)
+    steps(unbroken, 3)
+    saved = copied(unbroken.state())
+    steps(unbroken, STEPS - 3)
+    resumed = make(text, seed=99, **plan)  # what was drawn does not count
+    resumed.load(saved)
+    steps(resumed, STEPS - 3)
+    assert same(unbroken.state().model, resumed.state().model)
+    assert same(unbroken.state().optimizer, resumed.state().optimizer)
+
+
+def test_a_state_of_the_whole_model_is_refused(text: RowStream) -> None:
+    plan = ComputePlan(micro_batch=2, threads=1)
+    whole = Trainer(tiny_decoder(0), text, TrainSettings(**SETTINGS), plan)
+    with pytest.raises(BadInput, match="it belongs to a different model"):
+        make(text).load(copied(whole.state()))
+
+
+# ---------------------------------------------------------------- several ranks
+
+
+def bytes_in_buckets(trainer: Trainer) -> int:
+    """Return the bytes that DDP exchanges in a step."""
+    ddp = trainer._gradients._ddp
+    assert isinstance(ddp, DistributedDataParallel)
+    return int(ddp._get_ddp_logging_data()["total_parameter_size_bytes"])
+
+
+def work(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    stream = open_stream(folder / f"data{rank}")
+    trainer = make(stream, rank=rank, world_size=2)
+    losses = steps(trainer, 3)
+    saved = copied(trainer.state())
+    losses += steps(trainer, STEPS - 3)
+    resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)
+    resumed.load(saved if rank == 0 else None)
+    steps(resumed, STEPS - 3)
+    alone = make(stream)
+    steps(alone, 3)
+    hopped = make(stream, seed=7 + rank, rank=rank, world_size=2)
+    hopped.load(copied(alone.state()) if rank == 0 else None)
+    numbers = sum(tensor.numel() for tensor in trainer.state().model.values())
+    found = {
+        "losses": losses,
+        "same": same(trainer.state().model, resumed.state().model),
+        "hopped": steps(hopped, STEPS - 3),
+        "exchanged": bytes_in_buckets(trainer) == 4 * numbers,
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(folder,), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_ranks_follow_the_losses_of_one(ranks: list[dict[str, Any]], text: RowStream) -> None:
+    alone = steps(make(text), STEPS)
+    assert ranks[0]["losses"] == pytest.approx(alone, rel=1e-5)
+    assert ranks[0]["losses"] == ranks[1]["losses"]
+
+
+def test_a_run_that_hops_from_one_rank_to_two_follows_the_losses_of_one(
+    ranks: list[dict[str, Any]], text: RowStream
+) -> None:
+    assert ranks[0]["hopped"] == pytest.approx(steps(make(text), STEPS)[3:], rel=1e-5)
+
+
+def test_two_ranks_exchange_the_additions_alone_and_resume_bit_for_bit(
+    ranks: list[dict[str, Any]],
+) -> None:
+    assert [rank["exchanged"] for rank in ranks] == [True, True]
+    assert [rank["same"] for rank in ranks] == [True, True]
+
+
+# ---------------------------------------------------------------- compiled
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Count the graphs that torch.compile makes, and compute them without a C++ compiler."""
+    from pion.model import decoder
+
+    graphs: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(
+        decoder,
+        "_compiled_block",
+        lambda: torch.compile(decoder._run_block, backend=count, dynamic=False, fullgraph=True),
+    )
+    torch._dynamo.reset()
+    yield graphs
+    torch._dynamo.reset()
+
+
+def test_all_blocks_share_one_compilation_behind_a_frozen_embedding(
+    text: RowStream, compilations: list[Any]
+) -> None:
+    trainer = make(text, compile=True)
+    plain = make(text)
+    assert steps(trainer, 2) == pytest.approx(steps(plain, 2), rel=1e-5)
+    assert len(compilations) == 1
