@@ -94,7 +94,7 @@ def _generation_stops(folder: Path, tokenizer: Tokenizer) -> list[int]:
 
 
 def _id_of(token: str, tokenizer: Tokenizer, folder: str | Path) -> int:
-    found = tokenizer.special_id(token)
+    found = tokenizer.special_ids.get(token)
     if found is None:
         raise BadInput(
             f"{folder}: tokenizer_config.json names the token {token!r}, but tokenizer.json has no "

@@ -46,6 +46,7 @@ class Tokenizer:
             generation.
         pad: id that fills unused tails; ``end_of_text`` if the tokenizer has no pad token.
         specials: the literal texts of all special tokens.
+        special_ids: the id of each special token, by its text.
         normalization: how a text is changed before it is encoded ("NFC", say), or None. Bits per
             byte then divide by the bytes of the changed text: see ``token_bytes``.
     """
@@ -68,7 +69,7 @@ class Tokenizer:
         self._plain = build(settings | _UNCHANGED, where)
 
         special_ids = {t["content"]: t["id"] for t in settings["added_tokens"] if t["special"]}
-        self._special_ids = special_ids
+        self.special_ids: dict[str, int] = special_ids
         self.specials: tuple[str, ...] = tuple(special_ids)
         self.first: int | None = first_token(self._plain, special_ids, where)
         # Only our own code adds tokens. A byte-level post-processor removes whitespace from
@@ -133,10 +134,6 @@ class Tokenizer:
         """The id from which a document's first token is predicted: ``first``, or the separator."""
         return self.end_of_text if self.first is None else self.first
 
-    def special_id(self, token: str) -> int | None:
-        """Return the id of the special token with this text, or None."""
-        return self._special_ids.get(token)
-
     def prompt(self, text: str) -> list[int]:
         """Return the ids of a text to continue, at least one: the start of a document."""
         return self.start_document(self.encode(text)) or [self.end_of_text]
@@ -169,18 +166,15 @@ class Tokenizer:
             found.append((ids, before))
         return found
 
-    def encode_with_specials(
-        self, texts: Sequence[str]
-    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Return the ids and offsets of texts in which special tokens give their special ids.
+    def encode_with_specials(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """Encode texts in which special tokens give their special ids, using all cores.
 
         Only a chat template may write such a text; see ``encode_with_offsets`` for the offsets.
         """
         if self._with_specials is None:  # most jobs never need this copy of the vocabulary
             settings = parse(self._source, self._where) | _UNCHANGED | {"post_processor": None}
             self._with_specials = build(settings, self._where)
-        encoded = self._encode(self._with_specials.encode_batch, list(texts))
-        return [(encoding.ids, encoding.offsets) for encoding in encoded]
+        return self._encode(self._with_specials.encode_batch, list(texts))
 
     def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
         """Return the text of ``ids``, without special tokens unless ``specials``.

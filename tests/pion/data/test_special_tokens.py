@@ -41,15 +41,15 @@ def test_the_special_tokens_of_each_kind_are_found(tmp_path: Path, kind: str) ->
     folder, tokenizer = written(tmp_path, kind)
     found = read_special_tokens(folder, tokenizer)
     separator, stops, first, pad = EXPECTED[kind]
-    assert found.separator == tokenizer.special_id(separator)
-    assert list(found.stop_ids) == [tokenizer.special_id(stop) for stop in stops]
-    assert found.first == (None if first is None else tokenizer.special_id(first))
-    assert found.pad == tokenizer.special_id(pad)
+    assert found.separator == tokenizer.special_ids[separator]
+    assert list(found.stop_ids) == [tokenizer.special_ids[stop] for stop in stops]
+    assert found.first == (None if first is None else tokenizer.special_ids[first])
+    assert found.pad == tokenizer.special_ids[pad]
 
 
 def test_the_end_of_a_turn_is_a_stop_and_no_stop_is_there_twice(tmp_path: Path) -> None:
     folder, tokenizer = written(tmp_path, "llama3", generation_config={"eos_token_id": 361})
-    end = tokenizer.special_id("<|eot_id|>")
+    end = tokenizer.special_ids["<|eot_id|>"]
     assert read_special_tokens(folder, tokenizer, end).stop_ids == (361, end)
     assert read_special_tokens(folder, tokenizer, 361).stop_ids == (361,)
 
@@ -58,7 +58,7 @@ def test_without_generation_settings_the_eos_token_stops_then_the_separator(
     tmp_path: Path,
 ) -> None:
     folder, tokenizer = written(tmp_path, "qwen", generation_config=None)
-    im_end = tokenizer.special_id("<|im_end|>")
+    im_end = tokenizer.special_ids["<|im_end|>"]
     assert read_special_tokens(folder, tokenizer).stop_ids == (im_end,)
     for name in ("tokenizer_config", "special_tokens_map"):
         (folder / f"{name}.json").unlink()

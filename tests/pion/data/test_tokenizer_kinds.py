@@ -60,8 +60,9 @@ def test_an_added_token_that_is_not_special_is_text_with_bytes(token: str) -> No
 def test_special_tokens_give_their_ids_only_where_a_template_writes_them(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]
     text = "a\n".join(["", *tokenizer.specials])
-    special = {tokenizer.special_id(token) for token in tokenizer.specials}
-    ((ids, offsets),) = tokenizer.encode_with_specials([text])
+    special = {tokenizer.special_ids[token] for token in tokenizer.specials}
+    (encoding,) = tokenizer.encode_with_specials([text])
+    ids, offsets = encoding.ids, encoding.offsets
     assert special <= set(ids)
     assert not special & set(tokenizer.encode(text))
     assert [text[a:b] for (a, b), i in zip(offsets, ids) if i in special] == [*tokenizer.specials]
@@ -107,7 +108,7 @@ def test_an_eos_token_that_is_no_special_token_separates_nothing(
 def test_only_llama_puts_a_first_token_before_a_document() -> None:
     firsts = {kind: TOKENIZERS[kind].first for kind in KINDS if TOKENIZERS[kind].first is not None}
     llama = TOKENIZERS["llama3"]
-    first = llama.special_id("<|begin_of_text|>")
+    first = llama.special_ids["<|begin_of_text|>"]
     assert firsts == {"llama3": first}
     assert first not in llama.encode("a")  # only our own code adds tokens
     assert llama.start_document([5]) == [*llama.prompt(""), 5] == [first, 5]
