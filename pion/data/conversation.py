@@ -110,7 +110,7 @@ def render(
     for turn in turns:
         content = turn.text
         for special in tokenizer.specials:
-            content = content.replace(special, _defused(special))
+            content = content.replace(special, defused(special))
         content = content.strip()
         if not content:
             continue
@@ -151,7 +151,7 @@ def chat_template(tokenizer: Tokenizer) -> str:
         roles.setdefault(role, []).append(alias)
     # Jinja string literals support JSON's escapes, except for surrogate pairs.
     defuse = "".join(
-        f" | replace({_literal(special)}, {_literal(_defused(special))})"
+        f" | replace({_literal(special)}, {_literal(defused(special))})"
         for special in tokenizer.specials
     )
     end = {"assistant": _literal(tokenizer.end_of_text_token)}
@@ -183,7 +183,7 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _defused(special: str) -> str:
+def defused(special: str) -> str:
     """Return the text of a special token with a space inserted, so that it is ordinary text."""
     return f"{special[0]} {special[1:]}"
 
