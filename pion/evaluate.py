@@ -125,6 +125,8 @@ def responses(
 ) -> Responses:
     """Return how well the scorer's model predicts the learned tokens of packed conversations.
 
+    `end_of_text` is the id that ends an answer (`ChatTemplate.end_of_turn` of other templates).
+
     Raises what `held_out` raises.
     """
     nll, targets, likeliest = _score_rows(scorer, stream, rows)

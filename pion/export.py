@@ -22,7 +22,7 @@ from pion.exports.table import Architecture, architecture_of, to_transformers
 from pion.exports.tokenizer_files import (
     TOKENIZER_FILES,
     ModelTokenizer,
-    special_ids,
+    stop_and_pad,
     tokenizer_file,
     write_json,
     write_tokenizer,
@@ -83,7 +83,7 @@ def export_model(
     architecture = architecture_of(model.config, model_type)
     tokenizer = Tokenizer.from_file(tokenizer_file(tokenizer_path))
     tokenizer.fits(model.config.vocab_size, where=str(tokenizer_file(tokenizer_path)))
-    ids = special_ids(tokenizer_path, tokenizer)
+    ids = stop_and_pad(tokenizer_path, tokenizer)
     partial = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

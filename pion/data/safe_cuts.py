@@ -1,7 +1,8 @@
 """Cut a long text into pieces that encode, one by one, to the ids of the whole text.
 
-The tokenizers library encodes a text on one core. So a long document is cut, and its pieces are
-encoded on all cores. Where a text may be cut depends on the pre-tokenizer. Known are:
+The tokenizers library encodes a whole document on one core and tracks all of it; that takes four
+times as long. So a long document is cut, and its pieces are encoded on all cores. Where a text may
+be cut depends on the pre-tokenizer. Known are:
 
 * GPT-2's: ``ByteLevel`` with its regular expression (Radford et al. 2019, also Pion's own);
 * digits apart: ``Digits``, then GPT-2's (SmolLM2, StarCoder);

@@ -8,12 +8,15 @@ files, and they differ: SmolLM2 and Qwen separate documents with ``<|endoftext|>
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pion.data.token_names import ids_in, read_optional, token_names
+from pion.data.token_names import read_optional, token_names
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.later_fields import shown
 
 GENERATION_CONFIG = "generation_config.json"
 # No model has nearly as many ends.
@@ -77,7 +80,7 @@ def _generation_stops(folder: Path, tokenizer: Tokenizer) -> list[int]:
     if value is None:
         return []
     try:
-        stops = list(ids_in(value))
+        stops = list(_ids_in(value))
     except ValueError as error:
         raise BadInput(
             f"{path}: key eos_token_id must be an id or a list of ids: {error}"
@@ -91,6 +94,17 @@ def _generation_stops(folder: Path, tokenizer: Tokenizer) -> list[int]:
                 f"{tokenizer.vocab_size - 1:,}. Is tokenizer.json from the same model?"
             )
     return stops
+
+
+def _ids_in(value: Any) -> Iterator[int]:
+    """Yield the ids in the value of an `eos_token_id`: a whole number or a list of them.
+
+    Raises ValueError for anything else.
+    """
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise ValueError(f"{shown(item)} is no id")
+        yield item
 
 
 def _id_of(token: str, tokenizer: Tokenizer, folder: str | Path) -> int:

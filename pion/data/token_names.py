@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,3 @@ def _text(value: Any, key: str, path: Path) -> str:
             f"characters, or an object with it under content; it is {shown(value)}"
         )
     return text
-
-
-def ids_in(value: Any) -> Iterator[int]:
-    """Yield the ids in the value of an `eos_token_id`: a whole number or a list of them.
-
-    Raises ValueError for anything else.
-    """
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, bool) or not isinstance(item, int):
-            raise ValueError(f"{shown(item)} is no id")
-        yield item

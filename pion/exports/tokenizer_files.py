@@ -55,7 +55,7 @@ def tokenizer_file(tokenizer: str | Path | ModelTokenizer) -> Path:
     return Path(tokenizer)
 
 
-def special_ids(
+def stop_and_pad(
     source: str | Path | ModelTokenizer, tokenizer: Tokenizer
 ) -> dict[str, int | list[int]]:
     """Return the entries of config.json and generation_config.json with the stops and the pad.
