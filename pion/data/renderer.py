@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from math import ceil
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -91,7 +92,12 @@ class Renderer:
         command = [sys.executable, "-P", "-m", "pion.data.template_worker", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_environment()
+                command,
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # what it has to say is in its answers
             )
         self._end = weakref.finalize(self, _end, self._process, self._connection)
         start = first_request(template, names, settings)
@@ -126,8 +132,6 @@ class Renderer:
         answer = self._exchange(request, SECONDS, conversation.where)
         if "refused" in answer:
             raise Refused(answer["refused"])
-        if "broken" in answer:
-            raise BadInput(f"{self._where}: this chat template can't be used: {answer['broken']}")
         return answer
 
     def _exchange(self, request: dict[str, Any], seconds: float, doing: str) -> dict[str, Any]:
@@ -146,6 +150,8 @@ class Renderer:
                 f"{self._where}: this chat template can't be used: the process that renders it "
                 f"ended ({doing})"
             ) from None
+        if "broken" in answer:
+            raise BadInput(f"{self._where}: this chat template can't be used: {answer['broken']}")
         return answer
 
 
@@ -153,8 +159,12 @@ def first_request(
     template: str, names: Mapping[str, str], settings: TemplateSettings
 ) -> dict[str, Any]:
     """Return what the process needs to know before it renders a text."""
-    variables = {**names, **settings.options}
-    return {"template": template, "date": settings.date.isoformat(), "variables": variables}
+    return {
+        "template": template,
+        "date": settings.date.isoformat(),
+        "variables": {**names, **settings.options},
+        "most_seconds": ceil(SECONDS) + 5,
+    }
 
 
 def _environment() -> dict[str, str]:

@@ -33,6 +33,9 @@ from pion.later_fields import shown
 
 # A text that is in no template, to find what a template writes after an answer.
 _ANSWER = "PionAsksWhatFollowsThisAnswer"
+# The most answers of a conversation. All turns before an answer are rendered twice for it, so the
+# time grows with the square of the answers.
+MOST_ANSWERS = 256
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,12 @@ class ChatTemplate:
 
     def _rendered(self, conversation: Conversation) -> tuple[Conversation, Rendered | str]:
         conversation = self._harmless(conversation)
+        answers = _answers(conversation)
+        if len(answers) > MOST_ANSWERS:
+            why = f"{len(answers):,} answers; a chat template is used for at most {MOST_ANSWERS}"
+            return conversation, f"{conversation.where}: the conversation has {why}"
         try:
-            return conversation, self._renderer.conversation(conversation, _answers(conversation))
+            return conversation, self._renderer.conversation(conversation, answers)
         except Refused as error:
             return conversation, _refusal(conversation, error)
 

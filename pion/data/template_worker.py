@@ -11,6 +11,7 @@ import datetime
 import json
 import random
 import resource
+import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -107,17 +108,35 @@ def answer_to(rendering: Rendering, request: dict[str, Any]) -> Answer:
         return {"refused": message}
 
 
+def limit_memory() -> None:
+    """Let this process take MEMORY more bytes than it has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    size = pages * resource.getpagesize() + MEMORY
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        size = min(size, most)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
 def main() -> None:
     """Answer requests until the other side closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     connection = Connection(int(sys.argv[1]))
     try:
-        rendering = Rendering(json.loads(connection.recv_bytes()))
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        size = pages * resource.getpagesize() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        settings = json.loads(connection.recv_bytes())
+        try:
+            rendering = Rendering(settings)
+            limit_memory()
+        except Exception as error:  # transformers can't be imported, for example
+            connection.send_bytes(json.dumps({"broken": f"{error!r}"[:_MESSAGE_CHARS]}).encode())
+            return
         connection.send_bytes(b"{}")
         while True:
-            answer = answer_to(rendering, json.loads(connection.recv_bytes()))
+            request = json.loads(connection.recv_bytes())
+            # If the process that asks is gone, nobody else ends an endless template.
+            signal.alarm(settings["most_seconds"])
+            answer = answer_to(rendering, request)
+            signal.alarm(0)
             connection.send_bytes(json.dumps(answer).encode())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass

@@ -24,6 +24,7 @@ class InProcessRenderer(Renderer):
 
     def _exchange(self, request: dict[str, Any], seconds: float, doing: str) -> dict[str, Any]:
         answer: dict[str, Any] = _as_json(answer_to(self._rendering, _as_json(request)))
+        assert "broken" not in answer
         return answer
 
 

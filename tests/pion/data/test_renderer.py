@@ -16,6 +16,7 @@ from pion.data import renderer as renderer_module
 from pion.data.messages import Conversation
 from pion.data.renderer import Refused, Renderer, TemplateSettings
 from pion.errors import BadInput
+from tests.support.waiting import wait_until
 
 TALK = Conversation([{"role": "user", "content": "Hi"}], None, "data.jsonl:3")
 
@@ -55,7 +56,7 @@ def test_transformers_stays_out_of_the_process_that_trains() -> None:
         "import sys, pion.data.template; "
         "assert not {'transformers', 'jinja2', 'torch'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "strftime_now", "a b", ""])
@@ -128,3 +129,25 @@ def test_an_endless_template_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
         renderer.text(TALK, prompt=True)
     assert time.monotonic() - started < 10
     assert renderer._process.poll() is not None
+
+
+def test_an_endless_template_ends_when_the_process_that_asked_is_gone() -> None:
+    code = (
+        "import datetime, os; import pion.data.renderer as r; r.SECONDS = -4.0;"
+        "from pion.data.messages import Conversation;"
+        "day = r.TemplateSettings(datetime.date(2026, 1, 2));"
+        f"made = r.Renderer({LOOP * 4 + '{% endfor %}' * 4!r}, {{}}, day, 'x');"
+        'made._connection.send_bytes(b\'{"messages": [], "tools": null, "answers": [],'
+        ' "prompt": true}\');'
+        "print(made._process.pid, flush=True); os._exit(9)"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 9, asked.stderr
+    wait_until(lambda: has_ended(int(asked.stdout)), "the end of the process")
+
+
+def has_ended(process: int) -> bool:
+    try:
+        return " Z " in Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -247,6 +247,14 @@ def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_le
         models["Mistral"].template.prompt_ids([ANSWER])
 
 
+def test_a_conversation_of_very_many_answers_is_refused(models: dict[str, Model]) -> None:
+    template = models["SmolLM2"].template
+    many = [parse_messages(as_record([QUESTION, ANSWER] * n), "f:1") for n in (256, 257)]
+    most, more = template.tokenize_batch(many)
+    assert most.refused is None
+    assert "f:1: the conversation has 257 answers" in str(more.refused)
+
+
 def test_an_answer_that_the_generation_prompt_does_not_begin_is_named(tmp_path: Path) -> None:
     source = CHATML.replace("'<|im_start|>assistant\n' -}}{%- endif", "'<x>' -}}{%- endif")
     model = Model(tmp_path, "smollm2", source)
