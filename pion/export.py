@@ -41,12 +41,15 @@ GENERATION = {
     "top_p": 0.9,
     "max_new_tokens": 128,
 }
-# The files of a published folder, apart from modelling files. The card has the last two.
+# The files of a published folder, apart from modelling files and the other TOKENIZER_FILES of a
+# model of others. `verify_export` reads the first six; the card has the last two.
 EXPORT_FILES = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
-    *TOKENIZER_FILES,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
     "README.md",
     "loss.png",
 )
@@ -131,7 +134,7 @@ def _foreign(folder: Path) -> list[str]:
     return sorted(
         path.name
         for path in folder.iterdir()
-        if path.name not in EXPORT_FILES and not is_modelling_file(path)
+        if path.name not in EXPORT_FILES + TOKENIZER_FILES and not is_modelling_file(path)
     )
 
 
