@@ -22,6 +22,7 @@ from pion.parts import (
 )
 from pion.presets import PRESETS
 from pion.primitives import Primitives
+from pion.rope_scaling import RopeScaling
 
 # The values of `family`. It is a label for presets, importers and cards; no computation reads it.
 FAMILIES = ("pion", "tachyon", "daisy", "pilon")
@@ -60,6 +61,7 @@ class ModelConfig:
     wiring: Wiring | None = later_field(None, before=None)
     values: Values | None = later_field(None, before=None)
     primitives: Primitives | None = later_field(None, before=None)
+    rope_scaling: RopeScaling | None = later_field(None, before=None)
     activation: Literal["swiglu", "relu2", "gelu"] = later_field("swiglu", before="swiglu")
     """Of feed-forward layers that are not experts. relu2 and gelu: two matrices, and relu(x)² or
     the exact GELU between."""
@@ -67,6 +69,10 @@ class ModelConfig:
     """learned: a table with a vector for each position, which is added to the embeddings."""
     feedforward_bias: bool = later_field(False, before=False)
     """Whether the two matrices of a feed-forward layer have biases. Only imports set this."""
+    imported: bool = later_field(False, before=False)
+    """Whether the model is from a folder of transformers. An export then keeps the embedding rows
+    of ids that the tokenizer can't produce: the model's authors chose the number of rows, and other
+    programs may count on it. Checkpoints record this, so training keeps all rows too."""
     gates: bool = later_field(False, before=False)
     """Whether blocks have gates that learn which tokens need no feed-forward layer."""
     norm_gain: bool = later_field(True, before=True)
@@ -107,7 +113,7 @@ class ModelConfig:
         if self.logit_cap is not None:
             self._require_positive("logit_cap", int | float)
         self._require_positive("head_multiple", int)
-        for name in ("tie_embeddings", "feedforward_bias", "gates", "norm_gain"):
+        for name in ("tie_embeddings", "feedforward_bias", "imported", "gates", "norm_gain"):
             if not isinstance(getattr(self, name), bool):
                 raise BadInput(f"{name} is {shown(getattr(self, name))}; it must be true or false")
         for name, known in (

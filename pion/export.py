@@ -2,7 +2,8 @@
 
 If a stock architecture computes the model exactly (pion/exports/table.py), the folder needs no
 custom code. Otherwise the folder has modelling files. Embedding rows of ids that the tokenizer
-can't produce are dropped; evaluation and generation don't use these rows either.
+can't produce are dropped, unless the model is an import (`ModelConfig.imported`). Evaluation and
+generation don't use these rows either.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.exports.modelling_files import is_modelling_file, modelling_files
@@ -91,7 +93,8 @@ def export_model(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_model(partial, model, architecture, tokenizer.vocab_size, ids)
+        rows = exported_rows(model.config, tokenizer)
+        _write_model(partial, model, architecture, rows, ids)
         write_tokenizer(partial, tokenizer_path, model.config.seq_len, chat=chat)
         sampling = {**GENERATION, **(generation or {}), **ids}
         write_json(partial / "generation_config.json", sampling)
@@ -104,6 +107,11 @@ def export_model(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def exported_rows(config: ModelConfig, tokenizer: Tokenizer) -> int:
+    """Return how many embedding rows an export of the model with this tokenizer has."""
+    return config.vocab_size if config.imported else tokenizer.vocab_size
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from pion.model.decoder import Decoder
 from pion.model.possible import require_possible
 from pion.seeds import import_seed
 from pion.untrusted import parse_object, read_file
-from pion.weights import read_tensors
+from pion.weights import read_model_tensors
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
 def load(
@@ -40,7 +40,7 @@ def load(
 
 
 def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Return the model of a folder with config.json and model.safetensors, on the CPU.
+    """Return the model of a folder with config.json and safetensors (model_files.py), on the CPU.
 
     config.json has the fields of ModelConfig, or of a stock architecture in transformers. `dtype`
     is that of matrices: see `Decoder.from_state`. Raises BadInput for a missing or damaged file,
@@ -48,11 +48,7 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
     """
     folder = Path(folder)
     settings = _read_settings(folder / CONFIG)
-    weights = folder / WEIGHTS
-    try:
-        state = read_tensors(weights)
-    except FileNotFoundError:
-        raise BadInput(f"{folder} is not a model: it has no {WEIGHTS}") from None
+    state = read_model_tensors(folder)
     try:
         if "model_type" in settings:
             config, state = from_transformers(settings, state)

@@ -24,6 +24,7 @@ from pion.part_fields import (
     setting,
 )
 from pion.primitives import Primitives
+from pion.rope_scaling import RopeScaling
 
 Part = TypeVar("Part")
 
@@ -39,6 +40,8 @@ class Core(Protocol):
     def n_layers(self) -> int: ...
     @property
     def head_dim(self) -> int: ...
+    @property
+    def positions(self) -> str: ...
     @property
     def wiring(self) -> Wiring | None: ...
     @property
@@ -119,7 +122,7 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Attention heads that differ from a Pion's in their scale, norms or positions."""
+    """Attention heads that differ from a Pion's in their scale, norms, biases or positions."""
 
     scale: float | None = setting("factor of the scores; unset: head_dim^-0.5", None)
     value_norm: bool = setting("normalize the values of each head too", False)
@@ -129,12 +132,14 @@ class Heads:
         "full",
     )
     qk_norm: bool = later_setting("normalize queries and keys", True, before=True)
+    qkv_bias: bool = later_setting("add a bias to queries, keys and values", False, before=False)
 
     def __post_init__(self) -> None:
         if self.scale is not None and not is_number(self.scale, above=0):
             raise BadInput(f"heads.scale is {shown(self.scale)}; it must be a number above 0")
         require_flag("heads.value_norm", self.value_norm)
         require_flag("heads.qk_norm", self.qk_norm)
+        require_flag("heads.qkv_bias", self.qkv_bias)
         if self.rotary not in ("full", "half"):
             raise BadInput(f"heads.rotary is {shown(self.rotary)}; it must be full or half")
 
@@ -269,4 +274,5 @@ PARTS = {
     "wiring": Wiring,
     "values": Values,
     "primitives": Primitives,
+    "rope_scaling": RopeScaling,
 }

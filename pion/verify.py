@@ -11,6 +11,7 @@ import torch
 
 from pion.data.tokenizer import Tokenizer
 from pion.errors import PionError
+from pion.export import exported_rows
 from pion.exports.modelling_files import runs_only_our_code
 from pion.exports.table import Architecture, architecture_of
 from pion.exports.tokenizer_files import ModelTokenizer, tokenizer_file
@@ -34,8 +35,8 @@ def verify_export(
 ) -> float:
     """Reload `out` with transformers and compare it with the checkpoint on real text.
 
-    Return the largest absolute difference between the two models' logits for the tokenizer's ids,
-    in float32 on this machine. Modelling files run only if they are exactly those that
+    Return the largest absolute difference between the two models' logits for the exported rows, in
+    float32 on this machine. Modelling files run only if they are exactly those that
     `export_model` writes.
 
     Raises:
@@ -52,11 +53,11 @@ def verify_export(
     compared = [ids for text in texts if (ids := _same_ids(out, tokenizer, hf_tokenizer, text))]
     if not compared:
         raise PionError(f"{out}: there is no text to check the exported model with. {SAFE}")
-    largest = 0.0
+    largest, rows = 0.0, exported_rows(ours.config, tokenizer)
     with torch.inference_mode():
         for number, ids in enumerate(compared):
             tokens = torch.tensor([ids[: min(COMPARED_TOKENS, ours.config.seq_len)]])
-            expected = ours(tokens)[..., : tokenizer.vocab_size].float()
+            expected = ours(tokens)[..., :rows].float()
             difference = (model(tokens).logits.float() - expected).abs()
             worst = difference.max().item()
             if not worst <= MAX_LOGIT_DIFFERENCE:  # not `>`: a NaN must not pass

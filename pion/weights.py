@@ -1,24 +1,64 @@
-"""Read the tensors of a safetensors file that others may have written."""
+"""Read the tensors of a model that others may have written, from safetensors files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from pion.errors import BadInput
 from pion.later_fields import shown
+from pion.model_files import INDEX, MOST_TENSORS, WEIGHTS, no_weights, shards_of
 from pion.untrusted import LARGEST_RECORD, open_file, parse_object
 
 # A file begins with the length of its header, in this many bytes.
 _LENGTH_BYTES = 8
-# The most tensors of a file. Qwen3's largest mixture of experts has 36,000.
-MOST_TENSORS = 1 << 16
 # The numbers that PyTorch can compute with. Others, such as F4, are packed.
 DTYPES = frozenset(
     ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "U16", "U32", "U64")
 )
+
+
+def read_model_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a model's folder by their names, on the CPU, mapped from its files.
+
+    If one file has all tensors, an index is not read, as in transformers. Raises BadInput that
+    names the file for a missing or damaged file and for an index that no model has, and BadInput
+    for a folder with pickles only.
+    """
+    try:
+        return read_tensors(folder / WEIGHTS)
+    except FileNotFoundError:
+        pass
+    if not (folder / INDEX).is_file():
+        raise no_weights(folder)
+    names_in: dict[str, list[str]] = {}
+    for name, shard in shards_of(folder / INDEX).items():
+        names_in.setdefault(shard, []).append(name)
+    return {
+        name: tensor
+        for shard, names in sorted(names_in.items())
+        for name, tensor in _read_shard(folder, shard, names).items()
+    }
+
+
+def _read_shard(folder: Path, shard: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors that the index expects in a shard."""
+    try:
+        found = read_tensors(folder / shard)
+    except FileNotFoundError:
+        raise BadInput(
+            f"{folder}: {shard} is missing, but {INDEX} names it. Download the model again"
+        ) from None
+    for name in names:
+        if name not in found:
+            raise BadInput(
+                f"{folder}: {shard} has no tensor {shown(name)}, but {INDEX} expects it there. The "
+                "files are of different models: download the model again"
+            )
+    return {name: found[name] for name in names}
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

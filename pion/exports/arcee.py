@@ -27,6 +27,7 @@ from pion.primitives import WAYS
 ARCHITECTURE, MODEL_TYPE = "ArceeForCausalLM", "arcee"
 ACTIVATIONS = ("relu2", "gelu")  # by the same names in transformers
 FIELDS = core.FIELDS | {"activation", "heads", "primitives", "feedforward_bias"}
+DEFAULTS = {"hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 _PARTS = {"up_proj.weight": "up_proj.weight", "down_proj.weight": "down_proj.weight"}
 _BIASES = {"up_bias": "up_proj.bias", "down_bias": "down_proj.bias"}
 
@@ -85,7 +86,8 @@ def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
 
     Raises BadInput for settings that our decoder does not support, and for a missing setting.
     """
-    activation = hf_config.get("hidden_act", "relu2")
+    hf_config = core.with_defaults(hf_config, DEFAULTS)
+    activation = hf_config["hidden_act"]
     if activation not in ACTIVATIONS:
         expected = " and ".join(map(repr, ACTIVATIONS))
         raise BadInput(
@@ -95,13 +97,12 @@ def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
     def feedforward() -> dict[str, Any]:
         return {
             "d_ff": hf_config["intermediate_size"],
-            "head_dim": hf_config.get("head_dim"),
-            "norm_eps": hf_config.get("rms_norm_eps", 1e-5),
             "activation": activation,
             "heads": {"qk_norm": False},
-            "feedforward_bias": hf_config.get("mlp_bias", False),
+            "feedforward_bias": hf_config["mlp_bias"],
         }
 
+    core.require(hf_config, {"attention_bias": False})
     return core.read(hf_config, feedforward)
 
 

@@ -1,7 +1,7 @@
 """What our decoder shares with stock architectures of transformers: all but the feed-forward layer.
 
-Each of these architectures is a Llama by its names and by the fields of its config: qwen3.py,
-qwen3_moe.py and arcee.py say what they add.
+Each of these architectures is a Llama by its names and by the fields of its config: llama.py,
+qwen2.py, qwen3.py, qwen3_moe.py and arcee.py say what they add or leave out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pion.exports import rotary
 from pion.later_fields import shown
 
 State = dict[str, Tensor]
@@ -22,9 +23,24 @@ State = dict[str, Tensor]
 # fmt: off
 FIELDS = frozenset((
     "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len", "head_dim",
-    "rope_theta", "norm_eps", "tie_embeddings", "init", "init_std", "head_multiple", "family",
+    "rope_theta", "rope_scaling", "norm_eps", "tie_embeddings", "init", "init_std", "head_multiple",
+    "imported", "family",
 ))
 # fmt: on
+
+# The values of fields that a config.json leaves out, where an architecture has no others. A number
+# of layers, ids or hidden states has no default: a config without it is damaged.
+DEFAULTS: Mapping[str, Any] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "num_key_value_heads": None,  # n_heads
+    "head_dim": None,  # d_model / n_heads
+}
 
 # Our names and theirs, apart from the feed-forward layer. A block's parts have the prefix
 # "blocks.{i}." and "model.layers.{i}.".
@@ -44,6 +60,11 @@ _BLOCK_NAMES = {
 _QK_NORM_NAMES = {
     "attention.q_norm.weight": "self_attn.q_norm.weight",
     "attention.k_norm.weight": "self_attn.k_norm.weight",
+}
+_QKV_BIAS_NAMES = {
+    "attention.q_proj.bias": "self_attn.q_proj.bias",
+    "attention.k_proj.bias": "self_attn.k_proj.bias",
+    "attention.v_proj.bias": "self_attn.v_proj.bias",
 }
 
 
@@ -70,7 +91,7 @@ def settings(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.seq_len,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **rotary.settings(config),
         "rms_norm_eps": config.norm_eps,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tie_embeddings,
@@ -82,35 +103,55 @@ def settings(config: ModelConfig) -> dict[str, Any]:
 def read(hf_config: Mapping[str, Any], feedforward: Callable[[], Mapping[str, Any]]) -> ModelConfig:
     """Return our settings.
 
-    `feedforward` returns those of the feed-forward layer, and all others that an architecture reads
-    in another way. Raises BadInput for settings that our decoder does not support, and for a
-    missing setting.
+    `hf_config` is complete: see `with_defaults`. `feedforward` returns the settings of the
+    feed-forward layer, and all others that an architecture reads in another way. Raises BadInput
+    for settings that our decoder does not support, and for a missing setting.
     """
-    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise BadInput(f"config.json: rope_parameters is {shown(rope)}; it must be an object")
-    require(hf_config, {"attention_bias": False})
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    require({"rope_type": rope_type}, {"rope_type": "default"})
+    _require_full_attention(hf_config)
     try:
+        n_heads, n_kv_heads = hf_config["num_attention_heads"], hf_config["num_key_value_heads"]
         return ModelConfig.from_dict(
             {
                 "d_model": hf_config["hidden_size"],
                 "n_layers": hf_config["num_hidden_layers"],
-                "n_heads": hf_config["num_attention_heads"],
-                "n_kv_heads": hf_config["num_key_value_heads"],
+                "n_heads": n_heads,
+                "n_kv_heads": n_heads if n_kv_heads is None else n_kv_heads,
                 "vocab_size": hf_config["vocab_size"],
                 "seq_len": hf_config["max_position_embeddings"],
-                "head_dim": hf_config.get("head_dim", 128),
-                "rope_theta": rope.get("rope_theta") or hf_config.get("rope_theta", 10_000.0),
-                "norm_eps": hf_config.get("rms_norm_eps", 1e-6),
-                "tie_embeddings": hf_config.get("tie_word_embeddings", False),
-                "init_std": hf_config.get("initializer_range", 0.02),
+                "head_dim": hf_config["head_dim"],
+                "norm_eps": hf_config["rms_norm_eps"],
+                "tie_embeddings": hf_config["tie_word_embeddings"],
+                "init_std": hf_config["initializer_range"],
+                "imported": True,
+                **rotary.read(hf_config),
                 **feedforward(),
             }
         )
     except KeyError as missing:
         raise BadInput(f"config.json has no {missing}") from None
+
+
+def with_defaults(hf_config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the value of each field that it leaves out.
+
+    `own` has the defaults in which an architecture differs from `DEFAULTS`.
+    """
+    return {**DEFAULTS, **own, **hf_config}
+
+
+def _require_full_attention(hf_config: Mapping[str, Any]) -> None:
+    """Raise BadInput for attention through windows.
+
+    Where `use_sliding_window` is false, the fields that describe the windows have no effect.
+    """
+    require(hf_config, {"use_sliding_window": False})
+    layers = hf_config.get("layer_types")
+    kinds = layers if isinstance(layers, list) else [layers]
+    other = next((kind for kind in kinds if kind not in (None, "full_attention")), None)
+    if other is not None:
+        raise BadInput(
+            f"config.json: layer_types has {shown(other)}; only 'full_attention' is supported"
+        )
 
 
 def require(hf_config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -128,12 +169,24 @@ def names(config: ModelConfig) -> dict[str, str]:
         for name, theirs in _NAMES.items()
         if not (config.tie_embeddings and name == "lm_head.weight")
     }
-    in_block = _BLOCK_NAMES
+    in_block = dict(_BLOCK_NAMES)
     if config.heads is None or config.heads.qk_norm:
-        in_block = _BLOCK_NAMES | _QK_NORM_NAMES
+        in_block |= _QK_NORM_NAMES
+    if config.heads is not None and config.heads.qkv_bias:
+        in_block |= _QKV_BIAS_NAMES
     for layer in range(config.n_layers):
         for name, theirs in in_block.items():
             found[f"blocks.{layer}.{name}"] = f"model.layers.{layer}.{theirs}"
+    return found
+
+
+def swiglu_names(config: ModelConfig) -> dict[str, str]:
+    """Return the name of every tensor of a model whose feed-forward layers are SwiGLU, by ours."""
+    found = names(config)
+    for layer in range(config.n_layers):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            ours = f"blocks.{layer}.feedforward.{name}.weight"
+            found[ours] = f"model.layers.{layer}.mlp.{name}.weight"
     return found
 
 

@@ -20,11 +20,12 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.exports import core
 from pion.exports.core import State
-from pion.exports.qwen3 import COMMON
+from pion.exports.qwen3 import COMMON, REQUIRED
 from pion.later_fields import shown
 from pion.parts import Experts
 
 ARCHITECTURE, MODEL_TYPE = "Qwen3MoeForCausalLM", "qwen3_moe"
+DEFAULTS = {"num_key_value_heads": 4, "max_position_embeddings": 32_768}
 # The dimension of one expert's matrix that is its width.
 _WIDTH = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 
@@ -75,6 +76,7 @@ def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
     Every layer must have experts, with renormalized weights. Raises BadInput for other settings and
     for a missing setting.
     """
+    hf_config = core.with_defaults(hf_config, DEFAULTS)
     for what, value, expected in (
         ("norm_topk_prob", hf_config.get("norm_topk_prob", False), True),
         ("decoder_sparse_step", hf_config.get("decoder_sparse_step", 1), 1),
@@ -90,7 +92,7 @@ def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
         experts = Experts(n=n, top_k=top_k, shared=0, balance_weight=weight)
         return {"d_ff": hf_config["moe_intermediate_size"], "experts": experts}
 
-    core.require(hf_config, COMMON)
+    core.require(hf_config, REQUIRED)
     return core.read(hf_config, feedforward)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig, closest
 from pion.errors import BadInput
-from pion.exports import arcee, modelling_files, qwen3, qwen3_moe
+from pion.exports import arcee, llama, modelling_files, qwen2, qwen3, qwen3_moe
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pion.model.possible import require_possible
@@ -66,6 +66,22 @@ ARCHITECTURES = (
         arcee.to_arcee,
         arcee.read_config,
         arcee.rename,
+    ),
+    Architecture(
+        llama.ARCHITECTURE,
+        llama.MODEL_TYPE,
+        llama.misfit,
+        llama.to_llama,
+        llama.read_config,
+        llama.rename,
+    ),
+    Architecture(
+        qwen2.ARCHITECTURE,
+        qwen2.MODEL_TYPE,
+        qwen2.misfit,
+        qwen2.to_qwen2,
+        qwen2.read_config,
+        qwen2.rename,
     ),
     Architecture(
         modelling_files.ARCHITECTURE,

@@ -222,10 +222,24 @@ class ValueMix(NamedTuple):
     embedded: Tensor | None
 
 
+class Joined(NamedTuple):
+    """The projections of queries, keys and values as one product, for generation.
+
+    `weight` is (query and key/value widths, d_model), `bias` has one number for each of its rows,
+    and `gains` (n_heads + n_kv_heads, head_dim) are those of the norms of queries and keys.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    gains: Tensor | None
+
+
 class Attention(nn.Module):
     """Project, normalize each query and key head, rotate to positions, attend, project back.
 
     Queries and keys are normalized per head as in Qwen3 (Qwen Team 2025, "Qwen3 technical report").
+    With `heads.qkv_bias`, queries, keys and values have biases as in Qwen2 (Qwen Team 2024, "Qwen2
+    technical report").
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -236,9 +250,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.softcap = config.softcap
         self.scale = config.heads.scale if config.heads is not None else None
-        self.q_proj = Projection(config.d_model, query_width)
-        self.k_proj = Projection(config.d_model, kv_width)
-        self.v_proj = Projection(config.d_model, kv_width)
+        bias = config.heads is not None and config.heads.qkv_bias
+        self.q_proj = Projection(config.d_model, query_width, bias=bias)
+        self.k_proj = Projection(config.d_model, kv_width, bias=bias)
+        self.v_proj = Projection(config.d_model, kv_width, bias=bias)
         self.o_proj = Projection(query_width, config.d_model)
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
@@ -248,18 +263,18 @@ class Attention(nn.Module):
         self.v_norm: RMSNorm | None = None
         if config.heads is not None and config.heads.value_norm:
             self.v_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_gain)
-        self._joined: tuple[Tensor, Tensor | None] | None = None
+        self._joined: Joined | None = None
 
     def join_projections(self) -> None:
         """Compute queries, keys and values as one product from now on; see Decoder."""
-        weight = join([self.q_proj, self.k_proj, self.v_proj])
+        weight, bias = join([self.q_proj, self.k_proj, self.v_proj])
         gains = None
         if self.q_norm is not None and self.k_norm is not None and self.q_norm.weight is not None:
             assert self.k_norm.weight is not None
             heads, kv_heads = self.config.n_heads, self.config.n_kv_heads
             query, key = self.q_norm.weight.detach(), self.k_norm.weight.detach()
             gains = torch.stack([query] * heads + [key] * kv_heads)
-        self._joined = weight, gains
+        self._joined = Joined(weight, bias, gains)
 
     def forward(
         self,
@@ -301,8 +316,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `forward` computes before it attends, with fewer operations."""
         assert self._joined is not None
-        (weight, gains), config = self._joined, self.config
-        every = project(x, weight).view(*x.shape[:2], -1, self.head_dim)
+        (weight, bias, gains), config = self._joined, self.config
+        every = project(x, weight, bias).view(*x.shape[:2], -1, self.head_dim)
         both, value = every.split((config.n_heads + config.n_kv_heads, config.n_kv_heads), dim=2)
         if self.q_norm is not None:
             both = rms_norm(both.float(), (self.head_dim,), eps=config.norm_eps)
@@ -342,4 +357,5 @@ class Attention(nn.Module):
         """
         query, kv = self.q_proj.out_features, self.k_proj.out_features
         gradients = at.width * (query + 2 * kv) + 16 * query
-        return gradients * tokens + gradient_bytes(at, self.q_proj.weight.numel())
+        weights = sum(weight.numel() for weight in self.q_proj.parameters())
+        return gradients * tokens + gradient_bytes(at, weights)

@@ -140,7 +140,7 @@ class Block(nn.Module):
         if at.width == 4:
             return mixed
         products = [part for part in self.modules() if isinstance(part, nn.Linear)]
-        weights = sum(product.weight.numel() for product in products)
+        weights = sum(weight.numel() for product in products for weight in product.parameters())
         if isinstance(self.feedforward, Experts) and at.grouped:
             weights += self.feedforward.stacked_params()
         return at.width * weights + mixed

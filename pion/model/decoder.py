@@ -36,7 +36,7 @@ from pion.model.norm import RMSNorm, compute_dtype
 from pion.model.projection import Projection, project
 from pion.model.recipes import diversity_loss, recipe_report
 from pion.model.roles import parameter_roles
-from pion.model.rope import LARGEST_TABLE, Frequencies, Rotation, rotary_table, rotation_at
+from pion.model.rope import LARGEST_TABLE, Rotation, frequencies_of, rotary_table, rotation_at
 from pion.model.routed import RoutedRecipes
 from pion.model.router import AUX, Stats, stack_reports
 from pion.model.varying import OF_THE_MODEL, Varying
@@ -426,8 +426,7 @@ class Decoder(nn.Module):
         config = self.config
         if config.positions == "learned":
             return None
-        half = config.heads is not None and config.heads.rotary == "half"
-        frequencies = Frequencies(config.head_dim, config.rope_theta, half)
+        frequencies = frequencies_of(config)
         if config.seq_len * config.head_dim > LARGEST_TABLE:
             if positions is None:
                 positions = torch.arange(past, past + length, device=device)[None]

@@ -26,7 +26,7 @@ class SwiGLU(nn.Module):
 
     def join_projections(self) -> None:
         """Compute gate and up as one product from now on; see Decoder."""
-        self._joined = join([self.gate_proj, self.up_proj])
+        self._joined, _ = join([self.gate_proj, self.up_proj])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, d_model) to (B, T, d_model)."""

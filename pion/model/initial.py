@@ -12,7 +12,7 @@ routers are from N(0, init_std²).
 N(0, init_std²).
 
 Banks of primitives are drawn by themselves (bank.py), and their recipes from N(0, 0.01²). Gates are
-not random (gates.py).
+not random (gates.py), and biases are 0.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
             nn.init.normal_(module.down_recipe, std=RECIPE_STD)
         elif isinstance(module, nn.Linear):
             _draw_matrix(module.weight, name, init, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             wide = init == "zero_outputs" and not (tied and path == "embed")
             nn.init.normal_(module.weight, std=1.0 if wide else std)

@@ -5,6 +5,7 @@ Dimension i of a head is rotated together with dimension i + head_dim / 2.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.model.forward_pass import ForwardPass
+from pion.rope_scaling import RopeScaling
 
 # Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
 Rotation = tuple[Tensor, Tensor]
@@ -26,20 +28,47 @@ class Frequencies(NamedTuple):
     """What decides the frequencies of a head's rotations: theta^(−2i / head_dim) for dimension i.
 
     With `half`, the first half of the dimensions i have theta^(−4i / (head_dim − 4)), from 1 to
-    1 / theta, and the others have no rotation (Daisy-Wee, as in modded-nanogpt).
+    1 / theta, and the others have no rotation (Daisy-Wee, as in modded-nanogpt). With `scaling`,
+    slow frequencies are slowed down: see `scaled`.
     """
 
     head_dim: int
     theta: float
     half: bool = False
+    scaling: RopeScaling | None = None
 
     def on(self, device: torch.device) -> Tensor:
-        """Return the frequencies (head_dim / 2) in fp32."""
+        """Return the frequencies (head_dim / 2) in fp32, in radians per token."""
+        plain = self._unscaled(device)
+        return plain if self.scaling is None else scaled(plain, self.scaling)
+
+    def _unscaled(self, device: torch.device) -> Tensor:
         if self.half:
             turning = torch.linspace(0, 1, self.head_dim // 4, dtype=torch.float32, device=device)
             return torch.cat((self.theta**-turning, torch.zeros_like(turning)))
         whole = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
         return self.theta ** -(whole / self.head_dim)
+
+
+def frequencies_of(config: ModelConfig) -> Frequencies:
+    """Return what decides the frequencies of a model with rotary positions."""
+    half = config.heads is not None and config.heads.rotary == "half"
+    return Frequencies(config.head_dim, config.rope_theta, half, config.rope_scaling)
+
+
+def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Return frequencies for a longer context than the original one, in fp32.
+
+    This is the scaling of Llama 3.1 (Llama Team 2024, "The Llama 3 herd of models"; `apply_scaling`
+    in its reference code). A frequency f turns n = original context · f / 2π times in the original
+    context, and becomes share · f + (1 − share) · f / factor. The share rises from 0 at
+    n = low_freq_factor to 1 at n = high_freq_factor.
+    """
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    # Factors may be so close that their difference is 0 in fp32. Then 0 / 0 is no turns at all.
+    share = ((turns - low) / (high - low)).nan_to_num(nan=0.0).clamp(0, 1)
+    return share * frequencies + (1 - share) * frequencies / scaling.factor
 
 
 @lru_cache(maxsize=8)

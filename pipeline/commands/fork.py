@@ -18,6 +18,7 @@ from typing import Any
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import show, size
 from pipeline.job import STAGES
+from pipeline.state.bases import copy_bases
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import read_run
@@ -138,6 +139,7 @@ class _Copy:
         """Copy everything and return the HEAD of the new run."""
         before = [s for s in STAGES[: STAGES.index(chosen.stage)] if s in head.stages]
         self._copy_descriptions()
+        copy_bases(self.source, self.target)
         for digest in self._data_digests(head):
             self._copy_data(digest)
         now = self.target.clock.now()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pipeline.models.find import CONFIG, WEIGHTS, find_model
+from pion.model_files import WEIGHTS
+from pipeline.models.find import CONFIG, find_model
 from pipeline.models.load import load_model
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import Any
 from pion.config import ModelConfig
 from pion.later_fields import values_before
 from pipeline.job import Job, Section
+from pipeline.job.fields import Sft
 from pipeline.job.section import ALWAYS_THERE, part_of, value_before
 
 # Dotted path → value. Paths that start with `input.` are digests of earlier stages and of data.
@@ -87,7 +88,7 @@ def _join(prefix: str, name: str) -> str:
 
 def digest_job(job: Job) -> Digests:
     """Return the digests of every data set and stage of `job`."""
-    tokenizer = covered_fields(job.tokenizer, "tokenizer")
+    tokenizer = tokenizer_inputs(job)
     data: dict[str, str] = {}
     inputs: dict[str, Inputs] = {}
 
@@ -97,15 +98,10 @@ def digest_job(job: Job) -> Digests:
         inputs["data.pretrain"] = covered_fields(text, "data") | tokenizer
         data["pretrain"] = digest_of(inputs["data.pretrain"])
     if job.sft is not None:
-        inputs["data.sft"] = {
-            path: value
-            for path, value in covered_fields(job.sft, "sft").items()
-            if path.startswith(("sft.sources", "sft.held_out"))
-        } | {"sft.seq_len": job.sft_seq_len, "data.held_out": job.data.held_out}
         # A trained tokenizer comes from the pretraining text, so its data decides the ids.
-        inputs["data.sft"] |= (
-            {"input.data.pretrain": data["pretrain"]} if job.tokenizer.train else tokenizer
-        )
+        trained = job.tokenizer is not None and job.tokenizer.train is not None
+        ids = {"input.data.pretrain": data["pretrain"]} if trained else tokenizer
+        inputs["data.sft"] = _conversation_inputs(job, job.sft) | ids
         data["sft"] = digest_of(inputs["data.sft"])
 
     inputs["prepare"] = {f"input.data.{part}": digest for part, digest in data.items()}
@@ -120,11 +116,13 @@ def digest_job(job: Job) -> Digests:
         inputs[stage] = model | own | order | {f"input.data.{stage}": data[stage]}
         if previous is not None and job.section(stage).init_from is None:
             inputs[stage][f"input.{previous}"] = stages[previous]
+        elif previous is None and job.base is not None:
+            inputs[stage]["model.from"] = job.base.hash
         stages[stage] = digest_of(inputs[stage])
         previous = stage
 
-    trained = {f"input.{stage}": stages[stage] for stage in job.train_stages}
-    inputs["evaluate"] = covered_fields(job.evaluate, "evaluate") | trained | inputs["prepare"]
+    models = {f"input.{stage}": stages[stage] for stage in job.train_stages}
+    inputs["evaluate"] = covered_fields(job.evaluate, "evaluate") | models | inputs["prepare"]
     stages["evaluate"] = digest_of(inputs["evaluate"])
     if job.publish is not None:
         inputs["publish"] = covered_fields(job.publish, "publish") | {
@@ -133,6 +131,22 @@ def digest_job(job: Job) -> Digests:
         stages["publish"] = digest_of(inputs["publish"])
     before = {f"model.{k}": v for k, v in values_before(type(config)).items()}
     return Digests(data, stages, inputs, before | fields_before(job))
+
+
+def _conversation_inputs(job: Job, sft: Sft) -> Inputs:
+    """Return what decides the rows of conversations, apart from the tokenizer."""
+    return {
+        path: value
+        for path, value in covered_fields(sft, "sft").items()
+        if path.startswith(("sft.sources", "sft.held_out"))
+    } | {"sft.seq_len": job.sft_seq_len, "data.held_out": job.data.held_out}
+
+
+def tokenizer_inputs(job: Job) -> Inputs:
+    """Return what decides token ids. That of a model to start from is named by its content."""
+    if job.base is not None:
+        return {"tokenizer.from": job.base.tokenizer}
+    return {} if job.tokenizer is None else covered_fields(job.tokenizer, "tokenizer")
 
 
 def model_inputs(config: ModelConfig) -> Inputs:

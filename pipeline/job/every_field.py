@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pipeline.job import Job, Section
-from pipeline.job.section import part_of
+from pipeline.job.section import keys_of, part_of
 
 # What a change of a field does to finished stages, by the field's part.
 PARTS = {
@@ -66,12 +66,12 @@ class Chapter:
 
 def chapters() -> Iterator[Chapter]:
     """Yield the sections in the order of the job file, each with its kinds of sources."""
-    top = {n: f for n, f in Job.model_fields.items() if not sections_of(f.annotation)}
+    top = {n: f for n, f in keys_of(Job).items() if not sections_of(f.annotation)}
     fields = [_described(name, field) for name, field in top.items()]
     yield Chapter(
         "", None, "the run: its name, its seed, its store and the prices of GPUs", "", fields
     )
-    for name, field in Job.model_fields.items():
+    for name, field in keys_of(Job).items():
         if name not in top:
             yield from _section_chapters(name, field)
 
@@ -80,7 +80,7 @@ def _section_chapters(path: str, field: FieldInfo) -> Iterator[Chapter]:
     (section,) = sections_of(field.annotation)
     fields: list[JobField] = []
     kinds: list[Chapter] = []
-    for name, inner in section.model_fields.items():
+    for name, inner in keys_of(section).items():
         here = f"{path}.{name}"
         sections = sections_of(inner.annotation)
         if len(sections) > 1:  # a list of sources; `kind` tells them apart
@@ -88,7 +88,7 @@ def _section_chapters(path: str, field: FieldInfo) -> Iterator[Chapter]:
             kinds += [_kind_chapter(here, source) for source in sections]
         elif sections:
             (below,) = sections
-            fields += [_described(f"{here}.{n}", f) for n, f in below.model_fields.items()]
+            fields += [_described(f"{here}.{n}", f) for n, f in keys_of(below).items()]
         else:
             fields.append(_described(here, inner))
     presence = "optional section" if field.default is None else "section"
@@ -101,7 +101,7 @@ def _section_chapters(path: str, field: FieldInfo) -> Iterator[Chapter]:
 def _kind_chapter(path: str, source: type[Section]) -> Chapter:
     fields = [
         _described(f"{path}.N.{name}", field)
-        for name, field in source.model_fields.items()
+        for name, field in keys_of(source).items()
         if name != "kind"
     ]
     return Chapter(path, kind_of(source), (source.__doc__ or "").strip().rstrip("."), "", fields)
@@ -156,15 +156,15 @@ def fields_at(path: str, values: Any, *, kinds: bool = False) -> list[str]:
     sections = _sections_at(path, values)
     if kinds:
         return [kind for section in sections if (kind := kind_of(section))]
-    return list(dict.fromkeys(key for section in sections for key in section.model_fields))
+    return list(dict.fromkeys(key for section in sections for key in keys_of(section)))
 
 
 def find_field(path: str, values: Any) -> FieldInfo | None:
     """Return the field at a dotted path, or None where the job has no such key."""
     section, _, key = path.rpartition(".")
     for candidate in _sections_at(section, values):
-        if key in candidate.model_fields:
-            return candidate.model_fields[key]
+        if key in keys_of(candidate):
+            return keys_of(candidate)[key]
     return None
 
 
@@ -203,6 +203,6 @@ def _sections_at(path: str, values: Any) -> list[type[Section]]:
             sections = [s for s in sections if kind_of(s) == kind] or sections
         else:
             values = values.get(part) if isinstance(values, dict) else None
-            found = [s.model_fields[part] for s in sections if part in s.model_fields]
+            found = [keys_of(s)[part] for s in sections if part in keys_of(s)]
             sections = [inner for f in found for inner in sections_of(f.annotation)]
     return sections

@@ -7,34 +7,46 @@ Paths of inputs are relative to the job file, paths of outputs to the working di
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PrivateAttr, field_validator, model_validator
+from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from pion.config import OPTIONAL, ModelConfig
 from pion.errors import BadInput
 from pion.parts import Experts, Heads, Values, Windows, Wiring
 from pion.presets import PRESETS
 from pion.primitives import Primitives
+from pion.rope_scaling import RopeScaling
 from pion.train.phases import check_phases, check_phases_of_model
+from pipeline.job.base import Base
 from pipeline.job.model_parts import section_of
 from pipeline.job.phases import Phase, phases_of
 from pipeline.job.section import Section, identity, refuse, runtime, scheduled
 from pipeline.job.sources import ConversationSource, DataSource, Source
 
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
+# Defaults of `sft` where the run starts from a trained model.
+EPOCHS_FROM_BASE, BATCH_FROM_BASE = 3.0, 16
 
 
 # ---------------------------------------------------------------- model and tokenizer
 
 
 class Model(Section):
-    """The decoder: a preset, a preset with some fields replaced, or every field. `null` takes away
-    what a preset has: a part, softcap or logit_cap."""
+    """The decoder: a model to start from, a preset, a preset with some fields replaced, or every
+    field. `null` takes away what a preset has: a part, softcap or logit_cap."""
 
+    base: str | None = identity(
+        None,
+        "a trained model to start from, with its shape, weights, tokenizer and context: a Hub "
+        "repository (user/name, or user/name@REVISION), a folder, a run or a seed's .pt file. Only "
+        "seq_len may be given too, to shorten the context",
+        alias="from",
+    )
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
     d_model: int | None = identity(None, "width of the residual stream", gt=0)
     n_layers: int | None = identity(None, "number of decoder blocks", gt=0)
@@ -77,7 +89,7 @@ class Model(Section):
         None, "attention that sees only recent tokens"
     )
     heads: section_of(Heads) | None = identity(  # type: ignore[valid-type]
-        None, "attention heads with another scale, other norms or fewer rotary frequencies"
+        None, "attention heads with another scale, other norms, biases or fewer rotary frequencies"
     )
     wiring: section_of(Wiring) | None = identity(  # type: ignore[valid-type]
         None, "which layers have attention, and what layers read besides the layer before"
@@ -87,6 +99,9 @@ class Model(Section):
     )
     primitives: section_of(Primitives) | None = identity(  # type: ignore[valid-type]
         None, "feed-forward layers whose matrices are mixed from shared low-rank primitives"
+    )
+    rope_scaling: section_of(RopeScaling) | None = identity(  # type: ignore[valid-type]
+        None, "rotary positions for a longer context than the original one, as in Llama 3.1"
     )
     activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
         None,
@@ -192,16 +207,21 @@ class Data(Section):
 # ---------------------------------------------------------------- training stages
 
 
+_WARMUP = (
+    "steps of linear warm-up; unset: the default, or a tenth of the steps where these are fewer"
+)
+
+
 class Train(Section):
     """The fields that both training stages have."""
 
-    steps: int = scheduled(..., "optimizer steps", gt=0)
+    steps: int | None = scheduled(..., "optimizer steps", gt=0)
     global_batch: int = identity(
         64, "sequences in one optimizer step, for any number of GPUs", gt=0
     )
     lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0)
     min_lr: float = scheduled(3e-5, "learning rate at the end of the schedule", ge=0)
-    warmup_steps: int = scheduled(1000, "steps of linear warm-up", ge=0)
+    warmup_steps: int = scheduled(1000, _WARMUP, ge=0)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
         "wsd", "after the warm-up: wsd (stable, then decay), cosine, or constant"
     )
@@ -264,17 +284,15 @@ class Train(Section):
         "pretrain starts from random weights, and sft from the pretrained model",
     )
 
+    _warmup_given: bool = PrivateAttr(default=True)
+    _rows: int | None = PrivateAttr(default=None)
+
     @model_validator(mode="after")
     def _schedule_fits(self) -> Train:
-        mistakes = []
-        if self.warmup_steps >= self.steps:
-            mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {self.steps}")
+        self._warmup_given = "warmup_steps" in self.model_fields_set
+        mistakes = [] if self.steps is None else self._fit_steps(self.steps)
         if self.min_lr > self.lr:
             mistakes.append(f"min_lr: {self.min_lr} is above lr {self.lr}")
-        try:
-            check_phases(phases_of(self.phases), self.steps)
-        except BadInput as error:
-            mistakes.append(str(error))
         start = self.muon_momentum_start
         if start is not None and start > self.muon_momentum:
             mistakes.append(
@@ -282,15 +300,79 @@ class Train(Section):
             )
         return refuse(self, mistakes)
 
+    def _fit_steps(self, steps: int) -> list[str]:
+        """Shorten the default warm-up if need be; return what does not fit into `steps`."""
+        if not self._warmup_given and self.warmup_steps >= steps:
+            self.warmup_steps = steps // 10
+        mistakes = []
+        if self.warmup_steps >= steps:
+            mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {steps}")
+        try:
+            check_phases(phases_of(self.phases), steps)
+        except BadInput as error:
+            mistakes.append(str(error))
+        return mistakes
+
+    def know_rows(self, rows: int) -> None:
+        """Learn how many rows the stage's data has, from which its steps may follow.
+
+        Raises BadInput if the schedule does not fit into the steps.
+        """
+        self._rows = rows
+        steps, warmup = self.total_steps, self.total_warmup_steps
+        if warmup >= steps:
+            raise BadInput(
+                f"warmup_steps: {warmup} must be below the {steps} steps that the data gives "
+                f"({rows:,} rows). Nothing was lost. Lower warmup_steps, or give more data "
+                "or epochs"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        """The optimizer steps: as given, or for the passes over the rows that `know_rows` gave."""
+        if self.steps is not None:
+            return self.steps
+        assert self._rows is not None, "the rows of the data are not known yet"
+        return max(1, math.ceil(self.passes * self._rows / self.global_batch))
+
+    @property
+    def steps_are_known(self) -> bool:
+        """Whether `total_steps` can be asked for."""
+        return self.steps is not None or self._rows is not None
+
+    @property
+    def passes(self) -> float:
+        """The passes over the data, where the job gives them in place of steps."""
+        raise AssertionError("a stage without steps has epochs")
+
+    @property
+    def total_warmup_steps(self) -> int:
+        """The steps of the warm-up, at most a tenth of all steps unless the job names them."""
+        if self._warmup_given or self.warmup_steps < self.total_steps:
+            return self.warmup_steps
+        return self.total_steps // 10
+
+    @property
+    def warmup_given(self) -> bool:
+        """Whether the job names the steps of its warm-up."""
+        return self._warmup_given
+
 
 class Pretrain(Train):
-    pass
+    steps: int = scheduled(..., "optimizer steps", gt=0)
 
 
 class Sft(Train):
+    steps: int | None = scheduled(None, "optimizer steps; unset: epochs decides", gt=0)
+    epochs: float | None = scheduled(
+        None,
+        "passes over the conversations, in place of steps; with model.from and without steps: 3",
+        before=None,
+        gt=0,
+    )
     lr: float = scheduled(2e-5, "peak learning rate of AdamW", gt=0)
     min_lr: float = scheduled(2e-6, "learning rate at the end of the schedule", ge=0)
-    warmup_steps: int = scheduled(100, "steps of linear warm-up", ge=0)
+    warmup_steps: int = scheduled(100, _WARMUP, ge=0)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
         "cosine", "after the warm-up: wsd (stable, then decay), cosine, or constant"
     )
@@ -300,6 +382,20 @@ class Sft(Train):
         0.01, "share of the conversations reserved for evaluation", gt=0, lt=0.5
     )
     seq_len: int | None = identity(None, "tokens in a packed row; unset: data.seq_len", ge=8)
+
+    @property
+    def passes(self) -> float:
+        """The passes over the conversations, where the job gives them in place of steps."""
+        assert self.epochs is not None
+        return self.epochs
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Sft:
+        if self.steps is not None and self.epochs is not None:
+            return refuse(self, ["epochs: steps is given too; remove one of the two"])
+        if self.epochs is not None and self.phases:
+            return refuse(self, ["epochs: phases need steps; give steps in place of epochs"])
+        return self
 
 
 # ---------------------------------------------------------------- evaluate and publish
@@ -509,11 +605,13 @@ class Job(Section):
     )
     model: Model = identity(
         ...,
-        "the decoder. Name a preset, name a preset and replace some of its fields, or set every "
-        "field yourself",
+        "the decoder. Name a model to start from, name a preset, name a preset and replace some of "
+        "its fields, or set every field yourself",
     )
-    tokenizer: TokenizerSection = identity(
-        ..., "the tokenizer. Set exactly one of `train`, `file` and `hub`"
+    tokenizer: TokenizerSection | None = identity(
+        None,
+        "the tokenizer. Set exactly one of `train`, `file` and `hub`; required, except with "
+        "model.from, which brings its own",
     )
     data: Data = identity(Data(), "the pretraining text")
     pretrain: Pretrain | None = identity(None, "the pretraining stage")
@@ -537,6 +635,7 @@ class Job(Section):
     log: Log = runtime(Log(), "where metrics go, and how often")
 
     _folder: Path = PrivateAttr(default=Path("."))
+    _base: Base | None = PrivateAttr(default=None)
 
     @field_validator("model", mode="before")
     @classmethod
@@ -551,37 +650,87 @@ class Job(Section):
         return {str(gpu): _price(str(gpu), value) for gpu, value in prices.items()}
 
     @model_validator(mode="after")
-    def _whole(self) -> Job:
-        mistakes = []
-        if self.pretrain is None and self.sft is None:
-            mistakes.append("nothing to train: give `pretrain`, `sft` or both")
-        if self.pretrain is None and self.sft is not None and self.sft.init_from is None:
-            mistakes.append("sft.init_from: without `pretrain` it must name a model to start from")
-        if self.pretrain is not None and not self.data.sources:
-            mistakes.append("data.sources: empty, but `pretrain` needs text")
-        elif self.tokenizer.train is not None and not self.data.sources:
-            mistakes.append("data.sources: empty, but tokenizer.train learns from it")
+    def _whole(self, info: ValidationInfo) -> Job:
+        self._base = (info.context or {}).get("base")
+        mistakes = self._mistakes_of_start() + self._missing()
         try:
             config = self.model_config_resolved()
         except BadInput as error:
-            mistakes.append(f"model: {error}")
-        else:
-            for where, seq_len in (("data", self.data.seq_len), ("sft", self.sft_seq_len)):
-                if seq_len > config.seq_len and (where == "data" or self.sft):
-                    mistakes.append(
-                        f"{where}.seq_len: {seq_len} exceeds the model's context {config.seq_len}"
-                    )
-            mistakes += [
-                f"{stage}.window_schedule: the model has no windows"
-                for stage in self.train_stages
-                if self.section(stage).window_schedule != "constant" and config.windows is None
-            ]
-            for stage in self.train_stages:
-                try:
-                    check_phases_of_model(phases_of(self.section(stage).phases), config)
-                except BadInput as error:
-                    mistakes.append(f"{stage}.{error}")
+            return refuse(self, [*mistakes, f"model: {error}"])
+        if self._base is not None:
+            self._use_defaults_of_base(config)
+        for where, seq_len in (("data", self.data.seq_len), ("sft", self.sft_seq_len)):
+            if seq_len > config.seq_len and (where == "data" or self.sft):
+                mistakes.append(
+                    f"{where}.seq_len: {seq_len} exceeds the model's context {config.seq_len}"
+                )
+        mistakes += [
+            f"{stage}.window_schedule: the model has no windows"
+            for stage in self.train_stages
+            if self.section(stage).window_schedule != "constant" and config.windows is None
+        ]
+        for stage in self.train_stages:
+            try:
+                check_phases_of_model(phases_of(self.section(stage).phases), config)
+            except BadInput as error:
+                mistakes.append(f"{stage}.{error}")
         return refuse(self, mistakes)
+
+    def _use_defaults_of_base(self, config: ModelConfig) -> None:
+        """Choose what the job leaves open where it starts from a trained model."""
+        if "seq_len" not in self.data.model_fields_set:
+            shorter = min(self.data.seq_len, config.seq_len)
+            self.data = self.data.model_copy(update={"seq_len": shorter})
+        if self.sft is not None:
+            chosen: dict[str, Any] = {}
+            if self.sft.steps is None and self.sft.epochs is None:
+                chosen["epochs"] = EPOCHS_FROM_BASE
+            if "global_batch" not in self.sft.model_fields_set:
+                chosen["global_batch"] = BATCH_FROM_BASE
+            self.sft = self.sft.model_copy(update=chosen)
+
+    def _mistakes_of_start(self) -> list[str]:
+        """Return what is wrong with what the run starts from."""
+        if self.model.base is None:
+            missing = f"missing: {type(self).model_fields['tokenizer'].description}"
+            return [] if self.tokenizer else [f"tokenizer: {missing}"]
+        mistakes = [
+            f"model.{name}: the model that the run starts from decides this. Next to `from`, only "
+            "seq_len can be given"
+            for name in sorted(self.model.model_fields_set - {"base", "seq_len"})
+        ]
+        if self.tokenizer is not None:
+            mistakes.append("tokenizer: model.from brings its own tokenizer; remove this section")
+        first = next(iter(self.train_stages), None)
+        if first is not None and self.section(first).init_from is not None:
+            mistakes.append(
+                f"{first}.init_from: the run starts from model.from; remove one of both"
+            )
+        if self._base is None:
+            mistakes.append("model.from: the model was not looked up, so its shape is not known")
+        return mistakes
+
+    def _missing(self) -> list[str]:
+        """Return what the job lacks."""
+        mistakes = []
+        if self.pretrain is None and self.sft is None:
+            mistakes.append("nothing to train: give `pretrain`, `sft` or both")
+        start = self.model.base or (self.sft is not None and self.sft.init_from)
+        if self.pretrain is None and self.sft is not None and not start:
+            mistakes.append("sft.init_from: without `pretrain` it must name a model to start from")
+        sft, base = self.sft, self.model.base
+        if sft is not None and base is None and sft.steps is None and sft.epochs is None:
+            mistakes.append("sft.steps: missing: give steps, or epochs in their place")
+        if self.pretrain is not None and not self.data.sources:
+            mistakes.append("data.sources: empty, but `pretrain` needs text")
+        elif self.tokenizer is not None and self.tokenizer.train and not self.data.sources:
+            mistakes.append("data.sources: empty, but tokenizer.train learns from it")
+        return mistakes
+
+    @property
+    def base(self) -> Base | None:
+        """The model that the run starts from; None if it starts from random weights."""
+        return self._base
 
     @property
     def folder(self) -> Path:
@@ -643,13 +792,15 @@ class Job(Section):
         `null` takes away what a preset has, where a model can be without it. Raises BadInput for an
         unknown preset or a shape that does not fit together.
         """
+        if self.model.base is not None:
+            return self._config_of_base()
         given = self.model.model_dump(exclude={"preset"}, exclude_unset=True)
         fields = {
             name: value for name, value in given.items() if value is not None or name in OPTIONAL
         }
         if self.model.preset is not None:
             return ModelConfig.preset(self.model.preset, **fields)
-        if self.tokenizer.train is not None:
+        if self.tokenizer is not None and self.tokenizer.train is not None:
             fields.setdefault("vocab_size", self.tokenizer.train.vocab_size)
         fields.setdefault("seq_len", max(self.data.seq_len, self.sft_seq_len))
         needed = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
@@ -657,3 +808,16 @@ class Job(Section):
         if missing:
             raise BadInput(f"give a preset, or these fields too: {', '.join(missing)}")
         return ModelConfig.of(fields)
+
+    def _config_of_base(self) -> ModelConfig:
+        """Return the settings of the model to start from, with the job's context."""
+        if self._base is None:
+            raise BadInput("its shape is not known")
+        config = self._base.model_config
+        seq_len = self.model.seq_len or config.seq_len
+        if seq_len > config.seq_len:
+            raise BadInput(
+                f"seq_len {seq_len:,} exceeds the {config.seq_len:,} tokens of context that "
+                f"{self._base.source} has; it can only be shortened"
+            )
+        return replace(config, seq_len=seq_len)

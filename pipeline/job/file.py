@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ from pion.errors import BadInput
 from pion.untrusted import DEEPEST, LARGEST_JOB, read_file, too_large
 from pipeline.console.userinfo import refuse_in_values
 from pipeline.job import Job
+from pipeline.job.base import Base
 from pipeline.job.bounded_yaml import BoundedLoader, unreadable
 from pipeline.job.bounds import beyond_bounds
-from pipeline.job.mistakes import Document, join, listing, mistakes_in, shown
+from pipeline.job.mistakes import Document, Mistake, join, listing, mistakes_in, shown
+
+# From a job's values, which have `model.from`, to the model that it starts from.
+FindBase = Callable[[dict[str, Any]], Base]
 
 # Characters of the longest dotted path whose line is remembered.
 LONGEST_PATH = 1000
@@ -34,8 +38,12 @@ JobLoader.add_implicit_resolver(
 )
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+def load_job(
+    path: str | Path, overrides: Sequence[str] = (), find_base: FindBase | None = None
+) -> Job:
     """Return the job of a file, with `key=value` overrides applied.
+
+    `find_base` looks up a model to start from; without it, a job with `model.from` is a mistake.
 
     Raises:
         BadInput: the file can't be read or parsed, a URL in it has a user or a password, any field
@@ -44,7 +52,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """
     document = _parse(Path(path), overrides)
     refuse_in_values(document.values, str(path))
-    job = _validated(document, Path(path))
+    job = _validated(document, Path(path), find_base)
     mistakes = beyond_bounds(job, document)
     if mistakes:
         raise BadInput(listing(Path(path), mistakes))
@@ -52,12 +60,12 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     return job
 
 
-def parse_job(text: str, where: str) -> Job:
+def parse_job(text: str, where: str, find_base: FindBase | None = None) -> Job:
     """Return the job that `job_text` recorded; `where` names it in errors. Raises BadInput.
 
     Numbers may exceed their bounds, which are for new work: older versions had none.
     """
-    return _validated(_parse_text(text, Path(where)), Path(where))
+    return _validated(_parse_text(text, Path(where)), Path(where), find_base)
 
 
 def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
@@ -77,15 +85,28 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
     return text
 
 
-def _validated(document: Document, path: Path) -> Job:
+def _validated(document: Document, path: Path, find_base: FindBase | None) -> Job:
+    model = document.values.get("model")
+    base = None
+    if find_base is not None and isinstance(model, dict) and isinstance(model.get("from"), str):
+        base = _found(document, path, find_base)
     try:
-        job = Job.model_validate(document.values)
+        job = Job.model_validate(document.values, context={"base": base})
         mistakes = mistakes_in(document, None)
     except ValidationError as error:
         mistakes = mistakes_in(document, error)
     if mistakes:
         raise BadInput(listing(path, mistakes))
     return job
+
+
+def _found(document: Document, path: Path, find_base: FindBase) -> Base:
+    """Return the model that a job starts from. Raises BadInput, with its line."""
+    try:
+        return find_base(document.values)
+    except BadInput as error:
+        mistake = Mistake(document.where("model.from"), "model.from", str(error))
+        raise BadInput(listing(path, [mistake])) from None
 
 
 # ---------------------------------------------------------------- reading

@@ -43,6 +43,11 @@ def _field(part: str, default: Any, description: str, before: Any, limits: dict[
     return Field(default, description=description, json_schema_extra=about, **limits)
 
 
+def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a section by their keys in the job file."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
 def part_of(field: FieldInfo) -> str:
     """Return "identity", "schedule" or "runtime"; "" for a source's `kind`."""
     return str(_about(field).get("part", ""))
@@ -62,7 +67,11 @@ class Section(BaseModel):
     """A mapping in the job file. Its keys are the class's fields."""
 
     model_config = ConfigDict(
-        extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+        extra="forbid",
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        serialize_by_alias=True,
     )
 
 

@@ -13,8 +13,15 @@ if TYPE_CHECKING:
 
 
 def settings_of(section: Train) -> TrainSettings:
-    """Return the trainer's settings in a section of the job."""
+    """Return the trainer's settings in a section of the job, whose steps are known."""
     from pion.train.settings import TrainSettings
 
-    names = {field.name for field in dataclasses.fields(TrainSettings)} - {"phases"}
-    return TrainSettings(**section.model_dump(include=names), phases=phases_of(section.phases))
+    given = section.model_dump(include={f.name for f in dataclasses.fields(TrainSettings)})
+    return TrainSettings(
+        **given
+        | {
+            "steps": section.total_steps,
+            "warmup_steps": section.total_warmup_steps,
+            "phases": phases_of(section.phases),
+        }
+    )

@@ -11,6 +11,7 @@ from annotated_types import Predicate
 from typing_extensions import TypedDict
 
 from pion.errors import BadInput
+from pion.model_files import INDEX, WEIGHTS
 from pion.untrusted import read_file
 from pipeline.models.bring import bring_model
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
@@ -20,7 +21,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, open_store
 from pipeline.state.stores.base import is_key
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 HUB_MODEL = re.compile(r"hf://[^/]+/[^/]+")  # with one more part, it is a run in a store
 
@@ -93,14 +94,14 @@ def locate_model(text: str) -> Path | Listed | str:
             raise BadInput(no_such_run(open_run(text)))
         return found
     path = Path(text).expanduser()
-    if path.is_file() or (path.is_dir() and (path / WEIGHTS).is_file()):
+    if path.is_file() or any((path / name).is_file() for name in (WEIGHTS, CONFIG)):
         return path
     found = _in_run(text)
     if found is not None:
         return found
     if path.exists():
         raise BadInput(
-            f"{text} is a folder, but not a model: it has neither {WEIGHTS} (a checkpoint or an "
+            f"{text} is a folder, but not a model: it has neither {CONFIG} (a checkpoint or an "
             f"exported model) nor HEAD.json (a run). {known_runs(open_store(DEFAULT_STORE))}"
         )
     if HUB_REPO.fullmatch(text):
@@ -243,6 +244,6 @@ def _from_hub(text: str) -> FoundModel:
         ) from None
     except (OSError, ValueError) as error:
         raise BadInput(f"can't get {repo} from the Hub: {error}") from None
-    if not (folder / WEIGHTS).is_file():
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         raise BadInput(f"the Hub repository {repo} has no {WEIGHTS}: Pion can't load it")
     return _from_folder(folder, label=f"hf://{text}")

@@ -107,7 +107,7 @@ def read_trained(run: RunState, job: Job) -> dict[str, Trained]:
             rows=[(row["rows"][0], row["rows"][1]) for row in steps],
             losses=[row.get("loss", math.nan) for row in steps],
             plan=state.get("plan", {}),
-            problem=_row_problem(steps, section.steps, section.global_batch, skipped),
+            problem=_row_problem(steps, section.total_steps, section.global_batch, skipped),
         )
     return trained
 

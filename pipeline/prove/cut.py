@@ -40,7 +40,7 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
     for stage, steps in cut_steps(job).items():
         section = job.section(stage)
         changes[f"{stage}.steps"] = steps
-        changes[f"{stage}.warmup_steps"] = section.warmup_steps * steps // section.steps
+        changes[f"{stage}.warmup_steps"] = section.total_warmup_steps * steps // section.total_steps
     sources: dict[str, Sequence[Source]] = {"data": job.data.sources}
     if job.sft is not None:
         sources["sft"] = job.sft.sources
@@ -56,7 +56,7 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
 
 def cut_steps(job: Job) -> Mapping[str, int]:
     """Return the steps of each training stage: at most MAX_STEPS, in the job's proportion."""
-    steps = {stage: job.section(stage).steps for stage in job.train_stages}
+    steps = {stage: job.section(stage).total_steps for stage in job.train_stages}
     total = sum(steps.values())
     if total <= MAX_STEPS:
         return steps

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput, PionError
+from pipeline.base.read_job import read_job
 from pipeline.console.formats import duration
 from pipeline.job import Job
-from pipeline.job.file import load_job
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt
 from pipeline.prove.compare import Trained, first_difference, read_trained
 from pipeline.prove.cut import SAVE_EVERY, cut_overrides
@@ -100,7 +100,7 @@ def prove(job_path: str, overrides: Sequence[str], options: ProofOptions, say: S
     """
     if options.kills < 1:
         raise BadInput(f"--kills {options.kills}: give at least 1")
-    job = load_job(job_path, overrides)
+    job = read_job(job_path, overrides)
     path = Path(options.json_path or f"{job.name}-prove.json")
     if not path.parent.is_dir():
         raise BadInput(f"--json {path}: there is no folder {path.parent}")
@@ -130,7 +130,7 @@ class _Proof:
         self.name = f"{job.name[:80]}-prove-{uuid.uuid4().hex[:6]}"
         self.store = open_store(options.store or job.store)
         cut = cut_overrides(job, self.name, self.store.url)
-        self.cut = load_job(arguments[0], [*arguments[1:], *cut])
+        self.cut = read_job(arguments[0], [*arguments[1:], *cut])
         self.remote = self.store.local_path(self.name) is None
         self.kills: list[Kill] = []
         self.rounds: list[Round] = []
@@ -141,7 +141,7 @@ class _Proof:
 
     def go(self) -> None:
         """Do the unbroken run, then killed runs until enough kills have landed or a run differs."""
-        steps = ", ".join(f"{s} {self.cut.section(s).steps}" for s in self.cut.train_stages)
+        steps = ", ".join(f"{s} {self.cut.section(s).total_steps}" for s in self.cut.train_stages)
         where = f"{self.store.url}/{self.name}"
         self.say(f"{where}: {steps} steps, saved every {SAVE_EVERY}; seed {self.seed}")
         self.unbroken = RunState(self.store, f"{self.name}-unbroken")
@@ -229,7 +229,7 @@ class _Proof:
         if head is None:
             return 0
         if stage in head.stages:
-            return self.cut.section(stage).steps
+            return self.cut.section(stage).total_steps
         return max((e.step for e in head.checkpoints if e.stage == stage), default=0)
 
     def _saves_left(self, head: Head | None) -> int:
@@ -239,7 +239,7 @@ class _Proof:
         the previous one is being written.
         """
         stages = self.cut.train_stages
-        left = [self.cut.section(s).steps - self._committed(head, s) for s in stages]
+        left = [self.cut.section(s).total_steps - self._committed(head, s) for s in stages]
         return sum(max(1, steps // (2 * SAVE_EVERY)) for steps in left if steps > 0)
 
     def tidy(self) -> None:

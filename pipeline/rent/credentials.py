@@ -17,6 +17,7 @@ def needed_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> dic
     """Return the variables that a run on another machine needs, and what each is for."""
     needed: dict[str, str] = {}
     read = {f"for {s}.init_from": job.section(s).init_from or "" for s in job.train_stages}
+    read["for model.from"] = job.model.base or ""
     for why, url in {**read, "for the store": job.store}.items():
         if url.startswith("s3://"):
             needed.update(AWS_ACCESS_KEY_ID=why, AWS_SECRET_ACCESS_KEY=why)
@@ -41,10 +42,10 @@ def wanted_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> set
 def hub_inputs(job: Job) -> list[str]:
     """Return the repositories that the job reads from the Hub."""
     found = [s.repo for _, s in job.sources() if isinstance(s, HubDataset | HubNpyShards)]
-    if job.tokenizer.hub is not None:
+    if job.tokenizer is not None and job.tokenizer.hub is not None:
         found.append(job.tokenizer.hub)
-    for stage in job.train_stages:
-        weights = job.section(stage).init_from or ""
+    started_from = [job.model.base, *(job.section(s).init_from for s in job.train_stages)]
+    for weights in filter(None, started_from):
         here = job.input_path(weights).exists()
         if weights.startswith("hf://") or (HUB_REPO.fullmatch(weights) and not here):
             found.append(weights)

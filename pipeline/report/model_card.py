@@ -77,7 +77,7 @@ def trained_tokens(job: Job, stage: str) -> int:
     """Return the tokens that a finished stage has trained on: steps × sequences × length."""
     section: Train = job.section(stage)
     seq_len = job.seq_len(stage)
-    return section.steps * section.global_batch * seq_len
+    return section.total_steps * section.global_batch * seq_len
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> str:
@@ -256,7 +256,12 @@ def _weights(config: ModelConfig, embeddings: str) -> str:
 def _positions(config: ModelConfig) -> str:
     if config.positions == "learned":
         return f"learned, one vector for each of {config.seq_len:,}"
-    return f"rotary, θ = {config.rope_theta:,.0f}"
+    rotary = f"rotary, θ = {config.rope_theta:,.0f}"
+    scaling = config.rope_scaling
+    if scaling is None:
+        return rotary
+    original = scaling.original_max_position_embeddings
+    return f"{rotary}, scaled by {scaling.factor:g} from a context of {original:,} tokens"
 
 
 def _attention(config: ModelConfig) -> list[tuple[str, str]]:
@@ -326,7 +331,7 @@ def _training(history: RunHistory) -> str:
         rows.append(
             (
                 STAGE_NAMES[stage],
-                f"{section.steps:,}",
+                f"{section.total_steps:,}",
                 f"{section.global_batch} × {seq_len:,}",
                 human_count(trained_tokens(job, stage)),
                 f"{optimizer} {section.lr:g} → {section.min_lr:g}, {schedule}",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pion.errors import BadInput, Fenced, PionError, PlanFailed, Stopped
+from pipeline.base.keep import keep_as_base
 from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
 from pipeline.job import STAGES
@@ -24,6 +25,7 @@ from pipeline.run.start import Start
 from pipeline.run.train import WorkersTraining, fetch_ahead, start_workers, train_here
 from pipeline.state.checkpoints.retention import sweep
 from pipeline.state.claim import Claim, claim_again
+from pipeline.state.known_rows import know_rows_of
 from pipeline.state.patience import Patience
 from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError
@@ -96,6 +98,10 @@ class Advance:
         if start.owner.launch_id is None and clear_stops(start.run):  # a person wants it to resume
             self.journal.note("cleared a request to stop this run")
         self.claim.heartbeat.start()  # it also looks for requests
+        if start.job.base is not None:
+            keep_as_base(
+                start.run, start.job.base, start.job.folder, self._say_or_stop, self._patiently
+            )
         self._record_job(raised)
         head = self.claim.head.without_stages(self._redone, 0.0)
         plans = {p.stage: p for p in plan_stages(start.job, start.digests, head)}
@@ -152,6 +158,7 @@ class Advance:
     def _prepare(self) -> None:
         started = time.monotonic()
         reports = prepare_data(self.start, self._say_or_stop, self._patiently)
+        know_rows_of(self.start.job, reports)
         self._patiently(self._drop_redone)
         digest = self.start.digests.stages["prepare"]
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
@@ -240,7 +247,7 @@ class Advance:
         if raised is not None:
             old, new = raised.old_digest, start.digests.stages[raised.stage]
             self.claim.commit(lambda head: head.with_digest(raised.stage, old, new))
-            steps = start.job.section(raised.stage).steps
+            steps = start.job.section(raised.stage).total_steps
             self.journal.note(
                 f"{raised.stage} continues with this job's schedule, to step {steps:,}"
             )

@@ -41,8 +41,8 @@ def preflight(job: Job) -> list[str]:
                 f"{stage}.global_batch {batch} is less than one row for each of the {workers} "
                 f"workers. Nothing was started. Set hardware.workers={batch}."
             )
-    if job.tokenizer.file is not None and not job.input_path(job.tokenizer.file).is_file():
-        path = job.input_path(job.tokenizer.file)
+    file = None if job.tokenizer is None else job.tokenizer.file
+    if file is not None and not (path := job.input_path(file)).is_file():
         raise BadInput(f"tokenizer.file: {path} does not exist. Nothing was started.")
     for name in ("pretrain", "sft"):
         section = getattr(job, name)

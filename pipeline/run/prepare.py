@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.run.start import Start
+from pipeline.state.bases import bring_base
 from pipeline.state.patience import Patience
 
 
@@ -25,11 +26,15 @@ def prepare_data(start: Start, say: Say, patiently: Patience) -> dict[str, Any]:
     folders = {part: start.workspace.folder(f"data/{data[part]}") for part in data}
     reports: dict[str, Any] = {}
     tokenizer: Path | None = None
+    if start.job.base is not None:
+        base = start.job.base
+        folder = patiently(partial(bring_base, start.run.store, base, weights=False))
+        tokenizer = folder / "tokenizer.json"
     again = start.options.redo == "prepare"
     with _made_again(list(folders.values())) if again else contextlib.nullcontext():
         if "pretrain" in data:
             folder = folders["pretrain"]
-            reports["pretrain"] = prepare_pretrain(start.job, folder, say)
+            reports["pretrain"] = prepare_pretrain(start.job, folder, say, tokenizer)
             tokenizer = folder / "tokenizer.json"
         if "sft" in data:
             reports["sft"] = prepare_sft(start.job, folders["sft"], tokenizer, say)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from pion.errors import Stopped
+from pipeline.base.keep import say_if_moved
 from pipeline.console.display import Display
 from pipeline.console.messages import Note, StageState, Summary
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
@@ -82,6 +83,8 @@ def _check_before_claiming(
     """
     for note in preflight(job):
         display.say(Note(note))
+    if job.base is not None:
+        say_if_moved(run, job.base, job.folder, display.say)
     run.store.probe(run.key(""))
     if head is not None:
         refuse_other_formats(run, head)

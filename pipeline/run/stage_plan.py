@@ -14,6 +14,8 @@ from pipeline.job import STAGES, Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
 from pipeline.job.section import part_of
 from pipeline.job.settings import settings_of
+from pipeline.run.keep_defaults import keep_warmup
+from pipeline.state.known_rows import know_rows
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE
@@ -70,14 +72,18 @@ def work_left(
     Raises StoreError, and BadInput if continuing would invalidate committed work that `redo` does
     not name. `job_path` is the job file as the user typed it.
     """
-    digests = digest_job(job)
     head = run.read()
-    plans = plan_stages(job, digests, head)
-    stale = first_stale(plans)
 
     def read_inputs(stage: str, digest: str) -> Inputs | None:
         kept = run.read_stage(stage, digest)
         return dict(kept["inputs"]) if kept else None
+
+    if head is not None:
+        know_rows(job, head)
+        keep_warmup(job, head, redo, read_inputs)
+    digests = digest_job(job)
+    plans = plan_stages(job, digests, head)
+    stale = first_stale(plans)
 
     if stale and head and continues_under_another_digest(job, stale, digests, head, read_inputs):
         return WorkLeft(digests, head, plans, redo, raised=stale)
@@ -172,7 +178,7 @@ class Refusal:
         stage, job = stale.stage, self.job
         old = self.read_inputs(stage, stale.old_digest)
         own = old is not None and _only_schedule_differs(job, stage, old, self.digests)
-        steps = [step for step in stale.steps if own and step < job.section(stage).steps]
+        steps = [step for step in stale.steps if own and _is_left(job, stage, step)]
         done = [plan.stage for plan in plans if plan.state == "done"]
         earlier = STAGES[: STAGES.index(stage)]
         before = [s for s in job.train_stages if s in done and s in earlier]
@@ -254,9 +260,15 @@ def fork_may_continue(
     if newest is None or newest.key != head.forked or stale.stage in head.stages:
         return False
     old = read_inputs(stale.stage, stale.old_digest)
-    if old is None or job.section(stale.stage).steps <= newest.step:
+    if old is None or not _is_left(job, stale.stage, newest.step):
         return False
     return _only_schedule_differs(job, stale.stage, old, digests)
+
+
+def _is_left(job: Job, stage: str, step: int) -> bool:
+    """Return whether a stage has steps after `step`, as far as that is known."""
+    section = job.section(stage)
+    return not section.steps_are_known or step < section.total_steps
 
 
 def _only_schedule_differs(job: Job, stage: str, old: Inputs, digests: Digests) -> bool:

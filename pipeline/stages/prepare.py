@@ -38,15 +38,19 @@ CHOICES = "choices.jsonl"
 PINNED = "commit.json"
 
 
-def prepare_pretrain(job: Job, folder: Path, say: Say) -> dict[str, Any]:
+def prepare_pretrain(
+    job: Job, folder: Path, say: Say, tokenizer: Path | None = None
+) -> dict[str, Any]:
     """Prepare the pretraining data in `folder`; return what was counted and how fast.
+
+    `tokenizer` is that of the model to start from; None: the job says which.
 
     Raises BadInput for every input that can't be used, if possible before anything is tokenised,
     and for a corpus smaller than one global batch.
     """
     with _writing(folder):
         if not (folder / DATASET).exists():
-            _prepare_pretrain(job, folder, say)
+            _prepare_pretrain(job, folder, tokenizer, say)
     data = open_data(folder)
     if job.pretrain is not None:
         _check_rows(data, job.pretrain.global_batch, "pretrain", job.data.seq_len)
@@ -54,7 +58,9 @@ def prepare_pretrain(job: Job, folder: Path, say: Say) -> dict[str, Any]:
 
 
 def prepare_sft(job: Job, folder: Path, tokenizer: Path | None, say: Say) -> dict[str, Any]:
-    """Prepare the conversations in `folder`, with pretraining's tokenizer or (None) the job's.
+    """Prepare the conversations in `folder`, with a given tokenizer or (None) the job's.
+
+    A given one is that of pretraining, or of the model to start from.
 
     Raises BadInput as `prepare_pretrain` does, and for a conversation without an assistant turn.
     """
@@ -67,10 +73,10 @@ def prepare_sft(job: Job, folder: Path, tokenizer: Path | None, say: Say) -> dic
     return data.report
 
 
-def _prepare_pretrain(job: Job, folder: Path, say: Say) -> None:
+def _prepare_pretrain(job: Job, folder: Path, given: Path | None, say: Say) -> None:
     started = time.monotonic()
     inputs = _find_inputs(job, job.data.sources, "data", folder)
-    tokenizer, tokenizer_report = _tokenizer(job, inputs, folder, say)
+    tokenizer, tokenizer_report = _given_or_own(job, inputs, folder, given, say)
     if job.within_documents:
         check_documents(inputs, tokenizer, job.data.seq_len)
     reports = []
@@ -96,12 +102,7 @@ def _prepare_sft(job: Job, folder: Path, tokenizer_path: Path | None, say: Say) 
     assert job.sft is not None
     started = time.monotonic()
     inputs = _find_inputs(job, job.sft.sources, "sft", folder)
-    if tokenizer_path is not None:
-        tokenizer = Tokenizer.from_file(tokenizer_path)
-        tokenizer_report: dict[str, Any] = {"vocab_size": tokenizer.vocab_size}
-        _save(tokenizer, folder / "tokenizer.json")
-    else:
-        tokenizer, tokenizer_report = _tokenizer(job, inputs, folder, say)
+    tokenizer, tokenizer_report = _given_or_own(job, inputs, folder, tokenizer_path, say)
     reports = []
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, job.sft_seq_len, job.data.shard_rows)
@@ -131,12 +132,24 @@ def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path
     return inputs
 
 
+def _given_or_own(
+    job: Job, inputs: list[Input], folder: Path, given: Path | None, say: Say
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """Put the given tokenizer, or else the job's, into the folder."""
+    if given is None:
+        return _tokenizer(job, inputs, folder, say)
+    tokenizer = Tokenizer.from_file(given)
+    _save(tokenizer, folder / "tokenizer.json")
+    return tokenizer, {"vocab_size": tokenizer.vocab_size}
+
+
 def _tokenizer(
     job: Job, inputs: list[Input], folder: Path, say: Say
 ) -> tuple[Tokenizer, dict[str, Any]]:
     """Put the job's tokenizer into the folder. Raises BadInput if it doesn't fit the model."""
     path, section = folder / "tokenizer.json", job.tokenizer
     started = time.monotonic()
+    assert section is not None
     if section.train is not None:
         where = "trained on data.sources"
         if not path.exists():
@@ -168,6 +181,7 @@ def _save(tokenizer: Tokenizer, path: Path) -> None:
 
 def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
     """Yield training documents to learn merges from, the same amount from every source."""
+    assert job.tokenizer is not None
     assert job.tokenizer.train is not None
     readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
     if not readable:

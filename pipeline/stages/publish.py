@@ -125,7 +125,7 @@ def _export(
     not load the same model from `folder`, and OSError if `folder` can't be written.
     """
     from pion.data.tokenizer import Tokenizer
-    from pion.export import export_model, round_embeddings
+    from pion.export import export_model, exported_rows, round_embeddings
     from pion.model.roles import vocabulary_rows
     from pion.verify import verify_export
     from pipeline.report.plots import loss_plot
@@ -149,13 +149,10 @@ def _export(
             f"Nothing was published: {error} The trained model is safe in {model}."
         ) from error
     weights = decoder.state_dict()
-    dropped = sum(
-        weights[name][tokenizer.vocab_size :].numel() for name in vocabulary_rows(decoder)
-    )
+    rows = exported_rows(decoder.config, tokenizer)
+    dropped = sum(weights[name][rows:].numel() for name in vocabulary_rows(decoder))
     parameters = decoder.num_params() - dropped
-    card = model_card(
-        history, decoder.config, parameters=parameters, vocab_size=tokenizer.vocab_size
-    )
+    card = model_card(history, decoder.config, parameters=parameters, vocab_size=rows)
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "loss.png").write_bytes(loss_plot(history.curves()))
     return {"parameters": parameters, "max_logit_difference": difference}

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput
 from pipeline.state.record_json import Damaged
@@ -15,6 +15,7 @@ from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
     from pipeline.job import Job
+    from pipeline.job.base import Base
 
 _HEADER = re.compile(r"# (?P<name>.+) with these overrides merged in:")
 
@@ -33,8 +34,19 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
     if text is None:
         return None
     from pipeline.job.file import parse_job
+    from pipeline.state.known_rows import know_rows
 
-    return parse_job(text, f"the job of run {state.name}")
+    def find(values: dict[str, Any]) -> Base:
+        from pipeline.state.bases import read_pin
+
+        base = read_pin(state, str(values["model"]["from"]))
+        if base is None:
+            raise BadInput(f"run {state.name} has no record of the model that it starts from")
+        return base
+
+    job = parse_job(text, f"the job of run {state.name}", find)
+    know_rows(job, head)
+    return job
 
 
 def recorded_stages(

@@ -127,14 +127,17 @@ class Workspace:
         return folder
 
     def keep_data(self, digest: str, progress: Progress = lambda done, total: None) -> None:
-        """Upload this machine's prepared data `digest`. The list of files is written last.
+        """Upload this machine's prepared data `digest`; see `keep`."""
+        self.keep(f"data/{digest}", progress)
+
+    def keep(self, key: str, progress: Progress = lambda done, total: None) -> None:
+        """Upload this machine's files under `key`. The list of files is written last.
 
         After an interruption, another call uploads only the missing files. `progress` gets the
         bytes uploaded so far and the total bytes.
         """
         if not self.remote:
             return
-        key = f"data/{digest}"
         folder = self.folder(key)
         paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
         names = [check_key(path.relative_to(folder).as_posix()) for path in paths]

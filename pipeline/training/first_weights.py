@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pipeline.job.base import Base
 from pipeline.job.digest import model_inputs
+from pipeline.state.bases import bring_base
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.training.context import TrainingContext
 
 # Settings of a model that decide neither its weights' shapes nor its results: those of a context's
-# length, of random weights and of training, the rows of the head that no token has, and gates.
+# length, of random weights and of training, of rows that no token has, and gates.
 FREE = {
     f"model.{name}"
     for name in (
@@ -27,6 +29,7 @@ FREE = {
         "init_std",
         "head_multiple",
         "gates",
+        "imported",
         "experts.balance",
         "experts.balance_weight",
         "experts.z_weight",
@@ -50,11 +53,23 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
         model, was_packed = _model_from(context, source)
         warning = ", whose ternary weights are already rounded" if was_packed else ""
         return model, f"starts from {source}{warning}"
+    if job.base is not None and stage == job.train_stages[0]:
+        return _model_of_base(context, job.base), f"starts from {job.base}"
     if stage == "sft":
         folder = context.fetch(lambda: _bring_pretrained(context.run))
         return load_decoder(folder), "starts from the pretrained model"
     torch.manual_seed(job.seed)
     return Decoder(job.model_config_resolved()), "starts from random weights"
+
+
+def _model_of_base(context: TrainingContext, base: Base) -> Decoder:
+    """Return the job's decoder with the weights of the model that the run starts from."""
+    from pion.load import load_decoder
+    from pion.model.decoder import Decoder
+
+    found = load_decoder(context.fetch(lambda: bring_base(context.run.store, base)))
+    config = context.job.model_config_resolved()
+    return Decoder.from_state(config, _with_positions(config, found.state_dict(), base.source))
 
 
 def _bring_pretrained(run: RunState) -> Path:

@@ -32,7 +32,7 @@ def train_stage(context: TrainingContext, claim: Claim | None, stage: str) -> bo
         closing.callback(setup.close)
         for note in setup.restored.notes:
             context.report(Note(note))
-        steps = context.job.section(stage).steps
+        steps = context.job.section(stage).total_steps
         context.report(StageState(stage, "started", setup.why, steps=steps))
         how = "restored" if setup.trainer.step else "built"
         context.report(phase(f"{stage} {how}", started))
@@ -57,22 +57,22 @@ class StageTraining:
 
     def __init__(self, context: TrainingContext, stage: str, setup: Setup, rank: Rank) -> None:
         self.context, self.rank = context, rank
-        self.section = context.job.section(stage)
+        self._steps = context.job.section(stage).total_steps
         self.trainer, self.data = setup.trainer, setup.data
         self.trainer.on_step_down = self._stepped_down
 
     def run(self) -> bool:
         """Train until all steps are done (True) or somebody asks for a stop (False)."""
         trainer, watchdog = self.trainer, self.context.watchdog
-        if trainer.step == self.section.steps:  # the last attempt ended before this evaluation
+        if trainer.step == self._steps:  # the last attempt ended before this evaluation
             self._evaluate()
             return True
-        while trainer.step < self.section.steps:
+        while trainer.step < self._steps:
             self.rank.before_step()
             if not trainer.train_step(self.context.should_stop):
                 return False
             watchdog.beat()
-            self._after_step(last=trainer.step == self.section.steps)
+            self._after_step(last=trainer.step == self._steps)
         return True
 
     def _after_step(self, *, last: bool) -> None:
@@ -84,7 +84,7 @@ class StageTraining:
             self._report_first_step()
         if first or last or step % job.log.every == 0:
             self.rank.log()
-        evaluate_every = job.evaluate.every or max(1, self.section.steps // 10)
+        evaluate_every = job.evaluate.every or max(1, self._steps // 10)
         if last or step % evaluate_every == 0:
             # Evaluation may run out of memory, so save first.
             self.rank.log()

@@ -78,7 +78,7 @@ class RankZero(Rank):
     def __init__(self, context: TrainingContext, claim: Claim, stage: str, setup: Setup) -> None:
         super().__init__(setup.trainer)
         self._context, self._claim, self._stage = context, claim, stage
-        self._steps = context.job.section(stage).steps
+        self._steps = context.job.section(stage).total_steps
         self._tokenizer = setup.data.tokenizer
         self._held_out_loss: float | None = None
         self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage))

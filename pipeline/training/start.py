@@ -111,6 +111,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
 
     folder, restored = context.fetch(bring)
     data = _open(context.job, folder)
+    context.job.section(stage).know_rows(data.train.total_rows)
     recorded = context.group.from_rank_0(restored.plan)
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
     if plan.compile:

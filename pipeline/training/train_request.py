@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job import Job
+from pipeline.job.base import Base
 from pipeline.job.digest import Digests
 from pipeline.state.owner import Owner
 from pipeline.state.stores import open_store
@@ -19,6 +20,7 @@ class TrainRequest:
 
     Attributes:
         job: the whole job file.
+        base: the record of the model that the run starts from, or None.
         job_folder: the folder of the job file; paths in the job are relative to it.
         store: the store's URL.
         owner: the driver's `Owner`; the workers claim the run in its name.
@@ -38,6 +40,7 @@ class TrainRequest:
     stages: list[str]
     digests: dict[str, str]
     data: dict[str, str]
+    base: dict[str, Any] | None = None
     gpus: int = 0
     by_ray: bool = False
     started: float = 0.0
@@ -50,6 +53,7 @@ class TrainRequest:
         """Return the request for `stages` of `job`."""
         return cls(
             job=job.model_dump(mode="json", exclude_unset=True),
+            base=None if job.base is None else job.base.to_dict(),
             job_folder=str(job.folder),
             store=open_store(job.store).url,
             owner=dataclasses.asdict(owner),
@@ -61,7 +65,8 @@ class TrainRequest:
 
     def load_job(self) -> Job:
         """Return the job that the driver validated."""
-        job = Job.model_validate(self.job)
+        base = None if self.base is None else Base(**self.base)
+        job = Job.model_validate(self.job, context={"base": base})
         job._folder = Path(self.job_folder)
         return job
 

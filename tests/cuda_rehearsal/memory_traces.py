@@ -74,6 +74,10 @@ _OLD_DAISY_CUT = _CUT | {
     "values": {"layers": [0, 1], "tables": [0, 0]},
 }
 _PILON_CUT = _CUT | {"primitives": {"bands": [[0, 1]]}}
+_BIASED = {
+    "heads": {"qk_norm": False, "qkv_bias": True},
+    "rope_scaling": {"factor": 8.0, "original_max_position_embeddings": 512},
+}
 # With few tokens and ids, the optimizer's step needs the most.
 _FEW = _CUT | {"vocab_size": 512, "seq_len": 128}
 
@@ -94,6 +98,7 @@ SUITE = [
     Trace("pilon-48m", changes=_PILON_CUT),
     Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT),
     Trace("pilon-48m-dense", documents=True, changes=_CUT),
+    Trace("pion-small", changes=_CUT | _BIASED),
 ]
 MICRO_BATCHES = (1, 8, 32)
 

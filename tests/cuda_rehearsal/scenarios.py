@@ -34,13 +34,14 @@ from tests.cuda_rehearsal.watch import Watch
 # Two layers of the smallest preset show what more layers would show. With these numbers, the logits
 # of a micro-batch have several chunks, in the loss and in the evaluation.
 _SMALL = {"n_layers": 2, "vocab_size": 4100}
+_SCALING = {"factor": 8.0, "original_max_position_embeddings": 512}
 ROWS_AT_ONCE = 24
 TOKENIZER_IDS = 4000
 
 # Every model goes through every scenario. Add each new part of the architecture to a model. To save
 # time, parts that do not meet are in one model.
 MODELS: dict[str, ModelConfig] = {
-    "dense": ModelConfig.preset("pion-nano", **_SMALL),
+    "dense": ModelConfig.preset("pion-nano", rope_scaling=_SCALING, **_SMALL),
     "experts": ModelConfig.preset("tachyon-tiny", softcap=50.0, tie_embeddings=False, **_SMALL),
     "windows": ModelConfig.preset(
         "daisy-pico",
@@ -51,7 +52,9 @@ MODELS: dict[str, ModelConfig] = {
         wiring={"attention_layers": [0, 2], "skips": [[2, 0]]},
         values={"layers": [0, 2]},
     ),
-    "primitives": ModelConfig.preset("pilon-48m", primitives={"bands": [[0, 1]]}, **_SMALL),
+    "primitives": ModelConfig.preset(
+        "pilon-48m", primitives={"bands": [[0, 1]]}, heads={"qkv_bias": True}, **_SMALL
+    ),
 }
 
 # The prompt is longer than the window.

@@ -100,6 +100,8 @@ PHASES = [
     {"until": 0.6, "rates": {"primitive": 0}},
     {"unfreeze": [1]},
 ]
+# The slow frequencies of a context of 16 tokens, for one of 48.
+SCALING = {"factor": 3.0, "original_max_position_embeddings": 16}
 MUON = {"optimizer": "muon", "muon_decays": False, "muon_momentum_start": 0.85}
 
 FAMILIES = {
@@ -112,6 +114,8 @@ FAMILIES = {
     "routed-recipes": Family(PILON | {"primitives": BANKS, "experts": {"n": 4, "shared": 0}}),
     "gated": Family({"gates": True}),
     "experts-in-windows": Family({"experts": EXPERTS, "windows": WINDOWS}),
+    "llama": Family({"heads": {"qk_norm": False}, "rope_scaling": SCALING}),
+    "qwen2": Family({"heads": {"qk_norm": False, "qkv_bias": True}}, {"optimizer": "muon"}),
 }
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from pion.config import ModelConfig
 from pion.exports.table import to_transformers
 from pion.model.decoder import Decoder
+from pion.parts import Heads
 from pion.primitives import Primitives
+from pion.rope_scaling import RopeScaling
 from tests.support.capped_models import MIXED
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.tiny_config import tiny_config
@@ -32,6 +34,12 @@ PRIMITIVES = replace(
     experts=None,
     activation="relu2",
     primitives=Primitives(n=4, rank=4, top_k=2, bands=((0, 1), (2, 3)), ternary=True),
+)
+# A Llama with scaled positions.
+SCALED = replace(
+    PLAIN,
+    heads=Heads(qk_norm=False),
+    rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=16),
 )
 DEEP = "[" * 100_000 + "]" * 100_000
 ESCAPE = "\x1b]0;owned\x07"

@@ -318,7 +318,15 @@ def with_primitives(half: str) -> str:
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     folder, jobs = tmp_path_factory.mktemp("half"), {}
-    for name, text in (("experts", HALF), ("primitives", with_primitives(HALF))):
+    passes = yaml.safe_load(HALF)
+    del passes["sft"]["steps"]
+    passes["sft"]["epochs"] = 5000
+    shapes = {
+        "experts": HALF,
+        "primitives": with_primitives(HALF),
+        "passes": yaml.safe_dump(passes),
+    }
+    for name, text in shapes.items():
         (folder / f"{name}.yaml").write_text(text)
         jobs[name] = load_job(folder / f"{name}.yaml")
     return jobs

@@ -23,6 +23,7 @@ from tests.hostile.model_folders import (
     PARTS,
     PLAIN,
     PRIMITIVES,
+    SCALED,
     Verbatim,
     changed,
     edit,
@@ -63,6 +64,11 @@ def primitives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder(tmp_path_factory.mktemp("foreign"), foreign=True)
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("scaled"), SCALED, foreign=True)
 
 
 def loads_or_says_why(folder: Path, text: str) -> str | None:
@@ -113,6 +119,30 @@ def test_every_setting_of_transformers_is_checked(foreign: Path, field: str) -> 
     for kind, value in HOSTILE.items():
         why = loads_or_says_why(foreign, changed(record_of(foreign), (field,), value))
         if kind not in ("missing", "null") and (field, kind) != ("rope_parameters", "object"):
+            assert why is not None, kind
+
+
+@pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "rope_type",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ],
+)
+def test_every_setting_of_scaled_positions_is_checked(
+    scaled: Path, spelling: str, field: str
+) -> None:
+    record = record_of(scaled)
+    record[spelling] = record.pop("rope_parameters") | record.pop("rope_scaling")
+    for kind, value in HOSTILE.items():
+        why = loads_or_says_why(scaled, changed(record, (spelling, field), value))
+        # Without a type nothing is scaled. The original context is the whole one by default.
+        optional = field in ("rope_type", "original_max_position_embeddings")
+        if not (optional and kind in ("missing", "null")):
             assert why is not None, kind
 
 
@@ -172,7 +202,7 @@ def test_unknown_settings_are_ignored_in_a_foreign_config_and_refused_in_ours(
     foreign, ours = model_folder(tmp_path / "a", foreign=True), model_folder(tmp_path / "b")
     edit(foreign, invented=1)
     edit(ours, invented=1)
-    assert load_decoder(foreign).config == PLAIN
+    assert load_decoder(foreign).config == dataclasses.replace(PLAIN, imported=True)
     assert "unknown model field 'invented'" in refused("eval", ours, ours / "config.json")
 
 

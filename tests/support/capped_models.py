@@ -9,11 +9,12 @@ import torch
 from pion.config import ModelConfig
 from pion.model.decoder import Decoder
 from pion.parts import Experts, Heads, Values, Windows, Wiring
+from pion.rope_scaling import RopeScaling
 from tests.support.tiny_config import tiny_config
 
 DENSE = tiny_config(vocab_size=287, seq_len=64, softcap=1.5, init_std=0.2)
 EXPERTS = replace(DENSE, tie_embeddings=False, experts=Experts(n=5, top_k=2, shared=1, d_shared=24))
-# Daisy-Wee's parts together with experts.
+# Daisy-Wee's parts together with experts, biases and scaled positions.
 MIXED = replace(
     EXPERTS,
     n_layers=4,
@@ -22,7 +23,8 @@ MIXED = replace(
     logit_cap=3.0,
     head_multiple=64,
     windows=Windows(tokens=16, block=8, long_every=3),
-    heads=Heads(scale=0.12, value_norm=True, rotary="half"),
+    heads=Heads(scale=0.12, value_norm=True, rotary="half", qkv_bias=True),
+    rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=16),
     wiring=Wiring(
         attention_layers=(0, 1, 3),
         attention_norm=False,

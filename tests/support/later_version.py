@@ -83,7 +83,7 @@ def install(
     config: type[ModelConfig] = LaterConfig,
 ) -> None:
     """Make this process that later version."""
-    exports = ("pion.exports.qwen3", "pion.exports.modelling_files")
+    exports = ("pion.exports.core", "pion.exports.modelling_files")
     for module in ("pipeline.job.fields", "pion.load", *exports, "pion.seeds.pion"):
         monkeypatch.setattr(import_module(module), "ModelConfig", config)
     monkeypatch.setattr("pion.train.settings.ComputePlan", LaterPlan)

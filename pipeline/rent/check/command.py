@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput, PionError
+from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable
 from pipeline.job import Job
-from pipeline.job.file import load_job
 from pipeline.rent.check import of_job, of_rental
+from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
+from pipeline.rent.check.of_conversations import check_conversations
 from pipeline.rent.check.of_machines import check_machines
 from pipeline.rent.check.of_memory import check_memory
 from pipeline.rent.check.row import CheckRow
@@ -31,6 +33,9 @@ SECONDS = 16.0
 # The part of these seconds that is reserved for the job's checks if the rental can't be read.
 JOB_SECONDS = 4.0
 MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("?", "yellow")}
+
+# The part of these seconds that conversations may take if the steps depend on them.
+CONVERSATION_SECONDS = 8.0
 
 Check = Callable[[], list[CheckRow]]
 
@@ -47,7 +52,7 @@ def show_check(
     rows: list[CheckRow] = []
     loaded, sky_yaml = None, None
     try:
-        loaded = load_job(job, overrides)
+        loaded = read_job(job, overrides)
     except BadInput as error:
         rows.append(CheckRow("job", False, str(error)))
     if on is not None:
@@ -94,8 +99,29 @@ def run_checks(
             "command again"
         )
         return [CheckRow("checks", False, words)]
+    checks = _checks(job, sky_yaml, path, force=force)
+    words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
+    rows = [CheckRow("job", True, words)]
+    talks = ("conversations", begin(partial(check_conversations, job)))
+    if not all(job.section(stage).steps_are_known for stage in job.train_stages):
+        # What a machine costs follows from the steps, and these from the conversations.
+        rows += _outcome(*talks, min(end, time.monotonic() + CONVERSATION_SECONDS))
+        waiting = []
+    else:
+        waiting = [talks]
+    waiting += [(name, begin(check)) for name, check in checks]
+    for name, wait in waiting:
+        rows += _outcome(name, wait, end)
+    return rows
+
+
+def _checks(
+    job: Job, sky_yaml: SkyYaml | None, path: str | None, *, force: bool
+) -> list[tuple[str, Check]]:
+    """Return the checks that can run at the same time, by name."""
     checks: list[tuple[str, Check]] = [
         ("model", partial(of_job.check_model, job, rented=sky_yaml is not None)),
+        ("model.from", partial(check_base, job, sky_yaml)),
         ("tokenizer", partial(of_job.check_tokenizer, job)),
         ("data", partial(of_job.check_data, job)),
         ("store", partial(of_job.check_store, job)),
@@ -114,12 +140,7 @@ def run_checks(
             ("controller", check_controller),
             ("machines", partial(check_machines, job, sky_yaml, force=force)),
         ]
-    waiting = [(name, begin(check)) for name, check in checks]
-    words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
-    rows = [CheckRow("job", True, words)]
-    for name, wait in waiting:
-        rows += _outcome(name, wait, end)
-    return rows
+    return checks
 
 
 def print_rows(rows: Sequence[CheckRow]) -> None:

@@ -41,6 +41,8 @@ def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
     If the machine is `rented`, the weights must be where it can read them.
     """
     name, millions = job.model.preset or "the job's own shape", count_parameters(job) / 1e6
+    if job.base is not None:
+        name = str(job.base)
     rows = [CheckRow("model", True, f"{name}: {millions:,.1f} million parameters")]
     for stage in job.train_stages:
         source = job.section(stage).init_from
@@ -134,6 +136,10 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
     from pion.data.tokenizer import Tokenizer
 
     section = job.tokenizer
+    if section is None:
+        assert job.base is not None
+        words = f"of {job.base.source}, which is read"
+        return [CheckRow("tokenizer", True, words)]
     if section.train is not None:
         words = f"a BPE of {section.train.vocab_size:,} entries will be trained on data.sources"
         readable = [s for s in job.data.sources if not _is_tokenised(s)]

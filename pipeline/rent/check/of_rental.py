@@ -181,7 +181,9 @@ def _local_inputs(job: Job, *, prepared: bool) -> list[tuple[str, Path]]:
         weights = job.section(stage).init_from
         if weights is not None and job.input_path(weights).exists():
             asked[f"{stage}.init_from"] = weights
-    if not prepared:
+    if job.base is not None and job.input_path(job.base.source).exists() and not prepared:
+        asked["model.from"] = job.base.source
+    if not prepared and job.tokenizer is not None:
         asked["tokenizer.file"] = job.tokenizer.file
     found = [(key, job.input_path(path)) for key, path in asked.items() if path is not None]
     for key, source in job.sources():

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pion.errors import BadInput, PionError
+from pipeline.base.read_job import read_job
 from pipeline.job import Job
-from pipeline.job.file import load_job
 from pipeline.rent.check.candidates import fitting
 from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.managed.cheapest_first import with_candidates
@@ -33,7 +33,7 @@ class JobFile:
     @classmethod
     def load(cls, path: str, overrides: Sequence[str]) -> JobFile:
         """Read a job file. Raises BadInput for a job with mistakes."""
-        return cls(path, overrides, load_job(path, overrides))
+        return cls(path, overrides, read_job(path, overrides))
 
 
 @dataclass(frozen=True)

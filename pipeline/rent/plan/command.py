@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pion.errors import BadInput
+from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable
 from pipeline.job import Job
-from pipeline.job.file import load_job
 from pipeline.rent.plan.bench_speeds import bench_results
+from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate, what_would_fit
 from pipeline.rent.plan.past_speeds import past_speeds
 from pipeline.rent.plan.prices import market
@@ -34,8 +35,9 @@ def show_plan(
     `pion bench`, which come before this user's. Raises BadInput for a job with mistakes, for an
     unknown GPU, for a file that is no result, and if the job fits on none of the GPUs.
     """
-    plan = load_job(job, overrides)
+    plan = read_job(job, overrides)
     results = bench_results(bench)
+    uncertain = expect_rows(plan)
     count = max(1, plan.hardware.workers or 1)
     offers, notes = market(gpus, plan.prices, count=count)
     speeds = past_speeds(plan)
@@ -45,7 +47,7 @@ def show_plan(
         raise BadInput(
             f"{plan.name} fits on none of these GPUs.\n{reasons}\n{what_would_fit(plan)}"
         )
-    notes = [*notes, *_assumptions(plan, estimates)]
+    notes = [*notes, *filter(None, [uncertain]), *_assumptions(plan, estimates)]
     if as_json:
         print(json.dumps(_as_json(plan, estimates, notes), indent=1))
         return 0

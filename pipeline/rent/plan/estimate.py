@@ -51,20 +51,25 @@ class Known:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One training stage on a machine. `tokens_per_second` is the sum of all GPUs."""
+    """One training stage on a machine. `tokens_per_second` is the sum of all GPUs.
+
+    `tokens` is None while the steps are not known: they may follow from data to be prepared.
+    """
 
     stage: str
     micro_batch: int
     grad_accum: int
     recompute: bool
     peak_bytes: int  # of one GPU
-    tokens: int
+    tokens: int | None
     tokens_per_second: float | None
     speed_from: str
 
     @property
     def seconds(self) -> float | None:
-        return None if self.tokens_per_second is None else self.tokens / self.tokens_per_second
+        if self.tokens_per_second is None or self.tokens is None:
+            return None
+        return self.tokens / self.tokens_per_second
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ class Estimate:
 
     @property
     def tokens(self) -> int:
-        return sum(stage.tokens for stage in self.stages)
+        """The tokens of all stages, as far as their steps are known."""
+        return sum(stage.tokens or 0 for stage in self.stages)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -224,7 +230,9 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
         grad_accum=-(-rows // micro_batch),
         recompute=recompute,
         peak_bytes=peak,
-        tokens=section.steps * section.global_batch * seq_len,
+        tokens=section.total_steps * section.global_batch * seq_len
+        if section.steps_are_known
+        else None,
         tokens_per_second=None if speed is None else speed * workers,
         speed_from=where,
     )
@@ -260,5 +268,5 @@ def _save_interval(job: Job, stages: tuple[StageEstimate, ...]) -> float:
     )
     if checkpoint.every_steps is None or checkpoint.every_seconds is not None:
         return cadence.interval
-    step_seconds = [(s.seconds or 0.0) / job.section(s.stage).steps for s in stages]
+    step_seconds = [(s.seconds or 0.0) / job.section(s.stage).total_steps for s in stages]
     return checkpoint.every_steps * max(step_seconds)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
+from pipeline.base.read_job import read_job
 from pipeline.console.formats import show
 from pipeline.job import Job
-from pipeline.job.file import load_job
 from pipeline.rent.replay.numbers import Numbers, job_numbers
 from pipeline.rent.replay.options import Given, Number
 from pipeline.rent.replay.simulate import Outcome, Replay
@@ -37,7 +37,7 @@ def show_replay(
     Raises BadInput for a job with mistakes, a file that is not a trace, a plot that can't be
     written, and if nothing says how long a step takes.
     """
-    plan = load_job(job, overrides)
+    plan = read_job(job, overrides)
     recorded = [read_trace(path) for path in traces]
     if not recorded:
         raise BadInput("name a file with recorded availability: --trace FILE.")
@@ -83,7 +83,10 @@ def _write_png(png: str, summaries: Sequence[Summary], on_demand: Outcome) -> No
 def replay_of(job: Job, numbers: Numbers) -> Replay:
     """Return the replay of `job`'s training with these numbers."""
     return Replay(
-        [StageWork(s, job.section(s).steps, numbers.steps[s].value) for s in job.train_stages],
+        [
+            StageWork(s, job.section(s).total_steps, numbers.steps[s].value)
+            for s in job.train_stages
+        ],
         Overheads(
             boot=numbers.boot.value,
             restore=numbers.restore.value,

@@ -67,7 +67,7 @@ def test_what_is_read_back_computes_the_same(changes: dict[str, Any]) -> None:
     again = Decoder.from_state(config, state)
     assert (again(TOKENS) - ours(TOKENS)).abs().max() <= 1e-5
     if "primitives" not in changes:
-        assert config == replace(ours.config, family="pion")
+        assert config == replace(ours.config, imported=True)
         assert all(torch.equal(tensor, state[n]) for n, tensor in ours.state_dict().items())
     else:
         assert config.primitives is None

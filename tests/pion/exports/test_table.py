@@ -45,6 +45,8 @@ def test_what_no_stock_architecture_computes_gets_modelling_files() -> None:
         "Qwen3 does not support softcap 1.5",
         "Qwen3Moe needs experts",
         "Arcee has two matrices in a feed-forward layer, not three",
+        "Llama does not normalize queries and keys",
+        "Qwen2 does not normalize queries and keys",
     ]
 
 
@@ -93,6 +95,7 @@ def test_rows_that_the_tokenizer_lacks_are_dropped_from_every_table(name: str) -
 
 def test_a_folder_of_another_architecture_is_refused_by_name() -> None:
     with pytest.raises(
-        BadInput, match="'llama'; only 'qwen3', 'qwen3_moe', 'arcee' and 'pion' are"
+        BadInput,
+        match="'gemma'; only 'qwen3', 'qwen3_moe', 'arcee', 'llama', 'qwen2' and 'pion' are",
     ):
-        from_transformers({"model_type": "llama"}, {})
+        from_transformers({"model_type": "gemma"}, {})

@@ -8,6 +8,10 @@ from pion.model import masks
 from pion.model.attention import attend, attend_flex, attend_short, attend_softcapped
 from pion.model.decoder import Decoder
 from pion.model.masks import Mask, block_mask, build_mask, document_spans
+from pion.model.roles import parameter_roles
+from pion.train.optimizer import Optimizer
+from pion.train.schedule import plan_at
+from pion.train.settings import TrainSettings
 
 B, H, K, T, D = 2, 6, 2, 20, 16
 CPU = torch.device("cpu")
@@ -141,3 +145,58 @@ def test_grouped_queries_take_the_fused_kernel_on_a_cpu(qkv):
         attend(*qkv, build_mask(config(), T, T, DOCUMENTS, CPU), None)
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["aten::_scaled_dot_product_flash_attention_for_cpu"] == 2
+
+
+# ---------------------------------------------------------------- biases of queries, keys, values
+
+BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
+
+
+def biased(**changes):
+    heads = {"qk_norm": False, "qkv_bias": True}
+    return Decoder(config(heads=heads, **changes))
+
+
+def test_new_biases_are_0_and_the_other_weights_those_of_the_model_without_them():
+    torch.manual_seed(0)
+    model = biased()
+    assert all(not model.state_dict()[f"blocks.0.attention.{name}"].any() for name in BIASES)
+    plain = Decoder(config(heads={"qk_norm": False}))
+    assert model.state_dict().keys() - plain.state_dict().keys() == {
+        f"blocks.0.attention.{name}" for name in BIASES
+    }
+    assert "qkv_bias" not in plain.config.to_dict()["heads"]
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_each_bias_is_added_before_positions_and_learns(name):
+    torch.manual_seed(0)
+    model, tokens = biased(init_std=0.3), torch.randint(0, 10, (1, 12))
+    bias = dict(model.named_parameters())[f"blocks.0.attention.{name}"]
+    with torch.no_grad():
+        without = model(tokens)
+        bias.normal_()
+        assert (model(tokens) - without).abs().max() > 1e-3
+        model.join_projections()
+        joined = model(tokens)
+    again = Decoder.from_state(model.config, model.state_dict())
+    torch.testing.assert_close(again(tokens), joined, rtol=0, atol=1e-5)
+    again.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    assert dict(again.named_parameters())[f"blocks.0.attention.{name}"].grad.any()
+
+
+def test_a_bias_is_a_vector_that_does_not_decay_and_that_muon_leaves_to_adamw():
+    model = biased()
+    roles = parameter_roles(model)
+    settings = TrainSettings(steps=2, global_batch=1, lr=1e-2, optimizer="muon", weight_decay=0.5)
+    optimizer = Optimizer(model, settings)
+    for name in BIASES:
+        assert roles[f"blocks.0.attention.{name}"] == "vector"
+        assert f"blocks.0.attention.{name}.exp_avg" in optimizer.state_tensors()
+    value = model.blocks[0].attention.v_proj.bias
+    with torch.no_grad():
+        value.fill_(3.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(plan_at(settings, 0))
+    assert torch.equal(value, torch.full_like(value, 3.0))

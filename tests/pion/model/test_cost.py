@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pion.config import ModelConfig
-from pion.model.cost import cost_of, flops_per_token
+from pion.model.cost import copied_bytes, cost_of, flops_per_token
 from pion.model.decoder import Decoder
+from pion.model.forward_pass import ForwardPass
 from pion.parts import Experts
 from pion.presets import PRESETS
 
@@ -34,6 +35,21 @@ def test_the_roles_tell_matrices_tables_and_gains_apart() -> None:
     assert cost_of(TINY).params == tied
     untied = cost_of(replace(TINY, tie_embeddings=False)).params
     assert untied == tied | {"head": 200 * 32}
+
+
+def test_biases_are_counted_as_vectors_and_multiply_nothing() -> None:
+    plain_config, biased_config = (
+        ModelConfig.of(TINY.to_dict() | {"heads": {"qk_norm": False, "qkv_bias": bias}})
+        for bias in (False, True)
+    )
+    plain, biased = cost_of(plain_config), cost_of(biased_config)
+    biases = 3 * (32 + 2 * 16)
+    assert biased.params["vector"] == plain.params["vector"] + biases
+    assert biased.active_params == plain.active_params + biases
+    assert biased.macs_per_token == plain.macs_per_token
+    at = ForwardPass(2, 64)
+    copies = [sum(copied_bytes(config, at)) for config in (plain_config, biased_config)]
+    assert copies[1] - copies[0] == 2 * biases
 
 
 def test_flops_per_token_are_six_per_multiplied_weight_and_causal_attention() -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from pion.model import decoder as decoder_module
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.model.rope import Frequencies, rotary_table, rotation_at
+from pion.model.rope import Frequencies, rotary_table, rotation_at, scaled
+from pion.rope_scaling import RopeScaling
 from tests.support.tiny_config import tiny_config
 
 CPU = torch.device("cpu")
+SCALING = RopeScaling(factor=8.0, original_max_position_embeddings=256)
 
 
+@pytest.mark.parametrize("scaling", [None, SCALING])
 @pytest.mark.parametrize("half", [False, True])
-def test_a_rotation_is_the_same_with_and_without_a_table(half: bool) -> None:
-    frequencies = Frequencies(64, 10_000.0, half)
+def test_a_rotation_is_the_same_with_and_without_a_table(
+    half: bool, scaling: RopeScaling | None
+) -> None:
+    frequencies = Frequencies(64, 10_000.0, half, scaling)
     cos, sin = rotary_table(3000, frequencies, CPU)
     positions = torch.tensor([[0, 1, 2], [7, 500, 2999]])
     here = rotation_at(positions, frequencies)
@@ -24,11 +31,12 @@ def test_a_rotation_is_the_same_with_and_without_a_table(half: bool) -> None:
     torch.testing.assert_close(here[1][:, :, 0], sin[positions], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("scaling", [None, SCALING])
 def test_a_model_of_a_long_context_computes_what_one_with_a_table_does(
-    monkeypatch: pytest.MonkeyPatch,
+    scaling: RopeScaling | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    model = Decoder(tiny_config(init_std=0.3)).eval()
+    model = Decoder(tiny_config(init_std=0.3, rope_scaling=scaling)).eval()
     tokens = torch.randint(0, 64, (2, 12))
     positions = torch.arange(12).remainder(5).expand(2, 12)
 
@@ -42,3 +50,69 @@ def test_a_model_of_a_long_context_computes_what_one_with_a_table_does(
     monkeypatch.setattr(decoder_module, "LARGEST_TABLE", 0)
     for result, known in zip(results(), expected, strict=True):
         torch.testing.assert_close(result, known, rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------- scaling
+
+
+def test_scaled_frequencies_are_those_of_the_reference_code_of_llama_3_1() -> None:
+    """Its `apply_scaling`, written out: one frequency after another, by the length of its wave."""
+    plain = Frequencies(64, 500_000.0).on(CPU).double()
+    expected, kinds = [], set()
+    for frequency in plain.tolist():
+        wave = 2 * math.pi / frequency
+        if wave < 256 / 4:
+            expected.append(frequency)
+            kinds.add("as it is")
+        elif wave > 256 / 1:
+            expected.append(frequency / 8)
+            kinds.add("divided")
+        else:
+            smooth = (256 / wave - 1) / (4 - 1)
+            expected.append((1 - smooth) * frequency / 8 + smooth * frequency)
+            kinds.add("between")
+    assert kinds == {"as it is", "divided", "between"}
+    found = Frequencies(64, 500_000.0, scaling=SCALING).on(CPU)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), torch.tensor(expected).double(), rtol=1e-6, atol=0)
+
+
+def test_a_factor_of_1_changes_nothing() -> None:
+    plain = Frequencies(64, 10_000.0).on(CPU)
+    one = RopeScaling(factor=1.0, original_max_position_embeddings=256)
+    torch.testing.assert_close(scaled(plain, one), plain, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-300, 2e-300), (1.0, 1.0 + 1e-15), (1e-9, 1e30)])
+def test_no_two_factors_give_a_frequency_that_is_not_a_number(low: float, high: float) -> None:
+    sharp = RopeScaling(
+        factor=1e30,
+        original_max_position_embeddings=2**53,
+        low_freq_factor=low,
+        high_freq_factor=high,
+    )
+    for half in (False, True):
+        frequencies = Frequencies(64, 10_000.0, half, sharp).on(CPU)
+        assert frequencies.isfinite().all()
+        assert (frequencies >= 0).all()
+
+
+def test_documents_and_cached_tokens_have_scaled_positions() -> None:
+    """A document that starts at position 0 has the logits that it has alone, however it is read."""
+    torch.manual_seed(0)
+    scaling = RopeScaling(factor=8.0, original_max_position_embeddings=4)
+    model = Decoder(tiny_config(init_std=0.3, rope_scaling=scaling)).eval()
+    unscaled = Decoder(tiny_config(init_std=0.3)).eval()
+    unscaled.load_state_dict(model.state_dict())
+    tokens = torch.randint(0, 64, (1, 20))
+    positions = torch.cat([torch.arange(9), torch.arange(11)])[None]
+    documents = torch.repeat_interleave(torch.arange(2), torch.tensor([9, 11]))[None]
+    cache = KVCache(model.config)
+    with torch.no_grad():
+        packed = model(tokens, positions=positions, documents=documents)[:, 9:]
+        alone = model(tokens[:, 9:])
+        cached = torch.cat([model(part, cache=cache) for part in tokens[:, 9:].split(3, 1)], 1)
+        other = unscaled(tokens[:, 9:])
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cached, alone, rtol=0, atol=1e-5)
+    assert (other - alone).abs().max() > 1e-2

@@ -5,11 +5,12 @@ import re
 from pipeline.job import Job
 from pipeline.job.every_field import sections_of
 from pipeline.job.help import help_job
+from pipeline.job.section import keys_of
 
 
 def every_path(section: type, prefix: str = "") -> set[str]:
     paths = set()
-    for name, field in section.model_fields.items():
+    for name, field in keys_of(section).items():
         inner = sections_of(field.annotation)
         here = f"{prefix}{name}"
         if len(inner) != 1:
@@ -26,7 +27,7 @@ def test_help_lists_every_field_with_type_default_and_part():
     assert lines["pretrain.lr"] == (
         "pretrain.lr  (number; 0.0003; schedule)  peak learning rate of AdamW"
     )
-    assert "(whole number; required; schedule)" in lines["sft.steps"]
+    assert "(whole number; required; schedule)" in lines["pretrain.steps"]
     assert "(wsd | cosine | constant; wsd; schedule)" in lines["pretrain.schedule"]
     assert "(true or false; true; identity)" in lines["publish.private"]
     assert "runtime" in lines["hardware.threads"]

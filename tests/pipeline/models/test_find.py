@@ -151,7 +151,7 @@ def test_a_file_or_folder_that_is_no_model_says_what_one_looks_like(here):
     Path("notes.txt").write_text("hello")
     assert "not a model: expected a .pt file or a folder" in complaint("notes.txt")
     Path("folder").mkdir()
-    assert "it has neither model.safetensors" in complaint("./folder")
+    assert "it has neither config.json" in complaint("./folder")
     Path("folder/model.safetensors").write_bytes(b"")
     assert "but no config.json" in complaint("folder")
 

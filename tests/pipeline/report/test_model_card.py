@@ -13,7 +13,7 @@ from pipeline.cost.by_cause import CAUSES
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
-from pipeline.report.model_card import _attention, _feedforward, model_card
+from pipeline.report.model_card import _attention, _feedforward, _positions, model_card
 from pipeline.state.records import Head, StageRecord
 
 JOB: dict[str, Any] = {
@@ -251,3 +251,11 @@ def test_the_card_says_which_layers_see_what() -> None:
     assert rows["attention window"].startswith("1,792 tokens in the last and in every 4th layer")
     assert rows["feed-forward width"] == "3,072 (squared ReLU)"
     assert _attention(ModelConfig.preset("pion-nano")) == []
+
+
+def test_scaled_positions_are_described() -> None:
+    scaling = {"factor": 32, "original_max_position_embeddings": 8192}
+    config = ModelConfig.preset("pion-nano", rope_theta=500_000, rope_scaling=scaling)
+    text = "rotary, θ = 500,000, scaled by 32 from a context of 8,192 tokens"
+    assert _positions(config) == text
+    assert _positions(ModelConfig.preset("pion-nano")) == "rotary, θ = 10,000"

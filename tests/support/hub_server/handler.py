@@ -130,6 +130,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.token != WRITE_TOKEN and not fine:
             raise Failure(403, "", "You don't have the rights to create or change this repository")
 
+    def must_have_access(self, repo: Repo) -> None:
+        """Refuse the files of a gated repository to a token that was not granted access."""
+        if repo.gated and self.token not in self.hub.granted:
+            status, message = (403, "not on the list") if self.token else (401, "log in first")
+            raise Failure(
+                status, "GatedRepo", f"Access to this repository is restricted: {message}"
+            )
+
     # ------------------------------------------------------------ routes
 
     def _find_route(self) -> None:
@@ -203,11 +211,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _resolve(self) -> None:
         repo = self.repo()
-        if repo.gated:
-            status, message = (403, "not on the list") if self.token else (401, "log in first")
-            raise Failure(
-                status, "GatedRepo", f"Access to this repository is restricted: {message}"
-            )
+        self.must_have_access(repo)
         commit = self.commit_at(repo, self.parts["rev"])
         stored = commit.files.get(self.parts["rest"])
         if stored is None or (stored.lfs and stored.sha256 not in repo.lfs):

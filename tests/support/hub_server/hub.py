@@ -49,6 +49,7 @@ class Failure(Exception):
 class HubServer:
     """`now` is the server's clock. `commit_limit`: commits an hour that a repository takes, then
     429. `cdn`: large files are downloaded from another host, as from the real Hub.
+    `granted`: the tokens that may read gated repositories.
     `ignores_parents`: a commit's parent may be anything, as on no real Hub. `scoped`: what the
     fine-grained token may do, as (type, name, permissions) of users, organisations and
     repositories."""
@@ -64,6 +65,7 @@ class HubServer:
         self.commit_limit: int | None = None
         self.cdn = False
         self.ignores_parents = False
+        self.granted: set[str] = set()
         self.scoped: list[tuple[str, str, list[str]]] = [("user", USER, ["repo.content.read"])]
 
     def add_repo(

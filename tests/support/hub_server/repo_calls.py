@@ -237,6 +237,11 @@ def paths_info(request: Handler, repo: Repo) -> None:
     request.answer(entries)
 
 
+def auth_check(request: Handler, repo: Repo) -> None:
+    request.must_have_access(repo)
+    request.answer({})
+
+
 # By action; no action describes the repository.
 CALLS: dict[str, Callable[[Handler, Repo], None]] = {
     "": info,
@@ -251,4 +256,5 @@ CALLS: dict[str, Callable[[Handler, Repo], None]] = {
     "commit": commit,
     "tree": tree,
     "paths-info": paths_info,
+    "auth-check": auth_check,
 }

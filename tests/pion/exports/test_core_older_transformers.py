@@ -11,6 +11,7 @@ import shutil
 import site
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,19 +60,26 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return interpreter
 
 
+SCALING = {"factor": 4.0, "original_max_position_embeddings": 16}
+BIASED = {"qk_norm": False, "qkv_bias": True}
+
+
 @pytest.mark.parametrize(
-    ("experts", "name"),
+    ("changes", "name"),
     [
-        (None, "Qwen3ForCausalLM"),
-        (Experts(n=5, top_k=2, shared=2, d_shared=24), "Qwen3MoeForCausalLM"),
+        ({}, "Qwen3ForCausalLM"),
+        ({"rope_theta": 1e6}, "Qwen3ForCausalLM"),
+        ({"experts": Experts(n=5, top_k=2, shared=2, d_shared=24)}, "Qwen3MoeForCausalLM"),
+        ({"heads": {"qk_norm": False}, "rope_scaling": SCALING}, "LlamaForCausalLM"),
+        ({"heads": BIASED, "rope_theta": 1e6, "imported": True}, "Qwen2ForCausalLM"),
     ],
 )
 def test_transformers_4_computes_the_same_logits(
-    tmp_path: Path, python: Path, experts: Experts | None, name: str
+    tmp_path: Path, python: Path, changes: dict[str, Any], name: str
 ) -> None:
     train_bpe(["some text to learn bytes from"], 270).save(tmp_path / "tokenizer.json")
     torch.manual_seed(0)
-    config = tiny_config(vocab_size=280, seq_len=64, init_std=0.2, experts=experts)
+    config = tiny_config(vocab_size=280, seq_len=64, init_std=0.2, **changes)
     ours = Decoder(config).eval()
     export_model(ours, tmp_path / "tokenizer.json", tmp_path / "export", chat=False)
     with torch.inference_mode():

@@ -1,0 +1,204 @@
+"""From what a job calls a model to start from (`model.from`) to its files and its content's hash.
+
+Only small files are read for that: settings and tokenizer. The hashes of weights come from the Hub
+or from a run's manifest; only those of a folder are computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pion.config import ModelConfig
+from pion.data.arrays import sha256_file
+from pion.data.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.model_files import INDEX, WEIGHTS, shards_of
+from pion.untrusted import parse_object, read_file
+from pipeline.data.hub import explained, named, pin
+from pipeline.job.base import Base
+from pipeline.machine.private import private_cache_folder
+from pipeline.models.bring import bring_model
+from pipeline.models.find import CONFIG, FoundModel, Listed, find_model, locate_model
+from pipeline.state.bases import DECIDE_IDS, decides_results, hash_of
+from pipeline.state.workspace import Files
+
+TOKENIZER = "tokenizer.json"
+# Settings, tokenizer and template; and what the model card needs: licence and conditions.
+KEPT = (*DECIDE_IDS, CONFIG, "generation_config.json", "chat_template.jinja", "README.md")
+LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Seeds' .pt files that were converted, below the cache folder, by the hash of their content.
+CONVERTED = "converted"
+
+
+@dataclass(frozen=True)
+class FoundBase:
+    """A model to start from, where it was found.
+
+    Attributes:
+        base: what it is.
+        files: its files, by name: bytes and sha256.
+        bring: returns where a file is on this machine; downloads it if need be.
+    """
+
+    base: Base
+    files: Files
+    bring: Callable[[str], Path]
+
+
+def find_base(source: str, folder: Path) -> FoundBase:
+    """Return the model that a job in `folder` calls `source`.
+
+    Raises BadInput if there is none, or none that Pion can train, and StoreError or PionError if
+    the place that would have it does not answer.
+    """
+    if not source.strip():
+        raise BadInput("it is empty: name a Hub repository, a folder or a run")
+    try:
+        beside = (folder / Path(source).expanduser()).resolve()
+        here = beside.exists()
+    except (OSError, ValueError):
+        here = False
+    found = locate_model(str(beside) if here else source)
+    if isinstance(found, str):
+        files, bring, commit = _of_hub(found)
+    elif isinstance(found, Listed):
+        files, bring = _of_model(_brought(found))
+        commit = None
+    else:
+        files, bring = _of_model(find_model(str(found)))
+        commit = None
+    return FoundBase(_described(source, files, bring, commit), files, bring)
+
+
+def _described(source: str, files: Files, bring: Callable[[str], Path], commit: str | None) -> Base:
+    """Return what a model is, once its settings and its tokenizer can be used."""
+    for name in (CONFIG, TOKENIZER):
+        if name not in files:
+            raise BadInput(
+                f"{source} has no {name}. A model to start from needs its settings "
+                "(config.json), its weights (safetensors) and its tokenizer (tokenizer.json)"
+            )
+    try:
+        config = _config(bring(CONFIG))
+        tokenizer = Tokenizer.from_file(bring(TOKENIZER))
+        tokenizer.fits(config.vocab_size, where=TOKENIZER)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
+    deciding = {name: about for name, about in files.items() if decides_results(name)}
+    of_ids = {name: about for name, about in deciding.items() if name in DECIDE_IDS}
+    return Base(source, hash_of(deciding), hash_of(of_ids), config.to_dict(), commit)
+
+
+def _config(path: Path) -> ModelConfig:
+    from pion.exports.packed import is_packed
+    from pion.exports.table import config_from_transformers
+
+    settings = parse_object(read_file(path), CONFIG)
+    if "model_type" not in settings:
+        return ModelConfig.from_dict(settings)
+    config = config_from_transformers(settings)
+    if is_packed(config):
+        raise BadInput(
+            "its ternary weights are packed, so it is no model to start from. Start from a "
+            "checkpoint of the run that trained it (runs/NAME@pretrain)"
+        )
+    return config
+
+
+# ---------------------------------------------------------------- folders and runs
+
+
+def _brought(found: Listed) -> FoundModel:
+    """Return the model of a run. A run in a remote store is downloaded: its weights are needed in
+    any case, and its own manifest has the hashes."""
+    folder = bring_model(found.state, found.entry.key)
+    return find_model(str(folder))
+
+
+def _of_model(found: FoundModel) -> tuple[Files, Callable[[str], Path]]:
+    """Return the files of a model on this machine."""
+    if found.kind == "seed":
+        found = find_model(str(_converted(found)))
+    paths = {path.name: path for path in sorted(found.folder.iterdir()) if path.is_file()}
+    names = _wanted(list(paths), str(found.folder), paths.__getitem__)
+    kept = {name: paths[name] for name in names}
+    if found.tokenizer is not None:
+        kept[TOKENIZER] = found.tokenizer
+    try:
+        files = {name: (path.stat().st_size, sha256_file(path)) for name, path in kept.items()}
+    except OSError as error:
+        raise BadInput(f"{found.folder} can't be read: {error.strerror or error}") from None
+    return files, kept.__getitem__
+
+
+def _converted(found: FoundModel) -> Path:
+    """Return the folder of a seed's .pt file, converted: nothing pickled goes into a store."""
+    from pion.load import load
+    from pion.safetensors_file import write_safetensors
+
+    if found.tokenizer is None:
+        raise BadInput(
+            f"{found.folder} has no tokenizer next to it. Make a folder of both, and start from "
+            f"it: pion import-seed {found.folder} DIR --tokenizer FILE"
+        )
+    name = f"{sha256_file(found.folder)}-{sha256_file(found.tokenizer)}"
+    folder = private_cache_folder(CONVERTED) / name
+    if not (folder / CONFIG).is_file():
+        folder.mkdir(exist_ok=True)
+        model, _ = load(found.folder)
+        write_safetensors(folder / WEIGHTS, model.state_dict())
+        Tokenizer.from_file(found.tokenizer).save(folder / TOKENIZER)
+        (folder / CONFIG).write_text(json.dumps(model.config.to_dict()) + "\n", encoding="utf-8")
+    return folder
+
+
+def _wanted(names: list[str], where: str, read: Callable[[str], Path]) -> list[str]:
+    """Return the names of the files to keep. Raises BadInput if there are no safetensors."""
+    kept = [n for n in names if n in KEPT or n.upper().startswith(LEGAL)]
+    if WEIGHTS in names:
+        return [*kept, WEIGHTS]
+    if INDEX in names:
+        shards = set(shards_of(read(INDEX)).values())
+        missing = sorted(shards - set(names))
+        if missing:
+            raise BadInput(f"{where} has {INDEX}, but not its file {missing[0]}")
+        return [*kept, INDEX, *sorted(shards)]
+    pickled = next((name for name in names if name.endswith(PICKLES)), None)
+    if pickled is not None:
+        raise BadInput(
+            f"{where} has its weights only as {pickled}, a pickle, which can run code when it is "
+            'read. Convert it on a machine that you trust: python -c "from transformers import '
+            "AutoModelForCausalLM as M; M.from_pretrained('MODEL').save_pretrained('FOLDER')\", "
+            "copy its tokenizer files there, and start from FOLDER"
+        )
+    raise BadInput(f"{where} has no {WEIGHTS}, so it is no model to start from")
+
+
+# ---------------------------------------------------------------- the Hub
+
+
+def _of_hub(text: str) -> tuple[Files, Callable[[str], Path], str]:
+    """Return the files of a Hub repository at one commit, and the commit."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.hf_api import RepoFile
+
+    repo, _, revision = text.partition("@")
+    commit = pin(repo, revision or None, "model")
+
+    def bring(name: str) -> Path:
+        with explained(named(repo, commit, "model", name)):
+            return Path(hf_hub_download(repo, name, revision=commit)).resolve()
+
+    with explained(named(repo, commit, "model")):
+        tree = list(HfApi().list_repo_tree(repo, revision=commit))
+    entries = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    files = {}
+    for name in _wanted(list(entries), f"Hub model {repo} at {commit[:12]}", bring):
+        entry = entries[name]
+        sha256 = entry.lfs.sha256 if entry.lfs else sha256_file(bring(name))
+        files[name] = (entry.size, sha256)
+    return files, bring, commit

@@ -1,0 +1,73 @@
+"""Put the model that a run starts from into the run's store, and record it as the run's."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from pion.errors import BadInput
+from pipeline.base.find import find_base
+from pipeline.console.messages import Note, PrepareProgress, Say
+from pipeline.job.base import Base
+from pipeline.state.bases import bring_base, keep_base, read_pin, write_pin
+from pipeline.state.patience import Patience
+from pipeline.state.run_state import RunState
+
+
+def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: Patience) -> None:
+    """Keep `base`, which a job in `folder` names, in the store, and record it as the run's.
+
+    Raises BadInput if its name means another content by now.
+    """
+    pinned = read_pin(run, base.source)
+    if pinned is not None and pinned.hash == base.hash:
+        return
+    found = find_base(base.source, folder)
+    if found.base.hash != base.hash:
+        raise BadInput(
+            f"model.from {base.source} has changed while this command started. Nothing was "
+            "started. Run the same command again"
+        )
+
+    def progress(done: int, total: int) -> None:
+        say(PrepareProgress("keep the model", done / 1e6, "MB", total=total / 1e6))
+
+    patiently(partial(keep_base, run.store, base.hash, found.files, found.bring, progress))
+    patiently(partial(write_pin, run, base, replace=pinned is not None))
+    say(Note(f"starts from {base}, now kept in {run.store.url}"))
+
+
+def file_of_base(run: RunState, base: Base, folder: Path, name: str) -> Path:
+    """Return where a small file of the run's base is on this machine.
+
+    It is read from the run's store if the run has recorded the base, else from the base's source.
+    Raises BadInput if the base has no such file.
+    """
+    pinned = read_pin(run, base.source)
+    if pinned is not None and pinned.hash == base.hash:
+        return bring_base(run.store, base, weights=False) / name
+    found = find_base(base.source, folder)
+    if name not in found.files:
+        raise BadInput(f"{base.source} has no {name}")
+    return found.bring(name)
+
+
+def say_if_moved(run: RunState, base: Base, folder: Path, say: Say) -> None:
+    """Say so if the name of the run's base means another content by now.
+
+    Where the name can't be looked up, nothing is said: the run has what it needs.
+    """
+    if read_pin(run, base.source) is None:
+        return
+    try:
+        today = find_base(base.source, folder).base
+    except Exception:
+        return
+    if today.hash != base.hash:
+        say(
+            Note(
+                f"{base.source} has changed since this run began with {base}: now it is {today}. "
+                "This run keeps what it began with. To start from the new one: --redo of its first "
+                "training stage"
+            )
+        )

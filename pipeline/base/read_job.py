@@ -1,0 +1,47 @@
+"""Read a job file together with the model that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.job.base import Base
+from pipeline.job.file import load_job
+from pipeline.state.bases import read_pin
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import DEFAULT_STORE, open_store
+from pipeline.state.stores.verdict import before_work
+
+
+def read_job(path: str | Path, overrides: Sequence[str] = (), redo: str | None = None) -> Job:
+    """Return the job of a file, as `load_job` does.
+
+    A model to start from is the one that the run has recorded, or else what its name means now.
+    With `redo`, its name is looked up again if the run begins with that stage. Raises BadInput,
+    and StoreError if the run's store does not answer.
+    """
+
+    def find(values: dict[str, Any]) -> Base:
+        source = str(values["model"]["from"])
+        again = redo in ("prepare", "pretrain" if "pretrain" in values else "sft")
+        with before_work("Nothing was started."):
+            pinned = None if again else _pinned(values, source)
+            if pinned is not None:
+                return pinned
+            from pipeline.base.find import find_base
+
+            return find_base(source, Path(path).resolve().parent).base
+
+    return load_job(path, overrides, find)
+
+
+def _pinned(values: dict[str, Any], source: str) -> Base | None:
+    store, name = values.get("store", DEFAULT_STORE), values.get("name")
+    try:
+        run = RunState(open_store(str(store)), str(name))
+    except BadInput:  # validation says what is wrong with it
+        return None
+    return read_pin(run, source)

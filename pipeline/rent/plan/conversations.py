@@ -1,0 +1,125 @@
+"""How many rows a job's conversations give, counted before anything is rented.
+
+The conversations are prepared as the run will prepare them, in a temporary folder. Of a data set on
+the Hub, only the first SAMPLED conversations are read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.base.keep import file_of_base
+from pipeline.job import HubDataset, Job
+from pipeline.stages.prepare import prepare_sft
+from pipeline.state.known_rows import know_rows
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import open_store
+
+SAMPLED = 1000
+# More passes over the same conversations rarely help, and make a model repeat them.
+MOST_PASSES = 5
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted. `whole` is False if only the first conversations of a source were read."""
+
+    rows: int
+    tokens: int
+    conversations: int
+    cut: int
+    dropped: int
+    whole: bool
+
+
+def count_conversations(job: Job) -> Counted | None:
+    """Return what the conversations of `sft` give; None if their ids are not known yet.
+
+    The tokenizer may come from pretraining. Raises BadInput for conversations that can't be used.
+    """
+    assert job.sft is not None
+    if job.tokenizer is not None and job.tokenizer.train is not None:
+        return None
+    counted = job.model_copy(deep=True)
+    assert counted.sft is not None
+    whole = True
+    for source in counted.sft.sources:
+        if isinstance(source, HubDataset):
+            most = source.max_documents
+            whole = whole and most is not None and most <= SAMPLED
+            source.max_documents = SAMPLED if most is None else min(most, SAMPLED)
+    counted.sft.global_batch = 1  # too little data is the run's own complaint
+    tokenizer = None
+    if job.base is not None:
+        run = RunState(open_store(job.store), job.name)
+        tokenizer = file_of_base(run, job.base, job.folder, "tokenizer.json")
+    with tempfile.TemporaryDirectory(prefix="pion-count-") as folder:
+        report = prepare_sft(counted, Path(folder) / "sft", tokenizer, lambda message: None)
+    sources = report["sources"]
+    names = ("conversations", "cut", "dropped", "tokens")
+    sums = {name: sum(source[f"train_{name}"] for source in sources) for name in names}
+    return Counted(rows=report["train_rows"], whole=whole, **sums)
+
+
+def expect_rows(job: Job) -> str | None:
+    """Tell the job how many rows its conversations give, where its steps depend on them.
+
+    Returns what is not certain about it, as a sentence; None if everything is. Raises StoreError,
+    and BadInput for conversations that can't be used.
+    """
+    if all(job.section(stage).steps_are_known for stage in job.train_stages):
+        return None
+    head = RunState(open_store(job.store), job.name).read()
+    if head is not None:
+        know_rows(job, head)
+    section = job.section("sft")
+    if section.steps_are_known:
+        return None
+    counted = count_conversations(job)
+    if counted is None:
+        return "the steps of sft follow from its rows, which are not known before prepare"
+    section.know_rows(counted.rows)
+    if counted.whole:
+        return None
+    return (
+        f"the steps of sft are of the first {SAMPLED:,} conversations of a data set: all of them "
+        "take as many times longer as there are more"
+    )
+
+
+def passes_over(job: Job, counted: Counted) -> float:
+    """Return how often `sft` trains on each of these rows."""
+    section = job.section("sft")
+    if section.steps is None:
+        return section.passes
+    return section.steps * section.global_batch / counted.rows
+
+
+def in_words(job: Job, counted: Counted) -> str:
+    """Return rows, passes, steps and tokens of `sft`, and what is lost of the conversations."""
+    section = job.section("sft")
+    passes = passes_over(job, counted)
+    trained = section.total_steps * section.global_batch * job.sft_seq_len
+    words = (
+        f"{counted.conversations:,} conversations in {counted.rows:,} rows of {job.sft_seq_len:,} "
+        f"tokens; {passes:.3g} passes in {section.total_steps:,} steps of "
+        f"{section.global_batch}: {trained / 1e6:,.2f}M tokens"
+    )
+    if not counted.whole:
+        words = f"of the first {SAMPLED:,} conversations: {words}"
+    lost = [f"{counted.cut:,} are cut"] * bool(counted.cut)
+    lost += [f"{counted.dropped:,} are dropped: nothing to learn fits"] * bool(counted.dropped)
+    return "; ".join([words, *lost])
+
+
+def too_many_passes(job: Job, counted: Counted) -> str | None:
+    """Return a warning if the job trains on the same conversations very often."""
+    passes = passes_over(job, counted)
+    if passes <= MOST_PASSES or not counted.whole:
+        return None
+    return (
+        f"{passes:.3g} passes over the same conversations: beyond {MOST_PASSES}, a model rather "
+        "repeats them than learns from them. Lower sft.steps or sft.epochs, or add conversations"
+    )

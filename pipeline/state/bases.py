@@ -1,0 +1,208 @@
+"""The models that runs start from (`model.from`), in a store: their files, and which one a run has.
+
+The files of a base are below `_bases/<hash>/`, once in a store for all its runs, with a list of
+them that is written last. They are named by their content and never change. Nothing deletes them.
+
+A run's pin, `bases/<digest of the name>.json`, says which base a name in the job means for this
+run. So a branch that moves, or a folder that changes, does not change the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+from pion.errors import BadInput, PionError
+from pipeline.job.base import Base
+from pipeline.state.record_json import (
+    FORMAT,
+    Damaged,
+    Sha256,
+    build,
+    open_record,
+    parse,
+    to_json,
+)
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Conflict, Missing, Store
+from pipeline.state.workspace import FILES, Files, Progress, Workspace, file_problem, read_files
+
+BASES = "_bases"
+# The files that results depend on. The others are kept for the model card.
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+DECIDE_IDS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SETTINGS = ("config.json", "generation_config.json", "chat_template.jinja")
+
+
+@open_record
+class _Pin(TypedDict):
+    """What a pin says."""
+
+    source: str
+    hash: Sha256
+    tokenizer: Sha256
+    config: Mapping[str, Any]
+    commit: NotRequired[str | None]
+
+
+def hash_of(files: Files) -> str:
+    """Return the name of files by their names and contents."""
+    listed = "".join(f"{name} {sha256}\n" for name, (_, sha256) in sorted(files.items()))
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def decides_results(name: str) -> bool:
+    """Return whether results depend on a file of a base."""
+    return name in DECIDE_IDS + SETTINGS or name.endswith(WEIGHTS)
+
+
+# ---------------------------------------------------------------- which base a run has
+
+
+def pin_key(run: RunState, source: str) -> str:
+    """Return the store's key of a run's pin."""
+    return run.key(f"bases/{hashlib.sha256(source.encode()).hexdigest()[:16]}.json")
+
+
+def read_pin(run: RunState, source: str) -> Base | None:
+    """Return the base that `source` means for this run; None if the run has none yet.
+
+    Raises `Damaged`.
+    """
+    return _read_pin(run, source)[0]
+
+
+def write_pin(run: RunState, base: Base, *, replace: bool = False) -> None:
+    """Record which base its name means for this run; with `replace`, from now on.
+
+    Raises BadInput if another process has just recorded a different one.
+    """
+    data = to_json({"format": FORMAT, **base.to_dict()}).encode()
+    while True:
+        present, version = _read_pin(run, base.source)
+        if present is not None and (present.hash == base.hash or not replace):
+            break
+        try:
+            run.store.compare_and_swap(pin_key(run, base.source), data, version)
+            return
+        except Conflict:
+            continue
+    if present.hash != base.hash:
+        raise BadInput(
+            f"model.from: another start of run {run.name} has just begun with {present}, and this "
+            f"one found {base}. Nothing was started. Run the same command again"
+        )
+
+
+def _read_pin(run: RunState, source: str) -> tuple[Base | None, str | None]:
+    key = pin_key(run, source)
+    try:
+        data, version = run.store.read_versioned(key)
+    except Missing:
+        return None, None
+    return _base(data, f"{run.store.url}/{key}"), version
+
+
+def _base(data: bytes, where: str) -> Base:
+    pin = build(_Pin, parse(data, where), where)
+    return Base(pin["source"], pin["hash"], pin["tokenizer"], pin["config"], pin.get("commit"))
+
+
+# ---------------------------------------------------------------- the files
+
+
+def keep_base(
+    store: Store,
+    base_hash: str,
+    files: Files,
+    bring: Callable[[str], Path],
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Put the files of a base into the store, unless it has them. Their list is written last.
+
+    `bring` returns where a file is on this machine. After an interruption, another call resumes.
+    Raises BadInput if a file is not what `files` says.
+    """
+    if _listed(store, base_hash) is not None:
+        return
+    workspace = Workspace(store, BASES)
+    folder = workspace.folder(base_hash)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (size, sha256) in files.items():
+        if file_problem(folder / name, size, sha256) is not None:
+            _copy(bring(name), folder / name)
+        problem = file_problem(folder / name, size, sha256)
+        if problem is not None:
+            (folder / name).unlink(missing_ok=True)
+            raise BadInput(
+                f"model.from: {problem}. The file has just changed, or the disk is failing. "
+                "Nothing was started. Run the same command again"
+            )
+    workspace.keep(base_hash, progress)
+    if not workspace.remote:
+        listed = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()}
+        text = to_json({"format": FORMAT, "files": listed})
+        store.write(f"{BASES}/{base_hash}/{FILES}", text.encode())
+
+
+def bring_base(store: Store, base: Base, *, weights: bool = True) -> Path:
+    """Return the folder with the files of a base, downloaded unless this machine has them.
+
+    Raises PionError if the store's copy is missing or damaged.
+    """
+    workspace = Workspace(store, BASES)
+    try:
+        files = _listed(store, base.hash)
+        problem = "it is missing" if files is None else None
+    except Damaged as error:
+        files, problem = None, str(error)
+    if files is not None:
+        wanted = {n: about for n, about in files.items() if weights or not n.endswith(WEIGHTS)}
+        problem = workspace.fetch(base.hash, wanted)
+    if problem is not None:
+        raise PionError(
+            f"The model that this run starts from, {base}, can't be used: {problem} "
+            f"({store.url}/{BASES}/{base.hash}). Nothing was changed. If {base.source} still has "
+            f"this content, delete {BASES}/{base.hash}/{FILES} there, and run the same command "
+            "again."
+        )
+    return workspace.folder(base.hash)
+
+
+def _listed(store: Store, base_hash: str) -> Files | None:
+    """Return the files of a base in the store; None if they are not complete there."""
+    key = f"{BASES}/{base_hash}/{FILES}"
+    try:
+        return read_files(store.read(key), f"{store.url}/{key}")
+    except Missing:
+        return None
+
+
+def copy_bases(source: RunState, target: RunState) -> None:
+    """Give a fork the models that its source started from, and what their names mean."""
+    for entry in source.store.list(source.key("bases/")):
+        if not entry.key.endswith(".json"):
+            continue
+        where = f"{source.store.url}/{entry.key}"
+        base = _base(source.store.read(entry.key), where)
+        files = _listed(source.store, base.hash)
+        if files is not None and source.store.url != target.store.url:
+            folder = bring_base(source.store, base)
+            keep_base(target.store, base.hash, files, folder.joinpath)
+        write_pin(target, base, replace=True)
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Copy a file, all or nothing. Not as a link: its owner may change it in place."""
+    part = to.with_name(f".{to.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(path, part)
+        part.replace(to)
+    finally:
+        part.unlink(missing_ok=True)

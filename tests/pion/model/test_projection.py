@@ -1,0 +1,43 @@
+"""A projection adds its bias in every way in which it is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pion.model.projection import FEW_TOKENS, Projection, join, project
+
+
+def drawn(outputs: int, *, bias: bool = True) -> Projection:
+    projection = Projection(24, outputs, bias=bias)
+    torch.nn.init.normal_(projection.weight)
+    if projection.bias is not None:
+        torch.nn.init.normal_(projection.bias)
+    return projection
+
+
+@pytest.mark.parametrize("tokens", [1, 2, FEW_TOKENS, FEW_TOKENS + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_is_added_to_few_tokens_and_to_many(dtype: torch.dtype, tokens: int) -> None:
+    """A bias keeps fp32, and the result has the dtype of the weight."""
+    torch.manual_seed(0)
+    projection = drawn(16)
+    x, weight = torch.randn(1, tokens, 24).to(dtype), projection.weight.to(dtype)
+    found = project(x, weight, projection.bias)
+    expected = x.float() @ weight.float().T + projection.bias
+    assert found.dtype == dtype
+    exact = dtype == torch.float32
+    torch.testing.assert_close(
+        found.float(), expected, rtol=1e-5 if exact else 0.02, atol=1e-4 if exact else 0.1
+    )
+
+
+def test_joined_projections_have_the_biases_of_all() -> None:
+    torch.manual_seed(0)
+    parts = [drawn(16), drawn(8), drawn(8)]
+    x = torch.randn(2, 5, 24)
+    expected = torch.cat([part(x) for part in parts], dim=-1)
+    weight, bias = join(parts)
+    assert bias is not None
+    torch.testing.assert_close(project(x, weight, bias), expected)
+    assert join([drawn(16, bias=False), drawn(8, bias=False)])[1] is None

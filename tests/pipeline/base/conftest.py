@@ -1,0 +1,25 @@
+"""A small model that somebody else has trained, as a folder that transformers wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pion.export import export_model
+from tests.support.finished_run import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A folder with a model of 128 tokens of context, and its tokenizer."""
+    return export_base(tmp_path / "base")
+
+
+def export_base(folder: Path, seed: int = 0) -> Path:
+    """Write a model that somebody else has trained."""
+    tokenizer = tiny_tokenizer()
+    file = folder.with_name(f"{folder.name}-tokenizer.json")
+    tokenizer.save(file)
+    export_model(tiny_model(tokenizer.vocab_size, seq_len=128, seed=seed), file, folder)
+    return folder

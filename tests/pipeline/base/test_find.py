@@ -1,0 +1,158 @@
+"""What a job calls a model to start from is found, and named by its content."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pion.errors import BadInput
+from pipeline.base.find import find_base
+from pipeline.models.find import find_model
+from pipeline.models.load import load_model
+from tests.pipeline.base.conftest import export_base
+from tests.support.finished_run import make_run
+from tests.support.hub_server import hub_server
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def complaint(source: str, folder: Path) -> str:
+    with pytest.raises(BadInput) as refused:
+        find_base(source, folder)
+    return str(refused.value)
+
+
+def test_a_folder_is_named_by_its_content_and_not_by_its_path(base: Path, tmp_path: Path) -> None:
+    found = find_base("base", tmp_path)
+    shutil.copytree(base, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "notes.txt").write_text("of mine")
+    (tmp_path / "elsewhere" / "README.md").write_text("another card")
+    copied = find_base(str(tmp_path / "elsewhere"), Path("/"))
+    assert copied.base.hash == found.base.hash
+    assert "notes.txt" not in copied.files
+    assert found.base.model_config.seq_len == 128
+    other = find_base(str(export_base(tmp_path / "other", seed=1)), tmp_path)
+    assert other.base.hash != found.base.hash
+    assert other.base.tokenizer == found.base.tokenizer
+
+
+def test_the_same_model_has_the_same_name_on_the_hub_and_only_small_files_are_read_there(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_server() as hub:
+        commit = hub.add_repo("someone/tiny", "model", files_of(base))
+        hub.use(monkeypatch, tmp_path / "hf")
+        found = find_base("someone/tiny", tmp_path)
+        assert not hub.count("resolve/.*safetensors")
+        hub.add_repo("someone/tiny", "model", {"README.md": b"A new card."})
+        assert find_base("someone/tiny", tmp_path).base.hash == found.base.hash
+        first = find_base(f"hf://someone/tiny@{commit}", tmp_path)
+    assert (found.base.commit, first.base.commit) == (commit, commit)
+    assert first.base.hash == found.base.hash == find_base("base", tmp_path).base.hash
+
+
+def test_a_run_is_a_model_to_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs")
+    found = find_base("demo@pretrain", tmp_path)
+    assert set(found.files) == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert load_file(found.bring("model.safetensors")).keys()
+    assert find_base("demo", tmp_path).base.hash != found.base.hash
+
+
+def test_a_seeds_file_is_converted_so_no_pickle_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_run(tmp_path / "runs")
+    checkpoint = find_model(str(tmp_path / "runs" / "demo@pretrain"))
+    weights = load_model(checkpoint).state_dict()
+    from tests.runs.test_start_from import seeds_name
+
+    seed = {"step": 20, "model": {seeds_name(n): w for n, w in weights.items()}, "config": None}
+    torch.save(seed, tmp_path / "seed.pt")
+    assert "pion import-seed" in complaint("seed.pt", tmp_path)
+    assert checkpoint.tokenizer is not None
+    shutil.copy(checkpoint.tokenizer, tmp_path / "tokenizer.json")
+    found = find_base("seed.pt", tmp_path)
+    assert set(found.files) == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert torch.equal(
+        load_file(found.bring("model.safetensors"))["norm.weight"], weights["norm.weight"]
+    )
+
+
+def test_weights_in_several_files_are_kept_with_their_index(base: Path, tmp_path: Path) -> None:
+    names = split_weights(base)
+    found = find_base("base", tmp_path)
+    assert set(names) <= found.files.keys()
+    assert "model.safetensors.index.json" in found.files
+    (base / names[1]).unlink()
+    assert f"but not its file {names[1]}" in complaint("base", tmp_path)
+
+
+def split_weights(folder: Path) -> list[str]:
+    """Split a model's weights over two files; return their names."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    in_order = sorted(tensors)
+    weight_map = {}
+    for number, name in enumerate(names):
+        some = in_order[number::2]
+        save_file({key: tensors[key] for key in some}, folder / name)
+        weight_map |= dict.fromkeys(some, name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return names
+
+
+def test_a_pickle_is_refused_with_the_command_that_converts_it(base: Path, tmp_path: Path) -> None:
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    text = complaint("base", tmp_path)
+    assert "pytorch_model.bin, a pickle" in text
+    assert "save_pretrained" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (lambda folder: edit(folder, model_type="gpt_neox"), "model_type is 'gpt_neox'"),
+        (lambda folder: edit(folder, vocab_size=5), "it produces ids up to"),
+    ],
+)
+def test_a_model_that_can_not_be_used_is_refused_by_name(
+    base: Path, tmp_path: Path, change, expected: str
+) -> None:
+    change(base)
+    text = complaint("base", tmp_path)
+    assert expected in text
+    assert "base" in text
+
+
+def edit(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+def test_an_index_can_not_name_files_elsewhere(base: Path, tmp_path: Path) -> None:
+    split_weights(base)
+    index = {"weight_map": {"a": "../secret.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "must be the name of a " in complaint("base", tmp_path)
+
+
+def test_a_gated_repository_is_refused_with_its_page(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_server() as hub:
+        hub.add_repo("someone/gated", "model", files_of(base), gated=True)
+        hub.use(monkeypatch, tmp_path / "hf", token=None)
+        assert "access is granted on request" in complaint("someone/gated", tmp_path)

@@ -1,0 +1,110 @@
+"""What a job's conversations give is counted before anything is rented."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.rent.check.of_conversations import check_conversations
+from pipeline.rent.plan.conversations import SAMPLED, count_conversations, expect_rows
+from pipeline.stages.prepare import prepare_sft
+from tests.support.finished_run import tiny_tokenizer
+from tests.support.hub_server import hub_server
+from tests.support.jobs import tiny_job, write_tiny_data
+
+
+def job_in(folder: Path, **changes: Any) -> Job:
+    """A job that fine-tunes a model with the tokenizer next to it."""
+    write_tiny_data(folder)
+    tiny_tokenizer().save(folder / "tokenizer.json")
+    fields = {
+        "pretrain": None,
+        "data__sources": [],
+        "tokenizer": {"file": "tokenizer.json"},
+        "model__vocab_size": 320,
+        "sft__init_from": "elsewhere",
+        "sft__steps": None,
+        "sft__epochs": 2,
+        "store": str(folder / "runs"),
+    }
+    job = tiny_job(**(fields | changes))
+    job._folder = folder
+    return job
+
+
+def test_the_rows_are_those_that_the_run_will_have(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    counted = count_conversations(job)
+    assert counted is not None
+    report = prepare_sft(job, tmp_path / "sft", None, lambda message: None)
+    assert counted.rows == report["train_rows"]
+    assert counted.whole
+    assert expect_rows(job) is None
+    assert job.section("sft").total_steps == -(-2 * counted.rows // 4)
+
+
+def test_the_check_states_rows_passes_and_what_is_lost(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    long = {"role": "assistant", "content": "the cat sat " * 100}
+    turns = [{"role": "user", "content": "a"}, long]
+    unanswered = [{"role": "user", "content": "the cat sat " * 100}, long]
+    with (tmp_path / "talks.jsonl").open("a") as file:
+        for messages in (turns, turns, unanswered):
+            file.write(json.dumps({"messages": messages}) + "\n")
+    (row,) = check_conversations(job)
+    assert row.ok
+    assert "2 passes in " in row.words
+    assert "are cut" in row.words
+
+
+def test_many_passes_over_few_conversations_are_warned_about(tmp_path: Path) -> None:
+    _, warning = check_conversations(job_in(tmp_path, sft__epochs=6))
+    assert warning.ok is None
+    assert "6 passes over the same conversations" in warning.words
+    _, warning = check_conversations(job_in(tmp_path, sft__epochs=None, sft__steps=100_000))
+    assert "passes over the same conversations" in warning.words
+
+
+def test_of_a_data_set_on_the_hub_only_the_first_conversations_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ""
+    for number in range(2 * SAMPLED):
+        turns = [{"role": "user", "content": str(number)}, {"role": "assistant", "content": "b"}]
+        lines += json.dumps({"messages": turns}) + "\n"
+    with hub_server() as hub:
+        hub.add_repo("some/talks", "dataset", {"talks.jsonl": lines.encode()})
+        hub.use(monkeypatch, tmp_path / "hf")
+        job = job_in(tmp_path, sft__sources=[{"kind": "hub", "repo": "some/talks"}])
+        counted = count_conversations(job)
+        uncertain = expect_rows(job)
+    assert counted is not None
+    assert not counted.whole
+    assert 0.7 * SAMPLED < counted.conversations < SAMPLED  # the others are held out
+    assert uncertain is not None
+    assert f"of the first {SAMPLED:,} conversations" in uncertain
+
+
+def test_conversations_that_can_not_be_used_are_named(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    with (tmp_path / "talks.jsonl").open("a") as file:
+        file.write('{"messages": "none"}\n')
+    with pytest.raises(BadInput, match=r"talks.jsonl:301"):
+        check_conversations(job)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_tokenizer_nothing_can_be_counted_yet(tmp_path: Path) -> None:
+    job = job_in(
+        tmp_path,
+        tokenizer={"train": {"vocab_size": 320}},
+        data__sources=[{"kind": "text", "path": "text"}],
+    )
+    uncertain = expect_rows(job)
+    assert uncertain is not None
+    assert "not known before prepare" in uncertain

@@ -1,0 +1,132 @@
+"""Models to start from are in a store once, whole or not at all, and a run keeps its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput, PionError
+from pipeline.job.base import Base
+from pipeline.state.bases import (
+    BASES,
+    bring_base,
+    copy_bases,
+    hash_of,
+    keep_base,
+    read_pin,
+    write_pin,
+)
+from pipeline.state.record_json import Damaged
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, Missing, Store, open_store
+from pipeline.state.workspace import FILES, Files
+from tests.support.s3_server import S3Server
+
+CONTENT = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"ids"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name, content in CONTENT.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def files() -> Files:
+    return {n: (len(c), hashlib.sha256(c).hexdigest()) for n, c in CONTENT.items()}
+
+
+def base(**changes: object) -> Base:
+    found = Base("some/model", hash_of(files()), "0" * 64, {"d_model": 8}, "c" * 40)
+    return dataclasses.replace(found, **changes)  # type: ignore[arg-type]
+
+
+def keep(store: Store, source: Path) -> None:
+    keep_base(store, base().hash, files(), source.joinpath)
+
+
+def test_a_kept_model_no_longer_needs_its_source(store: FileStore, source: Path) -> None:
+    keep(store, source)
+    for path in source.iterdir():
+        path.write_bytes(b"changed in place")
+    folder = bring_base(store, base())
+    assert {name: (folder / name).read_bytes() for name in CONTENT} == CONTENT
+    keep(store, source)  # it is there: nothing is read again
+
+
+def test_a_model_counts_once_its_list_of_files_is_there(store: FileStore, source: Path) -> None:
+    def ends_at_the_weights(name: str) -> Path:
+        if name == "model.safetensors":
+            raise KeyboardInterrupt
+        return source / name
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_base(store, base().hash, files(), ends_at_the_weights)
+    with pytest.raises(PionError, match="it is missing"):
+        bring_base(store, base())
+    asked: list[str] = []
+
+    def bring(name: str) -> Path:
+        asked.append(name)
+        return source / name
+
+    keep_base(store, base().hash, files(), bring)
+    assert "config.json" not in asked  # an earlier attempt has copied it
+    assert bring_base(store, base())
+
+
+def test_a_file_that_changes_meanwhile_is_not_kept(store: FileStore, source: Path) -> None:
+    (source / "model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(BadInput, match=r"model.safetensors has been altered"):
+        keep(store, source)
+    with pytest.raises(Missing):
+        store.read(f"{BASES}/{base().hash}/{FILES}")
+
+
+def test_small_files_come_without_the_weights(
+    s3: S3Server, s3_store: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(s3_store)
+    keep(store, source)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another-machine"))
+    folder = bring_base(store, base(), weights=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "tokenizer.json"]
+    assert (bring_base(store, base()) / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_run_keeps_what_a_name_meant_until_it_is_replaced(run: RunState) -> None:
+    assert read_pin(run, "some/model") is None
+    write_pin(run, base())
+    assert read_pin(run, "some/model") == base()
+    write_pin(run, base())
+    other = base(hash="1" * 64)
+    with pytest.raises(BadInput, match="another start of run demo has just begun with"):
+        write_pin(run, other)
+    write_pin(run, other, replace=True)
+    assert read_pin(run, "some/model") == other
+    assert read_pin(run, "another/model") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 1, "source": 3}', b"[]"])
+def test_a_damaged_pin_is_named(run: RunState, content: bytes) -> None:
+    from pipeline.state.bases import pin_key
+
+    run.store.write(pin_key(run, "some/model"), content)
+    with pytest.raises(Damaged, match=r"demo/bases/.*json is damaged"):
+        read_pin(run, "some/model")
+
+
+def test_a_fork_in_another_store_has_its_own_copy(
+    run: RunState, source: Path, tmp_path: Path
+) -> None:
+    keep(run.store, source)
+    write_pin(run, base())
+    fork = RunState(FileStore(tmp_path / "forks"), "copy")
+    copy_bases(run, fork)
+    assert read_pin(fork, "some/model") == base()
+    assert (bring_base(fork.store, base()) / "model.safetensors").read_bytes() == b"weights"

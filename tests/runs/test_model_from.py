@@ -1,0 +1,169 @@
+"""Runs that start from a model that somebody else has trained: `model: {from: …}`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.cli import main
+from pipeline.models.find import find_model
+from tests.pipeline.base.conftest import export_base
+from tests.support.jobs import write_tiny_data
+from tests.support.s3_server import S3Server
+from tests.support.whole_runs import ends_with, finish, head_of, kill, rows_trained, start, wait_for
+
+SFT = {
+    "steps": 6,
+    "warmup_steps": 1,
+    "global_batch": 4,
+    "held_out": 0.1,
+    "lr": 1e-2,
+    "sources": [{"kind": "jsonl", "path": "talks.jsonl"}],
+}
+
+
+def write_job(folder: Path, **changes: Any) -> Path:
+    """Write the shortest job that starts from `base`, next to its data; return its path."""
+    folder.mkdir(exist_ok=True)
+    write_tiny_data(folder)
+    if not (folder / "base").exists():
+        export_base(folder / "base")
+    job = {
+        "name": "tiny",
+        "model": {"from": "base"},
+        "sft": SFT,
+        "evaluate": {"rows": 4, "final_rows": 4, "continuations": 0, "prompts": ["a"]},
+        "hardware": {"workers": 0},
+        "store": str(folder / "runs"),
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(job | changes))
+    return path
+
+
+def bases_in(store: Path) -> list[str]:
+    return sorted(path.name for path in (store / "_bases").iterdir())
+
+
+def weights_of(folder: Path, stage: str = "sft") -> dict[str, Any]:
+    model = find_model(f"{folder}/runs/tiny@{stage}")
+    return load_file(model.folder / "model.safetensors")
+
+
+def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Path) -> None:
+    slow = SFT | {"steps": 1, "warmup_steps": 0, "lr": 1e-7, "min_lr": 0}
+    job = write_job(tmp_path, sft=slow, model={"from": "base", "seq_len": 96})
+    output = finish(job, "publish.to=out")
+    assert "starts from base (content " in output
+    base, trained = (load_file(tmp_path / of / "model.safetensors") for of in ("base", "out"))
+    assert base.keys() == trained.keys()
+    assert max(float((base[name] - trained[name]).abs().max()) for name in base) < 1e-6
+    tokenizer = (tmp_path / "base" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == tokenizer
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["max_position_embeddings"] == 96
+
+
+def test_without_steps_each_conversation_is_seen_three_times_in_batches_of_16(
+    tmp_path: Path,
+) -> None:
+    job = write_job(tmp_path, sft={"held_out": 0.1, "sources": SFT["sources"]})
+    output = finish(job, "log.every=1")
+    (rows,) = re.findall(r"sft data: (\d+) rows", output)
+    steps = math.ceil(3 * int(rows) / 16)
+    assert f"sft step {steps}/{steps} " in output
+    trained = rows_trained(tmp_path, "sft")
+    assert trained[-1][1] == 16 * steps
+    head = head_of(tmp_path)
+    # Later commands know the steps from the store.
+    assert main(["report", f"{tmp_path}/runs/tiny"]) == 0
+    assert main(["check", str(job)]) == 0
+    assert "same settings" in finish(job)
+    assert head_of(tmp_path) == head
+
+
+def test_a_folder_that_changes_alters_nothing_until_the_stage_is_redone(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    process = start(job, "checkpoint.every_steps=1", "sft.steps=400")
+    wait_for(process, ": saved (")
+    kill(process)
+    shutil.rmtree(tmp_path / "base")
+    export_base(tmp_path / "base", seed=1)
+    output = finish(job, "sft.steps=400", "checkpoint.every_steps=100")
+    assert "base has changed since this run began" in output
+    assert "continues after step" in output
+    kept = weights_of(tmp_path)
+    assert len(bases_in(tmp_path / "runs")) == 1
+    # Without its folder, the run still has its model.
+    (tmp_path / "base").rename(tmp_path / "moved")
+    assert main(["status", f"{tmp_path}/runs/tiny"]) == 0
+    assert main(["report", f"{tmp_path}/runs/tiny"]) == 0
+    assert "same settings" in finish(job, "sft.steps=400")
+    (tmp_path / "moved").rename(tmp_path / "base")
+    finish(job, "--redo", "sft")
+    assert len(bases_in(tmp_path / "runs")) == 2
+    redone = weights_of(tmp_path)
+    assert any(not kept[name].equal(redone[name]) for name in kept)
+
+
+def test_runs_of_one_store_keep_a_model_once_and_another_machine_has_it_from_there(
+    tmp_path: Path, s3: S3Server, s3_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write_job(tmp_path / "here", store=s3_store)
+    finish(first, "sft.steps=1", "sft.warmup_steps=0")
+    second = write_job(tmp_path / "there", store=s3_store, name="second")
+    finish(second, "sft.steps=1", "sft.warmup_steps=0")
+    shutil.rmtree(tmp_path / "here" / "base")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another-machine"))
+    # More steps on another machine, which never had the folder.
+    output = finish(first, "--redo", "evaluate", "sft.steps=1", "sft.warmup_steps=0")
+    assert "evaluate: done" in output
+    forked = f"{tmp_path}/forks/copy"
+    assert main(["fork", f"{s3_store}/tiny", forked]) == 0
+    assert len(bases_in(tmp_path / "forks")) == 1
+    output = finish(
+        first, f"store={tmp_path}/forks", "name=copy", "sft.steps=3", "sft.warmup_steps=0"
+    )
+    assert "continues after step 1" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": {"from": "base", "d_ff": 8}}, "model.d_ff: the model that the run starts from"),
+        ({"model": {"from": "base", "seq_len": 4096}}, "exceeds the 128 tokens of context"),
+        ({"tokenizer": {"train": {}}}, "model.from brings its own tokenizer"),
+        ({"sft": SFT | {"init_from": "base"}}, "the run starts from model.from; remove one"),
+        ({"sft": SFT | {"seq_len": 256}}, "sft.seq_len: 256 exceeds the model's context 128"),
+        ({"model": {"from": "nowhere"}}, "line 10  model.from: no model 'nowhere'"),
+        ({"model": {"from": ""}}, "it is empty: name a Hub repository"),
+        ({"model": {"from": 3}}, "model.from: 3 should be text"),
+    ],
+)
+def test_a_start_that_can_not_be_is_refused_with_its_line(
+    tmp_path: Path, changes: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(write_job(tmp_path, **changes))]) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_whose_files_were_damaged_in_the_store_is_not_trained(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    process = start(job, "checkpoint.every_steps=1", "sft.steps=400")
+    wait_for(process, ": saved (")
+    kill(process)
+    (name,) = bases_in(tmp_path / "runs")
+    weights = tmp_path / "runs" / "_bases" / name / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"good")
+    output = ends_with(1, start(job, "--redo", "sft"))
+    assert "has been altered (its sha256 differs)" in output
+    assert head_of(tmp_path).epoch > 1
