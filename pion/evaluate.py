@@ -83,7 +83,8 @@ def summarize(nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray) -> 
 
     `nll` (R, T) is the negative log-likelihood in nats of `targets` (R, T). `token_bytes`
     (vocab_size,) is the number of bytes of each id, 0 for special ids: predicting an end-of-text
-    costs bits and adds no bytes.
+    costs bits and adds no bytes. If the tokenizer normalizes a text (`Tokenizer.normalization`,
+    Qwen's NFC), the bytes are those of the normalized text: the model never sees another.
     """
     counted = targets != IGNORED
     nats = np.where(counted, nll, 0.0).sum(axis=1)
@@ -123,6 +124,8 @@ def responses(
     scorer: Scorer, stream: RowStream, rows: Sequence[int], end_of_text: int
 ) -> Responses:
     """Return how well the scorer's model predicts the learned tokens of packed conversations.
+
+    `end_of_text` is the id that ends an answer (`ChatTemplate.end_of_turn` of other templates).
 
     Raises what `held_out` raises.
     """

@@ -8,7 +8,6 @@ generation don't use these rows either.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,17 +17,24 @@ import torch
 
 from pion.adapter import PEFT_CONFIG, PEFT_TENSORS, RECORD, read_record
 from pion.config import ModelConfig
-from pion.data.conversation import chat_template
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.exports.modelling_files import is_modelling_file, modelling_files
 from pion.exports.packed import packed
 from pion.exports.table import Architecture, architecture_of, to_transformers
+from pion.exports.tokenizer_files import (
+    TOKENIZER_FILES,
+    ModelTokenizer,
+    stop_and_pad,
+    tokenizer_file,
+    write_json,
+    write_tokenizer,
+)
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
 from pion.model.roles import vocabulary_rows
 from pion.safetensors_file import write_safetensors
-from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file, read_json
+from pion.untrusted import parse_object, read_file
 
 # The sampling defaults that are saved with a model.
 GENERATION = {
@@ -38,8 +44,8 @@ GENERATION = {
     "top_p": 0.9,
     "max_new_tokens": 128,
 }
-# The files of a published folder, apart from modelling files. `verify_export` reads the first six;
-# the card has the last two.
+# The files of a published folder, apart from modelling files and the other TOKENIZER_FILES of a
+# model of others. `verify_export` reads the first six; the card has the last two.
 EXPORT_FILES = (
     "config.json",
     "generation_config.json",
@@ -58,7 +64,7 @@ PRODUCER = {"producer": "pion"}
 
 def export_model(
     checkpoint: Path | Decoder,
-    tokenizer_path: str | Path,
+    tokenizer_path: str | Path | ModelTokenizer,
     out: str | Path,
     *,
     generation: Mapping[str, Any] | None = None,
@@ -70,8 +76,9 @@ def export_model(
     Weights are bfloat16 if the decoder's are. Otherwise they are float32, but rows of token ids are
     bfloat16 where this changes nothing: see `round_embeddings`. `generation` overrides entries of
     `GENERATION`, the sampling defaults that are saved with the model. If the model learned our chat
-    template (`chat`), the template is saved too. `model_type` asks for an architecture of
-    pion/exports/table.py. The folder appears whole or not at all, and replaces an earlier export.
+    template (`chat`), the template is saved too. A `ModelTokenizer` is exported with the files that
+    it came with. `model_type` asks for an architecture of pion/exports/table.py. The folder appears
+    whole or not at all, and replaces an earlier export.
 
     Raises:
         BadInput: the architecture `model_type` can't compute the model, the tokenizer has more ids
@@ -82,16 +89,18 @@ def export_model(
     check_replaceable(out)
     model = checkpoint if isinstance(checkpoint, Decoder) else load_decoder(checkpoint)
     architecture = architecture_of(model.config, model_type)
-    tokenizer = Tokenizer.from_file(tokenizer_path)
-    tokenizer.fits(model.config.vocab_size, where=str(tokenizer_path))
+    tokenizer = Tokenizer.from_file(tokenizer_file(tokenizer_path))
+    tokenizer.fits(model.config.vocab_size, where=str(tokenizer_file(tokenizer_path)))
+    ids = stop_and_pad(tokenizer_path, tokenizer)
     partial = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_model(partial, model, tokenizer, architecture)
+        rows = exported_rows(model.config, tokenizer)
+        _write_model(partial, model, architecture, rows, ids)
         write_tokenizer(partial, tokenizer_path, model.config.seq_len, chat=chat)
-        sampling = {**GENERATION, **(generation or {}), **_ids(tokenizer)}
-        _write_json(partial / "generation_config.json", sampling)
+        sampling = {**GENERATION, **(generation or {}), **ids}
+        write_json(partial / "generation_config.json", sampling)
         replace_folder(partial, out)
     except OSError as error:
         raise BadInput(
@@ -141,7 +150,8 @@ def _foreign(folder: Path) -> list[str]:
     return sorted(
         path.name
         for path in folder.iterdir()
-        if path.name not in EXPORT_FILES + ADAPTER_FILES and not is_modelling_file(path)
+        if path.name not in EXPORT_FILES + ADAPTER_FILES + TOKENIZER_FILES
+        and not is_modelling_file(path)
     )
 
 
@@ -189,7 +199,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _write_model(
-    folder: Path, model: Decoder, tokenizer: Tokenizer, architecture: Architecture
+    folder: Path, model: Decoder, architecture: Architecture, rows: int, ids: Mapping[str, Any]
 ) -> None:
     state = model.state_dict()
     for name, tensor in state.items():
@@ -199,53 +209,14 @@ def _write_model(
         short = state[name].bfloat16()
         if torch.equal(short.float(), state[name]):
             state[name] = short
-    config, weights = to_transformers(
-        *packed(model.config, state),
-        exported_rows(model.config, tokenizer),
-        architecture.model_type,
-    )
+    config, weights = to_transformers(*packed(model.config, state), rows, architecture.model_type)
     dtype = "float32"
     if model.embed.weight.dtype == torch.bfloat16:
         dtype, weights = "bfloat16", {name: t.bfloat16() for name, t in weights.items()}
-    config |= {**_ids(tokenizer), "dtype": dtype}
-    _write_json(folder / "config.json", config | PRODUCER)
+    config |= {**ids, "dtype": dtype}
+    write_json(folder / "config.json", config | PRODUCER)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     if not architecture.stock:
         for name, text in modelling_files().items():
             (folder / name).write_text(text, encoding="utf-8")
-
-
-def write_tokenizer(folder: Path, tokenizer_path: str | Path, seq_len: int, *, chat: bool) -> None:
-    """Write a tokenizer as transformers reads it, with our chat template if the model learned it.
-
-    Raises BadInput for a file that is no tokenizer, and OSError if the folder can't be written.
-    """
-    tokenizer = Tokenizer.from_file(tokenizer_path)
-    if chat:
-        template = chat_template(tokenizer)
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    settings = read_json(tokenizer_path, LARGEST_TOKENIZER)
-    # In training nothing was truncated, padded or added around a text.
-    settings |= {"truncation": None, "padding": None, "post_processor": None}
-    _write_json(folder / "tokenizer.json", settings)
-    names = {token["id"]: token["content"] for token in settings["added_tokens"]}
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": names[tokenizer.end_of_text],
-            "pad_token": names[tokenizer.pad],
-            "model_max_length": seq_len,
-            "clean_up_tokenization_spaces": False,
-        },
-    )
-
-
-def _ids(tokenizer: Tokenizer) -> dict[str, int]:
-    return {"eos_token_id": tokenizer.end_of_text, "pad_token_id": tokenizer.pad}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")

@@ -97,10 +97,11 @@ def generate(
     """Continue `ids`, yielding each new token id as it is drawn.
 
     `sample` explains `temperature`, `top_k`, `top_p` and `repetition_penalty`. Generation ends
-    before a token of `stop_ids` (usually `[tokenizer.end_of_text]`), after `max_tokens`, or when
-    prompt and continuation fill the model's context. Ids of `vocab_size` and above are never drawn,
-    because the tokenizer has no such tokens. The same `seed` draws the same tokens. torch's global
-    random state is neither read nor changed.
+    before a token of `stop_ids` (usually `[tokenizer.end_of_text]`; `SpecialTokens` has those of
+    other people's models), after `max_tokens`, or when prompt and continuation fill the model's
+    context. Ids of `vocab_size` and above are never drawn, because the tokenizer has no such
+    tokens. The same `seed` draws the same tokens. torch's global random state is neither read nor
+    changed.
 
     Raises:
         BadInput: settings make no sense, or the prompt is empty, is longer than the context or
@@ -187,7 +188,7 @@ def checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
     """Return the prompt's ids. Raises BadInput if there are none, or if they don't fit."""
     prompt = [int(token) for token in ids]
     if not prompt:
-        raise BadInput("the prompt is empty: start from the tokenizer's end_of_text")
+        raise BadInput("the prompt is empty: start with `tokenizer.prompt(text)`")
     if len(prompt) > config.seq_len:
         raise BadInput(
             f"the prompt has {len(prompt)} tokens, but the model's context is {config.seq_len} "

@@ -67,6 +67,7 @@ def multiple_choice(
 
     A token that spans the border between context and choice belongs to the choice. A context that
     is too long for the model loses its beginning; an empty context means the start of a document.
+    A document starts with the tokenizer's first token, if it has one.
     Choices that tie share the credit, so a model that knows nothing scores `chance`. The standard
     error is binomial.
 
@@ -127,7 +128,9 @@ class _ScoredChoice:
                 f"context of {seq_len:,}: shorten the choice or remove the question"
             )
         if learned == len(ids):
-            ids = [tokenizer.end_of_text, *ids]
+            ids = [tokenizer.before_document, *ids]
+        else:
+            ids = tokenizer.start_document(ids)
         return cls(ids[-(seq_len + 1) :], learned, len(choice.encode()))
 
 

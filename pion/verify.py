@@ -14,6 +14,7 @@ from pion.errors import PionError
 from pion.export import exported_rows
 from pion.exports.modelling_files import runs_only_our_code
 from pion.exports.table import Architecture, architecture_of
+from pion.exports.tokenizer_files import ModelTokenizer, tokenizer_file
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
 
@@ -27,7 +28,7 @@ COMPARED_TOKENS = 512
 def verify_export(
     out: str | Path,
     checkpoint: Path | Decoder,
-    tokenizer_path: str | Path,
+    tokenizer_path: str | Path | ModelTokenizer,
     texts: Sequence[str],
     *,
     model_type: str | None = None,
@@ -45,7 +46,7 @@ def verify_export(
     """
     out = Path(out)
     ours = checkpoint if isinstance(checkpoint, Decoder) else load_decoder(checkpoint)
-    tokenizer = Tokenizer.from_file(tokenizer_path)
+    tokenizer = Tokenizer.from_file(tokenizer_file(tokenizer_path))
     architecture = architecture_of(ours.config, model_type)
     model, hf_tokenizer = _reload(out, architecture)
 
@@ -103,13 +104,19 @@ def _same_ids(out: Path, tokenizer: Tokenizer, hf_tokenizer: Any, text: str) -> 
     ours = tokenizer.encode(text)
     # In training, text that spells out a special token is plain text. A verbose tokenizer would
     # warn about a text longer than the model's context, but the models only read its beginning.
-    theirs = hf_tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+    options = {"split_special_tokens": True, "verbose": False}
+    theirs = hf_tokenizer(text, add_special_tokens=False, **options)["input_ids"]
     if ours != theirs:
         pairs = enumerate(zip(ours, theirs))
         at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         raise PionError(
             f"{out}: the exported tokenizer differs from the trained tokenizer: at token {at} of "
             f"{text[:60]!r} it gives {theirs[at : at + 3]} instead of {ours[at : at + 3]}. {SAFE}"
+        )
+    if tokenizer.first not in (None, *hf_tokenizer(text, **options)["input_ids"][:1]):
+        raise PionError(
+            f"{out}: the exported tokenizer does not put its first token, {tokenizer.first}, "
+            f"before a text, as the trained tokenizer does. {SAFE}"
         )
     return ours
 

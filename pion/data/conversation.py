@@ -2,7 +2,8 @@
 
 Training, chatting and the published model use one template. Each turn is ``<|system|>``,
 ``<|user|>`` or ``<|assistant|>``, a newline, the stripped text and a newline; an assistant's turn
-ends with the end-of-text token. Empty turns are dropped, and so are turns of any other role (tool
+ends with the end-of-text token. If the tokenizer puts a first token before a text (Llama's), the
+conversation starts with it. Empty turns are dropped, and so are turns of any other role (tool
 calls, for example). The role markers are ordinary text, but the end of a turn is the special id.
 
 If a text spells out a special token, because a user quotes "<|endoftext|>" for example, we insert a
@@ -109,7 +110,7 @@ def render(
     for turn in turns:
         content = turn.text
         for special in tokenizer.specials:
-            content = content.replace(special, _defused(special))
+            content = content.replace(special, defused(special))
         content = content.strip()
         if not content:
             continue
@@ -150,7 +151,7 @@ def chat_template(tokenizer: Tokenizer) -> str:
         roles.setdefault(role, []).append(alias)
     # Jinja string literals support JSON's escapes, except for surrogate pairs.
     defuse = "".join(
-        f" | replace({_literal(special)}, {_literal(_defused(special))})"
+        f" | replace({_literal(special)}, {_literal(defused(special))})"
         for special in tokenizer.specials
     )
     end = {"assistant": _literal(tokenizer.end_of_text_token)}
@@ -160,6 +161,7 @@ def chat_template(tokenizer: Tokenizer) -> str:
         for i, (role, aliases) in enumerate(roles.items())
     )
     return (
+        f"{_first_token(tokenizer)}"
         "{%- for message in messages -%}"
         "{%- if message['content'] is string -%}"
         f"{{%- set content = message['content']{defuse} | trim -%}}"
@@ -170,11 +172,18 @@ def chat_template(tokenizer: Tokenizer) -> str:
     )
 
 
+def _first_token(tokenizer: Tokenizer) -> str:
+    """Return the Jinja that writes the tokenizer's first token, or ""."""
+    if tokenizer.first is None:
+        return ""
+    return f"{{{{ {_literal(tokenizer.decode([tokenizer.first], specials=True))} }}}}"
+
+
 def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _defused(special: str) -> str:
+def defused(special: str) -> str:
     """Return the text of a special token with a space inserted, so that it is ordinary text."""
     return f"{special[0]} {special[1:]}"
 
@@ -201,7 +210,9 @@ def _tokenize_rendered(
     tokenized = []
     for _, spans in rendered:
         ids, before = next(encoded)
-        learned = [False] * before + [True] * (len(ids) - before)
+        whole = len(ids)
+        ids = tokenizer.start_document(ids)
+        learned = [False] * (before + len(ids) - whole) + [True] * (whole - before)
         for _ in spans:
             piece_ids, before = next(encoded)
             ids += [tokenizer.end_of_text, *piece_ids]

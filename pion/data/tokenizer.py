@@ -4,36 +4,31 @@ Text is always plain text: a document that spells out ``<|endoftext|>`` is encod
 characters and never gives the special id. Only code inserts special ids.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
 
 from pion.data.arrays import write_atomically
-from pion.data.tokenizer_steps import check_steps
+from pion.data.safe_cuts import may_cut, pieces
+from pion.data.token_names import token_names
+from pion.data.tokenizer_file import build, first_token, library, parse
+from pion.data.tokenizer_steps import steps_of
 from pion.errors import BadInput
 from pion.later_fields import shown
-from pion.rust_panic import is_panic
-from pion.untrusted import LARGEST_TOKENIZER, parse_json, read_file
+from pion.untrusted import LARGEST_TOKENIZER, read_file
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|eos|>", "<|end_of_text|>", "<eos>", "</s>")
 PAD_NAMES = (PAD, "<pad>", "[PAD]")
 
-# Long documents are encoded in pieces of this many characters, on all cores. The library encodes a
-# whole document on one core and tracks all of it; that takes four times as long.
-PIECE_CHARS = 8192
-# GPT-2's pre-tokenizer always starts a new piece between a word character and a whitespace, and
-# nothing before that place depends on the text after it. So a cut at such a place changes no id.
-SAFE_CUT = re.compile(r"(?<=\w)[ \n]")
 # Ids are exact in fp32 below this number.
 MOST_IDS = 2**24
+# Truncation and padding would change the ids.
+_UNCHANGED = {"truncation": None, "padding": None}
 # JSON can contain half a character (a lone surrogate), which has no UTF-8 bytes.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -43,44 +38,60 @@ class Tokenizer:
 
     Attributes:
         vocab_size: rows that an embedding needs for all ids of this tokenizer (largest id + 1).
-        end_of_text: id that separates documents and ends an assistant's turn.
+        end_of_text: id that separates documents. With Pion's own chat template it also ends an
+            assistant's turn; another template may have a different end (``SpecialTokens``).
         end_of_text_token: the literal text of that id.
+        first: id that the tokenizer's post-processor puts before a text (Llama's
+            ``<|begin_of_text|>``), or None. It starts every document in training, evaluation and
+            generation.
         pad: id that fills unused tails; ``end_of_text`` if the tokenizer has no pad token.
         specials: the literal texts of all special tokens.
+        special_ids: the id of each special token, by its text.
+        normalization: how a text is changed before it is encoded ("NFC", say), or None. Bits per
+            byte then divide by the bytes of the changed text: see ``token_bytes``.
     """
 
-    def __init__(self, source: str, where: str = "tokenizer") -> None:
+    def __init__(
+        self, source: str, where: str = "tokenizer", *, folder: str | Path | None = None
+    ) -> None:
         """Build the tokenizer from the text of a ``tokenizer.json``. Errors call it ``where``.
+
+        If the tokenizer has no separator of a known name (``END_OF_TEXT_NAMES``), the ``eos_token``
+        of the tokenizer_config.json in ``folder`` separates documents.
 
         Raises:
             BadInput: the text is not a tokenizer, or the tokenizer is not byte-level BPE or has no
-                end-of-text token.
+                end-of-text token, or puts several tokens before a text.
         """
         self._source = source
         self._where = where
-        settings = _parse(source, where)
-        # Truncation, padding and templates that add tokens would change the ids, and a byte-level
-        # post-processor removes whitespace from offsets.
-        plain = {**settings, "truncation": None, "padding": None, "post_processor": None}
-        self._plain = _build(plain, where)
-        self._plain.encode_special_tokens = True  # encode special tokens in texts as plain text
+        settings = parse(source, where)
+        self._plain = build(settings | _UNCHANGED, where)
 
         special_ids = {t["content"]: t["id"] for t in settings["added_tokens"] if t["special"]}
+        self.special_ids: dict[str, int] = special_ids
         self.specials: tuple[str, ...] = tuple(special_ids)
-        self.end_of_text_token: str = _end_of_text_token(special_ids, where)
+        self.first: int | None = first_token(self._plain, special_ids, where)
+        # Only our own code adds tokens. A byte-level post-processor removes whitespace from
+        # offsets, even when it adds nothing.
+        self._plain.post_processor = None
+        self._plain.encode_special_tokens = True  # encode special tokens in texts as plain text
+        self._with_specials: tokenizers.Tokenizer | None = None
+
+        self.end_of_text_token: str = _end_of_text_token(special_ids, folder, where)
         self.end_of_text: int = special_ids[self.end_of_text_token]
         pad_token = next((name for name in PAD_NAMES if name in special_ids), None)
         self.pad: int = special_ids[pad_token] if pad_token else self.end_of_text
         self.vocab_size: int = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
         if self.vocab_size > MOST_IDS:
             raise BadInput(f"{where}: an id is {self.vocab_size - 1:,}; ids end at {MOST_IDS:,}")
-        self._may_cut = _is_gpt2_pre_tokenizer(settings) and not any(
-            not t["special"] for t in settings["added_tokens"]
-        )
+        steps = [str(step.get("type")) for step in steps_of(settings.get("normalizer"))]
+        self.normalization: str | None = ", ".join(steps) or None
+        self._may_cut = may_cut(settings)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
-        """Load a ``tokenizer.json``.
+        """Load a ``tokenizer.json``; see the constructor for the tokenizer_config.json next to it.
 
         Raises:
             BadInput: the file is missing or isn't a usable tokenizer (see the constructor).
@@ -89,7 +100,7 @@ class Tokenizer:
             source = read_file(path, LARGEST_TOKENIZER).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{path}: can't read this tokenizer ({error})") from None
-        return cls(source, where=str(path))
+        return cls(source, where=str(path), folder=Path(path).parent)
 
     def save(self, path: str | Path) -> None:
         """Write the ``tokenizer.json`` that this tokenizer was made from, byte for byte.
@@ -109,10 +120,23 @@ class Tokenizer:
         The caller may set ``TOKENIZERS_PARALLELISM`` and ``RAYON_NUM_THREADS``. A lone surrogate
         becomes U+FFFD.
         """
-        pieces = [self._pieces(text) for text in texts]
-        flat = [piece for document in pieces for piece in document]
+        cut = [pieces(text) if self._may_cut else [text] for text in texts]
+        flat = [piece for document in cut for piece in document]
         encoded = iter(self._encode(self._plain.encode_batch_fast, flat))
-        return [[i for _ in document for i in next(encoded).ids] for document in pieces]
+        return [[i for _ in document for i in next(encoded).ids] for document in cut]
+
+    def start_document(self, ids: Sequence[int]) -> list[int]:
+        """Return the ids of a document's text as training sees them: after ``first``, if any."""
+        return list(ids) if self.first is None else [self.first, *ids]
+
+    @property
+    def before_document(self) -> int:
+        """The id from which a document's first token is predicted: ``first``, or the separator."""
+        return self.end_of_text if self.first is None else self.first
+
+    def prompt(self, text: str) -> list[int]:
+        """Return the ids of a text to continue, at least one: the start of a document."""
+        return self.start_document(self.encode(text)) or [self.end_of_text]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of ``text`` and the ``[start, end)`` of each id in characters.
@@ -142,12 +166,22 @@ class Tokenizer:
             found.append((ids, before))
         return found
 
+    def encode_with_specials(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """Encode texts in which special tokens give their special ids, using all cores.
+
+        Only a chat template may write such a text; see ``encode_with_offsets`` for the offsets.
+        """
+        if self._with_specials is None:  # most jobs never need this copy of the vocabulary
+            settings = parse(self._source, self._where) | _UNCHANGED | {"post_processor": None}
+            self._with_specials = build(settings, self._where)
+        return self._encode(self._with_specials.encode_batch, list(texts))
+
     def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
         """Return the text of ``ids``, without special tokens unless ``specials``.
 
         An incomplete UTF-8 sequence becomes U+FFFD.
         """
-        with _library(self._where):
+        with library(self._where):
             text: str = self._plain.decode([int(i) for i in ids], skip_special_tokens=not specials)
         return text
 
@@ -155,7 +189,9 @@ class Tokenizer:
         """Return the number of UTF-8 bytes of each id, int32 ``(vocab_size,)``; 0 for specials.
 
         Summed over the ids of a text, this is the number of bytes in the text, after the
-        tokenizer's normalizer if it has one. Bits per byte are relative to this sum.
+        tokenizer's normalizer if it has one (``normalization``). Bits per byte are relative to this
+        sum. NFC makes few texts shorter, and those by little; text that is NFC already keeps its
+        bytes. An added token that is not special (Qwen's ``<think>``) counts the bytes of its text.
         """
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         for token, index in self._plain.get_vocab(with_added_tokens=False).items():
@@ -181,25 +217,12 @@ class Tokenizer:
     def _encode(
         self, encode_batch: Callable[..., list[tokenizers.Encoding]], texts: list[str]
     ) -> list[tokenizers.Encoding]:
-        with _library(self._where):
+        with library(self._where):
             try:
                 return encode_batch(texts, add_special_tokens=False)
             except TypeError:  # the library raises this for a lone surrogate
                 valid = [SURROGATE.sub("\ufffd", text) for text in texts]
                 return encode_batch(valid, add_special_tokens=False)
-
-    def _pieces(self, text: str) -> list[str]:
-        """Cut a long text where cutting changes no id."""
-        if not self._may_cut or len(text) <= 2 * PIECE_CHARS:
-            return [text]
-        pieces, start = [], 0
-        while len(text) - start > 2 * PIECE_CHARS:
-            cut = SAFE_CUT.search(text, start + PIECE_CHARS)
-            if cut is None:
-                break
-            pieces.append(text[start : cut.start()])
-            start = cut.start()
-        return [*pieces, text[start:]]
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -242,64 +265,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(bpe.to_str(), where="the tokenizer just trained")
 
 
-@contextmanager
-def _library(where: str) -> Iterator[None]:
-    """Raise BadInput, naming `where`, for what goes wrong inside the tokenizers library.
-
-    The library raises bare Exceptions, and for a mistake in its own code a PanicException.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
-            raise
-        raise BadInput(
-            f"{where}: the tokenizers library can't use this tokenizer ({shown(str(error))})"
-        ) from None
-
-
-def _parse(source: str, where: str) -> dict[str, Any]:
-    try:
-        settings = parse_json(source, "it")
-        model, vocab = settings["model"]["type"], settings["model"]["vocab"]
-        added = settings.get("added_tokens") or []
-    except (BadInput, KeyError, TypeError) as error:
-        raise BadInput(
-            f"{where}: not a tokenizer in the tokenizer.json format ({shown(error)})"
-        ) from None
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    if model != "BPE" or not isinstance(vocab, dict) or not set(alphabet) <= set(vocab):
-        raise BadInput(
-            f"{where}: not a byte-level BPE tokenizer: key model.type must be BPE (it is "
-            f"{shown(model)}) and key model.vocab must contain all 256 bytes, so that any text "
-            "encodes exactly."
-        )
-    return {**settings, "added_tokens": added}
-
-
-def _build(settings: dict[str, Any], where: str) -> tokenizers.Tokenizer:
-    with _library(where):
-        built = tokenizers.Tokenizer.from_str(json.dumps(settings))
-    check_steps(settings, where)
-    return built
-
-
-def _end_of_text_token(special_ids: dict[str, int], where: str) -> str:
+def _end_of_text_token(special_ids: dict[str, int], folder: str | Path | None, where: str) -> str:
     for name in END_OF_TEXT_NAMES:
         if name in special_ids:
             return name
+    named = token_names(folder).get("eos_token") if folder is not None else None
+    if named in special_ids:
+        return str(named)
     found = shown(", ".join(special_ids)) if special_ids else "none"
     raise BadInput(
         f"{where}: no end-of-text token: key added_tokens must contain a special token named one "
-        f"of {', '.join(END_OF_TEXT_NAMES)}; it contains {found}."
-    )
-
-
-def _is_gpt2_pre_tokenizer(settings: dict[str, Any]) -> bool:
-    pre = settings.get("pre_tokenizer") or {}
-    return (
-        settings.get("normalizer") is None
-        and pre.get("type") == "ByteLevel"
-        and pre.get("use_regex", True)
-        and not pre.get("add_prefix_space", True)
+        f"of {', '.join(END_OF_TEXT_NAMES)}, or the eos_token of the tokenizer_config.json next to "
+        f"this file; it contains {found}."
     )

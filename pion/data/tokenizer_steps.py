@@ -48,8 +48,8 @@ def check_steps(settings: Mapping[str, Any], where: str) -> None:
                 f"{where}: key model.{key} has {len(added):,} characters; a tokenizer adds at most "
                 f"{MOST_PREFIX} to a letter"
             )
-    before = [*_steps(settings.get("normalizer")), *_steps(settings.get("pre_tokenizer"))]
-    for steps in (before, _steps(settings.get("decoder"))):
+    before = [*steps_of(settings.get("normalizer")), *steps_of(settings.get("pre_tokenizer"))]
+    for steps in (before, steps_of(settings.get("decoder"))):
         growth, prefix = 1.0, 0
         for step in steps[: MOST_STEPS + 1]:
             growth *= _growth(step)
@@ -64,12 +64,12 @@ def check_steps(settings: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _steps(step: Any) -> list[Mapping[str, Any]]:
-    """Return the steps in order, those inside of others included."""
+def steps_of(step: Any) -> list[Mapping[str, Any]]:
+    """Return the steps of a normalizer, pre-tokenizer or decoder in order, nested ones flat."""
     if not isinstance(step, Mapping):
         return []
     inside = [key for key in _INSIDE if isinstance(step.get(key), list)]
-    return [found for key in inside for part in step[key] for found in _steps(part)] or [step]
+    return [found for key in inside for part in step[key] for found in steps_of(part)] or [step]
 
 
 def _growth(step: Mapping[str, Any]) -> float:

@@ -79,7 +79,7 @@ class Conversation:
 
     def _ids(self, turns: list[Turn]) -> list[int]:
         if not self.template:
-            return self.tokenizer.encode(turns[-1].text)
+            return self.tokenizer.prompt(turns[-1].text)
         told = [Turn("system", self.system)] if self.system else []
         return tokenize(self.tokenizer, [*told, *turns], add_generation_prompt=True).ids.tolist()
 

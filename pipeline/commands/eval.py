@@ -68,10 +68,10 @@ def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, rows_at_once: int
     """Return the loss on one document.
 
     The document is cut into rows as long as the model's context, or is one shorter row. Rows don't
-    see each other. As in training, an end-of-text token precedes the document, so each of its
-    tokens is predicted once.
+    see each other. As in training, an end-of-text token (or the tokenizer's first token) precedes
+    the document, so each of its tokens is predicted once.
     """
-    ids = np.array([tokenizer.end_of_text, *tokenizer.encode(text)], np.int64)
+    ids = np.array([tokenizer.before_document, *tokenizer.encode(text)], np.int64)
     seq_len = min(model.config.seq_len, max(1, len(ids) - 1))
     rows = -(-(len(ids) - 1) // seq_len)
     tokens = np.full((rows, seq_len), tokenizer.pad, np.int64)

@@ -87,7 +87,8 @@ class _Splits:
         """Write a document; a shard is written when it is full."""
         writer = self._writers[split]
         finished = len(writer.shards)
-        writer.append_document(ids, self._tokenizer.end_of_text)
+        document = self._tokenizer.start_document(ids) if ids else ids
+        writer.append_document(document, self._tokenizer.end_of_text)
         if len(writer.shards) > finished:
             mark("shard")
 

@@ -68,8 +68,8 @@ def write_adapter(history: RunHistory, model: Path, folder: Path) -> tuple[Adapt
     """
     from pion.adapter import read_record
     from pion.config import ModelConfig
-    from pion.export import write_tokenizer
     from pion.exports.peft_folder import write_adapter_folder
+    from pion.exports.tokenizer_files import write_tokenizer
     from pion.untrusted import parse_object, read_file
     from pion.weights import read_tensors
 

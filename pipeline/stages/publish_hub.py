@@ -117,7 +117,9 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
         url = api.create_repo(repo, private=private, exist_ok=True)
         _check_visibility(repo, api.repo_info(repo).private, private)
         # The client leaves out unchanged files, and makes no empty commit.
-        files = [CommitOperationAdd(path.name, str(path)) for path in sorted(folder.iterdir())]
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        files = [CommitOperationAdd(name, str(path)) for name, path in zip(names, paths)]
         info = api.create_commit(repo, files, commit_message=title)
         return {"url": str(url), "commit": str(info.oid)}
 

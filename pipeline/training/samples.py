@@ -17,13 +17,15 @@ def prompt_ids(model: Decoder, tokenizer: Tokenizer, prompt: str, *, chat: bool)
 
     Raises BadInput if the prompt is too long for the model.
     """
-    from pion.data.conversation import Turn, render
+    from pion.data.conversation import Turn, tokenize
     from pion.generate import checked_prompt
 
-    text = prompt
     if chat:
-        text, _ = render(tokenizer, [Turn("user", prompt)], add_generation_prompt=True)
-    return checked_prompt(tokenizer.encode(text) or [tokenizer.end_of_text], model.config)
+        turns = [Turn("user", prompt)]
+        ids = tokenize(tokenizer, turns, add_generation_prompt=True).ids.tolist()
+    else:
+        ids = tokenizer.prompt(prompt)
+    return checked_prompt(ids, model.config)
 
 
 def sample_texts(

@@ -11,8 +11,15 @@ from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pion.evaluate import Scorer
 from pion.model.decoder import Decoder
-from pion.multiple_choice import MultipleChoice, Question, multiple_choice, read_questions
+from pion.multiple_choice import (
+    MultipleChoice,
+    Question,
+    _ScoredChoice,
+    multiple_choice,
+    read_questions,
+)
 from tests.support.known_models import OnSmallGpu, constant, decoder
+from tests.support.tokenizer_kinds import tokenizer_of
 
 
 def answer(
@@ -167,3 +174,10 @@ def test_good_questions_are_read_in_order(tmp_path: Path) -> None:
         Question("a", ("b", "c"), 1),
         Question("a", ("b", "c"), 0),
     ]
+
+
+@pytest.mark.parametrize("context", ["", "Return"])
+def test_a_first_token_starts_every_question_once(context: str) -> None:
+    llama = tokenizer_of("llama3")
+    choice = _ScoredChoice.of(context, " the number", llama, 64)
+    assert choice.ids == [llama.first, *llama.encode(f"{context} the number")]

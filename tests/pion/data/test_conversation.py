@@ -20,6 +20,7 @@ from pion.data.conversation import (
 )
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
+from tests.support.tokenizer_kinds import settings_of, tokenizer_of
 
 CORPUS = [
     "<|system|>\nBe kind.\n<|user|>\nWhat does len do?\n<|assistant|>\nIt counts the items.\n",
@@ -235,3 +236,27 @@ def test_a_record_that_is_no_conversation_is_refused_with_file_and_line(
     json.dumps(record)  # a JSONL file can contain it
     with pytest.raises(BadInput, match=rf"^chats\.jsonl:17: .*{message}"):
         parse_conversation(record, "chats.jsonl:17")
+
+
+def test_a_first_token_starts_a_conversation_once_and_is_not_learned() -> None:
+    llama = tokenizer_of("llama3")
+    turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
+    found = tokenize(llama, turns)
+    without = tokenize(tokenizer_of("llama3", post_processor=None), turns)
+    assert found.ids.tolist() == [llama.first, *without.ids.tolist()]
+    assert found.learned.tolist() == [False, *without.learned.tolist()]
+    from transformers import PreTrainedTokenizerFast
+
+    library = tokenizers.Tokenizer.from_str(json.dumps(settings_of("llama3")))
+    stock = PreTrainedTokenizerFast(tokenizer_object=library, chat_template=chat_template(llama))
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    assert stock.apply_chat_template(messages)["input_ids"] == found.ids.tolist()
+
+
+def test_a_first_token_starts_a_prompt_and_an_answer_without_a_prompt() -> None:
+    llama = tokenizer_of("llama3")
+    prompt = tokenize(llama, [Turn("user", "a")], add_generation_prompt=True)
+    assert prompt.ids[0] == llama.first
+    assert tokenize(llama, []).ids.tolist() == [llama.first]
+    alone = tokenize(llama, [Turn("assistant", "b")])
+    assert alone.learned.tolist()[:3] == [False] * 3

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pion.data.tokenizer import PIECE_CHARS, Tokenizer, train_bpe
+from pion.data.safe_cuts import PIECE_CHARS
+from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 
 CORPUS = [

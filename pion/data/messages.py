@@ -1,0 +1,132 @@
+"""Conversations as a model's own chat template gets them: messages and tools as in the data.
+
+Pion's own template needs roles and texts alone (`pion.data.conversation`). A template of others can
+also write calls of tools, their results and the tools themselves, so nothing is left out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pion.data.conversation import ROLES, defused
+from pion.errors import BadInput
+from pion.later_fields import closest, shown
+
+# The roles that templates know. `developer` is a newer name of `system`.
+KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages and the tools that they may call, as a template gets them.
+
+    `where` is the record's file and line, for errors.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[dict[str, Any]] | None
+    where: str
+
+
+def parse_messages(record: Any, where: str) -> Conversation:
+    """Return the conversation of a record in one of the layouts of `parse_conversation`.
+
+    A message keeps all of its keys (`tool_calls`, `name`, …), and its content may be null. Only
+    keys that are null are left out, because tables have every key in every row. `human` and `gpt`
+    become `user` and `assistant`. Messages after the last answer teach nothing and are left out.
+
+    Args:
+        where: the record's file and line, for errors.
+
+    Raises:
+        BadInput: the record has another layout, an unknown role, or no answer.
+    """
+    if isinstance(record, dict) and isinstance(record.get("conversations"), list):
+        turns, role_key, text_key = record["conversations"], "from", "value"
+    elif isinstance(record, dict) and isinstance(record.get("messages"), list):
+        turns, role_key, text_key = record["messages"], "role", "content"
+    else:
+        raise BadInput(
+            f"{where}: not a conversation: expected a list under 'conversations' "
+            f"([{{from, value}}]) or 'messages' ([{{role, content}}]), found {shown(record)}"
+        )
+    messages = [
+        _message(turn, role_key, text_key, f"{where}: turn {number}")
+        for number, turn in enumerate(turns, 1)
+    ]
+    messages = [message for message in messages if _says_something(message)]
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    if not messages:
+        raise BadInput(
+            f"{where}: a conversation with no assistant turn: there is nothing to learn from it."
+        )
+    return Conversation(messages, _tools(record.get("tools"), where), where)
+
+
+def harmless(
+    conversation: Conversation, specials: Iterable[str], system: str | None = None
+) -> Conversation:
+    """Return the conversation with texts stripped and special tokens in them defused.
+
+    If `system` is given and the conversation has no system message, it gets this one: so the
+    template does not insert its own. See `pion.data.conversation` for how and why texts are
+    defused; here it covers calls and tools too.
+    """
+    specials = tuple(specials)
+    stripped = [
+        {**message, "content": message["content"].strip()} if message.get("content") else message
+        for message in conversation.messages
+    ]
+    messages: list[Message] = [_defused(message, specials) for message in stripped]
+    if system is not None and not any(m["role"] in ("system", "developer") for m in messages):
+        messages.insert(0, {"role": "system", "content": _defused(system.strip(), specials)})
+    return Conversation(messages, _defused(conversation.tools, specials), conversation.where)
+
+
+def _message(turn: Any, role_key: str, text_key: str, where: str) -> Message:
+    if not isinstance(turn, dict) or not isinstance(turn.get(role_key), str):
+        raise BadInput(f"{where} must be an object with text under {role_key!r}: {shown(turn)}")
+    role = ROLES.get(turn[role_key], turn[role_key])
+    if role not in KNOWN_ROLES:
+        raise BadInput(
+            f"{where} has the unknown role {shown(role)}{closest(role, KNOWN_ROLES)}. The roles "
+            f"are {', '.join(KNOWN_ROLES)}"
+        )
+    content = turn.get(text_key)
+    if not isinstance(content, str | None):
+        raise BadInput(f"{where}: {text_key!r} must be text or null, not {shown(content)}")
+    rest = {key: value for key, value in turn.items() if value is not None}
+    rest = {key: value for key, value in rest.items() if key not in (role_key, text_key)}
+    return {"role": role, "content": content, **rest}
+
+
+def _says_something(message: Message) -> bool:
+    """Return whether a message has a text or calls. An empty result of a tool says something."""
+    return bool(
+        (message["content"] or "").strip() or message.get("tool_calls") or message["role"] == "tool"
+    )
+
+
+def _tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadInput(f"{where}: 'tools' must be a list of objects, not {shown(tools)}")
+    return tools
+
+
+def _defused(value: Any, specials: tuple[str, ...]) -> Any:
+    """Return the value with special tokens defused in all of its texts and keys."""
+    if isinstance(value, str):
+        for special in specials:
+            value = value.replace(special, defused(special))
+        return value
+    if isinstance(value, dict):
+        return {_defused(key, specials): _defused(item, specials) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defused(item, specials) for item in value]
+    return value

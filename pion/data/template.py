@@ -1,0 +1,223 @@
+"""Conversations as token ids by a model's own chat template, and the exact mask of its answers.
+
+The template is a Jinja program that came with the model. It is rendered as transformers renders it
+(`pion.data.renderer`), so that training, chatting and other programs see the same text. The special
+tokens that it writes become special ids. Texts of a conversation can't write them: a space is put
+into what looks like one, as with Pion's own template (`pion.data.conversation`).
+
+What the model learns of an answer: what follows the generation prompt, up to and including the end
+of the turn. A newline after it is not learned. `pion.data.template_mask` finds these ids.
+
+Some templates write a turn differently once others follow: Qwen3 removes what was thought. Then no
+single row is right, and each answer becomes an example of its own: the conversation that ends with
+the answer, of which only this answer is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pion.data.conversation import Tokenized
+from pion.data.messages import Conversation, Message, harmless
+from pion.data.renderer import Refused, Rendered, RenderedTurn, Renderer, TemplateSettings
+from pion.data.template_mask import AnswerFinder, EncodedText
+from pion.data.template_source import find_template
+from pion.data.token_names import token_names
+from pion.data.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.later_fields import shown
+
+# A text that is in no template, to find what a template writes after an answer.
+_ANSWER = "PionAsksWhatFollowsThisAnswer"
+# The most answers of a conversation. All turns before an answer are rendered twice for it, so the
+# time grows with the square of the answers.
+MOST_ANSWERS = 256
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is learned from one conversation.
+
+    Attributes:
+        tokenized: one example, or one of each answer; none if the conversation is refused.
+        split: whether each answer became an example of its own.
+        refused: why the conversation can't be learned, with its file and line; None if it can.
+    """
+
+    tokenized: tuple[Tokenized, ...] = ()
+    split: bool = False
+    refused: str | None = None
+
+
+class ChatTemplate:
+    """A model's chat template with its tokenizer. It is for one thread, and `close` ends it.
+
+    Attributes:
+        source: the Jinja text.
+        end_of_turn: the special id that the template writes after an answer; None if it writes
+            none. A model that is trained with such a template never learns to stop.
+    """
+
+    def __init__(
+        self, folder: str | Path, tokenizer: Tokenizer, settings: TemplateSettings
+    ) -> None:
+        """Read the template in `folder`.
+
+        Raises:
+            BadInput: there is no template, or it can't be used.
+        """
+        source = find_template(folder)
+        if source is None:
+            raise BadInput(f"{folder}: this model has no chat template")
+        self.source: str = source
+        self._where = str(folder)
+        self._tokenizer, self._settings = tokenizer, settings
+        self._renderer = Renderer(source, token_names(folder), settings, str(folder))
+        try:
+            self.end_of_turn: int | None = self._end_of_turn()
+        except BaseException:
+            self.close()
+            raise
+        self._finder = AnswerFinder(tokenizer, self.end_of_turn)
+
+    def close(self) -> None:
+        """End the process that renders the template."""
+        self._renderer.close()
+
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None = None
+    ) -> list[int]:
+        """Return the ids that the model continues with an answer.
+
+        Raises:
+            BadInput: the template refuses the messages, or can't be used.
+        """
+        conversation = self._harmless(Conversation(messages, tools, "this conversation"))
+        try:
+            text = self._renderer.text(conversation, prompt=True)
+        except Refused as error:
+            raise BadInput(_refusal(conversation, error)) from None
+        (encoding,) = self._tokenizer.encode_with_specials([text])
+        ids, _ = self._started(encoding.ids)
+        return ids
+
+    def tokenize_batch(self, conversations: Iterable[Conversation]) -> list[Examples]:
+        """Return what is learned from each conversation; refused ones say why.
+
+        Raises:
+            BadInput: the template can't be used at all: it has wrong syntax, needs more than a
+                gigabyte, or takes too long.
+        """
+        rendered = [self._rendered(conversation) for conversation in conversations]
+        wholes = [found.text for _, found in rendered if isinstance(found, Rendered)]
+        encoded = iter(self._finder.encode(wholes))
+        return [
+            Examples(refused=found)
+            if isinstance(found, str)
+            else self._examples(conversation, found, next(encoded))
+            for conversation, found in rendered
+        ]
+
+    def tokenize(self, conversation: Conversation) -> tuple[Tokenized, ...]:
+        """Return the examples of one conversation.
+
+        Raises:
+            BadInput: the conversation is refused, or the template can't be used.
+        """
+        (examples,) = self.tokenize_batch([conversation])
+        if examples.refused is not None:
+            raise BadInput(examples.refused)
+        return examples.tokenized
+
+    def _rendered(self, conversation: Conversation) -> tuple[Conversation, Rendered | str]:
+        conversation = self._harmless(conversation)
+        answers = _answers(conversation)
+        if len(answers) > MOST_ANSWERS:
+            why = f"{len(answers):,} answers; a chat template is used for at most {MOST_ANSWERS}"
+            return conversation, f"{conversation.where}: the conversation has {why}"
+        try:
+            return conversation, self._renderer.conversation(conversation, answers)
+        except Refused as error:
+            return conversation, _refusal(conversation, error)
+
+    def _examples(
+        self, conversation: Conversation, rendered: Rendered, whole: EncodedText
+    ) -> Examples:
+        spans = [self._finder.span(whole, turn) for turn in rendered.turns]
+        found = [span for span in spans if span is not None]
+        if len(found) == len(spans):
+            return Examples((self._masked(whole, found),))
+        texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
+        examples = []
+        encoded = self._finder.encode(texts)
+        for number, (turn, text) in enumerate(zip(rendered.turns, encoded, strict=True), 1):
+            prompt = _joined(rendered.text, turn.prompt)
+            if not text.text.startswith(prompt):
+                return Examples(refused=_no_prefix(conversation, number))
+            alone = RenderedTurn((len(prompt), ""), (len(text.text), ""))
+            span = self._finder.span(text, alone)
+            if span is None:
+                return Examples(refused=_no_prefix(conversation, number))
+            examples.append(self._masked(text, [span]))
+        return Examples(tuple(examples), split=True)
+
+    def _masked(self, text: EncodedText, spans: Sequence[tuple[int, int]]) -> Tokenized:
+        started, added = self._started(text.ids)
+        learned = np.zeros(len(started), np.bool_)
+        for start, end in spans:
+            learned[start + added : end + added] = True
+        return Tokenized(np.array(started, np.int32), learned)
+
+    def _started(self, ids: Sequence[int]) -> tuple[list[int], int]:
+        """Return the ids after the tokenizer's first token, and how many were added: 0 or 1."""
+        first = self._tokenizer.first
+        if first is None or (ids and ids[0] == first):
+            return list(ids), 0
+        return [first, *ids], 1
+
+    def _end_of_turn(self) -> int | None:
+        """Return the first special id that the template writes after an answer."""
+        messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
+        conversation = self._harmless(Conversation(messages, None, "a question and an answer"))
+        try:
+            text = self._renderer.text(conversation, prompt=False)
+        except Refused as error:
+            raise BadInput(f"{self._where}: {_refusal(conversation, error)}") from None
+        _, answer, after = text.rpartition(_ANSWER)
+        if not answer:
+            raise BadInput(f"{self._where}: this chat template does not write the assistant's text")
+        special = self._tokenizer.special_ids.values()
+        (encoding,) = self._tokenizer.encode_with_specials([after])
+        return next((token for token in encoding.ids if token in special), None)
+
+    def _harmless(self, conversation: Conversation) -> Conversation:
+        return harmless(conversation, self._tokenizer.specials, self._settings.system)
+
+
+def _answers(conversation: Conversation) -> list[int]:
+    """Return the numbers of the assistant's messages, counted from 0."""
+    return [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+
+
+def _joined(whole: str, compared: tuple[int, str]) -> str:
+    """Return a text that the renderer compared with the whole one."""
+    shared, rest = compared
+    return whole[:shared] + rest
+
+
+def _refusal(conversation: Conversation, error: Refused) -> str:
+    return (
+        f"{conversation.where}: the chat template refuses this conversation ({shown(str(error))})"
+    )
+
+
+def _no_prefix(conversation: Conversation, number: int) -> str:
+    return (
+        f"{conversation.where}: answer {number}: the chat template's generation prompt does not "
+        "begin what the template writes for this answer, so Pion can't tell what to learn. If the "
+        "template has an option for this (such as enable_thinking), set the option"
+    )

@@ -1,0 +1,133 @@
+"""Write the tokenizer of an exported model as transformers reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pion.data.conversation import chat_template
+from pion.data.template_source import TEMPLATE_FILE
+from pion.data.token_names import TOKENIZER_CONFIG, read_optional
+from pion.data.tokenizer import Tokenizer
+from pion.untrusted import LARGEST_TOKENIZER, read_file, read_json
+
+TOKENIZER_FILE = "tokenizer.json"
+# Templates for other uses than chatting, each in a file of this folder.
+MORE_TEMPLATES = "additional_chat_templates"
+_TEMPLATES = (TEMPLATE_FILE, MORE_TEMPLATES)
+# The files of a model that belong to its tokenizer. Only the first must be there.
+TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    *_TEMPLATES,
+)
+
+
+@dataclass(frozen=True)
+class ModelTokenizer:
+    """The tokenizer of a model of others, which is exported with the files that it came with.
+
+    Attributes:
+        folder: the folder with the model's TOKENIZER_FILES.
+        stop_ids: the ids that end a text (`SpecialTokens.stop_ids`).
+        pad: the id that fills unused tails (`SpecialTokens.pad`).
+        template: a chat template in place of the model's own. None: all files stay as they are,
+            byte for byte.
+    """
+
+    folder: Path
+    stop_ids: tuple[int, ...]
+    pad: int
+    template: str | None = None
+
+
+def tokenizer_file(tokenizer: str | Path | ModelTokenizer) -> Path:
+    """Return the path of the tokenizer.json."""
+    if isinstance(tokenizer, ModelTokenizer):
+        return tokenizer.folder / TOKENIZER_FILE
+    return Path(tokenizer)
+
+
+def stop_and_pad(
+    source: str | Path | ModelTokenizer, tokenizer: Tokenizer
+) -> dict[str, int | list[int]]:
+    """Return the entries of config.json and generation_config.json with the stops and the pad.
+
+    The stops of a model of others are a list. Pion's own models have one stop.
+    """
+    if isinstance(source, ModelTokenizer):
+        return {"eos_token_id": list(source.stop_ids), "pad_token_id": source.pad}
+    return {"eos_token_id": tokenizer.end_of_text, "pad_token_id": tokenizer.pad}
+
+
+def write_tokenizer(
+    folder: Path, tokenizer: str | Path | ModelTokenizer, seq_len: int, *, chat: bool
+) -> None:
+    """Write the files of a tokenizer, with our chat template if the model learned it (`chat`).
+
+    The files of a `ModelTokenizer` are copied, so `seq_len` and `chat` do not count for it.
+
+    Raises BadInput for a file that is no tokenizer, and OSError if the folder can't be written.
+    """
+    if isinstance(tokenizer, ModelTokenizer):
+        _copy(tokenizer, folder)
+        return
+    own = Tokenizer.from_file(tokenizer)
+    if chat:
+        (folder / TEMPLATE_FILE).write_text(chat_template(own), encoding="utf-8")
+    settings = read_json(tokenizer, LARGEST_TOKENIZER)
+    # In training nothing was truncated or padded, and only a first token was added.
+    settings |= {"truncation": None, "padding": None}
+    if own.first is None:
+        settings["post_processor"] = None
+    write_json(folder / TOKENIZER_FILE, settings)
+    names = {token["id"]: token["content"] for token in settings["added_tokens"]}
+    first = {} if own.first is None else {"bos_token": names[own.first]}
+    write_json(
+        folder / TOKENIZER_CONFIG,
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **first,
+            "eos_token": names[own.end_of_text],
+            "pad_token": names[own.pad],
+            "model_max_length": seq_len,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as transformers does, with a line for each entry."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def _copy(tokenizer: ModelTokenizer, folder: Path) -> None:
+    for name in _present(tokenizer.folder):
+        if tokenizer.template is not None and name.split("/")[0] in _TEMPLATES:
+            continue
+        (folder / name).parent.mkdir(exist_ok=True)
+        content = read_file(tokenizer.folder / name, LARGEST_TOKENIZER)
+        (folder / name).write_bytes(content)
+    if tokenizer.template is None:
+        return
+    (folder / TEMPLATE_FILE).write_text(tokenizer.template, encoding="utf-8")
+    config = read_optional(folder / TOKENIZER_CONFIG)
+    if config.pop("chat_template", None) is not None:
+        write_json(folder / TOKENIZER_CONFIG, config)
+
+
+def _present(folder: Path) -> Iterator[str]:
+    """Yield the names of the tokenizer's files that are in the folder."""
+    for name in TOKENIZER_FILES:
+        if name == MORE_TEMPLATES:
+            yield from sorted(f"{name}/{path.name}" for path in folder.glob(f"{name}/*.jinja"))
+        elif (folder / name).exists():
+            yield name

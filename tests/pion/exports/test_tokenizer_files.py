@@ -1,0 +1,97 @@
+"""The tokenizer of an export: the files of others stay as they are, and stops are a list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GenerationConfig
+
+from pion.data.special_tokens import read_special_tokens
+from pion.data.tokenizer import Tokenizer
+from pion.errors import PionError
+from pion.export import export_model, is_export
+from pion.exports.tokenizer_files import ModelTokenizer, write_tokenizer
+from pion.model.decoder import Decoder
+from pion.verify import verify_export
+from tests.support.chat_templates import TEMPLATES
+from tests.support.tiny_config import tiny_config
+from tests.support.tokenizer_kinds import write_files
+
+KEPT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TEXTS = ["Return the 12 items.\n\n  e\u0301 <|im_end|> <think> isn't"]
+
+
+def original(folder: Path, name: str, **changes: Any) -> ModelTokenizer:
+    kind, template = TEMPLATES[name]
+    write_files(kind, folder, template)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ 1 }}")
+    (folder / "model.safetensors").write_text("not the tokenizer's")
+    special = read_special_tokens(folder, Tokenizer.from_file(folder / "tokenizer.json"))
+    return ModelTokenizer(folder, special.stop_ids, special.pad, **changes)
+
+
+def model_for(tokenizer: ModelTokenizer) -> Decoder:
+    size = Tokenizer.from_file(tokenizer.folder / "tokenizer.json").vocab_size
+    torch.manual_seed(0)
+    return Decoder(tiny_config(vocab_size=size)).eval()
+
+
+@pytest.mark.parametrize("name", ["SmolLM2", "Qwen 3", "Llama 3.2"])
+def test_an_export_has_the_original_files_and_all_stops(tmp_path: Path, name: str) -> None:
+    tokenizer = original(tmp_path / "original", name)
+    decoder, out = model_for(tokenizer), tmp_path / "out"
+    export_model(decoder, tokenizer, out)
+    for file in (*KEPT, "additional_chat_templates/rag.jinja"):
+        assert (out / file).read_bytes() == (tokenizer.folder / file).read_bytes()
+    stops = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    assert stops == list(tokenizer.stop_ids) == GenerationConfig.from_pretrained(out).eos_token_id
+    assert is_export(out)
+    assert verify_export(out, decoder, tokenizer, TEXTS) < 1e-3
+    stock = AutoTokenizer.from_pretrained(out)
+    own = Tokenizer.from_file(out / "tokenizer.json")
+    assert stock("a b")["input_ids"] == own.prompt("a b")
+    export_model(decoder, tokenizer, out)  # an earlier export is replaced, its folders too
+
+
+def test_a_template_in_place_of_the_models_own_is_the_only_one(tmp_path: Path) -> None:
+    tokenizer = original(tmp_path / "original", "Qwen 3", template="{{ 'ours' }}")
+    config = tokenizer.folder / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": "theirs"}))
+    out = tmp_path / "out"
+    out.mkdir()
+    write_tokenizer(out, tokenizer, 64, chat=True)
+    assert (out / "chat_template.jinja").read_text() == "{{ 'ours' }}"
+    assert "theirs" not in "".join(path.read_text() for path in out.iterdir())
+    assert not (out / "additional_chat_templates").exists()
+    stock = AutoTokenizer.from_pretrained(out)
+    assert stock.apply_chat_template([{"role": "user", "content": ""}], tokenize=False) == "ours"
+
+
+def test_a_tokenizer_of_our_own_exports_keeps_its_first_token(tmp_path: Path) -> None:
+    tokenizer = original(tmp_path / "original", "Llama 3.2")
+    decoder, path = model_for(tokenizer), tokenizer.folder / "tokenizer.json"
+    export_model(decoder, path, tmp_path / "out")
+    verify_export(tmp_path / "out", decoder, path, TEXTS)
+    settings = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    settings["post_processor"] = None
+    (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(PionError, match="does not put its first token"):
+        verify_export(tmp_path / "out", decoder, path, TEXTS)
+
+
+def test_files_that_the_model_lacks_are_not_there_and_others_are_not_copied(
+    tmp_path: Path,
+) -> None:
+    tokenizer = original(tmp_path / "original", "SmolLM2")
+    for name in ("special_tokens_map.json", "chat_template.jinja"):
+        (tokenizer.folder / name).unlink()
+    out = tmp_path / "out"
+    out.mkdir()
+    write_tokenizer(out, tokenizer, 64, chat=True)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"tokenizer.json", "tokenizer_config.json", "additional_chat_templates"}

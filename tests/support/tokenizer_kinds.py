@@ -1,0 +1,153 @@
+"""Tiny tokenizers in the layouts of GPT-2's, SmolLM2's, Llama 3's and Qwen's real files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from pion.data.safe_cuts import SPLITS
+from pion.data.tokenizer import Tokenizer
+
+TEXT = [
+    "Return the number of items in the list.\n\nRaise ValueError if the key isn't there.\n",
+    "def f(x):\n    return x + 1234  # naïve café ☕ 東京 कि\n",
+    "You are a helpful assistant. user system assistant think tool_call\n\nHello! How are you?\n",
+] * 4
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+ALL_BYTES = {**BYTES, "use_regex": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+Settings = dict[str, Any]
+
+
+def split(expression: str) -> Settings:
+    pattern = {"Regex": expression}
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+
+
+def sequence(*steps: Settings) -> Settings:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+def added(content: str, number: int, *, special: bool = True) -> Settings:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": content, **flags, "special": special}
+
+
+# By kind, how a text is cut before BPE.
+PRE_TOKENIZERS = {
+    "gpt2": BYTES,
+    "smollm2": sequence(DIGITS, BYTES),
+    "llama3": sequence(split(SPLITS["Llama 3"]), ALL_BYTES),
+    "qwen": sequence(split(SPLITS["Qwen"]), ALL_BYTES),
+}
+KINDS = tuple(PRE_TOKENIZERS)
+# By kind, the special tokens.
+SPECIALS = {
+    "gpt2": ("<|endoftext|>",),
+    "smollm2": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"),
+    "llama3": (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|reserved_special_token_0|>",
+    ),
+    "qwen": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+}
+# Qwen's tokens that are added, but not special.
+PLAIN = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+# By kind, tokenizer_config.json and generation_config.json; ids are written as texts.
+CONFIGS: dict[str, Settings] = {
+    "gpt2": {"eos_token": "<|endoftext|>"},
+    "smollm2": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"},
+    "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+    "qwen": {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+}
+STOPS = {
+    "gpt2": ("<|endoftext|>",),
+    "smollm2": ("<|im_end|>",),
+    "llama3": ("<|end_of_text|>", "<|eot_id|>"),
+    "qwen": ("<|im_end|>", "<|endoftext|>"),
+}
+
+
+@cache
+def _trained(kind: str) -> str:
+    empty = json.loads(tokenizers.Tokenizer(models.BPE()).to_str())
+    settings = empty | {"pre_tokenizer": PRE_TOKENIZERS[kind]}
+    bpe = tokenizers.Tokenizer.from_str(json.dumps(settings))
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    first = list(SPECIALS[kind]) if kind in ("gpt2", "smollm2") else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=360, special_tokens=first, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(TEXT, trainer)
+    return bpe.to_str()
+
+
+def settings_of(kind: str, **changes: Any) -> Settings:
+    """Return the tokenizer.json of a kind, with some keys replaced."""
+    settings: Settings = json.loads(_trained(kind))
+    settings["decoder"] = BYTES
+    after = len(settings["model"]["vocab"])
+    if kind == "llama3":
+        settings["model"]["ignore_merges"] = True
+        settings["added_tokens"] = [added(t, after + n) for n, t in enumerate(SPECIALS[kind])]
+        settings["post_processor"] = {"type": "Sequence", "processors": [BYTES, starting(after)]}
+    if kind == "qwen":
+        settings["normalizer"] = {"type": "NFC"}
+        plain = after + len(SPECIALS[kind])
+        settings["added_tokens"] = [
+            *(added(t, after + n) for n, t in enumerate(SPECIALS[kind])),
+            *(added(t, plain + n, special=False) for n, t in enumerate(PLAIN)),
+        ]
+        settings["post_processor"] = BYTES
+    return settings | changes
+
+
+def starting(*ids: int, token: str = "<|begin_of_text|>") -> Settings:
+    """Return a post-processor that puts a token before a text."""
+    before = [{"SpecialToken": {"id": token, "type_id": 0}}]
+    text = [{"Sequence": {"id": "A", "type_id": 0}}]
+    names = [token] * len(ids)
+    return {
+        "type": "TemplateProcessing",
+        "single": before + text,
+        "pair": before + text + [{"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": list(ids), "tokens": names}},
+    }
+
+
+def tokenizer_of(kind: str, **changes: Any) -> Tokenizer:
+    """Return the tokenizer of a kind, with some keys of its file replaced."""
+    return Tokenizer(json.dumps(settings_of(kind, **changes)), kind)
+
+
+def write_files(kind: str, folder: Path, template: str | None = None) -> Path:
+    """Write the tokenizer's files of a model of this kind, and return its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = settings_of(kind)
+    ids = {token["content"]: token["id"] for token in settings["added_tokens"]}
+    config = {**CONFIGS[kind], "tokenizer_class": "PreTrainedTokenizerFast"}
+    write_json(folder / "tokenizer.json", settings)
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", {"eos_token": config["eos_token"]})
+    stops: Sequence[int] = [ids[token] for token in STOPS[kind]]
+    end = stops[0] if len(stops) == 1 else list(stops)
+    write_json(folder / "generation_config.json", {"eos_token_id": end})
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
