@@ -16,6 +16,8 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.untrusted import parse_object, read_file
 
+# How the names of a model's legal files begin: its licence, and what this asks to pass on.
+LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The most tensors of a file or a model. Qwen3's largest mixture of experts has 36,000.
 MOST_TENSORS = 1 << 16
@@ -24,6 +26,11 @@ MOST_SHARDS = 256
 # A file in the same folder: no path, no hidden file.
 _SHARD = re.compile(r"[A-Za-z0-9_][\w.-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = ("pytorch_model*.bin", "*.bin.index.json")
+
+
+def is_legal(name: str) -> bool:
+    """Return whether a file of this name says under which terms a model may be used."""
+    return name.upper().startswith(LEGAL)
 
 
 def shards_of(index: Path) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from pion.config import ModelConfig
 from pion.data.arrays import sha256_file
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.model_files import INDEX, WEIGHTS, shards_of
+from pion.model_files import INDEX, WEIGHTS, is_legal, shards_of
 from pion.untrusted import parse_object, read_file
 from pipeline.data.hub import explained, named, pin
 from pipeline.job.base import Base
@@ -27,8 +27,16 @@ from pipeline.state.workspace import Files
 
 TOKENIZER = "tokenizer.json"
 # Settings, tokenizer and template; and what the model card needs: licence and conditions.
-KEPT = (*DECIDE_IDS, CONFIG, "generation_config.json", "chat_template.jinja", "README.md")
-LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+KEPT = (
+    *DECIDE_IDS,
+    CONFIG,
+    "generation_config.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "README.md",
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Seeds' .pt files that were converted, below the cache folder, by the hash of their content.
 CONVERTED = "converted"
@@ -158,7 +166,7 @@ def _converted(found: FoundModel) -> Path:
 
 def _wanted(names: list[str], where: str, read: Callable[[str], Path]) -> list[str]:
     """Return the names of the files to keep. Raises BadInput if there are no safetensors."""
-    kept = [n for n in names if n in KEPT or n.upper().startswith(LEGAL)]
+    kept = [n for n in names if n in KEPT or is_legal(n)]
     if WEIGHTS in names:
         return [*kept, WEIGHTS]
     if INDEX in names:

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from pion.errors import BadInput
+from pion.model_files import is_legal
 from pion.untrusted import read_file
-from pipeline.base.find import LEGAL
 from pipeline.job.bounded_yaml import BoundedLoader
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -55,11 +55,7 @@ class Terms:
 def terms_of(folder: Path) -> Terms:
     """Return the terms of the model in `folder`. A page that can't be read says nothing."""
     page = _page(folder / "README.md")
-    legal = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name.upper().startswith(LEGAL)
-    ]
+    legal = [path for path in sorted(folder.iterdir()) if path.is_file() and is_legal(path.name)]
     said = [_text(page.get(name)) for name in ("license", "license_name", "license_link")]
     return Terms(said[0], said[1], said[2], tuple(legal))
 

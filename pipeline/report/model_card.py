@@ -13,7 +13,13 @@ from pion.primitives import Primitives
 from pipeline.console.formats import duration
 from pipeline.job import Job, Publish, Train
 from pipeline.models.find import HUB_REPO
-from pipeline.report.adapter_card import adapter_sections, hub_name
+from pipeline.report.adapter_card import adapter_sections
+from pipeline.report.base_card import (
+    base_conditions,
+    base_on_hub,
+    base_section,
+    license_fields,
+)
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.result_tables import (
     choice_rows,
@@ -27,16 +33,19 @@ from pipeline.report.result_tables import (
 if TYPE_CHECKING:
     from pion.adapter import Adapter
     from pion.rounding import RoundingCost
+    from pipeline.base.terms import Terms
 
 STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
 
 
 @dataclass(frozen=True)
 class CardExtras:
-    """What only some cards have: what rounding to bfloat16 has cost, and the published adapter."""
+    """What only some cards have: what rounding to bfloat16 has cost, the published adapter, and the
+    terms of the model that the run started from."""
 
     rounding: RoundingCost | None = None
     adapter: Adapter | None = None
+    terms: Terms | None = None
 
 
 def model_card(
@@ -56,14 +65,16 @@ def model_card(
     job = history.job
     assert job.publish is not None
     parts = [
-        front_matter(job),
+        front_matter(job, extra.terms),
         f"# {job.name}",
+        *base_conditions(job, extra.terms),
         _introduction(job, config, parameters, extra),
         "![Training and held-out loss](loss.png)",
         _usage(job, config) if extra.adapter is None else adapter_sections(job, extra.adapter),
         _results(history.results),
         _architecture(config, parameters, vocab_size, _weights(job.publish, config, extra)),
         _training(history),
+        base_section(job, extra.terms),
         _limitations(job, config),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -116,17 +127,17 @@ def hardware_lines(attempts: Sequence[Row]) -> list[str]:
     return [f"{name}, {duration(spent)}" if spent else name for name, spent in seconds.items()]
 
 
-def front_matter(job: Job) -> str:
-    """Return the YAML block that the Hub reads."""
+def front_matter(job: Job, terms: Terms | None = None) -> str:
+    """Return the YAML block that the Hub reads; `terms` are those of the run's start."""
     from huggingface_hub import ModelCardData
 
     assert job.publish is not None
     sources = [*job.data.sources, *(job.sft.sources if job.sft else [])]
     datasets = sorted({source.repo for source in sources if hasattr(source, "repo")})
     data = ModelCardData(
-        license=job.publish.license,
+        **license_fields(job, terms),
         library_name="peft" if job.publish.adapter else "transformers",
-        base_model=hub_name(job.sft.init_from) if job.publish.adapter and job.sft else None,
+        base_model=base_on_hub(job),
         pipeline_tag="text-generation",
         tags=["pion", *(["conversational"] if job.sft else [])],
         datasets=datasets or None,
@@ -138,7 +149,8 @@ def front_matter(job: Job) -> str:
 def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExtras) -> str:
     assert job.publish is not None
     first = job.section(job.train_stages[0])
-    start = f"from {_origin(job, first.init_from)}" if first.init_from else "from random weights"
+    origin = first.init_from or job.model.base
+    start = f"from {_origin(job, origin)}" if origin else "from random weights"
     what = "A conversational" if job.sft else "A base"
     steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
     tokens = human_count(sum(trained_tokens(job, stage) for stage in job.train_stages))

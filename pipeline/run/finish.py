@@ -16,6 +16,7 @@ from pipeline.models.bring import bring_model
 from pipeline.report.history import read_history
 from pipeline.report.of_run import REPORT
 from pipeline.report.results import evaluated, published
+from pipeline.state.bases import bring_base
 from pipeline.state.claim import taken_over
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
@@ -101,7 +102,12 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patientl
 
     history = patiently(lambda: read_history(job, run))
     model = patiently(lambda: model_folder(run, history.head, job.train_stages[-1]))
-    return publish_run(history, model, patiently(lambda: _held_out_texts(job, run, digests)), say)
+    texts = patiently(lambda: _held_out_texts(job, run, digests))
+    base = None
+    if job.base is not None:
+        start = job.base
+        base = patiently(lambda: bring_base(run.store, start, weights=False))
+    return publish_run(history, model, texts, say, base)
 
 
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:

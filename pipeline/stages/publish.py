@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pion.config import closest
 from pion.errors import BadInput
+from pipeline.base.terms import Terms, terms_of
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
+from pipeline.report.base_card import unknown_licence
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import front_matter
 from pipeline.stages.publish_adapter import check_adapter
@@ -81,7 +83,9 @@ def _check_form(job: Job, *, to_hub: bool) -> None:
             raise BadInput(f"publish.{error}. Nothing was started.") from None
 
 
-def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say) -> dict[str, Any]:
+def publish_run(
+    history: RunHistory, model: Path, texts: Sequence[str], say: Say, base: Path | None = None
+) -> dict[str, Any]:
     """Publish the model of a run to the job's `publish.to`.
 
     Args:
@@ -89,6 +93,7 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
         model: the folder of the checkpoint to publish.
         texts: held-out texts to compare the exported model on.
         say: called with progress messages.
+        base: the folder of the model that the run started from, for its terms; None: there is none.
 
     Returns:
         `target` as the job names it, `path` or `url`, `commit` (Hub), `card`, `parameters` and
@@ -110,10 +115,13 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
     repo = repo_of(to)
     if repo is None:
         _check_folder(to)
+    terms = None if base is None else terms_of(base)
+    if repo is not None and not job.publish.private and _unlicensed(job, terms):
+        say(Note(f"warning: {unknown_licence(job)}"))
     decoder = load_model_in(model)
     with _staging(target, repo) as staging:
         try:
-            exported = write_published(history, model, decoder, texts, staging)
+            exported = write_published(history, model, decoder, texts, staging, terms)
             who, worst = exported.pop("loaded_by"), exported["max_logit_difference"]
             say(Note(f"{who} loads the same model: logits differ by {worst:.1g}"))
             if repo is None:
@@ -131,6 +139,12 @@ def publish_run(history: RunHistory, model: Path, texts: Sequence[str], say: Say
                 "repeat the publish stage."
             ) from error
     return {"target": to, **where, **exported}
+
+
+def _unlicensed(job: Job, terms: Terms | None) -> bool:
+    """Return whether nobody says under which licence the model is that the run started from."""
+    assert job.publish is not None
+    return terms is not None and not terms.known and job.publish.license is None
 
 
 def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError
+from pipeline.base.terms import Terms
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import CardExtras, model_card
 from pipeline.stages.publish_adapter import verify_adapter, write_adapter
@@ -19,22 +21,36 @@ if TYPE_CHECKING:
 
 
 def write_published(
-    history: RunHistory, model: Path, decoder: Decoder, texts: Sequence[str], folder: Path
+    history: RunHistory,
+    model: Path,
+    decoder: Decoder,
+    texts: Sequence[str],
+    folder: Path,
+    terms: Terms | None = None,
 ) -> dict[str, Any]:
     """Write the model or its adapter, the card and the plot into `folder`; return what was counted
     and measured, and what has loaded the folder again (`loaded_by`).
 
-    `decoder` is the model in the checkpoint folder `model`. Raises PionError if transformers, or of
+    `decoder` is the model in the checkpoint folder `model`, and `terms` are those of the model that
+    the run started from; its legal files are copied. Raises PionError if transformers, or of
     an adapter Pion, does not load the same model from `folder`, and OSError if `folder` can't be
     written.
     """
     assert history.job.publish is not None
     export = _export_adapter if history.job.publish.adapter else _export
-    return export(history, model, decoder, texts, folder)
+    written = export(history, model, decoder, texts, folder, terms)
+    for path in () if terms is None else terms.files:
+        shutil.copyfile(path, folder / path.name)
+    return written
 
 
 def _export(
-    history: RunHistory, model: Path, decoder: Decoder, texts: Sequence[str], folder: Path
+    history: RunHistory,
+    model: Path,
+    decoder: Decoder,
+    texts: Sequence[str],
+    folder: Path,
+    terms: Terms | None,
 ) -> dict[str, Any]:
     from pion.data.tokenizer import Tokenizer
     from pion.export import export_model, round_embeddings
@@ -63,7 +79,7 @@ def _export(
         weights[name][tokenizer.vocab_size :].numel() for name in vocabulary_rows(decoder)
     )
     parameters = decoder.num_params() - dropped
-    extra = CardExtras(rounding=cost)
+    extra = CardExtras(rounding=cost, terms=terms)
     card = model_card(
         history, decoder.config, parameters=parameters, vocab_size=tokenizer.vocab_size, extra=extra
     )
@@ -72,7 +88,12 @@ def _export(
 
 
 def _export_adapter(
-    history: RunHistory, model: Path, decoder: Decoder, texts: Sequence[str], folder: Path
+    history: RunHistory,
+    model: Path,
+    decoder: Decoder,
+    texts: Sequence[str],
+    folder: Path,
+    terms: Terms | None,
 ) -> dict[str, Any]:
     """Write the adapter in `model`, its card and its plot into `folder`, as `_export` does."""
     from pion.data.tokenizer import Tokenizer
@@ -81,7 +102,7 @@ def _export_adapter(
     with _nothing_published(model):
         difference = verify_adapter(folder, decoder, model / "tokenizer.json", texts)
     vocab_size = Tokenizer.from_file(model / "tokenizer.json").vocab_size
-    extra = CardExtras(adapter=adapter)
+    extra = CardExtras(adapter=adapter, terms=terms)
     card = model_card(
         history, decoder.config, parameters=parameters, vocab_size=vocab_size, extra=extra
     )

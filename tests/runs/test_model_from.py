@@ -61,6 +61,9 @@ def weights_of(folder: Path, stage: str = "sft") -> dict[str, Any]:
 def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Path) -> None:
     slow = SFT | {"steps": 1, "warmup_steps": 0, "lr": 1e-7, "min_lr": 0}
     job = write_job(tmp_path, sft=slow, model={"from": "base", "seq_len": 96})
+    page = "---\nlicense: other\nlicense_name: llama3.2\nlicense_link: LICENSE.txt\n---\n"
+    (tmp_path / "base" / "README.md").write_text(page)
+    (tmp_path / "base" / "LICENSE.txt").write_text("the terms")
     output = finish(job, "publish.to=out")
     assert "starts from base (content " in output
     base, trained = (load_file(tmp_path / of / "model.safetensors") for of in ("base", "out"))
@@ -70,6 +73,14 @@ def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Pa
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == tokenizer
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["max_position_embeddings"] == 96
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: other\nlicense_name: llama3.2\nlicense_link: LICENSE.txt\n" in card
+    assert "# tiny\n\nBuilt with Llama." in card
+    assert "trained from `base`" in card
+    assert "Its licence is other (llama3.2). In this folder are its files `LICENSE.txt`." in card
+    assert (tmp_path / "out" / "LICENSE.txt").read_text() == "the terms"
+    # With these files, it is still a folder that the next run may replace.
+    assert "done" in finish(job, "publish.to=out", "--redo", "publish")
 
 
 def test_without_steps_each_conversation_is_seen_three_times_in_batches_of_16(
