@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
+from pion.load import load_decoder
 from pipeline.cli import main
 from pipeline.models.find import find_model
+from pipeline.models.load import load_model
 from tests.pipeline.base.conftest import export_base
+from tests.support.hub_server import hub_server
 from tests.support.jobs import write_tiny_data
 from tests.support.s3_server import S3Server
 from tests.support.whole_runs import ends_with, finish, head_of, kill, rows_trained, start, wait_for
@@ -178,3 +183,36 @@ def test_a_model_whose_files_were_damaged_in_the_store_is_not_trained(tmp_path: 
     output = ends_with(1, start(job, "--redo", "sft"))
     assert "has been altered (its sha256 differs)" in output
     assert head_of(tmp_path).epoch > 1
+
+
+def test_lora_on_a_model_of_the_hub_is_published_as_an_adapter_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export_base(tmp_path / "published")
+    lora = SFT | {"lora": {"rank": 2}, "lr": 1e-2}
+    with hub_server() as hub:
+        commit = hub.add_repo(
+            "someone/tiny", "model", {p.name: p.read_bytes() for p in folder.iterdir()}
+        )
+        environment = os.environ | hub.environment(tmp_path / "hf")
+        job = write_job(tmp_path, model={"from": "someone/tiny"}, sft=lora)
+        output = ends_with(0, start(job, "publish.to=merged", env=environment))
+        assert "adds LoRA of rank 2 to" in output
+        adapter = start(
+            job, "publish.to=adapter", "publish.adapter=true", "--redo", "publish", env=environment
+        )
+        ends_with(0, adapter)
+        settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert settings["base_model_name_or_path"] == "someone/tiny"
+        assert settings["revision"] == commit
+        assert "base_model: someone/tiny" in (tmp_path / "merged" / "README.md").read_text()
+        hub.use(monkeypatch, tmp_path / "hf")
+        merged, alone = (load_model(find_model(str(tmp_path / n))) for n in ("merged", "adapter"))
+    tokens = torch.arange(3, 40)[None]
+    torch.testing.assert_close(merged(tokens), alone(tokens))
+    start_of_run = load_decoder(folder)
+    assert not torch.allclose(merged(tokens), start_of_run(tokens), atol=1e-3)
+    # The run itself has its model in its store, and asks nobody for it.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    own = load_model(find_model(f"{tmp_path}/runs/tiny"))
+    torch.testing.assert_close(own(tokens), merged(tokens))
