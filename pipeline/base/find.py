@@ -98,7 +98,24 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
         raise BadInput(f"{source}: {error}") from None
     deciding = {name: about for name, about in files.items() if decides_results(name)}
     of_ids = {name: about for name, about in deciding.items() if name in DECIDE_IDS}
-    return Base(source, hash_of(deciding), hash_of(of_ids), config.to_dict(), commit)
+    return Base(
+        source=source,
+        hash=hash_of(deciding),
+        tokenizer=hash_of(of_ids),
+        config=config.to_dict(),
+        commit=commit,
+        template=_has_template(files, bring),
+    )
+
+
+def _has_template(files: Files, bring: Callable[[str], Path]) -> bool:
+    """Return whether a model comes with a chat template."""
+    if "chat_template.jinja" in files:
+        return True
+    if "tokenizer_config.json" not in files:
+        return False
+    settings = parse_object(read_file(bring("tokenizer_config.json")), "tokenizer_config.json")
+    return "chat_template" in settings
 
 
 def _config(path: Path) -> ModelConfig:

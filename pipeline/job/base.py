@@ -22,6 +22,7 @@ class Base:
         tokenizer: the same of the files that decide token ids. Prepared data depends on it.
         config: the settings of its decoder, as `ModelConfig.to_dict`.
         commit: the commit of a Hub repository; None for any other source.
+        template: whether it has a chat template.
     """
 
     source: str
@@ -29,6 +30,7 @@ class Base:
     tokenizer: str
     config: Mapping[str, Any]
     commit: str | None = None
+    template: bool = False
 
     @property
     def model_config(self) -> ModelConfig:

@@ -58,6 +58,7 @@ prices: {A40: 0.4, L40S: {spot: 0.5, on_demand: 0.9}}
 """,
     "model": """\
 model: {preset: pion-small, seq_len: 4096}   # or only the name: `model: pion-small`
+# Or start from a trained model (docs/fine-tune.md): model: {from: user/name}
 """,
     "tokenizer": """\
 tokenizer: {file: tokenizer.json}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.config import closest
 from pion.errors import BadInput
-from pipeline.base.terms import Terms, terms_of
+from pipeline.base.terms import Terms
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
 from pipeline.report.base_card import unknown_licence
@@ -84,7 +84,7 @@ def _check_form(job: Job, *, to_hub: bool) -> None:
 
 
 def publish_run(
-    history: RunHistory, model: Path, texts: Sequence[str], say: Say, base: Path | None = None
+    history: RunHistory, model: Path, texts: Sequence[str], say: Say, terms: Terms | None = None
 ) -> dict[str, Any]:
     """Publish the model of a run to the job's `publish.to`.
 
@@ -93,7 +93,7 @@ def publish_run(
         model: the folder of the checkpoint to publish.
         texts: held-out texts to compare the exported model on.
         say: called with progress messages.
-        base: the folder of the model that the run started from, for its terms; None: there is none.
+        terms: of the model that the run started from; None: there is none.
 
     Returns:
         `target` as the job names it, `path` or `url`, `commit` (Hub), `card`, `parameters` and
@@ -115,8 +115,7 @@ def publish_run(
     repo = repo_of(to)
     if repo is None:
         _check_folder(to)
-    terms = None if base is None else terms_of(base)
-    if repo is not None and not job.publish.private and _unlicensed(job, terms):
+    if repo is not None and _needs_licence(job, terms):
         say(Note(f"warning: {unknown_licence(job)}"))
     decoder = load_model_in(model)
     with _staging(target, repo) as staging:
@@ -128,10 +127,7 @@ def publish_run(
                 replace_folder(staging, target)
                 where = {"path": str(target), "card": str(target / "README.md")}
             else:
-                say(Note(f"uploading to {to}"))
-                title = f"Publish {job.name}"
-                where = push(repo, staging, private=job.publish.private, title=title, safe=safe)
-                where["card"] = where["url"]
+                where = _upload(job, repo, staging, say, safe)
         except OSError as error:
             raise BadInput(
                 f"publish.to: {to}: can't write ({error.strerror or error}). {safe} Free some "
@@ -141,10 +137,19 @@ def publish_run(
     return {"target": to, **where, **exported}
 
 
-def _unlicensed(job: Job, terms: Terms | None) -> bool:
-    """Return whether nobody says under which licence the model is that the run started from."""
+def _upload(job: Job, repo: str, folder: Path, say: Say, safe: str) -> dict[str, Any]:
     assert job.publish is not None
-    return terms is not None and not terms.known and job.publish.license is None
+    say(Note(f"uploading to {job.publish.to}"))
+    title = f"Publish {job.name}"
+    where = push(repo, folder, private=job.publish.private, title=title, safe=safe)
+    return {**where, "card": where["url"]}
+
+
+def _needs_licence(job: Job, terms: Terms | None) -> bool:
+    """Return whether a public model is trained from one whose licence nobody names."""
+    assert job.publish is not None
+    named = terms is None or terms.known or job.publish.license is not None
+    return not job.publish.private and not named
 
 
 def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:

@@ -49,6 +49,7 @@ class _Pin(TypedDict):
     tokenizer: Sha256
     config: Mapping[str, Any]
     commit: NotRequired[str | None]
+    template: NotRequired[bool]
 
 
 def hash_of(files: Files) -> str:
@@ -111,7 +112,14 @@ def _read_pin(run: RunState, source: str) -> tuple[Base | None, str | None]:
 
 def _base(data: bytes, where: str) -> Base:
     pin = build(_Pin, parse(data, where), where)
-    return Base(pin["source"], pin["hash"], pin["tokenizer"], pin["config"], pin.get("commit"))
+    return Base(
+        source=pin["source"],
+        hash=pin["hash"],
+        tokenizer=pin["tokenizer"],
+        config=pin["config"],
+        commit=pin.get("commit"),
+        template=pin.get("template", False),
+    )
 
 
 # ---------------------------------------------------------------- the files
