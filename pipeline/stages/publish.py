@@ -115,7 +115,7 @@ def publish_run(
     repo = repo_of(to)
     if repo is None:
         _check_folder(to)
-    if repo is not None and _needs_licence(job, terms):
+    elif _needs_licence(job, terms):
         say(Note(f"warning: {unknown_licence(job)}"))
     decoder = load_model_in(model)
     with _staging(target, repo) as staging:
