@@ -107,9 +107,8 @@ def publish_run(
     from pion.export import replace_folder
     from pipeline.models.load import load_model_in
 
-    job = history.job
-    assert job.publish is not None
-    to, target = job.publish.to, Path(job.publish.to).expanduser()
+    job, to = history.job, _target(history.job)
+    target = Path(to).expanduser()
     safe = f"The trained model is safe in {model}."
     check_requirements(job, history.results, safe)
     repo = repo_of(to)
@@ -135,6 +134,11 @@ def publish_run(
                 "repeat the publish stage."
             ) from error
     return {"target": to, **where, **exported}
+
+
+def _target(job: Job) -> str:
+    assert job.publish is not None
+    return job.publish.to
 
 
 def _upload(job: Job, repo: str, folder: Path, say: Say, safe: str) -> dict[str, Any]:
