@@ -108,10 +108,9 @@ def publish_run(
     from pipeline.models.load import load_model_in
 
     job, to = history.job, _target(history.job)
-    target = Path(to).expanduser()
+    target, repo = Path(to).expanduser(), repo_of(to)
     safe = f"The trained model is safe in {model}."
     check_requirements(job, history.results, safe)
-    repo = repo_of(to)
     if repo is None:
         _check_folder(to)
     elif _needs_licence(job, terms):
@@ -122,11 +121,11 @@ def publish_run(
             exported = write_published(history, model, decoder, texts, staging, terms)
             who, worst = exported.pop("loaded_by"), exported["max_logit_difference"]
             say(Note(f"{who} loads the same model: logits differ by {worst:.1g}"))
-            if repo is None:
+            if repo is not None:
+                where = _upload(job, repo, staging, say, safe)
+            else:
                 replace_folder(staging, target)
                 where = {"path": str(target), "card": str(target / "README.md")}
-            else:
-                where = _upload(job, repo, staging, say, safe)
         except OSError as error:
             raise BadInput(
                 f"publish.to: {to}: can't write ({error.strerror or error}). {safe} Free some "
