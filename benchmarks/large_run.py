@@ -46,7 +46,7 @@ from pion.model.cost import cost_of, flops_per_token
 from pion.train.hardware import gpu_flops
 from pion.train.memory import Memory, Workload, predict_memory
 from pion.train.micro_batch import choose_micro_batch
-from pipeline.job.fields import Checkpoint
+from pipeline.job import Checkpoint
 from pipeline.rent.plan.estimate import ASSUMED_MFU
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.replay.numbers import COPY_BYTES, STATE_BYTES, UPLOAD_BYTES, WRITE_BYTES

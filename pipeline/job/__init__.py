@@ -1,6 +1,7 @@
 """The job file: its fields, how it is read, its mistakes, its digests."""
 
-from pipeline.job.fields import REQUIREMENT, STAGES, Budget, Checkpoint, Job, Price, Publish, Train
+from pipeline.job.fields import REQUIREMENT, STAGES, Job, Publish
+from pipeline.job.runtime_sections import Budget, Checkpoint, Price
 from pipeline.job.section import Section
 from pipeline.job.sources import (
     BinShards,
@@ -17,6 +18,7 @@ from pipeline.job.sources import (
     Source,
     TextFiles,
 )
+from pipeline.job.train_sections import Train
 
 __all__ = [
     "REQUIREMENT",

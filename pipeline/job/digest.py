@@ -16,8 +16,8 @@ from typing import Any
 from pion.config import ModelConfig
 from pion.later_fields import values_before
 from pipeline.job import Job, Section
-from pipeline.job.fields import Sft
 from pipeline.job.section import ALWAYS_THERE, part_of, value_before
+from pipeline.job.train_sections import Sft
 
 # Dotted path → value. Paths that start with `input.` are digests of earlier stages and of data.
 Inputs = dict[str, Any]

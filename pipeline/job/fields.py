@@ -1,15 +1,15 @@
 """The job file: every field of a run, its default and its meaning.
 
-How a field is declared, and what it means for finished stages: section.py. The kinds of data
-sources: sources.py.
+How a field is declared, and what it means for finished stages: section.py. The fields of the model
+and its tokenizer: model_section.py; of the training stages: train_sections.py; of saving, machines
+and money: runtime_sections.py; of data sources: sources.py.
 Paths of inputs are relative to the job file, paths of outputs to the working directory.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,165 +18,28 @@ from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validat
 from pion.config import OPTIONAL, ModelConfig
 from pion.errors import BadInput
 from pion.lora import Lora as LoraSettings
-from pion.parts import Experts, Heads, Values, Windows, Wiring
-from pion.presets import PRESETS
-from pion.primitives import Primitives
-from pion.rope_scaling import RopeScaling
-from pion.train.phases import check_phases, check_phases_of_model
+from pion.train.phases import check_phases_of_model
 from pipeline.job.base import Base
-from pipeline.job.lora import Lora, with_defaults
-from pipeline.job.model_parts import section_of
-from pipeline.job.phases import Phase, phases_of
-from pipeline.job.section import Section, identity, refuse, runtime, scheduled
-from pipeline.job.sources import ConversationSource, DataSource, Source
+from pipeline.job.model_section import Model, TokenizerSection
+from pipeline.job.phases import phases_of
+from pipeline.job.runtime_sections import (
+    Budget,
+    Checkpoint,
+    Hardware,
+    Log,
+    Price,
+    price_of,
+)
+from pipeline.job.section import Section, identity, refuse, runtime
+from pipeline.job.sources import DataSource, Source
+from pipeline.job.train_sections import Pretrain, Sft, Train
 
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 # Defaults of `sft` where the run starts from a trained model.
 EPOCHS_FROM_BASE, BATCH_FROM_BASE = 3.0, 16
 
 
-# ---------------------------------------------------------------- model and tokenizer
-
-
-class Model(Section):
-    """The decoder: a model to start from, a preset, a preset with some fields replaced, or every
-    field. `null` takes away what a preset has: a part, softcap or logit_cap."""
-
-    base: str | None = identity(
-        None,
-        "a trained model to start from, with its shape, weights, tokenizer and context: a Hub "
-        "repository (user/name, or user/name@REVISION), a folder, a run or a seed's .pt file. Only "
-        "seq_len may be given too, to shorten the context",
-        alias="from",
-    )
-    preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
-    d_model: int | None = identity(None, "width of the residual stream", gt=0)
-    n_layers: int | None = identity(None, "number of decoder blocks", gt=0)
-    n_heads: int | None = identity(None, "attention heads (queries)", gt=0)
-    n_kv_heads: int | None = identity(
-        None, "key/value heads; each serves n_heads / n_kv_heads query heads", gt=0
-    )
-    d_ff: int | None = identity(None, "width of the feed-forward layer", gt=0)
-    head_dim: int | None = identity(
-        None, "width of one attention head; unset: d_model / n_heads", gt=0
-    )
-    vocab_size: int | None = identity(
-        None,
-        "rows of the embedding; unset: the preset's value, or without a preset "
-        "tokenizer.train.vocab_size",
-        gt=0,
-    )
-    seq_len: int | None = identity(
-        None,
-        "longest context in tokens; unset: the preset's value, or without a preset the length of "
-        "the longest training row",
-        gt=0,
-    )
-    rope_theta: float | None = identity(
-        None,
-        "base of the rotary frequencies; unset: the preset's value, or without a preset 10000",
-        gt=0,
-    )
-    softcap: float | None = identity(
-        None,
-        "limit attention scores to ±softcap; a model with a softcap is published with its code, as "
-        "modelling files",
-        gt=0,
-    )
-
-    experts: section_of(Experts) | None = identity(  # type: ignore[valid-type]
-        None, "a mixture of experts in place of each feed-forward layer; d_ff is one expert's width"
-    )
-    windows: section_of(Windows) | None = identity(  # type: ignore[valid-type]
-        None, "attention that sees only recent tokens"
-    )
-    heads: section_of(Heads) | None = identity(  # type: ignore[valid-type]
-        None, "attention heads with another scale, other norms, biases or fewer rotary frequencies"
-    )
-    wiring: section_of(Wiring) | None = identity(  # type: ignore[valid-type]
-        None, "which layers have attention, and what layers read besides the layer before"
-    )
-    values: section_of(Values) | None = identity(  # type: ignore[valid-type]
-        None, "tables with a vector for each token id, which joins attention's values"
-    )
-    primitives: section_of(Primitives) | None = identity(  # type: ignore[valid-type]
-        None, "feed-forward layers whose matrices are mixed from shared low-rank primitives"
-    )
-    rope_scaling: section_of(RopeScaling) | None = identity(  # type: ignore[valid-type]
-        None, "rotary positions for a longer context than the original one, as in Llama 3.1"
-    )
-    activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
-        None,
-        "of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU between; "
-        "unset: swiglu",
-    )
-    positions: Literal["rotary", "learned"] | None = identity(
-        None,
-        "learned: a table with a vector for each position, added to the embeddings; unset: rotary",
-    )
-    gates: bool | None = identity(
-        None,
-        "give each layer a gate that learns which tokens need no feed-forward layer; they are used "
-        "only with --skip-above; unset: false",
-    )
-    norm_gain: bool | None = identity(None, "give norms a learned gain; unset: true")
-    norm_eps: float | None = identity(None, "epsilon of all norms; unset: 1e-6", gt=0)
-    logit_cap: float | None = identity(
-        None, "limit the head's results z to ±logit_cap, as z / sqrt(1 + (z / logit_cap)²)", gt=0
-    )
-    tie_embeddings: bool | None = identity(
-        None, "use the embedding as the head too; unset: the preset's value, or else true"
-    )
-    init: Literal["normal", "zero_outputs", "uniform"] | None = identity(
-        None,
-        "initial weights. normal: N(0, 0.02²). zero_outputs: the head and the matrices that write "
-        "to the residual stream are 0, embeddings N(0, 1). uniform: matrices uniform, embeddings "
-        "N(0, 0.02²); unset: normal",
-    )
-
-    @field_validator("preset")
-    @classmethod
-    def _preset_exists(cls, preset: str | None) -> str | None:
-        if preset is not None:
-            try:
-                ModelConfig.preset(preset)
-            except BadInput as error:
-                raise ValueError(str(error)) from None
-        return preset
-
-
-class TrainTokenizer(Section):
-    """A byte-level BPE, trained on the training documents."""
-
-    vocab_size: int = identity(
-        8192, "tokens in the vocabulary, including 256 bytes and 2 special tokens", ge=258
-    )
-    max_mb: float = identity(64.0, "how much text to learn from, in MB", gt=0)
-
-
-class TokenizerSection(Section):
-    """The tokenizer, from exactly one of `train`, `file` and `hub`."""
-
-    train: TrainTokenizer | None = identity(None, "train a byte-level BPE on data.sources")
-    file: str | None = identity(None, "path of a tokenizer.json")
-    hub: str | None = identity(None, "Hub repository (user/name) that has a tokenizer.json")
-    revision: str | None = identity(
-        None, "commit, branch or tag of the `hub` repository; unset: its main branch"
-    )
-    hub_file: str = identity("tokenizer.json", "path of the tokenizer.json in the `hub` repository")
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> TokenizerSection:
-        given = [n for n in ("train", "file", "hub") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                "give exactly one of train, file, hub; "
-                + (f"these are given: {', '.join(given)}" if given else "none is given")
-            )
-        return self
-
-
-# ---------------------------------------------------------------- data
+# ---------------------------------------------------------------- data, evaluate, publish
 
 
 class Data(Section):
@@ -204,227 +67,6 @@ class Data(Section):
         "unset: true if the model has windows, else false",
         before=False,
     )
-
-
-# ---------------------------------------------------------------- training stages
-
-
-_WARMUP = (
-    "steps of linear warm-up; unset: the default, or a tenth of the steps where these are fewer"
-)
-
-
-class Train(Section):
-    """The fields that both training stages have."""
-
-    steps: int | None = scheduled(..., "optimizer steps", gt=0)
-    global_batch: int = identity(
-        64, "sequences in one optimizer step, for any number of GPUs", gt=0
-    )
-    lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0)
-    min_lr: float = scheduled(3e-5, "learning rate at the end of the schedule", ge=0)
-    warmup_steps: int = scheduled(1000, _WARMUP, ge=0)
-    schedule: Literal["wsd", "cosine", "constant"] = scheduled(
-        "wsd", "after the warm-up: wsd (stable, then decay), cosine, or constant"
-    )
-    decay_shape: Literal["cosine", "linear"] = scheduled("cosine", "shape of the decay (wsd only)")
-    decay_fraction: float = scheduled(
-        0.2,
-        "share of the steps that the decay at the end takes (wsd only)",
-        gt=0,
-        le=1,
-    )
-    optimizer: Literal["adamw", "muon"] = scheduled(
-        "adamw",
-        "adamw: AdamW for everything; muon: Muon for the blocks' matrices, AdamW for the rest",
-    )
-    muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0)
-    muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)
-    muon_momentum_start: float | None = scheduled(
-        None,
-        "momentum of Muon at the start, which rises to muon_momentum at the end; unset: constant",
-        before=None,
-        ge=0,
-        lt=1,
-    )
-    muon_decays: bool = scheduled(
-        True, "let muon_lr follow the schedule; false: it is constant", before=True
-    )
-    embedding_lr: float | None = scheduled(
-        None, "peak learning rate of embeddings and value tables; unset: lr", before=None, gt=0
-    )
-    head_lr: float | None = scheduled(
-        None, "peak learning rate of an untied head; unset: lr", before=None, gt=0
-    )
-    vector_lr: float | None = scheduled(
-        None, "peak learning rate of gains and scalars; unset: lr", before=None, gt=0
-    )
-    window_schedule: Literal["constant", "cubic"] = scheduled(
-        "constant",
-        "cubic: a model's windows grow from one block to their full size over the run",
-        before="constant",
-    )
-    weight_decay: float = scheduled(0.1, "decoupled weight decay of matrices and embeddings", ge=0)
-    primitive_weight_decay: float = scheduled(
-        0.0, "decoupled weight decay of primitives, while a recipe uses them", before=0.0, ge=0
-    )
-    phases: list[Phase] = scheduled(
-        [], "phases with their own rates, recipe sizes and trained bands, in order", before=[]
-    )
-    beta1: float = scheduled(0.9, "decay rate of AdamW's first moment", ge=0, lt=1)
-    beta2: float = scheduled(0.95, "decay rate of AdamW's second moment", ge=0, lt=1)
-    eps: float = scheduled(1e-8, "AdamW's epsilon", gt=0)
-    clip: float = scheduled(1.0, "limit of the gradient's norm; 0: no limit", ge=0)
-    max_spike: float | None = runtime(
-        None,
-        "roll back a step whose loss exceeds this multiple of the recent median; unset: no limit",
-        gt=1,
-    )
-    init_from: str | None = identity(
-        None,
-        "start from a run, checkpoint, exported folder, Hub repository or .pt file; unset: "
-        "pretrain starts from random weights, and sft from the pretrained model",
-    )
-
-    _warmup_given: bool = PrivateAttr(default=True)
-    _rows: int | None = PrivateAttr(default=None)
-
-    @model_validator(mode="after")
-    def _schedule_fits(self) -> Train:
-        self._warmup_given = "warmup_steps" in self.model_fields_set
-        mistakes = [] if self.steps is None else self._fit_steps(self.steps)
-        if self.min_lr > self.lr:
-            mistakes.append(f"min_lr: {self.min_lr} is above lr {self.lr}")
-        start = self.muon_momentum_start
-        if start is not None and start > self.muon_momentum:
-            mistakes.append(
-                f"muon_momentum_start: {start} is above muon_momentum {self.muon_momentum}"
-            )
-        return refuse(self, mistakes)
-
-    def _fit_steps(self, steps: int) -> list[str]:
-        """Shorten the default warm-up if need be; return what does not fit into `steps`."""
-        if not self._warmup_given and self.warmup_steps >= steps:
-            self.warmup_steps = steps // 10
-        mistakes = []
-        if self.warmup_steps >= steps:
-            mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {steps}")
-        try:
-            check_phases(phases_of(self.phases), steps)
-        except BadInput as error:
-            mistakes.append(str(error))
-        return mistakes
-
-    def know_rows(self, rows: int) -> None:
-        """Learn how many rows the stage's data has, from which its steps may follow.
-
-        Raises BadInput if the schedule does not fit into the steps.
-        """
-        self._rows = rows
-        steps, warmup = self.total_steps, self.total_warmup_steps
-        if warmup >= steps:
-            raise BadInput(
-                f"warmup_steps: {warmup} must be below the {steps} steps that the data gives "
-                f"({rows:,} rows). Nothing was lost. Lower warmup_steps, or give more data "
-                "or epochs"
-            )
-
-    @property
-    def total_steps(self) -> int:
-        """The optimizer steps: as given, or for the passes over the rows that `know_rows` gave."""
-        if self.steps is not None:
-            return self.steps
-        assert self._rows is not None, "the rows of the data are not known yet"
-        return max(1, math.ceil(self.passes * self._rows / self.global_batch))
-
-    @property
-    def steps_are_known(self) -> bool:
-        """Whether `total_steps` can be asked for."""
-        return self.steps is not None or self._rows is not None
-
-    @property
-    def passes(self) -> float:
-        """The passes over the data, where the job gives them in place of steps."""
-        raise AssertionError("a stage without steps has epochs")
-
-    @property
-    def total_warmup_steps(self) -> int:
-        """The steps of the warm-up, at most a tenth of all steps unless the job names them."""
-        if self._warmup_given or self.warmup_steps < self.total_steps:
-            return self.warmup_steps
-        return self.total_steps // 10
-
-    @property
-    def warmup_given(self) -> bool:
-        """Whether the job names the steps of its warm-up."""
-        return self._warmup_given
-
-
-class Pretrain(Train):
-    steps: int = scheduled(..., "optimizer steps", gt=0)
-
-
-class Sft(Train):
-    steps: int | None = scheduled(None, "optimizer steps; unset: epochs decides", gt=0)
-    epochs: float | None = scheduled(
-        None,
-        "passes over the conversations, in place of steps; with model.from and without steps: 3",
-        before=None,
-        gt=0,
-    )
-    lr: float = scheduled(2e-5, "peak learning rate of AdamW", gt=0)
-    min_lr: float = scheduled(2e-6, "learning rate at the end of the schedule", ge=0)
-    warmup_steps: int = scheduled(100, _WARMUP, ge=0)
-    schedule: Literal["wsd", "cosine", "constant"] = scheduled(
-        "cosine", "after the warm-up: wsd (stable, then decay), cosine, or constant"
-    )
-    weight_decay: float = scheduled(0.01, "decoupled weight decay of matrices and embeddings", ge=0)
-    sources: list[ConversationSource] = identity(..., "where the conversations come from")
-    held_out: float = identity(
-        0.01, "share of the conversations reserved for evaluation", gt=0, lt=0.5
-    )
-    seq_len: int | None = identity(None, "tokens in a packed row; unset: data.seq_len", ge=8)
-    lora: Lora | None = identity(
-        None,
-        "train low-rank additions to the frozen model; then lr is 2e-4, min_lr 2e-5 and "
-        "weight_decay 0 unless given",
-        before=None,
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rates_of_lora(cls, section: Any) -> Any:
-        return with_defaults(section)
-
-    @model_validator(mode="after")
-    def _lora_fits(self) -> Sft:
-        if self.lora is None:
-            return self
-        frozen = [
-            f"{name}: LoRA trains only its additions; remove `{name}`"
-            for name in ("embedding_lr", "head_lr", "vector_lr", "phases", "primitive_weight_decay")
-            if getattr(self, name)
-        ]
-        if self.optimizer == "muon":
-            frozen.append("optimizer: LoRA trains with adamw; remove `optimizer`")
-        return refuse(self, frozen)
-
-    @property
-    def passes(self) -> float:
-        """The passes over the conversations, where the job gives them in place of steps."""
-        assert self.epochs is not None
-        return self.epochs
-
-    @model_validator(mode="after")
-    def _steps_or_epochs(self) -> Sft:
-        if self.steps is not None and self.epochs is not None:
-            return refuse(self, ["epochs: steps is given too; remove one of the two"])
-        if self.epochs is not None and self.phases:
-            return refuse(self, ["epochs: phases need steps; give steps in place of epochs"])
-        return self
-
-
-# ---------------------------------------------------------------- evaluate and publish
 
 
 class LmEval(Section):
@@ -504,128 +146,7 @@ class Publish(Section):
         return require
 
 
-# ---------------------------------------------------------------- runtime
-
-
-class Keep(Section):
-    last: int = runtime(2, "number of newest checkpoints to keep", ge=2)
-    every: int | None = runtime(
-        None, "also keep each checkpoint whose step is a multiple of this number", gt=0
-    )
-    best: bool = runtime(False, "also keep the checkpoint with the lowest held-out loss")
-
-
-class Checkpoint(Section):
-    every_steps: int | None = runtime(None, "steps between two checkpoints; unset: by time", gt=0)
-    every_seconds: float | None = runtime(
-        None,
-        "seconds between two checkpoints; unset: computed from preemption_hours and the time that "
-        "a save takes",
-        gt=0,
-    )
-    preemption_hours: float = runtime(2.0, "expected hours between two preemptions", gt=0)
-    keep: Keep = runtime(Keep(), "which checkpoints are kept")
-    grace: float = runtime(4.0, "seconds to save the last step after SIGTERM", gt=0)
-    max_undurable: float = runtime(
-        1800.0, "pause training when the store has been down for this many seconds", gt=0
-    )
-    linger: float | None = runtime(
-        None,
-        "seconds to retry when the store is down at the end of a stage; unset: 1800 on a rented "
-        "machine, else 0",
-        ge=0,
-    )
-    max_rewinds: int = runtime(3, "maximum number of rollbacks in a row", ge=0)
-
-
-class Hardware(Section):
-    workers: int | None = runtime(
-        None,
-        "number of Ray Train workers; unset: one per GPU, or 1 without a GPU; 0: train in this "
-        "process, without Ray",
-        ge=0,
-    )
-    micro_batch: int | None = runtime(
-        None,
-        "sequences that a worker computes at once; unset: as many as fit into its memory",
-        gt=0,
-    )
-    dtype: Literal["auto", "bfloat16", "float32"] = runtime(
-        "auto", "precision of the computation; auto: bfloat16 on hardware that computes it fast"
-    )
-    threads: int | None = runtime(
-        None, "CPU threads of a worker; unset: the cores divided by the workers", gt=0
-    )
-    recompute: bool | None = runtime(
-        None,
-        "recompute activations to save memory; unset: only if a single sequence would otherwise "
-        "not fit into memory",
-    )
-    compile: Literal["auto", True, False] = runtime(
-        "auto", "compile the training step with torch.compile; auto: on a GPU"
-    )
-    hang_seconds: float | None = runtime(
-        None,
-        "seconds without a step that count as a hang; unset: 20 times the usual time of a step, "
-        "and at least 120",
-        gt=0,
-    )
-    deterministic: bool = runtime(False, "give bit-identical results on CUDA too, but more slowly")
-    shard_cache_gb: float = runtime(
-        20.0, "disk space for shards streamed from the Hub, in GB", gt=0
-    )
-
-
-class Budget(Section):
-    hours: float | None = runtime(
-        None, "total machine hours of all attempts; unset: no limit", gt=0
-    )
-    dollars: float | None = runtime(None, "total dollars of all attempts; unset: no limit", gt=0)
-    dollars_per_hour: float | None = runtime(
-        None,
-        "price, in dollars per hour, of a machine that `pion launch` did not rent; used for "
-        "budget.dollars",
-        ge=0,
-    )
-
-
-@dataclass(frozen=True)
-class Price:
-    """What a GPU costs to rent, in dollars per hour; None if it is not offered that way."""
-
-    spot: float | None = None
-    on_demand: float | None = None
-
-
-class Log(Section):
-    every: int = runtime(10, "steps between two lines of metrics", gt=0)
-    tensorboard: str | None = runtime(
-        None,
-        "folder for TensorBoard's event files; needs `uv sync --extra tensorboard`; unset: no "
-        "event files",
-    )
-    wandb: str | None = runtime(
-        None,
-        "project in Weights & Biases; needs `uv sync --extra wandb`; unset: Weights & Biases is "
-        "not used",
-    )
-
-
-def _price(gpu: str, value: Any) -> Price:
-    """Return a GPU's price. A job gives one amount for both ways of renting, or one for each."""
-    if isinstance(value, Price):
-        return value
-    given = value if isinstance(value, dict) else {"spot": value, "on_demand": value}
-    for way, dollars in given.items():
-        if way not in ("spot", "on_demand"):
-            raise ValueError(f"{gpu}: unknown key {way!r}; the keys are spot, on_demand")
-        number = isinstance(dollars, int | float) and not isinstance(dollars, bool)
-        if dollars is not None and not (number and 0 <= dollars < float("inf")):
-            raise ValueError(
-                f"{gpu}: {dollars!r} is not an amount in dollars per hour, such as 0.44, or "
-                "{spot: 0.2, on_demand: 0.44}"
-            )
-    return Price(**given)
+# ---------------------------------------------------------------- the whole job
 
 
 class Job(Section):
@@ -685,7 +206,7 @@ class Job(Section):
     def _dollars(cls, prices: Any) -> Any:
         if not isinstance(prices, dict):
             return prices
-        return {str(gpu): _price(str(gpu), value) for gpu, value in prices.items()}
+        return {str(gpu): price_of(str(gpu), value) for gpu, value in prices.items()}
 
     @model_validator(mode="after")
     def _whole(self, info: ValidationInfo) -> Job:

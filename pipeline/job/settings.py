@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from pipeline.job.fields import Train
 from pipeline.job.phases import phases_of
+from pipeline.job.train_sections import Train
 
 if TYPE_CHECKING:
     from pion.train.settings import TrainSettings

@@ -12,7 +12,7 @@ import torch
 from pion.config import ModelConfig
 from pion.model.decoder import Decoder
 from pion.train.phases import Phase
-from pipeline.job.fields import Model
+from pipeline.job.model_section import Model
 from tests.support.tiny_config import tiny_config
 
 # More rows than the tokenizers of these tests have ids, as in most published models.

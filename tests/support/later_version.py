@@ -15,9 +15,11 @@ from pion.config import ModelConfig
 from pion.later_fields import later_field
 from pion.train.settings import ComputePlan
 from pipeline.job import Job, Section
-from pipeline.job.fields import Data, Evaluate, Model, Pretrain, Publish, Sft
+from pipeline.job.fields import Data, Evaluate, Publish
+from pipeline.job.model_section import Model
 from pipeline.job.section import identity, scheduled
 from pipeline.job.sources import TextFiles
+from pipeline.job.train_sections import Pretrain, Sft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,13 @@ def install(
 ) -> None:
     """Make this process that later version."""
     exports = ("pion.exports.core", "pion.exports.modelling_files")
-    for module in ("pipeline.job.fields", "pion.load", *exports, "pion.seeds.pion"):
+    for module in (
+        "pipeline.job.fields",
+        "pipeline.job.model_section",
+        "pion.load",
+        *exports,
+        "pion.seeds.pion",
+    ):
         monkeypatch.setattr(import_module(module), "ModelConfig", config)
     monkeypatch.setattr("pion.train.settings.ComputePlan", LaterPlan)
     for module in ("pipeline.job.file", "pipeline.training.train_request"):

@@ -1,0 +1,154 @@
+"""The job file: the fields of the model and of its tokenizer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.parts import Experts, Heads, Values, Windows, Wiring
+from pion.presets import PRESETS
+from pion.primitives import Primitives
+from pion.rope_scaling import RopeScaling
+from pipeline.job.model_parts import section_of
+from pipeline.job.section import Section, identity
+
+
+class Model(Section):
+    """The decoder: a model to start from, a preset, a preset with some fields replaced, or every
+    field. `null` takes away what a preset has: a part, softcap or logit_cap."""
+
+    base: str | None = identity(
+        None,
+        "a trained model to start from, with its shape, weights, tokenizer and context: a Hub "
+        "repository (user/name, or user/name@REVISION), a folder, a run or a seed's .pt file. Only "
+        "seq_len may be given too, to shorten the context",
+        alias="from",
+    )
+    preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
+    d_model: int | None = identity(None, "width of the residual stream", gt=0)
+    n_layers: int | None = identity(None, "number of decoder blocks", gt=0)
+    n_heads: int | None = identity(None, "attention heads (queries)", gt=0)
+    n_kv_heads: int | None = identity(
+        None, "key/value heads; each serves n_heads / n_kv_heads query heads", gt=0
+    )
+    d_ff: int | None = identity(None, "width of the feed-forward layer", gt=0)
+    head_dim: int | None = identity(
+        None, "width of one attention head; unset: d_model / n_heads", gt=0
+    )
+    vocab_size: int | None = identity(
+        None,
+        "rows of the embedding; unset: the preset's value, or without a preset "
+        "tokenizer.train.vocab_size",
+        gt=0,
+    )
+    seq_len: int | None = identity(
+        None,
+        "longest context in tokens; unset: the preset's value, or without a preset the length of "
+        "the longest training row",
+        gt=0,
+    )
+    rope_theta: float | None = identity(
+        None,
+        "base of the rotary frequencies; unset: the preset's value, or without a preset 10000",
+        gt=0,
+    )
+    softcap: float | None = identity(
+        None,
+        "limit attention scores to ±softcap; a model with a softcap is published with its code, as "
+        "modelling files",
+        gt=0,
+    )
+
+    experts: section_of(Experts) | None = identity(  # type: ignore[valid-type]
+        None, "a mixture of experts in place of each feed-forward layer; d_ff is one expert's width"
+    )
+    windows: section_of(Windows) | None = identity(  # type: ignore[valid-type]
+        None, "attention that sees only recent tokens"
+    )
+    heads: section_of(Heads) | None = identity(  # type: ignore[valid-type]
+        None, "attention heads with another scale, other norms, biases or fewer rotary frequencies"
+    )
+    wiring: section_of(Wiring) | None = identity(  # type: ignore[valid-type]
+        None, "which layers have attention, and what layers read besides the layer before"
+    )
+    values: section_of(Values) | None = identity(  # type: ignore[valid-type]
+        None, "tables with a vector for each token id, which joins attention's values"
+    )
+    primitives: section_of(Primitives) | None = identity(  # type: ignore[valid-type]
+        None, "feed-forward layers whose matrices are mixed from shared low-rank primitives"
+    )
+    rope_scaling: section_of(RopeScaling) | None = identity(  # type: ignore[valid-type]
+        None, "rotary positions for a longer context than the original one, as in Llama 3.1"
+    )
+    activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
+        None,
+        "of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU between; "
+        "unset: swiglu",
+    )
+    positions: Literal["rotary", "learned"] | None = identity(
+        None,
+        "learned: a table with a vector for each position, added to the embeddings; unset: rotary",
+    )
+    gates: bool | None = identity(
+        None,
+        "give each layer a gate that learns which tokens need no feed-forward layer; they are used "
+        "only with --skip-above; unset: false",
+    )
+    norm_gain: bool | None = identity(None, "give norms a learned gain; unset: true")
+    norm_eps: float | None = identity(None, "epsilon of all norms; unset: 1e-6", gt=0)
+    logit_cap: float | None = identity(
+        None, "limit the head's results z to ±logit_cap, as z / sqrt(1 + (z / logit_cap)²)", gt=0
+    )
+    tie_embeddings: bool | None = identity(
+        None, "use the embedding as the head too; unset: the preset's value, or else true"
+    )
+    init: Literal["normal", "zero_outputs", "uniform"] | None = identity(
+        None,
+        "initial weights. normal: N(0, 0.02²). zero_outputs: the head and the matrices that write "
+        "to the residual stream are 0, embeddings N(0, 1). uniform: matrices uniform, embeddings "
+        "N(0, 0.02²); unset: normal",
+    )
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_exists(cls, preset: str | None) -> str | None:
+        if preset is not None:
+            try:
+                ModelConfig.preset(preset)
+            except BadInput as error:
+                raise ValueError(str(error)) from None
+        return preset
+
+
+class TrainTokenizer(Section):
+    """A byte-level BPE, trained on the training documents."""
+
+    vocab_size: int = identity(
+        8192, "tokens in the vocabulary, including 256 bytes and 2 special tokens", ge=258
+    )
+    max_mb: float = identity(64.0, "how much text to learn from, in MB", gt=0)
+
+
+class TokenizerSection(Section):
+    """The tokenizer, from exactly one of `train`, `file` and `hub`."""
+
+    train: TrainTokenizer | None = identity(None, "train a byte-level BPE on data.sources")
+    file: str | None = identity(None, "path of a tokenizer.json")
+    hub: str | None = identity(None, "Hub repository (user/name) that has a tokenizer.json")
+    revision: str | None = identity(
+        None, "commit, branch or tag of the `hub` repository; unset: its main branch"
+    )
+    hub_file: str = identity("tokenizer.json", "path of the tokenizer.json in the `hub` repository")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> TokenizerSection:
+        given = [n for n in ("train", "file", "hub") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of train, file, hub; "
+                + (f"these are given: {', '.join(given)}" if given else "none is given")
+            )
+        return self

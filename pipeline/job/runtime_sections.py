@@ -1,0 +1,129 @@
+"""The job file: the fields that change neither what is learned nor how: saving, machines, money."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.job.section import Section, runtime
+
+
+class Keep(Section):
+    last: int = runtime(2, "number of newest checkpoints to keep", ge=2)
+    every: int | None = runtime(
+        None, "also keep each checkpoint whose step is a multiple of this number", gt=0
+    )
+    best: bool = runtime(False, "also keep the checkpoint with the lowest held-out loss")
+
+
+class Checkpoint(Section):
+    every_steps: int | None = runtime(None, "steps between two checkpoints; unset: by time", gt=0)
+    every_seconds: float | None = runtime(
+        None,
+        "seconds between two checkpoints; unset: computed from preemption_hours and the time that "
+        "a save takes",
+        gt=0,
+    )
+    preemption_hours: float = runtime(2.0, "expected hours between two preemptions", gt=0)
+    keep: Keep = runtime(Keep(), "which checkpoints are kept")
+    grace: float = runtime(4.0, "seconds to save the last step after SIGTERM", gt=0)
+    max_undurable: float = runtime(
+        1800.0, "pause training when the store has been down for this many seconds", gt=0
+    )
+    linger: float | None = runtime(
+        None,
+        "seconds to retry when the store is down at the end of a stage; unset: 1800 on a rented "
+        "machine, else 0",
+        ge=0,
+    )
+    max_rewinds: int = runtime(3, "maximum number of rollbacks in a row", ge=0)
+
+
+class Hardware(Section):
+    workers: int | None = runtime(
+        None,
+        "number of Ray Train workers; unset: one per GPU, or 1 without a GPU; 0: train in this "
+        "process, without Ray",
+        ge=0,
+    )
+    micro_batch: int | None = runtime(
+        None,
+        "sequences that a worker computes at once; unset: as many as fit into its memory",
+        gt=0,
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = runtime(
+        "auto", "precision of the computation; auto: bfloat16 on hardware that computes it fast"
+    )
+    threads: int | None = runtime(
+        None, "CPU threads of a worker; unset: the cores divided by the workers", gt=0
+    )
+    recompute: bool | None = runtime(
+        None,
+        "recompute activations to save memory; unset: only if a single sequence would otherwise "
+        "not fit into memory",
+    )
+    compile: Literal["auto", True, False] = runtime(
+        "auto", "compile the training step with torch.compile; auto: on a GPU"
+    )
+    hang_seconds: float | None = runtime(
+        None,
+        "seconds without a step that count as a hang; unset: 20 times the usual time of a step, "
+        "and at least 120",
+        gt=0,
+    )
+    deterministic: bool = runtime(False, "give bit-identical results on CUDA too, but more slowly")
+    shard_cache_gb: float = runtime(
+        20.0, "disk space for shards streamed from the Hub, in GB", gt=0
+    )
+
+
+class Budget(Section):
+    hours: float | None = runtime(
+        None, "total machine hours of all attempts; unset: no limit", gt=0
+    )
+    dollars: float | None = runtime(None, "total dollars of all attempts; unset: no limit", gt=0)
+    dollars_per_hour: float | None = runtime(
+        None,
+        "price, in dollars per hour, of a machine that `pion launch` did not rent; used for "
+        "budget.dollars",
+        ge=0,
+    )
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a GPU costs to rent, in dollars per hour; None if it is not offered that way."""
+
+    spot: float | None = None
+    on_demand: float | None = None
+
+
+class Log(Section):
+    every: int = runtime(10, "steps between two lines of metrics", gt=0)
+    tensorboard: str | None = runtime(
+        None,
+        "folder for TensorBoard's event files; needs `uv sync --extra tensorboard`; unset: no "
+        "event files",
+    )
+    wandb: str | None = runtime(
+        None,
+        "project in Weights & Biases; needs `uv sync --extra wandb`; unset: Weights & Biases is "
+        "not used",
+    )
+
+
+def price_of(gpu: str, value: Any) -> Price:
+    """Return a GPU's price. A job gives one amount for both ways of renting, or one for each."""
+    if isinstance(value, Price):
+        return value
+    given = value if isinstance(value, dict) else {"spot": value, "on_demand": value}
+    for way, dollars in given.items():
+        if way not in ("spot", "on_demand"):
+            raise ValueError(f"{gpu}: unknown key {way!r}; the keys are spot, on_demand")
+        number = isinstance(dollars, int | float) and not isinstance(dollars, bool)
+        if dollars is not None and not (number and 0 <= dollars < float("inf")):
+            raise ValueError(
+                f"{gpu}: {dollars!r} is not an amount in dollars per hour, such as 0.44, or "
+                "{spot: 0.2, on_demand: 0.44}"
+            )
+    return Price(**given)

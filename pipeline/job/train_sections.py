@@ -1,0 +1,229 @@
+"""The job file: the fields of the two training stages, and the steps that follow from them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import PrivateAttr, model_validator
+
+from pion.errors import BadInput
+from pion.train.phases import check_phases
+from pipeline.job.lora import Lora, with_defaults
+from pipeline.job.phases import Phase, phases_of
+from pipeline.job.section import Section, identity, refuse, runtime, scheduled
+from pipeline.job.sources import ConversationSource
+
+_WARMUP = (
+    "steps of linear warm-up; unset: the default, or a tenth of the steps where these are fewer"
+)
+
+
+class Train(Section):
+    """The fields that both training stages have."""
+
+    steps: int | None = scheduled(..., "optimizer steps", gt=0)
+    global_batch: int = identity(
+        64, "sequences in one optimizer step, for any number of GPUs", gt=0
+    )
+    lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0)
+    min_lr: float = scheduled(3e-5, "learning rate at the end of the schedule", ge=0)
+    warmup_steps: int = scheduled(1000, _WARMUP, ge=0)
+    schedule: Literal["wsd", "cosine", "constant"] = scheduled(
+        "wsd", "after the warm-up: wsd (stable, then decay), cosine, or constant"
+    )
+    decay_shape: Literal["cosine", "linear"] = scheduled("cosine", "shape of the decay (wsd only)")
+    decay_fraction: float = scheduled(
+        0.2,
+        "share of the steps that the decay at the end takes (wsd only)",
+        gt=0,
+        le=1,
+    )
+    optimizer: Literal["adamw", "muon"] = scheduled(
+        "adamw",
+        "adamw: AdamW for everything; muon: Muon for the blocks' matrices, AdamW for the rest",
+    )
+    muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0)
+    muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)
+    muon_momentum_start: float | None = scheduled(
+        None,
+        "momentum of Muon at the start, which rises to muon_momentum at the end; unset: constant",
+        before=None,
+        ge=0,
+        lt=1,
+    )
+    muon_decays: bool = scheduled(
+        True, "let muon_lr follow the schedule; false: it is constant", before=True
+    )
+    embedding_lr: float | None = scheduled(
+        None, "peak learning rate of embeddings and value tables; unset: lr", before=None, gt=0
+    )
+    head_lr: float | None = scheduled(
+        None, "peak learning rate of an untied head; unset: lr", before=None, gt=0
+    )
+    vector_lr: float | None = scheduled(
+        None, "peak learning rate of gains and scalars; unset: lr", before=None, gt=0
+    )
+    window_schedule: Literal["constant", "cubic"] = scheduled(
+        "constant",
+        "cubic: a model's windows grow from one block to their full size over the run",
+        before="constant",
+    )
+    weight_decay: float = scheduled(0.1, "decoupled weight decay of matrices and embeddings", ge=0)
+    primitive_weight_decay: float = scheduled(
+        0.0, "decoupled weight decay of primitives, while a recipe uses them", before=0.0, ge=0
+    )
+    phases: list[Phase] = scheduled(
+        [], "phases with their own rates, recipe sizes and trained bands, in order", before=[]
+    )
+    beta1: float = scheduled(0.9, "decay rate of AdamW's first moment", ge=0, lt=1)
+    beta2: float = scheduled(0.95, "decay rate of AdamW's second moment", ge=0, lt=1)
+    eps: float = scheduled(1e-8, "AdamW's epsilon", gt=0)
+    clip: float = scheduled(1.0, "limit of the gradient's norm; 0: no limit", ge=0)
+    max_spike: float | None = runtime(
+        None,
+        "roll back a step whose loss exceeds this multiple of the recent median; unset: no limit",
+        gt=1,
+    )
+    init_from: str | None = identity(
+        None,
+        "start from a run, checkpoint, exported folder, Hub repository or .pt file; unset: "
+        "pretrain starts from random weights, and sft from the pretrained model",
+    )
+
+    _warmup_given: bool = PrivateAttr(default=True)
+    _rows: int | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Train:
+        self._warmup_given = "warmup_steps" in self.model_fields_set
+        mistakes = [] if self.steps is None else self._fit_steps(self.steps)
+        if self.min_lr > self.lr:
+            mistakes.append(f"min_lr: {self.min_lr} is above lr {self.lr}")
+        start = self.muon_momentum_start
+        if start is not None and start > self.muon_momentum:
+            mistakes.append(
+                f"muon_momentum_start: {start} is above muon_momentum {self.muon_momentum}"
+            )
+        return refuse(self, mistakes)
+
+    def _fit_steps(self, steps: int) -> list[str]:
+        """Shorten the default warm-up if need be; return what does not fit into `steps`."""
+        if not self._warmup_given and self.warmup_steps >= steps:
+            self.warmup_steps = steps // 10
+        mistakes = []
+        if self.warmup_steps >= steps:
+            mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {steps}")
+        try:
+            check_phases(phases_of(self.phases), steps)
+        except BadInput as error:
+            mistakes.append(str(error))
+        return mistakes
+
+    def know_rows(self, rows: int) -> None:
+        """Learn how many rows the stage's data has, from which its steps may follow.
+
+        Raises BadInput if the schedule does not fit into the steps.
+        """
+        self._rows = rows
+        steps, warmup = self.total_steps, self.total_warmup_steps
+        if warmup >= steps:
+            raise BadInput(
+                f"warmup_steps: {warmup} must be below the {steps} steps that the data gives "
+                f"({rows:,} rows). Nothing was lost. Lower warmup_steps, or give more data "
+                "or epochs"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        """The optimizer steps: as given, or for the passes over the rows that `know_rows` gave."""
+        if self.steps is not None:
+            return self.steps
+        assert self._rows is not None, "the rows of the data are not known yet"
+        return max(1, math.ceil(self.passes * self._rows / self.global_batch))
+
+    @property
+    def steps_are_known(self) -> bool:
+        """Whether `total_steps` can be asked for."""
+        return self.steps is not None or self._rows is not None
+
+    @property
+    def passes(self) -> float:
+        """The passes over the data, where the job gives them in place of steps."""
+        raise AssertionError("a stage without steps has epochs")
+
+    @property
+    def total_warmup_steps(self) -> int:
+        """The steps of the warm-up, at most a tenth of all steps unless the job names them."""
+        if self._warmup_given or self.warmup_steps < self.total_steps:
+            return self.warmup_steps
+        return self.total_steps // 10
+
+    @property
+    def warmup_given(self) -> bool:
+        """Whether the job names the steps of its warm-up."""
+        return self._warmup_given
+
+
+class Pretrain(Train):
+    steps: int = scheduled(..., "optimizer steps", gt=0)
+
+
+class Sft(Train):
+    steps: int | None = scheduled(None, "optimizer steps; unset: epochs decides", gt=0)
+    epochs: float | None = scheduled(
+        None,
+        "passes over the conversations, in place of steps; with model.from and without steps: 3",
+        before=None,
+        gt=0,
+    )
+    lr: float = scheduled(2e-5, "peak learning rate of AdamW", gt=0)
+    min_lr: float = scheduled(2e-6, "learning rate at the end of the schedule", ge=0)
+    warmup_steps: int = scheduled(100, _WARMUP, ge=0)
+    schedule: Literal["wsd", "cosine", "constant"] = scheduled(
+        "cosine", "after the warm-up: wsd (stable, then decay), cosine, or constant"
+    )
+    weight_decay: float = scheduled(0.01, "decoupled weight decay of matrices and embeddings", ge=0)
+    sources: list[ConversationSource] = identity(..., "where the conversations come from")
+    held_out: float = identity(
+        0.01, "share of the conversations reserved for evaluation", gt=0, lt=0.5
+    )
+    seq_len: int | None = identity(None, "tokens in a packed row; unset: data.seq_len", ge=8)
+    lora: Lora | None = identity(
+        None,
+        "train low-rank additions to the frozen model; then lr is 2e-4, min_lr 2e-5 and "
+        "weight_decay 0 unless given",
+        before=None,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rates_of_lora(cls, section: Any) -> Any:
+        return with_defaults(section)
+
+    @model_validator(mode="after")
+    def _lora_fits(self) -> Sft:
+        if self.lora is None:
+            return self
+        frozen = [
+            f"{name}: LoRA trains only its additions; remove `{name}`"
+            for name in ("embedding_lr", "head_lr", "vector_lr", "phases", "primitive_weight_decay")
+            if getattr(self, name)
+        ]
+        if self.optimizer == "muon":
+            frozen.append("optimizer: LoRA trains with adamw; remove `optimizer`")
+        return refuse(self, frozen)
+
+    @property
+    def passes(self) -> float:
+        """The passes over the conversations, where the job gives them in place of steps."""
+        assert self.epochs is not None
+        return self.epochs
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Sft:
+        if self.steps is not None and self.epochs is not None:
+            return refuse(self, ["epochs: steps is given too; remove one of the two"])
+        if self.epochs is not None and self.phases:
+            return refuse(self, ["epochs: phases need steps; give steps in place of epochs"])
+        return self
