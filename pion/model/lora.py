@@ -89,8 +89,9 @@ def add_lora(model: Decoder, lora: Lora, seed: int) -> None:
 
 def _places(block: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Module, str]]:
     """Yield the layer and the name of each target in a block."""
+    parts = dict(block.named_children())
     for name in targets:
-        parent = getattr(block, "attention" if name in ATTENTION else "feedforward")
+        parent = parts.get("attention" if name in ATTENTION else "feedforward")
         if parent is not None:  # a layer may have no attention
             yield parent, name
 

@@ -315,17 +315,29 @@ def with_primitives(half: str) -> str:
     return yaml.safe_dump(job)
 
 
+def with_lora(half: str) -> str:
+    """Return the job with scaled positions, with passes in place of steps, and with LoRA."""
+    job = yaml.load(half, JobLoader)  # noqa: S506
+    del job["model"]["experts"]
+    job["model"]["rope_scaling"] = {
+        "factor": 5e5,
+        "original_max_position_embeddings": 2**19,
+        "low_freq_factor": 1,
+        "high_freq_factor": 5e5,
+    }
+    job["sft"] = {
+        "epochs": 5000,
+        "sources": job["sft"]["sources"],
+        # All other dropout is a mistake.
+        "lora": {"rank": 2**14, "alpha": 5e5, "dropout": 0},
+    }
+    return yaml.safe_dump(job)
+
+
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     folder, jobs = tmp_path_factory.mktemp("half"), {}
-    passes = yaml.safe_load(HALF)
-    del passes["sft"]["steps"]
-    passes["sft"]["epochs"] = 5000
-    shapes = {
-        "experts": HALF,
-        "primitives": with_primitives(HALF),
-        "passes": yaml.safe_dump(passes),
-    }
+    shapes = {"experts": HALF, "primitives": with_primitives(HALF), "additions": with_lora(HALF)}
     for name, text in shapes.items():
         (folder / f"{name}.yaml").write_text(text)
         jobs[name] = load_job(folder / f"{name}.yaml")
@@ -343,8 +355,10 @@ def test_jobs_with_every_number_at_half_of_its_bound_are_accepted(halves: dict[s
 
 @pytest.mark.parametrize("field", BOUNDS)
 def test_a_number_beyond_its_bound_is_a_mistake(halves: dict[str, Job], field: str) -> None:
-    of_primitives = "primitive" in field or "phases" in field
-    job = halves["primitives" if of_primitives else "experts"].model_copy(deep=True)
+    shape = "primitives" if "primitive" in field or "phases" in field else "experts"
+    if any(name in field for name in ("lora", "rope_scaling", "epochs")):
+        shape = "additions"
+    job = halves[shape].model_copy(deep=True)
     *parents, name = field.split(".")
     section: Any = job
     for parent in parents:
