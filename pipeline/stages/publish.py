@@ -22,7 +22,7 @@ from pipeline.report.base_card import unknown_licence
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import front_matter
 from pipeline.stages.publish_adapter import check_adapter
-from pipeline.stages.publish_folder import write_published
+from pipeline.stages.publish_folder import Finished, write_published
 from pipeline.stages.publish_hub import Unreachable, check_repo, push, repo_of
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ def publish_run(
         _check_folder(to)
     elif _needs_licence(job, terms):
         say(Note(f"warning: {unknown_licence(job)}"))
-    decoder = load_model_in(model)
+    finished = Finished(history, model, load_model_in(model), texts, terms)
     with _staging(target, repo) as staging:
         try:
-            exported = write_published(history, model, decoder, texts, staging, terms)
+            exported = write_published(finished, staging)
             who, worst = exported.pop("loaded_by"), exported["max_logit_difference"]
             say(Note(f"{who} loads the same model: logits differ by {worst:.1g}"))
             if repo is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,93 +21,81 @@ if TYPE_CHECKING:
     from pion.rounding import RoundingCost
 
 
-def write_published(
-    history: RunHistory,
-    model: Path,
-    decoder: Decoder,
-    texts: Sequence[str],
-    folder: Path,
-    terms: Terms | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Finished:
+    """A trained model that is to be published.
+
+    Attributes:
+        history: the run that trained it.
+        folder: its checkpoint.
+        decoder: the model in that checkpoint.
+        texts: held-out texts to compare the exported model on.
+        terms: those of the model that the run started from; None: there is none.
+    """
+
+    history: RunHistory
+    folder: Path
+    decoder: Decoder
+    texts: Sequence[str]
+    terms: Terms | None
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+
+def write_published(model: Finished, folder: Path) -> dict[str, Any]:
     """Write the model or its adapter, the card and the plot into `folder`; return what was counted
     and measured, and what has loaded the folder again (`loaded_by`).
 
-    `decoder` is the model in the checkpoint folder `model`, and `terms` are those of the model that
-    the run started from; its legal files are copied. Raises PionError if transformers, or of
-    an adapter Pion, does not load the same model from `folder`, and OSError if `folder` can't be
-    written.
+    The legal files of the model that the run started from are copied. Raises PionError if
+    transformers, or of an adapter Pion, does not load the same model from `folder`, and OSError if
+    `folder` can't be written.
     """
-    assert history.job.publish is not None
-    export = _export_adapter if history.job.publish.adapter else _export
-    written = export(history, model, decoder, texts, folder, terms)
-    for path in () if terms is None else terms.files:
+    publish = model.history.job.publish
+    assert publish is not None
+    written = (_export_adapter if publish.adapter else _export)(model, folder)
+    for path in () if model.terms is None else model.terms.files:
         shutil.copyfile(path, folder / path.name)
     return written
 
 
-def _export(
-    history: RunHistory,
-    model: Path,
-    decoder: Decoder,
-    texts: Sequence[str],
-    folder: Path,
-    terms: Terms | None,
-) -> dict[str, Any]:
+def _export(model: Finished, folder: Path) -> dict[str, Any]:
     from pion.data.tokenizer import Tokenizer
-    from pion.export import export_model, round_embeddings
+    from pion.export import export_model, exported_rows, round_embeddings
     from pion.model.roles import vocabulary_rows
     from pion.verify import verify_export
 
-    tokenizer_path = model / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(tokenizer_path)
-    job = history.job
+    tokenizer, decoder = Tokenizer.from_file(model.tokenizer_path), model.decoder
+    job = model.history.job
     assert job.publish is not None
     if job.publish.embeddings == "bfloat16":
         round_embeddings(decoder)
     written, cost = decoder, None
     if job.publish.dtype == "bfloat16":
-        decoder, written, cost = _rounded(decoder, tokenizer, texts)
+        decoder, written, cost = _rounded(decoder, tokenizer, model.texts)
     try:
-        export_model(written, tokenizer_path, folder, chat=job.sft is not None)
+        export_model(written, model.tokenizer_path, folder, chat=job.sft is not None)
     except BadInput as error:
         if not isinstance(error.__cause__, OSError):
             raise
         raise error.__cause__ from None  # the caller's message names publish.to
-    with _nothing_published(model):
-        difference = verify_export(folder, decoder, tokenizer_path, texts)
+    with _nothing_published(model.folder):
+        difference = verify_export(folder, decoder, model.tokenizer_path, model.texts)
     weights = decoder.state_dict()
-    dropped = sum(
-        weights[name][tokenizer.vocab_size :].numel() for name in vocabulary_rows(decoder)
-    )
+    rows = exported_rows(decoder.config, tokenizer)
+    dropped = sum(weights[name][rows:].numel() for name in vocabulary_rows(decoder))
     parameters = decoder.num_params() - dropped
-    extra = CardExtras(rounding=cost, terms=terms)
-    card = model_card(
-        history, decoder.config, parameters=parameters, vocab_size=tokenizer.vocab_size, extra=extra
-    )
-    _write_card(folder, card, history)
+    _write_card(folder, model, parameters, CardExtras(rounding=cost, terms=model.terms))
     return _result(parameters, difference, "transformers")
 
 
-def _export_adapter(
-    history: RunHistory,
-    model: Path,
-    decoder: Decoder,
-    texts: Sequence[str],
-    folder: Path,
-    terms: Terms | None,
-) -> dict[str, Any]:
+def _export_adapter(model: Finished, folder: Path) -> dict[str, Any]:
     """Write the adapter in `model`, its card and its plot into `folder`, as `_export` does."""
-    from pion.data.tokenizer import Tokenizer
-
-    adapter, parameters = write_adapter(history, model, folder)
-    with _nothing_published(model):
-        difference = verify_adapter(folder, decoder, model / "tokenizer.json", texts)
-    vocab_size = Tokenizer.from_file(model / "tokenizer.json").vocab_size
-    extra = CardExtras(adapter=adapter, terms=terms)
-    card = model_card(
-        history, decoder.config, parameters=parameters, vocab_size=vocab_size, extra=extra
-    )
-    _write_card(folder, card, history)
+    adapter, parameters = write_adapter(model.history, model.folder, folder)
+    with _nothing_published(model.folder):
+        difference = verify_adapter(folder, model.decoder, model.tokenizer_path, model.texts)
+    _write_card(folder, model, parameters, CardExtras(adapter=adapter, terms=model.terms))
     return _result(parameters, difference, "Pion")
 
 
@@ -129,11 +118,16 @@ def _rounded(
     return after, Decoder.from_state(after.config, after.state_dict(), torch.bfloat16), cost
 
 
-def _write_card(folder: Path, card: str, history: RunHistory) -> None:
+def _write_card(folder: Path, model: Finished, parameters: int, extra: CardExtras) -> None:
+    from pion.data.tokenizer import Tokenizer
+    from pion.export import exported_rows
     from pipeline.report.plots import loss_plot
 
+    config = model.decoder.config
+    rows = exported_rows(config, Tokenizer.from_file(model.tokenizer_path))
+    card = model_card(model.history, config, parameters=parameters, vocab_size=rows, extra=extra)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "loss.png").write_bytes(loss_plot(history.curves()))
+    (folder / "loss.png").write_bytes(loss_plot(model.history.curves()))
 
 
 @contextmanager

@@ -110,6 +110,7 @@ def test_every_command_merges_a_checkpoint_with_its_base(
     )
 
 
+@pytest.mark.soak
 def test_a_fork_of_an_adapter_takes_its_base_along(
     whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +175,7 @@ def test_an_adapter_is_no_base_of_another(tmp_path: Path, whole: Whole) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.soak
 def test_all_weights_can_be_fine_tuned_from_an_adapter(tmp_path: Path, whole: Whole) -> None:
     run = whole(**LORA) / "runs" / "tiny"
     tokenizer = checkpoint(whole(**LORA)) / "tokenizer.json"
@@ -190,6 +192,7 @@ def test_all_weights_can_be_fine_tuned_from_an_adapter(tmp_path: Path, whole: Wh
     assert "starts from" in finish(job)
 
 
+@pytest.mark.soak
 def test_a_rounded_base_says_what_the_rounding_costs_and_resumes(tmp_path: Path) -> None:
     rounded = {"sft__lora": {"rank": 4, "base_dtype": "bfloat16"}}
     job = write_job(tmp_path, **LORA | rounded, **EACH_STEP)
@@ -268,6 +271,7 @@ def test_an_adapter_of_a_base_that_exists_only_here_does_not_go_to_the_hub(tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.soak
 def test_a_model_rounded_to_bfloat16_says_what_the_rounding_costs(whole: Whole) -> None:
     folder = whole(**LORA, publish={"to": "model", "dtype": "bfloat16"})
     weights = load_file(folder / "model" / "model.safetensors")

@@ -20,9 +20,11 @@ from pipeline.cli import main
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
 from tests.pipeline.base.conftest import export_base
+from tests.support.finished_run import tiny_tokenizer
 from tests.support.hub_server import hub_server
 from tests.support.jobs import write_tiny_data
 from tests.support.s3_server import S3Server
+from tests.support.stock_models import saved, stock_model
 from tests.support.whole_runs import ends_with, finish, head_of, kill, rows_trained, start, wait_for
 
 SFT = {
@@ -64,6 +66,9 @@ def weights_of(folder: Path, stage: str = "sft") -> dict[str, Any]:
 
 
 def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Path) -> None:
+    # More rows than ids, as in many published models.
+    folder = saved(stock_model("SmolLM2", vocab_size=320), tmp_path / "base")
+    tiny_tokenizer().save(folder / "tokenizer.json")
     slow = SFT | {"steps": 1, "warmup_steps": 0, "lr": 1e-7, "min_lr": 0}
     job = write_job(tmp_path, sft=slow, model={"from": "base", "seq_len": 96})
     page = "---\nlicense: other\nlicense_name: llama3.2\nlicense_link: LICENSE.txt\n---\n"
@@ -74,14 +79,21 @@ def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Pa
     base, trained = (load_file(tmp_path / of / "model.safetensors") for of in ("base", "out"))
     assert base.keys() == trained.keys()
     assert max(float((base[name] - trained[name]).abs().max()) for name in base) < 1e-6
-    tokenizer = (tmp_path / "base" / "tokenizer.json").read_bytes()
-    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == tokenizer
+    vocabularies = [
+        json.loads((tmp_path / of / "tokenizer.json").read_text())["model"]["vocab"]
+        for of in ("base", "out")
+    ]
+    assert vocabularies[0] == vocabularies[1]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["max_position_embeddings"] == 96
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["vocab_size"] == 320
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: other\nlicense_name: llama3.2\nlicense_link: LICENSE.txt\n" in card
     assert "# tiny\n\nBuilt with Llama." in card
     assert "trained from `base`" in card
+    parameters = sum(tensor.numel() for tensor in base.values())
+    assert f"| parameters | {parameters:,} |" in card
     assert "Its licence is other (llama3.2). In this folder are its files `LICENSE.txt`." in card
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "the terms"
     # With these files, it is still a folder that the next run may replace.
@@ -130,6 +142,7 @@ def test_a_folder_that_changes_alters_nothing_until_the_stage_is_redone(tmp_path
     assert any(not kept[name].equal(redone[name]) for name in kept)
 
 
+@pytest.mark.soak
 def test_runs_of_one_store_keep_a_model_once_and_another_machine_has_it_from_there(
     tmp_path: Path, s3: S3Server, s3_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from tests.support.tokenizer_kinds import write_files
 TALKS = {"Hi": "Hello", "Bye": "Until the next time"}
 
 
-@pytest.mark.parametrize("name", ["SmolLM2", "Llama 3.2"])
+@pytest.mark.parametrize("name", ["SmolLM2", pytest.param("Llama 3.2", marks=pytest.mark.soak)])
 def test_a_fine_tuned_model_answers_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
