@@ -1,7 +1,7 @@
 """From what a job calls a model to start from (`model.from`) to its files and its content's hash.
 
-Only small files are read for that: settings and tokenizer. The hashes of weights come from the Hub
-or from a run's manifest; only those of a folder are computed.
+Of a Hub repository, only small files are read for that, settings and tokenizer: the Hub has the
+hashes of weights. Those of a folder or a run are computed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pion.adapter import PEFT_CONFIG
 from pion.config import ModelConfig
 from pion.data.arrays import sha256_file
 from pion.data.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ KEPT = (
     "README.md",
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-# Seeds' .pt files that were converted, below the cache folder, by the hash of their content.
+# Models that were made whole, below the cache folder, by the hashes of their content.
 CONVERTED = "converted"
 
 
@@ -138,15 +139,14 @@ def _config(path: Path) -> ModelConfig:
 
 
 def _brought(found: Listed) -> FoundModel:
-    """Return the model of a run. A run in a remote store is downloaded: its weights are needed in
-    any case, and its own manifest has the hashes."""
+    """Return the model of a run, downloaded from a remote store: it is needed in any case."""
     folder = bring_model(found.state, found.entry.key)
     return find_model(str(folder))
 
 
 def _of_model(found: FoundModel) -> tuple[Files, Callable[[str], Path]]:
     """Return the files of a model on this machine."""
-    if found.kind == "seed":
+    if found.kind == "seed" or found.base is not None:
         found = find_model(str(_converted(found)))
     paths = {path.name: path for path in sorted(found.folder.iterdir()) if path.is_file()}
     names = _wanted(list(paths), str(found.folder), paths.__getitem__)
@@ -161,21 +161,26 @@ def _of_model(found: FoundModel) -> tuple[Files, Callable[[str], Path]]:
 
 
 def _converted(found: FoundModel) -> Path:
-    """Return the folder of a seed's .pt file, converted: nothing pickled goes into a store."""
-    from pion.load import load
+    """Return a folder with a whole model: of a seed's .pt file, or of an adapter with its base.
+
+    So nothing pickled goes into a store, and a start never depends on another model.
+    """
+    from pion.model.tensor_hash import tensors_sha256
     from pion.safetensors_file import write_safetensors
+    from pipeline.models.load import load_model
 
     if found.tokenizer is None:
         raise BadInput(
             f"{found.folder} has no tokenizer next to it. Make a folder of both, and start from "
             f"it: pion import-seed {found.folder} DIR --tokenizer FILE"
         )
-    name = f"{sha256_file(found.folder)}-{sha256_file(found.tokenizer)}"
+    model = load_model(found)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    name = f"{tensors_sha256(state)}-{sha256_file(found.tokenizer)}"
     folder = private_cache_folder(CONVERTED) / name
     if not (folder / CONFIG).is_file():
         folder.mkdir(exist_ok=True)
-        model, _ = load(found.folder)
-        write_safetensors(folder / WEIGHTS, model.state_dict())
+        write_safetensors(folder / WEIGHTS, state)
         Tokenizer.from_file(found.tokenizer).save(folder / TOKENIZER)
         (folder / CONFIG).write_text(json.dumps(model.config.to_dict()) + "\n", encoding="utf-8")
     return folder
@@ -221,6 +226,8 @@ def _of_hub(text: str) -> tuple[Files, Callable[[str], Path], str]:
     with explained(named(repo, commit, "model")):
         tree = list(HfApi().list_repo_tree(repo, revision=commit))
     entries = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    if PEFT_CONFIG in entries:
+        return *_of_model(find_model(f"{repo}@{commit}")), commit
     files = {}
     for name in _wanted(list(entries), f"Hub model {repo} at {commit[:12]}", bring):
         entry = entries[name]

@@ -114,8 +114,11 @@ FAMILIES = {
     "routed-recipes": Family(PILON | {"primitives": BANKS, "experts": {"n": 4, "shared": 0}}),
     "gated": Family({"gates": True}),
     "experts-in-windows": Family({"experts": EXPERTS, "windows": WINDOWS}),
-    "llama": Family({"heads": {"qk_norm": False}, "rope_scaling": SCALING}),
-    "qwen2": Family({"heads": {"qk_norm": False, "qkv_bias": True}}, {"optimizer": "muon"}),
+    # What Llama and Qwen2 add, together.
+    "biased": Family(
+        {"heads": {"qk_norm": False, "qkv_bias": True}, "rope_scaling": SCALING},
+        {"optimizer": "muon"},
+    ),
 }
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -81,6 +81,7 @@ def measures_slowly(folder: Path, seconds: float) -> Meddling:
     return meddling
 
 
+@pytest.mark.soak
 def test_an_evaluation_that_takes_longer_than_a_hang_is_none(tmp_path: Path) -> None:
     meddling = measures_slowly(tmp_path, 1.5)
     process = start(write_job(tmp_path, **BY_ROW), env=meddling.environment())

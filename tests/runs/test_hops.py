@@ -74,6 +74,7 @@ def test_a_run_hops_between_machines_with_empty_disks_and_other_micro_batches(
     assert len(receipts) == 2
 
 
+@pytest.mark.soak
 def test_a_machine_that_lost_its_disk_loses_no_committed_step(
     s3_store: str, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

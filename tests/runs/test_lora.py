@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pion.model.tensor_hash import tensors_sha256
+from pipeline.base.find import find_base
 from pipeline.cli import main
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
@@ -110,6 +111,20 @@ def test_every_command_merges_a_checkpoint_with_its_base(
     )
 
 
+def test_a_run_can_start_from_an_adapter_which_is_made_whole(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = f"{whole(**LORA)}/runs/tiny"
+    found = find_base(run, tmp_path)
+    merged = load_model(find_model(run)).state_dict()
+    kept = load_file(found.bring("model.safetensors"))
+    assert kept.keys() == merged.keys()
+    assert all(torch.equal(kept[name], merged[name]) for name in kept)
+    assert find_base(run, tmp_path).base.hash == found.base.hash
+    assert find_base(f"{run}@pretrain", tmp_path).base.hash != found.base.hash
+
+
 @pytest.mark.soak
 def test_a_fork_of_an_adapter_takes_its_base_along(
     whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -139,6 +154,7 @@ def start_from(folder: Path, base: Path, **changes: Any) -> Path:
     )
 
 
+@pytest.mark.soak
 def test_another_base_is_refused_on_resume_with_both_hashes(tmp_path: Path, whole: Whole) -> None:
     base = tmp_path / "base"
     source = checkpoint(whole(**LORA), "pretrain")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipeline.commands.fork import fork_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -30,6 +32,7 @@ PHASES = [
 POISONED = [52, 56]
 
 
+@pytest.mark.soak
 def test_kills_a_rewind_and_a_fork_at_the_borders_change_no_bit(tmp_path: Path) -> None:
     changes = FAMILIES["pilon"].job() | {"pretrain__phases": PHASES, "sft": None}
     changes |= {"log__every": 1, "checkpoint__every_steps": 6, "hardware__threads": 1}
@@ -39,7 +42,7 @@ def test_kills_a_rewind_and_a_fork_at_the_borders_change_no_bit(tmp_path: Path) 
         "pion.train.trainer:Trainer.train_step",
         """
         def wrapper(train_step, self, *arguments, **options):
-            time.sleep(0.1)  # so that a save ends before the next one
+            time.sleep(1 if self.step in (6, 12) else 0.1)  # so that the saves end before
             return train_step(self, *arguments, **options)
         """,
     )

@@ -60,6 +60,7 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("on_shared_ray")
+@pytest.mark.soak
 def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole) -> None:
     """World size 1 in one process, 2 under Ray, 1 in one process."""
     unbroken = whole(**HOPPING)

@@ -114,7 +114,7 @@ def test_a_newest_checkpoint_that_rotted_is_skipped_and_said(tmp_path: Path, who
     assert final_weights(tmp_path) == final_weights(unbroken)
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "publish"])
+@pytest.mark.parametrize("stage", ["evaluate", pytest.param("publish", marks=pytest.mark.soak)])
 def test_sigkill_inside_a_later_stage_costs_no_training_and_changes_no_result(
     tmp_path: Path, whole: Whole, stage: str
 ) -> None:

@@ -44,12 +44,12 @@ def ended_by_sigterm(process: Process, grace: float) -> str:
 @pytest.mark.parametrize(
     "line",
     [
-        "prepare: to do",
-        "training a BPE",
-        "prepare: done",
-        "pretrain: starts",
+        pytest.param("prepare: to do", marks=pytest.mark.soak),
+        pytest.param("training a BPE", marks=pytest.mark.soak),
+        pytest.param("prepare: done", marks=pytest.mark.soak),
+        pytest.param("pretrain: starts", marks=pytest.mark.soak),
         "pretrain step 3",
-        "evaluate: pretrain model",
+        pytest.param("evaluate: pretrain model", marks=pytest.mark.soak),
         "publish: starts",
     ],
 )
@@ -86,6 +86,7 @@ def test_sigterm_while_ray_starts_ends_within_the_grace_and_leaves_no_process(
     assert not alive
 
 
+@pytest.mark.soak
 def test_sigterm_while_a_checkpoint_comes_down_ends_within_the_grace(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +119,7 @@ def idle(process: Process) -> bool:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+@pytest.mark.soak
 def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

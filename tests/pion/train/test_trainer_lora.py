@@ -150,18 +150,21 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.soak
 def test_two_ranks_follow_the_losses_of_one(ranks: list[dict[str, Any]], text: RowStream) -> None:
     alone = steps(make(text), STEPS)
     assert ranks[0]["losses"] == pytest.approx(alone, rel=1e-5)
     assert ranks[0]["losses"] == ranks[1]["losses"]
 
 
+@pytest.mark.soak
 def test_a_run_that_hops_from_one_rank_to_two_follows_the_losses_of_one(
     ranks: list[dict[str, Any]], text: RowStream
 ) -> None:
     assert ranks[0]["hopped"] == pytest.approx(steps(make(text), STEPS)[3:], rel=1e-5)
 
 
+@pytest.mark.soak
 def test_two_ranks_exchange_the_additions_alone_and_resume_bit_for_bit(
     ranks: list[dict[str, Any]],
 ) -> None:
