@@ -89,7 +89,7 @@ def base_of(folder: Path) -> BaseModel:
 def trained_config(folder: Path) -> ModelConfig | None:
     """Return the settings with which an adapter's base was trained; None: the base's own.
 
-    A checkpoint records them: a job may train a base with a shorter context. Beside an adapter of
+    A checkpoint records them: a job may train a base with a shorter context. Next to an adapter of
     peft, config.json is a copy of the base's. Raises BadInput.
     """
     if is_peft_folder(folder) or not (folder / CONFIG).is_file():

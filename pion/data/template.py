@@ -9,8 +9,8 @@ What the model learns of an answer: what follows the generation prompt, up to an
 of the turn. A newline after it is not learned. `pion.data.template_mask` finds these ids.
 
 Some templates write a turn differently once others follow: Qwen3 removes what was thought. Then no
-single row is right, and each answer becomes an example of its own: the conversation that ends with
-the answer, of which only this answer is learned.
+single row is right, and each answer becomes a separate example: the conversation that ends with the
+answer, of which only this answer is learned.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Examples:
 
     Attributes:
         tokenized: one example, or one of each answer; none if the conversation is refused.
-        split: whether each answer became an example of its own.
+        split: whether each answer became a separate example.
         refused: why the conversation can't be learned, with its file and line; None if it can.
     """
 

@@ -67,11 +67,10 @@ def find_base(source: str, folder: Path) -> FoundBase:
     if not source.strip():
         raise BadInput("it is empty: name a Hub repository, a folder or a run")
     try:
-        beside = (folder / Path(source).expanduser()).resolve()
-        here = beside.exists()
-    except (OSError, ValueError):
-        here = False
-    found = locate_model(str(beside) if here else source)
+        path = (folder / Path(source).expanduser()).resolve()
+        found = locate_model(str(path) if path.exists() else source)
+    except (OSError, ValueError):  # no file can have this name
+        found = locate_model(source)
     if isinstance(found, str):
         files, bring, commit = _of_hub(found)
     elif isinstance(found, Listed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.base.find import find_base
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.job.base import Base
@@ -61,7 +61,7 @@ def say_if_moved(run: RunState, base: Base, folder: Path, say: Say) -> None:
         return
     try:
         today = find_base(base.source, folder).base
-    except Exception:
+    except (PionError, OSError):
         return
     if today.hash != base.hash:
         say(

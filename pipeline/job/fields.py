@@ -323,6 +323,14 @@ class Job(Section):
         except (OSError, RuntimeError, ValueError) as error:
             raise BadInput(f"{path!r:.200} is no path of a file ({error})") from None
 
+    def model_name(self, source: str) -> str:
+        """Return what any folder would call a model that this job names: a path, or the name.
+
+        Raises BadInput as `input_path` does.
+        """
+        path = self.input_path(source)
+        return str(path) if path.exists() else source
+
     @property
     def sft_seq_len(self) -> int:
         return self.sft.seq_len if self.sft and self.sft.seq_len else self.data.seq_len

@@ -50,8 +50,7 @@ def preflight(job: Job) -> list[str]:
             from pipeline.models.find import find_model
             from pipeline.models.load import check_start
 
-            path = job.input_path(section.init_from)
-            found = find_model(str(path) if path.exists() else section.init_from)
+            found = find_model(job.model_name(section.init_from))
             check_start(found, section.init_from, lora=job.lora(name) is not None)
     if job.evaluate.packs:
         from pipeline.stages.evaluate import read_packs

@@ -56,8 +56,7 @@ def _outside(job: Job, base: Base) -> tuple[str, str | None]:
     """Return what anybody calls the model that the run starts from, and its commit on the Hub."""
     if base.commit is not None:
         return base.source.removeprefix("hf://").partition("@")[0], base.commit
-    path = job.input_path(base.source)
-    return str(path) if path.exists() else base.source, None
+    return job.model_name(base.source), None
 
 
 def write_adapter(history: RunHistory, model: Path, folder: Path) -> tuple[Adapter, int]:

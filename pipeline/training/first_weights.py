@@ -81,18 +81,14 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
 
 
 def _found(context: TrainingContext, source: str) -> FoundModel:
-    path = context.job.input_path(source)
-    return find_model(str(path) if path.exists() else source)
+    return find_model(context.job.model_name(source))
 
 
 def _name(context: TrainingContext, source: str, found: FoundModel) -> str:
     """Return what any folder's `pion chat` would call the model that `init_from: source` names."""
-    path = context.job.input_path(source)
-    if path.exists():
-        return str(path)
     if found.commit is not None:
         return source.removeprefix("hf://").partition("@")[0]
-    return source
+    return context.job.model_name(source)
 
 
 def _bring_pretrained(run: RunState) -> tuple[str, Path]:

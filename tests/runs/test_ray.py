@@ -97,11 +97,14 @@ def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
     )
     process = start(job)
     wait_for(process, "pretrain step", lines=40)
+    workers = workers_of(process.pid, tmp_path)
+    for worker in workers:
+        worker.suspend()  # its steps are fast, and it must not end before it is killed
     session = session_of(process.pid)
     sockets = listening(children_of({process.pid, *session_processes(session)}))
     assert {"gcs_server", "raylet"} <= {each.program for each in sockets}
     assert open_to_others(sockets) == set()
-    for worker in workers_of(process.pid, tmp_path):
+    for worker in workers:
         assert worker.nice() == psutil.Process(process.pid).nice(), "others come before training"
         worker.kill()
     # Ray starts another worker, and it resumes from the last commit.

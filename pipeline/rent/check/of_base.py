@@ -75,8 +75,7 @@ def _is_here(job: Job, base: Base) -> bool:
     """Return whether only this machine has the model."""
     if base.commit is not None:
         return False
-    path = job.input_path(base.source)
-    found = locate_model(str(path) if path.exists() else base.source)
+    found = locate_model(job.model_name(base.source))
     return not isinstance(found, Listed) or isinstance(found.state.store, FileStore)
 
 

@@ -72,7 +72,7 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
 
     path = job.input_path(source)
     with before_work("Nothing was started."):
-        found = locate_model(str(path) if path.exists() else source)
+        found = locate_model(job.model_name(source))
     # A path relative to the job file may be copied with it; `check_files` finds out.
     here = isinstance(found, Path) or (
         isinstance(found, Listed) and isinstance(found.state.store, FileStore)
