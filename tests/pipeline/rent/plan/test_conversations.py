@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,18 @@ def test_the_check_states_rows_passes_and_what_is_lost(tmp_path: Path) -> None:
     with (tmp_path / "talks.jsonl").open("a") as file:
         for messages in (turns, turns, unanswered):
             file.write(json.dumps({"messages": messages}) + "\n")
-    (row,) = check_conversations(job)
+    row, first = check_conversations(job)
     assert row.ok
     assert "2 passes in " in row.words
     assert "are cut" in row.words
+    assert re.search(r"<\|user\|>\nWhat .*\n<\|assistant\|>\n⟦.*\n<\|endoftext\|>⟧$", first.words)
 
 
 def test_many_passes_over_few_conversations_are_warned_about(tmp_path: Path) -> None:
-    _, warning = check_conversations(job_in(tmp_path, sft__epochs=6))
+    _, warning, _ = check_conversations(job_in(tmp_path, sft__epochs=6))
     assert warning.ok is None
     assert "6 passes over the same conversations" in warning.words
-    _, warning = check_conversations(job_in(tmp_path, sft__epochs=None, sft__steps=100_000))
+    _, warning, _ = check_conversations(job_in(tmp_path, sft__epochs=None, sft__steps=100_000))
     assert "passes over the same conversations" in warning.words
 
 
