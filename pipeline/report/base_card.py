@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pipeline.base.terms import Terms, conditions
@@ -43,6 +44,7 @@ def base_section(job: Job, terms: Terms | None) -> str:
     at = f" at commit `{job.base.commit}`" if job.base.commit else ""
     lines = [f"Trained from {name}{at}; its files have the content hash `{job.base.hash}`."]
     lines.append(_licence(terms))
+    lines += _template(job)
     return "## Base model\n\n" + " ".join(lines)
 
 
@@ -53,6 +55,19 @@ def unknown_licence(job: Job) -> str:
         f"nothing says under which licence {job.base.source} is, and publish.private is false. Ask "
         "its authors, and set publish.license"
     )
+
+
+def _template(job: Job) -> list[str]:
+    """Return sentences on the chat template that the conversations of training were written in."""
+    if job.sft is None or job.base is None:
+        return []
+    if not job.uses_model_template:
+        return ["Conversations are written in Pion's own chat template."]
+    told = [] if job.sft.system is None else [f"the system message “{job.sft.system.strip()}”"]
+    told += [f"`{name}: {json.dumps(value)}`" for name, value in job.sft.template_options.items()]
+    settings = f", with {' and '.join(told)} unless a caller gives another" if told else ""
+    day = f" In training, its date was {job.base.date}." if job.base.date else ""
+    return [f"Its chat template is that of the base model{settings}.{day}"]
 
 
 def _licence(terms: Terms) -> str:

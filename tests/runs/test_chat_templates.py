@@ -59,6 +59,11 @@ def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_p
     assert published.endswith(QWEN3)
     settings = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert ends[0] in settings["eos_token_id"]
+    card = (tmp_path / "out/README.md").read_text()
+    assert (
+        "Its chat template is that of the base model, with the system message “Be brief.” and "
+        "`enable_thinking: false` unless a caller gives another." in card
+    )
     results = evaluated(head_of(tmp_path), "tiny")
     assert results["sft"]["stop_accuracy"] > 0.5
 
