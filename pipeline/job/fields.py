@@ -100,6 +100,13 @@ class Evaluate(Section):
         [], "JSONL files of multiple-choice questions {context, choices, answer}"
     )
     lm_eval: LmEval = identity(LmEval(), "tasks of lm-evaluation-harness")
+    text: str | None = identity(
+        None,
+        "with model.from: what the model is measured on before and after training, to see what it "
+        "has forgotten. A text file, a JSON Lines file with `text` in each line, or a folder of "
+        "either; its first final_rows rows count. Unset: a sample that comes with Pion",
+        before=None,
+    )
 
 
 REQUIREMENT = re.compile(r"^\s*([a-z_]\w*(?:\.\w+)*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
@@ -257,7 +264,13 @@ class Job(Section):
         """Return what is wrong with what the run starts from."""
         if self.model.base is None:
             missing = f"missing: {type(self).model_fields['tokenizer'].description}"
-            return [] if self.tokenizer else [f"tokenizer: {missing}"]
+            mistakes = [] if self.tokenizer else [f"tokenizer: {missing}"]
+            if self.evaluate.text is not None:
+                mistakes.append(
+                    "evaluate.text: only a model that the run starts from (model.from) is measured "
+                    "before training; remove it"
+                )
+            return mistakes
         mistakes = [
             f"model.{name}: the model that the run starts from decides this. Next to `from`, only "
             "seq_len can be given"

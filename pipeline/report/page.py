@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from pipeline.console.formats import duration, moment
+from pipeline.report.before_after import HEADER, before_after_rows, what_it_forgot
 from pipeline.report.cost import cost_section
 from pipeline.report.experts import experts_section
 from pipeline.report.gates import gates_section
@@ -48,7 +49,7 @@ def write_report(path: str | Path, history: RunHistory) -> Path:
         experts_section(history),
         recipes_section(history),
         gates_section(history),
-        _evaluation(history.results),
+        _evaluation(history),
         _samples(history.samples()),
         _stages(history),
         _phases(history.latest_phases()),
@@ -139,8 +140,11 @@ def _picture(description: str, light: bytes, dark: bytes) -> str:
     )
 
 
-def _evaluation(results: Mapping[str, Any]) -> str:
-    parts = []
+def _evaluation(history: RunHistory) -> str:
+    results, parts = history.results, []
+    if compared := before_after_rows(history.job, results):
+        parts.append(table(("before and after training", *HEADER[1:]), compared))
+        parts.append(f"<p>{text(what_it_forgot(history.job, results))}</p>")
     if language := language_rows(results):
         measures = ("loss (nats per token)", "perplexity", "bits per byte")
         parts.append(table(("on held-out text", *measures), language))

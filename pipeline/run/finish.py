@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +16,18 @@ from pipeline.models.bring import bring_model
 from pipeline.report.history import read_history
 from pipeline.report.of_run import REPORT
 from pipeline.report.results import evaluated, published
+from pipeline.run.stored_parts import StoredParts
 from pipeline.state.bases import bring_base
-from pipeline.state.claim import taken_over
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
-from pipeline.state.record_json import finite_json, parse_record
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import DEFAULT_STORE, Missing
+from pipeline.state.stores import DEFAULT_STORE
 from pipeline.state.workspace import Workspace
 
 Row = dict[str, Any]
 
 COMPARED_TEXTS = 4
-
-
-@dataclass(frozen=True)
-class _StoredParts:
-    """Finished parts of an evaluation, one write-once object each under its digest.
-
-    Only the owner of the run adds parts. `session` identifies this process.
-    """
-
-    run: RunState
-    digest: str
-    session: str
-    patiently: Patience
-
-    def load(self, name: str) -> Row | None:
-        try:
-            return self._read(name, self.patiently(lambda: self.run.store.read(self._key(name))))
-        except Missing:
-            return None
-
-    def save(self, name: str, result: Row) -> Row:
-        """Keep a part and return it; if the part is already stored, return the stored one.
-
-        The previous owner may have stored it just before the run was taken over. The two are
-        equivalent. Raises Fenced, with nothing stored, if another process owns the run.
-        """
-        return self.patiently(lambda: self._save(name, result))
-
-    def _save(self, name: str, result: Row) -> Row:
-        head = self.run.read()  # the heartbeat notices a new owner only seconds later
-        if head is None or not head.claims or head.claims[0].owner.session != self.session:
-            raise taken_over(self.run, head)
-        try:
-            return self._read(name, self.run.store.read(self._key(name)))
-        except Missing:
-            written = finite_json(result).encode()
-            self.run.store.write(self._key(name), written)
-            return self._read(name, written)
-
-    def _read(self, name: str, data: bytes) -> Row:
-        return parse_record(data, f"{self.run.store.url}/{self._key(name)}")
-
-    def _key(self, name: str) -> str:
-        return self.run.key(f"stages/evaluate/{self.digest}-parts/{name}.json")
 
 
 # After an outage, only requests to the store are repeated: nothing is measured twice. Publishing
@@ -84,6 +38,7 @@ def finish_evaluate(
     job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience
 ) -> Row:
     """Measure the models of the finished training stages."""
+    from pipeline.run.measured_start import measure_start
     from pipeline.stages.evaluate import evaluate_run
     from pipeline.stages.measures import TrainedRun
 
@@ -93,8 +48,9 @@ def finish_evaluate(
         patiently(lambda: _data_folder(run, digests, "pretrain")),
         patiently(lambda: _data_folder(run, digests, "sft")),
     )
-    parts = _StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently)
-    return evaluate_run(job, trained, parts, say, run.clock.sleep)
+    parts = StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently)
+    start = measure_start(job, run, digests, say, patiently)
+    return evaluate_run(job, trained, parts, say, run.clock.sleep, start)
 
 
 def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience) -> Row:
@@ -119,7 +75,7 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     if run.store.list(run.key(REPORT)):
         rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
     results: Mapping[str, Any] = evaluated(head, run.url)
-    for name in (*job.train_stages, "ngram", "untrained"):
+    for name in (*job.train_stages, "base", "ngram", "untrained"):
         bits = results.get(name, {}).get("bits_per_byte")
         if bits is not None:
             rows.append([f"{name} bits per byte", f"{bits:.3f}"])

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 
 if TYPE_CHECKING:
     import torch
 
+    from pion.data.own_rows import OwnRows
     from pion.data.stream import RowStream
     from pion.data.tokenizer import Tokenizer
     from pion.evaluate import Scorer
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.data.shard_cache import ShardCache
 
 Result = dict[str, Any]
+# What is measured before and after training: held-out conversations and text of the run, and a text
+# that has nothing to do with the run.
+Kind = Literal["conversations", "held_out", "text"]
 
 CHOICES = "choices.jsonl"
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
@@ -70,12 +75,41 @@ class Measures:
 
     def responses(self) -> Result:
         """Measure the fine-tuned model on held-out conversations."""
-        from pion.evaluate import responses
+        return without_rows(self.by_row("sft", "conversations"))
 
-        stream = self._stream(self.conversations, "held_out")
-        scorer = self._scorer(self._decoder("sft"), self.job.sft_seq_len)
-        end_of_text = self.tokenizer.end_of_text
-        return dataclasses.asdict(responses(scorer, stream, self._rows(stream), end_of_text))
+    def by_row(self, stage: str, kind: Kind) -> Result:
+        """Measure the model of `stage`, and keep the sums of each row in `rows`.
+
+        So two models can be compared row by row. `rows` has the `nats` of each row, and in `sizes`
+        the number of its learned tokens (of conversations) or bytes (of text).
+        """
+        from pion.data.shards import IGNORED
+        from pion.evaluate import row_bytes, score, summarize, summarize_responses
+
+        rows, seq_len = self._compared_rows(kind)
+        scorer = self._scorer(self._decoder(stage), seq_len)
+        scores = score(scorer, rows, self._rows(rows))
+        token_bytes = self.tokenizer.token_bytes()
+        if kind == "conversations":
+            sizes = (scores.targets != IGNORED).sum(axis=1)
+            end_of_text = self.tokenizer.end_of_text
+            result = dataclasses.asdict(summarize_responses(scores, end_of_text))
+        else:
+            sizes = row_bytes(scores.targets, token_bytes)
+            result = dataclasses.asdict(summarize(scores.nll, scores.targets, token_bytes))
+        nats = scores.nll.sum(axis=1)
+        return {**result, "rows": {"nats": nats.tolist(), "sizes": sizes.tolist()}}
+
+    def _compared_rows(self, kind: Kind) -> tuple[RowStream | OwnRows, int]:
+        """Return the rows of what is measured, and their length in tokens."""
+        if kind == "conversations":
+            return self._stream(self.conversations, "held_out"), self.job.sft_seq_len
+        if kind == "held_out":
+            return self._stream(self.text, "held_out"), self.job.data.seq_len
+        from pion.data.own_rows import own_rows
+
+        texts, most = find_text(self.job).texts(), self.job.evaluate.final_rows
+        return own_rows(self.tokenizer, texts, self.job.data.seq_len, most), self.job.data.seq_len
 
     def multiple_choice(self, stage: str, questions: list[Question]) -> Result:
         """Put `questions` to the model of `stage`."""
@@ -200,8 +234,13 @@ class Measures:
             self._cache = ShardCache(default_folder(), budget)
         return self._cache
 
-    def _rows(self, stream: RowStream) -> range:
+    def _rows(self, stream: RowStream | OwnRows) -> range:
         return range(min(self.job.evaluate.final_rows, stream.total_rows))
+
+
+def without_rows(result: Result) -> Result:
+    """Return what `by_row` has measured, without the sums of each row."""
+    return {name: value for name, value in result.items() if name != "rows"}
 
 
 def _open(folder: Path | None) -> PreparedData | None:
