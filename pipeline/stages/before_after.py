@@ -87,14 +87,14 @@ def _change(name: str, before: Result, after: Result, nats: float) -> Result:
 
     from pion.evaluate import ratio
 
-    if before["rows"]["sizes"] != after["rows"]["sizes"]:
+    if before["by_row"]["sizes"] != after["by_row"]["sizes"]:
         raise BadInput(
             f"evaluate: the models before and after training were measured on different rows, so "
             f"{name} can't be compared. The trained model is safe. Delete the parts in the run's "
             "folder stages/evaluate, and run the same command again: both are measured again."
         )
     # A sum that is not finite is kept as null.
-    sums = [np.array(side["rows"]["nats"], dtype=np.float64) for side in (before, after)]
-    sizes = np.array(before["rows"]["sizes"])
+    sums = [np.array(side["by_row"]["nats"], dtype=np.float64) for side in (before, after)]
+    sizes = np.array(before["by_row"]["sizes"])
     value, error = ratio((sums[1] - sums[0]) / nats, sizes)
     return {name: value, f"{name}_sem": error}

@@ -78,9 +78,9 @@ class Measures:
         return without_rows(self.by_row("sft", "conversations"))
 
     def by_row(self, stage: str, kind: Kind) -> Result:
-        """Measure the model of `stage`, and keep the sums of each row in `rows`.
+        """Measure the model of `stage`, and keep the sums of each row in `by_row`.
 
-        So two models can be compared row by row. `rows` has the `nats` of each row, and in `sizes`
+        So two models can be compared. `by_row` has the `nats` of each row, and in `sizes`
         the number of its learned tokens (of conversations) or bytes (of text).
         """
         from pion.data.shards import IGNORED
@@ -98,7 +98,7 @@ class Measures:
             sizes = row_bytes(scores.targets, token_bytes)
             result = dataclasses.asdict(summarize(scores.nll, scores.targets, token_bytes))
         nats = scores.nll.sum(axis=1)
-        return {**result, "rows": {"nats": nats.tolist(), "sizes": sizes.tolist()}}
+        return {**result, "by_row": {"nats": nats.tolist(), "sizes": sizes.tolist()}}
 
     def _compared_rows(self, kind: Kind) -> tuple[RowStream | OwnRows, int]:
         """Return the rows of what is measured, and their length in tokens."""
@@ -240,7 +240,7 @@ class Measures:
 
 def without_rows(result: Result) -> Result:
     """Return what `by_row` has measured, without the sums of each row."""
-    return {name: value for name, value in result.items() if name != "rows"}
+    return {name: value for name, value in result.items() if name != "by_row"}
 
 
 def _open(folder: Path | None) -> PreparedData | None:
