@@ -107,6 +107,13 @@ class Evaluate(Section):
         "either; its first final_rows rows count. Unset: a sample that comes with Pion",
         before=None,
     )
+    checkpoint: Literal["last", "best"] = identity(
+        "last",
+        "which checkpoint of the last training stage is evaluated and published. best: the one "
+        "with the lowest held-out loss among the evaluations during training; it is kept, and "
+        "training waits at each evaluation until its checkpoint is stored",
+        before="last",
+    )
 
 
 REQUIREMENT = re.compile(r"^\s*([a-z_]\w*(?:\.\w+)*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
@@ -371,6 +378,10 @@ class Job(Section):
         section = getattr(self, stage)
         assert isinstance(section, Train)
         return section
+
+    def selects_best(self, stage: str) -> bool:
+        """Whether the checkpoint of `stage` with the lowest held-out loss is what is published."""
+        return self.evaluate.checkpoint == "best" and stage == self.train_stages[-1]
 
     def lora(self, stage: str) -> LoraSettings | None:
         """Return LoRA's settings in a training stage; None: the stage trains all weights."""

@@ -24,6 +24,7 @@ from pipeline.report.before_after import HEADER, before_after_rows, what_it_forg
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.result_tables import (
     choice_rows,
+    chosen_checkpoint,
     human_count,
     language_rows,
     lm_eval_rows,
@@ -231,6 +232,8 @@ Or with Pion: `pion {command} {job.publish.to}`"""
 
 def _results(history: RunHistory) -> str:
     results, parts = history.results, []
+    if chosen := chosen_checkpoint(results):
+        parts.append(chosen)
     if compared := before_after_rows(history.job, results):
         meaning = what_it_forgot(history.job, results, code="`{}`")
         columns = table(HEADER, compared)

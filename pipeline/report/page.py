@@ -25,6 +25,7 @@ from pipeline.report.plots import TITLES, loss_plot, throughput_plot
 from pipeline.report.recipes import recipes_section
 from pipeline.report.result_tables import (
     choice_rows,
+    chosen_checkpoint,
     human_count,
     language_rows,
     lm_eval_rows,
@@ -142,6 +143,8 @@ def _picture(description: str, light: bytes, dark: bytes) -> str:
 
 def _evaluation(history: RunHistory) -> str:
     results, parts = history.results, []
+    if chosen := chosen_checkpoint(results):
+        parts.append(f"<p>{text(chosen)}</p>")
     if compared := before_after_rows(history.job, results):
         parts.append(table(("before and after training", *HEADER[1:]), compared))
         parts.append(f"<p>{text(what_it_forgot(history.job, results))}</p>")

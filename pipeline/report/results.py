@@ -60,6 +60,15 @@ class ComparedText(TypedDict):
     sha256: Sha256
 
 
+class Checkpoint(TypedDict):
+    """The evaluated checkpoint, if it was chosen for its held-out loss, next to the last one."""
+
+    step: Count
+    held_out_loss: Number
+    last_step: Count
+    last_held_out_loss: Number
+
+
 @open_record
 class Evaluated(TypedDict):
     """The result of the evaluate stage."""
@@ -69,6 +78,7 @@ class Evaluated(TypedDict):
     base: NotRequired[Measured]  # the model that the run started from
     change: NotRequired[Measured]  # from `base` to the last model
     compared_text: NotRequired[ComparedText]
+    checkpoint: NotRequired[Checkpoint]
     untrained: NotRequired[Measured]
     ngram: NotRequired[Counted]
     lm_eval: NotRequired[Mapping[str, Mapping[str, Any]]]

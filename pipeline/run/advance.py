@@ -24,6 +24,7 @@ from pipeline.run.stage_plan import StagePlan, StaleStage, plan_stages, stage_in
 from pipeline.run.start import Start
 from pipeline.run.train import WorkersTraining, fetch_ahead, start_workers, train_here
 from pipeline.state.checkpoints.retention import sweep
+from pipeline.state.checkpoints.selected import selected
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.known_rows import know_rows_of
 from pipeline.state.patience import Patience
@@ -194,7 +195,9 @@ class Advance:
         work = finish_evaluate if stage == "evaluate" else finish_publish
         result = work(start.job, start.run, start.digests, self._say_or_stop, self._patiently)
         digest = start.digests.stages[stage]
-        self._patiently(lambda: self.claim.finish_stage(stage, digest, result))
+        chosen = selected(start.job, self.claim.head) if stage == "evaluate" else None
+        key = None if chosen is None else chosen.best.key
+        self._patiently(lambda: self.claim.finish_stage(stage, digest, result, key))
         self.journal.say(Phase(stage, time.monotonic() - started))
         self.journal.say(StageState(stage, "done"))
 

@@ -18,6 +18,7 @@ from pipeline.report.of_run import REPORT
 from pipeline.report.results import evaluated, published
 from pipeline.run.stored_parts import StoredParts
 from pipeline.state.bases import bring_base
+from pipeline.state.checkpoints.selected import final_checkpoint, selected
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
 from pipeline.state.records import Head
@@ -43,14 +44,19 @@ def finish_evaluate(
     from pipeline.stages.measures import TrainedRun
 
     head = patiently(lambda: _head(run))
+    chosen = selected(job, head)
+    keys = {stage: _last_checkpoint(head, stage) for stage in job.train_stages}
+    if chosen is not None:
+        keys[job.train_stages[-1]] = chosen.best.key
     trained = TrainedRun(
-        patiently(lambda: {s: model_folder(run, head, s) for s in job.train_stages}),
+        patiently(lambda: {stage: bring_model(run, key) for stage, key in keys.items()}),
         patiently(lambda: _data_folder(run, digests, "pretrain")),
         patiently(lambda: _data_folder(run, digests, "sft")),
     )
     parts = StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_start(job, run, digests, say, patiently)
-    return evaluate_run(job, trained, parts, say, run.clock.sleep, start)
+    results = evaluate_run(job, trained, parts, say, run.clock.sleep, start)
+    return results | ({} if chosen is None else {"checkpoint": chosen.result()})
 
 
 def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience) -> Row:
@@ -58,7 +64,7 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patientl
     from pipeline.stages.publish import publish_run
 
     history = patiently(lambda: read_history(job, run))
-    model = patiently(lambda: model_folder(run, history.head, job.train_stages[-1]))
+    model = patiently(lambda: bring_model(run, final_checkpoint(job, history.head)))
     texts = patiently(lambda: _held_out_texts(job, run, digests))
     terms = None
     if job.base is not None:
@@ -90,11 +96,11 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     return rows
 
 
-def model_folder(run: RunState, head: Head, stage: str) -> Path:
-    """Return the folder of a finished training stage's last checkpoint, on this machine."""
+def _last_checkpoint(head: Head, stage: str) -> str:
+    """Return the key of a finished training stage's last checkpoint."""
     key = head.stages[stage].checkpoint
     assert key is not None
-    return bring_model(run, key)
+    return key
 
 
 def _head(run: RunState) -> Head:
