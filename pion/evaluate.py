@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,12 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pion.data.shards import IGNORED
-from pion.data.stream import Batch, RowStream, to_device
+from pion.data.stream import Batch, to_device
 from pion.errors import BadInput, PionError
 from pion.model.decoder import Decoder
 
 # Elements in a chunk of logits: 128 MiB in fp32.
 LOGITS_AT_ONCE = 2**25
+
+
+class Batches(Protocol):
+    """Rows by their numbers, such as a `RowStream`."""
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Return the rows with these numbers, in this order."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,21 @@ class Scorer:
     micro_batch: int  # rows computed at once
     dtype: torch.dtype = torch.float32  # of the hidden states; logits are always fp32
     on_batch: Callable[[], None] = lambda: None  # called after each batch; may end the measurement
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model predicts on R rows of T tokens. Each array is (R, T).
+
+    Attributes:
+        nll: the negative log-likelihood of each target, in nats; 0 where a target is ignored.
+        targets: the next tokens; IGNORED where nothing is predicted.
+        likeliest: the likeliest id of each place; IGNORED where nothing is predicted.
+    """
+
+    nll: np.ndarray
+    targets: np.ndarray
+    likeliest: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,7 +86,7 @@ class Responses:
 
 
 def held_out(
-    scorer: Scorer, stream: RowStream, rows: Sequence[int], token_bytes: np.ndarray
+    scorer: Scorer, stream: Batches, rows: Sequence[int], token_bytes: np.ndarray
 ) -> HeldOut:
     """Return how well the scorer's model predicts the given rows of `stream`.
 
@@ -74,8 +97,8 @@ def held_out(
         BadInput: there are no rows, or a target is outside `vocab_size`.
         PionError: not even one row fits in the GPU's memory.
     """
-    nll, targets, _ = _score_rows(scorer, stream, rows)
-    return summarize(nll, targets, token_bytes)
+    scores = score(scorer, stream, rows)
+    return summarize(scores.nll, scores.targets, token_bytes)
 
 
 def summarize(nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray) -> HeldOut:
@@ -89,7 +112,7 @@ def summarize(nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray) -> 
     counted = targets != IGNORED
     nats = np.where(counted, nll, 0.0).sum(axis=1)
     tokens = counted.sum(axis=1)
-    sizes = np.where(counted, token_bytes[np.where(counted, targets, 0)], 0).sum(axis=1)
+    sizes = row_bytes(targets, token_bytes)
     loss, loss_sem = ratio(nats, tokens)
     bits_per_byte, bits_per_byte_sem = ratio(nats / math.log(2), sizes)
     return HeldOut(
@@ -102,6 +125,12 @@ def summarize(nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray) -> 
         bytes=int(sizes.sum()),
         rows=len(nats),
     )
+
+
+def row_bytes(targets: np.ndarray, token_bytes: np.ndarray) -> np.ndarray:
+    """Return the bytes (R,) of each row's targets (R, T); `token_bytes` as in `summarize`."""
+    counted = targets != IGNORED
+    return np.where(counted, token_bytes[np.where(counted, targets, 0)], 0).sum(axis=1)
 
 
 def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
@@ -120,19 +149,21 @@ def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     return value, math.sqrt(rows / (rows - 1) * float((residuals**2).sum())) / total
 
 
-def responses(
-    scorer: Scorer, stream: RowStream, rows: Sequence[int], end_of_turn: int
-) -> Responses:
+def responses(scorer: Scorer, stream: Batches, rows: Sequence[int], end_of_turn: int) -> Responses:
     """Return how well the scorer's model predicts the learned tokens of packed conversations.
 
     `end_of_turn` is the id that ends an answer (`ChatFormat.end_of_turn`).
 
     Raises what `held_out` raises.
     """
-    nll, targets, likeliest = _score_rows(scorer, stream, rows)
-    learned, ends = targets != IGNORED, targets == end_of_turn
-    stops = likeliest == end_of_turn
-    loss, loss_sem = ratio(nll.sum(axis=1), learned.sum(axis=1))
+    return summarize_responses(score(scorer, stream, rows), end_of_turn)
+
+
+def summarize_responses(scores: Scores, end_of_turn: int) -> Responses:
+    """Return the averages over learned tokens; `end_of_turn` as in `responses`."""
+    learned, ends = scores.targets != IGNORED, scores.targets == end_of_turn
+    stops = scores.likeliest == end_of_turn
+    loss, loss_sem = ratio(scores.nll.sum(axis=1), learned.sum(axis=1))
     accuracy, accuracy_sem = ratio((stops & ends).sum(axis=1), ends.sum(axis=1))
     inside = learned & ~ends
     false_stops, _ = ratio((stops & inside).sum(axis=1), inside.sum(axis=1))
@@ -175,10 +206,11 @@ def token_nll(
     return nll.view_as(batch.targets), likeliest.view_as(batch.targets)
 
 
-def _score_rows(
-    scorer: Scorer, stream: RowStream, rows: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the negative log-likelihoods, targets and likeliest ids of the rows, each (R, T)."""
+def score(scorer: Scorer, stream: Batches, rows: Sequence[int]) -> Scores:
+    """Return what the scorer's model predicts on the given rows of `stream`.
+
+    Raises what `held_out` raises.
+    """
     if not rows:
         raise BadInput("there are no held-out rows to evaluate on: raise the held_out share")
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -193,7 +225,7 @@ def _score_rows(
     with evaluating(scorer.model):
         in_batches(len(rows), scorer.micro_batch, compute, scorer.on_batch)
     nll, targets, likeliest = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return nll.astype(np.float64), targets, likeliest
+    return Scores(nll.astype(np.float64), targets, likeliest)
 
 
 def in_batches(

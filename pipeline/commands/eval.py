@@ -8,14 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from pion.data.shards import IGNORED
-from pion.data.stream import Batch
+from pion.data.own_rows import own_rows
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.evaluate import HeldOut, Scorer, summarize, token_nll
+from pion.evaluate import HeldOut, Scorer, held_out
 from pion.model.decoder import Decoder
 from pion.multiple_choice import multiple_choice, read_questions
 from pion.untrusted import read_file
@@ -65,26 +61,7 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
 
 
 def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, rows_at_once: int = 1) -> HeldOut:
-    """Return the loss on one document.
-
-    The document is cut into rows as long as the model's context, or is one shorter row. Rows don't
-    see each other. As in training, an end-of-text token (or the tokenizer's first token) precedes
-    the document, so each of its tokens is predicted once.
-    """
-    ids = np.array([tokenizer.before_document, *tokenizer.encode(text)], np.int64)
-    seq_len = min(model.config.seq_len, max(1, len(ids) - 1))
-    rows = -(-(len(ids) - 1) // seq_len)
-    tokens = np.full((rows, seq_len), tokenizer.pad, np.int64)
-    targets = np.full((rows, seq_len), IGNORED, np.int64)
-    tokens.reshape(-1)[: len(ids) - 1], targets.reshape(-1)[: len(ids) - 1] = ids[:-1], ids[1:]
-    nll = np.zeros(targets.shape)
-    model.eval()
-    with torch.inference_mode():
-        for start in range(0, rows, rows_at_once):
-            part = slice(start, start + rows_at_once)
-            batch = Batch(
-                torch.from_numpy(tokens[part]), torch.from_numpy(targets[part]), None, None
-            )
-            losses, _ = token_nll(model, batch, tokenizer.vocab_size, torch.float32)
-            nll[part] = losses.cpu().numpy()
-    return summarize(nll, targets, tokenizer.token_bytes())
+    """Return the loss on one document, cut into rows as long as the model's context."""
+    rows = own_rows(tokenizer, [text], model.config.seq_len)
+    scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
+    return held_out(scorer, rows, range(rows.total_rows), tokenizer.token_bytes())

@@ -100,6 +100,20 @@ class Evaluate(Section):
         [], "JSONL files of multiple-choice questions {context, choices, answer}"
     )
     lm_eval: LmEval = identity(LmEval(), "tasks of lm-evaluation-harness")
+    text: str | None = identity(
+        None,
+        "with model.from: what the model is measured on before and after training, to see what it "
+        "has forgotten. A text file, a JSON Lines file with `text` in each line, or a folder of "
+        "either; its first final_rows rows count. Unset: a sample that comes with Pion",
+        before=None,
+    )
+    checkpoint: Literal["last", "best"] = identity(
+        "last",
+        "which checkpoint of the last training stage is evaluated and published. best: the one "
+        "with the lowest held-out loss among the evaluations during training; it is kept, and "
+        "training waits at each evaluation until its checkpoint is stored",
+        before="last",
+    )
 
 
 REQUIREMENT = re.compile(r"^\s*([a-z_]\w*(?:\.\w+)*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
@@ -258,7 +272,13 @@ class Job(Section):
         """Return what is wrong with what the run starts from."""
         if self.model.base is None:
             missing = f"missing: {type(self).model_fields['tokenizer'].description}"
-            return [] if self.tokenizer else [f"tokenizer: {missing}"]
+            mistakes = [] if self.tokenizer else [f"tokenizer: {missing}"]
+            if self.evaluate.text is not None:
+                mistakes.append(
+                    "evaluate.text: only a model that the run starts from (model.from) is measured "
+                    "before training; remove it"
+                )
+            return mistakes
         mistakes = [
             f"model.{name}: the model that the run starts from decides this. Next to `from`, only "
             "seq_len can be given"
@@ -375,6 +395,10 @@ class Job(Section):
         section = getattr(self, stage)
         assert isinstance(section, Train)
         return section
+
+    def selects_best(self, stage: str) -> bool:
+        """Whether the checkpoint of `stage` with the lowest held-out loss is what is published."""
+        return self.evaluate.checkpoint == "best" and stage == self.train_stages[-1]
 
     def lora(self, stage: str) -> LoraSettings | None:
         """Return LoRA's settings in a training stage; None: the stage trains all weights."""

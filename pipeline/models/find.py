@@ -157,17 +157,21 @@ def _in_run(text: str) -> Listed | None:
 def _of_run(found: Listed, *, whole: bool = False) -> FoundModel:
     state, head, entry = found.state, found.head, found.entry
     folder = bring_model(state, entry.key)
-    record = head.stages.get(entry.stage)
-    done = record is not None and record.checkpoint == entry.key
+    done = entry.key in {record.checkpoint for record in head.stages.values()}
     step = f"step {entry.step:,}" + ("" if done else ", unfinished")
     return found_in(folder, f"{state.name} ({entry.stage}, {step})", whole=whole)
 
 
 def _listed(state: RunState, head: Head, which: str | None) -> Listed:
-    """Return the checkpoint of a stage or step; without `which`, the last one of the last stage."""
+    """Return the checkpoint of a stage or step.
+
+    Without `which`, it is the one that was published: the last or best one of the last stage.
+    """
     entries = list(head.checkpoints)  # newest first
     if which is None:
-        last = [head.stages[s].checkpoint for s in ("sft", "pretrain") if s in head.stages]
+        # Of evaluate, it is the best one where the job asked for that.
+        stages = ("evaluate", "sft", "pretrain")
+        last = [head.stages[stage].checkpoint for stage in stages if stage in head.stages]
         entries.sort(key=lambda e: last.index(e.key) if e.key in last else len(last))
     elif which.isdecimal():
         entries = [e for e in entries if e.step == int(which)]

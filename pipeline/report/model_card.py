@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,11 @@ from pipeline.report.base_card import (
     base_section,
     license_fields,
 )
+from pipeline.report.before_after import HEADER, before_after_rows, what_it_forgot
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.result_tables import (
     choice_rows,
+    chosen_checkpoint,
     human_count,
     language_rows,
     lm_eval_rows,
@@ -71,7 +73,7 @@ def model_card(
         _introduction(job, config, parameters, extra),
         "![Training and held-out loss](loss.png)",
         _usage(job, config) if extra.adapter is None else adapter_sections(job, extra.adapter),
-        _results(history.results),
+        _results(history),
         _architecture(config, parameters, vocab_size, _weights(job.publish, config, extra)),
         _training(history),
         base_section(job, extra.terms),
@@ -228,8 +230,14 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 Or with Pion: `pion {command} {job.publish.to}`"""
 
 
-def _results(results: Mapping[str, Any]) -> str:
-    parts = []
+def _results(history: RunHistory) -> str:
+    results, parts = history.results, []
+    if chosen := chosen_checkpoint(results):
+        parts.append(chosen)
+    if compared := before_after_rows(history.job, results):
+        meaning = what_it_forgot(history.job, results, code="`{}`")
+        columns = table(HEADER, compared)
+        parts.append(f"Before and after training (lower is better):\n\n{columns}\n\n{meaning}")
     if language := language_rows(results):
         note = "On text held out of training (lower is better)"
         baseline = results.get("ngram")

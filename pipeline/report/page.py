@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from pipeline.console.formats import duration, moment
+from pipeline.report.before_after import HEADER, before_after_rows, what_it_forgot
 from pipeline.report.cost import cost_section
 from pipeline.report.experts import experts_section
 from pipeline.report.gates import gates_section
@@ -24,6 +25,7 @@ from pipeline.report.plots import TITLES, loss_plot, throughput_plot
 from pipeline.report.recipes import recipes_section
 from pipeline.report.result_tables import (
     choice_rows,
+    chosen_checkpoint,
     human_count,
     language_rows,
     lm_eval_rows,
@@ -48,7 +50,7 @@ def write_report(path: str | Path, history: RunHistory) -> Path:
         experts_section(history),
         recipes_section(history),
         gates_section(history),
-        _evaluation(history.results),
+        _evaluation(history),
         _samples(history.samples()),
         _stages(history),
         _phases(history.latest_phases()),
@@ -139,8 +141,13 @@ def _picture(description: str, light: bytes, dark: bytes) -> str:
     )
 
 
-def _evaluation(results: Mapping[str, Any]) -> str:
-    parts = []
+def _evaluation(history: RunHistory) -> str:
+    results, parts = history.results, []
+    if chosen := chosen_checkpoint(results):
+        parts.append(f"<p>{text(chosen)}</p>")
+    if compared := before_after_rows(history.job, results):
+        parts.append(table(("before and after training", *HEADER[1:]), compared))
+        parts.append(f"<p>{text(what_it_forgot(history.job, results))}</p>")
     if language := language_rows(results):
         measures = ("loss (nats per token)", "perplexity", "bits per byte")
         parts.append(table(("on held-out text", *measures), language))

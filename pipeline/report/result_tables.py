@@ -38,9 +38,24 @@ def percent_with_error(result: Mapping[str, Any], name: str) -> str:
     return f"{text} ± {100 * error:.1f}" if error is not None and math.isfinite(error) else text
 
 
+def chosen_checkpoint(results: Mapping[str, Any]) -> str:
+    """Return in a sentence which checkpoint was chosen for its held-out loss; empty if none."""
+    chosen = results.get("checkpoint")
+    if not chosen:
+        return ""
+    best, last = (value_with_error(chosen, f"{of}held_out_loss", 4) for of in ("", "last_"))
+    step, last_step = f"{chosen['step']:,}", f"{chosen['last_step']:,}"
+    if step == last_step:
+        return f"The model is that of the last step, {step}: no held-out loss was lower."
+    return (
+        f"The model is that of step {step} of {last_step}: in training, its held-out loss was the "
+        f"lowest, {best}. After the last step it was {last}."
+    )
+
+
 def language_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (model, loss, perplexity, bits per byte) of each model measured on held-out text."""
-    rows = [(title, results[key]) for key, title in MODELS if results.get(key)]
+    rows = [(title, results[key]) for key, title in MODELS if "loss" in (results.get(key) or {})]
     if ngram := results.get("ngram"):
         rows.insert(len(rows) - ("untrained" in results), (f"{ngram['order']}-gram", ngram))
     return [

@@ -10,7 +10,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from pipeline.state.record_json import Count, Number, build, open_record
+from pipeline.state.record_json import Count, Number, Sha256, build, open_record
 from pipeline.state.records import Head
 
 
@@ -21,6 +21,13 @@ class Choices(TypedDict):
     accuracy_sem: NotRequired[Number]
     chance: NotRequired[Number]
     questions: Count
+
+
+class OfText(TypedDict):
+    """What was measured on the text that has nothing to do with the run."""
+
+    bits_per_byte: NotRequired[Number]
+    bits_per_byte_sem: NotRequired[Number]
 
 
 class Measured(TypedDict):
@@ -37,6 +44,7 @@ class Measured(TypedDict):
     stop_accuracy_sem: NotRequired[Number]
     continuations: NotRequired[Choices | None]
     packs: NotRequired[Mapping[str, Choices | None]]
+    text: NotRequired[OfText]
 
 
 class Counted(Measured):
@@ -46,12 +54,31 @@ class Counted(Measured):
     train_tokens: NotRequired[Count | None]
 
 
+class ComparedText(TypedDict):
+    """The text that has nothing to do with the run."""
+
+    sha256: Sha256
+
+
+class Checkpoint(TypedDict):
+    """The evaluated checkpoint, if it was chosen for its held-out loss, next to the last one."""
+
+    step: Count
+    held_out_loss: Number
+    last_step: Count
+    last_held_out_loss: Number
+
+
 @open_record
 class Evaluated(TypedDict):
     """The result of the evaluate stage."""
 
     pretrain: NotRequired[Measured]
     sft: NotRequired[Measured]
+    base: NotRequired[Measured]  # the model that the run started from
+    change: NotRequired[Measured]  # from `base` to the last model
+    compared_text: NotRequired[ComparedText]
+    checkpoint: NotRequired[Checkpoint]
     untrained: NotRequired[Measured]
     ngram: NotRequired[Counted]
     lm_eval: NotRequired[Mapping[str, Mapping[str, Any]]]

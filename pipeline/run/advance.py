@@ -24,6 +24,7 @@ from pipeline.run.stage_plan import StagePlan, StaleStage, plan_stages, stage_in
 from pipeline.run.start import Start
 from pipeline.run.train import WorkersTraining, fetch_ahead, start_workers, train_here
 from pipeline.state.checkpoints.retention import sweep
+from pipeline.state.checkpoints.selected import selected
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.known_rows import know_rows_of
 from pipeline.state.patience import Patience
@@ -132,6 +133,8 @@ class Advance:
     ) -> None:
         start, say = self.start, self.journal.say
         prepared = plans["prepare"].state == "done" or at_most is not None
+        if prepared and training:
+            self._measure_start()  # before workers own the run
         with contextlib.ExitStack() as ending:
             workers = None
             if training and worker_count(start.job) > 0:
@@ -160,10 +163,22 @@ class Advance:
         reports = prepare_data(self.start, self._say_or_stop, self._patiently)
         know_rows_of(self.start.job, reports)
         self._patiently(self._drop_redone)
+        self.journal.say(Phase("prepare", time.monotonic() - started))
+        self._measure_start()  # before `prepare` is committed, because workers wait for that
         digest = self.start.digests.stages["prepare"]
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
-        self.journal.say(Phase("prepare", time.monotonic() - started))
         self.journal.say(StageState("prepare", "done"))
+
+    def _measure_start(self) -> None:
+        """Measure the model that the run starts from, unless that was done before."""
+        start = self.start
+        if start.job.base is None:
+            return
+        from pipeline.run.measured_start import measure_start
+
+        started = time.monotonic()
+        if measure_start(start.job, start.run, start.digests, self._say_or_stop, self._patiently):
+            self.journal.say(Phase("measured before training", time.monotonic() - started))
 
     def _claim_after_training(self) -> None:
         """Own the run again: rank 0 claimed it to train."""
@@ -180,7 +195,9 @@ class Advance:
         work = finish_evaluate if stage == "evaluate" else finish_publish
         result = work(start.job, start.run, start.digests, self._say_or_stop, self._patiently)
         digest = start.digests.stages[stage]
-        self._patiently(lambda: self.claim.finish_stage(stage, digest, result))
+        chosen = selected(start.job, self.claim.head) if stage == "evaluate" else None
+        key = None if chosen is None else chosen.best.key
+        self._patiently(lambda: self.claim.finish_stage(stage, digest, result, key))
         self.journal.say(Phase(stage, time.monotonic() - started))
         self.journal.say(StageState(stage, "done"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,63 +16,19 @@ from pipeline.models.bring import bring_model
 from pipeline.report.history import read_history
 from pipeline.report.of_run import REPORT
 from pipeline.report.results import evaluated, published
+from pipeline.run.stored_parts import StoredParts
 from pipeline.state.bases import bring_base
-from pipeline.state.claim import taken_over
+from pipeline.state.checkpoints.selected import final_checkpoint, selected
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
-from pipeline.state.record_json import finite_json, parse_record
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import DEFAULT_STORE, Missing
+from pipeline.state.stores import DEFAULT_STORE
 from pipeline.state.workspace import Workspace
 
 Row = dict[str, Any]
 
 COMPARED_TEXTS = 4
-
-
-@dataclass(frozen=True)
-class _StoredParts:
-    """Finished parts of an evaluation, one write-once object each under its digest.
-
-    Only the owner of the run adds parts. `session` identifies this process.
-    """
-
-    run: RunState
-    digest: str
-    session: str
-    patiently: Patience
-
-    def load(self, name: str) -> Row | None:
-        try:
-            return self._read(name, self.patiently(lambda: self.run.store.read(self._key(name))))
-        except Missing:
-            return None
-
-    def save(self, name: str, result: Row) -> Row:
-        """Keep a part and return it; if the part is already stored, return the stored one.
-
-        The previous owner may have stored it just before the run was taken over. The two are
-        equivalent. Raises Fenced, with nothing stored, if another process owns the run.
-        """
-        return self.patiently(lambda: self._save(name, result))
-
-    def _save(self, name: str, result: Row) -> Row:
-        head = self.run.read()  # the heartbeat notices a new owner only seconds later
-        if head is None or not head.claims or head.claims[0].owner.session != self.session:
-            raise taken_over(self.run, head)
-        try:
-            return self._read(name, self.run.store.read(self._key(name)))
-        except Missing:
-            written = finite_json(result).encode()
-            self.run.store.write(self._key(name), written)
-            return self._read(name, written)
-
-    def _read(self, name: str, data: bytes) -> Row:
-        return parse_record(data, f"{self.run.store.url}/{self._key(name)}")
-
-    def _key(self, name: str) -> str:
-        return self.run.key(f"stages/evaluate/{self.digest}-parts/{name}.json")
 
 
 # After an outage, only requests to the store are repeated: nothing is measured twice. Publishing
@@ -84,17 +39,24 @@ def finish_evaluate(
     job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience
 ) -> Row:
     """Measure the models of the finished training stages."""
+    from pipeline.run.measured_start import measure_start
     from pipeline.stages.evaluate import evaluate_run
     from pipeline.stages.measures import TrainedRun
 
     head = patiently(lambda: _head(run))
+    chosen = selected(job, head)
+    keys = {stage: _last_checkpoint(head, stage) for stage in job.train_stages}
+    if chosen is not None:
+        keys[job.train_stages[-1]] = chosen.best.key
     trained = TrainedRun(
-        patiently(lambda: {s: model_folder(run, head, s) for s in job.train_stages}),
+        patiently(lambda: {stage: bring_model(run, key) for stage, key in keys.items()}),
         patiently(lambda: _data_folder(run, digests, "pretrain")),
         patiently(lambda: _data_folder(run, digests, "sft")),
     )
-    parts = _StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently)
-    return evaluate_run(job, trained, parts, say, run.clock.sleep)
+    parts = StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently)
+    start = measure_start(job, run, digests, say, patiently)
+    results = evaluate_run(job, trained, parts, say, run.clock.sleep, start)
+    return results | ({} if chosen is None else {"checkpoint": chosen.result()})
 
 
 def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience) -> Row:
@@ -102,7 +64,7 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patientl
     from pipeline.stages.publish import publish_run
 
     history = patiently(lambda: read_history(job, run))
-    model = patiently(lambda: model_folder(run, history.head, job.train_stages[-1]))
+    model = patiently(lambda: bring_model(run, final_checkpoint(job, history.head)))
     texts = patiently(lambda: _held_out_texts(job, run, digests))
     base = None
     if job.base is not None:
@@ -118,7 +80,7 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     if run.store.list(run.key(REPORT)):
         rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
     results: Mapping[str, Any] = evaluated(head, run.url)
-    for name in (*job.train_stages, "ngram", "untrained"):
+    for name in (*job.train_stages, "base", "ngram", "untrained"):
         bits = results.get(name, {}).get("bits_per_byte")
         if bits is not None:
             rows.append([f"{name} bits per byte", f"{bits:.3f}"])
@@ -133,11 +95,11 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     return rows
 
 
-def model_folder(run: RunState, head: Head, stage: str) -> Path:
-    """Return the folder of a finished training stage's last checkpoint, on this machine."""
+def _last_checkpoint(head: Head, stage: str) -> str:
+    """Return the key of a finished training stage's last checkpoint."""
     key = head.stages[stage].checkpoint
     assert key is not None
-    return bring_model(run, key)
+    return key
 
 
 def _head(run: RunState) -> Head:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pion.errors import BadInput
+from pipeline.data.compared_text import check_text
 from pipeline.job import Job
 from pipeline.machine.compile_cache import VARIABLE as COMPILE_CACHE
 from pipeline.machine.compile_cache import compile_cache_folder
@@ -56,6 +57,8 @@ def preflight(job: Job) -> list[str]:
         from pipeline.stages.evaluate import read_packs
 
         read_packs(job)
+    if job.evaluate.text is not None:
+        check_text(job)
     notes = store_that_goes_with_the_machine(job.store)
     if job.publish is not None:
         from pipeline.stages.publish import check_target

@@ -13,25 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pipeline.console.messages import Note, Say
+from pipeline.console.messages import Say
 from pipeline.job import Job
+from pipeline.stages.before_after import Start, as_results, compare, measure_each
 from pipeline.stages.measures import Measures, Result, TrainedRun
+from pipeline.stages.parts import KeptParts, Parts
 
 if TYPE_CHECKING:
     from pion.multiple_choice import Question
-
-
-class Parts(Protocol):
-    """Where finished parts are kept."""
-
-    def load(self, name: str) -> Result | None:
-        """Return the part as it was saved, or None."""
-
-    def save(self, name: str, result: Result) -> Result:
-        """Keep a part durably; return the kept result, which another owner may have saved first."""
 
 
 def evaluate_run(
@@ -40,16 +32,19 @@ def evaluate_run(
     parts: Parts,
     say: Say,
     sleep: Callable[[float], None] = time.sleep,
+    start: Start | None = None,
 ) -> Result:
     """Return the results of every model and baseline, by the names that the card and report use.
 
-    `say` gets a note as each part starts. `sleep` is called between batches and while another
-    process works. An error that `sleep` raises ends the evaluation; the unfinished part is done
-    again next time. Raises BadInput, before anything is computed, for a pack that can't be used.
+    `start` is what was measured of the model that the run started from; the last model is compared
+    with it. `say` gets a note as each part starts. `sleep` is called between batches and while
+    another process works. An error that `sleep` raises ends the evaluation; the unfinished part is
+    done again next time. Raises BadInput, before anything is computed, for a pack that can't be
+    used.
     """
     measures = Measures(job, trained, on_batch=lambda: sleep(0.0))
     try:
-        return _Evaluation(job, trained, measures, parts, say, sleep).results()
+        return _Evaluation(job, trained, measures, KeptParts(parts, say), sleep, start).results()
     finally:
         measures.close()
 
@@ -78,48 +73,53 @@ class _Evaluation:
     job: Job
     trained: TrainedRun
     measures: Measures
-    parts: Parts
-    say: Say
+    part: KeptParts
     sleep: Callable[[float], None]
+    start: Start | None
 
     def results(self) -> Result:
         packs = read_packs(self.job)
         results: Result = {stage: self._model(stage, packs) for stage in self.trained.models}
+        if self.start is not None:
+            results |= self._compared(results, self.start)
         if self.trained.pretrain_data is not None:
-            label = "untrained model on held-out text"
-            results["untrained"] = self._part("untrained.held_out", label, self.measures.untrained)
+            if self.start is None:  # else the weights before training are those of the start
+                label = "untrained model on held-out text"
+                results["untrained"] = self.part(
+                    "untrained.held_out", label, self.measures.untrained
+                )
             if self.job.evaluate.ngram_order:
-                results["ngram"] = self._part("ngram", "n-gram baseline", self.measures.ngram)
+                results["ngram"] = self.part("ngram", "n-gram baseline", self.measures.ngram)
         self.measures.close()
         if self.job.evaluate.lm_eval.tasks:
             results["lm_eval"] = self._lm_eval()
         return results
 
-    def _part(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
-        result = self.parts.load(name)
-        if result is None:
-            self.say(Note(f"evaluate: {label}"))
-            result = self.parts.save(name, compute())
-        return result
+    def _compared(self, results: Result, start: Start) -> Result:
+        """Return the results of the start, of the last model on the same rows, and the change."""
+        final = list(self.trained.models)[-1]
+        after = measure_each(self.measures, final, start.names, self.part)
+        return compare(start, after) | {final: results[final] | as_results(after)}
 
     def _model(self, stage: str, packs: dict[str, list[Question]]) -> Result:
         """Return all measures of the model of `stage`."""
         measures, result = self.measures, Result()
-        if self.trained.pretrain_data is not None:
+        compared = self.start is not None and stage == list(self.trained.models)[-1]
+        if self.trained.pretrain_data is not None and not compared:
             label = f"{stage} model on held-out text"
-            result |= self._part(f"{stage}.held_out", label, partial(measures.held_out, stage))
-        if stage == "sft" and self.trained.sft_data is not None:
+            result |= self.part(f"{stage}.held_out", label, partial(measures.held_out, stage))
+        if stage == "sft" and self.trained.sft_data is not None and not compared:
             label = "sft model on held-out conversations"
-            result |= self._part("sft.responses", label, measures.responses)
+            result |= self.part("sft.responses", label, measures.responses)
         if self.job.evaluate.continuations and (questions := measures.continuations()):
-            result["continuations"] = self._part(
+            result["continuations"] = self.part(
                 f"{stage}.continuations",
                 f"{stage} model on {len(questions)} true continuations",
                 partial(measures.multiple_choice, stage, questions),
             )
         if packs:
             result["packs"] = {
-                name: self._part(
+                name: self.part(
                     f"{stage}.packs.{name}",
                     f"{stage} model on pack {name}",
                     partial(measures.multiple_choice, stage, questions),
@@ -162,5 +162,5 @@ class _Evaluation:
 
             for task in section.tasks:
                 name, label = f"lm_eval.{task}", f"lm-eval task {task}"
-                results[task] = self._part(name, label, partial(run, task))
+                results[task] = self.part(name, label, partial(run, task))
         return results

@@ -8,13 +8,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 
 if TYPE_CHECKING:
     import torch
 
+    from pion.data.own_rows import OwnRows
     from pion.data.stream import RowStream
     from pion.data.tokenizer import Tokenizer
     from pion.evaluate import Scorer
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from pipeline.data.shard_cache import ShardCache
 
 Result = dict[str, Any]
+# What is measured before and after training: held-out conversations and text of the run, and a text
+# that has nothing to do with the run.
+Kind = Literal["conversations", "held_out", "text"]
 
 CHOICES = "choices.jsonl"
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
@@ -71,15 +76,48 @@ class Measures:
 
     def responses(self) -> Result:
         """Measure the fine-tuned model on held-out conversations."""
-        from pion.data.chat_format import ChatFormat
-        from pion.evaluate import responses
+        return without_rows(self.by_row("sft", "conversations"))
 
-        stream = self._stream(self.conversations, "held_out")
-        scorer = self._scorer(self._decoder("sft"), self.job.sft_seq_len)
+    def by_row(self, stage: str, kind: Kind) -> Result:
+        """Measure the model of `stage`, and keep the sums of each row in `by_row`.
+
+        So two models can be compared. `by_row` has the `nats` of each row, and in `sizes`
+        the number of its learned tokens (of conversations) or bytes (of text).
+        """
+        from pion.data.shards import IGNORED
+        from pion.evaluate import row_bytes, score, summarize, summarize_responses
+
+        rows, seq_len = self._compared_rows(kind)
+        scorer = self._scorer(self._decoder(stage), seq_len)
+        scores = score(scorer, rows, self._rows(rows))
+        token_bytes = self.tokenizer.token_bytes()
+        if kind == "conversations":
+            sizes = (scores.targets != IGNORED).sum(axis=1)
+            result = dataclasses.asdict(summarize_responses(scores, self._end_of_turn()))
+        else:
+            sizes = row_bytes(scores.targets, token_bytes)
+            result = dataclasses.asdict(summarize(scores.nll, scores.targets, token_bytes))
+        nats = scores.nll.sum(axis=1)
+        return {**result, "by_row": {"nats": nats.tolist(), "sizes": sizes.tolist()}}
+
+    def _end_of_turn(self) -> int:
+        """Return the id that ends an answer in the chat format of the conversations."""
+        from pion.data.chat_format import ChatFormat
+
         assert self.conversations is not None
         with closing(ChatFormat(self.conversations.tokenizer_path, self.tokenizer)) as talks:
-            end_of_turn = talks.end_of_turn
-        return dataclasses.asdict(responses(scorer, stream, self._rows(stream), end_of_turn))
+            return talks.end_of_turn
+
+    def _compared_rows(self, kind: Kind) -> tuple[RowStream | OwnRows, int]:
+        """Return the rows of what is measured, and their length in tokens."""
+        if kind == "conversations":
+            return self._stream(self.conversations, "held_out"), self.job.sft_seq_len
+        if kind == "held_out":
+            return self._stream(self.text, "held_out"), self.job.data.seq_len
+        from pion.data.own_rows import own_rows
+
+        texts, most = find_text(self.job).texts(), self.job.evaluate.final_rows
+        return own_rows(self.tokenizer, texts, self.job.data.seq_len, most), self.job.data.seq_len
 
     def multiple_choice(self, stage: str, questions: list[Question]) -> Result:
         """Put `questions` to the model of `stage`."""
@@ -211,8 +249,13 @@ class Measures:
             self._cache = ShardCache(default_folder(), budget)
         return self._cache
 
-    def _rows(self, stream: RowStream) -> range:
+    def _rows(self, stream: RowStream | OwnRows) -> range:
         return range(min(self.job.evaluate.final_rows, stream.total_rows))
+
+
+def without_rows(result: Result) -> Result:
+    """Return what `by_row` has measured, without the sums of each row."""
+    return {name: value for name, value in result.items() if name != "by_row"}
 
 
 def _open(folder: Path | None) -> PreparedData | None:

@@ -210,6 +210,9 @@ def _check_names(job: Job) -> None:
     assert job.publish is not None
     measures = [*MEASURES, *(SFT_MEASURES if job.sft else ())]
     others = [*job.train_stages, "untrained", "ngram", "lm_eval"]
+    if job.base is not None:
+        measures.append("text")
+        others = [*job.train_stages, "base", "change", "ngram", "lm_eval"]
     names = [*measures, *(f"{name}_sem" for name in measures), *others]
     for condition in job.publish.require:
         name = _parse(condition)[0].split(".")[0]

@@ -46,8 +46,11 @@ class ClaimRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A finished stage: its digest, the key of its last checkpoint (if it trains), and its
-    results."""
+    """A finished stage: its digest, its checkpoint, and its results.
+
+    The checkpoint is the key of a training stage's last one. Of evaluate, it is the key of the best
+    one, where the job asks for that; else None.
+    """
 
     digest: str
     at: Time

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from pion.errors import Stopped
 from pipeline.console.messages import Note, Phase, StageState
+from pipeline.state.checkpoints.restore import Found
+from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.training.context import TrainingContext, phase
 from pipeline.training.machine_note import record_machine
@@ -58,6 +60,7 @@ class StageTraining:
     def __init__(self, context: TrainingContext, stage: str, setup: Setup, rank: Rank) -> None:
         self.context, self.rank = context, rank
         self._steps = context.job.section(stage).total_steps
+        self._loss_is_due = context.job.selects_best(stage) and _lacks_loss(setup.restored.found)
         self.trainer, self.data = setup.trainer, setup.data
         self.trainer.on_step_down = self._stepped_down
 
@@ -67,6 +70,7 @@ class StageTraining:
         if trainer.step == self._steps:  # the last attempt ended before this evaluation
             self._evaluate()
             return True
+        self._evaluate_if_due()
         while trainer.step < self._steps:
             self.rank.before_step()
             if not trainer.train_step(self.context.should_stop):
@@ -84,8 +88,7 @@ class StageTraining:
             self._report_first_step()
         if first or last or step % job.log.every == 0:
             self.rank.log()
-        evaluate_every = job.evaluate.every or max(1, self._steps // 10)
-        if last or step % evaluate_every == 0:
+        if last or self._evaluates_at(step):
             # Evaluation may run out of memory, so save first.
             self.rank.log()
             self.rank.save_before_evaluating(last=last)
@@ -93,6 +96,18 @@ class StageTraining:
             self.context.watchdog.beat()
         if not last:
             self.rank.save_if_due()
+
+    def _evaluates_at(self, step: int) -> bool:
+        return step % (self.context.job.evaluate.every or max(1, self._steps // 10)) == 0
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate the restored step if the last attempt ended between its save and its evaluation.
+
+        Only a run that publishes its best checkpoint needs this loss.
+        """
+        step = self.trainer.step
+        if step and self._evaluates_at(step) and self.context.group.from_rank_0(self._loss_is_due):
+            self._evaluate()
 
     def _stepped_down(self, change: StepDown) -> None:
         self.context.watchdog.restart()  # the smaller step may be compiled again
@@ -116,3 +131,8 @@ class StageTraining:
         Raises Fenced."""
         self.context.watchdog.progress()
         self.rank.check()
+
+
+def _lacks_loss(found: Found) -> bool:
+    """Return whether a stage resumes from a checkpoint whose held-out loss is not recorded."""
+    return found.entry is not None and found.entry.metrics.get(HELD_OUT_LOSS) is None

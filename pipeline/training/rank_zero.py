@@ -13,7 +13,7 @@ from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
 from pipeline.data.tokenizer_folder import needed_files
 from pipeline.kill_points import mark
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
-from pipeline.state.checkpoints.retention import Keep
+from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import Claim
@@ -83,6 +83,7 @@ class RankZero(Rank):
         self._steps = context.job.section(stage).total_steps
         self._chat_format = setup.data.chat_format
         self._held_out_loss: float | None = None
+        self._selects_best = context.job.selects_best(stage)
         self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage))
         self._metrics.log.adopt(setup.restored.unwritten_metrics)
         self._checkpointer = _open_checkpointer(context, claim, stage, setup, self._metrics)
@@ -128,7 +129,7 @@ class RankZero(Rank):
 
     def save_before_evaluating(self, *, last: bool) -> None:
         with self._context.watchdog.paused():
-            if last:
+            if last or self._selects_best:
                 self._saving.complete(self._state())
             elif self._saving.due_before_evaluating():
                 self._save()
@@ -136,9 +137,11 @@ class RankZero(Rank):
     def evaluated(self, result: HeldOutLoss) -> None:
         step = self._trainer.step
         self._held_out_loss = result.loss
-        if self._context.job.checkpoint.keep.best:
+        if self._selects_best:
+            self._record_loss(result.loss)
+        elif self._context.job.checkpoint.keep.best:
             # Works before and after the step's checkpoint is committed, so training does not wait.
-            self._checkpointer.note(step, {"held_out_loss": result.loss})
+            self._checkpointer.note(step, {HELD_OUT_LOSS: result.loss})
         self._metrics.append(
             [{"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}]
         )
@@ -178,6 +181,20 @@ class RankZero(Rank):
         """Whether no step has gone wrong. `log` raises the trouble on all ranks at once; until then
         nothing is saved."""
         return self._trainer.trouble() is None
+
+    def _record_loss(self, loss: float) -> None:
+        """Record the loss with the checkpoint of this step, before the next step is trained.
+
+        So the choice of the best checkpoint does not depend on when a run was interrupted.
+        """
+        with self._context.watchdog.paused():
+            self._saving.complete(self._state())
+        saved = self._checkpointer.last
+        assert saved is not None
+        metrics = {HELD_OUT_LOSS: loss}
+        self._context.patiently(
+            partial(self._claim.commit, lambda head: head.with_metrics(saved.key, metrics))
+        )
 
     def _state(self) -> TrainState:
         """Log, so that the metrics are saved too, and return the state after the last step."""
@@ -234,7 +251,7 @@ def _open_checkpointer(
     keep = Keep(
         last=settings.keep.last,
         every=settings.keep.every,
-        best="held_out_loss" if settings.keep.best else None,
+        best=HELD_OUT_LOSS if settings.keep.best or context.job.selects_best(stage) else None,
     )
     files = {
         "config.json": to_json(setup.trainer.model.config.to_dict()).encode(),

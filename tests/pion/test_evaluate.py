@@ -210,7 +210,7 @@ CONVERSATIONS = Conversations(
 
 
 def on_responses(model: Decoder) -> Responses:
-    return responses(Scorer(model, VOCAB, 4), CONVERSATIONS, range(2), end_of_text=0)
+    return responses(Scorer(model, VOCAB, 4), CONVERSATIONS, range(2), end_of_turn=0)
 
 
 def test_response_loss_counts_only_learned_tokens() -> None:

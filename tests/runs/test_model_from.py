@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -142,6 +143,31 @@ def test_a_folder_that_changes_alters_nothing_until_the_stage_is_redone(tmp_path
     assert any(not kept[name].equal(redone[name]) for name in kept)
 
 
+def test_the_start_is_measured_once_before_the_first_step(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    (tmp_path / "old.txt").write_text("The quick brown fox.\n\nThe lazy dog.\n\nA new string.")
+    process = start(job, "evaluate.text=old.txt")
+    seen = wait_for(process, "evaluate: base model on other text")
+    kill(process)
+    assert "sft: starts" not in seen
+    output = finish(job, "evaluate.text=old.txt")
+    assert "base model on held-out conversations" not in output
+    first = head_of(tmp_path).stages["evaluate"].result
+    redone = finish(job, "evaluate.text=old.txt", "publish.to=out", "sft.lr=2e-2", "--redo", "sft")
+    assert "base model" not in redone
+    second = head_of(tmp_path).stages["evaluate"].result
+    assert second["base"] == first["base"]
+    assert second["sft"]["response_loss"] != first["sft"]["response_loss"]
+    sha256 = hashlib.sha256((tmp_path / "old.txt").read_bytes()).hexdigest()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"The other text is `old.txt` (sha256 `{sha256}`)." in card
+    report = (tmp_path / "runs" / "tiny" / "report.html").read_text()
+    loss = second["base"]["text"]["bits_per_byte"]
+    for shown in (card, report):
+        assert f"{loss:.3f} ± " in shown
+    assert sha256 in report
+
+
 @pytest.mark.soak
 def test_runs_of_one_store_keep_a_model_once_and_another_machine_has_it_from_there(
     tmp_path: Path, s3: S3Server, s3_store: str, monkeypatch: pytest.MonkeyPatch
@@ -175,6 +201,7 @@ def test_runs_of_one_store_keep_a_model_once_and_another_machine_has_it_from_the
         ({"model": {"from": "nowhere"}}, "line 10  model.from: no model 'nowhere'"),
         ({"model": {"from": ""}}, "it is empty: name a Hub repository"),
         ({"model": {"from": 3}}, "model.from: 3 should be text"),
+        ({"evaluate": {"text": "gone.txt"}}, "evaluate.text: no such file or folder"),
     ],
 )
 def test_a_start_that_can_not_be_is_refused_with_its_line(

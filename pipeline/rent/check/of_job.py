@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pion.errors import BadInput, PionError
 from pion.untrusted import parse_object, read_file
 from pipeline.console.formats import size
+from pipeline.data.compared_text import check_text
 from pipeline.job import (
     BinShards,
     HubDataset,
@@ -274,16 +275,19 @@ def _left(job: Job, run: RunState) -> str:
 
 
 def check_evaluate(job: Job) -> list[CheckRow]:
-    """Check that packs of questions can be read, and that the job's metric trackers are
-    installed."""
+    """Check that packs of questions and the text to compare on can be read, and that the job's
+    metric trackers are installed."""
     from pipeline.stages.evaluate import read_packs
     from pipeline.training.trackers import check_trackers
 
     check_trackers(job)
+    rows = []
+    if job.evaluate.text is not None:
+        rows = [CheckRow("evaluate.text", True, f"{check_text(job).path} can be read")]
     if not job.evaluate.packs:
-        return []
+        return rows
     read_packs(job)
-    return [CheckRow("evaluate.packs", True, f"{len(job.evaluate.packs)} can be read")]
+    return [*rows, CheckRow("evaluate.packs", True, f"{len(job.evaluate.packs)} can be read")]
 
 
 def check_publish(job: Job) -> list[CheckRow]:

@@ -176,6 +176,7 @@ def _local_inputs(job: Job, *, prepared: bool) -> list[tuple[str, Path]]:
     asked: dict[str, str | None] = {
         f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)
     }
+    asked["evaluate.text"] = job.evaluate.text
     asked["evaluate.lm_eval.include_path"] = job.evaluate.lm_eval.include_path
     for stage in job.train_stages:
         weights = job.section(stage).init_from

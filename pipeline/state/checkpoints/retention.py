@@ -13,6 +13,9 @@ from pipeline.state.claim import Claim
 from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.stores import StoreError
 
+# The metric of a checkpoint by which the best one is chosen.
+HELD_OUT_LOSS = "held_out_loss"
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +40,7 @@ def kept(head: Head, keep: Keep) -> set[str]:
     if keep.every:
         keys |= {entry.key for entry in entries if entry.step % keep.every == 0}
     if keep.best:
-        keys |= {entry.key for entry in _best(entries, keep.best)}
+        keys |= {entry.key for entry in best_of(entries, keep.best).values()}
     return keys
 
 
@@ -108,13 +111,19 @@ def sweep_unused(claim: Claim) -> None:
         _log.warning("Unused files were not removed: %s", error)
 
 
-def _best(entries: Iterable[CheckpointEntry], metric: str) -> Iterable[CheckpointEntry]:
+def best_of(entries: Iterable[CheckpointEntry], metric: str) -> dict[str, CheckpointEntry]:
+    """Return each stage's checkpoint with the lowest value of `metric`, the newest of equal ones.
+
+    `entries` are newest first. Checkpoints without a finite value do not count.
+    """
     best: dict[str, tuple[float, CheckpointEntry]] = {}
     for entry in entries:
         value = entry.metrics.get(metric)
-        if value is not None and (entry.stage not in best or value < best[entry.stage][0]):
+        if value is None or not math.isfinite(value):
+            continue
+        if entry.stage not in best or value < best[entry.stage][0]:
             best[entry.stage] = value, entry
-    return [entry for _, entry in best.values()]
+    return {stage: entry for stage, (_, entry) in best.items()}
 
 
 def _epoch_of(folder: str) -> float:

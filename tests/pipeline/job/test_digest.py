@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.job import Job
+from pipeline.job.base import Base
 from pipeline.job.digest import differences, digest_job
 from pipeline.run.stage_plan import stage_inputs
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_dict, tiny_job
+from tests.support.tiny_config import tiny_config
 
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 
@@ -74,6 +77,22 @@ def test_a_model_with_windows_has_documents_unless_the_job_says_no() -> None:
 
 def test_a_publish_field_invalidates_publishing_alone() -> None:
     assert changed(publish={"to": "out", "license": "mit"}) == {"publish"}
+
+
+def test_another_checkpoint_to_publish_is_evaluated_again() -> None:
+    assert changed(evaluate__checkpoint="best") == {"evaluate", "publish"}
+    assert changed(evaluate__checkpoint="last") == set()
+
+
+def test_another_text_to_compare_on_is_measured_again_and_changes_no_training() -> None:
+    def digests(**evaluate: str) -> dict[str, str]:
+        base = Base("base", "a" * 64, "b" * 64, tiny_config(seq_len=96).to_dict())
+        job = tiny_dict(model={"from": "base"}, evaluate=evaluate)
+        del job["tokenizer"]
+        return digest_job(Job.model_validate(job, context={"base": base})).stages
+
+    plain, own = digests(), digests(text="notes.txt")
+    assert [stage for stage in plain if plain[stage] != own[stage]] == ["evaluate"]
 
 
 def test_a_difference_names_the_path_and_both_values() -> None:

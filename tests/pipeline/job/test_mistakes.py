@@ -46,6 +46,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(job_file):
         ("pretrain.lr=.inf", "pretrain.lr: inf should be a finite number"),
         ("data.held_out=0.9", "data.held_out: 0.9 should be less than 0.5"),
         ("name=7", "name: 7 should be text"),
+        ("evaluate.text=a.txt", "evaluate.text: only a model that the run starts from (model.from"),
         ("name=a/b", "name: 'a/b' should match"),
         ("data.sources.0.path=null", "data.sources.0.path: None should be text"),
         ("data.sources=corpus.txt", "data.sources: 'corpus.txt' should be a list"),

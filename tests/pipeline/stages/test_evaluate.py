@@ -18,6 +18,7 @@ from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted
 from pion.model.decoder import Decoder
 from pipeline.job import Job
+from pipeline.stages.before_after import Start
 from pipeline.stages.evaluate import evaluate_run
 from pipeline.stages.measures import TrainedRun
 
@@ -90,13 +91,16 @@ class World:
         job: Job,
         parts: Folder,
         sleep: Callable[[float], None] = lambda seconds: None,
+        start: Start | None = None,
         **changed: Any,
     ) -> tuple[dict[str, Any], list[str]]:
         """Return the results and the computed parts; `changed` are fields of what was trained."""
         said: list[str] = []
         trained = TrainedRun(self.models, self.pretrain_data, self.sft_data)
         trained = dataclasses.replace(trained, **changed)
-        results = evaluate_run(job, trained, parts, lambda note: said.append(note.text), sleep)
+        results = evaluate_run(
+            job, trained, parts, lambda note: said.append(note.text), sleep, start
+        )
         return results, said
 
     def _text(self, folder: Path) -> Path:

@@ -51,7 +51,7 @@ def test_the_last_k_and_every_nth_step_are_kept_when_asked() -> None:
 
 
 def test_each_stages_best_is_kept_and_one_without_a_number_is_never_best() -> None:
-    losses = [3.0, 2.0, float("nan"), 2.5, 2.6, 2.7]
+    losses = [3.0, 2.0, 2.5, 2.6, 2.7, float("nan")]
     head = a_head(
         an_entry(5),
         *(an_entry(10 * i, metrics={"loss": loss}) for i, loss in enumerate(losses, 1)),

@@ -1,0 +1,75 @@
+"""Measure the model that a run starts from, once, before the first step.
+
+What is measured depends on this model and on held-out data alone, so it is kept under their hashes:
+a restart finds it again, and so does a run whose training or evaluation is redone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from pipeline.console.messages import Note, Say
+from pipeline.data.compared_text import find_text
+from pipeline.job import Job
+from pipeline.job.base import Base
+from pipeline.job.digest import Digests, Inputs, digest_of
+from pipeline.report.before_after import start_in_words
+from pipeline.run.stored_parts import StoredParts
+from pipeline.stages.before_after import Start, as_results, measure_each
+from pipeline.stages.measures import Kind, Measures, TrainedRun
+from pipeline.stages.parts import KeptParts
+from pipeline.state.bases import bring_base
+from pipeline.state.owner import Owner
+from pipeline.state.patience import Patience
+from pipeline.state.run_state import RunState
+from pipeline.state.workspace import Workspace
+
+MODEL = "base"
+
+
+def measure_start(
+    job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience
+) -> Start | None:
+    """Return what is measured of the model that the run starts from; None if there is none.
+
+    Only what is not kept yet is measured. The run's data must be prepared, and this process must
+    own the run. Raises BadInput if the text can't be read, and what an evaluation raises.
+    """
+    if job.base is None:
+        return None
+    sha256 = find_text(job).sha256
+    names = _names(job, job.base, digests, sha256)
+    parts = StoredParts(run, job.base.hash[:16], Owner.me().session, patiently)
+    kept = {kind: part for kind in names if (part := parts.load(names[kind])) is not None}
+    if len(kept) == len(names):
+        return Start(kept, sha256)
+    folders = patiently(partial(_folders, job.base, run, digests))
+    measures = Measures(job, folders, on_batch=lambda: run.clock.sleep(0.0))
+    try:
+        measured = measure_each(measures, MODEL, names, KeptParts(parts, say))
+    finally:
+        measures.close()
+    say(Note(f"before training: {start_in_words(as_results(measured))}"))
+    return Start(measured, sha256)
+
+
+def _names(job: Job, base: Base, digests: Digests, sha256: str) -> dict[Kind, str]:
+    """Return the name of each part: what is measured, and the hash of all that decides it."""
+    same: Inputs = {"model.from": base.hash, "evaluate.final_rows": job.evaluate.final_rows}
+    order = {"seed": job.seed, "data.window": job.data.window}
+    decides: dict[Kind, Inputs] = {}
+    if "sft" in digests.data:
+        decides["conversations"] = order | {"input.data.sft": digests.data["sft"]}
+    if "pretrain" in digests.data:
+        decides["held_out"] = order | {"input.data.pretrain": digests.data["pretrain"]}
+    decides["text"] = {"data.seq_len": job.data.seq_len, "input.text": sha256}
+    return {kind: f"{kind}.{digest_of(same | inputs)}" for kind, inputs in decides.items()}
+
+
+def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
+    """Bring the model and the data to this machine."""
+    workspace = Workspace(run.store, run.name)
+    data: dict[str, Path] = {part: workspace.bring_data(d) for part, d in digests.data.items()}
+    folder = bring_base(run.store, base)
+    return TrainedRun({MODEL: folder}, data.get("pretrain"), data.get("sft"))

@@ -1,0 +1,124 @@
+"""The card and the report say what training changed, and what the model forgot."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.job import Job
+from pipeline.report.before_after import before_after_rows, start_in_words, what_it_forgot
+from pipeline.report.history import RunHistory
+from pipeline.report.page import write_report
+from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
+
+SHA = "0123456789abcdef" * 4
+RESULTS: dict[str, Any] = {
+    "base": {
+        "response_loss": 3.2,
+        "response_loss_sem": 0.05,
+        "text": {"bits_per_byte": 1.0, "bits_per_byte_sem": 0.2},
+    },
+    "sft": {
+        "response_loss": 1.9,
+        "response_loss_sem": 0.04,
+        "text": {"bits_per_byte": 1.05, "bits_per_byte_sem": 0.2},
+    },
+    "change": {
+        "response_loss": -1.3,
+        "response_loss_sem": 0.01,
+        "text": {"bits_per_byte": 0.05, "bits_per_byte_sem": 0.01},
+    },
+    "compared_text": {"sha256": SHA},
+}
+
+
+def job_with(text: str | None = None) -> Job:
+    job = Job.model_validate(copy.deepcopy(JOB))
+    job.evaluate = job.evaluate.model_copy(update={"text": text})
+    return job
+
+
+def history(results: dict[str, Any] = RESULTS, text: str | None = None) -> RunHistory:
+    return history_of(job_with(text), results=results)
+
+
+def with_change(change: float | None, error: float | None) -> dict[str, Any]:
+    text = {"bits_per_byte": change, "bits_per_byte_sem": error}
+    return {**RESULTS, "change": {**RESULTS["change"], "text": text}}
+
+
+def test_each_measure_has_a_row_with_both_sides_and_a_signed_difference() -> None:
+    assert before_after_rows(job_with(), RESULTS) == [
+        (
+            "loss of responses in held-out conversations (nats per token)",
+            "3.200 ± 0.050",
+            "1.900 ± 0.040",
+            "−1.300 ± 0.010",
+        ),
+        ("other text (bits per byte)", "1.000 ± 0.200", "1.050 ± 0.200", "+0.050 ± 0.010"),
+    ]
+
+
+def test_a_run_with_text_of_its_own_has_a_row_for_it() -> None:
+    results = copy.deepcopy(RESULTS)
+    for name, value in (("base", 2.0), ("sft", 1.5), ("change", -0.5)):
+        results[name]["bits_per_byte"] = value
+    titles = [row[0] for row in before_after_rows(job_with(), results)]
+    assert titles[1:] == ["held-out text (bits per byte)", "other text (bits per byte)"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "expected"),
+    [
+        (0.05, 0.01, "Training made the model forget: it needs 5.0 % more bits for the same text."),
+        (-0.05, 0.01, "The model forgot nothing of it: it needs 5.0 % fewer bits"),
+        (0.05, 0.03, "within 2 standard errors"),
+        (0.0, 0.0, "within 2 standard errors"),
+        (0.05, None, "needs 5.0 % more bits for it. It is too short to tell this from chance."),
+        (None, None, "could not be measured"),
+    ],
+)
+def test_a_sentence_says_what_it_means(
+    change: float | None, error: float | None, expected: str
+) -> None:
+    assert expected in what_it_forgot(job_with(), with_change(change, error))
+
+
+def test_the_text_is_named_without_its_folder_and_with_its_hash() -> None:
+    sample = what_it_forgot(job_with(), RESULTS, code="`{}`")
+    assert f"a sample that comes with Pion (sha256 `{SHA}`)" in sample
+    own = what_it_forgot(job_with("/home/me/notes.txt"), RESULTS, code="`{}`")
+    assert f"The other text is `notes.txt` (sha256 `{SHA}`)" in own
+
+
+def test_card_and_report_show_the_table_and_its_meaning(tmp_path: Path) -> None:
+    card = card_of_history(history())
+    assert "| other text (bits per byte) | 1.000 ± 0.200 | 1.050 ± 0.200 | +0.050 ± 0.010 |" in card
+    page = write_report(tmp_path / "report.html", history()).read_text()
+    for shown in (card, page):
+        assert "Training made the model forget" in shown
+        assert SHA in shown
+    assert "fine-tuned | –" not in card  # nothing was measured on text of the run's own
+
+
+def test_a_name_can_not_become_markup(tmp_path: Path) -> None:
+    page = write_report(tmp_path / "r.html", history(text="<img src=x>.txt")).read_text()
+    assert "<img src=x>" not in page
+
+
+def test_a_run_from_random_weights_has_nothing_of_it(tmp_path: Path) -> None:
+    plain = history({"sft": RESULTS["sft"]})
+    assert before_after_rows(plain.job, plain.results) == []
+    assert what_it_forgot(plain.job, plain.results) == ""
+    assert "efore and after training" not in card_of_history(plain)
+    assert "efore and after training" not in write_report(tmp_path / "r.html", plain).read_text()
+
+
+def test_the_start_is_said_in_a_line() -> None:
+    assert start_in_words(RESULTS["base"]) == (
+        "loss of responses in held-out conversations (nats per token): 3.200 ± 0.050; other text "
+        "(bits per byte): 1.000 ± 0.200"
+    )

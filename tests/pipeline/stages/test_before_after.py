@@ -1,0 +1,126 @@
+"""Two models are compared row by row on the same rows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pion.errors import BadInput
+from pipeline.stages.before_after import LABELS, Start, compare, measure_each
+from pipeline.stages.measures import Kind, Measures, TrainedRun
+from pipeline.stages.parts import KeptParts
+from tests.pipeline.stages.test_evaluate import Folder, World
+
+SHA = "a" * 64
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def start_of(world: World, folder: Path, *kinds: Kind) -> Start:
+    """Return what is measured of the model in `folder`, as before training."""
+    trained = TrainedRun({"base": folder}, world.pretrain_data, world.sft_data)
+    measures = Measures(world.job(), trained, on_batch=lambda: None)
+    names = {kind: kind for kind in kinds or LABELS}
+    part = KeptParts(Folder(), lambda note: None)
+    return Start(measure_each(measures, "base", names, part), SHA)
+
+
+def part(nats: list[float], sizes: list[int], **results: float) -> dict[str, Any]:
+    return {**results, "by_row": {"nats": nats, "sizes": sizes}}
+
+
+def test_the_error_of_a_change_is_that_of_paired_rows() -> None:
+    draw = np.random.default_rng(0)
+    sizes = draw.integers(50, 60, 40)
+    before = draw.normal(400, 90, 40)  # rows differ much more than the two models do
+    after = before + draw.normal(11, 2, 40)
+    kept = part(before.tolist(), sizes.tolist()), part(after.tolist(), sizes.tolist())
+    change = compare(Start({"conversations": kept[0]}, SHA), {"conversations": kept[1]})["change"]
+    expected = (after - before).sum() / sizes.sum()
+    assert change["response_loss"] == pytest.approx(expected)
+    spread = (after - before - expected * sizes).std(ddof=1) * math.sqrt(40) / sizes.sum()
+    assert change["response_loss_sem"] == pytest.approx(spread, rel=1e-6)
+    assert change["response_loss_sem"] < 0.02 * (before / sizes).std()
+
+
+def test_a_change_on_text_is_in_bits_for_a_byte() -> None:
+    before, after = part([10.0, 20.0], [4, 4]), part([12.0, 22.0], [4, 4])
+    change = compare(Start({"text": before}, SHA), {"text": after})["change"]
+    assert change["text"]["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
+    assert change["text"]["bits_per_byte_sem"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_model_compared_with_itself_has_not_changed(world: World) -> None:
+    start = start_of(world, world.models["sft"])
+    results, _ = world.run(world.job(), Folder(), start=start)
+    for kind in (results["change"], results["change"]["text"]):
+        assert kind["bits_per_byte"] == kind["bits_per_byte_sem"] == 0.0
+    assert results["change"]["response_loss"] == 0.0
+    for name in ("response_loss", "bits_per_byte", "text"):
+        assert results["base"][name] == results["sft"][name]
+
+
+def test_both_models_are_measured_on_the_same_rows_under_the_names_of_other_results(
+    world: World,
+) -> None:
+    start = start_of(world, world.models["pretrain"])
+    plain, _ = world.run(world.job(), Folder())
+    results, said = world.run(world.job(), Folder(), start=start)
+    assert results["base"]["bits_per_byte"] == plain["pretrain"]["bits_per_byte"]
+    assert results["sft"] == plain["sft"] | {"text": results["sft"]["text"]}
+    for side in ("tokens", "bytes", "rows"):
+        assert results["base"]["text"][side] == results["sft"]["text"][side]
+    assert results["change"]["bits_per_byte"] == pytest.approx(
+        results["sft"]["bits_per_byte"] - results["base"]["bits_per_byte"]
+    )
+    assert results["change"]["text"]["bits_per_byte"] == pytest.approx(
+        results["sft"]["text"]["bits_per_byte"] - results["base"]["text"]["bits_per_byte"]
+    )
+    assert results["compared_text"] == {"sha256": SHA}
+    # Random weights say nothing about a run that starts from a model.
+    assert "untrained" not in results
+    assert not any("by_row" in result for result in results.values())
+    assert len(said) == len(set(said))
+
+
+def test_only_the_last_model_is_compared(world: World) -> None:
+    start = start_of(world, world.models["pretrain"])
+    results, _ = world.run(world.job(), Folder(), start=start)
+    assert "text" not in results["pretrain"]
+
+
+def test_without_text_of_its_own_a_run_is_compared_on_conversations_and_the_other_text(
+    world: World,
+) -> None:
+    start = start_of(world, world.models["pretrain"], "conversations", "text")
+    sft = {"sft": world.models["sft"]}
+    results, _ = world.run(world.job(), Folder(), models=sft, pretrain_data=None, start=start)
+    assert set(results) == {"sft", "base", "change", "compared_text"}
+    assert set(results["change"]) == {"response_loss", "response_loss_sem", "text"}
+    assert "loss" not in results["sft"]
+
+
+def test_another_text_is_another_part() -> None:
+    names = [Start({"text": {}, "conversations": {}}, sha * 64).names for sha in "ab"]
+    assert names[0]["text"] != names[1]["text"]
+    assert names[0]["conversations"] == names[1]["conversations"]
+
+
+def test_models_measured_on_different_rows_are_not_compared() -> None:
+    with pytest.raises(BadInput, match="different rows, so response_loss can't be compared"):
+        compare(
+            Start({"conversations": part([1.0], [3])}, SHA), {"conversations": part([1.0], [4])}
+        )
+
+
+def test_a_loss_that_is_not_finite_gives_no_change() -> None:
+    lost: Any = [None, 2.0]  # as JSON keeps it
+    change = compare(Start({"text": part([1.0, 2.0], [3, 3])}, SHA), {"text": part(lost, [3, 3])})
+    assert math.isnan(change["change"]["text"]["bits_per_byte"])
