@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 from pion.bench.results import Results
 from pion.errors import BadInput
-from pion.model.cost import flops_per_token
 from pion.train.hardware import gpu_flops
 from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
@@ -34,8 +33,6 @@ from pipeline.training.cadence import SaveCadence
 ASSUMED_MFU = 0.15
 # How many GPUs are suggested to a job that does not fit, the smallest first.
 LISTED = 6
-# Recomputing activations costs a third more arithmetic.
-RECOMPUTE_SPEED = 3 / 4
 # The assumed time from when a machine is paid for to its first step: boot, install, restore. `pion
 # replay` uses the measured time if the run has one.
 RESTART_SECONDS = 120.0
@@ -242,18 +239,19 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
 def _speed(gpu: str, how: Training, known: Known) -> tuple[float | None, str]:
     """Return the tokens per second of one GPU, and where that number comes from."""
     work = how.work
-    measured = speed_on(known.runs, gpu, work.seq_len)
+    measured = speed_on(known.runs, gpu, work.seq_len, lora=work.lora is not None)
     if measured is not None:
         return measured.tokens_per_second, f"measured in run {measured.run}"
+    arithmetic = work.flops()
     found = bench_speed(known.bench, gpu, how)
     if found is not None:
-        slower = 1.0 if found.as_is else RECOMPUTE_SPEED
+        slower = 1.0 if found.as_is else arithmetic.share_if_recomputed
         return found.tokens_per_second * slower, found.words
     flops = gpu_flops(GPU_TYPES[gpu].cuda, work.dtype) if gpu in GPU_TYPES else None
     if flops is None:
         return None, f"the speed of a {gpu} is unknown"
-    speed = flops * ASSUMED_MFU / flops_per_token(work.config, work.seq_len)
-    slower = RECOMPUTE_SPEED if how.recompute else 1.0
+    speed = flops * ASSUMED_MFU / arithmetic.total
+    slower = arithmetic.share_if_recomputed if how.recompute else 1.0
     return speed * slower, f"estimated: {ASSUMED_MFU:.0%} MFU assumed"
 
 
