@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.base.keep import file_of_base
+from pipeline.console.formats import amount
 from pipeline.job import HubDataset, Job
 from pipeline.stages.prepare import prepare_sft
 from pipeline.state.known_rows import know_rows
@@ -105,7 +106,7 @@ def in_words(job: Job, counted: Counted) -> str:
     words = (
         f"{counted.conversations:,} conversations in {counted.rows:,} rows of {job.sft_seq_len:,} "
         f"tokens; {passes:.3g} passes in {section.total_steps:,} steps of "
-        f"{section.global_batch}: {trained / 1e6:,.2f}M tokens"
+        f"{section.global_batch} rows: {amount(trained)} tokens"
     )
     if not counted.whole:
         words = f"of the first {SAMPLED:,} conversations: {words}"
