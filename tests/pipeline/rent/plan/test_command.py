@@ -13,7 +13,7 @@ from pipeline.rent.plan.command import show_plan
 from pipeline.rent.plan.gpus import GPU_TYPES
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
-from tests.pipeline.rent.plan.fine_tuning import write_fine_tuning
+from tests.pipeline.rent.fine_tuning import write_fine_tuning
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import PRICES, Price
 

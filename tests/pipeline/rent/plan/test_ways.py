@@ -11,7 +11,7 @@ from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.ways import GIB, Way, ways_on
 from tests.paths import JOBS
-from tests.pipeline.rent.plan.fine_tuning import one, read_fine_tuning
+from tests.pipeline.rent.fine_tuning import one, read_fine_tuning
 from tests.support.published_models import PUBLISHED
 
 A4000 = one("RTXA4000")

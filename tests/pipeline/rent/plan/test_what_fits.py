@@ -12,7 +12,7 @@ from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.what_fits import gpus_that_fit, what_to_change
 from tests.paths import JOBS
-from tests.pipeline.rent.plan.fine_tuning import one, read_fine_tuning
+from tests.pipeline.rent.fine_tuning import one, read_fine_tuning
 
 A4000 = one("RTXA4000")
 
