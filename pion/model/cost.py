@@ -154,15 +154,49 @@ def _blocks(model: Decoder) -> list[Block]:
     return [block for block in model.blocks if isinstance(block, Block)]
 
 
-def flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Return the FLOPs of training on a token (forward and backward) in a row of `seq_len` tokens.
+@dataclass(frozen=True)
+class TokenFlops:
+    """The FLOPs of training on one token, without recomputation."""
 
-    These are 6 for each multiply-accumulate. A token sees half of the row on average (Chowdhery et
-    al. 2022, "PaLM", appendix B), or less through a window. Recomputation is not counted, because
-    MFU measures useful work.
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        """The FLOPs of both passes. MFU counts these, because they are useful work."""
+        return self.forward + self.backward
+
+    @property
+    def share_if_recomputed(self) -> float:
+        """The share of the speed that is left if the forward pass is computed twice."""
+        return self.total / (self.total + self.forward)
+
+
+def token_flops(config: ModelConfig, seq_len: int, additions: int | None = None) -> TokenFlops:
+    """Return the FLOPs of training on a token in a row of `seq_len` tokens.
+
+    A multiply-accumulate is 2 FLOPs forward, and 4 backward: the gradients of both factors. A token
+    sees half of the row on average (Chowdhery et al. 2022, "PaLM", appendix B), or less through a
+    window.
+
+    `additions` is how many numbers LoRA's additions to a frozen model have (lora_cost.py); None:
+    all weights are trained. A token multiplies each of these numbers once. A frozen weight has no
+    gradient, so it takes 2 FLOPs backward. The first layer counts like the others, although only
+    compiled code computes the gradient of its input.
     """
     cost = cost_of(config)
     attention = sum(
         macs * mean_keys(config, reach, seq_len) for reach, macs in cost.macs_per_key.items()
     )
-    return 6.0 * (cost.macs_per_token + attention)
+    macs = cost.macs_per_token + attention
+    if additions is None:
+        return TokenFlops(forward=2.0 * macs, backward=4.0 * macs)
+    trained = additions + attention
+    return TokenFlops(
+        forward=2.0 * (macs + additions), backward=2.0 * cost.macs_per_token + 4.0 * trained
+    )
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """Return the FLOPs of training all weights on a token, forward and backward."""
+    return token_flops(config, seq_len).total

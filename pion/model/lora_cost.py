@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pion.config import ModelConfig
 from pion.lora import ATTENTION, Lora, target_shapes
@@ -28,6 +29,7 @@ class LoraCost:
     result: int
 
 
+@lru_cache(maxsize=16)
 def lora_cost(config: ModelConfig, lora: Lora) -> LoraCost:
     """Return the costs of the additions. Raises BadInput if they don't fit the model."""
     shapes = target_shapes(config)

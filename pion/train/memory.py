@@ -9,6 +9,7 @@ from pion.config import ModelConfig
 from pion.lora import Lora
 from pion.model.attention import inside_kernels
 from pion.model.cost import (
+    TokenFlops,
     backward_bytes,
     copied_bytes,
     cost_of,
@@ -17,6 +18,7 @@ from pion.model.cost import (
     kept_if_recomputed,
     matrix_shapes,
     shared_table_bytes,
+    token_flops,
 )
 from pion.model.expert_products import product_path
 from pion.model.forward_pass import ForwardPass
@@ -70,6 +72,11 @@ class Workload:
         """
         asked = self.lora is not None and self.lora.base_dtype == "bfloat16"
         return 2 if asked and self.width == 2 else 4
+
+    def flops(self) -> TokenFlops:
+        """Return the FLOPs of training on a token."""
+        additions = None if self.lora is None else lora_cost(self.config, self.lora).params
+        return token_flops(self.config, self.seq_len, additions)
 
     def forward_pass(self) -> ForwardPass:
         """Return how the workload passes forward through the model."""

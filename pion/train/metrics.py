@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import Trouble
-from pion.model.cost import flops_per_token
+from pion.model.cost import token_flops
 from pion.model.gates import GATE_LOSS
 from pion.model.recipes import PRIMITIVES_USED, RECIPE_ENTROPY
 from pion.model.router import ENTROPY, LOAD
@@ -64,6 +64,8 @@ class StepMetrics:
     A step is wrong if its loss or gradient norm isn't finite. After 16 good steps, a step is also
     wrong if its loss exceeds `max_spike` times the median of the last 64 good steps. Steps are
     judged in order and by numbers that all ranks share, so it does not matter when a rank asks.
+
+    `additions` is how many numbers LoRA trains; None: all weights are trained.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class StepMetrics:
         plan: ComputePlan,
         clock: Callable[[], float],
         max_spike: float | None = None,
+        additions: int | None = None,
     ) -> None:
         self._config, self._plan, self._clock = config, plan, clock
+        self._additions = additions
         self._max_spike = max_spike
         self._device = torch.device(plan.device)
         self._on_device: list[StepRecord] = []
@@ -136,7 +140,8 @@ class StepMetrics:
 
     def _throughput(self, seconds: float) -> dict[str, float]:
         tokens = sum(rows * seq_len for rows, seq_len in self._interval_steps)
-        flops = tokens * flops_per_token(self._config, self._interval_steps[-1][1])
+        seq_len = self._interval_steps[-1][1]
+        flops = tokens * token_flops(self._config, seq_len, self._additions).total
         peak = hardware.peak_flops(self._device, self._plan.dtype) * self._plan.world_size
         return {
             "tokens_per_second": tokens / seconds,

@@ -20,6 +20,7 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
 from pion.evaluate import Scorer
 from pion.model.decoder import Decoder
+from pion.model.lora import count_additions
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients
@@ -101,7 +102,9 @@ class Trainer:
             world_size=plan.world_size,
             pin=self.device.type == "cuda",
         )
-        self._metrics = StepMetrics(model.config, plan, clock, settings.max_spike)
+        self._metrics = StepMetrics(
+            model.config, plan, clock, settings.max_spike, count_additions(model)
+        )
         self._ranks = Ranks(plan.world_size)
         # DDP averages over ranks, but the auxiliary losses are means over the rows of all ranks.
         aux_scale = plan.world_size / settings.global_batch

@@ -41,6 +41,14 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def amount(count: float) -> str:
+    """Return a number as `812,345`, `3.1 million`, `1.24 billion`."""
+    for name, scale in (("billion", 1e9), ("million", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.3g} {name}"
+    return f"{count:,.0f}"
+
+
 def moment(at: float) -> str:
     """Return Unix time as `2026-11-20 07:33:12 UTC`."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -15,6 +15,11 @@ from pipeline.job.section import Section, identity
 # What fine-tuning uses with LoRA where the job says nothing. Few weights are trained, from 0, so
 # the rates are ten times those of full fine-tuning.
 DEFAULTS = {"lr": 2e-4, "min_lr": 2e-5, "weight_decay": 0.0}
+# What to write in a job to use LoRA.
+HOW_TO_USE = (
+    "write `sft: {lora: {rank: 16}}` next to the other fields of sft, or add sft.lora.rank=16 to "
+    "the command"
+)
 
 
 class Lora(Section):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pion.data.order import rows_per_rank
+from pion.errors import BadInput
+from pion.lora import Lora
 from pipeline.job import Job
+from pipeline.job.lora import HOW_TO_USE
 from pipeline.job.phases import phases_of
 from pipeline.training.group import Group
 
 if TYPE_CHECKING:
     import torch
 
+    from pion.train.memory import Workload
     from pion.train.settings import ComputePlan
 
 
@@ -104,7 +110,7 @@ def _fitting_micro_batch(
     """Return the micro-batch that fits into memory, and whether activations are recomputed."""
     from pion.train.hardware import cuda_capability, total_memory
     from pion.train.memory import Workload
-    from pion.train.micro_batch import choose_micro_batch
+    from pion.train.micro_batch import DoesNotFit, choose_micro_batch
     from pion.train.phases import config_of_largest_phase
 
     phases = phases_of(job.section(stage).phases)
@@ -120,9 +126,25 @@ def _fitting_micro_batch(
         capability=cuda_capability(device),
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory
-    return choose_micro_batch(
-        work,
+    choose = partial(
+        choose_micro_batch,
         rows_per_rank=rows_per_rank(job.section(stage).global_batch, plan.world_size),
         memory_bytes=total_memory(device) // sharing,
         recompute=job.hardware.recompute,
     )
+    try:
+        return choose(work)
+    except DoesNotFit as error:
+        by_lora = dataclasses.replace(work, lora=Lora(), optimizer="adamw")
+        if stage != "sft" or work.lora is not None or not _can_be_chosen(choose, by_lora):
+            raise
+        raise BadInput(f"{error}. By LoRA, it fits here: {HOW_TO_USE}") from None
+
+
+def _can_be_chosen(choose: Callable[[Workload], object], work: Workload) -> bool:
+    """Return whether the work fits; False also if LoRA can't adapt the model."""
+    try:
+        choose(work)
+    except BadInput:
+        return False
+    return True

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.job import Job
-from pipeline.rent.plan.estimate import Estimate, estimate, what_would_fit
+from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
+from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 
 
@@ -91,7 +92,10 @@ def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> tuple[st
     if offer.gpu is None or offer.gpu_memory is None:
         return None, ""
     if guess.problem is not None:
-        return guess.problem, "" if guess.stages else what_would_fit(job)
+        if guess.stages:
+            return guess.problem, ""
+        changes = what_to_change(job, [guess], num_nodes)
+        return guess.problem, " ".join([what_would_fit(job), *changes])
     dear = None if force else dear_spot(offer, num_nodes)
     return dear, "Set use_spot: false, or pass --force" if dear else ""
 

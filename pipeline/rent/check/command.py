@@ -21,6 +21,7 @@ from pipeline.rent.check import of_job, of_rental
 from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_conversations import check_conversations
+from pipeline.rent.check.of_files import check_files
 from pipeline.rent.check.of_machines import check_machines
 from pipeline.rent.check.of_memory import check_memory
 from pipeline.rent.check.row import CheckRow
@@ -133,7 +134,7 @@ def _checks(
     else:
         checks += [
             ("store from there", partial(of_rental.check_reach, job)),
-            ("files", partial(of_rental.check_files, job, sky_yaml, path)),
+            ("files", partial(check_files, job, sky_yaml, path)),
             ("credentials", partial(of_rental.check_credentials, job, sky_yaml)),
             ("disk", partial(of_rental.check_disk, job, sky_yaml)),
             ("recovery", partial(of_rental.check_recovery, sky_yaml)),

@@ -16,6 +16,7 @@ from pipeline.rent.check.row import CheckRow
 from pipeline.rent.plan.estimate import Estimate
 from pipeline.rent.plan.past_speeds import SECONDS, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer
+from pipeline.rent.plan.ways import ways_on
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
 from pipeline.rent.time_limit import within
@@ -33,9 +34,9 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     rows = [_credentials_of(cloud) for cloud in dict.fromkeys(v.candidate.cloud for v in stay)]
     for verdict in verdicts:
         if verdict in stay:
-            rows.append(_candidate_row(sky_yaml, verdict, others=others))
+            rows.append(_candidate_row(job, sky_yaml, verdict, others=others))
         else:
-            words = f"pion launch skips this machine: {verdict.problem}"
+            words = f"pion launch skips this machine: {_why_not(verdict)}"
             rows.append(CheckRow(str(verdict.candidate), None, words))
     offered = [verdict.guess for verdict in stay if isinstance(verdict.found, Offer)]
     return rows + _budget(job, sky_yaml, offered)
@@ -72,21 +73,26 @@ def _credentials_of(name: str | None) -> CheckRow:
     return CheckRow(title, False, f"{first.partition('Credentials can be')[0].strip()} Run: {fix}")
 
 
-def _candidate_row(sky_yaml: SkyYaml, verdict: Verdict, *, others: bool) -> CheckRow:
+def _why_not(verdict: Verdict) -> str:
+    """Return what is wrong with a candidate, and what to do about it."""
+    return f"{verdict.problem}. {verdict.advice}" if verdict.advice else str(verdict.problem)
+
+
+def _candidate_row(job: Job, sky_yaml: SkyYaml, verdict: Verdict, *, others: bool) -> CheckRow:
     """Return the row of a candidate that SkyPilot may rent. `others`: some candidate will do."""
     title, guess, found = str(verdict.candidate), verdict.guess, verdict.found
     if isinstance(found, NotOffered):
         # SkyPilot rents another candidate if there is one.
         return CheckRow(title, None if others and not found.misnamed else False, found.why)
     if verdict.problem is not None:
-        words = f"{verdict.problem}. {verdict.advice}" if verdict.advice else verdict.problem
-        return CheckRow(title, False, words)
+        return CheckRow(title, False, _why_not(verdict))
     nodes = sky_yaml.num_nodes
     if found.gpu is None:
         return CheckRow(title, None, f"no GPU: memory and speed are unknown{_cost(guess, nodes)}")
     if found.gpu_memory is None:
         return CheckRow(title, None, found.note or guess.problem or "")
-    words = f"{_memory(guess)}{_cost(guess, nodes)}"
+    ways = ways_on(job, found, nodes)
+    words = f"{_memory(guess)}{_cost(guess, nodes)}{'' if ways is None else f'. {ways}'}"
     dear = dear_spot(found, nodes)
     if dear is not None:
         return CheckRow(title, True, f"{words}; {dear}")

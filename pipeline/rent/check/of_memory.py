@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.job import Job
 from pipeline.rent.check.row import CheckRow
-from pipeline.rent.plan.estimate import on_each_gpu, what_would_fit
+from pipeline.rent.plan.what_fits import on_each_gpu, what_to_change, what_would_fit
 
 
 def check_memory(job: Job) -> list[CheckRow]:
@@ -14,5 +14,6 @@ def check_memory(job: Job) -> list[CheckRow]:
     words = what_would_fit(job)
     if too_small:
         largest, guess = list(too_small.items())[-1]
-        words = f"{words} {largest}: {guess.problem}"
+        changes = what_to_change(job, list(too_small.values()))
+        words = " ".join([words, f"{largest}: {guess.problem}.", *changes])
     return [CheckRow("GPU memory", len(too_small) < len(guesses), words)]

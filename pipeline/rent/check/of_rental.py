@@ -1,8 +1,7 @@
-"""Checks of a job on a rented machine: store, credentials, files, disk, and recovery."""
+"""Checks of a job on a rented machine: store, credentials, disk, and recovery."""
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 from collections.abc import Mapping
@@ -10,14 +9,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pion.errors import BadInput
+from pion.model.lora_cost import lora_cost
 from pipeline.console.userinfo import refuse_endpoint
-from pipeline.data.sources import find_input
 from pipeline.job import HubDataset, HubNpyShards, Job
+from pipeline.rent.check.of_files import local_inputs
 from pipeline.rent.check.of_job import count_parameters, is_prepared
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.credentials import SESSION_TOKEN, hub_inputs, needed_secrets
 from pipeline.rent.sky_yaml import SkyYaml
-from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore, open_store
 
 # Tests set this to 1, because they "rent" this same machine.
@@ -26,8 +25,10 @@ LOOPBACK_VARIABLE = "PION_ALLOW_LOOPBACK"
 BASE_GB = 15.0
 # How many checkpoints are on the machine's disk at a time: two that are kept, one being written.
 CHECKPOINTS = 3
-# The size of a checkpoint: a float32 weight and AdamW's two moments for each parameter.
+# The size of a checkpoint: a float32 weight and AdamW's two moments for each learned number.
 BYTES_PER_PARAMETER = 12
+# A model to start from: in float32 at most, as it was downloaded and as the run's store has it.
+BYTES_OF_BASE = 2 * 4
 RECOVER_CODE = 75
 
 
@@ -136,84 +137,20 @@ def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> l
 # ---------------------------------------------------------------- what is on the machine
 
 
-def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> list[CheckRow]:
-    """Check that SkyPilot copies the job file `path`, and the files it names, to the machine."""
-    rows = []
-    if job.publish is not None and "://" not in job.publish.to:
-        words = (
-            f"publish.to: {job.publish.to} is a folder, which will be lost with the machine. "
-            "Publish to hf://user/name, or fetch the model later: pion export"
-        )
-        rows.append(CheckRow("publish from there", None, words))
-    workdir = sky_yaml.config.get("workdir")
-    local = _local_inputs(job, prepared=is_prepared(job))
-    if path is not None:
-        local.append(("the job file", Path(path).expanduser().resolve()))
-    if not isinstance(workdir, str):
-        keys = ", ".join(dict.fromkeys(key for key, _ in local))
-        words = f"{sky_yaml.path} has no local workdir. Copy these to the machine yourself: {keys}"
-        return [*rows, CheckRow("files", None, words)] if local else rows
-    root = Path(workdir).expanduser().resolve()
-    if not root.is_dir():
-        raise BadInput(f"{sky_yaml.path}: workdir {root} is not a folder")
-    left_out = _left_out(root) if local else set()
-    for key, file in local:
-        if not file.is_relative_to(root):
-            raise BadInput(f"{key}: {file} is outside {root}, so it is not copied to the machine")
-        if not left_out.isdisjoint((file, *file.parents)):
-            raise BadInput(
-                f"{key}: .skyignore or .gitignore excludes {file}, so it is not copied to the "
-                "machine. Move it, or change that file."
-            )
-    return [*rows, CheckRow("files", True, f"{root} is copied to the machine")]
-
-
-def _local_inputs(job: Job, *, prepared: bool) -> list[tuple[str, Path]]:
-    """Return (key, path) of every local file or folder that the job reads.
-
-    If the data is `prepared`, the store has it and its tokenizer, so they are left out.
-    """
-    asked: dict[str, str | None] = {
-        f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)
-    }
-    asked["evaluate.text"] = job.evaluate.text
-    asked["evaluate.lm_eval.include_path"] = job.evaluate.lm_eval.include_path
-    for stage in job.train_stages:
-        weights = job.section(stage).init_from
-        if weights is not None and job.input_path(weights).exists():
-            asked[f"{stage}.init_from"] = weights
-    if job.base is not None and job.input_path(job.base.source).exists() and not prepared:
-        asked["model.from"] = job.base.source
-    if not prepared and job.tokenizer is not None:
-        asked["tokenizer.file"] = job.tokenizer.file
-    found = [(key, job.input_path(path)) for key, path in asked.items() if path is not None]
-    for key, source in job.sources():
-        if not prepared and hasattr(source, "path"):
-            with contextlib.suppress(BadInput):  # `check_data` reports it
-                files = find_input(job, source, key).files
-                found += [(f"{key}.path", path.resolve()) for path in files]
-    return found
-
-
-def _left_out(root: Path) -> set[Path]:
-    """Return what SkyPilot does not copy, as its own code reads .skyignore or .gitignore."""
-    sky_module()
-    from sky.data.storage_utils import get_excluded_files
-
-    with quiet():
-        return {root / path for path in get_excluded_files(str(root))}
-
-
 def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     """Check that each candidate's disk is large enough for packages, checkpoints and data."""
-    checkpoints = CHECKPOINTS * BYTES_PER_PARAMETER * count_parameters(job) / 1e9
+    checkpoints = CHECKPOINTS * BYTES_PER_PARAMETER * _learned(job) / 1e9
+    model = 0.0 if job.base is None else BYTES_OF_BASE * count_parameters(job) / 1e9
     sources = [source for _, source in job.sources()]
     streamed = any(isinstance(source, HubNpyShards) for source in sources)
     data = job.hardware.shard_cache_gb if streamed else 0.0
     # The copied sources, and the prepared data.
-    data += 2 * sum(_bytes_below(path) for _, path in _local_inputs(job, prepared=False)) / 1e9
-    needed = BASE_GB + checkpoints + data
+    inputs = [each for each in local_inputs(job, prepared=False) if each.key != "model.from"]
+    data += 2 * sum(_bytes_below(each.file) for each in inputs) / 1e9
+    needed = BASE_GB + checkpoints + model + data
     parts = f"{BASE_GB:.0f} packages + {checkpoints:.1f} checkpoints + {data:.1f} data"
+    if job.base is not None:
+        parts += f" + {model:.1f} model.from"
     if any(isinstance(source, HubDataset) for source in sources):
         parts += ", and what is downloaded from the Hub"
     least = min(candidate.disk_gb for candidate in sky_yaml.candidates)
@@ -228,6 +165,15 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
         )
         return [CheckRow("disk", None, words)]
     return [CheckRow("disk", True, words)]
+
+
+def _learned(job: Job) -> int:
+    """Return how many numbers the largest checkpoint of a stage has."""
+    config = job.model_config_resolved()
+    loras = [job.lora(stage) for stage in job.train_stages]
+    return max(
+        count_parameters(job) if lora is None else lora_cost(config, lora).params for lora in loras
+    )
 
 
 def _bytes_below(path: Path) -> int:

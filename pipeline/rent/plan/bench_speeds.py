@@ -72,7 +72,7 @@ def bench_speed(results: Sequence[Results], gpu: str, how: Training) -> BenchSpe
     for r, speed in rows:
         if _is_that_of(speed, how):
             return BenchSpeed(speed.tokens_per_second, f"measured by {_source(r)}", True)
-    per_token = flops_per_token(how.work.config, how.work.seq_len)
+    per_token = how.work.flops().total
     for r, speed in sorted(rows, key=lambda row: _distance(row[1], per_token)):
         peak = gpu_flops(r.card.card, speed.dtype)
         if peak is not None:
@@ -102,11 +102,11 @@ def _source(results: Results) -> str:
 
 
 def _is_that_of(speed: TrainSpeed, how: Training) -> bool:
-    """Return whether the stage does what was measured. Rows of documents were not measured."""
+    """Return whether the stage does what was measured: all weights, no rows of documents."""
     work = how.work
-    if work.documents or (speed.seq_len, speed.recompute) != (work.seq_len, how.recompute):
+    if (speed.seq_len, speed.recompute) != (work.seq_len, how.recompute):
         return False
-    if speed.model not in PRESETS:
+    if work.documents or work.lora is not None or speed.model not in PRESETS:
         return False
     preset = ModelConfig.preset(speed.model)
     same = {

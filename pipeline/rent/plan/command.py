@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,13 +12,15 @@ from rich.table import Table
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
-from pipeline.console.formats import printable
+from pipeline.console.formats import amount, printable
 from pipeline.job import Job
 from pipeline.rent.plan.bench_speeds import bench_results
 from pipeline.rent.plan.conversations import expect_rows
-from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate, what_would_fit
+from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
 from pipeline.rent.plan.past_speeds import past_speeds
 from pipeline.rent.plan.prices import market
+from pipeline.rent.plan.ways import GIB, Way, Ways, ways_on
+from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
 
 
 def show_plan(
@@ -42,17 +44,20 @@ def show_plan(
     offers, notes = market(gpus, plan.prices, count=count)
     speeds = past_speeds(plan)
     estimates = ranked([estimate(plan, offer, speeds, bench=results) for offer in offers])
+    changes = what_to_change(plan, estimates)
     if estimates and not any(e.fits for e in estimates):
-        reasons = "\n".join(f"  {reason}" for reason in _why_unfit(estimates))
-        raise BadInput(
-            f"{plan.name} fits on none of these GPUs.\n{reasons}\n{what_would_fit(plan)}"
-        )
-    notes = [*notes, *filter(None, [uncertain]), *_assumptions(plan, estimates)]
+        reasons = [f"  {reason}" for reason in _why_unfit(estimates)]
+        first = f"{plan.name} fits on none of these GPUs."
+        raise BadInput("\n".join([first, *reasons, what_would_fit(plan), *changes]))
+    notes = [*notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
     if as_json:
         print(json.dumps(_as_json(plan, estimates, notes), indent=1))
         return 0
     console = Console(highlight=False)
     console.print(_table(plan, estimates))
+    ways = {e.offer.gpu: ways_on(plan, e.offer) for e in estimates}
+    if any(ways.values()):
+        console.print(_ways_table(plan, ways))
     for note in notes:
         console.print(f"· {printable(note)}", markup=False, style="dim")
     return 0
@@ -83,20 +88,23 @@ def batch_in_words(estimate: Estimate) -> str:
     return ", ".join(dict.fromkeys(words))
 
 
-def _assumptions(job: Job, estimates: Sequence[Estimate]) -> list[str]:
-    """Return notes that say what the numbers are based on."""
-    notes = _why_unfit(estimates)
+def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]) -> list[str]:
+    """Return notes that say what does not fit, what to change, and what numbers are based on."""
+    notes = [*_why_unfit(estimates), *changes]
     count = max((e.offer.count for e in estimates), default=1)
     if count > 1:
         notes.append(f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker")
     notes += [f"tokens/s {s}" for s in sorted({s.speed_from for e in estimates for s in e.stages})]
+    notes.append("$/10⁹: dollars for a billion tokens")
     if any(e.offer.use_spot for e in estimates):
         notes.append(
             f"lost: on spot, a preemption every {job.checkpoint.preemption_hours:g} h "
             f"(checkpoint.preemption_hours) costs a restart of {RESTART_SECONDS:.0f} s and half "
             "the time between two saves"
         )
-    if any(stage.recompute for e in estimates for stage in e.stages):
+    ways = [way for e in estimates if (way := ways_on(job, e.offer)) is not None]
+    by_lora = [way.lora for way in ways if way.lora is not None]
+    if any(part.recompute for part in [s for e in estimates for s in e.stages] + by_lora):
         notes.append("* activations are recomputed to fit")
     return [*notes, "training only: preparing data, evaluation and publishing are extra"]
 
@@ -116,11 +124,11 @@ def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:
 
 def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
     tokens = next((e.tokens for e in estimates if e.stages), 0)
-    title = f"{job.name}: {tokens / 1e9:.3g} billion tokens ({', '.join(job.train_stages)})"
+    title = f"{job.name}: {amount(tokens)} tokens ({', '.join(job.train_stages)})"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("GPU", style="bold", no_wrap=True)
     table.add_column("way", no_wrap=True)
-    for name in ("$/h", "batch", "GiB", "tokens/s", "hours", "lost", "$", "$/10⁹"):
+    for name in ("$/h", "batch", "GiB", "tokens/s", "time", "lost", "$", "$/10⁹"):
         table.add_column(name, justify="right", no_wrap=True)
     for e in estimates:
         way = "spot" if e.offer.use_spot else "demand"
@@ -132,13 +140,41 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
                 batch_in_words(e),
                 f"{e.peak_bytes / 2**30:.1f}",
                 _number(e.tokens_per_second, ",.0f"),
-                _number(e.hours, ",.1f"),
-                _number(e.lost_hours, ",.1f"),
+                _time(e.hours),
+                _time(e.lost_hours),
                 _number(e.dollars, ",.2f"),
                 _number(e.dollars_per_billion_tokens, ",.2f"),
             ]
         table.add_row(*(cells if e.fits else [*cells, "no fit"]))
     return table
+
+
+def _ways_table(job: Job, ways: Mapping[str | None, Ways | None]) -> Table:
+    """Return what fine-tuning needs on each type of GPU: all weights, recomputed, and by LoRA."""
+    rank = next(found.rank for found in ways.values() if found is not None)
+    title = f"sft on one GPU: GiB (with so many rows of {job.sft_seq_len:,} tokens at once)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("GPU", style="bold", no_wrap=True)
+    for name in ("usable", "in full", "recomputed", f"LoRA of rank {rank}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for gpu, found in ways.items():
+        if found is not None:
+            cells = [_cell(way) for way in (found.full, found.recomputed, found.lora)]
+            table.add_row(gpu, f"{found.usable / GIB:.1f}", *cells)
+    return table
+
+
+def _cell(way: Way | None) -> str:
+    if way is None:
+        return "✗"
+    mark, again = "✓" if way.fits else "✗", "*" if way.recompute else ""
+    return f"{mark} {way.peak_bytes / GIB:.1f} ({way.micro_batch}{again})"
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -149,6 +185,7 @@ def _as_json(job: Job, estimates: Sequence[Estimate], notes: Sequence[str]) -> d
     rows = []
     for e in estimates:
         offer = dataclasses.asdict(e.offer) | {"price": e.offer.price}
+        ways = ways_on(job, e.offer)
         rows.append(
             {
                 **offer,
@@ -161,6 +198,7 @@ def _as_json(job: Job, estimates: Sequence[Estimate], notes: Sequence[str]) -> d
                 "dollars": e.dollars,
                 "dollars_per_billion_tokens": e.dollars_per_billion_tokens,
                 "preemption_loss_hours": e.lost_hours,
+                "ways": None if ways is None else dataclasses.asdict(ways),
             }
         )
     return {"run": job.name, "estimates": rows, "notes": list(notes)}

@@ -16,6 +16,7 @@ from pion.data.conversation import Tokenized
 from pion.data.template_view import marked_text
 from pion.data.tokenizer import Tokenizer
 from pipeline.base.keep import tokenizer_of_base
+from pipeline.console.formats import amount
 from pipeline.data.sft_rows import in_own_format, in_template
 from pipeline.data.sources import SAMPLED, conversations, find_input, talks
 from pipeline.job import HubDataset, Job
@@ -145,7 +146,7 @@ def in_words(job: Job, counted: Counted) -> str:
     words = (
         f"{counted.conversations:,} conversations in {counted.rows:,} rows of {job.sft_seq_len:,} "
         f"tokens; {passes:.3g} passes in {section.total_steps:,} steps of "
-        f"{section.global_batch}: {trained / 1e6:,.2f}M tokens"
+        f"{section.global_batch} rows: {amount(trained)} tokens"
     )
     if not counted.whole:
         words = f"of the first {SAMPLED:,} conversations: {words}"

@@ -12,30 +12,25 @@ publishing are extra.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pion.bench.results import Results
+from pion.data.order import rows_per_rank
 from pion.errors import BadInput
-from pion.model.cost import flops_per_token
 from pion.train.hardware import gpu_flops
-from pion.train.memory import Workload, predict_memory
+from pion.train.memory import predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
-from pion.train.phases import config_of_largest_phase
 from pipeline.job import Job
-from pipeline.job.phases import phases_of
 from pipeline.rent.plan.bench_speeds import Training, bench_speed
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.past_speeds import Speed, speed_on
 from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.workload import largest_phase, workers_on, workload_on
 from pipeline.training.cadence import SaveCadence
 
 # The share of a GPU's peak that a model is assumed to reach if nobody has measured it. The
 # published recipe of Pion-small reached this share on an A40 (64 × 2,048 tokens in 4.3 s).
 ASSUMED_MFU = 0.15
-# How many GPUs are suggested to a job that does not fit, the smallest first.
-LISTED = 6
-# Recomputing activations costs a third more arithmetic.
-RECOMPUTE_SPEED = 3 / 4
 # The assumed time from when a machine is paid for to its first step: boot, install, restore. `pion
 # replay` uses the measured time if the run has one.
 RESTART_SECONDS = 120.0
@@ -131,8 +126,7 @@ def estimate(
         return Estimate(offer, (), why)
     if offer.gpu_memory is None:
         return Estimate(offer, (), f"the memory of a {offer.gpu} is unknown")
-    asked = job.hardware.workers
-    workers = offer.count * num_nodes if asked is None else max(1, asked)
+    workers = workers_on(job, offer, num_nodes)
     try:
         stages = tuple(
             _stage(job, stage, offer, workers, Known(speeds, bench)) for stage in job.train_stages
@@ -159,28 +153,6 @@ def estimate(
     return _priced(offer, stages, paid, paid - work, num_nodes)
 
 
-def gpus_that_fit(job: Job) -> list[str]:
-    """Return the GPU types of which a single GPU can train the job, the smallest memory first."""
-    return [name for name, guess in on_each_gpu(job).items() if guess.fits]
-
-
-def on_each_gpu(job: Job) -> dict[str, Estimate]:
-    """Return what the job takes on one GPU of each type, the smallest memory first."""
-    by_memory = sorted(GPU_TYPES.items(), key=lambda item: item[1].memory)
-    return {
-        name: estimate(job, Offer(name, 1, None, None, False, None, None, kind.memory, 0), [])
-        for name, kind in by_memory
-    }
-
-
-def what_would_fit(job: Job) -> str:
-    """Return a sentence that names the GPU types on which a single GPU can train the job."""
-    found = gpus_that_fit(job)
-    if not found:
-        return "It fits on no GPU known here."
-    return f"It fits on {', '.join(found[:LISTED])}{' …' if len(found) > LISTED else ''}."
-
-
 def _priced(
     offer: Offer, stages: tuple[StageEstimate, ...], paid: float, lost: float, num_nodes: int
 ) -> Estimate:
@@ -193,25 +165,10 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
     """Return a stage's plan, as its workers will choose it. Raises BadInput if it does not fit."""
     assert offer.gpu is not None
     assert offer.gpu_memory is not None
-    section, hardware, config = job.section(stage), job.hardware, job.model_config_resolved()
-    seq_len = job.seq_len(stage)
-    kind = GPU_TYPES.get(offer.gpu)
-    dtype = kind.dtype(hardware.dtype) if kind else "bfloat16"
-    rows = -(-section.global_batch // workers)
-    documents = stage == "sft" or job.within_documents
-    work = Workload(
-        config,
-        seq_len,
-        dtype,
-        section.optimizer,
-        "cuda",
-        documents,
-        compile=hardware.compile is not False,
-        lora=job.lora(stage),
-        capability=kind.capability if kind else None,
-    )
-    largest = config_of_largest_phase(phases_of(section.phases), config)
-    in_memory = replace(work, config=largest)
+    section, hardware = job.section(stage), job.hardware
+    rows = rows_per_rank(section.global_batch, workers)
+    work = workload_on(offer.gpu, job, stage)
+    in_memory = largest_phase(work, job, stage)
     derived, recompute = choose_micro_batch(
         in_memory, rows_per_rank=rows, memory_bytes=offer.gpu_memory, recompute=hardware.recompute
     )
@@ -231,7 +188,7 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
         grad_accum=-(-rows // micro_batch),
         recompute=recompute,
         peak_bytes=peak,
-        tokens=section.total_steps * section.global_batch * seq_len
+        tokens=section.total_steps * section.global_batch * work.seq_len
         if section.steps_are_known
         else None,
         tokens_per_second=None if speed is None else speed * workers,
@@ -242,18 +199,19 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
 def _speed(gpu: str, how: Training, known: Known) -> tuple[float | None, str]:
     """Return the tokens per second of one GPU, and where that number comes from."""
     work = how.work
-    measured = speed_on(known.runs, gpu, work.seq_len)
+    measured = speed_on(known.runs, gpu, work.seq_len, lora=work.lora is not None)
     if measured is not None:
         return measured.tokens_per_second, f"measured in run {measured.run}"
+    arithmetic = work.flops()
     found = bench_speed(known.bench, gpu, how)
     if found is not None:
-        slower = 1.0 if found.as_is else RECOMPUTE_SPEED
+        slower = 1.0 if found.as_is else arithmetic.share_if_recomputed
         return found.tokens_per_second * slower, found.words
     flops = gpu_flops(GPU_TYPES[gpu].cuda, work.dtype) if gpu in GPU_TYPES else None
     if flops is None:
         return None, f"the speed of a {gpu} is unknown"
-    speed = flops * ASSUMED_MFU / flops_per_token(work.config, work.seq_len)
-    slower = RECOMPUTE_SPEED if how.recompute else 1.0
+    speed = flops * ASSUMED_MFU / arithmetic.total
+    slower = arithmetic.share_if_recomputed if how.recompute else 1.0
     return speed * slower, f"estimated: {ASSUMED_MFU:.0%} MFU assumed"
 
 

@@ -35,12 +35,16 @@ RUNS = 10
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of one worker in one attempt of `run`. `device` is CUDA's name."""
+    """Tokens per second of one worker in one attempt of `run`. `device` is CUDA's name.
+
+    `lora`: whether the model was frozen and had additions.
+    """
 
     run: str
     device: str
     seq_len: int
     tokens_per_second: float
+    lora: bool = False
 
 
 def past_speeds(job: Job) -> list[Speed]:
@@ -62,16 +66,22 @@ def _speeds(job: Job) -> list[Speed]:
     return [s for name, head in reversed(heads) for s in _of_run(store, name, head, shape)]
 
 
-def speed_on(speeds: list[Speed], gpu: str, seq_len: int) -> Speed | None:
-    """Return the median attempt of the newest run that trained rows of `seq_len` on this GPU."""
-    fit = [s for s in speeds if s.seq_len == seq_len and gpu in sky_names(s.device)]
+def speed_on(speeds: list[Speed], gpu: str, seq_len: int, *, lora: bool) -> Speed | None:
+    """Return the median attempt of the newest run that trained rows of `seq_len` on this GPU.
+
+    `lora` is whether a frozen model with additions was trained, or all weights.
+    """
+    fit = [
+        s for s in speeds if (s.seq_len, s.lora) == (seq_len, lora) and gpu in sky_names(s.device)
+    ]
     newest = sorted((s for s in fit if s.run == fit[0].run), key=lambda s: s.tokens_per_second)
     return newest[len(newest) // 2] if newest else None
 
 
 def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> Iterator[Speed]:
     run = RunState(store, name)
-    fitting = {stage for stage in ("pretrain", "sft") if _has_shape(run, head, stage, shape)}
+    inputs = {stage: _inputs(run, head, stage) for stage in ("pretrain", "sft")}
+    fitting = {stage for stage, of_stage in inputs.items() if shape.items() <= of_stage.items()}
     if not fitting:
         return
     for event in read_events(store, name):
@@ -81,16 +91,17 @@ def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> It
         if reached is not None and "seq_len" in event:  # the first runs did not report seq_len
             per_worker = reached / max(1, event.get("workers", 1))
             device = event.get("device", "")
-            yield Speed(name, device, event["seq_len"], per_worker)
+            lora = "sft.lora.rank" in inputs[event["stage"]]
+            yield Speed(name, device, event["seq_len"], per_worker, lora)
 
 
-def _has_shape(run: RunState, head: Head, stage: str, shape: Mapping[str, Any]) -> bool:
-    """Return whether the run's stage trains, or trained, a model of this shape."""
+def _inputs(run: RunState, head: Head, stage: str) -> Mapping[str, Any]:
+    """Return what the run's stage trains, or trained, by the paths of a digest's inputs."""
     record = head.stages.get(stage)
     digests = [record.digest] if record else []
     digests += [entry.digest for entry in head.checkpoints if entry.stage == stage]
     kept = run.read_stage(stage, digests[0]) if digests else None
-    return kept is not None and shape.items() <= kept["inputs"].items()
+    return {} if kept is None else kept["inputs"]
 
 
 def _tokens_per_second(store: Store, folder: str) -> float | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from pion.config import ModelConfig
-from pion.model.cost import copied_bytes, cost_of, flops_per_token
+from pion.lora import Lora
+from pion.model.cost import copied_bytes, cost_of, flops_per_token, token_flops
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import ForwardPass
+from pion.model.lora import add_lora
+from pion.model.lora_cost import lora_cost
 from pion.parts import Experts
 from pion.presets import PRESETS
 
@@ -79,3 +83,52 @@ def test_products_with_weights_are_those_that_torch_counts(tied: bool) -> None:
         model(tokens)
     products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
     assert products == 2 * 64 * cost_of(config).macs_per_token
+
+
+def counted_products(config: ModelConfig, lora: Lora | None) -> float:
+    """Return the FLOPs of products that torch counts in a training step over a row, per token."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, tokens = Decoder(config), torch.zeros(1, config.seq_len, dtype=torch.int64)
+    if lora is not None:
+        add_lora(model, lora, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        model.loss(tokens, tokens).backward()
+    return float(counter.get_flop_counts()["Global"][torch.ops.aten.mm]) / config.seq_len
+
+
+def stated_products(config: ModelConfig, lora: Lora | None) -> float:
+    """Return the FLOPs that the cost states, without those of attention's scores and values."""
+    additions = None if lora is None else lora_cost(config, lora).params
+    of_attention = flops_per_token(config, config.seq_len) - 6 * cost_of(config).macs_per_token
+    return token_flops(config, config.seq_len, additions).total - of_attention
+
+
+def test_the_flops_of_training_all_weights_are_those_that_torch_counts() -> None:
+    assert counted_products(TINY, None) == stated_products(TINY, None)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_flops_of_lora_are_those_that_torch_counts(targets: Any, tied: bool) -> None:
+    """Apart from the gradient of the first layer's input, which only compiled code computes."""
+    config, lora = replace(TINY, tie_embeddings=tied), Lora(rank=4, targets=targets)
+    adapted = [name for name in ("q_proj", "k_proj", "v_proj") if name in lora.targets_of(config)]
+    of_input = 2 * 32 * (32 + 2 * 16 + len(adapted) * lora.rank)
+    assert counted_products(config, lora) == stated_products(config, lora) - of_input
+
+
+def test_lora_takes_about_two_thirds_of_the_arithmetic_of_all_weights() -> None:
+    config = ModelConfig.preset("pion-large")
+    whole = token_flops(config, 2048)
+    lora = token_flops(config, 2048, lora_cost(config, Lora()).params)
+    assert whole.total == flops_per_token(config, 2048)
+    assert lora.forward > whole.forward, "the additions come on top"
+    assert 2 / 3 < lora.total / whole.total < 0.75
+
+
+def test_recomputation_costs_lora_a_larger_share() -> None:
+    whole = token_flops(TINY, 64)
+    lora = token_flops(TINY, 64, lora_cost(TINY, Lora(rank=1)).params)
+    assert whole.share_if_recomputed == 6 / 8
+    assert 4 / 6 < lora.share_if_recomputed < 6 / 8

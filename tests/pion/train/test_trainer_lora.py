@@ -17,7 +17,9 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.lora import Lora
 from pion.model import loss as loss_module
+from pion.model.cost import flops_per_token, token_flops
 from pion.model.lora import adapted, additions
+from pion.model.lora_cost import lora_cost
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream, tiny_decoder
 
@@ -86,6 +88,19 @@ def test_the_heads_gradient_is_not_even_computed(
     monkeypatch.setattr(loss_module, "_plain", watched)
     steps(make(text), 1)
     assert set(computed) == {(True, False)}
+
+
+def test_mfu_counts_no_gradients_of_frozen_weights(text: RowStream) -> None:
+    lora = make(text)
+    whole = Trainer(tiny_decoder(0), text, TrainSettings(**SETTINGS), lora.plan)
+    config, flops = lora.model.config, []
+    for trainer in (lora, whole):
+        assert trainer.train_step()
+        (row,) = trainer.drain_metrics()
+        flops.append(row["mfu"] / row["tokens_per_second"])  # of a token, over the peak
+    expected = token_flops(config, config.seq_len, lora_cost(config, Lora(rank=4)).params)
+    share = expected.total / flops_per_token(config, config.seq_len)
+    assert flops[0] / flops[1] == pytest.approx(share)
 
 
 @pytest.mark.parametrize("plan", [{}, {"dtype": "bfloat16"}, {"recompute": True}])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from pion.errors import BadInput
 from pion.train import hardware
 from pion.train.hardware import pick_compile
 from pipeline.training.compute_plan import choose_plan
@@ -42,6 +43,31 @@ def test_a_plan_of_a_later_version_is_not_used_again() -> None:
     before = recorded(micro_batch=1) | {"colour": "blue"}
     fresh = choose_plan(tiny_job(), "pretrain", Group(), None)
     assert choose_plan(tiny_job(), "pretrain", Group(), before) == fresh
+
+
+def test_lora_is_offered_where_all_weights_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "total_memory", lambda device: int(1.7e9))
+    changes = {"model": "pion-small", "data__seq_len": 96}
+    with pytest.raises(BadInput) as refused:
+        choose_plan(tiny_job(**changes), "sft", Group(), None)
+    message = str(refused.value)
+    assert "the model does not fit" in message
+    assert "By LoRA, it fits here: write `sft: {lora: {rank: 16}}`" in message
+    choose_plan(tiny_job(**changes, sft__lora={"rank": 16}), "sft", Group(), None)
+    with pytest.raises(BadInput) as refused:
+        choose_plan(tiny_job(**changes), "pretrain", Group(), None)
+    assert "LoRA" not in str(refused.value)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sft__lora": {"rank": 16}}])
+def test_lora_is_not_offered_where_it_does_not_fit_either(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(hardware, "total_memory", lambda device: int(7e8))
+    with pytest.raises(BadInput) as refused:
+        choose_plan(tiny_job(model="pion-small", **changes), "sft", Group(), None)
+    assert "does not fit" in str(refused.value)
+    assert "LoRA" not in str(refused.value)
 
 
 # ---------------------------------------------------------------- torch.compile

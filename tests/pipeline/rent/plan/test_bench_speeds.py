@@ -17,7 +17,7 @@ from pipeline.job.file import load_job
 from pipeline.rent.plan import bench_speeds
 from pipeline.rent.plan.bench_speeds import bench_results, copy_speed
 from pipeline.rent.plan.command import show_plan
-from pipeline.rent.plan.estimate import RECOMPUTE_SPEED, estimate
+from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.past_speeds import Speed
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
@@ -71,7 +71,24 @@ def test_conversations_were_not_measured() -> None:
 def test_recomputing_is_slower_than_what_was_measured() -> None:
     plain = pretraining(results(train_row()), "model.d_ff=1024")
     again = pretraining(results(train_row()), "model.d_ff=1024", "hardware.recompute=true")
-    assert again.tokens_per_second == pytest.approx(RECOMPUTE_SPEED * plain.tokens_per_second)
+    assert again.tokens_per_second == pytest.approx(6 / 8 * plain.tokens_per_second)
+
+
+def test_lora_is_estimated_from_what_was_measured_with_all_weights() -> None:
+    """With the share of the peak that all weights reached, for about 4/6 of their arithmetic."""
+    whole, lora = (
+        estimate(
+            load_job(JOBS / "pion-small.yaml", overrides),
+            offer("A40"),
+            [],
+            bench=[results(train_row())],
+        ).stages[1]
+        for overrides in ([], ["sft.lora.rank=16"])
+    )
+    assert lora.speed_from == whole.speed_from
+    assert whole.tokens_per_second is not None
+    assert lora.tokens_per_second is not None
+    assert 1.2 < lora.tokens_per_second / whole.tokens_per_second < 1.5
 
 
 def test_a_preset_that_has_changed_since_is_an_estimate() -> None:

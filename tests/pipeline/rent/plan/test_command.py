@@ -13,6 +13,7 @@ from pipeline.rent.plan.command import show_plan
 from pipeline.rent.plan.gpus import GPU_TYPES
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
+from tests.pipeline.rent.fine_tuning import write_fine_tuning
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import PRICES, Price
 
@@ -91,6 +92,47 @@ def test_a_job_that_fits_on_none_of_the_gpus_is_refused_with_what_would_do(plan:
         "needs 115.0 GiB",
         "It fits on H200, H200-SXM, B200.",
     ]
+
+
+def test_a_model_that_only_lora_can_fine_tune_there_is_refused_with_what_to_write(
+    plan: Any, tmp_path: Path
+) -> None:
+    job = str(write_fine_tuning(tmp_path, "Qwen3-1.7B"))
+    with pytest.raises(BadInput) as refused:
+        plan(job, gpus=("RTXA4000", "L4"))
+    assert str(refused.value).splitlines()[-2:] == [
+        "It fits on A100, A40, L40, L40S, RTX6000-Ada, RTXA6000 ….",
+        "By LoRA, it fits on RTXA4000 (13.4 GiB), L4 (15.8 GiB): write `sft: {lora: {rank: 16}}` "
+        "next to the other fields of sft, or add sft.lora.rank=16 to the command.",
+    ]
+    lora = plan(job, "sft.lora.rank=16", gpus=("RTXA4000",))
+    assert all(row["fits"] for row in lora["estimates"])
+    both = plan(job, gpus=("RTXA4000", "A40"))
+    assert any(note.startswith("By LoRA, it fits on RTXA4000") for note in both["notes"])
+
+
+def test_each_card_says_what_each_way_to_fine_tune_needs(
+    plan: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = str(write_fine_tuning(tmp_path, "Qwen3-0.6B"))
+    rows = plan(job, gpus=("RTXA4000", "A40"))["estimates"]
+    fits = {
+        row["gpu"]: [row["ways"][way]["fits"] for way in ("full", "recomputed", "lora")]
+        for row in rows
+    }
+    assert fits == {"RTXA4000": [False, True, True], "A40": [True, True, True]}
+    settings = [f"store={tmp_path / 'runs'}", "prices={RTXA4000: 0.25}"]
+    assert show_plan(job, settings, gpus=("RTXA4000",), as_json=False) == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("RTXA4000    14.1")]
+    full, recomputed, lora = (cell.split()[0] for cell in line.split("  ") if "(" in cell)
+    assert (full, recomputed, lora) == ("✗", "✓", "✓")
+    assert "tokens (sft)" in printed
+    assert "billion tokens (sft)" not in printed
+
+
+def test_without_conversations_there_is_no_way_to_fine_tune(plan: Any) -> None:
+    assert {row["ways"] for row in plan(SMALL, "sft=null", gpus=("A40",))["estimates"]} == {None}
 
 
 def test_a_gpu_without_a_price_comes_after_those_that_have_one(plan: Any) -> None:

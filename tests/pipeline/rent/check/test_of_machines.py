@@ -1,0 +1,62 @@
+"""What `pion check --on` says of each machine for a job that fine-tunes a published model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.rent.check.of_machines import check_machines
+from pipeline.rent.check.of_rental import check_disk
+from pipeline.rent.check.row import CheckRow
+from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
+from tests.pipeline.rent.check.checked_job import unknown, wrong
+from tests.pipeline.rent.conftest import SkyHome
+from tests.pipeline.rent.fine_tuning import read_fine_tuning
+from tests.support.runpod_api import RunPodApi
+
+A4000, A40 = "1 × RTXA4000 on demand on RunPod", "1 × A40 on demand on RunPod"
+
+
+@pytest.fixture
+def a4000(sky_home: SkyHome, runpod_api: RunPodApi) -> SkyYaml:
+    return read_sky_yaml(sky_home.yaml("accelerators: RTXA4000"))
+
+
+@pytest.fixture
+def either(sky_home: SkyHome, runpod_api: RunPodApi) -> SkyYaml:
+    return read_sky_yaml(sky_home.yaml("any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"))
+
+
+def machines(folder: Path, name: str, on: SkyYaml, *overrides: str) -> dict[str, CheckRow]:
+    job = read_fine_tuning(folder, name, *overrides)
+    return {row.name: row for row in check_machines(job, on, force=False)}
+
+
+def test_a_machine_says_what_each_way_to_fine_tune_needs(tmp_path: Path, a4000: SkyYaml) -> None:
+    row = machines(tmp_path, "Qwen3-0.6B", a4000)[A4000]
+    assert row.ok
+    assert "sft in full: ✗ 14.9 GiB (1 row); recomputed: ✓ 13.7 GiB (8 rows); by LoRA" in row.words
+
+
+def test_lora_is_offered_where_it_is_the_only_way(tmp_path: Path, a4000: SkyYaml) -> None:
+    wrong(machines(tmp_path, "Qwen3-1.7B", a4000)[A4000], "sft: {lora: {rank: 16}}", "13.4 GiB")
+    assert machines(tmp_path, "Qwen3-1.7B", a4000, "sft.lora.rank=16")[A4000].ok
+
+
+def test_a_machine_that_is_left_out_says_that_lora_would_fit(
+    tmp_path: Path, either: SkyYaml
+) -> None:
+    rows = machines(tmp_path, "Qwen3-1.7B", either)
+    assert rows[A40].ok
+    unknown(rows[A4000], "pion launch skips this machine", "By LoRA, it fits on RTXA4000")
+
+
+def test_the_disk_holds_the_checkpoints_of_what_is_trained(tmp_path: Path, a4000: SkyYaml) -> None:
+    """The base is on the disk too: as it was downloaded, and as the run's store has it."""
+    with pytest.raises(BadInput, match=r"61\.9 checkpoints .* 13\.8 model\.from"):
+        check_disk(read_fine_tuning(tmp_path, "Qwen3-1.7B"), a4000)
+    (row,) = check_disk(read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft.lora.rank=16"), a4000)
+    assert row.ok
+    assert "0.6 checkpoints" in row.words

@@ -1,0 +1,44 @@
+"""Jobs that fine-tune a published model, and cards to plan them for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from pipeline.job import Job
+from pipeline.rent.plan.gpus import GPU_TYPES
+from pipeline.rent.plan.prices import Offer
+from tests.support.jobs import write_tiny_data
+from tests.support.published_models import write_published
+
+
+def write_fine_tuning(folder: Path, name: str) -> Path:
+    """Write the shortest job that fine-tunes this model, with the model and conversations."""
+    write_published(folder / name, name)
+    write_tiny_data(folder)
+    job = {
+        "name": "mine",
+        "model": {"from": name},
+        "sft": {"sources": [{"kind": "jsonl", "path": "talks.jsonl"}]},
+        "store": str(folder / "runs"),
+    }
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def read_fine_tuning(folder: Path, name: str, *overrides: str) -> Job:
+    """Return the job of `write_fine_tuning`, as plan and check read it."""
+    from pipeline.base.read_job import read_job
+    from pipeline.rent.plan.conversations import expect_rows
+
+    path = folder / "mine.yaml"
+    job = read_job(path if path.exists() else write_fine_tuning(folder, name), overrides)
+    expect_rows(job)
+    return job
+
+
+def one(gpu: str) -> Offer:
+    """Return an offer of one GPU of this type."""
+    return Offer(gpu, 1, "RunPod", "CA", False, 0.4, 0.4, GPU_TYPES[gpu].memory, 60)

@@ -1,0 +1,94 @@
+"""The ways to fine-tune on a GPU: all weights, with recomputed activations, or by LoRA."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline.job.file import load_job
+from pipeline.rent.plan.estimate import estimate
+from pipeline.rent.plan.ways import GIB, Way, ways_on
+from tests.paths import JOBS
+from tests.pipeline.rent.fine_tuning import one, read_fine_tuning
+from tests.support.published_models import PUBLISHED
+
+A4000 = one("RTXA4000")
+
+
+@pytest.mark.parametrize(
+    ("name", "fits", "gib"),
+    [
+        # The GiB that one row of 2,048 tokens needs in each way.
+        ("SmolLM2-360M", (True, True, True), (9.1, 6.9, 5.2)),
+        ("Qwen3-0.6B", (False, True, True), (14.9, 11.8, 7.9)),
+        ("Qwen3-1.7B", (False, False, True), (36.2, 30.0, 9.5)),
+    ],
+)
+def test_what_a_published_model_needs_on_a_card_of_16_gb(
+    tmp_path: Path, name: str, fits: tuple[bool, ...], gib: tuple[float, ...]
+) -> None:
+    """With a job that says nothing but the model and the conversations."""
+    ways = ways_on(read_fine_tuning(tmp_path, name), A4000)
+    assert ways is not None
+    assert ways.lora is not None
+    found = (ways.full, ways.recomputed, ways.lora)
+    assert tuple(way.fits for way in found) == fits
+    assert all((way.peak_bytes <= ways.usable) == way.fits for way in found)
+    smallest = ways_on(read_fine_tuning(tmp_path, name, "hardware.micro_batch=1"), A4000)
+    assert smallest is not None
+    assert smallest.lora is not None
+    least = (smallest.full, smallest.recomputed, smallest.lora)
+    assert [way.micro_batch for way in least] == [1, 1, 1]
+    assert tuple(round(way.peak_bytes / GIB, 1) for way in least) == gib
+
+
+def test_the_parameters_of_published_models_are_those_of_their_settings(tmp_path: Path) -> None:
+    from pipeline.rent.check.of_job import count_parameters
+
+    job = read_fine_tuning(tmp_path, "Qwen3-1.7B")
+    assert count_parameters(job) == PUBLISHED["Qwen3-1.7B"][2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["hardware.recompute=false"], "full"),
+        (["hardware.recompute=true"], "recomputed"),
+        (["sft.lora.rank=16"], "lora"),
+        (["sft.lora.rank=64", "hardware.recompute=true"], "lora"),
+    ],
+)
+def test_each_way_is_what_the_job_takes_if_it_asks_for_it(
+    tmp_path: Path, overrides: list[str], name: str
+) -> None:
+    job = read_fine_tuning(tmp_path, "SmolLM2-360M", *overrides)
+    (stage,) = estimate(job, A4000, []).stages
+    taken = Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
+    assert getattr(ways_on(job, A4000), name) == taken
+
+
+def test_the_rank_is_that_of_the_job_or_the_default(tmp_path: Path) -> None:
+    ways = [
+        ways_on(read_fine_tuning(tmp_path, "SmolLM2-360M", *asked), A4000)
+        for asked in ([], ["sft.lora.rank=128", "hardware.micro_batch=4"])
+    ]
+    assert [way and way.rank for way in ways] == [16, 128]
+    assert "; by LoRA of rank 128: ✓ " in str(ways[1])
+    assert str(ways[1]).endswith(" GiB (4 rows)")
+
+
+def test_a_model_of_experts_has_no_way_by_lora() -> None:
+    ways = ways_on(load_job(JOBS / "pion-small.yaml", ["model=tachyon-tiny"]), A4000)
+    assert ways is not None
+    assert ways.full.fits
+    assert ways.lora is None
+    assert "LoRA" not in str(ways)
+
+
+def test_without_conversations_or_a_known_gpu_there_is_nothing_to_say(tmp_path: Path) -> None:
+    assert ways_on(load_job(JOBS / "pion-small.yaml", ["sft=null"]), A4000) is None
+    job = read_fine_tuning(tmp_path, "SmolLM2-360M")
+    assert ways_on(job, dataclasses.replace(A4000, gpu=None)) is None
+    assert ways_on(job, dataclasses.replace(A4000, gpu_memory=None)) is None
