@@ -42,7 +42,7 @@ def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
     """
     name, millions = job.model.preset or "the job's own shape", count_parameters(job) / 1e6
     if job.base is not None:
-        name = str(job.base)
+        name = job.base.source
     rows = [CheckRow("model", True, f"{name}: {millions:,.1f} million parameters")]
     for stage in job.train_stages:
         source = job.section(stage).init_from
@@ -145,8 +145,7 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
     section = job.tokenizer
     if section is None:
         assert job.base is not None
-        words = f"of {job.base.source}, which is read"
-        return [CheckRow("tokenizer", True, words)]
+        return [CheckRow("tokenizer", True, f"that of {job.base.source}")]
     if section.train is not None:
         words = f"a BPE of {section.train.vocab_size:,} entries will be trained on data.sources"
         readable = [s for s in job.data.sources if not _is_tokenised(s)]

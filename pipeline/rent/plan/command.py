@@ -98,7 +98,8 @@ def _assumptions(job: Job, estimates: Sequence[Estimate]) -> list[str]:
         )
     if any(stage.recompute for e in estimates for stage in e.stages):
         notes.append("* activations are recomputed to fit")
-    return [*notes, "training only: preparing data, evaluation and publishing are extra"]
+    extra = "booting the machine, preparing data, evaluation and publishing are extra"
+    return [*notes, f"training only: {extra}"]
 
 
 def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:
@@ -116,7 +117,8 @@ def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:
 
 def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
     tokens = next((e.tokens for e in estimates if e.stages), 0)
-    title = f"{job.name}: {tokens / 1e9:.3g} billion tokens ({', '.join(job.train_stages)})"
+    amount = f"{tokens / 1e9:.3g} billion" if tokens >= 1e8 else f"{tokens / 1e6:.3g} million"
+    title = f"{job.name}: {amount} tokens ({', '.join(job.train_stages)})"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("GPU", style="bold", no_wrap=True)
     table.add_column("way", no_wrap=True)
@@ -132,13 +134,17 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
                 batch_in_words(e),
                 f"{e.peak_bytes / 2**30:.1f}",
                 _number(e.tokens_per_second, ",.0f"),
-                _number(e.hours, ",.1f"),
-                _number(e.lost_hours, ",.1f"),
+                _hours(e.hours),
+                _hours(e.lost_hours),
                 _number(e.dollars, ",.2f"),
                 _number(e.dollars_per_billion_tokens, ",.2f"),
             ]
         table.add_row(*(cells if e.fits else [*cells, "no fit"]))
     return table
+
+
+def _hours(value: float | None) -> str:
+    return _number(value, ",.1f" if value is None or value >= 10 else ".2f")
 
 
 def _number(value: float | None, form: str) -> str:
