@@ -94,7 +94,7 @@ def _config_of(
 ) -> tuple[ModelConfig | None, str]:
     """Return a model's settings and a label. The settings are None for a seed's .pt file, which
     has them only together with its weights."""
-    from pipeline.data.hub import explained, pin
+    from pipeline.data.hub import OnHub, explained, pin
     from pipeline.models.load import check_start
 
     if isinstance(found, Path):
@@ -117,7 +117,7 @@ def _config_of(
 
     repo, _, revision = found.partition("@")
     commit = pin(repo, revision or None, "model")
-    with explained(f"Hub model {repo} at {commit[:12]}, file {CONFIG}"):
+    with explained(OnHub(repo, commit, "model", CONFIG)):
         file = Path(hf_hub_download(repo, CONFIG, revision=commit))
     label = f"Hub model {repo} at {commit[:12]}"
     return _config(read_file(file), f"{label}, {CONFIG}"), label

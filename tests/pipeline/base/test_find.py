@@ -155,4 +155,6 @@ def test_a_gated_repository_is_refused_with_its_page(
     with hub_server() as hub:
         hub.add_repo("someone/gated", "model", files_of(base), gated=True)
         hub.use(monkeypatch, tmp_path / "hf", token=None)
-        assert "access is granted on request" in complaint("someone/gated", tmp_path)
+        text = complaint("someone/gated", tmp_path)
+    assert "it is gated. Accept its terms on https://huggingface.co/someone/gated." in text
+    assert "export HF_TOKEN" in text
