@@ -5,7 +5,12 @@ from __future__ import annotations
 from pipeline.job import Job
 from pipeline.rent.check.of_job import is_prepared
 from pipeline.rent.check.row import CheckRow
-from pipeline.rent.plan.conversations import count_conversations, in_words, too_many_passes
+from pipeline.rent.plan.conversations import (
+    count_conversations,
+    in_words,
+    too_few_steps,
+    too_many_passes,
+)
 
 
 def check_conversations(job: Job) -> list[CheckRow]:
@@ -17,5 +22,5 @@ def check_conversations(job: Job) -> list[CheckRow]:
         return []
     job.section("sft").know_rows(counted.rows)
     rows = [CheckRow("conversations", True, in_words(job, counted))]
-    warning = too_many_passes(job, counted)
-    return rows if warning is None else [*rows, CheckRow("passes", None, warning)]
+    warnings = {"steps": too_few_steps(job, counted), "passes": too_many_passes(job, counted)}
+    return rows + [CheckRow(name, None, words) for name, words in warnings.items() if words]
