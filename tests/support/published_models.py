@@ -102,6 +102,17 @@ def publish(hub: HubServer, repo: str, folder: Path) -> str:
     return hub.add_repo(repo, "model", files)
 
 
+def publish_tiny(hub: HubServer, repo: str, folder: Path) -> str:
+    """Put a tiny model of SmolLM2's shape on the Hub under this name, which a run can train."""
+    from tests.support.stock_models import saved, stock_model
+
+    _, kind, template = REPOSITORIES[repo]
+    saved(stock_model("SmolLM2", vocab_size=384), folder)
+    write_files(kind, folder, template)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    return hub.add_repo(repo, "model", {path.name: path.read_bytes() for path in folder.iterdir()})
+
+
 def base_of(values: dict[str, Any]) -> Base:
     """Return the model that the values of a job start from, without a Hub."""
     source = values["model"]["from"]
