@@ -44,6 +44,6 @@ def test_a_model_of_the_hub_is_fine_tuned_on_a_rented_machine_and_published(
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
     assert f"base_model: {BASE}".encode() in files["README.md"]
     with window(
-        rented, "generate", target, "--prompt", "Boil", "--tokens", "3", **environment
+        rented, "generate", target, "--prompt", "Boil", "--max-tokens", "3", **environment
     ) as said:
         said.ends_with(0)

@@ -6,6 +6,7 @@ A Hub on this machine has repositories with the names, settings and layouts of t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 
 from pipeline.cli import main
-from tests.paths import JOBS
-from tests.support.hub_server import HubServer, hub_server
+from tests.paths import JOBS, REPOSITORY
+from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
 from tests.support.published_data import publish_data
 from tests.support.published_models import PUBLISHED, REPOSITORIES, base_of, load_shipped, publish
 
@@ -49,8 +50,9 @@ def printed(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shared_hub.use(monkeypatch, tmp_path / "hf", token=None)
 
-    def run(command: str, job: str, *more: str) -> Any:
-        assert main([command, str(JOBS / f"{job}.yaml"), *more, "--json"]) == 0
+    def run(command: str, job: str | Path, *more: str) -> Any:
+        path = JOBS / f"{job}.yaml" if isinstance(job, str) else job
+        assert main([command, str(path), *more, "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
     return run
@@ -88,6 +90,22 @@ def test_its_plan_prices_the_whole_job_on_a_small_card(
     assert [stage["stage"] for stage in row["stages"]] == [STARTS[job][1]]
     assert not any("take as many times longer" in note for note in plan["notes"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_job_and_the_conversation_of_the_readme_pass_their_check(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (REPOSITORY / "README.md").read_text().partition("## Fine-tune a model")[2]
+    job, line = (re.findall(rf"```{kind}\n(.*?)```", readme, re.S)[0] for kind in ("yaml", "json"))
+    (tmp_path / "my-assistant.yaml").write_text(job)
+    lines = [line.replace("axolotl", f"axolotl {number}") for number in range(1500)]
+    (tmp_path / "chat.jsonl").write_text("".join(lines))
+    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    rows = printed("check", tmp_path / "my-assistant.yaml", f"publish.to=hf://{USER}/mine")
+    words = {row["name"]: row["words"] for row in rows if row["ok"] is not False}
+    assert {row["name"] for row in rows} == words.keys()
+    assert "3 passes" in words["conversations"]
+    assert "can be written" in words["publish"]
 
 
 def test_the_stand_ins_without_a_hub_have_the_same_shape(printed: Printed) -> None:
