@@ -55,8 +55,8 @@ def _require_stock(settings: Mapping[str, Any], code: str | None) -> None:
             f"config.json: auto_map names code of its own ({code}), which Pion never runs. Without "
             f"it, the model may be another one than {architecture.name}"
         )
-    named = settings.get("architectures") or [architecture.name]
-    if architecture.name not in named:
+    named = settings.get("architectures")
+    if named is not None and (not isinstance(named, list) or architecture.name not in named):
         raise BadInput(
             f"config.json: architectures is {shown(named)}; only {architecture.name} is a language "
             "model that Pion can train"
