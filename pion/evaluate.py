@@ -121,17 +121,17 @@ def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
 
 
 def responses(
-    scorer: Scorer, stream: RowStream, rows: Sequence[int], end_of_text: int
+    scorer: Scorer, stream: RowStream, rows: Sequence[int], end_of_turn: int
 ) -> Responses:
     """Return how well the scorer's model predicts the learned tokens of packed conversations.
 
-    `end_of_text` is the id that ends an answer (`ChatTemplate.end_of_turn` of other templates).
+    `end_of_turn` is the id that ends an answer (`ChatFormat.end_of_turn`).
 
     Raises what `held_out` raises.
     """
     nll, targets, likeliest = _score_rows(scorer, stream, rows)
-    learned, ends = targets != IGNORED, targets == end_of_text
-    stops = likeliest == end_of_text
+    learned, ends = targets != IGNORED, targets == end_of_turn
+    stops = likeliest == end_of_turn
     loss, loss_sem = ratio(nll.sum(axis=1), learned.sum(axis=1))
     accuracy, accuracy_sem = ratio((stops & ends).sum(axis=1), ends.sum(axis=1))
     inside = learned & ~ends

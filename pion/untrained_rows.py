@@ -7,7 +7,7 @@ model that is fine-tuned with LoRA may never write, or understand, such a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -52,3 +52,18 @@ def untrained_rows(
             like_unused = near
     found = small | like_unused
     return [token for token in tokens if bool(found[token])]
+
+
+def never_stops(embedding: Tensor, specials: Mapping[int, str]) -> str | None:
+    """Return a warning if LoRA can't teach some of the `specials`, id → text; None if it can.
+
+    `embedding` is the base's, (vocab_size, d_model). Raises IndexError as `untrained_rows` does.
+    """
+    found = untrained_rows(embedding, specials)
+    if not found:
+        return None
+    return (
+        f"the model seems never to have seen {', '.join(specials[token] for token in found)}, and "
+        "LoRA does not train the embedding, so the model may never stop. Start from the Instruct "
+        "model, or train all weights (without sft.lora)"
+    )

@@ -23,7 +23,7 @@ from pipeline.rent.cli import Add, Command, add_rent_commands
 from pipeline.run.signals import early_sigterm
 
 if TYPE_CHECKING:
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.chat_format import ChatFormat
     from pion.model.decoder import Decoder
     from pipeline.commands.sampling import GenerationSettings
     from pipeline.models.find import FoundModel
@@ -425,8 +425,8 @@ def _bench(args: argparse.Namespace) -> int:
 def _chat(args: argparse.Namespace) -> int:
     from pipeline.commands.chat import chat
 
-    found, model, tokenizer = _load_to_generate(args)
-    return chat(model, tokenizer, found, _settings(args))
+    found, model, chat_format = _load_to_generate(args)
+    return chat(model, chat_format, found, _settings(args))
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -434,22 +434,23 @@ def _generate(args: argparse.Namespace) -> int:
         from pipeline.commands.prompts import answer_all, read_prompts
 
         prompts = read_prompts(Path(args.prompts))
-        _, model, tokenizer = _load_to_generate(args)
-        return answer_all(model, tokenizer, prompts, _settings(args), as_chat=args.chat)
+        _, model, chat_format = _load_to_generate(args)
+        return answer_all(model, chat_format, prompts, _settings(args), as_chat=args.chat)
     from pipeline.commands.chat import answer_once
 
     if args.prompt is None and sys.stdin.isatty():
         raise BadInput("no text to continue was given. Use --prompt TEXT or standard input")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
-    _, model, tokenizer = _load_to_generate(args)
-    return answer_once(model, tokenizer, prompt, _settings(args), as_chat=args.chat)
+    _, model, chat_format = _load_to_generate(args)
+    return answer_once(model, chat_format, prompt, _settings(args), as_chat=args.chat)
 
 
 def _eval(args: argparse.Namespace) -> int:
     from pipeline.commands.eval import eval_files
 
-    _, model, tokenizer = _load(args.model, args.skip_above)
-    return eval_files(model, tokenizer, [Path(f) for f in args.files], as_json=args.json)
+    _, model, chat_format = _load(args.model, args.skip_above)
+    files = [Path(file) for file in args.files]
+    return eval_files(model, chat_format.tokenizer, files, as_json=args.json)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -510,8 +511,8 @@ def _load(
     name: str | None,
     skip_above: float | None,
     dtype: Literal["auto", "bfloat16", "float32"] = "float32",
-) -> tuple[FoundModel, Decoder, Tokenizer]:
-    """Return the model called `name`, on the accelerator if there is one, and its tokenizer.
+) -> tuple[FoundModel, Decoder, ChatFormat]:
+    """Return the model called `name`, on the accelerator if there is one, and its chat format.
 
     `dtype` is the precision of products; `skip_above` as in `Decoder.use_gates`, None: no gates.
     """
@@ -523,16 +524,16 @@ def _load(
 
     device = pick_device()
     picked = pick_dtype(dtype, device, generating=True)
-    model, tokenizer = load_found(found, torch_dtype(picked))
+    model, chat_format = load_found(found, torch_dtype(picked))
     if skip_above is not None:
         model.use_gates(skip_above)
-    return found, model.to(device), tokenizer
+    return found, model.to(device), chat_format
 
 
-def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, Tokenizer]:
-    found, model, tokenizer = _load(args.model, args.skip_above, args.dtype)
+def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, ChatFormat]:
+    found, model, chat_format = _load(args.model, args.skip_above, args.dtype)
     model.join_projections()
-    return found, model, tokenizer
+    return found, model, chat_format
 
 
 def _settings(args: argparse.Namespace) -> GenerationSettings:

@@ -67,14 +67,11 @@ def parse_messages(record: Any, where: str) -> Conversation:
     return Conversation(messages, _tools(record.get("tools"), where), where)
 
 
-def harmless(
-    conversation: Conversation, specials: Iterable[str], system: str | None = None
-) -> Conversation:
+def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversation:
     """Return the conversation with texts stripped and special tokens in them defused.
 
-    If `system` is given and the conversation has no system message, it gets this one: so the
-    template does not insert its own. See `pion.data.conversation` for how and why texts are
-    defused; here it covers calls and tools too.
+    See `pion.data.conversation` for how and why texts are defused; here it covers calls and tools
+    too.
     """
     specials = tuple(specials)
     stripped = [
@@ -82,8 +79,6 @@ def harmless(
         for message in conversation.messages
     ]
     messages: list[Message] = [_defused(message, specials) for message in stripped]
-    if system is not None and not any(m["role"] in ("system", "developer") for m in messages):
-        messages.insert(0, {"role": "system", "content": _defused(system.strip(), specials)})
     return Conversation(messages, _defused(conversation.tools, specials), conversation.where)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from math import ceil
 from multiprocessing import Pipe
@@ -17,42 +17,15 @@ from typing import Any
 
 from pion.data.messages import Conversation
 from pion.errors import BadInput
-from pion.later_fields import shown
 
 # How long the process may take to start, and for all texts of one conversation, in seconds.
 START_SECONDS, SECONDS = 120.0, 20.0
 # What the process gets of the environment: no keys and tokens.
 _ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
-# Names that the renderer itself passes to a template.
-RESERVED = (
-    *("messages", "tools", "documents", "conversations", "chat_template", "strftime_now"),
-    *("add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"),
-)
 
 
 class Refused(Exception):
     """The template refuses a conversation. The message is the template's."""
-
-
-@dataclass(frozen=True)
-class TemplateSettings:
-    """What a template may insert by itself, fixed.
-
-    Attributes:
-        date: the day that a template writes as today's (Llama 3.2).
-        system: the system message of conversations that have none, in place of the template's
-            default; "" for an empty one. None: whatever the template inserts.
-        options: variables of the template, such as {"enable_thinking": False}.
-    """
-
-    date: date
-    system: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in self.options:
-            if not name.isidentifier() or name in RESERVED:
-                raise BadInput(f"template option {shown(name)}: a template can't have this option")
 
 
 @dataclass(frozen=True)
@@ -80,10 +53,9 @@ class Renderer:
     The process ends with `close`, at the latest with this object or this process.
     """
 
-    def __init__(
-        self, template: str, names: Mapping[str, str], settings: TemplateSettings, where: str
-    ) -> None:
-        """Start the process. `names` are the special tokens by name; errors call the file `where`.
+    def __init__(self, template: str, names: Mapping[str, str], day: date, where: str) -> None:
+        """Start the process. `names` are the special tokens by name, and `day` is the date that a
+        template writes as today's (Llama 3.2). Errors call the file `where`.
 
         Raises BadInput if the process can't start.
         """
@@ -100,7 +72,7 @@ class Renderer:
                 stderr=subprocess.DEVNULL,  # what it has to say is in its answers
             )
         self._end = weakref.finalize(self, _end, self._process, self._connection)
-        start = first_request(template, names, settings)
+        start = first_request(template, names, day)
         self._exchange(start, START_SECONDS, "starting the process that renders it")
 
     def close(self) -> None:
@@ -155,14 +127,12 @@ class Renderer:
         return answer
 
 
-def first_request(
-    template: str, names: Mapping[str, str], settings: TemplateSettings
-) -> dict[str, Any]:
+def first_request(template: str, names: Mapping[str, str], day: date) -> dict[str, Any]:
     """Return what the process needs to know before it renders a text."""
     return {
         "template": template,
-        "date": settings.date.isoformat(),
-        "variables": {**names, **settings.options},
+        "date": day.isoformat(),
+        "variables": dict(names),
         "most_seconds": ceil(SECONDS) + 5,
     }
 

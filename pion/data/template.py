@@ -23,9 +23,9 @@ import numpy as np
 
 from pion.data.conversation import Tokenized
 from pion.data.messages import Conversation, Message, harmless
-from pion.data.renderer import Refused, Rendered, RenderedTurn, Renderer, TemplateSettings
+from pion.data.renderer import Refused, Rendered, RenderedTurn, Renderer
 from pion.data.template_mask import AnswerFinder, EncodedText
-from pion.data.template_source import find_template
+from pion.data.template_source import find_template, template_date
 from pion.data.token_names import token_names
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
@@ -62,9 +62,7 @@ class ChatTemplate:
             none. A model that is trained with such a template never learns to stop.
     """
 
-    def __init__(
-        self, folder: str | Path, tokenizer: Tokenizer, settings: TemplateSettings
-    ) -> None:
+    def __init__(self, folder: str | Path, tokenizer: Tokenizer) -> None:
         """Read the template in `folder`.
 
         Raises:
@@ -75,8 +73,8 @@ class ChatTemplate:
             raise BadInput(f"{folder}: this model has no chat template")
         self.source: str = source
         self._where = str(folder)
-        self._tokenizer, self._settings = tokenizer, settings
-        self._renderer = Renderer(source, token_names(folder), settings, str(folder))
+        self._tokenizer = tokenizer
+        self._renderer = Renderer(source, token_names(folder), template_date(folder), str(folder))
         try:
             self.end_of_turn: int | None = self._end_of_turn()
         except BaseException:
@@ -195,7 +193,7 @@ class ChatTemplate:
         return next((token for token in encoding.ids if token in special), None)
 
     def _harmless(self, conversation: Conversation) -> Conversation:
-        return harmless(conversation, self._tokenizer.specials, self._settings.system)
+        return harmless(conversation, self._tokenizer.specials)
 
 
 def _answers(conversation: Conversation) -> list[int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pion.data.chat_format import ChatFormat
 from pion.data.conversation import chat_template
-from pion.data.template_source import TEMPLATE_FILE
+from pion.data.template_source import TEMPLATE_FILE, find_template
 from pion.data.token_names import TOKENIZER_CONFIG, read_optional
 from pion.data.tokenizer import Tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file, read_json
@@ -48,6 +50,24 @@ class ModelTokenizer:
     template: str | None = None
 
 
+def exported_tokenizer(
+    path: Path, *, imported: bool, originals: Path | None = None
+) -> Path | ModelTokenizer:
+    """Return how the tokenizer of a trained model is exported, which is at `path`.
+
+    That of an `imported` model is exported with the files that it came with: those next to `path`,
+    or all that are in the folder `originals`. Raises BadInput for damaged files.
+    """
+    folder = originals or path.parent
+    if not imported or not (folder / TOKENIZER_CONFIG).is_file():
+        return path
+    with closing(ChatFormat(path, Tokenizer.from_file(path))) as trained:
+        special = trained.special
+    template = find_template(path.parent)
+    changed = template if template != find_template(folder) else None
+    return ModelTokenizer(folder, special.stop_ids, special.pad, changed)
+
+
 def tokenizer_file(tokenizer: str | Path | ModelTokenizer) -> Path:
     """Return the path of the tokenizer.json."""
     if isinstance(tokenizer, ModelTokenizer):
@@ -77,7 +97,7 @@ def write_tokenizer(
     Raises BadInput for a file that is no tokenizer, and OSError if the folder can't be written.
     """
     if isinstance(tokenizer, ModelTokenizer):
-        _copy(tokenizer, folder)
+        copy_tokenizer(tokenizer.folder, folder, template=tokenizer.template)
         return
     own = Tokenizer.from_file(tokenizer)
     if chat:
@@ -109,16 +129,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _copy(tokenizer: ModelTokenizer, folder: Path) -> None:
-    for name in _present(tokenizer.folder):
-        if tokenizer.template is not None and name.split("/")[0] in _TEMPLATES:
+def copy_tokenizer(source: Path, folder: Path, *, template: str | None = None) -> None:
+    """Copy the TOKENIZER_FILES of a model, byte for byte, but with `template` if it is given.
+
+    Raises BadInput for a file that is too large, and OSError if the folder can't be written.
+    """
+    for name in _present(source):
+        if template is not None and name.split("/")[0] in _TEMPLATES:
             continue
         (folder / name).parent.mkdir(exist_ok=True)
-        content = read_file(tokenizer.folder / name, LARGEST_TOKENIZER)
+        content = read_file(source / name, LARGEST_TOKENIZER)
         (folder / name).write_bytes(content)
-    if tokenizer.template is None:
+    if template is None:
         return
-    (folder / TEMPLATE_FILE).write_text(tokenizer.template, encoding="utf-8")
+    (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     config = read_optional(folder / TOKENIZER_CONFIG)
     if config.pop("chat_template", None) is not None:
         write_json(folder / TOKENIZER_CONFIG, config)

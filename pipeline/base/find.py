@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 from pion.adapter import PEFT_CONFIG, PEFT_TENSORS
 from pion.data.arrays import sha256_file
+from pion.data.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, template_of
+from pion.data.token_names import TOKENIZER_CONFIG
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.model_files import INDEX, WEIGHTS, is_legal, shards_of
-from pion.untrusted import parse_object, read_file
 from pipeline.base.read_config import read_config
 from pipeline.data.hub import OnHub, explained, pin
 from pipeline.job.base import Base
@@ -32,7 +35,7 @@ KEPT = (
     *DECIDE_IDS,
     CONFIG,
     "generation_config.json",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
@@ -98,24 +101,28 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
         raise BadInput(f"{source}: {error}") from None
     deciding = {name: about for name, about in files.items() if decides_results(name)}
     of_ids = {name: about for name, about in deciding.items() if name in DECIDE_IDS}
+    template = _template(source, files, bring)
+    asks = template is not None and ASKS_FOR_DATE in template
     return Base(
         source=source,
         hash=hash_of(deciding),
         tokenizer=hash_of(of_ids),
         config=config.to_dict(),
         commit=commit,
-        template=_has_template(files, bring),
+        template=None if template is None else sha256(template.encode()).hexdigest(),
+        date=datetime.now(UTC).date().isoformat() if asks else None,
     )
 
 
-def _has_template(files: Files, bring: Callable[[str], Path]) -> bool:
-    """Return whether a model comes with a chat template."""
-    if "chat_template.jinja" in files:
-        return True
-    if "tokenizer_config.json" not in files:
-        return False
-    settings = parse_object(read_file(bring("tokenizer_config.json")), "tokenizer_config.json")
-    return "chat_template" in settings
+def _template(source: str, files: Files, bring: Callable[[str], Path]) -> str | None:
+    """Return the text of a model's chat template; None if it comes without one."""
+    jinja, settings = (
+        bring(name) if name in files else None for name in (TEMPLATE_FILE, TOKENIZER_CONFIG)
+    )
+    try:
+        return template_of(jinja, settings)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
 
 
 # ---------------------------------------------------------------- folders and runs
@@ -242,6 +249,6 @@ def _of_hub(text: str) -> tuple[Files, Callable[[str], Path], str]:
     files = {}
     for name in _wanted(list(entries), f"Hub model {repo} at {commit[:12]}", bring):
         entry = entries[name]
-        sha256 = entry.lfs.sha256 if entry.lfs else sha256_file(bring(name))
-        files[name] = (entry.size, sha256)
+        content = entry.lfs.sha256 if entry.lfs else sha256_file(bring(name))
+        files[name] = (entry.size, content)
     return files, bring, commit

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 
 from pion.errors import BadInput, PionError
-from pipeline.base.find import find_base
+from pipeline.base.find import TOKENIZER, find_base
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.job.base import Base
-from pipeline.state.bases import bring_base, keep_base, read_pin, write_pin
+from pipeline.state.bases import WEIGHTS, bring_base, keep_base, read_pin, write_pin
 from pipeline.state.patience import Patience
 from pipeline.state.run_state import RunState
 
@@ -37,19 +38,21 @@ def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: P
     say(Note(f"starts from {base}, now kept in {run.store.url}"))
 
 
-def file_of_base(run: RunState, base: Base, folder: Path, name: str) -> Path:
-    """Return where a small file of the run's base is on this machine.
+def tokenizer_of_base(run: RunState, base: Base, folder: Path, place: Path) -> Path:
+    """Return the tokenizer.json of the run's base, with the files next to it.
 
-    It is read from the run's store if the run has recorded the base, else from the base's source.
-    Raises BadInput if the base has no such file.
+    They are read from the run's store if the run has recorded the base, else copied from the base's
+    source to `place`.
     """
     pinned = read_pin(run, base.source)
     if pinned is not None and pinned.hash == base.hash:
-        return bring_base(run.store, base, weights=False) / name
+        return bring_base(run.store, base, weights=False) / TOKENIZER
     found = find_base(base.source, folder)
-    if name not in found.files:
-        raise BadInput(f"{base.source} has no {name}")
-    return found.bring(name)
+    place.mkdir(parents=True)
+    for name in found.files:
+        if not name.endswith(WEIGHTS):
+            shutil.copyfile(found.bring(name), place / name)
+    return place / TOKENIZER
 
 
 def say_if_moved(run: RunState, base: Base, folder: Path, say: Say) -> None:

@@ -28,12 +28,14 @@ def read_job(path: str | Path, overrides: Sequence[str] = (), redo: str | None =
         source = str(values["model"]["from"])
         again = redo in ("prepare", "pretrain" if "pretrain" in values else "sft")
         with before_work("Nothing was started."):
-            pinned = None if again else _pinned(values, source)
-            if pinned is not None:
+            pinned = _pinned(values, source)
+            if pinned is not None and not again:
                 return pinned
             from pipeline.base.find import find_base
 
-            return find_base(source, Path(path).resolve().parent).base
+            found = find_base(source, Path(path).resolve().parent).base
+        # What the run has recorded holds for the same content, also the day of its chat template.
+        return pinned if pinned is not None and pinned.hash == found.hash else found
 
     return load_job(path, overrides, find)
 

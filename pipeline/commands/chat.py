@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pion.data.conversation import Turn, tokenize
 from pion.errors import BadInput
 from pipeline.commands.sampling import GenerationSettings, convert
 from pipeline.console.formats import printable
 
 if TYPE_CHECKING:
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.chat_format import ChatFormat
+    from pion.data.messages import Message
     from pion.model.decoder import Decoder
     from pipeline.models.find import FoundModel
 
@@ -40,53 +40,56 @@ A command without a value shows the current value."""
 
 
 class Conversation:
-    """The turns so far, and their ids in the format that the model was trained on.
+    """The messages so far, and their ids in the format that the model was trained on.
 
-    A base model (`template` False) has no turns: it only continues the last text.
+    A base model (`template` False) has no messages: it only continues the last text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, seq_len: int, *, template: bool) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, chat_format: ChatFormat, seq_len: int, *, template: bool) -> None:
+        self.chat_format = chat_format
         self.seq_len = seq_len
         self.template = template
         self.system = ""
-        self.turns: list[Turn] = []
+        self.messages: list[Message] = []
 
     def ask(self, text: str, answer_tokens: int) -> tuple[list[int], int]:
-        """Add the user's turn; return the prompt's ids and how many old turns were dropped.
+        """Add the user's message; return the prompt's ids and how many old messages were dropped.
 
-        The oldest turns are dropped to leave room for `answer_tokens`, or for half the context if
-        that is less. Raises BadInput, and adds nothing, if the text by itself fills the context.
+        The oldest messages are dropped to leave room for `answer_tokens`, or for half the context
+        if that is less. Raises BadInput, and adds nothing, if the text by itself fills the context
+        or if the model's template refuses it.
         """
-        turns = [*self.turns, Turn("user", text)] if self.template else [Turn("user", text)]
+        asked = {"role": "user", "content": text}
+        messages = [*self.messages, asked] if self.template else [asked]
         room = min(answer_tokens, self.seq_len // 2)
         dropped = 0
-        while len(ids := self._ids(turns)) + room > self.seq_len and len(turns) > 1:
-            keep = next((i for i in range(1, len(turns)) if turns[i].role == "user"), 1)
+        while len(ids := self._ids(messages)) + room > self.seq_len and len(messages) > 1:
+            later = range(1, len(messages))
+            keep = next((i for i in later if messages[i]["role"] == "user"), 1)
             dropped += keep
-            turns = turns[keep:]
+            messages = messages[keep:]
         if len(ids) >= self.seq_len:
             raise BadInput(
                 f"this text has {len(ids):,} tokens, but the model's context is {self.seq_len:,} "
                 "tokens. Enter a shorter text"
             )
-        self.turns = turns
+        self.messages = messages
         return ids, dropped
 
     def answered(self, text: str) -> None:
-        """Add the model's turn."""
-        self.turns.append(Turn("assistant", text))
+        """Add the model's answer."""
+        self.messages.append({"role": "assistant", "content": text})
 
-    def _ids(self, turns: list[Turn]) -> list[int]:
+    def _ids(self, messages: list[Message]) -> list[int]:
         if not self.template:
-            return self.tokenizer.prompt(turns[-1].text)
-        told = [Turn("system", self.system)] if self.system else []
-        return tokenize(self.tokenizer, [*told, *turns], add_generation_prompt=True).ids.tolist()
+            return self.chat_format.tokenizer.prompt(messages[-1]["content"])
+        told = [{"role": "system", "content": self.system}] if self.system else []
+        return self.chat_format.prompt_ids([*told, *messages])
 
 
 def prompt_ids(
     model: Decoder,
-    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
     prompt: str,
     settings: GenerationSettings,
     *,
@@ -98,13 +101,13 @@ def prompt_ids(
     """
     if not prompt.strip():
         raise BadInput("the prompt is empty. Give some text for the model to continue")
-    conversation = Conversation(tokenizer, model.config.seq_len, template=as_chat)
+    conversation = Conversation(chat_format, model.config.seq_len, template=as_chat)
     return conversation.ask(prompt, settings.max_tokens)[0]
 
 
 def answer_once(
     model: Decoder,
-    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
     prompt: str,
     settings: GenerationSettings,
     *,
@@ -113,11 +116,11 @@ def answer_once(
 ) -> int:
     """Print `prompt` and its continuation, or with `as_chat` only the answer to it."""
     out = out or sys.stdout
-    ids = prompt_ids(model, tokenizer, prompt, settings, as_chat=as_chat)
+    ids = prompt_ids(model, chat_format, prompt, settings, as_chat=as_chat)
     if not as_chat:
         print(printable(prompt), end="", file=out, flush=True)
     last = ""
-    for last in _pieces(model, tokenizer, ids, settings):
+    for last in _pieces(model, chat_format, ids, settings):
         print(printable(last), end="", file=out, flush=True)
     if not last.endswith("\n"):
         print(file=out)
@@ -126,7 +129,7 @@ def answer_once(
 
 def chat(
     model: Decoder,
-    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
     found: FoundModel,
     settings: GenerationSettings,
     *,
@@ -134,7 +137,7 @@ def chat(
     out: TextIO | None = None,
 ) -> int:
     """Read turns, print answers as they are written, until /quit or the end of the input."""
-    session = _Session(model, tokenizer, settings, found.chat, out or sys.stdout)
+    session = _Session(model, chat_format, settings, found.chat, out or sys.stdout)
     session.say(
         f"{found.label}: {model.num_params() / 1e6:.4g}M parameters, context "
         f"{model.config.seq_len:,} tokens. /help lists the commands, Ctrl-D quits."
@@ -153,13 +156,13 @@ class _Session:
     def __init__(
         self,
         model: Decoder,
-        tokenizer: Tokenizer,
+        chat_format: ChatFormat,
         settings: GenerationSettings,
         template: bool,
         out: TextIO,
     ) -> None:
-        self.model, self.tokenizer, self.settings, self.out = model, tokenizer, settings, out
-        self.conversation = Conversation(tokenizer, model.config.seq_len, template=template)
+        self.model, self.chat_format, self.settings, self.out = model, chat_format, settings, out
+        self.conversation = Conversation(chat_format, model.config.seq_len, template=template)
 
     def say(self, text: str, end: str = "\n") -> None:
         print(printable(text), end=end, file=self.out, flush=True)
@@ -184,10 +187,10 @@ class _Session:
     def _answer(self, text: str) -> None:
         ids, dropped = self.conversation.ask(text, self.settings.max_tokens)
         if dropped:
-            self.say(f"(the context is full: the oldest {dropped} turns are forgotten)")
+            self.say(f"(the context is full: the oldest {dropped} messages are forgotten)")
         answer = ""
         try:
-            for piece in _pieces(self.model, self.tokenizer, ids, self.settings):
+            for piece in _pieces(self.model, self.chat_format, ids, self.settings):
                 answer += piece
                 self.say(piece, end="")
         except KeyboardInterrupt:
@@ -205,11 +208,11 @@ class _Session:
             self.say(f"{setting.replace('_', ' ')} is {getattr(self.settings, setting):g}")
         elif name == "/system":
             if not self.conversation.template:
-                raise BadInput("this model has no system turn: it was not fine-tuned")
+                raise BadInput("this model has no system message: it was not fine-tuned")
             self.conversation.system = value
-            self.say(f"system: {value}" if value else "no system turn")
+            self.say(f"system: {value}" if value else "no system message")
         elif name == "/reset":
-            self.conversation.turns.clear()
+            self.conversation.messages.clear()
             self.say("the conversation is forgotten")
         elif name == "/help":
             self.say(HELP)
@@ -220,17 +223,18 @@ class _Session:
 
 
 def _pieces(
-    model: Decoder, tokenizer: Tokenizer, ids: list[int], settings: GenerationSettings
+    model: Decoder, chat_format: ChatFormat, ids: list[int], settings: GenerationSettings
 ) -> Iterator[str]:
     """Yield the continuation of `ids` as pieces of text, up to the end of the turn or text."""
     from pion.generate import generate, stream_text
 
-    return stream_text(tokenizer, generate(model, ids, **library_settings(tokenizer, settings)))
+    new = generate(model, ids, **library_settings(chat_format, settings))
+    return stream_text(chat_format.tokenizer, new)
 
 
-def library_settings(tokenizer: Tokenizer, settings: GenerationSettings) -> dict[str, Any]:
+def library_settings(chat_format: ChatFormat, settings: GenerationSettings) -> dict[str, Any]:
     """Return the keywords of `pion.generate`, which stops at the end of the turn or text."""
-    ends = {"stop_ids": (tokenizer.end_of_text,), "vocab_size": tokenizer.vocab_size}
+    ends = {"stop_ids": chat_format.stop_ids, "vocab_size": chat_format.tokenizer.vocab_size}
     return ends | dataclasses.asdict(settings)
 
 

@@ -26,13 +26,15 @@ def export(
     load_tokenizer(found)  # before torch is imported: it may be missing
     assert found.tokenizer is not None
     from pion.export import export_model, round_embeddings
+    from pion.exports.tokenizer_files import exported_tokenizer
     from pion.verify import verify_export
 
     decoder = load_model(found)
     if embeddings == "bfloat16":
         round_embeddings(decoder)
-    export_model(decoder, found.tokenizer, folder, model_type=model_type)
-    difference = verify_export(folder, decoder, found.tokenizer, _TEXTS, model_type=model_type)
+    tokenizer = exported_tokenizer(found.tokenizer, imported=decoder.config.imported)
+    export_model(decoder, tokenizer, folder, model_type=model_type)
+    difference = verify_export(folder, decoder, tokenizer, _TEXTS, model_type=model_type)
     show(
         f"{folder}: {found.label}; loaded again with transformers, "
         f"logits differ by at most {difference:.1e}"

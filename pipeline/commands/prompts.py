@@ -12,7 +12,7 @@ from pipeline.commands.chat import library_settings, prompt_ids
 from pipeline.commands.sampling import GenerationSettings
 
 if TYPE_CHECKING:
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.chat_format import ChatFormat
     from pion.model.decoder import Decoder
 
 
@@ -58,7 +58,7 @@ def _prompt(where: str, value: Any) -> str:
 
 def answer_all(
     model: Decoder,
-    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
     prompts: list[Prompt],
     settings: GenerationSettings,
     *,
@@ -71,19 +71,22 @@ def answer_all(
     ids = []
     for prompt in prompts:
         try:
-            ids.append(prompt_ids(model, tokenizer, prompt.text, settings, as_chat=as_chat))
+            ids.append(prompt_ids(model, chat_format, prompt.text, settings, as_chat=as_chat))
         except BadInput as error:
             raise BadInput(f"{prompt.where}: {error}") from None
     new: list[list[int]] = [[] for _ in prompts]
     complete: set[int] = set()
     printed = 0
-    for number, token in generate_batch(model, ids, **library_settings(tokenizer, settings)):
+    for number, token in generate_batch(model, ids, **library_settings(chat_format, settings)):
         if token is not None:
             new[number].append(token)
             continue
         complete.add(number)
         while printed in complete:
-            line = {"prompt": prompts[printed].text, "text": tokenizer.decode(new[printed])}
+            line = {
+                "prompt": prompts[printed].text,
+                "text": chat_format.tokenizer.decode(new[printed]),
+            }
             print(json.dumps(line), file=out or sys.stdout, flush=True)
             printed += 1
     return 0

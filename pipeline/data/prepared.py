@@ -1,6 +1,6 @@
 """Opens the data that `prepare` wrote, for training and evaluation. The files of a data folder:
 
-tokenizer.json
+tokenizer.json                with the files next to it, if it came with a model to start from
 dataset.json                  written last: a folder without it is unfinished
 <k>/train/, <k>/held_out/     manifest.json and shards of source number k
 choices.jsonl                 "true continuation" questions from the held-out text

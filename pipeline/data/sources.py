@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pion.data import python_docs, python_qa
 from pion.data.conversation import CONVERSATION_KEYS, Turn, parse_conversation
@@ -28,6 +29,7 @@ from pion.data.corpus import (
     text_documents,
     whole_characters,
 )
+from pion.data.messages import Conversation, parse_messages
 from pion.errors import BadInput
 from pipeline.job import (
     BinShards,
@@ -47,6 +49,8 @@ from pipeline.job import (
 )
 
 LONG_CHARS = 1 << 16
+# Of a data set on the Hub, so many conversations are looked at before anything is rented.
+SAMPLED = 1000
 SUFFIXES = {
     "text": TEXT_SUFFIXES,
     "jsonl": JSONL_SUFFIXES,
@@ -54,6 +58,19 @@ SUFFIXES = {
     "npy": (".npy",),
     "bin": (".bin",),
 }
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A conversation of a source, for a model's own chat template.
+
+    Attributes:
+        conversation: the messages; a text says why it can't be used.
+        required: whether it must be usable: it was looked at before anything was rented.
+    """
+
+    conversation: Conversation | str
+    required: bool
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,42 @@ def conversations(job: Job, found: Input) -> Iterator[tuple[bool, list[Turn]]]:
         turns = [Turn(turn.role, whole_characters(turn.text)) for turn in turns]
         text = "\n".join(turn.text for turn in turns)
         yield _drawn(text, job.sft.held_out), turns
+
+
+def talks(job: Job, found: Input) -> Iterator[tuple[bool, Talk]]:
+    """Yield (held out?, conversation) of every conversation of a source, with calls and tools.
+
+    They are held out as `conversations` holds them out. Of a data set on the Hub, conversations
+    after the first SAMPLED may be unusable.
+    """
+    assert job.sft is not None
+    if isinstance(found.source, PythonDocsQA):
+        for dialogue in python_qa.dialogues():
+            messages = [{"role": turn.role, "content": turn.text} for turn in dialogue.turns]
+            held_out = python_docs.is_held_out(dialogue.origin, job.data.held_out)
+            yield held_out, Talk(Conversation(messages, None, dialogue.origin), required=True)
+        return
+    on_hub = isinstance(found.source, HubDataset)
+    for number, record in enumerate(_records(job, found, (*CONVERSATION_KEYS, "tools"))):
+        required = not on_hub or number < SAMPLED
+        try:
+            talk = parse_messages(_whole(record.value), record.origin)
+        except BadInput as error:
+            if required:
+                raise
+            yield False, Talk(str(error), required)
+            continue
+        text = "\n".join(message["content"] or "" for message in talk.messages)
+        yield _drawn(text, job.sft.held_out), Talk(talk, required)
+
+
+def _whole(value: Any) -> Any:
+    """Return a record in which all texts have whole characters."""
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, dict):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value
 
 
 def _documents(job: Job, found: Input) -> Iterator[Document]:

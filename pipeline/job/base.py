@@ -22,7 +22,9 @@ class Base:
         tokenizer: the same of the files that decide token ids. Prepared data depends on it.
         config: the settings of its decoder, as `ModelConfig.to_dict`.
         commit: the commit of a Hub repository; None for any other source.
-        template: whether it has a chat template.
+        template: sha256 of its chat template; None if it has none.
+        date: the day that its chat template writes as today's, where the template asks for one. It
+            is the day on which the run found the model, and stays the same for the run.
     """
 
     source: str
@@ -30,7 +32,8 @@ class Base:
     tokenizer: str
     config: Mapping[str, Any]
     commit: str | None = None
-    template: bool = False
+    template: str | None = None
+    date: str | None = None
 
     @property
     def model_config(self) -> ModelConfig:

@@ -135,11 +135,15 @@ def digest_job(job: Job) -> Digests:
 
 def _conversation_inputs(job: Job, sft: Sft) -> Inputs:
     """Return what decides the rows of conversations, apart from the tokenizer."""
-    return {
+    inputs = {
         path: value
         for path, value in covered_fields(sft, "sft").items()
-        if path.startswith(("sft.sources", "sft.held_out"))
+        if path.startswith(("sft.sources", "sft.held_out", "sft.template", "sft.system"))
     } | {"sft.seq_len": job.sft_seq_len, "data.held_out": job.data.held_out}
+    if job.base is not None and job.uses_model_template:
+        day = {} if job.base.date is None else {"sft.template.date": job.base.date}
+        inputs |= {"sft.template.from": job.base.template, **day}
+    return inputs
 
 
 def tokenizer_inputs(job: Job) -> Inputs:

@@ -142,6 +142,8 @@ def _type_in_words(annotation: Any) -> str:
         return "list of sources" if sections_of(annotation) else whole
     if annotation == dict[str, float]:
         return "a number for each name"
+    if annotation == dict[str, bool | int | float | str]:
+        return "a value for each name"
     return "a price for each GPU"  # Job.prices, the only other mapping with free keys
 
 

@@ -212,6 +212,7 @@ class Job(Section):
     def _whole(self, info: ValidationInfo) -> Job:
         self._base = (info.context or {}).get("base")
         mistakes = self._mistakes_of_start() + self._missing() + self._adapter_mistakes()
+        mistakes += self._template_mistakes()
         try:
             config = self.model_config_resolved()
         except BadInput as error:
@@ -307,6 +308,22 @@ class Job(Section):
         if self.sft is None or self.sft.lora is None:
             mistakes.append("publish.adapter: only a job with sft.lora trains an adapter")
         return mistakes
+
+    @property
+    def uses_model_template(self) -> bool:
+        """Whether conversations are written by the chat template of `model.from`."""
+        has_one = self._base is not None and self._base.template is not None
+        return has_one and self.sft is not None and self.sft.template == "auto"
+
+    def _template_mistakes(self) -> list[str]:
+        if self.sft is None or self.uses_model_template:
+            return []
+        return [
+            f"sft.{name}: it is for the chat template of a model (model.from), and this job uses "
+            "Pion's own, which writes only what is in the data"
+            for name in ("system", "template_options")
+            if getattr(self.sft, name) not in (None, {})
+        ]
 
     @property
     def folder(self) -> Path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import PrivateAttr, model_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
+from pion.data.template_source import with_settings
 from pion.errors import BadInput
 from pion.train.phases import check_phases
 from pipeline.job.lora import Lora, with_defaults
@@ -195,6 +196,32 @@ class Sft(Train):
         "weight_decay 0 unless given",
         before=None,
     )
+
+    template: Literal["auto", "pion"] = identity(
+        "auto",
+        "chat template. auto: that of model.from, if it has one, else Pion's own; pion: Pion's own",
+        before="auto",
+    )
+    system: str | None = identity(
+        None,
+        "system message of conversations without one, in place of what the model's chat template "
+        "writes; unset: whatever it writes",
+        before=None,
+    )
+    template_options: dict[str, bool | int | float | str] = identity(
+        {},
+        "variables of the model's chat template, such as {enable_thinking: false}",
+        before={},
+    )
+
+    @field_validator("template_options")
+    @classmethod
+    def _options_fit(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            with_settings("", None, options, ())
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+        return options
 
     @model_validator(mode="before")
     @classmethod

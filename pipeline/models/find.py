@@ -12,6 +12,7 @@ from annotated_types import Predicate
 from typing_extensions import TypedDict
 
 from pion.adapter import is_adapter
+from pion.data.template_source import find_template
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.model_files import INDEX, WEIGHTS
@@ -209,7 +210,7 @@ def found_in(folder: Path, label: str | None = None, *, whole: bool = False) -> 
     base = _base_of(folder, label or str(folder))
     if (folder / CONFIG).is_file():
         return dataclasses.replace(_from_folder(folder, label), base=base)
-    tokenizer, chat = folder / "tokenizer.json", (folder / "chat_template.jinja").is_file()
+    tokenizer, chat = folder / "tokenizer.json", find_template(folder) is not None
     if not tokenizer.is_file():  # peft does not write it
         return FoundModel(folder, "export", label or str(folder), base.chat, base.tokenizer, base)
     return FoundModel(folder, "export", label or str(folder), chat, tokenizer, base)
@@ -238,7 +239,7 @@ def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
         raise BadInput(f"{folder} is not a model: it has {WEIGHTS}, but no {CONFIG}")
     tokenizer: Path | None = folder / "tokenizer.json"
     if not (folder / "state.json").is_file():
-        chat = (folder / "chat_template.jinja").is_file()
+        chat = find_template(folder) is not None
         kind: Literal["checkpoint", "export"] = "export"
     else:
         state = _read_state(folder)

@@ -12,6 +12,7 @@ from pipeline.models.fit import fitted
 if TYPE_CHECKING:
     import torch
 
+    from pion.data.chat_format import ChatFormat
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
 
@@ -84,12 +85,16 @@ def load_tokenizer(found: FoundModel) -> Tokenizer:
     return Tokenizer.from_file(found.tokenizer)
 
 
-def load_found(found: FoundModel, dtype: torch.dtype | None = None) -> tuple[Decoder, Tokenizer]:
-    """Load the model and its tokenizer; `dtype` as in `load_model`.
+def load_found(found: FoundModel, dtype: torch.dtype | None = None) -> tuple[Decoder, ChatFormat]:
+    """Load the model and its chat format, with its tokenizer; `dtype` as in `load_model`.
 
     Raises BadInput if they don't fit each other.
     """
+    from pion.data.chat_format import ChatFormat
+
     tokenizer = load_tokenizer(found)
+    assert found.tokenizer is not None
+    chat_format = ChatFormat(found.tokenizer, tokenizer)
     model = load_model(found, dtype)
     tokenizer.fits(model.config.vocab_size, where=str(found.tokenizer))
-    return model, tokenizer
+    return model, chat_format

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.terms import terms_of
 from pipeline.console.messages import Say
 from pipeline.cost.by_cause import costs_of
 from pipeline.job import Job
@@ -104,11 +104,10 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patientl
     history = patiently(lambda: read_history(job, run))
     model = patiently(lambda: model_folder(run, history.head, job.train_stages[-1]))
     texts = patiently(lambda: _held_out_texts(job, run, digests))
-    terms = None
+    base = None
     if job.base is not None:
-        base = job.base
-        terms = terms_of(patiently(lambda: bring_base(run.store, base, weights=False)))
-    return publish_run(history, model, texts, say, terms)
+        base = patiently(partial(bring_base, run.store, job.base, weights=False))
+    return publish_run(history, model, texts, say, base)
 
 
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:

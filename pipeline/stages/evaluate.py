@@ -133,6 +133,7 @@ class _Evaluation:
         import torch
 
         from pion.export import export_model
+        from pion.exports.tokenizer_files import exported_tokenizer
         from pipeline.models.load import load_model_in
         from pipeline.stages.lm_eval import TaskOptions, run_task
 
@@ -153,7 +154,10 @@ class _Evaluation:
             def run(task: str) -> Result:
                 if not exported.exists():
                     final = load_model_in(list(self.trained.models.values())[-1])
-                    export_model(final, self.measures.tokenizer_path, exported)
+                    tokenizer = exported_tokenizer(
+                        self.measures.chat_path, imported=final.config.imported
+                    )
+                    export_model(final, tokenizer, exported)
                 return run_task(task, exported, options, self.sleep)
 
             for task in section.tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,12 +71,15 @@ class Measures:
 
     def responses(self) -> Result:
         """Measure the fine-tuned model on held-out conversations."""
+        from pion.data.chat_format import ChatFormat
         from pion.evaluate import responses
 
         stream = self._stream(self.conversations, "held_out")
         scorer = self._scorer(self._decoder("sft"), self.job.sft_seq_len)
-        end_of_text = self.tokenizer.end_of_text
-        return dataclasses.asdict(responses(scorer, stream, self._rows(stream), end_of_text))
+        assert self.conversations is not None
+        with closing(ChatFormat(self.conversations.tokenizer_path, self.tokenizer)) as talks:
+            end_of_turn = talks.end_of_turn
+        return dataclasses.asdict(responses(scorer, stream, self._rows(stream), end_of_turn))
 
     def multiple_choice(self, stage: str, questions: list[Question]) -> Result:
         """Put `questions` to the model of `stage`."""
@@ -164,6 +168,13 @@ class Measures:
     @property
     def tokenizer_path(self) -> Path:
         data = self.text or self.conversations
+        assert data is not None
+        return data.tokenizer_path
+
+    @property
+    def chat_path(self) -> Path:
+        """The tokenizer.json of the final model, next to the chat format that the model learned."""
+        data = self.conversations or self.text
         assert data is not None
         return data.tokenizer_path
 

@@ -10,14 +10,17 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pion.data.arrays import sha256_file, unwritable, write_atomically
+from pion.data.chat_format import ChatFormat
 from pion.data.shard import Shard
 from pion.data.shards import Rows
+from pion.data.template_source import DATE_FILE, TEMPLATE_FILE
+from pion.data.token_names import TOKENIZER_CONFIG
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pion.untrusted import parse_object, read_file
@@ -26,9 +29,10 @@ from pipeline.data.continuations import continuation_questions
 from pipeline.data.documents import check_documents
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.ready_shards import take_hub_shards, take_local_shards
-from pipeline.data.sft_rows import write_conversation_rows
-from pipeline.data.sources import Input, conversations, find_input, texts
+from pipeline.data.sft_rows import in_own_format, in_template, write_conversation_rows
+from pipeline.data.sources import Input, conversations, find_input, talks, texts
 from pipeline.data.text_rows import RowFormat, write_text_rows
+from pipeline.data.tokenizer_folder import bring_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields
 
@@ -102,13 +106,22 @@ def _prepare_sft(job: Job, folder: Path, tokenizer_path: Path | None, say: Say) 
     assert job.sft is not None
     started = time.monotonic()
     inputs = _find_inputs(job, job.sft.sources, "sft", folder)
-    tokenizer, tokenizer_report = _given_or_own(job, inputs, folder, tokenizer_path, say)
+    tokenizer, tokenizer_report = _given_or_own(
+        job, inputs, folder, tokenizer_path, say, conversations=True
+    )
     reports = []
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, job.sft_seq_len, job.data.shard_rows)
         place, what = folder / str(number), f"pack {_name(found.source)}"
-        talks = conversations(job, found)
-        report = write_conversation_rows(talks, tokenizer, place, rows, what, say)
+        with closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as written:
+            if written.own:
+                own = in_own_format(tokenizer)
+                report = write_conversation_rows(
+                    conversations(job, found), own, place, rows, what, say
+                )
+            else:
+                theirs = in_template(written.template, tokenizer)
+                report = write_conversation_rows(talks(job, found), theirs, place, rows, what, say)
         _check_splits(report, found, job.sft_seq_len, job.sft.held_out)
         reports.append({"name": _name(found.source)} | report)
     report = _totals(reports, tokenizer_report, started)
@@ -133,13 +146,25 @@ def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path
 
 
 def _given_or_own(
-    job: Job, inputs: list[Input], folder: Path, given: Path | None, say: Say
+    job: Job,
+    inputs: list[Input],
+    folder: Path,
+    given: Path | None,
+    say: Say,
+    *,
+    conversations: bool = False,
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """Put the given tokenizer, or else the job's, into the folder."""
+    """Put the given tokenizer, or else the job's, into the folder.
+
+    That of a model to start from comes with its files, and for `conversations` with their template.
+    """
     if given is None:
         return _tokenizer(job, inputs, folder, say)
-    tokenizer = Tokenizer.from_file(given)
-    _save(tokenizer, folder / "tokenizer.json")
+    if job.base is not None:
+        tokenizer = bring_tokenizer(job, given.parent, folder, conversations=conversations)
+    else:
+        tokenizer = Tokenizer.from_file(given)
+        _save(tokenizer, folder / "tokenizer.json")
     return tokenizer, {"vocab_size": tokenizer.vocab_size}
 
 
@@ -205,6 +230,8 @@ def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
 def _row_format(found: Input, folder: Path, seq_len: int, shard_rows: int) -> RowFormat:
     tokenizer = sha256_file(folder / "tokenizer.json")
     identity = [covered_fields(found.source), found.state, tokenizer]
+    templates = (TEMPLATE_FILE, TOKENIZER_CONFIG, DATE_FILE)
+    identity += [sha256_file(folder / name) for name in templates if (folder / name).is_file()]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return RowFormat(seq_len, shard_rows, key)
 
@@ -292,6 +319,19 @@ def _finish(data: PreparedData, say: Say) -> None:
     if speeds:
         text += f"; tokenized at {max(speeds):.1f} MB/s"
     say(Note(text))
+    for source in report["sources"]:
+        split = source.get("train_split", 0) + source.get("held_out_split", 0)
+        if split:
+            say(
+                Note(
+                    f"{source['name']}: the template writes an answer differently once others "
+                    f"follow, so each answer of {split:,} conversations is a separate example"
+                )
+            )
+        if source.get("refusals"):
+            refused = source["train_refused"] + source["held_out_refused"]
+            first = "; ".join(source["refusals"])
+            say(Note(f"{source['name']}: {refused:,} conversations can't be used: {first}"))
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def _check_form(job: Job, *, to_hub: bool) -> None:
 
 
 def publish_run(
-    history: RunHistory, model: Path, texts: Sequence[str], say: Say, terms: Terms | None = None
+    history: RunHistory, model: Path, texts: Sequence[str], say: Say, base: Path | None = None
 ) -> dict[str, Any]:
     """Publish the model of a run to the job's `publish.to`.
 
@@ -93,7 +93,7 @@ def publish_run(
         model: the folder of the checkpoint to publish.
         texts: held-out texts to compare the exported model on.
         say: called with progress messages.
-        terms: of the model that the run started from; None: there is none.
+        base: the folder with the small files of the model that the run started from, if any.
 
     Returns:
         `target` as the job names it, `path` or `url`, `commit` (Hub), `card`, `parameters` and
@@ -113,9 +113,9 @@ def publish_run(
     check_requirements(job, history.results, safe)
     if repo is None:
         _check_folder(to)
-    elif _needs_licence(job, terms):
+    finished = Finished(history, model, load_model_in(model), texts, base)
+    if repo is not None and _needs_licence(job, finished.terms):
         say(Note(f"warning: {unknown_licence(job)}"))
-    finished = Finished(history, model, load_model_in(model), texts, terms)
     with _staging(target, repo) as staging:
         try:
             exported = write_published(finished, staging)

@@ -17,6 +17,7 @@ from pipeline.state.bases import BASES
 
 if TYPE_CHECKING:
     from pion.adapter import Adapter
+    from pion.exports.tokenizer_files import ModelTokenizer
     from pion.model.decoder import Decoder
 
 
@@ -59,7 +60,9 @@ def _outside(job: Job, base: Base) -> tuple[str, str | None]:
     return job.model_name(base.source), None
 
 
-def write_adapter(history: RunHistory, model: Path, folder: Path) -> tuple[Adapter, int]:
+def write_adapter(
+    history: RunHistory, model: Path, tokenizer: Path | ModelTokenizer, folder: Path
+) -> tuple[Adapter, int]:
     """Write the adapter in the checkpoint folder `model` to the new `folder`, with its tokenizer.
 
     Return its record, in which the base has a name that is known outside the run, and the number of
@@ -86,7 +89,7 @@ def write_adapter(history: RunHistory, model: Path, folder: Path) -> tuple[Adapt
     tensors = read_tensors(model / "model.safetensors")
     folder.mkdir(parents=True)
     write_adapter_folder(folder, config, record, tensors)
-    write_tokenizer(folder, model / "tokenizer.json", config.seq_len, chat=True)
+    write_tokenizer(folder, tokenizer, config.seq_len, chat=True)
     return record, sum(tensor.numel() for tensor in tensors.values())
 
 

@@ -6,17 +6,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError
-from pipeline.base.terms import Terms
+from pipeline.base.terms import Terms, terms_of
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import CardExtras, model_card
 from pipeline.stages.publish_adapter import verify_adapter, write_adapter
 
 if TYPE_CHECKING:
     from pion.data.tokenizer import Tokenizer
+    from pion.exports.tokenizer_files import ModelTokenizer
     from pion.model.decoder import Decoder
     from pion.rounding import RoundingCost
 
@@ -30,18 +32,32 @@ class Finished:
         folder: its checkpoint.
         decoder: the model in that checkpoint.
         texts: held-out texts to compare the exported model on.
-        terms: those of the model that the run started from; None: there is none.
+        base: the folder with the small files of the model that the run started from; None: there
+            is none.
     """
 
     history: RunHistory
     folder: Path
     decoder: Decoder
     texts: Sequence[str]
-    terms: Terms | None
+    base: Path | None
 
     @property
     def tokenizer_path(self) -> Path:
         return self.folder / "tokenizer.json"
+
+    @cached_property
+    def tokenizer(self) -> Path | ModelTokenizer:
+        """How the tokenizer is exported, with the template that the model learned."""
+        from pion.exports.tokenizer_files import exported_tokenizer
+
+        imported = self.decoder.config.imported
+        return exported_tokenizer(self.tokenizer_path, imported=imported, originals=self.base)
+
+    @cached_property
+    def terms(self) -> Terms | None:
+        """The terms of the model that the run started from; None: there is none."""
+        return None if self.base is None else terms_of(self.base)
 
 
 def write_published(model: Finished, folder: Path) -> dict[str, Any]:
@@ -75,13 +91,13 @@ def _export(model: Finished, folder: Path) -> dict[str, Any]:
     if job.publish.dtype == "bfloat16":
         decoder, written, cost = _rounded(decoder, tokenizer, model.texts)
     try:
-        export_model(written, model.tokenizer_path, folder, chat=job.sft is not None)
+        export_model(written, model.tokenizer, folder, chat=job.sft is not None)
     except BadInput as error:
         if not isinstance(error.__cause__, OSError):
             raise
         raise error.__cause__ from None  # the caller's message names publish.to
     with _nothing_published(model.folder):
-        difference = verify_export(folder, decoder, model.tokenizer_path, model.texts)
+        difference = verify_export(folder, decoder, model.tokenizer, model.texts)
     weights = decoder.state_dict()
     rows = exported_rows(decoder.config, tokenizer)
     dropped = sum(weights[name][rows:].numel() for name in vocabulary_rows(decoder))
@@ -92,7 +108,7 @@ def _export(model: Finished, folder: Path) -> dict[str, Any]:
 
 def _export_adapter(model: Finished, folder: Path) -> dict[str, Any]:
     """Write the adapter in `model`, its card and its plot into `folder`, as `_export` does."""
-    adapter, parameters = write_adapter(model.history, model.folder, folder)
+    adapter, parameters = write_adapter(model.history, model.folder, model.tokenizer, folder)
     with _nothing_published(model.folder):
         difference = verify_adapter(folder, model.decoder, model.tokenizer_path, model.texts)
     _write_card(folder, model, parameters, CardExtras(adapter=adapter, terms=model.terms))

@@ -14,8 +14,9 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
+from annotated_types import MaxLen
 from typing_extensions import TypedDict
 
 from pion.errors import BadInput, PionError
@@ -49,7 +50,8 @@ class _Pin(TypedDict):
     tokenizer: Sha256
     config: Mapping[str, Any]
     commit: NotRequired[str | None]
-    template: NotRequired[bool]
+    template: NotRequired[Sha256 | None]
+    date: NotRequired[Annotated[str, MaxLen(10)] | None]
 
 
 def hash_of(files: Files) -> str:
@@ -118,7 +120,8 @@ def _base(data: bytes, where: str) -> Base:
         tokenizer=pin["tokenizer"],
         config=pin["config"],
         commit=pin.get("commit"),
-        template=pin.get("template", False),
+        template=pin.get("template"),
+        date=pin.get("date"),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pion.adapter import RECORD
 from pion.errors import BadInput, Trouble
 from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
+from pipeline.data.tokenizer_folder import needed_files
 from pipeline.kill_points import mark
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.retention import Keep
@@ -80,7 +81,7 @@ class RankZero(Rank):
         super().__init__(setup.trainer)
         self._context, self._claim, self._stage = context, claim, stage
         self._steps = context.job.section(stage).total_steps
-        self._tokenizer = setup.data.tokenizer
+        self._chat_format = setup.data.chat_format
         self._held_out_loss: float | None = None
         self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage))
         self._metrics.log.adopt(setup.restored.unwritten_metrics)
@@ -202,15 +203,18 @@ class RankZero(Rank):
 
     def _sample(self, step: int) -> None:
         model, readable = self._trainer.model, []
+        chat = self._stage == "sft"
         for prompt in self._context.job.evaluate.prompts:
             try:
-                ids = prompt_ids(model, self._tokenizer, prompt, chat=self._stage == "sft")
+                ids = prompt_ids(model, self._chat_format, prompt, chat=chat)
                 readable.append((prompt, ids))
             except BadInput as error:  # for example, a prompt longer than the context
                 self._context.report(Note(f"no sample for {prompt[:40]!r}: {error}"))
         prompts = [ids for _, ids in readable]
         try:
-            texts = sample_texts(model, self._tokenizer, prompts, on_token=self._progress)
+            texts = sample_texts(
+                model, self._chat_format, prompts, chat=chat, on_token=self._progress
+            )
         except BadInput as error:
             self._context.report(Note(f"no samples after step {step}: {error}"))
             return
@@ -234,7 +238,7 @@ def _open_checkpointer(
     )
     files = {
         "config.json": to_json(setup.trainer.model.config.to_dict()).encode(),
-        "tokenizer.json": setup.data.tokenizer_file.read_bytes(),
+        **needed_files(setup.data.folder),
     }
     if setup.adapter is not None:
         files[RECORD] = setup.adapter.to_json()

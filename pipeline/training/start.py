@@ -26,6 +26,7 @@ from pipeline.training.saved_state import check_saved_state
 
 if TYPE_CHECKING:
     from pion.adapter import Adapter
+    from pion.data.chat_format import ChatFormat
     from pion.data.stream import RowStream
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
@@ -81,7 +82,8 @@ class StageData:
     train: RowStream
     held_out: RowStream
     tokenizer: Tokenizer
-    tokenizer_file: Path
+    chat_format: ChatFormat
+    folder: Path
     close: Callable[[], None]
 
 
@@ -150,6 +152,7 @@ def _find(context: TrainingContext, stage: str) -> Restored:
 
 
 def _open(job: Job, folder: Path) -> StageData:
+    from pion.data.chat_format import ChatFormat
     from pion.data.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
@@ -165,11 +168,15 @@ def _open(job: Job, folder: Path) -> StageData:
         closing.callback(cache.close)
         return cache
 
+    tokenizer = Tokenizer.from_file(data.tokenizer_path)
+    chat_format = ChatFormat(data.tokenizer_path, tokenizer)
+    closing.callback(chat_format.close)
     return StageData(
         train=stream("train", cache=shard_cache),
         held_out=stream("held_out"),
-        tokenizer=Tokenizer.from_file(data.tokenizer_path),
-        tokenizer_file=data.tokenizer_path,
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        folder=folder,
         close=closing.close,
     )
 
@@ -225,8 +232,21 @@ def _with_additions(
     why = f"adds LoRA of rank {lora.rank} to {identity.name}"
     if lora.base_dtype is not None and recorded is None:
         why += f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
+    if recorded is None:
+        warning = _never_stops(base, data)
+        why += "" if warning is None else f". Warning: {warning}"
     model = adapted(base, lora, seed=context.job.seed, dtype=torch_dtype(plan.dtype))
     return model, why, Adapter(lora, identity)
+
+
+def _never_stops(base: Decoder, data: StageData) -> str | None:
+    """Return a warning if LoRA can't teach the base the special tokens of the data."""
+    from pion.untrained_rows import never_stops
+
+    present = set(data.train.row(0).tokens.tolist())
+    specials = data.tokenizer.special_ids.items()
+    shown = {token: text for text, token in specials if token in present}
+    return never_stops(base.embed.weight, shown)
 
 
 def _state(saved: Loaded | None) -> TrainState | None:

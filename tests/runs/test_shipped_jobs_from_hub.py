@@ -77,6 +77,9 @@ def test_it_passes_its_check_without_a_token(job: str, printed: Printed) -> None
     if stage == "sft":
         assert "3 passes" in rows["conversations"]["words"]
         assert "of the first" not in rows["conversations"]["words"], "all of them are counted"
+        first = rows["the first"]["words"]
+        assert "<|im_start|>user\nHow long do I boil 0 eggs?<|im_end|>" in first
+        assert "⟦Boil 0 eggs" in first, "of Qwen3, no thoughts are learned"
 
 
 @pytest.mark.parametrize("job", STARTS)

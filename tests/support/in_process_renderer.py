@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
-from pion.data.renderer import Renderer, TemplateSettings, first_request
+from pion.data.renderer import Renderer, first_request
 from pion.data.template_worker import Rendering, answer_to
 
 
 class InProcessRenderer(Renderer):
     """A renderer that asks the worker's own code, in the worker's own words."""
 
-    def __init__(
-        self, template: str, names: Mapping[str, str], settings: TemplateSettings, where: str
-    ) -> None:
+    def __init__(self, template: str, names: Mapping[str, str], day: date, where: str) -> None:
         self._where = where
-        self._rendering = Rendering(_as_json(first_request(template, names, settings)))
+        self._rendering = Rendering(_as_json(first_request(template, names, day)))
 
     def close(self) -> None:
         pass

@@ -118,7 +118,14 @@ def base_of(values: dict[str, Any]) -> Base:
     source = values["model"]["from"]
     hashes = [hashlib.sha256(f"{part} of {source}".encode()).hexdigest() for part in "mt"]
     config = config_from_transformers(config_of(source))
-    return Base(source, *hashes, config=config.to_dict(), commit="0" * 40)
+    template = REPOSITORIES[source][2]
+    return Base(
+        source,
+        *hashes,
+        config=config.to_dict(),
+        commit="0" * 40,
+        template=template and hashlib.sha256(template.encode()).hexdigest(),
+    )
 
 
 def load_shipped(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:

@@ -28,23 +28,6 @@ def check_base(
     base = job.base
     if base is None:
         return []
-    return [*_reachable(job, base, sky_yaml, environment), *_template(job, base)]
-
-
-def _template(job: Job, base: Base) -> list[CheckRow]:
-    """Return a warning for a model that knows a chat template, which conversations do not use."""
-    if job.sft is None or not base.template:
-        return []
-    words = (
-        f"{base.source} has a chat template. This job does not use it, but Pion's own, so the "
-        "model has to learn another format. A base model, without one, may be a better start"
-    )
-    return [CheckRow("template", None, words)]
-
-
-def _reachable(
-    job: Job, base: Base, sky_yaml: SkyYaml | None, environment: Mapping[str, str]
-) -> list[CheckRow]:
     if is_pinned(job, base):
         return [CheckRow("model.from", True, f"{base}: in the run's store")]
     if sky_yaml is not None and _is_here(job, base) and not job.input_path(base.source).exists():

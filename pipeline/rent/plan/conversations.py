@@ -8,22 +8,41 @@ from __future__ import annotations
 
 import math
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from pion.data.chat_format import ChatFormat
+from pion.data.conversation import Tokenized
+from pion.data.template_view import marked_text
+from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pipeline.base.keep import file_of_base
+from pipeline.base.keep import tokenizer_of_base
+from pipeline.data.sft_rows import in_own_format, in_template
+from pipeline.data.sources import SAMPLED, conversations, find_input, talks
 from pipeline.job import HubDataset, Job
 from pipeline.stages.prepare import prepare_sft
 from pipeline.state.known_rows import know_rows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 
-SAMPLED = 1000
 # More passes over the same conversations rarely help, and make a model repeat them.
 MOST_PASSES = 5
 # With fewer steps, a model changes little, whatever the rate.
 FEWEST_STEPS = 30
+
+
+@dataclass(frozen=True)
+class First:
+    """The first conversation, as the model will see it.
+
+    Attributes:
+        text: its text, with the learned tokens between ⟦ and ⟧.
+        specials: the special tokens in it, by their ids.
+    """
+
+    text: str
+    specials: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,9 @@ class Counted:
     conversations: int
     cut: int
     dropped: int
+    split: int
     whole: bool
+    first: First
 
 
 def count_conversations(job: Job) -> Counted | None:
@@ -56,16 +77,17 @@ def count_conversations(job: Job) -> Counted | None:
             whole = whole and most is not None and most <= SAMPLED
             source.max_documents = SAMPLED if most is None else min(most, SAMPLED)
     counted.sft.global_batch = 1  # too little data is refused below, with what would do
-    tokenizer = None
-    if job.base is not None:
-        run = RunState(open_store(job.store), job.name)
-        tokenizer = file_of_base(run, job.base, job.folder, "tokenizer.json")
-    with tempfile.TemporaryDirectory(prefix="pion-count-") as folder:
-        report = prepare_sft(counted, Path(folder) / "sft", tokenizer, lambda message: None)
+    with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
+        folder, tokenizer = Path(place), None
+        if job.base is not None:
+            run = RunState(open_store(job.store), job.name)
+            tokenizer = tokenizer_of_base(run, job.base, job.folder, folder / "base")
+        report = prepare_sft(counted, folder / "sft", tokenizer, lambda message: None)
+        first = _first(counted, folder / "sft")
     sources = report["sources"]
-    names = ("conversations", "cut", "dropped", "tokens")
+    names = ("conversations", "cut", "dropped", "tokens", "split")
     sums = {name: sum(source[f"train_{name}"] for source in sources) for name in names}
-    found = Counted(rows=report["train_rows"], whole=whole, **sums)
+    found = Counted(rows=report["train_rows"], whole=whole, first=first, **sums)
     _require_a_batch(job, found)
     return found
 
@@ -79,6 +101,24 @@ def _require_a_batch(job: Job, counted: Counted) -> None:
             f"{job.sft_seq_len:,} tokens, and one batch needs {batch:,} (sft.global_batch). "
             f"Give sft.global_batch={_better_batch(job, counted)}, or more conversations"
         )
+
+
+def _first(job: Job, folder: Path) -> First:
+    """Return the first conversation, whose data was prepared in `folder`."""
+    assert job.sft is not None
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    found = find_input(job, job.sft.sources[0], "sft.sources.0")
+    with closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as written:
+        if written.own:
+            _, turns = next(conversations(job, found))
+            (examples,) = in_own_format(tokenizer).examples([turns])
+        else:
+            _, talk = next(talks(job, found))
+            (examples,) = in_template(written.template, tokenizer).examples([talk])
+    shown: Tokenized = examples.tokenized[-1]  # of a split one, the example with all turns
+    present = set(shown.ids.tolist())
+    specials = {token: text for text, token in tokenizer.special_ids.items() if token in present}
+    return First(marked_text(tokenizer, shown), specials)
 
 
 def expect_rows(job: Job) -> str | None:
@@ -128,6 +168,11 @@ def in_words(job: Job, counted: Counted) -> str:
     if not counted.whole:
         words = f"of the first {SAMPLED:,} conversations: {words}"
     lost = [f"{counted.cut:,} are cut"] * bool(counted.cut)
+    if counted.split:
+        lost.append(
+            f"each answer of {counted.split:,} is a separate example: the template writes an "
+            "answer differently once others follow"
+        )
     lost += [f"{counted.dropped:,} are dropped: nothing to learn fits"] * bool(counted.dropped)
     return "; ".join([words, *lost])
 

@@ -82,14 +82,3 @@ def test_texts_are_stripped_and_special_tokens_defused_everywhere() -> None:
         {**YES, "tool_calls": [quiet]},
     ]
     assert found.tools == [{"a": "< s>"}]
-
-
-@pytest.mark.parametrize("role", ["system", "developer"])
-def test_a_system_message_is_added_only_where_there_is_none(role: str) -> None:
-    plain = parse_messages({"messages": [HI, YES]}, "x")
-    own = {"role": role, "content": "Be brief"}
-    told = parse_messages({"messages": [own, HI, YES]}, "x")
-    assert harmless(plain, [], " Be kind ").messages[0] == {"role": "system", "content": "Be kind"}
-    assert harmless(plain, [], "").messages[0] == {"role": "system", "content": ""}
-    assert harmless(told, [], "Be kind").messages == told.messages
-    assert harmless(plain, []).messages == plain.messages

@@ -8,24 +8,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.data import renderer as renderer_module
 from pion.data.messages import Conversation
-from pion.data.renderer import Refused, Renderer, TemplateSettings
+from pion.data.renderer import Refused, Renderer
 from pion.errors import BadInput
 from tests.support.waiting import wait_until
 
 TALK = Conversation([{"role": "user", "content": "Hi"}], None, "data.jsonl:3")
 
 
-def made(template: str, **settings: Any) -> Renderer:
-    day = datetime.date(2026, 1, 2)
-    return Renderer(
-        template, {"eos_token": "</s>"}, TemplateSettings(day, **settings), "its/folder"
-    )
+def made(template: str) -> Renderer:
+    return Renderer(template, {"eos_token": "</s>"}, datetime.date(2026, 1, 2), "its/folder")
 
 
 def test_a_template_is_rendered_with_names_and_the_date_in_a_process_without_secrets(
@@ -57,12 +53,6 @@ def test_transformers_stays_out_of_the_process_that_trains() -> None:
         "assert not {'transformers', 'jinja2', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-@pytest.mark.parametrize("name", ["messages", "tools", "strftime_now", "a b", ""])
-def test_an_option_that_no_template_can_have_is_refused(name: str) -> None:
-    with pytest.raises(BadInput, match="template option"):
-        TemplateSettings(datetime.date(2026, 1, 2), options={name: 1})
 
 
 # ---------------------------------------------------------------- hostile templates
@@ -135,7 +125,7 @@ def test_an_endless_template_ends_when_the_process_that_asked_is_gone() -> None:
     code = (
         "import datetime, os; import pion.data.renderer as r; r.SECONDS = -4.0;"
         "from pion.data.messages import Conversation;"
-        "day = r.TemplateSettings(datetime.date(2026, 1, 2));"
+        "day = datetime.date(2026, 1, 2);"
         f"made = r.Renderer({LOOP * 4 + '{% endfor %}' * 4!r}, {{}}, day, 'x');"
         'made._connection.send_bytes(b\'{"messages": [], "tools": null, "answers": [],'
         ' "prompt": true}\');'

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pion.data.conversation import Tokenized
 from pion.data.messages import Conversation, parse_messages
 from pion.data.packing import pack
-from pion.data.renderer import TemplateSettings
 from pion.data.template import ChatTemplate
+from pion.data.template_source import with_settings, write_template_date
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from tests.support.chat_templates import CHATML, QWEN3, TEMPLATES
@@ -39,14 +39,18 @@ THOUGHT = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello"}
 class Model:
     """The tokenizer and template of a model, and transformers' view of the same files."""
 
-    def __init__(self, folder: Path, kind: str, source: str, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, kind: str, source: str, system: str | None = None, **options: Any
+    ) -> None:
         from transformers import PreTrainedTokenizerFast
 
         write_files(kind, folder, source)
         self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        self.template = ChatTemplate(folder, self.tokenizer, TemplateSettings(DAY, **options))
+        source = with_settings(source, system, options, self.tokenizer.specials)
+        (folder / "chat_template.jinja").write_text(source)
+        write_template_date(folder, DAY.isoformat())
+        self.template = ChatTemplate(folder, self.tokenizer)
         self.stock = PreTrainedTokenizerFast.from_pretrained(folder)
-        self.variables = self.template._settings.options
 
     def stock_ids(self, messages: list[dict[str, Any]], *, prompt: bool, tools: Any) -> list[int]:
         """Return the ids that transformers gives, after the first token."""
@@ -56,7 +60,6 @@ class Model:
             tools=tools,
             add_generation_prompt=prompt,
             strftime_now=midnight.strftime,
-            **self.variables,
         )["input_ids"]
         first = self.tokenizer.first
         return ids if first is None or ids[:1] == [first] else [first, *ids]
@@ -210,7 +213,7 @@ def test_answers_that_are_written_differently_later_become_examples_of_their_own
 
 
 def test_options_of_a_template_are_used_in_training_and_in_prompts(tmp_path: Path) -> None:
-    model = Model(tmp_path, "qwen", QWEN3, options={"enable_thinking": False})
+    model = Model(tmp_path, "qwen", QWEN3, enable_thinking=False)
     ((text, learned),) = model.written([QUESTION, ANSWER])
     assert learned == "Hello<|im_end|>"  # the empty thought is in the prompt
     prompt = model.text(model.template.prompt_ids([QUESTION]))

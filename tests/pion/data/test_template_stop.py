@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 
 import pion
 from pion.data.messages import parse_messages
-from pion.data.renderer import TemplateSettings
 from pion.data.special_tokens import read_special_tokens
 from pion.data.template import ChatTemplate
 from pion.data.tokenizer import Tokenizer
@@ -32,7 +30,7 @@ def test_a_fine_tuned_model_answers_and_stops(
     kind, source = TEMPLATES[name]
     write_files(kind, tmp_path, source)
     tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
-    template = ChatTemplate(tmp_path, tokenizer, TemplateSettings(datetime.date(2026, 1, 2)))
+    template = ChatTemplate(tmp_path, tokenizer)
     talks = [[{"role": "user", "content": ask}] for ask in TALKS]
     model = fine_tuned(tokenizer, template, talks)
     stops = read_special_tokens(tmp_path, tokenizer, template.end_of_turn).stop_ids

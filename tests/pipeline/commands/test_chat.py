@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pion.data.chat_format import ChatFormat
 from pion.data.conversation import Turn, tokenize
 from pion.errors import BadInput
 from pipeline.commands.chat import Conversation, chat
@@ -23,6 +24,7 @@ from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 TOKENIZER = tiny_tokenizer()
+FORMAT = ChatFormat("nowhere/tokenizer.json", TOKENIZER)  # no template: Pion's own
 MODEL = tiny_model(TOKENIZER.vocab_size, seq_len=128)
 SHORT = GenerationSettings(max_tokens=6, seed=1)
 
@@ -39,7 +41,7 @@ def talk(*lines: str, tuned: bool = True, settings: GenerationSettings = SHORT) 
         marks.append(len(out.getvalue()))
 
     found = FoundModel(Path("x"), "export", "tiny", tuned, None)
-    assert chat(MODEL, TOKENIZER, found, settings, lines=typed(), out=out) == 0
+    assert chat(MODEL, FORMAT, found, settings, lines=typed(), out=out) == 0
     shown = out.getvalue()
     return [shown[a:b] for a, b in itertools.pairwise(marks)]
 
@@ -48,12 +50,13 @@ def talk(*lines: str, tuned: bool = True, settings: GenerationSettings = SHORT) 
 
 
 def test_the_prompt_has_the_ids_of_the_same_turns_in_training():
-    conversation = Conversation(TOKENIZER, 512, template=True)
+    conversation = Conversation(FORMAT, 512, template=True)
     conversation.system = "Be brief."
     told = [Turn("system", "Be brief.")]
     for question, answer in (("What is a fox? ", " An animal.\n"), ("And a\tdog?", "Another.")):
         ids, dropped = conversation.ask(question, 16)
-        trained = tokenize(TOKENIZER, [*told, *conversation.turns, Turn("assistant", answer)])
+        turns = [Turn(m["role"], m["content"]) for m in conversation.messages]
+        trained = tokenize(TOKENIZER, [*told, *turns, Turn("assistant", answer)])
         first_learned = len(trained.ids) - trained.learned[::-1].argmin()
         assert ids == trained.ids[:first_learned].tolist()
         assert dropped == 0
@@ -61,14 +64,14 @@ def test_the_prompt_has_the_ids_of_the_same_turns_in_training():
 
 
 def test_a_base_model_is_shown_the_text_and_nothing_else():
-    conversation = Conversation(TOKENIZER, 64, template=False)
+    conversation = Conversation(FORMAT, 64, template=False)
     for text in ("Return a", "The quick"):
         assert conversation.ask(text, 16) == (TOKENIZER.encode(text), 0)
         conversation.answered("something")
 
 
-def test_when_the_context_is_full_the_oldest_turns_go_and_the_system_turn_stays():
-    conversation = Conversation(TOKENIZER, 128, template=True)
+def test_when_the_context_is_full_the_oldest_messages_go_and_the_system_message_stays():
+    conversation = Conversation(FORMAT, 128, template=True)
     conversation.system = "Be brief."
     dropped = 0
     for number in range(8):
@@ -78,13 +81,13 @@ def test_when_the_context_is_full_the_oldest_turns_go_and_the_system_turn_stays(
         conversation.answered(f"Answer {number}.")
     assert dropped > 0
     assert dropped % 2 == 0
-    assert conversation.turns[0].role == "user"
-    assert conversation.turns[-1].text == "Answer 7."
+    assert conversation.messages[0]["role"] == "user"
+    assert conversation.messages[-1]["content"] == "Answer 7."
     assert TOKENIZER.decode(ids).startswith("<|system|>\nBe brief.\n<|user|>\n")
 
 
 def test_the_room_kept_for_an_answer_is_at_most_half_the_context():
-    conversation = Conversation(TOKENIZER, 128, template=True)
+    conversation = Conversation(FORMAT, 128, template=True)
     conversation.ask("Hello", 10_000)
     conversation.answered("Hi")
     _, dropped = conversation.ask("again", 10_000)
@@ -92,12 +95,12 @@ def test_the_room_kept_for_an_answer_is_at_most_half_the_context():
 
 
 def test_a_text_that_fills_the_context_alone_is_refused_and_forgotten():
-    conversation = Conversation(TOKENIZER, 64, template=True)
+    conversation = Conversation(FORMAT, 64, template=True)
     conversation.ask("Hello", 8)
     conversation.answered("Hi")
     with pytest.raises(BadInput, match="the model's context is 64"):
         conversation.ask("fox " * 100, 8)
-    assert [turn.text for turn in conversation.turns] == ["Hello", "Hi"]
+    assert [message["content"] for message in conversation.messages] == ["Hello", "Hi"]
 
 
 # ---------------------------------------------------------------- a session
@@ -118,14 +121,14 @@ def test_a_seed_makes_a_session_repeatable():
 def test_a_model_that_was_not_fine_tuned_is_said_to_continue_text():
     out = io.StringIO()
     found = FoundModel(Path("x"), "export", "tiny", False, None)
-    chat(MODEL, TOKENIZER, found, SHORT, lines=iter(()), out=out)
+    chat(MODEL, FORMAT, found, SHORT, lines=iter(()), out=out)
     assert "was not fine-tuned on conversations. The model continues your text" in out.getvalue()
 
 
 def test_the_greeting_names_the_model_and_its_context():
     out = io.StringIO()
     found = FoundModel(Path("x"), "export", "demo (sft, step 5)", True, None)
-    chat(MODEL, TOKENIZER, found, SHORT, lines=iter(()), out=out)
+    chat(MODEL, FORMAT, found, SHORT, lines=iter(()), out=out)
     assert "demo (sft, step 5)" in out.getvalue()
     assert "context 128 tokens" in out.getvalue()
 
@@ -147,7 +150,7 @@ def test_the_greeting_names_the_model_and_its_context():
         ("/tpok 3", "there is no command /tpok; did you mean /topk?"),
         ("/", "there is no command /; /help lists the commands"),
         ("/system Be brief.", "system: Be brief."),
-        ("/system", "no system turn"),
+        ("/system", "no system message"),
         ("/reset", "the conversation is forgotten"),
     ],
 )
@@ -174,7 +177,9 @@ def test_help_names_every_command():
 
 def test_a_full_context_is_announced():
     lines = [f"Question number {i}, about the fox?" for i in range(6)]
-    assert any("the context is full: the oldest 2 turns are forgotten" in s for s in talk(*lines))
+    assert any(
+        "the context is full: the oldest 2 messages are forgotten" in s for s in talk(*lines)
+    )
 
 
 def test_a_text_too_long_is_explained_and_the_session_continues():
@@ -200,7 +205,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program():
     out = Impatient()
     found = FoundModel(Path("x"), "export", "tiny", True, None)
     settings = GenerationSettings(max_tokens=30, seed=1)
-    assert chat(MODEL, TOKENIZER, found, settings, lines=iter(["hello", "/temp"]), out=out) == 0
+    assert chat(MODEL, FORMAT, found, settings, lines=iter(["hello", "/temp"]), out=out) == 0
     assert " (stopped)\n" in out.getvalue()
     assert out.getvalue().endswith("temperature is 0.8\n")
 

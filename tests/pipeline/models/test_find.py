@@ -47,10 +47,10 @@ def complaint(text: str | None) -> str:
 def test_a_run_is_its_last_checkpoint_unless_another_is_named(here, suffix, seed, chat):
     make_run(here / "runs")
     found = find_model(f"demo{suffix}")
-    model, tokenizer = load_found(found)
+    model, chat_format = load_found(found)
     assert is_seed(model, seed)
     assert found.chat == chat
-    assert tokenizer.vocab_size == model.config.vocab_size
+    assert chat_format.tokenizer.vocab_size == model.config.vocab_size
     assert found.label.startswith("demo (")
 
 

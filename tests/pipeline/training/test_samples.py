@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pion
+from pion.data.chat_format import ChatFormat
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
@@ -26,12 +27,18 @@ def model(tokenizer: Tokenizer) -> Decoder:
     return Decoder(tiny_config(vocab_size=tokenizer.vocab_size, seq_len=128))
 
 
+def in_own_format(tokenizer: Tokenizer) -> ChatFormat:
+    return ChatFormat("nowhere/tokenizer.json", tokenizer)
+
+
 def test_prompts_are_continued_together_as_each_would_be_alone(
     model: Decoder, tokenizer: Tokenizer
 ) -> None:
-    prompts = [prompt_ids(model, tokenizer, text, chat=False) for text in TEXTS]
+    prompts = [prompt_ids(model, in_own_format(tokenizer), text, chat=False) for text in TEXTS]
     steps: list[None] = []
-    texts = sample_texts(model, tokenizer, prompts, on_token=lambda: steps.append(None))
+    texts = sample_texts(
+        model, in_own_format(tokenizer), prompts, chat=False, on_token=lambda: steps.append(None)
+    )
     end = tokenizer.end_of_text
     alone = [
         list(pion.generate(model, ids, stop_ids=[end], max_tokens=SAMPLE_TOKENS, seed=0))
@@ -42,13 +49,13 @@ def test_prompts_are_continued_together_as_each_would_be_alone(
 
 
 def test_an_empty_prompt_starts_from_end_of_text(model: Decoder, tokenizer: Tokenizer) -> None:
-    assert prompt_ids(model, tokenizer, "", chat=False) == [tokenizer.end_of_text]
+    assert prompt_ids(model, in_own_format(tokenizer), "", chat=False) == [tokenizer.end_of_text]
 
 
 def test_a_prompt_that_is_too_long_is_refused_alone(model: Decoder, tokenizer: Tokenizer) -> None:
     with pytest.raises(BadInput, match="the model's context is 128 tokens"):
-        prompt_ids(model, tokenizer, "a " * 200, chat=True)
+        prompt_ids(model, in_own_format(tokenizer), "a " * 200, chat=True)
 
 
 def test_no_prompts_are_no_texts(model: Decoder, tokenizer: Tokenizer) -> None:
-    assert sample_texts(model, tokenizer, [], on_token=lambda: None) == []
+    assert sample_texts(model, in_own_format(tokenizer), [], chat=True, on_token=lambda: None) == []

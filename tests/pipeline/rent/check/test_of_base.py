@@ -52,7 +52,7 @@ def test_a_gated_model_is_asked_for_with_the_token_that_the_rental_gets(
     gated: HubServer, tmp_path: Path
 ) -> None:
     job = job_from(tmp_path, "someone/gated")
-    (row, _) = check_base(job, on(HF_TOKEN=READ_TOKEN), {})
+    (row,) = check_base(job, on(HF_TOKEN=READ_TOKEN), {})
     assert "can be read with the token that the rental gets" in row.words
     with pytest.raises(BadInput, match="the rental would have no Hub token: accept its terms"):
         check_base(job, on(), {})
@@ -66,18 +66,9 @@ def test_once_the_run_has_its_model_no_token_is_needed(gated: HubServer, tmp_pat
     run = RunState(open_store(job.store), job.name)
     keep_as_base(run, job.base, tmp_path, lambda message: None, lambda work: work())  # type: ignore[arg-type]
     gated.requests.clear()
-    (row, _) = check_base(read_job(tmp_path / "job.yaml"), on(), {})
+    (row,) = check_base(read_job(tmp_path / "job.yaml"), on(), {})
     assert "in the run's store" in row.words
     assert not gated.requests
-
-
-def test_a_template_that_is_not_used_is_warned_about(tmp_path: Path) -> None:
-    export_base(tmp_path / "base")
-    _, warning = check_base(job_from(tmp_path, "base"), None)
-    assert warning.ok is None
-    assert "base has a chat template. This job does not use it" in warning.words
-    (tmp_path / "base" / "chat_template.jinja").unlink()
-    assert len(check_base(job_from(tmp_path, "base"), None)) == 1
 
 
 def test_a_model_of_this_machine_is_refused_for_a_rental(tmp_path: Path) -> None:

@@ -57,17 +57,18 @@ def test_the_check_states_rows_passes_and_what_is_lost(tmp_path: Path) -> None:
     with (tmp_path / "talks.jsonl").open("a") as file:
         for messages in (turns, turns, unanswered):
             file.write(json.dumps({"messages": messages}) + "\n")
-    (row,) = check_conversations(job)
+    row, first = check_conversations(job)
     assert row.ok
     assert "2 passes in " in row.words
     assert "are cut" in row.words
+    assert re.search(r"<\|user\|>\nWhat .*\n<\|assistant\|>\n⟦.*\n<\|endoftext\|>⟧$", first.words)
 
 
 def test_many_passes_over_few_conversations_are_warned_about(tmp_path: Path) -> None:
-    _, warning = check_conversations(job_in(tmp_path, sft__epochs=6))
+    _, warning, _ = check_conversations(job_in(tmp_path, sft__epochs=6))
     assert warning.ok is None
     assert "6 passes over the same conversations" in warning.words
-    _, warning = check_conversations(job_in(tmp_path, sft__epochs=None, sft__steps=100_000))
+    _, warning, _ = check_conversations(job_in(tmp_path, sft__epochs=None, sft__steps=100_000))
     assert "passes over the same conversations" in warning.words
 
 
@@ -78,20 +79,20 @@ def test_too_few_conversations_for_a_batch_are_refused_with_a_batch_that_will_do
         with pytest.raises(BadInput, match=r"one batch needs 999 \(sft.global_batch\)") as found:
             refused(job_in(tmp_path, sft__global_batch=999))
     batch = int(re.findall(r"sft.global_batch=(\d+)", str(found.value))[0])
-    (row,) = check_conversations(job_in(tmp_path, sft__global_batch=batch))
-    assert row.ok
+    assert all(row.ok for row in check_conversations(job_in(tmp_path, sft__global_batch=batch)))
 
 
 def test_few_steps_are_warned_about_with_a_batch_that_makes_more(tmp_path: Path) -> None:
-    _, warning = check_conversations(job_in(tmp_path, sft__global_batch=64))
+    _, warning, _ = check_conversations(job_in(tmp_path, sft__global_batch=64))
     assert (warning.name, warning.ok) == ("steps", None)
     batch, steps = re.findall(r"sft.global_batch=(\d+),.* make (\d+) steps", warning.words)[0]
     assert int(steps) >= FEWEST_STEPS
     job = job_in(tmp_path, sft__global_batch=int(batch))
-    assert len(check_conversations(job)) == 1
+    assert "steps" not in {row.name for row in check_conversations(job)}
     assert job.section("sft").total_steps == int(steps)
     # Who gives the steps has chosen them.
-    assert len(check_conversations(job_in(tmp_path, sft__epochs=None, sft__steps=2))) == 1
+    chosen = job_in(tmp_path, sft__epochs=None, sft__steps=2)
+    assert "steps" not in {row.name for row in check_conversations(chosen)}
 
 
 def test_of_a_data_set_on_the_hub_only_the_first_conversations_are_read(

@@ -1,0 +1,108 @@
+"""Conversations that a model's template can't use: skipped and counted, or the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.data.messages import Conversation
+from pion.data.template import ChatTemplate
+from pion.data.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pipeline.data import sft_rows
+from pipeline.data.sft_rows import in_template, write_conversation_rows
+from pipeline.data.sources import Talk
+from pipeline.data.text_rows import RowFormat
+from tests.support.chat_templates import MISTRAL
+from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.tokenizer_kinds import write_files
+
+ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+
+
+@pytest.fixture(autouse=True)
+def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pion.data.template.Renderer", InProcessRenderer)
+
+
+def talks(unusable: set[int], required: int = 0) -> Iterator[tuple[bool, Talk]]:
+    """Yield 300 conversations, some of which the template refuses or nobody can read."""
+    for number in range(300):
+        where = f"some/talks, row {number}"
+        first = [ANSWERED] if number in unusable else []
+        talk: Any = Conversation([*first, ASKED, ANSWERED], None, where)
+        if number in unusable and number % 2:
+            talk = f"{where}: turn 1 has the unknown role 'robot'"
+        yield number % 10 == 9, Talk(talk, required=number < required)
+
+
+def written(folder: Path, *args: Any) -> dict[str, Any]:
+    """Write the rows of `talks(*args)` below `folder`; return what was counted."""
+    model = write_files("llama3", folder / "model", MISTRAL)
+    tokenizer = Tokenizer.from_file(model / "tokenizer.json")
+    writing = in_template(ChatTemplate(model, tokenizer), tokenizer)
+    for split in ("train", "held_out"):
+        (folder / "rows" / split).mkdir(parents=True, exist_ok=True)
+    rows = RowFormat(64, 8, "key")
+    return write_conversation_rows(
+        talks(*args), writing, folder / "rows", rows, "pack", lambda message: None
+    )
+
+
+def test_a_few_unusable_conversations_are_skipped_counted_and_named(tmp_path: Path) -> None:
+    report = written(tmp_path, {40, 41, 49})
+    assert (report["train_refused"], report["held_out_refused"]) == (2, 1)
+    assert report["train_conversations"] + report["held_out_conversations"] == 297
+    first, second, third = report["refusals"]
+    assert "row 40: the chat template refuses this conversation" in first
+    assert "row 41: turn 1 has the unknown role 'robot'" in second
+    assert "row 49" in third
+
+
+def test_more_than_one_in_a_hundred_end_the_preparation(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="4 of 300 conversations can't be used") as error:
+        written(tmp_path, {40, 42, 44, 46})
+    assert [f"row {number}" in str(error.value) for number in (40, 42, 44, 46)] == [True] * 3 + [
+        False
+    ]
+
+
+def test_one_of_those_that_were_looked_at_before_renting_ends_the_preparation(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(BadInput, match=r"row 40: the chat template refuses.*Nothing was trained"):
+        written(tmp_path, {40}, 41)
+
+
+def test_after_an_interruption_the_counts_and_rows_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft_rows, "BUFFER", 16)
+    whole = written(tmp_path / "whole", {40, 41, 49})
+    monkeypatch.setattr(sft_rows, "mark", ends_at(20))
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path / "broken", {40, 41, 49})
+    progress = json.loads((tmp_path / "broken/rows/train/packed.json").read_text())
+    assert 0 < len(progress["buffers"]) < 17
+    monkeypatch.undo()
+    monkeypatch.setattr("pion.data.template.Renderer", InProcessRenderer)
+    monkeypatch.setattr(sft_rows, "BUFFER", 16)
+    assert written(tmp_path / "broken", {40, 41, 49}) == whole
+    for path in (tmp_path / "whole/rows").rglob("*.npy"):
+        again = tmp_path / "broken/rows" / path.relative_to(tmp_path / "whole/rows")
+        assert again.read_bytes() == path.read_bytes()
+
+
+def ends_at(call: int) -> Any:
+    """Return a function whose call of this number is interrupted."""
+    calls = iter(range(10**6))
+
+    def mark(name: str) -> None:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+
+    return mark

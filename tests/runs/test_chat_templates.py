@@ -1,0 +1,121 @@
+"""Runs that keep the chat template of the model that they start from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from pion.data.chat_format import ChatFormat
+from pion.data.template_source import find_template
+from pion.data.tokenizer import Tokenizer
+from pipeline.cli import main
+from pipeline.models.find import find_model
+from pipeline.report.results import evaluated
+from tests.runs.test_model_from import SFT, write_job
+from tests.support.chat_templates import CHATML, MISTRAL, QWEN3
+from tests.support.instruct_model import write_instruct_model
+from tests.support.whole_runs import finish, head_of
+
+ASKED = [{"role": "user", "content": "What did the cat see?"}]
+TWO_TURNS = [*ASKED, {"role": "assistant", "content": "A bird."}] * 2
+
+
+def talks_of(tokenizer_file: Path) -> ChatFormat:
+    return ChatFormat(tokenizer_file, Tokenizer.from_file(tokenizer_file))
+
+
+def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_path: Path) -> None:
+    write_instruct_model(tmp_path / "base", "qwen", QWEN3)
+    told = {"system": "Be brief.", "template_options": {"enable_thinking": False}}
+    job = write_job(tmp_path, sft=SFT | told | {"steps": 60, "seq_len": 128, "warmup_steps": 6})
+    with (tmp_path / "talks.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": TWO_TURNS}) + "\n")
+    output = finish(job, "publish.to=out", "log.every=30")
+    assert "so each answer of 1 conversations is a separate example" in output
+
+    trained = find_model(f"{tmp_path}/runs/tiny")
+    assert trained.tokenizer is not None
+    formats = [talks_of(trained.tokenizer), talks_of(tmp_path / "out/tokenizer.json")]
+    prompts = [talks.prompt_ids(ASKED) for talks in formats]
+    stock = AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompts.append(stock.apply_chat_template(ASKED, add_generation_prompt=True)["input_ids"])
+    text = stock.decode(prompts[0])
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert prompts[0] == prompts[1] == prompts[2]
+    ends = [talks.end_of_turn for talks in formats]
+    assert ends == [formats[0].tokenizer.special_ids["<|im_end|>"]] * 2
+    for talks in formats:
+        talks.close()
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
+    published = find_template(tmp_path / "out")
+    assert published is not None
+    assert published.endswith(QWEN3)
+    settings = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert ends[0] in settings["eos_token_id"]
+    results = evaluated(head_of(tmp_path), "tiny")
+    assert results["sft"]["stop_accuracy"] > 0.5
+
+
+def test_pions_own_template_can_be_asked_for(tmp_path: Path) -> None:
+    write_instruct_model(tmp_path / "base", "qwen", QWEN3)
+    job = write_job(tmp_path, sft=SFT | {"template": "pion"})
+    finish(job, "publish.to=out")
+    talks = talks_of(tmp_path / "out/tokenizer.json")
+    assert talks.own
+    assert talks.tokenizer.decode(talks.prompt_ids(ASKED)).startswith("<|user|>\nWhat")
+    assert talks.end_of_turn in talks.stop_ids
+
+
+def test_the_check_shows_the_first_conversation_as_the_model_sees_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_instruct_model(tmp_path / "base", "smollm2", CHATML)
+    job = write_job(tmp_path, sft=SFT | {"system": "Be brief."})
+    assert main(["check", str(job)]) == 0
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "<|im_start|>system Be brief.<|im_end|> <|im_start|>user What did" in shown
+    assert re.search(r"<\|im_start\|>assistant ⟦[^⟧]*\.<\|im_end\|>⟧", shown)
+
+
+@pytest.mark.parametrize(
+    ("template", "line", "why"),
+    [
+        (CHATML, {"role": "robot", "content": "Hi"}, "the unknown role 'robot'"),
+        (MISTRAL, ASKED[0], "user and assistant must take turns"),
+    ],
+)
+def test_a_conversation_that_cant_be_used_ends_the_check_with_its_line(
+    template: str,
+    line: dict[str, str],
+    why: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kind = "smollm2" if template is CHATML else "llama3"
+    write_instruct_model(tmp_path / "base", kind, template)
+    job = write_job(tmp_path)
+    messages = [ASKED[0], line, {"role": "assistant", "content": "Yes."}]
+    with (tmp_path / "talks.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": messages}) + "\n")
+    assert main(["check", str(job)]) == 2
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert why in said
+    assert "talks.jsonl:301" in said.replace(" ", "")
+
+
+def test_settings_of_a_template_need_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_instruct_model(tmp_path / "base", "smollm2", None)
+    job = write_job(tmp_path, sft=SFT | {"system": "Be brief."})
+    assert main(["check", str(job)]) == 2
+    assert "sft.system: it is for the chat template of a model" in re.sub(
+        r"\s+", " ", capsys.readouterr().out
+    )
