@@ -90,8 +90,10 @@ class Tokenizer:
         self._may_cut = may_cut(settings)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "Tokenizer":
+    def from_file(cls, path: str | Path, where: str | None = None) -> "Tokenizer":
         """Load a ``tokenizer.json``; see the constructor for the tokenizer_config.json next to it.
+
+        Errors call it ``where``, or by its path.
 
         Raises:
             BadInput: the file is missing or isn't a usable tokenizer (see the constructor).
@@ -99,8 +101,8 @@ class Tokenizer:
         try:
             source = read_file(path, LARGEST_TOKENIZER).decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: can't read this tokenizer ({error})") from None
-        return cls(source, where=str(path), folder=Path(path).parent)
+            raise BadInput(f"{where or path}: can't read this tokenizer ({error})") from None
+        return cls(source, where=where or str(path), folder=Path(path).parent)
 
     def save(self, path: str | Path) -> None:
         """Write the ``tokenizer.json`` that this tokenizer was made from, byte for byte.

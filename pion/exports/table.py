@@ -113,6 +113,11 @@ def architecture_of(config: ModelConfig, model_type: str | None = None) -> Archi
     return _TYPES[model_type]
 
 
+def architecture_named(model_type: str) -> Architecture:
+    """Return the architecture of a config.json that `config_from_transformers` has read."""
+    return _TYPES[model_type]
+
+
 def misfits(config: ModelConfig) -> list[str]:
     """Return why each architecture that can't compute the model can't."""
     reasons = [architecture.misfit(config) for architecture in ARCHITECTURES]

@@ -13,16 +13,15 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
-from pion.adapter import PEFT_CONFIG
-from pion.config import ModelConfig
+from pion.adapter import PEFT_CONFIG, PEFT_TENSORS
 from pion.data.arrays import sha256_file
 from pion.data.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, template_of
 from pion.data.token_names import TOKENIZER_CONFIG
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.model_files import INDEX, WEIGHTS, is_legal, shards_of
-from pion.untrusted import parse_object, read_file
-from pipeline.data.hub import explained, named, pin
+from pipeline.base.read_config import read_config
+from pipeline.data.hub import OnHub, explained, pin
 from pipeline.job.base import Base
 from pipeline.machine.private import private_cache_folder
 from pipeline.models.bring import bring_model
@@ -95,8 +94,8 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
                 "(config.json), its weights (safetensors) and its tokenizer (tokenizer.json)"
             )
     try:
-        config = _config(bring(CONFIG))
-        tokenizer = Tokenizer.from_file(bring(TOKENIZER))
+        config = read_config(bring(CONFIG))
+        tokenizer = Tokenizer.from_file(bring(TOKENIZER), where=TOKENIZER)
         tokenizer.fits(config.vocab_size, where=TOKENIZER)
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
@@ -124,22 +123,6 @@ def _template(source: str, files: Files, bring: Callable[[str], Path]) -> str | 
         return template_of(jinja, settings)
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
-
-
-def _config(path: Path) -> ModelConfig:
-    from pion.exports.packed import is_packed
-    from pion.exports.table import config_from_transformers
-
-    settings = parse_object(read_file(path), CONFIG)
-    if "model_type" not in settings:
-        return ModelConfig.from_dict(settings)
-    config = config_from_transformers(settings)
-    if is_packed(config):
-        raise BadInput(
-            "its ternary weights are packed, so it is no model to start from. Start from a "
-            "checkpoint of the run that trained it (runs/NAME@pretrain)"
-        )
-    return config
 
 
 # ---------------------------------------------------------------- folders and runs
@@ -181,7 +164,15 @@ def _converted(found: FoundModel) -> Path:
             f"{found.folder} has no tokenizer next to it. Make a folder of both, and start from "
             f"it: pion import-seed {found.folder} DIR --tokenizer FILE"
         )
-    model = load_model(found)
+    try:
+        model = load_model(found)
+    except BadInput as error:
+        if found.base is None:
+            raise
+        words = str(error).removeprefix(f"{found.folder}: ")
+        raise BadInput(
+            f"{found.label} is an adapter, and does not fit its base {found.base.label}: {words}"
+        ) from None
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     name = f"{tensors_sha256(state)}-{sha256_file(found.tokenizer)}"
     folder = private_cache_folder(CONVERTED) / name
@@ -212,6 +203,12 @@ def _wanted(names: list[str], where: str, read: Callable[[str], Path]) -> list[s
             "AutoModelForCausalLM as M; M.from_pretrained('MODEL').save_pretrained('FOLDER')\", "
             "copy its tokenizer files there, and start from FOLDER"
         )
+    gguf = next((name for name in names if name.endswith(".gguf")), None)
+    if gguf is not None:
+        raise BadInput(
+            f"{where} has its weights only as {gguf}, a format to run a model and not to train it. "
+            "Start from the model that it was made from: its page names it"
+        )
     raise BadInput(f"{where} has no {WEIGHTS}, so it is no model to start from")
 
 
@@ -227,12 +224,26 @@ def _of_hub(text: str) -> tuple[Files, Callable[[str], Path], str]:
     commit = pin(repo, revision or None, "model")
 
     def bring(name: str) -> Path:
-        with explained(named(repo, commit, "model", name)):
-            return Path(hf_hub_download(repo, name, revision=commit)).resolve()
+        # A tokenizer is read together with the files next to it.
+        together = DECIDE_IDS if name in DECIDE_IDS else ()
+        for other in together:
+            if other in entries:
+                fetch(other)
+        return fetch(name)
 
-    with explained(named(repo, commit, "model")):
+    def fetch(name: str) -> Path:
+        with explained(OnHub(repo, commit, "model", name)):
+            return Path(hf_hub_download(repo, name, revision=commit))
+
+    with explained(OnHub(repo, commit, "model")):
         tree = list(HfApi().list_repo_tree(repo, revision=commit))
     entries = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    if PEFT_CONFIG in entries and PEFT_TENSORS not in entries:
+        raise BadInput(
+            f"Hub model {repo} at {commit[:12]} is an adapter without {PEFT_TENSORS}, and pickles "
+            "are not read. Load it with peft on a machine that you trust, save it there "
+            "(save_pretrained), and start from that folder"
+        )
     if PEFT_CONFIG in entries:
         return *_of_model(find_model(f"{repo}@{commit}")), commit
     files = {}

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,29 @@ if TYPE_CHECKING:
 BROKEN_TRANSFERS = 5
 
 
+@dataclass(frozen=True)
+class OnHub:
+    """A repository on the Hub, or a file of it, as errors name it."""
+
+    repo: str
+    revision: str | None = None
+    repo_type: str = "dataset"
+    file: str | None = None
+
+    def __str__(self) -> str:
+        kind = "data set" if self.repo_type == "dataset" else self.repo_type
+        at = f" at {self.revision[:12]}" if self.revision else ""
+        return f"Hub {kind} {self.repo}{at}" + (f", file {self.file}" if self.file else "")
+
+    @property
+    def page(self) -> str:
+        """The address of the repository's page, where its terms are accepted."""
+        folder = "datasets/" if self.repo_type == "dataset" else ""
+        return f"https://huggingface.co/{folder}{self.repo}"
+
+
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: OnHub) -> Iterator[None]:
     """Turn the errors of the Hub's clients into a message that names `what` and what to do.
 
     Raises BadInput for something that is missing or not accessible, and PionError for a Hub that
@@ -52,7 +74,7 @@ def pin(repo: str, revision: str | None, repo_type: str = "dataset") -> str:
     """
     from huggingface_hub import HfApi
 
-    with explained(named(repo, revision, repo_type)):
+    with explained(OnHub(repo, revision, repo_type)):
         commit = HfApi().repo_info(repo, repo_type=repo_type, revision=revision).sha
     assert commit is not None
     return commit
@@ -62,7 +84,7 @@ def hub_tokenizer(repo: str, revision: str | None, file: str) -> Path:
     """Return a local copy of a repository's tokenizer.json."""
     from huggingface_hub import hf_hub_download
 
-    with explained(named(repo, revision, "model", file)):
+    with explained(OnHub(repo, revision, "model", file)):
         return Path(hf_hub_download(repo, file, revision=revision))
 
 
@@ -76,7 +98,7 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    with explained(named(source.repo, source.revision)):
+    with explained(OnHub(source.repo, source.revision)):
         tree = HfApi().list_repo_tree(
             source.repo, repo_type="dataset", revision=commit, recursive=True
         )
@@ -110,7 +132,7 @@ def read_hub_rows(shard: Shard, count: int, seq_len: int) -> np.ndarray:
     """Read the first `count` rows (or all) of a remote shard as ids (rows, seq_len), by ranges."""
     assert shard.remote is not None
     repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
-    with explained(named(repo, commit, file=path)):
+    with explained(OnHub(repo, commit, file=path)):
         header = read_range(repo, commit, path, 0, NPY_HEADER_BYTES)
         offset, _, dtype = _header(header, f"{repo}/{path}", seq_len)
         row_bytes = seq_len * dtype.itemsize
@@ -137,7 +159,7 @@ def download_shard(shard: Shard, folder: Path) -> Path:
 
     assert shard.remote is not None
     repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
-    with explained(named(repo, commit, file=path)):
+    with explained(OnHub(repo, commit, file=path)):
         return Path(
             _again_if_broken(
                 lambda: hf_hub_download(
@@ -185,15 +207,7 @@ def _header(content: bytes, where: str, seq_len: int) -> tuple[int, int, np.dtyp
 # ---------------------------------------------------------------- what went wrong
 
 
-def named(
-    repo: str, revision: str | None, repo_type: str = "dataset", file: str | None = None
-) -> str:
-    kind = "data set" if repo_type == "dataset" else repo_type
-    at = f" at {revision[:12]}" if revision else ""
-    return f"Hub {kind} {repo}{at}" + (f", file {file}" if file else "")
-
-
-def explain(error: BaseException, what: str) -> PionError | None:
+def explain(error: BaseException, what: OnHub) -> PionError | None:
     """Return the message for an error of a Hub client, or None if it is not about the Hub."""
     import huggingface_hub.errors as hub
 
@@ -205,7 +219,8 @@ def explain(error: BaseException, what: str) -> PionError | None:
         if isinstance(cause, hub.RemoteEntryNotFoundError):
             return BadInput(f"{what}: there is no such file")
         if isinstance(cause, hub.GatedRepoError):
-            return BadInput(f"{what}: access is granted on request. {_token_advice()}")
+            repository = OnHub(what.repo, what.revision, what.repo_type)
+            return BadInput(f"{repository}: it is gated. {_terms_advice(what.page)}")
         if isinstance(cause, hub.HFValidationError):
             return BadInput(f"{what}: not the name of a Hub repository (user/name): {cause}")
         if isinstance(cause, hub.RepositoryNotFoundError):
@@ -255,8 +270,22 @@ def _token_advice() -> str:
             "No Hub token was found. Create a token at https://huggingface.co/settings/tokens. "
             "Then run `export HF_TOKEN=hf_…` or `hf auth login`"
         )
-    source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login of `hf auth login`"
     return (
-        f"The token from {source} has no access. Ask for access on the repository's page, or use a "
-        "different token"
+        f"The token from {_token_source()} has no access. Ask for access on the repository's page, "
+        "or use a different token"
     )
+
+
+def _terms_advice(page: str) -> str:
+    """Return how to get access to a gated repository."""
+    if not _has_token():
+        return f"Accept its terms on {page}. {_token_advice()}"
+    return (
+        f"The token from {_token_source()} has no access. Accept the terms on {page} with the "
+        "account of that token, or use a different token. A fine-grained token must allow reading "
+        "gated repositories"
+    )
+
+
+def _token_source() -> str:
+    return "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login of `hf auth login`"

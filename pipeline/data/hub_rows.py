@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.data.corpus import Record
 from pion.errors import BadInput, PionError
-from pipeline.data.hub import explain, named
+from pipeline.data.hub import OnHub, explain
 
 if TYPE_CHECKING:
     from pipeline.job import HubDataset
@@ -27,7 +27,7 @@ def hub_records(source: HubDataset, commit: str, columns: tuple[str, ...]) -> It
     Without any of `columns`, a record has the names of the others. Raises BadInput for a data set
     that can't be read, or not safely, and PionError for a Hub that can't be reached.
     """
-    what = named(source.repo, source.revision)
+    what = OnHub(source.repo, source.revision)
     try:
         for number, row in enumerate(islice(_rows(source, commit, columns), source.max_documents)):
             yield Record(row, f"{source.repo} row {number + 1:,}")
@@ -47,7 +47,7 @@ def _rows(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in FORMATS:
         raise BadInput(
-            f"{named(source.repo, source.revision)}: its files are of the kind {kind!r}, which "
+            f"{OnHub(source.repo, source.revision)}: its files are of the kind {kind!r}, which "
             f"Pion does not read. The kinds are {', '.join(FORMATS)}"
         )
     rows: Any = builder.as_streaming_dataset(split=source.split)

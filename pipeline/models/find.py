@@ -211,7 +211,7 @@ def found_in(folder: Path, label: str | None = None, *, whole: bool = False) -> 
         return _from_folder(folder, label)
     if whole:
         raise BadInput(f"{label or folder} is an adapter itself, not a whole model")
-    base = _base_of(folder)
+    base = _base_of(folder, label or str(folder))
     if (folder / CONFIG).is_file():
         return dataclasses.replace(_from_folder(folder, label), base=base)
     tokenizer, chat = folder / "tokenizer.json", find_template(folder) is not None
@@ -220,8 +220,8 @@ def found_in(folder: Path, label: str | None = None, *, whole: bool = False) -> 
     return FoundModel(folder, "export", label or str(folder), chat, tokenizer, base)
 
 
-def _base_of(folder: Path) -> FoundModel:
-    """Return the base of the adapter in a folder."""
+def _base_of(folder: Path, label: str) -> FoundModel:
+    """Return the base of the adapter in a folder, which errors call `label`."""
     from pion.load import base_of
 
     base = base_of(folder)
@@ -234,7 +234,7 @@ def _base_of(folder: Path) -> FoundModel:
             return found_in(folder.absolute().parents[3] / base.name, whole=True)
         return _found(locate_model(name), whole=True)
     except BadInput as error:
-        problem = f"{folder} is an adapter, and its base {shown(name)} can't be used: {error}"
+        problem = f"{label} is an adapter, and its base {shown(name)} can't be used: {error}"
         raise BadInput(problem) from None
 
 
@@ -289,8 +289,8 @@ def _from_hub(text: str, *, whole: bool = False) -> FoundModel:
         )
     except GatedRepoError:
         raise BadInput(
-            f"the Hub repository {repo} is gated: ask for access on its page, then log in "
-            "(hf auth login)"
+            f"the Hub repository {repo} is gated: accept its terms on "
+            f"https://huggingface.co/{repo}, then log in with that account (hf auth login)"
         ) from None
     except NotThere:
         raise BadInput(

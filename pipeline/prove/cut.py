@@ -40,7 +40,11 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
     for stage, steps in cut_steps(job).items():
         section = job.section(stage)
         changes[f"{stage}.steps"] = steps
-        changes[f"{stage}.warmup_steps"] = section.total_warmup_steps * steps // section.total_steps
+        if section.steps_are_known:
+            warmup = section.total_warmup_steps * steps // section.total_steps
+        else:
+            warmup, changes[f"{stage}.epochs"] = steps // 10, None
+        changes[f"{stage}.warmup_steps"] = warmup
     sources: dict[str, Sequence[Source]] = {"data": job.data.sources}
     if job.sft is not None:
         sources["sft"] = job.sft.sources
@@ -55,8 +59,15 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
 
 
 def cut_steps(job: Job) -> Mapping[str, int]:
-    """Return the steps of each training stage: at most MAX_STEPS, in the job's proportion."""
-    steps = {stage: job.section(stage).total_steps for stage in job.train_stages}
+    """Return the steps of each training stage: at most MAX_STEPS, in the job's proportion.
+
+    A stage whose steps follow from its data counts as MAX_STEPS: its data is not read for this.
+    """
+    sections = {stage: job.section(stage) for stage in job.train_stages}
+    steps = {
+        stage: section.total_steps if section.steps_are_known else MAX_STEPS
+        for stage, section in sections.items()
+    }
     total = sum(steps.values())
     if total <= MAX_STEPS:
         return steps

@@ -55,7 +55,8 @@ def chosen_checkpoint(results: Mapping[str, Any]) -> str:
 
 def language_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (model, loss, perplexity, bits per byte) of each model measured on held-out text."""
-    rows = [(title, results[key]) for key, title in MODELS if "loss" in (results.get(key) or {})]
+    measured = [(title, results.get(key) or {}) for key, title in MODELS]
+    rows = [(title, result) for title, result in measured if "loss" in result]
     if ngram := results.get("ngram"):
         rows.insert(len(rows) - ("untrained" in results), (f"{ngram['order']}-gram", ngram))
     return [

@@ -81,9 +81,11 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
         rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
     results: Mapping[str, Any] = evaluated(head, run.url)
     for name in (*job.train_stages, "base", "ngram", "untrained"):
-        bits = results.get(name, {}).get("bits_per_byte")
-        if bits is not None:
-            rows.append([f"{name} bits per byte", f"{bits:.3f}"])
+        result = results.get(name, {})
+        if result.get("bits_per_byte") is not None:
+            rows.append([f"{name} bits per byte", f"{result['bits_per_byte']:.3f}"])
+        elif result.get("response_loss") is not None:  # of a run without text
+            rows.append([f"{name} response loss", f"{result['response_loss']:.3f}"])
     costs = costs_of(run, head, time.time())
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     result = published(head, run.url)

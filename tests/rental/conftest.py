@@ -34,6 +34,7 @@ import pytest
 
 from tests.rental.rented import Rented, wait_until
 from tests.rental.skypilot_home import Loopback, NoRuntime, find_python, loopback_skypilot
+from tests.support.hub_server import HubServer, hub_server
 from tests.support.s3_server import S3Server
 from tests.support.waiting import run_to_end
 
@@ -63,12 +64,20 @@ def why_impossible() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def loopback(s3: S3Server) -> Iterator[Loopback]:
+def hub() -> Iterator[HubServer]:
+    """A Hub that the pods reach at the same address."""
+    with hub_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def loopback(s3: S3Server, hub: HubServer) -> Iterator[Loopback]:
     if (why := why_impossible()) is not None:
         pytest.skip(why)
     with contextlib.ExitStack() as stack:
         try:
-            started = loopback_skypilot(ports=[int(s3.url.rpartition(":")[2])])
+            ports = [int(server.url.rpartition(":")[2]) for server in (s3, hub)]
+            started = loopback_skypilot(ports=ports)
             skypilot = stack.enter_context(started)
         except NoRuntime as error:
             pytest.skip(str(error))

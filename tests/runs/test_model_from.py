@@ -106,6 +106,7 @@ def test_without_steps_each_conversation_is_seen_three_times_in_batches_of_16(
 ) -> None:
     job = write_job(tmp_path, sft={"held_out": 0.1, "sources": SFT["sources"]})
     output = finish(job, "log.every=1")
+    assert re.search(r"sft response loss +\d\.\d\d\d\n", output)
     (rows,) = re.findall(r"sft data: (\d+) rows", output)
     steps = math.ceil(3 * int(rows) / 16)
     assert f"sft step {steps}/{steps} " in output

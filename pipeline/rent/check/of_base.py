@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from pion.errors import BadInput
-from pipeline.data.hub import explained, named
+from pipeline.data.hub import OnHub, explained
 from pipeline.job import Job
 from pipeline.job.base import Base
 from pipeline.models.find import Listed, locate_model
@@ -68,7 +68,7 @@ def _require_access(repo: str, base: Base, token: str | None) -> None:
     from huggingface_hub.errors import GatedRepoError
 
     try:
-        with explained(named(repo, base.commit, "model", "config.json")):
+        with explained(OnHub(repo, base.commit, "model", "config.json")):
             try:
                 HfApi().auth_check(repo, token=token or False)
             except GatedRepoError:
@@ -78,7 +78,7 @@ def _require_access(repo: str, base: Base, token: str | None) -> None:
 
 
 def _gated(repo: str, token: str | None) -> str:
-    page = f"https://huggingface.co/{repo}"
+    page = OnHub(repo, repo_type="model").page
     if token is None:
         return (
             f"model.from {repo} is gated, and the rental would have no Hub token: accept its terms "

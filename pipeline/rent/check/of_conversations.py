@@ -9,7 +9,13 @@ from pipeline.base.find import find_base
 from pipeline.job import Job
 from pipeline.rent.check.of_job import is_prepared
 from pipeline.rent.check.row import CheckRow
-from pipeline.rent.plan.conversations import First, count_conversations, in_words, too_many_passes
+from pipeline.rent.plan.conversations import (
+    First,
+    count_conversations,
+    in_words,
+    too_few_steps,
+    too_many_passes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +33,8 @@ def check_conversations(job: Job) -> list[CheckRow]:
         return []
     job.section("sft").know_rows(counted.rows)
     rows = [CheckRow("conversations", True, in_words(job, counted))]
-    warning = too_many_passes(job, counted)
-    if warning is not None:
-        rows.append(CheckRow("passes", None, warning))
+    warnings = {"steps": too_few_steps(job, counted), "passes": too_many_passes(job, counted)}
+    rows += [CheckRow(name, None, words) for name, words in warnings.items() if words]
     words = f"what the model learns is between ⟦ and ⟧:\n{counted.first.text}"
     return [*rows, CheckRow("the first", True, words), *_untrained(job, counted.first)]
 

@@ -43,7 +43,7 @@ def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
     """
     name, millions = job.model.preset or "the job's own shape", count_parameters(job) / 1e6
     if job.base is not None:
-        name = str(job.base)
+        name = job.base.source
     rows = [CheckRow("model", True, f"{name}: {millions:,.1f} million parameters")]
     for stage in job.train_stages:
         source = job.section(stage).init_from
@@ -95,7 +95,7 @@ def _config_of(
 ) -> tuple[ModelConfig | None, str]:
     """Return a model's settings and a label. The settings are None for a seed's .pt file, which
     has them only together with its weights."""
-    from pipeline.data.hub import explained, pin
+    from pipeline.data.hub import OnHub, explained, pin
     from pipeline.models.load import check_start
 
     if isinstance(found, Path):
@@ -118,7 +118,7 @@ def _config_of(
 
     repo, _, revision = found.partition("@")
     commit = pin(repo, revision or None, "model")
-    with explained(f"Hub model {repo} at {commit[:12]}, file {CONFIG}"):
+    with explained(OnHub(repo, commit, "model", CONFIG)):
         file = Path(hf_hub_download(repo, CONFIG, revision=commit))
     label = f"Hub model {repo} at {commit[:12]}"
     return _config(read_file(file), f"{label}, {CONFIG}"), label
@@ -146,8 +146,7 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
     section = job.tokenizer
     if section is None:
         assert job.base is not None
-        words = f"of {job.base.source}, which is read"
-        return [CheckRow("tokenizer", True, words)]
+        return [CheckRow("tokenizer", True, f"that of {job.base.source}")]
     if section.train is not None:
         words = f"a BPE of {section.train.vocab_size:,} entries will be trained on data.sources"
         readable = [s for s in job.data.sources if not _is_tokenised(s)]

@@ -106,7 +106,8 @@ def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]
     by_lora = [way.lora for way in ways if way.lora is not None]
     if any(part.recompute for part in [s for e in estimates for s in e.stages] + by_lora):
         notes.append("* activations are recomputed to fit")
-    return [*notes, "training only: preparing data, evaluation and publishing are extra"]
+    extra = "booting the machine, preparing data, evaluation and publishing are extra"
+    return [*notes, f"training only: {extra}"]
 
 
 def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:

@@ -6,6 +6,7 @@ the Hub, only the first SAMPLED conversations are read.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pion.data.chat_format import ChatFormat
 from pion.data.conversation import Tokenized
 from pion.data.template_view import marked_text
 from pion.data.tokenizer import Tokenizer
+from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount
 from pipeline.data.sft_rows import in_own_format, in_template
@@ -27,6 +29,8 @@ from pipeline.state.stores import open_store
 
 # More passes over the same conversations rarely help, and make a model repeat them.
 MOST_PASSES = 5
+# With fewer steps, a model changes little, whatever the rate.
+FEWEST_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Counted:
 def count_conversations(job: Job) -> Counted | None:
     """Return what the conversations of `sft` give; None if their ids are not known yet.
 
-    The tokenizer may come from pretraining. Raises BadInput for conversations that can't be used.
+    The tokenizer may come from pretraining. Raises BadInput for conversations that can't be used,
+    and for too few of them to fill one batch.
     """
     assert job.sft is not None
     if job.tokenizer is not None and job.tokenizer.train is not None:
@@ -72,7 +77,7 @@ def count_conversations(job: Job) -> Counted | None:
             most = source.max_documents
             whole = whole and most is not None and most <= SAMPLED
             source.max_documents = SAMPLED if most is None else min(most, SAMPLED)
-    counted.sft.global_batch = 1  # too little data is the run's own complaint
+    counted.sft.global_batch = 1  # too little data is refused below, with what would do
     with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
         folder, tokenizer = Path(place), None
         if job.base is not None:
@@ -83,7 +88,20 @@ def count_conversations(job: Job) -> Counted | None:
     sources = report["sources"]
     names = ("conversations", "cut", "dropped", "tokens", "split")
     sums = {name: sum(source[f"train_{name}"] for source in sources) for name in names}
-    return Counted(rows=report["train_rows"], whole=whole, first=first, **sums)
+    found = Counted(rows=report["train_rows"], whole=whole, first=first, **sums)
+    _require_a_batch(job, found)
+    return found
+
+
+def _require_a_batch(job: Job, counted: Counted) -> None:
+    """Raise BadInput if all conversations together fill less than one batch."""
+    batch = job.section("sft").global_batch
+    if counted.whole and counted.rows < batch:
+        raise BadInput(
+            f"{counted.conversations:,} conversations fill {counted.rows:,} rows of "
+            f"{job.sft_seq_len:,} tokens, and one batch needs {batch:,} (sft.global_batch). "
+            f"Give sft.global_batch={_better_batch(job, counted)}, or more conversations"
+        )
 
 
 def _first(job: Job, folder: Path) -> First:
@@ -158,6 +176,28 @@ def in_words(job: Job, counted: Counted) -> str:
         )
     lost += [f"{counted.dropped:,} are dropped: nothing to learn fits"] * bool(counted.dropped)
     return "; ".join([words, *lost])
+
+
+def too_few_steps(job: Job, counted: Counted) -> str | None:
+    """Return a warning if the job makes only a few steps, where smaller batches would make more."""
+    section = job.section("sft")
+    better = _better_batch(job, counted)
+    if section.steps is not None or not counted.whole or section.global_batch == better:
+        return None
+    if section.total_steps >= FEWEST_STEPS:
+        return None
+    steps = math.ceil(section.passes * counted.rows / better)
+    return (
+        f"{section.total_steps:,} steps change a model little. With sft.global_batch={better}, the "
+        f"same conversations make {steps:,} steps"
+    )
+
+
+def _better_batch(job: Job, counted: Counted) -> int:
+    """Return the largest power of 2 that makes FEWEST_STEPS steps, or 1."""
+    passes = job.section("sft").passes if job.section("sft").steps is None else 1.0
+    most = int(passes * counted.rows / FEWEST_STEPS)
+    return 1 << (most.bit_length() - 1) if most else 1
 
 
 def too_many_passes(job: Job, counted: Counted) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.base.find import find_base
 from pipeline.models.find import find_model
@@ -56,6 +57,20 @@ def test_the_same_model_has_the_same_name_on_the_hub_and_only_small_files_are_re
         first = find_base(f"hf://someone/tiny@{commit}", tmp_path)
     assert (found.base.commit, first.base.commit) == (commit, commit)
     assert first.base.hash == found.base.hash == find_base("base", tmp_path).base.hash
+
+
+def test_a_separator_that_only_the_tokenizers_settings_name_is_found_on_the_hub(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (base / name).read_text()
+        assert "<|endoftext|>" in text
+        (base / name).write_text(text.replace("<|endoftext|>", "<|stop|>"))
+    with hub_server() as hub:
+        hub.add_repo("someone/tiny", "model", files_of(base))
+        hub.use(monkeypatch, tmp_path / "hf")
+        found = find_base("someone/tiny", tmp_path)
+    assert Tokenizer.from_file(found.bring("tokenizer.json")).end_of_text_token == "<|stop|>"
 
 
 def test_a_run_is_a_model_to_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,4 +170,6 @@ def test_a_gated_repository_is_refused_with_its_page(
     with hub_server() as hub:
         hub.add_repo("someone/gated", "model", files_of(base), gated=True)
         hub.use(monkeypatch, tmp_path / "hf", token=None)
-        assert "access is granted on request" in complaint("someone/gated", tmp_path)
+        text = complaint("someone/gated", tmp_path)
+    assert "it is gated. Accept its terms on https://huggingface.co/someone/gated." in text
+    assert "export HF_TOKEN" in text

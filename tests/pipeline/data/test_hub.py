@@ -125,7 +125,8 @@ def test_a_private_repository_without_a_token_says_how_to_give_one(
 
 def test_a_gated_repository_says_to_ask_for_access(hub: HubServer) -> None:
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, gated=True)
-    with pytest.raises(BadInput, match=r"access is granted on request.*Ask for access"):
+    page = "https://huggingface.co/datasets/user/shards"
+    with pytest.raises(BadInput, match=f"it is gated.*HF_TOKEN.*Accept the terms on {page} with"):
         described(npy_source())
 
 

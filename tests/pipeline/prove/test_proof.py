@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import main
-from pipeline.job.file import load_job
 from pipeline.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt
 from pipeline.prove.cut import MAX_STEPS, cut_overrides, cut_steps
@@ -29,6 +28,7 @@ from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.reaper import session_processes
 from tests.paths import JOBS
 from tests.support.jobs import tiny_dict, tiny_job, write_tiny_data
+from tests.support.published_models import load_shipped
 
 SHORT: dict[str, Any] = {
     "pretrain__steps": 9,
@@ -239,7 +239,7 @@ def test_a_cut_job_has_at_most_sixty_steps_and_still_fits_together(
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_job_that_comes_with_pion_can_be_cut(path: Path) -> None:
-    overrides = cut_overrides(load_job(path), "proof", "s3://bucket/proofs")
-    job = load_job(path, overrides)
+    overrides = cut_overrides(load_shipped(path), "proof", "s3://bucket/proofs")
+    job = load_shipped(path, overrides)
     assert (job.name, job.store, job.publish) == ("proof", "s3://bucket/proofs", None)
     assert sum(job.section(stage).steps for stage in job.train_stages) <= MAX_STEPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import yaml
@@ -17,6 +18,11 @@ def write_fine_tuning(folder: Path, name: str) -> Path:
     """Write the shortest job that fine-tunes this model, with the model and conversations."""
     write_published(folder / name, name)
     write_tiny_data(folder)
+    talks = folder / "talks.jsonl"
+    long = {"role": "assistant", "content": "the cat saw two red birds " * 20}
+    # Enough for a batch of rows of 2,048 tokens.
+    questions = ({"role": "user", "content": f"Who is {number}?"} for number in range(400))
+    talks.write_text("".join(json.dumps({"messages": [q, long]}) + "\n" for q in questions))
     job = {
         "name": "mine",
         "model": {"from": name},

@@ -234,6 +234,13 @@ def test_what_was_not_measured_is_left_out() -> None:
     assert "nan" not in card.lower()
 
 
+def test_a_model_measured_on_conversations_alone_has_no_row_for_text() -> None:
+    measured = {"response_loss": 1.61, "response_loss_sem": 0.03, "stop_accuracy": 0.93}
+    text = card_of(results={"sft": measured})
+    assert "the loss of the responses is 1.610 ± 0.030" in text
+    assert "bits per byte" not in text
+
+
 def test_a_value_that_is_not_finite_is_shown_as_missing() -> None:
     broken = {"pretrain": {"loss": float("nan"), "perplexity": float("inf"), "bits_per_byte": 2.0}}
     assert "| base | – | – | 2.000 |" in card_of(results=broken)

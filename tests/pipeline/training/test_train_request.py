@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.job.file import load_job
 from pipeline.state.owner import Owner
 from pipeline.training.train_request import TrainRequest
 from tests.paths import JOBS
 from tests.support.jobs import tiny_job
+from tests.support.published_models import load_shipped
 
 
 def received(job: Job) -> Job:
@@ -23,7 +23,7 @@ def received(job: Job) -> Job:
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_job_arrives_as_it_was_sent(path: Path) -> None:
-    job = load_job(path)
+    job = load_shipped(path)
     assert received(job) == job
     assert received(job).model_config_resolved() == job.model_config_resolved()
 

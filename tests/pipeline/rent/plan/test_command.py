@@ -11,7 +11,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.rent.plan.command import show_plan
 from pipeline.rent.plan.gpus import GPU_TYPES
-from tests.paths import JOBS
+from tests.paths import JOBS, OWN_JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.fine_tuning import write_fine_tuning
 from tests.pipeline.rent.plan.test_prices import also_by_four
@@ -72,7 +72,7 @@ def test_what_does_not_fit_comes_last_with_the_reason(plan: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("job", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("job", OWN_JOBS, ids=lambda path: path.stem)
 def test_every_job_of_ours_fits_on_some_gpu(sky_home: SkyHome, plan: Any, job: Path) -> None:
     sky_home.lose_catalog()
     found = plan(str(job), f"prices={{{', '.join(f'{gpu}: 1.0' for gpu in GPU_TYPES)}}}")
@@ -191,3 +191,17 @@ def test_the_table_says_how_many_gpus_a_machine_has(
     settings = [f"store={tmp_path}", "hardware.workers=2", "prices={A40: 0.4}"]
     assert show_plan(SMALL, settings, gpus=("A40",), as_json=False) == 0
     assert "2 × A40  demand  0.80" in capsys.readouterr().out
+
+
+def test_a_short_job_is_counted_in_millions_of_tokens_and_hundredths_of_hours(
+    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"store={tmp_path}", "pretrain.steps=200", "sft=null", "prices={A40: 0.4}"]
+    assert show_plan(SMALL, settings, gpus=("A40",), as_json=True) == 0
+    hours = json.loads(capsys.readouterr().out)["estimates"][0]["hours"]
+    assert 0.1 < hours < 1
+    assert show_plan(SMALL, settings, gpus=("A40",), as_json=False) == 0
+    printed = capsys.readouterr().out
+    assert "26.2 million tokens (pretrain)" in printed
+    assert f" {hours:.2f} " in printed
+    assert "booting the machine" in printed

@@ -12,7 +12,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.rent.check.of_conversations import check_conversations
-from pipeline.rent.plan.conversations import SAMPLED, count_conversations, expect_rows
+from pipeline.rent.plan.conversations import FEWEST_STEPS, SAMPLED, count_conversations, expect_rows
 from pipeline.stages.prepare import prepare_sft
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.hub_server import hub_server
@@ -70,6 +70,29 @@ def test_many_passes_over_few_conversations_are_warned_about(tmp_path: Path) -> 
     assert "6 passes over the same conversations" in warning.words
     _, warning, _ = check_conversations(job_in(tmp_path, sft__epochs=None, sft__steps=100_000))
     assert "passes over the same conversations" in warning.words
+
+
+def test_too_few_conversations_for_a_batch_are_refused_with_a_batch_that_will_do(
+    tmp_path: Path,
+) -> None:
+    for refused in (check_conversations, expect_rows):
+        with pytest.raises(BadInput, match=r"one batch needs 999 \(sft.global_batch\)") as found:
+            refused(job_in(tmp_path, sft__global_batch=999))
+    batch = int(re.findall(r"sft.global_batch=(\d+)", str(found.value))[0])
+    assert all(row.ok for row in check_conversations(job_in(tmp_path, sft__global_batch=batch)))
+
+
+def test_few_steps_are_warned_about_with_a_batch_that_makes_more(tmp_path: Path) -> None:
+    _, warning, _ = check_conversations(job_in(tmp_path, sft__global_batch=64))
+    assert (warning.name, warning.ok) == ("steps", None)
+    batch, steps = re.findall(r"sft.global_batch=(\d+),.* make (\d+) steps", warning.words)[0]
+    assert int(steps) >= FEWEST_STEPS
+    job = job_in(tmp_path, sft__global_batch=int(batch))
+    assert "steps" not in {row.name for row in check_conversations(job)}
+    assert job.section("sft").total_steps == int(steps)
+    # Who gives the steps has chosen them.
+    chosen = job_in(tmp_path, sft__epochs=None, sft__steps=2)
+    assert "steps" not in {row.name for row in check_conversations(chosen)}
 
 
 def test_of_a_data_set_on_the_hub_only_the_first_conversations_are_read(

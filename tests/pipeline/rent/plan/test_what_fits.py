@@ -53,8 +53,16 @@ def test_recomputation_is_offered_before_lora_to_a_job_that_forbids_it(tmp_path:
     ("name", "overrides"),
     [
         ("Qwen3-0.6B", []),  # it fits
-        ("Qwen3-1.7B", ["sft.lora.rank=16", "data.seq_len=40960", "hardware.recompute=true"]),
-        ("SmolLM2-360M", ["hardware.micro_batch=64", "sft.global_batch=64"]),  # that is the reason
+        (
+            "Qwen3-1.7B",
+            [
+                "sft.lora.rank=16",
+                "data.seq_len=40960",
+                "sft.global_batch=1",
+                "hardware.recompute=true",
+            ],
+        ),
+        ("SmolLM2-360M", ["hardware.micro_batch=16"]),  # that is the reason
     ],
 )
 def test_nothing_is_offered_that_would_not_help(

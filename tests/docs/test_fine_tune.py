@@ -1,0 +1,47 @@
+"""What docs/fine-tune.md shows is read as it stands there: jobs, sources and conversations."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from pion.data.conversation import parse_conversation
+from pion.data.messages import parse_messages
+from tests.paths import REPOSITORY
+from tests.support.published_models import load_shipped
+
+TEXT = (REPOSITORY / "docs" / "fine-tune.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S)
+
+
+def test_its_job_is_valid_and_may_have_each_of_its_sources(tmp_path: Path) -> None:
+    job, sources = blocks("yaml")
+    path = tmp_path / "job.yaml"
+    for source in yaml.safe_load(sources)["sources"]:
+        content = yaml.safe_load(job)
+        content["sft"]["sources"] = [source]
+        path.write_text(yaml.safe_dump(content))
+        assert load_shipped(path).stages == ["prepare", "sft", "evaluate", "publish"]
+
+
+def test_its_conversations_have_the_layouts_that_are_read() -> None:
+    plain, with_tools, openhermes = map(json.loads, blocks("json"))
+    roles = [[m["role"] for m in parse_messages(c, "here").messages] for c in (plain, openhermes)]
+    assert roles == [["system", "user", "assistant"], ["user", "assistant"]]
+    for record in (plain, openhermes):
+        assert parse_conversation(record, "here")[-1].role == "assistant"
+    found = parse_messages(with_tools, "here")
+    assert [message["role"] for message in found.messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+    assert found.tools is not None
+    assert found.messages[1]["tool_calls"]

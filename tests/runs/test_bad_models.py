@@ -1,0 +1,242 @@
+"""Models that can't be a start: `pion check` says why in one message, before anything is rented."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pion.adapter import Adapter
+from pion.export import export_model
+from pion.exports.peft_folder import write_adapter_folder
+from pion.load import identify, load_decoder
+from pion.lora import Lora
+from pion.model.lora import add_lora, additions
+from pipeline.cli import main
+from tests.pipeline.base.conftest import export_base
+from tests.support.finished_run import tiny_model, tiny_tokenizer
+from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
+from tests.support.jobs import write_tiny_data
+
+Files = dict[str, bytes]
+SFT = {"steps": 2, "sources": [{"kind": "jsonl", "path": "talks.jsonl"}]}
+
+
+def files_in(folder: Path) -> Files:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def edited(files: Files, name: str, **fields: Any) -> Files:
+    return files | {name: json.dumps(json.loads(files[name]) | fields).encode()}
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return files_in(export_base(tmp_path_factory.mktemp("honest") / "base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, honest: Files) -> Files:
+    """An adapter of someone/base, as peft writes it."""
+    folder, base = tmp_path_factory.mktemp("adapter"), tmp_path_factory.mktemp("of") / "base"
+    model = load_decoder(export_base(base))
+    wanted = Lora(rank=2)
+    add_lora(model, wanted, seed=0)
+    start = identify(load_decoder(base), "someone/base")
+    write_adapter_folder(folder, model.config, Adapter(wanted, start), additions(model))
+    (folder / "adapter.json").unlink()  # which peft does not write
+    return edited(files_in(folder), "adapter_config.json", base_model_name_or_path="someone/base")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_tiny_data(tmp_path)
+    with hub_server() as server:
+        server.use(monkeypatch, tmp_path / "hf", token=None)
+        yield server
+
+
+@pytest.fixture
+def refusal(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refusal(source, **changes)`: why `pion check` refuses the job, in its only message."""
+
+    def check(source: str = "someone/model", **changes: Any) -> str:
+        job = {"name": "mine", "model": {"from": source}, "sft": SFT} | changes
+        Path("job.yaml").write_text(yaml.safe_dump(job))
+        assert main(["check", "job.yaml", "--json"]) == 2
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["ok"] is False
+        assert "nothing was started" in row["words"]
+        assert "/hub/models--" not in row["words"], "a path of the cache says nothing"
+        assert not Path("runs").exists()
+        return str(row["words"])
+
+    return check
+
+
+# ---------------------------------------------------------------- who may read it
+
+
+def test_a_gated_model_names_its_page_and_how_to_give_a_token(
+    hub: HubServer, honest: Files, refusal: Callable[..., str]
+) -> None:
+    hub.add_repo("someone/model", "model", honest, gated=True)
+    words = refusal()
+    assert "Accept its terms on https://huggingface.co/someone/model." in words
+    assert "export HF_TOKEN=" in words
+
+
+def test_a_token_without_access_is_named_with_the_page(
+    hub: HubServer,
+    honest: Files,
+    refusal: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub.add_repo("someone/model", "model", honest, gated=True)
+    hub.use(monkeypatch, tmp_path / "hf", token=READ_TOKEN)
+    words = refusal()
+    assert "The token from HF_TOKEN has no access" in words
+    assert "on https://huggingface.co/someone/model with the account of that token" in words
+
+
+def test_a_missing_model_may_be_misspelt_or_private(refusal: Callable[..., str]) -> None:
+    words = refusal("someone/modell")
+    assert "Hub model someone/modell: there is no such repository; check its name" in words
+    assert "If the repository is private" in words
+
+
+# ---------------------------------------------------------------- what it is
+
+
+def without_safetensors(files: Files, name: str) -> Files:
+    return {n: c for n, c in files.items() if n != "model.safetensors"} | {name: b"weights"}
+
+
+CODE = {"AutoModelForCausalLM": "modeling_odd.OddForCausalLM"}
+KNOWN = "only 'qwen3', 'qwen3_moe', 'arcee', 'llama', 'qwen2' and 'pion' are supported"
+MODELS: dict[str, tuple[Callable[[Files], Files], list[str]]] = {
+    "only a pickle": (
+        lambda files: without_safetensors(files, "pytorch_model.bin"),
+        ["only as pytorch_model.bin, a pickle", "save_pretrained"],
+    ),
+    "only GGUF": (
+        lambda files: without_safetensors(files, "model-q4.gguf"),
+        ["only as model-q4.gguf", "Start from the model that it was made from"],
+    ),
+    "no weights": (
+        lambda files: {"README.md": b"soon"},
+        ["has no model.safetensors, so it is no model to start from"],
+    ),
+    "an unknown architecture": (
+        lambda files: edited(files, "config.json", model_type="gemma3_text"),
+        ["model_type is 'gemma3_text'", KNOWN],
+    ),
+    "an unknown architecture with code": (
+        lambda files: edited(files, "config.json", model_type="odd", auto_map=CODE),
+        [KNOWN, "code of its own ('modeling_odd.OddForCausalLM'), which Pion never runs"],
+    ),
+    "a known architecture with code": (
+        lambda files: edited(files, "config.json", auto_map=CODE),
+        ["auto_map names code of its own", "another one than Qwen3ForCausalLM"],
+    ),
+    "a classifier": (
+        lambda files: edited(files, "config.json", architectures=["Qwen3ForTokenClassification"]),
+        ["['Qwen3ForTokenClassification']; only Qwen3ForCausalLM"],
+    ),
+    "quantized weights": (
+        lambda files: edited(files, "config.json", quantization_config={"quant_method": "awq"}),
+        ["quantized ('awq')", "Start from the model that was quantized"],
+    ),
+    "no tokenizer.json": (
+        lambda files: {n: c for n, c in files.items() if n != "tokenizer.json"},
+        ["someone/model has no tokenizer.json"],
+    ),
+    "a tokenizer of SentencePiece": (
+        lambda files: edited(
+            files,
+            "tokenizer.json",
+            model={"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0},
+        ),
+        ["tokenizer.json: a SentencePiece-style tokenizer", "such as SmolLM2, Qwen or Llama 3"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_can_not_be_trained_says_what_would_do(
+    name: str, hub: HubServer, honest: Files, refusal: Callable[..., str]
+) -> None:
+    change, said = MODELS[name]
+    hub.add_repo("someone/model", "model", change(honest))
+    words = refusal()
+    for expected in said:
+        assert expected in words
+
+
+# ---------------------------------------------------------------- what the job asks of it
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"model": {"from": "someone/model", "seq_len": 4096}},
+            "exceeds the 128 tokens of context",
+        ),
+        ({"sft": SFT | {"seq_len": 4096}}, "sft.seq_len: 4096 exceeds the model's context 128"),
+        ({"sft": SFT | {"lora": {"targets": ["c_attn"]}}}, "no projection 'c_attn' that LoRA can"),
+        ({"sft": SFT | {"lora": {"targets": ["qproj"]}}}, "; it has q_proj, k_proj, v_proj, o_pr"),
+    ],
+)
+def test_a_context_or_a_projection_that_the_model_lacks_is_refused(
+    changes: dict[str, Any],
+    expected: str,
+    hub: HubServer,
+    honest: Files,
+    refusal: Callable[..., str],
+) -> None:
+    hub.add_repo("someone/model", "model", honest)
+    assert expected in refusal(**changes)
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def test_an_adapter_whose_base_is_missing_names_both(
+    hub: HubServer, adapter: Files, refusal: Callable[..., str]
+) -> None:
+    commit = hub.add_repo("someone/model", "model", adapter)
+    words = refusal()
+    assert f"hf://someone/model@{commit} is an adapter, and its base 'someone/base'" in words
+    assert "no such repository on the Hub" in words
+
+
+def test_an_adapter_of_another_base_names_the_tensor_that_does_not_fit(
+    hub: HubServer, adapter: Files, refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    hub.add_repo("someone/model", "model", adapter)
+    tokenizer = tmp_path / "tokenizer.json"
+    tiny_tokenizer().save(tokenizer)
+    torch.manual_seed(0)
+    narrow = tiny_model(tiny_tokenizer().vocab_size, seq_len=128, d_ff=32)
+    export_model(narrow, tokenizer, tmp_path / "narrow")
+    hub.add_repo("someone/base", "model", files_in(tmp_path / "narrow"))
+    words = refusal()
+    assert "is an adapter, and does not fit its base hf://someone/base" in words
+    assert "feedforward" in words
+
+
+def test_a_pickled_adapter_says_how_to_save_it_again(
+    hub: HubServer, adapter: Files, refusal: Callable[..., str]
+) -> None:
+    pickled = {"adapter_config.json": adapter["adapter_config.json"], "adapter_model.bin": b"x"}
+    hub.add_repo("someone/model", "model", pickled)
+    assert "without adapter_model.safetensors, and pickles are not read" in refusal()

@@ -1,0 +1,120 @@
+"""The job files that start from a model on the Hub can be checked and planned as they come.
+
+A Hub on this machine has repositories with the names, settings and layouts of the published ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import main
+from tests.paths import JOBS, REPOSITORY
+from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
+from tests.support.published_data import publish_data
+from tests.support.published_models import PUBLISHED, REPOSITORIES, base_of, load_shipped, publish
+
+# By job: the model that it starts from, and the training stage.
+STARTS = {
+    "qwen3-0.6b-lora": ("Qwen/Qwen3-0.6B", "sft"),
+    "smollm2-135m-continue": ("HuggingFaceTB/SmolLM2-135M", "pretrain"),
+    "smollm2-360m-sft": ("HuggingFaceTB/SmolLM2-360M-Instruct", "sft"),
+}
+Printed = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    scratch = tmp_path_factory.mktemp("published")
+    with hub_server() as hub:
+        for repo in REPOSITORIES:
+            publish(hub, repo, scratch / repo)
+        publish_data(hub)
+        yield hub
+
+
+@pytest.fixture
+def printed(
+    shared_hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Printed:
+    """`printed(command, job)`: what `pion command job --json` prints, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shared_hub.use(monkeypatch, tmp_path / "hf", token=None)
+
+    def run(command: str, job: str | Path, *more: str) -> Any:
+        path = JOBS / f"{job}.yaml" if isinstance(job, str) else job
+        assert main([command, str(path), *more, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_every_job_that_starts_from_a_model_is_tried_here() -> None:
+    starts = {path.stem: load_shipped(path).base for path in JOBS.glob("*.yaml")}
+    assert {name: base.source for name, base in starts.items() if base is not None} == {
+        name: repo for name, (repo, _) in STARTS.items()
+    }
+
+
+@pytest.mark.parametrize("job", STARTS)
+def test_it_passes_its_check_without_a_token(job: str, printed: Printed) -> None:
+    repo, stage = STARTS[job]
+    rows = {row["name"]: row for row in printed("check", job)}
+    assert all(row["ok"] is not False for row in rows.values())
+    parameters = PUBLISHED[REPOSITORIES[repo][0]][2]
+    assert rows["model"]["words"] == f"{repo}: {parameters / 1e6:,.1f} million parameters"
+    source = "sft.sources.0" if stage == "sft" else "data.sources.0"
+    assert "the first record can be read" in rows[source]["words"]
+    if stage == "sft":
+        assert "3 passes" in rows["conversations"]["words"]
+        assert "of the first" not in rows["conversations"]["words"], "all of them are counted"
+        first = rows["the first"]["words"]
+        assert "<|im_start|>user\nHow long do I boil 0 eggs?<|im_end|>" in first
+        assert "⟦Boil 0 eggs" in first, "of Qwen3, no thoughts are learned"
+
+
+@pytest.mark.parametrize("job", STARTS)
+def test_its_plan_prices_the_whole_job_on_a_small_card(
+    job: str, printed: Printed, tmp_path: Path
+) -> None:
+    plan = printed("plan", job, "--gpu", "RTX4090", "prices={RTX4090: 0.4}")
+    (row, *_) = plan["estimates"]
+    assert row["fits"]
+    assert 0 < row["dollars"] < 1
+    assert [stage["stage"] for stage in row["stages"]] == [STARTS[job][1]]
+    assert not any("take as many times longer" in note for note in plan["notes"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_job_and_the_conversation_of_the_readme_pass_their_check(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (REPOSITORY / "README.md").read_text().partition("## Fine-tune a model")[2]
+    job, line = (re.findall(rf"```{kind}\n(.*?)```", readme, re.S)[0] for kind in ("yaml", "json"))
+    (tmp_path / "my-assistant.yaml").write_text(job)
+    lines = [line.replace("axolotl", f"axolotl {number}") for number in range(1500)]
+    (tmp_path / "chat.jsonl").write_text("".join(lines))
+    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    rows = printed("check", tmp_path / "my-assistant.yaml", f"publish.to=hf://{USER}/mine")
+    words = {row["name"]: row["words"] for row in rows if row["ok"] is not False}
+    assert {row["name"] for row in rows} == words.keys()
+    assert "3 passes" in words["conversations"]
+    assert "can be written" in words["publish"]
+
+
+def test_the_stand_ins_without_a_hub_have_the_same_shape(printed: Printed) -> None:
+    from pipeline.base.read_job import read_job
+
+    for job in STARTS:
+        found = read_job(JOBS / f"{job}.yaml").base
+        assert found is not None
+        assert found.config == base_of({"model": {"from": found.source}}).config
