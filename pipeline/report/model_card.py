@@ -30,6 +30,7 @@ from pipeline.report.result_tables import (
     lm_eval_rows,
     percent_with_error,
     value_with_error,
+    whose_bytes,
 )
 
 if TYPE_CHECKING:
@@ -248,6 +249,8 @@ def _results(history: RunHistory) -> str:
             )
         columns = table(("model", "loss (nats per token)", "perplexity", "bits per byte"), language)
         parts.append(f"{note}:\n\n{columns}")
+    if changed := whose_bytes(results):
+        parts.append(changed)
     response = results.get("sft") or {}
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")

@@ -31,6 +31,7 @@ from pipeline.report.result_tables import (
     lm_eval_rows,
     percent_with_error,
     value_with_error,
+    whose_bytes,
 )
 
 TEMPLATE = Path(__file__).with_name("templates") / "report.html"
@@ -151,6 +152,8 @@ def _evaluation(history: RunHistory) -> str:
     if language := language_rows(results):
         measures = ("loss (nats per token)", "perplexity", "bits per byte")
         parts.append(table(("on held-out text", *measures), language))
+    if changed := whose_bytes(results):
+        parts.append(f"<p>{text(changed)}</p>")
     response = results.get("sft") or {}
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")

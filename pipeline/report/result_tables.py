@@ -53,6 +53,17 @@ def chosen_checkpoint(results: Mapping[str, Any]) -> str:
     )
 
 
+def whose_bytes(results: Mapping[str, Any]) -> str:
+    """Return in a sentence which bytes bits per byte count, if not those of the text itself."""
+    normalization = results.get("normalization")
+    if not normalization:
+        return ""
+    return (
+        f"The tokenizer changes a text by {normalization} first: bits per byte count the bytes of "
+        "the changed text."
+    )
+
+
 def language_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (model, loss, perplexity, bits per byte) of each model measured on held-out text."""
     measured = [(title, results.get(key) or {}) for key, title in MODELS]

@@ -82,6 +82,7 @@ class Evaluated(TypedDict):
     untrained: NotRequired[Measured]
     ngram: NotRequired[Counted]
     lm_eval: NotRequired[Mapping[str, Mapping[str, Any]]]
+    normalization: NotRequired[str]  # how the tokenizer changes a text before it is encoded
 
 
 @open_record

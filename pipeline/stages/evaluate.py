@@ -90,6 +90,8 @@ class _Evaluation:
                 )
             if self.job.evaluate.ngram_order:
                 results["ngram"] = self.part("ngram", "n-gram baseline", self.measures.ngram)
+        if self.measures.tokenizer.normalization is not None:
+            results["normalization"] = self.measures.tokenizer.normalization
         self.measures.close()
         if self.job.evaluate.lm_eval.tasks:
             results["lm_eval"] = self._lm_eval()

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from pion.data.chat_format import ChatFormat
@@ -64,6 +65,7 @@ def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_p
         "Its chat template is that of the base model, with the system message “Be brief.” and "
         "`enable_thinking: false` unless a caller gives another." in card
     )
+    assert "The tokenizer changes a text by NFC first: bits per byte count the bytes of" in card
     results = evaluated(head_of(tmp_path), "tiny")
     assert results["sft"]["stop_accuracy"] > 0.5
 
@@ -124,3 +126,20 @@ def test_settings_of_a_template_need_one(
     assert "sft.system: it is for the chat template of a model" in re.sub(
         r"\s+", " ", capsys.readouterr().out
     )
+
+
+def test_lora_from_a_model_that_never_saw_the_end_of_a_turn_is_warned_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_instruct_model(tmp_path / "base", "smollm2", CHATML)
+    end = Tokenizer.from_file(base / "tokenizer.json").special_ids["<|im_end|>"]
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.embed_tokens.weight"][end] *= 0.01
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    warning = "the model seems never to have seen <|im_end|>"
+    for lora, warned in (({"rank": 4}, True), (None, False)):
+        job = write_job(tmp_path, sft=SFT | {"lora": lora})
+        assert main(["check", str(job)]) == 0
+        shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+        assert (warning in shown) == warned
+    assert warning in finish(write_job(tmp_path, sft=SFT | {"lora": {"rank": 4}}))
