@@ -17,7 +17,7 @@ SMOLTALK = "HuggingFaceTB/smoltalk"
 STORIES = "roneneldan/TinyStories"
 
 
-def publish_data(hub: HubServer, conversations: int = 1200, stories: int = 400) -> None:
+def publish_data(hub: HubServer, conversations: int = 200, stories: int = 400) -> None:
     """Put the three data sets on the Hub."""
     talks = [conversation(number) for number in range(conversations)]
     constrained = [
@@ -35,7 +35,7 @@ def publish_data(hub: HubServer, conversations: int = 1200, stories: int = 400) 
 def conversation(number: int) -> list[dict[str, str]]:
     """Return the messages of one conversation."""
     question = f"How long do I boil {number} eggs?"
-    answer = f"Boil {number} eggs for {number % 9 + 1} minutes. Then put them into cold water."
+    answer = f"Boil {number} eggs for {number % 9 + 1} minutes. " + 9 * "Put them into cold water. "
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 

@@ -193,7 +193,7 @@ def test_the_table_says_how_many_gpus_a_machine_has(
     assert "2 × A40  demand  0.80" in capsys.readouterr().out
 
 
-def test_a_short_job_is_counted_in_millions_of_tokens_and_hundredths_of_hours(
+def test_a_short_job_is_counted_in_millions_of_tokens_and_minutes(
     sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [f"store={tmp_path}", "pretrain.steps=200", "sft=null", "prices={A40: 0.4}"]
@@ -203,5 +203,5 @@ def test_a_short_job_is_counted_in_millions_of_tokens_and_hundredths_of_hours(
     assert show_plan(SMALL, settings, gpus=("A40",), as_json=False) == 0
     printed = capsys.readouterr().out
     assert "26.2 million tokens (pretrain)" in printed
-    assert f" {hours:.2f} " in printed
+    assert f" {60 * hours:.0f} min " in printed
     assert "booting the machine" in printed
