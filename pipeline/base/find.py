@@ -20,8 +20,10 @@ from pion.data.token_names import TOKENIZER_CONFIG
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.model_files import INDEX, WEIGHTS, is_legal, shards_of
+from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.base.read_config import read_config
 from pipeline.data.hub import OnHub, explained, pin
+from pipeline.data.tokenizer_folder import needed_files
 from pipeline.job.base import Base
 from pipeline.machine.private import private_cache_folder
 from pipeline.models.bring import bring_model
@@ -174,12 +176,16 @@ def _converted(found: FoundModel) -> Path:
             f"{found.label} is an adapter, and does not fit its base {found.base.label}: {words}"
         ) from None
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    name = f"{tensors_sha256(state)}-{sha256_file(found.tokenizer)}"
-    folder = private_cache_folder(CONVERTED) / name
+    tokenizer = {TOKENIZER: read_file(found.tokenizer, LARGEST_TOKENIZER)}
+    if found.base is not None:  # an adapter keeps its chat template
+        tokenizer |= needed_files(found.tokenizer.parent)
+    content = sha256(b"".join(sha256(data).digest() for data in tokenizer.values())).hexdigest()
+    folder = private_cache_folder(CONVERTED) / f"{tensors_sha256(state)}-{content}"
     if not (folder / CONFIG).is_file():
         folder.mkdir(exist_ok=True)
         write_safetensors(folder / WEIGHTS, state)
-        Tokenizer.from_file(found.tokenizer).save(folder / TOKENIZER)
+        for name, data in tokenizer.items():
+            (folder / name).write_bytes(data)
         (folder / CONFIG).write_text(json.dumps(model.config.to_dict()) + "\n", encoding="utf-8")
     return folder
 

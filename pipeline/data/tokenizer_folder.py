@@ -20,6 +20,7 @@ from pion.data.template_source import (
 from pion.data.token_names import FILES as NAMES_FILES
 from pion.data.tokenizer import Tokenizer
 from pion.exports.tokenizer_files import copy_tokenizer
+from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.job import Job
 
 # What a checkpoint needs of the folder. Other files of a tokenizer repeat what tokenizer.json has.
@@ -56,6 +57,11 @@ def _template(job: Job, source: Path, tokenizer: Tokenizer) -> str | None:
 
 
 def needed_files(folder: Path) -> dict[str, bytes]:
-    """Return the content of the files that a checkpoint needs to be talked to, by name."""
+    """Return the content of the files that a checkpoint needs to be talked to, by name.
+
+    Raises BadInput for a file that is too large, and OSError if one can't be read.
+    """
     paths = {name: folder / name for name in NEEDED}
-    return {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+    return {
+        name: read_file(path, LARGEST_TOKENIZER) for name, path in paths.items() if path.is_file()
+    }

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from pion.data.chat_format import ChatFormat
 from pion.data.template_source import find_template
 from pion.data.tokenizer import Tokenizer
+from pipeline.base.find import find_base
 from pipeline.cli import main
 from pipeline.models.find import find_model
 from pipeline.report.results import evaluated
@@ -142,4 +143,8 @@ def test_lora_from_a_model_that_never_saw_the_end_of_a_turn_is_warned_about(
         assert main(["check", str(job)]) == 0
         shown = re.sub(r"\s+", " ", capsys.readouterr().out)
         assert (warning in shown) == warned
-    assert warning in finish(write_job(tmp_path, sft=SFT | {"lora": {"rank": 4}}))
+    publish = {"to": "model", "adapter": True}
+    assert warning in finish(write_job(tmp_path, sft=SFT | {"lora": {"rank": 4}}, publish=publish))
+    # A start from the adapter has the template too.
+    adapter = find_base("model", tmp_path).base
+    assert adapter.template == find_base("base", tmp_path).base.template is not None
