@@ -17,6 +17,7 @@ from pipeline.workers.reaper import children_of, session_processes
 from tests.runs.test_hops import JOB as HOPPING
 from tests.runs.test_hops import STEPS
 from tests.support.doors import listening, open_to_others
+from tests.support.jobs import TINY
 from tests.support.meddling import Meddling
 from tests.support.waiting import wait_until
 from tests.support.whole_runs import (
@@ -80,6 +81,30 @@ def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole
     assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=1e-4)
     events = read_events(open_store(str(tmp_path / "runs")), "tiny")
     assert [e["workers"] for e in events if e["event"] == "training"] == [1, 2, 1]
+
+
+@pytest.mark.usefixtures("on_shared_ray")
+@pytest.mark.soak
+def test_a_run_with_lora_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole) -> None:
+    """The additions and their moments change the world size; the frozen base is read again."""
+    lora = HOPPING | {
+        "pretrain__steps": 4,
+        "sft": TINY["sft"] | {"steps": STEPS, "global_batch": 8, "lora": {"rank": 4}},
+    }
+    unbroken = whole(**lora)
+    job = write_job(tmp_path, **lora, hardware__threads=1)
+    for step, workers in ((4, 0), (8, 2)):
+        process = start(job, f"hardware.workers={workers}")
+        wait_for(process, f"sft step {step}/")
+        interrupt(process, signal.SIGTERM)
+    output = finish(job)
+    assert "→" in output
+    assert rows_trained(tmp_path, "sft") == [[8 * s, 8 * s + 8] for s in range(STEPS)]
+    assert losses(tmp_path, "sft") == pytest.approx(losses(unbroken, "sft"), rel=1e-4)
+    assert final_weights(tmp_path).keys() == final_weights(unbroken).keys()
+    events = read_events(open_store(str(tmp_path / "runs")), "tiny")
+    trained = [e for e in events if e["event"] == "training" and e["stage"] == "sft"]
+    assert [e["workers"] for e in trained] == [1, 2, 1]
 
 
 def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(

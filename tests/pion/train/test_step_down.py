@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed
+from pion.lora import Lora
 from pion.model.decoder import Decoder, Losses
+from pion.model.lora import add_lora
 from pion.train.step_down import StepDown, StepTooLarge, step_down
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import CONFIG
@@ -39,10 +41,14 @@ class SmallMemory(Decoder):
         return super().losses(tokens, targets, **rest)
 
 
-def trainer(stream: RowStream, plan: ComputePlan, room: float = 100.0) -> Trainer:
+def trainer(
+    stream: RowStream, plan: ComputePlan, room: float = 100.0, lora: Lora | None = None
+) -> Trainer:
     torch.manual_seed(0)
     model = SmallMemory(CONFIG)
     model.room = room
+    if lora is not None:
+        add_lora(model, lora, seed=0)
     return Trainer(model, stream, TrainSettings(steps=9, global_batch=24, lr=1e-2), plan)
 
 
@@ -79,6 +85,26 @@ def test_a_single_row_is_tried_with_recomputed_activations(text: RowStream) -> N
     assert training.model.recompute
     expected, _ = trained(trainer(text, training.plan))
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_lora_steps_down_like_the_training_of_all_weights(text: RowStream) -> None:
+    lora = Lora(rank=4)
+    training = trainer(text, PLAN, room=0.5, lora=lora)
+    changes: list[StepDown] = []
+    training.on_step_down = changes.append
+    tensors, rows = trained(training)
+    assert [change.changes for change in changes] == [
+        "micro_batch 6 → 3",
+        "micro_batch 3 → 2",
+        "micro_batch 2 → 1",
+        "recompute false → true",
+    ]
+    expected, expected_rows = trained(trainer(text, training.plan, lora=lora))
+    assert rows == expected_rows
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    kept, _ = trained(trainer(text, dataclasses.replace(training.plan, recompute=False), lora=lora))
+    assert all(torch.allclose(tensors[name], kept[name], atol=1e-5) for name in kept)
+    assert all(tensors[name].any() for name in tensors if name.endswith("lora_b"))
 
 
 def test_if_even_that_does_not_fit_the_run_ends_with_bad_input(text: RowStream) -> None:
