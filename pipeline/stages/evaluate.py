@@ -132,14 +132,11 @@ class _Evaluation:
 
     def _lm_eval(self) -> Result:
         """Run each task on the final model. It is exported once, if any task is left."""
-        import torch
-
         from pion.export import export_model
         from pion.exports.tokenizer_files import exported_tokenizer
         from pipeline.models.load import load_model_in
         from pipeline.stages.lm_eval import TaskOptions, run_task
 
-        torch.cuda.empty_cache()  # lm-eval runs in separate processes, on the same card
         section = self.job.evaluate.lm_eval
         options = TaskOptions(
             include_path=self.job.input_path(section.include_path)

@@ -64,7 +64,10 @@ class Measures:
 
     def close(self) -> None:
         """Free the model in memory and stop fetching shards."""
+        import torch
+
         self._loaded = None
+        torch.cuda.empty_cache()  # other processes use the same card next
         if self._cache is not None:
             self._cache.close()
 

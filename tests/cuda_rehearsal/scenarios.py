@@ -151,7 +151,7 @@ def evaluate_responses(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple
     scorer = _scorer(config, dtype)
     watch.start()
     rows = range(ROWS_AT_ONCE * MICRO_BATCHES)
-    responses(scorer, Zeros(config.seq_len, documents=True), rows, end_of_text=0)
+    responses(scorer, Zeros(config.seq_len, documents=True), rows, end_of_turn=0)
     return MICRO_BATCHES, scorer
 
 

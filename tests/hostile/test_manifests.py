@@ -229,14 +229,14 @@ def test_packed_conversations_that_can_not_be_read_are_packed_again(
     tmp_path: Path, content: str
 ) -> None:
     from pion.data.tokenizer import train_bpe
-    from pipeline.data.sft_rows import _Packer
+    from pipeline.data.sft_rows import _Packer, in_own_format
     from pipeline.data.text_rows import RowFormat
 
     tokenizer = train_bpe(["a few words"], 260)
     counts = dict.fromkeys(("rows", *COUNTED), 0)
     for text in (content, json.dumps({"key": "k", "buffers": [{**counts, "rows": "x"}]})):
         (tmp_path / PROGRESS).write_text(text)
-        packer = _Packer(tokenizer, tmp_path, RowFormat(8, 4, "k"))
+        packer = _Packer(in_own_format(tokenizer), tmp_path, RowFormat(8, 4, "k"))
         assert packer.finish()[0].rows == 0
 
 

@@ -23,7 +23,17 @@ from tests.support.instruct_model import write_instruct_model
 from tests.support.whole_runs import finish, head_of
 
 ASKED = [{"role": "user", "content": "What did the cat see?"}]
+NEVER_SEEN = "the model seems never to have seen <|im_end|>"
 TWO_TURNS = [*ASKED, {"role": "assistant", "content": "A bird."}] * 2
+
+
+def write_untrained_end(folder: Path) -> None:
+    """Write a model whose embedding has no direction for the end of a turn."""
+    write_instruct_model(folder, "smollm2", CHATML)
+    end = Tokenizer.from_file(folder / "tokenizer.json").special_ids["<|im_end|>"]
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][end] *= 0.01
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def talks_of(tokenizer_file: Path) -> ChatFormat:
@@ -71,6 +81,7 @@ def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_p
     assert results["sft"]["stop_accuracy"] > 0.5
 
 
+@pytest.mark.soak
 def test_pions_own_template_can_be_asked_for(tmp_path: Path) -> None:
     write_instruct_model(tmp_path / "base", "qwen", QWEN3)
     job = write_job(tmp_path, sft=SFT | {"template": "pion"})
@@ -132,19 +143,19 @@ def test_settings_of_a_template_need_one(
 def test_lora_from_a_model_that_never_saw_the_end_of_a_turn_is_warned_about(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = write_instruct_model(tmp_path / "base", "smollm2", CHATML)
-    end = Tokenizer.from_file(base / "tokenizer.json").special_ids["<|im_end|>"]
-    tensors = load_file(base / "model.safetensors")
-    tensors["model.embed_tokens.weight"][end] *= 0.01
-    save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    warning = "the model seems never to have seen <|im_end|>"
+    write_untrained_end(tmp_path / "base")
     for lora, warned in (({"rank": 4}, True), (None, False)):
         job = write_job(tmp_path, sft=SFT | {"lora": lora})
         assert main(["check", str(job)]) == 0
         shown = re.sub(r"\s+", " ", capsys.readouterr().out)
-        assert (warning in shown) == warned
+        assert (NEVER_SEEN in shown) == warned
+
+
+@pytest.mark.soak
+def test_an_adapter_keeps_the_template_for_those_who_start_from_it(tmp_path: Path) -> None:
+    write_untrained_end(tmp_path / "base")
     publish = {"to": "model", "adapter": True}
-    assert warning in finish(write_job(tmp_path, sft=SFT | {"lora": {"rank": 4}}, publish=publish))
-    # A start from the adapter has the template too.
+    output = finish(write_job(tmp_path, sft=SFT | {"lora": {"rank": 4}}, publish=publish))
+    assert NEVER_SEEN in output
     adapter = find_base("model", tmp_path).base
     assert adapter.template == find_base("base", tmp_path).base.template is not None

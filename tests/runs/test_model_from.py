@@ -67,6 +67,7 @@ def weights_of(folder: Path, stage: str = "sft") -> dict[str, Any]:
     return load_file(model.folder / "model.safetensors")
 
 
+@pytest.mark.soak
 def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Path) -> None:
     # More rows than ids, as in many published models.
     folder = saved(stock_model("SmolLM2", vocab_size=320), tmp_path / "base")
@@ -227,6 +228,7 @@ def test_a_model_whose_files_were_damaged_in_the_store_is_not_trained(tmp_path: 
     assert head_of(tmp_path).epoch > 1
 
 
+@pytest.mark.soak
 def test_lora_on_a_model_of_the_hub_is_published_as_an_adapter_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

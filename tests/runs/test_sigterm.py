@@ -50,7 +50,7 @@ def ended_by_sigterm(process: Process, grace: float) -> str:
         pytest.param("pretrain: starts", marks=pytest.mark.soak),
         "pretrain step 3",
         pytest.param("evaluate: pretrain model", marks=pytest.mark.soak),
-        "publish: starts",
+        pytest.param("publish: starts", marks=pytest.mark.soak),
     ],
 )
 def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_continues(
