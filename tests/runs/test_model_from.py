@@ -102,6 +102,7 @@ def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Pa
     assert is_export(tmp_path / "out")  # so that the next run may replace it
 
 
+@pytest.mark.soak
 def test_without_steps_each_conversation_is_seen_three_times_in_batches_of_16(
     tmp_path: Path,
 ) -> None:

@@ -78,6 +78,7 @@ def test_redo_with_bad_input_loses_nothing_that_was_finished(
     assert "sft: done" in finish(job)
 
 
+@pytest.mark.soak
 def test_redo_prepare_reads_the_text_again_and_keeps_the_old_data_if_it_cannot(
     tmp_path: Path, whole: Whole
 ) -> None:

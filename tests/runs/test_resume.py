@@ -80,6 +80,7 @@ def test_a_comment_added_to_the_job_file_changes_nothing(tmp_path: Path, whole: 
     assert final_weights(tmp_path)["pretrain"] == final_weights(unbroken)["pretrain"]
 
 
+@pytest.mark.soak
 def test_metrics_of_every_saved_step_survive_a_kill_between_two_log_lines(tmp_path: Path) -> None:
     job = write_job(tmp_path, **LONG, checkpoint__every_steps=3)
     process = start(job, "log.every=10")
@@ -99,6 +100,7 @@ def test_a_killed_prepare_continues_where_it_was(tmp_path: Path, whole: Whole) -
     assert final_weights(tmp_path) == final_weights(unbroken)
 
 
+@pytest.mark.soak
 def test_a_newest_checkpoint_that_rotted_is_skipped_and_said(tmp_path: Path, whole: Whole) -> None:
     unbroken = whole(**LONG)
     job = write_job(tmp_path, **LONG, checkpoint__every_steps=4, log__every=1)
@@ -114,7 +116,8 @@ def test_a_newest_checkpoint_that_rotted_is_skipped_and_said(tmp_path: Path, who
     assert final_weights(tmp_path) == final_weights(unbroken)
 
 
-@pytest.mark.parametrize("stage", ["evaluate", pytest.param("publish", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", ["evaluate", "publish"])
 def test_sigkill_inside_a_later_stage_costs_no_training_and_changes_no_result(
     tmp_path: Path, whole: Whole, stage: str
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.find import find_base
 from pipeline.job import Job
+from pipeline.rent.check.of_base import is_pinned
 from pipeline.rent.check.of_job import is_prepared
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.plan.conversations import (
@@ -41,8 +42,10 @@ def check_conversations(job: Job) -> list[CheckRow]:
 
 def _untrained(job: Job, first: First) -> list[CheckRow]:
     """Return a warning if LoRA can't teach the model the special tokens of conversations."""
-    if job.base is None or job.lora(job.train_stages[0]) is None or job.base.commit is not None:
-        return []  # of a model on the Hub, only the run has the weights
+    if job.base is None or job.lora(job.train_stages[0]) is None:
+        return []
+    if job.base.commit is not None or is_pinned(job, job.base):
+        return []  # the weights may be elsewhere, and the run says the same when training starts
     from pion.untrained_rows import never_stops
 
     found = find_base(job.base.source, job.folder)
