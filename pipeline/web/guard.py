@@ -1,0 +1,117 @@
+"""Refuse requests that a web server on this machine must not answer.
+
+A server on 127.0.0.1 is not private: any website in a browser on this machine can send requests to
+it. So the `Host` header must be a name of this server (otherwise a foreign name could point here:
+DNS rebinding), a foreign `Origin` is refused, and a POST must be `application/json`, which a
+browser does not send to a foreign server without asking the server first. Where a key is set, all
+requests but those for a page need the key.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Refuse = Callable[[int, str, str], web.Response]
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+# For answers that are no pages: nothing in them is ever run or shown as a page.
+NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who may ask a server.
+
+    Attributes:
+        hosts: the names that a request may call the server by, in lower case and without a port.
+        key: the key that requests need, or None.
+        open_paths: what is sent without the key: pages, which ask for the key themselves.
+    """
+
+    hosts: frozenset[str]
+    key: str | None = None
+    open_paths: frozenset[str] = frozenset({"/"})
+
+
+def guard(rules: Rules, refuse: Refuse) -> Callable[[web.Request, Handler], Awaitable[object]]:
+    """Return the middleware that applies `rules`.
+
+    `refuse` makes the answer from a status, a code (a short name) and a message.
+    """
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        refused = _refusal(request, rules)
+        if refused is not None:
+            response: web.StreamResponse = refuse(*refused)
+            # What is left of a refused body is not read, so the connection can't be used again.
+            response.force_close()
+        else:
+            response = await handler(request)
+        if not response.prepared:  # a stream has sent its headers
+            add_headers(response)
+        return response
+
+    return guarded
+
+
+def add_headers(response: web.StreamResponse) -> None:
+    """Add the headers that every answer needs to those that it has."""
+    for name, value in {**HEADERS, "Content-Security-Policy": NO_PAGE}.items():
+        response.headers.setdefault(name, value)
+
+
+def _refusal(request: web.Request, rules: Rules) -> tuple[int, str, str] | None:
+    """Return the status, code and message with which a request is refused; None: it is allowed."""
+    host = _name(request.headers.get("Host", ""))
+    if host not in rules.hosts:
+        return (
+            421,
+            "wrong_host",
+            f"this server is not called {host[:100]!r}. If you reach the server by that name "
+            f"(through a tunnel or proxy), start it with --allow-host {host[:100]}",
+        )
+    origin = request.headers.get("Origin")
+    if origin is not None and not _same_origin(origin, request):
+        return 403, "foreign_origin", f"pages of {origin[:100]} may not use this server"
+    if request.method not in ("GET", "HEAD", "POST"):
+        return 405, "method_not_allowed", f"{request.method[:20]} is not used here"
+    if request.method == "POST" and request.content_type != "application/json":
+        return 415, "not_json", "send the request as Content-Type: application/json"
+    if rules.key is not None and request.path not in rules.open_paths:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        same = hmac.compare_digest(given.strip().encode(), rules.key.encode())
+        if scheme.lower() != "bearer" or not same:
+            return 401, "invalid_api_key", "send the key: Authorization: Bearer PION_API_KEY"
+    return None
+
+
+def _name(host: str) -> str:
+    """Return the name in a `Host` header, in lower case and without the port; "" if it is wrong."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _same_origin(origin: str, request: web.Request) -> bool:
+    """Return whether a page of `origin` is a page of this server.
+
+    A proxy may speak https to the browser and http to this server, so the scheme may differ.
+    """
+    try:
+        return urlsplit(origin).netloc.lower() == request.headers.get("Host", "").lower()
+    except ValueError:
+        return False
