@@ -50,7 +50,8 @@ def test_padding_changes_no_logit_of_a_token(side: str, model: PionForCausalLM) 
     logits = model(tokens, attention_mask=mask).logits
     for row, prompt in enumerate(PROMPTS):
         alone = model.decoder(torch.tensor([prompt]))[0]
-        assert torch.equal(logits[row, mask[row].bool()], alone)
+        # Products of matrices with more rows are rounded in another order on some processors.
+        torch.testing.assert_close(logits[row, mask[row].bool()], alone, rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()
