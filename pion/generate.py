@@ -40,6 +40,8 @@ class Text:
     Attributes:
         ids: the ids of the prompt, and the new ids.
         room: how many ids there may be in all.
+        vocab_size: ids below it can be drawn.
+        stopped: whether a stop id was drawn.
 
     Raises BadInput for settings that make no sense, and for a prompt that doesn't fit.
     """
@@ -49,19 +51,21 @@ class Text:
         if settings.max_tokens < 0:
             raise BadInput(f"max_tokens is {settings.max_tokens}; it can't be negative")
         rows = model.config.vocab_size
-        self._rows = rows if settings.vocab_size is None else settings.vocab_size
-        if not 0 < self._rows <= rows:
-            raise BadInput(f"vocab_size is {self._rows}; it must be from 1 to the model's {rows}")
+        self.vocab_size = rows if settings.vocab_size is None else settings.vocab_size
+        if not 0 < self.vocab_size <= rows:
+            raise BadInput(
+                f"vocab_size is {self.vocab_size}; it must be from 1 to the model's {rows}"
+            )
         self._sampling = settings
         self._stop_ids = frozenset(settings.stop_ids)
         self._randomness = _randomness(settings.seed)
         self.room = min(len(self.ids) + settings.max_tokens, model.config.seq_len)
-        self._stopped = False
+        self.stopped = False
 
     @property
     def ended(self) -> bool:
         """Whether nothing follows: a stop id was drawn, or the text has as many ids as it may."""
-        return self._stopped or len(self.ids) >= self.room
+        return self.stopped or len(self.ids) >= self.room
 
     def draw(self, logits: Tensor) -> int | None:
         """Draw the next id from fp32 logits (vocab,), and add it; None: the text ends before it.
@@ -72,9 +76,9 @@ class Text:
             raise BadInput(
                 "the model predicts NaN or infinity: its weights or settings are damaged"
             )
-        token = sample(logits[: self._rows], self._sampling, self.ids, self._randomness)
+        token = sample(logits[: self.vocab_size], self._sampling, self.ids, self._randomness)
         if token in self._stop_ids:
-            self._stopped = True
+            self.stopped = True
             return None
         self.ids.append(token)
         return token
@@ -142,7 +146,7 @@ def read_prompts(model: Decoder, prompts: list[list[int]], cache: KVCache) -> Te
     if len(prompts) == 1 and _needs_dense_masks(model.config):
         (ids,) = prompts
         while len(ids) > PROMPT_PIECE:
-            _hidden(model, [ids[:PROMPT_PIECE]], cache)
+            cache_tokens(model, [ids[:PROMPT_PIECE]], cache)
             ids = ids[PROMPT_PIECE:]
         prompts = [ids]
     longest = max(len(ids) for ids in prompts)
@@ -168,7 +172,7 @@ def next_logits(
 
     With `lengths`, only so many tokens of each row count.
     """
-    hidden = _hidden(model, rows, cache)
+    hidden = cache_tokens(model, rows, cache)
     if lengths is None:
         return model.logits(hidden[:, -1]).float().cpu()
     last = torch.tensor([length - 1 for length in lengths]).to(hidden.device, non_blocking=True)
@@ -177,7 +181,7 @@ def next_logits(
 
 
 @torch.inference_mode()
-def _hidden(model: Decoder, rows: list[list[int]], cache: KVCache | BatchCache) -> Tensor:
+def cache_tokens(model: Decoder, rows: list[list[int]], cache: KVCache | BatchCache) -> Tensor:
     """Cache the tokens of each row, and return their hidden states (B, T, d_model)."""
     # `torch.tensor(…, device=…)` would wait for the GPU.
     new = torch.tensor(rows).to(model.embed.weight.device, non_blocking=True)

@@ -232,6 +232,11 @@ def _add_model_commands(add: Add) -> None:
     _add_sampling(generate)
     _add_gates(generate)
 
+    from pipeline.serve.options import add_options
+
+    serve = add("serve", _serve, "serve models to browsers and programs: a page, and OpenAI's API")
+    add_options(serve, MODEL_HELP)
+
     evaluate = add("eval", _eval, "measure a model on your own files")
     evaluate.add_argument("model", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
     evaluate.add_argument(
@@ -443,6 +448,13 @@ def _generate(args: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
     _, model, chat_format = _load_to_generate(args)
     return answer_once(model, chat_format, prompt, _settings(args), as_chat=args.chat)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from pipeline.serve.options import options_of
+    from pipeline.serve.server import serve
+
+    return serve(options_of(args))
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ import tokenizers
 
 from pion.data.arrays import write_atomically
 from pion.data.safe_cuts import may_cut, pieces
+from pion.data.token_bytes import bytes_of
 from pion.data.token_names import token_names
 from pion.data.tokenizer_file import build, first_token, library, parse
 from pion.data.tokenizer_steps import steps_of
@@ -88,6 +89,7 @@ class Tokenizer:
         steps = [str(step.get("type")) for step in steps_of(settings.get("normalizer"))]
         self.normalization: str | None = ", ".join(steps) or None
         self._may_cut = may_cut(settings)
+        self._added = self._plain.get_added_tokens_decoder()
 
     @classmethod
     def from_file(cls, path: str | Path, where: str | None = None) -> "Tokenizer":
@@ -187,6 +189,18 @@ class Tokenizer:
             text: str = self._plain.decode([int(i) for i in ids], skip_special_tokens=not specials)
         return text
 
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes that an id adds to a decoded text. Of a special token: none.
+
+        A character may have the bytes of several ids.
+        """
+        spelling = self._plain.id_to_token(token)
+        if spelling is None:  # the model has more rows than the tokenizer has tokens
+            return b""
+        if (added := self._added.get(token)) is not None:
+            return b"" if added.special else spelling.encode()
+        return bytes_of(spelling)
+
     def token_bytes(self) -> np.ndarray:
         """Return the number of UTF-8 bytes of each id, int32 ``(vocab_size,)``; 0 for specials.
 
@@ -198,7 +212,7 @@ class Tokenizer:
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         for token, index in self._plain.get_vocab(with_added_tokens=False).items():
             lengths[index] = len(token)  # the byte alphabet spells each byte as one character
-        for index, added in self._plain.get_added_tokens_decoder().items():
+        for index, added in self._added.items():
             lengths[index] = 0 if added.special else len(added.content.encode())
         return lengths
 

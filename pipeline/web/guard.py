@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from pipeline.web.address import Rules
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Refuse = Callable[[int, str, str], web.Response]
 
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -30,22 +31,7 @@ HEADERS = {
 NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Who may ask a server.
-
-    Attributes:
-        hosts: the names that a request may call the server by, in lower case and without a port.
-        key: the key that requests need, or None.
-        open_paths: what is sent without the key: pages, which ask for the key themselves.
-    """
-
-    hosts: frozenset[str]
-    key: str | None = None
-    open_paths: frozenset[str] = frozenset({"/"})
-
-
-def guard(rules: Rules, refuse: Refuse) -> Callable[[web.Request, Handler], Awaitable[object]]:
+def guard(rules: Rules, refuse: Refuse) -> Middleware:
     """Return the middleware that applies `rules`.
 
     `refuse` makes the answer from a status, a code (a short name) and a message.

@@ -1,0 +1,1 @@
+"""Answer many requests with one model: decode them together, and cut their text into pieces."""

@@ -1,0 +1,122 @@
+"""Decode the answers to one request, and yield their text as it can be sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from pion.generate import Text
+from pion.serving.engine import Answer, Busy, Closed, Drawn, Ended, Event, Failed
+from pion.serving.logprobs import Logprobs
+from pion.serving.text_stream import Piece, TextStream
+from pipeline.serve.errors import ApiError
+from pipeline.serve.served_model import ServedModel
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer, with its probability if the request asked."""
+
+    id: int
+    logprobs: Logprobs | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is new in one of the answers.
+
+    Attributes:
+        choice: the number of the answer, counted from 0.
+        text: the text that follows; it may be empty.
+        tokens: the tokens that begin in this text.
+        finish_reason: why the answer has ended, in its last part.
+    """
+
+    choice: int
+    text: str
+    tokens: Sequence[Token]
+    finish_reason: FinishReason | None
+
+
+class Answers:
+    """The answers to one request, from `begin` until `close`."""
+
+    def __init__(
+        self,
+        served: ServedModel,
+        texts: Sequence[Text],
+        stops: Sequence[str],
+        top_logprobs: int | None,
+    ) -> None:
+        self.prompt_tokens = 0
+        self._served = served
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._answers = [
+            Answer(text, top_logprobs, partial(self._put, number))
+            for number, text in enumerate(texts)
+        ]
+        self._streams = [TextStream(served.tokenizer, stops) for _ in texts]
+        self._tokens: list[list[Token]] = [[] for _ in texts]
+
+    @property
+    def completion_tokens(self) -> int:
+        """The number of tokens that were drawn."""
+        return sum(len(tokens) for tokens in self._tokens)
+
+    def begin(self) -> None:
+        """Ask the engine for the answers. Raises ApiError if it can't take them now."""
+        try:
+            self._served.engine.submit(self._answers)
+        except Busy as error:
+            raise ApiError(429, str(error), code="server_busy") from None
+        except Closed as error:
+            raise ApiError(503, str(error), code="shutting_down") from None
+
+    async def parts(self) -> AsyncIterator[Part]:
+        """Yield the parts of all answers until all have ended.
+
+        Raises ApiError if an answer can't be continued.
+        """
+        open_choices = set(range(len(self._answers)))
+        while open_choices:
+            number, event = await self._events.get()
+            if number in open_choices:
+                part = self._part(number, event)
+                if part.finish_reason is not None:
+                    open_choices.remove(number)
+                if part.text or part.finish_reason is not None:
+                    yield part
+
+    def close(self) -> None:
+        """Free the slots of answers that have not ended."""
+        for answer in self._answers:
+            answer.cancel()
+
+    def _put(self, number: int, event: Event) -> None:
+        self._events.put_nowait((number, event))
+
+    def _part(self, number: int, event: Event) -> Part:
+        stream, tokens = self._streams[number], self._tokens[number]
+        if isinstance(event, Failed):
+            stopping = event.why == Closed.WHY
+            raise ApiError(
+                503 if stopping else 500, event.why, code="shutting_down" if stopping else None
+            )
+        if isinstance(event, Ended):
+            piece = stream.end()
+            return self._with_tokens(number, piece, "stop" if event.stopped else "length")
+        assert isinstance(event, Drawn)
+        tokens.append(Token(event.token, event.logprobs))
+        piece = stream.push(event.token)
+        if stream.stopped:
+            self._answers[number].cancel()
+        return self._with_tokens(number, piece, "stop" if stream.stopped else None)
+
+    def _with_tokens(self, number: int, piece: Piece, reason: FinishReason | None) -> Part:
+        tokens = [self._tokens[number][i] for i in piece.tokens]
+        return Part(number, piece.text, tokens, reason)

@@ -1,0 +1,276 @@
+"""The web application: which path is answered how, and errors in the API's form."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from pion.errors import BadInput
+from pion.generate import Text
+from pion.untrusted import parse_json
+from pipeline.console.bug_file import report_bug
+from pipeline.console.formats import printable
+from pipeline.serve.answers import Answers
+from pipeline.serve.errors import ApiError, refuse, wrong_fields
+from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
+from pipeline.serve.served_model import ServedModel
+from pipeline.serve.shapes import ChatShape, CompletionShape, Json, Whole, usage
+from pipeline.web.guard import Handler, Rules, add_headers, guard
+
+Body = TypeVar("Body", bound=BaseModel)
+
+# The most bytes of a request. A token has four characters of English; JSON may double them.
+LARGEST_BODY = 4 << 20
+# OpenAI's default for /v1/completions.
+COMPLETION_TOKENS = 16
+WARNING = "Pion-Warning"
+NO_TEMPLATE = "this model has no chat template"
+
+
+class Api:
+    """Answers the requests for some models. The first one is meant where a request names none."""
+
+    def __init__(self, models: Sequence[ServedModel], rules: Rules, most_requests: int) -> None:
+        self._models: Mapping[str, ServedModel] = {served.name: served for served in models}
+        self._rules, self._most_requests = rules, most_requests
+        self._requests = 0
+        self._created = int(time.time())
+
+    def app(self) -> web.Application:
+        """Return the application."""
+        app = web.Application(
+            middlewares=[self._errors, guard(self._rules, refuse), self._limit],
+            client_max_size=LARGEST_BODY,
+        )
+        app.add_routes(
+            [
+                web.get("/health", self._health),
+                web.get("/v1/models", self._list_models),
+                web.get("/v1/models/{name:.+}", self._show_model),
+                web.post("/v1/chat/completions", self._chat),
+                web.post("/v1/completions", self._complete),
+                web.post("/v1/tokenize", self._tokenize),
+            ]
+        )
+        return app
+
+    # ------------------------------------------------------------ middleware
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer with an error of the API, whatever has failed."""
+        try:
+            return await handler(request)
+        except ApiError as error:
+            response = error.response()
+        except web.HTTPRequestEntityTooLarge:
+            message = f"the request has more than {LARGEST_BODY:,} bytes"
+            response = ApiError(413, message, code="too_large").response()
+            response.force_close()
+        except web.HTTPException as error:
+            message = f"there is no {request.method} {printable(request.path)[:100]}"
+            response = ApiError(error.status, message, code="not_found").response()
+        except Exception as error:
+            print(report_bug(error, ["serve"]), file=sys.stderr, flush=True)
+            response = ApiError(500, "a bug in Pion; the server's log has the details").response()
+        add_headers(response)
+        return response
+
+    @web.middleware
+    async def _limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse a request before its body is read if too many others are being answered."""
+        if request.method != "POST":
+            return await handler(request)
+        if self._requests >= self._most_requests:
+            raise ApiError(429, f"{self._requests} requests are being answered", code="server_busy")
+        self._requests += 1
+        try:
+            return await handler(request)
+        finally:
+            self._requests -= 1
+
+    # ------------------------------------------------------------ handlers
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _list_models(self, request: web.Request) -> web.Response:
+        records = [served.record(self._created) for served in self._models.values()]
+        return web.json_response({"object": "list", "data": records})
+
+    async def _show_model(self, request: web.Request) -> web.Response:
+        return web.json_response(self._model(request.match_info["name"]).record(self._created))
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        asked = await _body(request, TokenizeRequest)
+        served = self._model(asked.model)
+        if asked.messages is not None:
+            continues = bool(asked.continue_final_message)
+            ids = await served.chat_ids(asked.messages, continue_last=continues)
+        else:
+            ids = await served.prompt_ids(asked.prompt or "")
+        return web.json_response(
+            {"count": len(ids), "max_model_len": served.seq_len, "tokens": ids}
+        )
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        asked = await _body(request, ChatRequest)
+        served = self._model(asked.model)
+        continues = bool(asked.continue_final_message)
+        ids = await served.chat_ids(asked.messages, continue_last=continues)
+        given = asked.max_completion_tokens
+        most = asked.max_tokens if given is None else given
+        most = served.seq_len if most is None else most
+        texts = _texts(served, asked, [ids], most)
+        top = (asked.top_logprobs or 0) if asked.logprobs else None
+        answers = Answers(served, texts, asked.stops, top)
+        answers.prompt_tokens = len(ids)
+        shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
+        headers = {} if served.chat else {WARNING: NO_TEMPLATE}
+        if asked.stream:
+            first = shape.first_chunks(len(texts))
+            return await _stream(request, answers, shape, first, asked.with_usage, headers)
+        return await _whole(request, answers, shape, [""] * len(texts), headers)
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        asked = await _body(request, CompletionRequest)
+        served = self._model(asked.model)
+        prompts = [await served.prompt_ids(prompt) for prompt in asked.prompts]
+        most = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
+        texts = _texts(served, asked, prompts, most)
+        answers = Answers(served, texts, asked.stops, asked.logprobs)
+        answers.prompt_tokens = sum(len(ids) for ids in prompts)
+        shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
+        begun = [""] * len(texts)
+        if asked.echo:
+            each = [p if isinstance(p, str) else served.tokenizer.decode(p) for p in asked.prompts]
+            begun = [prompt for prompt in each for _ in range(asked.n or 1)]
+        if asked.stream:
+            first = [shape.echo(number, text) for number, text in enumerate(begun) if text]
+            return await _stream(request, answers, shape, first, asked.with_usage, {})
+        return await _whole(request, answers, shape, begun, {})
+
+    def _model(self, name: str | None) -> ServedModel:
+        """Return the model of a name. Raises ApiError if there is none."""
+        if name is None and len(self._models) == 1:
+            return next(iter(self._models.values()))
+        names = ", ".join(self._models)
+        if name is None:
+            raise ApiError(400, f"model is missing; it is one of: {names}", param="model")
+        if name not in self._models:
+            message = f"there is no model {printable(name)[:100]!r} here; there are: {names}"
+            raise ApiError(404, message, code="model_not_found", param="model")
+        return self._models[name]
+
+
+def _texts(
+    served: ServedModel,
+    asked: ChatRequest | CompletionRequest,
+    prompts: Sequence[list[int]],
+    max_tokens: int,
+) -> list[Text]:
+    """Return the texts that are continued: `n` of each prompt."""
+    texts: list[Text] = []
+    for ids in prompts:
+        for _ in range(asked.n or 1):
+            settings = asked.settings(
+                served.sampling,
+                stop_ids=served.stop_ids,
+                max_tokens=max_tokens,
+                vocab_size=served.tokenizer.vocab_size,
+                choice=len(texts),
+            )
+            texts.append(served.text(ids, settings))
+    return texts
+
+
+async def _body(request: web.Request, kind: type[Body]) -> Body:
+    """Return the request's fields. Raises ApiError if they are wrong."""
+    try:
+        fields = parse_json(await request.read(), "the body")
+    except BadInput as error:
+        raise ApiError(400, str(error), code="invalid_json") from None
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise wrong_fields(error) from None
+
+
+async def _whole(
+    request: web.Request,
+    answers: Answers,
+    shape: ChatShape | CompletionShape,
+    begun: Sequence[str],
+    headers: Mapping[str, str],
+) -> web.Response:
+    """Answer when all answers have ended; each follows the text that is `begun`."""
+    whole = [Whole(text) for text in begun]
+    start = time.monotonic()
+    answers.begin()
+    try:
+        async for part in answers.parts():
+            whole[part.choice].add(part)
+    finally:
+        answers.close()
+        _log(request, answers, start)
+    counts = usage(answers.prompt_tokens, answers.completion_tokens)
+    return web.json_response(shape.whole(whole, counts), headers=headers)
+
+
+async def _stream(
+    request: web.Request,
+    answers: Answers,
+    shape: ChatShape | CompletionShape,
+    first: Sequence[Json],
+    with_usage: bool,
+    headers: Mapping[str, str],
+) -> web.StreamResponse:
+    """Send the answers as they are written, as server-sent events."""
+    start = time.monotonic()
+    answers.begin()
+    response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream"})
+    add_headers(response)
+    try:
+        await response.prepare(request)
+        async for chunk in _chunks(answers, shape, first, with_usage):
+            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+    finally:
+        answers.close()
+        _log(request, answers, start)
+    return response
+
+
+async def _chunks(
+    answers: Answers,
+    shape: ChatShape | CompletionShape,
+    first: Sequence[Json],
+    with_usage: bool,
+) -> AsyncIterator[Json]:
+    for chunk in first:
+        yield chunk
+    try:
+        async for part in answers.parts():
+            yield shape.chunk(part)
+    except ApiError as error:  # the status has been sent
+        yield error.body()
+        return
+    if with_usage:
+        yield shape.last_chunk(usage(answers.prompt_tokens, answers.completion_tokens))
+
+
+def _log(request: web.Request, answers: Answers, start: float) -> None:
+    """Print a line about a request that has ended. It has no text of the request."""
+    seconds = time.monotonic() - start
+    print(
+        f"{time.strftime('%H:%M:%S')} {request.path} {answers.prompt_tokens} + "
+        f"{answers.completion_tokens} tokens in {seconds:.2f} s",
+        flush=True,
+    )

@@ -1,0 +1,69 @@
+"""The options of `pion serve`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.web.address import Address
+from pipeline.web.options import add_address, address_of
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `pion serve`.
+
+    Attributes:
+        models: names of models, NAME=MODEL to give one another name; none: the latest run.
+        slots: the most answers that are written at once, of each model.
+        queue: how many more requests may wait, for each model.
+        seq_len: the most tokens of prompt and answer; None: the model's context.
+        dtype: the precision of weights and products.
+    """
+
+    models: Sequence[str]
+    address: Address
+    slots: int = 16
+    queue: int = 64
+    seq_len: int | None = None
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+
+
+def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
+    """Add the options of `pion serve`; `model_help` says in words what a MODEL can be."""
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="*",
+        help=f"{model_help}. Requests call it by this name, or by NAME with NAME=MODEL",
+    )
+    add_address(parser, 8000)
+    numbers = {
+        "slots": "answers that are written at once, of each model; fewer if memory is short",
+        "queue": "requests that may wait for a slot; more are refused with status 429",
+    }
+    for name, meaning in numbers.items():
+        default = getattr(Options, name)
+        parser.add_argument(
+            f"--{name}", type=int, metavar="N", default=default, help=f"{meaning} ({default})"
+        )
+    parser.add_argument(
+        "--seq-len",
+        type=int,
+        metavar="N",
+        help="the most tokens of prompt and answer; default: the model's context",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="precision of weights and products; auto (the default): bfloat16 if the hardware "
+        "computes it, which is faster and rounds more",
+    )
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """Return the parsed options of `add_options`."""
+    return Options(args.models, address_of(args), args.slots, args.queue, args.seq_len, args.dtype)

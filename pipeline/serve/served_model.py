@@ -1,0 +1,157 @@
+"""A model that is served: its name, its defaults, and the texts and ids of its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pion.data.special_tokens import GENERATION_CONFIG
+from pion.data.token_names import read_optional
+from pion.errors import BadInput
+from pion.generate import Settings, Text
+from pion.sampling import Sampling
+from pipeline.serve.errors import ApiError, bad_request
+from pipeline.serve.requests import ChatMessage
+
+if TYPE_CHECKING:
+    from pion.data.chat_format import ChatFormat
+    from pion.model.decoder import Decoder
+    from pion.serving.engine import Engine
+    from pipeline.models.find import FoundModel
+
+Result = TypeVar("Result")
+
+# How long an answer of the page is unless the user says otherwise.
+ANSWER_TOKENS = 128
+SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
+
+
+class ServedModel:
+    """A model with its engine.
+
+    Attributes:
+        name: what requests call it.
+        label: what people read.
+        chat: whether it was fine-tuned on conversations.
+        seq_len: the most tokens of a prompt and its answer together.
+        sampling: the sampling settings where a request gives none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        found: FoundModel,
+        model: Decoder,
+        chat_format: ChatFormat,
+        engine: Engine,
+        seq_len: int,
+    ) -> None:
+        self.name, self.label, self.chat = name, found.label, found.chat
+        self.seq_len = seq_len
+        self.sampling = default_sampling(found)
+        self.engine = engine
+        self.tokenizer = chat_format.tokenizer
+        self.stop_ids = chat_format.stop_ids
+        self.model = model
+        self._format = chat_format
+        # A chat format is for one thread. Long texts would stop all other requests meanwhile.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+
+    async def chat_ids(
+        self, messages: Sequence[ChatMessage], *, continue_last: bool = False
+    ) -> list[int]:
+        """Return the ids that an answer follows; with `continue_last`, that the last message is.
+
+        Raises ApiError if the model's template refuses the messages.
+        """
+        asked = messages[:-1] if continue_last else messages
+        begun = messages[-1].text if continue_last else ""
+
+        def encode() -> list[int]:
+            ids = self._format.prompt_ids([message.to_template() for message in asked])
+            return ids + (self.tokenizer.encode(begun) if begun else [])
+
+        return await self._encoded(encode, "messages")
+
+    async def prompt_ids(self, prompt: str | list[int]) -> list[int]:
+        """Return the ids of a text to continue, or of ids."""
+        if isinstance(prompt, list):
+            return prompt
+        return await self._encoded(lambda: self.tokenizer.prompt(prompt), "prompt")
+
+    def text(self, ids: list[int], settings: Settings) -> Text:
+        """Return the text that continues `ids`. Raises ApiError if it can't be continued."""
+        wanted = 1 if settings.max_tokens else 0
+        if len(ids) + wanted > self.seq_len:
+            raise ApiError(
+                400,
+                f"the prompt has {len(ids):,} tokens, and {self.name} has a context of "
+                f"{self.seq_len:,} tokens for prompt and answer. Shorten the prompt",
+                code="context_length_exceeded",
+            )
+        room = min(settings.max_tokens, self.seq_len - len(ids))
+        try:
+            return Text(self.model, ids, dataclasses.replace(settings, max_tokens=room))
+        except BadInput as error:
+            raise bad_request(error) from None
+
+    def record(self, created: int) -> dict[str, Any]:
+        """Return the model as /v1/models lists it."""
+        config = self.model.config
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": created,
+            "owned_by": "pion",
+            "max_model_len": self.seq_len,
+            "pion": {
+                "label": self.label,
+                "parameters": self.model.num_params(),
+                "seq_len": self.seq_len,
+                "vocab_size": config.vocab_size,
+                "chat": self.chat,
+                "sampling": {
+                    **self.sampling,
+                    "max_tokens": min(ANSWER_TOKENS, max(1, self.seq_len // 2)),
+                },
+            },
+        }
+
+    def close(self) -> None:
+        """End all answers and the threads."""
+        self.engine.close()
+        self._thread.shutdown(cancel_futures=True)
+        self._format.close()
+
+    async def _encoded(self, encode: Callable[[], Result], param: str) -> Result:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, encode)
+        except BadInput as error:
+            raise bad_request(error, param) from None
+
+
+def default_sampling(found: FoundModel) -> dict[str, Any]:
+    """Return the sampling settings that were published with a model, or Pion's.
+
+    Raises BadInput for a damaged generation_config.json.
+    """
+    path = found.folder / GENERATION_CONFIG
+    given = read_optional(path) if found.kind == "export" else {}
+    defaults: dict[str, Any] = {name: getattr(Sampling, name) for name in SAMPLING}
+    for name, default in defaults.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BadInput(f"{path}: key {name} must be a number, not {value!r}")
+        defaults[name] = type(default)(value)
+    if given.get("do_sample") is False:
+        defaults["temperature"] = 0.0
+    try:
+        Sampling(**defaults)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    return defaults

@@ -1,0 +1,141 @@
+"""Load the models, decide their slots, and answer requests until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pion.errors import BadInput
+from pipeline.console.formats import amount, show, size
+from pipeline.models.find import FoundModel, find_model
+from pipeline.serve.options import Options
+from pipeline.web.address import Rules
+from pipeline.web.listen import serve_until_stopped, url_of
+
+if TYPE_CHECKING:
+    from pion.serving.engine import Deliver, Event, Listener
+    from pipeline.serve.served_model import ServedModel
+
+NAME = re.compile(r"[A-Za-z0-9][\w.@/:+-]{0,99}")
+
+
+def serve(options: Options) -> int:
+    """Answer requests until SIGTERM or Ctrl-C; return the exit code.
+
+    Raises BadInput, before anything is loaded, for a port in use or a wrong name.
+    """
+    if options.slots < 1 or options.queue < 0 or (options.seq_len or 2) < 2:
+        raise BadInput("--slots must be at least 1, --queue at least 0, --seq-len at least 2")
+    rules = options.address.rules()
+    listener = options.address.listen()
+    try:
+        found = find_models(options.models)
+        asyncio.run(_serve(options, found, rules, listener))
+    finally:
+        listener.close()
+    return 0
+
+
+def find_models(asked: Sequence[str]) -> dict[str, FoundModel]:
+    """Return the models by the names that requests call them by.
+
+    Raises BadInput if there is no such model, and for two of one name.
+    """
+    models: dict[str, FoundModel] = {}
+    for text in asked or (None,):
+        name, found = _named(text)
+        if name in models:
+            raise BadInput(
+                f"two models are called {name!r}. Nothing was started. Give one another name: "
+                f"pion serve {name} other={text}"
+            )
+        models[name] = found
+    return models
+
+
+def _named(text: str | None) -> tuple[str, FoundModel]:
+    """Return the model that `text` means, and its name."""
+    if text is None:
+        found = find_model(None)
+        return found.label.split(" ")[0], found
+    given, equals, rest = text.partition("=")
+    if equals and NAME.fullmatch(given):
+        return given, find_model(rest)
+    name = text.rstrip("/")
+    if Path(text).expanduser().exists() or "://" in text:
+        name = name.rsplit("/", 1)[-1]
+    if not NAME.fullmatch(name):
+        raise BadInput(
+            f"{name[:100]!r} can't be the name of a model in requests. Give it another one: "
+            f"pion serve name={text}"
+        )
+    return name, find_model(text)
+
+
+async def _serve(
+    options: Options, found: dict[str, FoundModel], rules: Rules, listener: socket.socket
+) -> None:
+    from pipeline.serve.app import Api
+
+    loop = asyncio.get_running_loop()
+
+    def deliver(events: Sequence[tuple[Listener, Event]]) -> None:
+        """Give events of an engine's thread to the listeners, in the thread of the requests."""
+        loop.call_soon_threadsafe(_give, events)
+
+    served: list[ServedModel] = []
+    try:
+        for name, model in found.items():
+            served.append(_load(name, model, options, deliver))
+        most_requests = len(served) * (options.slots + options.queue)
+        app = Api(served, rules, most_requests).app()
+        url = url_of(listener)
+
+        async def stopping() -> None:
+            for one in served:
+                await asyncio.to_thread(one.engine.close)
+
+        def started() -> None:
+            show(f"{url}/v1  an API for programs, as OpenAI's. Ctrl-C stops the server.")
+
+        await serve_until_stopped(app, listener, started, stopping)
+    finally:
+        for one in served:
+            one.close()
+
+
+def _give(events: Sequence[tuple[Listener, Event]]) -> None:
+    for listener, event in events:
+        listener(event)
+
+
+def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> ServedModel:
+    from pion.serving.engine import Engine
+    from pion.train.hardware import pick_device, pick_dtype, torch_dtype
+    from pipeline.models.load import load_found
+    from pipeline.serve.served_model import ServedModel
+    from pipeline.serve.slots import fit_slots, free_memory
+
+    device = pick_device()
+    dtype = pick_dtype(options.dtype, device, generating=True)
+    model, chat_format = load_found(found, torch_dtype(dtype))
+    model.join_projections()
+    model = model.to(device)
+    seq_len = min(options.seq_len or model.config.seq_len, model.config.seq_len)
+    slots = fit_slots(name, model, options.slots, seq_len, free_memory(device))
+    engine = Engine(model, deliver, slots=slots.count, queue=options.queue, seq_len=seq_len)
+    served = ServedModel(name, found, model, chat_format, engine, seq_len)
+    fewer = "" if slots.count == options.slots else f" (memory for {options.slots} is missing)"
+    show(
+        f"{name}: {found.label}, {amount(model.num_params())} parameters in {dtype} on "
+        f"{device.type}. {slots.count} answers at once{fewer}, {seq_len:,} tokens each: "
+        f"{size(slots.bytes)} of memory"
+    )
+    if not found.chat:
+        show(f"{name} was not fine-tuned on conversations: use /v1/completions")
+    engine.start()
+    return served

@@ -1,0 +1,174 @@
+"""The JSON of answers: OpenAI's objects of chats and completions, whole and in chunks."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pion.data.tokenizer import Tokenizer
+from pipeline.serve.answers import FinishReason, Part, Token
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Whole:
+    """An answer that is sent whole: what its parts add up to."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, part: Part) -> None:
+        """Add a part."""
+        self.text += part.text
+        self.tokens += part.tokens
+        self.finish_reason = part.finish_reason or self.finish_reason
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+    """Return the counts of tokens."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+class ChatShape:
+    """The objects of /v1/chat/completions."""
+
+    def __init__(self, model: str, tokenizer: Tokenizer, *, logprobs: bool) -> None:
+        self._tokenizer, self._logprobs = tokenizer, logprobs
+        self._head = _head("chatcmpl", model)
+
+    def first_chunks(self, choices: int) -> list[Json]:
+        """Return what a stream begins with: who speaks."""
+        delta = {"role": "assistant", "content": ""}
+        return [self._chunk([self._delta(number, delta, None)]) for number in range(choices)]
+
+    def chunk(self, part: Part) -> Json:
+        """Return a part of an answer."""
+        delta = {"content": part.text} if part.text else {}
+        choice = self._delta(part.choice, delta, part.finish_reason)
+        if self._logprobs and part.tokens:
+            choice["logprobs"] = self._logprobs_of(part.tokens)
+        return self._chunk([choice])
+
+    def last_chunk(self, counts: Json) -> Json:
+        """Return the chunk with the counts of tokens, which has no choices."""
+        return self._chunk([]) | {"usage": counts}
+
+    def whole(self, answers: Sequence[Whole], counts: Json) -> Json:
+        """Return all answers at once."""
+        choices = [
+            {
+                "index": number,
+                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "logprobs": self._logprobs_of(answer.tokens) if self._logprobs else None,
+                "finish_reason": answer.finish_reason,
+            }
+            for number, answer in enumerate(answers)
+        ]
+        return self._head | {"object": "chat.completion", "choices": choices, "usage": counts}
+
+    def _chunk(self, choices: list[Json]) -> Json:
+        return self._head | {"object": "chat.completion.chunk", "choices": choices}
+
+    def _delta(self, number: int, delta: Json, reason: FinishReason | None) -> Json:
+        return {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+    def _logprobs_of(self, tokens: Sequence[Token]) -> Json:
+        return {"content": [self._token(token) for token in tokens], "refusal": None}
+
+    def _token(self, token: Token) -> Json:
+        assert token.logprobs is not None
+        top = [self._named(other, value) for other, value in token.logprobs.top]
+        return self._named(token.id, token.logprobs.drawn) | {"top_logprobs": top}
+
+    def _named(self, token: int, logprob: float) -> Json:
+        data = self._tokenizer.bytes_of(token)
+        return {"token": token_text(self._tokenizer, token), "logprob": logprob, "bytes": [*data]}
+
+
+class CompletionShape:
+    """The objects of /v1/completions."""
+
+    def __init__(self, model: str, tokenizer: Tokenizer, *, logprobs: bool) -> None:
+        self._tokenizer, self._logprobs = tokenizer, logprobs
+        self._head = _head("cmpl", model) | {"object": "text_completion"}
+        self._sent: dict[int, int] = {}  # characters of each answer's earlier parts
+
+    def first_chunks(self, choices: int) -> list[Json]:
+        """Return what a stream begins with: nothing."""
+        return []
+
+    def echo(self, number: int, prompt: str) -> Json:
+        """Return the chunk with a prompt, before its answer."""
+        self._sent[number] = len(prompt)
+        return self._head | {"choices": [self._choice(number, prompt, [], None, 0)]}
+
+    def chunk(self, part: Part) -> Json:
+        """Return a part of an answer."""
+        sent = self._sent.get(part.choice, 0)
+        self._sent[part.choice] = sent + len(part.text)
+        choice = self._choice(part.choice, part.text, part.tokens, part.finish_reason, sent)
+        return self._head | {"choices": [choice]}
+
+    def last_chunk(self, counts: Json) -> Json:
+        """Return the chunk with the counts of tokens, which has no choices."""
+        return self._head | {"choices": [], "usage": counts}
+
+    def whole(self, answers: Sequence[Whole], counts: Json) -> Json:
+        """Return all answers at once."""
+        choices = [
+            self._choice(number, answer.text, answer.tokens, answer.finish_reason, 0)
+            for number, answer in enumerate(answers)
+        ]
+        return self._head | {"choices": choices, "usage": counts}
+
+    def _choice(
+        self,
+        number: int,
+        text: str,
+        tokens: Sequence[Token],
+        reason: FinishReason | None,
+        offset: int,
+    ) -> Json:
+        found = self._logprobs_of(tokens, offset) if self._logprobs and tokens else None
+        return {"index": number, "text": text, "logprobs": found, "finish_reason": reason}
+
+    def _logprobs_of(self, tokens: Sequence[Token], offset: int) -> Json:
+        texts = [token_text(self._tokenizer, token.id) for token in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(offset)
+            offset += len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [token.logprobs.drawn for token in tokens if token.logprobs],
+            "top_logprobs": [
+                {token_text(self._tokenizer, other): value for other, value in token.logprobs.top}
+                for token in tokens
+                if token.logprobs
+            ],
+            "text_offset": offsets,
+        }
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """Return a token as text. Bytes of no whole character are written `bytes:\\xe2\\x82`."""
+    data = tokenizer.bytes_of(token)
+    if not data:
+        return tokenizer.decode([token], specials=True)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _head(prefix: str, model: str) -> Json:
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}

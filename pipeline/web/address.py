@@ -1,0 +1,112 @@
+"""Where a web server listens, and who may ask it."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pion.errors import BadInput
+
+API_KEY = "PION_API_KEY"
+# A shorter key could be guessed, and is not recognized as a secret in messages.
+SHORTEST_KEY = 12
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who may ask a server.
+
+    Attributes:
+        hosts: the names that a request may call the server by, in lower case and without a port.
+        key: the key that requests need, or None.
+        open_paths: what is sent without the key: pages, which ask for the key themselves.
+    """
+
+    hosts: frozenset[str]
+    key: str | None = None
+    open_paths: frozenset[str] = frozenset({"/"})
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens: `--host`, `--port` (0: any free one) and `--allow-host`.
+
+    `allowed` are further names by which requests may call the server.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    allowed: Sequence[str] = ()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def rules(self) -> Rules:
+        """Return who may ask the server. The key is the value of PION_API_KEY.
+
+        Raises BadInput if others can reach the server and there is no key.
+        """
+        key = os.environ.get(API_KEY) or None
+        if key is None and not self.is_loopback:
+            raise BadInput(
+                f"--host {self.host}: other machines could reach this server, and it has no key. "
+                f"Nothing was started. Set one (export {API_KEY}=$(openssl rand -hex 24)), or "
+                "leave out --host and use a tunnel: ssh -L "
+                f"{self.port}:127.0.0.1:{self.port} MACHINE"
+            )
+        if key is not None and not (len(key) >= SHORTEST_KEY and key.isascii() and key.isalnum()):
+            raise BadInput(
+                f"{API_KEY} needs {SHORTEST_KEY} or more letters and digits: openssl rand -hex 24"
+            )
+        names = {self.host.lower().strip("[]"), *(name.lower() for name in self.allowed)}
+        if self.is_loopback:
+            names |= LOOPBACK_NAMES
+        elif self.host in ("0.0.0.0", "::"):
+            names |= LOOPBACK_NAMES | _own_names()
+        return Rules(frozenset(names), key)
+
+    def listen(self) -> socket.socket:
+        """Return a socket that is bound to the address. Raises BadInput if it can't be."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self.host, self.port))
+        except (OSError, OverflowError) as error:
+            listener.close()
+            raise BadInput(_why_not(self, error)) from None
+        return listener
+
+
+def _why_not(address: Address, error: OSError | OverflowError) -> str:
+    if isinstance(error, OverflowError):
+        return f"--port {address.port}: a port is a number from 0 to 65535"
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {address.port} is in use: another server runs there, perhaps an earlier one "
+            "of yours. Nothing was started. Stop that server, or use another port (--port "
+            f"{address.port + 1 if address.port < 65535 else 8000}; --port 0 takes any free one)"
+        )
+    if error.errno == errno.EACCES:
+        return f"--port {address.port}: ports below 1024 need root. Use --port 8000"
+    return f"--host {address.host}: this machine can't listen there ({error.strerror or error})"
+
+
+def _own_names() -> set[str]:
+    """Return the names and addresses by which others may know this machine."""
+    name = socket.gethostname().lower()
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
+    except OSError:
+        found = set()
+    return {name, *found}
