@@ -198,9 +198,8 @@ def token_nll(
     likeliest = torch.full_like(targets, IGNORED)
     states = hidden.flatten(0, 1)[learned].split(chunk)
     for state, places in zip(states, learned.split(chunk), strict=True):
-        # The product is in fp32 even if `dtype` is bf16: rounded logits tie, and a tie goes to the
-        # lowest id.
-        logits = model.logits(state, vocab_size)
+        # In fp32 even if `dtype` is bf16: rounded logits tie, and a tie goes to the lowest id.
+        logits = model.logits_in_fp32(state, vocab_size)
         nll[places] = F.cross_entropy(logits, targets[places], reduction="none")
         likeliest[places] = logits.argmax(dim=-1)
     return nll.view_as(batch.targets), likeliest.view_as(batch.targets)

@@ -23,7 +23,7 @@ from pion.model.experts import Experts
 from pion.model.feedforward import SwiGLU
 from pion.model.gates import GATE, SEEN_BY_GATE, gate_loss
 from pion.model.initial import draw_weights
-from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
+from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, product_in_fp32
 from pion.model.masks import (
     Kernel,
     Masks,
@@ -220,6 +220,16 @@ class Decoder(nn.Module):
         """
         head = self._head()[: vocab_size or self.config.vocab_size]
         logits = project(hidden.to(compute_dtype(hidden, head)), head)
+        cap = self.config.logit_cap
+        return logits if cap is None else cap_logits(logits, cap)
+
+    def logits_in_fp32(self, hidden: Tensor, vocab_size: int) -> Tensor:
+        """Apply the head to hidden states (N, d_model): fp32 (N, vocab_size), also of a bf16 head.
+
+        Rounded logits would tie.
+        """
+        head = self._head()[:vocab_size]
+        logits = product_in_fp32(hidden.to(head.dtype), head.T)
         cap = self.config.logit_cap
         return logits if cap is None else cap_logits(logits, cap)
 

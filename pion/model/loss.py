@@ -213,13 +213,13 @@ def _compiled(
             head = pad(head, (0, 0, 0, columns - vocab))
         for first in range(0, rows, chunk):
             part = slice(first, first + chunk)
-            logits = _product(x[part], head.T)
+            logits = product_in_fp32(x[part], head.T)
             chunk_loss, grad_logits = gradient_of_logits(logits, targets[part], vocab, cap, dtype)
             losses.append(chunk_loss)
             del logits
-            _product(grad_logits, head, into=grad_hidden[part])
+            product_in_fp32(grad_logits, head, into=grad_hidden[part])
             if learned_head:
-                grad_weight = _product(grad_logits.T, x[part], added=grad_weight)
+                grad_weight = product_in_fp32(grad_logits.T, x[part], added=grad_weight)
     loss = torch.stack(losses).sum()
     return loss, grad_hidden, None if grad_weight is None else grad_weight[:vocab]
 
@@ -255,7 +255,7 @@ def _gradient_of_logits(
     return loss, gradient.to(dtype)
 
 
-def _product(
+def product_in_fp32(
     a: Tensor, b: Tensor, *, added: Tensor | None = None, into: Tensor | None = None
 ) -> Tensor:
     """Return a @ b in fp32, plus `added` (fp32) if given, or written `into` a tensor."""

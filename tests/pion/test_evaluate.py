@@ -83,6 +83,20 @@ def test_the_loss_is_the_one_the_decoder_trains_on(tmp_path: Path) -> None:
     assert measured.loss == pytest.approx(expected, rel=1e-5)
 
 
+def test_logits_of_weights_in_bf16_are_not_rounded(tmp_path: Path) -> None:
+    """The frozen weights of LoRA may be in bf16, the head too."""
+    exact, rows = decoder(), random_rows()
+    model = Decoder.from_state(exact.config, exact.state_dict(), torch.bfloat16)
+    data = stream(rows, tmp_path)
+    scorer = Scorer(model, VOCAB, 4, dtype=torch.bfloat16)
+    measured = held_out(scorer, data, range(10), np.ones(VOCAB))
+    assert measured.loss == pytest.approx(measure(exact, data, 10, 4).loss, rel=1e-2)
+    states = torch.randn(9, exact.config.d_model)
+    logits = model.logits_in_fp32(states, VOCAB)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_a_document_in_a_row_is_predicted_as_if_it_was_alone(tmp_path: Path) -> None:
     model, row = decoder(), random_rows(rows=1)
     row[row == 3] = 4
