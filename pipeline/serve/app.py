@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -27,6 +28,8 @@ Body = TypeVar("Body", bound=BaseModel)
 
 # The most bytes of a request. A token has four characters of English; JSON may double them.
 LARGEST_BODY = 4 << 20
+# How long a client may take to send its request, in seconds.
+BODY_SECONDS = 30.0
 # OpenAI's default for /v1/completions.
 COMPLETION_TOKENS = 16
 WARNING = "Pion-Warning"
@@ -193,7 +196,12 @@ def _texts(
 async def _body(request: web.Request, kind: type[Body]) -> Body:
     """Return the request's fields. Raises ApiError if they are wrong."""
     try:
-        fields = parse_json(await request.read(), "the body")
+        async with asyncio.timeout(BODY_SECONDS):
+            data = await request.read()
+    except TimeoutError:
+        raise ApiError(408, "the request did not arrive in time", code="timeout") from None
+    try:
+        fields = parse_json(data, "the body")
     except BadInput as error:
         raise ApiError(400, str(error), code="invalid_json") from None
     try:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from aiohttp import web
 
 from pion.errors import BadInput
+from pion.serving.engine import Deliver, Engine, Event, Listener
 from pipeline.console.formats import amount, show, size
 from pipeline.models.find import FoundModel, find_model
+from pipeline.models.load import load_found
+from pipeline.serve.app import Api
 from pipeline.serve.options import Options
+from pipeline.serve.served_model import ServedModel
 from pipeline.web.address import Rules
 from pipeline.web.listen import serve_until_stopped, url_of
-
-if TYPE_CHECKING:
-    from pion.serving.engine import Deliver, Event, Listener
-    from pipeline.serve.served_model import ServedModel
 
 NAME = re.compile(r"[A-Za-z0-9][\w.@/:+-]{0,99}")
 
@@ -79,33 +81,45 @@ def _named(text: str | None) -> tuple[str, FoundModel]:
 async def _serve(
     options: Options, found: dict[str, FoundModel], rules: Rules, listener: socket.socket
 ) -> None:
-    from pipeline.serve.app import Api
+    def started() -> None:
+        show(f"{url_of(listener)}/v1  an API for programs, as OpenAI's. Ctrl-C stops the server.")
 
+    with loaded(options, found) as models:
+        await serve_until_stopped(application(models, rules, options), listener, started)
+
+
+def application(models: Sequence[ServedModel], rules: Rules, options: Options) -> web.Application:
+    """Return the application that serves the models. When it stops, it ends all answers."""
+    app = Api(models, rules, len(models) * (options.slots + options.queue)).app()
+
+    async def end_answers(_: web.Application) -> None:
+        for served in models:
+            await asyncio.to_thread(served.engine.close)
+
+    app.on_shutdown.append(end_answers)
+    return app
+
+
+@contextmanager
+def loaded(options: Options, found: dict[str, FoundModel]) -> Iterator[list[ServedModel]]:
+    """Load the models and start their engines; end them with the block.
+
+    It is called in the event loop that answers the requests.
+    """
     loop = asyncio.get_running_loop()
 
     def deliver(events: Sequence[tuple[Listener, Event]]) -> None:
         """Give events of an engine's thread to the listeners, in the thread of the requests."""
         loop.call_soon_threadsafe(_give, events)
 
-    served: list[ServedModel] = []
+    models: list[ServedModel] = []
     try:
         for name, model in found.items():
-            served.append(_load(name, model, options, deliver))
-        most_requests = len(served) * (options.slots + options.queue)
-        app = Api(served, rules, most_requests).app()
-        url = url_of(listener)
-
-        async def stopping() -> None:
-            for one in served:
-                await asyncio.to_thread(one.engine.close)
-
-        def started() -> None:
-            show(f"{url}/v1  an API for programs, as OpenAI's. Ctrl-C stops the server.")
-
-        await serve_until_stopped(app, listener, started, stopping)
+            models.append(_load(name, model, options, deliver))
+        yield models
     finally:
-        for one in served:
-            one.close()
+        for served in models:
+            served.close()
 
 
 def _give(events: Sequence[tuple[Listener, Event]]) -> None:
@@ -114,10 +128,7 @@ def _give(events: Sequence[tuple[Listener, Event]]) -> None:
 
 
 def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> ServedModel:
-    from pion.serving.engine import Engine
     from pion.train.hardware import pick_device, pick_dtype, torch_dtype
-    from pipeline.models.load import load_found
-    from pipeline.serve.served_model import ServedModel
     from pipeline.serve.slots import fit_slots, free_memory
 
     device = pick_device()

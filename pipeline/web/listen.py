@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
@@ -20,15 +21,10 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def serve_until_stopped(
-    app: web.Application,
-    listener: socket.socket,
-    started: Callable[[], None],
-    stopping: Callable[[], Awaitable[None]] | None = None,
-) -> None:
-    """Answer requests until SIGTERM or SIGINT, then wait for what is being sent, GRACE at most.
+@asynccontextmanager
+async def answering(app: web.Application, listener: socket.socket) -> AsyncIterator[None]:
+    """Answer requests until the block ends, then wait for what is being sent, GRACE at most.
 
-    `started` is called once requests are answered, `stopping` when they are no longer accepted.
     A request whose client has gone is cancelled.
     """
     runner = web.AppRunner(
@@ -38,20 +34,26 @@ async def serve_until_stopped(
         shutdown_timeout=GRACE,
         keepalive_timeout=30,
     )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def serve_until_stopped(
+    app: web.Application, listener: socket.socket, started: Callable[[], None]
+) -> None:
+    """Answer requests until SIGTERM or SIGINT. `started` is called once requests are answered."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await runner.setup()
     try:
-        site = web.SockSite(runner, listener)
-        await site.start()
-        started()
-        await stop.wait()
-        await site.stop()
-        if stopping is not None:
-            await stopping()
+        async with answering(app, listener):
+            started()
+            await stop.wait()
     finally:
-        await runner.cleanup()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

@@ -1,0 +1,328 @@
+"""OpenAI's own client gets from the server what it expects, and what `pion.generate` draws."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+import pion
+from pipeline.serve.served_model import ServedModel
+from tests.support.served import Served
+from tests.support.waiting import wait_until
+
+QUESTION: list[Any] = [{"role": "user", "content": "What is a fox?"}]
+
+
+@pytest.fixture(scope="module")
+def chat_model(served: Served) -> ServedModel:
+    return served.models[0]
+
+
+def drawn(model: ServedModel, ids: list[int], **settings: Any) -> str:
+    """Return the text that the library draws."""
+    ends = {"stop_ids": model.stop_ids, "vocab_size": model.tokenizer.vocab_size}
+    return model.tokenizer.decode(list(pion.generate(model.model, ids, **ends, **settings)))
+
+
+def question_ids(model: ServedModel) -> list[int]:
+    return model._format.prompt_ids(QUESTION)
+
+
+def test_models_are_listed_with_what_a_page_needs(client: OpenAI) -> None:
+    models = client.models.list().data
+    assert [model.id for model in models] == ["chat", "base"]
+    facts: dict[str, Any] = client.models.retrieve("base").model_extra or {}
+    assert facts["max_model_len"] == 256
+    assert facts["pion"]["chat"] is False
+    assert facts["pion"]["sampling"] == {
+        "temperature": 0.8,
+        "top_k": 50,
+        "top_p": 0.9,
+        "repetition_penalty": 1.0,
+        "max_tokens": 128,
+    }
+
+
+def test_a_seeded_answer_is_what_the_library_draws(client: OpenAI, chat_model: ServedModel) -> None:
+    found = client.chat.completions.create(
+        model="chat",
+        messages=QUESTION,
+        seed=5,
+        max_tokens=20,
+        temperature=1.1,
+        top_p=0.8,
+        extra_body={"top_k": 30, "repetition_penalty": 1.2},
+    )
+    ids = question_ids(chat_model)
+    wanted = drawn(
+        chat_model,
+        ids,
+        seed=5,
+        max_tokens=20,
+        temperature=1.1,
+        top_p=0.8,
+        top_k=30,
+        repetition_penalty=1.2,
+    )
+    assert found.choices[0].message.content == wanted
+    assert found.usage is not None
+    assert found.usage.prompt_tokens == len(ids)
+    assert found.usage.total_tokens == len(ids) + found.usage.completion_tokens
+
+
+def test_temperature_0_is_greedy(client: OpenAI, chat_model: ServedModel) -> None:
+    wanted = drawn(chat_model, question_ids(chat_model), max_tokens=12, temperature=0)
+    for seed in (1, 2):
+        found = client.chat.completions.create(
+            model="chat", messages=QUESTION, seed=seed, max_tokens=12, temperature=0
+        )
+        assert found.choices[0].message.content == wanted
+
+
+def test_sixteen_clients_at_once_get_what_each_would_get_alone(
+    client: OpenAI, chat_model: ServedModel
+) -> None:
+    """There are eight slots, so half of them wait."""
+
+    def ask(seed: int) -> str | None:
+        answer = client.chat.completions.create(
+            model="chat", messages=QUESTION, seed=seed, max_tokens=5 + seed
+        )
+        return answer.choices[0].message.content
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(ask, range(16)))
+    for seed, answer in enumerate(answers):
+        ids = question_ids(chat_model)
+        assert answer == drawn(chat_model, ids, seed=seed, max_tokens=5 + seed)
+
+
+def test_a_stream_adds_up_to_the_whole_answer(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "chat", "messages": QUESTION, "seed": 3, "max_tokens": 30}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(stream=True, **asked))
+    assert all(chunk.usage is None for chunk in chunks)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert reasons[:-1] == [None] * (len(chunks) - 1)
+    assert reasons[-1] == whole.choices[0].finish_reason
+
+
+def test_usage_comes_in_a_chunk_without_choices_if_asked(client: OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model="chat",
+            messages=QUESTION,
+            max_tokens=4,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+    )
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 4
+
+
+def test_a_stop_string_over_token_borders_is_never_sent_in_part(
+    client: OpenAI, chat_model: ServedModel
+) -> None:
+    asked: dict[str, Any] = {
+        "model": "base",
+        "prompt": "The quick brown",
+        "seed": 8,
+        "max_tokens": 40,
+        "extra_body": {"ignore_eos": True},
+    }
+    text = client.completions.create(**asked).choices[0].text
+    stop = text[11:15]
+    chunks = list(client.completions.create(stream=True, stop=["never there", stop], **asked))
+    pieces = [chunk.choices[0].text for chunk in chunks]
+    assert "".join(pieces) == text[: text.index(stop)]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_n_answers_are_drawn_from_consecutive_seeds(
+    client: OpenAI, chat_model: ServedModel
+) -> None:
+    found = client.chat.completions.create(
+        model="chat", messages=QUESTION, seed=7, n=3, max_tokens=10
+    )
+    ids = question_ids(chat_model)
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+    for number, choice in enumerate(found.choices):
+        wanted = drawn(chat_model, ids, seed=7 + number, max_tokens=10)
+        assert choice.message.content == wanted
+    chunks = client.chat.completions.create(
+        model="chat", messages=QUESTION, seed=7, n=3, max_tokens=10, stream=True
+    )
+    texts = ["", "", ""]
+    for chunk in chunks:
+        for part in chunk.choices:
+            texts[part.index] += part.delta.content or ""
+    assert texts == [choice.message.content for choice in found.choices]
+
+
+def test_log_probabilities_in_both_shapes(client: OpenAI) -> None:
+    chat = client.chat.completions.create(
+        model="chat", messages=QUESTION, seed=2, max_tokens=9, logprobs=True, top_logprobs=3
+    )
+    assert chat.choices[0].logprobs is not None
+    tokens = chat.choices[0].logprobs.content
+    assert tokens
+    data = b"".join(bytes(token.bytes or []) for token in tokens)
+    assert data.decode(errors="replace") == chat.choices[0].message.content
+    for token in tokens:
+        assert len(token.top_logprobs) == 3
+        assert token.logprob <= token.top_logprobs[0].logprob <= 0
+    found = client.completions.create(
+        model="base", prompt="The quick", max_tokens=6, temperature=0, logprobs=2
+    )
+    logprobs = found.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.text_offset is not None
+    assert logprobs.top_logprobs is not None
+    text = found.choices[0].text
+    for token_text, offset, top in zip(
+        logprobs.tokens, logprobs.text_offset, logprobs.top_logprobs, strict=True
+    ):
+        assert text[offset : offset + len(token_text)] == token_text
+        assert max(top, key=lambda name: top[name]) == token_text  # greedy
+
+
+def test_several_prompts_ids_and_echo(client: OpenAI, served: Served) -> None:
+    base = served.models[1]
+    ids = base.tokenizer.prompt("The quick")
+    asked: dict[str, Any] = {"model": "base", "max_tokens": 5, "temperature": 0}
+    text = client.completions.create(prompt="The quick", **asked).choices[0].text
+    assert text == drawn(base, ids, max_tokens=5, temperature=0)
+    for prompt in (ids, [ids, ids], ["The quick"]):
+        found = client.completions.create(prompt=prompt, echo=True, **asked)
+        assert {choice.text for choice in found.choices} == {"The quick" + text}
+    nothing = client.completions.create(model="base", prompt="The quick", max_tokens=0, echo=True)
+    assert nothing.choices[0].text == "The quick"
+
+
+def test_an_answer_is_continued(client: OpenAI, chat_model: ServedModel) -> None:
+    begun: list[Any] = [*QUESTION, {"role": "assistant", "content": "A fox is"}]
+    found = client.chat.completions.create(
+        model="chat",
+        messages=begun,
+        seed=4,
+        max_tokens=9,
+        extra_body={"continue_final_message": True},
+    )
+    ids = question_ids(chat_model) + chat_model.tokenizer.encode("A fox is")
+    assert found.choices[0].message.content == drawn(chat_model, ids, seed=4, max_tokens=9)
+
+
+def test_the_count_of_a_prompt_is_that_of_its_answer(served: Served, client: OpenAI) -> None:
+    body = {"model": "chat", "messages": QUESTION}
+    counted = httpx.post(f"{served.url}/v1/tokenize", json=body).json()
+    answer = client.chat.completions.create(model="chat", messages=QUESTION, max_tokens=1)
+    assert answer.usage is not None
+    assert counted["count"] == answer.usage.prompt_tokens == len(counted["tokens"])
+    assert counted["max_model_len"] == 256
+
+
+def test_a_base_model_answers_chats_and_says_that_it_has_no_template(client: OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response
+    answer = raw.create(model="base", messages=QUESTION, max_tokens=2)
+    assert "no chat template" in answer.headers["Pion-Warning"]
+    assert "Pion-Warning" not in raw.create(model="chat", messages=QUESTION, max_tokens=1).headers
+
+
+def test_a_client_that_closes_its_stream_frees_the_slot(client: OpenAI, served: Served) -> None:
+    stream = client.completions.create(
+        model="base", prompt="The", max_tokens=250, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    wait_until(lambda: served.models[1].engine.load() == (0, 0), "the slot is free")
+
+
+WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
+    "unknown model": ({"model": "gpt"}, 404, "there are: chat, base"),
+    "no model": ({"model": None}, 400, "it is one of: chat, base"),
+    "negative temperature": ({"temperature": -1}, 400, "temperature"),
+    "temperature is infinite": ({"temperature": 1e999}, 400, "JSON"),
+    "too many choices": ({"n": 17}, 400, "n"),
+    "empty stop": ({"stop": ""}, 400, "stop"),
+    "tools": ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+    "penalty": ({"frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"),
+    "unknown field": ({"temprature": 1}, 400, "temprature"),
+    "no messages": ({"messages": []}, 400, "messages"),
+    "unknown role": ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
+    "an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        400,
+        "messages",
+    ),
+    "alternatives without logprobs": ({"top_logprobs": 2}, 400, "logprobs"),
+    "continue what": ({"continue_final_message": True}, 400, "assistant"),
+    "a long prompt": (
+        {"messages": [{"role": "user", "content": "fox " * 300}]},
+        400,
+        "context of 256 tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_wrong_request_gets_an_error_that_says_what_is_wrong(
+    wrong: tuple[dict[str, Any], int, str], served: Served
+) -> None:
+    changes, status, words = wrong
+    body = {"model": "chat", "messages": QUESTION, "max_tokens": 1, **changes}
+    text = openai_json(body)
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content=text, headers=headers)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert words in error["message"]
+    assert error.keys() == {"message", "type", "param", "code"}
+
+
+def openai_json(body: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(body).replace("Infinity", "1e999")
+
+
+def test_the_client_raises_its_own_errors(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="there is no model"):
+        client.chat.completions.create(model="gpt", messages=QUESTION)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="base", prompt="fox " * 300)
+    assert caught.value.code == "context_length_exceeded"
+    assert "300 tokens" in str(caught.value) or "tokens, and base has" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"prompt": ', 400),
+        (b"[1, 2]", 400),
+        (b"\xff\xfe", 400),
+        (b"[" * 100_000, 400),
+        (b'{"prompt": "' + b"x" * 10_000_000 + b'"}', 413),
+    ],
+    ids=["cut", "a list", "no UTF-8", "deep", "10 MB"],
+)
+def test_a_malformed_body_is_refused(body: bytes, status: int, served: Served) -> None:
+    headers = {"Content-Type": "application/json"}
+    try:
+        answer = httpx.post(f"{served.url}/v1/completions", content=body, headers=headers)
+    except httpx.WriteError:  # the server closed the connection before it had read everything
+        assert status == 413
+        return
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "invalid_request_error"
