@@ -79,6 +79,8 @@ class Api:
         except web.HTTPException as error:
             message = f"there is no {request.method} {printable(request.path)[:100]}"
             response = ApiError(error.status, message, code="not_found").response()
+        except ConnectionResetError:  # the client has gone, so nobody reads the answer
+            response = web.Response(status=400)
         except Exception as error:
             print(report_bug(error, ["serve"]), file=sys.stderr, flush=True)
             response = ApiError(500, "a bug in Pion; the server's log has the details").response()

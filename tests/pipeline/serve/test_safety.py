@@ -101,20 +101,26 @@ def test_more_requests_than_the_queue_are_refused(run_folder: Path) -> None:
         assert refused[0].json()["error"]["code"] == "server_busy"
 
 
-def test_a_hundred_clients_that_vanish_leave_nothing(served: Served) -> None:
+def test_a_hundred_clients_that_vanish_leave_nothing(
+    served: Served, capfd: pytest.CaptureFixture[str]
+) -> None:
     vanish(served, 20)  # what is loaded once
     before = held(served)
     vanish(served, 100)
     wait_until(lambda: held(served) == before, lambda: f"{held(served)}, not {before}")
+    assert "bug" not in capfd.readouterr().err
 
 
 @pytest.mark.soak
-def test_a_thousand_clients_that_vanish_take_no_memory(served: Served) -> None:
+def test_a_thousand_clients_that_vanish_take_no_memory(
+    served: Served, capfd: pytest.CaptureFixture[str]
+) -> None:
     vanish(served, 100)
     gc.collect()
     before, resident = held(served), psutil.Process().memory_info().rss
     vanish(served, 900)
     wait_until(lambda: held(served) == before, lambda: f"{held(served)}, not {before}")
+    assert "bug" not in capfd.readouterr().err
     gc.collect()
     assert psutil.Process().memory_info().rss - resident < 32 << 20
 
