@@ -27,7 +27,7 @@ import torch
 from openai import AsyncOpenAI, OpenAI, OpenAIError
 
 from benchmarks.comparison import Comparison, at_least, at_most, compare
-from benchmarks.interleaved import alternate, quartiles
+from benchmarks.interleaved import Measure, alternate, quartiles
 from pion.data.python_docs import documents
 from pion.data.tokenizer import train_bpe
 from pion.export import export_model
@@ -51,13 +51,17 @@ class Server:
     model: str
     first_token_seconds: list[float] = field(default_factory=list)
 
-    def measure(self, requests: int, tokens: int) -> float:
-        """Return the tokens per second of that many requests at once."""
-        start = time.perf_counter()
-        drawn, waits = asyncio.run(self._ask_all(requests, tokens))
-        if requests == TOGETHER:
-            self.first_token_seconds.append(statistics.mean(waits))
-        return drawn / (time.perf_counter() - start)
+    def speed(self, requests: int, tokens: int) -> Measure:
+        """Return a measure of the tokens per second of that many requests at once."""
+
+        def measure(number: int) -> float:
+            start = time.perf_counter()
+            drawn, waits = asyncio.run(self._ask_all(requests, tokens))
+            if requests == TOGETHER:
+                self.first_token_seconds.append(statistics.mean(waits))
+            return drawn / (time.perf_counter() - start)
+
+        return measure
 
     async def _ask_all(self, requests: int, tokens: int) -> tuple[int, list[float]]:
         async with AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0) as client:
@@ -95,15 +99,12 @@ def run(quick: bool) -> Iterator[Comparison]:
             started([*peer_command, str(model), *PEER_OPTIONS], str(model)) as peer,
         ):
             sides = {"ours": ours, "peer": peer}
-            speeds = alternate(
-                {
-                    f"{name} {requests}": lambda _, s=side, n=requests: s.measure(n, tokens)
-                    for requests in (1, TOGETHER)
-                    for name, side in sides.items()
-                },
-                rounds,
-                warmup,
-            )
+            measures = {
+                f"{name} {requests}": side.speed(requests, tokens)
+                for requests in (1, TOGETHER)
+                for name, side in sides.items()
+            }
+            speeds = alternate(measures, rounds, warmup)
     details = {"new tokens": tokens, "dtype": "float32", "peer's options": " ".join(PEER)}
     yield compare(
         (f"serving, {TOGETHER} requests at once", "a lone request, Pion", "tokens/s"),

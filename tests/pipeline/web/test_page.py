@@ -32,5 +32,5 @@ def test_styles_and_scripts_are_put_in_and_allowed_by_their_hash(tmp_path: Path)
 
 
 def test_a_script_that_would_end_its_element_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="page.js has </script"):
+    with pytest.raises(ValueError, match=r"page\.js has </script"):
         read_page(write(tmp_path, 'x = "</script>"'))
