@@ -34,6 +34,7 @@ NAMES = (
     "first_token",
     "tokenizing",
     "same_loss",
+    "serving",
 )
 RESULTS = Path(__file__).parent / "results" / "comparisons.json"
 

@@ -25,7 +25,7 @@ def chat_model(served: Served) -> ServedModel:
 
 def drawn(model: ServedModel, ids: list[int], **settings: Any) -> str:
     """Return the text that the library draws."""
-    ends = {"stop_ids": model.stop_ids, "vocab_size": model.tokenizer.vocab_size}
+    ends: dict[str, Any] = {"stop_ids": model.stop_ids, "vocab_size": model.tokenizer.vocab_size}
     return model.tokenizer.decode(list(pion.generate(model.model, ids, **ends, **settings)))
 
 
