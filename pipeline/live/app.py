@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -24,8 +25,7 @@ def make_app(followers: Sequence[Follower], rules: Rules) -> web.Application:
     page = read_page(FOLDER)
 
     async def show_page(request: web.Request) -> web.Response:
-        headers = {"Content-Security-Policy": page.csp}
-        return web.Response(text=page.html, content_type="text/html", headers=headers)
+        return page.response()
 
     async def show_data(request: web.Request) -> web.Response:
         cursors = request.query.get("since", "").split(",")
@@ -42,17 +42,18 @@ def make_app(followers: Sequence[Follower], rules: Rules) -> web.Application:
         response.enable_compression()
         return response
 
-    async def follow(app: web.Application) -> AsyncIterator[None]:
-        for follower in followers:
-            follower.start()
-        yield
-        for follower in followers:
-            follower.stop()
-
     app = web.Application(middlewares=[_errors, guard(rules, _refuse)])
     app.add_routes([web.get("/", show_page), web.get("/data", show_data)])
-    app.cleanup_ctx.append(follow)
+    app.cleanup_ctx.append(partial(_follow, followers))
     return app
+
+
+async def _follow(followers: Sequence[Follower], app: web.Application) -> AsyncIterator[None]:
+    for follower in followers:
+        follower.start()
+    yield
+    for follower in followers:
+        follower.stop()
 
 
 def _refuse(status: int, code: str, message: str) -> web.Response:
