@@ -16,6 +16,9 @@ from pipeline.state.rows import Row, Unreadable
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
 
+# Rows that arrive late are in no order. They are found when all files are listed.
+LOOKS_BETWEEN_LISTS = 12
+
 
 class Reading:
     """What was read of one run until now. It never writes to the store."""
@@ -31,6 +34,9 @@ class Reading:
         # The last heartbeat under each epoch that is over, and whose epoch it was.
         self._beats: dict[int, float | None] = {}
         self._sessions: dict[int, str] = {}
+        # HEAD's epoch at the last look, if all files of earlier epochs are known.
+        self._epoch: int | None = None
+        self._looks = 0
         self._job: tuple[object, Settings] = (None, Settings())
 
     def read(self) -> Look | None:
@@ -39,9 +45,11 @@ class Reading:
         Raises Replaced if another run has the name now, and PionError if it can't be read.
         """
         # Rows before HEAD: HEAD then says which of the rows count.
+        self._looks += 1
+        epoch = self._epoch if self._looks % LOOKS_BETWEEN_LISTS else None
         try:
             events = self._events.read_new()
-            metrics = {stage: reader.read_new() for stage, reader in self._metrics.items()}
+            metrics = {stage: reader.read_new(epoch) for stage, reader in self._metrics.items()}
         except Replaced:
             if self._state.read() is None:  # all of it is away, perhaps for a moment
                 return None
@@ -51,6 +59,8 @@ class Reading:
         if head is None:
             return None
         self._check_same(head)
+        # A new owner: the next look finds all that the last one wrote.
+        self._epoch = head.epoch if self._epoch in (None, head.epoch) else None
         now = self._state.clock.now()
         status = run_status(self._state, head, now)
         spent = costs(

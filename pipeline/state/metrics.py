@@ -22,6 +22,7 @@ READERS = 16
 LAST_STEP = 2**63
 # The name of a segment below its log's folder.
 _SEGMENT = re.compile(r"(?P<epoch>\d{1,9})/[\w.+=@-]+\.jsonl", re.ASCII)
+_NUMBER = re.compile(r"(\d{6})\.jsonl", re.ASCII)
 
 
 class MetricsLog:
@@ -123,13 +124,15 @@ def read_events(store: Store, run: str, unreadable: Unreadable | None = None) ->
     return events_reader(store, run, unreadable or Unreadable()).read_new()
 
 
-def segments(store: Store, folder: str, unreadable: Unreadable) -> list[tuple[int, str]]:
+def segments(
+    store: Store, folder: str, unreadable: Unreadable, begin: str = ""
+) -> list[tuple[int, str]]:
     """Return (epoch, key) of the files of rows below `folder`, which ends with a slash, sorted.
 
-    Counts other files in `unreadable`.
+    The names below the folder begin with `begin`. Counts other files in `unreadable`.
     """
     found = []
-    for entry in store.list(folder):
+    for entry in store.list(folder + begin):
         if entry.key.endswith(".jsonl"):
             name = _SEGMENT.fullmatch(entry.key.removeprefix(folder))
             if name is None:
@@ -169,16 +172,20 @@ class RowReader:
         self._read: set[str] = set()
         self._lines: set[bytes] = set()
 
-    def read_new(self) -> list[Row]:
+    def read_new(self, epoch: int | None = None) -> list[Row]:
         """Return the rows of files that are new since the last call, by epoch and file.
 
-        Raises StoreError, and then the next call reads the same files. Raises Replaced if a file
-        that was read is gone.
+        With an `epoch`, look only for the next files of this epoch: a list of all files takes a
+        request for every thousand. Raises StoreError, and then the next call reads the same files.
+        Raises Replaced if a file that was read is gone.
         """
-        misplaced = Unreadable() if self._read else self._unreadable  # each counts once
-        present = [key for _, key in segments(self._store, self._folder, misplaced)]
-        if not self._read <= set(present):
-            raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
+        if epoch is None:
+            misplaced = Unreadable() if self._read else self._unreadable  # each counts once
+            present = [key for _, key in segments(self._store, self._folder, misplaced)]
+            if not self._read <= set(present):
+                raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
+        else:
+            present = self._next_of(epoch)
         keys = [key for key in present if key not in self._read]
         # A long run has thousands of files, and each costs a round trip to a remote store.
         with ThreadPoolExecutor(min(READERS, len(keys) or 1)) as pool:
@@ -198,6 +205,19 @@ class RowReader:
                 else:
                     rows.append(row)
         return rows
+
+    def _next_of(self, epoch: int) -> list[str]:
+        """Return the epoch's files whose numbers follow its last file, and some before."""
+        folder = f"{self._folder}{epoch}/"
+        names = (_NUMBER.fullmatch(k.removeprefix(folder)) for k in self._read)
+        last = max((int(name[1]) for name in names if name), default=0)
+        return [
+            key
+            for hundred in dict.fromkeys((last // 100, (last + 10) // 100))
+            for _, key in segments(
+                self._store, self._folder, Unreadable(), f"{epoch}/{hundred:04d}"
+            )
+        ]
 
 
 def metrics_reader(store: Store, run: str, stage: str, unreadable: Unreadable) -> RowReader:
