@@ -168,6 +168,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     _add_run(add)
     _add_bench(add)
     _add_model_commands(add)
+    _add_serve(add)
     _add_store_commands(add)
     _add_prove(add)
     add_rent_commands(add)
@@ -232,11 +233,6 @@ def _add_model_commands(add: Add) -> None:
     _add_sampling(generate)
     _add_gates(generate)
 
-    from pipeline.serve.options import add_options
-
-    serve = add("serve", _serve, "serve models to browsers and programs: a page, and OpenAI's API")
-    add_options(serve, MODEL_HELP)
-
     evaluate = add("eval", _eval, "measure a model on your own files")
     evaluate.add_argument("model", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
     evaluate.add_argument(
@@ -260,6 +256,13 @@ def _add_model_commands(add: Add) -> None:
     seed.add_argument(
         "--tokenizer", metavar="FILE", help="the tokenizer.json to put next to the weights"
     )
+
+
+def _add_serve(add: Add) -> None:
+    from pipeline.serve.options import add_options
+
+    serve = add("serve", _serve, "serve models to browsers and programs: a page, and OpenAI's API")
+    add_options(serve, MODEL_HELP)
 
 
 def _add_export(add: Add) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.cli import main
+from pipeline.models.find import find_model
+
+if TYPE_CHECKING:  # importing these takes seconds, and few tests need them
+    from openai import OpenAI
+
+    from tests.support.served import Served
 
 Pion = Callable[..., tuple[int, str, str]]
 
@@ -28,3 +35,30 @@ def pion(capsys: pytest.CaptureFixture[str]) -> Pion:
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the run `demo`: a base model, and one fine-tuned on conversations."""
+    from tests.support.finished_run import make_run
+
+    folder = tmp_path_factory.mktemp("served")
+    make_run(folder / "runs", seq_len=256)
+    return folder / "runs"
+
+
+@pytest.fixture(scope="session")
+def served(run_folder: Path) -> Iterator[Served]:
+    from tests.support.served import serving
+
+    models = {
+        "chat": find_model(f"{run_folder}/demo"),
+        "base": find_model(f"{run_folder}/demo@pretrain"),
+    }
+    with serving(models, slots=8, queue=8) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(served: Served) -> OpenAI:
+    return served.client()

@@ -17,7 +17,7 @@ from pipeline.serve.slots import SLOTS_FOR_READING, fit_slots
 from pipeline.web.address import API_KEY
 from tests.families.families import FAMILIES
 from tests.pipeline.conftest import Pion
-from tests.support.waiting import read_until, rest_of
+from tests.support.waiting import PATIENCE_SECONDS, read_until, rest_of
 
 
 def test_sigterm_ends_streams_with_a_message(run_folder: Path) -> None:
@@ -38,11 +38,11 @@ def test_sigterm_ends_streams_with_a_message(run_folder: Path) -> None:
         assert data[-1] == "[DONE]"
         assert json.loads(data[-2])["error"]["code"] == "shutting_down"
         rest = rest_of(process)
-        assert process.wait() == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
         assert "Traceback" not in rest
     finally:
         process.kill()
-        process.wait()
+        process.wait(PATIENCE_SECONDS)
 
 
 def test_a_port_in_use_is_refused_before_a_model_is_looked_for(pion: Pion, here: Path) -> None:

@@ -1,0 +1,82 @@
+"""Only this server's names, pages and key holders are answered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline.models.find import find_model
+from pipeline.web.address import API_KEY, Address
+from tests.support.served import Served, serving
+
+KEY = "0123456789abcdef"
+BODY = {"model": "base", "prompt": "The", "max_tokens": 1}
+
+
+def post(served: Served, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
+    return httpx.post(f"{served.url}/v1/completions", json={**BODY, **body}, headers=headers or {})
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "attacker.example"}, 421),
+        ({"Host": "127.0.0.1.attacker.example"}, 421),
+        ({"Host": ""}, 421),
+        ({"Origin": "http://attacker.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    ],
+)
+def test_only_this_server_s_names_and_pages_are_answered(
+    headers: dict[str, str], status: int, served: Served
+) -> None:
+    answer = httpx.post(
+        f"{served.url}/v1/completions",
+        content=json.dumps(BODY),
+        headers={"Content-Type": "application/json", **headers},
+    )
+    assert answer.status_code == status
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_its_own_page_is_answered(served: Served) -> None:
+    assert post(served, {"Origin": served.url}).status_code == 200
+
+
+def test_a_foreign_page_can_t_ask_what_is_allowed(served: Served) -> None:
+    """A browser asks first (OPTIONS) before a foreign page may send JSON."""
+    asked = {"Origin": "http://attacker.example", "Access-Control-Request-Method": "POST"}
+    answer = httpx.options(f"{served.url}/v1/completions", headers=asked)
+    assert answer.status_code == 403
+
+
+def test_a_key_is_needed_where_it_is_set(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    with serving({"base": find_model(f"{run_folder}/demo@pretrain")}, slots=2) as served:
+        for wrong in ({}, {"Authorization": "Bearer x"}, {"Authorization": KEY}):
+            answer = post(served, wrong)
+            assert answer.status_code == 401
+            assert KEY not in answer.text
+        assert httpx.get(f"{served.url}/v1/models").status_code == 401
+        assert httpx.get(f"{served.url}/v1/models?key={KEY}").status_code == 401
+        assert post(served, {"Authorization": f"Bearer {KEY}"}).status_code == 200
+        assert served.client(KEY).models.list().data[0].id == "base"
+
+
+def test_a_tunnel_s_name_is_allowed_if_said(run_folder: Path) -> None:
+    found = {"base": find_model(f"{run_folder}/demo@pretrain")}
+    address = Address(port=0, allowed=("pion.example",))
+    with serving(found, slots=2, address=address) as served:
+        assert post(served, {"Host": "pion.example"}).status_code == 200
+        assert post(served, {"Host": "other.example"}).status_code == 421
