@@ -22,6 +22,8 @@ from pipeline.state.stop_requests import StopRequest
 MOST_EVENTS = 200
 MOST_SAMPLES = 60
 MOST_CHARACTERS = 2000
+# Fields of an event that the page shows elsewhere, or that say nothing to a person.
+_NOT_IN_WORDS = ("event", "epoch", "at", "session", "started_at", "rented_at")
 # The speed is that of the last rows of this many.
 RECENT_ROWS = 200
 
@@ -53,7 +55,7 @@ def parts_of(look: Look) -> dict[str, Any]:
         "cost": _cost(look.costs),
         "machines": _machines(look.costs),
         "samples": _samples(look.kept),
-        "checkpoints": _checkpoints(look.head),
+        "checkpoints": _checkpoints(look.head, look.kept),
         "events": _events(look.log.events),
     }
     cleaned: dict[str, Any] = _clean(parts)
@@ -183,7 +185,14 @@ def _samples(kept: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     return found[: -MOST_SAMPLES - 1 : -1]
 
 
-def _checkpoints(head: Head) -> list[dict[str, Any]]:
+def _checkpoints(head: Head, kept: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """Return the checkpoints, the newest first, with the held-out loss of their steps if known."""
+    held_out = {
+        (stage, row["step"]): row["held_out_loss"]
+        for stage, rows in kept.items()
+        for row in rows
+        if "held_out_loss" in row
+    }
     finished = {record.checkpoint for record in head.stages.values()}
     return [
         {
@@ -192,7 +201,9 @@ def _checkpoints(head: Head) -> list[dict[str, Any]]:
             "epoch": entry.epoch,
             "at": entry.at,
             "bytes": entry.bytes,
-            "held_out_loss": entry.metrics.get("held_out_loss"),
+            "held_out_loss": entry.metrics.get(
+                "held_out_loss", held_out.get((entry.stage, entry.step))
+            ),
             "final": entry.key in finished,
         }
         for entry in head.checkpoints
@@ -217,9 +228,9 @@ def _in_words(event: Row) -> str:
     """Return what an event says beyond its kind: `name prepare, seconds 3.2 s`."""
     shown = []
     for key, value in event.items():
-        if key in ("event", "epoch", "at", "session") or value in (None, {}, []):
+        if key in _NOT_IN_WORDS or value in (None, {}, []):
             continue
-        if key in ("seconds", "stall", "write", "waited") and isinstance(value, int | float):
+        if key in ("seconds", "stall", "write") and isinstance(value, int | float):
             value = duration(value)
         elif isinstance(value, float):
             value = f"{value:.6g}"
@@ -232,7 +243,7 @@ def _in_words(event: Row) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:100]
 
 
 def _clean(value: Any) -> Any:

@@ -44,12 +44,15 @@ def settings_of(state: RunState, head: Head) -> Settings:
     )
 
 
-def differing(runs: Sequence[Settings]) -> dict[str, list[Any]]:
+def differing(runs: Sequence[Settings]) -> dict[str, list[Any]] | None:
     """Return the settings in which runs differ: path → the value of each run, in order.
 
-    A run whose job is not known does not count, and has None everywhere.
+    A run whose job is not known does not count, and has None everywhere. Returns None if fewer than
+    two are known.
     """
     known = [run.by_path for run in runs if run.by_path]
+    if len(known) < 2:
+        return None
     found = {}
     for path in dict.fromkeys(path for one in known for path in one):
         values = [one.get(path) for one in known]

@@ -54,6 +54,7 @@ class RentedRun:
         return tiny_dict(
             pretrain__steps=self.steps,
             pretrain__lr=self.lr,
+            pretrain__min_lr=float(f"{self.lr / 10:.6g}"),
             pretrain__warmup_steps=warm,
             sft=None,
         )
@@ -107,7 +108,7 @@ class RentedRun:
         metrics = MetricsLog(
             self.state.store, self.state.name, "pretrain", self.claim.epoch, lambda: self.time.time
         )
-        every = max(1, self.steps // 25)
+        every = max(1, self.steps // 20)
         for _ in range(steps):
             self.step += 1
             self.time.time += self._seconds

@@ -94,7 +94,7 @@ class Chart {
     }
     this.scale(width, height);
     const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
-    for (const value of ticks(this.low, this.high, Math.max(3, height / 55), this.log)) {
+    for (const value of ticks(this.low, this.high, Math.max(3, height / 42), this.log)) {
       const y = this.y(value);
       svg.append(draw("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }));
       svg.append(draw("text", { class: "tick", x: LEFT - 6, y: y + 4, "text-anchor": "end" }, short(value)));

@@ -117,7 +117,7 @@ function showCheckpoints(run) {
     { name: "Step", number: true },
     { name: "Held-out loss", number: true },
     { name: "Size", number: true },
-    { name: "Saved" },
+    { name: "Saved", number: true },
   ];
   const rows = run.parts.checkpoints.map((entry) => [
     `${STAGES[entry.stage] || entry.stage}${entry.final ? ", final" : ""}`,
@@ -152,10 +152,11 @@ function showEvents(run) {
 
 // Show in which settings several runs differ.
 function showSettings(settings, runs) {
+  if (runs.length < 2) return fill("settings", "");
+  if (!settings) return fill("settings", "Settings that differ", make("p", { class: "faint" }, "The runs' jobs are not recorded, or this Pion can't read them."));
   const shown = (value) => (value === null || value === undefined ? "–" : typeof value === "string" ? value : JSON.stringify(value));
   const columns = [{ name: "Setting" }, ...runs.map((run) => ({ name: run.name, number: true }))];
   const rows = Object.entries(settings).map(([path, values]) => [path, ...values.map(shown)]);
-  if (runs.length < 2) return fill("settings", "");
   const none = make("p", { class: "faint" }, "The settings of these runs do not differ.");
   fill("settings", "Settings that differ", rows.length ? table(columns, rows) : none);
 }
