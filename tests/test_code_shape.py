@@ -124,10 +124,14 @@ def test_a_test_lies_where_its_module_does(package: str) -> None:
 
 
 def _has_module(test: Path) -> bool:
-    """Return whether test_X.py is next to module X, or to a module that X continues after "_"."""
+    """Return whether test_X.py is next to module X, or to a module that X continues after "_".
+
+    The files of a page, such as pipeline/serve/page/, count as a module.
+    """
     folder = REPOSITORY / test.parent.relative_to(TESTS)
     name = test.stem.removeprefix("test_")
     names = [path.stem for path in folder.glob("*.py")]
+    names += [path.parent.name for path in folder.glob("*/page.html")]
     return any(name == module or name.startswith(f"{module}_") for module in names)
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from aiohttp import web
@@ -22,7 +23,9 @@ from pipeline.serve.errors import ApiError, refuse, wrong_fields
 from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from pipeline.serve.served_model import ServedModel
 from pipeline.serve.shapes import ChatShape, CompletionShape, Json, Whole, usage
-from pipeline.web.guard import Handler, Rules, add_headers, guard
+from pipeline.web.address import Rules
+from pipeline.web.guard import Handler, add_headers, guard
+from pipeline.web.page import read_page
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -32,6 +35,7 @@ LARGEST_BODY = 4 << 20
 BODY_SECONDS = 30.0
 # OpenAI's default for /v1/completions.
 COMPLETION_TOKENS = 16
+PAGE = read_page(Path(__file__).with_name("page"))
 WARNING = "Pion-Warning"
 NO_TEMPLATE = "this model has no chat template"
 
@@ -53,6 +57,7 @@ class Api:
         )
         app.add_routes(
             [
+                web.get("/", self._page),
                 web.get("/health", self._health),
                 web.get("/v1/models", self._list_models),
                 web.get("/v1/models/{name:.+}", self._show_model),
@@ -101,6 +106,9 @@ class Api:
             self._requests -= 1
 
     # ------------------------------------------------------------ handlers
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return PAGE.response()
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})

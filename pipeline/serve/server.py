@@ -7,7 +7,6 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from aiohttp import web
 
@@ -67,22 +66,25 @@ def _named(text: str | None) -> tuple[str, FoundModel]:
     given, equals, rest = text.partition("=")
     if equals and NAME.fullmatch(given):
         return given, find_model(rest)
-    name = text.rstrip("/")
-    if Path(text).expanduser().exists() or "://" in text:
+    found = find_model(text)
+    name = text.removeprefix("hf://").rstrip("/")
+    if found.commit is None:  # not a repository on the Hub: USER/NAME
         name = name.rsplit("/", 1)[-1]
     if not NAME.fullmatch(name):
         raise BadInput(
-            f"{name[:100]!r} can't be the name of a model in requests. Give it another one: "
-            f"pion serve name={text}"
+            f"{name[:100]!r} can't be the name of a model in requests. Nothing was started. Give "
+            f"it another one: pion serve name={text}"
         )
-    return name, find_model(text)
+    return name, found
 
 
 async def _serve(
     options: Options, found: dict[str, FoundModel], rules: Rules, listener: socket.socket
 ) -> None:
     def started() -> None:
-        show(f"{url_of(listener)}/v1  an API for programs, as OpenAI's. Ctrl-C stops the server.")
+        url = url_of(listener)
+        show(f"{url}  a page for people")
+        show(f"{url}/v1  an API for programs, as OpenAI's. Ctrl-C stops the server.")
 
     with loaded(options, found) as models:
         await serve_until_stopped(application(models, rules, options), listener, started)

@@ -1,0 +1,145 @@
+"use strict";
+// One answer: the request that writes it, its text on the page, and what can be done with it.
+
+/** Return an answer that has not been written. */
+function newAnswer(model, seed) {
+  return { model, seed, text: "", tokens: [], finish: null, error: null, facts: "" };
+}
+
+/** Return the body of the request that writes or continues the answer number `side` of a turn. */
+function requestFor(turn, side) {
+  const answer = turn.answers[side];
+  const body = {
+    model: answer.model,
+    ...state.settings,
+    seed: answer.seed,
+    stream_options: { include_usage: true },
+  };
+  if (turn.mode === "text") return { ...body, prompt: turn.question + answer.text, logprobs: ALTERNATIVES };
+  const messages = messagesBefore(turn, side);
+  if (answer.text) messages.push({ role: "assistant", content: answer.text });
+  const continues = answer.text ? { continue_final_message: true } : {};
+  return { ...body, ...continues, messages, logprobs: true, top_logprobs: ALTERNATIVES };
+}
+
+/** Return the new text of an event and its tokens, from a chat or a completion. */
+function partOf(turn, choice) {
+  if (turn.mode === "chat") {
+    return [choice.delta.content ?? "", choice.logprobs?.content];
+  }
+  const found = choice.logprobs;
+  const tokens = found?.tokens.map((token, number) => ({
+    token,
+    logprob: found.token_logprobs[number],
+    top_logprobs: Object.entries(found.top_logprobs[number])
+      .map(([other, logprob]) => ({ token: other, logprob }))
+      .sort((one, other) => other.logprob - one.logprob),
+  }));
+  return [choice.text, tokens];
+}
+
+/** Write the answer until it ends, is stopped or fails. The text so far is kept in any case. */
+async function writeAnswer(turn, side, signal) {
+  const answer = turn.answers[side];
+  const path = turn.mode === "text" ? "/v1/completions" : "/v1/chat/completions";
+  const view = turn.views[side];
+  const start = performance.now();
+  let first = null;
+  let count = 0;
+  Object.assign(answer, { finish: null, error: null });
+  view.root.classList.add("writing");
+  try {
+    for await (const event of stream(path, requestFor(turn, side), signal)) {
+      const choice = event.choices[0];
+      if (choice) {
+        const [text, logprobs] = partOf(turn, choice);
+        answer.finish = choice.finish_reason ?? answer.finish;
+        count += logprobs?.length ?? 0;
+        if (text) first ??= performance.now();
+        addTokens(turn, side, tokensOf(text, logprobs));
+      }
+      count = event.usage?.completion_tokens ?? count;
+      const seconds = (performance.now() - (first ?? start)) / 1000;
+      const speed = count > 1 && seconds > 0 ? `, ${Math.round((count - 1) / seconds)} tokens/s` : "";
+      answer.facts = `${count} tokens${speed}` + (first ? `, first after ${((first - start) / 1000).toFixed(2)} s` : "");
+      view.facts.textContent = answer.facts;
+    }
+  } catch (error) {
+    answer.finish = error.name === "AbortError" ? "stopped" : "failed";
+    if (answer.finish === "failed") {
+      answer.error = error.message;
+      if (error.status === 0) serverIsGone();
+    }
+  }
+  view.root.classList.remove("writing");
+  keepPlace(() => showAnswer(turn, side));
+}
+
+/** Append tokens to an answer and to the page. Nothing that is shown is written again. */
+function addTokens(turn, side, tokens) {
+  const answer = turn.answers[side];
+  const view = turn.views[side];
+  keepPlace(() => {
+    for (const token of tokens) {
+      const number = answer.tokens.length;
+      answer.tokens.push(token);
+      answer.text += token.text;
+      view.text.append(tokenElement(token, (other) => takeAlternative(turn, side, number, other)));
+    }
+    if (document.body.classList.contains("colored")) colorTokens(view.text);
+  });
+}
+
+/** Return the elements of an answer. */
+function answerView(turn, side) {
+  const root = el("section", { className: "answer", ariaLabel: "Answer" });
+  const who = el("p", { className: "who" }, turn.answers[side].model);
+  const text = el("p", { className: "text" });
+  const facts = el("span", { className: "facts" });
+  const actions = el("div", { className: "actions" });
+  root.append(who, text, actions);
+  return { root, text, facts, actions };
+}
+
+/** Show an answer as it is: its text, its error, and what can be done with it. */
+function showAnswer(turn, side) {
+  const answer = turn.answers[side];
+  const { text, facts, actions } = turn.views[side];
+  const shown = answer.tokens.map((token, number) =>
+    tokenElement(token, (other) => takeAlternative(turn, side, number, other)),
+  );
+  text.querySelector(".error")?.remove();
+  const given = turn.mode === "text" ? turn.question : "";
+  if (text.querySelectorAll(".token").length !== shown.length || text.textContent !== given + answer.text) {
+    text.replaceChildren(el("span", { className: "given" }, given), ...shown);
+  }
+  if (answer.error) text.append(el("span", { className: "error" }, answer.error));
+  colorTokens(text);
+  const last = turn === state.turns.at(-1);
+  const can = [
+    [answer.finish === "failed" ? "Try again" : "Regenerate", () => regenerate(turn)],
+    ["Continue", () => continueAnswer(turn, side), last || turn.mode === "text"],
+    ["Edit answer", () => editAnswer(turn, side)],
+    ["Copy", (event) => copy(answer.text, event.currentTarget)],
+  ];
+  const buttons = can.filter(([, , allowed = true]) => allowed).map(([label, act]) => button(label, act));
+  facts.textContent = answer.facts + ({ stopped: ", stopped", length: ", cut off at the limit" }[answer.finish] ?? "");
+  actions.replaceChildren(...buttons, facts);
+}
+
+/** Copy a text. Outside of secure addresses, browsers have only the old way. */
+async function copy(text, pressed) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const box = el("textarea", { value: text });
+    document.body.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+    pressed.focus();
+  }
+  pressed.textContent = "Copied";
+  say("Copied");
+  setTimeout(() => (pressed.textContent = "Copy"), 1500);
+}

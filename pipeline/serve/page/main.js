@@ -1,0 +1,140 @@
+"use strict";
+// Start the page: get the models, connect the buttons, and notice when the server is gone.
+
+/** Get the models; ask for the key if the server wants one. */
+async function start() {
+  try {
+    state.models = (await (await ask("/v1/models")).json()).data;
+  } catch (error) {
+    if (error.status === 401) return askForKey();
+    if (error.status === 0) return serverIsGone(start);
+    return showBanner(error.message);
+  }
+  for (const place of ["model-a", "model-b"]) {
+    $(place).replaceChildren(...state.models.map(({ id }) => el("option", { value: id }, id)));
+  }
+  $("model-b").prepend(el("option", { value: "" }, "no other"));
+  $("model-b").value = "";
+  $("compare").hidden = state.models.length < 2;
+  pickModel(state.models[0].id);
+  setMode(modelOf(state.a).pion.chat ? "chat" : "text");
+  $("input").focus();
+}
+
+function pickModel(id) {
+  state.a = id;
+  const { pion } = modelOf(id);
+  const size = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+  const parameters = size.format(pion.parameters);
+  $("about").textContent = `${pion.label}: ${parameters} parameters, a context of ${pion.seq_len.toLocaleString("en")} tokens`;
+  document.title = `${id} – Pion`;
+  useDefaults();
+  showNotice();
+}
+
+function setMode(mode) {
+  state.mode = mode;
+  const chat = mode === "chat";
+  $("mode-chat").ariaPressed = String(chat);
+  $("mode-text").ariaPressed = String(!chat);
+  $("input").placeholder = chat ? "Ask something" : "Write the beginning of a text";
+  $("input-label").textContent = chat ? "Message" : "Text to continue";
+  $("send").textContent = chat ? "Send" : "Continue";
+  $("system-row").hidden = !chat;
+  showNotice();
+  measureContext();
+}
+
+/** Say that a model without a chat template is asked to chat. */
+function showNotice() {
+  const bare = asked().some((id) => id && !modelOf(id).pion.chat);
+  $("notice").hidden = !(bare && state.mode === "chat");
+}
+
+function showBanner(words) {
+  $("banner").textContent = words;
+  $("banner").hidden = !words;
+}
+
+/** Say that the server is gone, and look for it until it is back. */
+function serverIsGone(then = () => {}) {
+  if (!$("banner").hidden) return;
+  showBanner("The server does not answer. Your text is kept. The page looks for the server every two seconds.");
+  const look = setInterval(async () => {
+    try {
+      await ask("/v1/models");
+    } catch (error) {
+      if (error.status === 0) return;
+    }
+    clearInterval(look);
+    showBanner("");
+    say("The server is back.");
+    then();
+  }, 2000);
+}
+
+function askForKey() {
+  $("key-wrong").hidden = !sessionStorage.getItem(KEY);
+  $("ask-key").showModal();
+}
+
+function saveConversation() {
+  const file = new Blob([JSON.stringify(toJson(), null, 1)], { type: "application/json" });
+  const link = el("a", { href: URL.createObjectURL(file), download: "conversation.json" });
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+async function loadConversation() {
+  const [file] = $("file").files;
+  $("file").value = "";
+  if (!file) return;
+  try {
+    fromJson(JSON.parse(await file.text()));
+    showBanner("");
+  } catch (error) {
+    return showBanner(`${file.name} was not imported: ${error.message}.`);
+  }
+  showSettings();
+  showTurns();
+}
+
+function toggle(name, on) {
+  $(name).ariaPressed = String(on);
+}
+
+$("key-form").addEventListener("submit", () => {
+  sessionStorage.setItem(KEY, $("key").value.trim());
+  $("key").value = "";
+  start();
+});
+$("ask-key").addEventListener("cancel", (event) => event.preventDefault());
+$("model-a").addEventListener("change", () => pickModel($("model-a").value));
+$("model-b").addEventListener("change", () => {
+  state.b = $("model-b").value || null;
+  document.body.classList.toggle("wide", Boolean(state.b));
+  showNotice();
+});
+$("mode-chat").addEventListener("click", () => setMode("chat"));
+$("mode-text").addEventListener("click", () => setMode("text"));
+$("to-text").addEventListener("click", () => setMode("text"));
+$("colors").addEventListener("click", () => {
+  toggle("colors", document.body.classList.toggle("colored"));
+  document.querySelectorAll(".answer .text").forEach(colorTokens);
+});
+$("new").addEventListener("click", () => {
+  state.busy?.abort();
+  state.turns = [];
+  showTurns();
+  $("input").focus();
+});
+$("save").addEventListener("click", saveConversation);
+$("load").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", loadConversation);
+$("open-settings").addEventListener("click", () => {
+  $("settings").hidden = !$("settings").hidden;
+  $("open-settings").ariaExpanded = String(!$("settings").hidden);
+});
+
+makeSliders();
+start();

@@ -1,0 +1,55 @@
+"use strict";
+// The sliders: one for each setting, with the defaults that were published with the model.
+
+const SLIDERS = {
+  temperature: { label: "Temperature", min: 0, max: 2, step: 0.05 },
+  top_p: { label: "Top p", min: 0.05, max: 1, step: 0.05 },
+  top_k: { label: "Top k (0: all)", min: 0, max: 200, step: 1 },
+  repetition_penalty: { label: "Repetition penalty", min: 1, max: 2, step: 0.05 },
+  max_tokens: { label: "Longest answer, tokens", min: 1, max: 2048, step: 1 },
+};
+
+/** Make the sliders once. */
+function makeSliders() {
+  for (const [name, { label, min, max, step }] of Object.entries(SLIDERS)) {
+    const output = el("output");
+    const input = el("input", { type: "range", id: name, min, max, step });
+    input.addEventListener("input", () => {
+      state.settings[name] = Number(input.value);
+      output.textContent = input.value;
+      measureContext();
+    });
+    $("sliders").append(el("label", { className: "slider" }, label + " ", output, input));
+  }
+  $("seed").addEventListener("input", () => {
+    const typed = $("seed").value.trim();
+    const valid = /^\d{1,15}$/.test(typed);
+    state.seed = valid ? Number(typed) : null;
+    $("seed").setCustomValidity(typed && !valid ? "A seed is a whole number." : "");
+    $("seed").reportValidity();
+  });
+  $("system").addEventListener("input", () => {
+    state.system = $("system").value;
+    measureContext();
+  });
+  $("defaults").addEventListener("click", () => useDefaults());
+}
+
+/** Set all sliders to the model's defaults. */
+function useDefaults() {
+  const { seq_len: context, sampling } = modelOf(state.a).pion;
+  $("max_tokens").max = context;
+  state.settings = { ...sampling };
+  showSettings();
+  measureContext();
+}
+
+/** Show the settings in their controls. */
+function showSettings() {
+  for (const name of Object.keys(SLIDERS)) {
+    $(name).value = state.settings[name];
+    $(name).previousElementSibling.textContent = String(state.settings[name]);
+  }
+  $("system").value = state.system;
+  $("seed").value = state.seed ?? "";
+}

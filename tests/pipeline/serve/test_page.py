@@ -1,0 +1,378 @@
+"""The page of `pion serve` in a real browser: what it does, and what it never does.
+
+The tests need Debian's `chromium` (apt-get install chromium) and are skipped without it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.generate import next_logits
+from pipeline.models.find import find_model
+from pipeline.web.address import API_KEY, Address
+from tests.support.served import Served, serving
+from tests.support.waiting import wait_until
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+KEY = "0123456789abcdef"
+# The contrast of each text with what is behind it, by WCAG 2.1; the least one, and its text.
+CONTRAST = """() => {
+  const context = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const rgba = (color) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = (top, below) => below.map((value, i) => top[i] * top[3] + value * (1 - top[3]));
+  const light = (rgb) => {
+    const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = rgb.map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    if (!element) return rgba(getComputedStyle(document.body).backgroundColor).slice(0, 3);
+    return over(rgba(getComputedStyle(element).backgroundColor), behind(element.parentElement));
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let least = [99, ""];
+  let count = 0;
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const text = walker.currentNode.textContent.trim();
+    if (!text || !element.checkVisibility() || element.closest("script, style, option")) continue;
+    const ground = behind(element);
+    const ink = over(rgba(getComputedStyle(element).color), ground);
+    const [a, b] = [light(ink), light(ground)];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    count += 1;
+    if (contrast < least[0]) least = [contrast, text];
+  }
+  return [...least, count];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Page:
+    """A tab with the page. What a page must not do is collected in `wrong`."""
+
+    def __init__(self, browser: Any, url: str, **settings: Any) -> None:
+        self.url, self.wrong = url, []
+        self.context = browser.new_context(**settings)
+        self.tab = self.context.new_page()
+        self.tab.set_default_timeout(30_000)
+        self.tab.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.tab.on("console", self._said)
+        self.tab.on("request", self._requested)
+        self.tab.goto(url)
+
+    wrong: list[str]
+
+    def _said(self, message: Any) -> None:
+        # A status that is no success is also written to the console. The page shows it.
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            self.wrong.append(message.text)
+
+    def _requested(self, request: Any) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")) or KEY in request.url:
+            self.wrong.append(request.url)
+
+    def ready(self) -> Page:
+        self.tab.wait_for_selector("#about:not(:empty)")
+        return self
+
+    def set(self, **settings: float) -> None:
+        """Move sliders."""
+        for name, value in settings.items():
+            self.tab.evaluate(
+                "([id, value]) => {"
+                " $(id).value = value; $(id).dispatchEvent(new Event('input')); }",
+                [name, value],
+            )
+
+    def send(self, text: str) -> None:
+        self.tab.fill("#input", text)
+        self.tab.click("#send")
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written."""
+        self.tab.wait_for_selector("#send:not([hidden])")
+
+    def answers(self) -> list[str]:
+        found: list[str] = self.tab.evaluate(
+            "[...document.querySelectorAll('.answer .text')].map((text) => text.textContent)"
+        )
+        return found
+
+    def press(self, name: str, turn: int = -1) -> None:
+        self.tab.locator(".turn").nth(turn).get_by_role(
+            "button", name=name, exact=True
+        ).first.click()
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.wrong == []
+
+
+@pytest.fixture
+def page(browser: Any, served: Served) -> Iterator[Page]:
+    page = Page(browser, served.url).ready()
+    yield page
+    page.close()
+
+
+def test_an_answer_streams_stops_and_is_continued(
+    page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.05)
+        return next_logits(*arguments)
+
+    monkeypatch.setattr("pion.serving.engine.next_logits", slowly)
+    page.set(max_tokens=230)
+    page.tab.fill("#input", "What is a fox?")
+    page.tab.click("#send")
+    speed = re.compile(r"\d+ tokens, \d+ tokens/s")
+    wait_until(lambda: speed.search(page.tab.inner_text("main")), "tokens per second")
+    page.tab.click("#stop")
+    page.wait()
+    (stopped,) = page.answers()
+    assert "stopped" in page.tab.locator(".facts").inner_text()
+    wait_until(lambda: served.models[0].engine.load() == (0, 0), "the slot is free")
+    page.set(max_tokens=4)
+    page.press("Continue")
+    page.wait()
+    (continued,) = page.answers()
+    assert continued.startswith(stopped)
+
+
+def test_a_question_is_edited_and_the_conversation_goes_on_from_there(page: Page) -> None:
+    page.set(max_tokens=5)
+    page.tab.click("#open-settings")
+    page.tab.fill("#seed", "7")
+    page.send("What is a fox?")
+    page.send("And a dog?")
+    first, _ = page.answers()
+    page.press("Regenerate", turn=0)
+    page.wait()
+    assert page.answers() == [first]  # the same seed, and the later turn is gone
+    page.press("Edit", turn=0)
+    page.tab.fill(".editing textarea", "What is a lazy dog?")
+    page.tab.get_by_role("button", name="Ask again").click()
+    page.wait()
+    assert page.tab.locator(".asked .text").all_inner_texts() == ["What is a lazy dog?"]
+    assert len(page.answers()) == 1
+
+
+def test_an_answer_is_edited_and_continued(page: Page) -> None:
+    page.set(max_tokens=6)
+    page.send("What is a fox?")
+    page.press("Edit answer")
+    page.tab.fill(".editing textarea", "A fox <b>is</b>")
+    page.tab.get_by_role("button", name="Save and continue").click()
+    page.wait()
+    (answer,) = page.answers()
+    assert answer.startswith("A fox <b>is</b>")  # text, not markup
+    assert page.tab.locator(".answer b").count() == 0
+
+
+def test_tokens_are_colored_and_another_one_can_be_taken(page: Page) -> None:
+    page.set(max_tokens=8)
+    page.send("What is a fox?")
+    assert page.tab.locator("#alternatives").is_hidden()
+    page.tab.click("#colors")
+    # Tokens that are only together a whole character have no alternatives.
+    token = page.tab.locator(".answer .token[data-alternatives='5']").last
+    number = token.evaluate("(it) => [...it.parentElement.querySelectorAll('.token')].indexOf(it)")
+    assert "color" in token.get_attribute("style")
+    token.hover()
+    choices = page.tab.locator("#alternatives button")
+    assert choices.count() == 5
+    percents = [float(text.split()[-2]) for text in choices.all_inner_texts()]
+    assert percents == sorted(percents, reverse=True)
+    before = page.tab.locator(".answer .token").all_text_contents()
+    choices.nth(1).click()
+    page.wait()
+    after = page.tab.locator(".answer .token").all_text_contents()
+    assert after[:number] == before[:number]
+
+
+def test_two_models_answer_side_by_side_with_one_seed(page: Page) -> None:
+    page.set(max_tokens=5)
+    page.tab.select_option("#model-b", "base")
+    page.send("What is a fox?")
+    assert page.tab.locator(".who").all_inner_texts() == ["chat", "base"]
+    boxes = [page.tab.locator(".answer").nth(n).bounding_box() for n in (0, 1)]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    seeds = page.tab.evaluate("state.turns[0].answers.map((answer) => answer.seed)")
+    assert seeds[0] == seeds[1]
+    assert page.tab.locator("#notice").is_visible()  # the second one has no chat template
+    page.tab.click("#to-text")
+    assert page.tab.locator("#mode-text").get_attribute("aria-pressed") == "true"
+
+
+def test_a_text_is_continued_as_it_is(page: Page) -> None:
+    page.tab.select_option("#model-a", "base")
+    page.tab.click("#mode-text")
+    page.set(max_tokens=6, temperature=0)
+    page.send("The quick brown")
+    (whole,) = page.answers()
+    assert whole.startswith("The quick brown")
+    page.press("Continue")
+    page.wait()
+    assert page.answers()[0].startswith(whole)
+
+
+def test_the_meter_counts_and_the_oldest_turns_are_left_out(page: Page) -> None:
+    page.set(max_tokens=8)
+    for number in range(3):
+        page.send(f"fox dog the jumps over lazy quick brown {number} " * 5)
+    wait_until(lambda: "left out" in page.tab.inner_text("#context"), "turns are left out")
+    assert "of 256 tokens" in page.tab.locator("#context").inner_text()
+    assert page.tab.locator(".answer .error").count() == 0
+
+
+def test_a_conversation_is_exported_and_imported(page: Page, tmp_path: Path) -> None:
+    page.set(max_tokens=5)
+    page.send("What is a fox?")
+    before = page.answers()
+    with page.tab.expect_download() as download:
+        page.tab.click("#save")
+    file = tmp_path / "conversation.json"
+    download.value.save_as(file)
+    saved = json.loads(file.read_text())
+    assert saved["turns"][0]["question"] == "What is a fox?"
+    page.tab.click("#new")
+    assert page.answers() == []
+    page.tab.set_input_files("#file", file)
+    page.tab.wait_for_selector(".answer")
+    assert page.answers() == before
+    (tmp_path / "wrong.json").write_text('{"x": 1}')
+    page.tab.set_input_files("#file", tmp_path / "wrong.json")
+    page.tab.wait_for_selector("#banner:not([hidden])")
+    assert "wrong.json was not imported" in page.tab.locator("#banner").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("settings", [{}, PHONE], ids=["desk", "phone"])
+def test_every_text_can_be_read_and_nothing_is_wider_than_the_screen(
+    scheme: str, settings: dict[str, Any], browser: Any, served: Served
+) -> None:
+    page = Page(browser, served.url, color_scheme=scheme, **settings).ready()
+    page.set(max_tokens=20)
+    page.tab.select_option("#model-b", "base")
+    page.tab.click("#colors")
+    page.tab.click("#open-settings")
+    page.send("What is a fox? " + "x" * 200)
+    page.send("fox " * 300)  # refused: the error is a text too
+    contrast, text, count = page.tab.evaluate(CONTRAST)
+    assert count > 30
+    assert contrast >= 4.5, text
+    width = page.tab.evaluate("document.documentElement.scrollWidth")
+    assert width <= page.tab.viewport_size["width"]
+    page.close()
+
+
+def test_the_keyboard_alone_is_enough(page: Page) -> None:
+    page.set(max_tokens=6)
+    keyboard = page.tab.keyboard
+    assert page.tab.evaluate("document.activeElement.id") == "input"
+    keyboard.type("What is")
+    keyboard.press("Shift+Enter")
+    keyboard.type("a fox?")
+    keyboard.press("Enter")
+    page.wait()
+    assert page.tab.locator(".asked .text").text_content() == "What is\na fox?"
+    reached = []
+    for _ in range(25):
+        keyboard.press("Shift+Tab")
+        reached.append(page.tab.evaluate("document.activeElement.textContent.trim()"))
+    for name in ("Regenerate", "Copy", "Edit", "Settings", "Token probabilities", "Chat"):
+        assert name in reached
+    page.tab.focus("#colors")
+    keyboard.press("Enter")
+    page.tab.locator(".answer .token").first.focus()
+    keyboard.press("ArrowRight")
+    assert page.tab.evaluate(
+        "document.activeElement === document.querySelectorAll('.answer .token')[1]"
+    )
+    page.tab.locator(".answer .token[data-alternatives='5']").first.focus()
+    assert page.tab.locator("#alternatives").is_visible()
+    keyboard.press("ArrowDown")
+    assert page.tab.evaluate("document.activeElement.closest('#alternatives') !== null")
+    keyboard.press("Escape")
+    assert page.tab.locator("#alternatives").is_hidden()
+
+
+def test_the_page_does_not_scroll_a_reader_away(page: Page) -> None:
+    page.set(max_tokens=120)
+    page.tab.set_viewport_size({"width": 900, "height": 400})
+    for question in ("What is a fox?", "And a dog?"):
+        page.send(question)
+    page.tab.evaluate("scroller().scrollTop = 0")
+    page.send("And a header?")
+    assert page.tab.evaluate("scroller().scrollTop") == 0
+    page.tab.evaluate("scroller().scrollTop = 1e6")
+    page.send("And a string?")
+    assert page.tab.evaluate(
+        "scroller().scrollHeight - scroller().scrollTop - scroller().clientHeight < 48"
+    )
+
+
+def test_a_server_that_dies_is_said_and_the_page_recovers(browser: Any, run_folder: Path) -> None:
+    found = {"chat": find_model(f"{run_folder}/demo")}
+    with serving(found, slots=2) as served:
+        page = Page(browser, served.url).ready()
+        page.set(max_tokens=5)
+        page.send("What is a fox?")
+        port = int(served.url.rsplit(":", 1)[1])
+    page.send("And a dog?")
+    assert "does not answer" in page.tab.locator("#banner").inner_text()
+    assert "does not answer" in page.tab.locator(".turn").last.inner_text()
+    assert len(page.answers()) == 2
+    with serving(found, slots=2, address=Address(port=port)):
+        page.tab.wait_for_selector("#banner", state="hidden")
+        page.press("Try again")
+        page.wait()
+        assert page.tab.locator(".answer .error").count() == 0
+    page.close()
+
+
+def test_the_key_is_asked_for_and_is_in_no_url(
+    browser: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    with serving({"chat": find_model(f"{run_folder}/demo")}, slots=2) as served:
+        page = Page(browser, served.url)
+        page.tab.wait_for_selector("#ask-key[open]")
+        page.tab.fill("#key", "wrong")
+        page.tab.keyboard.press("Enter")
+        page.tab.wait_for_selector("#key-wrong:not([hidden])")
+        page.tab.fill("#key", KEY)
+        page.tab.keyboard.press("Enter")
+        page.ready().set(max_tokens=3)
+        page.send("What is a fox?")
+        assert page.tab.locator(".answer .error").count() == 0
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", page.tab.url)
+        page.close()
