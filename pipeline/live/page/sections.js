@@ -34,6 +34,8 @@ function showTiles(run) {
     tiles.push(tile("Cost", dollars(cost.dollars), `${duration(seconds)}${cost.unpriced_hours ? `, ${duration(3600 * cost.unpriced_hours)} without a price` : ""}`));
   else if (seconds) tiles.push(tile("Time", duration(seconds), useful));
   place("tiles").replaceChildren(...tiles);
+  place("chosen").hidden = known.runs.length < 2;
+  place("chosen").textContent = run.name;
   const notes = [...(summary.stop ? [`asked to stop: ${summary.stop}`] : []), ...summary.notes];
   place("notes").hidden = !notes.length;
   place("notes").replaceChildren(...notes.map((note) => make("li", {}, note)));
@@ -154,7 +156,11 @@ function showEvents(run) {
 function showSettings(settings, runs) {
   if (runs.length < 2) return fill("settings", "");
   if (!settings) return fill("settings", "Settings that differ", make("p", { class: "faint" }, "The runs' jobs are not recorded, or this Pion can't read them."));
-  const shown = (value) => (value === null || value === undefined ? "–" : typeof value === "string" ? value : JSON.stringify(value));
+  const shown = (value) => {
+    if (value === null || value === undefined) return "–";
+    if (typeof value === "number") return String(Number(value.toPrecision(6)));
+    return typeof value === "string" ? value : JSON.stringify(value);
+  };
   const columns = [{ name: "Setting" }, ...runs.map((run) => ({ name: run.name, number: true }))];
   const rows = Object.entries(settings).map(([path, values]) => [path, ...values.map(shown)]);
   const none = make("p", { class: "faint" }, "The settings of these runs do not differ.");
