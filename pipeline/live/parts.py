@@ -225,12 +225,16 @@ def _events(events: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _in_words(event: Row) -> str:
-    """Return what an event says beyond its kind: `name prepare, seconds 3.2 s`."""
+    """Return what an event says beyond its kind: `stage pretrain, from step 0, device CPU`."""
+    if event["event"] == "phase":
+        return f"{event['name']}: {duration(event['seconds'])}"
     shown = []
     for key, value in event.items():
         if key in _NOT_IN_WORDS or value in (None, {}, []):
             continue
-        if key in ("seconds", "stall", "write") and isinstance(value, int | float):
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif key in ("stall", "write") and isinstance(value, int | float):
             value = duration(value)
         elif isinstance(value, float):
             value = f"{value:.6g}"

@@ -29,8 +29,9 @@ function ticks(low, high, count, log) {
 
 // Return the points with a moving average of their values; `amount` is 0 (none) to 100.
 function smooth(points, amount) {
-  const keep = 1 - (1 - amount / 100) ** 2;
-  const weight = amount === 0 ? 0 : Math.min(0.995, keep);
+  // Of few points, the average covers fewer: it must not lag behind the curve.
+  const most = Math.max(0, Math.min(0.995, 1 - 20 / points.length));
+  const weight = Math.min(most, 1 - (1 - amount / 100) ** 2);
   let mean = 0, total = 0;
   return points.map(([step, value]) => {
     mean = weight * mean + (1 - weight) * value;
