@@ -36,18 +36,18 @@ class Rewound:
     epoch: int
 
 
-def curves_of(kept: Mapping[str, Sequence[Row]]) -> dict[CurveKey, list[Point]]:
-    """Return the thinned curves that have points. `kept`: stage → rows, sorted by step."""
+def curves_of(stage: str, rows: Sequence[Row]) -> dict[CurveKey, list[Point]]:
+    """Return the thinned curves of a stage that have points. `rows` are sorted by step."""
     found = {}
-    for stage, rows in kept.items():
-        for name in NAMES:
-            points = [
-                (row["step"], float(f"{value:.{DIGITS}g}"))
-                for row in rows
-                if (value := row.get(name)) is not None and math.isfinite(value)
-            ]
-            if points:
-                found[CurveKey(stage, name)] = thin(points)
+    for name in NAMES:
+        points = [
+            (row["step"], float(value))
+            for row in rows
+            if (value := row.get(name)) is not None and math.isfinite(value)
+        ]
+        if points:
+            kept = thin(points)
+            found[CurveKey(stage, name)] = [(step, float(f"{v:.{DIGITS}g}")) for step, v in kept]
     return found
 
 

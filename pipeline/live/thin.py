@@ -16,9 +16,11 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     point, and the curve keeps its first and last point. The width is a power of two, so that the
     earlier part of a growing curve rarely changes.
     """
-    width = 1
     if len(points) <= most:
         return list(points)
+    width = 1
+    while width < 2 * len(points) / most:  # fewer points than this in a range are never enough
+        width *= 2
     while 2 * len({step // width for step, _ in points}) + 2 > most:
         width *= 2
     kept = {0, len(points) - 1}

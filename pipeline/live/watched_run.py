@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pion.errors import PionError
-from pipeline.live.curves import Row, curves_of, rewound
+from pipeline.live.curves import CurveKey, Row, curves_of, rewound
 from pipeline.live.feed import Feed
 from pipeline.live.parts import parts_of
 from pipeline.live.reading import Reading
 from pipeline.live.settings import Settings
+from pipeline.live.thin import Point
 from pipeline.state.metrics import Replaced
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
@@ -28,6 +29,7 @@ class WatchedRun:
         self.state = state
         self._reading = Reading(state)
         self._kept: Mapping[str, Sequence[Row]] = {}
+        self._curves: dict[str, dict[CurveKey, list[Point]]] = {}
         self._lock = threading.Lock()  # of everything below
         self._feed = Feed()
         self._settings = Settings()
@@ -61,9 +63,13 @@ class WatchedRun:
         if seen is None:
             self.fail(f"{self.state.url} is not there: the run has not begun, or is away.")
             return
-        parts, curves = parts_of(seen), curves_of(seen.kept)
+        parts = parts_of(seen)
         rewinds = rewound(self._kept, seen.kept, seen.head)
+        for stage, rows in seen.kept.items():
+            if rows != self._kept.get(stage):
+                self._curves[stage] = curves_of(stage, rows)
         self._kept = seen.kept
+        curves = {key: points for found in self._curves.values() for key, points in found.items()}
         with self._lock:
             self._feed.update(parts, curves, rewinds)
             self._settings = seen.settings
@@ -89,6 +95,6 @@ class WatchedRun:
 
     def _begin_again(self) -> None:
         """Forget what was read: another run has this name now."""
-        self._reading, self._kept = Reading(self.state), {}
+        self._reading, self._kept, self._curves = Reading(self.state), {}, {}
         with self._lock:
             self._feed, self._settings, self._looked_at = Feed(), Settings(), None

@@ -112,7 +112,7 @@ def test_the_read_out_and_all_controls_work_with_the_keyboard(browser: Any, tmp_
         page.wait_for_selector("#loss path")
         page.focus("#smoothing")
         before = page.get_attribute("#loss path.line:not(.raw)", "d")
-        page.keyboard.press("End")
+        page.keyboard.press("Home")
         assert page.get_attribute("#loss path.line:not(.raw)", "d") != before
         page.keyboard.press("Tab")
         page.keyboard.press("Space")

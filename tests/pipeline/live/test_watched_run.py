@@ -96,6 +96,32 @@ def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.M
     assert "events" not in news["parts"]
 
 
+def test_a_later_look_makes_few_requests_however_long_the_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    for ask in ("read", "list"):
+        method = getattr(FileStore, ask)
+
+        def counted(store: FileStore, key: str = "", *rest: Any, method: Any = method) -> Any:
+            asked.append(key)
+            return method(store, key, *rest)
+
+        monkeypatch.setattr(FileStore, ask, counted)
+    counts = []
+    for steps in (20, 420):
+        run = RentedRun(FileStore(tmp_path / str(steps)), steps=1000, flush_steps=1)
+        run.rent()
+        run.train(steps)
+        watched = looked(run)
+        run.train(1)
+        asked.clear()
+        watched.look()
+        assert points(watched.since(None), "loss")[-1][0] == steps + 1
+        counts.append(len(asked))
+    assert counts[0] == counts[1] <= 12
+
+
 def test_a_rewind_is_named_and_its_points_are_dropped(run: RentedRun) -> None:
     watched = looked(run)
     cursor = watched.since(None)["cursor"]
