@@ -1,0 +1,61 @@
+"""llama.cpp as a program apart: logits and ids of a GGUF file, by npm's node-llama-cpp."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+VARIABLE = "NODE_LLAMA_CPP"
+PACKAGE = "node_modules/node-llama-cpp"
+_SCRIPT = Path(__file__).with_suffix(".mjs")
+
+
+def engine_folder() -> Path:
+    """Return the folder of node-llama-cpp; skip the test if there is none."""
+    folder = Path(os.environ.get(VARIABLE, "")) / PACKAGE
+    if shutil.which("node") is None or not folder.is_dir():
+        pytest.skip(
+            f"no llama.cpp: npm install --prefix FOLDER node-llama-cpp@3.22.1, then {VARIABLE}="
+            "FOLDER"
+        )
+    return folder
+
+
+def run_engine(
+    model: Path,
+    *,
+    rows: Sequence[Sequence[int]] = (),
+    texts: Sequence[str] = (),
+    cache: str = "F32",
+) -> tuple[list[np.ndarray], list[list[int]]]:
+    """Return the logits (T, vocab_size) of each row of ids, and the ids of each text.
+
+    `cache` is the type of the keys and values that are kept.
+    """
+    logits = model.with_suffix(".logits")
+    asked = {
+        "package": str(engine_folder()),
+        "model": str(model),
+        "logits": str(logits),
+        "cache": cache,
+        "rows": [list(map(int, row)) for row in rows],
+        "texts": list(texts),
+    }
+    done = subprocess.run(
+        ["node", str(_SCRIPT)], input=json.dumps(asked), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    values = np.fromfile(logits, np.float32)
+    positions = sum(len(row) for row in rows)
+    values = values.reshape(positions, -1) if positions else values
+    starts = np.cumsum([0, *(len(row) for row in rows)])
+    found = [values[start:end] for start, end in pairwise(starts)]
+    return found, json.loads(done.stdout.splitlines()[-1])
