@@ -56,7 +56,7 @@ def stored_bytes(shape: tuple[int, ...], kind: Type) -> int:
 
 def encoded(values: np.ndarray, kind: Type) -> np.ndarray:
     """Return fp32 values as they are stored."""
-    with np.errstate(over="ignore"):  # too large a number becomes infinite, which `worst` finds
+    with np.errstate(over="ignore", invalid="ignore"):  # `worst` finds what this makes infinite
         return quantize(values, _STORED[kind])
 
 

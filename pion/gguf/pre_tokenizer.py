@@ -2,7 +2,7 @@
 
 llama.cpp has the regular expressions in its own code (src/llama-vocab.cpp), and a file names one of
 them as `tokenizer.ggml.pre`. With a wrong name the model runs and is worse, without a word. So a
-tokenizer is refused unless llama.cpp gives its ids: tests/pion/gguf/test_engine.py compares them.
+tokenizer is refused unless llama.cpp gives its ids (tests/pion/gguf/test_convert_engine.py).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 // Run a GGUF file in llama.cpp, as node-llama-cpp ships it: see llama_engine.py.
 //
-// Reads {"package", "model", "logits", "cache", "rows", "texts"} from standard input: the folder of
-// node-llama-cpp, a GGUF file, the file for logits, the type of the KV cache, rows of ids and plain texts. Writes the
-// logits of every row to the file "logits", float32 (T, vocab_size) one after another, and the ids
-// of every text to standard output as JSON.
+// Reads {"package", "model", "cache", "rows", "texts", "specials", "logits", "ids"} from standard
+// input: the folder of node-llama-cpp, a GGUF file, the type of the KV cache, rows of ids, texts,
+// whether special tokens are found in the texts, and two files to write. Writes the logits of each row to the file "logits", float32 (T, vocab_size) one
+// after another, and the ids of each text to the file "ids" as JSON.
 import fs from "node:fs";
 import path from "node:path";
 
@@ -35,5 +35,6 @@ for (const row of asked.rows) {
   }
 }
 fs.closeSync(out);
-process.stdout.write(JSON.stringify(asked.texts.map((text) => model.tokenize(text, false))));
+const ids = asked.texts.map((text) => model.tokenize(text, asked.specials));
+fs.writeFileSync(asked.ids, JSON.stringify(ids));
 process.exit(0);

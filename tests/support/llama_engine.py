@@ -34,20 +34,24 @@ def run_engine(
     *,
     rows: Sequence[Sequence[int]] = (),
     texts: Sequence[str] = (),
+    specials: bool = False,
     cache: str = "F32",
 ) -> tuple[list[np.ndarray], list[list[int]]]:
     """Return the logits (T, vocab_size) of each row of ids, and the ids of each text.
 
-    `cache` is the type of the keys and values that are kept.
+    With `specials`, texts that spell special tokens give the special ids. `cache` is the type of
+    the keys and values that are kept.
     """
-    logits = model.with_suffix(".logits")
+    logits, ids = model.with_suffix(".logits"), model.with_suffix(".ids")
     asked = {
         "package": str(engine_folder()),
         "model": str(model),
         "logits": str(logits),
+        "ids": str(ids),
         "cache": cache,
         "rows": [list(map(int, row)) for row in rows],
         "texts": list(texts),
+        "specials": specials,
     }
     done = subprocess.run(
         ["node", str(_SCRIPT)], input=json.dumps(asked), capture_output=True, text=True, check=False
@@ -58,4 +62,4 @@ def run_engine(
     values = values.reshape(positions, -1) if positions else values
     starts = np.cumsum([0, *(len(row) for row in rows)])
     found = [values[start:end] for start, end in pairwise(starts)]
-    return found, json.loads(done.stdout.splitlines()[-1])
+    return found, json.loads(ids.read_text())
