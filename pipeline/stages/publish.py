@@ -131,9 +131,7 @@ def publish_run(
     with _staging(target, repo) as staging:
         try:
             exported = write_published(finished, staging)
-            who, worst = exported.pop("loaded_by"), exported["max_logit_difference"]
-            say(Note(f"{who} loads the same model: logits differ by {worst:.1g}"))
-            _tell_about_gguf(exported, model, say)
+            _tell(exported, exported.pop("loaded_by"), model, say)
             if repo is not None:
                 where = _upload(job, repo, staging, say, safe)
             else:
@@ -148,7 +146,10 @@ def publish_run(
     return {"target": to, **where, **exported}
 
 
-def _tell_about_gguf(exported: Mapping[str, Any], model: Path, say: Say) -> None:
+def _tell(exported: Mapping[str, Any], loaded_by: str, model: Path, say: Say) -> None:
+    """Say how the export in `write_published`'s result was checked, and what of it failed."""
+    worst = exported["max_logit_difference"]
+    say(Note(f"{loaded_by} loads the same model: logits differ by {worst:.1g}"))
     if "gguf" in exported:
         say(Note(f"{exported['gguf']} was read back: its tensors are the model's"))
     elif "gguf_failed" in exported:
