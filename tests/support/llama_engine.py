@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.support.waiting import run_to_end
 
 VARIABLE = "NODE_LLAMA_CPP"
 PACKAGE = "node_modules/node-llama-cpp"
@@ -53,9 +54,7 @@ def run_engine(
         "texts": list(texts),
         "specials": specials,
     }
-    done = subprocess.run(
-        ["node", str(_SCRIPT)], input=json.dumps(asked), capture_output=True, text=True, check=False
-    )
+    done = run_to_end(["node", _SCRIPT], input=json.dumps(asked))
     assert done.returncode == 0, done.stderr
     values = np.fromfile(logits, np.float32)
     positions = sum(len(row) for row in rows)

@@ -72,7 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         yield f"http://127.0.0.1:{port}", str(folder / "export")
     finally:
         process.terminate()
-        process.wait()
+        process.wait(LONG_SECONDS)
         log.close()
 
 

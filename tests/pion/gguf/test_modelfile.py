@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pion.export import export_model
 from pion.gguf.modelfile import go_template, modelfile
 from tests.support.finished_run import tiny_model, tiny_tokenizer
 from tests.support.tokenizer_kinds import write_files
+from tests.support.waiting import run_to_end
 
 # Renders the template in its first file with the messages in its second, as Ollama does.
 RENDERER = """
@@ -109,12 +109,12 @@ def rendered(folder: Path, template: str, conversations: Sequence[list[Message]]
     (folder / "main.go").write_text(RENDERER)
     (folder / "template").write_text(template)
     program = str(folder / "render")
-    subprocess.run(["go", "build", "-o", program, "main.go"], cwd=folder, check=True)
+    run_to_end(["go", "build", "-o", program, "main.go"], cwd=folder, check=True)
     texts = []
     for messages in conversations:
         (folder / "messages.json").write_text(json.dumps(messages))
         command = [program, folder / "template", folder / "messages.json"]
-        texts.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        texts.append(run_to_end(command, check=True).stdout)
     return texts
 
 
