@@ -105,6 +105,7 @@ def _export_file(found: FoundModel, out: Path, wanted: Wanted) -> int:
     show(
         f"{out}: {found.label}; {kind} for the architecture {written.architecture} of llama.cpp, "
         f"{size(written.size)}; read back, and all {written.tensors} tensors are the model's"
+        f"{'' if kind == 'f32' else ' within the rounding of ' + kind}"
     )
     if written.kept_f16:
         show(
