@@ -11,7 +11,6 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFReader, GGUFValueType, GGUFWriter
 
 from pion.config import ModelConfig
-from pion.data.tokenizer_file import parse
 from pion.errors import BadInput, PionError
 from pion.exports.table import config_from_transformers
 from pion.gguf.architecture import require_expressible, settings
@@ -24,10 +23,10 @@ from pion.gguf.numbers import (
     stored_type,
     worst,
 )
-from pion.gguf.pre_tokenizer import pre_tokenizer
+from pion.gguf.pre_tokenizer import require_known
 from pion.gguf.tensors import ROUTER, Tensor, tensors
 from pion.gguf.vocabulary import sampling, vocabulary
-from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file
+from pion.untrusted import parse_object, read_file
 
 # The first bytes of a GGUF file.
 MAGIC = b"GGUF"
@@ -112,8 +111,7 @@ def require_convertible(
     `model_type` is for `architecture_of`.
     """
     require_expressible(config, model_type)
-    source = read_file(tokenizer_json, LARGEST_TOKENIZER).decode()
-    pre_tokenizer(parse(source, str(tokenizer_json)))
+    require_known(tokenizer_json)
 
 
 def check_file(out: str | Path) -> None:

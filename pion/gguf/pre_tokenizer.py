@@ -8,11 +8,14 @@ tokenizer is refused unless llama.cpp gives its ids (tests/pion/gguf/test_conver
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pion.data.safe_cuts import SPLITS
+from pion.data.tokenizer_file import parse
 from pion.data.tokenizer_steps import steps_of
 from pion.errors import BadInput
+from pion.untrusted import LARGEST_TOKENIZER, read_file
 
 _SPLIT_NAMES = {SPLITS["Llama 3"]: "llama-bpe", SPLITS["Qwen"]: "qwen2"}
 # Added tokens with one of these take characters next to them, or look at them.
@@ -41,6 +44,12 @@ def pre_tokenizer(settings: Mapping[str, Any]) -> str:
             "and `pion export MODEL FOLDER` writes a folder for transformers"
         )
     return name
+
+
+def require_known(tokenizer_json: Path) -> None:
+    """Raise BadInput if `pre_tokenizer` refuses the tokenizer in this file."""
+    source = read_file(tokenizer_json, LARGEST_TOKENIZER).decode()
+    pre_tokenizer(parse(source, str(tokenizer_json)))
 
 
 def _refused_step(settings: Mapping[str, Any]) -> str | None:
