@@ -33,7 +33,7 @@ from pion.exports.tokenizer_files import (
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
 from pion.model.roles import vocabulary_rows
-from pion.model_files import is_legal
+from pion.model_files import GGUF_FILE, MODELFILE, is_legal
 from pion.safetensors_file import write_safetensors
 from pion.untrusted import parse_object, read_file
 
@@ -152,6 +152,7 @@ def _foreign(folder: Path) -> list[str]:
         path.name
         for path in folder.iterdir()
         if path.name not in EXPORT_FILES + ADAPTER_FILES + TOKENIZER_FILES
+        and path.name not in (GGUF_FILE, MODELFILE)
         and not is_modelling_file(path)
         and not is_legal(path.name)
     )

@@ -19,6 +19,8 @@ from pion.untrusted import parse_object, read_file
 # How the names of a model's legal files begin: its licence, and what this asks to pass on.
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What `publish.gguf` puts next to the weights of an export, for programs other than Pion.
+GGUF_FILE, MODELFILE = "model-f16.gguf", "Modelfile"
 # The most tensors of a file or a model. Qwen3's largest mixture of experts has 36,000.
 MOST_TENSORS = 1 << 16
 # The most shards of a model. Models of 2B parameters have one or two.

@@ -266,9 +266,23 @@ def _add_serve(add: Add) -> None:
 
 
 def _add_export(add: Add) -> None:
-    export = add("export", _export, "write a model to a folder that transformers can load")
+    export = add(
+        "export", _export, "write a model to a folder for transformers, or a file for llama.cpp"
+    )
     export.add_argument("run", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
-    export.add_argument("folder", metavar="DIR", help="the folder to write")
+    export.add_argument(
+        "target",
+        metavar="TARGET",
+        help="the folder to write; a name that ends in .gguf is a file for llama.cpp, LM Studio "
+        "and Ollama",
+    )
+    export.add_argument(
+        "--type",
+        dest="gguf_type",
+        choices=("f32", "f16", "q8_0"),
+        help="of a .gguf file's matrices; default: f16. q8_0 has half as many bytes, and rounds "
+        "more",
+    )
     export.add_argument(
         "--stage",
         choices=("pretrain", "sft"),
@@ -472,10 +486,10 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from pipeline.commands.export import export
+    from pipeline.commands.export import Wanted, export
 
     model = f"{args.run}@{args.stage}" if args.stage else args.run
-    return export(model, args.folder, args.model_type, args.embeddings)
+    return export(model, args.target, Wanted(args.model_type, args.embeddings, args.gguf_type))
 
 
 def _import_seed(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ leave_with() {
 }
 
 # SkyPilot sets variables that the YAML leaves empty to "". Clients of S3 and the Hub would use "".
-for name in ${!HF_*} ${!AWS_*} ${!PION_*} ${!WANDB_*}; do
+for name in ${!HF_*} ${!AWS_*} ${!PION_*} ${!WANDB_*} ${!TRACKIO_*}; do
     [ -n "${!name:-}" ] || unset "$name"
 done
 export AWS_DEFAULT_REGION=${AWS_DEFAULT_REGION:-us-east-1}
@@ -73,6 +73,7 @@ sync=(uv sync --no-default-groups)
 mentions lm_eval && sync+=(--group evaluate)
 mentions wandb && sync+=(--extra wandb)
 mentions tensorboard && sync+=(--extra tensorboard)
+mentions trackio && sync+=(--extra trackio)
 [ -z "$image_packages$build" ] || sync+=($(bash sky/without_torch.sh))
 # Keep the build that an earlier start on this machine installed.
 [ -z "$build" ] || sync+=(--inexact)

@@ -13,6 +13,7 @@ quote from the end of a turn.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -170,6 +171,20 @@ def chat_template(tokenizer: Tokenizer) -> str:
         "{%- endfor -%}"
         '{%- if add_generation_prompt -%}{{ "<|assistant|>\\n" }}{%- endif -%}'
     )
+
+
+def response_template(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return how transformers finds the answer in what a model with `chat_template` has written.
+
+    This is the `response_template` of a tokenizer_config.json. Without it, `transformers serve`
+    looks for the marks of Qwen's template in each Qwen3, and answers with the prompt as well.
+    """
+    end = re.escape(tokenizer.end_of_text_token)
+    return {
+        "defaults": {"role": "assistant"},
+        "start_anchor": "<|assistant|>\n",
+        "fields": {"content": {"close_pattern": rf"\n?{end}", "content": "text"}},
+    }
 
 
 def _first_token(tokenizer: Tokenizer) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.data.chat_format import ChatFormat
-from pion.data.conversation import chat_template
+from pion.data.conversation import chat_template, response_template
 from pion.data.template_source import TEMPLATE_FILE, find_template
 from pion.data.token_names import TOKENIZER_CONFIG, read_optional
 from pion.data.tokenizer import Tokenizer
@@ -20,6 +20,8 @@ TOKENIZER_FILE = "tokenizer.json"
 # Templates for other uses than chatting, each in a file of this folder.
 MORE_TEMPLATES = "additional_chat_templates"
 _TEMPLATES = (TEMPLATE_FILE, MORE_TEMPLATES)
+# The key of tokenizer_config.json that says where an answer begins and ends.
+RESPONSE = "response_template"
 # The files of a model that belong to its tokenizer. Only the first must be there.
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
@@ -110,6 +112,7 @@ def write_tokenizer(
     write_json(folder / TOKENIZER_FILE, settings)
     names = {token["id"]: token["content"] for token in settings["added_tokens"]}
     first = {} if own.first is None else {"bos_token": names[own.first]}
+    answers = {RESPONSE: response_template(own)} if chat else {}
     write_json(
         folder / TOKENIZER_CONFIG,
         {
@@ -119,6 +122,7 @@ def write_tokenizer(
             "pad_token": names[own.pad],
             "model_max_length": seq_len,
             "clean_up_tokenization_spaces": False,
+            **answers,
         },
     )
 
@@ -144,8 +148,24 @@ def copy_tokenizer(source: Path, folder: Path, *, template: str | None = None) -
         return
     (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     config = read_optional(folder / TOKENIZER_CONFIG)
-    if config.pop("chat_template", None) is not None:
-        write_json(folder / TOKENIZER_CONFIG, config)
+    changed = _with_response(config, template, Tokenizer.from_file(folder / TOKENIZER_FILE))
+    if config and changed != config:
+        write_json(folder / TOKENIZER_CONFIG, changed)
+
+
+def _with_response(
+    config: Mapping[str, Any], template: str, tokenizer: Tokenizer
+) -> Mapping[str, Any]:
+    """Return a tokenizer_config.json for a model whose template is in its own file.
+
+    With our template come the marks of its answers. They go with it. The marks of others stay:
+    a job's changes to a template leave them as they are.
+    """
+    ours = response_template(tokenizer)
+    kept = {name: value for name, value in config.items() if name != "chat_template"}
+    if template == chat_template(tokenizer):
+        return {**kept, RESPONSE: ours}
+    return {name: value for name, value in kept.items() if (name, value) != (RESPONSE, ours)}
 
 
 def _present(folder: Path) -> Iterator[str]:

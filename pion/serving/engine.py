@@ -124,6 +124,11 @@ class Engine:
             self._waiting.extend(answers)
             self._changed.notify()
 
+    @property
+    def capacity(self) -> int:
+        """The most answers that can be submitted together."""
+        return self._slots + self._queue
+
     def load(self) -> tuple[int, int]:
         """Return how many answers have slots, and how many wait."""
         with self._changed:

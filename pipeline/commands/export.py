@@ -1,42 +1,115 @@
-"""`pion export`: write a model to a folder that transformers can load, and check that it loads."""
+"""`pion export`: write a model for transformers or llama.cpp, and check what was written."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.console.formats import show
-from pipeline.models.find import find_model
+from pion.errors import BadInput
+from pipeline.console.formats import show, size
+from pipeline.models.find import FoundModel, find_model
 from pipeline.models.load import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from pion.gguf.numbers import Type
+    from pion.model.decoder import Decoder
 
 # Texts to compare logits on. Any English text would do.
 _TEXTS = [text for text in (argparse.__doc__, json.__doc__) if text]
+# A target that ends so is a GGUF file. Any other target is a folder.
+GGUF = ".gguf"
 
 
-def export(
-    model: str, folder: str, model_type: str | None = None, embeddings: str = "float32"
-) -> int:
-    """Export the model called `model` to `folder` and return 0.
+@dataclass(frozen=True)
+class Wanted:
+    """How a model is exported.
 
-    `model_type` asks for an architecture, and `embeddings` is the dtype of the rows of token ids.
-    Raises BadInput for a model without a tokenizer or an architecture that can't compute the model,
-    and PionError if transformers does not load the same model.
+    Attributes:
+        model_type: an architecture of transformers; None: the first that computes the model.
+        embeddings: the dtype of the rows of token ids.
+        gguf_type: how a GGUF file stores matrices; None: f16. A folder has none.
     """
+
+    model_type: str | None = None
+    embeddings: str = "float32"
+    gguf_type: Type | None = None
+
+
+def export(model: str, target: str, wanted: Wanted) -> int:
+    """Export the model called `model` to the folder or GGUF file `target` and return 0.
+
+    Raises BadInput for a model without a tokenizer, and for an architecture or a file that can't
+    express the model. Raises PionError if what was written is not the same model.
+    """
+    to_gguf = target.endswith(GGUF)
+    if wanted.gguf_type is not None and not to_gguf:
+        raise BadInput(
+            f"--type {wanted.gguf_type} is for GGUF files, and {target} is a folder. Name a file "
+            f"such as {target}{GGUF}, or leave out --type."
+        )
     found = find_model(model)
     load_tokenizer(found)  # before torch is imported: it may be missing
-    assert found.tokenizer is not None
-    from pion.export import export_model, round_embeddings
+    if to_gguf:
+        return _export_file(found, Path(target), wanted)
+    difference = _export_folder(found, _load(found, wanted), target, wanted)
+    show(
+        f"{target}: {found.label}; loaded again with transformers, "
+        f"logits differ by at most {difference:.1e}"
+    )
+    return 0
+
+
+def _load(found: FoundModel, wanted: Wanted) -> Decoder:
+    from pion.export import round_embeddings
+
+    decoder = load_model(found)
+    if wanted.embeddings == "bfloat16":
+        round_embeddings(decoder)
+    return decoder
+
+
+def _export_folder(
+    found: FoundModel, decoder: Decoder, folder: str | Path, wanted: Wanted
+) -> float:
+    """Write the folder, and return how far its logits are from the model's."""
+    from pion.export import export_model
     from pion.exports.tokenizer_files import exported_tokenizer
     from pion.verify import verify_export
 
-    decoder = load_model(found)
-    if embeddings == "bfloat16":
-        round_embeddings(decoder)
+    assert found.tokenizer is not None
     tokenizer = exported_tokenizer(found.tokenizer, imported=decoder.config.imported)
-    export_model(decoder, tokenizer, folder, model_type=model_type)
-    difference = verify_export(folder, decoder, tokenizer, _TEXTS, model_type=model_type)
+    export_model(decoder, tokenizer, folder, model_type=wanted.model_type)
+    return verify_export(folder, decoder, tokenizer, _TEXTS, model_type=wanted.model_type)
+
+
+def _export_file(found: FoundModel, out: Path, wanted: Wanted) -> int:
+    """Write the GGUF file of the model, by way of the folder for transformers."""
+    from pion.gguf.convert import check_file, convert, require_convertible
+
+    check_file(out)
+    assert found.tokenizer is not None
+    decoder = _load(found, wanted)
+    require_convertible(decoder.config, found.tokenizer, wanted.model_type)
+    folder = out.with_name(f".{out.name}.export")
+    try:
+        _export_folder(found, decoder, folder, wanted)
+        del decoder
+        kind = wanted.gguf_type or "f16"
+        written = convert(folder, out, kind, name=found.label)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     show(
-        f"{folder}: {found.label}; loaded again with transformers, "
-        f"logits differ by at most {difference:.1e}"
+        f"{out}: {found.label}; {kind} for the architecture {written.architecture} of llama.cpp, "
+        f"{size(written.size)}; read back, and all {written.tensors} tensors are the model's"
+        f"{'' if kind == 'f32' else ' within the rounding of ' + kind}"
     )
+    if written.kept_f16:
+        show(
+            f"f16 instead of q8_0: {len(written.kept_f16)} matrices whose rows are no multiple of "
+            f"32 ({written.kept_f16[0]})"
+        )
     return 0

@@ -144,6 +144,12 @@ class Publish(Section):
         "into the base",
         before=False,
     )
+    gguf: bool = identity(
+        False,
+        "put a GGUF file (f16) and a Modelfile next to the weights, for llama.cpp, LM Studio and "
+        "Ollama",
+        before=False,
+    )
     cost: bool = runtime(False, "write the run's time and cost on the model card")
     require: list[str] = identity(
         [],

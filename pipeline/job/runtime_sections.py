@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.job.section import Section, runtime
+from pydantic import model_validator
+
+from pipeline.job.section import Section, refuse, runtime
 
 
 class Keep(Section):
@@ -110,6 +112,21 @@ class Log(Section):
         "project in Weights & Biases; needs `uv sync --extra wandb`; unset: Weights & Biases is "
         "not used",
     )
+    trackio: str | None = runtime(
+        None,
+        "project in Trackio; needs `uv sync --extra trackio`; unset: Trackio is not used",
+    )
+    trackio_space: str | None = runtime(
+        None,
+        "Space on the Hub, such as user/trackio, to which Trackio writes; created private if it "
+        "is not there; unset: a file of this machine",
+    )
+
+    @model_validator(mode="after")
+    def _trackio_has_a_project(self) -> Log:
+        missing = self.trackio_space and not self.trackio
+        mistake = "trackio: name a project, because trackio_space says where it is written"
+        return refuse(self, [mistake] if missing else [])
 
 
 def price_of(gpu: str, value: Any) -> Price:

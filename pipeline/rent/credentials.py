@@ -29,6 +29,8 @@ def needed_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> dic
         needed["HF_TOKEN"] = "to publish"
     if job.log.wandb:
         needed["WANDB_API_KEY"] = "for log.wandb"
+    if job.log.trackio_space:
+        needed.setdefault("HF_TOKEN", "for log.trackio_space")
     return needed
 
 

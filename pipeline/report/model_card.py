@@ -21,6 +21,7 @@ from pipeline.report.base_card import (
     license_fields,
 )
 from pipeline.report.before_after import HEADER, before_after_rows, what_it_forgot
+from pipeline.report.gguf_card import gguf_section
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.result_tables import (
     choice_rows,
@@ -43,12 +44,13 @@ STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
 
 @dataclass(frozen=True)
 class CardExtras:
-    """What only some cards have: what rounding to bfloat16 has cost, the published adapter, and the
-    terms of the model that the run started from."""
+    """What only some cards have: what rounding to bfloat16 has cost, the published adapter, the
+    terms of the model that the run started from, and whether there is a GGUF file."""
 
     rounding: RoundingCost | None = None
     adapter: Adapter | None = None
     terms: Terms | None = None
+    gguf: bool = False
 
 
 def model_card(
@@ -74,6 +76,7 @@ def model_card(
         _introduction(job, config, parameters, extra),
         "![Training and held-out loss](loss.png)",
         _usage(job, config) if extra.adapter is None else adapter_sections(job, extra.adapter),
+        gguf_section(job) if extra.gguf else "",
         _results(history),
         _architecture(config, parameters, vocab_size, _weights(job.publish, config, extra)),
         _training(history),

@@ -69,7 +69,11 @@ class Answers:
         return sum(len(tokens) for tokens in self._tokens)
 
     def begin(self) -> None:
-        """Ask the engine for the answers. Raises ApiError if it can't take them now."""
+        """Ask the engine for the answers. Raises ApiError if it can't take them, or not now."""
+        most = self._served.engine.capacity
+        if len(self._answers) > most:
+            message = f"{len(self._answers)} answers were asked for, and this server takes {most}"
+            raise ApiError(400, message, param="n")
         try:
             self._served.engine.submit(self._answers)
         except Busy as error:

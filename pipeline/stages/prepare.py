@@ -23,6 +23,7 @@ from pion.data.template_source import DATE_FILE, TEMPLATE_FILE
 from pion.data.token_names import TOKENIZER_CONFIG
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
+from pion.gguf.pre_tokenizer import require_known
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.continuations import continuation_questions
@@ -159,13 +160,28 @@ def _given_or_own(
     That of a model to start from comes with its files, and for `conversations` with their template.
     """
     if given is None:
-        return _tokenizer(job, inputs, folder, say)
-    if job.base is not None:
+        tokenizer, report = _tokenizer(job, inputs, folder, say)
+    elif job.base is not None:
         tokenizer = bring_tokenizer(job, given.parent, folder, conversations=conversations)
+        report = {"vocab_size": tokenizer.vocab_size}
     else:
         tokenizer = Tokenizer.from_file(given)
         _save(tokenizer, folder / "tokenizer.json")
-    return tokenizer, {"vocab_size": tokenizer.vocab_size}
+        report = {"vocab_size": tokenizer.vocab_size}
+    if job.publish is not None and job.publish.gguf:
+        _check_gguf(folder / "tokenizer.json")
+    return tokenizer, report
+
+
+def _check_gguf(tokenizer_json: Path) -> None:
+    """Raise BadInput before training if publish.gguf can't have this tokenizer."""
+    try:
+        require_known(tokenizer_json)
+    except BadInput as error:
+        raise BadInput(
+            f"publish.gguf: {error}. Nothing was trained. Remove publish.gguf, or name another "
+            "tokenizer."
+        ) from None
 
 
 def _tokenizer(

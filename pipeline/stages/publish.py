@@ -70,7 +70,7 @@ def check_target(job: Job) -> list[str]:
 
 
 def _check_form(job: Job, *, to_hub: bool) -> None:
-    """Raise BadInput for a dtype or an adapter that this model can't be published as."""
+    """Raise BadInput for a form of the model (dtype, adapter, GGUF) that can't be published."""
     assert job.publish is not None
     if job.publish.adapter:
         check_adapter(job, to_hub=to_hub)
@@ -81,6 +81,18 @@ def _check_form(job: Job, *, to_hub: bool) -> None:
             require_roundable(job.model_config_resolved())
         except BadInput as error:
             raise BadInput(f"publish.{error}. Nothing was started.") from None
+    if job.publish.gguf:
+        from pion.gguf.architecture import require_expressible
+
+        if job.publish.adapter:
+            raise BadInput(
+                "publish.gguf: a GGUF file has a whole model, and publish.adapter publishes LoRA's "
+                "additions alone. Nothing was started. Leave out one of the two."
+            )
+        try:
+            require_expressible(job.model_config_resolved())
+        except BadInput as error:
+            raise BadInput(f"publish.gguf: {error}. Nothing was started.") from None
 
 
 def publish_run(
@@ -97,7 +109,7 @@ def publish_run(
 
     Returns:
         `target` as the job names it, `path` or `url`, `commit` (Hub), `card`, `parameters` and
-        `max_logit_difference`.
+        `max_logit_difference`; of publish.gguf, `gguf` (the file) or `gguf_failed` (why not).
 
     Raises:
         BadInput: a condition of publish.require is not met, or the target refuses.
@@ -119,8 +131,7 @@ def publish_run(
     with _staging(target, repo) as staging:
         try:
             exported = write_published(finished, staging)
-            who, worst = exported.pop("loaded_by"), exported["max_logit_difference"]
-            say(Note(f"{who} loads the same model: logits differ by {worst:.1g}"))
+            _tell(exported, exported.pop("loaded_by"), model, say)
             if repo is not None:
                 where = _upload(job, repo, staging, say, safe)
             else:
@@ -133,6 +144,21 @@ def publish_run(
                 "repeat the publish stage."
             ) from error
     return {"target": to, **where, **exported}
+
+
+def _tell(exported: Mapping[str, Any], loaded_by: str, model: Path, say: Say) -> None:
+    """Say how the export in `write_published`'s result was checked, and what of it failed."""
+    worst = exported["max_logit_difference"]
+    say(Note(f"{loaded_by} loads the same model: logits differ by {worst:.1g}"))
+    if "gguf" in exported:
+        say(Note(f"{exported['gguf']} was read back: its tensors are the model's"))
+    elif "gguf_failed" in exported:
+        say(
+            Note(
+                f"warning: publish.gguf: the model is published without a GGUF file: "
+                f"{exported['gguf_failed']}. To try again: pion export {model} model.gguf"
+            )
+        )
 
 
 def _target(job: Job) -> str:

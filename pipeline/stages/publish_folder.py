@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError
+from pion.model_files import GGUF_FILE, MODELFILE
 from pipeline.base.terms import Terms, terms_of
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import CardExtras, model_card
@@ -98,12 +99,37 @@ def _export(model: Finished, folder: Path) -> dict[str, Any]:
         raise error.__cause__ from None  # the caller's message names publish.to
     with _nothing_published(model.folder):
         difference = verify_export(folder, decoder, model.tokenizer, model.texts)
+    failed = _add_gguf(folder, job.name, decoder.config.seq_len) if job.publish.gguf else None
     weights = decoder.state_dict()
     rows = exported_rows(decoder.config, tokenizer)
     dropped = sum(weights[name][rows:].numel() for name in vocabulary_rows(decoder))
     parameters = decoder.num_params() - dropped
-    _write_card(folder, model, parameters, CardExtras(rounding=cost, terms=model.terms))
-    return _result(parameters, difference, "transformers")
+    has_gguf = job.publish.gguf and failed is None
+    extra = CardExtras(rounding=cost, terms=model.terms, gguf=has_gguf)
+    _write_card(folder, model, parameters, extra)
+    about_gguf = {"gguf": GGUF_FILE} if has_gguf else {}
+    about_gguf |= {} if failed is None else {"gguf_failed": failed}
+    return _result(parameters, difference, "transformers") | about_gguf
+
+
+def _add_gguf(folder: Path, name: str, seq_len: int) -> str | None:
+    """Write the GGUF file and the Modelfile of the exported model next to it.
+
+    Return None, or why there are none: the verified weights are published without them.
+    """
+    from pion.gguf.convert import convert
+    from pion.gguf.modelfile import modelfile
+
+    try:
+        convert(folder, folder / GGUF_FILE, "f16", name=name)
+        text = modelfile(folder, GGUF_FILE, seq_len)
+        (folder / MODELFILE).write_text(text, encoding="utf-8")
+    except Exception as error:  # even a mistake in this code must not cost the weights
+        for file in (GGUF_FILE, MODELFILE):
+            (folder / file).unlink(missing_ok=True)
+        known = isinstance(error, PionError)
+        return str(error) if known else f"{type(error).__name__}: {error}"
+    return None
 
 
 def _export_adapter(model: Finished, folder: Path) -> dict[str, Any]:

@@ -111,6 +111,7 @@ class RankZero(Rank):
             rows = self._trainer.drain_metrics()
         except Trouble as trouble:
             self._metrics.append(trouble.metrics)
+            self._metrics.rewound(trouble.step, trouble.what)
             raise
         if rows:
             self._metrics.append(rows)

@@ -35,6 +35,10 @@ class StageMetrics:
             self.log.append(row)
         self._trackers.log(rows)
 
+    def rewound(self, step: int, why: str) -> None:
+        """Tell the job's trackers that a bad step ends this attempt."""
+        self._trackers.rewound(step, why)
+
     def append_sample(self, step: int, prompt: str, text: str) -> None:
         """Keep what the model wrote after `prompt`."""
         sample = {"step": step, "prompt": prompt, "text": text}

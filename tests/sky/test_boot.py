@@ -291,8 +291,9 @@ def test_only_what_a_run_needs_is_installed(machine: Machine) -> None:
 
 def test_what_the_job_asks_for_is_installed_too(machine: Machine) -> None:
     (machine.folder / "checkout/job.yaml").write_text("evaluate:\n  lm_eval: {tasks: [piqa]}\n")
-    machine.boot(OVERRIDES="log.wandb=pion")
+    machine.boot(OVERRIDES="log.wandb=pion log.trackio=pion")
     assert "--group evaluate" in machine.uv_calls[-1]
+    assert "--extra trackio" in machine.uv_calls[-1]
     assert "--extra wandb" in machine.uv_calls[-1]
     assert "tensorboard" not in machine.uv_calls[-1]
 

@@ -126,7 +126,7 @@ def _checks(
         ("tokenizer", partial(of_job.check_tokenizer, job)),
         ("data", partial(of_job.check_data, job)),
         ("store", partial(of_job.check_store, job)),
-        ("evaluate", partial(of_job.check_evaluate, job)),
+        ("evaluate", partial(of_job.check_evaluate, job, rented=sky_yaml is not None)),
         ("publish", partial(of_job.check_publish, job)),
     ]
     if sky_yaml is None:

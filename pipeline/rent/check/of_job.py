@@ -273,13 +273,13 @@ def _left(job: Job, run: RunState) -> str:
     )
 
 
-def check_evaluate(job: Job) -> list[CheckRow]:
+def check_evaluate(job: Job, *, rented: bool = False) -> list[CheckRow]:
     """Check that packs of questions and the text to compare on can be read, and that the job's
-    metric trackers are installed."""
+    metric trackers are installed and keep what they write."""
     from pipeline.stages.evaluate import read_packs
     from pipeline.training.trackers import check_trackers
 
-    check_trackers(job)
+    check_trackers(job, rented=rented)
     rows = []
     if job.evaluate.text is not None:
         rows = [CheckRow("evaluate.text", True, f"{check_text(job).path} can be read")]

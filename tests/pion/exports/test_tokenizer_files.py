@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils.chat_parsing import ResponseParser
 
+from pion.data.conversation import chat_template, response_template
 from pion.data.special_tokens import read_special_tokens
 from pion.data.tokenizer import Tokenizer
 from pion.errors import PionError
 from pion.export import export_model, is_export
-from pion.exports.tokenizer_files import ModelTokenizer, write_tokenizer
+from pion.exports.tokenizer_files import ModelTokenizer, copy_tokenizer, write_tokenizer
 from pion.model.decoder import Decoder
 from pion.verify import verify_export
 from tests.support.chat_templates import TEMPLATES
+from tests.support.finished_run import tiny_tokenizer
 from tests.support.tiny_config import tiny_config
 from tests.support.tokenizer_kinds import write_files
 
@@ -95,3 +98,61 @@ def test_files_that_the_model_lacks_are_not_there_and_others_are_not_copied(
     write_tokenizer(out, tokenizer, 64, chat=True)
     names = {path.name for path in out.iterdir()}
     assert names == {"tokenizer.json", "tokenizer_config.json", "additional_chat_templates"}
+
+
+# ---------------------------------------------------------------- where an answer is
+
+
+def own_files(folder: Path, *, chat: bool = True) -> Path:
+    source, out = folder / "source", folder / "out"
+    source.mkdir()
+    out.mkdir()
+    tiny_tokenizer().save(source / "tokenizer.json")
+    write_tokenizer(out, source / "tokenizer.json", 64, chat=chat)
+    return out
+
+
+@pytest.mark.parametrize("end", ["\n<|endoftext|>", "<|endoftext|>", "\n", ""])
+def test_transformers_finds_our_answers_whole_and_streamed(tmp_path: Path, end: str) -> None:
+    stock = AutoTokenizer.from_pretrained(own_files(tmp_path))
+    question = [{"role": "user", "content": "Say <|assistant|>\nno"}]
+    prompt = stock.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    answer = "One.\n\nTwo <|assistant|>"
+    parsed = stock.parse_response(answer + end, prefix=prompt)
+    assert parsed["role"] == "assistant"
+    assert parsed["content"].strip() == answer
+    parser = ResponseParser(stock.response_template, prefix=prompt)
+    events = [event for letter in answer + end for event in parser.feed(letter)]
+    events += parser.finalize()[1]
+    shown = "".join(e["text"] for e in events if e["type"] == "region_chunk")
+    assert shown == answer + ("" if "<" in end else end)
+
+
+def test_a_base_model_has_no_answers(tmp_path: Path) -> None:
+    out = own_files(tmp_path, chat=False)
+    assert "response_template" not in json.loads((out / "tokenizer_config.json").read_text())
+
+
+def test_a_model_of_others_has_our_answers_only_with_our_template(tmp_path: Path) -> None:
+    source = original(tmp_path / "original", "SmolLM2").folder
+    own = Tokenizer.from_file(source / "tokenizer.json")
+    (tmp_path / "ours").mkdir()
+    copy_tokenizer(source, tmp_path / "ours", template=chat_template(own))
+    ours = json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())
+    assert ours["response_template"] == response_template(own)
+    # The next run trains a template of its own from it: our marks go.
+    (tmp_path / "next").mkdir()
+    copy_tokenizer(tmp_path / "ours", tmp_path / "next", template=TEMPLATES["SmolLM2"][1])
+    theirs = json.loads((tmp_path / "next" / "tokenizer_config.json").read_text())
+    assert "response_template" not in theirs
+
+
+def test_the_marks_of_others_stay_when_a_job_changes_their_template(tmp_path: Path) -> None:
+    source = original(tmp_path / "original", "SmolLM2").folder
+    path = source / "tokenizer_config.json"
+    marks = {"start_anchor": "<|im_start|>assistant\n", "fields": {"content": {}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"response_template": marks}))
+    (tmp_path / "out").mkdir()
+    copy_tokenizer(source, tmp_path / "out", template="{# changed #}" + TEMPLATES["SmolLM2"][1])
+    kept = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert kept["response_template"] == marks

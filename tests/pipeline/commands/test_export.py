@@ -1,4 +1,4 @@
-"""`pion export`: a folder for transformers."""
+"""`pion export`: a folder for transformers, or a GGUF file for llama.cpp."""
 
 from __future__ import annotations
 
@@ -45,3 +45,35 @@ def test_rows_of_token_ids_can_be_exported_in_half_the_bytes(here: Path, pion: P
         "torch.float32"
     }
     assert pion("generate", "./small", "--prompt", "Return", "--max-tokens", "2")[0] == 0
+
+
+def test_a_target_that_ends_in_gguf_is_a_file_for_llama_cpp(here: Path, pion: Pion) -> None:
+    make_run(here / "runs")
+    code, out, _ = pion("export", "demo", "out/demo.gguf", "--stage", "pretrain")
+    assert code == 0
+    assert "demo (pretrain, step 20); f16 for the architecture qwen3 of llama.cpp" in out
+    assert "all 24 tensors are the model's within the rounding of f16" in out
+    assert [path.name for path in (here / "out").iterdir()] == ["demo.gguf"]
+    code, out, _ = pion("export", "demo", "out/demo.gguf", "--type", "q8_0")
+    assert code == 0
+    assert "f16 instead of q8_0: 2 matrices whose rows are no multiple of 32" in out
+
+
+def test_a_model_that_gguf_can_not_express_is_refused_before_anything_is_written(
+    here: Path, pion: Pion
+) -> None:
+    make_run(here / "runs", softcap=15.0)
+    code, out, err = pion("export", "demo", "out.gguf")
+    assert code == 2
+    assert "GGUF can't express this model" in out + err
+    assert "Qwen3 does not support softcap 15.0" in out + err
+    assert "pion export MODEL FOLDER" in out + err
+    assert [path.name for path in here.iterdir()] == ["runs"]
+
+
+def test_a_type_is_for_gguf_files_alone(here: Path, pion: Pion) -> None:
+    make_run(here / "runs")
+    code, out, err = pion("export", "demo", "out", "--type", "q8_0")
+    assert code == 2
+    assert "Name a file such as out.gguf" in out + err
+    assert not (here / "out").exists()

@@ -99,3 +99,12 @@ def test_a_difference_names_the_path_and_both_values() -> None:
     old, new = digest_job(tiny_job()), digest_job(tiny_job(sft__lr=2e-3))
     found = differences(old.inputs["sft"], new.inputs["sft"], new.before)
     assert [str(d) for d in found] == ["sft.lr: 0.001 → 0.002"]
+
+
+def test_a_finished_run_is_not_stale_because_it_has_no_gguf_file() -> None:
+    """The frozen digests show that records without the field stay; so does one that says no."""
+    published = {"to": "out"}
+    without = digest_job(tiny_job(publish=published))
+    assert digest_job(tiny_job(publish={**published, "gguf": False})).stages == without.stages
+    asked = digest_job(tiny_job(publish={**published, "gguf": True})).stages
+    assert {stage for stage in asked if asked[stage] != without.stages[stage]} == {"publish"}

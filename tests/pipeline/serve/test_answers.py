@@ -35,6 +35,11 @@ def test_more_requests_than_the_queue_are_refused(run_folder: Path) -> None:
         assert {answer.status_code for answer in answers} == {200, 429}
         assert refused[0].headers["Retry-After"] == "1"
         assert refused[0].json()["error"]["code"] == "server_busy"
+        never = ask(served, {**BODY, "n": 3})
+        assert never.status_code == 400
+        assert (
+            never.json()["error"]["message"] == "3 answers were asked for, and this server takes 2"
+        )
 
 
 def test_a_hundred_clients_that_vanish_leave_nothing(

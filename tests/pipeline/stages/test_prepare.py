@@ -26,6 +26,7 @@ from tests.support.corpora import (
     texts_of,
     write_corpus,
 )
+from tests.support.tokenizer_kinds import write_files
 from tests.support.waiting import wait_until
 
 # ---------------------------------------------------------------- text
@@ -322,3 +323,16 @@ def test_data_that_was_changed_since_it_was_prepared_is_noticed(tmp_path: Path) 
     path.write_text(path.read_text().replace('"rows": 100', '"rows": 99'))
     with pytest.raises(BadInput, match="changed since it was written"):
         data.stream("train", seed=1, window=8)
+
+
+def test_a_tokenizer_that_gguf_can_not_express_is_refused_before_training(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    write_files("qwen", tmp_path / "qwen")
+    job = make_job(
+        tmp_path,
+        model=model_of(500),
+        tokenizer={"file": str(tmp_path / "qwen" / "tokenizer.json")},
+        publish={"to": str(tmp_path / "out"), "gguf": True},
+    )
+    with pytest.raises(BadInput, match=r"publish\.gguf: .*NFC.*Nothing was trained"):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None)

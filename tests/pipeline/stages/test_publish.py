@@ -21,6 +21,7 @@ from pipeline.report.history import RunHistory
 from pipeline.stages.publish import check_target, publish_run
 from pipeline.state.records import Head, StageRecord
 from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer, hub_server
+from tests.support.jobs import tiny_job
 
 TEXTS = ["Return a new header with the string.", "The meaning of life is a docstring."]
 RESULTS: dict[str, Any] = {
@@ -419,3 +420,51 @@ def test_a_forbidden_commit_names_the_cause(hub: HubServer, trained: Trained) ->
     hub.fail("/commit/", status=403)
     with pytest.raises(BadInput, match=r"denied access \(403\)"):
         trained.publish("hf://tester/demo")
+
+
+# ---------------------------------------------------------------- a GGUF file
+
+
+def test_a_gguf_file_and_a_modelfile_lie_next_to_the_weights(
+    trained: Trained, tmp_path: Path
+) -> None:
+    out, says = tmp_path / "demo", list[Note]()
+    published = trained.publish(out, gguf=True, says=says)
+    assert published["gguf"] == "model-f16.gguf"
+    assert (out / "model-f16.gguf").read_bytes().startswith(b"GGUF")
+    assert (out / "Modelfile").read_text().startswith("FROM ./model-f16.gguf\n")
+    assert "ollama create demo -f Modelfile" in (out / "README.md").read_text()
+    assert any("its tensors are the model's" in message.text for message in says)
+    again = trained.publish(out)  # an export with a GGUF file is one of Pion's, and is replaced
+    assert "gguf" not in again
+    assert not (out / "model-f16.gguf").exists()
+    assert "Ollama" not in (out / "README.md").read_text()
+
+
+def test_a_failed_conversion_leaves_the_published_weights_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    too_large = Trained(tmp_path / "model")
+    weights = load_file(too_large.model / "model.safetensors")
+    weights["blocks.0.attention.v_proj.weight"][0, 0] = 1e6  # infinite in f16
+    save_file(weights, too_large.model / "model.safetensors")
+    out, says = tmp_path / "demo", list[Note]()
+    published = too_large.publish(out, gguf=True, says=says)
+    assert "With --type f32 nothing is rounded" in published["gguf_failed"]
+    assert any("published without a GGUF file" in message.text for message in says)
+    assert set(contents(out)) == set(pion.export.EXPORT_FILES) - {"chat_template.jinja"}
+    assert "Ollama" not in (out / "README.md").read_text()
+
+
+def test_a_gguf_file_that_can_not_be_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    other = Trained(tmp_path / "model", softcap=15.0)
+    message = r"publish\.gguf: GGUF can't express this model: .*softcap 15\.0.*Nothing was started"
+    with pytest.raises(BadInput, match=message):
+        check_target(other.job(tmp_path / "demo", gguf=True))
+
+
+def test_a_gguf_file_of_an_adapter_is_refused_before_training(tmp_path: Path) -> None:
+    sft = {"sft__lora": {"rank": 2}, "sft__optimizer": "adamw"}
+    publish = {"to": str(tmp_path / "demo"), "adapter": True, "gguf": True}
+    with pytest.raises(BadInput, match="publishes LoRA's additions alone"):
+        check_target(tiny_job(publish=publish, **sft))
