@@ -112,7 +112,8 @@ function showFreshness() {
   const problems = known.runs.filter((one) => one.trouble).map((one) => one.trouble);
   const said = trouble ? [trouble] : [...new Set(problems)];
   place("trouble").hidden = !said.length;
-  const words = said.map((problem) => `${problem} The page tries again.`).join(" ");
+  const again = place("key-form").hidden ? " The page tries again." : "";
+  const words = said.map((problem) => problem + again).join(" ");
   if (place("trouble").textContent !== words) place("trouble").textContent = words;
   const age = run?.looked_at ? serverTime() - run.looked_at : null;
   const fresh = age === null ? "reading the store …" : `as of ${age < 2 ? "now" : `${duration(age)} ago`}`;
@@ -127,6 +128,7 @@ async function poll() {
     trouble = "";
     place("key-form").hidden = news !== null;
     if (news !== null) show(news);
+    else if (sessionStorage.getItem("pion-key")) trouble = "This is not the key of this server.";
     if (!known.runs.some((run) => run.looked_at || run.trouble)) wait = 500;
   } catch {
     trouble = "The server of this page does not answer. Perhaps it was stopped.";

@@ -157,6 +157,9 @@ def test_the_page_asks_for_the_key_and_sends_it_in_no_address(
         tab = Tab(browser, url)
         asked: list[str] = []
         tab.page.on("request", lambda request: asked.append(request.url))
+        tab.page.fill("#key", "another-key")
+        tab.page.keyboard.press("Enter")
+        tab.wait_for("#trouble", "not the key")
         tab.page.fill("#key", KEY)
         tab.page.keyboard.press("Enter")
         tab.wait_for("#tiles", "60")

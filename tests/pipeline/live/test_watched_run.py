@@ -109,7 +109,7 @@ def test_a_later_look_makes_few_requests_however_long_the_run_is(
 
         monkeypatch.setattr(FileStore, ask, counted)
     counts = []
-    for steps in (20, 420):
+    for steps in (20, 120):
         run = RentedRun(FileStore(tmp_path / str(steps)), steps=1000, flush_steps=1)
         run.rent()
         run.train(steps)
