@@ -66,9 +66,8 @@ def _summary(look: Look) -> dict[str, Any]:
     status, head = look.status, look.head
     beat = status["heartbeat_age"]
     age = status["last_commit_age"] if beat is None else beat
-    progress = status["progress"] or {}
-    stage, step = _position(look, progress)
-    row = _last_step(look.kept.get(stage or "", ()))
+    newest = _newest(look)
+    stage, step = newest.get("stage"), newest.get("step")
     missing = look.log.unreadable.describe()
     return {
         "state": _state(look, age),
@@ -78,11 +77,11 @@ def _summary(look: Look) -> dict[str, Any]:
         "sign_of_life": round(look.now - age),
         "stage": stage,
         "step": step,
-        "steps": progress.get("steps") or look.settings.steps.get(stage or ""),
-        "seconds_left": _seconds_left(look, stage, step),
-        "loss": progress.get("loss") if progress.get("stage") == stage else row.get("loss"),
+        "steps": newest.get("steps"),
+        "seconds_left": _seconds_left(look, newest),
+        "loss": newest.get("loss"),
         "held_out_loss": _last_value(look.kept.get(stage or "", ()), "held_out_loss"),
-        "tokens_per_second": progress.get("tokens_per_second") or row.get("tokens_per_second"),
+        "tokens_per_second": newest.get("tokens_per_second"),
         "stop": StopRequest(**status["stop"]).describe() if status["stop"] else None,
         "notes": [*status["notes"], *([missing] if missing else []), *_left_out(head)],
     }
@@ -101,29 +100,32 @@ def _state(look: Look, age: float) -> str:
     return "stopping" if status["stop"] else "running"
 
 
-def _position(look: Look, progress: Mapping[str, Any]) -> tuple[str | None, int | None]:
-    """Return the training stage that the run is in, or that it finished last, and its step."""
-    if look.head.owner is not None and progress.get("stage") in look.kept and "step" in progress:
-        return progress["stage"], progress["step"]
-    begun = [stage for stage, rows in look.kept.items() if rows]
-    return (begun[-1], look.kept[begun[-1]][-1]["step"]) if begun else (None, None)
+def _newest(look: Look) -> Row:
+    """Return the newest step that is known, with its stage and the stage's steps.
+
+    The owner's heartbeat or the last row of metrics may be newer. Empty before the first step.
+    """
+    stage = next((stage for stage, rows in reversed([*look.kept.items()]) if rows), None)
+    rows = look.kept.get(stage or "", ())
+    found = {**next((row for row in reversed(rows) if "loss" in row), {}), "stage": stage}
+    beat = look.status["progress"] or {}
+    if look.head.owner is not None and beat.get("stage") in look.kept and "step" in beat:
+        begun = stage == beat["stage"] and found.get("step", 0) >= beat["step"]
+        found = {**beat, **found} if begun else dict(beat)
+    return {**found, "steps": found.get("steps") or look.settings.steps.get(found["stage"] or "")}
 
 
-def _seconds_left(look: Look, stage: str | None, step: int | None) -> float | None:
+def _seconds_left(look: Look, newest: Row) -> float | None:
     """Return how long the rest of the stage takes at the speed of the last rows; None: unknown."""
-    steps = (look.status["progress"] or {}).get("steps") or look.settings.steps.get(stage or "")
+    steps, step = newest.get("steps"), newest.get("step")
     if look.head.owner is None or not steps or step is None or step >= steps:
         return None
-    rows = [row for row in look.kept.get(stage or "", ()) if "loss" in row][-RECENT_ROWS:]
+    rows = [row for row in look.kept[newest["stage"]] if "loss" in row][-RECENT_ROWS:]
     rows = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
     if len(rows) < 2 or rows[-1]["at"] <= rows[0]["at"]:
         return None
     seconds = (rows[-1]["at"] - rows[0]["at"]) / max(1, rows[-1]["step"] - rows[0]["step"])
     return round(seconds * (steps - step))
-
-
-def _last_step(rows: Sequence[Row]) -> Row:
-    return next((row for row in reversed(rows) if "loss" in row), {})
 
 
 def _last_value(rows: Sequence[Row], name: str) -> float | None:

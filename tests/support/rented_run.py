@@ -130,10 +130,10 @@ class RentedRun:
         entry = an_entry(self.step, self.claim.epoch, at=self.time.time, bytes=412_000_000)
         self.claim.commit(lambda head: head.with_checkpoint(entry))
 
-    def beat(self) -> None:
-        """Write a heartbeat of the present owner."""
+    def beat(self, step: int | None = None) -> None:
+        """Write a heartbeat of the present owner, who is at `step`; by default, at the last."""
         assert self.claim is not None
-        status = {"stage": "pretrain", "step": self.step, "steps": self.steps}
+        status = {"stage": "pretrain", "step": step or self.step, "steps": self.steps}
         status |= {"loss": round(self._loss(), 4), "tokens_per_second": self._speed}
         beat = {"at": self.time.time, "beat": 1, "status": status}
         key = self.state.key(f"owner/{self.claim.epoch}.json")

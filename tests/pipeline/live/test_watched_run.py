@@ -67,6 +67,17 @@ def test_a_page_is_told_everything_that_the_store_knows(run: RentedRun) -> None:
     assert [event["event"] for event in parts["events"]][:2] == ["training", "machine"]
 
 
+def test_the_newest_step_is_that_of_the_heartbeat_or_of_the_last_row(run: RentedRun) -> None:
+    watched = looked(run)
+    run.beat(step=63)
+    watched.look()
+    assert watched.since(None)["parts"]["summary"]["step"] == 63
+    run.train(5)
+    run.beat(step=63)
+    watched.look()
+    assert watched.since(None)["parts"]["summary"]["step"] == 65
+
+
 def test_the_end_of_a_run_is_told(run: RentedRun) -> None:
     run.train(40)
     run.finish()
