@@ -304,11 +304,14 @@ def _add_export(add: Add) -> None:
 
 
 def _add_store_commands(add: Add) -> None:
+    from pipeline.live.options import add_page
+
     status = add("status", _status, "show what a run has done and who owns it, from its store")
     status.add_argument(
-        "run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all runs in runs/"
+        "runs", metavar="RUN", nargs="*", help=f"{RUN_HELP}; default: all runs in runs/"
     )
     status.add_argument("--json", action="store_true", help="print JSON")
+    add_page(status)
 
     points = add("checkpoints", _checkpoints, "list a run's checkpoints")
     points.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -498,11 +501,17 @@ def _import_seed(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from pipeline.commands.status import show_runs, show_status
+    from pipeline.commands.status import show_runs, show_statuses
+    from pipeline.live.options import page_address
 
-    if args.run is None:
+    address = page_address(args)
+    if address is not None:
+        from pipeline.live.server import serve_page
+
+        return serve_page(args.runs, address)
+    if not args.runs:
         return show_runs(as_json=args.json)
-    return show_status(args.run, as_json=args.json)
+    return show_statuses(args.runs, as_json=args.json)
 
 
 def _checkpoints(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.console.formats import duration, moment, show, size
@@ -18,21 +19,39 @@ from pipeline.state.stop_requests import StopRequest
 from pipeline.state.stores import DEFAULT_STORE, open_store
 
 
-def show_status(run: str, *, as_json: bool) -> int:
+def show_statuses(runs: Sequence[str], *, as_json: bool) -> int:
+    """Print the status of each run: for a person, or as JSON (several runs as a list)."""
+    if as_json:
+        found = [_status_json(run) for run in runs]
+        print(json.dumps(found if len(found) > 1 else found[0], indent=1))
+        return 0
+    for number, run in enumerate(runs):
+        if number:
+            show("")
+        _show_status(run)
+    return 0
+
+
+def _status_json(run: str) -> dict[str, Any]:
+    state, head = read_run(run)
+    now = time.time()
+    log = read_log(state)
+    rental, _ = read_rental_note(state)
+    return {
+        **run_status(state, head, now),
+        "cost": costs_of(state, head, now, log).to_dict(),
+        "rental": rental and dataclasses.asdict(rental),
+        "unreadable_rows": log.unreadable.count,
+    }
+
+
+def _show_status(run: str) -> None:
     """Print a run's stages, newest checkpoint and owner, and what the owner last reported."""
     state, head = read_run(run)
     now = time.time()
     log = read_log(state)
     status, costs = run_status(state, head, now), costs_of(state, head, now, log)
     rental, _ = read_rental_note(state)
-    if as_json:
-        about = {
-            "cost": costs.to_dict(),
-            "rental": rental and dataclasses.asdict(rental),
-            "unreadable_rows": log.unreadable.count,
-        }
-        print(json.dumps({**status, **about}, indent=1))
-        return 0
     show(f"{status['run']} in {status['store']}")
     for stage, about in status["stages"].items():
         show(f"  {stage:<9} {_stage_in_words(about)}")
@@ -44,7 +63,6 @@ def show_status(run: str, *, as_json: bool) -> int:
         show(line)
     if missing := log.unreadable.describe():
         show(missing)
-    return 0
 
 
 def show_runs(*, as_json: bool) -> int:

@@ -79,13 +79,13 @@ class Attempt:
     def spans(self) -> Iterator[Span]:
         """Yield the spans from the start of the first step to the last row."""
         later = [g.work / g.steps for g in self.groups[1:] if g.steps and math.isfinite(g.work)]
+        usual = statistics.median(later) if later else math.inf
         reached = self.begin
         for number, group in enumerate(self.groups):
             if group.steps == 0:
                 yield Span(reached, group.at, STAGES)
             else:
-                usual = statistics.median(later) * group.steps if later else math.inf
-                work = min(group.work, usual) if number == 0 else group.work
+                work = min(group.work, usual * group.steps) if number == 0 else group.work
                 begin = max(reached, group.at - work)
                 if number > 0:
                     yield Span(reached, begin, STALL)

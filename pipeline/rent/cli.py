@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Protocol
 
+from pipeline.live.options import add_page, page_address
 from pipeline.rent.replay.options import BENCH_HELP
 
 Command = Callable[[argparse.Namespace], int]
@@ -67,6 +68,7 @@ def _add_managed(add: Add) -> None:
     watch = add("watch", _watch, "show a rented run and keep it running")
     watch.add_argument("run", metavar="RUN", help=RUN_HELP)
     watch.add_argument("--once", action="store_true", help="look once, act, and return")
+    add_page(watch)
 
     hop = add("hop", _hop, "move a rented run to another machine", overrides=True)
     hop.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -132,7 +134,7 @@ def _launch(args: argparse.Namespace) -> int:
 def _watch(args: argparse.Namespace) -> int:
     from pipeline.rent.managed.watch import watch
 
-    return watch(args.run, once=args.once)
+    return watch(args.run, once=args.once, page=page_address(args))
 
 
 def _hop(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.state.record_json import finite_json
 from pipeline.state.records import Head
 from pipeline.state.rows import LARGEST_SEGMENT, Row, Unreadable, event_row, metrics_row
@@ -22,6 +22,7 @@ READERS = 16
 LAST_STEP = 2**63
 # The name of a segment below its log's folder.
 _SEGMENT = re.compile(r"(?P<epoch>\d{1,9})/[\w.+=@-]+\.jsonl", re.ASCII)
+_NUMBER = re.compile(r"(\d{6})\.jsonl", re.ASCII)
 
 
 class MetricsLog:
@@ -97,7 +98,7 @@ def read_all_metrics(
     A later attempt may write a row of an earlier attempt again. Such a row counts once. Counts the
     rows that can't be read in `unreadable`.
     """
-    return _read_all(store, f"{run}/metrics/{stage}/", metrics_row, unreadable or Unreadable())
+    return metrics_reader(store, run, stage, unreadable or Unreadable()).read_new()
 
 
 def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
@@ -120,16 +121,18 @@ def read_events(store: Store, run: str, unreadable: Unreadable | None = None) ->
     An event that was written twice, because an acknowledgement was lost, counts once. Counts the
     events that can't be read in `unreadable`.
     """
-    return _read_all(store, f"{run}/events/", event_row, unreadable or Unreadable())
+    return events_reader(store, run, unreadable or Unreadable()).read_new()
 
 
-def segments(store: Store, folder: str, unreadable: Unreadable) -> list[tuple[int, str]]:
+def segments(
+    store: Store, folder: str, unreadable: Unreadable, begin: str = ""
+) -> list[tuple[int, str]]:
     """Return (epoch, key) of the files of rows below `folder`, which ends with a slash, sorted.
 
-    Counts other files in `unreadable`.
+    The names below the folder begin with `begin`. Counts other files in `unreadable`.
     """
     found = []
-    for entry in store.list(folder):
+    for entry in store.list(folder + begin):
         if entry.key.endswith(".jsonl"):
             name = _SEGMENT.fullmatch(entry.key.removeprefix(folder))
             if name is None:
@@ -147,27 +150,84 @@ def lines_of(store: Store, key: str) -> list[bytes] | None:
         return None
 
 
-def _read_all(
-    store: Store, folder: str, parse: Callable[[bytes], Row | None], unreadable: Unreadable
-) -> list[Row]:
-    """Return the different rows below `folder`, by epoch and file."""
-    keys = [key for _, key in segments(store, folder, unreadable)]
-    first_in: dict[bytes, str] = {}
-    # A long run has thousands of segments, and each costs a round trip to a remote store.
-    with ThreadPoolExecutor(READERS) as pool:
-        for key, lines in zip(keys, pool.map(lambda key: lines_of(store, key), keys)):
-            if lines is None:
-                unreadable.add(f"{store.url}/{key}")
-            for line in lines or ():
-                first_in.setdefault(line, key)
-    rows = []
-    for line, key in first_in.items():
-        row = parse(line)
-        if row is None:
-            unreadable.add(f"{store.url}/{key}")
+class Replaced(PionError):
+    """Files of rows that were read are gone: another run has the name now, or the run was reset."""
+
+
+class RowReader:
+    """Reads the different rows below a folder of a store, and each file only once.
+
+    Counts the rows that can't be read in `unreadable`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        parse: Callable[[bytes], Row | None],
+        unreadable: Unreadable,
+    ) -> None:
+        self._store, self._folder, self._parse = store, folder, parse
+        self._unreadable = unreadable
+        self._read: set[str] = set()
+        self._lines: set[bytes] = set()
+
+    def read_new(self, epoch: int | None = None) -> list[Row]:
+        """Return the rows of files that are new since the last call, by epoch and file.
+
+        With an `epoch`, look only for the next files of this epoch: a list of all files takes a
+        request for every thousand. Raises StoreError, and then the next call reads the same files.
+        Raises Replaced if a file that was read is gone.
+        """
+        if epoch is None:
+            misplaced = Unreadable() if self._read else self._unreadable  # each counts once
+            present = [key for _, key in segments(self._store, self._folder, misplaced)]
+            if not self._read <= set(present):
+                raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
         else:
-            rows.append(row)
-    return rows
+            present = self._next_of(epoch)
+        keys = [key for key in present if key not in self._read]
+        # A long run has thousands of files, and each costs a round trip to a remote store.
+        with ThreadPoolExecutor(min(READERS, len(keys) or 1)) as pool:
+            contents = list(pool.map(lambda key: lines_of(self._store, key), keys))
+        self._read.update(keys)
+        rows = []
+        for key, lines in zip(keys, contents):
+            if lines is None:
+                self._unreadable.add(f"{self._store.url}/{key}")
+            for line in lines or ():
+                if line in self._lines:
+                    continue
+                self._lines.add(line)
+                row = self._parse(line)
+                if row is None:
+                    self._unreadable.add(f"{self._store.url}/{key}")
+                else:
+                    rows.append(row)
+        return rows
+
+    def _next_of(self, epoch: int) -> list[str]:
+        """Return the epoch's files whose numbers follow its last file, and some before."""
+        folder = f"{self._folder}{epoch}/"
+        names = (_NUMBER.fullmatch(k.removeprefix(folder)) for k in self._read)
+        last = max((int(name[1]) for name in names if name), default=0)
+        return [
+            key
+            for hundred in dict.fromkeys((last // 100, (last + 10) // 100))
+            for _, key in segments(
+                self._store, self._folder, Unreadable(), f"{epoch}/{hundred:04d}"
+            )
+        ]
+
+
+def metrics_reader(store: Store, run: str, stage: str, unreadable: Unreadable) -> RowReader:
+    """Return what reads the rows of metrics of the run's stage."""
+    return RowReader(store, f"{run}/metrics/{stage}/", metrics_row, unreadable)
+
+
+def events_reader(store: Store, run: str, unreadable: Unreadable) -> RowReader:
+    """Return what reads the run's events."""
+    return RowReader(store, f"{run}/events/", event_row, unreadable)
 
 
 class _Segments:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from aiohttp import web
 
@@ -57,3 +58,21 @@ async def serve_until_stopped(
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def serve_in_thread(app: web.Application, listener: socket.socket) -> Iterator[None]:
+    """Answer requests in another thread until the block ends."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True, name="web server")
+    thread.start()
+    server = AsyncExitStack()
+    try:
+        entering = server.enter_async_context(answering(app, listener))
+        asyncio.run_coroutine_threadsafe(entering, loop).result()
+        yield
+    finally:
+        asyncio.run_coroutine_threadsafe(server.aclose(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import printable
+from pipeline.live.server import page_of
 from pipeline.rent.managed.act import act, log_finding
 from pipeline.rent.managed.diagnose import Finding, diagnose
 from pipeline.rent.managed.lock import rental_lock
@@ -23,15 +24,18 @@ from pipeline.state.find_run import read_run
 from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, split_run
+from pipeline.web.address import Address
 
 POLL_SECONDS = 10.0
 
 
-def watch(run: str, *, once: bool, provider: Provider | None = None) -> int:
+def watch(
+    run: str, *, once: bool, page: Address | None = None, provider: Provider | None = None
+) -> int:
     """Show the rental of `run` and keep it running until it ends; with `once`, look once.
 
-    Return the run's exit code, or 0 after Ctrl-C. With `once`, return 0 if nothing is wrong, else
-    1.
+    With `page`, a page that only reads the store shows the run there meanwhile. Return the run's
+    exit code, or 0 after Ctrl-C. With `once`, return 0 if nothing is wrong, else 1.
     """
     provider = provider or Provider()
     url, run_name = split_run(run)
@@ -46,7 +50,11 @@ def watch(run: str, *, once: bool, provider: Provider | None = None) -> int:
             "follows such rentals. To see a run on another machine, or one that was started with "
             f"`sky jobs launch`: `pion status {run}`."
         )
-    return follow_or_leave(state, name, jobs[0].id, provider, once=once)
+    if page is None:
+        return follow_or_leave(state, name, jobs[0].id, provider, once=once)
+    with page_of(RunState(open_store(url), run_name), page) as address:
+        say_now(f"{address}  the page of this run. It closes when this command ends")
+        return follow_or_leave(state, name, jobs[0].id, provider)
 
 
 def follow_or_leave(

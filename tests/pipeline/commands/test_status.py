@@ -67,6 +67,15 @@ def test_status_as_json_can_be_read_by_a_program(here: Path, pion: Pion) -> None
     assert only["run"] == "demo"
 
 
+def test_status_of_several_runs_is_printed_one_after_another(here: Path, pion: Pion) -> None:
+    for name in ("first", "second"):
+        make_run(here / "runs", name, saves=[])
+    out = pion("status", "first", "second")[1]
+    assert out.index("first in ") < out.index("second in ")
+    found = json.loads(pion("status", "first", "second", "--json")[1])
+    assert [status["run"] for status in found] == ["first", "second"]
+
+
 def test_status_without_a_run_lists_all_of_them(here: Path, pion: Pion) -> None:
     assert "no runs in" in pion("status")[1]
     make_run(here / "runs", "first")

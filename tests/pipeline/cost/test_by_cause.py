@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.commands.report import rewrite_report
-from pipeline.commands.status import show_status
+from pipeline.commands.status import show_statuses
 from pipeline.cost.by_cause import CAUSES, costs, costs_of
 from pipeline.cost.costs import Costs
 from pipeline.cost.lost import LostMachine, keep_lost
@@ -550,12 +550,12 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     # HEAD's own count, which limits budgets, only reaches the last commit before a death.
     assert 0.6 < head.spent.dollars <= found.dollars + 0.01
 
-    assert show_status(f"{tmp_path}/runs/tiny", as_json=False) == 0
+    assert show_statuses([f"{tmp_path}/runs/tiny"], as_json=False) == 0
     status = capsys.readouterr().out
     assert re.search(r"\ncost: \d+ min ", status)
     assert re.search(r"A40 on RunPod, spot: \d+ min ", status)
     assert re.search(r" at \$36\.00/h, first step \d+ min ", status)
-    assert show_status(f"{tmp_path}/runs/tiny", as_json=True) == 0
+    assert show_statuses([f"{tmp_path}/runs/tiny"], as_json=True) == 0
     as_json = json.loads(capsys.readouterr().out)["cost"]
     assert as_json["machines"][0]["phases"]["install"] == 48.0
     assert rewrite_report(f"{tmp_path}/runs/tiny", as_json=False) == 0

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from pipeline.state.metrics import (
     EventLog,
     MetricsLog,
+    Replaced,
     kept_rows,
+    metrics_reader,
     read_all_metrics,
     read_events,
     read_metrics,
 )
 from pipeline.state.records import Head
+from pipeline.state.rows import Unreadable
 from pipeline.state.stores import FileStore, StoreError
 from tests.support.waiting import join
 
@@ -55,6 +58,25 @@ def test_each_flush_writes_one_new_segment_and_an_empty_one_none(store: FileStor
     ]
     log_steps(store, 1, range(4, 5))  # a second log of the same epoch overwrites nothing
     assert read(store, {}) == [(step, 1) for step in range(5)]
+
+
+def test_a_reader_reads_each_file_once_and_notices_that_files_are_gone(store: FileStore) -> None:
+    log_steps(store, 1, range(2))
+    reader = metrics_reader(store, "demo", "pretrain", Unreadable())
+
+    def steps(epoch: int | None = None) -> list[int]:
+        return [row["step"] for row in reader.read_new(epoch)]
+
+    assert steps() == [0, 1]
+    assert steps() == []
+    log_steps(store, 1, range(2, 3))
+    log_steps(store, 2, range(3, 4))
+    assert steps(epoch=2) == [3]
+    assert steps() == [2]
+    store.delete("demo/metrics/pretrain/1/000000.jsonl")
+    assert steps(epoch=2) == []
+    with pytest.raises(Replaced):
+        steps()
 
 
 def test_a_row_without_a_step_is_refused(store: FileStore) -> None:

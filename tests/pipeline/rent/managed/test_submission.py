@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
-from pipeline.commands.status import show_status
+from pipeline.commands.status import show_statuses
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
 from pipeline.rent.managed.submission import announce_rental, announced, note_of
 from pipeline.state.claim import claim_run
@@ -96,10 +96,10 @@ def test_status_says_who_rents_until_that_is_over(
     rented_from_desk: RunState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = rented_from_desk
-    assert show_status(f"{run.store.url}/{run.name}", as_json=False) == 0
+    assert show_statuses([f"{run.store.url}/{run.name}"], as_json=False) == 0
     assert "\nmachines: rented from desk since " in capsys.readouterr().out
     withdraw_rental_note(run, "desk-1")
-    assert show_status(f"{run.store.url}/{run.name}", as_json=False) == 0
+    assert show_statuses([f"{run.store.url}/{run.name}"], as_json=False) == 0
     assert "machines: rented from" not in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from typing import Any
 
+import httpx
 import pytest
 
 from pipeline.rent.managed.diagnose import (
@@ -14,13 +15,16 @@ from pipeline.rent.managed.diagnose import (
     LOST_BOOT_SECONDS,
 )
 from pipeline.rent.managed.lock import rental_lock
-from pipeline.rent.managed.watch import Watcher, follow_or_leave
+from pipeline.rent.managed.names import rental_name
+from pipeline.rent.managed.pods import Pod
+from pipeline.rent.managed.watch import Watcher, follow_or_leave, watch
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_events
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop
 from pipeline.state.stores import StoreError
+from pipeline.web.address import Address
 from tests.pipeline.rent.managed.test_diagnose import A40, job
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB, FakeProvider, beat, during, succeed, succeed_after
@@ -402,6 +406,24 @@ def test_one_look_returns_1_if_anything_is_wrong_and_fixes_it(
     provider.listed = [provider.pod("x", "EXITED")]
     assert watcher.look_once() == 1
     assert provider.terminated == ["x"]
+
+
+def test_the_page_is_there_while_the_watch_acts(
+    run: RunState, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim_run(run, someone())
+    name = rental_name(run.store.url, run.name)
+    provider = FakeProvider(dataclasses.replace(JOB, name=name, status="SUCCEEDED"))
+    shown: list[str] = []
+
+    def look_at_the_page() -> list[Pod]:
+        url = capsys.readouterr().out.partition("  the page of this run")[0]
+        shown.append(httpx.get(f"{url}/data").json()["runs"][0]["url"])
+        return []
+
+    monkeypatch.setattr(provider, "list_pods", look_at_the_page)
+    assert watch(run.url, once=False, page=Address(port=0), provider=provider) == 0
+    assert shown == [run.url]
 
 
 def test_ctrl_c_names_the_job_that_continues(

@@ -1,0 +1,172 @@
+// A chart of curves over steps: SVG, with a read-out by pointer and arrow keys.
+"use strict";
+
+const SVG = "http://www.w3.org/2000/svg";
+const LEFT = 46, RIGHT = 8, TOP = 6, BOTTOM = 20; // pixels around the plot
+
+function draw(tag, attributes, text) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+// Return about `count` round numbers from `low` to `high`; on a log scale 1, 2 and 5 of each decade.
+function ticks(low, high, count, log) {
+  const found = [];
+  if (log) {
+    for (let decade = 10 ** Math.floor(Math.log10(low)); decade <= high; decade *= 10)
+      for (const digit of [1, 2, 5]) if (digit * decade >= low && digit * decade <= high) found.push(digit * decade);
+    if (found.length >= 2) return found.filter((_, i) => i % Math.ceil(found.length / (count + 2)) === 0);
+    found.length = 0;
+  }
+  const rough = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((digit) => digit * power).find((width) => width >= rough);
+  for (let tick = Math.ceil(low / step); tick * step <= high * (1 + 1e-9); tick++) found.push(tick * step);
+  return found;
+}
+
+// Return the points with a moving average of their values; `amount` is 0 (none) to 100.
+function smooth(points, amount) {
+  // Of few points, the average covers fewer: it must not lag behind the curve.
+  const most = Math.max(0, Math.min(0.995, 1 - 20 / points.length));
+  const weight = Math.min(most, 1 - (1 - amount / 100) ** 2);
+  let mean = 0, total = 0;
+  return points.map(([step, value]) => {
+    mean = weight * mean + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return [step, mean / total];
+  });
+}
+
+// Return the point at the last step that is at most `step`.
+function pointAt(points, step) {
+  let low = 0, high = points.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (points[middle][0] <= step) low = middle + 1;
+    else high = middle;
+  }
+  return points[low - 1];
+}
+
+class Chart {
+  // `format` shows a value in the read-out.
+  constructor(place, title, format) {
+    this.format = format;
+    this.series = [];
+    this.attempts = [];
+    this.log = false;
+    this.step = null; // where the read-out is
+    this.title = title;
+    this.legend = make("div", { class: "legend" });
+    this.plot = make("div", { class: "plot", tabindex: "0", role: "img", "aria-label": title });
+    this.readout = make("div", { class: "readout", "aria-live": "polite", hidden: "" });
+    place.append(make("h3", {}, title), this.plot, this.legend, this.readout);
+    this.plot.addEventListener("pointermove", (event) => this.point(event));
+    this.plot.addEventListener("pointerdown", (event) => this.point(event));
+    this.plot.addEventListener("pointerleave", () => this.read(null));
+    this.plot.addEventListener("blur", () => this.read(null));
+    this.plot.addEventListener("keydown", (event) => this.key(event));
+    new ResizeObserver(() => this.render()).observe(this.plot);
+  }
+
+  // Show series of {label, points, color, kind}, where kind is "line", "raw" or "held".
+  show(series, attempts, log) {
+    this.series = series.filter((one) => one.points.length);
+    this.attempts = attempts;
+    this.log = log && this.series.every((one) => one.points.every((point) => point[1] > 0));
+    const named = this.series.filter((one) => one.kind !== "raw");
+    this.legend.replaceChildren(
+      ...(named.length < 2 ? [] : named).map((one) => make("span", {}, make("i", { class: `swatch b${one.color}` }), one.label)),
+    );
+    const last = named.map((one) => `${one.label} ${this.format(one.points.at(-1)[1])} at step ${one.points.at(-1)[0]}`);
+    this.plot.setAttribute("aria-label", `${this.title}: ${last.join(", ") || "nothing yet"}`);
+    this.render();
+  }
+
+  render() {
+    const width = this.plot.clientWidth, height = this.plot.clientHeight;
+    if (!width) return;
+    if (!this.series.length) {
+      this.plot.replaceChildren(make("p", { class: "empty" }, "nothing yet"));
+      return;
+    }
+    this.scale(width, height);
+    const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+    for (const value of ticks(this.low, this.high, Math.max(3, height / 42), this.log)) {
+      const y = this.y(value);
+      svg.append(draw("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }));
+      svg.append(draw("text", { class: "tick", x: LEFT - 6, y: y + 4, "text-anchor": "end" }, short(value)));
+    }
+    for (const step of ticks(this.first, this.last, Math.max(2, width / 110), false)) {
+      if (step % 1) continue;
+      svg.append(draw("text", { class: "tick", x: this.x(step), y: height - 4, "text-anchor": "middle" }, short(step)));
+    }
+    for (const step of this.attempts)
+      if (step > this.first) svg.append(draw("line", { class: "attempt", x1: this.x(step), x2: this.x(step), y1: TOP, y2: height - BOTTOM }));
+    for (const one of this.series) {
+      const path = one.points.map(([step, value], i) => `${i ? "L" : "M"}${this.x(step).toFixed(1)} ${this.y(value).toFixed(1)}`);
+      svg.append(draw("path", { class: `line ${one.kind} s${one.color}`, d: path.join("") }));
+      if (one.points.length === 1) svg.append(draw("circle", { class: `point s${one.color}`, cx: this.x(one.points[0][0]), cy: this.y(one.points[0][1]), r: 3 }));
+    }
+    this.marks = draw("g", {});
+    svg.append(this.marks);
+    this.plot.replaceChildren(svg);
+    this.read(this.step);
+  }
+
+  scale(width, height) {
+    const values = this.series.flatMap((one) => one.points.map((point) => point[1]));
+    const steps = this.series.flatMap((one) => [one.points[0][0], one.points.at(-1)[0]]);
+    const lowest = values.reduce((a, b) => Math.min(a, b)), highest = values.reduce((a, b) => Math.max(a, b));
+    const of = this.log ? Math.log10 : (value) => value;
+    const margin = (of(highest) - of(lowest)) * 0.04 || Math.abs(of(highest)) * 0.05 || 1;
+    const back = this.log ? (value) => 10 ** value : (value) => value;
+    this.low = back(of(lowest) - margin);
+    this.high = back(of(highest) + margin);
+    this.first = Math.min(...steps);
+    this.last = Math.max(...steps, this.first + 1);
+    this.x = (step) => LEFT + ((step - this.first) / (this.last - this.first)) * (width - LEFT - RIGHT);
+    this.y = (value) => TOP + ((of(this.high) - of(value)) / (of(this.high) - of(this.low))) * (height - TOP - BOTTOM);
+  }
+
+  point(event) {
+    if (!this.series.length) return;
+    const box = this.plot.getBoundingClientRect();
+    const share = (event.clientX - box.left - LEFT) / (box.width - LEFT - RIGHT);
+    this.read(this.first + Math.min(1, Math.max(0, share)) * (this.last - this.first));
+  }
+
+  key(event) {
+    const width = (this.last - this.first) / 50;
+    const now = this.step ?? this.last;
+    const to = { ArrowLeft: now - width, ArrowRight: now + width, Home: this.first, End: this.last }[event.key];
+    if (to === undefined || !this.series.length) return;
+    event.preventDefault();
+    this.read(Math.min(this.last, Math.max(this.first, to)));
+  }
+
+  // Show the values at `step`; null: show none.
+  read(step) {
+    this.step = step;
+    this.readout.hidden = step === null || !this.series.length;
+    if (!this.marks) return;
+    this.marks.replaceChildren();
+    if (this.readout.hidden) return;
+    const found = this.series.map((one) => [one, pointAt(one.points, step)]).filter(([, point]) => point);
+    const x = this.x(step), height = this.plot.clientHeight;
+    this.marks.append(draw("line", { class: "cursor", x1: x, x2: x, y1: TOP, y2: height - BOTTOM }));
+    const rows = [];
+    for (const [one, point] of found) {
+      if (one.kind === "raw") continue;
+      this.marks.append(draw("circle", { class: `point s${one.color}`, cx: this.x(point[0]), cy: this.y(point[1]), r: 3.5 }));
+      rows.push(make("div", {}, make("i", { class: `swatch b${one.color}` }), one.label, make("b", {}, this.format(point[1]))));
+    }
+    this.readout.replaceChildren(make("div", { class: "faint" }, `step ${whole(step)}`), ...rows);
+    const right = x > this.plot.clientWidth / 2;
+    this.readout.style.left = right ? "auto" : `${x + 24}px`;
+    this.readout.style.right = right ? `${this.plot.clientWidth - x + 24}px` : "auto";
+  }
+}

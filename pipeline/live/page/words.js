@@ -1,0 +1,79 @@
+// Numbers, times and texts for people, and elements that hold them as text only.
+"use strict";
+
+function duration(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${String(s % 60).padStart(2, "0")} s`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${String(Math.floor((s % 3600) / 60)).padStart(2, "0")} min`;
+  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+}
+
+function size(bytes) {
+  for (const [unit, scale] of [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]])
+    if (bytes >= scale) return `${Number((bytes / scale).toPrecision(3))} ${unit}`;
+  return `${bytes} B`;
+}
+
+const whole = (number) => Math.round(number).toLocaleString("en-US");
+const dollars = (amount) => (amount === null || amount === undefined ? "–" : `$${amount.toFixed(2)}`);
+const fixed = (number, digits) =>
+  number === null || number === undefined ? "–" : number.toFixed(digits);
+
+// A number on an axis: 0.0003 → 3e-4, 15000 → 15k.
+function short(number) {
+  const size = Math.abs(number);
+  if (number === 0) return "0";
+  if (size < 1e-3) return number.toExponential(2).replace(/\.?0+e/, "e");
+  if (size >= 1e6) return `${Number((number / 1e6).toPrecision(4))}M`;
+  if (size >= 1e4) return `${Number((number / 1e3).toPrecision(4))}k`;
+  return String(Number(number.toPrecision(4)));
+}
+
+// A local date and time.
+function moment(at) {
+  const date = new Date(at * 1000);
+  const two = (number) => String(number).padStart(2, "0");
+  const day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
+  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
+}
+
+const STATES = {
+  running: "Running",
+  stopping: "Stopping",
+  done: "Done",
+  released: "Stopped",
+  silent: "No sign of life",
+  dead: "Its process is dead",
+};
+const STAGES = { pretrain: "Pretraining", sft: "Fine-tuning" };
+const CAUSES = {
+  steps: "steps that were kept",
+  stages: "prepare, evaluate, publish",
+  boot: "until the first step",
+  restore: "read a checkpoint back",
+  recompute: "repeated after an interruption",
+  stall: "training waited",
+  idle: "a rented machine did nothing",
+};
+
+// Make an element. Every child that is no element becomes text, never markup.
+function make(tag, attributes, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {}))
+    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+// Make a table of rows of [cell, …]. On a phone each cell shows its column's name.
+function table(columns, rows) {
+  const cells = (row) =>
+    row.map((cell, i) => make("td", { class: columns[i].number ? "number" : null, "data-label": columns[i].name }, cell));
+  return make(
+    "table",
+    {},
+    make("thead", {}, make("tr", {}, columns.map((column) => make("th", { scope: "col", class: column.number ? "number" : null }, column.name)))),
+    make("tbody", {}, rows.map((row) => make("tr", {}, cells(row)))),
+  );
+}

@@ -1,0 +1,109 @@
+"""Read a run from its store again and again, each file of rows once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.cost.by_cause import TRAINED, RunLog, costs
+from pipeline.cost.timeline import processes_of
+from pipeline.live.curves import keep
+from pipeline.live.parts import Look
+from pipeline.live.settings import Settings, settings_of
+from pipeline.state.metrics import Replaced, events_reader, metrics_reader
+from pipeline.state.records import Head
+from pipeline.state.rows import Row, Unreadable
+from pipeline.state.run_state import RunState
+from pipeline.state.run_status import run_status
+
+# Rows that arrive late are in no order. They are found when all files are listed.
+LOOKS_BETWEEN_LISTS = 12
+
+
+class Reading:
+    """What was read of one run until now. It never writes to the store."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+        bad = Unreadable()
+        self._log = RunLog([], {stage: [] for stage in TRAINED}, bad)
+        self._events = events_reader(state.store, state.name, bad)
+        self._metrics = {
+            stage: metrics_reader(state.store, state.name, stage, bad) for stage in TRAINED
+        }
+        # The last heartbeat under each epoch that is over, and whose epoch it was.
+        self._beats: dict[int, float | None] = {}
+        self._sessions: dict[int, str] = {}
+        # HEAD's epoch at the last look, if all files of earlier epochs are known.
+        self._epoch: int | None = None
+        self._looks = 0
+        self._job: tuple[object, Settings] = (None, Settings())
+
+    def read(self) -> Look | None:
+        """Read what is new, and return everything; None if the run is not there.
+
+        Raises Replaced if another run has the name now, and PionError if it can't be read.
+        """
+        # Rows before HEAD: HEAD then says which of the rows count.
+        self._looks += 1
+        epoch = self._epoch if self._looks % LOOKS_BETWEEN_LISTS else None
+        try:
+            events = self._events.read_new()
+            metrics = {stage: reader.read_new(epoch) for stage, reader in self._metrics.items()}
+        except Replaced:
+            if self._state.read() is None:  # all of it is away, perhaps for a moment
+                return None
+            raise
+        self._add(events, metrics)
+        head = self._state.read()
+        if head is None:
+            return None
+        self._check_same(head)
+        # A new owner: the next look finds all that the last one wrote.
+        self._epoch = head.epoch if self._epoch in (None, head.epoch) else None
+        now = self._state.clock.now()
+        status = run_status(self._state, head, now)
+        spent = costs(
+            self._log.events,
+            self._log.metrics,
+            head,
+            now,
+            heartbeats=self._heartbeats(head, status, now),
+            silence=self._state.silence,
+        )
+        kept = keep(self._log.metrics, head)
+        return Look(self._state, head, now, status, self._log, kept, spent, self._settings(head))
+
+    def _add(self, events: list[Row], metrics: dict[str, list[Row]]) -> None:
+        self._log.events.extend(events)
+        self._log.events.sort(key=lambda event: int(event["epoch"]))
+        for stage, rows in metrics.items():
+            self._log.metrics[stage].extend(rows)
+
+    def _check_same(self, head: Head) -> None:
+        """Raise Replaced if an epoch has another owner than before: the run is another one."""
+        for claim in head.claims:
+            if self._sessions.setdefault(claim.epoch, claim.owner.session) != claim.owner.session:
+                raise Replaced(f"{self._state.url} is another run now.")
+
+    def _settings(self, head: Head) -> Settings:
+        """Return the settings of the run's job, which is read again only if HEAD names another.
+
+        The number of steps may depend on the prepared data.
+        """
+        version = (head.job, "prepare" in head.stages)
+        if self._job[0] != version:
+            self._job = version, settings_of(self._state, head)
+        return self._job[1]
+
+    def _heartbeats(self, head: Head, status: Mapping[str, Any], now: float) -> dict[int, float]:
+        """Return the time of the last heartbeat of each process, by epoch."""
+        for process in processes_of(self._log.events, head):
+            epoch = process.epochs[-1]
+            over = epoch < head.epoch or head.owner is None
+            if over and epoch not in self._beats:
+                beat = self._state.heartbeat(epoch)
+                self._beats[epoch] = beat["at"] if beat else None
+        age = status["heartbeat_age"]
+        present = {} if age is None else {head.epoch: now - age}
+        return {epoch: at for epoch, at in self._beats.items() if at is not None} | present

@@ -1,0 +1,144 @@
+"""The page's server: what it answers, to whom, and how often it looks at a store."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline.live import watched_run
+from pipeline.live.watched_run import WatchedRun
+from pipeline.state.stores import FileStore
+from pipeline.web.address import API_KEY
+from tests.support.live_page import showing
+from tests.support.rented_run import RentedRun
+from tests.support.waiting import wait_until
+
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RentedRun:
+    return a_run(tmp_path, "demo")
+
+
+def a_run(folder: Path, name: str, lr: float = 3e-4) -> RentedRun:
+    run = RentedRun(FileStore(folder / "runs"), name, steps=100, lr=lr)
+    run.rent()
+    run.train(20)
+    return run
+
+
+def data(url: str, since: str = "") -> dict[str, Any]:
+    """Return the answer once every run has been read."""
+    found: dict[str, Any] = {}
+
+    def read() -> bool:
+        found.update(httpx.get(f"{url}/data", params={"since": since}).json())
+        return all(run["looked_at"] for run in found["runs"])
+
+    wait_until(read, "every run is read")
+    return found
+
+
+def test_the_page_follows_a_run_by_its_cursor(
+    run: RentedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_run, "PAUSE", 0.01)
+    with showing(run) as url:
+        page = httpx.get(url)
+        assert "<title>Pion</title>" in page.text
+        assert "sha256-" in page.headers["Content-Security-Policy"]
+        (first,) = data(url)["runs"]
+        assert first["whole"]
+        run.train(2)
+        wait_until(lambda: data(url, first["cursor"])["runs"][0]["curves"], "the new rows")
+        (news,) = data(url, first["cursor"])["runs"]
+        loss = next(curve for curve in news["curves"] if curve["name"] == "loss")
+        assert [step for step, _ in loss["points"]] == [21, 22]
+
+
+def test_several_runs_come_with_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path, "slow", 1e-4), a_run(tmp_path, "fast", 2e-4)]
+    with showing(*runs) as url:
+        found = data(url)
+        assert [run["name"] for run in found["runs"]] == ["slow", "fast"]
+        assert found["settings"]["pretrain.lr"] == [1e-4, 2e-4]
+        cursors = [run["cursor"] for run in found["runs"]]
+        assert not any(run["whole"] for run in data(url, ",".join(cursors))["runs"])
+        for wrong in (cursors[0], "x,y", "," * 500, f"{cursors[1]},{cursors[0]}"):
+            assert all(run["whole"] for run in data(url, wrong)["runs"]), wrong
+
+
+def test_one_thread_looks_at_a_run_however_many_pages_ask(
+    run: RentedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    look = WatchedRun.look
+
+    def counted(watched: WatchedRun) -> None:
+        looks.append(threading.current_thread().name)
+        look(watched)
+
+    monkeypatch.setattr(WatchedRun, "look", counted)
+    with showing(run) as url:
+        for _ in range(30):
+            data(url)
+    assert looks == ["look at a run"]
+
+
+def test_a_bug_in_a_look_is_told_and_the_next_look_may_succeed(
+    run: RentedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watched_run, "PAUSE", 0.01)
+    look, failures = WatchedRun.look, iter([ValueError("oops")])
+
+    def fail_once(watched: WatchedRun) -> None:
+        for error in failures:
+            raise error
+        look(watched)
+
+    monkeypatch.setattr(WatchedRun, "look", fail_once)
+    with showing(run) as url:
+        assert data(url)["runs"][0]["trouble"] is None
+    assert "a bug" in capsys.readouterr().err.lower()
+
+
+@pytest.mark.parametrize("path", ["/", "/data"])
+def test_foreign_names_and_pages_are_refused(path: str, run: RentedRun) -> None:
+    with showing(run) as url:
+        for headers, status in (
+            ({"Host": "attacker.example"}, 421),
+            ({"Origin": "http://attacker.example"}, 403),
+            ({"Host": "localhost:1"}, 200),
+        ):
+            answer = httpx.get(url + path, headers=headers)
+            assert answer.status_code == status
+            assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_nothing_else_is_answered(run: RentedRun) -> None:
+    with showing(run) as url:
+        assert httpx.get(f"{url}/HEAD.json").status_code == 404
+        assert httpx.delete(f"{url}/data").status_code == 405
+        posted = httpx.post(f"{url}/data", json={})
+        assert posted.status_code == 405
+        assert json.loads(posted.text)["error"]["message"]
+
+
+def test_a_key_is_needed_for_the_data_and_not_for_the_page(
+    run: RentedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    with showing(run) as url:
+        assert KEY not in httpx.get(url).text
+        assert httpx.get(f"{url}/data").status_code == 401
+        assert httpx.get(f"{url}/data?key={KEY}").status_code == 401
+        allowed = {"Authorization": f"Bearer {KEY}"}
+        assert httpx.get(f"{url}/data", headers=allowed).status_code == 200

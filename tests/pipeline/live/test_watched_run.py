@@ -1,0 +1,254 @@
+"""What pages are told of a run comes from its store alone, and nothing is written there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.live import reading
+from pipeline.live.watched_run import HUB_PAUSE, LONGEST_PAUSE, PAUSE, WatchedRun
+from pipeline.state import metrics
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, Store, open_store
+from tests.support.hub_server import hub_server
+from tests.support.light_run import light_run
+from tests.support.rented_run import RentedRun
+from tests.support.s3_server import FaultProxy
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RentedRun:
+    """A run that has lost its first machine at step 70 of 100, and resumed from step 50."""
+    run = RentedRun(FileStore(tmp_path / "runs"), steps=100)
+    run.rent()
+    run.train(50)
+    run.save()
+    run.train(20)
+    run.rent("RTX 4090")
+    run.train(10)
+    return run
+
+
+def looked(run: RentedRun) -> WatchedRun:
+    watched = WatchedRun(run.state)
+    watched.look()
+    return watched
+
+
+def points(news: dict[str, Any], name: str) -> list[tuple[int, float]]:
+    found = [c["points"] for c in news["curves"] if (c["stage"], c["name"]) == ("pretrain", name)]
+    return found[0] if found else []
+
+
+def test_a_page_is_told_everything_that_the_store_knows(run: RentedRun) -> None:
+    news = looked(run).since(None)
+    assert news["trouble"] is None
+    parts = news["parts"]
+    summary = parts["summary"]
+    assert (summary["state"], summary["stage"]) == ("running", "pretrain")
+    assert (summary["step"], summary["steps"]) == (60, 100)
+    assert summary["seconds_left"] == 40
+    assert [step for step, _ in points(news, "loss")] == list(range(1, 61))
+    assert points(news, "held_out_loss")[-1][0] == 60
+    assert points(news, "lr")
+    assert points(news, "tokens_per_second")
+    assert parts["attempts"] == {"pretrain": [{"step": 1, "epoch": 1}, {"step": 51, "epoch": 2}]}
+    a40, rtx = parts["machines"]
+    assert a40["what"] == "A40 on RunPod/CA, spot"
+    assert a40["end"] <= rtx["begin"]
+    assert a40["dollars"] == pytest.approx(0.4 * a40["hours"])
+    assert parts["cost"]["seconds"]["recompute"] == pytest.approx(20, abs=2)
+    assert [(entry["step"], entry["epoch"]) for entry in parts["checkpoints"]] == [(50, 1)]
+    assert parts["checkpoints"][0]["held_out_loss"] is not None
+    assert [sample["step"] for sample in parts["samples"]] == [50, 25]
+    assert [event["event"] for event in parts["events"]][:2] == ["training", "machine"]
+
+
+def test_the_end_of_a_run_is_told(run: RentedRun) -> None:
+    run.train(40)
+    run.finish()
+    summary = looked(run).since(None)["parts"]["summary"]
+    assert (summary["state"], summary["seconds_left"]) == ("done", None)
+
+
+def test_an_owner_that_gives_no_sign_of_life_is_told(run: RentedRun) -> None:
+    run.time.time += 600
+    assert looked(run).since(None)["parts"]["summary"]["state"] == "silent"
+
+
+def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = looked(run)
+    before = watched.since(None)
+    run.train(3)
+    read: list[str] = []
+    lines_of = metrics.lines_of
+    monkeypatch.setattr(
+        metrics, "lines_of", lambda store, key: read.append(key) or lines_of(store, key)
+    )
+    watched.look()
+    assert read == ["demo/metrics/pretrain/2/000001.jsonl"]
+    news = watched.since(before["cursor"])
+    assert [step for step, _ in points(news, "loss")] == [61, 62, 63]
+    assert "checkpoints" not in news["parts"]
+    assert "events" not in news["parts"]
+
+
+def test_a_later_look_makes_few_requests_however_long_the_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    for ask in ("read", "list"):
+        method = getattr(FileStore, ask)
+
+        def counted(store: FileStore, key: str = "", *rest: Any, method: Any = method) -> Any:
+            asked.append(key)
+            return method(store, key, *rest)
+
+        monkeypatch.setattr(FileStore, ask, counted)
+    counts = []
+    for steps in (20, 120):
+        run = RentedRun(FileStore(tmp_path / str(steps)), steps=1000, flush_steps=1)
+        run.rent()
+        run.train(steps)
+        watched = looked(run)
+        run.train(1)
+        asked.clear()
+        watched.look()
+        assert points(watched.since(None), "loss")[-1][0] == steps + 1
+        counts.append(len(asked))
+    assert counts[0] == counts[1] <= 12
+
+
+def test_a_rewind_is_named_and_its_points_are_dropped(run: RentedRun) -> None:
+    watched = looked(run)
+    cursor = watched.since(None)["cursor"]
+    run.rent()
+    watched.look()
+    news = watched.since(cursor)
+    assert news["rewound"] == [{"stage": "pretrain", "first": 51, "last": 60, "epoch": 3}]
+    loss = next(curve for curve in news["curves"] if curve["name"] == "loss")
+    assert (loss["from"], loss["points"]) == (51, [])
+    run.train(2)
+    watched.look()
+    assert [step for step, _ in points(watched.since(news["cursor"]), "loss")] == [51, 52]
+
+
+def test_rows_that_arrive_late_are_found(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last owner's rows may land after the new owner's."""
+    monkeypatch.setattr(reading, "LOOKS_BETWEEN_LISTS", 2)
+    folder = Path(run.state.store.local_path("demo/metrics/pretrain/1"))  # type: ignore[arg-type]
+    late = max(folder.iterdir())
+    text = late.read_bytes()
+    first = min(folder.iterdir())
+    kept = first.read_bytes()
+    late.unlink()
+    first.unlink()
+    watched = looked(run)
+    assert points(watched.since(None), "loss")[0][0] == 11
+    first.write_bytes(kept)
+    late.write_bytes(text)
+    watched.look()
+    assert [step for step, _ in points(watched.since(None), "loss")] == list(range(1, 61))
+
+
+def test_a_store_that_goes_away_is_told_and_nothing_is_forgotten(run: RentedRun) -> None:
+    watched = looked(run)
+    known = watched.since(None)
+    folder = Path(run.state.store.local_path("demo"))  # type: ignore[arg-type]
+    away = folder.rename(folder.with_name("away"))
+    watched.look()
+    news = watched.since(known["cursor"])
+    assert "is not there" in news["trouble"]
+    assert (news["whole"], news["curves"]) == (False, [])
+    away.rename(folder)
+    run.train(1)
+    watched.look()
+    news = watched.since(known["cursor"])
+    assert news["trouble"] is None
+    assert [step for step, _ in points(news, "loss")] == [61]
+
+
+def test_a_store_that_fails_is_asked_less_often_until_it_answers(
+    s3_store: str, proxy: FaultProxy
+) -> None:
+    run = RentedRun(open_store(s3_store), steps=100)
+    run.rent()
+    watched = looked(run)
+    assert watched.pause == PAUSE
+    proxy.deny("InvalidAccessKeyId")
+    pauses = []
+    for _ in range(5):
+        watched.look()
+        pauses.append(watched.pause)
+    assert pauses == [10, 20, 40, LONGEST_PAUSE, LONGEST_PAUSE]
+    assert watched.since(None)["trouble"].startswith("Cannot list s3://")
+    proxy.clear()
+    watched.look()
+    assert (watched.since(None)["trouble"], watched.pause) == (None, PAUSE)
+
+
+def test_another_run_of_the_same_name_replaces_the_first(run: RentedRun) -> None:
+    watched = looked(run)
+    cursor = watched.since(None)["cursor"]
+    folder = Path(run.state.store.local_path("demo"))  # type: ignore[arg-type]
+    folder.rename(folder.with_name("old"))
+    other = RentedRun(run.state.store, steps=100)
+    other.rent()
+    other.train(5)
+    watched.look()
+    watched.look()
+    news = watched.since(cursor)
+    assert news["whole"]
+    assert [step for step, _ in points(news, "loss")] == [1, 2, 3, 4, 5]
+
+
+def test_texts_of_a_store_reach_the_page_without_control_characters_and_secrets(
+    run: RentedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a-very-secret-token")
+    events = run.events()
+    events.append("note", why="a-very-secret-token \x1b[31m<b>", many="x" * 9000)
+    events.flush()
+    text = looked(run).since(None)["parts"]["events"]
+    said = next(event["text"] for event in text if event["event"] == "note")
+    assert said.startswith("why <HF_TOKEN> \N{REPLACEMENT CHARACTER}[31m<b>")
+    assert len(said) <= 2001
+
+
+@pytest.fixture(params=["file", "s3", "hf"])
+def store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if request.param == "file":
+        yield FileStore(tmp_path / "store")
+    elif request.param == "s3":
+        yield open_store(request.getfixturevalue("s3_store"))
+    else:
+        with hub_server() as hub:
+            hub.add_repo("tester/runs")
+            hub.use(monkeypatch, tmp_path / "hf")
+            yield open_store("hf://tester/runs")
+
+
+def test_nothing_is_written_to_any_store(store: Store) -> None:
+    light_run(store)
+
+    def content() -> dict[str, bytes]:
+        return {entry.key: store.read(entry.key) for entry in store.list()}
+
+    before = content()
+    reader = open_store(store.url)
+    watched = WatchedRun(RunState(reader, "demo"))
+    for _ in range(2):
+        watched.look()
+    news = watched.since(None)
+    assert news["trouble"] is None
+    assert news["parts"]["summary"]["state"] == "released"
+    assert [step for step, _ in points(news, "loss")] == list(range(1, 21))
+    assert watched.pause == (HUB_PAUSE if store.commits else PAUSE)
+    assert reader.staged() == []
+    assert content() == before
