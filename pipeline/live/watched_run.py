@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pion.errors import PionError
+from pipeline.console.formats import printable
+from pipeline.console.masking import masked
 from pipeline.live.curves import CurveKey, Row, curves_of, rewound
 from pipeline.live.feed import Feed
 from pipeline.live.parts import parts_of
@@ -78,7 +80,7 @@ class WatchedRun:
     def fail(self, why: str, *, back_off: bool = False) -> None:
         """Tell the pages why a look has failed. With `back_off`, wait longer until the next."""
         with self._lock:
-            self._trouble = why
+            self._trouble = masked(printable(why))
             self._failures += back_off
 
     def since(self, cursor: str | None) -> dict[str, Any]:
