@@ -27,7 +27,7 @@ LATENCY = 0.02
 def long_run(store: Store) -> RentedRun:
     """Return a run that lost half of a tenth of its steps with each of ten machines.
 
-    Its metrics are in 3,250 files or so, as those of a run with a step a second.
+    Its metrics are in about 3,400 files, as those of a run with a step a second.
     """
     run = RentedRun(store, steps=STEPS)
     for _ in range(10):
