@@ -218,6 +218,21 @@ def test_the_meter_counts_and_the_oldest_turns_are_left_out(page: Page) -> None:
     assert page.tab.locator(".answer .error").count() == 0
 
 
+def test_the_system_prompt_is_sent_and_an_answer_is_copied(page: Page) -> None:
+    bodies = []
+    page.tab.on("request", lambda request: bodies.append((request.url, request.post_data)))
+    page.set(max_tokens=4)
+    page.tab.click("#open-settings")
+    page.tab.fill("#system", "Be brief.")
+    page.send("What is a fox?")
+    asked = next(json.loads(body) for url, body in bodies if url.endswith("/chat/completions"))
+    assert asked["messages"][0] == {"role": "system", "content": "Be brief."}
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.press("Copy")
+    page.tab.get_by_role("button", name="Copied").wait_for()
+    assert page.tab.evaluate("navigator.clipboard.readText()") == page.answers()[0]
+
+
 def test_a_conversation_is_exported_and_imported(page: Page, tmp_path: Path) -> None:
     page.set(max_tokens=5)
     page.send("What is a fox?")
