@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from aiohttp import web
 
 from pipeline.console.bug_file import report_bug
+from pipeline.console.formats import show
 from pipeline.live.follower import Follower
 from pipeline.live.settings import differing
 from pipeline.web.address import Rules
@@ -68,7 +68,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         response = _refuse(error.status, "not_found", "there is only / and /data?since=CURSOR")
     except Exception as error:
-        print(report_bug(error, ["status", "--web"]), file=sys.stderr, flush=True)
+        show(report_bug(error, ["status", "--web"]))
         response = _refuse(500, "bug", "a bug in Pion; the command's window has the details")
     add_headers(response)
     return response

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 
 from pipeline.console.bug_file import report_bug
+from pipeline.console.formats import show
 from pipeline.live.watched_run import WatchedRun
 
 
@@ -45,6 +45,6 @@ class Follower:
             try:
                 self.run.look()
             except Exception as error:
-                print(report_bug(error, ["status", "--web"]), file=sys.stderr, flush=True)
+                show(report_bug(error, ["status", "--web"]))
                 self.run.fail("a bug in Pion; the command's window has the details", back_off=True)
             self._stopped.wait(self.run.pause)

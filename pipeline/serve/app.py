@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pion.errors import BadInput
 from pion.generate import Text
 from pion.untrusted import parse_json
 from pipeline.console.bug_file import report_bug
-from pipeline.console.formats import printable
+from pipeline.console.formats import printable, show
 from pipeline.serve.answers import Answers
 from pipeline.serve.errors import ApiError, refuse, wrong_fields
 from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
@@ -87,7 +86,7 @@ class Api:
         except ConnectionResetError:  # the client has gone, so nobody reads the answer
             response = web.Response(status=400)
         except Exception as error:
-            print(report_bug(error, ["serve"]), file=sys.stderr, flush=True)
+            show(report_bug(error, ["serve"]))
             response = ApiError(500, "a bug in Pion; the server's log has the details").response()
         add_headers(response)
         return response
@@ -287,8 +286,7 @@ async def _chunks(
 def _log(request: web.Request, answers: Answers, start: float) -> None:
     """Print a line about a request that has ended. It has no text of the request."""
     seconds = time.monotonic() - start
-    print(
+    show(
         f"{time.strftime('%H:%M:%S')} {request.path} {answers.prompt_tokens} + "
-        f"{answers.completion_tokens} tokens in {seconds:.2f} s",
-        flush=True,
+        f"{answers.completion_tokens} tokens in {seconds:.2f} s"
     )

@@ -86,13 +86,19 @@ def prompts(count: int) -> list[list[int]]:
 def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(
     name: str, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some wait for a slot, and most prompts are read in pieces."""
+    """Some wait for a slot, and most prompts are read in pieces.
+
+    Rounding differs a little with the number of rows. With the enlarged weights of `decoder`, one
+    of some hundred draws fell to the other side of a border (seen once with Tachyon).
+    """
     monkeypatch.setattr(engine_module, "PIECE", 16)
-    model = FAMILIES[name].decoder()
+    model = initial(FAMILIES[name])
     clients = [Client(model, ids, seed=n) for n, ids in enumerate(prompts(16))]
-    engine = start(engines, model, slots=5)
+    engine = Engine(model, now, slots=5, queue=99, seq_len=SEQ_LEN)
+    engines.append(engine)
     for client in clients:
         engine.submit([client.answer])
+    engine.start()  # now, so that the same texts are together in each run of the test
     ends = [client.wait() for client in clients]
     for number, client in enumerate(clients):
         ids = prompts(16)[number]

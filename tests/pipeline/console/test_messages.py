@@ -94,7 +94,8 @@ def test_only_the_codec_writes_a_message_as_a_dict() -> None:
         f"{name}:{node.lineno}"
         for name, tree in sources().items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Dict)
+        # The objects of OpenAI's API also have a "type".
+        if isinstance(node, ast.Dict) and not name.startswith("pipeline/serve/")
         for key in node.keys
         if isinstance(key, ast.Constant) and key.value == "type"
     ]

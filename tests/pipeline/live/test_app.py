@@ -105,7 +105,7 @@ def test_a_bug_in_a_look_is_told_and_the_next_look_may_succeed(
     monkeypatch.setattr(WatchedRun, "look", fail_once)
     with showing(run) as url:
         assert data(url)["runs"][0]["trouble"] is None
-    assert "a bug" in capsys.readouterr().err.lower()
+    assert "a bug" in capsys.readouterr().out.lower()
 
 
 @pytest.mark.parametrize("path", ["/", "/data"])
