@@ -372,6 +372,7 @@ def _is_override(argument: str) -> bool:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     from pipeline.commands.sampling import DEFAULTS, HELP, convert
+    from pipeline.serve.options import add_dtype
 
     for name, default in DEFAULTS.items():
         parser.add_argument(
@@ -384,13 +385,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, metavar="N", help="the same seed generates the same text"
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "bfloat16", "float32"),
-        default="auto",
-        help="precision of weights and products; auto (the default): bfloat16 if the hardware "
-        "computes it, which is faster and rounds more",
-    )
+    add_dtype(parser)
 
 
 def _add_gates(parser: argparse.ArgumentParser) -> None:

@@ -30,8 +30,8 @@ _PARAMETERS = {
     "repetition_penalty": ("repeat_penalty", 1.0),
 }
 _OTHERS = """\
-# The model has a chat template of its own in the file. Ollama chooses a template like it, if it
-# knows one: compare `ollama show --template` with the file's."""
+# The file has the model's chat template. Ollama chooses a template like it, if it knows one:
+# compare `ollama show --template` with the file's."""
 
 
 def modelfile(folder: Path, file: str, seq_len: int) -> str:

@@ -44,16 +44,21 @@ class Part:
 
 
 class Answers:
-    """The answers to one request, from `begin` until `close`."""
+    """The answers to one request, from `begin` until `close`.
+
+    Attributes:
+        prompt_tokens: the number of tokens in the prompts; a prompt of several answers counts once.
+    """
 
     def __init__(
         self,
         served: ServedModel,
         texts: Sequence[Text],
+        prompt_tokens: int,
         stops: Sequence[str],
         top_logprobs: int | None,
     ) -> None:
-        self.prompt_tokens = 0
+        self.prompt_tokens = prompt_tokens
         self._served = served
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._answers = [

@@ -141,8 +141,7 @@ class Api:
         most = served.seq_len if most is None else most
         texts = _texts(served, asked, [ids], most)
         top = (asked.top_logprobs or 0) if asked.logprobs else None
-        answers = Answers(served, texts, asked.stops, top)
-        answers.prompt_tokens = len(ids)
+        answers = Answers(served, texts, len(ids), asked.stops, top)
         shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
         headers = {} if served.chat else {WARNING: NO_TEMPLATE}
         if asked.stream:
@@ -156,8 +155,8 @@ class Api:
         prompts = [await served.prompt_ids(prompt) for prompt in asked.prompts]
         most = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
         texts = _texts(served, asked, prompts, most)
-        answers = Answers(served, texts, asked.stops, asked.logprobs)
-        answers.prompt_tokens = sum(len(ids) for ids in prompts)
+        prompt_tokens = sum(len(ids) for ids in prompts)
+        answers = Answers(served, texts, prompt_tokens, asked.stops, asked.logprobs)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
         begun = [""] * len(texts)
         if asked.echo:

@@ -55,6 +55,11 @@ def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
         metavar="N",
         help="the most tokens of prompt and answer; default: the model's context",
     )
+    add_dtype(parser)
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add the precision of a model that is used, and not trained."""
     parser.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float32"),

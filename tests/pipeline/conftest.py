@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -62,3 +62,12 @@ def served(run_folder: Path) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def client(served: Served) -> OpenAI:
     return served.client()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser. A test that uses it is marked with `needs_chromium`."""
+    from tests.support.browser import chromium
+
+    with chromium() as browser:
+        yield browser

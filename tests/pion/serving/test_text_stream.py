@@ -57,7 +57,7 @@ def test_bytes_of_tokens_are_the_text_of_every_tokenizer(kind: str) -> None:
     assert tokenizer.bytes_of(special) == b""
 
 
-def test_no_part_of_a_stop_string_is_sent_while_it_may_go_on() -> None:
+def test_no_part_of_a_stop_string_is_sent_while_it_may_continue() -> None:
     stream = TextStream(TOKENIZER, ["fox!"])
     sent = "".join(stream.push(token).text for token in TOKENIZER.encode("a fox"))
     assert sent == "a "

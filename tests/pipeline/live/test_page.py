@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +10,16 @@ import pytest
 from pipeline.live import watched_run
 from pipeline.state.stores import FileStore
 from pipeline.web.address import API_KEY
+from tests.support.browser import needs_chromium
 from tests.support.contrast import CONTRAST
 from tests.support.live_page import showing
 from tests.support.rented_run import RentedRun
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+pytestmark = needs_chromium
 
 # The page asks again after this many milliseconds, instead of five seconds.
 POLL = 100
 KEY = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(autouse=True)

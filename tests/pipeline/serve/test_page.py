@@ -1,13 +1,9 @@
-"""The page of `pion serve` in a real browser: what it does, and what it never does.
-
-The tests need Debian's `chromium` (apt-get install chromium) and are skipped without it.
-"""
+"""The page of `pion serve` in a real browser: what it does, and what it never does."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,24 +14,15 @@ import pytest
 from pion.generate import next_logits
 from pipeline.models.find import find_model
 from pipeline.web.address import API_KEY, Address
+from tests.support.browser import needs_chromium
 from tests.support.contrast import CONTRAST
 from tests.support.served import Served, serving
 from tests.support.waiting import wait_until
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+pytestmark = needs_chromium
 
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 KEY = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Page:
@@ -135,7 +122,7 @@ def test_an_answer_streams_stops_and_is_continued(
     assert continued.startswith(stopped)
 
 
-def test_a_question_is_edited_and_the_conversation_goes_on_from_there(page: Page) -> None:
+def test_a_question_is_edited_and_the_conversation_continues_there(page: Page) -> None:
     page.set(max_tokens=5)
     page.tab.click("#open-settings")
     page.tab.fill("#seed", "7")

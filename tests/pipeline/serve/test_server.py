@@ -90,6 +90,16 @@ def test_two_models_of_one_name_are_refused(run_folder: Path, pion: Pion, here: 
     assert "pion serve demo other=" in error
 
 
+def test_too_little_memory_for_one_answer_is_refused(
+    run_folder: Path, pion: Pion, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.serve.slots.free_memory", lambda device: 100_000)
+    code, _, error = pion("serve", "--port", "0", f"{run_folder}/demo")
+    assert code == 2
+    assert "demo: an answer of 256 tokens" in error
+    assert "Use a shorter context: --seq-len" in error
+
+
 def test_fewer_slots_where_memory_is_short() -> None:
     model = FAMILIES["pion"].decoder()
     config = model.config
