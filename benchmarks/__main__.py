@@ -34,7 +34,7 @@ NAMES = (
     "first_token",
     "tokenizing",
     "same_loss",
-    "serving",
+    "serve",
 )
 RESULTS = Path(__file__).parent / "results" / "comparisons.json"
 
