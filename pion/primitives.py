@@ -37,6 +37,10 @@ class Layered(Protocol):
     """The fields of a model that its primitives must fit: a ModelConfig has them."""
 
     @property
+    def d_model(self) -> int: ...
+    @property
+    def d_ff(self) -> int: ...
+    @property
     def n_layers(self) -> int: ...
     @property
     def activation(self) -> str: ...
@@ -160,6 +164,12 @@ class Primitives:
             raise BadInput(
                 f"primitives.bands names layer {max(layers)}, but the model has {model.n_layers} "
                 f"layers, 0 to {model.n_layers - 1}"
+            )
+        full = min(model.d_model, model.d_ff)
+        if self.rank > full:
+            raise BadInput(
+                f"primitives.rank {self.rank} is above {full}, the smaller side of a feed-forward "
+                "matrix: no matrix of this shape has a higher rank"
             )
         if 2 * self.n * self.rank % ROW_BYTES:
             raise BadInput(

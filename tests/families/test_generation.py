@@ -15,10 +15,18 @@ from pion.model.batch_cache import BatchCache
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.roles import parameter_roles
-from tests.families.families import SEQ_LEN, VOCAB, Family, each_family
+from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, each_family
 
 SAMPLED: dict[str, Any] = {"stop_ids": (1, 2, 3), "max_tokens": 20, "vocab_size": VOCAB}
 IDS = torch.randint(0, VOCAB, (2, SEQ_LEN), generator=torch.Generator().manual_seed(1))
+
+
+def bound(family: Family) -> float:
+    """Return how far logits may be apart that were computed with other numbers of tokens.
+
+    Where activations are rounded to 8 bits, a last bit of rounding can move one to its neighbor.
+    """
+    return 5e-2 if family is FAMILIES["ternary"] else 1e-4
 
 
 @each_family
@@ -36,7 +44,7 @@ def test_any_split_of_the_tokens_gives_the_logits_of_the_whole(family: Family) -
             edges = [0, *sorted(cuts), SEQ_LEN]
             parts = [model(IDS[:, start:end], cache=cache) for start, end in pairwise(edges)]
         assert cache.length == SEQ_LEN
-        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=bound(family))
 
     check()
 
@@ -86,7 +94,7 @@ def test_a_row_has_the_logits_of_its_text_wherever_it_has_been_moved(family: Fam
         assert cache.lengths == [7, 3]
         hidden = model.hidden(torch.stack([IDS[0, 7:8], IDS[0, 3:4]]), cache=cache)
         whole = model.hidden(IDS[:1])[0]
-    torch.testing.assert_close(hidden[:, 0], whole[[7, 3]], rtol=0, atol=1e-4)
+    torch.testing.assert_close(hidden[:, 0], whole[[7, 3]], rtol=0, atol=bound(family))
     assert cache.lengths == [8, 4]
 
 

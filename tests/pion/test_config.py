@@ -102,3 +102,19 @@ def test_public_names_stay_functions_whoever_imports_their_modules_first():
 def test_a_name_the_package_lacks_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'decoder_of_dreams'"):
         pion.decoder_of_dreams  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 0}, "primitives.rank is 0"),
+        ({"rank": 72}, "primitives.rank 72 is above 64, the smaller side of a feed-forward matrix"),
+        ({"n": 4, "rank": 3}, "must be a multiple of"),
+        ({"top_k": 9}, "top_k 9 is more than primitives.n 8"),
+    ],
+)
+def test_primitives_that_no_model_can_have_are_refused(changes, message):
+    primitives = {"n": 8, "rank": 4, "top_k": 3, "bands": [[0], [1]]} | changes
+    with pytest.raises(BadInput) as refusal:
+        ModelConfig.from_dict(FIELDS | {"activation": "gelu", "primitives": primitives})
+    assert message in str(refusal.value)

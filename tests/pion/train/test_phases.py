@@ -194,6 +194,24 @@ def test_a_phase_that_trains_nothing_of_the_model_is_refused() -> None:
     check_phases_of_model(only_gates, tiny_config(gates=True))
 
 
+def test_metrics_have_the_entropy_of_recipes_and_the_primitives_in_use(text: RowStream) -> None:
+    model = decoder()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    no_phases = settings((), global_batch=4)
+    with closing(Trainer(model, text, no_phases, ComputePlan("cpu", "float32", 4))) as it:
+        it.train_step()
+        (row,) = it.drain_metrics()
+    entropies, used = [], []
+    for layer in range(2):
+        recipes = [state[f"blocks.{layer}.feedforward.{way}_recipe"] for way in ("up", "down")]
+        shares = [recipe.softmax(-1) for recipe in recipes]
+        entropies.append(float(sum(-(p * p.log()).sum() for p in shares)) / 2)
+        # Each layer has its own band here, and so its own banks.
+        used += [PRIMITIVES["top_k"]] * 2
+    assert row["recipe_entropy"] == pytest.approx(entropies, rel=1e-5)
+    assert row["primitives_used"] == used
+
+
 def test_gates_learn_on_a_frozen_model(text: RowStream) -> None:
     torch.manual_seed(0)
     model = Decoder(tiny_config(gates=True))

@@ -24,6 +24,7 @@ def test_a_page_names_the_licence(tmp_path: Path) -> None:
 def test_a_licence_without_an_identifier_has_a_name_and_a_link(tmp_path: Path) -> None:
     (tmp_path / "LICENSE.txt").write_text("terms")
     (tmp_path / "NOTICE").write_text("notice")
+    (tmp_path / "USE_POLICY.md").write_text("policy")
     text = "---\nlicense: other\nlicense_name: qwen-research\nlicense_link: LICENSE.txt\n---\n"
     found = terms_of(page(tmp_path, text))
     assert found.front_matter == {
@@ -31,7 +32,7 @@ def test_a_licence_without_an_identifier_has_a_name_and_a_link(tmp_path: Path) -
         "license_name": "qwen-research",
         "license_link": "LICENSE.txt",
     }
-    assert [path.name for path in found.files] == ["LICENSE.txt", "NOTICE"]
+    assert [path.name for path in found.files] == ["LICENSE.txt", "NOTICE", "USE_POLICY.md"]
 
 
 def test_llama_asks_for_a_line_and_a_name() -> None:
