@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
@@ -18,7 +19,7 @@ from pion.model.routed import RoutedRecipes
 from pion.seeds import import_seed
 from tests.paths import SEEDS
 from tests.pion.seeds.digest import digest
-from tests.pion.seeds.pilon_traces import GRAD_ACCUM, Step, steps_of
+from tests.pion.seeds.pilon_traces import GRAD_ACCUM, Step, seed_tensors, steps_of
 from tests.support.seed_files import read_seed, tensors_of, write_seed
 
 # By the case: its checkpoint, and the largest difference of a logit.
@@ -220,6 +221,32 @@ def test_training_repeats_the_seeds_trace(name: str) -> None:
         for number, tensor in enumerate(trace["param_names"]):
             apart = digest(found.weights[tensor]) - trace["param_digest"][step + 1, number]
             assert apart.abs().max() <= most_digest, (step, tensor)
+    assert step == 19
+
+
+def test_fine_tuning_repeats_the_seeds_steps() -> None:
+    """The seed's sft.py: padded batches, plain AdamW with the same decay for all groups."""
+    trace, start = reference_of("sft"), model_of("trace_comp_final")
+    state = start.state_dict()
+    state["embed.weight"] = torch.cat([state["embed.weight"], trace["resized_new_rows"]])
+    model = Decoder.from_state(replace(start.config, vocab_size=133), state)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.999), weight_decay=0.01)
+    for step, lr in enumerate(trace["lr"]):
+        tokens = trace["input_ids"][step][:, : trace["batch_lengths"][step]]
+        labels = trace["shifted_labels"][step]
+        logits = model(tokens)[:, : labels.shape[1]]
+        loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        assert loss.item() == pytest.approx(trace["losses"][step].item(), abs=1e-5)
+        assert norm.item() == pytest.approx(trace["clip_total_norm"][step].item(), rel=1e-5)
+        weights = seed_tensors(model)
+        for number, tensor in enumerate(trace["param_names"]):
+            apart = digest(weights[tensor]) - trace["param_digest"][step + 1, number]
+            assert apart.abs().max() <= 1e-4, (step, tensor)
     assert step == 19
 
 
