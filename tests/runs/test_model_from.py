@@ -23,7 +23,7 @@ from pipeline.models.find import find_model
 from pipeline.models.load import load_model
 from tests.pipeline.base.conftest import export_base
 from tests.support.finished_run import tiny_tokenizer
-from tests.support.hub_server import hub_server
+from tests.support.hub_server import USER, hub_server
 from tests.support.jobs import write_tiny_data
 from tests.support.s3_server import S3Server
 from tests.support.stock_models import saved, stock_model
@@ -251,6 +251,9 @@ def test_lora_on_a_model_of_the_hub_is_published_as_an_adapter_that_names_it(
         assert settings["base_model_name_or_path"] == "someone/tiny"
         assert settings["revision"] == commit
         assert "base_model: someone/tiny" in (tmp_path / "merged" / "README.md").read_text()
+        public = (f"publish.to=hf://{USER}/mine", "publish.private=false", "--redo", "publish")
+        output = ends_with(0, start(job, *public, env=environment))
+        assert "nothing says under which licence someone/tiny is" in output
         hub.use(monkeypatch, tmp_path / "hf")
         merged, alone = (load_model(find_model(str(tmp_path / n))) for n in ("merged", "adapter"))
     tokens = torch.arange(3, 40)[None]
@@ -261,3 +264,30 @@ def test_lora_on_a_model_of_the_hub_is_published_as_an_adapter_that_names_it(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     own = load_model(find_model(f"{tmp_path}/runs/tiny"))
     torch.testing.assert_close(own(tokens), merged(tokens))
+
+
+@pytest.mark.soak
+def test_a_branch_that_moves_alters_nothing_until_the_stage_is_redone(tmp_path: Path) -> None:
+    with hub_server() as hub:
+
+        def push(seed: int) -> None:
+            folder = export_base(tmp_path / str(seed), seed=seed)
+            files = {path.name: path.read_bytes() for path in folder.iterdir()}
+            hub.add_repo("someone/tiny", "model", files)
+
+        push(0)
+        environment = os.environ | hub.environment(tmp_path / "hf")
+        job = write_job(tmp_path, model={"from": "someone/tiny"}, sft=SFT)
+        process = start(job, "checkpoint.every_steps=1", "sft.steps=100", env=environment)
+        wait_for(process, ": saved (")
+        kill(process)
+        push(1)
+        output = ends_with(0, start(job, "sft.steps=100", env=environment))
+        assert "someone/tiny has changed since this run began" in output
+        assert "continues after step" in output
+        assert len(bases_in(tmp_path / "runs")) == 1
+        kept = weights_of(tmp_path)
+        ends_with(0, start(job, "--redo", "sft", env=environment))
+    assert len(bases_in(tmp_path / "runs")) == 2
+    redone = weights_of(tmp_path)
+    assert any(not kept[name].equal(redone[name]) for name in kept)
