@@ -18,6 +18,7 @@ from tests.paths import JOBS, REPOSITORY
 from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
 from tests.support.published_data import publish_data
 from tests.support.published_models import PUBLISHED, REPOSITORIES, base_of, load_shipped, publish
+from tests.support.waiting import LONG_SECONDS
 
 # By job: the model that it starts from, and the training stage.
 STARTS = {
@@ -49,6 +50,8 @@ def printed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shared_hub.use(monkeypatch, tmp_path / "hf", token=None)
+    for limit in ("SECONDS", "CONVERSATION_SECONDS"):  # a busy machine may need longer
+        monkeypatch.setattr(f"pipeline.rent.check.command.{limit}", LONG_SECONDS)
 
     def run(command: str, job: str | Path, *more: str) -> Any:
         path = JOBS / f"{job}.yaml" if isinstance(job, str) else job

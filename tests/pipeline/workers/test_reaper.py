@@ -59,8 +59,11 @@ def test_processes_of_another_session_are_left_alone(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.workers.reaper import start_reaper; "
     )
-    code += "start_reaper(Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=60)
+    # Not as an argument: a driver that names the folder may be killed before its own exit is over.
+    code += "start_reaper(Path(sys.stdin.read()))"
+    subprocess.run(
+        [sys.executable, "-c", code], input=str(folder), text=True, check=True, timeout=60
+    )
     wait_until(lambda: not folder.exists(), "the reaper to be done")
     assert bystander.poll() is None
     bystander.kill()
