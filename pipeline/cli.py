@@ -195,6 +195,11 @@ def _add_run(add: Add) -> None:
         help="redo this stage and all later stages: prepare, pretrain, sft, evaluate or publish",
     )
     run.add_argument(
+        "--until",
+        metavar="STAGE",
+        help="stop after this stage; the same command without --until continues",
+    )
+    run.add_argument(
         "--take-over",
         action="store_true",
         help="take the run from its owner; if the owner is still running, it stops",
@@ -328,6 +333,23 @@ def _add_store_commands(add: Add) -> None:
     stop.add_argument("run", metavar="RUN", help=RUN_HELP)
     stop.add_argument("--wait", action="store_true", help="wait until the run has stopped")
 
+    data = add("data", _data, "list the prepared data that runs share, and delete what none uses")
+    data.add_argument(
+        "store", metavar="STORE", nargs="?", help="a store's URL or folder; default: runs/"
+    )
+    data.add_argument(
+        "--prune", action="store_true", help="delete what no run uses, an hour after this command"
+    )
+    data.add_argument(
+        "--only",
+        metavar="FINGERPRINT",
+        action="append",
+        default=[],
+        help="with --prune: delete only this data; may be repeated",
+    )
+    data.add_argument("--yes", action="store_true", help="with --prune: don't ask")
+    data.add_argument("--json", action="store_true", help="print JSON")
+
     fork = add("fork", _fork, "make a new run that continues from a checkpoint of another run")
     fork.add_argument("run", metavar="RUN", help=RUN_HELP)
     fork.add_argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME")
@@ -429,6 +451,7 @@ def _run(args: argparse.Namespace) -> int:
         job_path=" ".join([args.job, *args.overrides]),
         job_text=job_text(args.job, args.overrides),
         redo=args.redo,
+        until=args.until,
         take_over=args.take_over,
     )
     with Display() as display:
@@ -519,6 +542,16 @@ def _stop(args: argparse.Namespace) -> int:
     from pipeline.commands.stop import stop
 
     return stop(args.run, wait=args.wait)
+
+
+def _data(args: argparse.Namespace) -> int:
+    from pipeline.commands.data import prune_data, show_data
+
+    if args.prune:
+        return prune_data(args.store, args.only, yes=args.yes, as_json=args.json)
+    if args.only or args.yes:
+        raise BadInput("--only and --yes go with --prune. Nothing was deleted.")
+    return show_data(args.store, as_json=args.json)
 
 
 def _fork(args: argparse.Namespace) -> int:

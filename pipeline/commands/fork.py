@@ -1,21 +1,20 @@
 """`pion fork`: make a new run that continues from a checkpoint of another run.
 
-Everything that the new run needs is copied and nothing is shared, so either run may be deleted.
+Everything that the new run needs is copied, but for prepared data that the runs of a store share
+anyway. So either run may be deleted.
 HEAD is written last: an interrupted fork leaves no run behind, and the same command completes it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput, PionError
+from pipeline.commands.fork_data import EPOCH, check_data, copy_data
 from pipeline.console.formats import show, size
 from pipeline.job import STAGES
 from pipeline.models.bring import with_renamed_base
@@ -33,8 +32,6 @@ from pipeline.state.stores import Missing, StoreError, open_store, split_run
 from pipeline.state.stores.verdict import Moment, before_work, verdict
 from pipeline.state.workspace import Workspace, read_files
 
-# The epoch under which the fork command owns the new run until it releases it.
-EPOCH = 1
 ROWS_PER_SEGMENT = 20_000
 
 Say = Callable[[str], None]
@@ -90,6 +87,7 @@ def fork_run(
         forked = _Copy(source, target, say).run(head, chosen)
         write_id = uuid.uuid4().hex
         if target.swap(dataclasses.replace(forked, write_ids=(write_id,)), None, write_id):
+            check_data(target, forked)
             return forked.checkpoints[0]
     except Missing as error:
         raise PionError(
@@ -141,8 +139,7 @@ class _Copy:
         before = [s for s in STAGES[: STAGES.index(chosen.stage)] if s in head.stages]
         self._copy_descriptions()
         copy_bases(self.source, self.target)
-        for digest in self._data_digests(head):
-            self._copy_data(digest)
+        data = copy_data(self.source, self.target, head, self.say)
         now = self.target.clock.now()
         new = Head(job=head.job).claimed(Owner.me(), now)
         listed = {entry.key: entry for entry in head.checkpoints}
@@ -169,7 +166,7 @@ class _Copy:
         kept = {stage: head.skipped[stage] for stage in before if stage in head.skipped}
         own = [rows for rows in head.skipped.get(chosen.stage, ()) if rows.step <= chosen.step]
         return dataclasses.replace(
-            new,
+            new.with_data(data),
             owner=None,
             forked=entry.key,
             skipped=kept | ({chosen.stage: tuple(own)} if own else {}),
@@ -187,36 +184,6 @@ class _Copy:
             path = entry.key.removeprefix(self.source.key(""))
             if path.count("/") == (1 if path.startswith("jobs/") else 2):
                 self.target.store.write(self.target.key(path), store.read(entry.key))
-
-    def _data_digests(self, head: Head) -> list[str]:
-        """Return the digests of the data sets that the finished `prepare` made."""
-        record = head.stages.get("prepare")
-        kept = self.source.read_stage("prepare", record.digest) if record else None
-        inputs = kept["inputs"] if kept else {}
-        return sorted(str(v) for path, v in inputs.items() if path.startswith("input.data."))
-
-    def _copy_data(self, digest: str) -> None:
-        source = Workspace(self.source.store, self.source.name)
-        target = Workspace(self.target.store, self.target.name)
-        folder = source.bring_data(digest)
-        # dataset.json goes last: it marks the folder as complete.
-        paths = sorted(_files_below(folder), key=lambda path: path.name == "dataset.json")
-        if not paths or paths[-1].name != "dataset.json":
-            raise PionError(
-                f"The prepared data in {folder} is not complete. Nothing was forked. Prepare it "
-                f"again first: pion run JOB name={self.source.name}."
-            )
-        self.say(
-            f"copying prepared data {digest}: {size(sum(path.stat().st_size for path in paths))}"
-        )
-        key = f"data/{digest}"
-        for path in paths:
-            name = path.relative_to(folder).as_posix()
-            if target.remote:
-                _link(path, target.folder(key) / name)
-            else:
-                self.target.store.write(self.target.key(f"{key}/{name}"), path)
-        target.keep_data(digest)
 
     def _copy_checkpoint(self, entry: CheckpointEntry, keys: Mapping[str, str]) -> CheckpointEntry:
         """Verify the checkpoint and copy it, under the fork's epoch, with an adapter's base by its
@@ -285,17 +252,3 @@ class _Copy:
 def _named(run: str) -> tuple[Any, str]:
     url, name = split_run(run)
     return open_store(url), name
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-
-
-def _link(path: Path, to: Path) -> None:
-    """Link the file `path` as `to`, or copy it if the disk can't link."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.unlink(missing_ok=True)
-    try:
-        os.link(path, to)
-    except OSError:
-        shutil.copyfile(path, to)

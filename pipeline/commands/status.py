@@ -55,6 +55,8 @@ def _show_status(run: str) -> None:
     show(f"{status['run']} in {status['store']}")
     for stage, about in status["stages"].items():
         show(f"  {stage:<9} {_stage_in_words(about)}")
+    if status["next"] is not None:
+        show(f"next: {status['next']}")
     show(f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}")
     show(f"owner: {_owner_in_words(status)}")
     if rental is not None:

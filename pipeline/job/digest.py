@@ -101,7 +101,7 @@ def digest_job(job: Job) -> Digests:
         # A trained tokenizer comes from the pretraining text, so its data decides the ids.
         trained = job.tokenizer is not None and job.tokenizer.train is not None
         ids = {"input.data.pretrain": data["pretrain"]} if trained else tokenizer
-        inputs["data.sft"] = _conversation_inputs(job, job.sft) | ids
+        inputs["data.sft"] = conversation_inputs(job, job.sft) | ids
         data["sft"] = digest_of(inputs["data.sft"])
 
     inputs["prepare"] = {f"input.data.{part}": digest for part, digest in data.items()}
@@ -133,7 +133,7 @@ def digest_job(job: Job) -> Digests:
     return Digests(data, stages, inputs, before | fields_before(job))
 
 
-def _conversation_inputs(job: Job, sft: Sft) -> Inputs:
+def conversation_inputs(job: Job, sft: Sft) -> Inputs:
     """Return what decides the rows of conversations, apart from the tokenizer."""
     inputs = {
         path: value

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pion.errors import BadInput, Fenced, PionError, PlanFailed, Stopped
 from pipeline.base.keep import keep_as_base
-from pipeline.console.messages import Phase, Shown, StageState, Summary
+from pipeline.console.messages import Note, Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
 from pipeline.job import STAGES
 from pipeline.job.digest import digest_of
@@ -20,7 +20,13 @@ from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.journal import Journal
 from pipeline.run.preflight import worker_count
 from pipeline.run.prepare import prepare_data
-from pipeline.run.stage_plan import StagePlan, StaleStage, plan_stages, stage_inputs
+from pipeline.run.stage_plan import (
+    StagePlan,
+    StaleStage,
+    plan_stages,
+    stage_inputs,
+    stages_until,
+)
 from pipeline.run.start import Start
 from pipeline.run.train import WorkersTraining, fetch_ahead, start_workers, train_here
 from pipeline.state.checkpoints.retention import sweep
@@ -28,6 +34,7 @@ from pipeline.state.checkpoints.selected import selected
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.known_rows import know_rows_of
 from pipeline.state.patience import Patience
+from pipeline.state.shared.prune import delete_due
 from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.verdict import Moment, verdict
@@ -61,9 +68,9 @@ class Advance:
             plans = self._begin(raised)
             self._prepare_and_train(plans)
             for stage in ("evaluate", "publish"):
-                if stage in plans and plans[stage].state != "done":
+                if stage in self._wanted and plans[stage].state != "done":
                     self._stage_after_training(stage)
-            self._end()
+            self._end(plans)
         except StoreError as error:
             raise self._verdict(error) from error
         finally:
@@ -116,7 +123,8 @@ class Advance:
         return plans
 
     def _prepare_and_train(self, plans: Plans) -> None:
-        training = [s for s in self.start.job.train_stages if plans[s].state != "done"]
+        trained = [s for s in self.start.job.train_stages if s in self._wanted]
+        training = [s for s in trained if plans[s].state != "done"]
         at_most: dict[str, Any] | None = None
         while True:
             try:
@@ -160,11 +168,12 @@ class Advance:
 
     def _prepare(self) -> None:
         started = time.monotonic()
-        reports = prepare_data(self.start, self._say_or_stop, self._patiently)
+        reports = prepare_data(self.start, self.claim, self._say_or_stop, self._patiently)
         know_rows_of(self.start.job, reports)
         self._patiently(self._drop_redone)
         self.journal.say(Phase("prepare", time.monotonic() - started))
-        self._measure_start()  # before `prepare` is committed, because workers wait for that
+        if set(self._wanted) & set(self.start.job.train_stages):
+            self._measure_start()  # before `prepare` is committed, because workers wait for that
         digest = self.start.digests.stages["prepare"]
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
         self.journal.say(StageState("prepare", "done"))
@@ -201,16 +210,23 @@ class Advance:
         self.journal.say(Phase(stage, time.monotonic() - started))
         self.journal.say(StageState(stage, "done"))
 
-    def _end(self) -> None:
-        """Release the finished run, write its report and print the summary.
+    def _end(self, plans: Plans) -> None:
+        """Release the run; if it is finished, write its report and print the summary.
 
         A report or a summary that fails is only a warning: everything is committed by then.
         """
         job, run = self.start.job, self.start.run
         self._patiently(self.journal.flush)
         self._patiently(lambda: sweep(self.claim))
+        with self._only_a_warning("Nothing is lost: marked data that no run uses is still there."):
+            delete_due(run.store, run.clock)
         self._patiently(lambda: self.claim.release(forget_attempts=True))
         name = run_reference(run.store, run.name)
+        left = [s for s in job.stages if s not in self._wanted and plans[s].state != "done"]
+        if left:
+            path = self.start.options.job_path
+            self.journal.say(Note(f"next: {left[0]}. To continue: pion run {path}"))
+            return
         with self._only_a_warning(f"The run is finished. To write its report: pion report {name}"):
             self._patiently(lambda: write_run_report(job, run))
         with self._only_a_warning(f"The run is finished. To see its results: pion status {name}"):
@@ -241,6 +257,11 @@ class Advance:
         self.journal.say(message)
         self.obey()
         self.start.stopping.check()
+
+    @property
+    def _wanted(self) -> Sequence[str]:
+        """The stages that this command does."""
+        return stages_until(self.start.job.stages, self.start.options.until)
 
     @property
     def _redone(self) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ from pipeline.state.checkpoints.selected import final_checkpoint, selected
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
 from pipeline.state.records import Head
+from pipeline.state.run_data import bring_data
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE
-from pipeline.state.workspace import Workspace
 
 Row = dict[str, Any]
 
@@ -113,7 +113,7 @@ def _head(run: RunState) -> Head:
 def _data_folder(run: RunState, digests: Digests, part: str) -> Path | None:
     if part not in digests.data:
         return None
-    return Workspace(run.store, run.name).bring_data(digests.data[part])
+    return bring_data(run, _head(run), part, digests.data[part])
 
 
 def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:

@@ -7,7 +7,6 @@ a restart finds it again, and so does a run whose training or evaluation is redo
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
@@ -22,8 +21,8 @@ from pipeline.stages.parts import KeptParts
 from pipeline.state.bases import bring_base
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
+from pipeline.state.run_data import bring_data
 from pipeline.state.run_state import RunState
-from pipeline.state.workspace import Workspace
 
 MODEL = "base"
 
@@ -69,7 +68,8 @@ def _names(job: Job, base: Base, digests: Digests, sha256: str) -> dict[Kind, st
 
 def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
     """Bring the model and the data to this machine."""
-    workspace = Workspace(run.store, run.name)
-    data: dict[str, Path] = {part: workspace.bring_data(d) for part, d in digests.data.items()}
+    head = run.read()
+    assert head is not None
+    data = {part: bring_data(run, head, part, digest) for part, digest in digests.data.items()}
     folder = bring_base(run.store, base)
     return TrainedRun({MODEL: folder}, data.get("pretrain"), data.get("sft"))

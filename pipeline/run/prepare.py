@@ -1,58 +1,166 @@
-"""The stage `prepare` of a run: make the data on this machine, then keep it in the run's store."""
+"""The stage `prepare` of a run: find the data in the store, or prepare it there for all its runs.
+
+Data is prepared in the run's own folder, so an interrupted start resumes there, and shared once it
+is finished. It counts once HEAD lists it, so the next machine trains on the same bytes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.console.messages import PrepareProgress, Say
+from pipeline.console.messages import Note, PrepareProgress, Say
+from pipeline.data.fingerprint import Part
 from pipeline.run.start import Start
 from pipeline.state.bases import bring_base
+from pipeline.state.claim import Claim
 from pipeline.state.patience import Patience
+from pipeline.state.records import SHARED, data_key
+from pipeline.state.run_data import own_key
+from pipeline.state.shared.begin import begin, confirm
+from pipeline.state.shared.complete import Overtaken, complete
+from pipeline.state.shared.records import Writer
+from pipeline.state.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.stages.prepare import Find, Prepared
 
 
-def prepare_data(start: Start, say: Say, patiently: Patience) -> dict[str, Any]:
-    """Prepare the data of every training stage; return a report of each part.
+@dataclass(frozen=True)
+class _Ready:
+    """A part of the data that is in the store: by what content, in which folder, with what report,
+    and where it is on this machine."""
 
-    Prepared data counts once the store has it, so the next machine trains on the same bytes.
+    fingerprint: str
+    shared: str
+    report: dict[str, Any]
+    folder: Path
+
+
+def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> dict[str, Any]:
+    """Let HEAD list the data of every training stage; return a report of each part.
+
+    Raises BadInput as the stage does, and StoreError.
     """
-    from pipeline.stages.prepare import prepare_pretrain, prepare_sft
-
     data = start.digests.data
-    folders = {part: start.workspace.folder(f"data/{data[part]}") for part in data}
-    reports: dict[str, Any] = {}
-    tokenizer: Path | None = None
-    if start.job.base is not None:
-        base = start.job.base
-        folder = patiently(partial(bring_base, start.run.store, base, weights=False))
-        tokenizer = folder / "tokenizer.json"
+    own = {part: start.workspace.folder(own_key(digest)) for part, digest in data.items()}
     again = start.options.redo == "prepare"
-    with _made_again(list(folders.values())) if again else contextlib.nullcontext():
-        if "pretrain" in data:
-            folder = folders["pretrain"]
-            reports["pretrain"] = prepare_pretrain(start.job, folder, say, tokenizer)
-            tokenizer = folder / "tokenizer.json"
-        if "sft" in data:
-            reports["sft"] = prepare_sft(start.job, folders["sft"], tokenizer, say)
-    for part in data:
-        patiently(partial(_keep, start, part, say))
-    return reports
+    with _made_again(list(own.values())) if again else contextlib.nullcontext():
+        while True:
+            ready = _Preparing(start, claim, say, patiently, again).all_parts(own)
+            keys = {part: data_key(r.fingerprint, r.shared) for part, r in ready.items()}
+            patiently(partial(claim.use_data, keys))
+            if all(
+                patiently(partial(confirm, start.run.store, r.fingerprint, r.shared))
+                for r in ready.values()
+            ):
+                break
+            say(Note("the prepared data was deleted just now, so it is prepared again"))
+    for folder in own.values():
+        shutil.rmtree(folder, ignore_errors=True)
+    return {part: one.report for part, one in ready.items()}
 
 
-def _keep(start: Start, part: str, say: Say) -> None:
-    def progress(done: int, total: int) -> None:
-        say(PrepareProgress(f"upload {part} data", done / 1e6, "MB", total=total / 1e6))
+@dataclass(frozen=True)
+class _Preparing:
+    """Prepares the parts of a run's data, one after the other; `again`: also what is there."""
 
-    start.workspace.keep_data(start.digests.data[part], progress)
+    start: Start
+    claim: Claim
+    say: Say
+    patiently: Patience
+    again: bool
+
+    def all_parts(self, own: dict[str, Path]) -> dict[str, _Ready]:
+        """Return every part of the data, each prepared in its folder of `own` if nobody had it."""
+        from pipeline.stages.prepare import prepare_pretrain, prepare_sft
+
+        job, ready = self.start.job, {}
+        tokenizer: Path | None = None
+        if job.base is not None:
+            store, base = self.start.run.store, job.base
+            tokenizer = self.patiently(partial(bring_base, store, base, weights=False))
+            tokenizer = tokenizer / "tokenizer.json"
+        if "pretrain" in own:
+            ready["pretrain"] = self._part(
+                lambda find: prepare_pretrain(job, own["pretrain"], self.say, tokenizer, find),
+                "pretrain",
+            )
+            tokenizer = ready["pretrain"].folder / "tokenizer.json"
+        if "sft" in own:
+            ready["sft"] = self._part(
+                lambda find: prepare_sft(job, own["sft"], tokenizer, self.say, find), "sft"
+            )
+        return ready
+
+    def _part(self, prepare: Callable[[Find], Prepared], part: Part) -> _Ready:
+        """Return a part of the data that is in the store by now."""
+        while True:
+            begun: list[str | Writer] = []
+
+            def find(fingerprint: str, begun: list[str | Writer] = begun) -> Path | None:
+                begun.append(self.patiently(lambda: self._begin(fingerprint)))
+                return None if isinstance(begun[0], Writer) else self._bring(fingerprint, begun[0])
+
+            prepared = prepare(find)
+            folder = begun[0]
+            if isinstance(folder, Writer):
+                try:
+                    folder = self._complete(prepared, folder, part)
+                except Overtaken as overtaken:
+                    self.say(Note(f"{overtaken}; this run uses what that run prepares"))
+                    continue
+            else:
+                self._say_found(prepared, part)
+            here = self._bring(prepared.fingerprint, folder)
+            return _Ready(prepared.fingerprint, folder, prepared.report, here)
+
+    def _say_found(self, prepared: Prepared, part: Part) -> None:
+        where = f"{self.start.run.store.url}/{SHARED}/{prepared.fingerprint[:12]}…"
+        rows = prepared.report["train_rows"]
+        self.say(Note(f"{part} data: {rows:,} rows to train on, prepared before in {where}"))
+
+    def _begin(self, fingerprint: str) -> str | Writer:
+        run, owner = self.start.run, self.start.owner
+        me = Writer(run.name, self.claim.epoch, owner.session, owner.host, "", run.clock.now())
+
+        def waiting(writer: Writer, seconds: float) -> None:
+            what = f"wait for run {writer.run} on {writer.host}, which prepares the same data"
+            self.say(PrepareProgress(what, seconds, "s"))
+
+        return begin(run.store, fingerprint, me, owner, run.clock, waiting, again=self.again)
+
+    def _complete(self, prepared: Prepared, writer: Writer, part: Part) -> str:
+        run = self.start.run
+
+        def progress(done: int, total: int) -> None:
+            self.say(PrepareProgress(f"upload {part} data", done / 1e6, "MB", total=total / 1e6))
+
+        return self.patiently(
+            lambda: complete(
+                run.store,
+                prepared.fingerprint,
+                writer,
+                prepared.folder,
+                prepared.sources,
+                run.clock,
+                progress,
+            )
+        )
+
+    def _bring(self, fingerprint: str, folder: str) -> Path:
+        workspace = Workspace(self.start.run.store, SHARED)
+        return self.patiently(partial(workspace.bring, f"{fingerprint}/{folder}"))
 
 
 @contextlib.contextmanager
 def _made_again(folders: list[Path]) -> Iterator[None]:
-    """Move the prepared data in `folders` aside; restore it if preparing it again fails."""
+    """Move the run's own data in `folders` aside; restore it if preparing it again fails."""
     aside = {folder: folder.with_name(f"{folder.name}.old") for folder in folders}
     for folder, old in aside.items():
         if folder.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pion.errors import Stopped
 from pipeline.base.keep import say_if_moved
@@ -20,13 +20,14 @@ from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
 from pipeline.run.preflight import preflight
 from pipeline.run.signals import StoppingOnSignals
-from pipeline.run.stage_plan import StagePlan, WorkLeft, work_left
+from pipeline.run.stage_plan import WorkLeft, check_until, work_left
 from pipeline.run.start import Options, Start
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import RELEASED, Owner, launch_id
 from pipeline.state.records import Head
 from pipeline.state.rental_note import over_unless_interrupted
+from pipeline.state.run_data import bring_data
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import open_store
@@ -43,9 +44,10 @@ def run_job(job: Job, options: Options, display: Display) -> int:
     run = RunState(open_store(job.store), job.name, Clock(sleep=stopping.sleep))
     with over_unless_interrupted(run, launch_id()):
         with _nothing_started():
+            check_until(job, options.until, options.redo)
             left = work_left(job, run, redo=options.redo, job_path=options.job_path)
-            if left.finished:
-                _show_finished(job, run, left.plans, display)
+            if left.finished(options.until):
+                _show_finished(job, run, left, display)
                 return 0
             price = _check_before_claiming(job, run, left.head, display)
         with stopping, _watching_for_notices(stopping, display):
@@ -68,10 +70,11 @@ def _nothing_started() -> contextlib.AbstractContextManager[None]:
     return before_work("Nothing was started.", managed=launch_id() is not None)
 
 
-def _show_finished(job: Job, run: RunState, plans: Sequence[StagePlan], display: Display) -> None:
-    for plan in plans:
-        display.say(StageState(plan.stage, "done", plan.why))
-    display.say(Summary(summary_rows(job, run)))
+def _show_finished(job: Job, run: RunState, left: WorkLeft, display: Display) -> None:
+    for plan in left.plans:
+        display.say(StageState(plan.stage, plan.state, plan.why))
+    if left.finished():
+        display.say(Summary(summary_rows(job, run)))
 
 
 def _check_before_claiming(
@@ -147,7 +150,8 @@ def _bring_data(start: Start, left: WorkLeft) -> None:
     """Bring the data of the next training stage to this machine. Raises PionError."""
     for plan in left.plans:
         if plan.stage in start.job.train_stages and plan.state != "done":
-            start.workspace.bring_data(start.digests.data[plan.stage])
+            assert left.head is not None
+            bring_data(start.run, left.head, plan.stage, start.digests.data[plan.stage])
             return
 
 

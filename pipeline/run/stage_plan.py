@@ -58,10 +58,11 @@ class WorkLeft:
     redo: str | None
     raised: StaleStage | None
 
-    @property
-    def finished(self) -> bool:
-        """Whether every stage is done and no stage is to be redone."""
-        return self.redo is None and all(plan.state == "done" for plan in self.plans)
+    def finished(self, until: str | None = None) -> bool:
+        """Return whether every stage up to `until` is done, and no stage is to be redone."""
+        stages = stages_until([plan.stage for plan in self.plans], until)
+        done = {plan.stage for plan in self.plans if plan.state == "done"}
+        return self.redo is None and done.issuperset(stages)
 
 
 def work_left(
@@ -116,6 +117,27 @@ def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
 
 def _steps(entries: list[CheckpointEntry], digest: str) -> tuple[int, ...]:
     return tuple(entry.step for entry in entries if entry.digest == digest)
+
+
+def stages_until(stages: Sequence[str], until: str | None) -> Sequence[str]:
+    """Return the stages up to and with `until`; None: all."""
+    return stages if until is None else stages[: stages.index(until) + 1]
+
+
+def check_until(job: Job, until: str | None, redo: str | None) -> None:
+    """Raise BadInput if --until names a stage that the job does not have, or one before --redo."""
+    if until is None:
+        return
+    if until not in job.stages:
+        raise BadInput(
+            f"--until {until}: this job has no such stage. Its stages: {', '.join(job.stages)}. "
+            "Nothing was started."
+        )
+    if redo in job.stages and STAGES.index(redo) > STAGES.index(until):
+        raise BadInput(
+            f"--until {until}: --redo {redo} is a later stage. Nothing was started. Give --until "
+            f"{redo}, or leave it out."
+        )
 
 
 def check_redo(job: Job, plans: list[StagePlan], redo: str | None, refusal: Refusal) -> None:

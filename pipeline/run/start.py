@@ -20,6 +20,7 @@ class Options:
     job_path: str = "JOB"
     job_text: str = ""
     redo: str | None = None
+    until: str | None = None  # the last stage to do now; None: all
     take_over: bool = False
     unattended: bool = field(default_factory=lambda: not sys.stdin.isatty())
 

@@ -25,6 +25,7 @@ from pipeline.run.preflight import worker_count
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
 from pipeline.state.error_codec import error_from_json
+from pipeline.state.run_data import bring_data
 from pipeline.training.saving import linger_seconds
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def fetch_ahead(start: Start, claim: Claim, stage: str, say: Say) -> None:
 
     started, workspace = time.monotonic(), start.workspace
     with contextlib.suppress(PionError):  # a worker fails on it too and reports it
-        workspace.bring_data(start.digests.data[stage])
+        bring_data(start.run, claim.head, stage, start.digests.data[stage])
         newest_good(workspace, claim.head, stage, start.digests.stages[stage])
         say(Phase("fetched", time.monotonic() - started))
 

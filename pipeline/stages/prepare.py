@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.continuations import continuation_questions
 from pipeline.data.documents import check_documents
+from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.ready_shards import take_hub_shards, take_local_shards
 from pipeline.data.sft_rows import in_own_format, in_template, write_conversation_rows
@@ -41,12 +44,39 @@ __all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
 
 CHOICES = "choices.jsonl"
 PINNED = "commit.json"
+# What was prepared here so far was made from this content. A hidden file is not part of the data.
+FINGERPRINT = ".fingerprint"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A part of the data that is ready.
+
+    Attributes:
+        folder: where it is: in the folder that was given, or where it was found.
+        fingerprint: names what it was made from.
+        sources: what it was made from, in words.
+        report: what was counted, and how fast.
+    """
+
+    folder: Path
+    fingerprint: str
+    sources: tuple[str, ...]
+    report: dict[str, Any]
+
+
+# Returns the folder of finished data with a fingerprint. None: there is none, so prepare it.
+Find = Callable[[str], Path | None]
 
 
 def prepare_pretrain(
-    job: Job, folder: Path, say: Say, tokenizer: Path | None = None
-) -> dict[str, Any]:
-    """Prepare the pretraining data in `folder`; return what was counted and how fast.
+    job: Job,
+    folder: Path,
+    say: Say,
+    tokenizer: Path | None = None,
+    find: Find = lambda fingerprint: None,
+) -> Prepared:
+    """Prepare the pretraining data in `folder`, unless `find` finds it.
 
     `tokenizer` is that of the model to start from; None: the job says which.
 
@@ -54,16 +84,25 @@ def prepare_pretrain(
     and for a corpus smaller than one global batch.
     """
     with _writing(folder):
-        if not (folder / DATASET).exists():
-            _prepare_pretrain(job, folder, tokenizer, say)
-    data = open_data(folder)
+        inputs = _find_inputs(job, job.data.sources, "data", folder)
+        _put_tokenizer(job, folder, tokenizer, conversations=False)
+        prepared = _found_or_made(
+            job, "pretrain", inputs, folder, say, find, by_job=tokenizer is None
+        )
     if job.pretrain is not None:
-        _check_rows(data, job.pretrain.global_batch, "pretrain", job.data.seq_len)
-    return data.report
+        _check_rows(prepared, job.pretrain.global_batch, "pretrain", job.data.seq_len)
+    return prepared
 
 
-def prepare_sft(job: Job, folder: Path, tokenizer: Path | None, say: Say) -> dict[str, Any]:
-    """Prepare the conversations in `folder`, with a given tokenizer or (None) the job's.
+def prepare_sft(
+    job: Job,
+    folder: Path,
+    tokenizer: Path | None,
+    say: Say,
+    find: Find = lambda fingerprint: None,
+) -> Prepared:
+    """Prepare the conversations in `folder`, unless `find` finds them, with a given tokenizer or
+    (None) the job's.
 
     A given one is that of pretraining, or of the model to start from.
 
@@ -71,17 +110,66 @@ def prepare_sft(job: Job, folder: Path, tokenizer: Path | None, say: Say) -> dic
     """
     assert job.sft is not None
     with _writing(folder):
+        inputs = _find_inputs(job, job.sft.sources, "sft", folder)
+        _put_tokenizer(job, folder, tokenizer, conversations=True)
+        prepared = _found_or_made(job, "sft", inputs, folder, say, find, by_job=tokenizer is None)
+    _check_rows(prepared, job.sft.global_batch, "sft", job.sft_seq_len)
+    return prepared
+
+
+def _found_or_made(
+    job: Job,
+    part: Part,
+    inputs: list[Input],
+    folder: Path,
+    say: Say,
+    find: Find,
+    *,
+    by_job: bool,
+) -> Prepared:
+    """Return the data that `find` finds, else prepare it. `by_job`: the job says which tokenizer,
+    and may say to train it."""
+    trains = by_job and job.tokenizer is not None and job.tokenizer.train is not None
+    fingerprint = fingerprint_of(job, part, inputs, folder, say, trains=trains)
+    _forget_other_content(folder, fingerprint, trains=trains)
+    ready = find(fingerprint)
+    if ready is None:
+        ready = folder
         if not (folder / DATASET).exists():
-            _prepare_sft(job, folder, tokenizer, say)
-    data = open_data(folder)
-    _check_rows(data, job.sft.global_batch, "sft", job.sft_seq_len)
-    return data.report
+            make = _prepare_pretrain if part == "pretrain" else _prepare_sft
+            make(job, inputs, folder, by_job, say)
+            check_unchanged(job, inputs)
+    data = open_data(ready)
+    tokenizer = Tokenizer.from_file(data.tokenizer_path)
+    report = data.report
+    if by_job:
+        where = _where(job)
+        tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {where}")
+        report = report | {"tokenizer": where}
+    _check_gguf(job, data.tokenizer_path)
+    names = tuple(_name(found.source) for found in inputs)
+    # Whoever prepared the data may have other names for the same sources.
+    sources = [{**one, "name": name} for one, name in zip(report["sources"], names, strict=False)]
+    return Prepared(ready, fingerprint, names, {**report, "sources": sources})
 
 
-def _prepare_pretrain(job: Job, folder: Path, given: Path | None, say: Say) -> None:
+def _forget_other_content(folder: Path, fingerprint: str, *, trains: bool) -> None:
+    """Delete what an interrupted start prepared in the folder from other content, its trained
+    tokenizer too."""
+    known = folder / FINGERPRINT
+    before = known.read_text() if known.exists() else None
+    if before != fingerprint:
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name in (DATASET, CHOICES) or (trains and path.name == "tokenizer.json"):
+                path.unlink()
+        write_atomically(known, fingerprint.encode())
+
+
+def _prepare_pretrain(job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say) -> None:
     started = time.monotonic()
-    inputs = _find_inputs(job, job.data.sources, "data", folder)
-    tokenizer, tokenizer_report = _given_or_own(job, inputs, folder, given, say)
+    tokenizer, tokenizer_report = _tokenizer(job, inputs, folder, by_job, say)
     if job.within_documents:
         check_documents(inputs, tokenizer, job.data.seq_len)
     reports = []
@@ -103,13 +191,10 @@ def _prepare_pretrain(job: Job, folder: Path, given: Path | None, say: Say) -> N
     _finish(data, say)
 
 
-def _prepare_sft(job: Job, folder: Path, tokenizer_path: Path | None, say: Say) -> None:
+def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say) -> None:
     assert job.sft is not None
     started = time.monotonic()
-    inputs = _find_inputs(job, job.sft.sources, "sft", folder)
-    tokenizer, tokenizer_report = _given_or_own(
-        job, inputs, folder, tokenizer_path, say, conversations=True
-    )
+    tokenizer, tokenizer_report = _tokenizer(job, inputs, folder, by_job, say)
     reports = []
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, job.sft_seq_len, job.data.shard_rows)
@@ -146,35 +231,29 @@ def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path
     return inputs
 
 
-def _given_or_own(
-    job: Job,
-    inputs: list[Input],
-    folder: Path,
-    given: Path | None,
-    say: Say,
-    *,
-    conversations: bool = False,
-) -> tuple[Tokenizer, dict[str, Any]]:
-    """Put the given tokenizer, or else the job's, into the folder.
+def _put_tokenizer(job: Job, folder: Path, given: Path | None, *, conversations: bool) -> None:
+    """Put the given tokenizer, or else the job's, into the folder, unless it is to be trained.
 
     That of a model to start from comes with its files, and for `conversations` with their template.
     """
-    if given is None:
-        tokenizer, report = _tokenizer(job, inputs, folder, say)
-    elif job.base is not None:
-        tokenizer = bring_tokenizer(job, given.parent, folder, conversations=conversations)
-        report = {"vocab_size": tokenizer.vocab_size}
-    else:
-        tokenizer = Tokenizer.from_file(given)
-        _save(tokenizer, folder / "tokenizer.json")
-        report = {"vocab_size": tokenizer.vocab_size}
-    if job.publish is not None and job.publish.gguf:
-        _check_gguf(folder / "tokenizer.json")
-    return tokenizer, report
+    path, section = folder / "tokenizer.json", job.tokenizer
+    if given is not None and job.base is not None:
+        bring_tokenizer(job, given.parent, folder, conversations=conversations)
+    elif given is not None:
+        _save(Tokenizer.from_file(given), path)
+    elif section is not None and section.file is not None:
+        _save(Tokenizer.from_file(job.input_path(section.file)), path)
+    elif section is not None and section.hub is not None and not path.exists():
+        from pipeline.data.hub import hub_tokenizer
+
+        file = hub_tokenizer(section.hub, section.revision, section.hub_file)
+        _save(Tokenizer.from_file(file), path)
 
 
-def _check_gguf(tokenizer_json: Path) -> None:
+def _check_gguf(job: Job, tokenizer_json: Path) -> None:
     """Raise BadInput before training if publish.gguf can't have this tokenizer."""
+    if job.publish is None or not job.publish.gguf:
+        return
     try:
         require_known(tokenizer_json)
     except BadInput as error:
@@ -185,32 +264,35 @@ def _check_gguf(tokenizer_json: Path) -> None:
 
 
 def _tokenizer(
-    job: Job, inputs: list[Input], folder: Path, say: Say
+    job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """Put the job's tokenizer into the folder. Raises BadInput if it doesn't fit the model."""
+    """Return the tokenizer in the folder; train it if the job says so.
+
+    Raises BadInput if one that the job names doesn't fit the model.
+    """
     path, section = folder / "tokenizer.json", job.tokenizer
+    if not by_job:
+        tokenizer = Tokenizer.from_file(path)
+        _check_gguf(job, path)
+        return tokenizer, {"vocab_size": tokenizer.vocab_size}
     started = time.monotonic()
     assert section is not None
-    if section.train is not None:
-        where = "trained on data.sources"
-        if not path.exists():
-            say(Note(f"training a BPE of {section.train.vocab_size:,} entries"))
-            _save(train_bpe(_training_texts(job, inputs, say), section.train.vocab_size), path)
-    elif section.file is not None:
-        where = section.file
-        _save(Tokenizer.from_file(job.input_path(section.file)), path)
-    else:
-        assert section.hub is not None
-        where = f"{section.hub}/{section.hub_file}"
-        if not path.exists():
-            from pipeline.data.hub import hub_tokenizer
-
-            file = hub_tokenizer(section.hub, section.revision, section.hub_file)
-            _save(Tokenizer.from_file(file), path)
+    if section.train is not None and not path.exists():
+        say(Note(f"training a BPE of {section.train.vocab_size:,} entries"))
+        _save(train_bpe(_training_texts(job, inputs, say), section.train.vocab_size), path)
     tokenizer = Tokenizer.from_file(path)
-    tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {where}")
-    report = {"tokenizer": where, "vocab_size": tokenizer.vocab_size}
+    tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {_where(job)}")
+    _check_gguf(job, path)
+    report = {"tokenizer": _where(job), "vocab_size": tokenizer.vocab_size}
     return tokenizer, report | {"tokenizer_seconds": round(time.monotonic() - started, 1)}
+
+
+def _where(job: Job) -> str:
+    """Return where the job takes its tokenizer from."""
+    assert job.tokenizer is not None
+    if job.tokenizer.train is not None:
+        return "trained on data.sources"
+    return job.tokenizer.file or f"{job.tokenizer.hub}/{job.tokenizer.hub_file}"
 
 
 def _save(tokenizer: Tokenizer, path: Path) -> None:
@@ -270,7 +352,7 @@ def _check_splits(report: dict[str, Any], found: Input, seq_len: int, share: flo
             )
 
 
-def _check_rows(data: PreparedData, global_batch: int, stage: str, seq_len: int) -> None:
+def _check_rows(data: Prepared, global_batch: int, stage: str, seq_len: int) -> None:
     rows = data.report.get("train_rows")
     if type(rows) is not int:
         raise BadInput(

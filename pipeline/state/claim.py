@@ -102,6 +102,11 @@ class Claim:
         record = StageRecord(digest, self.state.clock.now(), checkpoint_key, result)
         return self.commit(lambda head: head.with_stage(stage, record))
 
+    def use_data(self, data: Mapping[str, str]) -> Head:
+        """Record the keys of the shared data that this run uses, by part, in place of the former
+        ones."""
+        return self.commit(lambda head: head.with_data(data))
+
     def drop_stages(self, stages: Collection[str]) -> Head:
         """Record `stages` as not begun. Their files are deleted an hour later."""
         now = self.state.clock.now()

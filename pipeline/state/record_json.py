@@ -93,15 +93,17 @@ def parse_record(data: bytes, where: str) -> dict[str, Any]:
         raise damaged(where, str(error)) from None
 
 
-def parse(data: bytes, where: str) -> dict[str, Any]:
-    """Return a record's JSON object. Raises `Damaged`, or `BadInput` for another format version."""
+def parse(data: bytes, where: str, formats: tuple[int, ...] = (FORMAT,)) -> dict[str, Any]:
+    """Return a record's JSON object. Raises `Damaged`, or `BadInput` if its format version is not
+    one of `formats`."""
     raw = parse_record(data, where)
     version = raw.get("format")
     if not isinstance(version, int) or isinstance(version, bool):
         raise damaged(where, "it has no format version")
-    if version != FORMAT:
+    if version not in formats:
+        known = " and ".join(map(str, formats))
         raise BadInput(
-            f"{where} has format version {version}, but this pion reads version {FORMAT}. "
+            f"{where} has format version {version}, but this pion reads version {known}. "
             "Nothing was changed. Use the pion that wrote this file, or update this pion."
         )
     return raw

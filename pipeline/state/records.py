@@ -4,6 +4,7 @@ Times are Unix seconds. Keys are relative to the run's folder in the store.
 """
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -32,7 +33,26 @@ TRASH_SECONDS = 3600.0
 # The start of a process takes less than this.
 UNCOUNTED_SECONDS = 3600.0
 
+# The format of a HEAD that lists shared data. A pion that does not know this data must not claim
+# the run: it would prepare the data again.
+SHARED_DATA_FORMAT = 2
+SHARED = "_data"
+_DATA_KEY = re.compile(rf"{SHARED}/[0-9a-f]{{64}}/[0-9a-f]{{32}}")
+
 Key = Annotated[str, Predicate(is_key)]
+
+
+def data_key(fingerprint: str, folder: str) -> str:
+    """Return the key of a folder of shared data, relative to the store."""
+    return f"{SHARED}/{fingerprint}/{folder}"
+
+
+def is_data_key(key: str) -> bool:
+    """Return whether `key` could be a result of `data_key`."""
+    return _DATA_KEY.fullmatch(key) is not None
+
+
+DataKey = Annotated[str, Predicate(is_data_key)]
 
 
 @dataclass(frozen=True)
@@ -128,6 +148,8 @@ class Head:
         spent: what owning the run has cost on all machines, as of the last commit.
         forked: if this run is a fork, the key of the last checkpoint that was copied.
         skipped: each stage's rows to leave out, oldest first.
+        data: by part of the data ("pretrain", "sft"), the key of the shared folder with it,
+            relative to the store. A part that is not here is in the run's own folder.
     """
 
     epoch: Epoch = 0
@@ -143,6 +165,7 @@ class Head:
     skipped: Mapping[str, tuple[SkippedRows, ...]] = field(default_factory=dict)
     trash: tuple[Trash, ...] = ()
     write_ids: tuple[str, ...] = ()
+    data: Mapping[str, DataKey] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -187,6 +210,11 @@ class Head:
         """Return HEAD with `stage` finished."""
         stages = {**self.stages, stage: record}
         return dataclasses.replace(self, stages=stages, committed_epoch=self.epoch)
+
+    def with_data(self, data: Mapping[str, str]) -> "Head":
+        """Return HEAD with these keys of shared data, by part, in place of the former ones."""
+        number = SHARED_DATA_FORMAT if data else FORMAT
+        return dataclasses.replace(self, data=dict(data), format=number)
 
     def with_metrics(self, key: str, metrics: Mapping[str, float | None]) -> "Head":
         """Return HEAD with these metrics for the checkpoint `key`."""
@@ -272,12 +300,19 @@ class Head:
         return finished | {entry.key for entry in self.checkpoints}
 
     def to_json(self) -> bytes:
-        return (finite_json(dataclasses.asdict(self), indent=1) + "\n").encode()
+        """Return HEAD.json: of the first format, unless HEAD lists shared data."""
+        raw = dataclasses.asdict(self)
+        if self.format == FORMAT:
+            del raw["data"]
+        return (finite_json(raw, indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Head":
         """Read HEAD.json. Raises `BadInput` if it is damaged or of another format version."""
-        head = build(cls, parse(data, where), where)
+        raw = parse(data, where, (FORMAT, SHARED_DATA_FORMAT))
+        head = build(cls, raw, where)
+        if head.data and raw["format"] == FORMAT:
+            raise damaged(where, "a HEAD of format version 1 can't list shared data")
         if head.owner is not None and not head.claims:
             raise damaged(where, "it has an owner, but no claims")
         return head

@@ -27,6 +27,7 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
         "store": state.store.url,
         "epoch": head.epoch,
         "stages": {stage: _stage_status(stage, head) for stage in stages},
+        "next": next((stage for stage in stages if stage not in head.stages), None),
         "checkpoint": dataclasses.asdict(newest) if newest else None,
         "owner": dataclasses.asdict(head.owner) if head.owner else None,
         "owner_running": is_running(head.owner, Owner.me()) if head.owner else None,

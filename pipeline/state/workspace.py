@@ -101,12 +101,11 @@ class Workspace:
                 pool.map(file_problem, [folder / name for name in files], *zip(*files.values()))
             )
 
-    def bring_data(self, digest: str) -> Path:
-        """Return the folder of the prepared data `digest`, downloaded if it is not on this machine.
+    def bring(self, key: str) -> Path:
+        """Return the folder of the prepared data `key`, downloaded if it is not on this machine.
 
         Raises `PionError` if the store's copy is missing or damaged.
         """
-        key = f"data/{digest}"
         folder = self.folder(key)
         if not self.remote:
             return folder
@@ -125,10 +124,6 @@ class Workspace:
                 "To prepare the data again and train on it again, use --redo prepare."
             )
         return folder
-
-    def keep_data(self, digest: str, progress: Progress = lambda done, total: None) -> None:
-        """Upload this machine's prepared data `digest`; see `keep`."""
-        self.keep(f"data/{digest}", progress)
 
     def keep(self, key: str, progress: Progress = lambda done, total: None) -> None:
         """Upload this machine's files under `key`. The list of files is written last.

@@ -18,6 +18,7 @@ from pipeline.machine.compile_cache import use_private_compile_cache
 from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
 from pipeline.state.records import Head
+from pipeline.state.run_data import bring_data
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.first_weights import first_model, frozen_base
 from pipeline.training.rewind import rows_to_skip
@@ -116,7 +117,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     from pion.train.trainer import Trainer
 
     def bring() -> tuple[Path, Restored]:
-        folder = context.workspace.bring_data(context.request.data[stage])
+        head = context.run.read()
+        assert head is not None
+        folder = bring_data(context.run, head, stage, context.request.data[stage])
         return folder, _find(context, stage)
 
     folder, restored = context.fetch(bring)

@@ -141,7 +141,7 @@ class Process:
         rows = [data_row(i) for i in range(DATA_ROWS)]
         (folder / "rows.json").write_text(json.dumps(rows))
         (folder / "tokenizer.json").write_text("{}")
-        self.workspace.keep_data(DATA)
+        self.workspace.keep(f"data/{DATA}")
         claim.finish_stage("prepare", DIGESTS["prepare"], {})
 
     def _train(self) -> str:
@@ -207,7 +207,7 @@ class _Training:
 
     def go(self) -> None:
         process, claim = self.process, self.claim
-        rows = json.loads((process.workspace.bring_data(DATA) / "rows.json").read_text())
+        rows = json.loads((process.workspace.bring(f"data/{DATA}") / "rows.json").read_text())
         found = self._restore()
         claim.set_restore(self.stage, self.step)
         self.metrics = MetricsLog(

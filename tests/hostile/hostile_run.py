@@ -17,6 +17,7 @@ from pipeline.cli import main
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import (
+    SHARED_DATA_FORMAT,
     CheckpointEntry,
     ClaimRecord,
     Head,
@@ -24,6 +25,7 @@ from pipeline.state.records import (
     Spent,
     StageRecord,
     Trash,
+    data_key,
 )
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store
@@ -102,6 +104,8 @@ def full_head() -> Head:
         skipped={"sft": (SkippedRows(0, 4, 2, 1, "digest", "a loss of nan", NOW),)},
         trash=(Trash("checkpoints/sft/1-1", NOW),),
         write_ids=("w" * 32,),
+        data={"pretrain": data_key("f" * 64, "a" * 32)},
+        format=SHARED_DATA_FORMAT,
     )
 
 

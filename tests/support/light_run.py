@@ -66,7 +66,7 @@ def write_data(run: RunState, digest: str) -> None:
     (folder / "tokenizer.json").write_text("{}")
     about = {"part": "pretrain", "sources": [], "report": {}}
     (folder / "dataset.json").write_text(json.dumps(about))
-    workspace.keep_data(digest)
+    workspace.keep(f"data/{digest}")
 
 
 def light_run(store: Store, name: str = "demo", clock: Clock | None = None) -> RunState:

@@ -263,7 +263,7 @@ def _left(job: Job, run: RunState) -> str:
     left = work_left(job, run)
     if left.head is None:
         return f"{job.name} is new"
-    if left.finished:
+    if left.finished():
         return f"{job.name} is already finished"
     begun = [f"{p.stage} {p.why}" for p in left.plans if p.state == "resume"]
     done = [p.stage for p in left.plans if p.state == "done"]

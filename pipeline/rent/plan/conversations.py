@@ -83,7 +83,7 @@ def count_conversations(job: Job) -> Counted | None:
         if job.base is not None:
             run = RunState(open_store(job.store), job.name)
             tokenizer = tokenizer_of_base(run, job.base, job.folder, folder / "base")
-        report = prepare_sft(counted, folder / "sft", tokenizer, lambda message: None)
+        report = prepare_sft(counted, folder / "sft", tokenizer, lambda message: None).report
         first = _first(counted, folder / "sft")
     sources = report["sources"]
     names = ("conversations", "cut", "dropped", "tokens", "split")

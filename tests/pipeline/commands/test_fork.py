@@ -170,7 +170,7 @@ def test_a_fork_shares_nothing_with_its_source(source: RunState) -> None:
     assert contents(new) == copied
     assert problems(new) == [None, None]
     for digest in digest_job(Job.model_validate(JOB)).data.values():
-        folder = Workspace(new.store, "new").bring_data(digest)
+        folder = Workspace(new.store, "new").bring(f"data/{digest}")
         assert (folder / "0/train/shard_00000.npy").read_bytes() == f"rows of {digest}".encode()
 
 
@@ -193,7 +193,7 @@ def test_a_run_can_be_forked_from_store_to_store_and_back(
         assert checkpoints(run) == [("sft", 5), ("pretrain", 20)]
         assert problems(run) == [None, None]
         for digest in digest_job(Job.model_validate(JOB)).data.values():
-            folder = Workspace(run.store, run.name).bring_data(digest)
+            folder = Workspace(run.store, run.name).bring(f"data/{digest}")
             assert (folder / "0/train/shard_00000.npy").read_bytes() == f"rows of {digest}".encode()
 
 

@@ -114,14 +114,25 @@ def test_a_finished_folder_is_reported_again_without_work(tmp_path: Path) -> Non
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path)
     first = prepare_pretrain(job, tmp_path / "data", lambda message: None)
-    (tmp_path / "corpus.jsonl").unlink()  # reading anything now would fail
-    assert prepare_pretrain(job, tmp_path / "data", lambda message: None) == first
+    said: list[Shown] = []
+    assert prepare_pretrain(job, tmp_path / "data", said.append) == first
+    assert {m.what for m in said if isinstance(m, PrepareProgress)} == {"read data.sources.0"}
+
+
+def test_a_folder_that_was_finished_from_other_bytes_is_prepared_again(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    job = make_job(tmp_path)
+    first = prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    write_corpus(tmp_path / "corpus.jsonl", documents=200)
+    second = prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    assert first.fingerprint != second.fingerprint
+    assert (first.report["documents"], second.report["documents"]) == (300, 200)
 
 
 def test_it_says_what_it_does_and_how_fast(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     said: list[Shown] = []
-    report = prepare_pretrain(make_job(tmp_path), tmp_path / "data", said.append)
+    report = prepare_pretrain(make_job(tmp_path), tmp_path / "data", said.append).report
     assert {type(m) for m in said} == {Note, PrepareProgress}
     assert any("MB/s" in m.text for m in said if isinstance(m, Note))
     assert report["sources"][0]["mb_per_second"] > 0
@@ -175,7 +186,7 @@ def test_killed_in_the_middle_it_continues_to_the_same_bytes_and_keeps_finished_
     assert {p: p.stat().st_mtime_ns for p in finished} == finished
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
     for name in ("documents", "bytes", "train_rows", "held_out_rows"):
-        assert resumed[name] == unbroken[name]
+        assert resumed.report[name] == unbroken.report[name]
 
 
 def test_a_source_edited_after_an_interruption_is_not_mixed_with_its_old_shards(

@@ -126,7 +126,7 @@ def test_interrupted_packing_continues_to_the_same_bytes(
     unbroken = prepare_sft(job, tmp_path / "unbroken", None, lambda message: None)
     assert {p: p.stat().st_mtime_ns for p in finished} == finished
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
-    assert resumed["sources"] == unbroken["sources"]
+    assert resumed.report["sources"] == unbroken.report["sources"]
 
 
 def test_a_conversation_without_an_assistant_turn_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,12 @@ from pion.errors import BadInput
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import FORMAT
-from pipeline.state.records import CheckpointEntry, SkippedRows
+from pipeline.state.records import (
+    SHARED_DATA_FORMAT,
+    CheckpointEntry,
+    SkippedRows,
+    data_key,
+)
 from pipeline.state.rental_note import NOTE, RentalNote, write_rental_note
 from pipeline.state.run_state import RunState, heartbeat_path
 from tests.paths import OLDER_RUNS
@@ -106,6 +111,21 @@ def test_no_key_is_added_to_head_or_taken_from_it(written: RunState) -> None:
     assert {path: set(at(head, path)) for path in HEAD} == HEAD, RULE
 
 
+def test_only_a_head_that_lists_shared_data_has_the_second_format_and_its_key(
+    run: RunState,
+) -> None:
+    claim = claim_run(run, Owner.me())
+    assert read(run, "HEAD.json")["format"] == FORMAT
+    key = data_key("f" * 64, "a" * 32)
+    claim.use_data({"pretrain": key})
+    head = read(run, "HEAD.json")
+    assert set(head) == HEAD[""] | {"data"}
+    assert (head["format"], head["data"]) == (SHARED_DATA_FORMAT, {"pretrain": key})
+    assert claim.head == run.read()
+    claim.use_data({})
+    assert set(read(run, "HEAD.json")) == HEAD[""]
+
+
 def test_no_key_is_added_to_an_owner_file_or_taken_from_it(written: RunState) -> None:
     beat = read(written, heartbeat_path(1))
     assert (set(beat), set(beat["owner"])) == (OWNER_FILE, OWNER), RULE
@@ -128,7 +148,7 @@ def test_these_are_the_keys_that_0afbd30_wrote(name: str) -> None:
         assert set(json.loads(path.read_text())) == OWNER_FILE
 
 
-@pytest.mark.parametrize("change", [{"format": FORMAT + 1}, {"colour": "red"}])
+@pytest.mark.parametrize("change", [{"format": FORMAT + 2}, {"colour": "red"}])
 def test_an_owner_commits_nothing_on_a_head_from_a_newer_version(
     run: RunState, change: dict[str, Any]
 ) -> None:

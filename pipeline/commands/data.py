@@ -1,0 +1,155 @@
+"""`pion data`: list the prepared data that the runs of a store share, and delete what none uses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pion.errors import BadInput
+from pipeline.console.formats import moment, show, size
+from pipeline.state.run_state import Clock
+from pipeline.state.shared.prune import Listed, delete_due, list_shared, mark
+from pipeline.state.stores import DEFAULT_STORE, Store, open_store
+from pipeline.state.stores.verdict import before_work
+
+# Of a fingerprint, so many digits are shown.
+SHOWN = 12
+
+
+def show_data(store: str | None, *, as_json: bool) -> int:
+    """Print the shared data of a store, the newest last, and return 0."""
+    where = open_store(store or DEFAULT_STORE)
+    found = list_shared(where, Clock())
+    if as_json:
+        print(json.dumps([_to_json(one) for one in found], indent=1))
+    elif not found:
+        show(f"no run in {where.url} shares prepared data")
+    else:
+        for one in found:
+            show(_in_words(one))
+        unused = [one for one in found if _may_go(one) and not _is_marked(one)]
+        if unused:
+            show(
+                f"{_count(unused)} used by no run: {size(sum(one.bytes for one in unused))}. To "
+                f"delete: pion data {'' if store is None else f'{store} '}--prune"
+            )
+    return 0
+
+
+def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bool) -> int:
+    """Mark what no run uses for deletion, delete what was marked an hour ago, and return 0.
+
+    `only` are the beginnings of fingerprints; if it is empty, all unused data is meant. Raises
+    BadInput, with nothing marked or deleted, for data that a run uses or that is not there, for a
+    HEAD that can't be read, and if neither a person nor `yes` agrees.
+    """
+    where, clock = open_store(store or DEFAULT_STORE), Clock()
+    with before_work("Nothing was deleted."):
+        found = list_shared(where, clock)
+        chosen = [_chosen(found, where, text) for text in only] or [o for o in found if _may_go(o)]
+        new = [one for one in chosen if one.state.delete_after is None]
+        if chosen and not yes:
+            _ask(chosen)
+    marked = mark(where, [one.fingerprint for one in new], clock)
+    deleted, freed = delete_due(where, clock)
+    where.flush()
+    left = [one for one in list_shared(where, clock) if _is_marked(one)]
+    if as_json:
+        about = {
+            "marked": marked,
+            "deleted": deleted,
+            "bytes_deleted": freed,
+            "waiting": [_to_json(one) for one in left],
+        }
+        print(json.dumps(about, indent=1))
+        return 0
+    if deleted:
+        show(f"deleted {size(freed)}: {', '.join(name[:SHOWN] for name in deleted)}")
+    if left:
+        last = max(_due(one) for one in left)
+        show(
+            f"marked for deletion: {len(left)}. The first run of this store that ends after "
+            f"{moment(last)} deletes it, and so does this command. A run that needs it before "
+            "removes the mark."
+        )
+    if not deleted and not left:
+        show(f"nothing to delete in {where.url}: its runs use all prepared data")
+    return 0
+
+
+def _chosen(found: Sequence[Listed], store: Store, text: str) -> Listed:
+    """Return the data whose fingerprint begins with `text`, if it may be deleted."""
+    matching = [one for one in found if one.fingerprint.startswith(text)]
+    if len(matching) != 1:
+        known = ", ".join(one.fingerprint[:SHOWN] for one in found) or "none"
+        problem = "means several" if matching else "is not there"
+        raise BadInput(
+            f"--only {text}: this data {problem}. Nothing was deleted. In {store.url}: {known}."
+        )
+    one = matching[0]
+    if not _may_go(one):
+        by = ", ".join(one.runs) or one.prepared_by
+        raise BadInput(
+            f"--only {text}: this data is used by {by}. Nothing was deleted. If you no longer need "
+            "that run, delete its folder first, with its weights, reports and checkpoints."
+        )
+    return one
+
+
+def _ask(chosen: Sequence[Listed]) -> None:
+    """Ask the person at the terminal. Raises BadInput without one, and for another answer."""
+    for one in chosen:
+        show(_in_words(one))
+    if not sys.stdin.isatty():
+        raise BadInput(
+            "--prune would delete this in an hour, and there is no terminal to ask. Nothing was "
+            "deleted. Add --yes to agree."
+        )
+    question = f"Delete this, {size(sum(one.bytes for one in chosen))}, in an hour? [y/N] "
+    if input(question).strip().lower() not in ("y", "yes"):
+        raise BadInput("Nothing was deleted.")
+
+
+def _may_go(one: Listed) -> bool:
+    return not one.runs and one.prepared_by is None
+
+
+def _is_marked(one: Listed) -> bool:
+    return one.state.delete_after is not None or bool(one.state.unneeded)
+
+
+def _due(one: Listed) -> float:
+    times = [item.not_before for item in one.state.unneeded]
+    return max([*times, one.state.delete_after or 0.0])
+
+
+def _in_words(one: Listed) -> str:
+    if one.prepared_by is not None:
+        use = f"being prepared by {one.prepared_by}"
+    elif one.runs:
+        use = f"used by {', '.join(one.runs)}"
+    elif _is_marked(one):
+        use = f"used by no run; to be deleted after {moment(_due(one))}"
+    else:
+        use = "used by no run"
+    when = moment(one.state.at) if one.state.folder else "unfinished"
+    sources = ", ".join(one.state.sources) or "?"
+    return f"{one.fingerprint[:SHOWN]}  {size(one.bytes):>8}  {when}  {sources}: {use}"
+
+
+def _count(found: Sequence[Listed]) -> str:
+    return "1 data set is" if len(found) == 1 else f"{len(found)} data sets are"
+
+
+def _to_json(one: Listed) -> dict[str, Any]:
+    return {
+        "fingerprint": one.fingerprint,
+        "bytes": one.bytes,
+        "at": one.state.at if one.state.folder else None,
+        "sources": list(one.state.sources),
+        "runs": list(one.runs),
+        "prepared_by": one.prepared_by,
+        "delete_after": _due(one) if _is_marked(one) else None,
+    }

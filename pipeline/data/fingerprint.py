@@ -1,0 +1,98 @@
+"""The fingerprint of prepared data: of all that decides its rows, and of nothing else.
+
+Two jobs whose data has the same fingerprint share it. So paths, names of branches and runs are not
+in it, and the bytes of local files, the commits of repositories and the tokenizer's bytes are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from pion.data.arrays import sha256_file
+from pion.errors import BadInput
+from pipeline.console.messages import PrepareProgress, Say
+from pipeline.data.sources import Input, find_input
+from pipeline.job import Job
+from pipeline.job.digest import conversation_inputs, covered_fields
+
+Part = Literal["pretrain", "sft"]
+
+# Raise this when prepare would make other rows from the same content.
+FORMAT = 1
+# Files in a folder of data that don't decide rows: they follow from the rest.
+NOT_CONTENT = ("dataset.json", "choices.jsonl", "commit.json")
+# They say where a source is, and its content says the rest.
+_WHERE = ("path", "revision")
+
+
+def fingerprint_of(
+    job: Job, part: Part, inputs: Sequence[Input], folder: Path, say: Say, *, trains: bool
+) -> str:
+    """Return the fingerprint of a part of the job's data: 64 hexadecimal digits.
+
+    `folder` has the tokenizer's files, unless prepare `trains` the tokenizer on these inputs. Local
+    inputs are read whole.
+    """
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "part": part,
+        "seed": job.seed,
+        "settings": _settings(job, part),
+        "sources": [_of_source(found, say) for found in inputs],
+        "tokenizer": _of_tokenizer(job, folder, trains),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_unchanged(job: Job, inputs: Sequence[Input]) -> None:
+    """Raise BadInput if a local input has changed since it was found: the rows may be of both."""
+    for found in inputs:
+        if found.files and find_input(job, found.source, found.key).state != found.state:
+            raise BadInput(
+                f"{found.key}: the files have changed while they were prepared. Nothing was "
+                "trained. Wait until they are complete, then run the same command again."
+            )
+
+
+def _settings(job: Job, part: Part) -> dict[str, Any]:
+    if part == "pretrain":
+        text = job.data.model_copy(update={"documents": job.within_documents})
+        fields = covered_fields(text, "data")
+    else:
+        assert job.sft is not None
+        fields = conversation_inputs(job, job.sft)
+    sources = ("data.sources.", "sft.sources.")
+    return {path: value for path, value in fields.items() if not path.startswith(sources)}
+
+
+def _of_source(found: Input, say: Say) -> dict[str, Any]:
+    fields = {p: v for p, v in covered_fields(found.source).items() if p not in _WHERE}
+    return fields | {"content": _content(found, say)}
+
+
+def _content(found: Input, say: Say) -> Any:
+    """Return, of a source, its files in order, each compressed or not, with its hash; or its
+    commit; or the version of Python that it comes with."""
+    if not found.files:
+        return found.state
+    total = sum(path.stat().st_size for path in found.files) / 1e6
+    read, content = 0.0, []
+    with ThreadPoolExecutor() as pool:
+        for path, sha256 in zip(found.files, pool.map(sha256_file, found.files)):
+            content.append([path.suffix == ".gz", sha256])
+            read += path.stat().st_size / 1e6
+            say(PrepareProgress(f"read {found.key}", read, "MB", total=total))
+    return content
+
+
+def _of_tokenizer(job: Job, folder: Path, trains: bool) -> dict[str, Any]:
+    if trains and job.tokenizer is not None:
+        return covered_fields(job.tokenizer, "tokenizer")
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+    return {path.name: sha256_file(path) for path in files if path.name not in NOT_CONTENT}

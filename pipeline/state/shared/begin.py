@@ -1,0 +1,159 @@
+"""Find shared data, or become the one who prepares it while the others wait.
+
+That only one run prepares is a courtesy, and nothing depends on it: whoever finishes second uses
+what the first has finished (complete.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from pion.errors import BadInput
+from pipeline.state.owner import Owner, is_running
+from pipeline.state.records import TRASH_SECONDS, data_key
+from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_status import last_change
+from pipeline.state.shared.records import (
+    DataState,
+    Writer,
+    new_folder,
+    read_state,
+    swap_state,
+)
+from pipeline.state.stores import Store
+
+# Seconds between two looks at what another run prepares. A store that collects writes into commits
+# shows nothing sooner.
+POLL_SECONDS = 2.0
+COMMIT_POLL_SECONDS = 30.0
+
+
+def begin(
+    store: Store,
+    fingerprint: str,
+    claim: Writer,
+    me: Owner,
+    clock: Clock,
+    waiting: Callable[[Writer, float], None],
+    *,
+    again: bool = False,
+) -> str | Writer:
+    """Return the id of the folder with the finished data, or the record of this process as writer.
+
+    In the second case this process must prepare the data, in the folder that the record names. A
+    mark for deletion is removed. While another run prepares the data, this call waits, and calls
+    `waiting` with the writer and the seconds so far; it may raise. `again` asks for a new folder
+    although there is one, and a later start of this run continues with that folder. A writer needs
+    not say that it gives up: its run is released, or silent.
+
+    Raises StoreError; then it may be called again with the same `claim`.
+    """
+    silence, since = Silence(store, me, clock), clock.monotonic()
+    while True:
+        state, version = read_state(store, fingerprint)
+        begun_again = state.writer is not None and state.writer.run == claim.run
+        if state.folder is not None and not again and not begun_again:
+            if state.delete_after is None or swap_state(
+                store, fingerprint, state.unmarked(), version
+            ):
+                return state.folder
+            continue
+        if claim.is_claim_of(state.writer):
+            assert state.writer is not None
+            return state.writer
+        if state.writer is not None and not silence.is_gone(state.writer):
+            waiting(state.writer, clock.monotonic() - since)
+            clock.sleep(COMMIT_POLL_SECONDS if store.commits else POLL_SECONDS)
+            continue
+        folder = _own_folder(store, state.writer, claim, me) or new_folder()
+        mine = dataclasses.replace(claim, folder=folder, at=clock.now())
+        if swap_state(store, fingerprint, dataclasses.replace(state, writer=mine), version):
+            return mine
+
+
+def confirm(store: Store, fingerprint: str, folder: str) -> bool:
+    """Return whether a run whose HEAD lists the folder may use it.
+
+    Call this after HEAD was committed. Whoever deletes data reads every HEAD before the swap that
+    makes the data unusable, so it has either seen that HEAD, or this call sees the swap. A mark for
+    deletion is removed. Raises StoreError.
+    """
+    while True:
+        state, version = read_state(store, fingerprint)
+        if state.folder != folder:
+            return False
+        if state.delete_after is None or swap_state(store, fingerprint, state.unmarked(), version):
+            return True
+
+
+def _own_folder(store: Store, before: Writer | None, claim: Writer, me: Owner) -> str | None:
+    """Return the folder that this run wrote to on this machine until its process died, to resume
+    an upload there; None if there is none, or if that process may still write to it."""
+    if before is None or before.run != claim.run:
+        return None
+    head = RunState(store, claim.run).read()
+    owners = [] if head is None else [c.owner for c in head.claims if c.epoch == before.epoch]
+    dead = any(is_running(owner, me) is False for owner in owners)
+    return before.folder if dead else None
+
+
+def is_there(store: Store, fingerprint: str, folder: str) -> bool:
+    """Return whether a fork of a run that uses the folder may use it; see `confirm`.
+
+    Other than there, a newer folder may have replaced it. Raises StoreError.
+    """
+    if confirm(store, fingerprint, folder):
+        return True
+    state, _ = read_state(store, fingerprint)
+    if any(item.folder == folder for item in state.unneeded):
+        return False
+    return bool(store.list(f"{data_key(fingerprint, folder)}/"))
+
+
+class Silence:
+    """Finds out which writers are gone, by the rules that also decide who may take a run over."""
+
+    def __init__(self, store: Store, me: Owner, clock: Clock) -> None:
+        self._store, self._me, self._clock = store, me, clock
+        self._seen: object = None
+        self._since = 0.0
+
+    def is_gone(self, writer: Writer) -> bool:
+        """Return whether the writer's claim has ended, its process is dead, or it has been silent
+        for as long as a run's owner may be, since the first call for this writer."""
+        run = RunState(self._store, writer.run, self._clock)
+        try:
+            head = run.read()
+        except BadInput:  # of a newer pion, or damaged: only time can tell
+            return self._silent(run, (writer,))
+        if head is None or head.owner is None or head.epoch != writer.epoch:
+            return True
+        if is_running(head.owner, self._me) is False:
+            return True
+        return self._silent(run, (writer, run.heartbeat(head.epoch), head.write_ids[:1]))
+
+    def _silent(self, run: RunState, seen: object) -> bool:
+        now = self._clock.monotonic()
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        return now - self._since >= run.silence
+
+
+def preparing(store: Store, state: DataState, me: Owner, clock: Clock) -> Writer | None:
+    """Return the writer if a living process may be preparing the data; else None. Does not wait.
+
+    A writer whose run showed no sign of life for an hour, by the clocks of both machines, does not
+    count. If it is alive after all, it begins again with another folder.
+    """
+    writer = state.writer
+    if writer is None or Silence(store, me, clock).is_gone(writer):
+        return None
+    run = RunState(store, writer.run, clock)
+    try:
+        head = run.read()
+    except BadInput:
+        head = None
+    beat = run.heartbeat(writer.epoch)
+    seen = max(writer.at, last_change(head) if head else 0.0, beat["at"] if beat else 0.0)
+    return writer if clock.now() - seen < TRASH_SECONDS else None

@@ -1,0 +1,118 @@
+"""Make prepared data shared: put its files into their folder, then let `state.json` name it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pion.data.arrays import unwritable
+from pion.errors import PionError
+from pipeline.kill_points import mark
+from pipeline.state.records import SHARED, data_key
+from pipeline.state.run_state import Clock
+from pipeline.state.shared.records import Writer, read_state, swap_state
+from pipeline.state.stores import Store
+from pipeline.state.stores.local import sync_folder
+from pipeline.state.workspace import Progress, Workspace
+
+
+class Overtaken(PionError):
+    """Another run became the writer, because this process showed no sign of life. Begin again."""
+
+
+def complete(
+    store: Store,
+    fingerprint: str,
+    writer: Writer,
+    files: Path,
+    sources: tuple[str, ...],
+    clock: Clock,
+    progress: Progress = lambda done, total: None,
+) -> str:
+    """Share the finished data in the folder `files`; return the id of the folder to use.
+
+    It is another writer's if that one was faster. Raises Overtaken if another run has become the
+    writer, and StoreError; after that, this may be called again with the same arguments.
+    """
+    workspace = Workspace(store, SHARED)
+    key = f"{fingerprint}/{writer.folder}"
+    size = _link_files(files, workspace.folder(key))
+    workspace.keep(key, progress)
+    while True:
+        state, version = read_state(store, fingerprint)
+        if state.folder == writer.folder:  # an earlier call did it
+            return writer.folder
+        if not writer.is_claim_of(state.writer):
+            # Our folder stays: an earlier call may have shared it, and a run may use it by now.
+            # Pruning finds out.
+            if state.folder is not None:
+                return state.folder
+            raise Overtaken(
+                f"another run began to prepare the data {fingerprint[:12]}, since this process "
+                "showed no sign of life"
+            )
+        finished = dataclasses.replace(
+            state,
+            folder=writer.folder,
+            bytes=size,
+            at=clock.now(),
+            sources=sources,
+            writer=None,
+            delete_after=None,
+        )
+        mark("shard")
+        if swap_state(store, fingerprint, finished, version):
+            mark("shard")
+            return writer.folder
+
+
+def delete_folder(store: Store, fingerprint: str, folder: str) -> None:
+    """Delete the files of a folder that no run may use, here and in the store. Raises StoreError.
+
+    On a store that collects writes into commits, the next commit deletes them.
+    """
+    key = data_key(fingerprint, folder)
+    for entry in store.list(f"{key}/"):
+        store.delete(entry.key)
+    if store.local_path(key) is None:
+        here = Workspace(store, SHARED).folder(f"{fingerprint}/{folder}")
+        shutil.rmtree(here, ignore_errors=True)
+
+
+def _link_files(source: Path, target: Path) -> int:
+    """Put the files below `source` below `target` too; return their size in bytes.
+
+    Raises BadInput if that is not possible.
+    """
+    size = 0
+    try:
+        for path in _files_below(source):
+            to = target / path.relative_to(source)
+            size += path.stat().st_size
+            to.parent.mkdir(parents=True, exist_ok=True)
+            _link(path, to)
+        for folder in [target, *(path for path in target.rglob("*") if path.is_dir())]:
+            sync_folder(folder)
+    except OSError as error:
+        raise unwritable(target, error) from None
+    return size
+
+
+def _link(path: Path, to: Path) -> None:
+    part = to.with_name(f".{to.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(path, part)
+    except OSError:  # another disk, or a disk without hard links
+        shutil.copyfile(path, part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+    part.replace(to)
+    part.unlink(missing_ok=True)  # replacing a link by a link to the same file leaves both
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != ".")

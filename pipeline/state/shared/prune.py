@@ -1,0 +1,179 @@
+"""List the shared data of a store, and delete what no run uses, an hour after it was marked.
+
+Each step that can't be taken back is one swap of `state.json`, prepared in this order: read the
+state, read the HEAD of every run, swap the state that was read. A run that begins to use the data
+meanwhile has either committed its HEAD before it was read here, or it reads the state after the
+swap (`begin.confirm`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.state.find_run import runs_in
+from pipeline.state.owner import Owner
+from pipeline.state.records import SHARED, TRASH_SECONDS, data_key, is_data_key
+from pipeline.state.run_state import Clock
+from pipeline.state.shared.begin import preparing
+from pipeline.state.shared.complete import delete_folder
+from pipeline.state.shared.records import (
+    DataState,
+    Unneeded,
+    keys_in_use,
+    read_state,
+    swap_state,
+)
+from pipeline.state.stores import Store
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The shared data with one fingerprint.
+
+    Attributes:
+        runs: the runs whose HEAD lists a folder of it.
+        bytes: the size of all its files in the store.
+        prepared_by: the run that is preparing it now; None: no run is.
+    """
+
+    fingerprint: str
+    state: DataState
+    runs: tuple[str, ...]
+    bytes: int
+    prepared_by: str | None = None
+
+
+def list_shared(store: Store, clock: Clock) -> list[Listed]:
+    """Return the shared data of a store, the newest last. Raises BadInput for a damaged record."""
+    stored = _stored_folders(store)
+    users = keys_in_use(runs_in(store))
+    me, found = Owner.me(), []
+    for fingerprint, sizes in stored.items():
+        state, _ = read_state(store, fingerprint)
+        keys = {data_key(fingerprint, folder) for folder in sizes}
+        runs = sorted({run for key in keys for run in users.get(key, ())})
+        writer = preparing(store, state, me, clock)
+        if sizes or writer is not None:
+            size = sum(sizes.values())
+            by = None if writer is None else writer.run
+            found.append(Listed(fingerprint, state, tuple(runs), size, by))
+    return sorted(found, key=lambda item: (item.state.at, item.fingerprint))
+
+
+def mark(store: Store, fingerprints: Iterable[str], clock: Clock) -> list[str]:
+    """Mark all data that no run uses for deletion in an hour; return the fingerprints.
+
+    Data that was marked before is not marked again. Folders that an interrupted process left are
+    marked with it. Raises BadInput if the HEAD of a run can't be read.
+    """
+    return [f for f in fingerprints if _marked(store, f, clock)]
+
+
+def delete_due(store: Store, clock: Clock) -> tuple[list[str], int]:
+    """Delete the marked data whose hour has passed and that no run uses by now.
+
+    Data that a run uses by now is no longer marked. Returns the fingerprints and the bytes.
+    Raises BadInput if the HEAD of a run can't be read; then nothing is deleted.
+    """
+    deleted, size = [], 0
+    for fingerprint, sizes in _stored_folders(store).items():
+        state, _ = read_state(store, fingerprint)
+        now = clock.now()
+        due = state.delete_after is not None and state.delete_after <= now
+        if not due and not any(item.not_before <= now for item in state.unneeded):
+            continue
+        _let_go_if_unused(store, fingerprint, now)
+        gone = _delete_unneeded(store, fingerprint, now)
+        if gone:
+            deleted.append(fingerprint)
+            size += sum(sizes.get(folder, 0) for folder in gone)
+    return deleted, size
+
+
+def _stored_folders(store: Store) -> dict[str, dict[str, int]]:
+    """Return the bytes in each folder, by fingerprint and folder, as the store has them."""
+    found: dict[str, dict[str, int]] = {}
+    for entry in store.list(f"{SHARED}/"):
+        parts = entry.key.split("/")
+        if len(parts) == 3 and parts[2] == "state.json":
+            found.setdefault(parts[1], {})
+        if len(parts) > 3 and is_data_key("/".join(parts[:3])):
+            sizes = found.setdefault(parts[1], {})
+            sizes[parts[2]] = sizes.get(parts[2], 0) + entry.size
+    return found
+
+
+def _marked(store: Store, fingerprint: str, clock: Clock) -> bool:
+    """Mark what no run uses of one fingerprint; return whether there was anything new to mark."""
+    while True:
+        state, version = read_state(store, fingerprint)
+        # In this order: a folder that is complete and listed after the state was read is newer.
+        folders = _stored_folders_of(store, fingerprint)
+        used = keys_in_use(runs_in(store))
+        after = clock.now() + TRASH_SECONDS
+        marked = state
+        if (
+            state.folder
+            and state.delete_after is None
+            and not _used(used, fingerprint, state.folder)
+        ):
+            marked = dataclasses.replace(marked, delete_after=after)
+        known = {state.folder, *(item.folder for item in state.unneeded)}
+        writer = preparing(store, state, Owner.me(), clock)
+        marked = dataclasses.replace(marked, writer=writer)
+        if writer is not None:
+            known.add(writer.folder)
+        left = [f for f in folders if f not in known and not _used(used, fingerprint, f)]
+        unneeded = (*state.unneeded, *(Unneeded(folder, after) for folder in left))
+        marked = dataclasses.replace(marked, unneeded=unneeded)
+        if marked == state:
+            return False
+        if swap_state(store, fingerprint, marked, version):
+            return marked.without_writer() != state.without_writer()
+
+
+def _let_go_if_unused(store: Store, fingerprint: str, now: float) -> None:
+    """Make marked data unusable whose hour has passed; unmark it if a run uses it by now."""
+    while True:
+        state, version = read_state(store, fingerprint)
+        if state.folder is None or state.delete_after is None or state.delete_after > now:
+            return
+        if _used(keys_in_use(runs_in(store)), fingerprint, state.folder):
+            changed = state.unmarked()
+        else:
+            unneeded = (*state.unneeded, Unneeded(state.folder, now))
+            changed = dataclasses.replace(
+                state, folder=None, bytes=0, delete_after=None, unneeded=unneeded
+            )
+        if swap_state(store, fingerprint, changed, version):
+            return
+
+
+def _delete_unneeded(store: Store, fingerprint: str, now: float) -> Sequence[str]:
+    """Delete the folders that may be deleted by now; return them."""
+    state, _ = read_state(store, fingerprint)
+    due = [item.folder for item in state.unneeded if item.not_before <= now]
+    if not due:
+        return ()
+    # No run can begin to use these. One that used an older folder of the data keeps it.
+    used = keys_in_use(runs_in(store))
+    gone = [folder for folder in due if not _used(used, fingerprint, folder)]
+    for folder in gone:
+        delete_folder(store, fingerprint, folder)
+    while True:
+        state, version = read_state(store, fingerprint)
+        left = tuple(item for item in state.unneeded if item.folder not in due)
+        if swap_state(store, fingerprint, dataclasses.replace(state, unneeded=left), version):
+            return gone
+
+
+def _stored_folders_of(store: Store, fingerprint: str) -> list[str]:
+    prefix = f"{SHARED}/{fingerprint}/"
+    keys = (entry.key.removeprefix(prefix).split("/") for entry in store.list(prefix))
+    return sorted({parts[0] for parts in keys if len(parts) > 1})
+
+
+def _used(users: dict[str, list[str]], fingerprint: str, folder: str) -> bool:
+    return data_key(fingerprint, folder) in users

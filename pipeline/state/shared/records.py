@@ -1,0 +1,121 @@
+"""What a store records about shared prepared data: `_data/<fingerprint>/state.json`.
+
+The data itself is in a folder next to this file, `_data/<fingerprint>/<id>/`. An id is random and
+is never used twice. So nobody writes into a folder that somebody else made, and a folder that is
+being deleted is never needed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from dataclasses import dataclass
+
+from pipeline.state.record_json import FORMAT, Count, Epoch, Time, build, closed_record, parse
+from pipeline.state.record_json import to_json as record_to_json
+from pipeline.state.records import SHARED, Head
+from pipeline.state.stores import Conflict, Missing, Store
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A claim of a run that prepares the data, in the folder `folder`, since `at` (Unix time)."""
+
+    run: str
+    epoch: Epoch
+    session: str
+    host: str
+    folder: str
+    at: Time
+
+    def is_claim_of(self, other: Writer | None) -> bool:
+        """Return whether both are the same claim of the same run."""
+        mine = (self.run, self.epoch, self.session)
+        return other is not None and mine == (other.run, other.epoch, other.session)
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """A folder that no run may use. Its files may be deleted from `not_before` (Unix time) on."""
+
+    folder: str
+    not_before: Time
+
+
+@closed_record
+@dataclass(frozen=True)
+class DataState:
+    """The state of the data with one fingerprint.
+
+    Attributes:
+        folder: the id of the folder with the finished data; None: there is none.
+        bytes: its size.
+        at: when it was finished, in Unix time.
+        sources: what it was made of, in words.
+        writer: who is preparing it, or was when that process died.
+        delete_after: if the data is marked for deletion, from when on, in Unix time.
+        unneeded: the folders to delete.
+    """
+
+    folder: str | None = None
+    bytes: Count = 0
+    at: Time = 0.0
+    sources: tuple[str, ...] = ()
+    writer: Writer | None = None
+    delete_after: Time | None = None
+    unneeded: tuple[Unneeded, ...] = ()
+    format: int = FORMAT
+
+    def unmarked(self) -> DataState:
+        """Return the state of data that is not to be deleted."""
+        return dataclasses.replace(self, delete_after=None)
+
+    def without_writer(self) -> DataState:
+        """Return the state of data that nobody prepares."""
+        return dataclasses.replace(self, writer=None)
+
+
+def new_folder() -> str:
+    """Return the id of a folder that nobody has used."""
+    return uuid.uuid4().hex
+
+
+def state_key(fingerprint: str) -> str:
+    """Return the store's key of the record."""
+    return f"{SHARED}/{fingerprint}/state.json"
+
+
+def read_state(store: Store, fingerprint: str) -> tuple[DataState, str | None]:
+    """Return the state of the data and its version in the store.
+
+    Raises `Damaged`, or `BadInput` for another format version.
+    """
+    key = state_key(fingerprint)
+    where = f"{store.url}/{key}"
+    try:
+        data, version = store.read_versioned(key)
+    except Missing:
+        return DataState(), None
+    return build(DataState, parse(data, where), where), version
+
+
+def swap_state(store: Store, fingerprint: str, state: DataState, version: str | None) -> bool:
+    """Replace `version` of the state; return False if the store has another version.
+
+    If this raises StoreError, the swap may still have happened: read the state again.
+    """
+    data = record_to_json(dataclasses.asdict(state)).encode()
+    try:
+        store.compare_and_swap(state_key(fingerprint), data, version)
+    except Conflict:
+        return False
+    return True
+
+
+def keys_in_use(heads: dict[str, Head]) -> dict[str, list[str]]:
+    """Return, by the key of each shared folder that a HEAD lists, the runs that list it."""
+    users: dict[str, list[str]] = {}
+    for run, head in heads.items():
+        for key in sorted(set(head.data.values())):
+            users.setdefault(key, []).append(run)
+    return users

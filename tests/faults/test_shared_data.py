@@ -1,0 +1,184 @@
+"""Runs that begin to use shared data while it is prepared, marked or deleted: in every order.
+
+Whatever the order, and whoever dies: a run that may use a folder finds all its files there, and a
+run that starts afterwards gets data.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from pipeline.state.records import SHARED, TRASH_SECONDS, Head, data_key
+from pipeline.state.run_state import RunState
+from pipeline.state.shared import prune
+from pipeline.state.shared.begin import begin, confirm
+from pipeline.state.shared.complete import Overtaken, complete
+from pipeline.state.shared.records import Writer, read_state
+from pipeline.state.stores import Store
+from tests.faults.explore import Told, Work, World, explore
+from tests.faults.simulation import Fate
+from tests.support.states import someone
+
+FINGERPRINT = "f" * 64
+CONTENT = b"rows"
+# Which deaths are tried, which keys have operations that are put into different orders, and how
+# many states are looked at (None: all).
+Harm = tuple[tuple[Fate, ...], tuple[str, ...], int | None]
+DECIDING = ("/state.json", "/HEAD.json")
+DEATHS: tuple[Fate, ...] = ("dies", "dies after")
+ONE_DIES = pytest.param((DEATHS, DECIDING, 400), id="one dies")
+ALL = pytest.param((DEATHS, ("",), None), id="all", marks=pytest.mark.soak)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> None:
+    """Let a silent owner count as dead after one look: also one that is only slow."""
+    monkeypatch.setattr("pipeline.state.run_state.SILENCE_SECONDS", 1.0)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with prepared data. Every process has an empty cache."""
+    caches = (tmp_path / f"cache-{number}" for number in itertools.count())
+    monkeypatch.setattr("pipeline.state.workspace.default_root", lambda: next(caches) / "runs")
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    (folder / "dataset.json").write_bytes(CONTENT)
+    return folder
+
+
+def starter(name: str, files: Path, *, again: bool = False) -> Work:
+    """Return a process of the run `name` that needs the data."""
+
+    def work(world: World, store: Store) -> None:
+        clock, owner = world.clock(), someone(session=name)
+        run = RunState(store, name, clock)
+        commit(run, lambda head: head.claimed(owner, clock.now()))
+        me = Writer(name, 1, name, "host", "", 0.0)
+        while True:
+            begun = begin(
+                store, FINGERPRINT, me, owner, clock, lambda writer, seconds: None, again=again
+            )
+            try:
+                folder = (
+                    complete(store, FINGERPRINT, begun, files, ("text",), clock)
+                    if isinstance(begun, Writer)
+                    else begun
+                )
+            except Overtaken:
+                continue
+            data = {"pretrain": data_key(FINGERPRINT, folder)}
+            commit(run, lambda head, data=data: head.with_data(data))
+            if confirm(store, FINGERPRINT, folder):
+                world.done[name] = folder
+                return
+
+    return work
+
+
+def commit(run: RunState, change: Callable[[Head], Head]) -> None:
+    """Change HEAD, as the owner of a run does."""
+    head, version = run.read_versioned()
+    assert run.swap(change(head or Head()), version, "")
+
+
+def pruner(world: World, store: Store) -> None:
+    """Mark all shared data, and delete what is due."""
+    prune.mark(store, [FINGERPRINT], world.clock())
+    prune.delete_due(store, world.clock())
+
+
+def pruner_for_an_hour(world: World, store: Store) -> None:
+    """Mark all shared data, and delete it once that is due."""
+    prune.mark(store, [FINGERPRINT], world.clock())
+    world.now += TRASH_SECONDS + 1
+    prune.delete_due(store, world.clock())
+
+
+def deleter(world: World, store: Store) -> None:
+    """Delete what is due."""
+    prune.delete_due(store, world.clock())
+
+
+def empty(world: World) -> None:
+    """Begin with an empty store."""
+
+
+def unused(files: Path, world: World) -> None:
+    """Begin with data that no run uses."""
+    starter("gone", files)(world, world.store)
+    world.store.delete("gone/HEAD.json")
+    world.done.clear()
+
+
+def due(files: Path, world: World) -> None:
+    """Begin with data that was marked an hour ago, and that no run uses."""
+    unused(files, world)
+    prune.mark(world.store, [FINGERPRINT], world.clock())
+    world.now += TRASH_SECONDS + 1
+
+
+def intact(world: World) -> None:
+    """Check that every run that may use the data has all of it."""
+    for folder in world.done.values():
+        key = f"{SHARED}/{FINGERPRINT}/{folder}"
+        assert world.store.read(f"{key}/dataset.json") == CONTENT
+        assert world.store.read(f"{key}/files.json")
+
+
+def ends_well(files: Path, world: World) -> None:
+    """Check that pruning later takes nothing from a run, and that a later run shares what a run
+    uses."""
+    used = set(world.done.values())
+    for _ in range(2):
+        pruner(world, world.store)
+        intact(world)
+        world.now += 30 * TRASH_SECONDS
+    with patch("pipeline.state.shared.begin.new_folder", lambda: "a" * 32):
+        starter("late", files)(world, world.store)
+    intact(world)
+    assert not used or world.done["late"] in used
+
+
+@pytest.mark.parametrize("harm", [pytest.param(((), DECIDING, 500), id="nobody"), ONE_DIES, ALL])
+@pytest.mark.parametrize(
+    ("prepare", "deletes"),
+    [(unused, pruner_for_an_hour), (due, deleter)],
+)
+def test_a_run_that_starts_while_its_data_is_marked_or_deleted_has_it_or_makes_it(
+    prepare: Callable[[Path, World], None],
+    deletes: Callable[[World, Told], None],
+    harm: Harm,
+    files: Path,
+) -> None:
+    works = (starter("one", files), deletes)
+    states = explore(
+        partial(prepare, files),
+        works,
+        intact,
+        partial(ends_well, files),
+        fates=harm[0],
+        stops_at=harm[1],
+        most=harm[2],
+    )
+    assert states > 30
+
+
+@pytest.mark.parametrize("harm", [ONE_DIES, ALL])
+def test_two_runs_that_start_at_once_end_with_one_folder(harm: Harm, files: Path) -> None:
+    def one_folder(world: World) -> None:
+        if world.done.keys() == {"one", "two"}:
+            assert read_state(world.store, FINGERPRINT)[0].folder in world.done.values()
+        ends_well(files, world)
+
+    works = (starter("one", files), starter("two", files))
+    states = explore(
+        empty, works, intact, one_folder, fates=harm[0], stops_at=harm[1], most=harm[2]
+    )
+    assert states > 100

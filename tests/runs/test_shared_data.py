@@ -1,0 +1,127 @@
+"""The runs of a store prepare the same data once, and new data anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.kill_points import HALT_AT
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.support.whole_runs import (
+    copy_run,
+    ends_with,
+    final_weights,
+    finish,
+    head_of,
+    kill,
+    start,
+    wait_for,
+    write_job,
+)
+
+Whole = Callable[..., Path]
+PREPARED = "prepared before"
+
+
+def data_of(folder: Path, name: str) -> dict[str, str]:
+    """Return the keys of the data that a run lists."""
+    head = RunState(FileStore(folder / "runs"), name).read()
+    assert head is not None
+    return dict(head.data)
+
+
+def test_a_second_learning_rate_prepares_nothing(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    assert "training a BPE" in finish(job, "--until", "prepare")
+    output = finish(job, "name=second", "pretrain.lr=2e-2", "--until", "prepare")
+    assert output.count(PREPARED) == 2  # pretraining's data, and the conversations
+    assert "training a BPE" not in output
+    assert "tokenise" not in output
+    assert data_of(tmp_path, "second") == data_of(tmp_path, "tiny")
+
+
+def test_the_same_path_with_new_bytes_is_new_data_and_another_path_is_not(tmp_path: Path) -> None:
+    job = write_job(tmp_path, sft=None)
+    finish(job, "--until", "prepare")
+    shutil.copytree(tmp_path / "text", tmp_path / "moved")
+    moved = finish(job, "name=moved", "data.sources.0.path=moved", "--until", "prepare")
+    assert PREPARED in moved
+    text = next((tmp_path / "text").iterdir())
+    text.write_text(text.read_text() + "\n\nOne more paragraph.\n")
+    assert PREPARED not in finish(job, "name=edited", "--until", "prepare")
+    assert data_of(tmp_path, "moved") == data_of(tmp_path, "tiny")
+    assert data_of(tmp_path, "edited") != data_of(tmp_path, "tiny")
+
+
+def test_without_its_inputs_a_run_finds_its_data_through_its_own_head(
+    tmp_path: Path, whole: Whole
+) -> None:
+    unbroken = whole()
+    job = write_job(tmp_path)
+    finish(job, "--until", "prepare")
+    shutil.rmtree(tmp_path / "text")
+    (tmp_path / "talks.jsonl").unlink()
+    finish(job)
+    assert final_weights(tmp_path) == final_weights(unbroken)
+
+
+def test_of_two_runs_that_start_at_once_one_prepares_and_after_a_sigkill_the_other_does(
+    tmp_path: Path, whole: Whole
+) -> None:
+    unbroken = whole()
+    job = write_job(tmp_path)
+    halted = tmp_path / "halted"
+    writer = start(job, env=os.environ | {HALT_AT: f"shard:2:{halted}"})
+    wait_for(writer, "training a BPE")
+    waiting = start(job, "name=second")
+    wait_for(waiting, "wait for run tiny")
+    kill(writer)
+    output = ends_with(0, waiting)
+    assert "training a BPE" in output
+    resumed = finish(job, "--until", "prepare")
+    assert PREPARED in resumed
+    assert data_of(tmp_path, "second") == data_of(tmp_path, "tiny")
+    finish(job)
+    assert final_weights(tmp_path) == final_weights(unbroken)
+
+
+def test_until_stops_after_a_stage_and_says_what_comes_next(tmp_path: Path, whole: Whole) -> None:
+    unbroken = whole()
+    job = write_job(tmp_path)
+    for stage, following in (("prepare", "pretrain"), ("pretrain", "sft")):
+        output = finish(job, "--until", stage)
+        assert f"next: {following}. To continue: pion run {job}" in output
+        head = head_of(tmp_path)
+        assert (list(head.stages)[-1], head.owner) == (stage, None)
+        assert f"{stage}: done (finished" in finish(job, "--until", stage)
+    finish(job)
+    assert final_weights(tmp_path) == final_weights(unbroken)
+
+
+def test_until_an_unknown_or_an_earlier_stage_than_redo_is_refused(tmp_path: Path) -> None:
+    job = write_job(tmp_path, sft=None)
+    assert "prepare, pretrain, evaluate" in ends_with(2, start(job, "--until", "tokenise"))
+    refused = ends_with(2, start(job, "--until", "prepare", "--redo", "pretrain"))
+    assert "--redo pretrain is a later stage" in refused
+    assert not (tmp_path / "runs").exists()
+
+
+def test_redo_prepare_makes_a_new_folder_and_leaves_the_old_one_to_its_users(
+    tmp_path: Path, whole: Whole
+) -> None:
+    job = copy_run(whole(), tmp_path)
+    before = data_of(tmp_path, "tiny")
+    finish(job, "name=second", "--until", "prepare")
+    damaged = tmp_path / "runs" / before["pretrain"] / "dataset.json"
+    damaged.write_text("{}")
+    finish(job, "--redo", "prepare", "--until", "prepare")
+    after = data_of(tmp_path, "tiny")
+    assert after["pretrain"].split("/")[1] == before["pretrain"].split("/")[1]
+    assert after["pretrain"] != before["pretrain"]
+    assert json.loads((tmp_path / "runs" / after["pretrain"] / "dataset.json").read_text())
+    assert data_of(tmp_path, "second") == before
+    assert damaged.exists()
