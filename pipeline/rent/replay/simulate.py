@@ -15,13 +15,13 @@ The assumptions:
 - At the end of a stage, training waits until the last step is committed. Preparing data,
   evaluating and publishing take no time here.
 - Like a run, a replay gives up (exit code 1) after five machines in a row that began to train but
-  committed nothing. Like a run, it learns from its own starts how often machines are lost.
+  committed nothing. Like a run, it learns from the lives of its own processes how often machines
+  are lost.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -29,13 +29,10 @@ from typing import NamedTuple
 from pipeline.job import Checkpoint
 from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedTraining
 from pipeline.rent.replay.traces import Trace
-from pipeline.state.records import CLAIMS_KEPT
 from pipeline.state.workspace import Workspace
-from pipeline.training.cadence import seconds_between_starts
+from pipeline.training.cadence import mean_life
 from pipeline.training.context import MAX_ATTEMPTS
 
-# A process claims once for itself and once for its workers.
-STARTS_KEPT = CLAIMS_KEPT // 2
 CAUSES = ("boot", "restore", "recompute", "stall")
 
 
@@ -111,7 +108,7 @@ class Replay:
     def from_tick(self, trace: Trace, tick: int) -> Outcome:
         """Replay the run with the first machine requested at the start of `tick`."""
         outcome, place = Outcome(), _Reached(0, 0)
-        starts: deque[float] = deque(maxlen=STARTS_KEPT)
+        lived, ended = 0.0, 0  # of the processes that were lost
         assumed = self.policy.preemption_hours * 3600
         fruitless = too_short = 0  # machines in a row
         while True:
@@ -125,15 +122,14 @@ class Replay:
                 outcome.lost["boot"] += self.costs.boot
                 outcome.stopped = f"{MAX_ATTEMPTS} attempts in a row committed nothing"
                 return outcome
-            if trains:
-                starts.append(first * trace.gap_seconds)
-            between = _rounded(seconds_between_starts(starts, assumed))
+            between = _rounded(mean_life(lived, ended, assumed))
             before, place = place, self._machine(outcome, place, stay, between)
             if place.stage == len(self.work):
                 return outcome
             outcome.preemptions += 1
             too_short = 0 if trains else too_short + 1
             if trains:
+                lived, ended = lived + stay - self.costs.boot, ended + 1
                 fruitless = fruitless + 1 if place == before else 0
             tick = first + round(stay / trace.gap_seconds)
 

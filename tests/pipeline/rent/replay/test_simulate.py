@@ -159,13 +159,20 @@ def test_saves_are_no_more_frequent_than_the_store_allows() -> None:
     assert replayed.on_demand().lost["stall"] == 1 + 1 + 3  # one after 100 s, and the last
 
 
-def test_it_learns_from_its_own_starts_how_often_machines_are_lost() -> None:
+def test_it_learns_from_the_lives_of_its_processes_how_often_machines_are_lost() -> None:
     # With losses as rare as assumed, saves are half an hour apart, and no machine lasts that long.
     rare = Checkpoint(preemption_hours=1000)
     outcome = replay(StageWork("pretrain", 1000, 2.0), policy=rare).from_tick(seconds(600, 60), 0)
     assert outcome.stopped is None
     assert outcome.preemptions > 3
     assert outcome.lost["recompute"] < 4 * 560
+
+
+def test_waiting_longer_for_machines_changes_nothing_but_the_wait() -> None:
+    rare, work = Checkpoint(preemption_hours=1000), StageWork("pretrain", 1000, 2.0)
+    soon, late = (replay(work, policy=rare).from_tick(seconds(600, wait), 0) for wait in (60, 6000))
+    assert late.waiting > soon.waiting
+    assert (late.kept, late.lost) == (soon.kept, soon.lost)
 
 
 def test_a_stage_begins_where_the_one_before_it_was_committed() -> None:
