@@ -13,6 +13,14 @@ MIN_SECONDS = 10.0
 # With fewer processes than this, their mean life says little about the next machine.
 SESSIONS_TO_TRUST = 4
 
+# A notice of so many seconds that a machine will be taken is long enough to train on.
+LONG_NOTICE = 60.0
+# What is left of a long notice when the last save should be committed.
+SPARE_SECONDS = 10.0
+# The last save counts as so many seconds at least: an evaluation may have to end before it, and the
+# workers after it.
+LEAST_SAVE = 4.0
+
 
 @dataclass
 class SaveCadence:
@@ -92,3 +100,12 @@ def mean_life(lived: float, ended: float, assumed: float) -> float:
     if ended + 1 < SESSIONS_TO_TRUST:
         return assumed
     return max(lived / ended, 60.0)
+
+
+def seconds_to_leave(stall: float, write: float) -> float:
+    """Return how many seconds before its machine is taken a run stops training, to save and end.
+
+    A save stopped training for `stall` seconds, and was committed `write` seconds later. The last
+    save may have to wait for the previous save, so both count twice.
+    """
+    return 2 * max(stall + write, LEAST_SAVE) + SPARE_SECONDS
