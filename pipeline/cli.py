@@ -316,6 +316,11 @@ def _add_store_commands(add: Add) -> None:
         "runs", metavar="RUN", nargs="*", help=f"{RUN_HELP}; default: all runs in runs/"
     )
     status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument(
+        "--compare",
+        action="store_true",
+        help="show runs side by side: settings that differ, data, loss, dollars",
+    )
     add_page(status)
 
     points = add("checkpoints", _checkpoints, "list a run's checkpoints")
@@ -526,7 +531,13 @@ def _status(args: argparse.Namespace) -> int:
     if address is not None:
         from pipeline.live.server import serve_page
 
+        if args.compare:
+            raise BadInput("the page of several runs compares them. Leave out --compare or --web.")
         return serve_page(args.runs, address)
+    if args.compare:
+        from pipeline.commands.compare import show_comparison
+
+        return show_comparison(args.runs, as_json=args.json)
     if not args.runs:
         return show_runs(as_json=args.json)
     return show_statuses(args.runs, as_json=args.json)

@@ -172,6 +172,14 @@ class WorkerFailed:
 
 
 @dataclass(frozen=True)
+class MachineNotice:
+    """A worker's machine will be taken in `seconds`, as `text` says."""
+
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class SaveAndStop:
     """The driver asks its workers to save the last finished step and to end."""
 
@@ -183,7 +191,7 @@ class FitEnded:
     last_words: str
 
 
-FromWorker = Shown | WorkerStarted | Trained | WorkerFailed
+FromWorker = Shown | WorkerStarted | Trained | WorkerFailed | MachineNotice
 Message = FromWorker | Hello | SaveAndStop
 
 # ---------------------------------------------------------------- as JSON

@@ -45,13 +45,15 @@ def _add_check_and_plan(add: Add) -> None:
 
     plan = add("plan", _plan, "show memory, batch, time and dollars for each GPU", overrides=True)
     _job(plan)
-    plan.add_argument(
+    machines = plan.add_mutually_exclusive_group()
+    machines.add_argument(
         "--gpu",
         metavar="NAME",
         action="append",
         default=[],
         help="show only this GPU; may be repeated",
     )
+    machines.add_argument("--on", metavar="SKY", help=f"show only these machines: {ON_HELP}")
     plan.add_argument("--bench", metavar="FILE", action="append", default=[], help=BENCH_HELP)
     plan.add_argument("--json", action="store_true", help="print JSON")
 
@@ -122,7 +124,14 @@ def _check(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from pipeline.rent.plan.command import show_plan
 
-    return show_plan(args.job, args.overrides, gpus=args.gpu, as_json=args.json, bench=args.bench)
+    return show_plan(
+        args.job,
+        args.overrides,
+        gpus=args.gpu,
+        as_json=args.json,
+        bench=args.bench,
+        on=args.on,
+    )
 
 
 def _launch(args: argparse.Namespace) -> int:

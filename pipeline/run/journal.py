@@ -64,7 +64,7 @@ class Journal:
         self.say(Note(text))
 
     def say(self, message: Shown) -> None:
-        """Show a message, and record what the start-up cost by phase."""
+        """Show a message, and record what the start-up cost by phase and what a save takes."""
         if isinstance(message, Step):
             message = dataclasses.replace(message, dollars_per_hour=self._start.price)
         self._display.say(message)
@@ -74,14 +74,10 @@ class Journal:
                 self._say_paid_to_first_step(message.seconds)
                 # In a thread: training neither waits for the store nor fails with it.
                 threading.Thread(target=self._flush_if_possible, daemon=True).start()
-        elif isinstance(message, CheckpointSaved) and message.saved == TYPICAL_SAVE:
-            self._events.append(
-                "saved",
-                stage=message.stage,
-                step=message.step,
-                stall=message.stall,
-                write=message.write,
-            )
+        elif isinstance(message, CheckpointSaved):
+            self._start.leaving.saved(message.stall, message.write)
+            if message.saved == TYPICAL_SAVE:
+                self._keep_save(message)
 
     def flush(self) -> None:
         """Write the events recorded so far. Raises StoreError."""
@@ -92,6 +88,12 @@ class Journal:
         total = {"total": True} if phase.total else {}
         parts = {"parts": phase.parts} if phase.parts is not None else {}
         self._events.append("phase", name=phase.name, seconds=phase.seconds, **total, **parts)
+
+    def _keep_save(self, save: CheckpointSaved) -> None:
+        """Record what a save took."""
+        self._events.append(
+            "saved", stage=save.stage, step=save.step, stall=save.stall, write=save.write
+        )
 
     def _say_paid_to_first_step(self, seconds: float) -> None:
         """Show `seconds` of `pion run` plus the paid seconds of the rented machine before it."""

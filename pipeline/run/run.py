@@ -18,6 +18,7 @@ from pipeline.run.advance import Advance
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
+from pipeline.run.leaving import Leaving
 from pipeline.run.preflight import preflight
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
@@ -50,9 +51,9 @@ def run_job(job: Job, options: Options, display: Display) -> int:
                 _show_finished(job, run, left, display)
                 return 0
             price = _check_before_claiming(job, run, left.head, display)
-        with stopping, _watching_for_notices(stopping, display):
+        with stopping, _watching_for_notices(stopping, display) as leaving:
             owner = Owner.me()
-            start = Start(job, options, left.digests, run, owner, stopping, started, price)
+            start = Start(job, options, left.digests, run, owner, stopping, started, price, leaving)
             asked = time.monotonic()
             claim = _claim(start, left, display)
             if claim.before.claims and claim.reason != RELEASED:
@@ -120,14 +121,19 @@ def _claim(start: Start, left: WorkLeft, display: Display) -> Claim:
 
 
 @contextlib.contextmanager
-def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iterator[None]:
+def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iterator[Leaving]:
     """Ask for a stop in time if the cloud gives notice that it will take this machine."""
-    end = watch_for_notices(stopping.ask, lambda text: display.say(Note(text)))
-    try:
-        yield
-    finally:
-        if end is not None:
-            end()
+
+    def say(text: str) -> None:
+        display.say(Note(text))
+
+    with Leaving(stopping, say) as leaving:
+        end = watch_for_notices(leaving.noticed, say)
+        try:
+            yield leaving
+        finally:
+            if end is not None:
+                end()
 
 
 @contextlib.contextmanager

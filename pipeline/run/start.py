@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.job import Job
 from pipeline.job.digest import Digests
+from pipeline.run.leaving import Leaving
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -34,6 +35,7 @@ class Start:
         owner: this process, as an owner of the run.
         at: when the command began, in Unix time.
         price: of this machine, in dollars per hour; None if it is not known.
+        leaving: hears what saves take, and that a cloud will take a machine.
     """
 
     job: Job
@@ -44,6 +46,7 @@ class Start:
     stopping: StoppingOnSignals
     at: float
     price: float | None
+    leaving: Leaving
 
     @property
     def workspace(self) -> Workspace:

@@ -13,6 +13,7 @@ from pion.errors import PionError
 from pipeline.console.messages import (
     FitEnded,
     FromWorker,
+    MachineNotice,
     Phase,
     Say,
     Step,
@@ -159,6 +160,8 @@ class WorkersTraining:
                     "hardware.workers=0 to train without Ray. The workers' log is "
                     f"{self._workers.log}."
                 )
+            case MachineNotice():
+                self._start.leaving.noticed(message.text, message.seconds)
             case WorkerStarted():
                 if rank == 0:
                     seconds = time.monotonic() - self._workers.started

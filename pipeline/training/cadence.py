@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.state.records import ClaimRecord
+from pipeline.state.records import Head
 
 # Shorter intervals gain nothing: they would save less work than a restart takes.
 MIN_SECONDS = 10.0
 
-# With fewer interruptions than this, their mean says little about the next machine.
+# With fewer processes than this, their mean life says little about the next machine.
 SESSIONS_TO_TRUST = 4
+
+# A notice of so many seconds that a machine will be taken is long enough to train on.
+LONG_NOTICE = 60.0
+# What is left of a long notice when the last save should be committed.
+SPARE_SECONDS = 10.0
+# The last save counts as so many seconds at least: an evaluation may have to end before it, and the
+# workers after it.
+LEAST_SAVE = 4.0
 
 
 @dataclass
@@ -68,18 +75,37 @@ class SaveCadence:
         self.last_save, self.stall, self.write_seconds = now, stall + slowed, write_seconds
 
 
-def seconds_between_interruptions(claims: Sequence[ClaimRecord], assumed: float) -> float:
-    """Return the mean time between the starts of this run's processes, or `assumed` until there
-    were a few. `claims` are newest first."""
-    starts: dict[str, float] = {}
-    for claim in claims:
-        starts[claim.owner.session] = claim.at  # keeps the earliest claim of each session
-    return seconds_between_starts(list(starts.values()), assumed)
+def seconds_between_interruptions(head: Head, assumed: float) -> float:
+    """Return the mean seconds that the earlier processes of this run owned it, or `assumed` until
+    there were a few.
 
-
-def seconds_between_starts(starts: Sequence[float], assumed: float) -> float:
-    """Return the mean time between `starts` (seconds, in any order), or `assumed` until there were
-    a few."""
-    if len(starts) < SESSIONS_TO_TRUST:
+    The time in which the run waited for a machine does not count: HEAD's `spent` leaves it out.
+    """
+    began: dict[str, float] = {}
+    for claim in head.claims:  # newest first
+        began[claim.owner.session] = claim.at  # keeps the earliest claim of each session
+    if not began:
         return assumed
-    return max((max(starts) - min(starts)) / (len(starts) - 1), 60.0)
+    present = head.spent.until - began[head.claims[0].owner.session]
+    # HEAD keeps only the newest claims. The older ones are taken to be like them.
+    processes = len(began) * head.epoch / len(head.claims)
+    return mean_life(3600 * head.spent.hours - max(present, 0.0), processes - 1, assumed)
+
+
+def mean_life(lived: float, ended: float, assumed: float) -> float:
+    """Return the mean seconds that processes lived, or `assumed` until there were a few.
+
+    `ended` processes lived `lived` seconds in all. The present process is not among them.
+    """
+    if ended + 1 < SESSIONS_TO_TRUST:
+        return assumed
+    return max(lived / ended, 60.0)
+
+
+def seconds_to_leave(stall: float, write: float) -> float:
+    """Return how many seconds before its machine is taken a run stops training, to save and end.
+
+    A save stopped training for `stall` seconds, and was committed `write` seconds later. The last
+    save may have to wait for the previous save, so both count twice.
+    """
+    return 2 * max(stall + write, LEAST_SAVE) + SPARE_SECONDS

@@ -276,7 +276,7 @@ def _cadence(context: TrainingContext, claim: Claim, *, on_cpu: bool) -> SaveCad
     return SaveCadence(
         every_steps=settings.every_steps,
         every_seconds=settings.every_seconds,
-        preemption_seconds=seconds_between_interruptions(claim.head.claims, assumed),
+        preemption_seconds=seconds_between_interruptions(claim.head, assumed),
         last_save=time.monotonic(),
         floor_seconds=context.workspace.store.save_seconds,
         on_cpu=on_cpu,

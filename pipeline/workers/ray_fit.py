@@ -10,7 +10,11 @@ import logging
 import os
 import sys
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.workers.lifeline import Lifeline
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -92,6 +96,7 @@ def fit(task: dict[str, Any]) -> None:
 def worker_loop(config: dict[str, Any]) -> None:
     """Connect to the driver and train until done or told to stop. Every Ray worker runs this."""
     import ray.train
+    import ray.util
     import torch.distributed as dist
 
     from pion.errors import PionError
@@ -110,6 +115,10 @@ def worker_loop(config: dict[str, Any]) -> None:
         return  # restarted after the driver hung up: nothing to do
     request = TrainRequest.from_dict(config["request"])
     group = Group(rank, world_size, distributed=dist.is_initialized() and world_size > 1)
+    # The driver watches its own machine.
+    elsewhere = ray.util.get_node_ip_address() != config["lifeline"]["host"]
+    watches = elsewhere and context.get_local_rank() == 0
+    end_watch = watch_machine(rank, line) if watches else None
     try:
         line.send(WorkerStarted(os.getpid()))
         outcome = train_stages(request, group, line.send, lambda: line.stop_requested)
@@ -122,7 +131,21 @@ def worker_loop(config: dict[str, Any]) -> None:
         line.send(Note(f"worker {rank} failed:\n{traceback.format_exc()}"))
         raise
     finally:
+        if end_watch is not None:
+            end_watch()
         line.close()
+
+
+def watch_machine(rank: int, line: Lifeline) -> Callable[[], None] | None:
+    """Tell the driver of a notice that this worker's machine will be taken. Return a function that
+    ends the watch; None if this machine is in no cloud."""
+    from pipeline.console.messages import MachineNotice, Note
+    from pipeline.machine.preemption import watch_for_notices
+
+    def tell(text: str, seconds: float) -> None:
+        line.send(MachineNotice(f"the machine of worker {rank}: {text}", seconds))
+
+    return watch_for_notices(tell, lambda text: line.send(Note(text)))
 
 
 if __name__ == "__main__":

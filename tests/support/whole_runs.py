@@ -47,9 +47,11 @@ def start(
     env: Mapping[str, str] | None = None,
     umask: int = -1,
     python: str = sys.executable,
+    program: str | None = None,
 ) -> Process:
-    """Start `pion run job overrides…` in the job's folder."""
-    command = [python, "-m", "pipeline.cli", "run", str(job), *overrides]
+    """Start `pion run job overrides…` in the job's folder. `program` replaces the main module."""
+    main = ["-m", "pipeline.cli"] if program is None else ["-c", program]
+    command = [python, *main, "run", str(job), *overrides]
     process = subprocess.Popen(
         command,
         cwd=job.parent,

@@ -16,6 +16,7 @@ from pipeline.rent.check.row import CheckRow
 from pipeline.rent.plan.estimate import Estimate
 from pipeline.rent.plan.past_speeds import SECONDS, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer
+from pipeline.rent.plan.spot_spread import narrow_spot
 from pipeline.rent.plan.ways import ways_on
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
@@ -27,7 +28,8 @@ from pipeline.state.stores import open_store
 
 def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow]:
     """Check each candidate (is it offered, at what price, does the model fit), the credentials and
-    the budget. A candidate that will not do is only a warning if another one will."""
+    the budget. A candidate that will not do is only a warning if another one will, and so is spot
+    in one region or on one type of GPU."""
     verdicts = judge(job, sky_yaml, past_speeds(job), force=force)
     others = any(verdict.will_do for verdict in verdicts)
     stay = staying(verdicts)
@@ -39,6 +41,9 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
             words = f"pion launch skips this machine: {_why_not(verdict)}"
             rows.append(CheckRow(str(verdict.candidate), None, words))
     offered = [verdict.guess for verdict in stay if isinstance(verdict.found, Offer)]
+    narrow = narrow_spot(job, sky_yaml, [verdict.candidate for verdict in stay])
+    if narrow is not None:
+        rows.append(CheckRow("spot", None, narrow))
     return rows + _budget(job, sky_yaml, offered)
 
 

@@ -15,10 +15,10 @@ from pipeline.base.read_job import read_job
 from pipeline.console.formats import amount, printable
 from pipeline.job import Job
 from pipeline.rent.plan.bench_speeds import bench_results
+from pipeline.rent.plan.compared import of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
 from pipeline.rent.plan.past_speeds import past_speeds
-from pipeline.rent.plan.prices import market
 from pipeline.rent.plan.ways import GIB, Way, Ways, ways_on
 from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
 
@@ -30,26 +30,29 @@ def show_plan(
     gpus: Sequence[str],
     as_json: bool,
     bench: Sequence[str] = (),
+    on: str | None = None,
 ) -> int:
     """Print what a job takes on each type of GPU, ranked by dollars.
 
-    A machine has one GPU, or as many as the job's `hardware.workers`. `bench` names results of
-    `pion bench`, which come before this user's. Raises BadInput for a job with mistakes, for an
-    unknown GPU, for a file that is no result, and if the job fits on none of the GPUs.
+    A machine has one GPU, or as many as the job's `hardware.workers`. With `on`, a SkyPilot YAML,
+    the machines are those of the YAML. `bench` names results of `pion bench`, which come before
+    this user's. Raises BadInput for a job with mistakes, for an unknown GPU, for a file that is no
+    result or no rental, and if the job fits on none of the GPUs.
     """
     plan = read_job(job, overrides)
     results = bench_results(bench)
     uncertain = expect_rows(plan)
-    count = max(1, plan.hardware.workers or 1)
-    offers, notes = market(gpus, plan.prices, count=count)
-    speeds = past_speeds(plan)
-    estimates = ranked([estimate(plan, offer, speeds, bench=results) for offer in offers])
-    changes = what_to_change(plan, estimates)
+    compared = on_the_market(plan, gpus) if on is None else of_rental(plan, on)
+    speeds, nodes = past_speeds(plan), compared.num_nodes
+    guesses = [estimate(plan, o, speeds, num_nodes=nodes, bench=results) for o in compared.offers]
+    estimates = ranked(guesses)
+    changes = what_to_change(plan, estimates, nodes)
     if estimates and not any(e.fits for e in estimates):
         reasons = [f"  {reason}" for reason in _why_unfit(estimates)]
         first = f"{plan.name} fits on none of these GPUs."
         raise BadInput("\n".join([first, *reasons, what_would_fit(plan), *changes]))
-    notes = [*notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
+    notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
+    notes += compared.warning(plan, estimates)
     if as_json:
         print(json.dumps(_as_json(plan, estimates, notes), indent=1))
         return 0
@@ -59,7 +62,8 @@ def show_plan(
     if any(ways.values()):
         console.print(_ways_table(plan, ways))
     for note in notes:
-        console.print(f"· {printable(note)}", markup=False, style="dim")
+        style = "yellow" if note.startswith("warning: ") else "dim"
+        console.print(f"· {printable(note)}", markup=False, style=style)
     return 0
 
 

@@ -159,7 +159,8 @@ def _policy(job: Job) -> str:
     ]
     return " and ".join(fixed) or (
         "chosen by the run: at first for a preemption every "
-        f"{checkpoint.preemption_hours:g} h (checkpoint.preemption_hours), later from its starts"
+        f"{checkpoint.preemption_hours:g} h (checkpoint.preemption_hours), later from how long its "
+        "processes lived"
     )
 
 

@@ -22,7 +22,8 @@ HELP = {
     "stall_seconds": "seconds for which a save stops training",
     "write_seconds": "seconds from when training continues until the save is committed",
     "upload_mb_per_second": "upload speed, to compute --write-seconds from a checkpoint's size",
-    "warning_seconds": "seconds of notice before a machine is lost; default: no notice",
+    "warning_seconds": "seconds of notice before a machine is lost; if a minute or more, training "
+    "continues in it, as in a run; default: no notice",
     "price": "dollars per hour on spot",
     "on_demand_price": "dollars per hour on demand",
 }

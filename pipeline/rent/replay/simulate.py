@@ -10,18 +10,20 @@ The assumptions:
   A save stalls training. It is then written and uploaded while training continues, and counts once
   it is committed. A save is skipped if the uploader is busy.
 - When the machine is lost, so is every step after the last committed one: the next machine repeats
-  these steps. If there is a warning, training ends when it comes, and the last finished step is
-  committed too if there is time for stall, write and upload.
+  these steps. If there is a warning, training ends when it comes, or after a long warning as late
+  as the last save allows, as in a run (`seconds_to_leave`). The last finished step is committed too
+  if there is time for stall, write and upload. The machine is then given back, and not paid for
+  until it would have been lost.
 - At the end of a stage, training waits until the last step is committed. Preparing data,
   evaluating and publishing take no time here.
 - Like a run, a replay gives up (exit code 1) after five machines in a row that began to train but
-  committed nothing. Like a run, it learns from its own starts how often machines are lost.
+  committed nothing. Like a run, it learns from the lives of its own processes how often machines
+  are lost.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -29,13 +31,10 @@ from typing import NamedTuple
 from pipeline.job import Checkpoint
 from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedTraining
 from pipeline.rent.replay.traces import Trace
-from pipeline.state.records import CLAIMS_KEPT
 from pipeline.state.workspace import Workspace
-from pipeline.training.cadence import seconds_between_starts
+from pipeline.training.cadence import mean_life
 from pipeline.training.context import MAX_ATTEMPTS
 
-# A process claims once for itself and once for its workers.
-STARTS_KEPT = CLAIMS_KEPT // 2
 CAUSES = ("boot", "restore", "recompute", "stall")
 
 
@@ -111,7 +110,7 @@ class Replay:
     def from_tick(self, trace: Trace, tick: int) -> Outcome:
         """Replay the run with the first machine requested at the start of `tick`."""
         outcome, place = Outcome(), _Reached(0, 0)
-        starts: deque[float] = deque(maxlen=STARTS_KEPT)
+        lived, ended = 0.0, 0  # of the processes that were lost
         assumed = self.policy.preemption_hours * 3600
         fruitless = too_short = 0  # machines in a row
         while True:
@@ -125,21 +124,24 @@ class Replay:
                 outcome.lost["boot"] += self.costs.boot
                 outcome.stopped = f"{MAX_ATTEMPTS} attempts in a row committed nothing"
                 return outcome
-            if trains:
-                starts.append(first * trace.gap_seconds)
-            between = _rounded(seconds_between_starts(starts, assumed))
-            before, place = place, self._machine(outcome, place, stay, between)
+            between = _rounded(mean_life(lived, ended, assumed))
+            before = place
+            place, unpaid = self._machine(outcome, place, stay, between)
             if place.stage == len(self.work):
                 return outcome
+            outcome.waiting += unpaid
             outcome.preemptions += 1
             too_short = 0 if trains else too_short + 1
             if trains:
+                lived, ended = lived + stay - unpaid - self.costs.boot, ended + 1
                 fruitless = fruitless + 1 if place == before else 0
             tick = first + round(stay / trace.gap_seconds)
 
-    def _machine(self, outcome: Outcome, place: _Reached, stay: float, between: float) -> _Reached:
+    def _machine(
+        self, outcome: Outcome, place: _Reached, stay: float, between: float
+    ) -> tuple[_Reached, float]:
         """Continue from `place` on a machine that is lost after `stay` seconds. Return the place
-        that is committed then."""
+        that is committed then, and how many seconds before its loss the machine was given back."""
         costs, lost = self.costs, outcome.lost
         lost["boot"] += min(stay, costs.boot)
         lost["restore"] += min(max(stay - costs.boot, 0.0), costs.restore)
@@ -150,16 +152,17 @@ class Replay:
             steps = work.steps - place.step
             seconds = training.seconds_to_finish(steps, left)
             if seconds > left:
-                committed, trained = training.when_lost(left, steps)
-                outcome.kept += committed * work.step_seconds
-                lost["recompute"] += trained - committed * work.step_seconds
-                lost["stall"] += left - trained
-                return _Reached(place.stage, place.step + committed)
+                loss = training.when_lost(left, steps)
+                kept = loss.steps * work.step_seconds
+                outcome.kept += kept
+                lost["recompute"] += loss.trained - kept
+                lost["stall"] += loss.paid - loss.trained
+                return _Reached(place.stage, place.step + loss.steps), left - loss.paid
             outcome.kept += steps * work.step_seconds
             lost["stall"] += seconds - steps * work.step_seconds
             left -= seconds
             place = _Reached(place.stage + 1, 0)
-        return place
+        return place, 0.0
 
     def _training(self, place: _Reached, between: float) -> TimedTraining:
         """Return the training from `place`. Machines that save at the same times share one."""

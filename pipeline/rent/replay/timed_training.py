@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.job import Checkpoint
 from pipeline.state.workspace import Workspace
-from pipeline.training.cadence import SaveCadence
+from pipeline.training.cadence import LONG_NOTICE, SaveCadence, seconds_to_leave
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,20 @@ class Overheads:
     stall: float
     write: float
     warning: float = 0.0
+
+
+class Loss(NamedTuple):
+    """What a machine has done when it is lost.
+
+    Attributes:
+        steps: how many steps are committed.
+        trained: the seconds of training, including the step in flight.
+        paid: the seconds until the machine was given back after a warning, or was lost.
+    """
+
+    steps: int
+    trained: float
+    paid: float
 
 
 class _TimedSaver:
@@ -104,7 +119,8 @@ class TimedTraining:
         )
         self._first_step, self._step_seconds = first_step, work.step_seconds
         self._warning = costs.warning
-        self._losses: dict[float, tuple[int, float]] = {}
+        self._needed = seconds_to_leave(costs.stall, costs.write)
+        self._losses: dict[float, Loss] = {}
         self._by_clock = policy.every_steps is None
         self._usual_steps = 1  # from one save to the next
 
@@ -113,7 +129,7 @@ class TimedTraining:
         infinite if the loss, or its warning, comes before the last step is done."""
         if steps == 0:
             return 0.0
-        end = seconds - self._warning
+        end = self._stops(seconds, steps)
         if steps * self._step_seconds > end:
             return math.inf
         saver = self._saver
@@ -125,19 +141,20 @@ class TimedTraining:
             return math.inf
         return max(done, saver.committed(last)) + saver.stall + saver.write
 
-    def when_lost(self, seconds: float, steps: int) -> tuple[int, float]:
-        """Return how many of `steps` are committed when the machine is lost after `seconds`, and
-        how long it has trained, including the step in flight."""
+    def when_lost(self, seconds: float, steps: int) -> Loss:
+        """Return what a machine that is lost after `seconds` has done of `steps`."""
         known = self._losses.get(seconds)
-        if known is not None and known[1] < steps * self._step_seconds:
+        if known is not None and known.trained < steps * self._step_seconds:
             return known
         found = self._when_lost(seconds, steps)
-        if found[1] < steps * self._step_seconds:  # more steps would not change the result
+        if found.trained < steps * self._step_seconds:  # more steps would not change the result
             self._losses[seconds] = found
         return found
 
-    def _when_lost(self, seconds: float, steps: int) -> tuple[int, float]:
-        end = max(seconds - self._warning, 0.0)
+    def _when_lost(self, seconds: float, steps: int) -> Loss:
+        end = self._stops(seconds, steps)
+        if end <= 0:
+            return Loss(0, 0.0, 0.0)  # warned before the first step: there is nothing to save
         self._train(steps, end)
         saver, step_seconds = self._saver, self._step_seconds
         last = min(bisect_right(saver.begun, end), bisect_left(saver.steps, steps)) - 1
@@ -145,10 +162,22 @@ class TimedTraining:
         trained = min(before * step_seconds + max(end - resumed, 0.0), steps * step_seconds)
         saved_last = max(end, saver.committed(last)) + saver.stall + saver.write
         if self._warning and saved_last <= seconds:
-            return min(before + int(max(end - resumed, 0.0) / step_seconds), steps), trained
+            done = min(before + int(max(end - resumed, 0.0) / step_seconds), steps)
+            return Loss(done, trained, saved_last)
         if saver.committed(last) > seconds:
             last -= 1
-        return saver.resumed(last)[1], trained
+        return Loss(saver.resumed(last)[1], trained, seconds)
+
+    def _stops(self, seconds: float, steps: int) -> float:
+        """Return when training stops on a machine that is lost after `seconds`: as a run does, at a
+        warning, or as late as the last save allows if the warning is long and a save was
+        measured."""
+        warned = seconds - self._warning
+        if self._warning < LONG_NOTICE or warned < 0:
+            return warned
+        self._train(steps, warned)
+        measured = self._saver.begun and self._saver.committed(0) <= warned
+        return max(warned, seconds - self._needed) if measured else warned
 
     def _train(self, steps: int, until: float) -> None:
         """Simulate at least that many steps or up to that time, whichever comes first."""

@@ -9,6 +9,7 @@ from pipeline.console.messages import (
     CheckpointSaved,
     Evaluation,
     Hello,
+    MachineNotice,
     Message,
     Note,
     Phase,
@@ -41,6 +42,7 @@ MESSAGES: list[Message] = [
     WorkerStarted(123),
     Trained("done"),
     WorkerFailed({"class": "BadInput", "fields": {"text": "no"}}),
+    MachineNotice("the machine of worker 1: AWS will take this machine in 118 s", 118.0),
     SaveAndStop(),
 ]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.console.messages import FromWorker, MachineNotice
 from pipeline.machine.preemption import (
     AT_LEAST,
     AWS_DISABLED,
@@ -18,9 +20,12 @@ from pipeline.machine.preemption import (
     cloud_here,
     watch_for_notices,
 )
+from pipeline.training.cadence import SPARE_SECONDS
+from pipeline.workers.lifeline import Lifeline, LifelineServer
+from pipeline.workers.ray_fit import watch_machine
 from tests.support.metadata_server import Metadata, metadata_server
 from tests.support.waiting import wait_until
-from tests.support.whole_runs import ends_with, newest, start, wait_for, write_job
+from tests.support.whole_runs import Process, ends_with, newest, start, wait_for, write_job
 
 ACTION = "/latest/meta-data/spot/instance-action"
 
@@ -196,6 +201,26 @@ def test_the_proxy_of_the_environment_is_not_asked(
         assert proxy.asked == []
 
 
+def test_a_worker_on_another_machine_tells_the_driver_of_a_notice(
+    cloud: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cloud.aws_environment().items():
+        monkeypatch.setenv(name, value)
+    heard: queue.Queue[tuple[int, FromWorker]] = queue.Queue()
+    server = LifelineServer("127.0.0.1", lambda rank, message: heard.put((rank, message)))
+    line = Lifeline(server.address, rank=3)
+    cloud.interrupt("terminate", seconds=100)
+    end_watch = watch_machine(3, line)
+    rank, notice = heard.get(timeout=60)
+    assert isinstance(notice, MachineNotice)
+    assert notice.text.startswith("the machine of worker 3: AWS will take this machine in ")
+    assert (rank, 60 < notice.seconds <= 100) == (3, True)
+    assert end_watch is not None
+    end_watch()
+    line.close()
+    server.close()
+
+
 def test_a_stopped_watch_asks_no_more_and_gives_no_notice(cloud: Metadata) -> None:
     watch = Watch(**cloud.gcp_environment())
     wait_until(lambda: cloud.asked, "Google Cloud to be asked")
@@ -240,7 +265,7 @@ def test_metadata_switched_off_for_aws_clients_is_not_asked(
     assert cloud_here(tmp_path) is None
 
 
-def test_a_run_that_is_given_notice_saves_the_step_it_is_at_and_ends_with_exit_75(
+def test_a_run_that_is_given_short_notice_saves_the_step_it_is_at_and_ends_with_exit_75(
     tmp_path: Path, cloud: Metadata, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in cloud.aws_environment().items():
@@ -248,7 +273,53 @@ def test_a_run_that_is_given_notice_saves_the_step_it_is_at_and_ends_with_exit_7
     job = write_job(tmp_path, sft=None, pretrain__steps=5000, log__every=20)
     process = start(job, "checkpoint.every_steps=1000000")  # so that only the notice saves
     wait_for(process, "pretrain step 40/")
-    cloud.interrupt("terminate", seconds=100)
+    cloud.interrupt("terminate", seconds=50)
     output = ends_with(75, process)
     assert re.search(r"Interrupted \(AWS will take this machine in \d+ s \(terminate\)\)", output)
     assert newest(tmp_path).step >= 40
+
+
+def leaves_in_time(folder: Path, cloud: Metadata, process: Process, seconds: float) -> None:
+    """Give notice of so many seconds. Check that the run trains on, commits this work, and ends 10
+    seconds before its machine is taken."""
+    wait_for(process, "pretrain step 200/")
+    cloud.interrupt("terminate", seconds)
+    end = time.monotonic() + seconds
+    noticed = wait_for(process, "Training continues, and stops in time for the last save")
+    before = [int(step) for step in re.findall(r"pretrain step ([\d,]+)/", noticed)]
+    output = ends_with(75, process)
+    assert time.monotonic() < end - SPARE_SECONDS
+    steps = [int(step.replace(",", "")) for step in re.findall(r"step ([\d,]+)/", output)]
+    assert steps[-1] > max(before, default=200), "training went on after the notice"
+    assert newest(folder).step >= steps[-1]
+    assert "every finished step is saved" in output
+
+
+# A long notice that is not so long, to keep the test short.
+SOON = """
+import sys
+from pipeline.run import leaving
+leaving.LONG_NOTICE = 19.0
+from pipeline.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_run_trains_on_after_a_long_notice_and_leaves_in_time(
+    tmp_path: Path, cloud: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cloud.aws_environment().items():
+        monkeypatch.setenv(name, value)
+    job = write_job(tmp_path, sft=None, pretrain__steps=500_000, log__every=100)
+    process = start(job, "checkpoint.every_steps=100", program=SOON)
+    leaves_in_time(tmp_path, cloud, process, seconds=27)
+
+
+@pytest.mark.soak
+def test_a_run_uses_a_notice_of_75_seconds(
+    tmp_path: Path, cloud: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cloud.aws_environment().items():
+        monkeypatch.setenv(name, value)
+    job = write_job(tmp_path, sft=None, pretrain__steps=500_000, log__every=100)
+    leaves_in_time(tmp_path, cloud, start(job, "checkpoint.every_steps=100"), seconds=75)

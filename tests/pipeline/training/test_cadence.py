@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
-from pipeline.state.records import ClaimRecord
+import pytest
+
+from pipeline.state.records import Head
 from pipeline.training.cadence import MIN_SECONDS, SaveCadence, seconds_between_interruptions
 from tests.support.states import someone
 
@@ -58,15 +61,55 @@ def test_it_is_too_soon_for_any_save_until_the_store_bears_one() -> None:
     assert not cadence().too_soon(now=0.0)
 
 
-def claims(starts: list[float]) -> list[ClaimRecord]:
-    return [ClaimRecord(i, at, someone(session=str(i))) for i, at in enumerate(starts)][::-1]
+HOUR = 3600.0
 
 
-def test_the_time_between_interruptions_is_assumed_until_a_few_were_seen() -> None:
-    assert seconds_between_interruptions(claims([0.0, 600.0, 1200.0]), 7200.0) == 7200.0
-    assert seconds_between_interruptions(claims([0.0, 600.0, 1200.0, 2400.0]), 7200.0) == 800.0
+def lived(*lives: float, waited: float = 0.0, claims: int = 1) -> Head:
+    """Return the HEAD of a run whose processes lived so many seconds, each after a wait.
+
+    The present process, which has just claimed, comes after them. Each process claims `claims`
+    times.
+    """
+    head, now = Head(), 1e9
+    for life in (*lives, 0.0):
+        me = someone(started_at=now)
+        for _ in range(claims):
+            head = head.claimed(me, now)
+        now += life
+        head = dataclasses.replace(head, spent=head.spent.plus(life, None, now))
+        now += waited
+    return head
 
 
-def test_several_claims_of_one_process_are_one_start() -> None:
-    again = [ClaimRecord(9, 50.0, someone(session="0")), *claims([0.0, 600.0, 1200.0])]
-    assert seconds_between_interruptions(again, 7200.0) == 7200.0
+def test_how_long_processes_live_is_assumed_until_a_few_have_lived() -> None:
+    assert seconds_between_interruptions(Head(), 7200.0) == 7200.0
+    assert seconds_between_interruptions(lived(600.0, 600.0), 7200.0) == 7200.0
+    assert seconds_between_interruptions(lived(600.0, 600.0, 1200.0), 7200.0) == 800.0
+
+
+def test_waiting_for_a_machine_is_not_life() -> None:
+    waited = lived(600.0, 600.0, 1200.0, waited=3 * HOUR)
+    assert seconds_between_interruptions(waited, 7200.0) == pytest.approx(800.0)
+
+
+def test_the_life_of_the_present_process_does_not_count() -> None:
+    head = lived(600.0, 600.0, 1200.0)
+    grown = head.spent.plus(9 * HOUR, None, head.spent.until + 9 * HOUR)
+    aged = dataclasses.replace(head, spent=grown)
+    assert seconds_between_interruptions(aged, 7200.0) == pytest.approx(800.0)
+
+
+def test_several_claims_of_one_process_are_one_life() -> None:
+    assert seconds_between_interruptions(lived(600.0, 600.0, claims=3), 7200.0) == 7200.0
+    twice = lived(600.0, 600.0, 1200.0, claims=2)
+    assert seconds_between_interruptions(twice, 7200.0) == pytest.approx(800.0)
+
+
+def test_processes_whose_claims_head_has_forgotten_lived_too() -> None:
+    head = lived(*[900.0] * 99, claims=2)
+    assert head.epoch > 3 * len(head.claims)
+    assert seconds_between_interruptions(head, 7200.0) == pytest.approx(900.0)
+
+
+def test_processes_that_die_at_once_do_not_make_a_run_save_all_the_time() -> None:
+    assert seconds_between_interruptions(lived(1.0, 1.0, 1.0), 7200.0) == 60.0

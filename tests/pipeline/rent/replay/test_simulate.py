@@ -96,6 +96,49 @@ def test_a_warning_waits_for_the_upload_under_way() -> None:
     assert replay(write=12.0, warning=20.0).from_tick(trace, 0).lost["recompute"] == 4
 
 
+def test_after_a_warning_the_machine_is_given_back_when_the_last_step_is_committed() -> None:
+    outcome = replay(warning=9.0).from_tick(seconds(100, 10, 1000), 0)
+    # The warning comes 9 s before the loss. Stall and write take 4 s.
+    assert outcome.waiting == 10 + 5
+    assert outcome.lost == lost(boot=60, restore=20, recompute=1, stall=2 + 4 + 7 + 4)
+
+
+def test_a_long_warning_is_used_until_the_save_needs_the_rest() -> None:
+    # The warning comes 120 s before the loss. The save needs 4 s, so 18 s before the loss training
+    # ends: 142 s after it began, with 6 saves of 1 s and 68 steps.
+    outcome = replay(warning=120.0).from_tick(seconds(40 + 160, 10, 1000), 0)
+    assert outcome.waiting == 10 + 18 - 4
+    assert outcome.lost == lost(boot=60, restore=20, recompute=0, stall=6 + 4 + 3 + 4)
+
+
+def test_a_long_warning_before_a_save_was_measured_ends_training_as_a_run_does() -> None:
+    # The first save is committed after 24 s of training, the warning comes after 23 or 24 s.
+    early, measured = (
+        replay(warning=120.0).from_tick(seconds(40 + 120 + after, 10, 1000), 0)
+        for after in (23, 24)
+    )
+    assert early.waiting == 10 + 120 - 4 - 1  # the first save is committed before the last
+    # Training ends 18 s before the loss, 1 s after a save began, which is committed 3 s later.
+    assert measured.waiting == 10 + 18 - 4 - 3
+
+
+def test_a_machine_that_is_warned_before_its_first_step_is_given_back_then() -> None:
+    outcome = replay(warning=120.0).from_tick(seconds(40 + 60, 10, 1000), 0)
+    assert outcome.waiting == 10 + 60
+    assert outcome.lost == lost(boot=60, restore=20, recompute=0, stall=9 + 4)
+
+
+@pytest.mark.parametrize("write", [1.0, 17.0])
+def test_a_long_warning_keeps_at_least_what_is_kept_without(write: float) -> None:
+    work, trace = StageWork("pretrain", 10_000, 2.0), read_trace(SPOT)
+    without, warned = (
+        replay(work, policy=Checkpoint(), write=write, warning=warning).sweep(trace).values()
+        for warning in (0.0, 120.0)
+    )
+    for before, after in zip(without, warned, strict=True):
+        assert after.goodput >= before.goodput
+
+
 def test_a_save_that_finds_the_uploader_busy_is_skipped() -> None:
     costs = Overheads(**{**COSTS, "write": 5.0})
     training = TimedTraining(
@@ -104,8 +147,8 @@ def test_a_save_that_finds_the_uploader_busy_is_skipped() -> None:
     # A save after step 1 is committed at 8 s; steps 2 and 3 end at 5 and 7 s, step 4 at 9 s.
     assert training.seconds_to_finish(3, math.inf) == 8 + 6
     assert training.seconds_to_finish(4, math.inf) == 9 + 6
-    assert training.when_lost(14.9, 100) == (1, 2 + 6 + 4.9)
-    assert training.when_lost(15.0, 100) == (4, 2 + 6 + 5.0)
+    assert training.when_lost(14.9, 100) == (1, 2 + 6 + 4.9, 14.9)
+    assert training.when_lost(15.0, 100) == (4, 2 + 6 + 5.0, 15.0)
 
 
 # Exact in binary, so that both sides round in the same way.
@@ -134,7 +177,7 @@ def test_saves_are_those_that_the_cadence_decides_on_step_by_step(
                 written = now + write
         committed = saved if written <= seconds else committed
         trained = done * step + max(seconds - now, 0.0)
-        assert training.when_lost(seconds, 10**6) == (committed, trained)
+        assert training.when_lost(seconds, 10**6) == (committed, trained, seconds)
 
 
 def test_a_job_that_fixes_its_saves_gets_those() -> None:
@@ -159,13 +202,20 @@ def test_saves_are_no_more_frequent_than_the_store_allows() -> None:
     assert replayed.on_demand().lost["stall"] == 1 + 1 + 3  # one after 100 s, and the last
 
 
-def test_it_learns_from_its_own_starts_how_often_machines_are_lost() -> None:
+def test_it_learns_from_the_lives_of_its_processes_how_often_machines_are_lost() -> None:
     # With losses as rare as assumed, saves are half an hour apart, and no machine lasts that long.
     rare = Checkpoint(preemption_hours=1000)
     outcome = replay(StageWork("pretrain", 1000, 2.0), policy=rare).from_tick(seconds(600, 60), 0)
     assert outcome.stopped is None
     assert outcome.preemptions > 3
     assert outcome.lost["recompute"] < 4 * 560
+
+
+def test_waiting_longer_for_machines_changes_nothing_but_the_wait() -> None:
+    rare, work = Checkpoint(preemption_hours=1000), StageWork("pretrain", 1000, 2.0)
+    soon, late = (replay(work, policy=rare).from_tick(seconds(600, wait), 0) for wait in (60, 6000))
+    assert late.waiting > soon.waiting
+    assert (late.kept, late.lost) == (soon.kept, soon.lost)
 
 
 def test_a_stage_begins_where_the_one_before_it_was_committed() -> None:
