@@ -328,6 +328,15 @@ def _add_store_commands(add: Add) -> None:
     stop.add_argument("run", metavar="RUN", help=RUN_HELP)
     stop.add_argument("--wait", action="store_true", help="wait until the run has stopped")
 
+    deadline = add("deadline", _deadline, "show when a rented run should be done, or change it")
+    deadline.add_argument("run", metavar="RUN", help=RUN_HELP)
+    change = deadline.add_mutually_exclusive_group()
+    change.add_argument("--hours", metavar="N", help="the deadline is N hours from now")
+    change.add_argument(
+        "--at", metavar="T", help="the deadline is this moment, such as 2026-12-01T18:00Z"
+    )
+    change.add_argument("--off", action="store_true", help="no deadline holds any more")
+
     fork = add("fork", _fork, "make a new run that continues from a checkpoint of another run")
     fork.add_argument("run", metavar="RUN", help=RUN_HELP)
     fork.add_argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME")
@@ -519,6 +528,12 @@ def _stop(args: argparse.Namespace) -> int:
     from pipeline.commands.stop import stop
 
     return stop(args.run, wait=args.wait)
+
+
+def _deadline(args: argparse.Namespace) -> int:
+    from pipeline.commands.deadline import show_deadline
+
+    return show_deadline(args.run, hours=args.hours, at=args.at, off=args.off)
 
 
 def _fork(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.commands.deadline import deadline_json, deadline_lines
 from pipeline.console.formats import duration, moment, show, size
 from pipeline.cost.by_cause import costs_of, read_log
 from pipeline.cost.costs import Costs, MachineCost
@@ -41,6 +42,7 @@ def _status_json(run: str) -> dict[str, Any]:
         **run_status(state, head, now),
         "cost": costs_of(state, head, now, log).to_dict(),
         "rental": rental and dataclasses.asdict(rental),
+        "deadline": deadline_json(state, head, now),
         "unreadable_rows": log.unreadable.count,
     }
 
@@ -59,7 +61,8 @@ def _show_status(run: str) -> None:
     show(f"owner: {_owner_in_words(status)}")
     if rental is not None:
         show(f"machines: rented from {rental.host} since {moment(rental.at)}")
-    for line in [*_cost_lines(costs), *_remarks(status)]:
+    about_deadline = deadline_lines(state, head, now)
+    for line in [*about_deadline, *_cost_lines(costs), *_remarks(status)]:
         show(line)
     if missing := log.unreadable.describe():
         show(missing)
