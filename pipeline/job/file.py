@@ -93,6 +93,12 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
     return text
 
 
+def mistake_in(path: str | Path, overrides: Sequence[str], key: str, text: str) -> BadInput:
+    """Return the error for a field that is valid by itself, but not now, with its line."""
+    document = _parse(Path(path), overrides)
+    return BadInput(listing(Path(path), [Mistake(document.where(key), key, text)]))
+
+
 def _validated(document: Document, path: Path, find_base: FindBase | None) -> Job:
     model = document.values.get("model")
     base = None
