@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.commands.deadline import deadline_json, deadline_lines
 from pipeline.console.formats import duration, moment, show, size
 from pipeline.cost.by_cause import costs_of, read_log
 from pipeline.cost.costs import Costs, MachineCost
+from pipeline.state.deadline_status import deadline_json, deadline_lines
 from pipeline.state.find_run import read_run, runs_in
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState

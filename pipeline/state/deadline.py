@@ -85,11 +85,10 @@ class RunDeadline:
         return f"set by {self.how} ({self.by.describe()}) at {moment(self.set_at)}"
 
     def describe_end(self, finished_at: float) -> str:
-        """Return `met, 3 h 02 min before it`, or `missed by 2 h 06 min`, for a run that finished
-        then."""
+        """Return `met, 3 h 02 min early` or `missed by 2 h 06 min`."""
         assert self.at is not None
         left = self.at - finished_at
-        return f"met, {duration(left)} before it" if left >= 0 else f"missed by {duration(-left)}"
+        return f"met, {duration(left)} early" if left >= 0 else f"missed by {duration(-left)}"
 
 
 def read_deadline(run: RunState) -> RunDeadline | None:

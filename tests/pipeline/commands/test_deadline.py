@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.commands.deadline import deadline_lines
 from pipeline.job import Deadline
 from pipeline.state.claim import claim_run
 from pipeline.state.deadline import (
@@ -22,6 +21,7 @@ from pipeline.state.deadline import (
     read_deadline,
     write_first_deadline,
 )
+from pipeline.state.deadline_status import deadline_lines
 from pipeline.state.owner import Owner
 from pipeline.state.rental_note import RentalNote, write_rental_note
 from pipeline.state.run_state import RunState
@@ -222,7 +222,7 @@ def test_status_shows_the_deadline_and_as_json_all_of_it(run: RunState, pion: Pi
 
 
 @pytest.mark.parametrize(
-    ("late", "expected"), [(-3600, "met, 1 h 00 min before it"), (7560, "missed by 2 h 06 min")]
+    ("late", "expected"), [(-3600, "met, 1 h 00 min early"), (7560, "missed by 2 h 06 min")]
 )
 def test_of_a_finished_run_it_says_whether_the_deadline_was_met(
     here: Path, pion: Pion, late: float, expected: str
