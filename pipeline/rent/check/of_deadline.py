@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -143,6 +144,11 @@ def _spare(machine: OnDemand, seen: Situation) -> float:
     return slack - machine.margin(seen.deadline)
 
 
+def _dollars_per_hour(machine: OnDemand) -> float:
+    """Return by what on-demand machines are ordered: the cheapest is rented first."""
+    return math.inf if machine.price is None else machine.price
+
+
 def _too_slow(machine: OnDemand, seen: Situation) -> str:
     """Return `28.0 h of work on A40 on demand, 27.0 h left, …`."""
     assert machine.work is not None
@@ -154,15 +160,14 @@ def _too_slow(machine: OnDemand, seen: Situation) -> str:
 
 
 def _rows(seen: Situation, in_time: Sequence[OnDemand]) -> list[CheckRow]:
-    best = max(in_time, key=lambda machine: _spare(machine, seen))
-    assert seen.deadline.at is not None
+    first = min(in_time, key=_dollars_per_hour)
     waited, kept = held_back(seen.sky_yaml)
     rows = [
         CheckRow(
             NAME,
             True,
             f"{seen.deadline.describe(seen.now)}. A machine on demand must be requested by "
-            f"{moment(seen.now + _spare(best, seen))} ({best.gpu}) at the latest. Somebody must "
+            f"{moment(seen.now + _spare(first, seen))} ({first.gpu}) at the latest. Somebody must "
             "watch then: keep `pion launch` or `pion watch` running",
         )
     ]
@@ -192,15 +197,16 @@ def _budget(
     """Say so if the budget is below the worst case, in which all work is done on demand."""
     spent = head.spent if head is not None else None
     words = []
-    costs = [(m.work or 0.0) / 3600 * m.price for m in in_time if m.price is not None]
+    first = min(in_time, key=_dollars_per_hour)
+    hours = (first.work or 0.0) / 3600
     limit = job.budget.dollars
-    if limit is not None and costs:
-        worst = min(costs) + (spent.dollars or 0.0 if spent else 0.0)
+    if limit is not None and first.price is not None:
+        worst = hours * first.price + (spent.dollars if spent else 0.0)
         if worst > limit:
             words.append(f"budget.dollars {limit:g} is below ${worst:.2f}")
     limit = job.budget.hours
     if limit is not None:
-        hours = min((m.work or 0.0) / 3600 for m in in_time) + (spent.hours if spent else 0.0)
+        hours += spent.hours if spent else 0.0
         if hours > limit:
             words.append(f"budget.hours {limit:g} is below {hours:.1f} h")
     if not words:
@@ -211,8 +217,8 @@ def _budget(
 
 
 def _speed(machine: OnDemand) -> str:
-    """Return where the speed comes from; of an estimate, that it was taken as slower."""
-    return machine.words if machine.measured else f"{machine.words}; taken as 1/0.9 times as long"
+    """Return where the speed comes from; of an estimate, that its time was made longer."""
+    return machine.words if machine.measured else f"{machine.words}; 1/0.9 of the estimated time"
 
 
 def _hours(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """How long the work that is left takes on each on-demand machine of a SkyPilot YAML.
 
-Training counts, and the start of the machine. How long evaluation and publishing take is not known
-before a run has done them: the margin is for them, too.
+Training counts, and the start of the machine. How long it takes to prepare data, evaluate and
+publish is not known before a run has done it: the margin is for that, too.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def test_slack_below_the_margin_is_refused_with_the_numbers(case: Case, mixed: S
     work = (machine(case, mixed).work or 0) / 3600
     words = refused(case, mixed, deadline={"hours": hours})
     assert f"{work:.1f} h of work on A40 on demand, {hours:.1f} h left, and a margin of" in words
-    assert "15% MFU assumed; taken as 1/0.9 times as long" in words
+    assert "15% MFU assumed; 1/0.9 of the estimated time" in words
     assert "of work on RTXA4000 on demand" in words
     assert "deadline.hours, deadline.at or deadline.margin in the job" in words
 
