@@ -355,6 +355,15 @@ def _add_store_commands(add: Add) -> None:
     data.add_argument("--yes", action="store_true", help="with --prune: don't ask")
     data.add_argument("--json", action="store_true", help="print JSON")
 
+    deadline = add("deadline", _deadline, "show when a rented run should be done, or change it")
+    deadline.add_argument("run", metavar="RUN", help=RUN_HELP)
+    change = deadline.add_mutually_exclusive_group()
+    change.add_argument("--hours", metavar="N", help="the deadline is N hours from now")
+    change.add_argument(
+        "--at", metavar="T", help="the deadline is this moment, such as 2026-12-01T18:00Z"
+    )
+    change.add_argument("--off", action="store_true", help="no deadline holds any more")
+
     fork = add("fork", _fork, "make a new run that continues from a checkpoint of another run")
     fork.add_argument("run", metavar="RUN", help=RUN_HELP)
     fork.add_argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME")
@@ -563,6 +572,12 @@ def _data(args: argparse.Namespace) -> int:
     if args.only or args.yes:
         raise BadInput("--only and --yes go with --prune. Nothing was deleted.")
     return show_data(args.store, as_json=args.json)
+
+
+def _deadline(args: argparse.Namespace) -> int:
+    from pipeline.commands.deadline import show_deadline
+
+    return show_deadline(args.run, hours=args.hours, at=args.at, off=args.off)
 
 
 def _fork(args: argparse.Namespace) -> int:

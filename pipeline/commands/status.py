@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.console.formats import duration, moment, show, size
 from pipeline.cost.by_cause import costs_of, read_log
 from pipeline.cost.costs import Costs, MachineCost
+from pipeline.state.deadline_status import deadline_json, deadline_lines
 from pipeline.state.find_run import read_run, runs_in
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
@@ -41,6 +42,7 @@ def _status_json(run: str) -> dict[str, Any]:
         **run_status(state, head, now),
         "cost": costs_of(state, head, now, log).to_dict(),
         "rental": rental and dataclasses.asdict(rental),
+        "deadline": deadline_json(state, head, now),
         "unreadable_rows": log.unreadable.count,
     }
 
@@ -61,7 +63,8 @@ def _show_status(run: str) -> None:
     show(f"owner: {_owner_in_words(status)}")
     if rental is not None:
         show(f"machines: rented from {rental.host} since {moment(rental.at)}")
-    for line in [*_cost_lines(costs), *_remarks(status)]:
+    about_deadline = deadline_lines(state, head, now)
+    for line in [*about_deadline, *_cost_lines(costs), *_remarks(status)]:
         show(line)
     if missing := log.unreadable.describe():
         show(missing)

@@ -1,5 +1,6 @@
 """The job file: its fields, how it is read, its mistakes, its digests."""
 
+from pipeline.job.deadline import Deadline
 from pipeline.job.fields import REQUIREMENT, STAGES, Job, Publish
 from pipeline.job.runtime_sections import Budget, Checkpoint, Price
 from pipeline.job.section import Section
@@ -26,6 +27,7 @@ __all__ = [
     "BinShards",
     "Budget",
     "Checkpoint",
+    "Deadline",
     "HubDataset",
     "HubNpyShards",
     "HubTexts",

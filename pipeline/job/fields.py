@@ -20,6 +20,7 @@ from pion.errors import BadInput
 from pion.lora import Lora as LoraSettings
 from pion.train.phases import check_phases_of_model
 from pipeline.job.base import Base
+from pipeline.job.deadline import Deadline
 from pipeline.job.model_section import Model, TokenizerSection
 from pipeline.job.phases import phases_of
 from pipeline.job.runtime_sections import (
@@ -205,6 +206,11 @@ class Job(Section):
         Budget(),
         "limits on time and money. When the run reaches a limit, it saves and stops with exit "
         "code 4",
+    )
+    deadline: Deadline | None = runtime(
+        None,
+        "when the run should be done. `pion launch` then rents spot machines as long as there is "
+        "time, and on-demand machines when there is not. A run that is late continues",
     )
     prices: dict[str, Price] | None = runtime(
         None,

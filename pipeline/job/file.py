@@ -38,6 +38,14 @@ JobLoader.add_implicit_resolver(
 )
 
 
+def _as_text(loader: JobLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+# Moments stay texts: YAML would read only some of their forms, and errors would lack the key.
+JobLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
+
+
 def load_job(
     path: str | Path, overrides: Sequence[str] = (), find_base: FindBase | None = None
 ) -> Job:
@@ -83,6 +91,12 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
     if len(text) > LARGEST_JOB:
         raise too_large(f"{path} with its overrides", LARGEST_JOB)
     return text
+
+
+def mistake_in(path: str | Path, overrides: Sequence[str], key: str, text: str) -> BadInput:
+    """Return the error for a field that is valid by itself, but not now, with its line."""
+    document = _parse(Path(path), overrides)
+    return BadInput(listing(Path(path), [Mistake(document.where(key), key, text)]))
 
 
 def _validated(document: Document, path: Path, find_base: FindBase | None) -> Job:

@@ -119,6 +119,9 @@ hardware: {workers: 2, micro_batch: 8, deterministic: true}
     "budget": """\
 budget: {dollars: 5}
 """,
+    "deadline": """\
+deadline: {hours: 42}                    # or: deadline: {at: 2026-12-01T18:00Z, margin: 3600}
+""",
     "log": """\
 log: {every: 50, tensorboard: logs}
 """,
@@ -154,7 +157,7 @@ def _chapter(chapter: Chapter) -> str:
         heading = f"## `{chapter.path}`" if chapter.path else "## The top of the file"
         example = EXAMPLES[chapter.path]
         meaning = f"{chapter.meaning[0].upper()}{chapter.meaning[1:]}."
-        if chapter.presence != "section":
+        if chapter.presence != "section" and chapter.path not in ("tokenizer", "deadline"):
             meaning += f" {PRESENCE[chapter.presence]}"
     rows = "".join(map(_row, chapter.fields))
     return (

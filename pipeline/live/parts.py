@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import duration, printable
+from pipeline.console.formats import duration, moment, printable
 from pipeline.console.masking import masked
 from pipeline.cost.by_cause import RunLog
 from pipeline.cost.costs import USEFUL, Costs
@@ -32,8 +32,9 @@ RECENT_ROWS = 200
 class Look:
     """What was read of a run at the moment `now`.
 
-    `status` is that of `pipeline.state.run_status.run_status`. `kept` are each stage's rows that
-    lead to its present state.
+    `status` is that of `pipeline.state.run_status.run_status`, `deadline` that of
+    `pipeline.state.deadline_status.deadline_json`. `kept` are each stage's rows that lead to its
+    present state.
     """
 
     state: RunState
@@ -44,6 +45,7 @@ class Look:
     kept: Mapping[str, Sequence[Row]]
     costs: Costs
     settings: Settings
+    deadline: Mapping[str, Any] | None = None
 
 
 def parts_of(look: Look) -> dict[str, Any]:
@@ -83,8 +85,39 @@ def _summary(look: Look) -> dict[str, Any]:
         "held_out_loss": _last_value(look.kept.get(stage or "", ()), "held_out_loss"),
         "tokens_per_second": newest.get("tokens_per_second"),
         "stop": StopRequest(**status["stop"]).describe() if status["stop"] else None,
-        "notes": [*status["notes"], *([missing] if missing else []), *_left_out(head)],
+        "deadline": _deadline(look),
+        "notes": [
+            *status["notes"],
+            *_deadline_notes(look),
+            *([missing] if missing else []),
+            *_left_out(head),
+        ],
     }
+
+
+def _deadline(look: Look) -> dict[str, Any] | None:
+    """Return when the run should be done, and when it was; None if no deadline holds."""
+    if look.deadline is None or look.deadline.get("at") is None:
+        return None
+    return {"at": look.deadline["at"], "finished_at": _finished_at(look)}
+
+
+def _finished_at(look: Look) -> float | None:
+    """Return when the last stage was done; None before that."""
+    done = [about["at"] for about in look.status["stages"].values() if about["state"] == "done"]
+    return max(done) if len(done) == len(look.status["stages"]) else None
+
+
+def _deadline_notes(look: Look) -> list[str]:
+    known = look.deadline or {}
+    if "error" in known:
+        return [f"the deadline can't be read: {known['error']}"]
+    if known.get("at_risk_from") is None or _finished_at(look) is not None:
+        return []
+    return [
+        f"nobody watches: the deadline is at risk from {moment(known['at_risk_from'])}, unless "
+        "somebody runs `pion watch`"
+    ]
 
 
 def _state(look: Look, age: float) -> str:

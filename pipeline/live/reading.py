@@ -10,6 +10,7 @@ from pipeline.cost.timeline import processes_of
 from pipeline.live.curves import keep
 from pipeline.live.parts import Look
 from pipeline.live.settings import Settings, settings_of
+from pipeline.state.deadline_status import deadline_json
 from pipeline.state.metrics import Replaced, events_reader, metrics_reader
 from pipeline.state.records import Head
 from pipeline.state.rows import Row, Unreadable
@@ -38,6 +39,7 @@ class Reading:
         self._epoch: int | None = None
         self._looks = 0
         self._job: tuple[object, Settings] = (None, Settings())
+        self._deadline: Mapping[str, Any] | None = None
 
     def read(self) -> Look | None:
         """Read what is new, and return everything; None if the run is not there.
@@ -62,6 +64,8 @@ class Reading:
         # A new owner: the next look finds all that the last one wrote.
         self._epoch = head.epoch if self._epoch in (None, head.epoch) else None
         now = self._state.clock.now()
+        if epoch is None:  # as often as all files are listed
+            self._deadline = deadline_json(self._state, head, now)
         status = run_status(self._state, head, now)
         spent = costs(
             self._log.events,
@@ -72,7 +76,8 @@ class Reading:
             silence=self._state.silence,
         )
         kept = keep(self._log.metrics, head)
-        return Look(self._state, head, now, status, self._log, kept, spent, self._settings(head))
+        settings, due = self._settings(head), self._deadline
+        return Look(self._state, head, now, status, self._log, kept, spent, settings, due)
 
     def _add(self, events: list[Row], metrics: dict[str, list[Row]]) -> None:
         self._log.events.extend(events)

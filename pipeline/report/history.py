@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pion.errors import BadInput
 from pipeline.console.formats import moment, printable
 from pipeline.cost.by_cause import costs_of, read_log
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import Job
 from pipeline.report.results import evaluated, published
+from pipeline.state.deadline import RunDeadline, read_deadline
 from pipeline.state.metrics import kept_rows
 from pipeline.state.records import Head
 from pipeline.state.rows import Unreadable
@@ -45,6 +48,7 @@ class RunHistory:
         metrics: training stage → rows of the steps that lead to its present state, by step.
         costs: what all machines cost, by cause.
         unreadable: the rows of events and metrics that are missing because they can't be read.
+        deadline: when the run should be done; None if it has no deadline that can be read.
     """
 
     job: Job
@@ -54,6 +58,7 @@ class RunHistory:
     metrics: Mapping[str, Sequence[Row]]
     costs: Costs
     unreadable: Unreadable = field(default_factory=Unreadable)
+    deadline: RunDeadline | None = None
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -64,6 +69,12 @@ class RunHistory:
     def published(self) -> Mapping[str, Any]:
         """What the publish stage reported; empty before it is done. Raises Damaged."""
         return published(self.head, self.url)
+
+    @property
+    def finished_at(self) -> float | None:
+        """When the last stage of the job was finished, in Unix seconds; None before that."""
+        done = [self.head.stages.get(stage) for stage in self.job.stages]
+        return None if None in done else max(record.at for record in done if record is not None)
 
     def steps(self, stage: str) -> list[Row]:
         """Return the rows of the optimizer steps of `stage`, in order."""
@@ -172,7 +183,15 @@ def read_history(job: Job, run: RunState) -> RunHistory:
         metrics={stage: kept_rows(log.metrics[stage], head, stage) for stage in log.metrics},
         costs=costs_of(run, head, time.time(), log),
         unreadable=log.unreadable,
+        deadline=_deadline(run),
     )
+
+
+def _deadline(run: RunState) -> RunDeadline | None:
+    """Return the deadline; None if there is none that can be read, which must not end a report."""
+    with contextlib.suppress(BadInput):
+        return read_deadline(run)
+    return None
 
 
 def _reply(stage: str, text: str) -> str:

@@ -112,6 +112,10 @@ def _figures(history: RunHistory) -> list[tuple[str, str]]:
         if costs.dollars is not None:
             figures.append(("cost", f"${costs.dollars:.2f}"))
         figures.append(("useful time", f"{100 * costs.goodput:.1f} %"))
+    if history.deadline is not None and history.deadline.at is not None:
+        end = history.finished_at
+        met = "not done yet" if end is None else history.deadline.describe_end(end)
+        figures.append((f"deadline {moment(history.deadline.at)}", met))
     return figures
 
 

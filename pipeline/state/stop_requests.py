@@ -7,8 +7,6 @@ launch don't.
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import json
 import os
 import socket
@@ -21,6 +19,7 @@ from typing_extensions import TypedDict
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, printable
+from pipeline.state.author import user_name
 from pipeline.state.record_json import FORMAT, Count, Time, build, open_record, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
@@ -75,7 +74,7 @@ def ask_stop(run: RunState, reason: str, *, except_launch: str | None = None) ->
         run.clock.now(),
         socket.gethostname(),
         os.getpid(),
-        _user(),
+        user_name(),
         printable(reason),
         except_launch,
     )
@@ -162,10 +161,3 @@ def _parse(data: bytes, where: str) -> StopRequest:
     by = record["by"]
     launch = record.get("except_launch")
     return StopRequest(record["at"], by["host"], by["pid"], by["user"], record["reason"], launch)
-
-
-def _user() -> str:
-    """Return the name of this user. In a container, the user may be a number without a name."""
-    with contextlib.suppress(KeyError, OSError, ImportError):
-        return getpass.getuser()
-    return f"user {os.getuid()}"

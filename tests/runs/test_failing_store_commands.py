@@ -114,6 +114,8 @@ TABLE = [
     Row("checkpoints demo --verify", "n+"),
     Row("report demo", "n+"),
     Row("stop demo", "n+"),
+    Row("deadline demo", "n+"),
+    Row("deadline demo --hours 5", "n+"),
     Row("export model out", "n+"),
     Row("generate model --prompt a --max-tokens 1", "n+"),
     Row("chat model", "n+"),
@@ -128,6 +130,7 @@ TABLE = [
     Row("run finished.yaml", "r+0*", managed=True),
     Row("check job.yaml", "b+0*"),
     Row("launch job.yaml --on sky.yaml", "b+0*"),
+    Row("launch job.yaml --on sky.yaml deadline.hours=500", "b+0*"),
     Row("hop demo --on sky.yaml --job demo.yaml", "b+0*"),
     # These read measurements from the store, and continue without them.
     Row("plan job.yaml --gpu A40", "0+"),

@@ -18,6 +18,12 @@ from tests.support.sky_catalog import GPU_MEMORY_GIB, PRICES, Price, write_catal
 from tests.support.waiting import run_to_end
 
 YAMLS = [path.name for path in RENTALS]
+YAMLS_WITH_A_LIST = (
+    "runpod-spot.yaml",
+    "runpod-deadline.yaml",
+    "cloud-spot.yaml",
+    "multi-node.yaml",
+)
 # tests/sky/test_bench_yaml.py has the rest about this one.
 BENCH = "bench.yaml"
 
@@ -67,6 +73,7 @@ def rented(dryrun: DryRun) -> dict[str, dict[str, Any]]:
         ("runpod-a40.yaml", "A40", False, 0.40),
         ("runpod-a4000.yaml", "RTXA4000", False, 0.25),
         ("runpod-spot.yaml", "A40", True, 0.20),
+        ("runpod-deadline.yaml", "A40", True, 0.20),
         ("cloud-spot.yaml", "RTXA4000", True, 0.22),
         ("multi-node.yaml", "A10", False, 0.75),
         (BENCH, "A40", False, 0.40),
@@ -137,15 +144,26 @@ def test_no_secret_has_a_value_in_the_file(name: str) -> None:
 
 
 def test_every_gpu_of_the_spot_yamls_has_16_gb_or_more() -> None:
-    for name in ("runpod-spot.yaml", "cloud-spot.yaml"):
+    for name in ("runpod-spot.yaml", "runpod-deadline.yaml", "cloud-spot.yaml"):
         for resources in _load(name).resources:
             (gpu,) = resources.accelerators
             assert GPU_MEMORY_GIB[gpu] >= 16
 
 
+def test_a_deadline_has_several_types_to_wait_for_and_several_on_demand() -> None:
+    machines = [
+        (next(iter(resources.accelerators)), resources.use_spot)
+        for resources in _load("runpod-deadline.yaml").resources
+    ]
+    assert len({gpu for gpu, spot in machines if spot}) >= 2
+    assert len({gpu for gpu, spot in machines if not spot}) >= 2
+    ways = [spot for _, spot in machines]
+    assert ways == sorted(ways, reverse=True), "without a deadline, spot is tried first"
+
+
 def test_managed_jobs_keep_the_order_of_the_gpus() -> None:
     """SkyPilot tries a set (`any_of`, a mapping) in an arbitrary order for a managed job."""
-    for name in ("runpod-spot.yaml", "cloud-spot.yaml", "multi-node.yaml"):
+    for name in YAMLS_WITH_A_LIST:
         assert isinstance(_load(name).resources, list)
 
 

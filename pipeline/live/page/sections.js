@@ -25,6 +25,7 @@ function showTiles(run) {
     );
   }
   if (summary.seconds_left !== null) tiles.push(tile("Stage is done in", duration(summary.seconds_left)));
+  if (summary.deadline) tiles.push(tile("Deadline", moment(summary.deadline.at), untilDeadline(summary.deadline)));
   if (summary.loss !== null && summary.loss !== undefined)
     tiles.push(tile("Loss", fixed(summary.loss, 3), summary.held_out_loss === null ? "" : `held-out ${fixed(summary.held_out_loss, 3)}`));
   if (summary.tokens_per_second) tiles.push(tile("Tokens per second", whole(summary.tokens_per_second)));
@@ -39,6 +40,13 @@ function showTiles(run) {
   const notes = [...(summary.stop ? [`asked to stop: ${summary.stop}`] : []), ...summary.notes];
   place("notes").hidden = !notes.length;
   place("notes").replaceChildren(...notes.map((note) => make("li", {}, note)));
+}
+
+// Say whether a run was done in time, or how much time is left.
+function untilDeadline({ at, finished_at: end }) {
+  const left = at - (end ?? Date.now() / 1000);
+  if (end === null) return left < 0 ? `${duration(-left)} ago` : `in ${duration(left)}`;
+  return left < 0 ? `missed by ${duration(-left)}` : `met, ${duration(left)} early`;
 }
 
 function showCost(run) {

@@ -21,10 +21,12 @@ from pipeline.rent.check import of_job, of_rental
 from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_conversations import check_conversations
+from pipeline.rent.check.of_deadline import check_deadline
 from pipeline.rent.check.of_files import check_files
 from pipeline.rent.check.of_machines import check_machines
 from pipeline.rent.check.of_memory import check_memory
 from pipeline.rent.check.row import CheckRow
+from pipeline.rent.deadline.of_run import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.rent.time_limit import begin, within
 from pipeline.state.stores import open_store
@@ -54,6 +56,7 @@ def show_check(
     loaded, sky_yaml = None, None
     try:
         loaded = read_job(job, overrides)
+        refuse_past(job, overrides, loaded)
     except BadInput as error:
         rows.append(CheckRow("job", False, str(error)))
     if on is not None:
@@ -140,6 +143,7 @@ def _checks(
             ("recovery", partial(of_rental.check_recovery, sky_yaml)),
             ("controller", check_controller),
             ("machines", partial(check_machines, job, sky_yaml, force=force)),
+            ("deadline", partial(check_deadline, job, sky_yaml, force=force)),
         ]
     return checks
 

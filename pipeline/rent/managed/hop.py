@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pion.errors import BadInput, PionError
+from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
 from pipeline.rent.managed.arrival import Move, call_off, read_receipt, wait_for_arrival
 from pipeline.rent.managed.end_old import end_old, others_left
 from pipeline.rent.managed.order import JobFile, Order, make_order, require_checks, submit_order
@@ -59,7 +60,15 @@ def hop(
         job_file = JobFile.load(path, [*recorded, *overrides])
         _require_same_run(job_file, state)
         variables = {FROM_EPOCH: str(head.epoch)}
-        order = make_order(state, job_file, sky_yaml, force=force, variables=variables)
+        refuse_past(path, job_file.overrides, job_file.job)
+        order = make_order(
+            state,
+            job_file,
+            sky_yaml,
+            force=force,
+            deadline=deadline_of(state, job_file.job) is not None,
+            variables=variables,
+        )
         move = _rent(order, head, provider, force=force)
     old = _old_owner(head, move)
     say_now(f"managed job {move.new} is submitted; {old} until the new machine is up")
@@ -90,7 +99,10 @@ def _rent(order: Order, head: Head, provider: Provider, *, force: bool) -> Move:
             )
         me = provider.my_hash()
         note = note_of(state, head, launch_id=order.launch_id, rented_from=me)
-        with announced(state, note, moving=True, force=force) as before:
+        with (
+            announced(state, note, moving=True, force=force) as before,
+            keeping_deadline(state, order.job_file.job, "pion hop", say_now),
+        ):
             clear_stops(state)
             new = submit_order(order, secrets, provider)
     return Move(state, order.name, order.launch_id, new, old, before, provider)

@@ -8,6 +8,7 @@ from pion.errors import BadInput
 from pipeline.console.formats import duration, show
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
+from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
 from pipeline.rent.managed.at_work import owner_age
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.order import JobFile, Order, make_order, require_checks, submit_order
@@ -38,7 +39,8 @@ def launch(
     """Rent a machine with the SkyPilot YAML `on`, run `job` there until it is done, and show it.
 
     Return the run's exit code, or 0 after Ctrl-C, because the rental continues. `dry_run` prints
-    the task that SkyPilot would get. `force` rents in spite of warnings.
+    the task that SkyPilot would get, without reading the store: of a deadline, it knows what the
+    job says. `force` rents in spite of warnings.
 
     Raises:
         BadInput: something would fail, or the run is already running; nothing was rented.
@@ -47,10 +49,15 @@ def launch(
     sky_yaml = read_sky_yaml(on)
     job_file = JobFile.load(job, overrides)
     state = RunState(open_store(job_file.job.store), job_file.job.name)
-    order = make_order(state, job_file, sky_yaml, force=force)
+    refuse_past(job, overrides, job_file.job)
     if dry_run:
+        has_deadline = job_file.job.deadline is not None
+        order = make_order(state, job_file, sky_yaml, force=force, deadline=has_deadline)
         show(task_yaml(order.config))
         return 0
+    with before_work("Nothing was rented."):
+        has_deadline = deadline_of(state, job_file.job) is not None
+    order = make_order(state, job_file, sky_yaml, force=force, deadline=has_deadline)
     require_checks(order, force=force)
     with before_work("Nothing was rented."):
         head = state.read()
@@ -71,7 +78,11 @@ def _rent(order: Order, provider: Provider, *, force: bool) -> int:
         refuse_second(state, head, provider.managed_jobs(order.name))
         me = provider.my_hash()
         note = note_of(state, head, launch_id=order.launch_id, rented_from=me)
-        with announced(state, note, force=force):
+        job = order.job_file.job
+        with (
+            announced(state, note, force=force),
+            keeping_deadline(state, job, "pion launch", say_now),
+        ):
             if clear_stops(state):
                 say_now("cleared an earlier request to stop this run")
             return submit_order(order, secrets, provider)

@@ -12,6 +12,7 @@ from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.rent.check.candidates import fitting
 from pipeline.rent.credentials import secrets_for, wanted_secrets
+from pipeline.rent.deadline.of_run import held_back
 from pipeline.rent.managed.cheapest_first import with_candidates
 from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.provider import Provider
@@ -63,16 +64,19 @@ def make_order(
     sky_yaml: SkyYaml,
     *,
     force: bool,
+    deadline: bool,
     variables: Mapping[str, str] | None = None,
 ) -> Order:
     """Return the order to run a job on the machines of `sky_yaml`.
 
-    `force` accepts spot prices above the on-demand price. `variables` are added to the task's.
-    Raises BadInput if the job file would not be copied to the machine, or if SkyPilot's record of
-    the task would show a secret.
+    `force` accepts spot prices above the on-demand price. With a `deadline`, machines on demand are
+    held back. `variables` are added to the task's. Raises BadInput if the job file would not be
+    copied to the machine, or if SkyPilot's record of the task would show a secret.
     """
     job = job_file.job
     accepted = with_candidates(sky_yaml, fitting(job, sky_yaml, force=force))
+    if deadline:
+        accepted = with_candidates(accepted, held_back(accepted)[0])
     envs = task_variables(accepted, job, job_file.path, job_file.overrides)
     envs.update(variables or {})
     name = rental_name(state.store.url, state.name)

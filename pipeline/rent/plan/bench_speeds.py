@@ -38,12 +38,13 @@ class BenchSpeed:
     """Tokens per second of one GPU, and in words where the number comes from.
 
     `as_is` is false if a model was measured that does not recompute activations, and the stage has
-    to.
+    to. `measured` is whether it was this model.
     """
 
     tokens_per_second: float
     words: str
     as_is: bool
+    measured: bool = False
 
 
 def bench_results(files: Sequence[str]) -> list[Results]:
@@ -71,7 +72,7 @@ def bench_speed(results: Sequence[Results], gpu: str, how: Training) -> BenchSpe
     ]
     for r, speed in rows:
         if _is_that_of(speed, how):
-            return BenchSpeed(speed.tokens_per_second, f"measured by {_source(r)}", True)
+            return BenchSpeed(speed.tokens_per_second, f"measured by {_source(r)}", True, True)
     per_token = how.work.flops().total
     for r, speed in sorted(rows, key=lambda row: _distance(row[1], per_token)):
         peak = gpu_flops(r.card.card, speed.dtype)

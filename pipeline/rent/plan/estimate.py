@@ -49,6 +49,7 @@ class StageEstimate:
     """One training stage on a machine. `tokens_per_second` is the sum of all GPUs.
 
     `tokens` is None while the steps are not known: they may follow from data to be prepared.
+    `measured` is whether this model's speed was measured on such a GPU, and not estimated.
     """
 
     stage: str
@@ -59,6 +60,7 @@ class StageEstimate:
     tokens: int | None
     tokens_per_second: float | None
     speed_from: str
+    measured: bool = False
 
     @property
     def seconds(self) -> float | None:
@@ -181,7 +183,7 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
             f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
         )
     training = Training(work, work.compile, recompute)
-    speed, where = _speed(offer.gpu, training, known)
+    speed = _speed(offer.gpu, training, known)
     return StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
@@ -191,28 +193,37 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
         tokens=section.total_steps * section.global_batch * work.seq_len
         if section.steps_are_known
         else None,
-        tokens_per_second=None if speed is None else speed * workers,
-        speed_from=where,
+        tokens_per_second=None if speed.one_gpu is None else speed.one_gpu * workers,
+        speed_from=speed.words,
+        measured=speed.measured,
     )
 
 
-def _speed(gpu: str, how: Training, known: Known) -> tuple[float | None, str]:
-    """Return the tokens per second of one GPU, and where that number comes from."""
+@dataclass(frozen=True)
+class _Speed:
+    """The tokens per second of one GPU (None: unknown), and where that number comes from."""
+
+    one_gpu: float | None
+    words: str
+    measured: bool = False
+
+
+def _speed(gpu: str, how: Training, known: Known) -> _Speed:
     work = how.work
     measured = speed_on(known.runs, gpu, work.seq_len, lora=work.lora is not None)
     if measured is not None:
-        return measured.tokens_per_second, f"measured in run {measured.run}"
+        return _Speed(measured.tokens_per_second, f"measured in run {measured.run}", True)
     arithmetic = work.flops()
     found = bench_speed(known.bench, gpu, how)
     if found is not None:
         slower = 1.0 if found.as_is else arithmetic.share_if_recomputed
-        return found.tokens_per_second * slower, found.words
+        return _Speed(found.tokens_per_second * slower, found.words, found.measured)
     flops = gpu_flops(GPU_TYPES[gpu].cuda, work.dtype) if gpu in GPU_TYPES else None
     if flops is None:
-        return None, f"the speed of a {gpu} is unknown"
+        return _Speed(None, f"the speed of a {gpu} is unknown")
     speed = flops * ASSUMED_MFU / arithmetic.total
     slower = arithmetic.share_if_recomputed if how.recompute else 1.0
-    return speed * slower, f"estimated: {ASSUMED_MFU:.0%} MFU assumed"
+    return _Speed(speed * slower, f"estimated: {ASSUMED_MFU:.0%} MFU assumed")
 
 
 def _save_interval(job: Job, stages: tuple[StageEstimate, ...]) -> float:

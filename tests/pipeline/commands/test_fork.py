@@ -27,11 +27,13 @@ from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.checkpoints.retention import sweep_abandoned
 from pipeline.state.claim import claim_run
+from pipeline.state.deadline import Asked, new_deadline, read_deadline, write_first_deadline
 from pipeline.state.metrics import read_events, read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head, SkippedRows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, StoreError
+from pipeline.state.watcher_beat import read_beat, write_beat
 from pipeline.state.workspace import Workspace
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
@@ -125,6 +127,16 @@ def test_a_fork_begins_a_history_of_its_own_and_says_where_it_comes_from(source:
     assert event["event"] == "forked"
     assert event["from"] == f"{source.store.url}/demo"
     assert (event["stage"], event["at_step"], event["epoch"]) == ("pretrain", 20, 1)
+
+
+def test_a_fork_inherits_no_deadline_and_no_watcher(source: RunState) -> None:
+    asked = Asked(hours=42, at=None, margin=1800)
+    write_first_deadline(source, new_deadline(source, asked, "pion launch"))
+    write_beat(source, None)
+    target = RunState(source.store, "fork")
+    fork_run(source, head_of(source), target)
+    assert read_deadline(target) is None
+    assert read_beat(target) is None
 
 
 def test_the_next_claim_sweeps_nothing_of_a_fork(source: RunState) -> None:

@@ -31,6 +31,8 @@ def changed(**changes: object) -> set[str]:
         {"evaluate__every": 5},
         {"evaluate__prompts": ["b"]},
         {"log__every": 1},
+        {"deadline": {"hours": 42}},
+        {"deadline": {"at": "2026-12-01T18:00Z", "margin": 60}},
         {"name": "other"},
         {"store": "elsewhere"},
     ],

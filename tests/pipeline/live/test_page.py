@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.live import watched_run
+from pipeline.state.deadline import Asked, new_deadline, write_first_deadline
 from pipeline.state.stores import FileStore
 from pipeline.web.address import API_KEY
 from tests.support.browser import needs_chromium
@@ -71,9 +72,12 @@ def test_the_page_follows_a_run_through_a_store_that_goes_away(
     events = run.events()
     events.append("note", why="<img src=x onerror=alert(1)>")
     events.flush()
+    asked = Asked(hours=1.0, at=None, margin=60)
+    write_first_deadline(run.state, new_deadline(run.state, asked, "pion launch"))
     with showing(run) as url:
         tab = Tab(browser, url)
         tab.wait_for("#tiles", "60")
+        tab.wait_for("#tiles", "Deadline")
         tab.wait_for("#machines", "RTX 4090 on RunPod/CA, spot")
         tab.wait_for("#events", "<img src=x onerror=alert(1)>")
         assert tab.page.locator("#loss path").count() == 3
@@ -88,6 +92,7 @@ def test_the_page_follows_a_run_through_a_store_that_goes_away(
         run.train(35)
         run.finish()
         tab.wait_for("#tiles div:first-child dd", "Done")
+        tab.wait_for("#tiles", "met, ")
         assert not tab.wrong
     tab.wait_for("#trouble", "does not answer")
     assert "Done" in tab.page.inner_text("#tiles")

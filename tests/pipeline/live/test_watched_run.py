@@ -11,8 +11,10 @@ import pytest
 from pipeline.live import reading
 from pipeline.live.watched_run import HUB_PAUSE, LONGEST_PAUSE, PAUSE, WatchedRun
 from pipeline.state import metrics
+from pipeline.state.deadline import DEADLINE, Asked, new_deadline, write_first_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, open_store
+from pipeline.state.watcher_beat import write_beat
 from tests.support.hub_server import hub_server
 from tests.support.light_run import light_run
 from tests.support.rented_run import RentedRun
@@ -83,6 +85,36 @@ def test_the_end_of_a_run_is_told(run: RentedRun) -> None:
     run.finish()
     summary = looked(run).since(None)["parts"]["summary"]
     assert (summary["state"], summary["seconds_left"]) == ("done", None)
+
+
+def test_the_deadline_is_told_and_whether_nobody_watches_and_whether_it_was_met(
+    run: RentedRun,
+) -> None:
+    assert looked(run).since(None)["parts"]["summary"]["deadline"] is None
+    asked = Asked(hours=1.0, at=None, margin=60)
+    at = write_first_deadline(run.state, new_deadline(run.state, asked, "pion launch")).at
+    write_beat(run.state, at)
+    watched = looked(run)
+    summary = watched.since(None)["parts"]["summary"]
+    assert summary["deadline"] == {"at": at, "finished_at": None}
+    assert summary["notes"] == []
+    run.time.time += 601
+    (note,) = looked(run).since(None)["parts"]["summary"]["notes"]
+    assert note.startswith("nobody watches: the deadline is at risk from ")
+    run.train(40)
+    run.finish()
+    watched.look()
+    summary = watched.since(None)["parts"]["summary"]
+    assert summary["deadline"]["at"] == at
+    assert at - 3600 < summary["deadline"]["finished_at"] < at
+    assert summary["notes"] == []
+
+
+def test_a_deadline_that_can_not_be_read_is_a_note(run: RentedRun) -> None:
+    run.state.store.write(run.state.key(DEADLINE), b"{")
+    summary = looked(run).since(None)["parts"]["summary"]
+    assert summary["deadline"] is None
+    assert "the deadline can't be read" in summary["notes"][0]
 
 
 def test_an_owner_that_gives_no_sign_of_life_is_told(run: RentedRun) -> None:

@@ -17,6 +17,8 @@ from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.report.page import write_report
 from pipeline.report.plots import loss_plot, running_mean, throughput_plot
+from pipeline.state.author import Author
+from pipeline.state.deadline import RunDeadline
 from pipeline.state.records import CheckpointEntry, Head, SkippedRows, Spent, StageRecord
 from tests.pipeline.report.test_model_card import (
     JOB,
@@ -150,6 +152,24 @@ def test_it_shows_results_samples_stages_machines_and_paths(tmp_path: Path) -> N
         "published/demo",
     ):
         assert shown in text, shown
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [(99.0 + 7560, "met, 2 h 06 min early"), (39.0, "missed by 1 min 00 s"), (None, None)],
+)
+def test_it_says_whether_the_deadline_was_met(
+    tmp_path: Path, at: float | None, expected: str | None
+) -> None:
+    deadline = RunDeadline(at, 60.0, 0.0, Author("host", 7, "ann"), "pion launch")
+    done = {stage: StageRecord("d", 9.0) for stage in Job.model_validate(JOB).stages}
+    head = dataclasses.replace(DONE, stages=done | DONE.stages)
+    text = Page(report_of(tmp_path, head=head, deadline=deadline)).text
+    if expected is None:
+        assert "deadline" not in text
+    else:
+        assert expected in text
+        assert "not done yet" in Page(report_of(tmp_path, deadline=deadline)).text
 
 
 def test_samples_are_spread_evenly_from_the_first_to_the_last(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""`pion deadline`: show the deadline of a run, change it, or switch it off."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from pion.errors import BadInput
+from pipeline.console.formats import duration, moment, show
+from pipeline.job import Deadline
+from pipeline.job.bounds import HOURS
+from pipeline.job.deadline import parse_moment
+from pipeline.state.author import Author
+from pipeline.state.deadline import RunDeadline, change_deadline, read_deadline
+from pipeline.state.deadline_status import deadline_lines
+from pipeline.state.find_run import no_such_run, open_run
+from pipeline.state.rental_note import read_rental_note
+
+COMMAND = "pion deadline"
+NONE = "none. Set one: pion deadline {run} --hours N, or --at 2026-12-01T18:00Z"
+
+
+def show_deadline(
+    run: str, *, hours: str | None = None, at: str | None = None, off: bool = False
+) -> int:
+    """Print the deadline of `run`, changed first if anything is given; return 0.
+
+    `hours` count from now; `at` is a moment with a zone. Raises BadInput if there is no such run,
+    for a deadline in another form or in the past, and for a record that can't be read, unless it is
+    damaged and replaced.
+    """
+    state = open_run(run)
+    head, now = state.read(), state.clock.now()
+    change = hours is not None or at is not None or off
+    if head is None and read_rental_note(state)[1] is None:
+        # A launch writes both notes before a machine claims the run.
+        raise BadInput(no_such_run(state))
+    if change:
+        wanted = None if off else _moment(hours, at, now)
+        change_deadline(state, lambda old: _changed(old, wanted, now), replace_damaged=True)
+    else:
+        read_deadline(state)  # raises an error, which `deadline_lines` only tells
+    for line in deadline_lines(state, head, now) or [f"deadline: {NONE.format(run=state.url)}"]:
+        show(line)
+    return 0
+
+
+def _moment(hours: str | None, at: str | None, now: float) -> float:
+    """Return the deadline that is asked for, in Unix seconds. Raises BadInput."""
+    if hours is not None:
+        return now + 3600 * _hours(hours)
+    assert at is not None
+    try:
+        wanted = parse_moment(at)
+    except ValueError as error:
+        raise BadInput(f"--at {at!r:.200}: {error}. Nothing was changed.") from None
+    if wanted <= now:
+        raise BadInput(
+            f"--at {at}: this moment was {duration(now - wanted)} ago (it is {moment(now)}). "
+            "Nothing was changed."
+        )
+    return wanted
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours <= HOURS:
+        raise BadInput(
+            f"--hours {text!r:.200}: should be a number above 0, and at most {HOURS:,}. Nothing "
+            "was changed."
+        )
+    return hours
+
+
+def _changed(present: RunDeadline | None, at: float | None, now: float) -> RunDeadline:
+    me = Author.me()
+    if present is None:
+        default = Deadline.model_fields["margin"].default
+        return RunDeadline(at, default, now, me, COMMAND)
+    return dataclasses.replace(present, at=at, set_at=now, by=me, how=COMMAND)

@@ -1,0 +1,225 @@
+"""Check that a deadline can be met with the on-demand machines of a SkyPilot YAML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from pion.errors import BadInput
+from pipeline.console.formats import duration, moment
+from pipeline.job import Job
+from pipeline.rent.check.candidates import judge
+from pipeline.rent.check.row import CheckRow
+from pipeline.rent.deadline.of_run import deadline_of, held_back
+from pipeline.rent.deadline.on_demand import OnDemand, on_demand_machines
+from pipeline.rent.plan.bench_speeds import bench_results
+from pipeline.rent.plan.past_speeds import Speed, past_speeds
+from pipeline.rent.plan.prices import Offer
+from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.rent.time_limit import within
+from pipeline.state.deadline import Asked, RunDeadline, new_deadline
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import StoreError, open_store
+
+NAME = "deadline"
+# A store that needs more seconds to answer is too slow to use.
+STORE_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a deadline is checked against.
+
+    `now` is Unix seconds. `how_to_change` says how a person changes the deadline. `spot` is the
+    lowest spot price, in dollars per hour of all nodes; None if it is unknown or does not matter.
+    """
+
+    deadline: RunDeadline
+    now: float
+    how_to_change: str
+    sky_yaml: SkyYaml
+    machines: Sequence[OnDemand]
+    spot: float | None = None
+
+    @property
+    def left(self) -> float:
+        """The seconds until the deadline."""
+        return (self.deadline.at or 0.0) - self.now
+
+
+def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow]:
+    """Check that there is an on-demand machine with which the run can meet its deadline, and that
+    waiting for spot saves money. Raises BadInput if not: nothing should be rented then.
+
+    `force` accepts a spot price above the on-demand price. Returns nothing without a deadline.
+    """
+    run = RunState(open_store(job.store), job.name)
+    before = run.clock.now()
+    deadline, head = _read(run, job)
+    if deadline is None:
+        return []
+    speeds, bench = past_speeds(job), bench_results(())
+    machines = on_demand_machines(job, sky_yaml, head, speeds=speeds, bench=bench)
+    spot = None if force else _cheapest_spot(job, sky_yaml, speeds)
+    change = f"pion deadline {run.url} --hours N, --at T or --off"
+    if deadline.set_at >= before:  # it is not in the store yet
+        change = "deadline.hours, deadline.at or deadline.margin in the job"
+    seen = Situation(deadline, run.clock.now(), change, sky_yaml, machines, spot)
+    in_time = require_in_time(seen)
+    refuse_dear_spot(seen, in_time)
+    return [*_rows(seen, in_time), *_budget(job, head, seen, in_time)]
+
+
+def _read(run: RunState, job: Job) -> tuple[RunDeadline | None, Head | None]:
+    """Return the deadline that holds, and HEAD; of a store that is down, what the job says."""
+    try:
+        deadline = within(STORE_SECONDS, partial(deadline_of, run, job))
+        return deadline, None if deadline is None else within(STORE_SECONDS, run.read)
+    except (StoreError, TimeoutError):  # the store's own check reports it
+        asked = None if job.deadline is None else Asked.of(job.deadline)
+        return None if asked is None else new_deadline(run, asked, "pion launch"), None
+
+
+def _cheapest_spot(job: Job, sky_yaml: SkyYaml, speeds: list[Speed]) -> float | None:
+    """Return the lowest price of the spot machines that the job fits on, in dollars per hour of all
+    nodes."""
+    verdicts = judge(job, sky_yaml, speeds, force=True)
+    spot = [v.found for v in verdicts if v.candidate.use_spot and v.will_do]
+    prices = [o.price for o in spot if isinstance(o, Offer) and o.price is not None]
+    return min(prices) * sky_yaml.num_nodes if prices else None
+
+
+def require_in_time(seen: Situation) -> list[OnDemand]:
+    """Return the on-demand machines that would meet the deadline if one were requested now.
+
+    Raises BadInput if there is none.
+    """
+    path = seen.sky_yaml.path
+    if not seen.machines:
+        raise BadInput(
+            f"{path} has no on-demand machine, so nothing could meet the deadline when spot "
+            "machines are gone. Add entries with `use_spot: false` (sky/runpod-deadline.yaml has "
+            f"some), or change the deadline: {seen.how_to_change}"
+        )
+    will_do = [machine for machine in seen.machines if machine.will_do]
+    if not will_do:
+        why = "; ".join(f"{machine.gpu}: {machine.words}" for machine in seen.machines)
+        raise BadInput(f"no on-demand machine of {path} will do for the deadline: {why}")
+    known = [machine for machine in will_do if machine.work is not None]
+    if not known:
+        why = "; ".join(f"{machine.gpu}: {machine.words}" for machine in will_do)
+        raise BadInput(
+            f"it is not known how long the work takes on demand, so the deadline can't be planned "
+            f"({why}). Measure the GPU with `pion bench`, or use on-demand machines of other types"
+        )
+    in_time = [machine for machine in known if _spare(machine, seen) >= 0]
+    if not in_time:
+        why = "; ".join(_too_slow(machine, seen) for machine in known)
+        raise BadInput(
+            f"{why}. Give more time or a smaller margin, or use faster machines on demand: "
+            f"{seen.how_to_change}"
+        )
+    return in_time
+
+
+def refuse_dear_spot(seen: Situation, in_time: Sequence[OnDemand]) -> None:
+    """Raise BadInput if every spot machine costs more than a machine on demand that is in time."""
+    prices = [machine.price for machine in in_time if machine.price is not None]
+    if seen.spot is None or not prices or seen.spot <= min(prices):
+        return
+    raise BadInput(
+        f"the cheapest spot machine costs ${seen.spot:.2f}/h, more than on demand "
+        f"(${min(prices):.2f}/h), so waiting for spot would save nothing. Remove the spot entries "
+        f"from {seen.sky_yaml.path}, set `prices` in the job, or pass --force"
+    )
+
+
+def _spare(machine: OnDemand, seen: Situation) -> float:
+    """Return the seconds by which the slack is above the margin."""
+    slack = machine.slack(seen.deadline, seen.now)
+    assert slack is not None
+    return slack - machine.margin(seen.deadline)
+
+
+def _dollars_per_hour(machine: OnDemand) -> float:
+    """Return by what on-demand machines are ordered: the cheapest is rented first."""
+    return math.inf if machine.price is None else machine.price
+
+
+def _too_slow(machine: OnDemand, seen: Situation) -> str:
+    """Return `28.0 h of work on A40 on demand, 27.0 h left, …`."""
+    assert machine.work is not None
+    left = f"{_hours(seen.left)} left" if seen.left >= 0 else f"late by {_hours(-seen.left)}"
+    return (
+        f"{_hours(machine.work)} of work on {machine.gpu} on demand, {left}, and a margin of "
+        f"{duration(machine.margin(seen.deadline))} ({_speed(machine)})"
+    )
+
+
+def _rows(seen: Situation, in_time: Sequence[OnDemand]) -> list[CheckRow]:
+    first = min(in_time, key=_dollars_per_hour)
+    waited, kept = held_back(seen.sky_yaml)
+    rows = [
+        CheckRow(
+            NAME,
+            True,
+            f"{seen.deadline.describe(seen.now)}. A machine on demand must be requested by "
+            f"{moment(seen.now + _spare(first, seen))} ({first.gpu}) at the latest. Somebody must "
+            "watch then: keep `pion launch` or `pion watch` running",
+        )
+    ]
+    if kept and waited:
+        words = f"{len(kept)} on-demand entries are held back until time is short"
+        rows.append(CheckRow(NAME, True, words))
+    for machine in seen.machines:
+        if machine in in_time:
+            slack = machine.slack(seen.deadline, seen.now) or 0.0
+            words = (
+                f"{_hours(machine.work or 0.0)} of work ({_speed(machine)}), slack "
+                f"{_hours(slack)}, margin {duration(machine.margin(seen.deadline))}"
+            )
+            rows.append(CheckRow(f"{machine.gpu} on demand", True, words))
+        elif machine.work is not None:
+            words = f"too slow for the deadline: {_too_slow(machine, seen)}"
+            rows.append(CheckRow(f"{machine.gpu} on demand", None, words))
+        else:
+            words = f"not counted for the deadline: {machine.words}"
+            rows.append(CheckRow(f"{machine.gpu} on demand", None, words))
+    return rows
+
+
+def _budget(
+    job: Job, head: Head | None, seen: Situation, in_time: Sequence[OnDemand]
+) -> list[CheckRow]:
+    """Say so if the budget is below the worst case, in which all work is done on demand."""
+    spent = head.spent if head is not None else None
+    words = []
+    first = min(in_time, key=_dollars_per_hour)
+    hours = (first.work or 0.0) / 3600
+    limit = job.budget.dollars
+    if limit is not None and first.price is not None:
+        worst = hours * first.price + (spent.dollars if spent else 0.0)
+        if worst > limit:
+            words.append(f"budget.dollars {limit:g} is below ${worst:.2f}")
+    limit = job.budget.hours
+    if limit is not None:
+        hours += spent.hours if spent else 0.0
+        if hours > limit:
+            words.append(f"budget.hours {limit:g} is below {hours:.1f} h")
+    if not words:
+        return []
+    case = "the worst case, in which all work that is left is done on demand"
+    why = "The budget comes first: the run would stop there, with exit code 4"
+    return [CheckRow("budget", None, f"{' and '.join(words)}, {case}. {why}")]
+
+
+def _speed(machine: OnDemand) -> str:
+    """Return where the speed comes from; of an estimate, that its time was made longer."""
+    return machine.words if machine.measured else f"{machine.words}; 1/0.9 of the estimated time"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h"

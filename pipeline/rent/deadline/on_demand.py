@@ -1,0 +1,139 @@
+"""How long the work that is left takes on each on-demand machine of a SkyPilot YAML.
+
+Training counts, and the start of the machine. How long it takes to prepare data, evaluate and
+publish is not known before a run has done it: the margin is for that, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pion.bench.results import Results
+from pipeline.job import Job
+from pipeline.job.digest import digest_job
+from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
+from pipeline.rent.plan.past_speeds import Speed
+from pipeline.rent.plan.prices import NotOffered, look_up
+from pipeline.rent.sky_yaml import Candidate, SkyYaml
+from pipeline.run.stage_plan import plan_stages
+from pipeline.state.deadline import RunDeadline
+from pipeline.state.records import Head
+
+# A speed that was not measured may be this much too high.
+SHARE_OF_ESTIMATE = 0.9
+# The least margin while the speed is not measured, in seconds and as a share of the work left.
+UNMEASURED_MARGIN, UNMEASURED_SHARE = 1800.0, 0.1
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """An on-demand machine, and the work that is left on it.
+
+    Attributes:
+        candidate: the entry of the SkyPilot YAML.
+        work: seconds of training that are left on it; None if that is unknown.
+        boot: seconds from the request for the machine to its first step, assumed.
+        price: dollars per hour of all nodes together; None if unknown.
+        measured: whether the speed was measured, and not estimated.
+        words: where the speed comes from, or why the machine will not do.
+        will_do: whether somebody offers the machine and the job fits on it.
+    """
+
+    candidate: Candidate
+    work: float | None
+    boot: float
+    price: float | None
+    measured: bool
+    words: str
+    will_do: bool = True
+
+    @property
+    def gpu(self) -> str:
+        """Return `A40` or `2 × A40`."""
+        name = self.candidate.gpu or "a CPU"
+        return f"{self.candidate.count} × {name}" if self.candidate.count > 1 else name
+
+    def margin(self, deadline: RunDeadline) -> float:
+        """Return the seconds to spare: the run's margin, and more while the speed is estimated."""
+        if self.measured or self.work is None:
+            return deadline.margin
+        return max(deadline.margin, UNMEASURED_MARGIN, UNMEASURED_SHARE * self.work)
+
+    def slack(self, deadline: RunDeadline, now: float) -> float | None:
+        """Return the seconds that may still be lost before this machine must be requested, the
+        margin not taken off; None if the work is unknown."""
+        if self.work is None or deadline.at is None:
+            return None
+        return deadline.at - now - self.boot - self.work
+
+
+def on_demand_machines(
+    job: Job,
+    sky_yaml: SkyYaml,
+    head: Head | None,
+    *,
+    speeds: list[Speed],
+    bench: Sequence[Results] = (),
+) -> list[OnDemand]:
+    """Return the on-demand entries of a YAML, in their order, with the job's work that is left
+    after `head`."""
+    left = share_left(job, head)
+    entries = [candidate for candidate in sky_yaml.candidates if not candidate.use_spot]
+    return [_machine(job, entry, sky_yaml.num_nodes, left, speeds, bench) for entry in entries]
+
+
+def share_left(job: Job, head: Head | None) -> dict[str, float]:
+    """Return, for each training stage, the share of its steps that is not committed yet."""
+    digests = digest_job(job)
+    states = {plan.stage: plan.state for plan in plan_stages(job, digests, head)}
+    left = {}
+    for stage in job.train_stages:
+        left[stage] = 0.0 if states[stage] == "done" else 1.0
+        if states[stage] == "resume" and head is not None:
+            done = max(
+                entry.step
+                for entry in head.checkpoints
+                if (entry.stage, entry.digest) == (stage, digests.stages[stage])
+            )
+            left[stage] = max(0.0, 1.0 - done / job.section(stage).total_steps)
+    return left
+
+
+def _machine(
+    job: Job,
+    candidate: Candidate,
+    num_nodes: int,
+    left: dict[str, float],
+    speeds: list[Speed],
+    bench: Sequence[Results],
+) -> OnDemand:
+    found = look_up(candidate, num_nodes, job.prices)
+    if isinstance(found, NotOffered):
+        return OnDemand(candidate, None, RESTART_SECONDS, None, False, found.why, will_do=False)
+    guess = estimate(job, found, speeds, num_nodes=num_nodes, bench=bench)
+    price = None if found.price is None else found.price * num_nodes
+    if guess.problem is not None:
+        why = guess.problem
+        return OnDemand(candidate, None, RESTART_SECONDS, price, False, why, will_do=False)
+    if not guess.stages:
+        why = "the speed of a machine without a GPU is unknown"
+        return OnDemand(candidate, None, RESTART_SECONDS, price, False, why)
+    work, measured, words = _work(guess, left)
+    return OnDemand(candidate, work, RESTART_SECONDS, price, measured, words)
+
+
+def _work(guess: Estimate, left: dict[str, float]) -> tuple[float | None, bool, str]:
+    """Return the seconds of training that are left, whether all speeds were measured, and where
+    they come from."""
+    stages = [stage for stage in guess.stages if left[stage.stage] > 0]
+    work = 0.0
+    for stage in stages:
+        if stage.seconds is None:
+            why = stage.speed_from if stage.tokens_per_second is None else "its steps are unknown"
+            return None, False, f"{stage.stage}: {why}"
+        certain = 1.0 if stage.measured else SHARE_OF_ESTIMATE
+        work += left[stage.stage] * stage.seconds / certain
+    measured = all(stage.measured for stage in stages)
+    words = "; ".join(dict.fromkeys(stage.speed_from for stage in stages)) or "nothing to train"
+    return work, measured, words

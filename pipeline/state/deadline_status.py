@@ -1,0 +1,87 @@
+"""What a run's store knows about its deadline: will it be met, was it, and does anybody watch?"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pion.errors import BadInput
+from pipeline.console.formats import duration, moment, printable
+from pipeline.state.deadline import read_deadline
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+from pipeline.state.run_status import is_finished
+from pipeline.state.watcher_beat import WatcherBeat, is_silent, read_beat
+
+
+def deadline_lines(state: RunState, head: Head | None, now: float) -> list[str]:
+    """Return what there is to say about a run's deadline; nothing if it never had one.
+
+    Raises StoreError.
+    """
+    try:
+        record = read_deadline(state)
+    except BadInput as error:
+        return [f"the deadline can't be read: {error}"]
+    if record is None:
+        return []
+    words = f"deadline: {record.describe(now)}"
+    if record.at is None:
+        return [f"{words}; {record.describe_author()}"]
+    finished_at = finish_time(state, head)
+    if finished_at is not None:
+        return [f"deadline: {moment(record.at)}, {record.describe_end(finished_at)}"]
+    words += f", margin {duration(record.margin)}; {record.describe_author()}"
+    return [words, *_watcher_lines(state, read_beat(state), now)]
+
+
+def deadline_json(state: RunState, head: Head, now: float) -> dict[str, Any] | None:
+    """Return a run's deadline as plain JSON; None if it never had one. Raises StoreError."""
+    try:
+        record = read_deadline(state)
+    except BadInput as error:
+        return {"error": str(error)}
+    if record is None:
+        return None
+    beat, finished_at = read_beat(state), finish_time(state, head)
+    silent = is_silent(state, beat, now)
+    over = record.at is None or finished_at is not None
+    known = record.at is not None and finished_at is not None
+    return {
+        **dataclasses.asdict(record),
+        "finished_at": finished_at,
+        "met": (finished_at or 0.0) <= (record.at or 0.0) if known else None,
+        "watcher": beat and dataclasses.asdict(beat),
+        "watched": not silent,
+        "at_risk_from": beat.risk_at if beat is not None and silent and not over else None,
+    }
+
+
+def finish_time(state: RunState, head: Head | None) -> float | None:
+    """Return when a run finished its last stage, in Unix seconds; None if it has not."""
+    if head is None or not is_finished(state, head):
+        return None
+    return max((stage.at for stage in head.stages.values()), default=None)
+
+
+def _watcher_lines(state: RunState, beat: WatcherBeat | None, now: float) -> list[str]:
+    """Say who watches the run, and what follows for the deadline if nobody does."""
+    start = f"pion watch {state.url}"
+    if beat is None:
+        return [
+            "no watcher that knows deadlines has been seen. On the machine that rented, start one: "
+            f"{start}. If one runs there under an older pion, update pion and start it again"
+        ]
+    who = printable(f"{beat.by.describe()} (pion {beat.pion})")
+    if beat.too_old():
+        return [
+            f"the watcher, {who}, is too old to know this deadline. Update pion there, and start "
+            f"it again: {start}"
+        ]
+    age = duration(now - beat.at)
+    if not is_silent(state, beat, now):
+        return [f"watched by {who}, last sign of life {age} ago"]
+    line = f"nobody has watched for {age}; the last was {who}. Start it again: {start}"
+    if beat.risk_at is None:
+        return [line]
+    return [line, f"at risk from {moment(beat.risk_at)}, unless somebody watches"]

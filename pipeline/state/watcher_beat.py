@@ -1,0 +1,147 @@
+"""The sign of life of who watches a rented run, kept in its store: `watcher.json`.
+
+A run with a deadline needs a watcher that requests machines. The watcher says when it last looked,
+what it knows, and from when on nobody watching would put the deadline at risk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import NotRequired
+
+from typing_extensions import TypedDict
+
+from pion.errors import BadInput
+from pipeline.state.author import Author
+from pipeline.state.owner import code_version
+from pipeline.state.record_json import (
+    FORMAT,
+    Count,
+    Time,
+    build,
+    finite_json,
+    open_record,
+    parse,
+)
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Missing, StoreError
+
+BEAT = "watcher.json"
+# Seconds between two signs of life: on a store whose commits are limited, more.
+BEAT_SECONDS = 300.0
+COMMIT_BEAT_SECONDS = 900.0
+# After so many seconds without a sign of life, nobody is presumed to watch.
+SILENT_SECONDS = 600.0
+COMMIT_SILENT_SECONDS = 1200.0
+# The format of deadline.json that this version's watcher obeys.
+KNOWN_DEADLINES = FORMAT
+
+
+@open_record
+class _Record(TypedDict):
+    """A sign of life in the store. A newer watcher may write more."""
+
+    at: Time
+    by: Author
+    pion: str
+    knows_deadlines: NotRequired[Count]
+    risk_at: NotRequired[Time | None]
+
+
+@dataclass(frozen=True)
+class WatcherBeat:
+    """A watcher's last sign of life.
+
+    Attributes:
+        at: when it was written, in Unix seconds.
+        by: who watches.
+        pion: the version of the watcher, and its commit if known.
+        knows_deadlines: the newest format of deadline.json that the watcher obeys; 0: none.
+        risk_at: the last moment at which somebody must watch, in Unix seconds. If nobody does from
+            then on, the deadline is at risk. None: there is no such moment.
+    """
+
+    at: float
+    by: Author
+    pion: str
+    knows_deadlines: int = 0
+    risk_at: float | None = None
+
+    def too_old(self) -> bool:
+        """Return whether this watcher does not obey a deadline of this version."""
+        return self.knows_deadlines < KNOWN_DEADLINES
+
+
+def read_beat(run: RunState) -> WatcherBeat | None:
+    """Return the last sign of life of a run's watcher.
+
+    Returns None if there is none that can be read: a beat is a courtesy and must not end a command.
+    Raises StoreError.
+    """
+    key = run.key(BEAT)
+    where = f"{run.store.url}/{key}"
+    try:
+        record = build(_Record, parse(run.store.read(key), where), where)
+    except (Missing, BadInput):
+        return None
+    return WatcherBeat(
+        record["at"],
+        record["by"],
+        record["pion"],
+        record.get("knows_deadlines", 0),
+        record.get("risk_at"),
+    )
+
+
+def write_beat(run: RunState, risk_at: float | None) -> None:
+    """Say that this process watches the run. Raises StoreError."""
+    beat = {
+        "format": FORMAT,
+        "at": run.clock.now(),
+        "by": dataclasses.asdict(Author.me()),
+        "pion": _version(),
+        "knows_deadlines": KNOWN_DEADLINES,
+        "risk_at": risk_at,
+    }
+    run.store.write(run.key(BEAT), (finite_json(beat, indent=1) + "\n").encode())
+    run.store.flush()
+
+
+class WatcherBeats:
+    """Writes the sign of life of this process's watcher, as often as the store allows."""
+
+    def __init__(self, run: RunState) -> None:
+        self._run = run
+        self._written: float | None = None  # of the monotonic clock
+
+    def beat(self, risk_at: float | None) -> bool:
+        """Write a sign of life if the last one is old enough; return whether it was written.
+
+        A store that fails must not end the watcher: the next call tries again.
+        """
+        now = self._run.clock.monotonic()
+        every = COMMIT_BEAT_SECONDS if self._run.store.commits else BEAT_SECONDS
+        if self._written is not None and now - self._written < every:
+            return False
+        try:
+            write_beat(self._run, risk_at)
+        except StoreError:
+            return False
+        self._written = now
+        return True
+
+
+def is_silent(run: RunState, beat: WatcherBeat | None, now: float) -> bool:
+    """Return whether nobody seems to watch the run at `now`, in Unix seconds."""
+    if beat is None:
+        return True
+    return now - beat.at > (COMMIT_SILENT_SECONDS if run.store.commits else SILENT_SECONDS)
+
+
+@functools.cache
+def _version() -> str:
+    code = code_version()
+    version = code.versions.get("pion", "unknown")
+    return f"{version} ({code.commit[:7]})" if code.commit else version

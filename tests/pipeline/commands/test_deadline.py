@@ -1,0 +1,235 @@
+"""`pion deadline` shows, changes and switches off a run's deadline, and says who watches it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.job import Deadline
+from pipeline.state.claim import claim_run
+from pipeline.state.deadline import (
+    DEADLINE,
+    Asked,
+    RunDeadline,
+    change_deadline,
+    new_deadline,
+    read_deadline,
+    write_first_deadline,
+)
+from pipeline.state.deadline_status import deadline_lines
+from pipeline.state.owner import Owner
+from pipeline.state.rental_note import RentalNote, write_rental_note
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from pipeline.state.watcher_beat import BEAT, write_beat
+from tests.pipeline.conftest import Pion
+from tests.support.clock import FakeClock
+from tests.support.finished_run import make_run
+from tests.support.jobs import tiny_dict
+from tests.support.light_run import light_run
+from tests.support.states import read
+
+
+@pytest.fixture
+def run(here: Path) -> RunState:
+    return make_run(here / "runs", saves=[], finished=[])
+
+
+@pytest.fixture
+def watched(tmp_path: Path, time: FakeClock) -> RunState:
+    """A run with a deadline in 42 hours, on a clock that stands still."""
+    state = light_run(FileStore(tmp_path), clock=time.clock())
+    launched(state, hours=42)
+    return state
+
+
+def launched(run: RunState, **asked: object) -> RunDeadline:
+    deadline = Asked.of(Deadline.model_validate(asked))
+    return write_first_deadline(run, new_deadline(run, deadline, "pion launch"))
+
+
+def finished_run(folder: Path) -> RunState:
+    run = make_run(folder, saves=[], finished=[])
+    claim = claim_run(run, Owner.me())
+    run.write_job("d1", yaml.safe_dump(tiny_dict(sft=None)))
+    claim.set_job("d1")
+    for stage in ("prepare", "pretrain", "evaluate"):
+        claim.finish_stage(stage, f"digest-{stage}", {})
+    claim.release()
+    return run
+
+
+def of(run: RunState) -> RunDeadline:
+    record = read_deadline(run)
+    assert record is not None
+    return record
+
+
+def said(run: RunState) -> str:
+    return "\n".join(deadline_lines(run, read(run), run.clock.now()))
+
+
+def test_a_run_without_a_deadline_says_so_and_how_to_set_one(run: RunState, pion: Pion) -> None:
+    code, out, _ = pion("deadline", "demo")
+    assert code == 0
+    assert f"deadline: none. Set one: pion deadline {run.url} --hours N" in out
+
+
+def test_hours_count_from_now(run: RunState, pion: Pion) -> None:
+    before = time.time()
+    code, out, _ = pion("deadline", "demo", "--hours", "1.5")
+    assert code == 0
+    assert before + 5400 <= (of(run).at or 0) <= time.time() + 5400
+    assert of(run).margin == 1800
+    assert "(in 1 h 30 min), margin 30 min 00 s; set by pion deadline (" in out
+
+
+def test_a_change_keeps_the_margin_and_what_the_job_asked_for(run: RunState, pion: Pion) -> None:
+    asked = launched(run, hours=42, margin=60).asked
+    assert pion("deadline", "demo", "--at", "2999-12-01T18:00+01:00")[0] == 0
+    assert (of(run).at, of(run).margin, of(run).asked) == (32_501_062_800, 60, asked)
+    assert of(run).how == "pion deadline"
+
+
+def test_a_deadline_is_switched_off_and_on_again(run: RunState, pion: Pion) -> None:
+    launched(run, hours=42)
+    assert "deadline: none (switched off); set by" in pion("deadline", "demo", "--off")[1]
+    assert of(run).at is None
+    pion("deadline", "demo", "--hours", "2")
+    assert of(run).at is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--at", "2020-01-01T00:00Z"], "this moment was"),
+        (["--at", "2999-12-01T18:00"], "the zone is missing"),
+        (["--at", "tomorrow"], "not a moment"),
+        (["--hours", "soon"], "should be a number above 0"),
+        (["--hours", "0"], "should be a number above 0"),
+        (["--hours", "-1"], "should be a number above 0"),
+        (["--hours", "nan"], "should be a number above 0"),
+        (["--hours", "1e9"], "at most 30,000"),
+        (["--hours", "1", "--off"], "not allowed with"),
+    ],
+)
+def test_a_change_that_makes_no_sense_is_refused_and_changes_nothing(
+    run: RunState, pion: Pion, arguments: list[str], expected: str
+) -> None:
+    before = launched(run, hours=42)
+    code, _, err = pion("deadline", "demo", *arguments)
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+    assert of(run) == before
+
+
+def test_a_run_that_does_not_exist_gets_no_deadline(run: RunState, pion: Pion) -> None:
+    code, _, err = pion("deadline", "other", "--hours", "1")
+    assert code == 2
+    assert "no run 'other'" in err
+    assert read_deadline(RunState(run.store, "other")) is None
+
+
+def test_a_run_whose_first_machine_is_still_awaited_can_be_changed(
+    here: Path, run: RunState, pion: Pion
+) -> None:
+    booting = RunState(run.store, "booting")
+    write_rental_note(booting, RentalNote(time.time(), "host", "user", "launch", 0), None)
+    assert pion("deadline", "booting", "--hours", "1")[0] == 0
+    assert of(booting).at is not None
+
+
+def test_a_damaged_record_is_an_error_that_a_new_deadline_replaces(
+    run: RunState, pion: Pion
+) -> None:
+    run.store.write(run.key(DEADLINE), b"{")
+    code, _, err = pion("deadline", "demo")
+    assert code == 2
+    assert f"pion deadline {run.url} --hours N" in err
+    assert pion("deadline", "demo", "--hours", "1")[0] == 0
+    assert pion("deadline", "demo")[0] == 0
+
+
+# ---------------------------------------------------------------- who watches
+
+
+def test_without_a_sign_of_life_it_says_how_to_watch_and_that_an_older_watcher_does_not_count(
+    watched: RunState,
+) -> None:
+    assert "no watcher that knows deadlines has been seen" in said(watched)
+    assert f"start one: pion watch {watched.url}" in said(watched)
+
+
+def test_a_watcher_that_is_too_old_is_named(watched: RunState) -> None:
+    write_beat(watched, None)
+    beat = json.loads(watched.store.read(watched.key(BEAT)))
+    older = beat | {"knows_deadlines": 0, "pion": "0.0.9"}
+    watched.store.write(watched.key(BEAT), json.dumps(older).encode())
+    assert "(pion 0.0.9), is too old to know this deadline. Update pion there" in said(watched)
+
+
+def test_a_watcher_that_is_awake_is_named_and_nothing_is_at_risk(
+    watched: RunState, time: FakeClock
+) -> None:
+    write_beat(watched, time.time + 3600)
+    time.sleep(590)
+    assert "watched by " in said(watched)
+    assert "last sign of life 9 min 50 s ago" in said(watched)
+    assert "at risk" not in said(watched)
+
+
+def test_after_ten_minutes_without_a_watcher_the_deadline_is_at_risk(
+    watched: RunState, time: FakeClock
+) -> None:
+    write_beat(watched, time.time + 3600)
+    time.sleep(601)
+    assert "nobody has watched for 10 min 01 s" in said(watched)
+    assert "at risk from 1970-01-12 14:46:40 UTC" in said(watched)
+
+
+def test_without_a_watcher_that_named_such_a_moment_nothing_is_said_to_be_at_risk(
+    watched: RunState, time: FakeClock
+) -> None:
+    write_beat(watched, None)
+    time.sleep(3600)
+    assert "nobody has watched for 1 h 00 min" in said(watched)
+    assert "at risk" not in said(watched)
+
+
+# ---------------------------------------------------------------- in `pion status`
+
+
+def test_status_shows_the_deadline_and_as_json_all_of_it(run: RunState, pion: Pion) -> None:
+    assert "deadline: " not in pion("status", "demo")[1]
+    assert json.loads(pion("status", "demo", "--json")[1])["deadline"] is None
+    at = launched(run, hours=42).at
+    assert "(in 1 d 1" in pion("status", "demo")[1]
+    shown = json.loads(pion("status", "demo", "--json")[1])["deadline"]
+    assert (shown["at"], shown["watched"], shown["met"], shown["at_risk_from"]) == (
+        at,
+        False,
+        None,
+        None,
+    )
+    write_beat(RunState(run.store, run.name), 2e9)
+    assert json.loads(pion("status", "demo", "--json")[1])["deadline"]["watcher"]["risk_at"] == 2e9
+
+
+@pytest.mark.parametrize(
+    ("late", "expected"), [(-3600, "met, 1 h 00 min early"), (7560, "missed by 2 h 06 min")]
+)
+def test_of_a_finished_run_it_says_whether_the_deadline_was_met(
+    here: Path, pion: Pion, late: float, expected: str
+) -> None:
+    run = finished_run(here / "runs")
+    finished_at = max(stage.at for stage in read(run).stages.values())
+    record = launched(run, hours=42)
+    change_deadline(run, lambda old: dataclasses.replace(record, at=finished_at - late))
+    assert expected in pion("status", "demo")[1]
+    assert json.loads(pion("status", "demo", "--json")[1])["deadline"]["met"] == (late < 0)

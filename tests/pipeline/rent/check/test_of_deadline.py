@@ -1,0 +1,244 @@
+"""What `pion check` and `pion launch` refuse, and say, of a job with a deadline."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.job import Deadline
+from pipeline.rent.check.command import show_check
+from pipeline.rent.check.of_deadline import Situation, check_deadline, require_in_time
+from pipeline.rent.check.row import CheckRow
+from pipeline.rent.deadline.on_demand import OnDemand, on_demand_machines
+from pipeline.rent.plan.past_speeds import Speed
+from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
+from pipeline.state.claim import claim_run
+from pipeline.state.deadline import Asked, new_deadline, write_first_deadline
+from pipeline.state.owner import Owner
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import open_store
+from tests.pipeline.rent.check.checked_job import Case
+from tests.pipeline.rent.conftest import SkyHome
+from tests.support.jobs import tiny_job
+from tests.support.sky_catalog import Price
+from tests.support.states import an_entry, list_checkpoint
+
+MIXED = """any_of:
+  - {accelerators: A40, use_spot: true}
+  - {accelerators: RTXA4000, use_spot: true}
+  - {accelerators: A40, use_spot: false}
+  - {accelerators: RTXA4000, use_spot: false}"""
+# Hours of work for a tiny model.
+LONG: dict[str, Any] = {"pretrain__steps": 100_000_000, "pretrain__global_batch": 512}
+
+
+@pytest.fixture
+def mixed(sky_home: SkyHome) -> SkyYaml:
+    return read_sky_yaml(sky_home.yaml(MIXED))
+
+
+def rows(case: Case, on: SkyYaml, *, force: bool = False, **changes: Any) -> dict[str, CheckRow]:
+    found = check_deadline(case.job(**LONG, **changes), on, force=force)
+    return {
+        f"{row.name} {n}" if row.name == "deadline" else row.name: row
+        for n, row in enumerate(found)
+    }
+
+
+def machine(case: Case, on: SkyYaml, gpu: str = "A40", **more: Any) -> OnDemand:
+    machines = on_demand_machines(case.job(**LONG), on, None, speeds=[], **more)
+    return next(machine for machine in machines if machine.gpu == gpu)
+
+
+def hours_for(case: Case, on: SkyYaml, gpu: str, spare: float = 0.0) -> float:
+    """Return a deadline in hours that leaves just the margin, and `spare` seconds, on this GPU."""
+    found = machine(case, on, gpu)
+    assert found.work is not None
+    deadline = new_deadline(RunState(open_store("runs"), "x"), Asked(1.0, None, 1800), "x")
+    return (found.work + found.boot + found.margin(deadline) + spare) / 3600
+
+
+def refused(case: Case, on: SkyYaml, **changes: Any) -> str:
+    with pytest.raises(BadInput) as error:
+        rows(case, on, **changes)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+# ---------------------------------------------------------------- how long the work takes
+
+
+def test_an_estimated_speed_is_taken_as_slower_and_asks_for_a_tenth_of_the_work_as_margin(
+    case: Case, mixed: SkyYaml
+) -> None:
+    found = machine(case, mixed)
+    guess = found.work
+    assert guess is not None
+    assert not found.measured
+    deadline = new_deadline(RunState(open_store("runs"), "x"), Asked(1.0, None, 60), "x")
+    assert found.margin(deadline) == pytest.approx(max(1800, guess / 10))
+    speed = Speed("earlier", "NVIDIA A40", 32, 1e6)
+    talks = Speed("earlier", "NVIDIA A40", 96, 1e6)
+    job = case.job(**LONG)
+    (known, *_) = on_demand_machines(job, mixed, None, speeds=[speed, talks])
+    assert known.gpu == "A40"
+    assert known.measured
+    assert known.margin(deadline) == 60
+    assert known.work == pytest.approx((1e8 * 512 * 32 + 10 * 4 * 96) / 1e6)
+
+
+def test_committed_steps_are_no_longer_work(case: Case, mixed: SkyYaml) -> None:
+    from pipeline.job.digest import digest_job
+
+    job = case.job(pretrain__steps=1000, sft=None)
+    claim = claim_run(RunState(open_store(job.store), job.name), Owner.me())
+    digest = digest_job(job).stages["pretrain"]
+    list_checkpoint(claim, an_entry(250, digest=digest))
+    head = claim.state.read()
+
+    def work(head: Head | None) -> float:
+        found = on_demand_machines(job, mixed, head, speeds=[])[0].work
+        assert found is not None
+        return found
+
+    assert work(head) == pytest.approx(0.75 * work(None))
+    claim.finish_stage("pretrain", digest, {})
+    assert work(claim.state.read()) == 0
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_without_a_deadline_nothing_is_said_or_refused(case: Case, sky_home: SkyHome) -> None:
+    only_spot = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true"))
+    assert rows(case, only_spot) == {}
+
+
+def test_a_file_with_only_spot_machines_is_refused(case: Case, sky_home: SkyHome) -> None:
+    only_spot = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true"))
+    words = refused(case, only_spot, deadline={"hours": 100})
+    assert "has no on-demand machine" in words
+    assert "use_spot: false" in words
+
+
+def test_slack_below_the_margin_is_refused_with_the_numbers(case: Case, mixed: SkyYaml) -> None:
+    hours = hours_for(case, mixed, "A40", spare=-60)
+    work = (machine(case, mixed).work or 0) / 3600
+    words = refused(case, mixed, deadline={"hours": hours})
+    assert f"{work:.1f} h of work on A40 on demand, {hours:.1f} h left, and a margin of" in words
+    assert "15% MFU assumed; 1/0.9 of the estimated time" in words
+    assert "of work on RTXA4000 on demand" in words
+    assert "deadline.hours, deadline.at or deadline.margin in the job" in words
+
+
+def test_a_machine_that_is_too_slow_is_named_if_another_one_is_in_time(
+    case: Case, mixed: SkyYaml
+) -> None:
+    found = rows(case, mixed, deadline={"hours": hours_for(case, mixed, "A40", spare=60)})
+    assert found["A40 on demand"].ok
+    assert found["RTXA4000 on demand"].ok is None
+    assert "too slow for the deadline" in found["RTXA4000 on demand"].words
+    assert "must be requested by" in found["deadline 0"].words
+    assert "2 on-demand entries are held back" in found["deadline 1"].words
+
+
+def test_an_on_demand_machine_whose_speed_nobody_knows_is_refused(
+    case: Case, mixed: SkyYaml
+) -> None:
+    deadline = new_deadline(RunState(open_store("runs"), "x"), Asked(100.0, None, 60), "x")
+    known = machine(case, mixed)
+    unknown = replace(known, work=None, words="pretrain: the speed of a A40 is unknown")
+    alone = Situation(deadline, deadline.set_at, "change it", mixed, [unknown])
+    with pytest.raises(BadInput, match=r"not known how long .* speed of a A40.*`pion bench`"):
+        require_in_time(alone)
+    assert require_in_time(replace(alone, machines=[unknown, known])) == [known]
+
+
+def test_on_demand_machines_that_nobody_offers_are_refused(case: Case, sky_home: SkyHome) -> None:
+    sky_home.sell({"A40": Price(0.2, None)})
+    both = "accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]"
+    on = read_sky_yaml(sky_home.yaml(both))
+    assert "no on-demand machine of" in refused(case, on, deadline={"hours": 100})
+
+
+def test_spot_that_is_dearer_than_on_demand_is_refused_unless_forced(
+    case: Case, sky_home: SkyHome, mixed: SkyYaml
+) -> None:
+    sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.45, 0.6)})
+    on = read_sky_yaml(sky_home.yaml(MIXED))
+    words = refused(case, on, deadline={"hours": 1000})
+    assert "the cheapest spot machine costs $0.45/h, more than on demand ($0.40/h)" in words
+    assert rows(case, on, deadline={"hours": 1000}, force=True)["deadline 0"].ok
+
+
+def test_the_jobs_own_prices_count(case: Case, mixed: SkyYaml) -> None:
+    prices = {"A40": {"spot": 0.9, "on_demand": 0.4}, "RTXA4000": {"spot": 0.8, "on_demand": 0.7}}
+    assert "$0.80/h, more than on demand ($0.40/h)" in refused(
+        case, mixed, prices=prices, deadline={"hours": 1000}
+    )
+
+
+def test_a_budget_below_the_worst_case_is_said_and_not_refused(case: Case, mixed: SkyYaml) -> None:
+    found = rows(case, mixed, deadline={"hours": 1000}, budget={"dollars": 0.01, "hours": 0.1})
+    assert found["budget"].ok is None
+    assert "budget.dollars 0.01 is below $" in found["budget"].words
+    assert "budget.hours 0.1 is below" in found["budget"].words
+    enough = rows(case, mixed, deadline={"hours": 1000}, budget={"dollars": 1e6})
+    assert "budget" not in enough
+
+
+def test_the_deadline_in_the_store_counts_and_not_the_jobs(case: Case, mixed: SkyYaml) -> None:
+    job = case.job(**LONG)
+    run = RunState(open_store(job.store), job.name)
+    write_first_deadline(run, new_deadline(run, Asked.of(Deadline(hours=1000)), "pion launch"))
+    assert rows(case, mixed)["deadline 0"].ok  # the job says nothing
+    assert rows(case, mixed, deadline={"hours": 0.1})["deadline 0"].ok
+
+
+def test_a_late_run_is_refused_with_the_command_that_changes_its_deadline(
+    case: Case, mixed: SkyYaml
+) -> None:
+    job = case.job(**LONG)
+    run = RunState(open_store(job.store), job.name)
+    asked = Asked(None, time.time() - 7200, 1800.0)
+    write_first_deadline(run, new_deadline(run, asked, "pion launch"))
+    words = refused(case, mixed)
+    assert "late by 2.0 h" in words
+    assert f"pion deadline {run.url} --hours N, --at T or --off" in words
+
+
+# ---------------------------------------------------------------- through `pion check`
+
+
+def test_a_deadline_in_the_past_is_a_mistake_of_the_job_with_its_line(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = case.path(deadline={"at": "2020-01-01T00:00Z"})
+    assert show_check(str(path), [], on=None, force=False, as_json=False) == 2
+    out = " ".join(capsys.readouterr().out.split())
+    line = next(
+        n for n, text in enumerate(path.read_text().splitlines(), 1) if "2020-01-01" in text
+    )
+    assert f"line {line} deadline.at: 2020-01-01T00:00Z was" in out
+
+
+def test_a_run_that_is_late_may_keep_the_past_moment_in_its_job(case: Case) -> None:
+    path = case.path(deadline={"at": "2020-01-01T00:00Z"})
+    job = tiny_job()
+    run = RunState(open_store(str(case.folder / "runs")), job.name)
+    write_first_deadline(run, new_deadline(run, Asked(None, 1e9, 1800.0), "pion launch"))
+    assert show_check(str(path), [], on=None, force=False, as_json=False) == 0
+
+
+def test_check_on_a_rental_says_what_the_deadline_needs(
+    case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = case.path(deadline={"hours": 100})
+    on = sky_home.yaml("accelerators: A40\nuse_spot: true")
+    assert show_check(str(path), [], on=str(on), force=False, as_json=True) == 2
+    assert "has no on-demand machine" in capsys.readouterr().out

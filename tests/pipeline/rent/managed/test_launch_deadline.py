@@ -1,0 +1,137 @@
+"""`pion launch` with a deadline: what is submitted, what is written, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.cli import main
+from pipeline.rent.managed import launch as launching
+from pipeline.state.deadline import read_deadline
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.support.fake_provider import FakeProvider
+from tests.support.jobs import tiny_dict
+
+WORKDIR = "workdir: .\n" + YAML
+MIXED = """any_of:
+  - {accelerators: A40, use_spot: true}
+  - {accelerators: RTXA4000, use_spot: true}
+  - {accelerators: A40, use_spot: false}"""
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let every check pass, and collect the tasks. The window is closed at once."""
+    tasks: list[Any] = []
+
+    def submit(task: Any, name: str) -> int:
+        tasks.append(task)
+        raise KeyboardInterrupt
+
+    provider = FakeProvider()
+    provider.submit = submit
+    monkeypatch.setattr(launching, "Provider", lambda: provider)
+    monkeypatch.setattr(launching, "require_checks", lambda order, **more: None)
+    return tasks
+
+
+@pytest.fixture
+def command(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A launch in a checkout with a job file, on spot and on-demand machines."""
+    folder = tmp_path / "project"
+    (folder / "jobs").mkdir(parents=True)
+    text = yaml.safe_dump(tiny_dict(store=str(tmp_path / "runs")))
+    (folder / "jobs" / "tiny.yaml").write_text(text)
+    monkeypatch.chdir(folder)
+    return ["launch", "jobs/tiny.yaml", "--on", str(sky_home.yaml(MIXED, WORKDIR))]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunState:
+    return RunState(FileStore(tmp_path / "runs"), "tiny")
+
+
+def markets(task: Any) -> list[tuple[str, bool]]:
+    return sorted((next(iter(r.accelerators)), r.use_spot) for r in task.resources)
+
+
+def test_without_a_deadline_a_mixed_list_is_submitted_as_it_is(
+    command: list[str], submitted: list[Any], run: RunState
+) -> None:
+    assert main(command) == 130
+    assert markets(submitted[0]) == [("A40", False), ("A40", True), ("RTXA4000", True)]
+    assert "PION_SPOT" not in submitted[0].envs
+    assert read_deadline(run) is None
+
+
+def test_with_a_deadline_only_the_spot_machines_are_submitted_at_their_price(
+    command: list[str], submitted: list[Any], run: RunState
+) -> None:
+    assert main([*command, "deadline.hours=42"]) == 130
+    assert markets(submitted[0]) == [("A40", True), ("RTXA4000", True)]
+    assert submitted[0].envs["PION_SPOT"] == "1"
+    assert submitted[0].envs["PION_PRICES"] == '{"A40": 0.2, "RTXA4000": 0.22}'
+    assert read_deadline(run) is not None
+
+
+def test_a_dry_run_shows_the_task_with_a_deadline_and_writes_none(
+    command: list[str], run: RunState, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "deadline.hours=42", "--dry-run"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)["resources"]["ordered"]
+    assert [entry["use_spot"] for entry in shown] == [True, True]
+    assert read_deadline(run) is None
+
+
+def test_a_deadline_that_was_set_by_hand_counts_though_the_job_has_none(
+    command: list[str], submitted: list[Any], run: RunState
+) -> None:
+    assert main([*command, "deadline.hours=42"]) == 130
+    assert main([*command, "--force"]) == 130
+    assert markets(submitted[1]) == [("A40", True), ("RTXA4000", True)]
+    assert main(["deadline", run.url, "--off"]) == 0
+    assert main([*command, "deadline.hours=42", "--force"]) == 130
+    assert markets(submitted[2]) == [("A40", False), ("A40", True), ("RTXA4000", True)]
+
+
+def test_a_past_moment_rents_nothing(
+    command: list[str],
+    submitted: list[Any],
+    run: RunState,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*command, "deadline.at=2020-01-01T00:00Z"]) == 2
+    assert "command line  deadline.at: 2020-01-01T00:00Z was" in capsys.readouterr().err
+    assert submitted == []
+    assert read_deadline(run) is None
+
+
+def test_a_deadline_that_can_not_be_read_rents_nothing_and_says_how_to_set_it_again(
+    command: list[str],
+    submitted: list[Any],
+    run: RunState,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run.store.write(run.key("deadline.json"), b"{")
+    assert main([*command, "deadline.hours=42"]) == 2
+    assert "is damaged" in (error := capsys.readouterr().err)
+    assert f"pion deadline {run.url} --hours N" in error
+    assert submitted == []
+
+
+def test_what_the_checks_refuse_leaves_no_deadline(
+    command: list[str],
+    run: RunState,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(launching, "Provider", FakeProvider)
+    assert main([*command, "deadline.hours=0.1"]) == 2
+    out = " ".join(capsys.readouterr().out.split())
+    assert "of work on A40 on demand, 0.1 h left" in out
+    assert read_deadline(run) is None

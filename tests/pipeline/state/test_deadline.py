@@ -1,0 +1,172 @@
+"""A run's deadline is written once by the first launch, and changed only on purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.job import Deadline
+from pipeline.state.author import Author
+from pipeline.state.deadline import (
+    DEADLINE,
+    Asked,
+    RunDeadline,
+    change_deadline,
+    new_deadline,
+    read_deadline,
+    withdraw_first_deadline,
+    write_first_deadline,
+)
+from pipeline.state.record_json import Damaged
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Conflict, FileStore, StoreError
+from tests.support.clock import FakeClock
+
+IN_42_HOURS = Asked.of(Deadline(hours=42))
+
+
+def first(run: RunState, asked: Asked = IN_42_HOURS) -> RunDeadline:
+    return write_first_deadline(run, new_deadline(run, asked, "pion launch"))
+
+
+def moved(present: RunDeadline | None) -> RunDeadline:
+    assert present is not None
+    assert present.at is not None
+    return dataclasses.replace(present, at=present.at + 1, how="pion deadline")
+
+
+def test_a_run_without_a_record_has_no_deadline(run: RunState) -> None:
+    assert read_deadline(run) is None
+
+
+def test_hours_count_from_the_launch_and_a_moment_is_itself(run: RunState, time: FakeClock) -> None:
+    now = time.time
+    assert first(run).at == now + 42 * 3600
+    other = RunState(run.store, "other", run.clock)
+    assert first(other, Asked.of(Deadline(at="2026-12-01T18:00Z"))).at == 1_796_148_000
+
+
+def test_a_record_says_who_set_it_when_and_with_which_margin(
+    run: RunState, time: FakeClock
+) -> None:
+    first(run, Asked.of(Deadline(hours=2, margin=60)))
+    found = read_deadline(run)
+    assert found is not None
+    assert (found.by, found.set_at, found.margin) == (Author.me(), time.time, 60)
+    assert found.describe(time.time + 3600) == "1970-01-12 15:46:40 UTC (in 1 h 00 min)"
+    assert found.describe(time.time + 9000) == "1970-01-12 15:46:40 UTC (30 min 00 s ago)"
+    assert f"set by pion launch ({Author.me().describe()}) at" in found.describe_author()
+
+
+def test_a_second_launch_keeps_the_first_deadline(run: RunState, time: FakeClock) -> None:
+    before = first(run)
+    time.sleep(3600)
+    assert first(run, Asked.of(Deadline(hours=1))) == before
+    assert read_deadline(run) == before
+
+
+def test_a_deadline_that_was_switched_off_stays_off(run: RunState) -> None:
+    first(run)
+    change_deadline(run, lambda record: dataclasses.replace(moved(record), at=None))
+    assert first(run).at is None
+
+
+class Meddled(FileStore):
+    """A store in which something happens before, or after, the next compare-and-swap."""
+
+    before: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
+
+    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        before, self.before = self.before, None
+        if before is not None:
+            before()
+        version = super().compare_and_swap(key, data, expected)
+        after, self.after = self.after, None
+        if after is not None:
+            after()
+        return version
+
+
+@pytest.fixture
+def meddled(tmp_path: Path, time: FakeClock) -> tuple[RunState, Meddled]:
+    other = Meddled(tmp_path / "runs")
+    return RunState(other, "demo", time.clock()), other
+
+
+def test_of_two_launches_at_once_the_first_one_decides(
+    run: RunState, meddled: tuple[RunState, Meddled], time: FakeClock
+) -> None:
+    slower, store = meddled
+    store.before = lambda: first(run, Asked.of(Deadline(hours=1))) and None
+    assert first(slower).at == time.time + 3600
+
+
+def test_a_change_is_made_again_on_what_another_process_has_just_written(
+    run: RunState, meddled: tuple[RunState, Meddled]
+) -> None:
+    before = first(run).at
+    slower, store = meddled
+    store.before = lambda: change_deadline(run, moved) and None
+    assert before is not None
+    assert change_deadline(slower, moved).at == before + 2
+
+
+@pytest.mark.parametrize("error", [StoreError("write", "it", "gone"), Conflict("k", "u")])
+def test_a_lost_acknowledgement_does_not_write_twice(
+    meddled: tuple[RunState, Meddled], error: Exception
+) -> None:
+    run, store = meddled
+
+    def lose() -> None:
+        raise error
+
+    store.after = lose
+    assert first(run) == read_deadline(run)
+
+
+def test_a_store_that_fails_leaves_the_deadline_as_it_was(
+    meddled: tuple[RunState, Meddled],
+) -> None:
+    run, store = meddled
+    before = first(run)
+
+    def fail() -> None:
+        raise StoreError("write", "it", "the service is down")
+
+    store.before = fail
+    with pytest.raises(StoreError):
+        change_deadline(run, moved)
+    assert read_deadline(run) == before
+
+
+def test_a_refused_rental_takes_its_deadline_back_unless_it_was_changed(run: RunState) -> None:
+    record = first(run)
+    withdraw_first_deadline(run, record)
+    assert read_deadline(run) is None
+    record = first(run)
+    changed = change_deadline(run, moved)
+    withdraw_first_deadline(run, record)
+    assert read_deadline(run) == changed
+
+
+def test_a_damaged_record_is_refused_with_the_command_that_replaces_it(run: RunState) -> None:
+    record = first(run)
+    run.store.write(run.key(DEADLINE), b'{"format": 1}')
+    with pytest.raises(Damaged, match=r"at is missing.*pion deadline .*/demo --hours N"):
+        first(run)
+    assert change_deadline(run, lambda old: old or record, replace_damaged=True) == record
+    assert read_deadline(run) == record
+
+
+def test_the_record_of_a_newer_pion_is_never_replaced(run: RunState) -> None:
+    record = first(run)
+    newer = b'{"format": 2, "at": 5}'
+    run.store.write(run.key(DEADLINE), newer)
+    with pytest.raises(BadInput, match="format version 2"):
+        change_deadline(run, lambda old: old or record, replace_damaged=True)
+    assert run.store.read(run.key(DEADLINE)) == newer

@@ -1,0 +1,105 @@
+"""A watcher's sign of life says when it looked, what it knows, and until when it may be absent."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.state.author import Author
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.watcher_beat import (
+    BEAT,
+    WatcherBeats,
+    is_silent,
+    read_beat,
+    write_beat,
+)
+from tests.support.clock import FakeClock
+
+
+class Limited(FileStore):
+    """A store whose number of commits is limited."""
+
+    commits = True
+
+
+class Failing(FileStore):
+    """A store that takes no writes until it works again."""
+
+    works = False
+
+    def write(self, key: str, data: object) -> None:
+        if not self.works:
+            raise StoreError("write", key, "the service is down")
+        super().write(key, data)  # type: ignore[arg-type]
+
+
+def test_a_run_that_nobody_has_watched_has_no_beat_and_counts_as_silent(run: RunState) -> None:
+    assert read_beat(run) is None
+    assert is_silent(run, None, run.clock.now())
+
+
+def test_a_beat_says_who_watches_since_when_and_from_when_on_somebody_must(
+    run: RunState, time: FakeClock
+) -> None:
+    write_beat(run, time.time + 7200)
+    beat = read_beat(run)
+    assert beat is not None
+    assert (beat.at, beat.by, beat.risk_at) == (time.time, Author.me(), time.time + 7200)
+    assert not beat.too_old()
+
+
+@pytest.mark.parametrize(("kind", "silent"), [(FileStore, 600), (Limited, 1200)])
+def test_a_watcher_is_silent_after_ten_minutes_or_twenty_where_commits_are_limited(
+    tmp_path: Path, time: FakeClock, kind: type[FileStore], silent: float
+) -> None:
+    run = RunState(kind(tmp_path), "demo", time.clock())
+    write_beat(run, None)
+    beat = read_beat(run)
+    assert not is_silent(run, beat, time.time + silent)
+    assert is_silent(run, beat, time.time + silent + 1)
+
+
+@pytest.mark.parametrize(("kind", "every"), [(FileStore, 300), (Limited, 900)])
+def test_beats_are_written_at_most_every_five_minutes_or_fifteen(
+    tmp_path: Path, time: FakeClock, kind: type[FileStore], every: float
+) -> None:
+    beats = WatcherBeats(RunState(kind(tmp_path), "demo", time.clock()))
+    written = []
+    for _ in range(200):
+        if beats.beat(None):
+            written.append(time.time)
+        time.sleep(10)
+    assert {later - sooner for sooner, later in itertools.pairwise(written)} == {every}
+
+
+def test_a_store_that_fails_ends_no_watcher_and_the_next_look_tries_again(
+    tmp_path: Path, time: FakeClock
+) -> None:
+    failing = Failing(tmp_path)
+    beats = WatcherBeats(RunState(failing, "demo", time.clock()))
+    assert not beats.beat(None)
+    failing.works = True
+    assert beats.beat(None)
+
+
+def test_the_beat_of_a_watcher_that_knows_no_deadlines_is_too_old(run: RunState) -> None:
+    write_beat(run, None)
+    record = json.loads(run.store.read(run.key(BEAT)))
+    for knows in ({}, {"knows_deadlines": 0}):
+        older = {k: v for k, v in record.items() if k != "knows_deadlines"} | knows
+        run.store.write(run.key(BEAT), json.dumps(older).encode())
+        beat = read_beat(run)
+        assert beat is not None
+        assert beat.too_old()
+
+
+def test_what_a_newer_watcher_adds_is_ignored(run: RunState) -> None:
+    write_beat(run, None)
+    record = json.loads(run.store.read(run.key(BEAT)))
+    run.store.write(run.key(BEAT), json.dumps({**record, "mood": "good"}).encode())
+    assert read_beat(run) is not None
