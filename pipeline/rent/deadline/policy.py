@@ -5,8 +5,8 @@ idle: rent on demand, and go back to spot whenever there is a spot machine and e
 loss. The rule needs no forecast and no price.
 
 Slack is the time that may still be lost. Boots, idling and repeated work use it up, and nothing
-gives it back. So all spot time before the deadline should be used, and the reserve is what the
-losses of later spot machines will probably cost.
+gives it back. So all spot time before the deadline should be used, and the reserve is for the
+losses of later spot machines.
 
 `decide` sees only what can be observed. It reads no clock and remembers nothing. So a watcher that
 is restarted decides as before, and a wrong clock does no harm once it is right again.
@@ -14,6 +14,7 @@ is restarted decides as before, and a wrong clock does no harm once it is right 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -59,7 +60,8 @@ class Terms:
         handover: how long no machine trains when one takes over from another that still works.
         lag: the most work that the loss of a machine undoes, as seconds of that work: from one
             save to the next, and until the save is committed.
-        notice: from the loss of a machine until it is noticed.
+        notice: from the loss of a machine until it is noticed, also by whoever asks `decide`: the
+            time between two looks is part of it.
         life: the mean life of a spot machine (paid time ÷ losses, without waiting); above 0.
     """
 
@@ -86,11 +88,13 @@ class Rental:
         since: Unix seconds of the request, or of its present machine if it has one.
         machine: whether it has a machine now, which may still be booting.
         entry: which of the on-demand entries was requested, from 0; always 0 for spot.
+        relieved: whether its machine owned the run until another one took over.
     """
 
     since: float
     machine: bool = False
     entry: int = 0
+    relieved: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,9 @@ class Seen:
     Attributes:
         now: Unix seconds, by the clock of the store or the provider, not of this computer.
         work_left: seconds that a machine on demand would still work, the last commit, evaluation
-            and publishing included. Steps that a living owner reports count as done; without an
-            owner, only committed steps do. 0 or less: the run is finished.
+            and publishing included. Steps that a living owner has reported count as done, and it
+            is taken to have worked since its last report, for `lag` at most. Without an owner, only
+            committed steps count. 0 or less: the run is finished.
         owner: the market of the machine that owns the run; None if there is no owner, or its
             machine is known to be gone.
         spot: the rental on spot; None if there is none.
@@ -183,36 +188,50 @@ def slack(terms: Terms, seen: Seen) -> float:
     return terms.deadline - seen.now - terms.boot - seen.work_left
 
 
+def stay(terms: Terms) -> float:
+    """Return the least slack, in seconds, with which a spot machine may own the run: lag + notice +
+    margin. If the machine is lost, the margin is left; the boot of the next one is part of the
+    slack."""
+    return terms.lag + terms.notice + terms.margin
+
+
 def enter(terms: Terms) -> float:
     """Return the least slack, in seconds, with which an idle run may take a spot machine: boot +
-    lag + notice + margin. The machine boots, and is lost just before a commit: the margin is
-    left."""
-    return terms.boot + terms.lag + terms.notice + terms.margin
+    lag + notice + margin. While the machine boots, nobody works."""
+    return terms.boot + stay(terms)
 
 
 def come_back(terms: Terms) -> float:
     """Return the least slack, in seconds, with which a run on demand may go back to spot: handover
     + lag + notice + margin. The spot machine boots while the other one still works."""
-    return terms.handover + terms.lag + terms.notice + terms.margin
+    return terms.handover + stay(terms)
 
 
 def reserve(terms: Terms, seen: Seen) -> float:
-    """Return the slack, in seconds, at which waiting for spot ends: enter + loss × min(time left,
-    work left) ÷ life.
+    """Return the slack, in seconds, at which waiting for spot ends: enter + loss × (n + √n), where
+    n = min(time left, work left) ÷ life.
 
-    The second term is what the losses still to come will probably cost, if all work that is left
-    is done on spot. A life shorter than what a loss costs counts as that long: then no spot
-    machine is worth waiting for.
+    n losses are to be expected if all work that is left is done on spot, and √n is their standard
+    deviation if they are independent (Poisson). A reserve that runs out is dear: the run stays on
+    demand to its end. A life shorter than what a loss costs counts as that long.
     """
     ahead = max(min(terms.deadline - seen.now, seen.work_left), 0.0)
-    return enter(terms) + terms.loss * ahead / max(terms.life, terms.loss)
+    losses = ahead / max(terms.life, terms.loss)
+    return enter(terms) + terms.loss * (losses + math.sqrt(losses))
 
 
 def late(terms: Terms, seen: Seen) -> float:
     """Return the seconds by which the deadline will be missed if everything that is left is done on
     demand, from now on; 0 if it will be met."""
-    boot = 0.0 if seen.owner is Market.ON_DEMAND else terms.boot
+    boot = 0.0 if seen.owner is Market.ON_DEMAND else _boot_left(terms, seen, seen.on_demand)
     return max(seen.now + boot + seen.work_left - terms.deadline, 0.0)
+
+
+def _boot_left(terms: Terms, seen: Seen, rental: Rental | None) -> float:
+    """Return the seconds that the machine of a rental still boots, if it boots as fast as usual."""
+    if rental is None or not rental.machine:
+        return terms.boot
+    return terms.boot - min(max(seen.now - rental.since, 0.0), terms.boot)
 
 
 # ---------------------------------------------------------------- the decision
@@ -232,6 +251,18 @@ def decide(terms: Terms, seen: Seen) -> Action:
 
 
 def _decide(terms: Terms, seen: Seen) -> Action:
+    """Cancel what has been relieved, and decide as if it had ended."""
+    rentals = {Market.SPOT: seen.spot, Market.ON_DEMAND: seen.on_demand}
+    relieved = tuple(market for market, rental in rentals.items() if rental and rental.relieved)
+    if Market.SPOT in relieved:
+        seen = replace(seen, spot=None)
+    if Market.ON_DEMAND in relieved:
+        seen = replace(seen, on_demand=None)
+    action = _by_owner(terms, seen)
+    return replace(action, cancel=(*relieved, *action.cancel)) if relieved else action
+
+
+def _by_owner(terms: Terms, seen: Seen) -> Action:
     numbers = _numbers(terms, seen)
     if seen.work_left <= 0:
         return _done(numbers, seen)
@@ -277,23 +308,25 @@ def _while_on_demand(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
 
 
 def _while_on_spot(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
-    """Let the spot machine work until its slack is below the margin: it is silent, or slower than
-    thought. It keeps working until a machine on demand relieves it.
+    """Let the spot machine work until its slack is below `stay`: it is silent, or slower than
+    thought, or it came without being asked for, right after a loss. It keeps working until a
+    machine on demand relieves it.
 
-    That request stands until the slack is `lag` above the margin, so that it does not come and go.
+    That request stands until there is `lag` more slack, so that it does not come and go.
     """
-    needed = terms.margin + (terms.lag if seen.on_demand is not None else 0.0)
+    needed = stay(terms) + (terms.lag if seen.on_demand is not None else 0.0)
     if numbers.slack < needed:
         return _arm(seen, numbers, cancel=())
-    relieved = (Market.ON_DEMAND,) if seen.on_demand is not None else ()
-    return Action(State.SPOT, numbers, relieved)
+    not_needed = (Market.ON_DEMAND,) if seen.on_demand is not None else ()
+    return Action(State.SPOT, numbers, not_needed)
 
 
 def _without_owner(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
     if seen.on_demand is not None and seen.on_demand.machine:
         waits = False  # it is paid for
     elif seen.spot is not None and seen.spot.machine:
-        waits = numbers.slack >= _to_boot(terms, seen, seen.spot)
+        # As `enter`, without the part of the boot that is over.
+        waits = numbers.slack >= stay(terms) + _boot_left(terms, seen, seen.spot)
     else:
         waits = numbers.slack > numbers.reserve
     if not waits:
@@ -301,13 +334,6 @@ def _without_owner(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
     not_needed = (Market.ON_DEMAND,) if seen.on_demand is not None else ()
     request = Request(Market.SPOT) if seen.spot is None else None
     return Action(State.WAITING, numbers, not_needed, request)
-
-
-def _to_boot(terms: Terms, seen: Seen, spot: Rental) -> float:
-    """Return the slack, in seconds, with which a spot machine that boots is worth waiting for:
-    `enter`, less the part of the boot that is over."""
-    over = min(max(seen.now - spot.since, 0.0), terms.boot)
-    return enter(terms) - over
 
 
 def _arm(seen: Seen, numbers: Numbers, cancel: tuple[Market, ...]) -> Action:
