@@ -27,7 +27,7 @@ def worlds(draw: Any, **fixed: Any) -> World:
         deadline=0.0,
         margin=fixed.pop("margin", None) or draw(st.sampled_from([0.0, 120.0, 1800.0, 3600.0])),
         boot=draw(st.floats(20, 300)),
-        handover=draw(st.floats(0, 120)),
+        handover=draw(st.floats(0, 600)),
         lag=interval + write,
         notice=LOOK + draw(st.floats(0, 120)),
         life=draw(st.floats(600, 9 * HOURS)),  # it may be wrong
