@@ -14,7 +14,16 @@ from pipeline.base.read_job import read_job
 from pipeline.console.formats import show
 from pipeline.job import Job
 from pipeline.rent.replay.numbers import Numbers, job_numbers
+from pipeline.rent.replay.on_time import (
+    Comparison,
+    OnTime,
+    compare,
+    comparison_lines,
+    deadline_of,
+    heading,
+)
 from pipeline.rent.replay.options import Given, Number
+from pipeline.rent.replay.progress import Progress
 from pipeline.rent.replay.simulate import Outcome, Replay
 from pipeline.rent.replay.summary import NAMES, Summary, summarise
 from pipeline.rent.replay.timed_training import Overheads, StageWork
@@ -35,7 +44,7 @@ def show_replay(
     """Print what a job takes on each trace, and write a plot to `png` if it is given.
 
     Raises BadInput for a job with mistakes, a file that is not a trace, a plot that can't be
-    written, and if nothing says how long a step takes.
+    written, a deadline that can't be met, and if nothing says how long a step takes.
     """
     plan = read_job(job, overrides)
     recorded = [read_trace(path) for path in traces]
@@ -43,17 +52,30 @@ def show_replay(
         raise BadInput("name a file with recorded availability: --trace FILE.")
     if png is not None:
         _check_png(png)
-    numbers = job_numbers(plan, given or Given())
+    given = given or Given()
+    numbers = job_numbers(plan, given)
     replay = replay_of(plan, numbers)
+    on_time = _on_time(plan, numbers, replay, given)
     on_demand = replay.on_demand()
     summaries = [summarise(trace, replay.sweep(trace), numbers.spot) for trace in recorded]
+    compared = [compare(on_time, each, on_demand) for each in summaries] if on_time else []
     if as_json:
-        print(json.dumps(_as_json(plan, numbers, on_demand, summaries), indent=1))
+        said = _as_json(plan, numbers, on_demand, summaries)
+        print(json.dumps({**said, **_deadline_as_json(on_time, compared)}, indent=1))
     else:
-        show("\n".join(_lines(plan, numbers, replay, on_demand, summaries)))
+        lines = _lines(plan, numbers, replay, on_demand, summaries)
+        show("\n".join([*lines, *_deadline_lines(on_time, compared)]))
     if png is not None:
         _write_png(png, summaries, on_demand)
     return 0
+
+
+def _on_time(job: Job, numbers: Numbers, replay: Replay, given: Given) -> OnTime | None:
+    if given.deadline is None:
+        return None
+    workspace = Workspace(open_store(job.store), job.name)
+    progress = Progress(replay.work, replay.costs, replay.policy, workspace)
+    return deadline_of(given.deadline, progress, (numbers.spot, numbers.on_demand))
 
 
 def _check_png(png: str) -> None:
@@ -123,6 +145,21 @@ def _lines(
     for summary in summaries:
         lines += ["", *_trace_lines(summary)]
     return lines
+
+
+def _deadline_lines(on_time: OnTime | None, compared: Sequence[Comparison]) -> list[str]:
+    if on_time is None:
+        return []
+    tables = [["", *comparison_lines(comparison)] for comparison in compared]
+    return ["", heading(on_time), *(line for table in tables for line in table)]
+
+
+def _deadline_as_json(on_time: OnTime | None, compared: Sequence[Comparison]) -> dict[str, Any]:
+    if on_time is None:
+        return {}
+    traces = [comparison.to_dict() for comparison in compared]
+    rule = dataclasses.asdict(on_time.rule)
+    return {"deadline": {"seconds": rule["deadline"], "margin": rule["margin"], "traces": traces}}
 
 
 def _numbers(numbers: Numbers) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""The options of `pion replay` that replace measured or assumed numbers."""
+"""The options of `pion replay` that replace measured or assumed numbers, and the deadline."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ HELP = {
     "continues in it, as in a run; default: no notice",
     "price": "dollars per hour on spot",
     "on_demand_price": "dollars per hour on demand",
+    "deadline": "also replay a deadline, as hours from the start (42h) or times the training "
+    "(1.5x), and compare ways to meet it",
 }
+# The other options are numbers.
+WORDS = {"gpu": "NAME", "deadline": "TIME"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Given:
     warning_seconds: float | None = None
     price: float | None = None
     on_demand_price: float | None = None
+    deadline: str | None = None
     bench: tuple[str, ...] = ()
 
     @classmethod
@@ -69,7 +74,7 @@ class Given:
     def check(self) -> None:
         """Raise BadInput for an invalid amount."""
         for name, value in dataclasses.asdict(self).items():
-            if name in ("gpu", "bench") or value is None:
+            if name in WORDS or name == "bench" or value is None:
                 continue
             above = name in ("step_seconds", "upload_mb_per_second")
             if not math.isfinite(value) or value < 0 or (above and value == 0):
@@ -85,8 +90,8 @@ def option(name: str) -> str:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each field of `Given`."""
     for name, words in HELP.items():
-        if name == "gpu":
-            parser.add_argument(option(name), metavar="NAME", help=words)
+        if name in WORDS:
+            parser.add_argument(option(name), metavar=WORDS[name], help=words)
         else:
             parser.add_argument(option(name), metavar="N", type=float, help=words)
     parser.add_argument("--bench", metavar="FILE", action="append", default=[], help=BENCH_HELP)

@@ -14,7 +14,7 @@ from pion.errors import BadInput
 from pipeline.job.file import load_job
 from pipeline.rent.replay.command import show_replay
 from pipeline.rent.replay.numbers import job_numbers
-from pipeline.rent.replay.options import HELP, Given, Number, add_options
+from pipeline.rent.replay.options import HELP, WORDS, Given, Number, add_options
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
@@ -262,7 +262,7 @@ def test_skypilot_is_not_asked_where_no_gpu_is_known_or_all_prices_are_given(
     assert numbers(job, given).spot == Number(0.2, "--price")
 
 
-@pytest.mark.parametrize("name", [name for name in HELP if name != "gpu"])
+@pytest.mark.parametrize("name", [name for name in HELP if name not in WORDS])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_an_invalid_amount_is_refused_and_its_option_named(
     tmp_path: Path, name: str, value: Any
@@ -274,10 +274,11 @@ def test_an_invalid_amount_is_refused_and_its_option_named(
 def test_every_number_has_an_option() -> None:
     parser = argparse.ArgumentParser()
     add_options(parser)
+    given: dict[str, Any] = {**dict.fromkeys(HELP, 7.0), "gpu": "A40", "deadline": "42h"}
     words = [
-        word for n in HELP for word in (f"--{n.replace('_', '-')}", "A40" if n == "gpu" else "7")
+        word for n, value in given.items() for word in (f"--{n.replace('_', '-')}", f"{value}")
     ]
-    given = {**dict.fromkeys(HELP, 7.0), "gpu": "A40", "bench": ("a.json", "b.json")}
+    given["bench"] = ("a.json", "b.json")
     words += ["--bench", "a.json", "--bench", "b.json"]
     assert asdict(Given.of(parser.parse_args(words))) == given
     assert Given.of(parser.parse_args([])) == Given()

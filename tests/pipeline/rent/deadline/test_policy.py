@@ -1,0 +1,274 @@
+"""What to rent for a deadline: the amounts of slack, and every state with every event."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+
+from pipeline.rent.deadline.policy import (
+    NEXT_ENTRY_SECONDS,
+    Action,
+    Market,
+    Rental,
+    Request,
+    Seen,
+    State,
+    Terms,
+    come_back,
+    decide,
+    enter,
+    late,
+    reserve,
+    slack,
+)
+
+SPOT, ON_DEMAND = Market.SPOT, Market.ON_DEMAND
+NOW = 1_800_000_000.0
+WORK = 36_000.0
+TERMS = Terms(
+    deadline=NOW + 50_000.0,
+    margin=1800.0,
+    boot=60.0,
+    handover=30.0,
+    lag=80.0,
+    notice=70.0,
+    life=9000.0,
+)
+# stay 1950, enter 2010, come_back 1980, a loss 240, 4 losses ahead: reserve 2010 + 240 × (4 + 2).
+STAY, ENTER, COME_BACK, RESERVE = 1950.0, 2010.0, 1980.0, 3450.0
+
+STANDS = Rental(NOW - 100.0)
+BOOTS = Rental(NOW - 20.0, machine=True)
+WORKS = Rental(NOW - 5000.0, machine=True)
+RELIEVED = Rental(NOW - 5000.0, machine=True, relieved=True)
+
+
+def seen(slack_left: float, owner: Market | None = None, **facts: object) -> Seen:
+    """Return what is seen when that slack is left. The work left is always the same."""
+    return Seen(
+        now=TERMS.deadline - TERMS.boot - WORK - slack_left,
+        work_left=WORK,
+        owner=owner,
+        **facts,  # type: ignore[arg-type]
+    )
+
+
+def moved(rental: Rental, facts: Seen) -> Rental:
+    """Return the rental as long ago as it was at NOW."""
+    return replace(rental, since=rental.since - NOW + facts.now)
+
+
+# ---------------------------------------------------------------- amounts
+
+
+def test_slack_is_what_is_left_after_a_boot_and_the_work() -> None:
+    assert slack(TERMS, Seen(NOW, WORK)) == 50_000 - 60 - 36_000
+
+
+def test_spot_is_entered_with_slack_for_its_boot_one_loss_and_the_margin() -> None:
+    assert enter(TERMS) == 60 + 80 + 70 + 1800 == ENTER
+
+
+def test_the_way_back_needs_a_handover_instead_of_a_boot() -> None:
+    assert come_back(TERMS) == 30 + 80 + 70 + 1800 == COME_BACK
+
+
+def test_the_reserve_covers_the_losses_to_expect_and_their_deviation() -> None:
+    loss = 60 + 30 + 80 + 70
+    assert TERMS.loss == loss
+    assert reserve(TERMS, Seen(NOW, WORK)) == ENTER + loss * (4 + 2) == RESERVE
+    assert reserve(TERMS, Seen(NOW, 9000.0)) == ENTER + loss * (1 + 1)
+    # Less time than work is left.
+    assert reserve(TERMS, Seen(TERMS.deadline - 9000.0, WORK)) == ENTER + loss * (1 + 1)
+    assert reserve(TERMS, Seen(TERMS.deadline + 9000.0, WORK)) == ENTER
+    assert reserve(replace(TERMS, life=math.inf), Seen(NOW, WORK)) == ENTER
+
+
+def test_lives_shorter_than_a_loss_leave_nothing_to_wait_with() -> None:
+    short = replace(TERMS, life=1.0)
+    assert reserve(short, Seen(NOW, WORK)) > ENTER + WORK
+    assert math.isfinite(reserve(short, Seen(NOW, WORK)))
+
+
+def test_lateness_counts_a_boot_unless_a_machine_on_demand_is_there() -> None:
+    at = Seen(TERMS.deadline - WORK + 100.0, WORK)
+    assert late(TERMS, at) == 160.0
+    assert late(TERMS, replace(at, owner=ON_DEMAND)) == 100.0
+    assert late(TERMS, replace(at, on_demand=Rental(at.now - 20.0, machine=True))) == 140.0
+    assert late(TERMS, replace(at, on_demand=Rental(at.now - 20.0))) == 160.0
+    assert late(TERMS, Seen(NOW, WORK)) == 0.0
+
+
+# ---------------------------------------------------------------- every state and event
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is seen, and the action that follows: state, markets to cancel, what to request."""
+
+    name: str
+    slack: float
+    owner: Market | None
+    spot: Rental | None
+    on_demand: Rental | None
+    state: State
+    cancel: tuple[Market, ...] = ()
+    request: Request | None = None
+    entries: int = 1
+
+
+RENT_SPOT, RENT_ON_DEMAND = Request(SPOT), Request(ON_DEMAND)
+LONG_AGO = Rental(NOW - NEXT_ENTRY_SECONDS, entry=1)
+OLD_BOOT = Rental(NOW - NEXT_ENTRY_SECONDS, machine=True)
+
+CASES = [
+    Case("at the start, there is time: spot", 9000, None, None, None, State.WAITING, (), RENT_SPOT),
+    Case("at the start, there is none: on demand", RESERVE, None, None, None, State.ARMING, (),
+         RENT_ON_DEMAND),
+    # SPOT
+    Case("spot works", 9000, SPOT, WORKS, None, State.SPOT),
+    Case("spot works with slack for its loss and no more", STAY, SPOT, WORKS, None, State.SPOT),
+    Case("spot is silent, or slow", STAY - 1, SPOT, WORKS, None, State.ARMING, (), RENT_ON_DEMAND),
+    Case("spot is silent, and relief is under way", STAY - 1, SPOT, WORKS, BOOTS, State.ARMING),
+    Case("spot is a bit faster again, and relief is under way", STAY + 79, SPOT, WORKS, BOOTS,
+         State.ARMING),
+    Case("spot was only paused", STAY + 80, SPOT, WORKS, STANDS, State.SPOT, (ON_DEMAND,)),
+    Case("spot is lost, there is time", RESERVE + 1, None, STANDS, None, State.WAITING),
+    Case("spot is lost with its job, there is time", RESERVE + 1, None, None, None,
+         State.WAITING, (), RENT_SPOT),
+    Case("spot is lost, there is no time", RESERVE, None, STANDS, None, State.ARMING, (SPOT,),
+         RENT_ON_DEMAND),
+    Case("spot is lost while its relief boots", 1700, None, STANDS, BOOTS, State.ARMING, (SPOT,)),
+    Case("spot works, too late", -1, SPOT, WORKS, None, State.LATE, (), RENT_ON_DEMAND),
+    # WAITING
+    Case("waiting, there is time", RESERVE + 1, None, STANDS, None, State.WAITING),
+    Case("waiting, the reserve is reached", RESERVE, None, STANDS, None, State.ARMING, (SPOT,),
+         RENT_ON_DEMAND),
+    Case("a machine boots", ENTER - 20, None, BOOTS, None, State.WAITING),
+    Case("a machine came too late", ENTER - 21, None, BOOTS, None, State.ARMING, (SPOT,),
+         RENT_ON_DEMAND),
+    Case("a machine boots for longer than thought", ENTER - 60, None, WORKS, None, State.WAITING),
+    Case("a machine boots for far too long", ENTER - 61, None, WORKS, None, State.ARMING, (SPOT,),
+         RENT_ON_DEMAND),
+    Case("the machine claims", ENTER - 60, SPOT, WORKS, None, State.SPOT),
+    # ARMING
+    Case("on demand is asked for", 2000, None, None, STANDS, State.ARMING),
+    Case("on demand boots", 2000, None, None, BOOTS, State.ARMING),
+    Case("on demand claims", 2000, ON_DEMAND, None, WORKS, State.DEMAND),
+    Case("on demand relieves spot", COME_BACK + 80, ON_DEMAND, RELIEVED, WORKS, State.DEMAND,
+         (SPOT,), RENT_SPOT),
+    Case("on demand claims, and spot was never cancelled", 2000, ON_DEMAND, STANDS, WORKS,
+         State.DEMAND),
+    Case("twenty minutes have passed", 2000, None, None, LONG_AGO, State.ARMING, (ON_DEMAND,),
+         Request(ON_DEMAND, 2), entries=3),
+    Case("twenty minutes have passed at the last entry", 2000, None, None, LONG_AGO, State.ARMING,
+         (ON_DEMAND,), Request(ON_DEMAND, 0), entries=2),
+    Case("twenty minutes have passed, there is one entry", 2000, None, None, OLD_BOOT,
+         State.ARMING),
+    Case("on demand boots for twenty minutes", 2000, None, None, OLD_BOOT, State.ARMING,
+         (ON_DEMAND,), Request(ON_DEMAND, 1), entries=2),
+    Case("the deadline was moved, nothing came yet", 9000, None, None, STANDS, State.WAITING,
+         (ON_DEMAND,), RENT_SPOT),
+    Case("the deadline was moved, a machine boots", 9000, None, None, BOOTS, State.ARMING),
+    Case("on demand is asked for, too late", -1, None, None, STANDS, State.LATE),
+    # DEMAND
+    Case("on demand works, there is slack for the way back", COME_BACK + 80, ON_DEMAND, None, WORKS,
+         State.DEMAND, (), RENT_SPOT),
+    Case("on demand works, there is nearly slack", COME_BACK + 79, ON_DEMAND, None, WORKS,
+         State.DEMAND),
+    Case("spot is asked for, there is slack", COME_BACK, ON_DEMAND, STANDS, WORKS, State.DEMAND),
+    Case("spot is asked for, there is no slack", COME_BACK - 1, ON_DEMAND, STANDS, WORKS,
+         State.DEMAND, (SPOT,)),
+    Case("spot boots, there is no slack", COME_BACK - 1, ON_DEMAND, BOOTS, WORKS, State.DEMAND,
+         (SPOT,)),
+    Case("spot claims: on demand ends", STAY, SPOT, WORKS, RELIEVED, State.SPOT,
+         (ON_DEMAND,)),
+    Case("spot has claimed, on demand has ended", STAY, SPOT, WORKS, None, State.SPOT),
+    Case("on demand is lost, there is no time", RESERVE, None, STANDS, STANDS, State.ARMING,
+         (SPOT,)),
+    Case("on demand is lost, there is time", RESERVE + 1, None, STANDS, STANDS, State.WAITING,
+         (ON_DEMAND,)),
+    Case("on demand is lost with its job", RESERVE, None, STANDS, None, State.ARMING, (SPOT,),
+         RENT_ON_DEMAND),
+    # LATE
+    Case("on demand works, just in time", -60, ON_DEMAND, None, WORKS, State.DEMAND),
+    Case("on demand works, too late", -61, ON_DEMAND, None, WORKS, State.LATE),
+    Case("on demand works, too late, spot is asked for", -61, ON_DEMAND, STANDS, WORKS, State.LATE,
+         (SPOT,)),
+    Case("on demand is lost, too late", -61, None, None, STANDS, State.LATE),
+    Case("nothing is rented, too late", -61, None, None, None, State.LATE, (), RENT_ON_DEMAND),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_event_in_every_state(case: Case) -> None:
+    facts = seen(case.slack, case.owner, entries=case.entries)
+    spot = None if case.spot is None else moved(case.spot, facts)
+    on_demand = None if case.on_demand is None else moved(case.on_demand, facts)
+    facts = replace(facts, spot=spot, on_demand=on_demand)
+    action = decide(TERMS, facts)
+    assert (action.state, action.cancel, action.request) == (case.state, case.cancel, case.request)
+    assert not action.held
+    assert (action.state is State.LATE) == (action.numbers.late > 0)
+    after = decide(TERMS, carried_out(facts, action))
+    assert (after.cancel, after.request) == ((), None), "the next look has nothing to add"
+
+
+def carried_out(facts: Seen, action: Action) -> Seen:
+    """Return what a watcher that has just carried out `action`, or was started then, would see."""
+    rentals = {SPOT: facts.spot, ON_DEMAND: facts.on_demand}
+    for market in action.cancel:
+        rentals[market] = None
+    if action.request is not None:
+        rentals[action.request.market] = Rental(facts.now, entry=action.request.entry)
+    return replace(facts, spot=rentals[SPOT], on_demand=rentals[ON_DEMAND])
+
+
+@pytest.mark.parametrize("owner", [None, SPOT, ON_DEMAND])
+@pytest.mark.parametrize("left", [0.0, -1.0])
+def test_a_finished_run_needs_no_machine_that_has_not_come(
+    owner: Market | None, left: float
+) -> None:
+    both = Seen(NOW, left, owner, STANDS, STANDS)
+    action = decide(TERMS, both)
+    assert (action.state, action.cancel) == (State.DONE, (SPOT, ON_DEMAND))
+    assert action.request is None
+    # A machine that is up sees for itself that nothing is left.
+    assert decide(TERMS, replace(both, spot=WORKS, on_demand=BOOTS)).cancel == ()
+
+
+# ---------------------------------------------------------------- what is not seen
+
+
+def test_while_the_store_is_down_nothing_changes_if_a_machine_may_be_at_work() -> None:
+    facts = seen(100.0, SPOT, spot=WORKS, stale=True)
+    action = decide(TERMS, facts)
+    assert (action.state, action.held) == (State.ARMING, True)
+    assert (action.cancel, action.request) == ((), None)
+    assert decide(TERMS, replace(facts, stale=False)).request == RENT_ON_DEMAND
+
+
+def test_while_the_store_is_down_and_no_machine_is_there_on_demand_is_rented_in_time() -> None:
+    action = decide(TERMS, seen(RESERVE, spot=STANDS, stale=True))
+    assert (action.cancel, action.request, action.held) == ((SPOT,), RENT_ON_DEMAND, False)
+
+
+def test_nothing_to_do_is_not_held() -> None:
+    assert not decide(TERMS, seen(9000.0, SPOT, spot=WORKS, stale=True)).held
+
+
+def test_the_time_until_which_spot_may_be_waited_for_is_when_it_decides_otherwise() -> None:
+    facts = seen(9000.0, spot=STANDS)
+    until = decide(TERMS, facts).numbers.spot_until
+    assert until == facts.now + 9000.0 - RESERVE
+    assert decide(TERMS, replace(facts, now=until - 1.0)).state is State.WAITING
+    assert decide(TERMS, replace(facts, now=until + 0.001)).state is State.ARMING
+
+
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0, -1e9, 1e9])
+def test_a_clock_that_jumps_while_a_machine_boots_counts_no_more_than_the_boot(jump: float) -> None:
+    facts = seen(ENTER - 61, spot=Rental(NOW + jump, machine=True))
+    assert decide(TERMS, facts).state is State.ARMING
+    assert decide(TERMS, replace(facts, now=facts.now - 61)).state is State.WAITING
