@@ -213,7 +213,7 @@ def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
 def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A SkyPilot without jobs that accepts every submission."""
     from pipeline.rent.managed import hop, launch, order, rentals, watch
-    from pipeline.rent.plan import command
+    from pipeline.rent.plan import compared
 
     provider = FakeProvider()
     provider.submit = lambda task, name: 1
@@ -226,7 +226,7 @@ def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "make_task", lambda config, secrets: None)
     monkeypatch.setattr(launch, "follow_or_leave", lambda *_: 0)
     monkeypatch.setattr(hop, "_see_it_through", lambda *_: True)
-    monkeypatch.setattr(command, "market", lambda *_, **__: ([], []))
+    monkeypatch.setattr(compared, "market", lambda *_, **__: ([], []))
 
 
 @pytest.mark.parametrize("outage", [True, False], ids=["outage", "forbidden"])

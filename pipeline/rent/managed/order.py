@@ -11,6 +11,8 @@ from pion.errors import BadInput, PionError
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.rent.check.candidates import fitting
+from pipeline.rent.check.of_deadline import NAME as DEADLINE
+from pipeline.rent.check.of_deadline import NOT_KEPT
 from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.deadline.of_run import held_back
 from pipeline.rent.managed.cheapest_first import with_candidates
@@ -95,6 +97,11 @@ def require_checks(order: Order, *, force: bool) -> None:
     failed = [row.name for row in rows if row.ok is False]
     if failed:
         raise BadInput(f"{', '.join(failed)}: see above. Nothing was rented.")
+    if any(row.name == DEADLINE for row in rows):
+        raise BadInput(
+            f"{NOT_KEPT}. Nothing was rented. Launch without `deadline`; if the run has one: pion "
+            f"deadline {order.state.url} --off"
+        )
 
 
 def submit_order(order: Order, secrets: Mapping[str, str], provider: Provider) -> int:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline.cli import main
+from pipeline.rent.check.row import CheckRow
 from pipeline.rent.managed import launch as launching
 from pipeline.state.deadline import read_deadline
 from pipeline.state.run_state import RunState
@@ -134,4 +135,17 @@ def test_what_the_checks_refuse_leaves_no_deadline(
     assert main([*command, "deadline.hours=0.1"]) == 2
     out = " ".join(capsys.readouterr().out.split())
     assert "of work on A40 on demand, 0.1 h left" in out
+    assert read_deadline(run) is None
+
+
+def test_a_run_with_a_deadline_is_not_rented_for_because_nothing_would_keep_the_deadline(
+    command: list[str],
+    run: RunState,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [CheckRow("deadline", True, "18:00"), CheckRow("store", True, "can be written")]
+    monkeypatch.setattr("pipeline.rent.check.command.run_checks", lambda *_, **__: rows)
+    assert main([*command, "deadline.hours=42"]) == 2
+    assert "can plan a deadline, but not keep it" in capsys.readouterr().err
     assert read_deadline(run) is None
