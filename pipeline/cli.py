@@ -338,6 +338,37 @@ def _add_store_commands(add: Add) -> None:
     stop.add_argument("run", metavar="RUN", help=RUN_HELP)
     stop.add_argument("--wait", action="store_true", help="wait until the run has stopped")
 
+    _add_data(add)
+    _add_deadline(add)
+
+    fork = add("fork", _fork, "make a new run that continues from a checkpoint of another run")
+    fork.add_argument("run", metavar="RUN", help=RUN_HELP)
+    fork.add_argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME")
+    fork.add_argument(
+        "--at",
+        metavar="STEP",
+        type=int,
+        help="the step of the checkpoint to continue from; default: the newest",
+    )
+    fork.add_argument(
+        "--stage",
+        choices=("pretrain", "sft"),
+        help="the stage of the checkpoint; default: the current stage",
+    )
+
+
+def _add_deadline(add: Add) -> None:
+    deadline = add("deadline", _deadline, "show when a rented run should be done, or change it")
+    deadline.add_argument("run", metavar="RUN", help=RUN_HELP)
+    change = deadline.add_mutually_exclusive_group()
+    change.add_argument("--hours", metavar="N", help="the deadline is N hours from now")
+    change.add_argument(
+        "--at", metavar="T", help="the deadline is this moment, such as 2026-12-01T18:00Z"
+    )
+    change.add_argument("--off", action="store_true", help="no deadline holds any more")
+
+
+def _add_data(add: Add) -> None:
     data = add("data", _data, "list the prepared data that runs share, and delete what none uses")
     data.add_argument(
         "store", metavar="STORE", nargs="?", help="a store's URL or folder; default: runs/"
@@ -354,30 +385,6 @@ def _add_store_commands(add: Add) -> None:
     )
     data.add_argument("--yes", action="store_true", help="with --prune: don't ask")
     data.add_argument("--json", action="store_true", help="print JSON")
-
-    deadline = add("deadline", _deadline, "show when a rented run should be done, or change it")
-    deadline.add_argument("run", metavar="RUN", help=RUN_HELP)
-    change = deadline.add_mutually_exclusive_group()
-    change.add_argument("--hours", metavar="N", help="the deadline is N hours from now")
-    change.add_argument(
-        "--at", metavar="T", help="the deadline is this moment, such as 2026-12-01T18:00Z"
-    )
-    change.add_argument("--off", action="store_true", help="no deadline holds any more")
-
-    fork = add("fork", _fork, "make a new run that continues from a checkpoint of another run")
-    fork.add_argument("run", metavar="RUN", help=RUN_HELP)
-    fork.add_argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME")
-    fork.add_argument(
-        "--at",
-        metavar="STEP",
-        type=int,
-        help="the step of the checkpoint to continue from; default: the newest",
-    )
-    fork.add_argument(
-        "--stage",
-        choices=("pretrain", "sft"),
-        help="the stage of the checkpoint; default: the current stage",
-    )
 
 
 def _add_prove(add: Add) -> None:

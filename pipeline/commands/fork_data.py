@@ -73,21 +73,21 @@ class _Copy:
     def _share_data(self, key: str) -> str:
         """Share data of the source's store in the target's, unless it is there; return its key."""
         _, fingerprint, folder = key.split("/")
-        there, store, clock = Owner.me(), self.target.store, self.target.clock
+        there, now = Owner.me(), self.target.clock.now()
         made_by = read_state(self.source.store, fingerprint)[0].sources
-        me = Writer(self.target.name, EPOCH, there.session, there.host, "", clock.now())
+        me = Writer(self.target.name, EPOCH, there.session, there.host, "", now)
 
         def waiting(writer: Writer, seconds: float) -> None:
             self.say(f"waiting for run {writer.run} on {writer.host}, which makes the same data")
 
         while True:
-            begun = begin(store, fingerprint, me, there, clock, waiting)
+            begun = begin(self.target, fingerprint, me, there, waiting)
             if not isinstance(begun, Writer):
                 return data_key(fingerprint, begun)
             files = Workspace(self.source.store, SHARED).bring(f"{fingerprint}/{folder}")
             self.say(f"copying prepared data {fingerprint[:12]}")
             with contextlib.suppress(Overtaken):
-                done = complete(store, fingerprint, begun, files, made_by, clock)
+                done = complete(self.target, fingerprint, begun, files, made_by)
                 return data_key(fingerprint, done)
 
     def _copy_own_data(self, digest: str) -> None:

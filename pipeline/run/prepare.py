@@ -133,7 +133,7 @@ class _Preparing:
             what = f"wait for run {writer.run} on {writer.host}, which prepares the same data"
             self.say(PrepareProgress(what, seconds, "s"))
 
-        return begin(run.store, fingerprint, me, owner, run.clock, waiting, again=self.again)
+        return begin(run, fingerprint, me, owner, waiting, again=self.again)
 
     def _complete(self, prepared: Prepared, writer: Writer, part: Part) -> str:
         run = self.start.run
@@ -143,12 +143,11 @@ class _Preparing:
 
         return self.patiently(
             lambda: complete(
-                run.store,
+                run,
                 prepared.fingerprint,
                 writer,
                 prepared.folder,
                 prepared.sources,
-                run.clock,
                 progress,
             )
         )

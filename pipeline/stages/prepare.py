@@ -86,9 +86,8 @@ def prepare_pretrain(
     with _writing(folder):
         inputs = _find_inputs(job, job.data.sources, "data", folder)
         _put_tokenizer(job, folder, tokenizer, conversations=False)
-        prepared = _found_or_made(
-            job, "pretrain", inputs, folder, say, find, by_job=tokenizer is None
-        )
+        part = _Part("pretrain", inputs, by_job=tokenizer is None)
+        prepared = _found_or_made(job, part, folder, say, find)
     if job.pretrain is not None:
         _check_rows(prepared, job.pretrain.global_batch, "pretrain", job.data.seq_len)
     return prepared
@@ -112,31 +111,33 @@ def prepare_sft(
     with _writing(folder):
         inputs = _find_inputs(job, job.sft.sources, "sft", folder)
         _put_tokenizer(job, folder, tokenizer, conversations=True)
-        prepared = _found_or_made(job, "sft", inputs, folder, say, find, by_job=tokenizer is None)
+        part = _Part("sft", inputs, by_job=tokenizer is None)
+        prepared = _found_or_made(job, part, folder, say, find)
     _check_rows(prepared, job.sft.global_batch, "sft", job.sft_seq_len)
     return prepared
 
 
-def _found_or_made(
-    job: Job,
-    part: Part,
-    inputs: list[Input],
-    folder: Path,
-    say: Say,
-    find: Find,
-    *,
-    by_job: bool,
-) -> Prepared:
-    """Return the data that `find` finds, else prepare it. `by_job`: the job says which tokenizer,
-    and may say to train it."""
+@dataclass(frozen=True)
+class _Part:
+    """A part of the data, and its inputs. `by_job`: the job says which tokenizer, and may say to
+    train it."""
+
+    name: Part
+    inputs: list[Input]
+    by_job: bool
+
+
+def _found_or_made(job: Job, part: _Part, folder: Path, say: Say, find: Find) -> Prepared:
+    """Return the data that `find` finds, else prepare it."""
+    inputs, by_job = part.inputs, part.by_job
     trains = by_job and job.tokenizer is not None and job.tokenizer.train is not None
-    fingerprint = fingerprint_of(job, part, inputs, folder, say, trains=trains)
+    fingerprint = fingerprint_of(job, part.name, inputs, folder, say, trains=trains)
     _forget_other_content(folder, fingerprint, trains=trains)
     ready = find(fingerprint)
     if ready is None:
         ready = folder
         if not (folder / DATASET).exists():
-            make = _prepare_pretrain if part == "pretrain" else _prepare_sft
+            make = _prepare_pretrain if part.name == "pretrain" else _prepare_sft
             make(job, inputs, folder, by_job, say)
             check_unchanged(job, inputs)
     data = open_data(ready)

@@ -62,12 +62,10 @@ def starter(name: str, files: Path, *, again: bool = False) -> Work:
         commit(run, lambda head: head.claimed(owner, clock.now()))
         me = Writer(name, 1, name, "host", "", 0.0)
         while True:
-            begun = begin(
-                store, FINGERPRINT, me, owner, clock, lambda writer, seconds: None, again=again
-            )
+            begun = begin(run, FINGERPRINT, me, owner, lambda writer, seconds: None, again=again)
             try:
                 folder = (
-                    complete(store, FINGERPRINT, begun, files, ("text",), clock)
+                    complete(run, FINGERPRINT, begun, files, ("text",))
                     if isinstance(begun, Writer)
                     else begun
                 )

@@ -30,16 +30,15 @@ COMMIT_POLL_SECONDS = 30.0
 
 
 def begin(
-    store: Store,
+    run: RunState,
     fingerprint: str,
     claim: Writer,
     me: Owner,
-    clock: Clock,
     waiting: Callable[[Writer, float], None],
     *,
     again: bool = False,
 ) -> str | Writer:
-    """Return the id of the folder with the finished data, or the record of this process as writer.
+    """Return the id of the folder with the data that `run` needs, or this process as its writer.
 
     In the second case this process must prepare the data, in the folder that the record names. A
     mark for deletion is removed. While another run prepares the data, this call waits, and calls
@@ -49,6 +48,7 @@ def begin(
 
     Raises StoreError; then it may be called again with the same `claim`.
     """
+    store, clock = run.store, run.clock
     silence, since = Silence(store, me, clock), clock.monotonic()
     while True:
         state, version = read_state(store, fingerprint)

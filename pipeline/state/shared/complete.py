@@ -12,7 +12,7 @@ from pion.data.arrays import unwritable
 from pion.errors import PionError
 from pipeline.kill_points import mark
 from pipeline.state.records import SHARED, data_key
-from pipeline.state.run_state import Clock
+from pipeline.state.run_state import RunState
 from pipeline.state.shared.records import Writer, read_state, swap_state
 from pipeline.state.stores import Store
 from pipeline.state.stores.local import sync_folder
@@ -24,19 +24,19 @@ class Overtaken(PionError):
 
 
 def complete(
-    store: Store,
+    run: RunState,
     fingerprint: str,
     writer: Writer,
     files: Path,
     sources: tuple[str, ...],
-    clock: Clock,
     progress: Progress = lambda done, total: None,
 ) -> str:
-    """Share the finished data in the folder `files`; return the id of the folder to use.
+    """Share the data in the folder `files`, finished for `run`; return the id of the folder to use.
 
     It is another writer's if that one was faster. Raises Overtaken if another run has become the
     writer, and StoreError; after that, this may be called again with the same arguments.
     """
+    store = run.store
     workspace = Workspace(store, SHARED)
     key = f"{fingerprint}/{writer.folder}"
     size = _link_files(files, workspace.folder(key))
@@ -58,7 +58,7 @@ def complete(
             state,
             folder=writer.folder,
             bytes=size,
-            at=clock.now(),
+            at=run.clock.now(),
             sources=sources,
             writer=None,
             delete_after=None,
